@@ -1,0 +1,62 @@
+"""Choose the array library of a call, and state what every ``_ops_*`` module must offer.
+
+``_ops_numpy`` and ``_ops_cupy`` define the names in `OPERATORS` with equal signatures (a test compares them). All arrays
+of a call are C-contiguous, of one library, one device and one dtype (float32 or float64); every array of problems has the batch
+axis first. ``C`` is ``(n, m)``, shared by all problems, or ``(B, n, m)``; its entries may be +inf ("forbidden").
+
+Operators take the weights and the potentials of one side as one array of *logits*,
+
+    p = log a + f / eps   (B, n)        q = log b + g / eps   (B, m)
+
+so that a zero weight is a true -inf and ``P_ij = exp(p_i + q_j - C_ij / eps)``. ``axis`` is the axis of one cost matrix
+that is summed over: 1 sums over j and gives ``(B, n)``, 0 sums over i and gives ``(B, m)``.
+
+softmin(C, logits, eps, axis)
+    ``-eps * log(sum_j exp(q_j - C_ij / eps))``; +inf where every term is zero.
+plan(C, p, q, eps)
+    ``(B, n, m)``: the plans themselves.
+apply_plan(C, p, q, v, eps, axis)
+    ``P v`` (axis 1, v ``(B, m)``) or ``P' v`` (axis 0, v ``(B, n)``), v of any sign, no ``B*n*m`` memory.
+transport_cost(C, p, q, eps)
+    ``(B,)``: ``sum_ij P_ij C_ij`` with ``0 * inf = 0``, no ``B*n*m`` memory.
+plan_sum(C, p, q, weights, eps)
+    ``(n, m)``: ``sum_b weights_b P_b``, the gradient of a shared cost.
+c_transform(C, potential, axis)
+    ``min_j (C_ij - potential_j)``: the softmin at eps = 0.
+Iteration(C, a, b, eps, f, g, method)
+    B problems under way. ``f`` and ``g`` are the potentials to start from. Methods:
+    ``advance(omega, count)``: `count` iterations (one g-update, one f-update each) of every problem, over-relaxed by its
+    own ``omega (B,)`` in [1, 2); returns an upper bound ``(B,)`` of each problem's marginal error after one more plain
+    f-update, which for omega = 1 is the error itself.
+    ``finish(index)``: ``(f, g, error)`` of the problems at `index` after a plain f-update.
+    ``keep(index)``: drop all problems but those at `index`.
+"""
+
+import sys
+
+import numpy as np
+
+OPERATORS = (
+    "softmin",
+    "plan",
+    "apply_plan",
+    "transport_cost",
+    "plan_sum",
+    "c_transform",
+    "Iteration",
+)
+
+
+def ops_for(array):
+    """Return the operators that fit `array`: ``_ops_cupy`` for a CuPy array, ``_ops_numpy`` for any other.
+
+    A CuPy array proves that CuPy is loaded, so nothing has to be tried or configured.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and not isinstance(array, np.ndarray) and isinstance(array, cupy.ndarray):
+        from cusink import _ops_cupy
+
+        return _ops_cupy
+    from cusink import _ops_numpy
+
+    return _ops_numpy
