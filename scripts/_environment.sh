@@ -1,0 +1,69 @@
+# Sourced by scripts/demo and scripts/test: the virtual environment .venv of this checkout, made and kept up to date.
+# Needs bash and Python 3.11 or newer; everything else is installed by pip.
+
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$1" >&2
+    exit "${2:-1}"
+}
+
+# Print the first Python that is new enough. A name on the path proves nothing (version managers leave stubs): run it.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# Print cuda13, cuda12 or nothing: the extra that fits the NVIDIA driver and all of its GPUs.
+# CUDA 13 needs driver 580 and compute capability 7.5; CUDA 12 needs driver 525 and compute capability 5.0.
+cuda_extra() {
+    local rows driver capability extra=cuda13
+    rows=$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader,nounits 2>/dev/null) || return 0
+    while IFS=', ' read -r driver capability; do
+        driver=${driver%%.*}
+        capability=${capability/./}
+        [[ $driver =~ ^[0-9]+$ && $capability =~ ^[0-9]+$ ]] || return 0
+        ((driver >= 525 && capability >= 50)) || return 0
+        ((driver >= 580 && capability >= 75)) || extra=cuda12
+    done <<<"$rows"
+    echo "$extra"
+}
+
+pip_install() { # environment, arguments of pip install
+    local environment=$1
+    shift
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@" || fail \
+        "pip could not install what is needed (its message is above). This step downloads packages from PyPI: check the
+  network, or name a mirror in PIP_INDEX_URL, and run the command again."
+}
+
+make_environment() { # python, folder
+    # --clear: a folder left by an interrupted run is not trusted.
+    "$1" -m venv --clear "$2" || fail \
+        "'$1 -m venv' failed. On Debian and Ubuntu the module is a package of its own: apt install python3-venv"
+}
+
+# Make .venv hold this checkout (editable), its extra $1 and the CuPy that fits the driver. Nothing is done when a run
+# before this one did it with the same files, Python and driver.
+ensure_environment() {
+    local extra=$1 python cuda extras wanted stamp=.venv/installed-$1
+    python=$(find_python) || fail "needs Python 3.11 or newer; name it in the variable PYTHON if it is not on the path" 2
+    cuda=$(cuda_extra)
+    extras=$extra${cuda:+,$cuda}
+    wanted=$(printf '%s\n' "$PWD" "$extras" "$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')" |
+        cat - pyproject.toml setup.cfg scripts/_environment.sh | "$python" -c \
+        'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+    [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+    echo "Installing into .venv with $("$python" --version): cusink[$extras] (once, a minute or two) ..."
+    # demo and test share one environment: the second adds to what the first left, if it is of the same Python.
+    if ! compgen -G '.venv/installed-*' >/dev/null || [[ ! -f .venv/base || $(<.venv/base) != "$python" ]]; then
+        make_environment "$python" .venv
+        echo "$python" >.venv/base
+    fi
+    pip_install .venv --editable ".[$extras]"
+    echo "$wanted" >"$stamp"
+}
