@@ -1,0 +1,101 @@
+"""Array libraries for tests (`xp`), and the rule that no GPU test is dropped in silence.
+
+A test that takes `xp` runs once per array library: NumPy always, CuPy as a test marked ``gpu``. Tests so marked are skipped where
+there is no GPU, the last line of the run counts them, and with ``CUSINK_REQUIRE_GPU=1`` every such skip is a failure.
+"""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# The oracle and the problems are modules beside the tests, whatever import mode pytest runs in.
+sys.path.insert(0, str(Path(__file__).parent))
+
+SKIPPED_GPU = "GPU tests skipped"
+
+
+@functools.cache
+def missing_gpu():
+    """Why no test can run on a GPU here; an empty string if one can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error})"
+    try:
+        cupy.cuda.runtime.getDevice()
+        cupy.zeros(1).sum()
+    except Exception as error:  # whatever the driver says, it is the reason
+        return f"CuPy finds no usable GPU ({type(error).__name__}: {error})"
+    return ""
+
+
+class ArrayLibrary:
+    """Makes read-only inputs in one array library, and proves in the end that nobody has written to them."""
+
+    def __init__(self, name):
+        self.name = name
+        self._made = []
+
+    def __call__(self, values, dtype=None):
+        """An array of this library; NumPy's are read-only."""
+        host = np.array(values, dtype=dtype)
+        if self.name == "numpy":
+            array = host
+            array.flags.writeable = False
+        else:
+            import cupy
+
+            array = cupy.asarray(host)
+        self._made.append((array, host.copy()))
+        return array
+
+    @staticmethod
+    def numpy(array):
+        """The values of an array of any library."""
+        return array.get() if hasattr(array, "get") else np.asarray(array)
+
+    def owns(self, array):
+        """Whether the array belongs to this library."""
+        return type(array).__module__.split(".")[0] == self.name
+
+    def check_untouched(self):
+        for array, original in self._made:
+            np.testing.assert_array_equal(self.numpy(array), original, err_msg="an input was written to")
+
+
+@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def xp(request):
+    library = ArrayLibrary(request.param)
+    yield library
+    library.check_untouched()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU and CuPy")
+    if not config.getini("filterwarnings"):  # the suite may run beside an installed wheel, without pyproject.toml
+        config.addinivalue_line("filterwarnings", "error")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and missing_gpu():
+        pytest.skip(missing_gpu())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    required = os.environ.get("CUSINK_REQUIRE_GPU", "0") not in {"", "0"}
+    if required and report.skipped and item.get_closest_marker("gpu") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"CUSINK_REQUIRE_GPU is set, and a GPU test was skipped: {report.longrepr}"
+    return report
+
+
+def pytest_report_teststatus(report):
+    if report.skipped and "gpu" in report.keywords and not hasattr(report, "wasxfail"):
+        return SKIPPED_GPU, "s", "SKIPPED (GPU)"
+    return None

@@ -1,0 +1,190 @@
+"""Float64 oracle in plain NumPy and SciPy, one problem at a time; imports nothing of cusink.
+
+Written for being obviously right, not for speed: every reduction forms the whole ``(n, m)`` array, every value is computed
+from the plan by its definition. Conventions as in the package: weights stay outside the potentials,
+
+    P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)
+
+and one iteration is one g-update followed by one f-update, beginning at f = 0.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment, linprog
+from scipy.sparse import coo_array
+
+
+class Solution(NamedTuple):
+    f: np.ndarray
+    g: np.ndarray
+    error: float
+    n_iter: int
+
+
+class Values(NamedTuple):
+    cost: float
+    reg_cost: float
+    entropic_cost: float
+
+
+def log_weights(weights):
+    """log of the weights, with a true -inf for a zero weight."""
+    with np.errstate(divide="ignore"):
+        return np.log(weights)
+
+
+def logsumexp(z, axis):
+    """log sum exp along `axis`, -inf where every term is zero."""
+    top = z.max(axis=axis, keepdims=True)
+    shift = np.where(np.isfinite(top), top, z.dtype.type(0))
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(z - shift).sum(axis=axis)) + np.squeeze(shift, axis=axis)
+
+
+def softmin(C, potential, weights, eps, axis):
+    """-eps log sum_k w_k exp((potential_k - C_ik) / eps), summed over `axis` of C."""
+    along = (None, slice(None)) if axis == 1 else (slice(None), None)
+    return -eps * logsumexp(log_weights(weights)[along] + (potential[along] - C) / eps, axis)
+
+
+def plan(a, b, C, eps, f, g):
+    """The plan that potentials f and g stand for."""
+    with np.errstate(over="ignore"):
+        return np.exp(log_weights(a)[:, None] + log_weights(b)[None, :] + (f[:, None] + g[None, :] - C) / eps)
+
+
+def marginal_error(P, b):
+    """L1 distance of the column sums of P from b, relative to the mass of b."""
+    return float(np.abs(P.sum(axis=0) - b).sum() / b.sum())
+
+
+def sinkhorn(a, b, C, eps, n_iter, f=None, dtype=np.float64):
+    """Exactly `n_iter` plain iterations in the given precision: the oracle in float64, the naive solver in float32."""
+    a, b, C = (np.asarray(x, dtype=dtype) for x in (a, b, C))
+    eps = dtype(eps)
+    f = np.zeros(len(a), dtype=dtype) if f is None else np.asarray(f, dtype=dtype)
+    g = np.zeros(len(b), dtype=dtype)
+    for _ in range(n_iter):
+        g = softmin(C, f, a, eps, axis=0)
+        f = softmin(C, g, b, eps, axis=1)
+    return Solution(f, g, marginal_error(plan(a, b, C, eps, f, g), b), n_iter)
+
+
+def solve(a, b, C, eps, tol=1e-13):
+    """The optimum, by annealed Sinkhorn iterations and then Newton's method on the dual, as near to `tol` as rounding lets it.
+
+    Newton's method works on the bins with positive weight; the last g- and f-update give every other bin its potential.
+    """
+    a, b, C = (np.asarray(x, dtype=np.float64) for x in (a, b, C))
+    rows, columns = np.flatnonzero(a), np.flatnonzero(b)
+    core = (a[rows], b[columns], C[np.ix_(rows, columns)])
+    finite = core[2][np.isfinite(core[2])]
+    spread = float(finite.max() - finite.min()) if finite.size else 0.0
+    solution, step = sinkhorn(*core, eps, 1), max(spread, eps)
+    while step > eps:
+        solution = sinkhorn(*core, step, 20, f=solution.f)
+        step /= 2
+    solution = sinkhorn(*core, eps, 20, f=solution.f)
+    n_iter = 0
+    for n_iter in range(1, 400):
+        if solution.error <= tol:
+            break
+        better = _newton_step(*core, eps, solution)
+        if better is None:
+            better = sinkhorn(*core, eps, 100, f=solution.f)
+            if better.error >= 0.999 * solution.error and solution.error < 1e-9:
+                break
+        solution = better
+    f = np.zeros(len(a))
+    f[rows] = solution.f
+    full = sinkhorn(a, b, C, eps, 1, f=f)
+    return full._replace(n_iter=n_iter)
+
+
+def _newton_step(a, b, C, eps, solution):
+    """One damped Newton step for g with f eliminated; None if no step length lowers the error."""
+    P = plan(a, b, C, eps, solution.f, solution.g)
+    columns = P.sum(axis=0)
+    # With P 1 = a the f-block is eliminated: (diag(P'1) - P' diag(1/a) P) dg = eps (b - P'1), singular along constants.
+    # The scaling by the square roots of the weights keeps tiny weights from spoiling the least squares.
+    scale = 1 / np.sqrt(np.maximum(columns, np.finfo(float).tiny))
+    Q = P * scale / np.sqrt(a)[:, None]
+    schur = np.diag(columns * scale**2) - Q.T @ Q
+    rhs = eps * (b - columns) * scale
+    if not (np.isfinite(schur).all() and np.isfinite(rhs).all()):
+        return None
+    dg = scale * np.linalg.lstsq(schur, rhs, rcond=1e-15)[0]
+    if not np.isfinite(dg).all():
+        return None
+    for length in (1.0, 0.5, 0.25, 0.1, 0.01):
+        f = softmin(C, solution.g + length * dg, b, eps, axis=1)
+        trial = sinkhorn(a, b, C, eps, 1, f=f)
+        if np.isfinite(trial.error) and trial.error < 0.9 * solution.error:
+            return trial
+    return None
+
+
+def transport_cost(P, C):
+    """<P, C>, where nothing on a forbidden pair costs nothing."""
+    return float((P * np.where(P > 0, C, 0.0)).sum())
+
+
+def entropy(p):
+    """-sum p log p with 0 log 0 = 0."""
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+
+
+def kl_to_product(P, a, b):
+    """sum P log(P / (a x b)); logarithms of the weights are added, as their product may underflow."""
+    i, j = np.nonzero(P)
+    p = P[i, j]
+    return float((p * (np.log(p) - np.log(a[i]) - np.log(b[j]))).sum())
+
+
+def values(P, a, b, C, eps):
+    """The three values of a plan, each from its definition."""
+    P, a, b, C = (np.asarray(x, dtype=np.float64) for x in (P, a, b, C))
+    cost = transport_cost(P, C)
+    return Values(cost, cost + eps * kl_to_product(P, a, b), cost - eps * entropy(P))
+
+
+def optimum(a, b, C, eps):
+    """The three values at the optimum."""
+    solution = solve(a, b, C, eps)
+    assert solution.error < 1e-9, f"the oracle did not converge: marginal error {solution.error}"
+    P = plan(*(np.asarray(x, dtype=np.float64) for x in (a, b, C)), eps, solution.f, solution.g)
+    return values(P, a, b, C, eps)
+
+
+def exact_cost(a, b, C):
+    """Unregularised optimal cost, by SciPy's linear programming over the pairs that are allowed; inf if there is no plan."""
+    a, b, C = (np.asarray(x, dtype=np.float64) for x in (a, b, C))
+    n, m = C.shape
+    i, j = np.nonzero(np.isfinite(C))
+    k = np.arange(len(i))
+    ones = np.ones(len(i))
+    A = coo_array((np.r_[ones, ones], (np.r_[i, n + j], np.r_[k, k])), shape=(n + m, len(i))).tocsr()
+    mass = a.sum()
+    answer = linprog(C[i, j], A_eq=A, b_eq=np.r_[a / mass, b / b.sum()], method="highs")
+    if answer.status == 2:
+        return float("inf")
+    assert answer.status == 0, answer.message
+    return float(answer.fun * mass)
+
+
+def assignment_cost(C):
+    """Unregularised optimal cost between uniform weights on equally many bins, by the assignment problem."""
+    rows, columns = linear_sum_assignment(C)
+    return float(np.asarray(C)[rows, columns].mean())
+
+
+def each(function, a, b, C, *args, **kwargs):
+    """Apply a one-problem function to every problem of a batch (leading axes broadcast); the outcomes as a list."""
+    a, b, C = np.asarray(a), np.asarray(b), np.asarray(C)
+    size = max(1 if x.ndim == base else len(x) for x, base in ((a, 1), (b, 1), (C, 2)))
+    a = np.broadcast_to(a, (size, a.shape[-1]))
+    b = np.broadcast_to(b, (size, b.shape[-1]))
+    C = np.broadcast_to(C, (size, *C.shape[-2:]))
+    return [function(a[k], b[k], C[k], *args, **kwargs) for k in range(size)]
