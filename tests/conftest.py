@@ -1,7 +1,8 @@
 """Array libraries for tests (`xp`), and the rule that no GPU test is dropped in silence.
 
-A test that takes `xp` runs once per array library: NumPy always, CuPy as a test marked ``gpu``. Tests so marked are skipped where
-there is no GPU, the last line of the run counts them, and with ``CUSINK_REQUIRE_GPU=1`` every such skip is a failure.
+A test that takes `xp` runs once per array library: NumPy always, CuPy as a test marked ``gpu``. Tests so marked are
+skipped where there is no GPU, the last line of the run counts them, and with ``CUSINK_REQUIRE_GPU=1`` every such skip is
+a failure.
 """
 
 import functools
@@ -15,7 +16,7 @@ import pytest
 # The oracle and the problems are modules beside the tests, whatever import mode pytest runs in.
 sys.path.insert(0, str(Path(__file__).parent))
 
-SKIPPED_GPU = "GPU tests skipped"
+SKIPPED_GPU = "skipped for want of a GPU"
 
 
 @functools.cache
