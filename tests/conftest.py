@@ -1,7 +1,7 @@
 """Array libraries for tests (`xp`), and the rule that no GPU test is dropped in silence.
 
 A test that takes `xp` runs once per array library: NumPy always, CuPy as a test marked ``gpu``. Tests so marked are
-skipped where there is no GPU, the last line of the run counts them, and with ``CUSINK_REQUIRE_GPU=1`` every such skip is
+skipped where there is no GPU, the last line of the run counts them, and ``CUSINK_REQUIRE_GPU=1`` makes every such skip
 a failure.
 """
 

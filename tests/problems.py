@@ -92,8 +92,8 @@ def permutation(n=7, eps=0.05, seed=0):
 def two_by_two(a1=0.3, b1=0.6, C=((0.1, 0.9), (0.7, 0.2)), eps=0.25, mass=1.0):
     """The regularised optimum in closed form.
 
-    A 2 x 2 plan has one unknown, t = P_11. At the optimum P_11 P_22 / (P_12 P_21) = exp(-(C_11 + C_22 - C_12 - C_21) / eps)
-    =: r, so t (M - a1 - b1 + t) = r (a1 - t) (b1 - t): a quadratic with one root in [max(0, a1 + b1 - M), min(a1, b1)].
+    A 2 x 2 plan has one unknown, t = P_11. At the optimum P_11 P_22 / (P_12 P_21) = r, where
+    r = exp(-(C_11 + C_22 - C_12 - C_21) / eps), so t (M - a1 - b1 + t) = r (a1 - t) (b1 - t): a quadratic with one root in [max(0, a1 + b1 - M), min(a1, b1)].
     """
     C = np.array(C, dtype=float)
     a, b = np.array([a1, mass - a1]), np.array([b1, mass - b1])
@@ -164,7 +164,7 @@ def _random(name, seed, n, m, eps, zeros=0.0, mass=1.0, B=None, shared=True, sca
 
 
 def forbidden(seed=11, B=3, n=12, m=9, eps=0.1):
-    """A band of allowed pairs, everything else +inf; a and b come from a plan on the band, so the problems are feasible."""
+    """A band of allowed pairs, all others +inf; a and b are the marginals of a plan on the band, so a plan exists."""
     rng = np.random.default_rng(seed)
     C = rng.random((n, m))
     band = np.abs(np.arange(n)[:, None] / n - np.arange(m)[None, :] / m) < 0.25
@@ -175,7 +175,7 @@ def forbidden(seed=11, B=3, n=12, m=9, eps=0.1):
 
 
 def tiny_weights(eps=0.02, n=40):
-    """Weights down to 1e-195 beside ordinary ones: zero in float32, far below anything a product of two can hold in float64."""
+    """Weights down to 1e-195 beside ordinary ones: zero in float32, and products of two are zero in float64."""
     exponents = np.linspace(0, -195, n)
     a = 10.0**exponents
     b = a[::-1].copy()
@@ -183,7 +183,7 @@ def tiny_weights(eps=0.02, n=40):
 
 
 def far_gaussians(B=12, seed=0, bins=100, eps=1e-3):
-    """1-D Gaussians with means in [10, 90] and deviations in [3, 20] on [0, 100], squared distance scaled to 1 (work W1g)."""
+    """1-D Gaussians, means in [10, 90], deviations in [3, 20] on [0, 100], the squared distance scaled to 1."""
     rng = np.random.default_rng(seed)
     x = np.linspace(0, 100, bins)
     means, sds = rng.uniform(10, 90, (2, B, 1)), rng.uniform(3, 20, (2, B, 1))
@@ -212,9 +212,7 @@ HARD = [
     _random("large cost / eps", 9, 25, 25, 1.0, scale=5e3, B=3),
     _random("one row", 10, 1, 40, 0.1, B=3),
     _random("one column", 12, 40, 1, 0.1, B=3),
-    Problem(
-        "costs below zero", *(_random("", 13, 20, 22, 0.1, B=2).__dict__[k] for k in "ab"), -3 * line_cost(20, 22), 0.1
-    ),
+    _random("costs below zero", 13, 20, 22, 0.1, B=2, scale=-3.0),
     forbidden(),
     tiny_weights(),
     far_gaussians(),

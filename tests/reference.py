@@ -1,7 +1,7 @@
 """Float64 oracle in plain NumPy and SciPy, one problem at a time; imports nothing of cusink.
 
-Written for being obviously right, not for speed: every reduction forms the whole ``(n, m)`` array, every value is computed
-from the plan by its definition. Conventions as in the package: weights stay outside the potentials,
+Written for being obviously right, not for speed: every reduction forms the whole ``(n, m)`` array, every value is
+computed from the plan by its definition. Conventions as in the package: weights stay outside the potentials,
 
     P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)
 
@@ -72,7 +72,7 @@ def sinkhorn(a, b, C, eps, n_iter, f=None, dtype=np.float64):
 
 
 def solve(a, b, C, eps, tol=1e-13):
-    """The optimum, by annealed Sinkhorn iterations and then Newton's method on the dual, as near to `tol` as rounding lets it.
+    """The optimum by annealed Sinkhorn iterations and Newton's method on the dual, as near to `tol` as rounding lets it.
 
     Newton's method works on the bins with positive weight; the last g- and f-update give every other bin its potential.
     """
@@ -86,8 +86,9 @@ def solve(a, b, C, eps, tol=1e-13):
         solution = sinkhorn(*core, step, 20, f=solution.f)
         step /= 2
     solution = sinkhorn(*core, eps, 20, f=solution.f)
-    n_iter = 0
-    for n_iter in range(1, 400):
+    steps = 0
+    while steps < 400:
+        steps += 1
         if solution.error <= tol:
             break
         better = _newton_step(*core, eps, solution)
@@ -99,7 +100,7 @@ def solve(a, b, C, eps, tol=1e-13):
     f = np.zeros(len(a))
     f[rows] = solution.f
     full = sinkhorn(a, b, C, eps, 1, f=f)
-    return full._replace(n_iter=n_iter)
+    return full._replace(n_iter=steps)
 
 
 def _newton_step(a, b, C, eps, solution):
@@ -159,7 +160,7 @@ def optimum(a, b, C, eps):
 
 
 def exact_cost(a, b, C):
-    """Unregularised optimal cost, by SciPy's linear programming over the pairs that are allowed; inf if there is no plan."""
+    """Unregularised optimal cost by SciPy's linear programming over the allowed pairs; inf if there is no plan."""
     a, b, C = (np.asarray(x, dtype=np.float64) for x in (a, b, C))
     n, m = C.shape
     i, j = np.nonzero(np.isfinite(C))
