@@ -1,9 +1,9 @@
 """Find, compile and memoise the CUDA C kernels; the only user of ``cupy.RawModule`` in the project.
 
-A kernel file names the shared device code it needs with ``// uses: name.cuh`` lines; `source` puts each such file, once and
-before its users, in front of it. There is no ``#include`` between our files: CuPy keys its disk cache by the source text it is
-given and does not look into included files, so that an edited header would go on running its old binary. A ``#line``
-directive before each file makes the compiler's messages name the file and line that a person would edit.
+A kernel file names the shared device code it needs with ``// uses: name.cuh`` lines; `source` puts each such file, once
+and before its users, in front of it. There is no ``#include`` between our files: CuPy keys its disk cache by the source
+text it is given and does not look into included files, so that an edited header would go on running its old binary. A
+``#line`` directive before each file makes the compiler's messages name the file and line that a person would edit.
 
 CuPy is imported by `function` alone; everything else here works without it.
 """
@@ -76,7 +76,7 @@ def _collect(path, users, done, parts):
         for name in re.split(r"[,\s]+", line):
             _collect(path.parent / name, (*users, path), done, parts)
     done.add(path)
-    # The folder's own name is enough to find the file, and keeps the text, hence CuPy's cache key, equal on every machine.
+    # The folder's own name finds the file well enough, and keeps the text, hence CuPy's cache key, equal everywhere.
     parts.append(f'#line 1 "{path.parent.name}/{path.name}"\n{text.rstrip()}\n')
 
 
@@ -152,5 +152,5 @@ def _first_error(log):
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
     first = next((line for line in lines if re.search(r"\berror\b", line)), lines[0])
     if "libnvrtc" in log:
-        first += " (the CUDA compiler is missing: pip install 'cusink[cuda12]' or 'cusink[cuda13]', as the driver has it)"
+        first += " (no CUDA compiler: pip install 'cusink[cuda12]' or 'cusink[cuda13]', as the driver has it)"
     return first
