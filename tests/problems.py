@@ -93,7 +93,8 @@ def two_by_two(a1=0.3, b1=0.6, C=((0.1, 0.9), (0.7, 0.2)), eps=0.25, mass=1.0):
     """The regularised optimum in closed form.
 
     A 2 x 2 plan has one unknown, t = P_11. At the optimum P_11 P_22 / (P_12 P_21) = r, where
-    r = exp(-(C_11 + C_22 - C_12 - C_21) / eps), so t (M - a1 - b1 + t) = r (a1 - t) (b1 - t): a quadratic with one root in [max(0, a1 + b1 - M), min(a1, b1)].
+    r = exp(-(C_11 + C_22 - C_12 - C_21) / eps), so t (M - a1 - b1 + t) = r (a1 - t) (b1 - t): a quadratic with one root
+    in [max(0, a1 + b1 - M), min(a1, b1)].
     """
     C = np.array(C, dtype=float)
     a, b = np.array([a1, mass - a1]), np.array([b1, mass - b1])

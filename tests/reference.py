@@ -72,7 +72,7 @@ def sinkhorn(a, b, C, eps, n_iter, f=None, dtype=np.float64):
 
 
 def solve(a, b, C, eps, tol=1e-13):
-    """The optimum by annealed Sinkhorn iterations and Newton's method on the dual, as near to `tol` as rounding lets it.
+    """The optimum by annealed Sinkhorn iterations and Newton's method on the dual, as near to `tol` as rounding lets.
 
     Newton's method works on the bins with positive weight; the last g- and f-update give every other bin its potential.
     """
