@@ -1,0 +1,128 @@
+"""The kernel benchmark measures the right things: every row's call and check are run here on NumPy at small sizes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cusink import _ops_numpy
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+if not (SCRIPTS / "bench_kernels.py").exists():
+    pytest.skip("the scripts are not beside the tests", allow_module_level=True)
+sys.path.insert(0, str(SCRIPTS))
+
+import bench_kernel_cases as cases  # noqa: E402
+import bench_kernels as bench  # noqa: E402
+
+SMALL = list(cases.all_cases(sizes=((6, 9, 7), (5, 33, 40), (3, 8, 8))))
+RATES = {"bytes_per_s": 1e9, "exp_per_s": {"float32": 1e9, "float64": 1e9}}
+
+
+def report_half_step(grid, block, arguments):
+    """The report's kernel in NumPy, with its arguments as it takes them."""
+    out, C, logits, w, rate, outputs, inputs, out_stride, in_stride = arguments
+    assert grid == out.shape[::-1]
+    assert out.shape == w.shape == (len(logits), outputs)
+    at = np.arange(inputs)[:, None] * in_stride + np.arange(outputs) * out_stride
+    with np.errstate(divide="ignore"):
+        out[:] = w - np.log(np.exp(logits[:, :, None] - C.ravel()[at] * rate).sum(axis=1))
+
+
+KERNELS = types.SimpleNamespace(function=lambda file, name, dtype: {"report_half_step": report_half_step}[name])
+
+
+def instant(xp, call, repeats=7, least=0.05):
+    return 2e-3, 1e-3
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: "-".join(map(str, dataclasses.astuple(case))))
+def test_every_row_is_right_on_numpy(case):
+    row = bench.measure(dataclasses.replace(case, count=min(case.count, 5)), np, _ops_numpy, KERNELS, RATES, instant)
+    assert row["status"] == "measured", row
+    assert row["ms"] == 2
+    assert row["of_copy"] == pytest.approx(case.bytes / 2e-3 / 1e9)
+
+
+def test_a_wrong_answer_is_called_wrong_and_never_timed():
+    case = cases.Case("softmin", "shared", 1, 6, 9, 7, "float64")
+    for fault in (lambda x: x * (1 + 1e-9), lambda x: x * np.nan):
+        ops = types.SimpleNamespace(softmin=lambda *args, fault=fault: fault(_ops_numpy.softmin(*args)))
+        row = bench.measure(case, np, ops, KERNELS, RATES, time=None)
+        assert row["status"] == "wrong"
+        assert "WRONG" in bench.table([(case, row)])
+        assert "ms" not in row
+
+
+def test_bytes_and_exponentials_of_a_row():
+    softmin = cases.Case("softmin", "shared", 1, 2, 3, 5, "float32")
+    assert (softmin.bytes, softmin.exps) == (4 * (15 + 2 * 8), 30)
+    assert dataclasses.replace(softmin, cost="own", dtype="float64").bytes == 8 * (30 + 2 * 8)
+    assert dataclasses.replace(softmin, operator="c_transform").exps is None
+    assert dataclasses.replace(softmin, operator="iterations", detail="log", count=100).exps == 6000
+    assert dataclasses.replace(softmin, operator="iterations", detail="auto", count=100).exps is None
+
+
+def test_time_is_per_call():
+    clock = {"now": 0.0}
+
+    class Event:
+        def record(self):
+            self.at = clock["now"]
+
+        def synchronize(self):
+            pass
+
+    def call():
+        clock["now"] += 3e-3
+
+    cuda = types.SimpleNamespace(Event=Event, get_elapsed_time=lambda begin, end: (end.at - begin.at) * 1e3)
+    assert bench.device_time(types.SimpleNamespace(cuda=cuda), call) == pytest.approx((3e-3, 3e-3))
+
+
+def test_floors_are_read_from_the_rows_they_name():
+    rows = [
+        (
+            case,
+            {"status": "measured", "ms": 1 / 8 if case.operator == "iterations" else 2, "of_exp": 0.61, "of_copy": 0.5},
+        )
+        for case in cases.all_cases()
+    ]
+    text = bench.floors(rows)
+    assert bench.NOT_MEASURED not in text
+    assert [line.split("  ")[-1].strip() for line in text.splitlines()[1:]] == [
+        *("61%", "50%") * 2,
+        *("0.125 ms", "16.0 x") * 2,
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [([], 0), (["--require-gpu"], 1), (["--only", "nothing"], 2)])
+def test_without_a_gpu_nothing_is_measured_nor_estimated(arguments, status):
+    run = subprocess.run(
+        [sys.executable, str(SCRIPTS / "bench_kernels.py"), *arguments],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == status, run.stderr
+    if status == 2:
+        assert "no operator's name contains 'nothing'" in run.stderr
+        return
+    rows = [line for line in run.stdout.splitlines() if "float32" in line and " x " in line]
+    assert len(rows) == sum(case.dtype == "float32" for case in cases.all_cases())
+    assert all(line.count("not measured") == 6 for line in rows)
+    assert "not measured: CuPy" in run.stdout
+    assert "{" not in run.stdout
+
+
+def test_the_static_budget_is_shown(tmp_path):
+    path = tmp_path / "budget.json"
+    path.write_text('{"compiler": "NVRTC 1.2", "kernels": {"a.cu kernel_a float32": {"sm_75": [40, 128]}}}')
+    text = bench.static_budget(path)
+    assert "NVRTC 1.2" in text
+    assert text.splitlines()[-1].split() == ["a.cu", "kernel_a", "float32", "40,", "128"]
