@@ -35,9 +35,7 @@ def inside_functions(tree):
 
 def imports(tree):
     """(module of cusink, whether at import time) for every import of a part of the package."""
-    inside = {
-        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
-    }
+    inside = inside_functions(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield f"relative import of {node.module}", True
@@ -53,9 +51,7 @@ def imports(tree):
 
 def toplevel_imports(tree):
     """Names of all modules that are imported when the module itself is."""
-    inside = {
-        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
-    }
+    inside = inside_functions(tree)
     for node in ast.walk(tree):
         if id(node) in inside:
             continue

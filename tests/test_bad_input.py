@@ -1,4 +1,4 @@
-"""Bad input: each message names the parameter, states the rule, shows what came, and says what to do if that is known."""
+"""Bad input: each message names the parameter, states the rule, shows what came, and says what helps, if known."""
 
 import re
 

@@ -1,6 +1,9 @@
 """The oracle and the problem generators, held to closed forms and to SciPy: what judges the package is judged first."""
 
 import ast
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -161,3 +164,35 @@ def test_each_walks_a_batch_with_broadcasting():
     a, b, C = np.ones((3, 2)), np.ones(4), np.zeros((2, 4))
     shapes = reference.each(lambda *one: tuple(x.shape for x in one), a, b, C)
     assert shapes == [((2,), (4,), (2, 4))] * 3
+
+
+# The rule about GPU tests
+
+
+def run_suite(folder, **environment):
+    """Run this conftest on two small tests in a process where CuPy cannot be imported; (exit status, last line)."""
+    shutil.copy(Path(__file__).parent / "conftest.py", folder)
+    (folder / "cupy.py").write_text("raise ImportError('no CuPy here')")
+    (folder / "test_it.py").write_text(
+        "import pytest\n\n"
+        "def test_both(xp):\n    assert xp.owns(xp([1.0]))\n\n"
+        "@pytest.mark.gpu\ndef test_device():\n    raise AssertionError('must not run')\n\n"
+        "def test_writes(xp):\n    xp([1.0])[0] = 2.0\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
+    variables = {k: v for k, v in os.environ.items() if k not in {"CUSINK_REQUIRE_GPU", "PYTEST_ADDOPTS"}} | environment
+    answer = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=variables | {"PYTHONPATH": str(folder)}
+    )
+    return answer.returncode, answer.stdout.strip().splitlines()[-1]
+
+
+def test_skipped_gpu_tests_are_counted_in_the_last_line_and_inputs_are_read_only(tmp_path):
+    status, last = run_suite(tmp_path)
+    assert status == 1 and "3 skipped for want of a GPU" in last
+    assert "1 passed" in last and "1 failed" in last  # what writes to its input fails
+
+
+def test_skipped_gpu_tests_fail_where_a_gpu_is_required(tmp_path):
+    status, last = run_suite(tmp_path, CUSINK_REQUIRE_GPU="1")
+    assert status == 1 and "skipped" not in last and "3 errors" in last
