@@ -143,6 +143,8 @@ def test_budget_survives_writing_and_reading(tmp_path, monkeypatch):
     kr.write_budget(compiled, tmp_path / "b.json")
     expected = {("a.cu", name, "float32", arch): kr.Resources(32, 256, 0, 0) for name in "kl" for arch in (75, 120)}
     assert kr.read_budget(tmp_path / "b.json") == expected
+    monkeypatch.setattr(kr, "compiler_version", lambda: "1.0")
+    assert set(kr.read_budget(tmp_path / "b.json").values()) == {kr.Resources(255, 256, 0, 0)}
 
 
 def test_parser_reads_all_it_needs_or_fails():
