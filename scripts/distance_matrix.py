@@ -84,9 +84,9 @@ def parse(arguments):
     cost.add_argument("--metric", help="distance between cells: sqeuclidean (default) or another name cdist knows")
     cost.add_argument("--scale-cost", action="store_true", help="divide the cost by its largest finite entry")
     solver = parser.add_argument_group("solver")
-    solver.add_argument("--eps", required=True, type=_positive, help="regularisation, in units of the cost")
+    solver.add_argument("--eps", required=True, type=positive, help="regularisation, in units of the cost")
     solver.add_argument(
-        "--tol", type=_positive, default=1e-6, help="marginal error of each pair, L1 (default: %(default)s)"
+        "--tol", type=positive, default=1e-6, help="marginal error of each pair, L1 (default: %(default)s)"
     )
     solver.add_argument("--max-iter", type=_count, default=1000, help="iterations at most (default: %(default)s)")
     solver.add_argument(
@@ -112,7 +112,8 @@ def parse(arguments):
     return given
 
 
-def _positive(text):
+def positive(text):
+    """Return the positive, finite number that `text` gives, for argparse."""
     with contextlib.suppress(ValueError):
         if 0 < (number := float(text)) < math.inf:
             return number
