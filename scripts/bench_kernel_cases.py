@@ -108,7 +108,7 @@ def softmin(C, logits, axis, eps):
 
 
 def naive(case, data, dtype):
-    """The answers in plain NumPy: the oracle if `dtype` is float64, else what that dtype can be asked for."""
+    """The answers in plain NumPy: the oracle if `dtype` is float64, a measure of rounding if it is float32."""
     eps, axis = np.dtype(dtype).type(EPS), case.detail
 
     def answer(k, C, a, b, p, q, v):
@@ -133,13 +133,25 @@ def naive(case, data, dtype):
     return sum(answers) if case.operator == "plan_sum" else np.array(list(answers))
 
 
+_answers = {}
+
+
 def check(case, data, found):
-    """Return (error, allowed) of the largest value; allowed is 4 times the error of plain NumPy in the same dtype."""
-    exact = naive(case, data, np.float64)
+    """Return (error, allowed), both of the largest value.
+
+    Allowed is 4 times the rounding error of plain NumPy. For both dtypes it is taken from float32, in units of its eps:
+    in float64 plain NumPy is the oracle itself, and would seem to have none.
+    """
+    # The report's kernel and all forms of the iteration have one answer, which can take the host seconds.
+    detail = None if "iterations" in case.operator else case.detail
+    key = dataclasses.replace(case, operator=case.operator.removeprefix("report_"), detail=detail)
+    if key not in _answers:
+        _answers[key] = naive(case, data, np.float64), naive(case, data, np.float32)
+    exact, single = _answers[key]
     scale = np.abs(exact).max()
-    fair = np.abs(naive(case, data, data.dtype) - exact).max() / scale
-    error = np.abs(found.astype(np.float64) - exact).max() / scale
-    return float(error), float(4 * (fair + np.finfo(data.dtype).eps))
+    error, granted = (np.abs(x.astype(np.float64) - exact).max() / scale for x in (found, single))
+    units = granted / np.finfo(np.float32).eps + 1
+    return float(error), float(4 * units * np.finfo(data.dtype).eps)
 
 
 def operation(case, data, ops, xp):
