@@ -30,8 +30,8 @@ import numpy as np
 
 import cusink
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-UNITS |= {f"{prefix}i": 1024**power for power, prefix in enumerate("kMGT", start=1)}
+UNITS = {"": 1} | {prefix: 1000**power for power, prefix in enumerate("KMGT", start=1)}
+UNITS |= {f"{prefix}i": 1024**power for power, prefix in enumerate("KMGT", start=1)}
 
 
 class InputError(Exception):
@@ -52,20 +52,30 @@ class Parser(argparse.ArgumentParser):
 def main(arguments=None):
     """Run the command and return its exit status."""
     try:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _interrupt)
-        return run(parse(arguments))
+        with interruptible():
+            return run(parse(arguments))
     except InputError as error:
         print(f"distance_matrix: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Interrupted) as interruption:
+    except Interrupted as interruption:
         print("distance_matrix: interrupted; nothing was written", file=sys.stderr)
-        return 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
+        return 128 + interruption.args[0]
 
 
-def _interrupt(number, frame):
-    raise Interrupted(number)
+@contextlib.contextmanager
+def interruptible():
+    """Let the signals that ask the process to end raise Interrupted, so that what was begun is cleared away."""
+
+    def interrupt(number, frame):
+        raise Interrupted(number)
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def parse(arguments):
@@ -133,8 +143,8 @@ def _grid(text):
 
 
 def _bytes(text):
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?i?)B?", text)
-    if match and match[2] in UNITS and (size := int(float(match[1]) * UNITS[match[2]])) > 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)((?:[kKMGT]i?)?)B?", text)
+    if match and (size := int(float(match[1]) * UNITS[match[2].replace("k", "K")])) > 0:
         return size
     raise argparse.ArgumentTypeError(f"must be bytes, such as 500M, 2G or 512MiB; got '{text}'")
 
@@ -260,9 +270,10 @@ def load(name):
     """Return the array of real numbers in the file that `name` gives."""
     path, key = split_name(name)
     try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            with array as archive:
+        with open(path, "rb") as file, contextlib.ExitStack() as stack:
+            array = np.load(file, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                archive = stack.enter_context(array)
                 held = f"it has {', '.join(archive.files) or 'none'}"
                 if key is None and len(archive.files) != 1:
                     raise InputError(f"{path}: must hold one array, or name one as in {path}:name; {held}")
