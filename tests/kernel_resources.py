@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import json
 import multiprocessing
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,7 +26,10 @@ ARCHITECTURES = (75, 80, 90, 100, 120)
 DTYPES = ("float32", "float64")
 MOST_REGISTERS = 255  # that a thread can have
 BUDGET = Path(__file__).parent / "kernel_budget.json"
-CACHE = Path(__file__).resolve().parents[1] / ".cache" / "kernel-logs"
+# Compiling takes half a minute; a second suite (of the wheel, outside the checkout) can be shown the first one's logs.
+CACHE = Path(
+    os.environ.get("CUSINK_KERNEL_LOGS") or Path(__file__).resolve().parents[1] / ".cache" / "kernel-logs"
+).absolute()
 
 # What CuPy adds to a RawModule's own options; without them something else would be measured than what runs.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
@@ -122,7 +126,8 @@ def compile_one(file, dtype, arch):
     """Compile `file` for `dtype` and compute capability `arch`; the log is kept by a hash of all that makes it."""
     source = _kernels.source(file)
     options = (*_kernels.options(dtype), *CUPY_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
-    key = hashlib.sha256("\0".join((source, *options, compiler_version(), compiler_path())).encode()).hexdigest()
+    compiler = f"{compiler_version()} {os.path.getsize(compiler_path()) if os.path.exists(compiler_path()) else 0}"
+    key = hashlib.sha256("\0".join((source, *options, compiler)).encode()).hexdigest()
     kept = CACHE / f"{key}.json"
     if kept.exists():
         error, log = json.loads(kept.read_text())
