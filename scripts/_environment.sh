@@ -42,27 +42,31 @@ pip_install() { # environment, arguments of pip install
 }
 
 make_environment() { # python, folder
-    # --clear: a folder left by an interrupted run is not trusted.
-    "$1" -m venv --clear "$2" || fail \
+    "$1" -m venv "$2" || fail \
         "'$1 -m venv' failed. On Debian and Ubuntu the module is a package of its own: apt install python3-venv"
 }
 
 # Make .venv hold this checkout (editable), its extra $1 and the CuPy that fits the driver. Nothing is done when a run
 # before this one did it with the same files, Python and driver.
 ensure_environment() {
-    local extra=$1 python cuda extras wanted stamp=.venv/installed-$1
+    local extra=$1 python version cuda extras wanted stamp=.venv/installed-$1
     python=$(find_python) || fail "needs Python 3.11 or newer; name it in the variable PYTHON if it is not on the path" 2
+    version=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')
     cuda=$(cuda_extra)
     extras=$extra${cuda:+,$cuda}
-    wanted=$(printf '%s\n' "$PWD" "$extras" "$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')" |
-        cat - pyproject.toml setup.cfg scripts/_environment.sh | "$python" -c \
-        'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+    wanted=$(printf '%s\n' "$PWD" "$extras" "$version" | cat - pyproject.toml setup.cfg scripts/_environment.sh |
+        "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
     [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+    [[ -e .venv && ! -f .venv/made-by-scripts ]] && fail \
+        ".venv was not made by this command, which would replace it. Move it away, or remove it: rm -r .venv"
     echo "Installing into .venv with $("$python" --version): cusink[$extras] (once, a minute or two) ..."
-    # demo and test share one environment: the second adds to what the first left, if it is of the same Python.
-    if ! compgen -G '.venv/installed-*' >/dev/null || [[ ! -f .venv/base || $(<.venv/base) != "$python" ]]; then
+    # demo and test share one environment: the second adds to what the first left, if that was finished by this Python.
+    if [[ ! -f .venv/made-by-scripts || $(<.venv/made-by-scripts) != "$version" ]] ||
+        ! compgen -G '.venv/installed-*' >/dev/null; then
+        rm -rf .venv
+        mkdir .venv
+        echo "$version" >.venv/made-by-scripts
         make_environment "$python" .venv
-        echo "$python" >.venv/base
     fi
     pip_install .venv --editable ".[$extras]"
     echo "$wanted" >"$stamp"
