@@ -162,13 +162,19 @@ def optimum(a, b, C, eps):
 def exact_cost(a, b, C):
     """Unregularised optimal cost by SciPy's linear programming over the allowed pairs; inf if there is no plan."""
     a, b, C = (np.asarray(x, dtype=np.float64) for x in (a, b, C))
+    mass = a.sum()
+    # What is below rounding of the mass moves no digit of the cost, but is infeasible to a solver with tolerances.
+    rows, columns = np.flatnonzero(a > 1e-16 * mass), np.flatnonzero(b > 1e-16 * mass)
+    a, b, C = a[rows], b[columns], C[np.ix_(rows, columns)]
     n, m = C.shape
     i, j = np.nonzero(np.isfinite(C))
     k = np.arange(len(i))
     ones = np.ones(len(i))
     A = coo_array((np.r_[ones, ones], (np.r_[i, n + j], np.r_[k, k])), shape=(n + m, len(i))).tocsr()
-    mass = a.sum()
-    answer = linprog(C[i, j], A_eq=A, b_eq=np.r_[a / mass, b / b.sum()], method="highs")
+    # The last equation follows from the others, up to a rounding that would make the problem infeasible.
+    marginals = np.r_[a / a.sum(), b / b.sum()]
+    tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    answer = linprog(C[i, j], A_eq=A[:-1], b_eq=marginals[:-1], method="highs", options=tight)
     if answer.status == 2:
         return float("inf")
     assert answer.status == 0, answer.message

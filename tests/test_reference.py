@@ -138,6 +138,17 @@ def test_exact_cost():
     assert reference.exact_cost([0.5, 0.5], [0.25, 0.75], C) == np.inf
 
 
+def test_exact_cost_on_the_line_is_the_monotone_plan():
+    """Weights over 195 orders of magnitude: the linear programme must not call them infeasible."""
+    p = next(p for p in problems.HARD if p.name == "far-apart Gaussians")
+    for a, b, C in reference.each(lambda *one: one, p.a, p.b, p.C):
+        # Masses between the steps of both cumulative sums go from bin i to bin j, by north-west corners.
+        steps = np.unique(np.r_[0.0, np.cumsum(a), np.cumsum(b)])
+        middle = (steps[1:] + steps[:-1]) / 2
+        i, j = (np.minimum(np.searchsorted(np.cumsum(w), middle), len(w) - 1) for w in (a, b))
+        assert reference.exact_cost(a, b, C) == pytest.approx(float(np.diff(steps) @ C[i, j]), abs=1e-11)
+
+
 def test_regularised_cost_tends_to_the_exact_one():
     p = problems.HARD[3]
     exact = reference.exact_cost(p.a, p.b, p.C)
