@@ -197,7 +197,7 @@ def report_operation(case, data, kernel, block, xp):
     def half_step(out, logits, w, axis):
         strides = (case.m, 1) if axis == 1 else (1, case.m)
         sizes = (np.int32(k) for k in (out.shape[1], logits.shape[1], *strides))
-        kernel((out.shape[1], case.B), (block,), (out, x["cost"], logits, w, 1 / eps, *sizes))
+        kernel((out.size,), (block,), (out, x["cost"], logits, w, 1 / eps, *sizes))
         return out
 
     if case.operator == "report_softmin":

@@ -4,7 +4,7 @@
 //     out_bj = w_bj - logsumexp_i (in_bi - C_ij / eps),        in = log u, w = log nu, out = log v (or the other way round)
 //
 // As there: one block per output (b, j), the reduction over i split amongst its threads, maximum and sum in one pass, and
-// no tiling, so that every problem reads the whole of C again. B is limited to 65535 by the grid.
+// no tiling, so that every problem reads the whole of C again.
 
 #define WARP 32
 
@@ -17,12 +17,12 @@ __device__ REAL minus_infinity() { return (REAL)__longlong_as_double((long long)
 __device__ Partial merge(Partial s, Partial t) {
     const REAL max = s.max > t.max ? s.max : t.max;
     if (max == minus_infinity()) return s;  // neither has a term; -inf - -inf would be NaN
-    return {max, s.sum * exp(s.max - max) + t.sum * exp(t.max - max)};
+    return {max, s.sum * (REAL)exp(s.max - max) + t.sum * (REAL)exp(t.max - max)};
 }
 
 __device__ Partial add(Partial s, REAL x) {
-    if (x > s.max) return {x, s.sum * exp(s.max - x) + 1};
-    if (x > minus_infinity()) s.sum += exp(x - s.max);
+    if (x > s.max) return {x, s.sum * (REAL)exp(s.max - x) + 1};
+    if (x > minus_infinity()) s.sum += (REAL)exp(x - s.max);
     return s;
 }
 
@@ -35,19 +35,19 @@ __device__ Partial merge_warp(Partial s) {
 extern "C" __global__ void report_half_step(REAL* out, const REAL* C, const REAL* in, const REAL* w, REAL rate,
                                             int outputs, int inputs, int out_stride, int in_stride) {
     // out, w (B, outputs); in (B, inputs); rate = 1 / eps; C_ij at i * in_stride + j * out_stride
-    // grid (outputs, B), block of whole warps
+    // grid B * outputs, block a multiple of 32
     __shared__ Partial partial[WARP];
-    const int j = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const long long b = blockIdx.y;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const long long b = blockIdx.x / outputs, j = blockIdx.x % outputs;
 
     Partial s = {minus_infinity(), 0};
     for (int i = threadIdx.x; i < inputs; i += blockDim.x)
-        s = add(s, in[b * inputs + i] - C[(long long)i * in_stride + (long long)j * out_stride] * rate);
+        s = add(s, in[b * inputs + i] - C[(long long)i * in_stride + j * out_stride] * rate);
     s = merge_warp(s);
     if (lane == 0) partial[warp] = s;
     __syncthreads();
     if (warp == 0) {
         s = merge_warp(lane < warps ? partial[lane] : Partial{minus_infinity(), 0});
-        if (lane == 0) out[b * outputs + j] = w[b * outputs + j] - (s.max + log(s.sum));
+        if (lane == 0) out[b * outputs + j] = w[b * outputs + j] - (s.max + (REAL)log(s.sum));
     }
 }

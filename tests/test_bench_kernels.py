@@ -1,4 +1,7 @@
-"""The kernel benchmark measures the right things: every row's call and check are run here on NumPy at small sizes."""
+"""The kernel benchmark measures the right things: every row's call and check are run here on NumPy at small sizes.
+
+The report's kernel, which is the baseline, runs as it is, in the emulator.
+"""
 
 import dataclasses
 import os
@@ -7,6 +10,8 @@ import sys
 import types
 from pathlib import Path
 
+import emulated
+import kernel_resources
 import numpy as np
 import pytest
 
@@ -24,26 +29,13 @@ SMALL = list(cases.all_cases(sizes=((6, 9, 7), (5, 33, 40), (3, 8, 8))))
 RATES = {"bytes_per_s": 1e9, "exp_per_s": {"float32": 1e9, "float64": 1e9}}
 
 
-def report_half_step(grid, block, arguments):
-    """The report's kernel in NumPy, with its arguments as it takes them."""
-    out, C, logits, w, rate, outputs, inputs, out_stride, in_stride = arguments
-    assert grid == out.shape[::-1]
-    assert out.shape == w.shape == (len(logits), outputs)
-    at = np.arange(inputs)[:, None] * in_stride + np.arange(outputs) * out_stride
-    with np.errstate(divide="ignore"):
-        out[:] = w - np.log(np.exp(logits[:, :, None] - C.ravel()[at] * rate).sum(axis=1))
-
-
-KERNELS = types.SimpleNamespace(function=lambda file, name, dtype: {"report_half_step": report_half_step}[name])
-
-
 def instant(xp, call, repeats=7, least=0.05):
     return 2e-3, 1e-3
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: "-".join(map(str, dataclasses.astuple(case))))
 def test_every_row_is_right_on_numpy(case):
-    row = bench.measure(dataclasses.replace(case, count=min(case.count, 5)), np, _ops_numpy, KERNELS, RATES, instant)
+    row = bench.measure(dataclasses.replace(case, count=min(case.count, 5)), np, _ops_numpy, emulated, RATES, instant)
     assert row["status"] == "measured", row
     assert row["ms"] == 2
     assert row["of_copy"] == pytest.approx(case.bytes / 2e-3 / 1e9)
@@ -53,7 +45,7 @@ def test_a_wrong_answer_is_called_wrong_and_never_timed():
     case = cases.Case("softmin", "shared", 1, 6, 9, 7, "float64")
     for fault in (lambda x: x * (1 + 1e-9), lambda x: x * np.nan):
         ops = types.SimpleNamespace(softmin=lambda *args, fault=fault: fault(_ops_numpy.softmin(*args)))
-        row = bench.measure(case, np, ops, KERNELS, RATES, time=None)
+        row = bench.measure(case, np, ops, emulated, RATES, time=None)
         assert row["status"] == "wrong"
         assert "WRONG" in bench.table([(case, row)])
         assert "ms" not in row
@@ -126,3 +118,25 @@ def test_the_static_budget_is_shown(tmp_path):
     text = bench.static_budget(path)
     assert "NVRTC 1.2" in text
     assert text.splitlines()[-1].split() == ["a.cu", "kernel_a", "float32", "40,", "128"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("file", ["device_rates.cu", "report_kernel.cu"])
+def test_the_benchmark_s_own_kernels_compile(file, dtype):
+    if kernel_resources.compiler_path() is None:
+        pytest.skip("no CUDA compiler (pip install nvidia-cuda-nvrtc-cu12)")
+    for arch in kernel_resources.ARCHITECTURES:
+        compiled = kernel_resources.compile_one(str(SCRIPTS / file), dtype, arch)
+        assert compiled.ok, compiled.log
+        assert "warning" not in compiled.log
+        assert all(used.spills == used.stack == 0 for used in compiled.kernels.values())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_loop_of_exponentials_does_them_all(dtype):
+    out = np.zeros(2 * 64, dtype)
+    emulated.function(str(SCRIPTS / "device_rates.cu"), "exp_rate", dtype)((2,), (64,), (out, np.int32(3)))
+    x = ((np.arange(64)[:, None] + np.arange(8)) / 1024).astype(dtype)
+    for _ in range(3):
+        x = np.exp2(-x)
+    np.testing.assert_allclose(out, np.tile(x.sum(axis=1), 2), rtol=8 * np.finfo(dtype).eps)

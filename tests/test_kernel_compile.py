@@ -9,7 +9,7 @@ import os
 import kernel_resources as kr
 import pytest
 
-from cusink import _kernels
+from cusink import _kernels, _launch_cupy
 
 
 def require_compiler():
@@ -192,3 +192,9 @@ def test_every_kernel_keeps_to_its_budget(compiled):
     assert not apart, f"kernels and budget differ in {apart}; {rewrite}"
     over = {key: excess for key, resources in used.items() if (excess := kr.over_budget(resources, budget[key]))}
     assert not over, f"{over}; {rewrite}"
+
+
+def test_the_largest_block_fits_the_register_file(compiled):
+    for job, result in compiled.items():
+        for name, used in result.kernels.items():
+            assert used.registers * _launch_cupy.MOST_THREADS <= 65536, (job, name)
