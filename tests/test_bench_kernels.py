@@ -14,6 +14,7 @@ import emulated
 import kernel_resources
 import numpy as np
 import pytest
+from emulated import cupy_stand_in
 
 from cusink import _ops_numpy
 
@@ -39,6 +40,17 @@ def test_every_row_is_right_on_numpy(case):
     assert row["status"] == "measured", row
     assert row["ms"] == 2
     assert row["of_copy"] == pytest.approx(case.bytes / 2e-3 / 1e9)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: "-".join(map(str, dataclasses.astuple(case))))
+def test_every_row_is_right_on_emulated_kernels(case):
+    if case.operator.startswith("report") or case.n > 9:
+        pytest.skip("nothing new")
+    with cupy_stand_in.operators() as ops:
+        case = dataclasses.replace(case, count=min(case.count, 5))
+        row = bench.measure(case, ops.xp, ops, emulated, RATES, instant)
+        assert ops.launched
+    assert row["status"] == "measured", row
 
 
 def test_a_wrong_answer_is_called_wrong_and_never_timed():
