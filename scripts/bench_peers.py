@@ -120,7 +120,7 @@ def plain_retrieval(work, max_iter=20_000, every=10):
             S = u @ K
             if iteration % every == 0:
                 e = np.abs(v * S - B).sum(axis=1)
-                done = e <= work.tol
+                done = ~(e > work.tol)  # also what has overflowed: a NaN is not worth more iterations
                 at = left[done]
                 cost[at] = ((u[done] @ KC) * v[done]).sum(axis=1)
                 error[at], n_iter[at] = e[done], iteration

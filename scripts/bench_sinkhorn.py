@@ -102,18 +102,10 @@ def w2_rows(args):
 def w2_small_rows(args):
     for eps, per_query in ((0.003, 4), (0.001, 2)):
         work = digits(eps, args.quick)
-        share = 0.1 if args.quick else 0.04
         competitors = [
             Competitor("cusink", "ours", peers.cusink_retrieval),
             Competitor("cusink, omega = 1", "variant", partial(peers.cusink_retrieval, overrelaxation=None), rounds=2),
             Competitor("NumPy, pairs dropped, query's support", "plain", peers.plain_retrieval, rounds=2),
-            Competitor(
-                "POT `sinkhorn2` one-to-many",
-                "kernel",
-                partial(peers.pot_one_to_many, share=share),
-                rounds=1,
-                share=share,
-            ),
         ]
         targets = [Target("all to tol", at_most=work.tol)]
         title = f"W2, eps {eps:g}, float64: {len(work.queries)} x 500 digits, each pair to L1 error 1e-6"

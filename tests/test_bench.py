@@ -126,6 +126,49 @@ def test_one_turn_repeats_short_calls_and_runs_a_long_one_once():
     assert len(called) == 5
 
 
+class Scripted:
+    """Shares of the CPU that others use, as told."""
+
+    def __init__(self, *shares):
+        self.shares = list(shares)
+
+    def share(self):
+        return self.shares.pop(0)
+
+
+def test_quiet_turn_repeats_a_disturbed_turn_and_keeps_the_quietest():
+    called = []
+
+    def run():
+        called.append(0)
+
+    # Before each turn: what was before, then one look at the waiting time; after it: what others used during the turn.
+    _, share = harness.quiet_turn(run, others=Scripted(0, 0.0, 0.9, 0, 0.0, 0.05))
+    assert share == 0.05 and len(called) == 10
+    _, share = harness.quiet_turn(run, tries=2, others=Scripted(0, 0.0, 0.7, 0, 0.0, 0.9))
+    assert share == 0.7
+
+
+def test_own_work_is_not_counted_as_others(monkeypatch):
+    tick = 1 / harness.os.sysconf("SC_CLK_TCK")
+    # Two readings: wall time, own CPU time, and the ticks of all cores (user, nice, system, idle, wait, irq, softirq, steal).
+    readings = iter([(10.0, 1.0, "cpu  100 0 50 9000 7 0 0 0 0 0"), (12.0, 4.0, "cpu  400 10 60 9000 9 1 1 8 0 0")])
+
+    now = {}
+
+    def read_text(path):
+        assert str(path) == "/proc/stat"
+        now["wall"], now["own"], text = next(readings)
+        return text + "\ncpu0 ..."
+
+    monkeypatch.setattr(harness.Path, "read_text", read_text)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(harness.time, "process_time", lambda: now["own"])
+    others = harness.Others()
+    busy = (300 + 10 + 10 + 1 + 1 + 8) * tick
+    assert others.share() == pytest.approx((busy - 3.0) / 2.0)
+
+
 def entry(name, kind, times, right=True, **rest):
     return {"name": name, "kind": kind, "share": 1.0, "times": times, "right": right, "verdict": "", **rest}
 
