@@ -151,7 +151,7 @@ def test_quiet_turn_repeats_a_disturbed_turn_and_keeps_the_quietest():
 
 def test_own_work_is_not_counted_as_others(monkeypatch):
     tick = 1 / harness.os.sysconf("SC_CLK_TCK")
-    # Two readings: wall time, own CPU time, and the ticks of all cores (user, nice, system, idle, wait, irq, softirq, steal).
+    # Two readings: wall time, own CPU time, ticks of all cores (user, nice, system, idle, wait, irq, softirq, steal).
     readings = iter([(10.0, 1.0, "cpu  100 0 50 9000 7 0 0 0 0 0"), (12.0, 4.0, "cpu  400 10 60 9000 9 1 1 8 0 0")])
 
     now = {}
