@@ -1,0 +1,141 @@
+"""Which kernel runs, and how: a pure function of sizes, dtype and device, so that it can be printed and tested.
+
+>>> configure("softmin", 256, 1000, 1000, "float32", H100, axis=0)
+Launch(file='softmin.cu', kernel='softmin_columns_tiled', grid=512, block=128, shared=6272)
+>>> configure("iterate", 256, 100, 100, "float32", H100).kernel
+'iterate_2'
+>>> configure("iterate", 256, 1000, 1000, "float32", H100) is None
+True
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+MOST_BLOCKS = 2**31 - 1
+MOST_THREADS = 512  # __launch_bounds__ of every kernel
+TILE, TILE_PROBLEMS, SUM_ROWS = 32, 4, 4  # as in cost_reduction.cuh and plan.cu
+TILED_FROM = 8  # problems from which on it pays to read a shared cost once for several of them
+
+# REALs of one thread's state, and of what is read per summed index.
+STATE = {"softmin": 2, "apply_plan": 2, "c_transform": 1, "transport_cost": 2}
+SUMMED = {"softmin": 1, "apply_plan": 2, "c_transform": 1, "transport_cost": 1}
+FILE = {"softmin": "softmin.cu", "apply_plan": "apply_plan.cu", "c_transform": "c_transform.cu"}
+FILE |= {"transport_cost": "apply_plan.cu", "plan": "plan.cu", "plan_sum": "plan.cu", "iterate": "iterate.cu"}
+
+
+class Device(NamedTuple):
+    """What of a device decides about a launch: its multiprocessors, and the bytes of shared memory a block may have."""
+
+    multiprocessors: int
+    shared_memory: int
+
+
+H100 = Device(132, 232448)
+
+
+class Launch(NamedTuple):
+    """A kernel, its blocks, the threads of each, and the bytes of dynamic shared memory of each."""
+
+    file: str
+    kernel: str
+    grid: int
+    block: int
+    shared: int
+
+
+@functools.lru_cache(maxsize=4096)
+def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False):
+    """Return the `Launch` of `operator`, or None for an ``"iterate"`` that the device's shared memory cannot hold.
+
+    Parameters
+    ----------
+    operator : str
+        An operator of `cusink._ops`, ``"iterate"``, or a kernel of ``scaling.cu``.
+    B, n, m : int
+        Problems, and rows and columns of each cost.
+    dtype : str or dtype
+        float32 or float64.
+    device : Device
+    axis : int
+        Axis of the cost that is summed over.
+    shared_cost : bool
+        Whether all problems have one cost.
+    half : bool
+        Whether the cost is stored in half precision.
+    """
+    size = np.dtype(dtype).itemsize
+    if operator == "iterate":
+        return _iterate(B, n, m, size, device, shared_cost)
+    if operator == "plan":
+        return Launch("plan.cu", "plan", _blocks(B * n, 8), 256, 0)
+    if operator == "plan_sum":
+        warps = _clamp(B // 4, 1, 8)
+        tiles = -(-n // SUM_ROWS) * -(-m // 32)
+        return Launch("plan.cu", "plan_sum", _blocks(tiles), 32 * warps, 32 * warps * SUM_ROWS * size)
+    if operator in STATE:
+        return _reduction(operator, B, n, m, size, device, axis, shared_cost, half)
+    if operator in ("scaling_update", "logit_update"):
+        return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
+    if operator in ("start_scalings", "balance_scalings"):
+        return Launch("scaling.cu", operator, _blocks(B, 4), 128, 0)
+    if operator == "scaled_kernel":
+        return Launch("scaling.cu", operator, _blocks(n * m, 256), 256, 0)
+    if operator in ("read_potentials", "read_logits"):
+        return Launch("scaling.cu", operator, _blocks(B * (n if axis else m), 256), 256, 0)
+    raise ValueError(f"no kernel for {operator!r}")
+
+
+def shared_memory(problems, n, m, warps, itemsize):
+    """Bytes of dynamic shared memory of ``iterate.cu``: K | u | p | v | q | parts | deviations."""
+    rows, columns, row_chunks, column_chunks = -(-n // 4) * 4, -(-m // 4) * 4, -(-n // 32), -(-m // 32)
+    kernel = rows * (columns + 1)
+    state = 2 * problems * (rows + columns)
+    parts = problems * 32 * max(warps, row_chunks, column_chunks)
+    return itemsize * (kernel + state + parts + problems * (row_chunks + column_chunks))
+
+
+def _reduction(operator, B, n, m, size, device, axis, shared_cost, half):
+    kept, summed = (n, m) if axis else (m, n)
+    name = operator + ("_rows" if axis else "_columns")
+    if half:
+        name += "_half"
+    elif shared_cost and B >= TILED_FROM:
+        warps = 4 if B > 2 * TILE_PROBLEMS else 2
+        shared = size * (TILE * (TILE + 1) + warps * TILE_PROBLEMS * TILE * SUMMED[operator])
+        tiles = -(-kept // TILE) * -(-B // (warps * TILE_PROBLEMS))
+        return Launch(FILE[operator], name + "_tiled", _blocks(tiles), 32 * warps, shared)
+    if axis:
+        # About 8 entries per thread: enough loads in flight, and little to merge.
+        return Launch(FILE[operator], name, _blocks(B * n), 32 * _power_of_two(-(-summed // 256), 16), 0)
+    tiles = B * -(-m // 32)
+    few = tiles < 4 * device.multiprocessors
+    warps = _power_of_two(-(-summed // 16), 16 if few else 4)
+    return Launch(FILE[operator], name, _blocks(tiles), 32 * warps, 32 * warps * STATE[operator] * size)
+
+
+def _iterate(B, n, m, size, device, shared_cost):
+    warps = _clamp(4 * -(-max(n, m) // 32), 4, MOST_THREADS // 32)
+    # As many problems per block as leave no multiprocessor without one; each entry of K is read once for all of them.
+    wanted = -(-B // device.multiprocessors) if shared_cost else 1
+    for problems in (4, 2, 1):
+        shared = shared_memory(problems, n, m, warps, size)
+        # 1 KiB is the kernel's own static shared memory and what the system keeps.
+        if (problems <= wanted or problems == 1) and shared <= device.shared_memory - 1024:
+            return Launch("iterate.cu", f"iterate_{problems}", _blocks(B, problems), 32 * warps, shared)
+    return None
+
+
+def _blocks(units, per_block=1):
+    """Blocks for `units`; kernels walk on by the grid's size, so that fewer are right as well."""
+    return _clamp(-(-units // per_block), 1, MOST_BLOCKS)
+
+
+def _clamp(value, least, most):
+    return max(least, min(value, most))
+
+
+def _power_of_two(value, most):
+    """The power of two that is at least `value`, between 1 and `most`."""
+    return min(1 << max(value - 1, 0).bit_length(), most)

@@ -1,0 +1,13 @@
+"""The operators of `cusink._ops` for CuPy arrays, gathered under the names that the solver calls."""
+
+import cupy as xp
+
+from cusink._iteration_cupy import Iteration
+from cusink._reductions_cupy import apply_plan, c_transform, plan, plan_sum, softmin, transport_cost
+
+__all__ = ["Iteration", "apply_plan", "c_transform", "plan", "plan_sum", "softmin", "to_host", "transport_cost", "xp"]
+
+
+def to_host(array):
+    """Return `array` as a NumPy array."""
+    return xp.asnumpy(array)

@@ -1,0 +1,127 @@
+"""The operators of `cusink._ops` in CuPy: each one chooses a launch, wraps its arguments, and calls a kernel.
+
+Kernels ignore strides and take scalars as raw bytes, so that here, at the border, arrays are made C-contiguous and
+every scalar gets its exact type. Launches come from `cusink._launch_cupy`.
+"""
+
+import functools
+import math
+
+import cupy as cp
+import numpy as np
+
+from cusink import _kernels
+from cusink._launch_cupy import Device, configure
+
+LOG2_E = 1 / math.log(2)
+NO_INDEX = np.int64(0)  # a null pointer
+PLAIN_SHARED_MEMORY = 48 << 10  # beyond it a kernel has to be told
+
+
+def softmin(C, logits, eps, axis):
+    """``-eps * log(sum_j exp(logits_j - C_ij / eps))`` (B, rows); +inf where every term is zero. C may be float16."""
+    return log_sums(C, logits, LOG2_E / eps, LOG2_E, -eps / LOG2_E, axis)
+
+
+def log_sums(C, logits, cost_scale, logit_scale, value_scale, axis, index=None, out=None):
+    """``value_scale * log2(sum_j exp2(logit_scale * logits_j - cost_scale * C_ij))``; `index`: which cost is whose."""
+    C, logits = map(cp.ascontiguousarray, (C, logits))
+    (B, _), (n, m), dtype = logits.shape, C.shape[-2:], logits.dtype
+    out = cp.empty((B, n if axis else m), dtype) if out is None else out
+    half = C.dtype == np.float16
+    launch = configure("softmin", B, n, m, dtype.name, device(), axis=axis, shared_cost=C.ndim == 2, half=half)
+    scales = [dtype.type(scale) for scale in (cost_scale, logit_scale, value_scale)]
+    run(launch, dtype, out, C, logits, *_cost_index(launch, index), *scales, *_cost_stride(launch, C), *_sizes(B, n, m))
+    return out
+
+
+def plan(C, p, q, eps):
+    """Plans (B, n, m) of the logits p (B, n) and q (B, m)."""
+    C, p, q = map(cp.ascontiguousarray, (C, p, q))
+    (B, n), m, dtype = p.shape, q.shape[1], p.dtype
+    out = cp.empty((B, n, m), dtype)
+    launch = configure("plan", B, n, m, dtype.name, device())
+    run(launch, dtype, out, C, p, q, dtype.type(LOG2_E / eps), *_cost_stride(launch, C), *_sizes(B, n, m))
+    return out
+
+
+def apply_plan(C, p, q, v, eps, axis):
+    """``P v`` (axis 1, v (B, m)) or ``P' v`` (axis 0, v (B, n)); v of any sign."""
+    C, p, q, v = map(cp.ascontiguousarray, (C, p, q, v))
+    (B, n), m, dtype = p.shape, q.shape[1], p.dtype
+    kept, summed = (p, q) if axis else (q, p)
+    out = cp.empty_like(kept)
+    launch = configure("apply_plan", B, n, m, dtype.name, device(), axis=axis, shared_cost=C.ndim == 2)
+    inputs = (C, kept, summed, v, *_cost_index(launch, None), dtype.type(LOG2_E / eps), *_cost_stride(launch, C))
+    run(launch, dtype, out, *inputs, *_sizes(B, n, m))
+    return out
+
+
+def transport_cost(C, p, q, eps):
+    """``sum_ij P_ij C_ij`` (B,), where a forbidden pair (cost +inf) carries nothing and costs nothing."""
+    return costs_of_rows(C, p, q, LOG2_E / eps).sum(axis=1)
+
+
+def costs_of_rows(C, p, q, cost_scale, index=None):
+    """``sum_j P_ij C_ij`` (B, n); `index`: which cost is whose."""
+    C, p, q = map(cp.ascontiguousarray, (C, p, q))
+    (B, n), m, dtype = p.shape, q.shape[1], p.dtype
+    out = cp.empty_like(p)
+    launch = configure("transport_cost", B, n, m, dtype.name, device(), shared_cost=C.ndim == 2)
+    inputs = (C, p, q, *_cost_index(launch, index), dtype.type(cost_scale), *_cost_stride(launch, C))
+    run(launch, dtype, out, *inputs, *_sizes(B, n, m))
+    return out
+
+
+def plan_sum(C, p, q, weights, eps):
+    """``sum_b weights_b P_b`` (n, m) of problems that share one cost, or of problems with a cost each."""
+    C, p, q, weights = map(cp.ascontiguousarray, (C, p, q, weights))
+    (B, n), m, dtype = p.shape, q.shape[1], p.dtype
+    out = cp.empty((n, m), dtype)
+    launch = configure("plan_sum", B, n, m, dtype.name, device())
+    run(launch, dtype, out, C, p, q, weights, dtype.type(LOG2_E / eps), *_cost_stride(launch, C), *_sizes(B, n, m))
+    return out
+
+
+def c_transform(C, potential, axis):
+    """``min_j (C_ij - potential_j)`` (B, rows); a potential of -inf takes its bin out of the minimum."""
+    C, potential = map(cp.ascontiguousarray, (C, potential))
+    (B, _), (n, m), dtype = potential.shape, C.shape[-2:], potential.dtype
+    out = cp.empty((B, n if axis else m), dtype)
+    launch = configure("c_transform", B, n, m, dtype.name, device(), axis=axis, shared_cost=C.ndim == 2)
+    inputs = (C, potential, *_cost_index(launch, None), *_cost_stride(launch, C))
+    run(launch, dtype, out, *inputs, *_sizes(B, n, m))
+    return out
+
+
+def run(launch, dtype, *arguments):
+    """Launch a kernel with arguments that already have their parameters' exact types."""
+    kernel = _kernels.function(launch.file, launch.kernel, dtype)
+    if launch.shared > max(PLAIN_SHARED_MEMORY, kernel.max_dynamic_shared_size_bytes):
+        kernel.max_dynamic_shared_size_bytes = launch.shared
+    kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared)
+
+
+def device():
+    """The current device as `cusink._launch_cupy.Device`."""
+    return _device(cp.cuda.runtime.getDevice())
+
+
+@functools.cache
+def _device(number):
+    attributes = cp.cuda.Device(number).attributes
+    return Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+
+
+def _sizes(*sizes):
+    return tuple(np.int64(size) for size in sizes)
+
+
+def _cost_index(launch, index):
+    """The argument that says which cost a problem has, where the kernel takes it: tiles are for one shared cost."""
+    return () if launch.kernel.endswith("_tiled") else (NO_INDEX if index is None else index,)
+
+
+def _cost_stride(launch, C):
+    """The argument that says how far apart two problems' costs lie, where the kernel takes it."""
+    return () if launch.kernel.endswith("_tiled") else (np.int64(0 if C.ndim == 2 else C.shape[1] * C.shape[2]),)

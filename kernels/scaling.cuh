@@ -1,0 +1,143 @@
+// uses: online_softmax.cuh
+// One Sinkhorn half-step of single entries: the certified multiplicative form, and log-sum-exp for what it cannot
+// certify.
+//
+// A problem is held as scalings U = a exp(f / eps), V = b exp(g / eps) and, beside them, their base-2 logarithms
+// ("logits"), which stay right where a scaling leaves the range of REAL. A sum S_j = sum_i U_i K_ij gives the plain
+// update V_j = b_j / S_j.
+//
+// Range. K = 2^SHIFT exp(-(C - min C) / eps) <= 2^SHIFT, and a scaling above CAP becomes +inf, so that every sum it
+// touches is inf or NaN. What underflow to zero takes from a sum of n terms is then below n * tiny * (2^SHIFT + CAP),
+// whether K, U or their product underflowed. A finite sum above n * CERTAIN, which is that loss over the rounding
+// unit, is right to rounding. SHIFT splits the exponents between K and the scalings: without it half of the range
+// that a problem may span is lost. The shift and min C are absorbed by the logits of the rows; a power of 2 that
+// moves between rows and columns ("gauge") balances the two sides.
+
+template <class T>
+struct Range;
+template <>
+struct Range<float> {
+    static constexpr int SHIFT = 44;
+    static constexpr float CAP = 0x1p46f, CERTAIN = 0x1p-56f;  // 2^(-126 + 46 + 1 + 23)
+};
+template <>
+struct Range<double> {
+    static constexpr int SHIFT = 476;
+    static constexpr double CAP = 0x1p480, CERTAIN = 0x1p-489;  // 2^(-1022 + 480 + 1 + 52)
+};
+
+// Method: the multiplicative form alone, certified with log-sum-exp for what fails, log-sum-exp alone.
+constexpr int SCALING = 0, AUTO = 1, LOG = 2;
+
+__device__ inline bool certified(REAL sum, long long terms) {
+    return sum > REAL(terms) * Range<REAL>::CERTAIN && sum < infinity();  // false for NaN
+}
+
+__device__ inline bool in_range(REAL scaling) {
+    return scaling >= Limits<REAL>::tiny && scaling <= Range<REAL>::CAP;
+}
+
+__device__ inline REAL capped(REAL scaling) {
+    return scaling <= Range<REAL>::CAP ? scaling : infinity();
+}
+
+// An entry of K for a cost above the smallest. In two parts: with C / eps of 1000 a single float product would leave
+// exp2 with 1000 rounding errors.
+__device__ inline REAL kernel_entry(REAL cost, double cost_scale) {
+    REAL scale = REAL(cost_scale), rest = REAL(cost_scale - double(scale));
+    REAL product = cost * scale;
+    if (!(product < REAL(4000))) return 0;  // beyond the range of double, and +inf
+    REAL whole = nearest_whole(product);
+    REAL fraction = (product - whole) + multiply_add(cost, rest, multiply_add(cost, scale, -product));
+    return power_of_two(Range<REAL>::SHIFT - whole) * power_of_two(-fraction);
+}
+
+// How much of an update is taken. ratio = old scaling / plain new scaling. To first order this is over-relaxation by
+// omega; the exact form never lowers the dual objective, so that no omega in [1, 2) can diverge.
+__device__ inline REAL relaxation(REAL omega, REAL ratio) {
+    return omega == 1 ? REAL(1) : (omega - 1) + larger(1 - (omega - 1) * ratio, REAL(0));
+}
+
+// Where an entry's logarithmic sums read the cost, by kept and by summed index. `minimum` and SHIFT as in K.
+struct Costs {
+    const REAL* C;
+    long long kept_stride, summed_stride;
+    REAL minimum, scale;
+
+    __device__ REAL term(REAL logit, long long k, long long s) const {
+        return multiply_add(C[k * kept_stride + s * summed_stride] - minimum, -scale, logit + Range<REAL>::SHIFT);
+    }
+};
+
+// log2 sum_s 2^(logits_s) K_ks for the lanes that want it. The whole warp must come here.
+__device__ inline REAL log_sum(bool wanted, const Costs& costs, long long k, long long terms, const REAL* logits) {
+    unsigned left = __ballot_sync(FULL_WARP, wanted);
+    int lane = threadIdx.x % 32;
+    REAL result = 0, x[GROUP];
+    if (__popc(left) > 8) {  // many: each lane sums its own entry
+        OnlineSoftmax state = OnlineSoftmax::empty();
+#pragma unroll 1  // rare, and registers are for the common path
+        for (long long s = 0; s < terms; s += GROUP) {
+#pragma unroll
+            for (int c = 0; c < GROUP; c++)
+                x[c] = wanted && s + c < terms ? costs.term(logits[s + c], k, s + c) : -infinity();
+            state.push(x);
+        }
+        return state.value();
+    }
+    while (left) {  // few: the warp sums one entry after the other
+        int source = __ffs(left) - 1;
+        left &= left - 1;
+        long long entry = __shfl_sync(FULL_WARP, k, source);
+        OnlineSoftmax state = OnlineSoftmax::empty();
+#pragma unroll 1
+        for (long long first = lane; first < terms; first += GROUP * 32) {
+#pragma unroll
+            for (int c = 0; c < GROUP; c++) {
+                long long s = first + c * 32;
+                x[c] = s < terms ? costs.term(logits[s], entry, s) : -infinity();
+            }
+            state.push(x);
+        }
+        state.merge_warp();
+        if (lane == source) result = state.value();
+    }
+    return result;
+}
+
+// `deviation` is weight * |1 - old / new|, the entry's share of the marginal error.
+struct Entry {
+    REAL scaling, logit, deviation;
+};
+
+// The update that a certified sum asks for; with measure, only what the old entry deviates by.
+__device__ inline Entry updated_by_sum(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure) {
+    REAL ratio = in_range(old.scaling) ? old.scaling * (sum / weight)
+                                       : power_of_two(old.logit + (log_two(sum) - log_two(weight)));
+    if (measure) return {old.scaling, old.logit, weight * magnitude(1 - ratio)};
+    REAL factor = relaxation(omega, ratio), scaling = weight / sum * factor;
+    REAL logit = in_range(scaling) ? log_two(scaling) : log_two(weight) - log_two(sum) + log_two(factor);
+    return {capped(scaling), logit, weight * magnitude(1 - factor)};
+}
+
+// The same for the base-2 logarithm of the sum.
+__device__ inline Entry updated_by_log(const Entry& old, REAL log_sum, REAL weight, REAL omega, bool measure) {
+    if (!(log_sum > -infinity())) return {REAL(0), -infinity(), weight};  // no partner: all of the weight is missing
+    REAL plain = log_two(weight) - log_sum, ratio = power_of_two(old.logit - plain);
+    if (measure) return {old.scaling, old.logit, weight * magnitude(1 - ratio)};
+    REAL factor = relaxation(omega, ratio), logit = plain + log_two(factor);
+    return {capped(power_of_two(logit)), logit, weight * magnitude(1 - factor)};
+}
+
+// A half-step of one entry per lane: range check, update or measurement. The whole warp must come here; a lane
+// without an entry has weight 0. `logits` and `terms` belong to the other side, which is summed over.
+__device__ inline Entry half_step(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure, int method,
+                                  const Costs& costs, long long k, long long terms, const REAL* logits) {
+    bool carries = weight > 0;
+    bool fails = carries && (method == LOG || !certified(sum, terms));
+    REAL logarithm = method == SCALING ? REAL(0) : log_sum(fails, costs, k, terms, logits);
+    if (!carries) return {REAL(0), -infinity(), REAL(0)};
+    if (!fails) return updated_by_sum(old, sum, weight, omega, measure);
+    if (method == SCALING) return {old.scaling, old.logit, infinity()};  // stands still, and says so
+    return updated_by_log(old, logarithm, weight, omega, measure);
+}

@@ -1,0 +1,172 @@
+"""Run the CUDA kernels on a CPU: g++ builds the unchanged sources against ``cuda_emulation.h``, and this calls them.
+
+`function` stands in for ``cusink._kernels.function``. Arguments are checked more strictly than CuPy does: number,
+dtype, contiguity, and scalars of exactly the parameter's type. Arrays are copied to and from memory that has an
+unmapped page on either side, so that an access outside an array ends the launch with an `EmulationError`.
+"""
+
+import ctypes
+import functools
+import hashlib
+import mmap
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from cusink import _kernels
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".cache" / "emulated"
+PAGE = mmap.PAGESIZE
+PLAIN_SHARED_MEMORY = 48 << 10  # what a launch may ask for without raising the kernel's own limit
+OPTIONS = (
+    *(
+        "-std=c++17",
+        "-O1",
+        "-g0",
+        "-fPIC",
+        "-shared",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+        "-Wno-unused-function",
+        "-Werror",
+    ),
+    # longjmp between stacks is the point here; index checks trap, and the trap becomes a message.
+    *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"),
+)
+
+
+class EmulationError(Exception):
+    """A launch did what CUDA leaves undefined, or what a device would refuse."""
+
+
+def compiler():
+    """Path of g++, or None."""
+    return shutil.which("g++")
+
+
+@functools.cache
+def build(text, names, dtype):
+    """Compile CUDA source `text` (see `cusink._kernels.source`) for `dtype`; return the loaded library."""
+    real = _kernels.REAL[np.dtype(dtype)]
+    kernels = "".join(f"EMULATED_KERNEL({name})\n" for name in names)
+    memory = "thread_local __align__(64) unsigned char dynamic_shared[emulated::SHARED_LIMIT + emulated::GUARD];\n"
+    header = (HERE / "cuda_emulation.h").read_text()
+    program = f'#include "cuda_emulation.h"\n{text}\n#line 1 "launchers"\n{memory}{kernels}'
+    key = hashlib.sha256("\0".join((header, program, real, *OPTIONS)).encode()).hexdigest()[:24]
+    library = CACHE / f"{key}.so"
+    if not library.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        part = CACHE / f"{key}.{os.getpid()}"
+        source = part.with_suffix(".cpp")
+        source.write_text(program)
+        command = [compiler(), *OPTIONS, f"-DREAL={real}", f"-I{HERE}", str(source), "-o", str(part)]
+        outcome = subprocess.run(command, capture_output=True, text=True)
+        source.unlink()
+        if outcome.returncode:
+            raise EmulationError(outcome.stderr[:4000])
+        part.replace(library)
+    return ctypes.CDLL(str(library))
+
+
+class Kernel:
+    """One kernel, called as a ``cupy.RawKernel`` is; `seed` shuffles the order in which threads and blocks run."""
+
+    def __init__(self, file, name, dtype, change=None, seed=0):
+        text = _kernels.source(file)
+        if change:
+            text = change(text)
+        library = build(text, tuple(_kernels.names(file)), np.dtype(dtype).name)
+        signature = getattr(library, f"signature_{name}")
+        signature.restype = ctypes.c_char_p
+        self.name = name
+        self.parameters = signature().decode().split()
+        self.seed = seed
+        self.max_dynamic_shared_size_bytes = PLAIN_SHARED_MEMORY
+        self._launch = getattr(library, f"launch_{name}")
+        self._launch.restype = ctypes.c_char_p
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        if len(args) != len(self.parameters):
+            raise EmulationError(f"{self.name} takes {len(self.parameters)} arguments; got {len(args)}")
+        if any(size != 1 for size in (*grid[1:], *block[1:])):
+            raise EmulationError(f"{self.name}: only one-dimensional launches are emulated")
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise EmulationError(f"{self.name}: {shared_mem} bytes of shared memory exceed its limit")
+        copies, cells = {}, []
+        for place, (value, parameter) in enumerate(zip(args, self.parameters, strict=True)):
+            cells.append(self._cell(place, value, parameter, copies))
+        pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
+        sizes = (ctypes.c_long(int(x)) for x in (grid[0], block[0], shared_mem))
+        error = self._launch(pointers, *sizes, ctypes.c_ulong(self.seed))
+        for array, memory in copies.values():
+            memory.fetch(array)
+        if error:
+            raise EmulationError(f"{self.name}: {error.decode()}")
+
+    def _cell(self, place, value, parameter, copies):
+        """Return the C variable that holds argument number `place`."""
+        kind = parameter.lstrip("rw")
+        if parameter[0] not in "rw":
+            if not isinstance(value, np.generic) or value.dtype != np.dtype(kind):
+                raise EmulationError(f"{self.name}, argument {place}: {kind} expected, got {type(value).__name__}")
+            return np.ctypeslib.as_ctypes_type(value.dtype)(value.item())
+        if isinstance(value, np.generic) and value.dtype == np.int64 and value == 0:
+            return ctypes.c_void_p(None)
+        if not isinstance(value, np.ndarray) or value.dtype != np.dtype(kind):
+            got = getattr(value, "dtype", type(value).__name__)
+            raise EmulationError(f"{self.name}, argument {place}: array of {kind} expected, got {got}")
+        if not value.flags.c_contiguous:
+            raise EmulationError(f"{self.name}, argument {place}: the array is not C-contiguous; strides are ignored")
+        key = value.__array_interface__["data"][0], value.nbytes
+        if key not in copies:
+            copies[key] = value, GuardedMemory(len(copies), value)
+        if parameter[0] == "w":
+            copies[key][1].written = True
+        return ctypes.c_void_p(copies[key][1].address)
+
+
+class GuardedMemory:
+    """A copy of an array that ends where an unmapped page begins; what lies before it is checked when it is fetched."""
+
+    # (number, pages) -> address: the arrays of a launch each have their own, and the next launch takes them over.
+    _regions = {}
+
+    def __init__(self, number, array):
+        pages = -(-max(array.nbytes, 1) // PAGE)
+        if (number, pages) not in self._regions:
+            self._regions[number, pages] = _map(pages)
+        start = self._regions[number, pages]
+        self.slack = pages * PAGE - array.nbytes
+        self.start, self.address, self.written = start, start + self.slack, False
+        ctypes.memset(start, 0xFF, self.slack)
+        ctypes.memmove(self.address, array.ctypes.data, array.nbytes)
+
+    def fetch(self, array):
+        """Copy back to `array` what a kernel was allowed to write."""
+        if ctypes.string_at(self.start, self.slack).count(b"\xff") != self.slack:
+            raise EmulationError("a write before the beginning of an array")
+        if self.written:
+            ctypes.memmove(array.ctypes.data, self.address, array.nbytes)
+
+
+def _map(pages):
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    address = libc.mmap(None, (pages + 2) * PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise MemoryError("mmap failed")
+    if libc.mprotect(address + PAGE, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE):
+        raise MemoryError("mprotect failed")
+    return address + PAGE
+
+
+@functools.cache
+def function(file, name, dtype):
+    """Stand in for ``cusink._kernels.function``."""
+    return Kernel(file, name, dtype)

@@ -1,0 +1,337 @@
+// Lets g++ build the unchanged .cu files: blocks, warps, shared memory, barriers and shuffles on one CPU thread.
+//
+// Each CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp operation, then another one runs, in an
+// order that a seed shuffles anew each round: where a barrier is missing, some order shows it. What CUDA leaves undefined is
+// an error here: a barrier that only part of a block (a shuffle that only part of a warp) reaches, or that its threads reach
+// at different lines; a mask other than the full warp; a write behind the dynamic shared memory that was asked for. Reads
+// there, and of shared memory that nobody has written, give NaN. Arrays in global memory come from the driver with unmapped
+// pages around them; a fault ends the launch with a message. As under CuPy (-ftz=true) float has no subnormals.
+
+#pragma once
+
+#include <csetjmp>
+#include <csignal>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <sys/mman.h>
+#include <type_traits>
+#include <ucontext.h>
+#include <utility>
+#include <vector>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+// All fibers live on one thread, so that thread_local is shared by a block; unlike 'static' it may follow 'extern'.
+#define __shared__ thread_local
+
+namespace emulated {
+
+struct Index {
+    unsigned x = 0, y = 0, z = 0;
+};
+
+enum State { READY, AT_BARRIER, IN_WARP, DONE };
+
+constexpr size_t STACK = 64 << 10, SHARED_LIMIT = 228 << 10, GUARD = 4096;
+
+struct Fiber {
+    State state;
+    int line;
+    unsigned parity;
+    jmp_buf context;
+    char* stack;
+};
+
+struct Warp {
+    uint64_t slot[2][32];
+    int arrived;
+};
+
+inline Index thread_index, block_index, block_size, grid_size;
+inline std::vector<Fiber> fibers;
+inline std::vector<Warp> warps;
+inline unsigned current;
+inline jmp_buf scheduler;
+inline sigjmp_buf way_out;
+inline char message[256];
+inline void (*body)(void*);
+inline void* body_argument;
+
+[[noreturn]] inline void fail(const char* text, int line = 0) {
+    if (line)
+        snprintf(message, sizeof message, "%s (line %d, block %u, thread %u)", text, line, block_index.x, current);
+    else
+        snprintf(message, sizeof message, "%s (block %u, thread %u)", text, block_index.x, current);
+    siglongjmp(way_out, 1);
+}
+
+inline void pause_fiber(State state, int line) {
+    Fiber& fiber = fibers[current];
+    fiber.state = state;
+    fiber.line = line;
+    if (!_setjmp(fiber.context)) _longjmp(scheduler, 1);
+}
+
+inline void barrier(int line) {
+    pause_fiber(AT_BARRIER, line);
+}
+
+// Deposit a value, wait for the whole warp, and return where the warp's values lie. Two sets of slots in turn: a lane can
+// be ahead of another by one operation, never by two.
+inline uint64_t* exchange(unsigned mask, uint64_t value, int line) {
+    if (mask != 0xffffffffu) fail("a warp operation with a partial mask", line);
+    Fiber& fiber = fibers[current];
+    Warp& warp = warps[current / 32];
+    uint64_t* slots = warp.slot[fiber.parity ^= 1];
+    slots[current % 32] = value;
+    if (++warp.arrived == 32) {
+        for (unsigned lane = current / 32 * 32; lane < current / 32 * 32 + 32; lane++) {
+            if (lane != current && fibers[lane].line != line) fail("a warp operation that its lanes reach at different lines", line);
+            fibers[lane].state = READY;
+        }
+        warp.arrived = 0;
+    }
+    if (fiber.state == READY && warp.arrived == 0)
+        pause_fiber(READY, line);
+    else
+        pause_fiber(IN_WARP, line);
+    return slots;
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, int lane, int line) {
+    uint64_t bits = 0;
+    static_assert(sizeof(T) <= sizeof bits, "shuffles move at most 8 bytes");
+    memcpy(&bits, &value, sizeof value);
+    uint64_t* slots = exchange(mask, bits, line);
+    memcpy(&value, &slots[lane & 31], sizeof value);
+    return value;
+}
+
+inline unsigned ballot(unsigned mask, bool vote, int line) {
+    uint64_t* slots = exchange(mask, vote, line);
+    unsigned votes = 0;
+    for (int lane = 0; lane < 32; lane++) votes |= unsigned(slots[lane]) << lane;
+    return votes;
+}
+
+inline void fiber_main() {
+    for (;;) {
+        body(body_argument);
+        pause_fiber(DONE, 0);
+    }
+}
+
+inline void resume(unsigned thread, ucontext_t* fresh) {
+    current = thread;
+    thread_index.x = thread;
+    if (_setjmp(scheduler)) return;
+    if (fresh) setcontext(fresh);
+    _longjmp(fibers[thread].context, 1);
+}
+
+// Let the barrier open if the whole block waits at one line of it.
+inline void open_barrier() {
+    int line = 0;
+    for (unsigned t = 0; t < fibers.size(); t++) {
+        current = t;
+        if (fibers[t].state == DONE) fail("a thread has left the block while others wait at a barrier");
+        if (fibers[t].state == IN_WARP) fail("part of a warp waits in a warp operation that the rest never reaches", fibers[t].line);
+        if (line && fibers[t].line != line) fail("a barrier that its threads reach at different lines", fibers[t].line);
+        line = fibers[t].line;
+    }
+    for (Fiber& fiber : fibers) fiber.state = READY;
+}
+
+inline void run_block(std::mt19937& order, bool fresh) {
+    std::vector<unsigned> turns(fibers.size());
+    for (unsigned t = 0; t < turns.size(); t++) turns[t] = t;
+    for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.line = 0;
+    for (Warp& warp : warps) warp.arrived = 0;
+    for (bool first = fresh;; first = false) {
+        for (unsigned t = turns.size(); t > 1; t--) std::swap(turns[t - 1], turns[order() % t]);
+        bool moved = false, over = true;
+        for (unsigned t : turns) {
+            if (fibers[t].state == READY) {
+                moved = true;
+                ucontext_t start;
+                if (first) {
+                    getcontext(&start);
+                    start.uc_stack.ss_sp = fibers[t].stack;
+                    start.uc_stack.ss_size = STACK;
+                    start.uc_link = nullptr;
+                    makecontext(&start, fiber_main, 0);
+                }
+                resume(t, first ? &start : nullptr);
+            }
+            over = over && fibers[t].state == DONE;
+        }
+        if (over) return;
+        if (!moved) open_barrier();
+    }
+}
+
+inline void on_signal(int number) {
+    snprintf(message, sizeof message, "%s (block %u, thread %u)",
+             number == SIGILL || number == SIGTRAP ? "an index outside its array" : "a read or write outside its array", block_index.x,
+             current);
+    siglongjmp(way_out, 1);
+}
+
+struct Signals {
+    static constexpr int numbers[4] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
+    struct sigaction old[4];
+    stack_t old_stack;
+    std::vector<char> own = std::vector<char>(1 << 16);
+    Signals() {
+        stack_t stack = {};
+        stack.ss_sp = own.data();
+        stack.ss_size = own.size();
+        sigaltstack(&stack, &old_stack);
+        struct sigaction action = {};
+        action.sa_handler = on_signal;
+        action.sa_flags = SA_ONSTACK | SA_NODEFER;
+        for (int k = 0; k < 4; k++) sigaction(numbers[k], &action, &old[k]);
+    }
+    ~Signals() {
+        for (int k = 0; k < 4; k++) sigaction(numbers[k], &old[k], nullptr);
+        sigaltstack(&old_stack, nullptr);
+    }
+};
+
+inline char* stack_of(unsigned thread) {
+    static std::vector<char*> stacks;
+    while (stacks.size() <= thread)
+        stacks.push_back((char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    return stacks[thread];
+}
+
+inline const char* run(void (*kernel)(void*), void* argument, unsigned char* shared, long grid, long block, long shared_bytes,
+                       unsigned long seed, bool flush) {
+    if (block < 32 || block > 512 || block % 32) return "the block is no multiple of 32 up to the launch bound of 512";
+    if (shared_bytes < 0 || size_t(shared_bytes) > SHARED_LIMIT) return "more shared memory than any device has";
+    if (grid < 1 || grid > 2147483647) return "the grid is outside what a launch takes";
+    Signals signals;
+    body = kernel;
+    body_argument = argument;
+    fibers.assign(block, Fiber());
+    warps.assign(block / 32, Warp());
+    for (long t = 0; t < block; t++) fibers[t].stack = stack_of(t);
+    block_size = {unsigned(block), 1, 1};
+    grid_size = {unsigned(grid), 1, 1};
+    std::mt19937 order(seed);
+#ifdef __SSE__
+    unsigned csr = _mm_getcsr();
+    if (flush) _mm_setcsr(csr | 0x8040);
+#endif
+    const char* volatile error = nullptr;
+    if (!sigsetjmp(way_out, 1)) {
+        bool fresh = true;
+        std::vector<long> blocks(grid);
+        for (long k = 0; k < grid; k++) blocks[k] = k;
+        for (long k = grid; k > 1; k--) std::swap(blocks[k - 1], blocks[order() % k]);
+        for (long k : blocks) {
+            block_index.x = k;
+            memset(shared, 0xff, shared_bytes + GUARD);
+            run_block(order, fresh);
+            fresh = false;
+            for (size_t g = 0; g < GUARD; g++)
+                if (shared[shared_bytes + g] != 0xff) fail("a write behind the dynamic shared memory");
+        }
+    } else {
+        error = message;
+    }
+#ifdef __SSE__
+    _mm_setcsr(csr);
+#endif
+    return error;
+}
+
+template <class T>
+std::string code() {
+    if constexpr (std::is_pointer_v<T>) {
+        typedef std::remove_pointer_t<T> To;
+        return std::string(std::is_const_v<To> ? "r" : "w") + code<std::remove_const_t<To>>();
+    } else if constexpr (std::is_same_v<T, float>) {
+        return "f4 ";
+    } else if constexpr (std::is_same_v<T, double>) {
+        return "f8 ";
+    } else if constexpr (std::is_integral_v<T>) {
+        return "i" + std::to_string(sizeof(T)) + " ";
+    } else {
+        return "f" + std::to_string(sizeof(T)) + " ";
+    }
+}
+
+template <class... A>
+struct Call {
+    void (*kernel)(A...);
+    void** arguments;
+
+    template <size_t... I>
+    void apply(std::index_sequence<I...>) {
+        kernel(*static_cast<std::remove_const_t<A>*>(arguments[I])...);
+    }
+    static void invoke(void* self) {
+        static_cast<Call*>(self)->apply(std::index_sequence_for<A...>());
+    }
+};
+
+template <class... A>
+std::string signature(void (*)(A...)) {
+    return (code<A>() + ...);
+}
+
+template <class... A>
+const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments, long grid, long block, long shared_bytes,
+                   unsigned long seed, bool flush) {
+    Call<A...> call = {kernel, arguments};
+    return run(&Call<A...>::invoke, &call, shared, grid, block, shared_bytes, seed, flush);
+}
+
+}  // namespace emulated
+
+#define threadIdx emulated::thread_index
+#define blockIdx emulated::block_index
+#define blockDim emulated::block_size
+#define gridDim emulated::grid_size
+
+#define __syncthreads() emulated::barrier(__LINE__)
+#define __syncwarp() emulated::exchange(0xffffffffu, 0, __LINE__)
+#define __shfl_sync(mask, value, lane) emulated::shuffle(mask, value, lane, __LINE__)
+#define __shfl_xor_sync(mask, value, offset) emulated::shuffle(mask, value, int(emulated::current % 32) ^ (offset), __LINE__)
+#define __ballot_sync(mask, vote) emulated::ballot(mask, vote, __LINE__)
+#define __popc(x) __builtin_popcount(x)
+#define __ffs(x) __builtin_ffs(x)
+
+inline double __longlong_as_double(long long bits) {
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline float __int_as_float(int bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// One of these per kernel, behind the kernel's source.
+#define EMULATED_KERNEL(name)                                                                                             \
+    extern "C" const char* signature_##name() {                                                                           \
+        static const std::string text = emulated::signature(name);                                                       \
+        return text.c_str();                                                                                              \
+    }                                                                                                                     \
+    extern "C" const char* launch_##name(void** arguments, long grid, long block, long shared_bytes, unsigned long seed) { \
+        return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, sizeof(REAL) == 4);      \
+    }

@@ -1,0 +1,156 @@
+"""A stand-in for ``cupy`` with NumPy arrays as device arrays, so that ``_ops_cupy`` runs on the emulated kernels.
+
+Only what the backend uses, and stricter than NumPy: new memory is NaN, no allocation and no matrix product may happen
+while a stream captures, and a captured graph replays exactly the launches it saw. What an engineer would get wrong on a
+real device (argument order, dtypes, sizes, contiguity, scalars) fails here.
+"""
+
+import contextlib
+import importlib.util
+import sys
+import types
+
+import numpy as np
+
+import emulated
+from cusink import _kernels
+
+MODULES = ("cusink._reductions_cupy", "cusink._iteration_cupy", "cusink._ops_cupy")
+ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}
+
+
+class Capture:
+    """The launches of the stream that is capturing now, if one is."""
+
+    launches = None
+
+
+def empty(shape, dtype=float):
+    if Capture.launches is not None:
+        raise emulated.EmulationError("memory is allocated while a stream captures")
+    array = np.empty(shape, dtype)
+    array.view(np.uint8).reshape(-1)[:] = 0xFF if array.dtype.kind == "f" else 0x55
+    return array
+
+
+def dot(a, b, out=None):
+    if Capture.launches is not None:
+        raise emulated.EmulationError("cuBLAS is called while a stream captures")
+    with np.errstate(all="ignore"):
+        return np.dot(a, b, out=out)
+
+
+class Graph:
+    def __init__(self, launches):
+        self.launches = launches
+
+    def launch(self):
+        for launch in self.launches:
+            launch()
+
+
+class Stream:
+    def __init__(self, non_blocking=False):
+        self.non_blocking = non_blocking
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def begin_capture(self):
+        if not self.non_blocking:
+            raise emulated.EmulationError("the default stream cannot capture")
+        Capture.launches = []
+
+    def end_capture(self):
+        launches, Capture.launches = Capture.launches, None
+        return Graph(launches)
+
+
+class Device:
+    def __init__(self, number):
+        self.attributes = ATTRIBUTES
+
+
+class CapturingKernel:
+    """A kernel that is noted down instead of run while a stream captures."""
+
+    def __init__(self, kernel, log):
+        object.__setattr__(self, "_parts", (kernel, log))
+
+    def __getattr__(self, name):
+        return getattr(self._parts[0], name)
+
+    def __setattr__(self, name, value):
+        setattr(self._parts[0], name, value)
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        kernel, log = self._parts
+        log.append(kernel.name)
+
+        def launch():
+            with np.errstate(all="ignore"):
+                kernel(grid, block, args, shared_mem=shared_mem)
+
+        if Capture.launches is None:
+            launch()
+        else:
+            Capture.launches.append(launch)
+
+
+def module():
+    """A module object to stand in for cupy."""
+    runtime = types.SimpleNamespace(getDevice=lambda: 0)
+    cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream)
+    stand_in = types.ModuleType("cupy")
+    for name in ("arange", "ascontiguousarray", "asarray", "isfinite", "ndarray", "ones", "repeat", "where", "zeros"):
+        setattr(stand_in, name, getattr(np, name))
+    stand_in.cuda, stand_in.empty, stand_in.dot = cuda, empty, dot
+    stand_in.empty_like = lambda array: empty(array.shape, array.dtype)
+    stand_in.asnumpy = np.array
+    return stand_in
+
+
+@contextlib.contextmanager
+def operators(change=None):
+    """``cusink._ops_cupy`` on emulated kernels; its attribute `launched` lists the names of the kernels that have run.
+
+    `change` maps the source text of a module of the backend to another one, for tests that break it on purpose.
+    """
+    names = ("cupy", *MODULES)
+    saved = {name: sys.modules.pop(name, None) for name in names}
+    function, launched = _kernels.function, []
+    sys.modules["cupy"] = module()
+    _kernels.function = lambda *args: CapturingKernel(emulated.function(*args), launched)
+    try:
+        for name in MODULES:
+            _load(name, change)
+        ops = sys.modules[MODULES[-1]]
+        ops.launched = launched
+        yield ops
+    finally:
+        _kernels.function = function
+        Capture.launches = None
+        package = sys.modules["cusink"]
+        for name, old in saved.items():
+            sys.modules.pop(name, None)
+            if old is not None:
+                sys.modules[name] = old
+            attribute = name.rpartition(".")[2]
+            if name != "cupy" and old is None and hasattr(package, attribute):
+                delattr(package, attribute)
+            elif name != "cupy" and old is not None:
+                setattr(package, attribute, old)
+
+
+def _load(name, change):
+    """Import module `name` anew, from its text as `change` leaves it."""
+    spec = importlib.util.find_spec(name)
+    loaded = importlib.util.module_from_spec(spec)
+    text = spec.loader.get_source(name)
+    changed = change(text) if change else text
+    sys.modules[name] = loaded
+    exec(compile(changed, spec.origin, "exec"), loaded.__dict__)
+    setattr(sys.modules["cusink"], name.rpartition(".")[2], loaded)
