@@ -26,10 +26,13 @@ c_transform(C, potential, axis)
 Iteration(C, a, b, eps, f, g, method)
     B problems under way. ``f`` and ``g`` are the potentials to start from. Methods:
     ``advance(omega, count)``: `count` iterations (one g-update, one f-update each) of every problem, over-relaxed by its
-    own ``omega (B,)`` in [1, 2); returns an upper bound ``(B,)`` of each problem's marginal error after one more plain
-    f-update, which for omega = 1 is the error itself.
-    ``finish(index)``: ``(f, g, error)`` of the problems at `index` after a plain f-update.
+    own ``omega`` (a NumPy array (B,) in [1, 2)); returns an upper bound ``(B,)`` of each problem's marginal error after one more
+    plain f-update, which for omega = 1 is the error itself, and inf for a problem that left the range of ``method="scaling"``.
+    ``finish(index)``: ``(f, g, cost, error)`` of the problems at `index` (a NumPy array) after a plain f-update. A zero weight gets
+    the potential of its own softmin.
     ``keep(index)``: drop all problems but those at `index`.
+xp, to_host(array)
+    The array module, and an array as a NumPy array.
 """
 
 import sys
@@ -44,6 +47,7 @@ OPERATORS = (
     "plan_sum",
     "c_transform",
     "Iteration",
+    "to_host",
 )
 
 

@@ -1,0 +1,373 @@
+"""Every check of the arguments of public functions, once per call, before any work.
+
+A message says: parameter, rule, what came, and how to mend it. TypeError is for kind, dtype and library; ValueError for shapes and
+values. What comes out is contiguous and of one library, device and dtype, with the batch axis in front.
+"""
+
+import math
+import numbers
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+METHODS = ("auto", "log", "scaling")
+VALUES = ("cost", "reg_cost", "entropic_cost")
+MASS_TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
+HALF = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Arrays:
+    """Checked input: a (B, n), b (B, m), C (n, m) or (B, n, m), in the dtype of the computation; `dtype` is the user's."""
+
+    a: Any
+    b: Any
+    C: Any
+    dtype: Any
+    batched: bool
+    init: Any = None
+
+
+def sinkhorn(a, b, C, *, eps, init, check):
+    """Arrays of a call of `cusink.sinkhorn`."""
+    regularisation(eps)
+    if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
+        raise TypeError(f"'init' must be a pair (f, g) of potentials; got {_kind(init)}. Pass (result.f, result.g)")
+    f, g = (None, None) if init is None else init
+    (a, b, C, f, g), xp, dtype = arrays(a=a, b=b, C=C, **{"init[0]": f, "init[1]": g})
+    cost_shape(C)
+    n, m = C.shape[-2:]
+    sides = (("a", a, n), ("b", b, m), ("init[0]", f, n), ("init[1]", g, m))
+    for name, x, bins in sides:
+        if x is not None and (x.ndim not in (1, 2) or x.shape[-1] != bins):
+            raise ValueError(_shape_message(name, x.shape, bins, C.shape, a, b))
+    sizes = {name: len(x) for name, x, _ in sides if x is not None and x.ndim == 2} | ({"C": len(C)} if C.ndim == 3 else {})
+    size = _batch_size(sizes)
+    a, b = (_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
+    if check:
+        weight_values("a", a, xp)
+        weight_values("b", b, xp)
+        cost_values(C, xp)
+        partners(a, b, C, xp)
+    b = equal_mass(a, b, xp, check)
+    if init is not None:
+        if check:
+            for name, x in (("init[0]", f), ("init[1]", g)):
+                if not xp.isfinite(x).all():
+                    raise ValueError(f"'{name}' must be finite; got NaN or infinity. Start without 'init'")
+        f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
+        init = (f, g)
+    return Arrays(a=a, b=b, C=xp.ascontiguousarray(C), dtype=dtype, batched=bool(sizes), init=init)
+
+
+def histograms(A, B, C, *, eps, check):
+    """Arrays of a call of `cusink.distance_matrix`: rows of A against rows of B, B None for A itself."""
+    regularisation(eps)
+    symmetric = B is None
+    (A, B, C), xp, dtype = arrays(A=A, B=B, C=C)
+    cost_shape(C, batch=False)
+    n, m = C.shape
+    for name, x, bins in (("A", A, n), ("B", A if symmetric else B, m)):
+        if x.ndim != 2 or x.shape[1] != bins:
+            hint = ". Did you swap 'A' and 'B'?" if not symmetric and n != m and x.shape[-1] == n + m - bins else ""
+            hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
+            raise ValueError(f"'{name}' must have shape (rows, {bins}) to match C of shape {C.shape}; got {x.shape}{hint}")
+        if 0 in x.shape:
+            raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
+    A = xp.ascontiguousarray(A)
+    B = A if symmetric else xp.ascontiguousarray(B)
+    if check:
+        weight_values("A", A, xp)
+        if not symmetric:
+            weight_values("B", B, xp)
+        cost_values(C, xp)
+    first = float(A[0].sum(dtype=np.float64))
+    scaled = []
+    for name, x in (("A", A),) if symmetric else (("A", A), ("B", B)):
+        mass = x.sum(axis=1, dtype=np.float64)
+        if check:
+            tolerance = MASS_TOLERANCE[x.dtype.name]
+            off = xp.abs(mass - first) > tolerance * first
+            if off.any():
+                row = int(off.argmax())
+                raise ValueError(
+                    f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {first:g} and '{name}' row {row} has "
+                    f"{float(mass[row]):g}. Divide each row by its sum: {name} / {name}.sum(axis=1, keepdims=True)"
+                )
+        scaled.append(x * (first / mass).astype(x.dtype)[:, None])
+    A, B = scaled[0], scaled[-1]
+    if check and not xp.isfinite(C).all():
+        all_partners(A, B, C, xp)
+    return Arrays(a=A, b=B, C=xp.ascontiguousarray(C), dtype=dtype, batched=True)
+
+
+def points(x, y):
+    """Points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
+    (x, y), xp, dtype = arrays(x=x, y=y)
+    shaped = []
+    for name, p in (("x", x), ("y", x if y is None else y)):
+        p = p[:, None] if p.ndim == 1 else p
+        if p.ndim != 2 or 0 in p.shape:
+            raise ValueError(f"'{name}' must have shape (points, d) with at least one point and one coordinate; got {p.shape}")
+        if not xp.isfinite(p).all():
+            raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+        shaped.append(p)
+    if shaped[0].shape[1] != shaped[1].shape[1]:
+        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {shaped[0].shape} and {shaped[1].shape}")
+    return shaped, xp, dtype
+
+
+def arrays(**named):
+    """The named inputs as arrays of one library and one computing dtype; None stays None. Also that library and the users' dtype."""
+    given = {name: x for name, x in named.items() if x is not None}
+    libraries = {name: _library(name, x) for name, x in given.items()}
+    # A list or a number follows the arrays that it comes with.
+    libraries = {name: library for name, library in libraries.items() if not isinstance(given[name], (list, tuple, numbers.Number))}
+    _same("library", {name: library.__name__ for name, library in libraries.items()}, "Move them to one with cupy.asarray or cupy.asnumpy")
+    xp = next(iter(libraries.values()), np)
+    if xp is not np:
+        _same("device", {name: str(given[name].device) for name in libraries}, "Copy them to one device")
+    converted = {name: _numeric(name, x, xp) for name, x in given.items()}
+    floating = {name: x.dtype.name for name, x in converted.items() if _is_floating(x.dtype)}
+    _same("dtype", floating, "Convert them with .astype")
+    dtype = next((x.dtype for x in converted.values() if _is_floating(x.dtype)), np.dtype(np.float64))
+    computing = np.dtype(np.float32) if dtype.name in HALF else dtype
+    cast = {name: x.astype(computing, copy=False) for name, x in converted.items()}
+    return [cast.get(name) for name in named], xp, dtype
+
+
+def regularisation(eps):
+    """Check the regularisation."""
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+        raise TypeError(f"'eps' must be a number; got {_kind(eps)}")
+    if not (math.isfinite(eps) and eps > 0):
+        raise ValueError(f"'eps' must be positive and finite; got {eps}. A usual start is 0.01 times the largest cost")
+
+
+def options(max_iter, tol, check_every, method, overrelaxation, callback=None):
+    """Check the options of the solver and return them as keywords of `cusink.sinkhorn.solve`."""
+    for name, value in (("max_iter", max_iter), ("check_every", check_every)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"'{name}' must be an integer; got {_kind(value)}")
+        if value < 1:
+            raise ValueError(f"'{name}' must be at least 1; got {value}")
+    if tol is not None:
+        if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
+            raise TypeError(f"'tol' must be a number or None; got {_kind(tol)}")
+        if not (math.isfinite(tol) and tol > 0):
+            raise ValueError(f"'tol' must be positive and finite, or None for exactly 'max_iter' iterations; got {tol}")
+    one_of("method", method, METHODS)
+    if overrelaxation is not None and overrelaxation != "auto":
+        if isinstance(overrelaxation, bool) or not isinstance(overrelaxation, numbers.Real):
+            raise TypeError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation!r}")
+        if not 1 <= overrelaxation < 2:
+            raise ValueError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"'callback' must be callable as callback(iteration, error); got {_kind(callback)}")
+    return {
+        "max_iter": int(max_iter),
+        "tol": tol,
+        "check_every": int(check_every),
+        "method": method,
+        "overrelaxation": overrelaxation,
+        "callback": callback,
+    }
+
+
+def one_of(name, value, allowed):
+    """Check a word against those allowed."""
+    if value not in allowed:
+        raise ValueError(f"'{name}' must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def vector(v, axis, problem):
+    """Check the vectors of `SinkhornResult.apply`; return them with a batch axis."""
+    if axis not in (0, 1):
+        raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {axis!r}")
+    (v, _), xp, _ = arrays(v=v, plan=problem.C)
+    bins = problem.C.shape[axis - 2]
+    size = len(problem.a)
+    allowed = [(bins,), (size, bins)] if problem.batched else [(bins,)]
+    if v.shape not in allowed:
+        wanted = " or ".join(map(str, allowed))
+        raise ValueError(f"'v' must have shape {wanted} for axis={axis}; got {v.shape}. Did you mean axis={1 - axis}?")
+    return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
+
+
+def output(out, shape, dtype, xp):
+    """`out` if it can take the result, a new array if it is None."""
+    if out is None:
+        return xp.empty(shape, dtype)
+    if not isinstance(out, xp.ndarray):
+        raise TypeError(f"'out' must be a {xp.__name__} array like the input; got {_kind(out)}")
+    if out.shape != shape:
+        raise ValueError(f"'out' must have shape {shape} for these histograms; got {out.shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"'out' must have the dtype of the histograms, {dtype}; got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("'out' must be writable; got a read-only array. Open a memmap with mode='r+' or 'w+'")
+    return out
+
+
+def tile(memory_limit, item_bytes, largest):
+    """How many problems of `item_bytes` each fit into the limit, at most `largest`."""
+    if memory_limit is None:
+        return largest
+    if isinstance(memory_limit, bool) or not isinstance(memory_limit, numbers.Integral):
+        raise TypeError(f"'memory_limit' must be a number of bytes (an integer) or None; got {_kind(memory_limit)}")
+    if memory_limit < item_bytes:
+        raise ValueError(f"'memory_limit' must be at least {item_bytes} bytes, what one pair takes; got {memory_limit}")
+    return min(int(memory_limit) // item_bytes, largest)
+
+
+def cost_shape(C, batch=True):
+    """Check the shape of a cost."""
+    wanted = "(n, m) or (B, n, m)" if batch else "(n, m)"
+    if C is None or C.ndim not in ((2, 3) if batch else (2,)):
+        raise ValueError(f"'C' must have shape {wanted}; got {'None' if C is None else C.shape}")
+    if 0 in C.shape:
+        raise ValueError(f"'C' must have at least one row and one column; got shape {C.shape}")
+
+
+def cost_values(C, xp):
+    """Check the entries of a cost: no NaN, no -inf; +inf is a forbidden pair."""
+    if not xp.isfinite(C.min()) or xp.isnan(C).any():
+        what = "NaN" if xp.isnan(C).any() else "-inf" if xp.isneginf(C).any() else "+inf alone"
+        raise ValueError(f"'C' must hold finite costs, and +inf only for forbidden pairs; got {what}. Check how the cost was made")
+
+
+def weight_values(name, weights, xp):
+    """Check that weights are finite, non-negative, and not all zero."""
+    if not xp.isfinite(weights).all():
+        row, column = _first(xp, ~xp.isfinite(weights))
+        raise ValueError(f"'{name}' must be finite; got {float(weights[row, column])} at [{row}, {column}]")
+    if (weights < 0).any():
+        row, column = _first(xp, weights < 0)
+        raise ValueError(
+            f"'{name}' must be non-negative; got {float(weights[row, column]):g} at [{row}, {column}]. Weights are masses, not their logarithms"
+        )
+    empty = weights.sum(axis=1) == 0
+    if empty.any():
+        raise ValueError(f"'{name}' must have a positive sum; row {int(empty.argmax())} is all zero. Leave empty rows out")
+
+
+def equal_mass(a, b, xp, check):
+    """`b` scaled to the mass of `a`, which it must have up to the tolerance of its dtype."""
+    mass_a, mass_b = a.sum(axis=1, dtype=np.float64), b.sum(axis=1, dtype=np.float64)
+    if check:
+        tolerance = MASS_TOLERANCE[a.dtype.name]
+        off = xp.abs(mass_a - mass_b) > tolerance * mass_a
+        if off.any():
+            row = int(off.argmax())
+            raise ValueError(
+                f"'a' and 'b' must have the same mass (relative {tolerance:g}); got {float(mass_a[row]):g} and {float(mass_b[row]):g} in row {row}. "
+                "To normalise, divide each by its sum: a / a.sum(axis=-1, keepdims=True)"
+            )
+    return b * (mass_a / mass_b).astype(b.dtype)[:, None]
+
+
+def partners(a, b, C, xp):
+    """Check that every bin with weight may send some of it to a bin with weight."""
+    allowed = xp.isfinite(C)
+    if allowed.all():
+        return
+    for name, weights, others, pairs in (("a", a, b, allowed), ("b", b, a, xp.swapaxes(allowed, -1, -2))):
+        lone = (weights > 0) & ~_reached(others, pairs, xp)
+        if lone.any():
+            row, column = _first(xp, lone)
+            raise ValueError(
+                f"'{name}' has weight at [{row}, {column}] but 'C' forbids (+inf) all its partners with weight. Allow one, or empty the bin"
+            )
+
+
+def all_partners(A, B, C, xp):
+    """`partners` for every row of A with every row of B."""
+    allowed = xp.isfinite(C)
+    for names, weights, others, pairs in (("AB", A, B, allowed), ("BA", B, A, allowed.T)):
+        lone = xp.matmul((weights > 0).astype(A.dtype), (~_reached(others, pairs, xp)).T.astype(A.dtype))
+        if lone.any():
+            row, other = _first(xp, lone > 0)
+            raise ValueError(
+                f"'{names[0]}' row {row} has weight where 'C' forbids (+inf) all partners in '{names[1]}' row {other}. Allow one, or leave the row out"
+            )
+
+
+def _reached(others, pairs, xp):
+    """Bins (B, n) that have at least one allowed partner (pairs (n, m) or (B, n, m)) among those with weight in `others` (B, m)."""
+    count = xp.matmul((others > 0)[:, None, :].astype(others.dtype), xp.swapaxes(pairs, -1, -2).astype(others.dtype))
+    return count[:, 0, :] > 0
+
+
+def _library(name, x):
+    """The array library of `x`: NumPy or CuPy."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"'{name}' must be an array without a mask; got numpy.ma.MaskedArray. Fill it first")
+    if isinstance(x, (np.ndarray, np.generic, list, tuple, numbers.Number)):
+        return np
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
+    raise TypeError(f"'{name}' must be a NumPy or CuPy array, or a list of numbers; got {_kind(x)}. Convert it with numpy.asarray")
+
+
+def _numeric(name, x, xp):
+    """`x` as an array of real numbers in the machine's byte order."""
+    try:
+        x = xp.asarray(x)
+    except ValueError:
+        raise TypeError(f"'{name}' must be a rectangular array of numbers; got lists of unequal lengths") from None
+    if x.dtype.kind not in "fiub" and x.dtype.name not in HALF:
+        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
+    if not x.dtype.isnative:
+        raise TypeError(f"'{name}' must have the machine's byte order; got dtype {x.dtype.str}. Convert it with x.astype(x.dtype.newbyteorder('='))")
+    if x.dtype.kind == "f" and x.dtype.itemsize > 8:
+        raise TypeError(f"'{name}' must be float16, float32 or float64; got dtype {x.dtype}. Convert it with .astype")
+    return x
+
+
+def _is_floating(dtype):
+    return dtype.kind == "f" or dtype.name in HALF
+
+
+def _same(what, by_name, fix):
+    """Check that all named inputs share one library, device or dtype."""
+    if len(set(by_name.values())) > 1:
+        (first, one), (second, other) = next(
+            (pair, next(p for p in by_name.items() if p[1] != pair[1])) for pair in by_name.items()
+        )
+        raise TypeError(f"all inputs must share one {what}; '{first}' is {one} and '{second}' is {other}. {fix}")
+
+
+def _shape_message(name, shape, bins, cost, a, b):
+    swapped = a is not None and b is not None and a.shape[-1:] == cost[-1:] and b.shape[-1:] == cost[-2:-1] and cost[-1] != cost[-2]
+    hint = ". Did you swap 'a' and 'b'?" if swapped and name in "ab" else ""
+    wanted = f"({', '.join(map(str, (*cost[:-2], bins)))}{',' if len(cost) == 2 else ''})"
+    return f"'{name}' must have shape {wanted} to match C of shape {tuple(cost)}; got {shape}{hint}"
+
+
+def _batch_size(sizes):
+    batch = {size for size in sizes.values() if size != 1}
+    if len(batch) > 1:
+        listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+        raise ValueError(f"batch sizes must be equal or 1; got {listed}")
+    if 0 in batch:
+        name = next(name for name, size in sizes.items() if size == 0)
+        raise ValueError(f"'{name}' must hold at least one problem; got a batch of 0")
+    return batch.pop() if batch else 1
+
+
+def _weights(xp, weights, bins, size, dtype):
+    if weights is None:
+        return xp.full((size, bins), 1 / bins, dtype)
+    return xp.ascontiguousarray(xp.broadcast_to(weights, (size, bins)))
+
+
+def _first(xp, mask):
+    index = int(mask.argmax())
+    return divmod(index, mask.shape[1])
+
+
+def _kind(x):
+    return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")

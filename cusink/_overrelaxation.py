@@ -1,0 +1,46 @@
+"""How far to over-relax each problem, estimated from the rate at which its own error falls (NumPy, one number per problem)."""
+
+import numpy as np
+
+FIRST = 1.5  # once the first check has passed; every omega is safe, see docs/method.md, so that trying costs little
+LARGEST = 1.97
+
+
+class OverRelaxation:
+    """Over-relaxation factors omega (B,) in [1, 2).
+
+    Near the solution the plain iteration contracts by some rate eta. Over-relaxed by omega, it contracts by the larger root
+    of ``(rate + omega - 1)**2 = rate omega**2 eta`` while omega is below ``2 / (1 + sqrt(1 - eta))``, its best value, and by
+    ``omega - 1`` above it (Young's theory, carried to Sinkhorn by Lehmann et al. 2020). The rate observed since the
+    last check therefore tells eta, or that omega is too large.
+    """
+
+    def __init__(self, problems, setting):
+        self.adaptive = setting == "auto"
+        self.omega = np.ones(problems) if self.adaptive or setting is None else np.full(problems, float(setting))
+        self.error = np.full(problems, np.inf)
+        self.checks = 0
+
+    def observe(self, error, iterations):
+        """Take the errors (B,) after another `iterations` and choose omega anew."""
+        if self.adaptive:
+            if self.checks > 0:
+                self.omega = self._estimate(error, iterations)
+            else:
+                self.omega = np.full_like(self.omega, FIRST)
+        self.error = error
+        self.checks += 1
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        self.omega, self.error = self.omega[index], self.error[index]
+
+    def _estimate(self, error, iterations):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = (error / self.error) ** (1 / iterations)
+        rate = np.nan_to_num(rate, nan=1.0).clip(1e-3, 1 - 1e-5)
+        excess = self.omega - 1
+        eta = ((rate + excess) ** 2 / (rate * self.omega**2)).clip(max=1 - 1e-5)
+        best = 2 / (1 + np.sqrt(1 - eta))
+        too_large = rate <= 1.03 * excess
+        return np.where(too_large, 1 + 0.9 * excess, best).clip(1, LARGEST)

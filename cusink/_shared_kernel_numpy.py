@@ -1,0 +1,201 @@
+"""Sinkhorn iterations as matrix products with one kernel that all problems share, certified entry by entry."""
+
+import numpy as np
+
+from cusink._certificate_numpy import certified, flush, in_range, relax, repair
+from cusink._log_domain_numpy import finish_log
+
+# How the binary exponents of a dtype are shared out: K reaches up to 2**KERNEL, the scalings up to about 2**SCALING and, until
+# they are brought back there, to 2**HEADROOM. Their products and ``gamma`` need room below the largest number, and small
+# entries of each need room above the smallest.
+KERNEL = {"float32": 78, "float64": 700}
+SCALING = {"float32": 14, "float64": 100}
+HEADROOM = {"float32": 2.0**28, "float64": 2.0**200}
+
+
+class SharedKernel:
+    """Problems as scalings of one kernel, one problem per column, so that a factor per problem runs along the contiguous axis.
+
+    ``K = 2**s exp((shift - C) / eps)`` with `shift` the smallest cost; s lifts its small entries away from underflow. The
+    exponents eu and ev (B,) keep ``U = a exp(f / eps) / 2**eu`` and ``V = b exp((g - shift) / eps) / 2**ev`` in range. A plain
+    update is ``V = gamma b / (K' U)`` with ``gamma = 2**(s - eu - ev)``; scaling by powers of two changes no digit.
+    """
+
+    def __init__(self, C, dtype, eps):
+        self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)
+        self.shift = float(C.min())
+        self.s, self.top, self.headroom = (x[self.dtype.name] for x in (KERNEL, SCALING, HEADROOM))
+        info = np.finfo(self.dtype)
+        self.floor = float(info.tiny) / float(info.eps) * 2.0 ** (self.s + 1)  # certifies whatever the factor lost, per term
+        self.K = self.KC = None
+        n, m = C.shape
+        self.a, self.b, self.U, self.V = (np.empty((k, 0), self.dtype) for k in (n, m, n, m))
+        self.eu, self.ev = np.empty(0), np.empty(0)
+        self.row_sums = None
+
+    def append(self, a, b, f, g):
+        """Add problems that start from the potentials f (B, n) and g (B, m)."""
+        if self.K is None:
+            # float64 first: C / eps may be 1e4, and float32 would leave exp with that many rounding errors.
+            exponents = np.maximum((self.shift - self.C.astype(np.float64)) / self.eps, -1e6) / np.log(2)
+            self.K = flush(np.exp2(exponents + self.s).astype(self.dtype))
+        U, eu = self._scaling(a.T, f.T)
+        V, ev = self._scaling(b.T, g.T - self.shift if g.any() else g.T)
+        for name, new in (("a", a.T), ("b", b.T), ("U", U), ("V", V), ("eu", eu), ("ev", ev)):
+            old = getattr(self, name)
+            setattr(self, name, np.ascontiguousarray(np.concatenate([old, new.astype(old.dtype)], axis=-1)))
+
+    def advance(self, omega, count):
+        """Take `count` iterations; return which problems left the range. These stay where they were."""
+        K, KT, a, b, columns = self.K, self.K.T, self.a, self.b, np.arange(len(omega))
+        U, V, eu, ev = self.U.copy(), self.V.copy(), self.eu.copy(), self.ev.copy()
+        S, X = np.empty_like(V), np.empty_like(U)
+        excess = (omega - 1).astype(S.dtype)
+        relaxed = bool(excess.any())
+        tiny = float(np.finfo(S.dtype).tiny)
+        buffer = np.empty(max(S.size, X.size) if relaxed else 0, S.dtype)
+        gamma_a, gamma_b, normal = self._numerators(a, b, eu, ev)
+        largest, row_sums = np.inf, None
+        for step in range(2 * count):
+            g_update = step % 2 == 0
+            if largest > self.headroom:
+                largest = float((U if g_update else V).max(initial=0))
+            if largest > self.headroom:
+                self._rebalance(U, eu)
+                self._rebalance(V, ev)
+                gamma_a, gamma_b, normal = self._numerators(a, b, eu, ev)
+                largest = 2.0**self.top
+            if g_update:
+                np.matmul(KT, U, out=S)
+                lowest, sound = self._certified(S, U, a, largest)
+                inside = normal & in_range(S, sound, b)
+                largest = 2 * float(gamma_b.max(initial=0)) / max(lowest, tiny)
+                np.divide(gamma_b, S, out=S)
+                if relaxed:
+                    relax(V, S, excess, buffer)
+                else:
+                    V, S = S, V
+            else:
+                np.matmul(K, V, out=X)
+                lowest, sound = self._certified(X, V, b, largest)
+                inside = normal & in_range(X, sound, a)
+                largest = 2 * float(gamma_a.max(initial=0)) / max(lowest, tiny)
+                if relaxed and step == 2 * count - 1:
+                    row_sums = X.copy()
+                np.divide(gamma_a, X, out=X)
+                if relaxed:
+                    relax(U, X, excess, buffer)
+                else:
+                    U, X = X, U
+            if inside is not True:
+                columns, excess, a, b, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums = (
+                    None if x is None else x[..., inside]
+                    for x in (columns, excess, a, b, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums)
+                )
+                normal = True
+        outside = np.ones(len(omega), bool)
+        outside[columns] = False
+        self.U[:, columns], self.V[:, columns], self.eu[columns], self.ev[columns] = U, V, eu, ev
+        self.row_sums = None
+        if relaxed:  # U is past its plain update then, and `bound` has to tell by how much
+            self.row_sums = np.ones_like(self.U)
+            self.row_sums[:, columns] = row_sums
+        return outside
+
+    def bound(self):
+        """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
+        gamma_a, gamma_b, _ = self._numerators(self.a, self.b, self.eu, self.ev)
+        bound = np.abs(self.V * (self.K.T @ self.U) - gamma_b).sum(axis=0)
+        if self.row_sums is not None:
+            bound += np.abs(self.U * self.row_sums - gamma_a).sum(axis=0)
+        return bound / gamma_b.sum(axis=0, dtype=np.float64)
+
+    def finish(self, index):
+        """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
+        eps, a, b, V, eu, ev = self.eps, self.a[:, index], self.b[:, index], self.V[:, index], self.eu[index], self.ev[index]
+        if self.KC is None:
+            self.KC = np.multiply(self.K, self.C, where=self.K > 0, out=np.zeros_like(self.K))
+        gamma_a, gamma_b, normal = self._numerators(a, b, eu, ev)
+        T = self.K @ V
+        sound_f = self._certified(T, V, b, self.headroom)[1]
+        inside = np.ones(len(index), bool) & normal & in_range(T, sound_f, a)
+        T[:, ~inside] = 1
+        U = gamma_a / T
+        S = self.K.T @ U
+        sound_g = self._certified(S, U, a, np.inf)[1]
+        inside &= in_range(S, sound_g, b)
+        gamma = np.exp2(self.s - eu - ev)
+        cost = (V * (self.KC.T @ U)).sum(axis=0) / gamma
+        error = np.abs(V * S - gamma_b).sum(axis=0) / gamma_b.sum(axis=0, dtype=np.float64)
+        scale = eps * np.log(2)
+        f = scale * (self.s - ev[:, None]) - eps * np.log(T.T, dtype=np.float64)
+        carried = V > 0
+        if carried.all():
+            g = eps * np.log(V.T / b.T, dtype=np.float64) + (scale * ev[:, None] + self.shift)
+        else:  # a weight of zero has the potential of its own softmin
+            g = scale * (self.s - eu[:, None]) - eps * np.log(S.T, dtype=np.float64) + self.shift
+        if sound_f is not True or sound_g is not True:
+            with np.errstate(divide="ignore"):
+                log_U, log_V = np.log(U.T) + eu[:, None] * np.log(2), np.log(V.T) + ev[:, None] * np.log(2)
+            repair(f, sound_f, self.C, (log_V + self.shift / eps).astype(T.dtype), eps, axis=1)
+            repair(g, sound_g | carried, self.C, log_U.astype(T.dtype), eps, axis=0)
+        if not carried.all():
+            log_ratio = np.log(np.divide(V, b, where=carried, out=np.ones_like(b)).T, dtype=np.float64)
+            g = np.where(carried.T, eps * log_ratio + scale * ev[:, None] + self.shift, g)
+        lost = np.flatnonzero(~inside)
+        if len(lost):
+            a, b, _, start = self.state(index[lost])
+            f[lost], g[lost], cost[lost], error[lost] = finish_log(self.C, a, b, start, eps)
+        return f, g, cost, error
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        for name in ("a", "b", "U", "V", "eu", "ev", "row_sums"):
+            if getattr(self, name) is not None:
+                setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., index]))
+
+    def state(self, chosen):
+        """``(a, b, f, g)`` of some problems; an entry whose scaling underflowed gets the largest potential that does so."""
+        a, b = (np.ascontiguousarray(w[:, chosen].T) for w in (self.a, self.b))
+        f = self.eps * _log_ratio(self.U[:, chosen].T, a, self.eu[chosen, None])
+        g = self.eps * _log_ratio(self.V[:, chosen].T, b, self.ev[chosen, None]) + self.shift
+        return a, b, f, g
+
+    def _scaling(self, weights, potential):
+        """``weights * exp(potential / eps)`` with its largest entries at about ``2**top``, and the exponent that takes."""
+        if not potential.any():
+            return weights * 2.0**self.top, np.full(weights.shape[1], -float(self.top))
+        log = potential / (self.eps * np.log(2))
+        exponent = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - self.top
+        return weights * np.exp2(np.minimum(log - exponent, self.top)), exponent
+
+    def _certified(self, product, factor, weights, largest):
+        """The lowest entry of `product`, and which are `certified`, given a bound on the largest entry of `factor`."""
+        lowest = float(product.min(initial=np.inf))
+        if largest <= self.headroom and lowest >= self.floor * len(factor):
+            return lowest, True
+        return lowest, certified(product, factor, weights, 2.0**self.s)
+
+    def _rebalance(self, scaling, exponent):
+        """Bring the largest entry of each column to about ``2**top``, in place, and note the power of two in `exponent`."""
+        _, shift = np.frexp(scaling.max(axis=0, initial=0))
+        shift -= self.top
+        scaling *= np.exp2(-shift).astype(scaling.dtype)
+        flush(scaling)
+        exponent += shift
+
+    def _numerators(self, a, b, eu, ev):
+        """``gamma a``, ``gamma b``, and the columns in which no positive weight underflows by it (True for all)."""
+        gamma = np.exp2(self.s - eu - ev).astype(self.dtype)
+        gamma_a, gamma_b, tiny = gamma * a, gamma * b, np.finfo(self.dtype).tiny
+        if min(gamma_a.min(initial=1), gamma_b.min(initial=1)) >= tiny and np.isfinite(gamma).all():
+            return gamma_a, gamma_b, True
+        underflow = ((gamma_a < tiny) & (a > 0)).any(axis=0) | ((gamma_b < tiny) & (b > 0)).any(axis=0)
+        return gamma_a, gamma_b, ~underflow & np.isfinite(gamma)
+
+
+def _log_ratio(scaling, weights, exponent):
+    positive = weights > 0
+    safe = np.where(positive, weights, 1).astype(np.float64)
+    scaling = np.maximum(scaling, np.finfo(scaling.dtype).tiny)
+    return np.where(positive, np.log(scaling / safe) + exponent * np.log(2), 0.0)

@@ -1,0 +1,178 @@
+"""What a solve returns: potentials, values, and what can be made of them without solving again."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cusink import _checks
+from cusink._ops import ops_for
+
+__all__ = ["Problem", "SinkhornResult", "values"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
+    """The solved problem in the precision it was computed in: a, f (B, n); b, g (B, m); C (n, m) or (B, n, m)."""
+
+    a: Any
+    b: Any
+    C: Any
+    eps: float
+    f: Any
+    g: Any
+    dtype: Any
+    batched: bool
+
+    def logits(self):
+        """``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
+        xp = ops_for(self.C).xp
+        with np.errstate(divide="ignore"):
+            return xp.log(self.a) + self.f / self.eps, xp.log(self.b) + self.g / self.eps
+
+    def outward(self, array):
+        """`array` (B, ...) in the shape and the dtype of what the user passed."""
+        array = array if array.dtype == self.dtype else array.astype(self.dtype)
+        return array if self.batched else array[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SinkhornResult:
+    """Solution of one problem, or of a batch.
+
+    Attributes
+    ----------
+    f : array, shape (n,) or (B, n)
+        Dual potential of the source, in the unit of the cost. Finite for empty bins too: the derivative of `reg_cost` with
+        respect to their weight, up to a constant.
+    g : array, shape (m,) or (B, m)
+        Dual potential of the target.
+    cost : array, shape () or (B,)
+        Transport cost ``<P, C>``, also called E0 or the sharp Sinkhorn loss.
+    reg_cost : array, shape () or (B,)
+        ``<P, C> + eps KL(P | a b')``, which is ``<a, f> + <b, g>``; the value of GeomLoss and OTT.
+    entropic_cost : array, shape () or (B,)
+        ``<P, C> - eps H(P)``, Cuturi's and Viehmann's E-lambda.
+    error : array, shape () or (B,)
+        L1 error of the column marginal relative to the mass; the row marginal is met up to rounding.
+    n_iter : array of int, shape () or (B,)
+        Iterations taken.
+    converged : array of bool, shape () or (B,)
+        Whether `error` reached the tolerance.
+    """
+
+    f: Any
+    g: Any
+    cost: Any
+    reg_cost: Any
+    entropic_cost: Any
+    error: Any
+    n_iter: Any
+    converged: Any
+    problem: Problem = field(repr=False)
+
+    @classmethod
+    def of(cls, problem, every, n_iter, converged):
+        """Result of the problem's values (B,) `every`, the host arrays among them taken to its library."""
+        xp = ops_for(problem.C).xp
+        every = {name: problem.outward(xp.asarray(value)) for name, value in every.items()}
+        counts = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
+        n_iter, converged = counts
+        f, g = problem.outward(problem.f), problem.outward(problem.g)
+        return cls(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **every)
+
+    def plan(self):
+        """Return the transport plan, shape (n, m) or (B, n, m): memory of that size.
+
+        Returns
+        -------
+        array, shape (n, m) or (B, n, m)
+            ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``.
+        """
+        problem = self.problem
+        return problem.outward(ops_for(problem.C).plan(problem.C, *problem.logits(), problem.eps))
+
+    def apply(self, v, axis):
+        """Multiply the plan with vectors, without forming it.
+
+        Parameters
+        ----------
+        v : array, shape (m,) or (B, m) for axis 1; (n,) or (B, n) for axis 0
+            Vectors of any sign.
+        axis : {0, 1}
+            The axis of the plan to sum over: 1 gives ``P v``, 0 gives ``P' v``.
+
+        Returns
+        -------
+        array, shape (n,) or (B, n) for axis 1; (m,) or (B, m) for axis 0
+        """
+        problem = self.problem
+        v = _checks.vector(v, axis, problem)
+        return problem.outward(ops_for(problem.C).apply_plan(problem.C, *problem.logits(), v, problem.eps, axis))
+
+    def bounds(self):
+        """Enclose the cost of the unregularised problem.
+
+        Returns
+        -------
+        lower, upper : array, shape () or (B,)
+            Numbers between which ``min <P, C>`` over all plans lies, converged or not.
+
+        Notes
+        -----
+        The lower bound is the dual value of potentials made feasible by two c-transforms. The upper bound is the cost of the
+        plan made feasible by the rounding of Altschuler, Weed and Rigollet (NIPS 2017). Both are widened by what rounding can have
+        done to them.
+        """
+        problem = self.problem
+        ops, xp = ops_for(problem.C), ops_for(problem.C).xp
+        a, b, C, eps = problem.a, problem.b, problem.C, problem.eps
+        mass = a.sum(axis=1)
+        g = xp.where(b > 0, problem.g, -xp.inf)
+        f = ops.c_transform(C, g, axis=1)
+        g = ops.c_transform(C, xp.where(a > 0, f, -xp.inf), axis=0)
+        lower = _dot(xp, a, f) + _dot(xp, b, g)
+
+        p, q = problem.logits()
+        one = xp.ones_like(b)
+        rows = ops.apply_plan(C, p, q, one, eps, axis=1)
+        p = p + xp.log(_shrink(xp, a, rows))
+        columns = ops.apply_plan(C, p, q, xp.ones_like(a), eps, axis=0)
+        q = q + xp.log(_shrink(xp, b, columns))
+        short_a = xp.maximum(a - ops.apply_plan(C, p, q, one, eps, axis=1), 0)
+        short_b = xp.maximum(b - ops.apply_plan(C, p, q, xp.ones_like(a), eps, axis=0), 0)
+        missing = xp.maximum(short_a.sum(axis=1), short_b.sum(axis=1))
+        rest = _bilinear(xp, C, short_a, short_b)
+        rest = xp.where(missing > 0, rest / xp.where(missing > 0, missing, 1), 0)
+        upper = ops.transport_cost(C, p, q, eps) + rest
+
+        carried = xp.where(a > 0, xp.abs(f), 0).max(axis=1), xp.where(b > 0, xp.abs(g), 0).max(axis=1)
+        slack = 8 * float(np.finfo(a.dtype.name).eps) * mass * (carried[0] + carried[1])
+        return problem.outward(lower - slack), problem.outward(upper + slack)
+
+
+def values(xp, problem):
+    """``reg_cost`` and ``entropic_cost`` (B,) of a solved problem, from its potentials."""
+    a, b = problem.a, problem.b
+    reg_cost = _dot(xp, a, problem.f) + _dot(xp, b, problem.g)
+    entropy = -_dot(xp, a, xp.log(xp.where(a > 0, a, 1))) - _dot(xp, b, xp.log(xp.where(b > 0, b, 1)))
+    return reg_cost, reg_cost - problem.eps * entropy
+
+
+def _dot(xp, weights, values):
+    """``sum_i weights_i values_i`` (B,), where a zero weight makes even an infinite value nothing."""
+    return xp.where(weights > 0, weights * xp.where(weights > 0, values, 0), 0).sum(axis=1, dtype=np.float64)
+
+
+def _bilinear(xp, C, x, y):
+    """``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y; +inf only where a forbidden pair meets mass."""
+    forbidden = xp.isposinf(C)
+    if not forbidden.any():
+        return (xp.matmul(x[:, None, :], C)[:, 0, :] * y).sum(axis=1)
+    met = (xp.matmul(x[:, None, :], forbidden.astype(x.dtype))[:, 0, :] * y).sum(axis=1)
+    return xp.where(met > 0, xp.inf, _bilinear(xp, xp.where(forbidden, 0, C), x, y))
+
+
+def _shrink(xp, wanted, have):
+    """Factors of at most 1 that bring marginals `have` down to `wanted`."""
+    return xp.where(have > wanted, wanted / xp.where(have > 0, have, 1), 1)

@@ -1,0 +1,193 @@
+"""Entropy-regularised optimal transport of many pairs of measures at once."""
+
+import warnings
+
+import numpy as np
+
+from cusink import _checks
+from cusink._overrelaxation import OverRelaxation
+from cusink._ops import ops_for
+from cusink.result import Problem, SinkhornResult, values
+
+__all__ = ["ConvergenceWarning", "sinkhorn"]
+
+STALLED = 10  # checks without progress, at an error that rounding explains, after which a problem is given up
+
+
+class ConvergenceWarning(UserWarning):
+    """Some problems did not reach the tolerance; which, and how far they are from it, is in the result."""
+
+
+def sinkhorn(
+    a,
+    b,
+    C,
+    *,
+    eps,
+    max_iter=1000,
+    tol=1e-6,
+    check_every=10,
+    method="auto",
+    overrelaxation="auto",
+    init=None,
+    callback=None,
+    check=True,
+):
+    """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
+
+    Parameters
+    ----------
+    a : array, shape (n,) or (B, n), or None
+        Source weights: non-negative, with a positive sum. Zeros are allowed. None stands for uniform weights of sum 1.
+    b : array, shape (m,) or (B, m), or None
+        Target weights, of the same sum as `a`.
+    C : array, shape (n, m) or (B, n, m)
+        Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a pair of bins.
+    eps : float
+        Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p.
+    max_iter : int
+        Iterations at most; one iteration is one update of g and one of f.
+    tol : float or None
+        Marginal error at which a problem stops: ``sum_j |sum_i P_ij - b_j|`` relative to the mass. Each problem stops by
+        itself. None runs exactly `max_iter` iterations, which are plain ones unless `overrelaxation` is a number.
+    check_every : int
+        Iterations between two looks at the error.
+    method : {"auto", "log", "scaling"}
+        "log" takes a log-sum-exp in every step. "scaling" multiplies scalings with ``exp(-C / eps)``, which is a matrix product
+        for a shared cost; a problem that leaves the floating-point range stops unconverged. "auto" does the same where every
+        single sum is certified to have lost nothing, and goes over to forms of larger range, in the end to
+        log-sum-exp, where one is not. All three agree up to rounding.
+    overrelaxation : "auto", float in [1, 2) or None
+        Over-relaxation of the updates: estimated for each problem from its own convergence, fixed, or none. No value
+        makes the iteration diverge.
+    init : (f, g), optional
+        Potentials to start from, of the shapes of the result's.
+    callback : callable, optional
+        Called as ``callback(iteration, error)`` at every check, with the latest error of every problem.
+    check : bool
+        False skips the checks of the values of the input (not those of shapes and types), for speed.
+
+    Returns
+    -------
+    SinkhornResult
+        Potentials, the three values, error, iterations; per problem, of shape () or (B,).
+
+    Raises
+    ------
+    TypeError
+        An input of the wrong kind, library or dtype.
+    ValueError
+        An input of the wrong shape or with forbidden values.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a problem did not reach `tol`.
+
+    Notes
+    -----
+    Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials of
+    ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision; float16 and
+    bfloat16 in float32 and returned as they came; lists and integers become float64. `b` is scaled to the mass of `a`
+    within the tolerance of the check. Memory is that of the input and about six arrays of the size of `a` and `b`.
+
+    References
+    ----------
+    M. Cuturi, Sinkhorn distances: lightspeed computation of optimal transport, NIPS 2013.
+    B. Schmitzer, Stabilized sparse scaling algorithms for entropy regularized transport problems, SISC 2019.
+    T. Viehmann, Implementation of batched Sinkhorn iterations for entropy-regularized Wasserstein loss, 2019.
+    T. Lehmann et al., A note on overrelaxation in the Sinkhorn algorithm, Optimization Letters 2022.
+
+    Examples
+    --------
+    >>> import cusink
+    >>> C = cusink.cost_matrix([[0.0], [1.0], [2.0]])
+    >>> result = cusink.sinkhorn([0.5, 0.5, 0.0], [0.0, 0.5, 0.5], C, eps=0.1)
+    >>> print(f"{result.cost:.4f}")
+    1.0001
+    """
+    given = _checks.sinkhorn(a, b, C, eps=eps, init=init, check=check)
+    options = _checks.options(max_iter, tol, check_every, method, overrelaxation, callback)
+    ops = ops_for(given.C)
+    f, g, cost, error, n_iter, converged = solve(ops, given.a, given.b, given.C, eps, given.init, **options)
+    if tol is not None and not converged.all():
+        warn_unconverged(np.count_nonzero(~converged), len(converged), error[~converged].max(), tol, max_iter)
+    problem = Problem(a=given.a, b=given.b, C=given.C, eps=float(eps), f=f, g=g, dtype=given.dtype, batched=given.batched)
+    reg_cost, entropic_cost = values(ops.xp, problem)
+    every = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
+    return SinkhornResult.of(problem, every, n_iter, converged)
+
+
+def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overrelaxation, callback=None):
+    """Run checked problems to their tolerance; return f, g, cost of the backend and error, n_iter, converged in NumPy.
+
+    `a` (B, n), `b` (B, m) and `C` (n, m) or (B, n, m) are arrays of one backend; `init` is (f, g) or None.
+    """
+    xp = ops.xp
+    f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
+    iteration = ops.Iteration(C, a, b, eps, f, g, method)
+    f, g, cost = xp.empty_like(a), xp.empty_like(b), xp.empty(len(a), a.dtype)
+    error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
+    relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation)
+    rounding = Rounding(len(a), C, eps)
+    active, done = np.arange(len(a)), 0
+    while len(active) and done < max_iter:
+        if tol is None and callback is None:
+            count = max_iter
+        elif done == 0 and init is not None:
+            count = 1  # the start may be the solution
+        else:
+            count = min(check_every, max_iter - done)
+        bound = ops.to_host(iteration.advance(relaxation.omega, count))
+        done += count
+        error[active] = bound
+        if callback is not None:
+            callback(done, error.copy())
+        over = np.full(len(active), done >= max_iter)
+        if tol is not None:
+            over |= (bound <= tol) | ~np.isfinite(bound) | rounding.reached(bound)
+        if over.any():
+            index = np.flatnonzero(over)
+            at = active[index]
+            f[at], g[at], cost[at], measured = iteration.finish(index)
+            error[at], n_iter[at] = ops.to_host(measured), done
+            if done < max_iter:
+                index = np.flatnonzero(~over)
+                iteration.keep(index)
+                relaxation.keep(index)
+                rounding.keep(index)
+                bound, active = bound[index], active[index]
+        relaxation.observe(bound, count)
+    return f, g, cost, error, n_iter, np.isfinite(error) if tol is None else error <= tol
+
+
+class Rounding:
+    """Tells which problems have reached the rounding level of their dtype: a small error that no longer falls."""
+
+    def __init__(self, problems, C, eps):
+        xp = ops_for(C).xp
+        finite = xp.where(xp.isfinite(C), C, 0)
+        self.level = 64 * float(np.finfo(C.dtype.name).eps) * (1 + float(xp.abs(finite).max()) / eps)
+        self.best = np.full(problems, np.inf)
+        self.checks = np.zeros(problems, np.int64)
+
+    def reached(self, error):
+        """Take the errors (B,) of a check and say which problems are as good as they get."""
+        better = error < 0.99 * self.best
+        self.checks = np.where(better, 0, self.checks + 1)
+        self.best = np.where(better, error, self.best)
+        return (self.checks >= STALLED) & (self.best <= self.level)
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        self.best, self.checks = self.best[index], self.checks[index]
+
+
+def warn_unconverged(missed, total, worst, tol, max_iter):
+    """Warn once that `missed` of `total` problems did not reach the tolerance, in the name of the public function's caller."""
+    warnings.warn(
+        f"{missed} of {total} problems did not reach tol={tol:g} within max_iter={max_iter} iterations; the largest marginal "
+        f"error is {worst:.2g}. Raise 'max_iter' or 'eps', or accept a larger 'tol'.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
