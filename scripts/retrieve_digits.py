@@ -10,6 +10,7 @@ the same neighbour search give the precision of L2, L1 and chi-square, which com
 import argparse
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def sinkhorn_distances(queries, corpus, given, device):
         A, B, C, eps=given.eps, tol=given.tol, progress=sys.stderr.isatty(), full_output=True
     )
     if device == "cuda":
-        result = type(result)(*(getattr(result, name).get() for name in ("distances", "error", "n_iter", "converged")))
+        result = cusink.DistanceMatrix(**{field.name: getattr(result, field.name).get() for field in fields(result)})
     return result, time.perf_counter() - start
 
 
