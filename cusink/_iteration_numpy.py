@@ -13,6 +13,7 @@ from cusink._own_kernel_numpy import OwnKernel
 from cusink._shared_kernel_numpy import SharedKernel
 
 RETREAT = 25  # iterations that a problem repeats at most when it leaves the range of a form
+UNKNOWN = 1e300  # error bound where its evaluation overflowed; the problem itself is fine
 
 
 class Iteration:
@@ -40,7 +41,7 @@ class Iteration:
         error = np.full(len(omega), np.inf)
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows):
-                error[rows] = form.bound()
+                error[rows] = np.nan_to_num(form.bound(), nan=UNKNOWN, posinf=UNKNOWN)
         error[self.stuck] = np.inf
         return error
 

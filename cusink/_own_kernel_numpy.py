@@ -67,6 +67,7 @@ class _Tile:
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
         self._absorb(slice(None))
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def advance(self, omega, count):
         a, b, u, v, A = self.a, self.b, self.u, self.v, self.A
         excess = (omega[:, None] - 1).astype(a.dtype)
@@ -92,6 +93,7 @@ class _Tile:
     def potentials(self):
         return self.f + self.eps * np.log(self.u, dtype=np.float64), self.g + self.eps * np.log(self.v, dtype=np.float64)
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def finish(self):
         a, b, eps = self.a, self.b, self.eps
         T = np.matvec(self.A, b)

@@ -45,6 +45,7 @@ class SharedKernel:
             old = getattr(self, name)
             setattr(self, name, np.ascontiguousarray(np.concatenate([old, new.astype(old.dtype)], axis=-1)))
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def advance(self, omega, count):
         """Take `count` iterations; return which problems left the range. These stay where they were."""
         K, KT, a, b, columns = self.K, self.K.T, self.a, self.b, np.arange(len(omega))
@@ -102,6 +103,7 @@ class SharedKernel:
             self.row_sums[:, columns] = row_sums
         return outside
 
+    @np.errstate(over="ignore", invalid="ignore")
     def bound(self):
         """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
         gamma_a, gamma_b, _ = self._numerators(self.a, self.b, self.eu, self.ev)
@@ -110,6 +112,7 @@ class SharedKernel:
             bound += np.abs(self.U * self.row_sums - gamma_a).sum(axis=0)
         return bound / gamma_b.sum(axis=0, dtype=np.float64)
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         eps, a, b, V, eu, ev = self.eps, self.a[:, index], self.b[:, index], self.V[:, index], self.eu[index], self.ev[index]
@@ -135,8 +138,7 @@ class SharedKernel:
         else:  # a weight of zero has the potential of its own softmin
             g = scale * (self.s - eu[:, None]) - eps * np.log(S.T, dtype=np.float64) + self.shift
         if sound_f is not True or sound_g is not True:
-            with np.errstate(divide="ignore"):
-                log_U, log_V = np.log(U.T) + eu[:, None] * np.log(2), np.log(V.T) + ev[:, None] * np.log(2)
+            log_U, log_V = np.log(U.T) + eu[:, None] * np.log(2), np.log(V.T) + ev[:, None] * np.log(2)
             repair(f, sound_f, self.C, (log_V + self.shift / eps).astype(T.dtype), eps, axis=1)
             repair(g, sound_g | carried, self.C, log_U.astype(T.dtype), eps, axis=0)
         if not carried.all():
@@ -186,12 +188,13 @@ class SharedKernel:
 
     def _numerators(self, a, b, eu, ev):
         """``gamma a``, ``gamma b``, and the columns in which no positive weight underflows by it (True for all)."""
+        tiny = float(np.finfo(self.dtype).tiny)
         gamma = np.exp2(self.s - eu - ev).astype(self.dtype)
-        gamma_a, gamma_b, tiny = gamma * a, gamma * b, np.finfo(self.dtype).tiny
-        if min(gamma_a.min(initial=1), gamma_b.min(initial=1)) >= tiny and np.isfinite(gamma).all():
-            return gamma_a, gamma_b, True
-        underflow = ((gamma_a < tiny) & (a > 0)).any(axis=0) | ((gamma_b < tiny) & (b > 0)).any(axis=0)
-        return gamma_a, gamma_b, ~underflow & np.isfinite(gamma)
+        normal = np.isfinite(gamma)
+        for weights in (a, b):
+            smallest = np.where(weights > 0, weights, 1).min(axis=0, initial=1)
+            normal &= gamma * smallest >= tiny
+        return gamma * a, gamma * b, True if normal.all() else normal
 
 
 def _log_ratio(scaling, weights, exponent):
