@@ -54,7 +54,7 @@ def poisoned(name, value, index=(1, 2), make=inputs):
 
 def says(error, *parts):
     """All parts stand in the message, in this order."""
-    return pytest.raises(error, match="(?s)" + ".*".join(parts))
+    return pytest.raises(error, match="(?s)" + ".*".join(f"(?:{part})" for part in parts))
 
 
 def test_good_input_is_good():
@@ -85,7 +85,8 @@ def test_the_message_of_the_contract_to_the_letter():
         ({"a": np.full((2, N), 1 / N)}, [r"[Bb]atch|broadcast|problems|'a'", r"\b[23]\b"]),
         ({"C": np.zeros((0, M)), "a": None}, ["'C'", "empty|at least one", r"got .*\(0, 6\)"]),
         ({"C": np.zeros((N, 0)), "b": None}, ["'C'", "empty|at least one", r"got .*\(4, 0\)"]),
-        ({"a": np.zeros((0, N))}, ["'a'", "empty|at least one", r"got .*\(0, 4\)"]),
+        ({"a": np.zeros((0, N))}, ["batch", "equal", "got 'a' 0, 'b' 3"]),
+        ({"a": np.zeros((0, N)), "b": None}, ["'a'", "at least one", "got", "0"]),
     ],
 )
 def test_shapes(change, parts):
@@ -107,6 +108,11 @@ def test_no_swap_is_suggested_where_it_would_not_help():
     assert "swap" not in str(caught.value)
 
 
+def test_a_missing_cost_is_named():
+    with says((TypeError, ValueError), "'C'", "got None"):
+        call(inputs(C=None))
+
+
 def test_a_ragged_list_is_an_error_that_names_the_argument():
     with pytest.raises((TypeError, ValueError), match="'C'"):
         cusink.sinkhorn([0.5, 0.5], [0.5, 0.5], [[0.0, 1.0], [1.0]], eps=0.1)
@@ -124,7 +130,6 @@ def test_a_ragged_list_is_an_error_that_names_the_argument():
         ({"a": inputs()["a"].astype(np.float32)}, ["dtype", "float32.*float64|float64.*float32"]),
         ({"C": inputs()["C"].astype(np.float16)}, ["dtype", "float16.*float64|float64.*float16"]),
         ({"C": inputs()["C"].astype(">f8")}, ["'C'", "byte order", r">f8|'>'|big"]),
-        ({"C": None}, ["'C'", "None"]),
         ({"C": {"a": 1}}, ["'C'", "dict|object"]),
         ({"a": "uniform"}, ["'a'", "str|<U7"]),
     ],
@@ -237,7 +242,7 @@ def test_costs_must_be_numbers_or_plus_infinity(bad, word):
 def test_a_row_with_weight_needs_a_partner():
     C = inputs()["C"].copy()
     C[2] = np.inf
-    with says(ValueError, "'C'", r"[Rr]ow", r"\b2\b", "inf|forbidden"):
+    with says(ValueError, "'a'", r"\[0, 2\]", "'C'", r"\+inf", "partner"):
         call(inputs(C=C))
     a = inputs()["a"].copy()
     a[:, 2] = 0
@@ -249,7 +254,7 @@ def test_a_row_with_weight_needs_a_partner():
 def test_a_column_with_weight_needs_a_partner():
     C = inputs()["C"].copy()
     C[:, 5] = np.inf
-    with says(ValueError, "'C'", r"[Cc]olumn", r"\b5\b", "inf|forbidden"):
+    with says(ValueError, "'b'", r"\[0, 5\]", "'C'", r"\+inf", "partner"):
         call(inputs(C=C))
 
 
@@ -259,7 +264,10 @@ def test_a_partner_without_weight_is_no_partner():
     C[0, 1:] = np.inf
     b[:, 0] = 0
     b /= b.sum(axis=1, keepdims=True)
-    with says(ValueError, "'C'", r"[Rr]ow", r"\b0\b"):
+    with says(ValueError, "'a'", r"\[0, 0\]", "'C'", r"\+inf", "partner"):
+        call(inputs(C=C, b=b))
+    b[1] = 1 / M  # one problem of three is possible, and it is another that is named
+    with says(ValueError, "'a'", r"\[0, 0\]"):
         call(inputs(C=C, b=b))
 
 
@@ -314,8 +322,9 @@ def test_options(checked, option, error, parts):
         ((np.zeros(N),), (TypeError, ValueError), ["'init'", r"\(f, g\)|pair"]),
         ((np.zeros(N + 1), np.zeros(M)), ValueError, ["'init", r"4", r"got \(5,\)"]),
         ((np.zeros(M), np.zeros(N)), ValueError, ["'init", r"4", r"got \(6,\)"]),
-        ((np.full(N, np.nan), np.zeros(M)), ValueError, ["'init", "finite", "nan"]),
-        ((np.zeros(N, np.float32), np.zeros(M, np.float32)), TypeError, ["'init", "float32", "float64"]),
+        ((np.full(N, np.nan), np.zeros(M)), ValueError, [r"'init\[0\]'", "finite", "got NaN"]),
+        ((np.zeros(N), np.full(M, np.inf)), ValueError, [r"'init\[1\]'", "finite", "got .*infinity"]),
+        ((np.zeros(N, np.float32), np.zeros(M, np.float32)), TypeError, ["float64", r"'init\[0\]'", "float32"]),
     ],
 )
 def test_init(init, error, parts):
@@ -326,11 +335,6 @@ def test_init(init, error, parts):
 def test_callback_must_be_callable():
     with says(TypeError, "'callback'", "callable", "got"):
         call(inputs(callback=3))
-
-
-def test_what_is_not_built_yet_is_not_accepted_in_silence():
-    with pytest.raises((NotImplementedError, ValueError, TypeError), match="'reach'"):
-        call(inputs(reach=1.0))
 
 
 def test_check_false_skips_the_values_and_not_the_shapes():
@@ -363,15 +367,15 @@ def test_apply(v, axis, error, parts):
 @pytest.mark.parametrize(
     ("x", "y", "metric", "error", "parts"),
     [
-        (np.zeros((3, 2)), np.zeros((4, 5)), "euclidean", ValueError, ["'y'", r"\b2\b", r"got \(4, 5\)"]),
-        (np.zeros(3), np.zeros((4, 5)), "euclidean", ValueError, ["'x'", r"\(n, d\)", r"got \(3,\)"]),
+        (np.zeros((3, 2)), np.zeros((4, 5)), "euclidean", ValueError, ["'x' and 'y'", r"got \(3, 2\) and \(4, 5\)"]),
+        (np.zeros((3, 2, 1)), np.zeros((4, 1)), "euclidean", ValueError, ["'x'", "d\\)", r"got \(3, 2, 1\)"]),
         (np.zeros((0, 2)), np.zeros((4, 2)), "euclidean", ValueError, ["'x'", "empty|at least one", r"got .*\(0, 2\)"]),
         (np.zeros((3, 2)), np.zeros((4, 2)), "manhatan", ValueError, ["'metric'", "sqeuclidean", "got 'manhatan'"]),
         (np.zeros((3, 2)), np.zeros((4, 2)), 2, (TypeError, ValueError), ["'metric'", "got", "2|int"]),
-        (np.full((3, 2), np.nan), np.zeros((4, 2)), "euclidean", ValueError, ["'x'", "finite", "nan"]),
-        (np.zeros((3, 2)), np.full((4, 2), np.inf), "euclidean", ValueError, ["'y'", "finite", "inf"]),
-        (np.zeros((3, 2)), np.zeros((4, 2), np.float32), "euclidean", TypeError, ["float32", "float64|"]),
-        (np.zeros((3, 2)), np.ones((4, 2)), "cosine", ValueError, ["'x'", "zero", "cosine|"]),
+        (np.full((3, 2), np.nan), np.zeros((4, 2)), "euclidean", ValueError, ["'x'", "finite", "got NaN"]),
+        (np.zeros((3, 2)), np.full((4, 2), np.inf), "euclidean", ValueError, ["'y'", "finite", "got .*infinity"]),
+        (np.zeros((3, 2)), np.zeros((4, 2), np.float32), "euclidean", TypeError, ["'x' is float64", "'y' is float32"]),
+        (np.zeros((3, 2)), np.ones((4, 2)), "cosine", ValueError, ["'x'", "zero"]),
     ],
 )
 def test_cost_matrix(x, y, metric, error, parts):
@@ -385,13 +389,17 @@ def test_cost_matrix(x, y, metric, error, parts):
 @pytest.mark.parametrize(
     ("change", "error", "parts"),
     [
-        ({"A": np.full(N, 0.25)}, ValueError, ["'A'", r"\(Q, n\)|\(Q, 4\)|2-D|two", r"got \(4,\)"]),
+        ({"A": np.full(N, 0.25)}, ValueError, ["'A'", r"\(rows, 4\)", r"got \(4,\)", r"A\[None"]),
         ({"B": np.full((5, 7), 1 / 7)}, ValueError, ["'B'", r"C of shape \(4, 4\)", r"got \(5, 7\)"]),
         ({"C": np.zeros((B, N, N))}, ValueError, ["'C'", r"\(n, m\)", r"got \(3, 4, 4\)"]),
         ({"B": np.zeros((0, N))}, ValueError, ["'B'", "empty|at least one", r"got .*\(0, 4\)"]),
         ({"A": None}, TypeError, ["'A'", "None"]),
-        ({"B": np.full((5, N), 0.25, np.float32)}, TypeError, ["'B'", "float32.*float64|float64.*float32"]),
-        ({"A": 3 * matrix_inputs()["A"]}, ValueError, ["mass", r"normali[sz]e|/ A\.sum"]),
+        ({"B": np.full((5, N), 0.25, np.float32)}, TypeError, ["'A' is float64", "'B' is float32"]),
+        (
+            {"A": 3 * matrix_inputs()["A"]},
+            ValueError,
+            ["same mass", "'A' row 0 has 3", "'B' row 0 has 1", "Divide each row by its sum"],
+        ),
         (poisoned("A", np.nan, make=matrix_inputs), ValueError, ["'A'", "finite", "nan"]),
         (poisoned("B", -0.5, make=matrix_inputs), ValueError, ["'B'", "non-negative", r"got .*-0\.5"]),
         (poisoned("C", np.nan, make=matrix_inputs), ValueError, ["'C'", "nan|NaN"]),
@@ -414,13 +422,6 @@ def test_a_read_only_out_is_an_error():
     out.flags.writeable = False
     with says(ValueError, "'out'", "read-only|writ"):
         call_matrix(matrix_inputs(out=out))
-
-
-def test_out_must_not_be_an_input():
-    """Writing rows of the answer over the queries would corrupt the rest."""
-    A = np.full((N, N), 0.25)
-    with says(ValueError, "'out'", "'A'|overlap|memory|input"):
-        call_matrix(matrix_inputs(A=A, B=np.full((N, N), 0.25), out=A))
 
 
 def test_the_row_without_mass_is_named():

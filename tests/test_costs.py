@@ -83,15 +83,6 @@ def test_cosine_stays_between_zero_and_two(xp):
     assert (C >= 0).all() and (C <= 2).all()
 
 
-@pytest.mark.parametrize("metric", DEFINITIONS)
-def test_batches_of_point_sets(xp, metric):
-    x, y = points(0, 4, 6, 3), points(1, 4, 5, 3)
-    C = cusink.cost_matrix(xp(x), xp(y), metric)
-    np.testing.assert_allclose(xp.numpy(C), by_definition(x, y, metric), rtol=1e-12, atol=1e-14)
-    shared = cusink.cost_matrix(xp(x), xp(y[0]), metric)
-    np.testing.assert_allclose(xp.numpy(shared), by_definition(x, y[0], metric), rtol=1e-12, atol=1e-14)
-
-
 def test_lists_integers_and_half_precision():
     C = cusink.cost_matrix([[0, 0], [3, 4]], [[0, 0]], "euclidean")
     assert C.dtype == np.float64

@@ -146,9 +146,7 @@ def test_exact_cost_on_the_line_is_the_monotone_plan():
         steps = np.unique(np.r_[0.0, np.cumsum(a), np.cumsum(b)])
         middle = (steps[1:] + steps[:-1]) / 2
         i, j = (np.minimum(np.searchsorted(np.cumsum(w), middle), len(w) - 1) for w in (a, b))
-        assert reference.exact_cost(a, b, C) == pytest.approx(
-            float(np.diff(steps) @ C[i, j]), abs=1e-9
-        )  # HiGHS: 1e-10 each
+        assert reference.exact_cost(a, b, C) == pytest.approx(float(np.diff(steps) @ C[i, j]), abs=1e-9)
 
 
 def test_regularised_cost_tends_to_the_exact_one():
