@@ -122,26 +122,25 @@ def one_turn(run, seconds=0.3, calls=5):
     return statistics.median(times)
 
 
-def quiet_turn(run, tries=3, allowed=0.15, wait=3.0, others=None):
-    """One turn while other processes use less than `allowed` of a core, or the quietest of a few: ``(time, share)``.
+def quiet_turn(run, until, tries=3, allowed=0.15, others=None):
+    """One turn while other processes use less than `allowed` of a core: ``(time, share of others)``.
 
-    A turn of more than 3 s is not repeated.
+    Waits for that before the turn, and repeats a disturbed turn, but neither after the time `until`; then the quietest
+    turn is returned.
     """
     others = others or Others()
     best = None
     for _ in range(tries):
-        patience = time.perf_counter() + wait
         others.share()
-        while time.perf_counter() < patience:
+        while time.perf_counter() < until:
             time.sleep(0.1)
             if others.share() <= allowed:
                 break
-        start = time.perf_counter()
         seconds = one_turn(run)
         share = others.share()
         if best is None or share < best[1]:
             best = seconds, share
-        if share <= allowed or time.perf_counter() - start > 3:
+        if share <= allowed or time.perf_counter() > until:
             break
     return best
 
@@ -196,8 +195,11 @@ def first_call(competitor, work, arguments):
     return run, entry | {"right": right, "relative": relative, "verdict": text}
 
 
-def run_row(row, rounds, keep=lambda function: function):
-    """Check everyone, then time everyone in turns; return all numbers of the row."""
+def run_row(row, rounds, patience=0.0, keep=lambda function: function):
+    """Check everyone, then time everyone in turns; return all numbers of the row.
+
+    For `patience` seconds from the first turn the row waits for a quiet machine; from then on it takes it as it is.
+    """
     print(f"{row.title} ...", file=sys.stderr, flush=True)
     arguments = references(row, keep)
     runs, entries = {}, {}
@@ -206,10 +208,9 @@ def run_row(row, rounds, keep=lambda function: function):
     limits = {c.name: c.rounds for c in row.competitors if runs[c.name] is not None}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        patience = time.perf_counter() + 120
+        until = time.perf_counter() + patience
         for name in schedule(limits, rounds):
-            hurry = {"tries": 1, "wait": 0} if time.perf_counter() > patience else {}
-            seconds, share = quiet_turn(runs[name], **hurry)
+            seconds, share = quiet_turn(runs[name], until)
             entries[name]["times"].append(seconds / entries[name]["share"])
             entries[name]["others"].append(share)
     return summarise(row.title, list(entries.values()), row.targets)

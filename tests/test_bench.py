@@ -142,11 +142,18 @@ def test_quiet_turn_repeats_a_disturbed_turn_and_keeps_the_quietest():
     def run():
         called.append(0)
 
-    # Before each turn: what was before, then one look at the waiting time; after it: what others used during the turn.
-    _, share = harness.quiet_turn(run, others=Scripted(0, 0.0, 0.9, 0, 0.0, 0.05))
+    # Before each turn: what was before, then a look at the waiting time; after it: what others used during the turn.
+    later = harness.time.perf_counter() + 60
+    _, share = harness.quiet_turn(run, later, others=Scripted(0, 0.9, 0.0, 0.9, 0, 0.0, 0.05))
     assert share == 0.05 and len(called) == 10
-    _, share = harness.quiet_turn(run, tries=2, others=Scripted(0, 0.0, 0.7, 0, 0.0, 0.9))
+    _, share = harness.quiet_turn(run, later, tries=2, others=Scripted(0, 0.0, 0.7, 0, 0.0, 0.9))
     assert share == 0.7
+
+
+def test_quiet_turn_neither_waits_nor_repeats_when_its_time_is_over():
+    called = []
+    _, share = harness.quiet_turn(lambda: called.append(0), until=0, others=Scripted(0, 1.5))
+    assert share == 1.5 and len(called) == 5
 
 
 def test_own_work_is_not_counted_as_others(monkeypatch):
