@@ -39,11 +39,17 @@ def sinkhorn(a, b, C, *, eps, init, check):
     (a, b, C, f, g), xp, dtype = arrays(a=a, b=b, C=C, **{"init[0]": f, "init[1]": g})
     cost_shape(C)
     n, m = C.shape[-2:]
+    if C.ndim == 3 and len(C) == 1:
+        C, batched = C[0], True  # one cost for all
+    else:
+        batched = C.ndim == 3
     sides = (("a", a, n), ("b", b, m), ("init[0]", f, n), ("init[1]", g, m))
     for name, x, bins in sides:
         if x is not None and (x.ndim not in (1, 2) or x.shape[-1] != bins):
             raise ValueError(_shape_message(name, x.shape, bins, C.shape, a, b))
-    sizes = {name: len(x) for name, x, _ in sides if x is not None and x.ndim == 2} | ({"C": len(C)} if C.ndim == 3 else {})
+    sizes = {name: len(x) for name, x, _ in sides if x is not None and x.ndim == 2} | (
+        {"C": len(C)} if C.ndim == 3 else {}
+    )
     size = _batch_size(sizes)
     a, b = (_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
     if check:
@@ -56,10 +62,12 @@ def sinkhorn(a, b, C, *, eps, init, check):
         if check:
             for name, x in (("init[0]", f), ("init[1]", g)):
                 if not xp.isfinite(x).all():
-                    raise ValueError(f"'{name}' must be finite; got NaN or infinity. Start without 'init'")
+                    raise ValueError(
+                        f"'{name}' must be finite; got {float(x[~xp.isfinite(x)][0])}. Start without 'init'"
+                    )
         f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
         init = (f, g)
-    return Arrays(a=a, b=b, C=xp.ascontiguousarray(C), dtype=dtype, batched=bool(sizes), init=init)
+    return Arrays(a=a, b=b, C=xp.ascontiguousarray(C), dtype=dtype, batched=batched or bool(sizes), init=init)
 
 
 def histograms(A, B, C, *, eps, check):
@@ -69,11 +77,15 @@ def histograms(A, B, C, *, eps, check):
     (A, B, C), xp, dtype = arrays(A=A, B=B, C=C)
     cost_shape(C, batch=False)
     n, m = C.shape
+    if A is None:
+        raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
     for name, x, bins in (("A", A, n), ("B", A if symmetric else B, m)):
         if x.ndim != 2 or x.shape[1] != bins:
             hint = ". Did you swap 'A' and 'B'?" if not symmetric and n != m and x.shape[-1] == n + m - bins else ""
             hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
-            raise ValueError(f"'{name}' must have shape (rows, {bins}) to match C of shape {C.shape}; got {x.shape}{hint}")
+            raise ValueError(
+                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; got {x.shape}{hint}"
+            )
         if 0 in x.shape:
             raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
     A = xp.ascontiguousarray(A)
@@ -94,7 +106,7 @@ def histograms(A, B, C, *, eps, check):
                 row = int(off.argmax())
                 raise ValueError(
                     f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {first:g} and '{name}' row {row} has "
-                    f"{float(mass[row]):g}. Divide each row by its sum: {name} / {name}.sum(axis=1, keepdims=True)"
+                    f"{float(mass[row]):g}. To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)"
                 )
         scaled.append(x * (first / mass).astype(x.dtype)[:, None])
     A, B = scaled[0], scaled[-1]
@@ -103,19 +115,25 @@ def histograms(A, B, C, *, eps, check):
     return Arrays(a=A, b=B, C=xp.ascontiguousarray(C), dtype=dtype, batched=True)
 
 
-def points(x, y):
+def points(x, y, metric):
     """Points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
     (x, y), xp, dtype = arrays(x=x, y=y)
     shaped = []
     for name, p in (("x", x), ("y", x if y is None else y)):
         p = p[:, None] if p.ndim == 1 else p
         if p.ndim != 2 or 0 in p.shape:
-            raise ValueError(f"'{name}' must have shape (points, d) with at least one point and one coordinate; got {p.shape}")
+            raise ValueError(
+                f"'{name}' must have shape (points, d) with at least one point and one coordinate; got {p.shape}"
+            )
         if not xp.isfinite(p).all():
             raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+        if metric == "cosine" and not p.any(axis=1).all():
+            raise ValueError(
+                f"'{name}' must hold no zero vector for metric 'cosine'; got one in row {int((~p.any(axis=1)).argmax())}"
+            )
         shaped.append(p)
     if shaped[0].shape[1] != shaped[1].shape[1]:
-        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {shaped[0].shape} and {shaped[1].shape}")
+        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {x.shape} and {y.shape}")
     return shaped, xp, dtype
 
 
@@ -124,14 +142,22 @@ def arrays(**named):
     given = {name: x for name, x in named.items() if x is not None}
     libraries = {name: _library(name, x) for name, x in given.items()}
     # A list or a number follows the arrays that it comes with.
-    libraries = {name: library for name, library in libraries.items() if not isinstance(given[name], (list, tuple, numbers.Number))}
-    _same("library", {name: library.__name__ for name, library in libraries.items()}, "Move them to one with cupy.asarray or cupy.asnumpy")
+    libraries = {
+        name: library
+        for name, library in libraries.items()
+        if not isinstance(given[name], (list, tuple, numbers.Number))
+    }
+    _same(
+        "library",
+        {name: library.__name__ for name, library in libraries.items()},
+        "Move them to one with cupy.asarray or cupy.asnumpy",
+    )
     xp = next(iter(libraries.values()), np)
     if xp is not np:
         _same("device", {name: str(given[name].device) for name in libraries}, "Copy them to one device")
     converted = {name: _numeric(name, x, xp) for name, x in given.items()}
     floating = {name: x.dtype.name for name, x in converted.items() if _is_floating(x.dtype)}
-    _same("dtype", floating, "Convert them with .astype")
+    _same("dtype", floating, "Convert one of them with .astype")
     dtype = next((x.dtype for x in converted.values() if _is_floating(x.dtype)), np.dtype(np.float64))
     computing = np.dtype(np.float32) if dtype.name in HALF else dtype
     cast = {name: x.astype(computing, copy=False) for name, x in converted.items()}
@@ -196,8 +222,8 @@ def vector(v, axis, problem):
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
 
 
-def output(out, shape, dtype, xp):
-    """`out` if it can take the result, a new array if it is None."""
+def output(out, shape, dtype, xp, inputs):
+    """`out` if it can take the result, a new array if it is None; it must not share memory with the inputs."""
     if out is None:
         return xp.empty(shape, dtype)
     if not isinstance(out, xp.ndarray):
@@ -208,6 +234,11 @@ def output(out, shape, dtype, xp):
         raise TypeError(f"'out' must have the dtype of the histograms, {dtype}; got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("'out' must be writable; got a read-only array. Open a memmap with mode='r+' or 'w+'")
+    for name, x in inputs.items():
+        if x is not None and xp.may_share_memory(out, x):
+            raise ValueError(
+                f"'out' must not overlap an input; it shares memory with '{name}'. Pass an array of its own"
+            )
     return out
 
 
@@ -225,17 +256,26 @@ def tile(memory_limit, item_bytes, largest):
 def cost_shape(C, batch=True):
     """Check the shape of a cost."""
     wanted = "(n, m) or (B, n, m)" if batch else "(n, m)"
-    if C is None or C.ndim not in ((2, 3) if batch else (2,)):
-        raise ValueError(f"'C' must have shape {wanted}; got {'None' if C is None else C.shape}")
+    if C is None:
+        raise TypeError("'C' must be an array of costs; got None. cusink.cost_matrix makes one from points")
+    if C.ndim not in ((2, 3) if batch else (2,)):
+        raise ValueError(f"'C' must have shape {wanted}; got {C.shape}")
     if 0 in C.shape:
         raise ValueError(f"'C' must have at least one row and one column; got shape {C.shape}")
+
+
+def symmetric(C):
+    """Whether a cost is symmetric."""
+    return C.shape[0] == C.shape[1] and bool((C == C.T).all())
 
 
 def cost_values(C, xp):
     """Check the entries of a cost: no NaN, no -inf; +inf is a forbidden pair."""
     if not xp.isfinite(C.min()) or xp.isnan(C).any():
         what = "NaN" if xp.isnan(C).any() else "-inf" if xp.isneginf(C).any() else "+inf alone"
-        raise ValueError(f"'C' must hold finite costs, and +inf only for forbidden pairs; got {what}. Check how the cost was made")
+        raise ValueError(
+            f"'C' must hold finite costs, and +inf only for forbidden pairs; got {what}. Check how the cost was made"
+        )
 
 
 def weight_values(name, weights, xp):
@@ -250,7 +290,9 @@ def weight_values(name, weights, xp):
         )
     empty = weights.sum(axis=1) == 0
     if empty.any():
-        raise ValueError(f"'{name}' must have a positive sum; row {int(empty.argmax())} is all zero. Leave empty rows out")
+        raise ValueError(
+            f"'{name}' must have a positive sum; row {int(empty.argmax())} is all zero. Leave empty rows out"
+        )
 
 
 def equal_mass(a, b, xp, check):
@@ -276,9 +318,11 @@ def partners(a, b, C, xp):
     for name, weights, others, pairs in (("a", a, b, allowed), ("b", b, a, xp.swapaxes(allowed, -1, -2))):
         lone = (weights > 0) & ~_reached(others, pairs, xp)
         if lone.any():
-            row, column = _first(xp, lone)
+            problem, index = _first(xp, lone)
+            line = "row" if name == "a" else "column"
             raise ValueError(
-                f"'{name}' has weight at [{row}, {column}] but 'C' forbids (+inf) all its partners with weight. Allow one, or empty the bin"
+                f"'C' must allow every bin with weight a partner with weight; in problem {problem}, {line} {index} of 'C' is forbidden (+inf) "
+                f"wherever the other side has weight, and '{name}' has weight there. Allow a pair, or empty the bin"
             )
 
 
@@ -309,7 +353,9 @@ def _library(name, x):
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
         return cupy
-    raise TypeError(f"'{name}' must be a NumPy or CuPy array, or a list of numbers; got {_kind(x)}. Convert it with numpy.asarray")
+    raise TypeError(
+        f"'{name}' must be a NumPy or CuPy array, or a list of numbers; got {_kind(x)}. Convert it with numpy.asarray"
+    )
 
 
 def _numeric(name, x, xp):
@@ -321,7 +367,9 @@ def _numeric(name, x, xp):
     if x.dtype.kind not in "fiub" and x.dtype.name not in HALF:
         raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
     if not x.dtype.isnative:
-        raise TypeError(f"'{name}' must have the machine's byte order; got dtype {x.dtype.str}. Convert it with x.astype(x.dtype.newbyteorder('='))")
+        raise TypeError(
+            f"'{name}' must have the machine's byte order; got dtype {x.dtype.str}. Convert it with x.astype(x.dtype.newbyteorder('='))"
+        )
     if x.dtype.kind == "f" and x.dtype.itemsize > 8:
         raise TypeError(f"'{name}' must be float16, float32 or float64; got dtype {x.dtype}. Convert it with .astype")
     return x
@@ -341,7 +389,13 @@ def _same(what, by_name, fix):
 
 
 def _shape_message(name, shape, bins, cost, a, b):
-    swapped = a is not None and b is not None and a.shape[-1:] == cost[-1:] and b.shape[-1:] == cost[-2:-1] and cost[-1] != cost[-2]
+    swapped = (
+        a is not None
+        and b is not None
+        and a.shape[-1:] == cost[-1:]
+        and b.shape[-1:] == cost[-2:-1]
+        and cost[-1] != cost[-2]
+    )
     hint = ". Did you swap 'a' and 'b'?" if swapped and name in "ab" else ""
     wanted = f"({', '.join(map(str, (*cost[:-2], bins)))}{',' if len(cost) == 2 else ''})"
     return f"'{name}' must have shape {wanted} to match C of shape {tuple(cost)}; got {shape}{hint}"

@@ -7,13 +7,11 @@ it stood and on to `OwnKernel`, which holds a kernel for each problem and falls 
 
 import numpy as np
 
-from cusink._certificate_numpy import flush
 from cusink._log_domain_numpy import LogDomain
 from cusink._own_kernel_numpy import OwnKernel
 from cusink._shared_kernel_numpy import SharedKernel
 
 RETREAT = 25  # iterations that a problem repeats at most when it leaves the range of a form
-UNKNOWN = 1e300  # error bound where its evaluation overflowed; the problem itself is fine
 
 
 class Iteration:
@@ -30,7 +28,7 @@ class Iteration:
             self.forms = [SharedKernel(C, dtype, eps) for dtype in dict.fromkeys((a.dtype, np.dtype(np.float64)))]
             if method == "auto":
                 self.forms.append(OwnKernel(C, np.float64, eps))
-        self.forms[0].append(flush(a.copy()), flush(b.copy()), f, g)
+        self.forms[0].append(a, b, f, g)
         self.rows = [np.arange(len(a))] + [np.arange(0)] * (len(self.forms) - 1)
         self.stuck = np.zeros(len(a), bool)  # out of the range of the last form; stays where it is
 
@@ -41,7 +39,7 @@ class Iteration:
         error = np.full(len(omega), np.inf)
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows):
-                error[rows] = np.nan_to_num(form.bound(), nan=UNKNOWN, posinf=UNKNOWN)
+                error[rows] = form.bound()
         error[self.stuck] = np.inf
         return error
 

@@ -31,8 +31,7 @@ class LogDomain:
             self.g = relax_log(self.g, softmin(C, logits(a, self.f, eps), eps, axis=0), excess, eps)
             plain = softmin(C, logits(b, self.g, eps), eps, axis=1)
             self.f = relax_log(self.f, plain, excess, eps)
-        after = softmin(C, logits(a, self.f, eps), eps, axis=0)
-        self.error = marginal_error(b, self.g, after, eps) + marginal_error(a, self.f, plain, eps)
+        self.error = error_log(C, a, b, self.f, self.g, plain, eps)
         return np.zeros(len(a), bool)
 
     def bound(self):
@@ -72,6 +71,12 @@ def marginal_error(weights, before, after, eps):
     """``sum_j w_j |1 - exp((before_j - after_j) / eps)|`` relative to the mass: the marginal's error, without the plan."""
     ratio = np.exp(np.minimum((before - after) / eps, 700.0))
     return (weights * np.abs(1 - ratio)).sum(axis=1) / weights.sum(axis=1, dtype=np.float64)
+
+
+def error_log(C, a, b, f, g, plain, eps):
+    """Bound (B,) on the marginal error after one more plain f-update, `plain` being the target of the last one."""
+    after = softmin(C, logits(a, f, eps), eps, axis=0)
+    return marginal_error(b, g, after, eps) + marginal_error(a, f, plain, eps)
 
 
 def finish_log(C, a, b, g, eps):

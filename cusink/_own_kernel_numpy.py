@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from cusink._certificate_numpy import certified, relax, repair
-from cusink._log_domain_numpy import LogDomain, finish_log, logits, relax_log
+from cusink._log_domain_numpy import LogDomain, error_log, finish_log, logits, relax_log
 from cusink._reductions_numpy import softmin
 
 TILE_BYTES = 1 << 20  # the kernels of one tile stay in a core's second-level cache
@@ -87,11 +87,19 @@ class _Tile:
             relax(u, T, excess, buffer)
         p = a * u
         mass = b.sum(axis=1, dtype=np.float64)
-        error = np.abs(b * v * np.vecmat(p, A) - b).sum(axis=1) + np.abs(p * row_sums - a).sum(axis=1)
-        return error / mass
+        error = (np.abs(b * v * np.vecmat(p, A) - b).sum(axis=1) + np.abs(p * row_sums - a).sum(axis=1)) / mass
+        lost = np.flatnonzero(~np.isfinite(error))  # the scalings are sound, but this product of them overflowed
+        if len(lost):
+            C = self.C if self.C.ndim == 2 else self.C[lost]
+            f, g = (x[lost] for x in self.potentials())
+            plain = softmin(C, logits(b[lost], g, self.eps), self.eps, axis=1)
+            error[lost] = error_log(C, a[lost], b[lost], f, g, plain, self.eps)
+        return error
 
     def potentials(self):
-        return self.f + self.eps * np.log(self.u, dtype=np.float64), self.g + self.eps * np.log(self.v, dtype=np.float64)
+        return self.f + self.eps * np.log(self.u, dtype=np.float64), self.g + self.eps * np.log(
+            self.v, dtype=np.float64
+        )
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def finish(self):
@@ -108,8 +116,10 @@ class _Tile:
             repair(f, ~self.no_a.T, self.C, logits(b, self.g, eps), eps, axis=1)
         if self.no_b is not None:
             repair(g, ~self.no_b.T, self.C, logits(a, f, eps), eps, axis=0)
+        self.A *= b[:, None, :]  # weights first: what carries nothing may be as large as a number can be
+        self.A *= p[:, :, None]
         self.A *= np.where(np.isposinf(self.C), 0, self.C)
-        cost = np.vecdot(p, np.matvec(self.A, b))
+        cost = self.A.sum(axis=(1, 2))
         f, g = f.astype(a.dtype), g.astype(b.dtype)
         lost = np.flatnonzero(~inside)
         if len(lost):
@@ -124,7 +134,9 @@ class _Tile:
         if len(outside):
             C = self.C if self.C.ndim == 2 else self.C[outside]
             f, g = (x[outside] for x in self.potentials())
-            old, weights = (g, logits(self.a[outside], f, self.eps)) if axis == 0 else (f, logits(self.b[outside], g, self.eps))
+            old, weights = (
+                (g, logits(self.a[outside], f, self.eps)) if axis == 0 else (f, logits(self.b[outside], g, self.eps))
+            )
             new = relax_log(old, softmin(C, weights, self.eps, axis), excess[outside], self.eps)
             self.f[outside], self.g[outside] = (f, new) if axis == 0 else (new, g)
             self.u[outside] = self.v[outside] = 1

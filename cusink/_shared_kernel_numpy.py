@@ -26,7 +26,9 @@ class SharedKernel:
         self.shift = float(C.min())
         self.s, self.top, self.headroom = (x[self.dtype.name] for x in (KERNEL, SCALING, HEADROOM))
         info = np.finfo(self.dtype)
-        self.floor = float(info.tiny) / float(info.eps) * 2.0 ** (self.s + 1)  # certifies whatever the factor lost, per term
+        self.floor = (
+            float(info.tiny) / float(info.eps) * 2.0 ** (self.s + 1)
+        )  # certifies whatever the factor lost, per term
         self.K = self.KC = None
         n, m = C.shape
         self.a, self.b, self.U, self.V = (np.empty((k, 0), self.dtype) for k in (n, m, n, m))
@@ -37,8 +39,10 @@ class SharedKernel:
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
         if self.K is None:
             # float64 first: C / eps may be 1e4, and float32 would leave exp with that many rounding errors.
-            exponents = np.maximum((self.shift - self.C.astype(np.float64)) / self.eps, -1e6) / np.log(2)
-            self.K = flush(np.exp2(exponents + self.s).astype(self.dtype))
+            exponents = np.maximum((self.shift - self.C.astype(np.float64)) / self.eps, -1e6)
+            powers = np.floor(exponents / np.log(2))  # apart, for a digit of C / eps would drown in s
+            K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + self.s)
+            self.K = flush(K.astype(self.dtype))
         U, eu = self._scaling(a.T, f.T)
         V, ev = self._scaling(b.T, g.T - self.shift if g.any() else g.T)
         for name, new in (("a", a.T), ("b", b.T), ("U", U), ("V", V), ("eu", eu), ("ev", ev)):
@@ -94,6 +98,12 @@ class SharedKernel:
                     for x in (columns, excess, a, b, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums)
                 )
                 normal = True
+        # A scaling that underflowed was certified not to matter here, but it might where the problem goes on from here.
+        kept = ~(_underflowed(U, a, tiny) | _underflowed(V, b, tiny))
+        if not kept.all():
+            columns, U, V, eu, ev, row_sums = (
+                x if x is None else x[..., kept] for x in (columns, U, V, eu, ev, row_sums)
+            )
         outside = np.ones(len(omega), bool)
         outside[columns] = False
         self.U[:, columns], self.V[:, columns], self.eu[columns], self.ev[columns] = U, V, eu, ev
@@ -115,7 +125,14 @@ class SharedKernel:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
-        eps, a, b, V, eu, ev = self.eps, self.a[:, index], self.b[:, index], self.V[:, index], self.eu[index], self.ev[index]
+        eps, a, b, V, eu, ev = (
+            self.eps,
+            self.a[:, index],
+            self.b[:, index],
+            self.V[:, index],
+            self.eu[index],
+            self.ev[index],
+        )
         if self.KC is None:
             self.KC = np.multiply(self.K, self.C, where=self.K > 0, out=np.zeros_like(self.K))
         gamma_a, gamma_b, normal = self._numerators(a, b, eu, ev)
@@ -130,20 +147,18 @@ class SharedKernel:
         gamma = np.exp2(self.s - eu - ev)
         cost = (V * (self.KC.T @ U)).sum(axis=0) / gamma
         error = np.abs(V * S - gamma_b).sum(axis=0) / gamma_b.sum(axis=0, dtype=np.float64)
-        scale = eps * np.log(2)
-        f = scale * (self.s - ev[:, None]) - eps * np.log(T.T, dtype=np.float64)
+        f = -eps * _log_scaled(T, ev - self.s)
         carried = V > 0
         if carried.all():
-            g = eps * np.log(V.T / b.T, dtype=np.float64) + (scale * ev[:, None] + self.shift)
+            g = eps * _log_scaled(V / b, ev) + self.shift
         else:  # a weight of zero has the potential of its own softmin
-            g = scale * (self.s - eu[:, None]) - eps * np.log(S.T, dtype=np.float64) + self.shift
+            g = self.shift - eps * _log_scaled(S, eu - self.s)
         if sound_f is not True or sound_g is not True:
-            log_U, log_V = np.log(U.T) + eu[:, None] * np.log(2), np.log(V.T) + ev[:, None] * np.log(2)
-            repair(f, sound_f, self.C, (log_V + self.shift / eps).astype(T.dtype), eps, axis=1)
-            repair(g, sound_g | carried, self.C, log_U.astype(T.dtype), eps, axis=0)
+            repair(f, sound_f, self.C, (_log_scaled(V, ev) + self.shift / eps).astype(T.dtype), eps, axis=1)
+            repair(g, sound_g | carried, self.C, _log_scaled(U, eu).astype(T.dtype), eps, axis=0)
         if not carried.all():
-            log_ratio = np.log(np.divide(V, b, where=carried, out=np.ones_like(b)).T, dtype=np.float64)
-            g = np.where(carried.T, eps * log_ratio + scale * ev[:, None] + self.shift, g)
+            ratio = np.divide(V, b, where=carried, out=np.ones_like(b))
+            g = np.where(carried.T, eps * _log_scaled(ratio, ev) + self.shift, g)
         lost = np.flatnonzero(~inside)
         if len(lost):
             a, b, _, start = self.state(index[lost])
@@ -157,7 +172,7 @@ class SharedKernel:
                 setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., index]))
 
     def state(self, chosen):
-        """``(a, b, f, g)`` of some problems; an entry whose scaling underflowed gets the largest potential that does so."""
+        """``(a, b, f, g)`` of the problems `chosen`."""
         a, b = (np.ascontiguousarray(w[:, chosen].T) for w in (self.a, self.b))
         f = self.eps * _log_ratio(self.U[:, chosen].T, a, self.eu[chosen, None])
         g = self.eps * _log_ratio(self.V[:, chosen].T, b, self.ev[chosen, None]) + self.shift
@@ -197,8 +212,21 @@ class SharedKernel:
         return gamma * a, gamma * b, True if normal.all() else normal
 
 
+def _underflowed(scaling, weights, tiny):
+    """Columns in which a positive weight has a scaling below the normal range."""
+    if scaling.min(initial=1) >= tiny:
+        return np.zeros(scaling.shape[1], bool)
+    return ((scaling < tiny) & (weights > 0)).any(axis=0)
+
+
+def _log_scaled(x, exponent):
+    """``log(x * 2**exponent)`` of columns x (n, B), transposed, in float64, with no digit lost to a large exponent."""
+    mantissa, power = np.frexp(x.T)
+    return np.log(mantissa, dtype=np.float64) + (power + exponent[:, None]) * np.log(2)
+
+
 def _log_ratio(scaling, weights, exponent):
+    """``log(scaling * 2**exponent / weights)`` (B, n), 0 where the weight is zero."""
     positive = weights > 0
-    safe = np.where(positive, weights, 1).astype(np.float64)
-    scaling = np.maximum(scaling, np.finfo(scaling.dtype).tiny)
-    return np.where(positive, np.log(scaling / safe) + exponent * np.log(2), 0.0)
+    scaling, weights = (np.where(positive, x, 1).astype(np.float64) for x in (scaling, weights))
+    return np.where(positive, np.log(scaling / weights) + exponent * np.log(2), 0.0)

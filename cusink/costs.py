@@ -46,7 +46,7 @@ def cost_matrix(x, y=None, metric="sqeuclidean"):
            [1., 0., 4.],
            [9., 4., 0.]])
     """
-    (x, y), xp, dtype = _checks.points(x, y)
+    (x, y), xp, dtype = _checks.points(x, y, metric)
     if xp is np:
         try:
             cost = cdist(x, y, metric)

@@ -175,4 +175,5 @@ def _bilinear(xp, C, x, y):
 
 def _shrink(xp, wanted, have):
     """Factors of at most 1 that bring marginals `have` down to `wanted`."""
-    return xp.where(have > wanted, wanted / xp.where(have > 0, have, 1), 1)
+    largest = xp.maximum(have, wanted)
+    return xp.where(largest > 0, wanted / xp.where(largest > 0, largest, 1), 1)

@@ -101,16 +101,21 @@ def distance_matrix(
     array([[0.    , 0.4444],
            [0.4444, 0.    ]])
     """
+    inputs = {"A": A, "B": B, "C": C}
     given = _checks.histograms(A, B, C, eps=eps, check=check)
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation)
     _checks.one_of("value", value, _checks.VALUES)
     A, B, C = given.a, given.b, given.C
     ops, xp = ops_for(C), ops_for(C).xp
-    out = _checks.output(out, (len(A), len(B)), given.dtype, xp)
-    half = A is B and bool((C == C.T).all())
+    out = _checks.output(out, (len(A), len(B)), given.dtype, xp, inputs)
+    half = A is B and _checks.symmetric(C)
     results = {"distances": out}
     if full_output:
-        results |= {"error": xp.empty(out.shape), "n_iter": xp.empty(out.shape, int), "converged": xp.empty(out.shape, bool)}
+        results |= {
+            "error": xp.empty(out.shape),
+            "n_iter": xp.empty(out.shape, int),
+            "converged": xp.empty(out.shape, bool),
+        }
     total = len(A) * (len(A) + 1) // 2 if half else out.size
     missed, worst = 0, 0.0
     tile = _checks.tile(memory_limit, ARRAYS * (C.shape[0] + C.shape[1]) * A.itemsize, TILE)
@@ -157,7 +162,9 @@ def _bar(total, progress):
     try:
         from tqdm import tqdm
     except ImportError:
-        raise ImportError("'progress=True' needs tqdm; install it with pip install tqdm, or leave 'progress' out") from None
+        raise ImportError(
+            "'progress=True' needs tqdm; install it with pip install tqdm, or leave 'progress' out"
+        ) from None
     return tqdm(total=total, unit=" pairs", unit_scale=True)
 
 

@@ -112,7 +112,9 @@ def sinkhorn(
     f, g, cost, error, n_iter, converged = solve(ops, given.a, given.b, given.C, eps, given.init, **options)
     if tol is not None and not converged.all():
         warn_unconverged(np.count_nonzero(~converged), len(converged), error[~converged].max(), tol, max_iter)
-    problem = Problem(a=given.a, b=given.b, C=given.C, eps=float(eps), f=f, g=g, dtype=given.dtype, batched=given.batched)
+    problem = Problem(
+        a=given.a, b=given.b, C=given.C, eps=float(eps), f=f, g=g, dtype=given.dtype, batched=given.batched
+    )
     reg_cost, entropic_cost = values(ops.xp, problem)
     every = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
     return SinkhornResult.of(problem, every, n_iter, converged)
