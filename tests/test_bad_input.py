@@ -86,7 +86,7 @@ def test_the_message_of_the_contract_to_the_letter():
         ({"C": np.zeros((0, M)), "a": None}, ["'C'", "empty|at least one", r"got .*\(0, 6\)"]),
         ({"C": np.zeros((N, 0)), "b": None}, ["'C'", "empty|at least one", r"got .*\(4, 0\)"]),
         ({"a": np.zeros((0, N))}, ["batch", "equal", "got 'a' 0, 'b' 3"]),
-        ({"a": np.zeros((0, N)), "b": None}, ["'a'", "at least one", "got", "0"]),
+        ({"a": np.zeros((0, N)), "b": None}, ["'a'", "at least one", "got a batch of 0"]),
     ],
 )
 def test_shapes(change, parts):
@@ -235,14 +235,14 @@ def test_uniform_weights_take_the_mass_of_the_other_side_or_complain():
 
 @pytest.mark.parametrize(("bad", "word"), [(np.nan, "nan|NaN"), (-np.inf, "-inf")])
 def test_costs_must_be_numbers_or_plus_infinity(bad, word):
-    with says(ValueError, "'C'", "NaN|nan|-inf", word):
+    with says(ValueError, "'C'", "finite", rf"got ({word})"):
         call(inputs(**poisoned("C", bad)))
 
 
 def test_a_row_with_weight_needs_a_partner():
     C = inputs()["C"].copy()
     C[2] = np.inf
-    with says(ValueError, "'a'", r"\[0, 2\]", "'C'", r"\+inf", "partner"):
+    with says(ValueError, "'C'", "partner", "row 2", r"\+inf", "'a'"):
         call(inputs(C=C))
     a = inputs()["a"].copy()
     a[:, 2] = 0
@@ -254,7 +254,7 @@ def test_a_row_with_weight_needs_a_partner():
 def test_a_column_with_weight_needs_a_partner():
     C = inputs()["C"].copy()
     C[:, 5] = np.inf
-    with says(ValueError, "'b'", r"\[0, 5\]", "'C'", r"\+inf", "partner"):
+    with says(ValueError, "'C'", "partner", "column 5", r"\+inf", "'b'"):
         call(inputs(C=C))
 
 
@@ -264,10 +264,10 @@ def test_a_partner_without_weight_is_no_partner():
     C[0, 1:] = np.inf
     b[:, 0] = 0
     b /= b.sum(axis=1, keepdims=True)
-    with says(ValueError, "'a'", r"\[0, 0\]", "'C'", r"\+inf", "partner"):
+    with says(ValueError, "'C'", "partner", "problem 0", "row 0", r"\+inf", "'a'"):
         call(inputs(C=C, b=b))
-    b[1] = 1 / M  # one problem of three is possible, and it is another that is named
-    with says(ValueError, "'a'", r"\[0, 0\]"):
+    b[0] = 1 / M  # the first problem is possible now: it is the second that is named
+    with says(ValueError, "'C'", "problem 1", "row 0"):
         call(inputs(C=C, b=b))
 
 
@@ -322,8 +322,8 @@ def test_options(checked, option, error, parts):
         ((np.zeros(N),), (TypeError, ValueError), ["'init'", r"\(f, g\)|pair"]),
         ((np.zeros(N + 1), np.zeros(M)), ValueError, ["'init", r"4", r"got \(5,\)"]),
         ((np.zeros(M), np.zeros(N)), ValueError, ["'init", r"4", r"got \(6,\)"]),
-        ((np.full(N, np.nan), np.zeros(M)), ValueError, [r"'init\[0\]'", "finite", "got NaN"]),
-        ((np.zeros(N), np.full(M, np.inf)), ValueError, [r"'init\[1\]'", "finite", "got .*infinity"]),
+        ((np.full(N, np.nan), np.zeros(M)), ValueError, [r"'init\[0\]'", "finite", "got nan"]),
+        ((np.zeros(N), np.full(M, np.inf)), ValueError, [r"'init\[1\]'", "finite", "got inf"]),
         ((np.zeros(N, np.float32), np.zeros(M, np.float32)), TypeError, ["float64", r"'init\[0\]'", "float32"]),
     ],
 )
@@ -389,7 +389,7 @@ def test_cost_matrix(x, y, metric, error, parts):
 @pytest.mark.parametrize(
     ("change", "error", "parts"),
     [
-        ({"A": np.full(N, 0.25)}, ValueError, ["'A'", r"\(rows, 4\)", r"got \(4,\)", r"A\[None"]),
+        ({"A": np.full(N, 0.25)}, ValueError, ["'A'", r"\(Q, 4\)", r"got \(4,\)", r"A\[None"]),
         ({"B": np.full((5, 7), 1 / 7)}, ValueError, ["'B'", r"C of shape \(4, 4\)", r"got \(5, 7\)"]),
         ({"C": np.zeros((B, N, N))}, ValueError, ["'C'", r"\(n, m\)", r"got \(3, 4, 4\)"]),
         ({"B": np.zeros((0, N))}, ValueError, ["'B'", "empty|at least one", r"got .*\(0, 4\)"]),
@@ -398,7 +398,7 @@ def test_cost_matrix(x, y, metric, error, parts):
         (
             {"A": 3 * matrix_inputs()["A"]},
             ValueError,
-            ["same mass", "'A' row 0 has 3", "'B' row 0 has 1", "Divide each row by its sum"],
+            ["same mass", "'A' row 0 has 3", "'B' row 0 has 1", "normalise", "divide each row by its sum"],
         ),
         (poisoned("A", np.nan, make=matrix_inputs), ValueError, ["'A'", "finite", "nan"]),
         (poisoned("B", -0.5, make=matrix_inputs), ValueError, ["'B'", "non-negative", r"got .*-0\.5"]),

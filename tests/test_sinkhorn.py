@@ -58,6 +58,23 @@ def earned(exact, naive, dtype, scale):
     return 4 * error + 4 * np.finfo(dtype).eps * scale
 
 
+def assert_potentials_agree(xp, result, exact, naive, p, dtype, count):
+    """f and g within what is earned, apart from the constant that may move from one to the other.
+
+    Only f + g means anything; rounding lets the constant drift, by no more than a rounding or so in each iteration.
+    """
+    scale = largest(p.C) + p.eps
+    f, g = (np.atleast_2d(xp.numpy(x)).astype(float) for x in (result.f, result.g))
+    want_f, want_g, rough_f, rough_g = (
+        np.array([getattr(s, name) for s in solutions]) for solutions in (exact, naive) for name in "fg"
+    )
+    drift = np.asarray(np.median(f - want_f, axis=1, keepdims=True), float)
+    assert (np.abs(drift) <= 4 * np.finfo(dtype).eps * scale * count).all()
+    tolerance = max(earned(want_f, rough_f, dtype, scale), earned(want_g, rough_g, dtype, scale))
+    np.testing.assert_allclose(f - drift, want_f.astype(float), rtol=0, atol=tolerance, err_msg="f")
+    np.testing.assert_allclose(g + drift, want_g.astype(float), rtol=0, atol=tolerance, err_msg="g")
+
+
 def solve(xp, p, dtype=np.float64, **options):
     return cusink.sinkhorn(xp(p.a, dtype), xp(p.b, dtype), xp(p.C, dtype), eps=p.eps, **options)
 
@@ -80,11 +97,7 @@ def test_fixed_iterations_agree_with_the_oracle(xp, p, dtype, method):
     result = solve(xp, p, dtype, max_iter=30, tol=None, method=method)
     scale = largest(p.C) + p.eps
     assert xp.numpy(result.f).dtype == xp.numpy(result.g).dtype == dtype
-    for name in "fg":
-        found = np.atleast_2d(xp.numpy(getattr(result, name)))
-        want, rough = (np.array([getattr(s, name) for s in solutions]) for solutions in (exact, naive))
-        tolerance = earned(want, rough, dtype, scale)
-        np.testing.assert_allclose(found, want.astype(float), rtol=0, atol=tolerance, err_msg=name)
+    assert_potentials_agree(xp, result, exact, naive, p, dtype, 30)
     mass = p.a.sum(axis=-1).max()
     tolerance = earned(cost, naive_cost, dtype, scale * mass)
     np.testing.assert_allclose(np.atleast_1d(xp.numpy(result.cost)), cost, rtol=0, atol=tolerance)
@@ -97,10 +110,7 @@ def test_scaling_form_agrees_where_it_stays_in_range(xp, p, dtype):
     exact, naive, cost, naive_cost = fixed_iterations(p, dtype, 30)
     result = solve(xp, p, dtype, max_iter=30, tol=None, method="scaling")
     scale = largest(p.C) + p.eps
-    for name in "fg":
-        want, rough = (np.array([getattr(s, name) for s in solutions]) for solutions in (exact, naive))
-        found = np.atleast_2d(xp.numpy(getattr(result, name)))
-        np.testing.assert_allclose(found, want.astype(float), rtol=0, atol=earned(want, rough, dtype, scale))
+    assert_potentials_agree(xp, result, exact, naive, p, dtype, 30)
     tolerance = earned(cost, naive_cost, dtype, scale * p.a.sum(axis=-1).max())
     np.testing.assert_allclose(np.atleast_1d(xp.numpy(result.cost)), cost, rtol=0, atol=tolerance)
 
@@ -267,11 +277,13 @@ def test_fixed_count_warns_of_nothing_and_tells_its_error(xp):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_stops_at_the_rounding_level_instead_of_burning_iterations(xp, dtype, method):
     p = BY_NAME["n < m, shared cost"]
-    with pytest.warns(cusink.ConvergenceWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cusink.ConvergenceWarning)
         result = solve(xp, p, dtype, tol=1e-30, max_iter=100_000, method=method)
     assert (xp.numpy(result.n_iter) < 10_000).all()
-    assert not xp.numpy(result.converged).any()
     error = xp.numpy(result.error)
+    # A fixed point of the arithmetic itself has no error that could be seen; whoever sees one has not converged.
+    np.testing.assert_array_equal(xp.numpy(result.converged), error <= 1e-30)
     assert (error < 100 * np.finfo(dtype).eps * (1 + largest(p.C) / p.eps)).all()
 
 
@@ -339,6 +351,12 @@ def test_over_relaxation_reaches_the_same_solution(xp, overrelaxation, method):
     assert np.abs(xp.numpy(fast.cost) - best).max() <= 10 * plain_error + 1e-9
 
 
+def error_at_the_start(a, b, C, eps):
+    """Marginal error of g = 0 and its f: where the iteration comes from."""
+    g = np.zeros(len(b))
+    return reference.marginal_error(reference.plan(a, b, C, eps, reference.softmin(C, g, b, eps, axis=1), g), b)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("overrelaxation", ["auto", 1.5, 1.99, float(np.nextafter(2.0, 0.0))])
 @pytest.mark.parametrize("p", problems.HARD, **named)
@@ -347,7 +365,7 @@ def test_no_over_relaxation_diverges(xp, p, overrelaxation, dtype):
         warnings.simplefilter("ignore", cusink.ConvergenceWarning)
         result = solve(xp, p, dtype, tol=1e-12, max_iter=60, overrelaxation=overrelaxation)
     assert finite(xp, result)
-    start = np.array([s.error for s in reference.each(reference.sinkhorn, p.a, p.b, p.C, p.eps, 1)])
+    start = np.array(reference.each(error_at_the_start, p.a, p.b, p.C, p.eps))
     assert (np.atleast_1d(xp.numpy(result.error)) <= 1.1 * start + moved_by_rounding(p, result, xp, dtype)).all()
 
 
