@@ -1,8 +1,9 @@
 """What the multiplicative forms share: the range check, the guarded over-relaxation, and the repair of single entries.
 
 A product ``S = K' U`` of non-negative arrays loses what underflows: an entry of K below `tiny`, which costs at most
-``tiny * max U``; a product below `tiny`; an entry of U below `tiny` that should not be zero, at most ``tiny * max K``. Where
-``S`` exceeds the sum of these bounds over its n terms by ``1 / eps_machine``, it is right to rounding. Problems are columns.
+``tiny * max U``; a product below `tiny`; an entry of U below `tiny` that should not be zero, at most ``tiny * max
+K``. Where ``S`` exceeds the sum of these bounds over its n terms by ``1 / eps_machine``, it is right to rounding.
+Problems are columns.
 """
 
 import numpy as np
@@ -11,7 +12,8 @@ from cusink._reductions_numpy import softmin_entries
 
 
 def certified(product, factor, weights, largest_K):
-    """Entries of ``product`` (m, B), made from ``factor`` (n, B), that lost nothing beyond rounding; True for all of them.
+    """Entries of ``product`` (m, B), made from ``factor`` (n, B), that lost nothing beyond rounding; True for all of
+    them.
 
     `weights` tells which entries of `factor` are meant to be zero, and `largest_K` bounds the kernel.
     """
@@ -42,8 +44,9 @@ def in_range(product, sound, weights):
 def relax(old, new, excess, buffer):
     """Overwrite `old` by the guarded over-relaxation towards the plain update `new`; `excess` is omega - 1.
 
-    ``old <- excess * new + max(new - excess * old, 0)``: to first order ``old * (new / old) ** omega``, but each entry raises
-    the dual objective for every omega in [1, 2), so that no omega makes the iteration diverge. See docs/method.md.
+    ``old <- excess * new + max(new - excess * old, 0)``: to first order ``old * (new / old) ** omega``, but each
+    entry raises the dual objective for every omega in [1, 2), so that no omega makes the iteration diverge. See
+    docs/method.md.
     """
     scratch = buffer[: old.size].reshape(old.shape)
     np.multiply(old, excess, out=scratch)
@@ -54,13 +57,13 @@ def relax(old, new, excess, buffer):
 
 
 def repair(potential, sound, C, logits, eps, axis):
-    """Overwrite the entries of `potential` (B, rows) that are not `sound` (rows, B) by their log-sum-exp over `logits`."""
+    """Overwrite the entries of `potential` (B, rows) that are not `sound` (rows, B) by their softmin over `logits`."""
     if not np.all(sound):
         entries, problems = np.nonzero(~sound)
         potential[problems, entries] = softmin_entries(C, logits, eps, axis, problems, entries)
 
 
 def flush(array):
-    """Set denormals of a non-negative array to zero, in place: they slow a product sixfold; the certificate covers them."""
+    """Set denormals of a non-negative array to zero, in place: they slow a product, and the certificate covers them."""
     array[array < np.finfo(array.dtype).tiny] = 0
     return array

@@ -1,26 +1,26 @@
 """Every check of the arguments of public functions, once per call, before any work.
 
-A message says: parameter, rule, what came, and how to mend it. TypeError is for kind, dtype and library; ValueError for shapes and
-values. What comes out is contiguous and of one library, device and dtype, with the batch axis in front.
+A message says: parameter, rule, what came, and how to mend it. TypeError is for kind, dtype and library; ValueError
+for shapes and values. What comes out is contiguous and of one library, device and dtype, with the batch axis in front.
 """
 
 import math
 import numbers
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cusink._arrays import arrays, kind
+
 METHODS = ("auto", "log", "scaling")
 VALUES = ("cost", "reg_cost", "entropic_cost")
 MASS_TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
-HALF = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Arrays:
-    """Checked input: a (B, n), b (B, m), C (n, m) or (B, n, m), in the dtype of the computation; `dtype` is the user's."""
+    """Checked a (B, n), b (B, m), C (n, m) or (B, n, m) in the dtype of the computation; `dtype` is the user's."""
 
     a: Any
     b: Any
@@ -34,7 +34,7 @@ def sinkhorn(a, b, C, *, eps, init, check):
     """Arrays of a call of `cusink.sinkhorn`."""
     regularisation(eps)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
-        raise TypeError(f"'init' must be a pair (f, g) of potentials; got {_kind(init)}. Pass (result.f, result.g)")
+        raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
     f, g = (None, None) if init is None else init
     (a, b, C, f, g), xp, dtype = arrays(a=a, b=b, C=C, **{"init[0]": f, "init[1]": g})
     cost_shape(C)
@@ -84,7 +84,8 @@ def histograms(A, B, C, *, eps, check):
             hint = ". Did you swap 'A' and 'B'?" if not symmetric and n != m and x.shape[-1] == n + m - bins else ""
             hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
             raise ValueError(
-                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; got {x.shape}{hint}"
+                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
+                f"got {x.shape}{hint}"
             )
         if 0 in x.shape:
             raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
@@ -105,7 +106,8 @@ def histograms(A, B, C, *, eps, check):
             if off.any():
                 row = int(off.argmax())
                 raise ValueError(
-                    f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {first:g} and '{name}' row {row} has "
+                    f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {first:g} "
+                    f"and '{name}' row {row} has "
                     f"{float(mass[row]):g}. To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)"
                 )
         scaled.append(x * (first / mass).astype(x.dtype)[:, None])
@@ -129,7 +131,7 @@ def points(x, y, metric):
             raise ValueError(f"'{name}' must be finite; got NaN or infinity")
         if metric == "cosine" and not p.any(axis=1).all():
             raise ValueError(
-                f"'{name}' must hold no zero vector for metric 'cosine'; got one in row {int((~p.any(axis=1)).argmax())}"
+                f"'{name}' must hold no zero vector for metric 'cosine'; got row {int((~p.any(axis=1)).argmax())}"
             )
         shaped.append(p)
     if shaped[0].shape[1] != shaped[1].shape[1]:
@@ -137,37 +139,10 @@ def points(x, y, metric):
     return shaped, xp, dtype
 
 
-def arrays(**named):
-    """The named inputs as arrays of one library and one computing dtype; None stays None. Also that library and the users' dtype."""
-    given = {name: x for name, x in named.items() if x is not None}
-    libraries = {name: _library(name, x) for name, x in given.items()}
-    # A list or a number follows the arrays that it comes with.
-    libraries = {
-        name: library
-        for name, library in libraries.items()
-        if not isinstance(given[name], (list, tuple, numbers.Number))
-    }
-    _same(
-        "library",
-        {name: library.__name__ for name, library in libraries.items()},
-        "Move them to one with cupy.asarray or cupy.asnumpy",
-    )
-    xp = next(iter(libraries.values()), np)
-    if xp is not np:
-        _same("device", {name: str(given[name].device) for name in libraries}, "Copy them to one device")
-    converted = {name: _numeric(name, x, xp) for name, x in given.items()}
-    floating = {name: x.dtype.name for name, x in converted.items() if _is_floating(x.dtype)}
-    _same("dtype", floating, "Convert one of them with .astype")
-    dtype = next((x.dtype for x in converted.values() if _is_floating(x.dtype)), np.dtype(np.float64))
-    computing = np.dtype(np.float32) if dtype.name in HALF else dtype
-    cast = {name: x.astype(computing, copy=False) for name, x in converted.items()}
-    return [cast.get(name) for name in named], xp, dtype
-
-
 def regularisation(eps):
     """Check the regularisation."""
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
-        raise TypeError(f"'eps' must be a number; got {_kind(eps)}")
+        raise TypeError(f"'eps' must be a number; got {kind(eps)}")
     if not (math.isfinite(eps) and eps > 0):
         raise ValueError(f"'eps' must be positive and finite; got {eps}. A usual start is 0.01 times the largest cost")
 
@@ -176,12 +151,12 @@ def options(max_iter, tol, check_every, method, overrelaxation, callback=None):
     """Check the options of the solver and return them as keywords of `cusink.sinkhorn.solve`."""
     for name, value in (("max_iter", max_iter), ("check_every", check_every)):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"'{name}' must be an integer; got {_kind(value)}")
+            raise TypeError(f"'{name}' must be an integer; got {kind(value)}")
         if value < 1:
             raise ValueError(f"'{name}' must be at least 1; got {value}")
     if tol is not None:
         if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
-            raise TypeError(f"'tol' must be a number or None; got {_kind(tol)}")
+            raise TypeError(f"'tol' must be a number or None; got {kind(tol)}")
         if not (math.isfinite(tol) and tol > 0):
             raise ValueError(f"'tol' must be positive and finite, or None for exactly 'max_iter' iterations; got {tol}")
     one_of("method", method, METHODS)
@@ -191,7 +166,7 @@ def options(max_iter, tol, check_every, method, overrelaxation, callback=None):
         if not 1 <= overrelaxation < 2:
             raise ValueError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation}")
     if callback is not None and not callable(callback):
-        raise TypeError(f"'callback' must be callable as callback(iteration, error); got {_kind(callback)}")
+        raise TypeError(f"'callback' must be callable as callback(iteration, error); got {kind(callback)}")
     return {
         "max_iter": int(max_iter),
         "tol": tol,
@@ -227,7 +202,7 @@ def output(out, shape, dtype, xp, inputs):
     if out is None:
         return xp.empty(shape, dtype)
     if not isinstance(out, xp.ndarray):
-        raise TypeError(f"'out' must be a {xp.__name__} array like the input; got {_kind(out)}")
+        raise TypeError(f"'out' must be a {xp.__name__} array like the input; got {kind(out)}")
     if out.shape != shape:
         raise ValueError(f"'out' must have shape {shape} for these histograms; got {out.shape}")
     if out.dtype != dtype:
@@ -247,7 +222,7 @@ def tile(memory_limit, item_bytes, largest):
     if memory_limit is None:
         return largest
     if isinstance(memory_limit, bool) or not isinstance(memory_limit, numbers.Integral):
-        raise TypeError(f"'memory_limit' must be a number of bytes (an integer) or None; got {_kind(memory_limit)}")
+        raise TypeError(f"'memory_limit' must be a number of bytes (an integer) or None; got {kind(memory_limit)}")
     if memory_limit < item_bytes:
         raise ValueError(f"'memory_limit' must be at least {item_bytes} bytes, what one pair takes; got {memory_limit}")
     return min(int(memory_limit) // item_bytes, largest)
@@ -286,7 +261,8 @@ def weight_values(name, weights, xp):
     if (weights < 0).any():
         row, column = _first(xp, weights < 0)
         raise ValueError(
-            f"'{name}' must be non-negative; got {float(weights[row, column]):g} at [{row}, {column}]. Weights are masses, not their logarithms"
+            f"'{name}' must be non-negative; got {float(weights[row, column]):g} at [{row}, {column}]. "
+            "Weights are masses, not their logarithms"
         )
     empty = weights.sum(axis=1) == 0
     if empty.any():
@@ -304,7 +280,8 @@ def equal_mass(a, b, xp, check):
         if off.any():
             row = int(off.argmax())
             raise ValueError(
-                f"'a' and 'b' must have the same mass (relative {tolerance:g}); got {float(mass_a[row]):g} and {float(mass_b[row]):g} in row {row}. "
+                f"'a' and 'b' must have the same mass (relative {tolerance:g}); got {float(mass_a[row]):g} and "
+                f"{float(mass_b[row]):g} in row {row}. "
                 "To normalise, divide each by its sum: a / a.sum(axis=-1, keepdims=True)"
             )
     return b * (mass_a / mass_b).astype(b.dtype)[:, None]
@@ -321,8 +298,9 @@ def partners(a, b, C, xp):
             problem, index = _first(xp, lone)
             line = "row" if name == "a" else "column"
             raise ValueError(
-                f"'C' must allow every bin with weight a partner with weight; in problem {problem}, {line} {index} of 'C' is forbidden (+inf) "
-                f"wherever the other side has weight, and '{name}' has weight there. Allow a pair, or empty the bin"
+                f"'C' must allow every bin with weight a partner with weight; in problem {problem}, {line} {index} of "
+                f"'C' is forbidden (+inf) wherever the other side has weight, and '{name}' has weight there. "
+                "Allow a pair, or empty the bin"
             )
 
 
@@ -334,58 +312,15 @@ def all_partners(A, B, C, xp):
         if lone.any():
             row, other = _first(xp, lone > 0)
             raise ValueError(
-                f"'{names[0]}' row {row} has weight where 'C' forbids (+inf) all partners in '{names[1]}' row {other}. Allow one, or leave the row out"
+                f"'C' must allow every bin with weight a partner with weight; '{names[0]}' row {row} has weight where it "
+                f"forbids (+inf) all partners in '{names[1]}' row {other}. Allow a pair, or drop the row"
             )
 
 
 def _reached(others, pairs, xp):
-    """Bins (B, n) that have at least one allowed partner (pairs (n, m) or (B, n, m)) among those with weight in `others` (B, m)."""
+    """Bins (B, n) with a partner allowed by `pairs` (n, m) or (B, n, m) that has weight in `others` (B, m)."""
     count = xp.matmul((others > 0)[:, None, :].astype(others.dtype), xp.swapaxes(pairs, -1, -2).astype(others.dtype))
     return count[:, 0, :] > 0
-
-
-def _library(name, x):
-    """The array library of `x`: NumPy or CuPy."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"'{name}' must be an array without a mask; got numpy.ma.MaskedArray. Fill it first")
-    if isinstance(x, (np.ndarray, np.generic, list, tuple, numbers.Number)):
-        return np
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(x, cupy.ndarray):
-        return cupy
-    raise TypeError(
-        f"'{name}' must be a NumPy or CuPy array, or a list of numbers; got {_kind(x)}. Convert it with numpy.asarray"
-    )
-
-
-def _numeric(name, x, xp):
-    """`x` as an array of real numbers in the machine's byte order."""
-    try:
-        x = xp.asarray(x)
-    except ValueError:
-        raise TypeError(f"'{name}' must be a rectangular array of numbers; got lists of unequal lengths") from None
-    if x.dtype.kind not in "fiub" and x.dtype.name not in HALF:
-        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
-    if not x.dtype.isnative:
-        raise TypeError(
-            f"'{name}' must have the machine's byte order; got dtype {x.dtype.str}. Convert it with x.astype(x.dtype.newbyteorder('='))"
-        )
-    if x.dtype.kind == "f" and x.dtype.itemsize > 8:
-        raise TypeError(f"'{name}' must be float16, float32 or float64; got dtype {x.dtype}. Convert it with .astype")
-    return x
-
-
-def _is_floating(dtype):
-    return dtype.kind == "f" or dtype.name in HALF
-
-
-def _same(what, by_name, fix):
-    """Check that all named inputs share one library, device or dtype."""
-    if len(set(by_name.values())) > 1:
-        (first, one), (second, other) = next(
-            (pair, next(p for p in by_name.items() if p[1] != pair[1])) for pair in by_name.items()
-        )
-        raise TypeError(f"all inputs must share one {what}; '{first}' is {one} and '{second}' is {other}. {fix}")
 
 
 def _shape_message(name, shape, bins, cost, a, b):
@@ -421,7 +356,3 @@ def _weights(xp, weights, bins, size, dtype):
 def _first(xp, mask):
     index = int(mask.argmax())
     return divmod(index, mask.shape[1])
-
-
-def _kind(x):
-    return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")

@@ -1,8 +1,8 @@
 """Sinkhorn iterations of many problems in NumPy: each problem in the fastest form that is certified for it.
 
-`SharedKernel` serves all problems with one matrix product per half-step. A problem that leaves its range goes back to where
-it stood and on to `OwnKernel`, which holds a kernel for each problem and falls back to log-sum-exp where that fails too.
-`LogDomain` is log-sum-exp throughout.
+`SharedKernel` serves all problems with one matrix product per half-step. A problem that leaves its range goes back to
+where it stood and on to `OwnKernel`, which holds a kernel for each problem and falls back to log-sum-exp where that
+fails too. `LogDomain` is log-sum-exp throughout.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ class Iteration:
         self.stuck = np.zeros(len(a), bool)  # out of the range of the last form; stays where it is
 
     def advance(self, omega, count):
-        """Take `count` iterations of every problem; return the bounds (B,) on the marginal errors, inf for one out of range."""
+        """Take `count` iterations of every problem; return bounds (B,) on their errors, inf for one out of range."""
         for start in range(0, count, RETREAT):
             self._advance(omega, min(RETREAT, count - start))
         error = np.full(len(omega), np.inf)
@@ -44,7 +44,7 @@ class Iteration:
         return error
 
     def _advance(self, omega, count):
-        """As `advance`, for so few iterations that a problem that leaves a form's range may well repeat them in the next."""
+        """As `advance`, for so few iterations that a problem that leaves the range of a form may well repeat them."""
         for k, form in enumerate(self.forms):
             rows = self.rows[k]
             if len(rows):

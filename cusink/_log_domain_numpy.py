@@ -68,7 +68,7 @@ def relax_log(old, plain, excess, eps):
 
 
 def marginal_error(weights, before, after, eps):
-    """``sum_j w_j |1 - exp((before_j - after_j) / eps)|`` relative to the mass: the marginal's error, without the plan."""
+    """``sum_j w_j |1 - exp((before_j - after_j) / eps)|`` relative to the mass: a marginal's error without the plan."""
     ratio = np.exp(np.minimum((before - after) / eps, 700.0))
     return (weights * np.abs(1 - ratio)).sum(axis=1) / weights.sum(axis=1, dtype=np.float64)
 
@@ -80,7 +80,7 @@ def error_log(C, a, b, f, g, plain, eps):
 
 
 def finish_log(C, a, b, g, eps):
-    """``(f, g, cost, error)`` after a plain f-update from g (B, m); a zero weight gets the potential of its own softmin."""
+    """``(f, g, cost, error)`` after a plain f-update from g (B, m); a zero weight gets its own softmin as potential."""
     q = logits(b, g, eps)
     f = softmin(C, q, eps, axis=1)
     p = logits(a, f, eps)

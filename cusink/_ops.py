@@ -1,8 +1,9 @@
 """Choose the array library of a call, and state what every ``_ops_*`` module must offer.
 
-``_ops_numpy`` and ``_ops_cupy`` define the names in `OPERATORS` with equal signatures (a test compares them). All arrays
-of a call are C-contiguous, of one library, one device and one dtype (float32 or float64); every array of problems has the batch
-axis first. ``C`` is ``(n, m)``, shared by all problems, or ``(B, n, m)``; its entries may be +inf ("forbidden").
+``_ops_numpy`` and ``_ops_cupy`` define the names in `OPERATORS` with equal signatures (a test compares them). All
+arrays of a call are C-contiguous, of one library, one device and one dtype (float32 or float64); every array of
+problems has the batch axis first. ``C`` is ``(n, m)``, shared by all problems, or ``(B, n, m)``; its entries may be
++inf ("forbidden").
 
 Operators take the weights and the potentials of one side as one array of *logits*,
 
@@ -25,11 +26,11 @@ c_transform(C, potential, axis)
     ``min_j (C_ij - potential_j)``: the softmin at eps = 0.
 Iteration(C, a, b, eps, f, g, method)
     B problems under way. ``f`` and ``g`` are the potentials to start from. Methods:
-    ``advance(omega, count)``: `count` iterations (one g-update, one f-update each) of every problem, over-relaxed by its
-    own ``omega`` (a NumPy array (B,) in [1, 2)); returns an upper bound ``(B,)`` of each problem's marginal error after one more
-    plain f-update, which for omega = 1 is the error itself, and inf for a problem that left the range of ``method="scaling"``.
-    ``finish(index)``: ``(f, g, cost, error)`` of the problems at `index` (a NumPy array) after a plain f-update. A zero weight gets
-    the potential of its own softmin.
+    ``advance(omega, count)``: `count` iterations (one g-update, one f-update each) of every problem, over-relaxed by
+    its own ``omega`` (a NumPy array (B,) in [1, 2)); returns an upper bound ``(B,)`` of each problem's marginal error
+    after one more plain f-update, which for omega = 1 is the error itself, and inf for a problem that left the range
+    of ``method="scaling"``. ``finish(index)``: ``(f, g, cost, error)`` of the problems at `index` (a NumPy array)
+    after a plain f-update. A zero weight gets the potential of its own softmin.
     ``keep(index)``: drop all problems but those at `index`.
 xp, to_host(array)
     The array module, and an array as a NumPy array.

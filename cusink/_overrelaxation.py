@@ -1,4 +1,4 @@
-"""How far to over-relax each problem, estimated from the rate at which its own error falls (NumPy, one number per problem)."""
+"""How far to over-relax each problem, estimated from the rate at which its own error falls (on the host)."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ LARGEST = 1.97
 class OverRelaxation:
     """Over-relaxation factors omega (B,) in [1, 2).
 
-    Near the solution the plain iteration contracts by some rate eta. Over-relaxed by omega, it contracts by the larger root
-    of ``(rate + omega - 1)**2 = rate omega**2 eta`` while omega is below ``2 / (1 + sqrt(1 - eta))``, its best value, and by
-    ``omega - 1`` above it (Young's theory, carried to Sinkhorn by Lehmann et al. 2020). The rate observed since the
-    last check therefore tells eta, or that omega is too large.
+    Near the solution the plain iteration contracts by some rate eta. Over-relaxed by omega, it contracts by the
+    larger root of ``(rate + omega - 1)**2 = rate omega**2 eta`` while omega is below ``2 / (1 + sqrt(1 - eta))``, its
+    best value, and by ``omega - 1`` above it (Young's theory, carried to Sinkhorn by Lehmann et al. 2020). The rate
+    observed since the last check therefore tells eta, or that omega is too large.
     """
 
     def __init__(self, problems, setting):

@@ -1,7 +1,7 @@
-"""Sinkhorn iterations with a kernel for each problem that has the problem's own potentials absorbed (Schmitzer 2019)."""
+"""Sinkhorn iterations with a kernel for each problem, which absorbs the problem's potentials (Schmitzer 2019)."""
 
-from concurrent.futures import ThreadPoolExecutor
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -13,11 +13,12 @@ TILE_BYTES = 1 << 20  # the kernels of one tile stay in a core's second-level ca
 
 
 class OwnKernel(LogDomain):
-    """Problems as float64 potentials, which a tile of problems absorbs into ``A = exp((f + g - C) / eps)`` while it runs.
+    """Problems as float64 potentials, which a tile of problems absorbs into ``A = exp((f + g - C) / eps)`` while it
+    runs.
 
-    Near the solution all sums with A are about 1, whatever the range of C / eps; A itself is at most 1 / weight. Where a
-    product cannot be certified all the same, the problem takes that half-step as log-sum-exp and absorbs again. At most a
-    tile of kernels exists at a time, never one for every problem.
+    Near the solution all sums with A are about 1, whatever the range of C / eps; A itself is at most 1 / weight.
+    Where a product cannot be certified all the same, the problem takes that half-step as log-sum-exp and absorbs
+    again. At most a tile of kernels exists at a time, never one for every problem.
     """
 
     def advance(self, omega, count):
@@ -57,7 +58,7 @@ class OwnKernel(LogDomain):
 
 
 class _Tile:
-    """A few problems with their kernels A (T, n, m) and the scalings u, v by which the potentials moved since absorption."""
+    """A few problems, their kernels A (T, n, m), and the scalings u, v by which the potentials have moved since."""
 
     def __init__(self, form, rows):
         self.C, self.eps = form.cost(rows), form.eps
@@ -128,7 +129,7 @@ class _Tile:
         return f, g, cost, error
 
     def _step(self, product, factor, empty, axis, excess):
-        """Make `product` the sums of this half-step: 1 where a bin is empty, and for a problem that took it as log-sum-exp."""
+        """Make `product` the sums of this half-step: 1 for an empty bin and for a problem that took log-sum-exp."""
         sound = self._certified(product, factor, self.no_a if axis == 0 else self.no_b)
         outside = np.flatnonzero(~_in_range(product, sound, empty))
         if len(outside):
@@ -156,7 +157,7 @@ class _Tile:
         self.A[rows] = np.exp(exponents.astype(self.A.dtype))
 
     def _certified(self, product, factor, empty):
-        """Entries of `product` (T, rows) that are certified. A is at most 1 / weight, but no product exceeds its sum."""
+        """Entries of `product` (T, rows) that are certified; A is at most 1 / weight, no product exceeds its sum."""
         weights = np.ones_like(factor) if empty is None else ~empty
         sound = certified(product.T, factor.T, weights.T, largest_K=1.0)
         tiny, largest = np.finfo(factor.dtype).tiny, np.finfo(factor.dtype).max

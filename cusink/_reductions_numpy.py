@@ -1,7 +1,7 @@
 """The operators of `cusink._ops` in NumPy: log-sum-exp reductions in blocks that stay in the cache.
 
-No operator forms a ``B*n*m`` array (except `plan`, whose result it is): a block of problems and rows is filled, reduced and
-forgotten. ``BLOCK`` bounds its entries.
+No operator forms a ``B*n*m`` array (except `plan`, whose result it is): a block of problems and rows is filled,
+reduced and forgotten. ``BLOCK`` bounds its entries.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def _exponents(C, logits, eps, problems, rows):
 
 
 def _exp_shifted(exponents):
-    """Overwrite `exponents` by ``exp(exponents - maximum)`` along the last axis; return that maximum, -inf taken as 0."""
+    """Overwrite `exponents` by ``exp(exponents - maximum)`` along the last axis; return that maximum, 0 for -inf."""
     maximum = exponents.max(axis=-1, keepdims=True)
     maximum[np.isneginf(maximum)] = 0
     exponents -= maximum

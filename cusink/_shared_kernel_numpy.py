@@ -5,20 +5,22 @@ import numpy as np
 from cusink._certificate_numpy import certified, flush, in_range, relax, repair
 from cusink._log_domain_numpy import finish_log
 
-# How the binary exponents of a dtype are shared out: K reaches up to 2**KERNEL, the scalings up to about 2**SCALING and, until
-# they are brought back there, to 2**HEADROOM. Their products and ``gamma`` need room below the largest number, and small
-# entries of each need room above the smallest.
+# How the binary exponents of a dtype are shared out: K reaches up to 2**KERNEL, the scalings up to about 2**SCALING
+# and, until they are brought back there, to 2**HEADROOM. Their products and ``gamma`` need room below the largest
+# number, and small entries of each need room above the smallest.
 KERNEL = {"float32": 78, "float64": 700}
 SCALING = {"float32": 14, "float64": 100}
 HEADROOM = {"float32": 2.0**28, "float64": 2.0**200}
 
 
 class SharedKernel:
-    """Problems as scalings of one kernel, one problem per column, so that a factor per problem runs along the contiguous axis.
+    """Problems as scalings of one kernel, one problem per column, so that a factor per problem runs along the
+    contiguous axis.
 
-    ``K = 2**s exp((shift - C) / eps)`` with `shift` the smallest cost; s lifts its small entries away from underflow. The
-    exponents eu and ev (B,) keep ``U = a exp(f / eps) / 2**eu`` and ``V = b exp((g - shift) / eps) / 2**ev`` in range. A plain
-    update is ``V = gamma b / (K' U)`` with ``gamma = 2**(s - eu - ev)``; scaling by powers of two changes no digit.
+    ``K = 2**s exp((shift - C) / eps)`` with `shift` the smallest cost; s lifts its small entries away from underflow.
+    The exponents eu and ev (B,) keep ``U = a exp(f / eps) / 2**eu`` and ``V = b exp((g - shift) / eps) / 2**ev`` in
+    range. A plain update is ``V = gamma b / (K' U)`` with ``gamma = 2**(s - eu - ev)``; scaling by powers of two
+    changes no digit.
     """
 
     def __init__(self, C, dtype, eps):
@@ -179,7 +181,7 @@ class SharedKernel:
         return a, b, f, g
 
     def _scaling(self, weights, potential):
-        """``weights * exp(potential / eps)`` with its largest entries at about ``2**top``, and the exponent that takes."""
+        """``weights * exp(potential / eps)``, its largest entries at about ``2**top``, and the exponent that takes."""
         if not potential.any():
             return weights * 2.0**self.top, np.full(weights.shape[1], -float(self.top))
         log = potential / (self.eps * np.log(2))
@@ -194,7 +196,7 @@ class SharedKernel:
         return lowest, certified(product, factor, weights, 2.0**self.s)
 
     def _rebalance(self, scaling, exponent):
-        """Bring the largest entry of each column to about ``2**top``, in place, and note the power of two in `exponent`."""
+        """Bring the largest entry of each column to about ``2**top``, in place; note the power of two in `exponent`."""
         _, shift = np.frexp(scaling.max(axis=0, initial=0))
         shift -= self.top
         scaling *= np.exp2(-shift).astype(scaling.dtype)

@@ -20,7 +20,8 @@ def cost_matrix(x, y=None, metric="sqeuclidean"):
     y : array, shape (m, d) or (m,), or None
         Target points; None stands for `x`.
     metric : str
-        "sqeuclidean", "euclidean", "cityblock" or "cosine"; with NumPy any name that `scipy.spatial.distance.cdist` knows.
+        "sqeuclidean", "euclidean", "cityblock" or "cosine"; with NumPy any name that `scipy.spatial.distance.cdist`
+        knows.
 
     Returns
     -------

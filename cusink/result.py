@@ -43,8 +43,8 @@ class SinkhornResult:
     Attributes
     ----------
     f : array, shape (n,) or (B, n)
-        Dual potential of the source, in the unit of the cost. Finite for empty bins too: the derivative of `reg_cost` with
-        respect to their weight, up to a constant.
+        Dual potential of the source, in the unit of the cost. Finite for empty bins too: the derivative of `reg_cost`
+        with respect to their weight, up to a constant.
     g : array, shape (m,) or (B, m)
         Dual potential of the target.
     cost : array, shape () or (B,)
@@ -120,9 +120,9 @@ class SinkhornResult:
 
         Notes
         -----
-        The lower bound is the dual value of potentials made feasible by two c-transforms. The upper bound is the cost of the
-        plan made feasible by the rounding of Altschuler, Weed and Rigollet (NIPS 2017). Both are widened by what rounding can have
-        done to them.
+        The lower bound is the dual value of potentials made feasible by two c-transforms. The upper bound is the cost
+        of the plan made feasible by the rounding of Altschuler, Weed and Rigollet (NIPS 2017). Both are widened by
+        what rounding can have done to them.
         """
         problem = self.problem
         ops, xp = ops_for(problem.C), ops_for(problem.C).xp

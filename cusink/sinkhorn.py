@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 
 from cusink import _checks
-from cusink._overrelaxation import OverRelaxation
 from cusink._ops import ops_for
+from cusink._overrelaxation import OverRelaxation
 from cusink.result import Problem, SinkhornResult, values
 
 __all__ = ["ConvergenceWarning", "sinkhorn"]
@@ -42,21 +42,22 @@ def sinkhorn(
     b : array, shape (m,) or (B, m), or None
         Target weights, of the same sum as `a`.
     C : array, shape (n, m) or (B, n, m)
-        Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a pair of bins.
+        Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
+        pair of bins.
     eps : float
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p.
     max_iter : int
         Iterations at most; one iteration is one update of g and one of f.
     tol : float or None
-        Marginal error at which a problem stops: ``sum_j |sum_i P_ij - b_j|`` relative to the mass. Each problem stops by
-        itself. None runs exactly `max_iter` iterations, which are plain ones unless `overrelaxation` is a number.
+        Marginal error at which a problem stops: ``sum_j |sum_i P_ij - b_j|`` relative to the mass. Each problem stops
+        by itself. None runs exactly `max_iter` iterations, which are plain ones unless `overrelaxation` is a number.
     check_every : int
         Iterations between two looks at the error.
     method : {"auto", "log", "scaling"}
-        "log" takes a log-sum-exp in every step. "scaling" multiplies scalings with ``exp(-C / eps)``, which is a matrix product
-        for a shared cost; a problem that leaves the floating-point range stops unconverged. "auto" does the same where every
-        single sum is certified to have lost nothing, and goes over to forms of larger range, in the end to
-        log-sum-exp, where one is not. All three agree up to rounding.
+        "log" takes a log-sum-exp in every step. "scaling" multiplies scalings with ``exp(-C / eps)``, which is a
+        matrix product for a shared cost; a problem that leaves the floating-point range stops unconverged. "auto"
+        does the same where every single sum is certified to have lost nothing, and goes over to forms of larger
+        range, in the end to log-sum-exp, where one is not. All three agree up to rounding.
     overrelaxation : "auto", float in [1, 2) or None
         Over-relaxation of the updates: estimated for each problem from its own convergence, fixed, or none. No value
         makes the iteration diverge.
@@ -86,10 +87,11 @@ def sinkhorn(
 
     Notes
     -----
-    Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials of
-    ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision; float16 and
-    bfloat16 in float32 and returned as they came; lists and integers become float64. `b` is scaled to the mass of `a`
-    within the tolerance of the check. Memory is that of the input and about six arrays of the size of `a` and `b`.
+    Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials
+    of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision;
+    float16 and bfloat16 in float32 and returned as they came; lists and integers become float64. `b` is scaled to the
+    mass of `a` within the tolerance of the check. Memory is that of the input and about six arrays of the size of `a`
+    and `b`.
 
     References
     ----------
@@ -104,7 +106,7 @@ def sinkhorn(
     >>> C = cusink.cost_matrix([[0.0], [1.0], [2.0]])
     >>> result = cusink.sinkhorn([0.5, 0.5, 0.0], [0.0, 0.5, 0.5], C, eps=0.1)
     >>> print(f"{result.cost:.4f}")
-    1.0001
+    1.0000
     """
     given = _checks.sinkhorn(a, b, C, eps=eps, init=init, check=check)
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation, callback)
@@ -186,10 +188,10 @@ class Rounding:
 
 
 def warn_unconverged(missed, total, worst, tol, max_iter):
-    """Warn once that `missed` of `total` problems did not reach the tolerance, in the name of the public function's caller."""
+    """Warn once that `missed` of `total` problems did not reach the tolerance, in the name of the caller's caller."""
     warnings.warn(
-        f"{missed} of {total} problems did not reach tol={tol:g} within max_iter={max_iter} iterations; the largest marginal "
-        f"error is {worst:.2g}. Raise 'max_iter' or 'eps', or accept a larger 'tol'.",
+        f"{missed} of {total} problems did not reach tol={tol:g} within max_iter={max_iter} iterations; the largest "
+        f"marginal error is {worst:.2g}. Raise 'max_iter' or 'eps', or accept a larger 'tol'.",
         ConvergenceWarning,
         stacklevel=3,
     )

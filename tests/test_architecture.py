@@ -17,7 +17,7 @@ PACKAGE = Path(cusink.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
 
 # From the ground up. A module may import from lower floors and from its own kind (its part of a split), never upwards.
-FLOORS = {"kernels": 0, "_kernels": 1, "_ops_*": 2, "_ops": 3, "_checks": 4, "public": 5, "__init__": 6}
+FLOORS = {"kernels": 0, "_kernels": 1, "_ops_*": 2, "_ops": 3, "_arrays": 3, "_checks": 4, "public": 5, "__init__": 6}
 
 
 def floor(module):

@@ -1,0 +1,84 @@
+"""Take arrays in: one library, one device, one dtype, real numbers, the machine's byte order."""
+
+import numbers
+import sys
+
+import numpy as np
+
+HALF = ("float16", "bfloat16")
+
+
+def arrays(**named):
+    """Return the inputs as arrays of one library and dtype (None stays None), that library, and the user's dtype."""
+    given = {name: x for name, x in named.items() if x is not None}
+    libraries = {name: _library(name, x) for name, x in given.items()}
+    # A list or a number follows the arrays that it comes with.
+    libraries = {
+        name: library
+        for name, library in libraries.items()
+        if not isinstance(given[name], (list, tuple, numbers.Number))
+    }
+    _same(
+        "library",
+        {name: library.__name__ for name, library in libraries.items()},
+        "Move them to one with cupy.asarray or cupy.asnumpy",
+    )
+    xp = next(iter(libraries.values()), np)
+    if xp is not np:
+        _same("device", {name: str(given[name].device) for name in libraries}, "Copy them to one device")
+    converted = {name: _numeric(name, x, xp) for name, x in given.items()}
+    floating = {name: x.dtype.name for name, x in converted.items() if _is_floating(x.dtype)}
+    _same("dtype", floating, "Convert one of them with .astype")
+    dtype = next((x.dtype for x in converted.values() if _is_floating(x.dtype)), np.dtype(np.float64))
+    computing = np.dtype(np.float32) if dtype.name in HALF else dtype
+    cast = {name: x.astype(computing, copy=False) for name, x in converted.items()}
+    return [cast.get(name) for name in named], xp, dtype
+
+
+def _library(name, x):
+    """The array library of `x`: NumPy or CuPy."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"'{name}' must be an array without a mask; got numpy.ma.MaskedArray. Fill it first")
+    if isinstance(x, (np.ndarray, np.generic, list, tuple, numbers.Number)):
+        return np
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
+    raise TypeError(
+        f"'{name}' must be a NumPy or CuPy array, or a list of numbers; got {kind(x)}. Convert it with numpy.asarray"
+    )
+
+
+def _numeric(name, x, xp):
+    """`x` as an array of real numbers in the machine's byte order."""
+    try:
+        x = xp.asarray(x)
+    except ValueError:
+        raise TypeError(f"'{name}' must be a rectangular array of numbers; got lists of unequal lengths") from None
+    if x.dtype.kind not in "fiub" and x.dtype.name not in HALF:
+        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
+    if not x.dtype.isnative:
+        raise TypeError(
+            f"'{name}' must have the machine's byte order; got dtype {x.dtype.str}. "
+            "Convert it with x.astype(x.dtype.newbyteorder('='))"
+        )
+    if x.dtype.kind == "f" and x.dtype.itemsize > 8:
+        raise TypeError(f"'{name}' must be float16, float32 or float64; got dtype {x.dtype}. Convert it with .astype")
+    return x
+
+
+def _is_floating(dtype):
+    return dtype.kind == "f" or dtype.name in HALF
+
+
+def _same(what, by_name, fix):
+    """Check that all named inputs share one library, device or dtype."""
+    if len(set(by_name.values())) > 1:
+        (first, one), (second, other) = next(
+            (pair, next(p for p in by_name.items() if p[1] != pair[1])) for pair in by_name.items()
+        )
+        raise TypeError(f"all inputs must share one {what}; '{first}' is {one} and '{second}' is {other}. {fix}")
+
+
+def kind(x):
+    return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
