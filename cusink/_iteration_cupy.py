@@ -70,10 +70,12 @@ class Iteration:
         """Take `count` iterations of every problem; return bounds (B,) on the marginal errors."""
         state = self.state
         omega = cp.ascontiguousarray(cp.asarray(omega), dtype=self.dtype)
+        deviation = self.form.run(state, omega, count)
+        # Only now: before the first iteration v is any start, and balancing u against it would take u out of range.
         balance = configure("balance_scalings", *state.sizes, self.dtype.name, device())
         parts = (state.u, state.p, state.v, state.q, state.level)
         run(balance, self.dtype, *parts, *map(np.int64, state.sizes))
-        return self.form.run(state, omega, count) / state.b.sum(axis=1, dtype=np.float64)
+        return deviation / state.b.sum(axis=1, dtype=np.float64)
 
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""

@@ -179,7 +179,7 @@ __device__ void iterate(const IterateArguments& x) {
                 x.deviation[b0 + t] = total;
             }
         }
-        __syncthreads();  // the next tile writes all of this again
+        __syncthreads();  // the next tile writes 'sides' again
     }
 }
 

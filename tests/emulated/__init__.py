@@ -73,9 +73,11 @@ def build(text, names, dtype):
 
 
 class Kernel:
-    """One kernel, called as a ``cupy.RawKernel`` is; `seed` shuffles the order in which threads and blocks run."""
+    """One kernel, called as a ``cupy.RawKernel`` is; `change` maps its source to a broken one, on purpose."""
 
-    def __init__(self, file, name, dtype, change=None, seed=0):
+    seed = 0  # of the order in which threads and blocks run
+
+    def __init__(self, file, name, dtype, change=None):
         text = _kernels.source(file)
         if change:
             text = change(text)
@@ -84,7 +86,6 @@ class Kernel:
         signature.restype = ctypes.c_char_p
         self.name = name
         self.parameters = signature().decode().split()
-        self.seed = seed
         self.max_dynamic_shared_size_bytes = PLAIN_SHARED_MEMORY
         self._launch = getattr(library, f"launch_{name}")
         self._launch.restype = ctypes.c_char_p
@@ -170,3 +171,8 @@ def _map(pages):
 def function(file, name, dtype):
     """Stand in for ``cusink._kernels.function``."""
     return Kernel(file, name, dtype)
+
+
+def shuffle(seed):
+    """Choose the order in which threads and blocks run from now on."""
+    Kernel.seed = seed

@@ -1,7 +1,7 @@
 // Lets g++ build the unchanged .cu files: blocks, warps, shared memory, barriers and shuffles on one CPU thread.
 //
 // Each CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp operation, then another one runs, in an
-// order that a seed shuffles anew each round: where a barrier is missing, some order shows it. What CUDA leaves undefined is
+// order that a seed shuffles: where a barrier is missing, some order shows it. What CUDA leaves undefined is
 // an error here: a barrier that only part of a block (a shuffle that only part of a warp) reaches, or that its threads reach
 // at different lines; a mask other than the full warp; a write behind the dynamic shared memory that was asked for. Reads
 // there, and of shared memory that nobody has written, give NaN. Arrays in global memory come from the driver with unmapped
@@ -154,31 +154,58 @@ inline void open_barrier() {
     for (Fiber& fiber : fibers) fiber.state = READY;
 }
 
+inline void shuffle_order(std::vector<unsigned>& turns, std::mt19937& order) {
+    for (unsigned t = turns.size(); t > 1; t--) std::swap(turns[t - 1], turns[order() % t]);
+}
+
+// Let each of some threads that can run do so until it waits; whether there was one.
+inline bool run_ready(const unsigned* threads, size_t count, bool fresh) {
+    bool moved = false;
+    for (size_t k = 0; k < count; k++) {
+        Fiber& fiber = fibers[threads[k]];
+        if (fiber.state != READY) continue;
+        moved = true;
+        ucontext_t start;
+        if (fresh) {
+            getcontext(&start);
+            start.uc_stack.ss_sp = fiber.stack;
+            start.uc_stack.ss_size = STACK;
+            start.uc_link = nullptr;
+            makecontext(&start, fiber_main, 0);
+        }
+        resume(threads[k], fresh ? &start : nullptr);
+    }
+    return moved;
+}
+
 inline void run_block(std::mt19937& order, bool fresh) {
     std::vector<unsigned> turns(fibers.size());
     for (unsigned t = 0; t < turns.size(); t++) turns[t] = t;
     for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.line = 0;
     for (Warp& warp : warps) warp.arrived = 0;
+    std::vector<unsigned> warp_turns(warps.size());
+    for (unsigned w = 0; w < warp_turns.size(); w++) warp_turns[w] = w;
     for (bool first = fresh;; first = false) {
-        for (unsigned t = turns.size(); t > 1; t--) std::swap(turns[t - 1], turns[order() % t]);
-        bool moved = false, over = true;
-        for (unsigned t : turns) {
-            if (fibers[t].state == READY) {
-                moved = true;
-                ucontext_t start;
-                if (first) {
-                    getcontext(&start);
-                    start.uc_stack.ss_sp = fibers[t].stack;
-                    start.uc_stack.ss_size = STACK;
-                    start.uc_link = nullptr;
-                    makecontext(&start, fiber_main, 0);
-                }
-                resume(t, first ? &start : nullptr);
+        // From one barrier to the next, either all threads move in turn, or each warp runs as far as it gets while the others
+        // stand: a warp that overtakes shows a missing barrier that fair turns would hide.
+        bool in_turn = first || order() % 2;
+        if (in_turn) {
+            shuffle_order(turns, order);
+            run_ready(turns.data(), turns.size(), first);
+            while (run_ready(turns.data(), turns.size(), false)) shuffle_order(turns, order);
+        } else {
+            shuffle_order(warp_turns, order);
+            std::vector<unsigned> lanes(32);
+            for (unsigned w : warp_turns) {
+                for (unsigned lane = 0; lane < 32; lane++) lanes[lane] = w * 32 + lane;
+                do shuffle_order(lanes, order);
+                while (run_ready(lanes.data(), 32, false));
             }
-            over = over && fibers[t].state == DONE;
         }
+        bool over = true;
+        for (Fiber& fiber : fibers) over = over && fiber.state == DONE;
         if (over) return;
-        if (!moved) open_barrier();
+        open_barrier();
     }
 }
 

@@ -6,6 +6,7 @@ real device (argument order, dtypes, sizes, contiguity, scalars) fails here.
 """
 
 import contextlib
+import functools
 import importlib.util
 import sys
 import types
@@ -79,6 +80,7 @@ class CapturingKernel:
 
     def __init__(self, kernel, log):
         object.__setattr__(self, "_parts", (kernel, log))
+        kernel.max_dynamic_shared_size_bytes = emulated.PLAIN_SHARED_MEMORY
 
     def __getattr__(self, name):
         return getattr(self._parts[0], name)
@@ -105,25 +107,27 @@ def module():
     runtime = types.SimpleNamespace(getDevice=lambda: 0)
     cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream)
     stand_in = types.ModuleType("cupy")
-    for name in ("arange", "ascontiguousarray", "asarray", "isfinite", "ndarray", "ones", "repeat", "where", "zeros"):
-        setattr(stand_in, name, getattr(np, name))
+    stand_in.__getattr__ = functools.partial(getattr, np)
     stand_in.cuda, stand_in.empty, stand_in.dot = cuda, empty, dot
     stand_in.empty_like = lambda array: empty(array.shape, array.dtype)
     stand_in.asnumpy = np.array
+    stand_in.shared_memory = lambda size: ATTRIBUTES.update(MaxSharedMemoryPerBlockOptin=size)
     return stand_in
 
 
 @contextlib.contextmanager
-def operators(change=None):
+def operators(change=None, function=emulated.function, shared_memory=99 << 10):
     """``cusink._ops_cupy`` on emulated kernels; its attribute `launched` lists the names of the kernels that have run.
 
-    `change` maps the source text of a module of the backend to another one, for tests that break it on purpose.
+    `change` maps the source text of a module of the backend to another one, and `function` is what kernels come from:
+    for tests that break either on purpose. `shared_memory` is what the device gives a block.
     """
     names = ("cupy", *MODULES)
     saved = {name: sys.modules.pop(name, None) for name in names}
-    function, launched = _kernels.function, []
+    real, launched = _kernels.function, []
     sys.modules["cupy"] = module()
-    _kernels.function = lambda *args: CapturingKernel(emulated.function(*args), launched)
+    ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = shared_memory
+    _kernels.function = functools.cache(lambda *args: CapturingKernel(function(*args), launched))
     try:
         for name in MODULES:
             _load(name, change)
@@ -131,7 +135,7 @@ def operators(change=None):
         ops.launched = launched
         yield ops
     finally:
-        _kernels.function = function
+        _kernels.function = real
         Capture.launches = None
         package = sys.modules["cusink"]
         for name, old in saved.items():
