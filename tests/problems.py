@@ -222,3 +222,30 @@ HARD = [
     far_gaussians(),
     spikes(),
 ]
+
+
+def drawn(seed):
+    """A hard problem at random: weights and costs of any size, empty bins, eps down to 1e-4 of the costs."""
+    rng = np.random.default_rng(seed)
+    B, (n, m) = rng.integers(1, 5), rng.integers(1, 41, 2)
+    mass, scale = 10.0 ** rng.choice([0, 0, 3, -5]), 10.0 ** rng.choice([0, 0, 5, -5])
+    shape = rng.choice(["dense", "many decades", "sparse", "narrow"])
+    emptiness = rng.choice([0, 0.5, 0.9])
+
+    def weights(bins):
+        if shape == "dense":
+            w = rng.gamma(1.0, size=(B, bins)) + 1e-3
+        elif shape == "many decades":
+            w = 10.0 ** rng.uniform(-300, 0, size=(B, bins))
+        elif shape == "sparse":
+            w = rng.gamma(0.05, size=(B, bins))
+        else:
+            w = np.exp(-(((np.linspace(0, 1, bins) - rng.random((B, 1))) / rng.uniform(0.01, 0.2, (B, 1))) ** 2) / 2)
+        w[rng.random((B, bins)) < emptiness] = 0
+        w[:, rng.integers(bins)] += rng.choice([1e-3, 1.0])
+        return mass * w / w.sum(axis=1, keepdims=True)
+
+    a, b = weights(n), weights(m)
+    C = rng.random((B, n, m)) if rng.random() < 0.25 else rng.random((n, m)) if rng.random() < 0.5 else line_cost(n, m)
+    C = scale * (C + rng.choice([0, 0, 3, -1]))
+    return Problem(f"drawn {seed}", a, b, C, float(scale * 10.0 ** rng.uniform(-4, 0.5)))

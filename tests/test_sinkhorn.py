@@ -183,12 +183,9 @@ def moved_by_rounding(p, result, xp, dtype):
 def recomputed_errors(p, result, xp):
     """Marginal errors in float64 of the potentials that were returned."""
     f, g = (np.atleast_2d(xp.numpy(x)).astype(np.float64) for x in (result.f, result.g))
-    triples = reference.each(lambda *one: one, p.a, p.b, p.C)
+    triples = reference.each(lambda *one: one, *(np.asarray(x, np.float64) for x in (p.a, p.b, p.C)))
     return np.array(
-        [
-            reference.marginal_error(reference.plan(*one, p.eps, f[k], g[k]), one[1]) if len(triples) else 0
-            for k, one in enumerate(triples)
-        ]
+        [reference.marginal_error(reference.plan(*one, p.eps, f[k], g[k]), one[1]) for k, one in enumerate(triples)]
     )
 
 
@@ -529,6 +526,68 @@ def test_potential_of_an_empty_bin_is_the_derivative_with_respect_to_its_weight(
             quotients.append((reg_cost(**weights) - reg_cost(a, b)) / step)
         # One-sided quotients err by O(step); Richardson's combination takes that term away.
         assert 2 * quotients[1] - quotients[0] == pytest.approx(potential[k] - potential[donor], abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("mass", [1e-6, 1.0, 1e6])
+def test_units_of_cost_and_mass_do_not_matter(xp, mass, scale, dtype):
+    """No product of a mass, a cost and a scaling leaves the range of float32 on the way to a value that is in it."""
+    p = BY_NAME["n < m, shared cost"]
+    plain = solve(xp, p, dtype, max_iter=20, tol=None)
+    p = dataclasses.replace(p, a=mass * p.a, b=mass * p.b, C=scale * (p.C + 3), eps=scale * p.eps)
+    result = solve(xp, p, dtype, max_iter=20, tol=None)
+    rounding = 16 * np.finfo(dtype).eps * 4 / BY_NAME["n < m, shared cost"].eps
+    np.testing.assert_allclose(xp.numpy(result.cost) / (mass * scale), xp.numpy(plain.cost) + 3, rtol=rounding)
+    np.testing.assert_allclose(xp.numpy(result.error), xp.numpy(plain.error), rtol=1e-3, atol=rounding)
+
+
+@pytest.mark.parametrize("method", ["auto", "log", "scaling"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("seed", range(60))
+def test_problems_drawn_at_random(xp, seed, dtype, method):
+    """After a fixed count of iterations: the oracle's potentials, and the cost and the error of these potentials."""
+    p = problems.drawn(seed)
+    p = dataclasses.replace(p, **{k: getattr(p, k).astype(dtype) for k in "abC"})
+    count = (1, 7, 40)[seed % 3]
+    result = solve(xp, p, dtype, max_iter=count, tol=None, method=method)
+    assert finite(xp, result) or method == "scaling"
+    size, mass = largest(p.C), p.a.astype(float).sum(axis=1)
+    rounding = 16 * float(np.finfo(dtype).eps) * (size / p.eps + 1)
+    f, g, error, cost = (xp.numpy(x).astype(float) for x in (result.f, result.g, result.error, result.cost))
+    triples = reference.each(lambda *one: one, *(x.astype(float) for x in (p.a, p.b, p.C)))
+    for k, (a, b, C) in enumerate(triples):
+        if method == "scaling" and not xp.numpy(result.converged)[k]:
+            continue  # it left the range, and says so
+        exact = reference.sinkhorn(a, b, C, p.eps, count)
+        naive = reference.sinkhorn(p.a[k], p.b[k], C.astype(dtype), p.eps, count, dtype=dtype)
+        used = b > 0
+        want, rough = ((s.f.astype(float)[:, None] + s.g)[:, used] for s in (exact, naive))
+        tolerance = 8 * np.abs(want - rough).max() + 64 * float(np.finfo(dtype).eps) * (size + p.eps)
+        np.testing.assert_allclose((f[k][:, None] + g[k])[:, used], want, rtol=0, atol=tolerance)
+        P = reference.plan(a, b, C, p.eps, f[k], g[k])
+        assert error[k] == pytest.approx(reference.marginal_error(P, b), rel=1e-4, abs=4 * rounding)
+        assert cost[k] == pytest.approx(reference.transport_cost(P, C), abs=4 * rounding * size * mass[k])
+
+
+@pytest.mark.parametrize("overrelaxation", ["auto", 1.95])
+@pytest.mark.parametrize("method", ["auto", "log", "scaling"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("seed", range(60, 100))
+def test_problems_drawn_at_random_over_relaxed(xp, seed, dtype, method, overrelaxation):
+    """Converged or not: values are finite, and the error is that of the potentials."""
+    p = problems.drawn(seed)
+    p = dataclasses.replace(p, **{k: getattr(p, k).astype(dtype) for k in "abC"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cusink.ConvergenceWarning)
+        result = solve(xp, p, dtype, max_iter=100, tol=1e-5, method=method, overrelaxation=overrelaxation)
+    for name in ("f", "g", "cost", "reg_cost", "entropic_cost"):
+        assert np.isfinite(xp.numpy(getattr(result, name))).all(), name
+    error = xp.numpy(result.error).astype(float)
+    assert not np.isnan(error).any()
+    rounding = 64 * np.finfo(dtype).eps * (largest(p.C) / p.eps + 1)
+    seen = np.isfinite(error)
+    np.testing.assert_allclose(error[seen], recomputed_errors(p, result, xp)[seen], rtol=1e-4, atol=rounding)
 
 
 def test_all_bins_but_one_empty(xp):

@@ -126,6 +126,18 @@ def test_bounds_hold_the_exact_cost(xp, p, dtype, max_iter):
     assert (lower <= upper + rounding).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(80))
+def test_bounds_hold_the_exact_cost_of_problems_drawn_at_random(xp, seed, dtype):
+    p = problems.drawn(seed)
+    result = solve(xp, p, dtype, tol=1e-4, max_iter=(1, 20, 150)[seed % 3])
+    lower, upper = (xp.numpy(x).astype(float) for x in result.bounds())
+    exact = np.array([reference.exact_cost(*one) for one in triples(p, dtype)])
+    slack = (8 * np.finfo(dtype).eps + 1e-9) * p.a.sum(axis=1) * np.abs(p.C).max()
+    assert (lower <= exact + slack).all()
+    assert (upper >= exact - slack).all()
+
+
 @pytest.mark.parametrize("p", [p for p in problems.HARD if np.isfinite(p.C).all()], **named)
 def test_bounds_enclose_what_convergence_promises(xp, p):
     result = solve(xp, p, tol=1e-10, max_iter=50_000)
