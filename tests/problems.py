@@ -217,6 +217,7 @@ HARD = [
     _random("one row", 10, 1, 40, 0.1, B=3),
     _random("one column", 12, 40, 1, 0.1, B=3),
     _random("costs below zero", 13, 20, 22, 0.1, B=2, scale=-3.0),
+    _random("a cost per problem far below zero", 14, 14, 31, 1e-3, B=2, shared=False, scale=-1.0),
     forbidden(),
     tiny_weights(),
     far_gaussians(),
