@@ -2,7 +2,7 @@
 
 `function` stands in for ``cusink._kernels.function``. Arguments are checked more strictly than CuPy does: number,
 dtype, contiguity, and scalars of exactly the parameter's type. Arrays are copied to and from memory that has an
-unmapped page on either side, so that an access outside an array ends the launch with an `EmulationError`.
+unmapped stretch on either side, so that an access outside an array ends the launch with an `EmulationError`.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ from cusink import _kernels
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "emulated"
 PAGE = mmap.PAGESIZE
+GUARD = 256 * PAGE  # unmapped, on either side of an array
 PLAIN_SHARED_MEMORY = 48 << 10  # what a launch may ask for without raising the kernel's own limit
 OPTIONS = (
     *(
@@ -54,22 +55,40 @@ def build(text, names, dtype):
     real = _kernels.REAL[np.dtype(dtype)]
     kernels = "".join(f"EMULATED_KERNEL({name})\n" for name in names)
     memory = "thread_local __align__(64) unsigned char dynamic_shared[emulated::SHARED_LIMIT + emulated::GUARD];\n"
-    header = (HERE / "cuda_emulation.h").read_text()
+    header = HERE / "cuda_emulation.h"
     program = f'#include "cuda_emulation.h"\n{text}\n#line 1 "launchers"\n{memory}{kernels}'
-    key = hashlib.sha256("\0".join((header, program, real, *OPTIONS)).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join((header.read_text(), program, real, *OPTIONS)).encode()).hexdigest()[:24]
     library = CACHE / f"{key}.so"
     if not library.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
+        folder = precompiled(header, real)
         part = CACHE / f"{key}.{os.getpid()}"
         source = part.with_suffix(".cpp")
         source.write_text(program)
-        command = [compiler(), *OPTIONS, f"-DREAL={real}", f"-I{HERE}", str(source), "-o", str(part)]
-        outcome = subprocess.run(command, capture_output=True, text=True)
-        source.unlink()
-        if outcome.returncode:
-            raise EmulationError(outcome.stderr[:4000])
+        try:
+            _compile(real, f"-I{folder}", f"-I{HERE}", str(source), "-o", str(part))
+        finally:
+            source.unlink()
         part.replace(library)
     return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def precompiled(header, real):
+    """Folder of a precompiled `header`, which is most of the work in every build."""
+    key = hashlib.sha256("\0".join((header.read_text(), real, *OPTIONS)).encode()).hexdigest()[:24]
+    target = CACHE / key / f"{header.name}.gch"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}")
+        _compile(real, "-x", "c++-header", str(header), "-o", str(part))
+        part.replace(target)
+    return target.parent
+
+
+def _compile(real, *arguments):
+    outcome = subprocess.run([compiler(), *OPTIONS, f"-DREAL={real}", *arguments], capture_output=True, text=True)
+    if outcome.returncode:
+        raise EmulationError(outcome.stderr[:4000])
 
 
 class Kernel:
@@ -131,7 +150,7 @@ class Kernel:
 
 
 class GuardedMemory:
-    """A copy of an array that ends where an unmapped page begins; what lies before it is checked when it is fetched."""
+    """A copy of an array that ends where unmapped memory begins; what lies before it is checked when it is fetched."""
 
     # (number, pages) -> address: the arrays of a launch each have their own, and the next launch takes them over.
     _regions = {}
@@ -159,12 +178,12 @@ def _map(pages):
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    address = libc.mmap(None, (pages + 2) * PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    address = libc.mmap(None, pages * PAGE + 2 * GUARD, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         raise MemoryError("mmap failed")
-    if libc.mprotect(address + PAGE, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE):
+    if libc.mprotect(address + GUARD, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE):
         raise MemoryError("mprotect failed")
-    return address + PAGE
+    return address + GUARD
 
 
 @functools.cache

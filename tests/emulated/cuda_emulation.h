@@ -7,7 +7,8 @@
 // there, and of shared memory that nobody has written, give NaN. Arrays in global memory come from the driver with unmapped
 // pages around them; a fault ends the launch with a message. As under CuPy (-ftz=true) float has no subnormals.
 
-#pragma once
+#ifndef CUDA_EMULATION_H
+#define CUDA_EMULATION_H
 
 #include <csetjmp>
 #include <csignal>
@@ -15,7 +16,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <random>
 #include <string>
 #include <sys/mman.h>
 #include <type_traits>
@@ -44,6 +44,15 @@ struct Index {
 enum State { READY, AT_BARRIER, IN_WARP, DONE };
 
 constexpr size_t STACK = 64 << 10, SHARED_LIMIT = 228 << 10, GUARD = 4096;
+
+// xorshift64*: the order of turns needs no better, and <random> takes long to compile.
+struct Order {
+    uint64_t state;
+    uint32_t operator()() {
+        state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+        return uint32_t(state * 0x2545f4914f6cdd1du >> 32);
+    }
+};
 
 struct Fiber {
     State state;
@@ -154,7 +163,7 @@ inline void open_barrier() {
     for (Fiber& fiber : fibers) fiber.state = READY;
 }
 
-inline void shuffle_order(std::vector<unsigned>& turns, std::mt19937& order) {
+inline void shuffle_order(std::vector<unsigned>& turns, Order& order) {
     for (unsigned t = turns.size(); t > 1; t--) std::swap(turns[t - 1], turns[order() % t]);
 }
 
@@ -178,7 +187,7 @@ inline bool run_ready(const unsigned* threads, size_t count, bool fresh) {
     return moved;
 }
 
-inline void run_block(std::mt19937& order, bool fresh) {
+inline void run_block(Order& order, bool fresh) {
     std::vector<unsigned> turns(fibers.size());
     for (unsigned t = 0; t < turns.size(); t++) turns[t] = t;
     for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.line = 0;
@@ -257,7 +266,7 @@ inline const char* run(void (*kernel)(void*), void* argument, unsigned char* sha
     for (long t = 0; t < block; t++) fibers[t].stack = stack_of(t);
     block_size = {unsigned(block), 1, 1};
     grid_size = {unsigned(grid), 1, 1};
-    std::mt19937 order(seed);
+    Order order = {seed * 2654435761u + 88172645463325252u};
 #ifdef __SSE__
     unsigned csr = _mm_getcsr();
     if (flush) _mm_setcsr(csr | 0x8040);
@@ -362,3 +371,5 @@ inline float __int_as_float(int bits) {
     extern "C" const char* launch_##name(void** arguments, long grid, long block, long shared_bytes, unsigned long seed) { \
         return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, sizeof(REAL) == 4);      \
     }
+
+#endif

@@ -1,0 +1,93 @@
+"""Launches for every size are legal, cover the work, and say what they are."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cusink import _kernels
+from cusink._launch_cupy import FILE, H100, MOST_BLOCKS, STATE, Device, Launch, configure, shared_memory
+
+SIZES = (1, 2, 31, 32, 33, 100, 1000, 4097)
+BATCHES = (1, 2, 7, 8, 9, 256, 70_000, 3_000_000)
+DEVICES = (H100, Device(40, 64 << 10), Device(1, 48 << 10))  # an H100, a T4, the least there is
+REDUCTIONS = tuple(STATE)
+OTHERS = ("plan", "plan_sum", "iterate", "scaled_kernel", "start_scalings", "balance_scalings", "scaling_update")
+OTHERS += ("logit_update", "read_potentials", "read_logits")
+
+
+def all_launches():
+    """Every launch of a grid of sizes, with what it is for."""
+    options = itertools.product((0, 1), (True, False), (np.float32, np.float64), DEVICES, BATCHES, SIZES, (1, 33, 1000))
+    for axis, shared_cost, dtype, device, B, n, m in options:
+        for operator in (*REDUCTIONS, *OTHERS):
+            if operator == "transport_cost" and axis == 0:
+                continue
+            sizes = B, n, m, np.dtype(dtype).name, device
+            yield operator, sizes, axis, configure(operator, *sizes, axis=axis, shared_cost=shared_cost)
+
+
+def test_every_launch_is_legal_and_names_a_kernel():
+    known = {(file, name) for file in _kernels.kernel_files() for name in _kernels.names(file)}
+    seen = set()
+    for operator, sizes, _, launch in all_launches():
+        if launch is None:
+            assert operator == "iterate"
+            continue
+        seen.add(launch[:2])
+        assert 1 <= launch.grid <= MOST_BLOCKS, (operator, sizes)
+        assert 32 <= launch.block <= 512 and launch.block % 32 == 0, (operator, sizes)
+        # Without being asked for, a block has 48 KiB; the fused kernel alone asks for more, of what the device has.
+        assert 0 <= launch.shared <= (sizes[-1].shared_memory if operator == "iterate" else 48 << 10), (operator, sizes)
+    # What is left over is chosen by the storage of the cost, not by sizes.
+    assert known - seen == {("softmin.cu", "softmin_rows_half"), ("softmin.cu", "softmin_columns_half")}
+    assert seen <= known
+
+
+def test_half_precision_has_kernels_of_its_own():
+    for axis, name in ((0, "softmin_columns_half"), (1, "softmin_rows_half")):
+        for shared_cost in (True, False):
+            launch = configure("softmin", 50, 64, 64, "float32", H100, axis=axis, shared_cost=shared_cost, half=True)
+            assert launch.kernel == name and launch.kernel in _kernels.names(launch.file)
+
+
+@pytest.mark.parametrize("operator", REDUCTIONS)
+def test_a_cost_is_read_once_for_many_problems_only_if_they_share_it(operator):
+    few, many, own = (
+        configure(operator, B, 100, 100, "float32", H100, shared_cost=shared)
+        for B, shared in ((2, True), (256, True), (256, False))
+    )
+    assert many.kernel.endswith("_tiled")
+    assert not few.kernel.endswith("_tiled") and not own.kernel.endswith("_tiled")
+    assert few.file == many.file == FILE[operator]
+
+
+def test_the_fused_kernel_takes_what_fits_and_fills_the_device():
+    chosen = {B: configure("iterate", B, 100, 100, "float32", H100) for B in (1, 132, 133, 256, 264, 265, 10_000)}
+    assert [launch.kernel[-1] for launch in chosen.values()] == ["1", "1", "2", "2", "2", "2", "4"]
+    assert chosen[256] == Launch("iterate.cu", "iterate_2", 128, 512, shared_memory(2, 100, 100, 16, 4))
+    assert configure("iterate", 256, 100, 100, "float32", H100, shared_cost=False).kernel == "iterate_1"
+    largest = {
+        (dtype, device): max(n for n in range(1, 400) if configure("iterate", 8, n, n, dtype, device))
+        for dtype in ("float32", "float64")
+        for device in DEVICES
+    }
+    assert [largest["float32", device] for device in DEVICES] == [236, 120, 104]
+    assert [largest["float64", device] for device in DEVICES] == [164, 84, 72]
+
+
+def test_shared_memory_counts_what_the_fused_kernel_lays_out():
+    # K 4 x 5; u, p 4 each; v, q 4 each; 32 words for each of 2 warps; one chunk of rows and one of columns.
+    assert shared_memory(1, 3, 4, 2, 8) == 8 * (20 + 8 + 8 + 64 + 2)
+    assert shared_memory(2, 3, 4, 2, 8) == 8 * (20 + 2 * (8 + 8 + 64 + 2))
+
+
+def test_a_launch_is_printable_and_pure():
+    first, again = (configure("softmin", 256, 1000, 1000, "float32", H100, axis=0) for _ in range(2))
+    assert first == again
+    assert repr(first) == "Launch(file='softmin.cu', kernel='softmin_columns_tiled', grid=512, block=128, shared=6272)"
+
+
+def test_what_has_no_kernel_is_refused():
+    with pytest.raises(ValueError, match="no kernel for 'median'"):
+        configure("median", 1, 1, 1, "float32", H100)
