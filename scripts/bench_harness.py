@@ -84,9 +84,10 @@ def schedule(limits, rounds):
 
 
 def compare(ours, other):
-    """``other / ours``: the ratio of the medians, and the smallest and largest ratio of times of the same round."""
-    pairwise = [y / x for x, y in zip(ours, other, strict=False)]
-    return statistics.median(other) / statistics.median(ours), min(pairwise), max(pairwise)
+    """``other / ours`` in the rounds that both took part in: ratio of medians, least and largest ratio of a round."""
+    both = min(len(ours), len(other))
+    pairwise = [y / x for x, y in zip(ours[:both], other[:both], strict=True)]
+    return statistics.median(other[:both]) / statistics.median(ours[:both]), min(pairwise), max(pairwise)
 
 
 class Others:

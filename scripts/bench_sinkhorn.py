@@ -117,9 +117,7 @@ def main(argv=None):
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which work to do (default: all)")
     parser.add_argument("--repeats", type=int, default=None, help="rounds of the fast competitors (default 9; quick 3)")
     parser.add_argument("--quick", action="store_true", help="fewer eps, queries, competitors and rounds")
-    parser.add_argument(
-        "--patience", type=float, default=120, help="seconds a row may wait for others to leave the CPU"
-    )
+    parser.add_argument("--patience", type=float, default=120, help="seconds that a row waits for a quiet CPU")
     parser.add_argument("--json", metavar="FILE", help="also write every number to FILE")
     args = parser.parse_args(argv)
     from joblib import Memory
