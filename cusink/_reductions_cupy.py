@@ -97,7 +97,7 @@ def c_transform(C, potential, axis):
 def run(launch, dtype, *arguments):
     """Launch a kernel with arguments that already have their parameters' exact types."""
     kernel = _kernels.function(launch.file, launch.kernel, dtype)
-    if launch.shared > max(PLAIN_SHARED_MEMORY, kernel.max_dynamic_shared_size_bytes):
+    if launch.shared > PLAIN_SHARED_MEMORY and launch.shared > kernel.max_dynamic_shared_size_bytes:
         kernel.max_dynamic_shared_size_bytes = launch.shared
     kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared)
 

@@ -166,6 +166,40 @@ def test_softmin_knows_where_a_cost_lies_after_problems_were_dropped():
             np.testing.assert_allclose(actual, oracle.softmin(C[chosen], logits, eps, axis), rtol=1e-13)
 
 
+def far_cost():
+    """Costs of more than 2^31 entries, of which only the last matrix has pages in memory, and logits for it."""
+    C = np.zeros((33_000, 8, 8192), np.float16)
+    rng = np.random.default_rng(5)
+    C[-1] = rng.random(C.shape[1:])
+    return C, rng.normal(size=(1, 8)).astype(np.float32), rng.normal(size=(1, 8192)).astype(np.float32)
+
+
+def softmin_of_the_last(axis):
+    C, p, q = far_cost()
+    logits = q if axis else p
+    reductions = sys.modules["cusink._reductions_cupy"]
+    actual = reductions.log_sums(C, logits, 1.0, 1.0, 1.0, axis, np.array([len(C) - 1]))
+    exact = oracle.softmin(C[-1], logits * np.log(2), 1 / np.log(2), axis) * -1
+    np.testing.assert_allclose(actual, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_offsets_have_64_bits(axis):
+    with operators():
+        softmin_of_the_last(axis)
+
+    def function(file, name, dtype):
+        old, new = (
+            "(cost_index ? cost_index[b] : b) * cost_stride",
+            "int((cost_index ? cost_index[b] : b) * cost_stride)",
+        )
+        assert old in _kernels.source(file)
+        return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
+
+    with operators(function=function), pytest.raises((AssertionError, emulated.EmulationError)):
+        softmin_of_the_last(axis)
+
+
 SYNC = "__syncthreads();"
 BROKEN = {
     "no barrier before a block's parts are read": (

@@ -391,3 +391,16 @@ def test_sinkhorn_agrees_with_numpy(monkeypatch, memory, own, dtype):
         np.testing.assert_allclose(getattr(result, field), getattr(expected, field), rtol=100 * tol)
     np.testing.assert_allclose(plan.sum(axis=1), b, atol=10 * tol)
     assert (lower <= result.cost).all() and (upper >= lower).all()
+
+
+@pytest.mark.parametrize("memory", [FUSED, APART])
+def test_distance_matrix_agrees_with_numpy(monkeypatch, memory):
+    C, A, _, eps, *_ = make("zero weights", 5, 9, 9, False, np.float64)
+    _, B, _, *_ = make("plain", 4, 9, 9, False, np.float64, 1)
+    expected = [cusink.distance_matrix(A, other, C, eps=eps, tol=1e-10) for other in (B, None)]
+    with operators(shared_memory=memory) as ops:
+        for module in ("cusink.sinkhorn", "cusink.result", "cusink.retrieval"):
+            monkeypatch.setattr(sys.modules[module], "ops_for", lambda array: ops)
+        actual = [cusink.distance_matrix(A, other, C, eps=eps, tol=1e-10) for other in (B, None)]
+    for right, found in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-7)

@@ -21,6 +21,7 @@ from cusink import _kernels
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "emulated"
 PAGE = mmap.PAGESIZE
+LARGE = 1 << 30  # bytes from which on an array is handed over as it is: hardly any of its pages exist
 GUARD = 256 * PAGE  # unmapped, on either side of an array
 PLAIN_SHARED_MEMORY = 48 << 10  # what a launch may ask for without raising the kernel's own limit
 OPTIONS = (
@@ -141,6 +142,8 @@ class Kernel:
             raise EmulationError(f"{self.name}, argument {place}: array of {kind} expected, got {got}")
         if not value.flags.c_contiguous:
             raise EmulationError(f"{self.name}, argument {place}: the array is not C-contiguous; strides are ignored")
+        if value.nbytes > LARGE:
+            return ctypes.c_void_p(value.ctypes.data)
         key = value.__array_interface__["data"][0], value.nbytes
         if key not in copies:
             copies[key] = value, GuardedMemory(len(copies), value)
