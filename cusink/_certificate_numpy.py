@@ -65,5 +65,7 @@ def repair(potential, sound, C, logits, eps, axis):
 
 def flush(array):
     """Set denormals of a non-negative array to zero, in place: they slow a product, and the certificate covers them."""
-    array[array < np.finfo(array.dtype).tiny] = 0
+    tiny = np.finfo(array.dtype).tiny
+    if array.min(initial=tiny) < tiny:
+        array[array < tiny] = 0
     return array

@@ -312,13 +312,13 @@ def all_partners(A, B, C, xp):
         if lone.any():
             row, other = _first(xp, lone > 0)
             raise ValueError(
-                f"'C' must allow every bin with weight a partner with weight; '{names[0]}' row {row} has weight where it "
-                f"forbids (+inf) all partners in '{names[1]}' row {other}. Allow a pair, or drop the row"
+                f"'C' must allow every bin with weight a partner with weight; '{names[0]}' row {row} has weight where "
+                f"'C' forbids (+inf) all partners in '{names[1]}' row {other}. Allow a pair, or drop the row"
             )
 
 
 def _reached(others, pairs, xp):
-    """Bins (B, n) with a partner allowed by `pairs` (n, m) or (B, n, m) that has weight in `others` (B, m)."""
+    """Bins (B, n) with a partner that `pairs` (n, m) or (B, n, m) allow and `others` (B, m) give weight."""
     count = xp.matmul((others > 0)[:, None, :].astype(others.dtype), xp.swapaxes(pairs, -1, -2).astype(others.dtype))
     return count[:, 0, :] > 0
 

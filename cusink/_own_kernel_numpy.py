@@ -65,6 +65,7 @@ class _Tile:
         self.a, self.b, self.f, self.g = form.a[rows], form.b[rows], form.f[rows], form.g[rows]
         self.no_a, self.no_b = (None if w.all() else w == 0 for w in (self.a, self.b))
         self.A = np.empty((len(rows), *self.C.shape[-2:]), self.a.dtype)
+        self.capped = np.zeros(len(rows), bool)
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
         self._absorb(slice(None))
 
@@ -117,7 +118,11 @@ class _Tile:
             repair(f, ~self.no_a.T, self.C, logits(b, self.g, eps), eps, axis=1)
         if self.no_b is not None:
             repair(g, ~self.no_b.T, self.C, logits(a, f, eps), eps, axis=0)
-        self.A *= b[:, None, :]  # weights first: what carries nothing may be as large as a number can be
+        if self.no_a is not None:
+            self.A[self.no_a] = 0  # what carries nothing may be as large as a number can be
+        if self.no_b is not None:
+            np.swapaxes(self.A, 1, 2)[self.no_b] = 0
+        self.A *= b[:, None, :]
         self.A *= p[:, :, None]
         self.A *= np.where(np.isposinf(self.C), 0, self.C)
         cost = self.A.sum(axis=(1, 2))
@@ -150,9 +155,14 @@ class _Tile:
         exponents = self.f[rows, :, None] + self.g[rows, None, :]
         exponents -= self.C if self.C.ndim == 2 else self.C[rows]
         exponents *= 1 / self.eps
-        # Where both weights are positive A is at most 1 / tiny; the cap only concerns pairs that carry nothing.
+        # After a half-step A is at most 1 / weight where both weights are positive; before, the cap may hit there too.
         info = np.finfo(self.A.dtype)
-        np.minimum(exponents, np.log(float(info.max)) - 1, out=exponents)
+        cap = np.log(float(info.max)) - 1
+        self.capped[rows] = False
+        if exponents.max(initial=0) > cap:
+            carry = (self.a[rows, :, None] > 0) & (self.b[rows, None, :] > 0)
+            self.capped[rows] = ((exponents > cap) & carry).any(axis=(1, 2))
+            np.minimum(exponents, cap, out=exponents)
         exponents[exponents < np.log(float(info.tiny))] = -np.inf
         self.A[rows] = np.exp(exponents.astype(self.A.dtype))
 
@@ -162,7 +172,7 @@ class _Tile:
         sound = certified(product.T, factor.T, weights.T, largest_K=1.0)
         tiny, largest = np.finfo(factor.dtype).tiny, np.finfo(factor.dtype).max
         sound = product.T <= largest if sound is True else sound & (product.T <= largest)
-        return sound & ~((factor < tiny) & (weights > 0)).any(axis=1)
+        return sound & ~(self.capped | ((factor < tiny) & (weights > 0)).any(axis=1))
 
 
 def _in_range(product, sound, empty):

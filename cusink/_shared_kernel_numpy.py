@@ -61,7 +61,7 @@ class SharedKernel:
         relaxed = bool(excess.any())
         tiny = float(np.finfo(S.dtype).tiny)
         buffer = np.empty(max(S.size, X.size) if relaxed else 0, S.dtype)
-        gamma_a, gamma_b, normal = self._numerators(a, b, eu, ev)
+        gamma_a, gamma_b, tops, normal = self._numerators(a, b, eu, ev)
         largest, row_sums = np.inf, None
         for step in range(2 * count):
             g_update = step % 2 == 0
@@ -70,13 +70,13 @@ class SharedKernel:
             if largest > self.headroom:
                 self._rebalance(U, eu)
                 self._rebalance(V, ev)
-                gamma_a, gamma_b, normal = self._numerators(a, b, eu, ev)
+                gamma_a, gamma_b, tops, normal = self._numerators(a, b, eu, ev)
                 largest = 2.0**self.top
             if g_update:
                 np.matmul(KT, U, out=S)
                 lowest, sound = self._certified(S, U, a, largest)
                 inside = normal & in_range(S, sound, b)
-                largest = 2 * float(gamma_b.max(initial=0)) / max(lowest, tiny)
+                largest = 2 * tops[1] / max(lowest, tiny)
                 np.divide(gamma_b, S, out=S)
                 if relaxed:
                     relax(V, S, excess, buffer)
@@ -86,7 +86,7 @@ class SharedKernel:
                 np.matmul(K, V, out=X)
                 lowest, sound = self._certified(X, V, b, largest)
                 inside = normal & in_range(X, sound, a)
-                largest = 2 * float(gamma_a.max(initial=0)) / max(lowest, tiny)
+                largest = 2 * tops[0] / max(lowest, tiny)
                 if relaxed and step == 2 * count - 1:
                     row_sums = X.copy()
                 np.divide(gamma_a, X, out=X)
@@ -108,7 +108,10 @@ class SharedKernel:
             )
         outside = np.ones(len(omega), bool)
         outside[columns] = False
-        self.U[:, columns], self.V[:, columns], self.eu[columns], self.ev[columns] = U, V, eu, ev
+        if outside.any():
+            self.U[:, columns], self.V[:, columns], self.eu[columns], self.ev[columns] = U, V, eu, ev
+        else:
+            self.U, self.V, self.eu, self.ev = U, V, eu, ev
         self.row_sums = None
         if relaxed:  # U is past its plain update then, and `bound` has to tell by how much
             self.row_sums = np.ones_like(self.U)
@@ -118,7 +121,7 @@ class SharedKernel:
     @np.errstate(over="ignore", invalid="ignore")
     def bound(self):
         """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
-        gamma_a, gamma_b, _ = self._numerators(self.a, self.b, self.eu, self.ev)
+        gamma_a, gamma_b, _, _ = self._numerators(self.a, self.b, self.eu, self.ev)
         bound = np.abs(self.V * (self.K.T @ self.U) - gamma_b).sum(axis=0)
         if self.row_sums is not None:
             bound += np.abs(self.U * self.row_sums - gamma_a).sum(axis=0)
@@ -136,8 +139,10 @@ class SharedKernel:
             self.ev[index],
         )
         if self.KC is None:
-            self.KC = np.multiply(self.K, self.C, where=self.K > 0, out=np.zeros_like(self.K))
-        gamma_a, gamma_b, normal = self._numerators(a, b, eu, ev)
+            carry = self.K > 0
+            self.unit = float(np.abs(self.C[carry]).max()) or 1.0  # C / unit, lest the product with K overflow
+            self.KC = np.divide(self.C, self.unit, where=carry, out=np.zeros_like(self.K)) * self.K
+        gamma_a, gamma_b, _, normal = self._numerators(a, b, eu, ev)
         T = self.K @ V
         sound_f = self._certified(T, V, b, self.headroom)[1]
         inside = np.ones(len(index), bool) & normal & in_range(T, sound_f, a)
@@ -147,7 +152,7 @@ class SharedKernel:
         sound_g = self._certified(S, U, a, np.inf)[1]
         inside &= in_range(S, sound_g, b)
         gamma = np.exp2(self.s - eu - ev)
-        cost = (V * (self.KC.T @ U)).sum(axis=0) / gamma
+        cost = (V * (self.KC.T @ U)).sum(axis=0) / gamma * self.unit
         error = np.abs(V * S - gamma_b).sum(axis=0) / gamma_b.sum(axis=0, dtype=np.float64)
         f = -eps * _log_scaled(T, ev - self.s)
         carried = V > 0
@@ -204,14 +209,15 @@ class SharedKernel:
         exponent += shift
 
     def _numerators(self, a, b, eu, ev):
-        """``gamma a``, ``gamma b``, and the columns in which no positive weight underflows by it (True for all)."""
+        """``gamma a``, ``gamma b``, their largest entries, and the columns in which no weight underflows."""
         tiny = float(np.finfo(self.dtype).tiny)
         gamma = np.exp2(self.s - eu - ev).astype(self.dtype)
         normal = np.isfinite(gamma)
         for weights in (a, b):
             smallest = np.where(weights > 0, weights, 1).min(axis=0, initial=1)
             normal &= gamma * smallest >= tiny
-        return gamma * a, gamma * b, True if normal.all() else normal
+        a, b = gamma * a, gamma * b
+        return a, b, (float(a.max(initial=0)), float(b.max(initial=0))), True if normal.all() else normal
 
 
 def _underflowed(scaling, weights, tiny):

@@ -1,6 +1,6 @@
 """What a solve returns: potentials, values, and what can be made of them without solving again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,8 @@ class SinkhornResult:
         """
         problem = self.problem
         ops, xp = ops_for(problem.C), ops_for(problem.C).xp
+        # In float32 the entries of a plan are only known to some (C / eps) roundings: too few digits to certify with.
+        problem = replace(problem, **{name: getattr(problem, name).astype(np.float64) for name in "abCfg"})
         a, b, C, eps = problem.a, problem.b, problem.C, problem.eps
         mass = a.sum(axis=1)
         g = xp.where(b > 0, problem.g, -xp.inf)
@@ -147,7 +149,7 @@ class SinkhornResult:
         upper = ops.transport_cost(C, p, q, eps) + rest
 
         carried = xp.where(a > 0, xp.abs(f), 0).max(axis=1), xp.where(b > 0, xp.abs(g), 0).max(axis=1)
-        slack = 8 * float(np.finfo(a.dtype.name).eps) * mass * (carried[0] + carried[1])
+        slack = 8 * float(np.finfo(self.problem.C.dtype.name).eps) * mass * (carried[0] + carried[1])
         return problem.outward(lower - slack), problem.outward(upper + slack)
 
 

@@ -134,6 +134,7 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
     relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation)
     rounding = Rounding(len(a), C, eps)
+    in_range = np.ones(len(a), bool)
     active, done = np.arange(len(a)), 0
     while len(active) and done < max_iter:
         if tol is None and callback is None:
@@ -153,6 +154,7 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
         if over.any():
             index = np.flatnonzero(over)
             at = active[index]
+            in_range[at] = np.isfinite(bound[index])
             f[at], g[at], cost[at], measured = iteration.finish(index)
             error[at], n_iter[at] = ops.to_host(measured), done
             if done < max_iter:
@@ -162,7 +164,7 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
                 rounding.keep(index)
                 bound, active = bound[index], active[index]
         relaxation.observe(bound, count)
-    return f, g, cost, error, n_iter, np.isfinite(error) if tol is None else error <= tol
+    return f, g, cost, error, n_iter, in_range & (tol is None or error <= tol)
 
 
 class Rounding:
