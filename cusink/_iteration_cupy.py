@@ -130,7 +130,9 @@ class Fused:
 
     def offsets(self, B, index):
         """What the rows' logits lack (B,): the shift of K and the smallest cost."""
-        shift = SHIFT[self.C.dtype] + self.minimum.astype(np.float64) * self.cost_scale
+        shift = self.minimum.astype(np.float64) * self.cost_scale
+        if self.method != LOG:
+            shift += SHIFT[self.C.dtype]
         return shift[index] if index is not None else cp.repeat(shift, B)
 
     def run(self, state, omega, count):

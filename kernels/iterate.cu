@@ -79,7 +79,8 @@ __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const 
         __syncthreads();
     }
     Costs where = {costs, in_shared ? kept.kernel_stride : kept.cost_stride,
-                   in_shared ? summed.kernel_stride : summed.cost_stride, minimum, cost_scale};
+                   in_shared ? summed.kernel_stride : summed.cost_stride,
+                   minimum, cost_scale, shift_of(method)};
     for (int unit = threadIdx.x / 32; unit < problems * kept.chunks; unit += warps) {
         int t = unit / kept.chunks, k = unit % kept.chunks * 32 + lane, at = t * kept.width + k;
         bool inside = k < kept.size;

@@ -10,8 +10,9 @@
 // touches is inf or NaN. What underflow to zero takes from a sum of n terms is then below n * tiny * (2^SHIFT + CAP),
 // whether K, U or their product underflowed. A finite sum above n * CERTAIN, which is that loss over the rounding
 // unit, is right to rounding. SHIFT splits the exponents between K and the scalings: without it half of the range
-// that a problem may span is lost. The shift and min C are absorbed by the logits of the rows; a power of 2 that
-// moves between rows and columns ("gauge") balances the two sides.
+// that a problem may span is lost. The shift (none for method LOG, which would lose digits to it) and min C are
+// absorbed by the logits of the rows; a power of 2 that moves between rows and columns ("gauge") balances the two
+// sides.
 
 template <class T>
 struct Range;
@@ -28,6 +29,10 @@ struct Range<double> {
 
 // Method: the multiplicative form alone, certified with log-sum-exp for what fails, log-sum-exp alone.
 constexpr int SCALING = 0, AUTO = 1, LOG = 2;
+
+__device__ inline REAL shift_of(int method) {
+    return method == LOG ? REAL(0) : REAL(Range<REAL>::SHIFT);
+}
 
 __device__ inline bool certified(REAL sum, long long terms) {
     return sum > REAL(terms) * Range<REAL>::CERTAIN && sum < infinity();  // false for NaN
@@ -58,14 +63,14 @@ __device__ inline REAL relaxation(REAL omega, REAL ratio) {
     return omega == 1 ? REAL(1) : (omega - 1) + larger(1 - (omega - 1) * ratio, REAL(0));
 }
 
-// Where an entry's logarithmic sums read the cost, by kept and by summed index. `minimum` and SHIFT as in K.
+// Where an entry's logarithmic sums read the cost, by kept and by summed index. `minimum` and `shift` as in K.
 struct Costs {
     const REAL* C;
     long long kept_stride, summed_stride;
-    REAL minimum, scale;
+    REAL minimum, scale, shift;
 
     __device__ REAL term(REAL logit, long long k, long long s) const {
-        return multiply_add(C[k * kept_stride + s * summed_stride] - minimum, -scale, logit + Range<REAL>::SHIFT);
+        return multiply_add(C[k * kept_stride + s * summed_stride] - minimum, -scale, logit + shift);
     }
 };
 

@@ -1,5 +1,6 @@
 """The CuPy backend above the kernels, on emulated kernels and NumPy arrays: iterations in all forms, and plumbing."""
 
+import itertools
 import sys
 
 import emulated
@@ -46,8 +47,9 @@ def make(inputs, B, n, m, own, dtype, seed=0):
             C[:, -1], a[:, -1] = np.inf, 0  # and a bin without any has no weight
     elif inputs == "far apart":
         C = np.broadcast_to(np.subtract.outer(np.arange(n) / n, np.arange(m) / m)[None] ** 2, C.shape).copy()
-        a, b = (np.exp(-0.5 * ((np.arange(k) / k - centre) / 0.08) ** 2) for k, centre in ((n, 0.1), (m, 0.9)))
-        a, b, eps = np.tile(a, (B, 1)), np.tile(b, (B, 1)), 2e-3
+        width = 0.06 + 0.01 * np.arange(B)[:, None]
+        a, b = (np.exp(-0.5 * ((np.arange(k) / k - centre) / width) ** 2) for k, centre in ((n, 0.1), (m, 0.9)))
+        eps = 2e-3
     elif inputs == "wide range":
         # Kernels from 1 to far below the smallest number; the corner is one where scalings must not pass the cap.
         eps, bits = 1.0, 180 if dtype == np.float32 else 1900
@@ -93,9 +95,9 @@ def check(form, method, problem, dtype, counts=(2, 3)):
         f, g, cost, error = iteration.finish(chosen)
         expected = oracle.finish(C, a[chosen], b[chosen], eps, exact[1][chosen])
         allowed = oracle.finish(C, a[chosen], b[chosen], eps, naive[1][chosen], dtype=np.float32)
-    results, units = (f, g, cost, error.astype(dtype)), (eps, eps, eps, 1)
-    for actual, right, rough, unit in zip(results, expected, allowed, units, strict=True):
-        assert_as_good(actual, right, rough, exponent, unit)
+    results, scales = (f, g, cost, error.astype(dtype)), (eps, eps, None, 1)
+    for actual, right, rough, scale in zip(results, expected, allowed, scales, strict=True):
+        assert_as_good(actual, right, rough, exponent, scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,6 +129,30 @@ def test_the_fused_kernel_is_right_for_any_launch(problems, dtype):
             for method, inputs in (("auto", "plain"), ("auto", "far apart"), ("log", "zero weights")):
                 own = problems == 1 and turn % 2 == 0
                 check("Fused", method, make(inputs, *sizes[turn % 4], own, dtype, turn), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("grid", "warps"), [(1, 1), (3, 2), (1, 16), (50, 5)])
+def test_the_elementwise_kernels_are_right_for_any_launch(grid, warps, dtype):
+    for form, memory, method, own in FORMS:
+        with operators(shared_memory=memory):
+            force_elementwise(grid, warps)
+            for turn, inputs in enumerate(("zero weights", "far apart")):
+                emulated.shuffle(turn)
+                check(form, method, make(inputs, 5, 70, 33, own, dtype, turn), dtype)
+
+
+def force_elementwise(grid, warps):
+    """Give every kernel of ``scaling.cu`` this launch."""
+    module = sys.modules["cusink._iteration_cupy"]
+    real = module.configure
+
+    def configure(*sizes, **options):
+        launch = real(*sizes, **options)
+        elementwise = launch is not None and launch.file == "scaling.cu"
+        return launch._replace(grid=grid, block=32 * warps) if elementwise else launch
+
+    module.configure = configure
 
 
 def force(ops, problems, grid, warps, less_shared=0):
@@ -363,6 +389,42 @@ def test_a_broken_fused_kernel_is_caught(what):
                 check("Fused", "auto", make(inputs, 5, 13, 37, False, np.float32, turn), np.float32)
             check("Fused", "scaling", make("plain", 5, 13, 37, False, np.float32, turn), np.float32)
             check("Fused", "auto", make("wide range", 5, 2, 2, False, np.float32, turn), np.float32)
+
+
+BROKEN_ELEMENTWISE = {
+    "an update that starts behind its problem": ("bool inside = k < kept;", "bool inside = k <= kept;"),
+    "an update of the wrong entry": ("logit[at] = entry.logit;", "logit[at] = entry.scaling;"),
+    "a deviation that is not summed": ("REAL total = warp_sum(entry.deviation);", "REAL total = entry.deviation;"),
+    "problems that are left out": ("k < B; k += all_warps())", "k < B; k += B)"),
+    "a gauge that goes one way only": (
+        "moved(v[k * m + j], q[k * m + j], level)",
+        "moved(v[k * m + j], q[k * m + j], -level)",
+    ),
+    "a gauge that is not noted": ("gauge[k] += level;", ";"),
+    "a kernel without its smallest cost": (
+        "kernel_entry(C[e] - minimum[0], cost_scale)",
+        "kernel_entry(C[e], cost_scale)",
+    ),
+    "potentials of empty bins": ("REAL(logarithm / cost_scale) : plain[e]", "REAL(logarithm / cost_scale) : REAL(0)"),
+    "logits of another problem": ("costs, k, summed, logits + b * summed)", "costs, k, summed, logits)"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_ELEMENTWISE)
+def test_a_broken_elementwise_kernel_is_caught(what):
+    old, new = BROKEN_ELEMENTWISE[what]
+    assert old in _kernels.source("scaling.cu")
+
+    def function(file, name, dtype):
+        change = (lambda text: text.replace(old, new)) if file == "scaling.cu" else None
+        return emulated.Kernel(file, name, dtype, change=change)
+
+    with pytest.raises((AssertionError, emulated.EmulationError)):
+        for form, memory, method, own in FORMS:
+            with operators(function=function, shared_memory=memory):
+                force_elementwise(2, 2)
+                for inputs, dtype in itertools.product(("zero weights", "far apart", "large costs"), DTYPES):
+                    check(form, method, make(inputs, 5, 70, 33, own, dtype), dtype)
 
 
 def test_too_little_shared_memory_is_caught():

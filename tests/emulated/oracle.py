@@ -91,20 +91,20 @@ def finish(C, a, b, eps, g, dtype=np.float64):
     return f, np.where(b > 0, g, after), transport_cost(C, p, q, eps, dtype), error
 
 
-def assert_as_good(actual, exact, naive, exponent=1.0, unit=0.0):
+def assert_as_good(actual, exact, naive, exponent=1.0, scale=None):
     """`actual` is as near to `exact` as a small multiple of the error of naive NumPy in the same precision.
 
     `naive` is in float32 always, and its error is taken to the precision of `actual`: float64 would be the oracle.
 
     Of few numbers naive NumPy may have all right by chance; where the answer is ``exp(x)``, any solution has to round
-    an `exponent` of that size. Numbers are as large as the largest of `exact`, or as `unit`.
+    an `exponent` of that size, relative to `scale`: by default the largest of `exact`.
     """
     assert naive.dtype == np.float32 and actual.shape == exact.shape == naive.shape
     precision = np.finfo(actual.dtype).eps
     finite = np.isfinite(exact)
     np.testing.assert_array_equal(actual[~finite], exact[~finite])
     if finite.any():
-        scale = max(np.abs(exact[finite]).max(), unit)
+        scale = np.abs(exact[finite]).max() if scale is None else scale
         with np.errstate(invalid="ignore"):
             error = np.abs(naive[finite] - exact[finite]).max()
         allowed = 8 * error * precision / np.finfo(np.float32).eps + 4 * precision * scale * max(exponent, 4)
