@@ -1,10 +1,20 @@
 """Entropy-regularised Wasserstein distances for many pairs at once, on NumPy and on CuPy."""
 
+from cusink.adjoint import SinkhornGradients, sinkhorn_adjoint
 from cusink.costs import cost_matrix
 from cusink.result import SinkhornResult
 from cusink.retrieval import DistanceMatrix, distance_matrix
 from cusink.sinkhorn import ConvergenceWarning, sinkhorn
 
-__all__ = ["ConvergenceWarning", "DistanceMatrix", "SinkhornResult", "cost_matrix", "distance_matrix", "sinkhorn"]
+__all__ = [
+    "ConvergenceWarning",
+    "DistanceMatrix",
+    "SinkhornGradients",
+    "SinkhornResult",
+    "cost_matrix",
+    "distance_matrix",
+    "sinkhorn",
+    "sinkhorn_adjoint",
+]
 
 __version__ = "0.1.0"

@@ -32,6 +32,13 @@ Iteration(C, a, b, eps, f, g, method)
     of ``method="scaling"``. ``finish(index)``: ``(f, g, cost, error)`` of the problems at `index` (a NumPy array)
     after a plain f-update. A zero weight gets the potential of its own softmin.
     ``keep(index)``: drop all problems but those at `index`.
+plan_means(C, a, b, f, g, eps)
+    Means of vectors under the plans, to be taken many times: iterates over pairs ``(index, means)`` of problems
+    (a NumPy array) and an object for them, each problem in one pair; a pair may be as small as memory wants it.
+    ``mean(v, axis)``: ``sum_j P_ij v_j / sum_j P_ij`` (axis 1, v (B, m)) or ``sum_i P_ij v_i / sum_i P_ij`` (axis 0, v
+    (B, n)), for a bin of weight zero the limit. ``mean_cost(axis)``: the same of the costs. ``marginal(axis)``: ``P 1``
+    or ``P' 1``. ``plan_sum(rows, columns, costs)``: ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m), where
+    `columns` and `costs` may be None. ``at(index)``: the same for some of the problems.
 xp, to_host(array)
     The array module, and an array as a NumPy array.
 """
@@ -48,6 +55,7 @@ OPERATORS = (
     "plan_sum",
     "c_transform",
     "Iteration",
+    "plan_means",
     "to_host",
 )
 

@@ -3,9 +3,21 @@
 import numpy as xp
 
 from cusink._iteration_numpy import Iteration
+from cusink._plan_means_numpy import plan_means
 from cusink._reductions_numpy import apply_plan, c_transform, plan, plan_sum, softmin, transport_cost
 
-__all__ = ["Iteration", "apply_plan", "c_transform", "plan", "plan_sum", "softmin", "to_host", "transport_cost", "xp"]
+__all__ = [
+    "Iteration",
+    "apply_plan",
+    "c_transform",
+    "plan",
+    "plan_means",
+    "plan_sum",
+    "softmin",
+    "to_host",
+    "transport_cost",
+    "xp",
+]
 
 
 def to_host(array):
