@@ -113,17 +113,18 @@ class Others:
         return max(0.0, (self.at[1] - before[1]) / max(self.at[0] - before[0], 1e-9))
 
 
-def one_turn(run, seconds=0.3, calls=5):
+def one_turn(run, seconds=0.3, calls=5, clock=None):
     """Median time of a few calls, as many as fit: a short call right after another's long one meets cold caches."""
+    clock = clock or time.perf_counter
     times = []
     while not times or (sum(times) < seconds and len(times) < calls):
-        start = time.perf_counter()
+        start = clock()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
-def quiet_turn(run, until, tries=3, allowed=0.15, others=None):
+def quiet_turn(run, until, tries=3, allowed=0.15, others=None, clock=None):
     """One turn while other processes use less than `allowed` of a core: ``(time, share of others)``.
 
     Waits for that before the turn, and repeats a disturbed turn, but neither after the time `until`; then the quietest
@@ -137,7 +138,7 @@ def quiet_turn(run, until, tries=3, allowed=0.15, others=None):
             time.sleep(0.1)
             if others.share() <= allowed:
                 break
-        seconds = one_turn(run)
+        seconds = one_turn(run, clock=clock)
         share = others.share()
         if best is None or share < best[1]:
             best = seconds, share
@@ -196,10 +197,11 @@ def first_call(competitor, work, arguments):
     return run, entry | {"right": right, "relative": relative, "verdict": text}
 
 
-def run_row(row, rounds, patience=0.0, keep=lambda function: function):
+def run_row(row, rounds, patience=0.0, keep=lambda function: function, clock=None):
     """Check everyone, then time everyone in turns; return all numbers of the row.
 
     For `patience` seconds from the first turn the row waits for a quiet machine; from then on it takes it as it is.
+    `clock` is ``time.perf_counter`` unless given.
     """
     print(f"{row.title} ...", file=sys.stderr, flush=True)
     arguments = references(row, keep)
@@ -211,7 +213,7 @@ def run_row(row, rounds, patience=0.0, keep=lambda function: function):
         warnings.simplefilter("ignore")
         until = time.perf_counter() + patience
         for name in schedule(limits, rounds):
-            seconds, share = quiet_turn(runs[name], until)
+            seconds, share = quiet_turn(runs[name], until, clock=clock)
             entries[name]["times"].append(seconds / entries[name]["share"])
             entries[name]["others"].append(share)
     return summarise(row.title, list(entries.values()), row.targets)

@@ -163,7 +163,7 @@ def pot_batch(work, method):
     return run, Answer
 
 
-def pot_one_to_many(work, method="sinkhorn", stop=2.5e-7, share=1.0):
+def pot_one_to_many(work, method="sinkhorn", stop=2e-7, share=1.0):
     """``ot.sinkhorn2`` of one query and the whole corpus, once per query.
 
     The query's empty bins are removed by hand: with them in, POT returns wrong values. `stop` is its ``stopThr``, for

@@ -10,7 +10,9 @@ a wrong answer is shown as WRONG and counts in no comparison. Compilation and th
 
 import argparse
 import json
+import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -118,22 +120,31 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=None, help="rounds of the fast competitors (default 9; quick 3)")
     parser.add_argument("--quick", action="store_true", help="fewer eps, queries, competitors and rounds")
     parser.add_argument("--patience", type=float, default=120, help="seconds that a row waits for a quiet CPU")
+    parser.add_argument(
+        "--one-core", action="store_true", help="CPU time on one core: steady where others use the machine, too"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write every number to FILE")
     args = parser.parse_args(argv)
+    if args.one_core and len(os.sched_getaffinity(0)) > 1:
+        # The threads of BLAS and XLA are counted when these are loaded: start again on one core.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.execv(sys.executable, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
+
     from joblib import Memory
 
     # The references take minutes: they are kept, by their code and their inputs.
     keep = Memory(Path(__file__).resolve().parent.parent / ".cache" / "bench", verbose=0).cache
     rounds = args.repeats or (3 if args.quick else 9)
 
-    facts = machine()
+    clock, patience = (time.process_time, 0) if args.one_core else (time.perf_counter, args.patience)
+    facts = machine() | {"time": "CPU time on one core" if args.one_core else "wall time on all cores"}
     print("\n".join(f"- {key}: {value}" for key, value in facts.items()), flush=True)
     done = []
     makers = {"w1": w1_rows, "w1g": w1g_rows, "w2": w2_rows, "w2-small-eps": w2_small_rows}
     for name in ROWS:
         if name in args.rows and name in makers:
             for row in makers[name](args):
-                outcome = run_row(row, rounds, args.patience, keep)
+                outcome = run_row(row, rounds, patience, keep, clock)
                 print_row(outcome)
                 done.append(outcome)
     if "memory" in args.rows:
