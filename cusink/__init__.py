@@ -1,7 +1,7 @@
 """Entropy-regularised Wasserstein distances for many pairs at once, on NumPy and on CuPy."""
 
 from cusink.adjoint import SinkhornGradients, sinkhorn_adjoint
-from cusink.costs import cost_matrix
+from cusink.costs import cost_matrix, cost_matrix_adjoint
 from cusink.result import SinkhornResult
 from cusink.retrieval import DistanceMatrix, distance_matrix
 from cusink.sinkhorn import ConvergenceWarning, sinkhorn
@@ -12,6 +12,7 @@ __all__ = [
     "SinkhornGradients",
     "SinkhornResult",
     "cost_matrix",
+    "cost_matrix_adjoint",
     "distance_matrix",
     "sinkhorn",
     "sinkhorn_adjoint",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink import _checks
+from cusink import _checks_adjoint
 from cusink._additive_fit import additive_fit
 from cusink._ops import ops_for
 from cusink.result import Problem, SinkhornResult
@@ -124,13 +124,13 @@ def sinkhorn_adjoint(
     >>> C = cusink.cost_matrix([0.0, 1.0, 3.0])
     >>> result = cusink.sinkhorn([0.5, 0.25, 0.25], [0.25, 0.25, 0.5], C, eps=0.5, tol=1e-9)
     >>> grads = cusink.sinkhorn_adjoint(result, grad_cost=1.0)
-    >>> grads.a.round(4), grads.C.shape
-    (array([-1.2632, -0.4684,  1.7316]), (3, 3))
+    >>> print(grads.a.round(3), grads.C.shape)
+    [ 3.333  0.352 -3.685] (3, 3)
     """
-    _checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
-    _checks.linear_solve(tol, max_iter)
+    _checks_adjoint.instance("result", result, SinkhornResult, "cusink.sinkhorn")
+    _checks_adjoint.linear_solve(tol, max_iter)
     problem = result.problem
-    given = _checks.cotangents(
+    given = _checks_adjoint.cotangents(
         problem,
         result.f,
         values={"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost},
@@ -221,19 +221,19 @@ class Terms:
     def by_weights(self, weights, potential, fit):
         """Gradient (B, n) by the weights of one side, of mean zero."""
         xp = ops_for(weights).xp
-        out = self.level[:, None] * potential
+        with np.errstate(invalid="ignore"):
+            out = self.level[:, None] * potential
         if fit is not None:
             out -= self.problem.eps * fit
         if self.grad_entropic_cost is not None:
             entropy = xp.where(weights > 0, xp.log(xp.where(weights > 0, weights, 1)) + 1, 0)
             out += self.grad_entropic_cost[:, None] * (self.problem.eps * entropy)
-        reached = xp.isfinite(potential)
-        if not reached.all():  # a bin without any partner
-            out[~reached] = 0
-            out -= out.sum(axis=1, keepdims=True) / reached.sum(axis=1, keepdims=True)
-            out[~reached] = 0
-        else:
-            out -= out.mean(axis=1, keepdims=True)
+        mean = out.mean(axis=1, keepdims=True)
+        if not xp.isfinite(mean).all():  # a bin that C forbids all partners has no finite potential
+            reached = xp.isfinite(potential)
+            out = xp.where(reached, out, 0)
+            mean = xp.where(reached, out.sum(axis=1, keepdims=True) / reached.sum(axis=1, keepdims=True), 0)
+        out -= mean
         return out
 
     def by_cost(self):

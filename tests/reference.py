@@ -195,3 +195,65 @@ def each(function, a, b, C, *args, **kwargs):
     b = np.broadcast_to(b, (size, b.shape[-1]))
     C = np.broadcast_to(C, (size, *C.shape[-2:]))
     return [function(a[k], b[k], C[k], *args, **kwargs) for k in range(size)]
+
+
+def jacobian(a, b, C, eps, f, g):
+    """Derivatives of f, g and the three values by a, b, C and eps, at the optimum (f, g), by dense linear algebra.
+
+    The optimality conditions ``f = softmin(g)``, ``g = softmin(f)`` are differentiated as they stand, in all bins,
+    and solved by least squares with ``sum(df) = sum(dg)``. Returns ``{output: {input: array (output, input)}}``, the
+    cost as n*m inputs. Only directions that keep the masses equal have a meaning.
+    """
+    a, b, C, f, g = (np.asarray(x, dtype=np.float64) for x in (a, b, C, f, g))
+    n, m = C.shape
+    allowed = np.isfinite(C)
+    C = np.where(allowed, C, 0.0)
+    Z = (f[:, None] + g[None, :] - C) / eps  # log(P / (a x b))
+    E = np.where(allowed, np.exp(Z), 0.0)
+    P = a[:, None] * b * E
+    R, S = E * b, E * a[:, None]
+    inputs = {"a": n, "b": m, "C": n * m, "eps": 1}
+    ends = np.cumsum([0, *inputs.values()])
+    by = {name: slice(*ends[k : k + 2]) for k, name in enumerate(inputs)}
+    # d f + R d g = <R, dC> - eps E db + <R, Z> d eps, and likewise for g.
+    right = np.zeros((n + m + 1, ends[-1]))
+    right[:n, by["b"]], right[n:-1, by["a"]] = -eps * E, -eps * E.T
+    per_pair = right[:, by["C"]].reshape(n + m + 1, n, m)
+    per_pair[np.arange(n), np.arange(n)] = R
+    per_pair[n + np.arange(m), :, np.arange(m)] = S.T
+    right[:, by["C"]] = per_pair.reshape(n + m + 1, n * m)
+    right[:n, by["eps"]], right[n:-1, by["eps"]] = (R * Z).sum(1)[:, None], (S * Z).sum(0)[:, None]
+    gauge = np.r_[np.ones(n), -np.ones(m)]
+    system = np.block([[np.eye(n), R], [S.T, np.eye(m)], [gauge]])
+    d = np.linalg.lstsq(system, right, rcond=1e-15)[0]
+    # Through the plan: P = a b exp(Z), so that each direction moves Z and the weights.
+    dZ = (d[:n, None] + d[n:][None]) / eps
+    dZ.reshape(n * m, -1)[:, by["C"]] -= np.eye(n * m) / eps
+    dZ[:, :, by["eps"]] -= Z[:, :, None] / eps
+    dP = P[:, :, None] * dZ
+    dP[np.arange(n), :, np.arange(n)] += R  # advanced indices at 0 and 2: (n, m)
+    for j in range(m):
+        dP[:, j, n + j] += S[:, j]
+    cost = np.einsum("ijk,ij->k", dP, C)
+    cost[by["C"]] += P.ravel()
+    kl = np.einsum("ijk,ij->k", dP, Z) + np.einsum("ijk,ij->k", dZ, P)
+    reg_cost = cost + eps * kl
+    reg_cost[by["eps"]] += (P * Z).sum()
+    entropic_cost = reg_cost.copy()
+    for name, w in (("a", a), ("b", b)):
+        entropic_cost[by[name]] += eps * np.where(w > 0, np.log(np.where(w > 0, w, 1)) + 1, 0)
+    entropic_cost[by["eps"]] -= entropy(a) + entropy(b)
+    outputs = {
+        "f": d[:n],
+        "g": d[n:],
+        "cost": cost[None],
+        "reg_cost": reg_cost[None],
+        "entropic_cost": entropic_cost[None],
+    }
+    return {name: {given: rows[:, by[given]] for given in inputs} for name, rows in outputs.items()}
+
+
+def derivative(value, step=1e-3):
+    """Derivative of a function of a number at 0, by centred differences of fourth order."""
+    near, far = value(step) - value(-step), value(2 * step) - value(-2 * step)
+    return (8 * near - far) / (12 * step)

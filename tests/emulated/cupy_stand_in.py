@@ -16,7 +16,7 @@ import numpy as np
 import emulated
 from cusink import _kernels
 
-MODULES = ("cusink._reductions_cupy", "cusink._iteration_cupy", "cusink._ops_cupy")
+MODULES = ("cusink._reductions_cupy", "cusink._iteration_cupy", "cusink._plan_means_cupy", "cusink._ops_cupy")
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}
 
 
