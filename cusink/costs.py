@@ -94,7 +94,7 @@ def cost_matrix_adjoint(x, y, grad_C, metric="sqeuclidean"):
     Notes
     -----
     Where "euclidean" has no derivative, at points that coincide, zero is taken; so it is for "cityblock" in each
-    coordinate that is equal. Memory is two arrays of the size of `grad_C`.
+    coordinate that is equal. Memory is a few arrays of the size of `grad_C`.
 
     Examples
     --------
