@@ -71,16 +71,16 @@ __device__ void multiply(REAL* parts, const REAL* K, const Side& kept, const Sid
 // here.
 template <int PROBLEMS>
 __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const Side& summed, const REAL* omega,
-                            int problems, int method, bool plain, bool measure, bool sum_deviation, const REAL* costs,
-                            bool in_shared, REAL minimum, REAL cost_scale) {
+                            int problems, int method, bool plain, bool measure, bool sum_deviation, const REAL* C,
+                            REAL minimum, REAL cost_scale) {
     int lane = threadIdx.x % 32, warps = blockDim.x / 32, slices = larger_int(1, warps / kept.chunks);
     if (method != LOG) {
         multiply<PROBLEMS>(parts, K, kept, summed);
         __syncthreads();
     }
-    Costs where = {costs, in_shared ? kept.kernel_stride : kept.cost_stride,
-                   in_shared ? summed.kernel_stride : summed.cost_stride,
-                   minimum, cost_scale, shift_of(method)};
+    // For method LOG it is the cost that lies in shared memory.
+    Costs costs = {method == LOG ? K : C, method == LOG ? kept.kernel_stride : kept.cost_stride,
+                   method == LOG ? summed.kernel_stride : summed.cost_stride, minimum, cost_scale};
     for (int unit = threadIdx.x / 32; unit < problems * kept.chunks; unit += warps) {
         int t = unit / kept.chunks, k = unit % kept.chunks * 32 + lane, at = t * kept.width + k;
         bool inside = k < kept.size;
@@ -90,7 +90,7 @@ __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const 
             for (int slice = 0; slice < slices; slice++) sum += parts[((slice * PROBLEMS + t) * kept.chunks) * 32 + k];
         Entry old = {inside ? kept.scaling[at] : REAL(0), inside ? kept.logit[at] : REAL(0), REAL(0)};
         Entry entry = half_step(old, sum, inside ? kept.weights[t * (long long)kept.size + k] : REAL(0),
-                                plain ? REAL(1) : omega[t], measure, method, where, k, summed.size,
+                                plain ? REAL(1) : omega[t], measure, method, costs, k, summed.size,
                                 summed.logit + t * summed.width);
         if (inside && !measure) {
             kept.scaling[at] = entry.scaling;
@@ -153,14 +153,13 @@ __device__ void iterate(const IterateArguments& x) {
             sides[1] = {x.n, rows, row_chunks, u, p, deviations, x.a + b0 * x.n, stride, x.m};
         }
         __syncthreads();
-        bool in_shared = x.method == LOG, plain = x.count == 0;
-        const REAL* costs = in_shared ? K : C;
+        bool plain = x.count == 0;
         // Half-steps alternate, g first; the last one only measures. The code is there once for both sides: fewer
         // registers.
         int last = plain ? 2 : 2 * x.count;
         for (int half = plain ? 1 : 0; half <= last; half++) {
             update_side<PROBLEMS>(parts, K, sides[half & 1], sides[1 - (half & 1)], x.omega + b0, problems, x.method,
-                                  plain, half == last, half >= last - 1, costs, in_shared, minimum, REAL(x.cost_scale));
+                                  plain, half == last, half >= last - 1, C, minimum, REAL(x.cost_scale));
         }
         for (int t = warp; t < problems; t += warps) {
 #pragma unroll 1

@@ -87,7 +87,7 @@ scaling_update(REAL* scaling, REAL* logit, REAL* deviation, const REAL* sums, co
                long long kept_stride, long long summed_stride, long long B, long long kept, long long summed) {
     int lane = threadIdx.x % 32;
     long long chunks = (kept + 31) / 32;
-    Costs costs = {C, kept_stride, summed_stride, minimum[0], cost_scale, shift_of(method)};
+    Costs costs = {C, kept_stride, summed_stride, minimum[0], cost_scale};
     for (long long unit = first_warp(); unit < B * chunks; unit += all_warps()) {
         long long b = unit / chunks, k = unit % chunks * 32 + lane, at = b * kept + k;
         bool inside = k < kept;

@@ -63,18 +63,18 @@ __device__ inline REAL relaxation(REAL omega, REAL ratio) {
     return omega == 1 ? REAL(1) : (omega - 1) + larger(1 - (omega - 1) * ratio, REAL(0));
 }
 
-// Where an entry's logarithmic sums read the cost, by kept and by summed index. `minimum` and `shift` as in K.
+// Where an entry's logarithmic sums read the cost, by kept and by summed index. `minimum` as in K.
 struct Costs {
     const REAL* C;
     long long kept_stride, summed_stride;
-    REAL minimum, scale, shift;
+    REAL minimum, scale;
 
     __device__ REAL term(REAL logit, long long k, long long s) const {
-        return multiply_add(C[k * kept_stride + s * summed_stride] - minimum, -scale, logit + shift);
+        return multiply_add(C[k * kept_stride + s * summed_stride] - minimum, -scale, logit);
     }
 };
 
-// log2 sum_s 2^(logits_s) K_ks for the lanes that want it. The whole warp must come here.
+// log2 sum_s 2^(logits_s) K_ks, but for K's shift, for the lanes that want it. The whole warp must come here.
 __device__ inline REAL log_sum(bool wanted, const Costs& costs, long long k, long long terms, const REAL* logits) {
     unsigned left = __ballot_sync(FULL_WARP, wanted);
     int lane = threadIdx.x % 32;
@@ -140,7 +140,7 @@ __device__ inline Entry half_step(const Entry& old, REAL sum, REAL weight, REAL 
                                   const Costs& costs, long long k, long long terms, const REAL* logits) {
     bool carries = weight > 0;
     bool fails = carries && (method == LOG || !certified(sum, terms));
-    REAL logarithm = method == SCALING ? REAL(0) : log_sum(fails, costs, k, terms, logits);
+    REAL logarithm = method == SCALING ? REAL(0) : log_sum(fails, costs, k, terms, logits) + shift_of(method);
     if (!carries) return {REAL(0), -infinity(), REAL(0)};
     if (!fails) return updated_by_sum(old, sum, weight, omega, measure);
     if (method == SCALING) return {old.scaling, old.logit, infinity()};  // stands still, and says so

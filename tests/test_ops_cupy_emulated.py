@@ -353,8 +353,8 @@ BROKEN = {
     ),
     "no barrier after an update": (f"        }}\n    }}\n    {SYNC}\n}}", "        }\n    }\n}"),
     "no barrier before the first half-step": (
-        f"        }}\n        {SYNC}\n        bool in_shared",
-        "        }\n        bool in_shared",
+        f"        }}\n        {SYNC}\n        bool plain",
+        "        }\n        bool plain",
     ),
     "padding that is not zero": (
         "u[t * rows + i] = inside ? x.u[(b0 + t) * x.n + i] : REAL(0);",

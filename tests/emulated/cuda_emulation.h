@@ -219,15 +219,16 @@ inline void run_block(Order& order, bool fresh) {
 }
 
 inline void on_signal(int number) {
-    snprintf(message, sizeof message, "%s (block %u, thread %u)",
-             number == SIGILL || number == SIGTRAP ? "an index outside its array" : "a read or write outside its array", block_index.x,
-             current);
+    const char* what = number == SIGFPE ? "a division by zero"
+                       : number == SIGILL || number == SIGTRAP ? "an index outside its array"
+                                                               : "a read or write outside its array";
+    snprintf(message, sizeof message, "%s (block %u, thread %u)", what, block_index.x, current);
     siglongjmp(way_out, 1);
 }
 
 struct Signals {
-    static constexpr int numbers[4] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
-    struct sigaction old[4];
+    static constexpr int numbers[5] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+    struct sigaction old[5];
     stack_t old_stack;
     std::vector<char> own = std::vector<char>(1 << 16);
     Signals() {
@@ -238,10 +239,10 @@ struct Signals {
         struct sigaction action = {};
         action.sa_handler = on_signal;
         action.sa_flags = SA_ONSTACK | SA_NODEFER;
-        for (int k = 0; k < 4; k++) sigaction(numbers[k], &action, &old[k]);
+        for (int k = 0; k < 5; k++) sigaction(numbers[k], &action, &old[k]);
     }
     ~Signals() {
-        for (int k = 0; k < 4; k++) sigaction(numbers[k], &old[k], nullptr);
+        for (int k = 0; k < 5; k++) sigaction(numbers[k], &old[k], nullptr);
         sigaltstack(&old_stack, nullptr);
     }
 };

@@ -89,6 +89,7 @@ extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
         ("out[t] =", "out[t - 1] =", "a write before the beginning"),
         ("out[t] =", "out[t - 4096] =", "a read or write outside its array"),
         ("kept[t] =", "kept[t + 1] =", "a write behind the dynamic shared memory"),
+        ("int t = threadIdx.x;", "int t = threadIdx.x; n /= t;", "a division by zero"),
     ],
 )
 def test_what_cuda_leaves_undefined_is_an_error(toy, old, new, message):
