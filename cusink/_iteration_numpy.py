@@ -28,9 +28,17 @@ class Iteration:
             self.forms = [SharedKernel(C, dtype, eps) for dtype in dict.fromkeys((a.dtype, np.dtype(np.float64)))]
             if method == "auto":
                 self.forms.append(OwnKernel(C, np.float64, eps))
-        self.forms[0].append(a, b, f, g)
-        self.rows = [np.arange(len(a))] + [np.arange(0)] * (len(self.forms) - 1)
+        self.rows, left = [], np.arange(len(a))
+        for form in self.forms:
+            fits = form.fits(a[left], b[left], f[left], g[left])
+            rows, left = left[fits], left[~fits]
+            form.append(a[rows], b[rows], f[rows], g[rows])
+            self.rows.append(rows)
         self.stuck = np.zeros(len(a), bool)  # out of the range of the last form; stays where it is
+        if len(left):
+            self.stuck[left] = True
+            self.forms[-1].append(a[left], b[left], f[left], g[left])
+            self.rows[-1] = np.concatenate([self.rows[-1], left])
 
     def advance(self, omega, count):
         """Take `count` iterations of every problem; return bounds (B,) on their errors, inf for one out of range."""

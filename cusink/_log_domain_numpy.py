@@ -15,6 +15,10 @@ class LogDomain:
         self.a, self.b = np.empty((0, n), dtype), np.empty((0, m), dtype)
         self.f, self.g = np.empty((0, n)), np.empty((0, m))
 
+    def fits(self, a, b, f, g):
+        """Which problems can start here: all."""
+        return np.ones(len(a), bool)
+
     def append(self, a, b, f, g):
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
         if self.problems is not None:

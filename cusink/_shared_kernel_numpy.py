@@ -37,6 +37,20 @@ class SharedKernel:
         self.eu, self.ev = np.empty(0), np.empty(0)
         self.row_sums = None
 
+    def fits(self, a, b, f, g):
+        """Which problems can start here: those in which the scaling of no positive weight underflows."""
+        tiny = float(np.finfo(self.dtype).tiny)
+        fits = np.ones(len(a), bool)
+        for weights, potential in ((a, f), (b, g)):
+            empty = weights == 0
+            if not potential.any():
+                fits &= (empty | (weights >= tiny)).all(axis=1)
+                continue
+            log = np.log2(np.where(empty, 1, weights), dtype=np.float64) + potential / (self.eps * np.log(2))
+            lowest, highest = (np.where(empty, none, log) for none in (np.inf, -np.inf))
+            fits &= highest.max(axis=1) - lowest.min(axis=1) < self.top - np.log2(tiny) - 1
+        return fits
+
     def append(self, a, b, f, g):
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
         if self.K is None:
@@ -101,7 +115,7 @@ class SharedKernel:
                 )
                 normal = True
         # A scaling that underflowed was certified not to matter here, but it might where the problem goes on from here.
-        kept = ~(_underflowed(U, a, tiny) | _underflowed(V, b, tiny))
+        kept = _normal(U, a, tiny) & _normal(V, b, tiny)
         if not kept.all():
             columns, U, V, eu, ev, row_sums = (
                 x if x is None else x[..., kept] for x in (columns, U, V, eu, ev, row_sums)
@@ -118,7 +132,7 @@ class SharedKernel:
             self.row_sums[:, columns] = row_sums
         return outside
 
-    @np.errstate(over="ignore", invalid="ignore")
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def bound(self):
         """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
         gamma_a, gamma_b, _, _ = self._numerators(self.a, self.b, self.eu, self.ev)
@@ -189,9 +203,9 @@ class SharedKernel:
         """``weights * exp(potential / eps)``, its largest entries at about ``2**top``, and the exponent that takes."""
         if not potential.any():
             return weights * 2.0**self.top, np.full(weights.shape[1], -float(self.top))
-        log = potential / (self.eps * np.log(2))
+        log = np.log2(np.where(weights > 0, weights, 1), dtype=np.float64) + potential / (self.eps * np.log(2))
         exponent = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - self.top
-        return weights * np.exp2(np.minimum(log - exponent, self.top)), exponent
+        return np.where(weights > 0, np.exp2(np.minimum(log - exponent, self.top)), 0), exponent
 
     def _certified(self, product, factor, weights, largest):
         """The lowest entry of `product`, and which are `certified`, given a bound on the largest entry of `factor`."""
@@ -220,11 +234,11 @@ class SharedKernel:
         return a, b, (float(a.max(initial=0)), float(b.max(initial=0))), True if normal.all() else normal
 
 
-def _underflowed(scaling, weights, tiny):
-    """Columns in which a positive weight has a scaling below the normal range."""
-    if scaling.min(initial=1) >= tiny:
-        return np.zeros(scaling.shape[1], bool)
-    return ((scaling < tiny) & (weights > 0)).any(axis=0)
+def _normal(scaling, weights, tiny):
+    """Columns in which every positive weight has a finite scaling that has not underflowed."""
+    if scaling.min(initial=1) >= tiny and scaling.max(initial=1) < np.inf:
+        return np.ones(scaling.shape[1], bool)
+    return (((scaling >= tiny) & (scaling < np.inf)) | (weights == 0)).all(axis=0)
 
 
 def _log_scaled(x, exponent):
@@ -236,5 +250,6 @@ def _log_scaled(x, exponent):
 def _log_ratio(scaling, weights, exponent):
     """``log(scaling * 2**exponent / weights)`` (B, n), 0 where the weight is zero."""
     positive = weights > 0
-    scaling, weights = (np.where(positive, x, 1).astype(np.float64) for x in (scaling, weights))
+    tiny = np.finfo(scaling.dtype).tiny  # reached only in problems that are stuck
+    scaling, weights = (np.where(positive, x, 1).astype(np.float64) for x in (np.maximum(scaling, tiny), weights))
     return np.where(positive, np.log(scaling / weights) + exponent * np.log(2), 0.0)

@@ -1,5 +1,6 @@
 """Entropy-regularised optimal transport of many pairs of measures at once."""
 
+import math
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from cusink.result import Problem, SinkhornResult, values
 
 __all__ = ["ConvergenceWarning", "sinkhorn"]
 
+STEEP = 1000  # largest cost difference over eps, beyond which to anneal
 STALLED = 10  # checks without progress, at an error that rounding explains, after which a problem is given up
 
 
@@ -128,6 +130,9 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     `a` (B, n), `b` (B, m) and `C` (n, m) or (B, n, m) are arrays of one backend; `init` is (f, g) or None.
     """
     xp = ops.xp
+    options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation}
+    spent, init = (0, init) if tol is None or init is not None else anneal(ops, a, b, C, eps, max_iter, options)
+    max_iter -= int(np.max(spent))
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     iteration = ops.Iteration(C, a, b, eps, f, g, method)
     f, g, cost = xp.empty_like(a), xp.empty_like(b), xp.empty(len(a), a.dtype)
@@ -158,13 +163,33 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
             f[at], g[at], cost[at], measured = iteration.finish(index)
             error[at], n_iter[at] = ops.to_host(measured), done
             if done < max_iter:
+                # Where rounding made the error exceed its bound and the tolerance, the problem goes on.
+                over[index] &= (tol is None) | (error[at] <= tol) | (bound[index] > tol)
                 index = np.flatnonzero(~over)
                 iteration.keep(index)
                 relaxation.keep(index)
                 rounding.keep(index)
                 bound, active = bound[index], active[index]
         relaxation.observe(bound, count)
-    return f, g, cost, error, n_iter, in_range & (tol is None or error <= tol)
+    return f, g, cost, error, n_iter + spent, in_range & (tol is None or error <= tol)
+
+
+def anneal(ops, a, b, C, eps, max_iter, options):
+    """Iterations (B,) spent on larger eps, and potentials found there, or None where `C` is not so steep that it pays.
+
+    Only the start depends on it: the problem solved, and its tolerance, stay what they are.
+    """
+    xp = ops.xp
+    span = float(xp.where(xp.isfinite(C), C, -xp.inf).max()) - float(C.min())
+    stages = math.ceil(math.log(span / (eps * STEEP), 4)) if span > 2 * eps * STEEP else 0
+    spent, init = np.zeros(len(a), np.int64), None
+    for stage in range(stages, 0, -1):
+        budget = max_iter // (4 * stages)
+        if budget:
+            start = init or (xp.zeros_like(a), xp.zeros_like(b))
+            f, g, _, _, n_iter, _ = solve(ops, a, b, C, eps * 4**stage, start, max_iter=budget, tol=1e-2, **options)
+            spent, init = spent + n_iter, (f, g)
+    return spent, init
 
 
 class Rounding:
