@@ -1,0 +1,203 @@
+"""`cusink.jax`: values and gradients against the oracle, with and without tracing, sharing of memory, bad input."""
+
+import numpy as np
+import problems
+import pytest
+import reference as oracle
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp  # noqa: E402
+
+import cusink  # noqa: E402
+from cusink import jax as bridge  # noqa: E402
+from cusink.jax import sinkhorn_loss  # noqa: E402
+
+VALUES = ("cost", "reg_cost", "entropic_cost")
+TIGHT = {"tol": 1e-11, "max_iter": 20000}
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+def case(n=7, m=5, B=3, dtype="float64", seed=0):
+    """Weights (B, n), (B, m), a cost (n, m) and a regularisation."""
+    rng = np.random.default_rng(seed)
+    a, b = problems.histograms(rng, B, n), problems.histograms(rng, B, m)
+    return *(jnp.asarray(x, dtype) for x in (a, b, rng.random((n, m)))), 0.1
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_loss_is_the_value_of_the_oracle(value, traced):
+    a, b, C, eps = case()
+    expected = np.array([getattr(v, value) for v in oracle.each(oracle.optimum, a, b, C, eps)])
+
+    def loss(a, b, C, eps, reduction):
+        return sinkhorn_loss(a, b, C, eps, value=value, reduction=reduction, **TIGHT)
+
+    loss = jax.jit(loss, static_argnums=4) if traced else loss
+    for reduction, reduced in (("none", expected), ("mean", expected.mean()), ("sum", expected.sum())):
+        np.testing.assert_allclose(loss(a, b, C, eps, reduction), reduced, rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("traced", [False, True])
+def test_every_exact_gradient_is_the_slope_of_the_oracle(value, traced):
+    a, b, C, eps = case(B=1)
+    rng = np.random.default_rng(1)
+    at = [np.asarray(x) for x in (a[0], b[0], C, eps)]
+    gradient = jax.grad(lambda *x: sinkhorn_loss(*x, value=value, **TIGHT), argnums=(0, 1, 2, 3))
+    grads = (jax.jit(gradient) if traced else gradient)(*map(jnp.asarray, at))
+    for k, (x, grad) in enumerate(zip(at, grads, strict=True)):
+        direction = np.asarray(rng.normal(size=x.shape))
+        if k < 2:
+            direction = (direction - direction.mean()) * x.min()
+        elif k == 3:
+            direction = 0.1 * direction
+
+        def moved(t, k=k, direction=direction):
+            return getattr(oracle.optimum(*(z + t * direction if i == k else z for i, z in enumerate(at))), value)
+
+        np.testing.assert_allclose((grad * direction).sum(), oracle.derivative(moved), rtol=1e-6, err_msg="abCe"[k])
+
+
+def test_tracing_changes_no_gradient_and_neither_does_the_library():
+    a, b, C, eps = case()
+    gradient = jax.grad(lambda *x: sinkhorn_loss(*x, eps, reduction="sum", **TIGHT), argnums=(0, 1, 2))
+    result = cusink.sinkhorn(*map(np.asarray, (a, b, C)), eps=eps, **TIGHT)
+    expected = cusink.sinkhorn_adjoint(result, grad_cost=1.0, tol=TIGHT["tol"])
+    for grads in (gradient(a, b, C), jax.jit(gradient)(a, b, C)):
+        for name, grad in zip("abC", grads, strict=True):
+            np.testing.assert_allclose(grad, getattr(expected, name), rtol=1e-13, atol=1e-15)
+
+
+def test_the_multiplier_is_the_gradient_of_reg_cost_and_the_value_is_the_cost():
+    a, b, C, eps = case()
+    loss, grads = jax.value_and_grad(
+        lambda a, b: sinkhorn_loss(a, b, C, eps, gradient="multiplier", reduction="sum", **TIGHT), argnums=(0, 1)
+    )(a, b)
+    result = cusink.sinkhorn(*map(np.asarray, (a, b, C)), eps=eps, **TIGHT)
+    np.testing.assert_allclose(loss, result.cost.sum(), rtol=1e-14)
+    for grad, potential in zip(grads, (result.f, result.g), strict=True):
+        np.testing.assert_allclose(grad, potential - potential.mean(axis=1, keepdims=True), atol=1e-14)
+
+
+@pytest.mark.parametrize("shapes", [((7,), (3, 5), (7, 5)), ((3, 7), (5,), (1, 7, 5)), ((1, 7), (1, 5), (3, 7, 5))])
+def test_gradients_have_the_shapes_of_their_inputs_and_sum_over_the_batch(shapes):
+    a, b, C, eps = case()
+    costs = C * jnp.asarray([1.0, 0.9, 1.1])[:, None, None]
+    inputs = [
+        x if shape[0] == 3 else (x[:1] if x.ndim == len(shape) else x[0])
+        for x, shape in zip((a, b, costs), shapes, strict=True)
+    ]
+    assert [x.shape for x in inputs] == list(shapes)
+    weights = jnp.asarray([1.0, -2.0, 0.5])
+
+    def weighted(*x):
+        return (sinkhorn_loss(*x, eps, reduction="none", **TIGHT) * weights).sum()
+
+    def spread(*x):
+        return weighted(*(jnp.broadcast_to(y, (3, *y.shape[-k:])) for y, k in zip(x, (1, 1, 2), strict=True)))
+
+    grads, expected = (jax.grad(f, argnums=(0, 1, 2))(*inputs) for f in (weighted, spread))
+    for grad, x, wanted in zip(grads, inputs, expected, strict=True):
+        assert grad.shape == x.shape
+        np.testing.assert_allclose(grad, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_vmap_gives_the_numbers_of_a_batch():
+    a, b, C, eps = case()
+
+    def one(a, b):
+        return sinkhorn_loss(a, b, C, eps, **TIGHT)
+
+    batch, slopes = jax.vmap(jax.value_and_grad(one))(a, b)
+    together = jax.grad(lambda a: sinkhorn_loss(a, b, C, eps, reduction="sum", **TIGHT))(a)
+    np.testing.assert_allclose(batch, sinkhorn_loss(a, b, C, eps, reduction="none", **TIGHT), rtol=1e-9)
+    np.testing.assert_allclose(slopes, together, rtol=1e-7, atol=1e-9)
+
+
+def test_nothing_is_copied_on_the_way_in(monkeypatch):
+    seen = {}
+
+    def solve(a, b, C, **options):
+        seen.update(a=a, b=b, C=C)
+        return cusink.sinkhorn(a, b, C, **options)
+
+    monkeypatch.setattr(bridge, "sinkhorn", solve)
+    a, b, C, eps = case()
+    jax.grad(sinkhorn_loss)(a, b, C, eps)
+    for name, x in zip("abC", (a, b, C), strict=True):
+        assert seen[name].ctypes.data == x.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_half_precision_is_computed_in_float32_and_returned_as_it_came(half):
+    a, b, C, eps = (x if isinstance(x, float) else x.astype(half) for x in case(n=64, m=64))
+    loss, grad = jax.value_and_grad(sinkhorn_loss)(a, b, C, eps)
+    assert (loss.dtype.name, grad.dtype.name) == (half, half)
+    x, y, z = (x.astype("float64") for x in (a, b, C))
+    expected = sinkhorn_loss(x, y * x.sum(-1, keepdims=True) / y.sum(-1, keepdims=True), z, eps)
+    assert abs(loss.astype("float64") - expected) <= float(jnp.finfo(half).eps) * expected
+    with pytest.raises(ValueError, match="must have the same mass"):
+        sinkhorn_loss(a * 1.1, b, C, eps)
+
+
+def test_single_precision_stays_single():
+    a, b, C, eps = case(dtype="float32")
+    loss, grad = jax.jit(jax.value_and_grad(sinkhorn_loss))(a, b, C, eps)
+    assert (loss.dtype, grad.dtype) == (jnp.float32, jnp.float32)
+    np.testing.assert_allclose(loss, sinkhorn_loss(*(x.astype("float64") for x in (a, b, C)), eps), rtol=1e-5)
+
+
+def test_uniform_weights_and_one_pair():
+    _, b, C, eps = case()
+    loss = sinkhorn_loss(None, b[0], C, eps, reduction="none")
+    assert loss.shape == ()
+    np.testing.assert_allclose(loss, sinkhorn_loss(jnp.full(7, 1 / 7), b[0], C, eps), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"value": "E0"}, ValueError, "'value' must be one of 'cost', 'reg_cost', 'entropic_cost'; got 'E0'"),
+        ({"gradient": "sharp"}, ValueError, "'gradient' must be one of 'exact', 'multiplier'; got 'sharp'"),
+        ({"reduction": "max"}, ValueError, "'reduction' must be one of 'mean', 'sum', 'none'; got 'max'"),
+        ({"init": (0, 0)}, TypeError, "'init' is not taken here"),
+        ({"a": np.ones((3, 5)) / 5}, ValueError, "'a' must have 7 bins to match C of shape (7, 5); got shape (3, 5)"),
+        ({"b": np.ones((3, 5), "float32")}, TypeError, "one dtype; 'b' is float32 and 'C' float64"),
+        ({"C": np.ones(5)}, ValueError, "'C' must have shape (n, m) or (B, n, m); got (5,)"),
+        ({"a": -np.ones((3, 7))}, ValueError, "'a' must be non-negative"),
+        ({"eps": -1.0}, ValueError, "'eps' must be positive and finite; got -1.0"),
+        ({"max_itr": 5}, TypeError, "unexpected keyword argument 'max_itr'"),
+    ],
+)
+def test_bad_input(change, error, message):
+    a, b, C, eps = case()
+    with pytest.raises(error) as caught:
+        sinkhorn_loss(**({"a": a, "b": b, "C": C, "eps": eps} | change))
+    assert message in str(caught.value)
+
+
+def test_a_bad_value_under_jit_is_named_in_what_jax_raises():
+    a, b, C, eps = case()
+    with pytest.raises(Exception, match="'a' must be non-negative"):
+        jax.block_until_ready(jax.jit(sinkhorn_loss)(-a, b, C, eps))
+
+
+def test_a_second_derivative_is_refused():
+    a, b, C, eps = case()
+    with pytest.raises(ValueError, match="do not support JVP"):
+        jax.hessian(lambda x: sinkhorn_loss(x, b[0], C, eps))(a[0])
+
+
+def test_a_loss_that_has_not_converged_warns():
+    a, b, C, _ = case()
+    with pytest.warns(cusink.ConvergenceWarning, match="did not reach tol"):
+        sinkhorn_loss(a, b, C, 0.001, max_iter=3)

@@ -1,0 +1,363 @@
+"""`cusink.torch`: values and gradients against the oracle, sharing of memory, autocast, compilation, bad input."""
+
+import numpy as np
+import problems
+import pytest
+import reference as oracle
+
+torch = pytest.importorskip("torch")
+
+import cusink  # noqa: E402
+from cusink import torch as bridge  # noqa: E402
+from cusink.torch import SinkhornLoss, sinkhorn_loss  # noqa: E402
+
+VALUES = ("cost", "reg_cost", "entropic_cost")
+TIGHT = {"tol": 1e-11, "max_iter": 20000}
+
+
+def case(n=7, m=5, B=3, dtype=torch.float64, seed=0):
+    """Weights (B, n), (B, m), a cost (n, m) and a regularisation."""
+    rng = np.random.default_rng(seed)
+    a, b = problems.histograms(rng, B, n), problems.histograms(rng, B, m)
+    return *(torch.as_tensor(x, dtype=dtype) for x in (a, b, rng.random((n, m)))), 0.1
+
+
+# ---- values and gradients ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_loss_is_the_value_of_the_oracle(value, reduction):
+    a, b, C, eps = case()
+    expected = np.array([getattr(v, value) for v in oracle.each(oracle.optimum, a.numpy(), b.numpy(), C.numpy(), eps)])
+    expected = {"mean": expected.mean(), "sum": expected.sum(), "none": expected}[reduction]
+    got = sinkhorn_loss(a, b, C, eps, value=value, reduction=reduction, **TIGHT)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_every_exact_gradient_is_the_slope_of_the_oracle(value):
+    a, b, C, eps = case(B=1)
+    rng = np.random.default_rng(1)
+    leaves = [x.clone().requires_grad_() for x in (a[0], b[0], C, torch.tensor(eps, dtype=torch.float64))]
+    grads = torch.autograd.grad(sinkhorn_loss(*leaves, value=value, **TIGHT), leaves)
+    at = [x.detach().numpy() for x in leaves]
+    for k, (x, grad) in enumerate(zip(at, grads, strict=True)):
+        direction = np.asarray(rng.normal(size=x.shape))
+        if k < 2:
+            direction = (direction - direction.mean()) * x.min()
+        elif k == 3:
+            direction = 0.1 * direction
+
+        def moved(y, k=k):
+            return getattr(oracle.optimum(*(y if i == k else z for i, z in enumerate(at))), value)
+
+        expected = oracle.derivative(lambda t, x=x, d=direction, moved=moved: moved(x + t * d))
+        np.testing.assert_allclose((grad.numpy() * direction).sum(), expected, rtol=1e-6, err_msg="abCe"[k])
+
+
+@pytest.mark.parametrize(("value", "gradient"), [("reg_cost", "multiplier"), ("cost", "exact")])
+def test_gradcheck_of_the_report(value, gradient):
+    """100 bins, eps = 0.001, float64, at most 1000 iterations, through a softmax; every entry of both Jacobians."""
+    rng = np.random.default_rng(0)
+    C = torch.as_tensor(problems.grid_cost(10, 10))
+    logits = [torch.as_tensor(rng.normal(size=100)).requires_grad_() for _ in range(2)]
+
+    def loss(x, y):
+        # A warning, as an error, would end the test if 1000 iterations were not enough.
+        weights = x.softmax(dim=0), y.softmax(dim=0)
+        return sinkhorn_loss(*weights, C, 0.001, value=value, gradient=gradient, max_iter=1000, tol=1e-10)
+
+    assert torch.autograd.gradcheck(loss, logits, raise_exception=True)
+
+
+def test_gradcheck_rejects_the_multiplier_as_the_gradient_of_the_cost():
+    a, b, C, eps = case(B=1)
+    logits = [x.log().requires_grad_() for x in (a, b)]
+
+    def loss(x, y):
+        return sinkhorn_loss(x.softmax(-1), y.softmax(-1), C, eps, gradient="multiplier", **TIGHT)
+
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradcheck(loss, logits)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_batch_passes_gradcheck_in_all_inputs(value):
+    a, b, C, eps = case(n=5, m=4, B=2)
+    leaves = [a.log(), b[0].log(), C, torch.tensor([eps], dtype=torch.float64)]
+    leaves = [x.requires_grad_() for x in leaves]
+
+    def loss(x, y, C, eps):
+        return sinkhorn_loss(x.softmax(-1), y.softmax(-1), C, eps, value=value, reduction="none", **TIGHT)
+
+    assert torch.autograd.gradcheck(loss, leaves, raise_exception=True)
+
+
+def test_the_multiplier_is_the_gradient_of_reg_cost_and_the_value_is_the_cost():
+    a, b, C, eps = case()
+    C = C.requires_grad_()
+    a, b = a.requires_grad_(), b.requires_grad_()
+    loss = sinkhorn_loss(a, b, C, eps, gradient="multiplier", reduction="sum", **TIGHT)
+    result = cusink.sinkhorn(*(x.detach().numpy() for x in (a, b, C)), eps=eps, **TIGHT)
+    np.testing.assert_allclose(loss.item(), result.cost.sum(), rtol=1e-14)
+    by_a, by_b, by_C = torch.autograd.grad(loss, (a, b, C))
+    np.testing.assert_allclose(by_a, result.f - result.f.mean(axis=1, keepdims=True), atol=1e-14)
+    np.testing.assert_allclose(by_b, result.g - result.g.mean(axis=1, keepdims=True), atol=1e-14)
+    np.testing.assert_allclose(by_C, result.plan().sum(axis=0), atol=1e-14)
+
+
+@pytest.mark.parametrize("shapes", [((7,), (3, 5), (7, 5)), ((3, 7), (5,), (1, 7, 5)), ((1, 7), (3, 5), (3, 7, 5))])
+def test_gradients_have_the_shapes_of_their_inputs_and_sum_over_the_batch(shapes):
+    a, b, C, eps = case()
+    full = [a[:1].expand(3, 7), b[:1].expand(3, 5), C.expand(3, 7, 5)]
+    full[0 if shapes[0][0] == 3 else 1] = a if shapes[0][0] == 3 else b  # what has a batch varies over it
+    leaves = [
+        (x if shape[0] == 3 and len(shape) == x.ndim else x[0] if len(shape) < x.ndim else x[:1])
+        .clone()
+        .requires_grad_()
+        for x, shape in zip(full, shapes, strict=True)
+    ]
+    assert [tuple(x.shape) for x in leaves] == list(shapes)
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def weighted(a, b, C):
+        return (sinkhorn_loss(a, b, C, eps, reduction="none", **TIGHT) * weights).sum()
+
+    grads = torch.autograd.grad(weighted(*leaves), leaves)
+    separate = [x.clone().requires_grad_() for x in full]
+    expected = torch.autograd.grad(weighted(*separate), separate)
+    for grad, leaf, wanted in zip(grads, leaves, expected, strict=True):
+        assert grad.shape == leaf.shape
+        missing = (1,) * (wanted.ndim - leaf.ndim) + tuple(leaf.shape)
+        torch.testing.assert_close(grad, wanted.sum_to_size(missing).reshape(leaf.shape), rtol=1e-6, atol=1e-9)
+
+
+def test_one_pair_and_uniform_weights():
+    a, b, C, eps = case()
+    loss = sinkhorn_loss(a[0], None, C, eps, reduction="none")
+    assert loss.shape == () and loss.dtype == torch.float64
+    uniform = torch.full((5,), 0.2, dtype=torch.float64)
+    torch.testing.assert_close(loss, sinkhorn_loss(a[0], uniform, C, eps), rtol=1e-14, atol=0)
+
+
+def test_empty_bins_have_finite_gradients():
+    a, b, C, eps = case()
+    a[:, 2] = 0
+    a = (a / a.sum(dim=1, keepdim=True)).requires_grad_()
+    for value in VALUES:
+        (grad,) = torch.autograd.grad(sinkhorn_loss(a, b, C, eps, value=value), a)
+        assert torch.isfinite(grad).all()
+
+
+def test_training_through_a_model_lowers_the_loss():
+    torch.manual_seed(0)
+    inputs, C = torch.randn(16, 6), torch.as_tensor(problems.line_cost(4), dtype=torch.float32)
+    target = torch.eye(4)[torch.randint(0, 4, (16,))]
+    model = torch.nn.Linear(6, 4)
+    loss = SinkhornLoss(C, eps=0.05, tol=1e-5)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    losses = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        now = loss(model(inputs).softmax(dim=1), target)
+        now.backward()
+        optimiser.step()
+        losses.append(now.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# ---- sharing, autograd's rules -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_copied_on_the_cpu(monkeypatch):
+    seen = {}
+
+    def solve(a, b, C, **options):
+        seen.update(a=a, b=b, C=C, result=cusink.sinkhorn(a, b, C, **options))
+        return seen["result"]
+
+    def pull_back(result, **cotangents):
+        seen["grads"] = cusink.sinkhorn_adjoint(result, **cotangents)
+        return seen["grads"]
+
+    monkeypatch.setattr(bridge, "sinkhorn", solve)
+    monkeypatch.setattr(bridge, "sinkhorn_adjoint", pull_back)
+    a, b, C, eps = case()
+    leaves = [x.requires_grad_() for x in (a, b, C)]
+    loss = sinkhorn_loss(*leaves, eps, reduction="none")
+    for name, leaf in zip("abC", leaves, strict=True):
+        assert seen[name].ctypes.data == leaf.data_ptr()
+    assert seen["result"].cost.ctypes.data == loss.data_ptr()
+    grads = torch.autograd.grad(loss.sum(), leaves)
+    for name, grad in zip("abC", grads, strict=True):
+        assert getattr(seen["grads"], name).ctypes.data == grad.data_ptr()
+
+
+def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch):
+    computed = []
+
+    class Watched:
+        def __init__(self, grads):
+            self.grads = grads
+
+        def __getattr__(self, name):
+            computed.append(name)
+            return getattr(self.grads, name)
+
+    monkeypatch.setattr(bridge, "sinkhorn_adjoint", lambda *a, **k: Watched(cusink.sinkhorn_adjoint(*a, **k)))
+    a, b, C, eps = case()
+    sinkhorn_loss(a.requires_grad_(), b, C, eps).backward()
+    assert computed == ["a"]
+
+
+def test_no_graph_is_kept_where_no_gradient_is_wanted():
+    a, b, C, eps = case()
+    assert sinkhorn_loss(a, b, C, eps).grad_fn is None
+    with torch.no_grad():
+        assert sinkhorn_loss(a.requires_grad_(), b, C, eps).grad_fn is None
+
+
+def test_a_change_in_place_before_backward_is_noticed():
+    a, b, C, eps = case()
+    loss = sinkhorn_loss(a.clone().requires_grad_(), b, C, eps)
+    b.mul_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_second_derivative_is_refused():
+    a, b, C, eps = case()
+    logits = a.log().requires_grad_()
+    (grad,) = torch.autograd.grad(sinkhorn_loss(logits.softmax(-1), b, C, eps), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="sinkhorn_loss can be differentiated once only"):
+        grad.square().sum().backward()
+
+
+# ---- half precision, autocast, compile -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_and_returned_as_it_came(half):
+    a, b, C, eps = case(n=64, m=64)
+    rounded = [x.to(half) for x in (a, b, C)]
+    leaf = rounded[0].clone().requires_grad_()
+    loss = sinkhorn_loss(leaf, *rounded[1:], eps)
+    loss.backward()
+    assert (loss.dtype, leaf.grad.dtype) == (half, half)
+    # The rounded problem, solved in float64 with the masses made equal, up to one rounding of the answer.
+    x, y, z = (x.double() for x in rounded)
+    expected = sinkhorn_loss(x, y * x.sum(-1, keepdim=True) / y.sum(-1, keepdim=True), z, eps)
+    assert abs(loss.double() - expected) <= torch.finfo(half).eps * expected
+    with pytest.raises(ValueError, match="must have the same mass"):
+        sinkhorn_loss(rounded[0] * 1.1, *rounded[1:], eps)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_autocast_computes_in_float32(half):
+    a, b, C, eps = case(n=64, m=64, dtype=torch.float32)
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.autocast("cpu", dtype=half):
+        scores = torch.nn.functional.linear(a, weight)
+        assert scores.dtype == half
+        predicted = scores.softmax(dim=1).to(half)
+        loss = sinkhorn_loss(predicted, b, C, eps, tol=1e-4)
+    loss.backward()
+    assert (loss.dtype, weight.grad.dtype) == (torch.float32, torch.float32)
+    assert torch.isfinite(weight.grad).all() and weight.grad.abs().max() > 0
+    same = predicted.detach().float()
+    expected = sinkhorn_loss(same, b * same.sum(dim=-1, keepdim=True), C, eps, tol=1e-4)
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=0)
+
+
+# Dynamo looks at .grad of what is alive where it breaks the graph, and PyTorch warns of that by itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_code_calls_the_solver_as_it_is():
+    a, b, C, eps = case()
+    module = SinkhornLoss(C, eps)
+
+    def loss(logits, b):
+        return 2 * module((3 * logits).softmax(dim=1), b).square()
+
+    compiled = torch.compile(loss, backend="aot_eager")
+    for _ in range(2):
+        eager, logits = (x.log().requires_grad_() for x in (a.clone(), a.clone()))
+        expected, got = loss(eager, b), compiled(logits, b)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+        expected.backward()
+        got.backward()
+        torch.testing.assert_close(logits.grad, eager.grad, rtol=1e-12, atol=1e-15)
+
+
+# ---- the module ----------------------------------------------------------------------------------------------------
+
+
+def test_the_module_holds_the_cost_as_a_buffer_or_learns_it():
+    a, b, C, eps = case()
+    fixed, learnt = SinkhornLoss(C, eps, value="reg_cost"), SinkhornLoss(torch.nn.Parameter(C.clone()), eps)
+    assert list(fixed.state_dict()) == ["C"] and not list(fixed.parameters())
+    torch.testing.assert_close(fixed(a, b), sinkhorn_loss(a, b, C, eps, value="reg_cost"))
+    learnt(a, b).backward()
+    assert learnt.C.grad.shape == C.shape and learnt.C.grad.abs().sum() > 0
+    assert repr(fixed) == "SinkhornLoss(eps=0.1, value='reg_cost', gradient='exact', reduction='mean')"
+    assert fixed.float().C.dtype == torch.float32
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"value": "E0"}, ValueError, "'value' must be one of 'cost', 'reg_cost', 'entropic_cost'; got 'E0'"),
+        ({"gradient": "sharp"}, ValueError, "'gradient' must be one of 'exact', 'multiplier'; got 'sharp'"),
+        ({"reduction": "max"}, ValueError, "'reduction' must be one of 'mean', 'sum', 'none'; got 'max'"),
+        ({"a": np.ones(7) / 7}, TypeError, "'a' must be a tensor; got numpy.ndarray. Convert it with torch.as_tensor"),
+        ({"C": None}, TypeError, "'C' must be a tensor; got NoneType"),
+        ({"b": torch.ones(3, 5) / 5}, TypeError, "one dtype; 'b' is torch.float32 and 'C' is torch.float64"),
+        ({"b": torch.empty(3, 5, device="meta")}, TypeError, "one device; 'b' is on meta and 'C' on cpu"),
+        ({"b": torch.ones(3, 6) / 6}, TypeError, "one dtype"),
+        ({"b": torch.ones(3, 6).double() / 6}, ValueError, "'b' must have shape (5,) to match C of shape (7, 5)"),
+        ({"eps": -1.0}, ValueError, "'eps' must be positive and finite; got -1.0"),
+        ({"max_itr": 5}, TypeError, "unexpected keyword argument 'max_itr'"),
+    ],
+)
+def test_bad_input(change, error, message):
+    a, b, C, eps = case()
+    with pytest.raises(error) as caught:
+        sinkhorn_loss(**({"a": a, "b": b, "C": C, "eps": eps} | change))
+    assert message in str(caught.value)
+
+
+def test_tensors_elsewhere_than_cpu_and_cuda_are_refused():
+    meta = torch.empty(3, 3, device="meta")
+    with pytest.raises(TypeError, match="on the CPU or on a CUDA device; got meta"):
+        sinkhorn_loss(meta[0], meta[0], meta, 0.1)
+
+
+def test_a_loss_that_has_not_converged_warns():
+    a, b, C, _ = case()
+    with pytest.warns(cusink.ConvergenceWarning, match="did not reach tol"):
+        sinkhorn_loss(a, b, C, 0.001, max_iter=3)
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("value", VALUES)
+def test_on_a_gpu_the_numbers_are_those_of_the_cpu(value):
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no GPU")
+    a, b, C, eps = case(n=100, m=70)
+    answers = []
+    for device in ("cpu", "cuda"):
+        leaves = [x.to(device, copy=True).requires_grad_() for x in (a, b, C)]
+        with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else torch.no_grad():
+            with torch.enable_grad():
+                loss = sinkhorn_loss(*leaves, eps, value=value, **TIGHT)
+                grads = torch.autograd.grad(loss, leaves)
+        assert all(x.device.type == device for x in (loss, *grads))
+        answers.append([x.detach().cpu() for x in (loss, *grads)])
+    for cpu, gpu in zip(*answers, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-6, atol=1e-10)
