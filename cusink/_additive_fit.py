@@ -11,7 +11,7 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 import numpy as np
 
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
-SWEEPS = 8  # through the bins too light for the weighted residual to see
+SWEEPS = 8  # at most, through the equations themselves, for bins too light for the weighted residual to see
 
 
 def additive_fit(ops, C, a, b, f, g, eps, right, tol, max_iter):
@@ -44,9 +44,6 @@ def _solve_side(ops, means, other, own, axis, tol, max_iter):
     tol = max(tol, 32 * float(np.finfo(own.dtype.name).eps))
     weights, other_weights = means.marginal(axis), means.marginal(1 - axis)
     mass = weights.sum(axis=1, keepdims=True)
-    # What weighs less than rounding does not belong to the system: it follows from the rest by the equations.
-    heavy = weights > float(np.finfo(own.dtype.name).eps) ** 2 * mass
-    weights = xp.where(heavy, weights, 0)
     size = xp.sqrt(_dot(xp, other_weights, other, other) + _dot(xp, weights, own, own))
     target = tol * size
     y = xp.zeros_like(own)
@@ -64,20 +61,20 @@ def _solve_side(ops, means, other, own, axis, tol, max_iter):
             ops,
             means if every else means.at(open_problems),
             weights[chosen],
-            xp.where(heavy, residual, 0)[chosen],
+            xp.where(weights > 0, residual, 0)[chosen],
             0.5 * target[chosen],
             axis,
             max_iter,
         )
         y[chosen] += step
-    for _ in range(SWEEPS):
+    for _ in range(SWEEPS):  # the first gives empty bins their values
         y = y + residual
         x = other - means.mean(y, 1 - axis)
         residual = own - means.mean(x, axis) - y
         residual -= _mean(xp, weights, residual)
         if not (xp.abs(residual).max(axis=1) > target / xp.sqrt(mass[:, 0])).any():
             break
-    return x, y + residual, ops.to_host(reached <= target**2)
+    return x, y, ops.to_host(reached <= target**2)
 
 
 def _conjugate_gradients(ops, means, weights, residual, target, axis, max_iter):

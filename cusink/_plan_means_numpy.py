@@ -38,12 +38,10 @@ def _shared(C, a, b, f, g, eps):
     kernel.append(a, b, f, g)
     K, (U, V) = kernel.K, (np.ascontiguousarray(x.T) for x in (kernel.U, kernel.V))
     means = SharedMeans(K, C, a, U, V, np.matmul(V, K.T), np.matmul(U, K))
-    tiny = np.finfo(a.dtype).tiny
     inside = np.ones(len(a), bool)
     for sums, factor, weights in ((means.T, V, b), (means.S, U, a)):
         sound = certified(sums.T, factor.T, weights.T, 2.0**kernel.s)
         inside &= True if sound is True else sound.all(axis=0)
-        inside &= ~((factor < tiny) & (weights > 0)).any(axis=1)
         inside &= np.isfinite(factor).all(axis=1)
     return means, inside
 

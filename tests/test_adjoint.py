@@ -326,28 +326,25 @@ def test_tiles_agree_with_products(monkeypatch, p, tile_bytes):
         )
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("p", [p for p in problems.HARD if p.a.ndim == 2], **named)
-def test_means_have_their_definitions(xp, p, dtype):
-    """Of every problem, in whatever form: against the plan written out in float64."""
-    result = solve(xp, p, dtype, tol=1e-5)
-    ops, q, rng = ops_for(result.f), result.problem, np.random.default_rng(0)
+def check_means(xp, ops, q, dtype):
+    """Means of a solved problem, whole and in part, against the plan written out in float64."""
+    rng, eps = np.random.default_rng(0), q.eps
     a, b, f, g, C = (xp.numpy(x).astype(float) for x in (q.a, q.b, q.f, q.g, q.C))
     B, n, m = len(a), a.shape[1], b.shape[1]
     with np.errstate(divide="ignore"):
         log_a, log_b = np.log(a), np.log(b)
-    Z = (f[:, :, None] + g[:, None, :] - C) / p.eps
+    Z = (f[:, :, None] + g[:, None, :] - C) / eps
     R, S = np.exp(log_b[:, None, :] + Z), np.exp(log_a[:, :, None] + Z)
     R, S = R / R.sum(axis=2, keepdims=True), S / S.sum(axis=1, keepdims=True)
     u, v = rng.normal(size=(B, n)).astype(dtype), rng.normal(size=(B, m)).astype(dtype)
     finite = np.where(np.isfinite(C), C, 0)
     largest = np.abs(finite).max()
-    tolerance = 64 * np.finfo(dtype).eps * (1 + largest / p.eps)
+    tolerance = 64 * np.finfo(dtype).eps * (1 + largest / eps)
     seen = []
-    for index, means in ops.plan_means(q.C, q.a, q.b, q.f, q.g, p.eps):
+    for index, means in ops.plan_means(q.C, q.a, q.b, q.f, q.g, eps):
         seen.extend(index)
-        chosen = index[::-2]
-        for at, part in ((index, means), (chosen, means.at(np.arange(len(index))[::-2]))):
+        some = np.arange(len(index))[::-2]
+        for at, part in ((index, means), (index[some], means.at(some))):
             cost = finite if C.ndim == 2 else finite[at]
             for found, want, scale in (
                 (part.mean(xp(v[at]), 1), np.matvec(R[at], v[at].astype(float)), 4),
@@ -355,9 +352,22 @@ def test_means_have_their_definitions(xp, p, dtype):
                 (part.mean_cost(1), (R[at] * cost).sum(axis=2), largest),
                 (part.mean_cost(0), (S[at] * cost).sum(axis=1), largest),
                 (part.marginal(1), a[at], a.max()),
+                (part.marginal(0), np.vecmat(a[at], R[at]), a.max()),
             ):
                 np.testing.assert_allclose(xp.numpy(found), want, rtol=0, atol=tolerance * scale)
     assert sorted(seen) == list(range(B))
+
+
+@pytest.mark.parametrize("max_iter", [1, 100_000])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("p", [p for p in problems.HARD if p.a.ndim == 2], **named)
+def test_means_have_their_definitions(xp, p, dtype, max_iter):
+    """Of every problem, in whatever form, and wherever its potentials are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cusink.ConvergenceWarning)
+        arrays = (xp(x, dtype) for x in (p.a, p.b, p.C))
+        result = cusink.sinkhorn(*arrays, eps=p.eps, tol=1e-5, max_iter=max_iter)
+    check_means(xp, ops_for(result.f), result.problem, dtype)
 
 
 def test_certified_products_serve_what_is_in_range():
@@ -447,32 +457,97 @@ def test_problems_converge_by_themselves(xp, monkeypatch):
     cotangent = np.array([0.0, 1.0, 0.0, 1.0])
     sizes, original = [], _additive_fit._dot
     monkeypatch.setattr(_additive_fit, "_dot", lambda *args: (sizes.append(len(args[1])), original(*args))[1])
+    rounds, solve_by = [], _additive_fit._conjugate_gradients
+    monkeypatch.setattr(_additive_fit, "_conjugate_gradients", lambda *args: (rounds.append(1), solve_by(*args))[1])
     grads = pull(result, grad_cost=xp(cotangent), tol=1e-10)
     assert xp.numpy(grads.converged).all()
     assert {4, 2} <= set(sizes)
+    assert rounds == [1]
     assert (xp.numpy(grads.a)[[0, 2]] == 0).all()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("max_iter", [2, 10_000])
 @pytest.mark.parametrize("tol", [1e-4, 1e-8])
-def test_tol_bounds_the_residual(tol):
-    """x + R y = h and S' x + y = k, with means taken from the plan written out."""
-    p = problems._random("", 1, 40, 30, 0.01, B=4)
-    result = solve(np.asarray, p)
-    q = result.problem
-    P = np.stack([reference.plan(*one, p.C, p.eps, f, g) for *one, f, g in zip(q.a, q.b, q.f, q.g, strict=True)])
+def test_tol_bounds_the_residual(tol, max_iter, shared):
+    """x + R y = h and S' x + y = k, with means taken from the plan written out, at the optimum and far from it."""
+    p = problems._random("", 1, 40, 30, 0.01, B=4, shared=shared)
+    q = cusink.sinkhorn(p.a, p.b, p.C, eps=p.eps, tol=None, max_iter=max_iter).problem
+    C = np.broadcast_to(p.C, (4, 40, 30))
+    P = np.stack([reference.plan(a, b, c, p.eps, f, g) for a, b, c, f, g in zip(q.a, q.b, C, q.f, q.g, strict=True)])
     rng = np.random.default_rng(0)
     h, k = rng.normal(size=q.a.shape), rng.normal(size=q.b.shape)
-    k -= ((q.b * k).sum(axis=1) - (q.a * h).sum(axis=1))[:, None]
+    rows, columns = P.sum(axis=2), P.sum(axis=1)
+    k -= ((columns * k).sum(axis=1) - (rows * h).sum(axis=1))[:, None]
     ops = ops_for(q.C)
     x, y, converged = _additive_fit.additive_fit(
         ops, q.C, q.a, q.b, q.f, q.g, p.eps, lambda index, means: (h[index], k[index]), tol, 1000
     )
     assert converged.all()
-    rows, columns = P.sum(axis=2), P.sum(axis=1)
     missed = (rows * (h - x - np.matvec(P, y) / rows) ** 2).sum(axis=1)
     missed += (columns * (k - np.vecmat(x, P) / columns - y) ** 2).sum(axis=1)
     size = np.sqrt((rows * h**2).sum(axis=1) + (columns * k**2).sum(axis=1))
     assert (np.sqrt(missed) <= 1.01 * tol * size).all()
+
+
+def test_a_step_that_falls_short_is_followed_by_another(monkeypatch):
+    """The residual that counts is the true one, not the one of the recursion."""
+    p, solve_by = DENSE[0], _additive_fit._conjugate_gradients
+    result = solve(np.asarray, p)
+    want = pull(result, grad_cost=1.0, tol=1e-12).a
+    monkeypatch.setattr(_additive_fit, "_conjugate_gradients", lambda *args: 0.999 * solve_by(*args))
+    grads = pull(result, grad_cost=1.0, tol=1e-8)
+    assert grads.converged.all()
+    np.testing.assert_allclose(grads.a, want, rtol=0, atol=1e-7)
+    monkeypatch.setattr(_additive_fit, "_conjugate_gradients", lambda *args: 0.5 * solve_by(*args))
+    with pytest.warns(cusink.ConvergenceWarning, match="did not reach"):
+        assert not pull(result, grad_cost=1.0, tol=1e-8).converged.any()
+
+
+def exact_by_elimination(result, p, dtype):
+    """The gradient of `cost` by a, from the dense system of each problem at the potentials of the result."""
+    want = []
+    for a, b, f, g in zip(
+        *(x.astype(float) for x in (p.a.astype(dtype), p.b.astype(dtype), result.f, result.g)), strict=True
+    ):
+        C = p.C.astype(dtype).astype(float)
+        Z = (f[:, None] + g[None, :] - C) / p.eps
+        with np.errstate(divide="ignore"):
+            R, S = np.exp(Z + np.log(b)), np.exp(Z + np.log(a)[:, None])
+        R, S = R / R.sum(axis=1, keepdims=True), S / S.sum(axis=0)
+        n, m = Z.shape
+        system = np.block([[np.eye(n), R], [S.T, np.eye(m)], [np.r_[np.ones(n), -np.ones(m)]]])
+        fit = np.linalg.lstsq(system, np.r_[(R * Z).sum(axis=1), (S * Z).sum(axis=0), 0], rcond=1e-15)[0]
+        want.append(f - p.eps * fit[:n])
+    return np.array(want) - np.mean(want, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-4)])
+def test_bins_of_any_lightness(dtype, tolerance):
+    """Weights down to 1e-195 (float64) and to the smallest number (float32) have their gradient in every bin."""
+    p = {str(p): p for p in problems.HARD}["far-apart Gaussians"]
+    result = solve(np.asarray, p, dtype, tol=1e-13 if dtype == np.float64 else 1e-6)
+    grads = pull(result, grad_cost=1.0, tol=1e-12)
+    assert grads.converged.all()
+    want = exact_by_elimination(result, p, dtype)
+    np.testing.assert_allclose(grads.a, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_empty_bins_beyond_the_range_of_exp(xp, shared):
+    """E = exp((f + g - C) / eps) is exp(2000) between the two bins at 1; where nothing asks for it, it does nothing."""
+    x = np.array([0.0, 0.1, 1.0])
+    C = (x[:, None] - x) ** 2
+    a, b = np.array([[0.5, 0.5, 0.0]] * 2), np.array([[0.2, 0.8, 0.0]] * 2)
+    result = cusink.sinkhorn(xp(a), xp(b), xp(C if shared else np.stack([C, C])), eps=1e-3, tol=1e-10)
+    cost = cusink.sinkhorn_adjoint(result, grad_cost=1.0, tol=1e-10)
+    small = cusink.sinkhorn(xp(a[0, :2]), xp(b[0, :2]), xp(C[:2, :2].copy()), eps=1e-3, tol=1e-10)
+    want = xp.numpy(cusink.sinkhorn_adjoint(small, grad_cost=1.0, tol=1e-10).a)
+    found = xp.numpy(cost.a)
+    np.testing.assert_allclose(found[:, 0] - found[:, 1], want[0] - want[1], rtol=1e-8)
+    for grads in (cost, cusink.sinkhorn_adjoint(result, grad_f=xp(np.ones((2, 3))), grad_g=xp(np.ones((2, 3))))):
+        for name in INPUTS:
+            assert np.isfinite(xp.numpy(getattr(grads, name))).all(), name
 
 
 # What it costs
@@ -575,6 +650,15 @@ def test_an_unbatched_result_takes_an_unbatched_gradient():
 # The CuPy operators on emulated kernels
 
 
+class PLAIN:
+    """Stands in for the `xp` fixture where arrays are NumPy's whatever they stand for."""
+
+    numpy = staticmethod(np.asarray)
+
+    def __new__(cls, values, dtype=None):
+        return np.asarray(values, dtype)
+
+
 @pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 @pytest.mark.parametrize("block", [1, 1 << 24], ids=["blocks of a row", "default blocks"])
 @pytest.mark.parametrize("p", [DENSE[0], DENSE[4], DENSE[5]], **named)
@@ -590,5 +674,6 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
         for name in INPUTS:
             found = getattr(grads, name)
             np.testing.assert_allclose(found, want[name], rtol=0, atol=1e-8 * np.abs(want[name]).max(), err_msg=name)
+        check_means(PLAIN, ops, result.problem, np.float64)
         np.testing.assert_allclose(pull(result, grad_cost=1.0, tol=1e-12).C, sharp, rtol=0, atol=1e-8)
         assert any("apply_plan" in name for name in ops.launched)
