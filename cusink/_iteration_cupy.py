@@ -23,7 +23,10 @@ SHIFT = {np.dtype(np.float32): 44, np.dtype(np.float64): 476}  # Range::SHIFT in
 
 @dataclasses.dataclass
 class State:
-    """Problems as scalings and base-2 logits of both sides; `level` is the gauge, `offset` what the rows lack."""
+    """Problems as scalings and base-2 logits of both sides; `level` is the gauge, `offset` what the rows lack.
+
+    `mass` is kept, so that a check does not have to sum the weights again.
+    """
 
     a: cp.ndarray
     b: cp.ndarray
@@ -33,6 +36,7 @@ class State:
     q: cp.ndarray
     level: cp.ndarray
     offset: cp.ndarray
+    mass: cp.ndarray
     index: cp.ndarray | None  # which of the costs each problem has; None for a shared cost
 
     def take(self, chosen):
@@ -61,9 +65,10 @@ class Iteration:
         self.form = _form(self.C, B, n, m, self.cost_scale, method, self.dtype)
         offset = self.form.offsets(B, index)
         u, p, v, q = (cp.empty_like(x) for x in (a, a, b, b))
-        self.state = State(a, b, u, p, v, q, cp.empty(B, np.float64), offset, index)
+        level, mass = cp.empty(B, np.float64), b.sum(axis=1, dtype=np.float64)
+        self.state = State(a, b, u, p, v, q, level, offset, mass, index)
         launch = configure("start_scalings", B, n, m, self.dtype.name, device())
-        start = (u, p, v, q, self.state.level, a, b, f, g, offset, np.float64(self.cost_scale))
+        start = (u, p, v, q, level, a, b, f, g, offset, np.float64(self.cost_scale))
         run(launch, self.dtype, *start, *map(np.int64, (B, n, m)))
 
     def advance(self, omega, count):
@@ -75,14 +80,14 @@ class Iteration:
         balance = configure("balance_scalings", *state.sizes, self.dtype.name, device())
         parts = (state.u, state.p, state.v, state.q, state.level)
         run(balance, self.dtype, *parts, *map(np.int64, state.sizes))
-        return deviation / state.b.sum(axis=1, dtype=np.float64)
+        return deviation / state.mass
 
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         state = self.state.take(cp.asarray(index))
         B, n, m = state.sizes
         omega = cp.ones(B, self.dtype)
-        error = self.form.run(state, omega, 0) / state.b.sum(axis=1, dtype=np.float64)
+        error = self.form.run(state, omega, 0) / state.mass
         rows, columns = state.offset + state.level, -state.level
         p, q = self._logits(state.p, rows), self._logits(state.q, columns)
         # A zero weight has no scaling: its potential is the softmin of the others.

@@ -43,6 +43,7 @@ xp, to_host(array)
     The array module, and an array as a NumPy array.
 """
 
+import functools
 import sys
 
 import numpy as np
@@ -73,3 +74,25 @@ def ops_for(array):
     from cusink import _ops_numpy
 
     return _ops_numpy
+
+
+def memory_advice(advice):
+    """Let running out of memory, on the host or on a device, say which argument to change.
+
+    CuPy's ``OutOfMemoryError`` is a `MemoryError`, as NumPy's is. The new error is raised outside the handler of the
+    old one: chained to it, its traceback would keep every array of the failed call alive for as long as the caller
+    holds the error.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapped(*args, **options):
+            try:
+                return function(*args, **options)
+            except MemoryError as error:
+                reason = str(error).rstrip(".")
+            raise MemoryError(f"'{function.__name__}' ran out of memory{reason and f' ({reason})'}. {advice}")
+
+        return wrapped
+
+    return decorate

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cusink import _checks
-from cusink._ops import ops_for
+from cusink._ops import memory_advice, ops_for
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve, warn_unconverged
 
@@ -26,6 +26,9 @@ class DistanceMatrix:
     converged: Any
 
 
+@memory_advice(
+    "Pass a lower 'memory_limit', the bytes of a tile; a numpy.memmap as 'out' holds a result that exceeds the memory"
+)
 def distance_matrix(
     A,
     B,
@@ -81,6 +84,8 @@ def distance_matrix(
     ------
     TypeError, ValueError
         As for `cusink.sinkhorn`.
+    MemoryError
+        Names `memory_limit`; nothing of the failed call stays allocated.
 
     Warns
     -----

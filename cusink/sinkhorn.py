@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 
 from cusink import _checks
-from cusink._ops import ops_for
+from cusink._ops import memory_advice, ops_for
 from cusink._overrelaxation import OverRelaxation
 from cusink.result import Problem, SinkhornResult, values
 
@@ -20,6 +20,7 @@ class ConvergenceWarning(UserWarning):
     """Some problems did not reach the tolerance; which, and how far they are from it, is in the result."""
 
 
+@memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
 def sinkhorn(
     a,
     b,
@@ -81,6 +82,8 @@ def sinkhorn(
         An input of the wrong kind, library or dtype.
     ValueError
         An input of the wrong shape or with forbidden values.
+    MemoryError
+        With what to change; nothing of the failed call stays allocated.
 
     Warns
     -----
@@ -215,10 +218,10 @@ class Rounding:
 
 
 def warn_unconverged(missed, total, worst, tol, max_iter):
-    """Warn once that `missed` of `total` problems did not reach the tolerance, in the name of the caller's caller."""
+    """Warn once, in the name of the public function's caller, that `missed` of `total` problems missed the tolerance."""
     warnings.warn(
         f"{missed} of {total} problems did not reach tol={tol:g} within max_iter={max_iter} iterations; the largest "
         f"marginal error is {worst:.2g}. Raise 'max_iter' or 'eps', or accept a larger 'tol'.",
         ConvergenceWarning,
-        stacklevel=3,
+        stacklevel=4,  # this function, the public one, its memory_advice
     )

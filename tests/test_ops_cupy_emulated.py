@@ -1,5 +1,6 @@
 """The CuPy backend above the kernels, on emulated kernels and NumPy arrays: iterations in all forms, and plumbing."""
 
+import collections
 import itertools
 import sys
 
@@ -7,7 +8,7 @@ import emulated
 import numpy as np
 import pytest
 from emulated import oracle
-from emulated.cupy_stand_in import operators
+from emulated.cupy_stand_in import Memory, operators
 from emulated.oracle import assert_as_good
 
 import cusink
@@ -305,7 +306,7 @@ SWAPS = {
     "logits of an update": ("T, state.a, state.q)", "T, state.a, state.p)"),
     "strides of an update": ("(m, 1, n, m) if axis else (1, m, m, n)", "(1, m, n, m) if axis else (m, 1, m, n)"),
     "sums and deviations": ("arguments = (logit, deviation, sums,", "arguments = (logit, sums, deviation,"),
-    "potentials of the start": ("self.state.level, a, b, f, g, offset", "self.state.level, a, b, g, f, offset"),
+    "potentials of the start": ("q, level, a, b, f, g, offset", "q, level, a, b, g, f, offset"),
     "gauge of the finish": ("state.offset + state.level, -state.level", "state.offset - state.level, state.level"),
     "sides of a plan": ("kept, summed = (p, q) if axis else (q, p)", "kept, summed = (q, p) if axis else (p, q)"),
     "scales of a softmin": ("LOG2_E / eps, LOG2_E, -eps / LOG2_E, axis)", "LOG2_E, LOG2_E / eps, -eps / LOG2_E, axis)"),
@@ -437,6 +438,12 @@ def test_too_little_shared_memory_is_caught():
 # The public functions on top
 
 
+def use(monkeypatch, ops):
+    """Let the public functions run on `ops`."""
+    for module in ("cusink.sinkhorn", "cusink.result", "cusink.retrieval"):
+        monkeypatch.setattr(sys.modules[module], "ops_for", lambda array: ops)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("memory", "own"), [(FUSED, False), (FUSED, True), (APART, False), (APART, True)])
 def test_sinkhorn_agrees_with_numpy(monkeypatch, memory, own, dtype):
@@ -444,8 +451,7 @@ def test_sinkhorn_agrees_with_numpy(monkeypatch, memory, own, dtype):
     tol = 1e-9 if dtype == np.float64 else 1e-5
     expected = cusink.sinkhorn(a, b, C, eps=eps, tol=tol)
     with operators(shared_memory=memory) as ops:
-        for module in ("cusink.sinkhorn", "cusink.result"):
-            monkeypatch.setattr(sys.modules[module], "ops_for", lambda array: ops)
+        use(monkeypatch, ops)
         result = cusink.sinkhorn(a, b, C, eps=eps, tol=tol)
         plan, (lower, upper) = result.plan(), result.bounds()
     assert result.converged.all() and (result.error <= tol).all()
@@ -461,8 +467,105 @@ def test_distance_matrix_agrees_with_numpy(monkeypatch, memory):
     _, B, _, *_ = make("plain", 4, 9, 9, False, np.float64, 1)
     expected = [cusink.distance_matrix(A, other, C, eps=eps, tol=1e-10) for other in (B, None)]
     with operators(shared_memory=memory) as ops:
-        for module in ("cusink.sinkhorn", "cusink.result", "cusink.retrieval"):
-            monkeypatch.setattr(sys.modules[module], "ops_for", lambda array: ops)
+        use(monkeypatch, ops)
         actual = [cusink.distance_matrix(A, other, C, eps=eps, tol=1e-10) for other in (B, None)]
     for right, found in zip(expected, actual, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-7)
+
+
+def test_a_solve_of_small_problems_launches_once_per_check(monkeypatch):
+    """And not once per iteration or problem: `docs/gpu.md` states these numbers."""
+    C, a, b, eps, *_ = make("plain", 9, 20, 30, False, np.float64)
+    for check_every in (5, 20):
+        with operators() as ops:
+            use(monkeypatch, ops)
+            options = {"eps": eps, "tol": 1e-9, "check_every": check_every}
+            result = cusink.sinkhorn(a, b, C, **options)
+            checks = result.n_iter.max() // check_every
+            launched = collections.Counter(name.partition("_")[0] for name in ops.launched)
+        assert result.converged.all() and checks > 1
+        # A problem that ends is finished by one more plain update, together with all that end at this check.
+        assert launched["iterate"] == checks + len(set(result.n_iter.tolist()))
+        assert launched["balance"] == checks and launched["start"] == 1
+    with operators() as ops:
+        use(monkeypatch, ops)
+        cusink.sinkhorn(a, b, C, eps=eps, tol=None, max_iter=40)
+        assert sum(name.startswith("iterate") for name in ops.launched) == 2
+
+
+# Out of memory, and arrays that cannot be computed with
+
+
+def distances(a, b, C, **options):
+    """`cusink.distance_matrix` of a square problem."""
+    return cusink.distance_matrix(a, b, C, tol=None, **options)
+
+
+def solved(a, b, C, **options):
+    """`cusink.sinkhorn` with a look at every check."""
+    return cusink.sinkhorn(a, b, C, tol=None, callback=lambda *_: None, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "lower"), [(solved, "part of the rows of 'a' and 'b'"), (distances, "'memory_limit'")]
+)
+@pytest.mark.parametrize(("memory", "method"), [(FUSED, "auto"), (APART, "auto"), (APART, "log")])
+def test_a_full_device_says_what_to_lower_and_nothing_stays_allocated(monkeypatch, memory, method, call, lower):
+    C, a, b, eps, *_ = make("plain", 2, 3, 4, False, np.float64)
+    with operators(shared_memory=memory) as ops:
+        use(monkeypatch, ops)
+        for allowed in itertools.count():
+            Memory.left, Memory.made = allowed, []
+            try:
+                call(a, b, C, eps=eps, max_iter=4, check_every=2, method=method)
+                break
+            except MemoryError as error:
+                # While the caller holds the error, too.
+                assert lower in str(error) and "512 bytes" in str(error), error
+                assert error.__context__ is None and type(error) is MemoryError
+                assert len(Memory.made) == allowed and Memory.held() == 0
+        assert allowed > 10
+
+
+@pytest.mark.parametrize(
+    ("call", "lower"), [(solved, "part of the rows of 'a' and 'b'"), (distances, "'memory_limit'")]
+)
+def test_a_full_host_says_what_to_lower(call, lower):
+    endless = np.broadcast_to(np.ones(1), (10**17, 1))  # more than any address space, should somebody copy it
+    with pytest.raises(MemoryError, match=r"ran out of memory \(Unable to allocate .*\)\. ") as caught:
+        call(endless, endless, np.zeros((1, 1)), eps=1.0, max_iter=1, check_every=1)
+    assert lower in str(caught.value)
+
+
+class OnDevice:
+    """An array that is not NumPy's and lies on a device."""
+
+    def __init__(self, values, device=0):
+        self.values, self.device = values, f"<CUDA Device {device}>"
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("place", "array", "parts"),
+    [
+        ("a", OnDevice(np.ones(2), device=1), ("'a' is <CUDA Device 1> and 'b' is <CUDA Device 0>", "one device")),
+        ("C", OnDevice(np.zeros((2, 2)), device=1), ("'a' is <CUDA Device 0> and 'C' is <CUDA Device 1>",)),
+        ("b", OnDevice(np.ones(2, np.float32)), ("'a' is float64 and 'b' is float32",)),
+        ("b", OnDevice(np.ones(2).astype(">f8")), ("'b'", "byte order", ">f8")),
+        ("C", OnDevice(np.zeros((2, 2), object)), ("'C'", "real numbers", "object")),
+        ("a", np.ones(2), ("'a' is numpy and 'b' is cupy",)),
+    ],
+)
+@pytest.mark.parametrize("matrix", [False, True])
+def test_device_arrays_that_cannot_be_computed_with(monkeypatch, place, array, parts, matrix):
+    given = {"a": OnDevice(np.ones(2)), "b": OnDevice(np.ones(2)), "C": OnDevice(np.zeros((2, 2)))} | {place: array}
+    a, b, C = given.values()
+    with operators():
+        monkeypatch.setattr(sys.modules["cupy"], "ndarray", OnDevice, raising=False)
+        with pytest.raises(TypeError) as caught:
+            cusink.distance_matrix(a, b, C, eps=1.0) if matrix else cusink.sinkhorn(a, b, C, eps=1.0)
+    for part in parts:
+        part = part.replace("'a'", "'A'").replace("'b'", "'B'") if matrix else part
+        assert part in str(caught.value), caught.value

@@ -1,8 +1,8 @@
 """A stand-in for ``cupy`` with NumPy arrays as device arrays, so that ``_ops_cupy`` runs on the emulated kernels.
 
-Only what the backend uses, and stricter than NumPy: new memory is NaN, no allocation and no matrix product may happen
-while a stream captures, and a captured graph replays exactly the launches it saw. What an engineer would get wrong on a
-real device (argument order, dtypes, sizes, contiguity, scalars) fails here.
+Only what the backend uses, and stricter than NumPy: new memory is NaN and can run out, no allocation and no matrix
+product may happen while a stream captures, and a captured graph replays exactly the launches it saw. What an engineer
+would get wrong on a real device (argument order, dtypes, sizes, contiguity, scalars) fails here.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import sys
 import types
+import weakref
 
 import numpy as np
 
@@ -26,10 +27,29 @@ class Capture:
     launches = None
 
 
+class OutOfMemoryError(MemoryError):
+    """As ``cupy.cuda.memory.OutOfMemoryError``."""
+
+
+class Memory:
+    """How many more arrays `empty` may make (None: any number), and weak references to those that it has made."""
+
+    left, made = None, []
+
+    @classmethod
+    def held(cls):
+        """How many of the arrays are still alive."""
+        return sum(reference() is not None for reference in cls.made)
+
+
 def empty(shape, dtype=float):
     if Capture.launches is not None:
         raise emulated.EmulationError("memory is allocated while a stream captures")
+    if Memory.left == 0:
+        raise OutOfMemoryError("Out of memory allocating 512 bytes (allocated so far: 1,024 bytes).")
+    Memory.left = None if Memory.left is None else Memory.left - 1
     array = np.empty(shape, dtype)
+    Memory.made.append(weakref.ref(array))
     array.view(np.uint8).reshape(-1)[:] = 0xFF if array.dtype.kind == "f" else 0x55
     return array
 
@@ -137,6 +157,7 @@ def operators(change=None, function=emulated.function, shared_memory=99 << 10):
     finally:
         _kernels.function = real
         Capture.launches = None
+        Memory.left, Memory.made = None, []
         package = sys.modules["cusink"]
         for name, old in saved.items():
             sys.modules.pop(name, None)
