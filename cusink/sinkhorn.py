@@ -218,7 +218,7 @@ class Rounding:
 
 
 def warn_unconverged(missed, total, worst, tol, max_iter):
-    """Warn once, in the name of the public function's caller, that `missed` of `total` problems missed the tolerance."""
+    """Warn once, in the name of the public function's caller, that `missed` of `total` problems missed `tol`."""
     warnings.warn(
         f"{missed} of {total} problems did not reach tol={tol:g} within max_iter={max_iter} iterations; the largest "
         f"marginal error is {worst:.2g}. Raise 'max_iter' or 'eps', or accept a larger 'tol'.",
