@@ -11,7 +11,6 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 import numpy as np
 
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
-SWEEPS = 8  # at most, through the equations themselves, for bins too light for the weighted residual to see
 
 
 def additive_fit(ops, C, a, b, f, g, eps, right, tol, max_iter):
@@ -43,7 +42,6 @@ def _solve_side(ops, means, other, own, axis, tol, max_iter):
     xp = ops.xp
     tol = max(tol, 32 * float(np.finfo(own.dtype.name).eps))
     weights, other_weights = means.marginal(axis), means.marginal(1 - axis)
-    mass = weights.sum(axis=1, keepdims=True)
     size = xp.sqrt(_dot(xp, other_weights, other, other) + _dot(xp, weights, own, own))
     target = tol * size
     y = xp.zeros_like(own)
@@ -67,13 +65,8 @@ def _solve_side(ops, means, other, own, axis, tol, max_iter):
             max_iter,
         )
         y[chosen] += step
-    for _ in range(SWEEPS):  # the first gives empty bins their values
-        y = y + residual
-        x = other - means.mean(y, 1 - axis)
-        residual = own - means.mean(x, axis) - y
-        residual -= _mean(xp, weights, residual)
-        if not (xp.abs(residual).max(axis=1) > target / xp.sqrt(mass[:, 0])).any():
-            break
+    y = y + residual  # the equations themselves: they give empty bins their values, and even out those of light ones
+    x = other - means.mean(y, 1 - axis)
     return x, y, ops.to_host(reached <= target**2)
 
 

@@ -42,7 +42,6 @@ def _shared(C, a, b, f, g, eps):
     for sums, factor, weights in ((means.T, V, b), (means.S, U, a)):
         sound = certified(sums.T, factor.T, weights.T, 2.0**kernel.s)
         inside &= True if sound is True else sound.all(axis=0)
-        inside &= np.isfinite(factor).all(axis=1)
     return means, inside
 
 

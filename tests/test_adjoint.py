@@ -533,6 +533,33 @@ def test_bins_of_any_lightness(dtype, tolerance):
     np.testing.assert_allclose(grads.a, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
+def test_float32_is_solved_in_spite_of_drift():
+    """Rounding adds multiples of the constant vector, which the system cannot take away."""
+    p = problems.far_gaussians(B=64, eps=1e-2)
+    result = solve(np.asarray, p, np.float32, tol=1e-6)
+    grads = pull(result, grad_cost=1.0)
+    assert grads.converged.all()
+    want = exact_by_elimination(result, p, np.float32)
+    np.testing.assert_allclose(grads.a, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_empty_bins_stay_out_of_the_system():
+    """A plan that is nearly the identity, so that all eigenvalues but those of empty bins are tiny: the polynomials of
+    conjugate gradients overflow there.
+    """
+    rng = np.random.default_rng(0)
+    a = rng.random((1, 100)) + 0.5
+    a[:, [0, 1, -1]] = 0
+    a /= a.sum()
+    x = np.arange(100.0)
+    p = problems.Problem("nearly the identity", a, a, (x[:, None] - x) ** 2, 0.12)
+    result = solve(np.asarray, p)
+    grads = pull(result, grad_cost=1.0, tol=1e-10)
+    assert grads.converged.all()
+    want = exact_by_elimination(result, p, np.float64)
+    np.testing.assert_allclose(grads.a, want, rtol=0, atol=1e-7 * np.abs(want).max())
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_two_empty_bins_beyond_the_range_of_exp(xp, shared):
     """E = exp((f + g - C) / eps) is exp(2000) between the two bins at 1; where nothing asks for it, it does nothing."""
