@@ -1,4 +1,4 @@
-"""The scripts about gradients: references that are right, verdicts, the tables of the check, the training experiment."""
+"""The scripts about gradients: right references, verdicts, the tables of the check, the training experiment."""
 
 import subprocess
 import sys
