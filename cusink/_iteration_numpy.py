@@ -30,9 +30,9 @@ class Iteration:
                 self.forms.append(OwnKernel(C, np.float64, eps))
         self.rows, left = [], np.arange(len(a))
         for form in self.forms:
-            fits = form.fits(a[left], b[left], f[left], g[left])
+            fits = form.fits(a[left], b[left], f[left], g[left]) if self.rows else form.fits(a, b, f, g)
             rows, left = left[fits], left[~fits]
-            form.append(a[rows], b[rows], f[rows], g[rows])
+            form.append(*((a, b, f, g) if len(rows) == len(a) else (x[rows] for x in (a, b, f, g))))
             self.rows.append(rows)
         self.stuck = np.zeros(len(a), bool)  # out of the range of the last form; stays where it is
         if len(left):

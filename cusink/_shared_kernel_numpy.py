@@ -34,18 +34,17 @@ class SharedKernel:
         self.K = self.KC = None
         n, m = C.shape
         self.a, self.b, self.U, self.V = (np.empty((k, 0), self.dtype) for k in (n, m, n, m))
-        self.eu, self.ev = np.empty(0), np.empty(0)
-        self.row_sums = None
+        self.eu, self.ev, self.smallest = np.empty(0), np.empty(0), np.empty(0)
+        self.row_sums = self.work = None
 
     def fits(self, a, b, f, g):
         """Which problems can start here: those in which the scaling of no positive weight underflows."""
         tiny = float(np.finfo(self.dtype).tiny)
         fits = np.ones(len(a), bool)
         for weights, potential in ((a, f), (b, g)):
-            empty = weights == 0
-            if not potential.any():
-                fits &= (empty | (weights >= tiny)).all(axis=1)
+            if not potential.any() and weights.min(initial=1) >= tiny:
                 continue
+            empty = weights == 0
             log = np.log2(np.where(empty, 1, weights), dtype=np.float64) + potential / (self.eps * np.log(2))
             lowest, highest = (np.where(empty, none, log) for none in (np.inf, -np.inf))
             fits &= highest.max(axis=1) - lowest.min(axis=1) < self.top - np.log2(tiny) - 1
@@ -59,23 +58,25 @@ class SharedKernel:
             powers = np.floor(exponents / np.log(2))  # apart, for a digit of C / eps would drown in s
             K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + self.s)
             self.K = flush(K.astype(self.dtype))
-        U, eu = self._scaling(a.T, f.T)
-        V, ev = self._scaling(b.T, g.T - self.shift if g.any() else g.T)
-        for name, new in (("a", a.T), ("b", b.T), ("U", U), ("V", V), ("eu", eu), ("ev", ev)):
+        a, b, f, g = (np.ascontiguousarray(x.T) for x in (a, b, f, g))
+        U, eu = self._scaling(a, f)
+        V, ev = self._scaling(b, g - self.shift if g.any() else g)
+        smallest = np.minimum(_smallest_weight(a), _smallest_weight(b))
+        for name, new in {"a": a, "b": b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}.items():
             old = getattr(self, name)
-            setattr(self, name, np.ascontiguousarray(np.concatenate([old, new.astype(old.dtype)], axis=-1)))
+            new = new.astype(old.dtype, copy=False)
+            setattr(self, name, np.concatenate([old, new], axis=-1) if old.size else new)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def advance(self, omega, count):
         """Take `count` iterations; return which problems left the range. These stay where they were."""
-        K, KT, a, b, columns = self.K, self.K.T, self.a, self.b, np.arange(len(omega))
-        U, V, eu, ev = self.U.copy(), self.V.copy(), self.eu.copy(), self.ev.copy()
-        S, X = np.empty_like(V), np.empty_like(U)
-        excess = (omega - 1).astype(S.dtype)
+        K, KT, a, b, smallest, columns = self.K, self.K.T, self.a, self.b, self.smallest, np.arange(len(omega))
+        U, X, gamma_a, V, S, gamma_b, buffer = self._workspace()
+        U[...], V[...], eu, ev = self.U, self.V, self.eu.copy(), self.ev.copy()
+        excess = (omega - 1).astype(self.dtype)
         relaxed = bool(excess.any())
-        tiny = float(np.finfo(S.dtype).tiny)
-        buffer = np.empty(max(S.size, X.size) if relaxed else 0, S.dtype)
-        gamma_a, gamma_b, tops, normal = self._numerators(a, b, eu, ev)
+        tiny = float(np.finfo(self.dtype).tiny)
+        tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
         largest, row_sums = np.inf, None
         for step in range(2 * count):
             g_update = step % 2 == 0
@@ -84,12 +85,12 @@ class SharedKernel:
             if largest > self.headroom:
                 self._rebalance(U, eu)
                 self._rebalance(V, ev)
-                gamma_a, gamma_b, tops, normal = self._numerators(a, b, eu, ev)
+                tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
                 largest = 2.0**self.top
             if g_update:
                 np.matmul(KT, U, out=S)
-                lowest, sound = self._certified(S, U, a, largest)
-                inside = normal & in_range(S, sound, b)
+                lowest = float(np.minimum.reduce(S, axis=None, initial=np.inf))
+                inside = normal & in_range(S, self._certified(S, U, a, largest, lowest), b)
                 largest = 2 * tops[1] / max(lowest, tiny)
                 np.divide(gamma_b, S, out=S)
                 if relaxed:
@@ -98,8 +99,8 @@ class SharedKernel:
                     V, S = S, V
             else:
                 np.matmul(K, V, out=X)
-                lowest, sound = self._certified(X, V, b, largest)
-                inside = normal & in_range(X, sound, a)
+                lowest = float(np.minimum.reduce(X, axis=None, initial=np.inf))
+                inside = normal & in_range(X, self._certified(X, V, b, largest, lowest), a)
                 largest = 2 * tops[0] / max(lowest, tiny)
                 if relaxed and step == 2 * count - 1:
                     row_sums = X.copy()
@@ -109,9 +110,9 @@ class SharedKernel:
                 else:
                     U, X = X, U
             if inside is not True:
-                columns, excess, a, b, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums = (
+                columns, excess, a, b, smallest, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums = (
                     None if x is None else x[..., inside]
-                    for x in (columns, excess, a, b, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums)
+                    for x in (columns, excess, a, b, smallest, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums)
                 )
                 normal = True
         # A scaling that underflowed was certified not to matter here, but it might where the problem goes on from here.
@@ -125,6 +126,7 @@ class SharedKernel:
         if outside.any():
             self.U[:, columns], self.V[:, columns], self.eu[columns], self.ev[columns] = U, V, eu, ev
         else:
+            self.work = [self.U, X, gamma_a, self.V, S, gamma_b, buffer]
             self.U, self.V, self.eu, self.ev = U, V, eu, ev
         self.row_sums = None
         if relaxed:  # U is past its plain update then, and `bound` has to tell by how much
@@ -135,45 +137,49 @@ class SharedKernel:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def bound(self):
         """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
-        gamma_a, gamma_b, _, _ = self._numerators(self.a, self.b, self.eu, self.ev)
-        bound = np.abs(self.V * (self.K.T @ self.U) - gamma_b).sum(axis=0)
+        _, X, gamma_a, _, S, gamma_b, _ = self._workspace()
+        self._numerators(self.a, self.b, self.smallest, self.eu, self.ev, gamma_a, gamma_b)
+        np.matmul(self.K.T, self.U, out=S)
+        bound = _distance(self.V, S, gamma_b)
         if self.row_sums is not None:
-            bound += np.abs(self.U * self.row_sums - gamma_a).sum(axis=0)
+            X[...] = self.row_sums
+            bound += _distance(self.U, X, gamma_a)
         return bound / gamma_b.sum(axis=0, dtype=np.float64)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
-        eps, a, b, V, eu, ev = (
-            self.eps,
-            self.a[:, index],
-            self.b[:, index],
-            self.V[:, index],
-            self.eu[index],
-            self.ev[index],
+        every = len(index) == len(self.eu) and (index[1:] > index[:-1]).all()
+        a, b, smallest, V, eu, ev = (
+            x if every else x[..., index] for x in (self.a, self.b, self.smallest, self.V, self.eu, self.ev)
         )
+        eps = self.eps
         if self.KC is None:
             carry = self.K > 0
             self.unit = float(np.abs(self.C[carry]).max()) or 1.0  # C / unit, lest the product with K overflow
             self.KC = np.divide(self.C, self.unit, where=carry, out=np.zeros_like(self.K)) * self.K
-        gamma_a, gamma_b, _, normal = self._numerators(a, b, eu, ev)
+        gamma_a, gamma_b = np.empty_like(a), np.empty_like(b)
+        _, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
         T = self.K @ V
-        sound_f = self._certified(T, V, b, self.headroom)[1]
+        sound_f = self._certified(T, V, b, np.inf)
         inside = np.ones(len(index), bool) & normal & in_range(T, sound_f, a)
         T[:, ~inside] = 1
-        U = gamma_a / T
+        f = -eps * _log_scaled(T, ev - self.s)
+        U = np.divide(gamma_a, T, out=T)
         S = self.K.T @ U
-        sound_g = self._certified(S, U, a, np.inf)[1]
+        sound_g = self._certified(S, U, a, np.inf)
         inside &= in_range(S, sound_g, b)
         gamma = np.exp2(self.s - eu - ev)
-        cost = (V * (self.KC.T @ U)).sum(axis=0) / gamma * self.unit
-        error = np.abs(V * S - gamma_b).sum(axis=0) / gamma_b.sum(axis=0, dtype=np.float64)
-        f = -eps * _log_scaled(T, ev - self.s)
         carried = V > 0
         if carried.all():
-            g = eps * _log_scaled(V / b, ev) + self.shift
+            ratio = V / b
+            g = eps * _log_scaled(ratio, ev) + self.shift
         else:  # a weight of zero has the potential of its own softmin
             g = self.shift - eps * _log_scaled(S, eu - self.s)
+        error = _distance(V, S, gamma_b) / gamma_b.sum(axis=0, dtype=np.float64)
+        cost = np.matmul(self.KC.T, U, out=S)
+        cost *= V
+        cost = cost.sum(axis=0) / gamma * self.unit
         if sound_f is not True or sound_g is not True:
             repair(f, sound_f, self.C, (_log_scaled(V, ev) + self.shift / eps).astype(T.dtype), eps, axis=1)
             repair(g, sound_g | carried, self.C, _log_scaled(U, eu).astype(T.dtype), eps, axis=0)
@@ -188,7 +194,7 @@ class SharedKernel:
 
     def keep(self, index):
         """Drop all problems but those at `index`."""
-        for name in ("a", "b", "U", "V", "eu", "ev", "row_sums"):
+        for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
                 setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., index]))
 
@@ -207,12 +213,12 @@ class SharedKernel:
         exponent = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - self.top
         return np.where(weights > 0, np.exp2(np.minimum(log - exponent, self.top)), 0), exponent
 
-    def _certified(self, product, factor, weights, largest):
-        """The lowest entry of `product`, and which are `certified`, given a bound on the largest entry of `factor`."""
-        lowest = float(product.min(initial=np.inf))
+    def _certified(self, product, factor, weights, largest, lowest=None):
+        """Which entries of `product` are `certified`, given a bound on the largest of `factor` and its own lowest."""
+        lowest = float(product.min(initial=np.inf)) if lowest is None else lowest
         if largest <= self.headroom and lowest >= self.floor * len(factor):
-            return lowest, True
-        return lowest, certified(product, factor, weights, 2.0**self.s)
+            return True
+        return certified(product, factor, weights, 2.0**self.s)
 
     def _rebalance(self, scaling, exponent):
         """Bring the largest entry of each column to about ``2**top``, in place; note the power of two in `exponent`."""
@@ -222,16 +228,36 @@ class SharedKernel:
         flush(scaling)
         exponent += shift
 
-    def _numerators(self, a, b, eu, ev):
-        """``gamma a``, ``gamma b``, their largest entries, and the columns in which no weight underflows."""
-        tiny = float(np.finfo(self.dtype).tiny)
-        gamma = np.exp2(self.s - eu - ev).astype(self.dtype)
-        normal = np.isfinite(gamma)
-        for weights in (a, b):
-            smallest = np.where(weights > 0, weights, 1).min(axis=0, initial=1)
-            normal &= gamma * smallest >= tiny
-        a, b = gamma * a, gamma * b
-        return a, b, (float(a.max(initial=0)), float(b.max(initial=0))), True if normal.all() else normal
+    def _numerators(self, a, b, smallest, eu, ev, gamma_a, gamma_b):
+        """Fill in ``gamma a``, ``gamma b``; return their largest entries, and the columns in which none underflows."""
+        gamma = np.exp2(self.s - eu - ev)
+        info = np.finfo(self.dtype)
+        normal = (gamma * smallest >= float(info.tiny)) & (gamma <= float(info.max))
+        gamma = gamma.astype(self.dtype)
+        np.multiply(gamma, a, out=gamma_a)
+        np.multiply(gamma, b, out=gamma_b)
+        tops = float(gamma_a.max(initial=0)), float(gamma_b.max(initial=0))
+        return tops, True if normal.all() else normal
+
+    def _workspace(self):
+        """Three arrays like U, three like V, and a buffer; kept, for to fetch memory costs more than to use it."""
+        if self.work is None or self.work[0].shape != self.U.shape:
+            self.work = [np.empty_like(x) for x in (self.U, self.U, self.U, self.V, self.V, self.V)]
+            self.work.append(np.empty(max(self.U.size, self.V.size), self.dtype))
+        return self.work
+
+
+def _distance(scaling, sums, numerators):
+    """``sum |scaling * sums - numerators|`` of each column; overwrites `sums`."""
+    sums *= scaling
+    sums -= numerators
+    return np.abs(sums, out=sums).sum(axis=0)
+
+
+def _smallest_weight(weights):
+    """The smallest positive weight of each column."""
+    smallest = weights.min(axis=0)
+    return smallest if smallest.all() else np.where(weights > 0, weights, np.inf).min(axis=0)
 
 
 def _normal(scaling, weights, tiny):
@@ -243,8 +269,13 @@ def _normal(scaling, weights, tiny):
 
 def _log_scaled(x, exponent):
     """``log(x * 2**exponent)`` of columns x (n, B), transposed, in float64, with no digit lost to a large exponent."""
-    mantissa, power = np.frexp(x.T)
-    return np.log(mantissa, dtype=np.float64) + (power + exponent[:, None]) * np.log(2)
+    log = np.multiply(x, np.exp2(exponent), dtype=np.float64)
+    if log.min(initial=1) >= np.finfo(np.float64).tiny and log.max(initial=1) < np.inf:
+        return np.log(log, out=log).T
+    mantissa, power = np.frexp(x)
+    np.log(mantissa, out=log, dtype=np.float64)
+    log += (power + exponent) * np.log(2)
+    return log.T
 
 
 def _log_ratio(scaling, weights, exponent):

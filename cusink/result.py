@@ -157,13 +157,20 @@ def values(xp, problem):
     """``reg_cost`` and ``entropic_cost`` (B,) of a solved problem, from its potentials."""
     a, b = problem.a, problem.b
     reg_cost = _dot(xp, a, problem.f) + _dot(xp, b, problem.g)
-    entropy = -_dot(xp, a, xp.log(xp.where(a > 0, a, 1))) - _dot(xp, b, xp.log(xp.where(b > 0, b, 1)))
-    return reg_cost, reg_cost - problem.eps * entropy
+    return reg_cost, reg_cost - problem.eps * (_entropy(xp, a) + _entropy(xp, b))
+
+
+def _entropy(xp, weights):
+    """``-sum_i w_i log w_i`` (B,)."""
+    log = xp.where(weights > 0, weights, 1)
+    return -_dot(xp, weights, xp.log(log, out=log))
 
 
 def _dot(xp, weights, values):
     """``sum_i weights_i values_i`` (B,), where a zero weight makes even an infinite value nothing."""
-    return xp.where(weights > 0, weights * xp.where(weights > 0, values, 0), 0).sum(axis=1, dtype=np.float64)
+    if not xp.isfinite(values).all():
+        values = xp.where(weights > 0, values, 0)
+    return xp.einsum("bi,bi->b", weights.astype(np.float64, copy=False), values.astype(np.float64, copy=False))
 
 
 def _bilinear(xp, C, x, y):

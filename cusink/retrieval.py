@@ -70,7 +70,7 @@ def distance_matrix(
     progress : bool
         Show a bar of the pairs done (needs tqdm).
     memory_limit : int, optional
-        Bytes that may be used at a time beyond input and output: tiles are made to fit. Not given, a tile has 1024 pairs.
+        Bytes that may be used at a time beyond input and output: tiles are made to fit. If not given, 1024 pairs.
     full_output : bool
         Return a `DistanceMatrix`, which also tells error, iterations and convergence of every pair.
     check : bool
