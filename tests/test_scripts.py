@@ -368,14 +368,14 @@ def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, mon
     ot = pytest.importorskip("ot")
     queries, query_digits, corpus, corpus_digits = retrieve_digits.split_digits()
     some = [np.flatnonzero(query_digits == digit)[0] for digit in range(10)]
-    few = (queries[some], query_digits[some], corpus[:60], corpus_digits[:60])
+    few = (queries[some], query_digits[some], corpus[:40], corpus_digits[:40])
     monkeypatch.setattr(retrieve_digits, "split_digits", lambda: few)
     picture = tmp_path / "new" / "sheet.png"
     arguments = ["--device", "cpu", "--dtype", "float64", "--tol", "1e-6", "--output", str(picture)]
     assert retrieve_digits.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"Picture: {picture}" and picture.read_bytes().startswith(b"\x89PNG")
-    assert "600 of 600 pairs converged" in "".join(lines) and any("per thousand pairs" in line for line in lines)
+    assert "400 of 400 pairs converged" in "".join(lines) and any("per thousand pairs" in line for line in lines)
     printed = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in lines[-6:-2]}
 
     cells = np.array([(i, j) for i in range(8) for j in range(8)])
@@ -396,7 +396,7 @@ def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, mon
     for name, distance in distances.items():
         hits = []
         for a, digit in zip(few[0], few[1], strict=True):
-            order = sorted(range(60), key=lambda i: distance(a, few[2][i]))
+            order = sorted(range(40), key=lambda i: distance(a, few[2][i]))
             hits.append([corpus_digits[i] == digit for i in order[:10]])
         expected = [np.mean([row[:k] for row in hits]) for k in (1, 5, 10)]
         np.testing.assert_allclose(printed[name], expected, rtol=0, atol=5.1e-4, err_msg=name)
