@@ -20,12 +20,18 @@ def certified(product, factor, weights, largest_K):
     info = np.finfo(product.dtype)
     tiny, limit = float(info.tiny), float(info.max) / (len(factor) * largest_K)
     loss = len(factor) * tiny / float(info.eps)
-    largest = float(factor.max(initial=0))
-    if largest <= limit and product.min(initial=np.inf) >= loss * (largest + 1) and factor.min(initial=np.inf) >= tiny:
-        return True
+    # First by column, as if all entries below tiny had underflowed; then by entry in the columns that fail.
+    lowest, smallest = product.min(axis=0, initial=np.inf), factor.min(axis=0, initial=np.inf)
     largest = factor.max(axis=0, initial=0).astype(np.float64)
-    flushed = ((factor < tiny) & (weights > 0)).any(axis=0)
-    sound = (product >= loss * (largest + 1 + np.where(flushed, largest_K, 0))) & (largest <= limit)
+    certain = (lowest >= loss * (largest + 1 + np.where(smallest < tiny, largest_K, 0))) & (largest <= limit)
+    if certain.all():
+        return True
+    unclear = np.flatnonzero(~certain)
+    flushed = ((factor[:, unclear] < tiny) & (weights[:, unclear] > 0)).any(axis=0)
+    largest = largest[unclear]
+    sound = np.ones(product.shape, bool)
+    floor = loss * (largest + 1 + np.where(flushed, largest_K, 0))
+    sound[:, unclear] = (product[:, unclear] >= floor) & (largest <= limit)
     return True if sound.all() else sound
 
 

@@ -8,9 +8,9 @@ from cusink._log_domain_numpy import finish_log
 # How the binary exponents of a dtype are shared out: K reaches up to 2**KERNEL, the scalings up to about 2**SCALING
 # and, until they are brought back there, to 2**HEADROOM. Their products and ``gamma`` need room below the largest
 # number, and small entries of each need room above the smallest.
-KERNEL = {"float32": 78, "float64": 700}
-SCALING = {"float32": 14, "float64": 100}
-HEADROOM = {"float32": 2.0**28, "float64": 2.0**200}
+KERNEL = {"float32": 58, "float64": 700}
+SCALING = {"float32": 24, "float64": 100}
+HEADROOM = {"float32": 2.0**40, "float64": 2.0**200}
 
 
 class SharedKernel:
@@ -70,7 +70,7 @@ class SharedKernel:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def advance(self, omega, count):
         """Take `count` iterations; return which problems left the range. These stay where they were."""
-        K, KT, a, b, smallest, columns = self.K, self.K.T, self.a, self.b, self.smallest, np.arange(len(omega))
+        K, KT, a, b, smallest, outside = self.K, self.K.T, self.a, self.b, self.smallest, np.zeros(len(omega), bool)
         U, X, gamma_a, V, S, gamma_b, buffer = self._workspace()
         U[...], V[...], eu, ev = self.U, self.V, self.eu.copy(), self.ev.copy()
         excess = (omega - 1).astype(self.dtype)
@@ -80,9 +80,9 @@ class SharedKernel:
         largest, row_sums = np.inf, None
         for step in range(2 * count):
             g_update = step % 2 == 0
-            if largest > self.headroom:
+            if not largest <= self.headroom:
                 largest = float((U if g_update else V).max(initial=0))
-            if largest > self.headroom:
+            if not largest <= self.headroom:
                 self._rebalance(U, eu)
                 self._rebalance(V, ev)
                 tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
@@ -109,29 +109,20 @@ class SharedKernel:
                     relax(U, X, excess, buffer)
                 else:
                     U, X = X, U
-            if inside is not True:
-                columns, excess, a, b, smallest, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums = (
-                    None if x is None else x[..., inside]
-                    for x in (columns, excess, a, b, smallest, U, V, S, X, eu, ev, gamma_a, gamma_b, row_sums)
-                )
-                normal = True
+            if inside is not True:  # from here on these columns go in circles, at no harm to the others
+                outside |= ~inside
+                U[:, ~inside], V[:, ~inside], eu[~inside], ev[~inside] = a[:, ~inside], b[:, ~inside], 0, 0
+                tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
         # A scaling that underflowed was certified not to matter here, but it might where the problem goes on from here.
-        kept = _normal(U, a, tiny) & _normal(V, b, tiny)
-        if not kept.all():
-            columns, U, V, eu, ev, row_sums = (
-                x if x is None else x[..., kept] for x in (columns, U, V, eu, ev, row_sums)
-            )
-        outside = np.ones(len(omega), bool)
-        outside[columns] = False
+        outside |= ~(_normal(U, a, tiny) & _normal(V, b, tiny))
         if outside.any():
-            self.U[:, columns], self.V[:, columns], self.eu[columns], self.ev[columns] = U, V, eu, ev
-        else:
-            self.work = [self.U, X, gamma_a, self.V, S, gamma_b, buffer]
-            self.U, self.V, self.eu, self.ev = U, V, eu, ev
+            for new, old in ((U, self.U), (V, self.V), (eu, self.eu), (ev, self.ev)):
+                new[..., outside] = old[..., outside]
+        self.work = [self.U, X, gamma_a, self.V, S, gamma_b, buffer]
+        self.U, self.V, self.eu, self.ev = U, V, eu, ev
         self.row_sums = None
         if relaxed:  # U is past its plain update then, and `bound` has to tell by how much
-            self.row_sums = np.ones_like(self.U)
-            self.row_sums[:, columns] = row_sums
+            self.row_sums = row_sums
         return outside
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
