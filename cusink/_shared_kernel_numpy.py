@@ -58,9 +58,9 @@ class SharedKernel:
             powers = np.floor(exponents / np.log(2))  # apart, for a digit of C / eps would drown in s
             K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + self.s)
             self.K = flush(K.astype(self.dtype))
-        a, b, f, g = (np.ascontiguousarray(x.T) for x in (a, b, f, g))
-        U, eu = self._scaling(a, f)
-        V, ev = self._scaling(b, g - self.shift if g.any() else g)
+        a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+        U, eu = self._scaling(a, f.T if f.any() else None)
+        V, ev = self._scaling(b, g.T - self.shift if g.any() else None)
         smallest = np.minimum(_smallest_weight(a), _smallest_weight(b))
         for name, new in {"a": a, "b": b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}.items():
             old = getattr(self, name)
@@ -78,8 +78,9 @@ class SharedKernel:
         tiny = float(np.finfo(self.dtype).tiny)
         tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
         largest, row_sums = np.inf, None
+        floor_S, floor_X, lowest_of = self.floor * len(U), self.floor * len(V), np.minimum.reduce
         for step in range(2 * count):
-            g_update = step % 2 == 0
+            g_update, inside = step % 2 == 0, True
             if not largest <= self.headroom:
                 largest = float((U if g_update else V).max(initial=0))
             if not largest <= self.headroom:
@@ -89,8 +90,9 @@ class SharedKernel:
                 largest = 2.0**self.top
             if g_update:
                 np.matmul(KT, U, out=S)
-                lowest = float(np.minimum.reduce(S, axis=None, initial=np.inf))
-                inside = normal & in_range(S, self._certified(S, U, a, largest, lowest), b)
+                lowest = float(lowest_of(S, axis=None))
+                if normal is not True or not (largest <= self.headroom and lowest >= floor_S):
+                    inside = normal & in_range(S, certified(S, U, a, 2.0**self.s), b)
                 largest = 2 * tops[1] / max(lowest, tiny)
                 np.divide(gamma_b, S, out=S)
                 if relaxed:
@@ -99,8 +101,9 @@ class SharedKernel:
                     V, S = S, V
             else:
                 np.matmul(K, V, out=X)
-                lowest = float(np.minimum.reduce(X, axis=None, initial=np.inf))
-                inside = normal & in_range(X, self._certified(X, V, b, largest, lowest), a)
+                lowest = float(lowest_of(X, axis=None))
+                if normal is not True or not (largest <= self.headroom and lowest >= floor_X):
+                    inside = normal & in_range(X, certified(X, V, b, 2.0**self.s), a)
                 largest = 2 * tops[0] / max(lowest, tiny)
                 if relaxed and step == 2 * count - 1:
                     row_sums = X.copy()
@@ -149,22 +152,27 @@ class SharedKernel:
             carry = self.K > 0
             self.unit = float(np.abs(self.C[carry]).max()) or 1.0  # C / unit, lest the product with K overflow
             self.KC = np.divide(self.C, self.unit, where=carry, out=np.zeros_like(self.K)) * self.K
-        gamma_a, gamma_b = np.empty_like(a), np.empty_like(b)
+        if every:
+            _, T, gamma_a, _, S, gamma_b, _ = self._workspace()
+        else:
+            T, gamma_a, S, gamma_b = (np.empty_like(x) for x in (a, a, b, b))
         _, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
-        T = self.K @ V
-        sound_f = self._certified(T, V, b, np.inf)
+        np.matmul(self.K, V, out=T)
+        sound_f = certified(T, V, b, 2.0**self.s)
         inside = np.ones(len(index), bool) & normal & in_range(T, sound_f, a)
         T[:, ~inside] = 1
-        f = -eps * _log_scaled(T, ev - self.s)
+        f = _log_scaled(T, ev - self.s)
+        f *= -eps
         U = np.divide(gamma_a, T, out=T)
-        S = self.K.T @ U
-        sound_g = self._certified(S, U, a, np.inf)
+        np.matmul(self.K.T, U, out=S)
+        sound_g = certified(S, U, a, 2.0**self.s)
         inside &= in_range(S, sound_g, b)
         gamma = np.exp2(self.s - eu - ev)
         carried = V > 0
         if carried.all():
-            ratio = V / b
-            g = eps * _log_scaled(ratio, ev) + self.shift
+            g = _log_scaled(V / b, ev)
+            g *= eps
+            g += self.shift
         else:  # a weight of zero has the potential of its own softmin
             g = self.shift - eps * _log_scaled(S, eu - self.s)
         error = _distance(V, S, gamma_b) / gamma_b.sum(axis=0, dtype=np.float64)
@@ -198,18 +206,11 @@ class SharedKernel:
 
     def _scaling(self, weights, potential):
         """``weights * exp(potential / eps)``, its largest entries at about ``2**top``, and the exponent that takes."""
-        if not potential.any():
+        if potential is None:  # all zero; for the target all `shift`, which is nearer to where it leads
             return weights * 2.0**self.top, np.full(weights.shape[1], -float(self.top))
         log = np.log2(np.where(weights > 0, weights, 1), dtype=np.float64) + potential / (self.eps * np.log(2))
         exponent = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - self.top
         return np.where(weights > 0, np.exp2(np.minimum(log - exponent, self.top)), 0), exponent
-
-    def _certified(self, product, factor, weights, largest, lowest=None):
-        """Which entries of `product` are `certified`, given a bound on the largest of `factor` and its own lowest."""
-        lowest = float(product.min(initial=np.inf)) if lowest is None else lowest
-        if largest <= self.headroom and lowest >= self.floor * len(factor):
-            return True
-        return certified(product, factor, weights, 2.0**self.s)
 
     def _rebalance(self, scaling, exponent):
         """Bring the largest entry of each column to about ``2**top``, in place; note the power of two in `exponent`."""
