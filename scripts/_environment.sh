@@ -1,4 +1,4 @@
-# Sourced by scripts/demo and scripts/test: the virtual environment .venv of this checkout, made and kept up to date.
+# Sourced by scripts/demo and scripts/test: makes the virtual environment .venv of this checkout, keeps it up to date.
 # Needs bash and Python 3.11 or newer; everything else is installed by pip.
 
 fail() {
@@ -6,7 +6,7 @@ fail() {
     exit "${2:-1}"
 }
 
-# Print the first Python that is new enough. A name on the path proves nothing (version managers leave stubs): run it.
+# Print the first Python that is new enough. A name on the path proves nothing (version managers leave stubs).
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
@@ -46,20 +46,27 @@ make_environment() { # python, folder
         "'$1 -m venv' failed. On Debian and Ubuntu the module is a package of its own: apt install python3-venv"
 }
 
-# Make .venv hold this checkout (editable), its extra $1 and the CuPy that fits the driver. Nothing is done when a run
-# before this one did it with the same files, Python and driver.
+# Print a hash of all that an environment depends on.
+fingerprint() { # extra, python, its version, extra for CUDA
+    printf '%s\n' "$PWD" "$1" "$3" "$4" | cat - pyproject.toml setup.cfg scripts/_environment.sh |
+        "$2" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
+}
+
+# Make .venv hold this checkout (editable), its extra $1 (demo or test) and the CuPy that fits. Nothing is done
+# when a run before this one did it with the same files, Python and driver.
 ensure_environment() {
-    local extra=$1 python version cuda extras wanted stamp=.venv/installed-$1
-    python=$(find_python) || fail "needs Python 3.11 or newer; name it in the variable PYTHON if it is not on the path" 2
+    local extra=$1 python version cuda held
+    python=$(find_python) || fail "needs Python 3.11 or newer; name it in PYTHON if it is not on the path" 2
     version=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')
     cuda=$(cuda_extra)
-    extras=$extra${cuda:+,$cuda}
-    wanted=$(printf '%s\n' "$PWD" "$extras" "$version" | cat - pyproject.toml setup.cfg scripts/_environment.sh |
-        "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
-    [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+    for held in "$extra" test; do # the extra test holds all of demo
+        [[ -f .venv/installed-$held ]] || continue
+        [[ $(<".venv/installed-$held") == "$(fingerprint "$held" "$python" "$version" "$cuda")" ]] && return
+    done
     [[ -e .venv && ! -f .venv/made-by-scripts ]] && fail \
         ".venv was not made by this command, which would replace it. Move it away, or remove it: rm -r .venv"
-    echo "Installing into .venv with $("$python" --version): cusink[$extras] (once, a minute or two) ..."
+    extra=$extra${cuda:+,$cuda}
+    echo "Installing into .venv with $("$python" --version): cusink[$extra] (once, a minute or two) ..."
     # demo and test share one environment: the second adds to what the first left, if that was finished by this Python.
     if [[ ! -f .venv/made-by-scripts || $(<.venv/made-by-scripts) != "$version" ]] ||
         ! compgen -G '.venv/installed-*' >/dev/null; then
@@ -68,6 +75,6 @@ ensure_environment() {
         echo "$version" >.venv/made-by-scripts
         make_environment "$python" .venv
     fi
-    pip_install .venv --editable ".[$extras]"
-    echo "$wanted" >"$stamp"
+    pip_install .venv --editable ".[$extra]"
+    fingerprint "$1" "$python" "$version" "$cuda" >".venv/installed-$1"
 }
