@@ -2,7 +2,11 @@
 
 import numpy as np
 
-FIRST = 1.5  # once the first check has passed; every omega is safe, see docs/method.md, so that trying costs little
+# Every omega is safe, see docs/method.md, so that trying costs little. Where costs differ by many eps the plain
+# iteration is sure to be slow, and over-relaxation begins at once; else at the first check, by when fast problems end.
+FIRST = 1.5
+FIRST_IF_STEEP = 1.6
+STEEP = 75
 LARGEST = 1.97
 
 
@@ -15,9 +19,12 @@ class OverRelaxation:
     observed since the last check therefore tells eta, or that omega is too large.
     """
 
-    def __init__(self, problems, setting):
+    def __init__(self, problems, setting, steepness):
         self.adaptive = setting == "auto"
+        self.steep = steepness >= STEEP
         self.omega = np.ones(problems) if self.adaptive or setting is None else np.full(problems, float(setting))
+        if self.adaptive and self.steep:
+            self.omega = np.full(problems, FIRST_IF_STEEP)
         self.error = np.full(problems, np.inf)
         self.checks = 0
 
@@ -26,7 +33,7 @@ class OverRelaxation:
         if self.adaptive:
             if self.checks > 0:
                 self.omega = self._estimate(error, iterations)
-            else:
+            elif not self.steep:
                 self.omega = np.full_like(self.omega, FIRST)
         self.error = error
         self.checks += 1
@@ -38,7 +45,7 @@ class OverRelaxation:
     def _estimate(self, error, iterations):
         with np.errstate(divide="ignore", invalid="ignore"):
             rate = (error / self.error) ** (1 / iterations)
-        rate = np.nan_to_num(rate, nan=1.0).clip(1e-3, 1 - 1e-5)
+        rate = np.fmax(np.fmin(rate, 1 - 1e-5), 1e-3)  # fmin and fmax leave no NaN
         excess = self.omega - 1
         eta = ((rate + excess) ** 2 / (rate * self.omega**2)).clip(max=1 - 1e-5)
         best = 2 / (1 + np.sqrt(1 - eta))

@@ -134,13 +134,16 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     """
     xp = ops.xp
     options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation}
-    spent, init = (0, init) if tol is None or init is not None else anneal(ops, a, b, C, eps, max_iter, options)
+    steepness = (float(xp.where(xp.isfinite(C), C, -xp.inf).max()) - float(C.min())) / eps
+    spent = 0
+    if tol is not None and init is None:
+        spent, init = anneal(ops, a, b, C, eps, max_iter, options, steepness)
     max_iter -= int(np.max(spent))
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     iteration = ops.Iteration(C, a, b, eps, f, g, method)
     f, g, cost = xp.empty_like(a), xp.empty_like(b), xp.empty(len(a), a.dtype)
     error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
-    relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation)
+    relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation, steepness)
     rounding = Rounding(len(a), C, eps)
     in_range = np.ones(len(a), bool)
     active, done = np.arange(len(a)), 0
@@ -177,14 +180,13 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     return f, g, cost, error, n_iter + spent, in_range & (tol is None or error <= tol)
 
 
-def anneal(ops, a, b, C, eps, max_iter, options):
+def anneal(ops, a, b, C, eps, max_iter, options, steepness):
     """Iterations (B,) spent on larger eps, and potentials found there, or None where `C` is not so steep that it pays.
 
     Only the start depends on it: the problem solved, and its tolerance, stay what they are.
     """
     xp = ops.xp
-    span = float(xp.where(xp.isfinite(C), C, -xp.inf).max()) - float(C.min())
-    stages = math.ceil(math.log(span / (eps * STEEP), 4)) if span > 2 * eps * STEEP else 0
+    stages = math.ceil(math.log(steepness / STEEP, 4)) if steepness > 2 * STEEP else 0
     spent, init = np.zeros(len(a), np.int64), None
     for stage in range(stages, 0, -1):
         budget = max_iter // (4 * stages)
