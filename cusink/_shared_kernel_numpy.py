@@ -28,9 +28,8 @@ class SharedKernel:
         self.shift = float(C.min())
         self.s, self.top, self.headroom = (x[self.dtype.name] for x in (KERNEL, SCALING, HEADROOM))
         info = np.finfo(self.dtype)
-        self.floor = (
-            float(info.tiny) / float(info.eps) * 2.0 ** (self.s + 1)
-        )  # certifies whatever the factor lost, per term
+        # What certifies a sum per term, whatever the factor lost.
+        self.floor = float(info.tiny) / float(info.eps) * 2.0 ** (self.s + 1)
         self.K = self.KC = None
         n, m = C.shape
         self.a, self.b, self.U, self.V = (np.empty((k, 0), self.dtype) for k in (n, m, n, m))
