@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 
 from cusink import _checks
-from cusink._ops import memory_advice, ops_for
-from cusink.result import Problem, values
-from cusink.sinkhorn import solve, warn_unconverged
+from cusink._ops import memory_advice
+from cusink._pairs import pairs_of
+from cusink._tiles import pair_count, strips, tile_shape, tiles
+from cusink.sinkhorn import warn_unconverged
 
 __all__ = ["DistanceMatrix", "distance_matrix"]
-
-ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
-TILE = 1024  # problems solved at once at most: more would leave the cache and gain nothing
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,13 +106,11 @@ def distance_matrix(
            [0.455, 0.011]])
     """
     inputs = {"A": A, "B": B, "C": C}
-    given = _checks.histograms(A, B, C, eps=eps, check=check)
+    pairs = pairs_of(A, B, C, eps=eps, check=check)
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation)
     _checks.one_of("value", value, _checks.VALUES)
-    A, B, C = given.a, given.b, given.C
-    ops, xp = ops_for(C), ops_for(C).xp
-    out = _checks.output(out, (len(A), len(B)), given.dtype, xp, inputs)
-    half = A is B and _checks.symmetric(C)
+    xp = pairs.ops.xp
+    out = _checks.output(out, pairs.shape, pairs.dtype, xp, inputs)
     results = {"distances": out}
     if full_output:
         results |= {
@@ -122,43 +118,24 @@ def distance_matrix(
             "n_iter": xp.empty(out.shape, int),
             "converged": xp.empty(out.shape, bool),
         }
-    total = len(A) * (len(A) + 1) // 2 if half else out.size
+    height, width = tile_shape(pairs, memory_limit)
+    total = pair_count(pairs)
     missed, worst = 0, 0.0
-    tile = _checks.tile(memory_limit, ARRAYS * (C.shape[0] + C.shape[1]) * A.itemsize, TILE)
     with _bar(total, progress) as bar:
-        for start in range(0, len(B), tile):
-            stop = min(start + tile, len(B))
-            for row in range(stop if half else len(A)):
-                first = max(row, start) if half else start
-                solved = _one_against_many(ops, A[row], B[first:stop], C, eps, value, options)
+        for rows, columns in tiles(pairs, height, width):
+            for row, part in strips(pairs, rows, columns):
+                solved = pairs.solve(row, part, value, options)
                 for name, whole in results.items():
-                    whole[row, first:stop] = xp.asarray(solved[name])
-                    if half:
-                        whole[first:stop, row] = whole[row, first:stop]
+                    whole[row, part] = xp.asarray(solved[name])
+                    if pairs.symmetric:
+                        whole[part, row] = whole[row, part]
                 if tol is not None and not solved["converged"].all():
                     missed += np.count_nonzero(~solved["converged"])
                     worst = max(worst, solved["error"][~solved["converged"]].max())
-                bar.update(stop - first)
+                bar.update(part.stop - part.start)
     if missed:
         warn_unconverged(missed, total, worst, tol, max_iter)
     return DistanceMatrix(**results) if full_output else out
-
-
-def _one_against_many(ops, a, B, C, eps, value, options):
-    """Solve one histogram a (n,) against B (D, m) on the bins that are not empty; a dict of arrays (D,)."""
-    xp = ops.xp
-    rows, columns = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
-    if len(columns) < B.shape[1]:
-        B, C = B[:, columns], C[:, columns]
-    if len(rows) < len(a):
-        a, C = a[rows], C[rows]
-    a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
-    B, C = xp.ascontiguousarray(B), xp.ascontiguousarray(C)
-    f, g, cost, error, n_iter, converged = solve(ops, a, B, C, eps, None, **options)
-    if value != "cost":
-        problem = Problem(a=a, b=B, C=C, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)
-        cost = dict(zip(("reg_cost", "entropic_cost"), values(xp, problem), strict=True))[value]
-    return {"distances": cost, "error": error, "n_iter": n_iter, "converged": converged}
 
 
 def _bar(total, progress):

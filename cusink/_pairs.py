@@ -1,0 +1,81 @@
+"""Pairs of two collections, solved a row against many columns at a time: what a distance matrix is made of."""
+
+from cusink import _checks
+from cusink._ops import ops_for
+from cusink.result import Problem, values
+from cusink.sinkhorn import solve
+
+__all__ = ["HistogramPairs", "pairs_of"]
+
+ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
+COPIES = 6  # of the cost, that a row against many takes: the bins in use, its kernels, and work on them
+
+
+def pairs_of(A, B, C, *, eps, check):
+    """The checked pairs of all rows of A with all rows of B (None: of A) at the cost C."""
+    given = _checks.histograms(A, B, C, eps=eps, check=check)
+    return HistogramPairs(given.a, given.b, given.C, eps, given.dtype)
+
+
+class HistogramPairs:
+    """Rows of A (Q, n) with rows of B (D, m) at a cost C (n, m); where B is A, each with each.
+
+    Every kind of pairs has these attributes:
+
+    shape : (Q, D)
+    C, eps, ops : cost, regularisation and operators of the computation
+    dtype : of the user, which the distances get
+    symmetric : whether the pair (j, i) has the distances of the pair (i, j), both from one collection
+    pair_bytes : what one pair takes while it is solved
+    shared_bytes : what a row takes, however many columns it is solved against
+    """
+
+    def __init__(self, A, B, C, eps, dtype):
+        self.A, self.B, self.C, self.eps, self.dtype = A, B, C, eps, dtype
+        self.ops = ops_for(C)
+        self.shape = (len(A), len(B))
+        self.dense = isinstance(C, self.ops.xp.ndarray)
+        self.divisible = self.dense or hasattr(C, "take")  # not so a grid, whose cells come together
+        self.symmetric = A is B and (_checks.symmetric(C) if self.dense else not self.divisible or C.x is C.y)
+        self.pair_bytes = ARRAYS * sum(C.shape) * A.itemsize
+        self.shared_bytes = COPIES * C.shape[0] * C.shape[1] * A.itemsize if self.dense else 0
+
+    def solve(self, row, columns, value, options):
+        """Solve one row against `columns`, a slice or an index array; a dict of arrays (len(columns),).
+
+        `options` are keywords of `cusink.sinkhorn.solve`. A result may depend on the columns it is solved beside by as
+        much as `tol` allows, and on nothing else.
+        """
+        xp = self.ops.xp
+        a, B, C = self.A[row], self.B[columns], self.C
+        # Empty bins leave the problem, where the cost can be had without them.
+        rows, used = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
+        if self.divisible:
+            C = self._between(rows, used)
+            B = B[:, used] if len(used) < B.shape[1] else B
+            a = a[rows] if len(rows) < len(a) else a
+        a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
+        return self._solved(a, xp.ascontiguousarray(B), C, value, options)
+
+    def solve_selves(self, side, items, options):
+        """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
+        weights = (self.A, self.B)[side][items]
+        return self._solved(weights, weights, self.C, "reg_cost", options)
+
+    def _between(self, rows, columns):
+        """The cost between some bins."""
+        C, xp = self.C, self.ops.xp
+        if not self.dense:
+            return C.take(rows, columns)
+        if len(columns) < C.shape[1]:
+            C = C[:, columns]
+        if len(rows) < len(C):
+            C = C[rows]
+        return xp.ascontiguousarray(C)
+
+    def _solved(self, a, b, C, value, options):
+        f, g, cost, error, n_iter, converged = solve(self.ops, a, b, C, self.eps, None, **options)
+        if value != "cost":
+            problem = Problem(a=a, b=b, C=C, eps=self.eps, f=f, g=g, dtype=a.dtype, batched=True)
+            cost = dict(zip(("reg_cost", "entropic_cost"), values(self.ops.xp, problem), strict=True))[value]
+        return {"distances": cost, "error": error, "n_iter": n_iter, "converged": converged}
