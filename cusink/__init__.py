@@ -2,6 +2,7 @@
 
 from cusink.adjoint import SinkhornGradients, sinkhorn_adjoint
 from cusink.costs import cost_matrix, cost_matrix_adjoint
+from cusink.geometry import Grid, PointCloud
 from cusink.result import SinkhornResult
 from cusink.retrieval import DistanceMatrix, distance_matrix
 from cusink.sinkhorn import ConvergenceWarning, sinkhorn
@@ -9,6 +10,8 @@ from cusink.sinkhorn import ConvergenceWarning, sinkhorn
 __all__ = [
     "ConvergenceWarning",
     "DistanceMatrix",
+    "Grid",
+    "PointCloud",
     "SinkhornGradients",
     "SinkhornResult",
     "cost_matrix",

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cusink._arrays import arrays, kind
+from cusink._arrays import HALF, arrays, kind
+from cusink._grid_costs import GridCosts
+from cusink._point_costs import PointCosts
+from cusink.geometry import Grid, PointCloud, arrays_of, costs_of
 
 METHODS = ("auto", "log", "scaling")
 VALUES = ("cost", "reg_cost", "entropic_cost")
@@ -20,7 +23,10 @@ MASS_TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Arrays:
-    """Checked a (B, n), b (B, m), C (n, m) or (B, n, m) in the dtype of the computation; `dtype` is the user's."""
+    """Checked a (B, n), b (B, m), C (n, m) or (B, n, m) in the dtype of the computation; `dtype` is the user's.
+
+    C may be a cost that is not stored, see `cusink._ops`.
+    """
 
     a: Any
     b: Any
@@ -30,17 +36,17 @@ class Arrays:
     init: Any = None
 
 
-def sinkhorn(a, b, C, *, eps, init, check):
+def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None):
     """Arrays of a call of `cusink.sinkhorn`."""
     regularisation(eps)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
     f, g = (None, None) if init is None else init
-    (a, b, C, f, g), xp, dtype = arrays(a=a, b=b, C=C, **{"init[0]": f, "init[1]": g})
-    cost_shape(C)
+    (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **arrays_of(C))
+    C, stored = cost(C, xp, dtype, parts, memory_limit)
     n, m = C.shape[-2:]
-    if C.ndim == 3 and len(C) == 1:
-        C, batched = C[0], True  # one cost for all
+    if C.ndim == 3 and C.shape[0] == 1:
+        C, batched = C[0] if stored else C.at(0), True  # one cost for all
     else:
         batched = C.ndim == 3
     sides = (("a", a, n), ("b", b, m), ("init[0]", f, n), ("init[1]", g, m))
@@ -48,15 +54,16 @@ def sinkhorn(a, b, C, *, eps, init, check):
         if x is not None and (x.ndim not in (1, 2) or x.shape[-1] != bins):
             raise ValueError(_shape_message(name, x.shape, bins, C.shape, a, b))
     sizes = {name: len(x) for name, x, _ in sides if x is not None and x.ndim == 2} | (
-        {"C": len(C)} if C.ndim == 3 else {}
+        {"C": C.shape[0]} if C.ndim == 3 else {}
     )
     size = _batch_size(sizes)
     a, b = (_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
     if check:
         weight_values("a", a, xp)
         weight_values("b", b, xp)
-        cost_values(C, xp)
-        partners(a, b, C, xp)
+        if stored:
+            cost_values(C, xp)
+            partners(a, b, C, xp)
     b = equal_mass(a, b, xp, check)
     if init is not None:
         if check:
@@ -67,15 +74,16 @@ def sinkhorn(a, b, C, *, eps, init, check):
                     )
         f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
         init = (f, g)
-    return Arrays(a=a, b=b, C=xp.ascontiguousarray(C), dtype=dtype, batched=batched or bool(sizes), init=init)
+    C = xp.ascontiguousarray(C) if stored else C
+    return Arrays(a=a, b=b, C=C, dtype=dtype, batched=batched or bool(sizes), init=init)
 
 
 def histograms(A, B, C, *, eps, check):
     """Arrays of a call of `cusink.distance_matrix`: rows of A against rows of B, B None for A itself."""
     regularisation(eps)
     symmetric = B is None
-    (A, B, C), xp, dtype = arrays(A=A, B=B, C=C)
-    cost_shape(C, batch=False)
+    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **arrays_of(C))
+    C, stored = cost(C, xp, dtype, parts, batch=False)
     n, m = C.shape
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
@@ -95,7 +103,8 @@ def histograms(A, B, C, *, eps, check):
         weight_values("A", A, xp)
         if not symmetric:
             weight_values("B", B, xp)
-        cost_values(C, xp)
+        if stored:
+            cost_values(C, xp)
     first = float(A[0].sum(dtype=np.float64))
     scaled = []
     for name, x in (("A", A),) if symmetric else (("A", A), ("B", B)):
@@ -112,9 +121,9 @@ def histograms(A, B, C, *, eps, check):
                 )
         scaled.append(x * (first / mass).astype(x.dtype)[:, None])
     A, B = scaled[0], scaled[-1]
-    if check and not xp.isfinite(C).all():
+    if check and stored and not xp.isfinite(C).all():
         all_partners(A, B, C, xp)
-    return Arrays(a=A, b=B, C=xp.ascontiguousarray(C), dtype=dtype, batched=True)
+    return Arrays(a=A, b=B, C=xp.ascontiguousarray(C) if stored else C, dtype=dtype, batched=True)
 
 
 def points(x, y, metric):
@@ -187,7 +196,7 @@ def vector(v, axis, problem):
     """Check the vectors of `SinkhornResult.apply`; return them with a batch axis."""
     if axis not in (0, 1):
         raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {axis!r}")
-    (v, _), xp, _ = arrays(v=v, plan=problem.C)
+    (v, _), xp, _ = arrays(v=v, plan=problem.f)
     bins = problem.C.shape[axis - 2]
     size = len(problem.a)
     allowed = [(bins,), (size, bins)] if problem.batched else [(bins,)]
@@ -228,6 +237,25 @@ def tile(memory_limit, item_bytes, largest):
     return min(int(memory_limit) // item_bytes, largest)
 
 
+def cost(C, xp, dtype, parts, memory_limit=None, batch=True):
+    """The cost as the operators take it, and whether it is an array; `parts` are its arrays, converted."""
+    stored = not isinstance(C, (PointCloud, Grid))
+    computing = np.dtype(np.float32) if dtype.name in HALF else dtype
+    limit = {} if memory_limit is None else {"memory_limit": positive_bytes(memory_limit)}
+    C = costs_of(C, xp, computing, parts, **limit)
+    cost_shape(C, batch)
+    return C, stored
+
+
+def positive_bytes(memory_limit):
+    """Check a number of bytes."""
+    if isinstance(memory_limit, bool) or not isinstance(memory_limit, numbers.Integral):
+        raise TypeError(f"'memory_limit' must be a number of bytes (an integer) or None; got {kind(memory_limit)}")
+    if memory_limit < 0:
+        raise ValueError(f"'memory_limit' must be a number of bytes; got {memory_limit}")
+    return int(memory_limit)
+
+
 def cost_shape(C, batch=True):
     """Check the shape of a cost."""
     wanted = "(n, m) or (B, n, m)" if batch else "(n, m)"
@@ -241,6 +269,10 @@ def cost_shape(C, batch=True):
 
 def symmetric(C):
     """Whether a cost is symmetric."""
+    if isinstance(C, PointCosts):
+        return C.x is C.y
+    if isinstance(C, GridCosts):
+        return True
     return C.shape[0] == C.shape[1] and bool((C == C.T).all())
 
 

@@ -1,9 +1,10 @@
-"""Choose the array library of a call, and state what every ``_ops_*`` module must offer.
+"""Choose the operators of a call by its array library and its kind of cost, and state what each of them must offer.
 
-``_ops_numpy`` and ``_ops_cupy`` define the names in `OPERATORS` with equal signatures (a test compares them). All
+The ``_ops_*`` modules define the names in `OPERATORS` with equal signatures (a test compares them). All
 arrays of a call are C-contiguous, of one library, one device and one dtype (float32 or float64); every array of
 problems has the batch axis first. ``C`` is ``(n, m)``, shared by all problems, or ``(B, n, m)``; its entries may be
-+inf ("forbidden").
++inf ("forbidden"). Or it is a `PointCosts` or `GridCosts`, which has ``shape``, ``ndim``, ``dtype`` and ``astype`` like
+an array and stands for costs that are never stored.
 
 Operators take the weights and the potentials of one side as one array of *logits*,
 
@@ -14,6 +15,8 @@ that is summed over: 1 sums over j and gives ``(B, n)``, 0 sums over i and gives
 
 softmin(C, logits, eps, axis)
     ``-eps * log(sum_j exp(q_j - C_ij / eps))``; +inf where every term is zero.
+repeated_softmin(C, eps)
+    A function ``(logits, axis)`` that is ``softmin(C, logits, eps, axis)``, prepared for many calls.
 plan(C, p, q, eps)
     ``(B, n, m)``: the plans themselves.
 apply_plan(C, p, q, v, eps, axis)
@@ -24,6 +27,12 @@ plan_sum(C, p, q, weights, eps)
     ``(n, m)``: ``sum_b weights_b P_b``, the gradient of a shared cost.
 c_transform(C, potential, axis)
     ``min_j (C_ij - potential_j)``: the softmin at eps = 0.
+cost_range(C)
+    Numbers between which all finite costs lie.
+cost_block(C, problems, rows)
+    The costs ``(rows, m)`` or ``(problems, rows, m)`` as an array.
+bilinear(C, x, y)
+    ``(B,)``: ``sum_ij x_i C_ij y_j`` of non-negative x and y, +inf only where a forbidden pair meets mass.
 Iteration(C, a, b, eps, f, g, method)
     B problems under way. ``f`` and ``g`` are the potentials to start from. Methods:
     ``advance(omega, count)``: `count` iterations (one g-update, one f-update each) of every problem, over-relaxed by
@@ -44,17 +53,25 @@ xp, to_host(array)
 """
 
 import functools
+import importlib
 import sys
 
 import numpy as np
 
+from cusink._grid_costs import GridCosts
+from cusink._point_costs import PointCosts
+
 OPERATORS = (
     "softmin",
+    "repeated_softmin",
     "plan",
     "apply_plan",
     "transport_cost",
     "plan_sum",
     "c_transform",
+    "cost_range",
+    "cost_block",
+    "bilinear",
     "Iteration",
     "plan_means",
     "to_host",
@@ -62,18 +79,18 @@ OPERATORS = (
 
 
 def ops_for(array):
-    """Return the operators that fit `array`: ``_ops_cupy`` for a CuPy array, ``_ops_numpy`` for any other.
+    """Return the operators that fit `array`, which may be a `PointCosts` or `GridCosts`.
 
     A CuPy array proves that CuPy is loaded, so nothing has to be tried or configured.
     """
+    kind, sample = "", array
+    if isinstance(array, PointCosts):
+        kind, sample = "points_", array.x
+    elif isinstance(array, GridCosts):
+        kind, sample = "grid_", array.axes[0]
     cupy = sys.modules.get("cupy")
-    if cupy is not None and not isinstance(array, np.ndarray) and isinstance(array, cupy.ndarray):
-        from cusink import _ops_cupy
-
-        return _ops_cupy
-    from cusink import _ops_numpy
-
-    return _ops_numpy
+    on_device = cupy is not None and not isinstance(sample, np.ndarray) and isinstance(sample, cupy.ndarray)
+    return importlib.import_module(f"cusink._ops_{kind}{'cupy' if on_device else 'numpy'}")
 
 
 def memory_advice(advice):

@@ -4,15 +4,30 @@ import cupy as xp
 
 from cusink._iteration_cupy import Iteration
 from cusink._plan_means_cupy import plan_means
-from cusink._reductions_cupy import apply_plan, c_transform, plan, plan_sum, softmin, transport_cost
+from cusink._reductions_cupy import (
+    apply_plan,
+    bilinear,
+    c_transform,
+    cost_block,
+    cost_range,
+    plan,
+    plan_sum,
+    repeated_softmin,
+    softmin,
+    transport_cost,
+)
 
 __all__ = [
     "Iteration",
     "apply_plan",
+    "bilinear",
     "c_transform",
+    "cost_block",
+    "cost_range",
     "plan",
     "plan_means",
     "plan_sum",
+    "repeated_softmin",
     "softmin",
     "to_host",
     "transport_cost",

@@ -23,6 +23,11 @@ def softmin(C, logits, eps, axis):
     return log_sums(C, logits, LOG2_E / eps, LOG2_E, -eps / LOG2_E, axis)
 
 
+def repeated_softmin(C, eps):
+    """A function (logits, axis) that is `softmin`."""
+    return lambda logits, axis: softmin(C, logits, eps, axis)
+
+
 def log_sums(C, logits, cost_scale, logit_scale, value_scale, axis, index=None, out=None):
     """``value_scale * log2(sum_j exp2(logit_scale * logits_j - cost_scale * C_ij))``; `index`: which cost is whose."""
     C, logits = map(cp.ascontiguousarray, (C, logits))
@@ -92,6 +97,25 @@ def c_transform(C, potential, axis):
     inputs = (C, potential, *_cost_index(launch, None), *_cost_stride(launch, C))
     run(launch, dtype, out, *inputs, *_sizes(B, n, m))
     return out
+
+
+def cost_range(C):
+    """The smallest and the largest finite cost, as numbers."""
+    return float(C.min()), float(cp.where(cp.isfinite(C), C, -cp.inf).max())
+
+
+def cost_block(C, problems, rows):
+    """Costs (rows, m) or (problems, rows, m)."""
+    return cp.ascontiguousarray(C[rows] if C.ndim == 2 else C[problems, rows])
+
+
+def bilinear(C, x, y):
+    """``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y; +inf only where a forbidden pair meets mass."""
+    forbidden = cp.isposinf(C)
+    if not forbidden.any():
+        return (cp.matmul(x[:, None, :], C)[:, 0, :] * y).sum(axis=1)
+    met = (cp.matmul(x[:, None, :], forbidden.astype(x.dtype))[:, 0, :] * y).sum(axis=1)
+    return cp.where(met > 0, cp.inf, bilinear(cp.where(forbidden, 0, C), x, y))
 
 
 def run(launch, dtype, *arguments):

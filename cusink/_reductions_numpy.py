@@ -128,6 +128,25 @@ def c_transform(C, potential, axis):
     return out
 
 
+def cost_range(C):
+    """The smallest and the largest finite cost, as numbers."""
+    return float(C.min()), float(np.where(np.isfinite(C), C, -np.inf).max())
+
+
+def cost_block(C, problems, rows):
+    """Costs (rows, m) or (problems, rows, m)."""
+    return np.ascontiguousarray(C[rows] if C.ndim == 2 else C[problems, rows])
+
+
+def bilinear(C, x, y):
+    """``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y; +inf only where a forbidden pair meets mass."""
+    forbidden = np.isposinf(C)
+    if not forbidden.any():
+        return (np.matmul(x[:, None, :], C)[:, 0, :] * y).sum(axis=1)
+    met = (np.matmul(x[:, None, :], forbidden.astype(x.dtype))[:, 0, :] * y).sum(axis=1)
+    return np.where(met > 0, np.inf, bilinear(np.where(forbidden, 0, C), x, y))
+
+
 def _finite(C):
     """`C` with forbidden pairs at zero, for sums in which they carry no mass."""
     forbidden = np.isposinf(C)

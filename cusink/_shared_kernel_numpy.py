@@ -52,11 +52,7 @@ class SharedKernel:
     def append(self, a, b, f, g):
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
         if self.K is None:
-            # float64 first: C / eps may be 1e4, and float32 would leave exp with that many rounding errors.
-            exponents = np.maximum((self.shift - self.C.astype(np.float64)) / self.eps, -1e6)
-            powers = np.floor(exponents / np.log(2))  # apart, for a digit of C / eps would drown in s
-            K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + self.s)
-            self.K = flush(K.astype(self.dtype))
+            self.K = scaled_kernel(self.C, self.dtype, self.eps, self.shift)
         a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
         U, eu = self._scaling(a, f.T if f.any() else None)
         V, ev = self._scaling(b, g.T - self.shift if g.any() else None)
@@ -160,7 +156,7 @@ class SharedKernel:
         sound_f = certified(T, V, b, 2.0**self.s)
         inside = np.ones(len(index), bool) & normal & in_range(T, sound_f, a)
         T[:, ~inside] = 1
-        f = _log_scaled(T, ev - self.s)
+        f = log_scaled(T, ev - self.s)
         f *= -eps
         U = np.divide(gamma_a, T, out=T)
         np.matmul(self.K.T, U, out=S)
@@ -169,21 +165,21 @@ class SharedKernel:
         gamma = np.exp2(self.s - eu - ev)
         carried = V > 0
         if carried.all():
-            g = _log_scaled(V / b, ev)
+            g = log_scaled(V / b, ev)
             g *= eps
             g += self.shift
         else:  # a weight of zero has the potential of its own softmin
-            g = self.shift - eps * _log_scaled(S, eu - self.s)
+            g = self.shift - eps * log_scaled(S, eu - self.s)
         error = _distance(V, S, gamma_b) / gamma_b.sum(axis=0, dtype=np.float64)
         cost = np.matmul(self.KC.T, U, out=S)
         cost *= V
         cost = cost.sum(axis=0) / gamma * self.unit
         if sound_f is not True or sound_g is not True:
-            repair(f, sound_f, self.C, (_log_scaled(V, ev) + self.shift / eps).astype(T.dtype), eps, axis=1)
-            repair(g, sound_g | carried, self.C, _log_scaled(U, eu).astype(T.dtype), eps, axis=0)
+            repair(f, sound_f, self.C, (log_scaled(V, ev) + self.shift / eps).astype(T.dtype), eps, axis=1)
+            repair(g, sound_g | carried, self.C, log_scaled(U, eu).astype(T.dtype), eps, axis=0)
         if not carried.all():
             ratio = np.divide(V, b, where=carried, out=np.ones_like(b))
-            g = np.where(carried.T, eps * _log_scaled(ratio, ev) + self.shift, g)
+            g = np.where(carried.T, eps * log_scaled(ratio, ev) + self.shift, g)
         lost = np.flatnonzero(~inside)
         if len(lost):
             a, b, _, start = self.state(index[lost])
@@ -238,6 +234,15 @@ class SharedKernel:
         return self.work
 
 
+def scaled_kernel(C, dtype, eps, shift):
+    """``2**KERNEL exp((shift - C) / eps)``, without denormals."""
+    # float64 first: C / eps may be 1e4, and float32 would leave exp with that many rounding errors.
+    exponents = np.maximum((shift - C.astype(np.float64)) / eps, -1e6)
+    powers = np.floor(exponents / np.log(2))  # apart, for a digit of C / eps would drown in the shift
+    K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + KERNEL[np.dtype(dtype).name])
+    return flush(K.astype(dtype))
+
+
 def _distance(scaling, sums, numerators):
     """``sum |scaling * sums - numerators|`` of each column; overwrites `sums`."""
     sums *= scaling
@@ -258,7 +263,7 @@ def _normal(scaling, weights, tiny):
     return (((scaling >= tiny) & (scaling < np.inf)) | (weights == 0)).all(axis=0)
 
 
-def _log_scaled(x, exponent):
+def log_scaled(x, exponent):
     """``log(x * 2**exponent)`` of columns x (n, B), transposed, in float64, with no digit lost to a large exponent."""
     log = np.multiply(x, np.exp2(exponent), dtype=np.float64)
     if log.min(initial=1) >= np.finfo(np.float64).tiny and log.max(initial=1) < np.inf:

@@ -144,7 +144,7 @@ class SinkhornResult:
         short_a = xp.maximum(a - ops.apply_plan(C, p, q, one, eps, axis=1), 0)
         short_b = xp.maximum(b - ops.apply_plan(C, p, q, xp.ones_like(a), eps, axis=0), 0)
         missing = xp.maximum(short_a.sum(axis=1), short_b.sum(axis=1))
-        rest = _bilinear(xp, C, short_a, short_b)
+        rest = ops.bilinear(C, short_a, short_b)
         rest = xp.where(missing > 0, rest / xp.where(missing > 0, missing, 1), 0)
         upper = ops.transport_cost(C, p, q, eps) + rest
 
@@ -171,15 +171,6 @@ def _dot(xp, weights, values):
     if not xp.isfinite(values).all():
         values = xp.where(weights > 0, values, 0)
     return xp.einsum("bi,bi->b", weights.astype(np.float64, copy=False), values.astype(np.float64, copy=False))
-
-
-def _bilinear(xp, C, x, y):
-    """``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y; +inf only where a forbidden pair meets mass."""
-    forbidden = xp.isposinf(C)
-    if not forbidden.any():
-        return (xp.matmul(x[:, None, :], C)[:, 0, :] * y).sum(axis=1)
-    met = (xp.matmul(x[:, None, :], forbidden.astype(x.dtype))[:, 0, :] * y).sum(axis=1)
-    return xp.where(met > 0, xp.inf, _bilinear(xp, xp.where(forbidden, 0, C), x, y))
 
 
 def _shrink(xp, wanted, have):

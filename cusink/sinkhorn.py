@@ -34,6 +34,7 @@ def sinkhorn(
     overrelaxation="auto",
     init=None,
     callback=None,
+    memory_limit=None,
     check=True,
 ):
     """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
@@ -44,9 +45,9 @@ def sinkhorn(
         Source weights: non-negative, with a positive sum. Zeros are allowed. None stands for uniform weights of sum 1.
     b : array, shape (m,) or (B, m), or None
         Target weights, of the same sum as `a`.
-    C : array, shape (n, m) or (B, n, m)
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
         Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
-        pair of bins.
+        pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored.
     eps : float
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p.
     max_iter : int
@@ -68,6 +69,9 @@ def sinkhorn(
         Potentials to start from, of the shapes of the result's.
     callback : callable, optional
         Called as ``callback(iteration, error)`` at every check, with the latest error of every problem.
+    memory_limit : int, optional
+        Bytes that a kernel made of a `cusink.PointCloud` may take; where it would be larger, it is recreated in blocks
+        in every iteration, which is slower. If not given, 1 GiB.
     check : bool
         False skips the checks of the values of the input (not those of shapes and types), for speed.
 
@@ -113,7 +117,7 @@ def sinkhorn(
     >>> print(f"{result.cost:.4f}")
     1.0000
     """
-    given = _checks.sinkhorn(a, b, C, eps=eps, init=init, check=check)
+    given = _checks.sinkhorn(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit)
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation, callback)
     ops = ops_for(given.C)
     f, g, cost, error, n_iter, converged = solve(ops, given.a, given.b, given.C, eps, given.init, **options)
@@ -134,7 +138,8 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     """
     xp = ops.xp
     options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation}
-    steepness = (float(xp.where(xp.isfinite(C), C, -xp.inf).max()) - float(C.min())) / eps
+    low, high = ops.cost_range(C)
+    steepness = (high - low) / eps
     spent = 0
     if tol is not None and init is None:
         spent, init = anneal(ops, a, b, C, eps, max_iter, options, steepness)
@@ -144,7 +149,7 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     f, g, cost = xp.empty_like(a), xp.empty_like(b), xp.empty(len(a), a.dtype)
     error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
     relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation, steepness)
-    rounding = Rounding(len(a), C, eps)
+    rounding = Rounding(len(a), C.dtype, max(abs(low), abs(high)) / eps)
     in_range = np.ones(len(a), bool)
     active, done = np.arange(len(a)), 0
     while len(active) and done < max_iter:
@@ -198,12 +203,13 @@ def anneal(ops, a, b, C, eps, max_iter, options, steepness):
 
 
 class Rounding:
-    """Tells which problems have reached the rounding level of their dtype: a small error that no longer falls."""
+    """Tells which problems have reached the rounding level of their dtype: a small error that no longer falls.
 
-    def __init__(self, problems, C, eps):
-        xp = ops_for(C).xp
-        finite = xp.where(xp.isfinite(C), C, 0)
-        self.level = 64 * float(np.finfo(C.dtype.name).eps) * (1 + float(xp.abs(finite).max()) / eps)
+    `exponent` is the largest cost over eps.
+    """
+
+    def __init__(self, problems, dtype, exponent):
+        self.level = 64 * float(np.finfo(dtype.name).eps) * (1 + exponent)
         self.best = np.full(problems, np.inf)
         self.checks = np.zeros(problems, np.int64)
 

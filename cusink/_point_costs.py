@@ -1,0 +1,82 @@
+"""The costs between two clouds of points as data for the operators: the points, never the costs."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+KEPT = 1 << 30  # bytes that a kernel may take if the caller sets no limit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PointCosts:
+    """``C_ij = factor * s_ij ** exponent`` with s the squared Euclidean distance, or the city-block distance.
+
+    `x` (n, d) or (B, n, d) and `y` (m, d) or (B, m, d), C-contiguous, of one dtype; both have a batch axis or neither.
+    They are centred, so that no digit is lost far from the origin. An operator may keep a kernel of
+    `memory_limit` bytes, and recreates the costs in blocks where it would be larger.
+    """
+
+    x: Any
+    y: Any
+    norm: str  # "squared" or "cityblock"
+    exponent: float = 1.0
+    factor: float = 1.0
+    memory_limit: int = KEPT
+
+    @property
+    def shape(self):
+        """Of the cost that is not there: (n, m) or (B, n, m)."""
+        return (*self.x.shape[:-1], self.y.shape[-2])
+
+    @property
+    def ndim(self):
+        return self.x.ndim
+
+    @property
+    def dtype(self):
+        return self.x.dtype
+
+    def astype(self, dtype):
+        """The same points in another precision."""
+        return dataclasses.replace(self, x=self.x.astype(dtype), y=self.y.astype(dtype))
+
+    def at(self, problems):
+        """The costs of some problems, where each has its own; else the shared one."""
+        if self.ndim == 2:
+            return self
+        return dataclasses.replace(self, x=self.x[problems], y=self.y[problems])
+
+    def take(self, rows, columns):
+        """The costs between some of the points."""
+        return dataclasses.replace(self, x=self.x[..., rows, :], y=self.y[..., columns, :])
+
+    def block(self, xp, problems=slice(None), rows=slice(None)):
+        """Costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
+        x, y = (self.x, self.y) if self.ndim == 2 else (self.x[problems], self.y[problems])
+        x = x[..., rows, :]
+        out = xp.zeros((*x.shape[:-1], y.shape[-2]), self.dtype)
+        for k in range(x.shape[-1]):
+            difference = x[..., :, None, k] - y[..., None, :, k]
+            out += xp.abs(difference) if self.norm == "cityblock" else difference * difference
+        return self.of_distances(xp, out)
+
+    def of_distances(self, xp, s):
+        """Costs of the distances `s`, which are overwritten."""
+        if self.exponent == 0.5:
+            xp.sqrt(s, out=s)
+        elif self.exponent != 1:
+            xp.power(s, s.dtype.type(self.exponent), out=s)
+        if self.factor != 1:
+            s *= s.dtype.type(self.factor)
+        return s
+
+    def largest(self, xp):
+        """A bound that no cost exceeds."""
+        sizes = []
+        for points in (self.x, self.y):
+            points = points.astype(np.float64)
+            size = xp.abs(points).sum(axis=-1) if self.norm == "cityblock" else (points * points).sum(axis=-1)
+            sizes.append(size.max(axis=-1))
+        s = sizes[0] + sizes[1] if self.norm == "cityblock" else (xp.sqrt(sizes[0]) + xp.sqrt(sizes[1])) ** 2
+        return self.factor * float(s.max()) ** self.exponent
