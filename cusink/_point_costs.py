@@ -23,6 +23,7 @@ class PointCosts:
     exponent: float = 1.0
     factor: float = 1.0
     memory_limit: int = KEPT
+    cloud: Any = None  # the PointCloud that the points came from
 
     @property
     def shape(self):
@@ -60,6 +61,29 @@ class PointCosts:
             difference = x[..., :, None, k] - y[..., None, :, k]
             out += xp.abs(difference) if self.norm == "cityblock" else difference * difference
         return self.of_distances(xp, out)
+
+    def block_adjoint(self, xp, gradient, problems=slice(None), rows=slice(None)):
+        """Pull the `gradient` by a `block` back to the points of its rows (n, d) and to all columns' (m, d).
+
+        Points that coincide take zero where the cost has no derivative, as `cusink.cost_matrix_adjoint` does.
+        """
+        x, y = (self.x, self.y) if self.ndim == 2 else (self.x[problems], self.y[problems])
+        x = x[..., rows, :]
+        if self.exponent != 1:
+            s = dataclasses.replace(self, exponent=1.0, factor=1.0).block(xp, problems, rows)
+            s = xp.where(s > 0, s, xp.inf if self.exponent < 1 else 0)
+            gradient = gradient * xp.power(s, s.dtype.type(self.exponent - 1))
+        gradient = gradient * gradient.dtype.type(self.factor * self.exponent)
+        if self.norm == "squared":
+            turned = xp.swapaxes(gradient, -1, -2)
+            gx = gradient.sum(axis=-1)[..., None] * x - xp.matmul(gradient, y)
+            gy = turned.sum(axis=-1)[..., None] * y - xp.matmul(turned, x)
+            return 2 * gx, 2 * gy
+        gx, gy = xp.empty_like(x), xp.empty_like(y)
+        for k in range(x.shape[-1]):
+            slope = xp.sign(x[..., :, None, k] - y[..., None, :, k]) * gradient
+            gx[..., k], gy[..., k] = slope.sum(axis=-1), -slope.sum(axis=-2)
+        return gx, gy
 
     def of_distances(self, xp, s):
         """Costs of the distances `s`, which are overwritten."""

@@ -9,7 +9,10 @@ import numpy as np
 
 from cusink import _checks_adjoint
 from cusink._additive_fit import additive_fit
+from cusink._grid_costs import GridCosts
 from cusink._ops import ops_for
+from cusink._point_costs import PointCosts
+from cusink.geometry import points_adjoint
 from cusink.result import Problem, SinkhornResult
 from cusink.sinkhorn import ConvergenceWarning
 
@@ -22,7 +25,7 @@ BLOCK = 1 << 20  # entries of a block of plans, where a gradient needs the plan 
 class SinkhornGradients:
     """Gradients of ``sum(cotangent * output)`` by the inputs of `cusink.sinkhorn`.
 
-    `C` and `eps` are computed when they are first asked for: until then they cost nothing.
+    `C`, `eps`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
 
     Attributes
     ----------
@@ -42,13 +45,33 @@ class SinkhornGradients:
 
     @functools.cached_property
     def C(self):
-        """By the cost: array of shape (n, m), summed over the batch, for a shared cost; (B, n, m) else."""
+        """By the cost: array of shape (n, m), summed over the batch, for a shared cost; (B, n, m) else.
+
+        None for a `cusink.PointCloud` or `cusink.Grid`, which has no stored cost.
+        """
         return self._terms.by_cost()
 
     @functools.cached_property
     def eps(self):
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return self._terms.by_eps()
+
+    @property
+    def x(self):
+        """By the source points of a `cusink.PointCloud`, in their shape; summed over the batch for a shared cloud.
+
+        By the points as sources and as targets, if the cloud was given as `x` alone. None for other costs.
+        """
+        return self._points[0]
+
+    @property
+    def y(self):
+        """By the target points of a `cusink.PointCloud`; None if it was given as `x` alone, and for other costs."""
+        return self._points[1]
+
+    @functools.cached_property
+    def _points(self):
+        return self._terms.by_points()
 
 
 def sinkhorn_adjoint(
@@ -84,7 +107,7 @@ def sinkhorn_adjoint(
     Returns
     -------
     SinkhornGradients
-        a, b, C, eps and converged.
+        a, b, C, eps and converged; x and y for a `cusink.PointCloud`.
 
     Raises
     ------
@@ -240,13 +263,15 @@ class Terms:
         """Gradient by the cost: (n, m), summed over the batch, or (B, n, m)."""
         problem = self.problem
         ops, C = ops_for(problem.C), problem.C
+        if isinstance(C, (PointCosts, GridCosts)):
+            return None
         shared = C.ndim == 2
         if shared and self.grad_f is None:
             out = self._by_shared_cost(ops)
         else:
             out = ops.xp.zeros_like(C)
             for problems, rows in self._blocks():
-                part = self._block(ops, problems, rows)[0]
+                part = self._block(problems, rows)[0]
                 if shared:
                     out[rows] += part.sum(axis=0)
                 else:
@@ -254,13 +279,34 @@ class Terms:
         out = out if out.dtype == problem.dtype else out.astype(problem.dtype)
         return out if shared or problem.batched else out[0]
 
+    def by_points(self):
+        """Gradients by the points of a cloud, (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d)."""
+        C = self.problem.C
+        if not isinstance(C, PointCosts):
+            return None, None
+        xp = ops_for(C).xp
+        gx, gy = (xp.zeros(points.shape, np.float64) for points in (C.x, C.y))
+        for problems, rows in self._blocks():
+            gradient = self._block(problems, rows)[0]
+            if C.ndim == 2:
+                by_rows, by_columns = C.block_adjoint(xp, gradient.sum(axis=0), rows=rows)
+                gx[rows] += by_rows
+                gy += by_columns
+            else:
+                by_rows, by_columns = C.block_adjoint(xp, gradient, problems, rows)
+                gx[problems, rows] += by_rows
+                gy[problems] += by_columns
+        if C.ndim < C.cloud.x.ndim:  # a batch of one
+            gx, gy = gx[None], gy[None]
+        return points_adjoint(xp, C.cloud, gx, gy)
+
     def by_eps(self):
         """Gradient by the regularisation, (B,) or ()."""
         problem = self.problem
-        ops, xp = ops_for(problem.C), ops_for(problem.C).xp
+        xp = ops_for(problem.C).xp
         out = xp.zeros(len(problem.a), np.float64)
         for problems, rows in self._blocks():
-            gradient, log_ratio, direct = self._block(ops, problems, rows)
+            gradient, log_ratio, direct = self._block(problems, rows)
             out[problems] += ((gradient - direct) * log_ratio).sum(axis=(1, 2), dtype=np.float64)
         if self.grad_entropic_cost is not None:
             for weights in (problem.a, problem.b):
@@ -282,16 +328,17 @@ class Terms:
             out += means.plan_sum(*(v if v is None else v[index] for v in (rows, columns, costs)))
         return out
 
-    def _block(self, ops, problems, rows):
+    def _block(self, problems, rows):
         """Of a block of plans: the gradient by the cost, ``log(P / a b')``, and the part ``grad_cost P`` of the first.
 
         The rest of the first changes the plan and not its price, and is what a change of eps works through.
         """
-        xp, problem, eps = ops.xp, self.problem, self.problem.eps
+        problem, eps = self.problem, self.problem.eps
+        ops, xp = ops_for(problem.a), ops_for(problem.a).xp  # of blocks of the cost, which are arrays
         f, g = _finite(xp, problem.f)[problems, rows], _finite(xp, problem.g)[problems]
         with np.errstate(divide="ignore"):
             p, q = xp.log(problem.a[problems, rows]) + f / eps, xp.log(problem.b[problems]) + g / eps
-        C = xp.ascontiguousarray(problem.C[rows] if problem.C.ndim == 2 else problem.C[problems, rows])
+        C = ops_for(problem.C).cost_block(problem.C, problems, rows)
         plan = ops.plan(C, p, q, eps)
         log_ratio = (f[:, :, None] + g[:, None, :] - _finite(xp, C)) / eps
         direct, factor = 0, self.level[problems, None, None]

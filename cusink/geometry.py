@@ -198,7 +198,26 @@ def _point_costs(xp, cloud, x, y, memory_limit):
     centre = x.mean(axis=-2, keepdims=True, dtype=np.float64).astype(dtype)
     centred = xp.ascontiguousarray(x - centre)
     other = centred if cloud.x is cloud.y else xp.ascontiguousarray(y - centre)
-    return PointCosts(centred, other, norm, exponent * cloud.power, factor, memory_limit)
+    return PointCosts(centred, other, norm, exponent * cloud.power, factor, memory_limit, cloud)
+
+
+def points_adjoint(xp, cloud, gx, gy):
+    """Gradients by the points of a cloud, in their shape, of those by the points as `costs_of` gives them.
+
+    With one cloud on both sides, gx is by the points as sources and as targets, and gy is None.
+    """
+    out = []
+    for given, flat, gradient in zip((cloud.x, cloud.y), cloud.flat, (gx, gy), strict=True):
+        if cloud.metric == "cosine":
+            given = given.astype(np.float64)
+            norm = xp.sqrt((given * given).sum(axis=-1, keepdims=True))
+            unit = given / norm
+            gradient = (gradient - unit * (unit * gradient).sum(axis=-1, keepdims=True)) / norm
+        out.append(gradient[..., 0] if flat else gradient)
+    if cloud.x is cloud.y:
+        total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
+        return total.astype(cloud.x.dtype), None
+    return tuple(x.astype(cloud.x.dtype) for x in out)
 
 
 def _grid_costs(xp, grid, dtype):
