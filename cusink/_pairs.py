@@ -1,7 +1,11 @@
 """Pairs of two collections, solved a row against many columns at a time: what a distance matrix is made of."""
 
+import dataclasses
+
 from cusink import _checks
+from cusink._grid_costs import GridCosts
 from cusink._ops import ops_for
+from cusink._point_costs import PointCosts
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve
 
@@ -11,10 +15,13 @@ ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
 COPIES = 6  # of the cost, that a row against many takes: the bins in use, its kernels, and work on them
 
 
-def pairs_of(A, B, C, *, eps, check):
+def pairs_of(A, B, C, *, eps, check, memory_limit=None):
     """The checked pairs of all rows of A with all rows of B (None: of A) at the cost C."""
     given = _checks.histograms(A, B, C, eps=eps, check=check)
-    return HistogramPairs(given.a, given.b, given.C, eps, given.dtype)
+    C = given.C
+    if isinstance(C, PointCosts) and memory_limit is not None:
+        C = dataclasses.replace(C, memory_limit=min(C.memory_limit, memory_limit // 2))
+    return HistogramPairs(given.a, given.b, C, eps, given.dtype)
 
 
 class HistogramPairs:
@@ -26,6 +33,7 @@ class HistogramPairs:
     C, eps, ops : cost, regularisation and operators of the computation
     dtype : of the user, which the distances get
     symmetric : whether the pair (j, i) has the distances of the pair (i, j), both from one collection
+    comparable : whether items can be solved against themselves, as a divergence needs
     pair_bytes : what one pair takes while it is solved
     shared_bytes : what a row takes, however many columns it is solved against
     """
@@ -34,11 +42,14 @@ class HistogramPairs:
         self.A, self.B, self.C, self.eps, self.dtype = A, B, C, eps, dtype
         self.ops = ops_for(C)
         self.shape = (len(A), len(B))
-        self.dense = isinstance(C, self.ops.xp.ndarray)
-        self.divisible = self.dense or hasattr(C, "take")  # not so a grid, whose cells come together
-        self.symmetric = A is B and (_checks.symmetric(C) if self.dense else not self.divisible or C.x is C.y)
+        self.comparable = _checks.symmetric(C) or isinstance(C, PointCosts)
+        self.symmetric = A is B and _checks.symmetric(C)
         self.pair_bytes = ARRAYS * sum(C.shape) * A.itemsize
-        self.shared_bytes = COPIES * C.shape[0] * C.shape[1] * A.itemsize if self.dense else 0
+        stored = C.shape[0] * C.shape[1] * A.itemsize
+        if isinstance(C, PointCosts):
+            self.shared_bytes = min(COPIES * stored, C.memory_limit)
+        else:
+            self.shared_bytes = 0 if isinstance(C, GridCosts) else COPIES * stored
 
     def solve(self, row, columns, value, options):
         """Solve one row against `columns`, a slice or an index array; a dict of arrays (len(columns),).
@@ -50,7 +61,7 @@ class HistogramPairs:
         a, B, C = self.A[row], self.B[columns], self.C
         # Empty bins leave the problem, where the cost can be had without them.
         rows, used = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
-        if self.divisible:
+        if not isinstance(C, GridCosts):
             C = self._between(rows, used)
             B = B[:, used] if len(used) < B.shape[1] else B
             a = a[rows] if len(rows) < len(a) else a
@@ -59,13 +70,20 @@ class HistogramPairs:
 
     def solve_selves(self, side, items, options):
         """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
-        weights = (self.A, self.B)[side][items]
-        return self._solved(weights, weights, self.C, "reg_cost", options)
+        weights, C = (self.A, self.B)[side][items], self.C
+        if isinstance(C, PointCosts):
+            points = (C.x, C.y)[side]
+            C = dataclasses.replace(C, x=points, y=points)
+        return self._solved(weights, weights, C, "reg_cost", options)
+
+    def content(self):
+        """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
+        return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C}
 
     def _between(self, rows, columns):
         """The cost between some bins."""
         C, xp = self.C, self.ops.xp
-        if not self.dense:
+        if isinstance(C, PointCosts):
             return C.take(rows, columns)
         if len(columns) < C.shape[1]:
             C = C[:, columns]
