@@ -68,7 +68,7 @@ def grid(shape, metric, spacing, periodic):
             f"'metric' must be one of {', '.join(map(repr, SEPARABLE))}, which are sums over the axes of a grid; got "
             f"{metric!r}. For another one pass PointCloud(points, metric={metric!r})"
         )
-    cells = (shape,) if isinstance(shape, numbers.Integral) else tuple(shape)
+    cells = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     if not 1 <= len(cells) <= 3 or not all(isinstance(k, numbers.Integral) and k > 0 for k in cells):
         raise ValueError(f"'shape' must be one, two or three positive numbers of cells; got {shape!r}")
     spacings = _for_each_axis("spacing", spacing, len(cells))

@@ -56,7 +56,7 @@ class PointCloud:
     >>> C = cusink.PointCloud([0.0, 1.0, 3.0], [0.5, 2.5])
     >>> result = cusink.sinkhorn(None, [0.5, 0.5], C, eps=0.1)
     >>> print(C.shape, result.f.shape, f"{result.cost:.4f}")
-    (3, 2) (3,) 0.5834
+    (3, 2) (3,) 0.5833
     """
 
     def __init__(self, x, y=None, metric="sqeuclidean", *, power=1):
@@ -132,8 +132,8 @@ class Grid:
     >>> image[4, 4] = 1
     >>> moved = np.roll(image, (3, 4), axis=(0, 1))
     >>> grid = cusink.Grid((28, 28))
-    >>> print(cusink.sinkhorn(image.reshape(-1), moved.reshape(-1), grid, eps=1.0).cost)
-    25.0
+    >>> print(f"{cusink.sinkhorn(image.reshape(-1), moved.reshape(-1), grid, eps=1.0).cost:.4f}")
+    25.0000
     """
 
     def __init__(self, shape, metric="sqeuclidean", *, spacing=1.0, periodic=False):

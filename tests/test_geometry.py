@@ -1,0 +1,133 @@
+"""`PointCloud` and `Grid`: what they stand for, and what they refuse."""
+
+import numpy as np
+import pytest
+
+import cusink
+
+POINTS = np.random.default_rng(0).normal(size=(6, 2))
+
+
+@pytest.mark.parametrize("power", [1, 2, 0.5])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock", "cosine"])
+def test_a_cloud_stands_for_the_cost_between_its_points(xp, metric, power):
+    x, y = xp(POINTS), xp(POINTS[:4] * 2 + 1)
+    cloud, expected = cusink.PointCloud(x, y, metric, power=power), cusink.cost_matrix(x, y, metric) ** power
+    assert cloud.shape == (6, 4) and xp.owns(cloud.dense())
+    # The root of a cosine near zero has half the digits.
+    np.testing.assert_allclose(xp.numpy(cloud.dense()), xp.numpy(expected), rtol=1e-10, atol=1e-7)
+    assert cloud.mean() == pytest.approx(float(expected.mean()), rel=1e-6)
+
+
+def test_points_may_be_numbers_alone_or_with_a_batch_axis():
+    assert cusink.PointCloud([0.0, 1.0, 3.0]).dense().tolist() == [[0, 1, 9], [1, 0, 4], [9, 4, 0]]
+    batch = cusink.PointCloud(np.stack([POINTS, -POINTS]), POINTS[:3])
+    assert batch.shape == (2, 6, 3)
+    np.testing.assert_allclose(batch.dense()[1], cusink.cost_matrix(-POINTS, POINTS[:3]), rtol=1e-12)
+    assert "shape=(2, 6, 3)" in repr(batch)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_dtypes_stay(dtype):
+    cloud = cusink.PointCloud(POINTS.astype(dtype))
+    assert cloud.dense().dtype == dtype
+    assert cusink.sinkhorn(None, None, cloud, eps=1.0).cost.dtype == dtype
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cityblock"])
+@pytest.mark.parametrize("cells", [5, (3, 4), (2, 3, 4)])
+def test_a_grid_stands_for_the_cost_between_its_cells(metric, cells):
+    shape = np.atleast_1d(cells)
+    spacing = tuple(0.5 + np.arange(len(shape)))
+    centres = np.indices(tuple(shape)).reshape(len(shape), -1).T * spacing
+    grid = cusink.Grid(cells, metric, spacing=spacing)
+    np.testing.assert_allclose(grid.dense(), cusink.cost_matrix(centres, centres, metric), rtol=1e-13)
+    assert grid.max() == pytest.approx(grid.dense().max())
+    assert repr(grid).startswith("Grid(")
+
+
+def test_a_periodic_axis_goes_the_shorter_way():
+    grid = cusink.Grid((4, 3), periodic=(True, False))
+    cost = grid.dense().reshape(4, 3, 4, 3)
+    assert cost[0, 0, :, 0].tolist() == [0, 1, 4, 1]
+    assert cost[0, 0, 0, :].tolist() == [0, 1, 4]
+
+
+def test_solving_with_either_is_solving_with_the_cost(xp):
+    rng = np.random.default_rng(1)
+    a, b = xp(rng.dirichlet(np.ones(6), 3)), xp(rng.dirichlet(np.ones(6), 3))
+    for C in (cusink.PointCloud(xp(POINTS)), cusink.Grid((2, 3))):
+        stored = xp(xp.numpy(C.dense()))
+        ours, theirs = (cusink.sinkhorn(a, b, cost, eps=0.2, tol=1e-9) for cost in (C, stored))
+        for name in ("cost", "reg_cost", "entropic_cost", "f", "g"):
+            np.testing.assert_allclose(
+                xp.numpy(getattr(ours, name)), xp.numpy(getattr(theirs, name)), rtol=1e-6, atol=1e-8, err_msg=name
+            )
+        for bound, other in zip(ours.bounds(), theirs.bounds(), strict=True):
+            np.testing.assert_allclose(xp.numpy(bound), xp.numpy(other), rtol=1e-6)
+        np.testing.assert_allclose(xp.numpy(ours.plan()), xp.numpy(theirs.plan()), rtol=1e-5, atol=1e-10)
+        np.testing.assert_allclose(xp.numpy(ours.apply(a, 0)), xp.numpy(theirs.apply(a, 0)), rtol=1e-5)
+
+
+def test_one_point_and_equal_points_are_problems_like_any_other():
+    one = cusink.sinkhorn([1.0], None, cusink.PointCloud([[1.0, 2.0]], POINTS), eps=0.1)
+    assert one.cost == pytest.approx(cusink.cost_matrix([[1.0, 2.0]], POINTS).mean())
+    equal = cusink.sinkhorn(None, None, cusink.PointCloud(np.ones((4, 3))), eps=0.1)
+    assert equal.cost == 0 and equal.converged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([[0.0, np.nan]],), "'x' must be finite"),
+        (([[0.0, 1.0]], [[np.inf, 1.0]]), "'y' must be finite"),
+        (([[0.0, 1.0]], [[1.0, 2.0, 3.0]]), r"same number of coordinates; got \(1, 2\) and \(1, 3\)"),
+        ((np.empty((3, 0)),), r"at least one point and one coordinate; got \(3, 0\)"),
+        ((np.empty((0, 3)),), r"at least one point and one coordinate; got \(0, 3\)"),
+        ((np.ones((2, 3, 1)), np.ones((4, 3, 1))), "one batch size"),
+        (([[0.0, 0.0]], None, "cosine"), "no zero vector"),
+        (([[0.0]], None, "hamming"), "'metric' must be one of 'sqeuclidean', 'euclidean'"),
+    ],
+)
+def test_bad_points_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cusink.PointCloud(*arguments)
+
+
+def test_bad_powers_and_missing_points_are_refused():
+    with pytest.raises(ValueError, match="'power' must be positive and finite; got 0"):
+        cusink.PointCloud([0.0], power=0)
+    with pytest.raises(TypeError, match="'power' must be a number"):
+        cusink.PointCloud([0.0], power="2")
+    with pytest.raises(TypeError, match="'x' must be an array of points; got None"):
+        cusink.PointCloud(None)
+    with pytest.raises(TypeError, match="'x' is float32 and 'y' is float64"):
+        cusink.PointCloud(POINTS.astype(np.float32), POINTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (((0, 3),), {}, "'shape' must be one, two or three positive numbers"),
+        (((1, 2, 3, 4),), {}, "'shape' must be one, two or three positive numbers"),
+        ((3.5,), {}, "'shape' must be one, two or three positive numbers"),
+        (((3, 3), "euclidean"), {}, "PointCloud"),
+        (((3, 3),), {"spacing": -1.0}, "'spacing' must be positive"),
+        (((3, 3),), {"spacing": (1.0, 1.0, 1.0)}, "'spacing' must be one value, or 2"),
+        (((3, 3),), {"periodic": "yes"}, "'periodic' must be a bool"),
+    ],
+)
+def test_bad_grids_are_refused(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        cusink.Grid(*arguments, **options)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"'a' must have shape \(6,\) to match C of shape \(6, 6\); got \(5,\)"):
+        cusink.sinkhorn(np.ones(5), None, cusink.PointCloud(POINTS), eps=0.1)
+    with pytest.raises(TypeError, match="float32"):
+        cusink.sinkhorn(np.ones(6, np.float32) / 6, None, cusink.PointCloud(POINTS), eps=0.1)
+    with pytest.raises(ValueError, match="'memory_limit' must be a number of bytes; got -1"):
+        cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=-1)
+    with pytest.raises(TypeError, match="'memory_limit'"):
+        cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=1e6)
