@@ -6,31 +6,60 @@ K``. Where ``S`` exceeds the sum of these bounds over its n terms by ``1 / eps_m
 Problems are columns.
 """
 
+import dataclasses
+
 import numpy as np
 
 from cusink._reductions_numpy import softmin_entries
 
 
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What underflow can take from a sum, in units of `tiny`: ``of_kernel * max factor + of_products`` and, if an
+    entry of the factor underflowed, `of_factor`. A sum is at most ``gain * max factor``.
+    """
+
+    of_kernel: float
+    of_products: float
+    of_factor: float
+    gain: float
+
+    @classmethod
+    def of_product(cls, terms, largest_K):
+        """Of one matrix product that sums over so many terms."""
+        return cls(terms, terms, terms * largest_K, terms * largest_K)
+
+    def floor(self, dtype, largest, underflowed):
+        """The least sum that is right to rounding."""
+        info = np.finfo(dtype)
+        lost = self.of_kernel * largest + self.of_products + np.where(underflowed, self.of_factor, 0)
+        return float(info.tiny) / float(info.eps) * lost
+
+
 def certified(product, factor, weights, largest_K):
+    """`certified_within` the loss of one matrix product; `largest_K` bounds the kernel."""
+    return certified_within(Loss.of_product(len(factor), largest_K), product, factor, weights)
+
+
+def certified_within(loss, product, factor, weights):
     """Entries of ``product`` (m, B), made from ``factor`` (n, B), that lost nothing beyond rounding; True for all of
     them.
 
-    `weights` tells which entries of `factor` are meant to be zero, and `largest_K` bounds the kernel.
+    `weights` tells which entries of `factor` are meant to be zero.
     """
     info = np.finfo(product.dtype)
-    tiny, limit = float(info.tiny), float(info.max) / (len(factor) * largest_K)
-    loss = len(factor) * tiny / float(info.eps)
+    tiny, limit = float(info.tiny), float(info.max) / loss.gain
     # First by column, as if all entries below tiny had underflowed; then by entry in the columns that fail.
     lowest, smallest = product.min(axis=0, initial=np.inf), factor.min(axis=0, initial=np.inf)
     largest = factor.max(axis=0, initial=0).astype(np.float64)
-    certain = (lowest >= loss * (largest + 1 + np.where(smallest < tiny, largest_K, 0))) & (largest <= limit)
+    certain = (lowest >= loss.floor(product.dtype, largest, smallest < tiny)) & (largest <= limit)
     if certain.all():
         return True
     unclear = np.flatnonzero(~certain)
     flushed = ((factor[:, unclear] < tiny) & (weights[:, unclear] > 0)).any(axis=0)
     largest = largest[unclear]
     sound = np.ones(product.shape, bool)
-    floor = loss * (largest + 1 + np.where(flushed, largest_K, 0))
+    floor = loss.floor(product.dtype, largest, flushed)
     sound[:, unclear] = (product[:, unclear] >= floor) & (largest <= limit)
     return True if sound.all() else sound
 

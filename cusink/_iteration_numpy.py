@@ -9,7 +9,7 @@ import numpy as np
 
 from cusink._log_domain_numpy import LogDomain
 from cusink._own_kernel_numpy import OwnKernel
-from cusink._shared_kernel_numpy import SharedKernel
+from cusink._shared_kernel_numpy import DenseKernel, SharedKernel
 
 RETREAT = 25  # iterations that a problem repeats at most when it leaves the range of a form
 
@@ -19,15 +19,7 @@ class Iteration:
 
     def __init__(self, C, a, b, eps, f, g, method):
         self.dtype = a.dtype
-        if method == "log":
-            self.forms = [LogDomain(C, a.dtype, eps)]
-        elif C.ndim == 3:
-            self.forms = [OwnKernel(C, a.dtype, eps)]
-        else:
-            # What leaves the range of float32 is mostly well within that of float64, at half the speed of one product.
-            self.forms = [SharedKernel(C, dtype, eps) for dtype in dict.fromkeys((a.dtype, np.dtype(np.float64)))]
-            if method == "auto":
-                self.forms.append(OwnKernel(C, np.float64, eps))
+        self.forms = self._forms(C, a.dtype, eps, method)
         self.rows, left = [], np.arange(len(a))
         for form in self.forms:
             fits = form.fits(a[left], b[left], f[left], g[left]) if self.rows else form.fits(a, b, f, g)
@@ -39,6 +31,16 @@ class Iteration:
             self.stuck[left] = True
             self.forms[-1].append(a[left], b[left], f[left], g[left])
             self.rows[-1] = np.concatenate([self.rows[-1], left])
+
+    def _forms(self, C, dtype, eps, method):
+        """The forms that a problem may go through, in this order."""
+        if method == "log":
+            return [LogDomain(C, dtype, eps)]
+        if C.ndim == 3:
+            return [OwnKernel(C, dtype, eps)]
+        # What leaves the range of float32 is mostly well within that of float64, at half the speed of one product.
+        kernels = [DenseKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
+        return [*map(SharedKernel, kernels), *([OwnKernel(C, np.float64, eps)] if method == "auto" else [])]
 
     def advance(self, omega, count):
         """Take `count` iterations of every problem; return bounds (B,) on their errors, inf for one out of range."""

@@ -2,14 +2,17 @@
 
 import numpy as np
 
-from cusink._reductions_numpy import softmin, transport_cost
+from cusink import _reductions_numpy as dense
 
 
 class LogDomain:
-    """Problems as potentials in float64; the reductions run in the dtype of the weights."""
+    """Problems as potentials in float64; the reductions run in the dtype of the weights.
 
-    def __init__(self, C, dtype, eps):
-        self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)
+    `reductions` has the operators `softmin` and `transport_cost` for this kind of cost.
+    """
+
+    def __init__(self, C, dtype, eps, reductions=dense):
+        self.C, self.eps, self.dtype, self.reductions = C, eps, np.dtype(dtype), reductions
         self.problems = np.arange(0) if C.ndim == 3 else None  # which of the costs are still in use
         n, m = C.shape[-2:]
         self.a, self.b = np.empty((0, n), dtype), np.empty((0, m), dtype)
@@ -29,13 +32,13 @@ class LogDomain:
 
     def advance(self, omega, count):
         """Take `count` iterations; return which problems left the range: none."""
-        C, a, b, eps = self.cost(), self.a, self.b, self.eps
+        C, a, b, eps, softmin = self.cost(), self.a, self.b, self.eps, self.reductions.softmin
         excess = omega[:, None] - 1
         for _ in range(count):
             self.g = relax_log(self.g, softmin(C, logits(a, self.f, eps), eps, axis=0), excess, eps)
             plain = softmin(C, logits(b, self.g, eps), eps, axis=1)
             self.f = relax_log(self.f, plain, excess, eps)
-        self.error = error_log(C, a, b, self.f, self.g, plain, eps)
+        self.error = error_log(C, a, b, self.f, self.g, plain, eps, self.reductions)
         return np.zeros(len(a), bool)
 
     def bound(self):
@@ -45,7 +48,7 @@ class LogDomain:
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         C = self.cost(index)
-        return finish_log(C, self.a[index], self.b[index], self.g[index], self.eps)
+        return finish_log(C, self.a[index], self.b[index], self.g[index], self.eps, self.reductions)
 
     def keep(self, index):
         """Drop all problems but those at `index`."""
@@ -77,17 +80,17 @@ def marginal_error(weights, before, after, eps):
     return (weights * np.abs(1 - ratio)).sum(axis=1) / weights.sum(axis=1, dtype=np.float64)
 
 
-def error_log(C, a, b, f, g, plain, eps):
+def error_log(C, a, b, f, g, plain, eps, reductions=dense):
     """Bound (B,) on the marginal error after one more plain f-update, `plain` being the target of the last one."""
-    after = softmin(C, logits(a, f, eps), eps, axis=0)
+    after = reductions.softmin(C, logits(a, f, eps), eps, axis=0)
     return marginal_error(b, g, after, eps) + marginal_error(a, f, plain, eps)
 
 
-def finish_log(C, a, b, g, eps):
+def finish_log(C, a, b, g, eps, reductions=dense):
     """``(f, g, cost, error)`` after a plain f-update from g (B, m); a zero weight gets its own softmin as potential."""
     q = logits(b, g, eps)
-    f = softmin(C, q, eps, axis=1)
+    f = reductions.softmin(C, q, eps, axis=1)
     p = logits(a, f, eps)
-    after = softmin(C, p, eps, axis=0)
+    after = reductions.softmin(C, p, eps, axis=0)
     error = marginal_error(b, g, after, eps)
-    return f, np.where(b > 0, g, after).astype(b.dtype), transport_cost(C, p, q, eps), error
+    return f, np.where(b > 0, g, after).astype(b.dtype), reductions.transport_cost(C, p, q, eps), error

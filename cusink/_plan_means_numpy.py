@@ -7,9 +7,9 @@ and problems with a cost each, in tiles of a few problems whose kernels exist wh
 
 import numpy as np
 
-from cusink._certificate_numpy import certified
+from cusink._certificate_numpy import certified_within
 from cusink._own_kernel_numpy import TILE_BYTES
-from cusink._shared_kernel_numpy import SharedKernel
+from cusink._shared_kernel_numpy import DenseKernel, SharedKernel
 
 
 def plan_means(C, a, b, f, g, eps):
@@ -17,30 +17,39 @@ def plan_means(C, a, b, f, g, eps):
     rest = np.arange(len(a))
     if C.ndim == 2:
         for dtype in dict.fromkeys((a.dtype, np.dtype(np.float64))):
-            if len(rest):
-                means, inside = _shared(C, *(x[rest].astype(dtype, copy=False) for x in (a, b, f, g)), eps)
-                if inside.all():
-                    yield rest, means
-                elif inside.any():
-                    yield rest[inside], means.at(np.flatnonzero(inside))
-                rest = rest[~inside]
+            rest = yield from shared_means(DenseKernel(C, dtype, eps), rest, a, b, f, g)
     size = max(1, TILE_BYTES // (C.shape[-2] * C.shape[-1] * 8))
     for start in range(0, len(rest), size):
         index = rest[start : start + size]
         yield index, _tile(C if C.ndim == 2 else C[index], *(x[index] for x in (a, b, f, g)), eps)
 
 
+def shared_means(kernel, rest, a, b, f, g):
+    """Iterate over ``(index, means)`` of those of the problems at `rest` that are in the range of a kernel of all.
+
+    Returns the others.
+    """
+    if not len(rest):
+        return rest
+    means, inside = _shared(kernel, *(x[rest].astype(kernel.dtype, copy=False) for x in (a, b, f, g)))
+    if inside.all():
+        yield rest, means
+    elif inside.any():
+        yield rest[inside], means.at(np.flatnonzero(inside))
+    return rest[~inside]
+
+
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
-def _shared(C, a, b, f, g, eps):
-    """Means of problems that share one cost, and which of the problems (B,) are in its range."""
+def _shared(kernel, a, b, f, g):
+    """Means of problems that share one kernel, and which of the problems (B,) are in its range."""
     f, g = (np.where(np.isfinite(x), x, 0) for x in (f, g))  # a bin that nothing may reach has no finite potential
-    kernel = SharedKernel(C, a.dtype, eps)
-    kernel.append(a, b, f, g)
-    K, (U, V) = kernel.K, (np.ascontiguousarray(x.T) for x in (kernel.U, kernel.V))
-    means = SharedMeans(K, C, a, U, V, np.matmul(V, K.T), np.matmul(U, K))
+    problems = SharedKernel(kernel)
+    problems.append(a, b, f, g)
+    U, V = (np.ascontiguousarray(x.T) for x in (problems.U, problems.V))
+    means = SharedMeans(kernel, a, U, V, kernel.product_of_rows(V, 1), kernel.product_of_rows(U, 0))
     inside = np.ones(len(a), bool)
-    for sums, factor, weights in ((means.T, V, b), (means.S, U, a)):
-        sound = certified(sums.T, factor.T, weights.T, 2.0**kernel.s)
+    for sums, factor, weights, axis in ((means.T, V, b, 1), (means.S, U, a, 0)):
+        sound = certified_within(kernel.loss(axis), sums.T, factor.T, weights.T)
         inside &= True if sound is True else sound.all(axis=0)
     return means, inside
 
@@ -48,45 +57,43 @@ def _shared(C, a, b, f, g, eps):
 class SharedMeans:
     """Problems as scalings U (B, n) and V (B, m) of one kernel K (n, m), with the sums T = K V and S = K' U."""
 
-    def __init__(self, K, C, a, U, V, T, S):
-        self.K, self.C, self.a, self.U, self.V, self.T, self.S = K, C, a, U, V, T, S
+    def __init__(self, kernel, a, U, V, T, S):
+        self.kernel, self.a, self.U, self.V, self.T, self.S = kernel, a, U, V, T, S
 
     def mean(self, v, axis):
         """Means of v given each bin of the other side, whether it has weight or not."""
         if axis == 1:
-            out = np.matmul(self.V * v, self.K.T)
+            out = self.kernel.product_of_rows(self.V * v, 1)
             out /= self.T
         else:
-            out = np.matmul(self.U * v, self.K)
+            out = self.kernel.product_of_rows(self.U * v, 0)
             out /= self.S
         return out
 
     def mean_cost(self, axis):
         """Means of the cost given each bin."""
-        carry = self.K > 0
-        unit = float(np.abs(self.C[carry]).max(initial=0)) or 1.0  # C / unit, lest the product with K overflow
-        KC = np.divide(self.C, unit, where=carry, out=np.zeros_like(self.K)) * self.K
-        return unit * (np.matmul(self.V, KC.T) / self.T if axis == 1 else np.matmul(self.U, KC) / self.S)
+        factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
+        return self.kernel.unit * (self.kernel.cost_product(factor.T, axis).T / sums)
 
     def marginal(self, axis):
         """``P 1`` (axis 1) or ``P' 1`` (axis 0)."""
         row_sums = self._per_scaling() * self.T
-        return row_sums if axis == 1 else self.V * np.matmul(self._per_scaling(), self.K)
+        return row_sums if axis == 1 else self.V * self.kernel.product_of_rows(self._per_scaling(), 0)
 
     def plan_sum(self, rows, columns, costs):
         """``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
-        scaled = self._per_scaling()
+        K, scaled = self.kernel.K, self._per_scaling()
         out = (scaled * rows).T @ self.V
         if columns is not None:
             out += scaled.T @ (self.V * columns)
         if costs is not None:
-            out += ((scaled * costs[:, None]).T @ self.V) * np.where(self.K > 0, self.C, 0)
-        out *= self.K
+            out += ((scaled * costs[:, None]).T @ self.V) * np.where(K > 0, self.kernel.costs, 0)
+        out *= K
         return out
 
     def at(self, index):
         """The means of the problems at `index` alone."""
-        return SharedMeans(self.K, self.C, *(x[index] for x in (self.a, self.U, self.V, self.T, self.S)))
+        return SharedMeans(self.kernel, *(x[index] for x in (self.a, self.U, self.V, self.T, self.S)))
 
     def _per_scaling(self):
         """Factors (B, n) that make ``factor_i K_ij V_j`` the plan, whose rows are right up to rounding."""

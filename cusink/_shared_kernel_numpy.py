@@ -1,8 +1,10 @@
 """Sinkhorn iterations as matrix products with one kernel that all problems share, certified entry by entry."""
 
+import functools
+
 import numpy as np
 
-from cusink._certificate_numpy import certified, flush, in_range, relax, repair
+from cusink._certificate_numpy import Loss, certified_within, flush, in_range, relax, repair
 from cusink._log_domain_numpy import finish_log
 
 # How the binary exponents of a dtype are shared out: K reaches up to 2**KERNEL, the scalings up to about 2**SCALING
@@ -13,25 +15,77 @@ SCALING = {"float32": 24, "float64": 100}
 HEADROOM = {"float32": 2.0**40, "float64": 2.0**200}
 
 
-class SharedKernel:
-    """Problems as scalings of one kernel, one problem per column, so that a factor per problem runs along the
-    contiguous axis.
+class DenseKernel:
+    """``K = 2**s exp((shift - C) / eps)`` (n, m) with `shift` the smallest cost; s lifts small entries from underflow.
 
-    ``K = 2**s exp((shift - C) / eps)`` with `shift` the smallest cost; s lifts its small entries away from underflow.
-    The exponents eu and ev (B,) keep ``U = a exp(f / eps) / 2**eu`` and ``V = b exp((g - shift) / eps) / 2**ev`` in
-    range. A plain update is ``V = gamma b / (K' U)`` with ``gamma = 2**(s - eu - ev)``; scaling by powers of two
-    changes no digit.
+    Problems are columns.
     """
 
     def __init__(self, C, dtype, eps):
         self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)
-        self.shift = float(C.min())
-        self.s, self.top, self.headroom = (x[self.dtype.name] for x in (KERNEL, SCALING, HEADROOM))
-        info = np.finfo(self.dtype)
-        # What certifies a sum per term, whatever the factor lost.
-        self.floor = float(info.tiny) / float(info.eps) * 2.0 ** (self.s + 1)
-        self.K = self.KC = None
-        n, m = C.shape
+        self.shift, self.s = float(C.min()), KERNEL[self.dtype.name]
+
+    @functools.cached_property
+    def K(self):
+        return scaled_kernel(self.C, self.dtype, self.eps, self.shift)
+
+    def product(self, factor, axis, out=None):
+        """``K factor`` (axis 1) or ``K' factor`` (axis 0)."""
+        return np.matmul(self.K if axis == 1 else self.K.T, factor, out=out)
+
+    def product_of_rows(self, factor, axis):
+        """As `product` with problems as rows."""
+        return np.matmul(factor, self.K.T if axis == 1 else self.K)
+
+    def cost_product(self, factor, axis, out=None):
+        """As `product` with ``K * C / unit`` in the place of K, for its largest entry may overflow without."""
+        KC = self._priced[0]
+        return np.matmul(KC if axis == 1 else KC.T, factor, out=out)
+
+    @property
+    def costs(self):
+        """The cost (n, m)."""
+        return self.C
+
+    @property
+    def unit(self):
+        """The unit of `cost_product`."""
+        return self._priced[1]
+
+    @functools.cached_property
+    def _priced(self):
+        carry = self.K > 0
+        unit = float(np.abs(self.C[carry]).max(initial=0)) or 1.0
+        return np.divide(self.C, unit, where=carry, out=np.zeros_like(self.K)) * self.K, unit
+
+    def loss(self, axis):
+        """What `product` may lose."""
+        return Loss.of_product(self.C.shape[axis], 2.0**self.s)
+
+    def repair(self, potential, sound, logits, axis):
+        """Overwrite the entries of `potential` (B, rows) that are not `sound` (rows, B) by their softmin."""
+        repair(potential, sound, self.C, logits, self.eps, axis)
+
+    def finish_log(self, a, b, g):
+        """``(f, g, cost, error)`` after a plain f-update, as log-sum-exp."""
+        return finish_log(self.C, a, b, g, self.eps)
+
+
+class SharedKernel:
+    """Problems as scalings of one kernel, one problem per column, so that a factor per problem runs along the
+    contiguous axis.
+
+    The kernel ``K = 2**s exp((shift - C) / eps)`` is a `DenseKernel`, or something that has its methods. The
+    exponents eu and ev (B,) keep ``U = a exp(f / eps) / 2**eu`` and ``V = b exp((g - shift) / eps) / 2**ev`` in range.
+    A plain update is ``V = gamma b / (K' U)`` with ``gamma = 2**(s - eu - ev)``; scaling by powers of two
+    changes no digit.
+    """
+
+    def __init__(self, kernel):
+        self.kernel, self.C, self.eps, self.dtype = kernel, kernel.C, kernel.eps, kernel.dtype
+        self.shift, self.s = kernel.shift, kernel.s
+        self.top, self.headroom = (x[self.dtype.name] for x in (SCALING, HEADROOM))
+        n, m = self.C.shape
         self.a, self.b, self.U, self.V = (np.empty((k, 0), self.dtype) for k in (n, m, n, m))
         self.eu, self.ev, self.smallest = np.empty(0), np.empty(0), np.empty(0)
         self.row_sums = self.work = None
@@ -51,8 +105,6 @@ class SharedKernel:
 
     def append(self, a, b, f, g):
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
-        if self.K is None:
-            self.K = scaled_kernel(self.C, self.dtype, self.eps, self.shift)
         a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
         U, eu = self._scaling(a, f.T if f.any() else None)
         V, ev = self._scaling(b, g.T - self.shift if g.any() else None)
@@ -65,7 +117,7 @@ class SharedKernel:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def advance(self, omega, count):
         """Take `count` iterations; return which problems left the range. These stay where they were."""
-        K, KT, a, b, smallest, outside = self.K, self.K.T, self.a, self.b, self.smallest, np.zeros(len(omega), bool)
+        kernel, a, b, smallest, outside = self.kernel, self.a, self.b, self.smallest, np.zeros(len(omega), bool)
         U, X, gamma_a, V, S, gamma_b, buffer = self._workspace()
         U[...], V[...], eu, ev = self.U, self.V, self.eu.copy(), self.ev.copy()
         excess = (omega - 1).astype(self.dtype)
@@ -73,7 +125,9 @@ class SharedKernel:
         tiny = float(np.finfo(self.dtype).tiny)
         tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
         largest, row_sums = np.inf, None
-        floor_S, floor_X, lowest_of = self.floor * len(U), self.floor * len(V), np.minimum.reduce
+        loss_S, loss_X, lowest_of = kernel.loss(0), kernel.loss(1), np.minimum.reduce
+        # What certifies a sum, whatever the factor lost.
+        floor_S, floor_X = (loss.floor(self.dtype, self.headroom, True) for loss in (loss_S, loss_X))
         for step in range(2 * count):
             g_update, inside = step % 2 == 0, True
             if not largest <= self.headroom:
@@ -84,10 +138,10 @@ class SharedKernel:
                 tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
                 largest = 2.0**self.top
             if g_update:
-                np.matmul(KT, U, out=S)
+                kernel.product(U, 0, out=S)
                 lowest = float(lowest_of(S, axis=None))
                 if normal is not True or not (largest <= self.headroom and lowest >= floor_S):
-                    inside = normal & in_range(S, certified(S, U, a, 2.0**self.s), b)
+                    inside = normal & in_range(S, certified_within(loss_S, S, U, a), b)
                 largest = 2 * tops[1] / max(lowest, tiny)
                 np.divide(gamma_b, S, out=S)
                 if relaxed:
@@ -95,10 +149,10 @@ class SharedKernel:
                 else:
                     V, S = S, V
             else:
-                np.matmul(K, V, out=X)
+                kernel.product(V, 1, out=X)
                 lowest = float(lowest_of(X, axis=None))
                 if normal is not True or not (largest <= self.headroom and lowest >= floor_X):
-                    inside = normal & in_range(X, certified(X, V, b, 2.0**self.s), a)
+                    inside = normal & in_range(X, certified_within(loss_X, X, V, b), a)
                 largest = 2 * tops[0] / max(lowest, tiny)
                 if relaxed and step == 2 * count - 1:
                     row_sums = X.copy()
@@ -128,7 +182,7 @@ class SharedKernel:
         """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
         _, X, gamma_a, _, S, gamma_b, _ = self._workspace()
         self._numerators(self.a, self.b, self.smallest, self.eu, self.ev, gamma_a, gamma_b)
-        np.matmul(self.K.T, self.U, out=S)
+        self.kernel.product(self.U, 0, out=S)
         bound = _distance(self.V, S, gamma_b)
         if self.row_sums is not None:
             X[...] = self.row_sums
@@ -142,25 +196,21 @@ class SharedKernel:
         a, b, smallest, V, eu, ev = (
             x if every else x[..., index] for x in (self.a, self.b, self.smallest, self.V, self.eu, self.ev)
         )
-        eps = self.eps
-        if self.KC is None:
-            carry = self.K > 0
-            self.unit = float(np.abs(self.C[carry]).max()) or 1.0  # C / unit, lest the product with K overflow
-            self.KC = np.divide(self.C, self.unit, where=carry, out=np.zeros_like(self.K)) * self.K
+        eps, kernel = self.eps, self.kernel
         if every:
             _, T, gamma_a, _, S, gamma_b, _ = self._workspace()
         else:
             T, gamma_a, S, gamma_b = (np.empty_like(x) for x in (a, a, b, b))
         _, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
-        np.matmul(self.K, V, out=T)
-        sound_f = certified(T, V, b, 2.0**self.s)
+        kernel.product(V, 1, out=T)
+        sound_f = certified_within(kernel.loss(1), T, V, b)
         inside = np.ones(len(index), bool) & normal & in_range(T, sound_f, a)
         T[:, ~inside] = 1
         f = log_scaled(T, ev - self.s)
         f *= -eps
         U = np.divide(gamma_a, T, out=T)
-        np.matmul(self.K.T, U, out=S)
-        sound_g = certified(S, U, a, 2.0**self.s)
+        kernel.product(U, 0, out=S)
+        sound_g = certified_within(kernel.loss(0), S, U, a)
         inside &= in_range(S, sound_g, b)
         gamma = np.exp2(self.s - eu - ev)
         carried = V > 0
@@ -171,19 +221,19 @@ class SharedKernel:
         else:  # a weight of zero has the potential of its own softmin
             g = self.shift - eps * log_scaled(S, eu - self.s)
         error = _distance(V, S, gamma_b) / gamma_b.sum(axis=0, dtype=np.float64)
-        cost = np.matmul(self.KC.T, U, out=S)
+        cost = kernel.cost_product(U, 0, out=S)
         cost *= V
-        cost = cost.sum(axis=0) / gamma * self.unit
+        cost = cost.sum(axis=0) / gamma * kernel.unit
         if sound_f is not True or sound_g is not True:
-            repair(f, sound_f, self.C, (log_scaled(V, ev) + self.shift / eps).astype(T.dtype), eps, axis=1)
-            repair(g, sound_g | carried, self.C, log_scaled(U, eu).astype(T.dtype), eps, axis=0)
+            kernel.repair(f, sound_f, (log_scaled(V, ev) + self.shift / eps).astype(T.dtype), axis=1)
+            kernel.repair(g, sound_g | carried, log_scaled(U, eu).astype(T.dtype), axis=0)
         if not carried.all():
             ratio = np.divide(V, b, where=carried, out=np.ones_like(b))
             g = np.where(carried.T, eps * log_scaled(ratio, ev) + self.shift, g)
         lost = np.flatnonzero(~inside)
         if len(lost):
             a, b, _, start = self.state(index[lost])
-            f[lost], g[lost], cost[lost], error[lost] = finish_log(self.C, a, b, start, eps)
+            f[lost], g[lost], cost[lost], error[lost] = kernel.finish_log(a, b, start)
         return f, g, cost, error
 
     def keep(self, index):
@@ -234,12 +284,13 @@ class SharedKernel:
         return self.work
 
 
-def scaled_kernel(C, dtype, eps, shift):
-    """``2**KERNEL exp((shift - C) / eps)``, without denormals."""
+def scaled_kernel(C, dtype, eps, shift, s=None):
+    """``2**s exp((shift - C) / eps)``, without denormals; s is `KERNEL` if not given."""
     # float64 first: C / eps may be 1e4, and float32 would leave exp with that many rounding errors.
     exponents = np.maximum((shift - C.astype(np.float64)) / eps, -1e6)
     powers = np.floor(exponents / np.log(2))  # apart, for a digit of C / eps would drown in the shift
-    K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + KERNEL[np.dtype(dtype).name])
+    s = KERNEL[np.dtype(dtype).name] if s is None else s
+    K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + s)
     return flush(K.astype(dtype))
 
 
