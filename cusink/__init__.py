@@ -3,6 +3,21 @@
 from cusink.adjoint import SinkhornGradients, sinkhorn_adjoint
 from cusink.costs import cost_matrix, cost_matrix_adjoint
 from cusink.geometry import Grid, PointCloud
+from cusink.kernel_norms import (
+    kernel_distance,
+    kernel_distance_adjoint,
+    kernel_neg_log_likelihood,
+    kernel_neg_log_likelihood_adjoint,
+    kernel_scalar_product,
+    kernel_scalar_product_adjoint,
+)
+from cusink.kernel_products import (
+    KernelGradients,
+    kernel_product,
+    kernel_product_adjoint,
+    kernel_product_log,
+    kernel_product_log_adjoint,
+)
 from cusink.result import SinkhornResult
 from cusink.retrieval import DistanceMatrix, distance_matrix
 from cusink.sinkhorn import ConvergenceWarning, sinkhorn
@@ -11,12 +26,23 @@ __all__ = [
     "ConvergenceWarning",
     "DistanceMatrix",
     "Grid",
+    "KernelGradients",
     "PointCloud",
     "SinkhornGradients",
     "SinkhornResult",
     "cost_matrix",
     "cost_matrix_adjoint",
     "distance_matrix",
+    "kernel_distance",
+    "kernel_distance_adjoint",
+    "kernel_neg_log_likelihood",
+    "kernel_neg_log_likelihood_adjoint",
+    "kernel_product",
+    "kernel_product_adjoint",
+    "kernel_product_log",
+    "kernel_product_log_adjoint",
+    "kernel_scalar_product",
+    "kernel_scalar_product_adjoint",
     "sinkhorn",
     "sinkhorn_adjoint",
 ]

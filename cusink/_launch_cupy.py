@@ -16,6 +16,9 @@ import numpy as np
 MOST_BLOCKS = 2**31 - 1
 MOST_THREADS = 512  # __launch_bounds__ of every kernel
 TILE, TILE_PROBLEMS, SUM_ROWS = 32, 4, 4  # as in cost_reduction.cuh and plan.cu
+NEAR, CHUNK, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
+POINTS = 64  # that a block keeps, as in point_reduction.cuh
+PLAIN_SHARED_MEMORY = 48 << 10  # beyond it a kernel has to be told
 TILED_FROM = 8  # problems from which on it pays to read a shared cost once for several of them
 
 # REALs of one thread's state, and of what is read per summed index.
@@ -23,6 +26,8 @@ STATE = {"softmin": 2, "apply_plan": 2, "c_transform": 1, "transport_cost": 2}
 SUMMED = {"softmin": 1, "apply_plan": 2, "c_transform": 1, "transport_cost": 1}
 FILE = {"softmin": "softmin.cu", "apply_plan": "apply_plan.cu", "c_transform": "c_transform.cu"}
 FILE |= {"transport_cost": "apply_plan.cu", "plan": "plan.cu", "plan_sum": "plan.cu", "iterate": "iterate.cu"}
+# REALs of one thread's state in a walk through pairs of points, without the slopes by coordinates.
+PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1}
 
 
 class Device(NamedTuple):
@@ -46,13 +51,14 @@ class Launch(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False):
+def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False, d=1):
     """Return the `Launch` of `operator`, or None for an ``"iterate"`` that the device's shared memory cannot hold.
 
     Parameters
     ----------
     operator : str
-        An operator of `cusink._ops`, ``"iterate"``, or a kernel of ``scaling.cu``.
+        An operator of `cusink._ops`, ``"iterate"``, a kernel of ``scaling.cu`` or ``points.cu``, or a sum of
+        ``kernel_product.cu``.
     B, n, m : int
         Problems, and rows and columns of each cost.
     dtype : str or dtype
@@ -64,6 +70,8 @@ def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, hal
         Whether all problems have one cost.
     half : bool
         Whether the cost is stored in half precision.
+    d : int
+        Coordinates of the points, where pairs of points are summed.
     """
     size = np.dtype(dtype).itemsize
     if operator == "iterate":
@@ -76,6 +84,12 @@ def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, hal
         return Launch("plan.cu", "plan_sum", _blocks(tiles), 32 * warps, 32 * warps * SUM_ROWS * size)
     if operator in STATE:
         return _reduction(operator, B, n, m, size, device, axis, shared_cost, half)
+    if operator in PAIR_STATE:
+        return _pairs(operator, B, n, m, d, size, device)
+    if operator == "cost_points":
+        return Launch("points.cu", operator, _blocks(B * n * m, 256), 256, 0)
+    if operator.endswith("_points"):
+        return _points(operator, B, n, m, d, size, device)
     if operator in ("scaling_update", "logit_update"):
         return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
     if operator in ("start_scalings", "balance_scalings"):
@@ -113,6 +127,39 @@ def _reduction(operator, B, n, m, size, device, axis, shared_cost, half):
     few = tiles < 4 * device.multiprocessors
     warps = _power_of_two(-(-summed // 16), 16 if few else 4)
     return Launch(FILE[operator], name, _blocks(tiles), 32 * warps, 32 * warps * STATE[operator] * size)
+
+
+def _pairs(operator, B, n, m, d, size, device):
+    slopes = operator == "kernel_slopes"
+    units = B * -(-n // 32) * (-(-d // CHUNK) if slopes and d > NEAR else 1)
+    few = units < 8 * device.multiprocessors
+    if d <= NEAR:
+        warps = _power_of_two(-(-m // 32), 16 if few else 4)
+        return Launch("kernel_product.cu", operator, _blocks(units), 32 * warps, 32 * warps * -(-6 * size // 16) * 16)
+    warps = _power_of_two(-(-m // GROUP), 8 if few else 4)
+    shared = size * wide_shared(warps, PAIR_STATE[operator] + CHUNK * slopes)
+    return Launch("kernel_product.cu", operator + "_wide", _blocks(units), 32 * warps, shared)
+
+
+def wide_shared(warps, state):
+    """REALs of dynamic shared memory of ``walk_wide``: y | x | values | logits, or a state per thread."""
+    sources = GROUP * warps
+    return max(CHUNK * sources + 32 * (CHUNK + 1) + 2 * sources, 32 * warps * state)
+
+
+def _points(operator, B, kept, summed, d, size, device):
+    """The most warps, up to 16, for which work and shared memory are there; None where not even one has the memory."""
+    term = operator.removesuffix("_points")
+    most = _power_of_two(-(-summed // 32), 16 if B * -(-kept // POINTS) < 4 * device.multiprocessors else 8)
+    for warps in (16, 8, 4, 2, 1):
+        points = d * (POINTS + 32 * warps) + 32 * warps * SUMMED[term]
+        shared = size * max(points, POINTS * warps * STATE[term])
+        # One warp may take what has to be asked for; more of them leave room for other blocks.
+        limit = device.shared_memory - 1024
+        limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
+        if warps <= most and shared <= limit:
+            return Launch("points.cu", operator, _blocks(B * -(-kept // POINTS)), 32 * warps, shared)
+    return None
 
 
 def _iterate(B, n, m, size, device, shared_cost):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cusink import _kernels
-from cusink._launch_cupy import FILE, H100, MOST_BLOCKS, STATE, Device, Launch, configure, shared_memory
+from cusink._launch_cupy import FILE, H100, MOST_BLOCKS, PAIR_STATE, STATE, Device, Launch, configure, shared_memory
 
 SIZES = (1, 2, 31, 32, 33, 100, 1000, 4097)
 BATCHES = (1, 2, 7, 8, 9, 256, 70_000, 3_000_000)
@@ -25,6 +25,9 @@ def all_launches():
                 continue
             sizes = B, n, m, np.dtype(dtype).name, device
             yield operator, sizes, axis, configure(operator, *sizes, axis=axis, shared_cost=shared_cost)
+        for operator, d in itertools.product(PAIR_STATE, (3, 100) if axis and shared_cost else ()):
+            sizes = B, n, m, np.dtype(dtype).name, device
+            yield operator, sizes, axis, configure(operator, *sizes, d=d)
 
 
 def test_every_launch_is_legal_and_names_a_kernel():
