@@ -23,6 +23,8 @@ FLOORS = {
     "_ops_*": 2,
     "_point_costs": 1,
     "_grid_costs": 1,
+    "_grid_reductions": 1,
+    "_grid_means": 2,
     "_ops": 3,
     "_arrays": 3,
     "_checks_geometry": 4,
