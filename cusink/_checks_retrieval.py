@@ -1,18 +1,133 @@
-"""Checks of the arguments of `cusink.distance_matrix` that other functions do not have."""
+"""Checks of the arguments of functions that compare two collections."""
 
+import dataclasses
 import numbers
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cusink import _checks
-from cusink._arrays import kind
+from cusink._arrays import arrays, kind
+from cusink.geometry import arrays_of
 
-__all__ = ["VALUES", "divergence", "is_path", "memory_limit", "output_path"]
+__all__ = ["VALUES", "Histograms", "Rows", "divergence", "histograms", "is_path", "memory_limit", "output_path"]
 
 VALUES = (*_checks.VALUES, "divergence")
 STORED = ("float16", "float32", "float64")
+ROWS = 4096  # histograms looked at together: a collection may be larger than the memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Histograms (Q, n) as they came, and factors (Q,) that bring them to one mass when they are taken out."""
+
+    weights: Any
+    factors: Any
+
+    def __getitem__(self, items):
+        return self.weights[items] * self.factors[items, None]
+
+    def __len__(self):
+        return len(self.weights)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histograms:
+    """Checked `Rows` A and B (A itself for a collection with itself), the cost, and the dtype of the user."""
+
+    A: Rows
+    B: Rows
+    C: Any
+    dtype: Any
+
+
+def histograms(A, B, C, *, eps, check, memory_limit=None, mass=None):
+    """Rows of A against rows of B, B None for A itself; brought to `mass`, or to that of the first row of A."""
+    _checks.regularisation(eps)
+    itself = B is None
+    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **arrays_of(C))
+    C, stored = _checks.cost(C, xp, dtype, parts, memory_limit, batch=False)
+    n, m = C.shape
+    if A is None:
+        raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
+    for name, x, bins in (("A", A, n), ("B", A if itself else B, m)):
+        if x.ndim != 2 or x.shape[1] != bins:
+            hint = ". Did you swap 'A' and 'B'?" if not itself and n != m and x.shape[-1] == n + m - bins else ""
+            hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
+            raise ValueError(
+                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
+                f"got {x.shape}{hint}"
+            )
+        if 0 in x.shape:
+            raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
+    if check and stored:
+        _checks.cost_values(C, xp)
+    if mass is None:
+        if check:
+            _weights("A", A[:1], 0, xp)
+        mass = float(A[0].sum(dtype=np.float64))
+    first = _rows("A", A, mass, xp, check)
+    second = first if itself else _rows("B", B, mass, xp, check)
+    if check and stored and not xp.isfinite(C).all():
+        _partners(first.weights, second.weights, C, xp)
+    return Histograms(first, second, xp.ascontiguousarray(C) if stored else C, dtype)
+
+
+def _rows(name, x, wanted, xp, check):
+    """Rows of one mass, which they must have up to the tolerance of their dtype."""
+    x = xp.ascontiguousarray(x)
+    mass = xp.concatenate([x[start : start + ROWS].sum(axis=1, dtype=np.float64) for start in range(0, len(x), ROWS)])
+    if check:
+        for start in range(0, len(x), ROWS):
+            _weights(name, x[start : start + ROWS], start, xp)
+        tolerance = _checks.MASS_TOLERANCE[x.dtype.name]
+        off = xp.abs(mass - wanted) > tolerance * wanted
+        if off.any():
+            row = int(off.argmax())
+            raise ValueError(
+                f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {wanted:g} "
+                f"and '{name}' row {row} has {float(mass[row]):g}. To normalise, divide each row by its sum: "
+                "A / A.sum(axis=1, keepdims=True)"
+            )
+    return Rows(x, (wanted / mass).astype(x.dtype))
+
+
+def _weights(name, x, start, xp):
+    """Check that weights are finite, non-negative, and not all zero; `start` is the number of the first row."""
+    for wrong, rule, fix in (
+        (~xp.isfinite(x), "finite", ""),
+        (x < 0, "non-negative", ". Weights are masses, not their logarithms"),
+    ):
+        if wrong.any():
+            row, column = divmod(int(wrong.argmax()), x.shape[1])
+            raise ValueError(
+                f"'{name}' must be {rule}; got {float(x[row, column]):g} at [{start + row}, {column}]{fix}"
+            )
+    empty = ~x.any(axis=1)
+    if empty.any():
+        raise ValueError(
+            f"'{name}' must have a positive sum; row {start + int(empty.argmax())} is all zero. Leave empty rows out"
+        )
+
+
+def _partners(A, B, C, xp):
+    """Check that every bin with weight may send some of it to a bin with weight, in every pair of rows."""
+    allowed = xp.isfinite(C).astype(A.dtype)
+    for names, weights, others, pairs in (("AB", A, B, allowed), ("BA", B, A, allowed.T)):
+        for begin in range(0, len(others), ROWS):
+            reached = xp.matmul((others[begin : begin + ROWS] > 0).astype(A.dtype), pairs.T) > 0
+            for start in range(0, len(weights), ROWS):
+                carried = (weights[start : start + ROWS] > 0).astype(A.dtype)
+                lone = xp.matmul(carried, (~reached).T.astype(A.dtype)) > 0
+                if lone.any():
+                    row, other = divmod(int(lone.argmax()), lone.shape[1])
+                    raise ValueError(
+                        "'C' must allow every bin with weight a partner with weight; "
+                        f"'{names[0]}' row {start + row} has weight where 'C' forbids (+inf) all partners in "
+                        f"'{names[1]}' row {begin + other}. Allow a pair, or drop the row"
+                    )
 
 
 def memory_limit(limit):

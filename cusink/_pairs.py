@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from cusink import _checks
+from cusink import _checks, _checks_retrieval
 from cusink._grid_costs import GridCosts
 from cusink._ops import ops_for
 from cusink._point_costs import PointCosts
@@ -17,15 +17,13 @@ COPIES = 6  # of the cost, that a row against many takes: the bins in use, its k
 
 def pairs_of(A, B, C, *, eps, check, memory_limit=None):
     """The checked pairs of all rows of A with all rows of B (None: of A) at the cost C."""
-    given = _checks.histograms(A, B, C, eps=eps, check=check)
-    C = given.C
-    if isinstance(C, PointCosts) and memory_limit is not None:
-        C = dataclasses.replace(C, memory_limit=min(C.memory_limit, memory_limit // 2))
-    return HistogramPairs(given.a, given.b, C, eps, given.dtype)
+    kernel = None if memory_limit is None else memory_limit // 2  # what a cost that is not stored may take
+    given = _checks_retrieval.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel)
+    return HistogramPairs(given.A, given.B, given.C, eps, given.dtype)
 
 
 class HistogramPairs:
-    """Rows of A (Q, n) with rows of B (D, m) at a cost C (n, m); where B is A, each with each.
+    """`Rows` of A (Q, n) with those of B (D, m) at a cost C (n, m); where B is A, each with each.
 
     Every kind of pairs has these attributes:
 
@@ -44,8 +42,8 @@ class HistogramPairs:
         self.shape = (len(A), len(B))
         self.comparable = _checks.symmetric(C) or isinstance(C, PointCosts)
         self.symmetric = A is B and _checks.symmetric(C)
-        self.pair_bytes = ARRAYS * sum(C.shape) * A.itemsize
-        stored = C.shape[0] * C.shape[1] * A.itemsize
+        self.pair_bytes = ARRAYS * sum(C.shape) * A.weights.itemsize
+        stored = C.shape[0] * C.shape[1] * A.weights.itemsize
         if isinstance(C, PointCosts):
             self.shared_bytes = min(COPIES * stored, C.memory_limit)
         else:

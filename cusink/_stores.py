@@ -271,8 +271,8 @@ def _of_another_job(path, what, here, there):
     """The message for a store that holds something else than the call asks for."""
     if what in ("A", "B", "C"):
         return (
-            f"'out' holds another job: '{path}' was begun with another '{what}'. Choose another name, or delete it with "
-            "what lies beside it to start anew"
+            f"'out' holds another job: '{path}' was begun with another '{what}'. Choose another name, or delete it and "
+            f"'{path}.tiles' to start anew"
         )
     hint = ", which 'memory_limit' sets" if what == "tile" else ""
     return (

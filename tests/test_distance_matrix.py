@@ -388,3 +388,101 @@ def test_nothing_but_convergence_is_warned_of(xp):
         for dtype in FLOATS:
             matrix = cusink.distance_matrix(xp(A, dtype), xp(B, dtype), xp(C, dtype), eps=1e-4, max_iter=50)
             assert np.isfinite(xp.numpy(matrix)).all()
+
+
+# Sinkhorn divergence
+
+
+def exact_divergences(A, B, C, eps):
+    """By the oracle: the value of each pair less half of that of each item with itself."""
+    pair, ours, theirs = (
+        np.array([[reference.optimum(a, b, C, eps)[1] for b in right] for a in left])
+        for left, right in ((A, B), (A, A), (B, B))
+    )
+    return pair - (np.diag(ours)[:, None] + np.diag(theirs)) / 2
+
+
+@pytest.mark.parametrize("cost", ["array", "points", "grid"])
+def test_divergence_is_what_the_oracle_says(xp, cost):
+    A, B, C = digits(queries=3, corpus=4)
+    cells = np.indices((5, 5)).reshape(2, -1).T / np.sqrt(32)
+    given = {
+        "array": lambda: xp(C),
+        "points": lambda: cusink.PointCloud(xp(cells)),
+        "grid": lambda: cusink.Grid((5, 5), spacing=1 / np.sqrt(32)),
+    }[cost]()
+    options = {"eps": EPS, "value": "divergence", "tol": 1e-10, "max_iter": 5000}
+    found = xp.numpy(cusink.distance_matrix(xp(A), xp(B), given, **options))
+    np.testing.assert_allclose(found, exact_divergences(A, B, C, EPS), rtol=0, atol=1e-8)
+    among = xp.numpy(cusink.distance_matrix(xp(A), None, given, **options))
+    np.testing.assert_allclose(among, exact_divergences(A, A, C, EPS), rtol=0, atol=1e-8)
+    assert np.abs(np.diag(among)).max() < 1e-9 < among[~np.eye(3, dtype=bool)].min()
+
+
+def test_divergence_between_clouds_on_other_points(xp):
+    """Each side is compared with itself on its own points."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((6, 2)), rng.random((9, 2))
+    A, B = problems.histograms(rng, 2, 6), problems.histograms(rng, 3, 9)
+    found = cusink.distance_matrix(
+        xp(A), xp(B), cusink.PointCloud(xp(x), xp(y)), eps=0.1, value="divergence", tol=1e-10, max_iter=5000
+    )
+
+    def value(a, b, x, y):
+        return reference.optimum(a, b, ((x[:, None] - y) ** 2).sum(axis=-1), 0.1)[1]
+
+    want = [[value(a, b, x, y) - (value(a, a, x, x) + value(b, b, y, y)) / 2 for b in B] for a in A]
+    np.testing.assert_allclose(xp.numpy(found), want, rtol=0, atol=1e-8)
+
+
+def test_a_divergence_is_as_good_as_its_three_parts():
+    """The error of a pair is the largest among those of the pair and of the two items with themselves."""
+    A, B, C = digits(queries=2, corpus=3)
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.distance_matrix(A, B, C, eps=0.01, value="divergence", max_iter=3, full_output=True)
+        pair = cusink.distance_matrix(A, B, C, eps=0.01, value="reg_cost", max_iter=3, full_output=True)
+        selves = [cusink.sinkhorn(X, X, C, eps=0.01, max_iter=3).error for X in (A, B)]
+    assert not result.converged.any()
+    np.testing.assert_allclose(
+        result.error, np.maximum(np.maximum(selves[0][:, None], selves[1]), pair.error), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("columns", "how"), [(14, r"has shape \(25, 14\)"), (25, "is not symmetric")])
+def test_divergence_needs_a_cost_within_one_space(columns, how):
+    A, B, C = digits(queries=2, corpus=3)
+    C[0, 1] += 1
+    with pytest.raises(ValueError, match=f"value='divergence'.*{how}"):
+        cusink.distance_matrix(A, np.ones((3, columns)) / columns, C[:, :columns], eps=EPS, value="divergence")
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("memory_limit", [70_000, 200_000, None])
+def test_tiles_hold_every_pair_once(symmetric, memory_limit):
+    from cusink import _pairs, _tiles
+
+    A, B, C = digits(queries=53, corpus=71)
+    pairs = _pairs.pairs_of(A, None if symmetric else B, C, eps=EPS, check=True)
+    shape = _tiles.tile_shape(pairs, memory_limit)
+    seen = np.zeros(pairs.shape, int)
+    for rows, columns in _tiles.tiles(pairs, *shape):
+        seen[rows, columns] += 1
+        if symmetric and rows.start != columns.start:
+            seen[columns, rows] += 1
+        elif symmetric:
+            seen[rows.stop : columns.stop, rows] += 1
+        assert rows.start % shape[0] == 0 and (columns.start % shape[0] == 0 or not symmetric)
+    assert (seen == 1).all()
+    assert sum(_tiles.pair_count(pairs, *at) for at in _tiles.tiles(pairs, *shape)) == _tiles.pair_count(pairs)
+
+
+def test_a_tile_is_its_own_whatever_was_solved_before():
+    """Bytes, not digits: what a run after a stop relies on."""
+    A, B, C = digits(queries=20, corpus=40)
+    options = {"eps": EPS, "memory_limit": 150_000}
+    whole = cusink.distance_matrix(A, B, C, **options)
+    for rows in (slice(0, 3), slice(7, 20)):
+        np.testing.assert_array_equal(cusink.distance_matrix(A[rows], B, C, **options), whole[rows])
