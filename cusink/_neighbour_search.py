@@ -1,0 +1,169 @@
+"""Two searches for the nearest columns of each row: one solves all pairs, one those that no lower bound rules out."""
+
+import numpy as np
+
+from cusink._closest import Closest, smallest
+from cusink._lower_bounds import GROUP, RowBounds, entropies, prototypes, row_bytes, slack
+from cusink._pair_batches import ROWS, PairBatches, parts
+from cusink._pairs import HistogramPairs
+from cusink._tiles import pair_count, tile_shape, tiles
+
+__all__ = ["Count", "obstacle", "search_all", "search_pruned"]
+
+MEMORY = 1 << 28  # bytes that bounds may take at a time if no limit is given
+CUTS = 16  # taken from the first pairs of a row that are solved, at most
+
+
+class Count:
+    """How many pairs were bounded, started and finished, and how many of these missed the tolerance, by how much."""
+
+    def __init__(self):
+        self.bounded = self.started = self.finished = self.missed = 0
+        self.worst = 0.0
+
+    def finish(self, error, missed):
+        """Take in the errors (K,) of pairs that were solved, and which of them missed the tolerance."""
+        self.finished += len(error)
+        self.missed += np.count_nonzero(missed)
+        self.worst = max(self.worst, error[missed].max(initial=0))
+
+
+def obstacle(pairs, k, options, memory_limit):
+    """Why no pair can be left out, or None if some may."""
+    if not isinstance(pairs, HistogramPairs):
+        return "no lower bound is known for such collections"
+    if options["tol"] is None:
+        return "with tol=None values are those of unfinished iterations, which no bound holds for"
+    if pairs.shape[1] < max(2 * GROUP, 2 * k):
+        return "k is not small beside the number of candidates, or they are too few"
+    if isinstance(pairs.C, pairs.ops.xp.ndarray) and not pairs.ops.xp.isfinite(pairs.C).all():
+        return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
+    if memory_limit is not None and memory_limit // 2 < row_bytes(pairs, k):
+        return "the bounds of a row exceed 'memory_limit'"
+    return None
+
+
+def search_all(pairs, values, k, alone, tile, progress):
+    """Solve every pair, as `cusink.distance_matrix` does; return `Closest` and `Count`."""
+    best, count, to_host = Closest(pairs.shape[0], k, pairs.shape[1]), Count(), pairs.ops.to_host
+    names = ("distances", "error", "converged")
+    for rows, columns in tiles(pairs, *tile):
+        solved, missed, worst = values.tile(rows, columns, names, progress)
+        block = [to_host(solved[name]) for name in names]
+        _take_block(best, rows, columns, block, alone)
+        beyond = max(rows.stop, columns.start)
+        if pairs.symmetric and beyond < columns.stop:
+            mirrored = [x[:, beyond - columns.start :].T for x in block]
+            _take_block(best, slice(beyond, columns.stop), rows, mirrored, alone)
+        count.missed, count.worst = count.missed + missed, max(count.worst, worst)
+    count.started = count.finished = pair_count(pairs)
+    return best, count
+
+
+def _take_block(best, rows, columns, block, alone):
+    """Take in the values, errors and convergence (rows, columns) of a block of pairs."""
+    at, to = (np.ravel(x) for x in np.mgrid[rows, columns])
+    kept = at != to if alone else slice(None)
+    distances, error, converged = (np.ravel(x)[kept] for x in block)
+    best.take(at[kept], to[kept], distances.astype(float), error, converged)
+
+
+def search_pruned(pairs, values, k, alone, memory_limit, progress):
+    """Solve the pairs that can be among the k nearest of their row; return `Closest` and `Count`."""
+    search = Search(pairs, values, k, alone, None if memory_limit is None else memory_limit // 2)
+    step = max(1, (MEMORY if memory_limit is None else memory_limit // 2) // row_bytes(pairs, k))
+    for rows in parts(pairs.shape[0], step):
+        search.rows(np.arange(rows.start, rows.stop))
+        progress((rows.stop - rows.start) * pairs.shape[1])
+    return search.best, search.count
+
+
+class Search:
+    """What the searches for the neighbours of different rows share."""
+
+    def __init__(self, pairs, values, k, alone, memory_limit):
+        self.pairs, self.k, self.alone, self.value = pairs, k, alone, values.value
+        self.best, self.count = Closest(pairs.shape[0], k, pairs.shape[1]), Count()
+        solved = "reg_cost" if self.value == "divergence" else self.value
+        self.batches = PairBatches(pairs, solved, values.options, tile_shape(pairs, memory_limit)[1])
+        self.centres = prototypes(pairs, self.batches)
+        self.selves = values.selves if self.value == "divergence" else None
+        self.terms = self._terms()
+        mass = float(pairs.B[:1].sum(dtype=np.float64))
+        blocks = (pairs.B[part] for part in parts(len(pairs.B), ROWS))
+        smallest_weight = min(float(w[w > 0].min()) for w in blocks)
+        self.slack = slack(pairs, values.options["tol"], mass, smallest_weight)
+
+    def rows(self, rows):
+        """Find the neighbours of some rows, NumPy indices in order."""
+        bounds = RowBounds(self.pairs, self.batches, rows, self.centres, self.value == "cost")
+        self.count.bounded += bounds.lower.size - (len(rows) if self.alone else 0)
+        if self.alone:
+            bounds.lower[np.arange(len(rows)), rows] = np.inf
+        touched = np.zeros(bounds.lower.shape, bool)
+        floor = self._floor(rows, bounds.lower)
+        columns = np.argpartition(floor, self.k - 1, axis=1)[:, : self.k]
+        at, columns = np.repeat(np.arange(len(rows)), self.k), columns.ravel()
+        take = self.k
+        while len(at):
+            potentials = self._solve(rows[at], columns)
+            first = not touched.any()
+            touched[at, columns], bounds.lower[at, columns] = True, np.inf
+            if first:
+                bounds.add(potentials.reshape(len(rows), self.k, -1)[:, :CUTS])
+                at, columns = self._open(rows, bounds.lower)
+                bounds.tighten(at, columns)
+                touched[at, columns] = True
+            at, columns = self._open(rows, bounds.lower)
+            take *= 2
+            at, columns = smallest(bounds.lower[at, columns], at, columns, take)
+        self.count.started += np.count_nonzero(touched)
+
+    def _open(self, rows, lower):
+        """The pairs that may still be among the nearest: indices into `rows`, and columns."""
+        return np.nonzero(self._floor(rows, lower) <= self.best.values[rows, -1:])
+
+    def _floor(self, rows, lower):
+        """What the reported distances cannot fall below, in the precision in which they are reported."""
+        ours, theirs = self.terms
+        floor = lower - self.slack
+        if ours is not None:
+            floor = floor - (ours[rows, None] + theirs)
+        return floor.astype(self.pairs.dtype).astype(np.float64)
+
+    def _terms(self):
+        """Numbers (Q,) and (D,) that are taken off what is bounded to give the distance, or (None, None)."""
+        if self.value == "divergence":
+            return tuple(self.pairs.ops.to_host(side["distances"]) / 2 for side in self.selves)
+        if self.value == "entropic_cost":
+            return tuple(self.pairs.eps * entropies(self.pairs, side) for side in (0, 1))
+        return None, None
+
+    def _solve(self, rows, columns):
+        """Solve pairs and take them in; return the potentials (K, n) of the rows."""
+        pairs, xp = self.pairs, self.pairs.ops.xp
+        back, swapped, asked = slice(None), None, rows
+        if pairs.symmetric:  # both orders are one pair, for which the matrix takes the one with the smaller row
+            swapped = xp.asarray(rows > columns)[:, None]
+            key = np.minimum(rows, columns) * pairs.shape[1] + np.maximum(rows, columns)
+            key, back = np.unique(key, return_inverse=True)
+            rows, columns = np.divmod(key, pairs.shape[1])
+        solved = self.batches.solve(rows, columns)
+        found, error, converged = solved.values, solved.error, solved.converged
+        if self.value == "divergence":
+            ours, theirs = self._of_selves(0, rows), self._of_selves(1, columns)
+            found = found - (ours["distances"] + theirs["distances"]) / 2
+            error = np.maximum(np.maximum(ours["error"], theirs["error"]), error)
+            converged = ours["converged"] & theirs["converged"] & converged
+        found = found.astype(pairs.dtype).astype(np.float64)
+        self.count.finish(error, ~converged)
+        columns = columns if swapped is None else np.where(asked == rows[back], columns[back], rows[back])
+        self.best.take(asked, columns, found[back], error[back], converged[back])
+        if swapped is None:
+            return solved.f
+        back = xp.asarray(back)
+        return xp.where(swapped, solved.g[back], solved.f[back])
+
+    def _of_selves(self, side, items):
+        """What solving items against themselves gave."""
+        return {name: self.pairs.ops.to_host(x)[items] for name, x in self.selves[side].items()}
