@@ -3,9 +3,11 @@
 import dataclasses
 
 from cusink import _checks, _checks_retrieval
+from cusink._document_pairs import are_documents, document_pairs
 from cusink._grid_costs import GridCosts
 from cusink._ops import ops_for
 from cusink._point_costs import PointCosts
+from cusink.divergence import self_potentials
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve
 
@@ -17,6 +19,8 @@ COPIES = 6  # of the cost, that a row against many takes: the bins in use, its k
 
 def pairs_of(A, B, C, *, eps, check, memory_limit=None):
     """The checked pairs of all rows of A with all rows of B (None: of A) at the cost C."""
+    if are_documents(A, B):
+        return document_pairs(A, B, C, eps=eps, check=check)
     kernel = None if memory_limit is None else memory_limit // 2  # what a cost that is not stored may take
     given = _checks_retrieval.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel)
     return HistogramPairs(given.A, given.B, given.C, eps, given.dtype)
@@ -60,7 +64,7 @@ class HistogramPairs:
         # Empty bins leave the problem, where the cost can be had without them.
         rows, used = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
         if not isinstance(C, GridCosts):
-            C = self._between(rows, used)
+            C = self._between(rows, used, C)
             B = B[:, used] if len(used) < B.shape[1] else B
             a = a[rows] if len(rows) < len(a) else a
         a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
@@ -68,19 +72,25 @@ class HistogramPairs:
 
     def solve_selves(self, side, items, options):
         """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
-        weights, C = (self.A, self.B)[side][items], self.C
+        xp, C = self.ops.xp, self.C
+        weights = (self.A, self.B)[side][items]
         if isinstance(C, PointCosts):
             points = (C.x, C.y)[side]
             C = dataclasses.replace(C, x=points, y=points)
-        return self._solved(weights, weights, C, "reg_cost", options)
+        if not isinstance(C, GridCosts):
+            used = xp.flatnonzero((weights > 0).any(axis=0))
+            weights, C = xp.ascontiguousarray(weights[:, used]), self._between(used, used, C)
+        options = {name: options[name] for name in ("max_iter", "tol")}
+        _, reg_cost, error, n_iter, converged = self_potentials(self.ops, weights, C, self.eps, **options)
+        return {"distances": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
 
     def content(self):
         """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
         return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C}
 
-    def _between(self, rows, columns):
-        """The cost between some bins."""
-        C, xp = self.C, self.ops.xp
+    def _between(self, rows, columns, C):
+        """The cost C between some bins."""
+        xp = self.ops.xp
         if isinstance(C, PointCosts):
             return C.take(rows, columns)
         if len(columns) < C.shape[1]:
