@@ -98,8 +98,10 @@ def scale_of(scale, dtype):
 
 def factor(name, value, measures):
     """Check the derivative by a value of shape () or (B,); return it with a trailing axis, (B, 1)."""
-    (value, _), xp, _ = arrays(**{name: value, "x": measures.x})
     size = len(measures.x)
+    if isinstance(value, numbers.Real):
+        value = measures.xp.asarray(float(value), measures.dtype)
+    (value, _), xp, _ = arrays(**{name: value, "x": _sample(measures)})
     allowed = [(), (size,)] if measures.batched else [()]
     if value.shape not in allowed:
         wanted = " or ".join(map(str, allowed))
@@ -111,7 +113,7 @@ def factor(name, value, measures):
 
 def field_points(field_at, measures):
     """Check the points at which a field is wanted; return them as (B, k, d), and the shape of the field."""
-    (points, _), xp, _ = arrays(field_at=field_at, x=measures.x)
+    (points, _), xp, _ = arrays(field_at=field_at, x=_sample(measures))
     d = measures.x.shape[-1]
     if points.ndim == 0 or 0 in points.shape or (not measures.flat and points.shape[-1] != d):
         wanted = "a shape, with a point per number," if measures.flat else f"shape (..., {d}), like 'x',"
@@ -133,6 +135,11 @@ def wanted(wrt, names):
         listed = ", ".join(map(repr, names))
         raise ValueError(f"'wrt' must name some of {listed}, or be None for all; got {wrt!r}")
     return frozenset(given)
+
+
+def _sample(measures):
+    """An array of the library and the dtype of the user."""
+    return measures.x[0, 0].astype(measures.dtype)
 
 
 def _points(name, points, xp):

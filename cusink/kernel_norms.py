@@ -280,7 +280,8 @@ def kernel_neg_log_likelihood_adjoint(x, a, y, b, grad=1.0, *, kernel="gaussian"
     if wrt & {"x", "a"}:
         # With its weight each share is at most 1; where there is none, the shares are what the gradient by it is.
         some = a > 0
-        shares, slopes = ops.kernel_slopes(x, y, b, xp.where(some, log_a, 0), -density, profile)
+        sampled = xp.where(b > 0, -density, -xp.inf)
+        shares, slopes = ops.kernel_slopes(x, y, b, xp.where(some, log_a, 0), sampled, profile)
         out["a"] = grad * xp.where(some, shares / xp.where(some, a, 1), shares)
         out["x"] = grad[..., None] * xp.where(some[..., None], slopes, 0)
     if "y" in wrt:

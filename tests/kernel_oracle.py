@@ -55,5 +55,7 @@ def distance(x, a, y, b, kernel, scale, dtype=np.float64):
 
 
 def neg_log_likelihood(x, a, y, b, kernel, scale, dtype=np.float64):
-    with np.errstate(divide="ignore"):
-        return -(b.astype(dtype) @ product_log(y, x, np.log(a.astype(dtype)), kernel, scale, dtype))
+    """Of weights `a` in the sum itself, so that one of zero may be moved either way."""
+    terms = log_kernel(y, x, kernel, scale, dtype)
+    top = terms.max(axis=1)
+    return -(b.astype(dtype) @ (top + np.log(np.exp(terms - top[:, None]) @ a.astype(dtype))))
