@@ -249,7 +249,7 @@ def slopes(value, given, key):
             array[at] += t
             return value(*(given | {key: array}).values())
 
-        out[at] = reference.derivative(moved, 1e-3)
+        out[at] = reference.derivative(moved, 1e-4)
     return out
 
 
