@@ -102,5 +102,5 @@ def flush(array):
     """Set denormals of a non-negative array to zero, in place: they slow a product, and the certificate covers them."""
     tiny = np.finfo(array.dtype).tiny
     if array.min(initial=tiny) < tiny:
-        array[array < tiny] = 0
+        array *= array >= tiny  # much faster than to assign zeros
     return array

@@ -1,6 +1,7 @@
 """The kernel of a grid as one small matrix for each axis, in the place of `cusink._shared_kernel_numpy.DenseKernel`."""
 
 import functools
+import math
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class GridKernel:
         self.costs_of_axes = [cost for cost in C.axes if len(cost) > 1] or [C.axes[0]]
         self.each = KERNEL[self.dtype.name] // len(self.costs_of_axes)
         self.s = self.each * len(self.costs_of_axes)
+        self.before = [math.prod(map(len, self.costs_of_axes[:k])) for k in range(len(self.costs_of_axes))]
+        self.tiny = np.finfo(self.dtype).tiny
         self.scratch = None
 
     @functools.cached_property
@@ -48,7 +51,7 @@ class GridKernel:
             target = self.scratch if (passes - k) % 2 == 0 else out
             self._along(k, K, source, target)
             if k + 1 < passes and self._reaches_far:
-                flush(target)
+                np.maximum(target, self.tiny, out=target)  # flushed to tiny, which is faster than to zero
             source = target
         return out
 
@@ -113,7 +116,7 @@ class GridKernel:
         for k, K in enumerate(self.axes):
             after = float(np.prod(sums[k + 1 :]))
             of_products += (len(K) + 1) * after
-            if K.min() < np.finfo(self.dtype).tiny:
+            if K.min() < self.tiny:
                 of_kernel += len(K) * after * float(np.prod(sums[:k]))
         gain = float(np.prod(sums))
         return Loss(of_kernel, of_products, gain, gain)
@@ -121,11 +124,11 @@ class GridKernel:
     @functools.cached_property
     def _reaches_far(self):
         """Whether sums of one pass may be denormals, which would slow the next one."""
-        return min(float(K.min()) for K in self.axes) < np.finfo(self.dtype).tiny ** 0.5
+        return min(float(K.min()) for K in self.axes) < float(self.tiny) ** 0.5
 
     def _along(self, k, K, source, target):
         """Multiply by K along the axis k: (before, n_k, after)."""
-        before = int(np.prod([len(other) for other in self.axes[:k]], initial=1))
+        before = self.before[k]
         after = source.size // (before * len(K))
         if after == 1:  # one problem: lines are rows, and K is symmetric
             np.matmul(source.reshape(before, len(K)), K, out=target.reshape(before, len(K)))

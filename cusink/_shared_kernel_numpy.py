@@ -125,6 +125,7 @@ class SharedKernel:
         tiny = float(np.finfo(self.dtype).tiny)
         tops, normal = self._numerators(a, b, smallest, eu, ev, gamma_a, gamma_b)
         largest, row_sums = np.inf, None
+        no_a, no_b = _empty(a), _empty(b)
         loss_S, loss_X, lowest_of = kernel.loss(0), kernel.loss(1), np.minimum.reduce
         # What certifies a sum, whatever the factor lost.
         floor_S, floor_X = (loss.floor(self.dtype, self.headroom, True) for loss in (loss_S, loss_X))
@@ -139,6 +140,8 @@ class SharedKernel:
                 largest = 2.0**self.top
             if g_update:
                 kernel.product(U, 0, out=S)
+                if no_b is not None:  # their sums do not matter, and would be the smallest
+                    np.maximum(S, no_b, out=S)
                 lowest = float(lowest_of(S, axis=None))
                 if normal is not True or not (largest <= self.headroom and lowest >= floor_S):
                     inside = normal & in_range(S, certified_within(loss_S, S, U, a), b)
@@ -150,6 +153,8 @@ class SharedKernel:
                     V, S = S, V
             else:
                 kernel.product(V, 1, out=X)
+                if no_a is not None:
+                    np.maximum(X, no_a, out=X)
                 lowest = float(lowest_of(X, axis=None))
                 if normal is not True or not (largest <= self.headroom and lowest >= floor_X):
                     inside = normal & in_range(X, certified_within(loss_X, X, V, b), a)
@@ -299,6 +304,11 @@ def _distance(scaling, sums, numerators):
     sums *= scaling
     sums -= numerators
     return np.abs(sums, out=sums).sum(axis=0)
+
+
+def _empty(weights):
+    """1 where a weight is zero, else 0; None where there is none."""
+    return None if weights.min(initial=1) > 0 else (weights == 0).astype(weights.dtype)
 
 
 def _smallest_weight(weights):
