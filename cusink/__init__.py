@@ -18,6 +18,7 @@ from cusink.kernel_products import (
     kernel_product_log,
     kernel_product_log_adjoint,
 )
+from cusink.measures import Measures
 from cusink.result import SinkhornResult
 from cusink.retrieval import DistanceMatrix, distance_matrix
 from cusink.sinkhorn import ConvergenceWarning, sinkhorn
@@ -27,6 +28,7 @@ __all__ = [
     "DistanceMatrix",
     "Grid",
     "KernelGradients",
+    "Measures",
     "PointCloud",
     "SinkhornGradients",
     "SinkhornResult",

@@ -1,0 +1,71 @@
+"""Documents on the CPU: one against many, every pair with its costs cut out of one block for all of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cusink import _document_iteration_numpy, _ops_numpy
+from cusink._document_costs_numpy import costs_between
+from cusink._document_iteration_numpy import PairCosts
+from cusink.divergence import self_potentials
+from cusink.result import Problem, values
+from cusink.sinkhorn import solve
+
+__all__ = ["COPIES", "Padded", "padded", "solve_row", "solve_self"]
+
+COPIES = 6  # of its kernel that a pair takes: costs, kernel, and what finishing it needs
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """Documents as arrays (D, m): `weights`, 0 beyond the `sizes`, and `index` into the points `used` by all of them.
+
+    Beyond its size a document's index repeats its first point.
+    """
+
+    used: np.ndarray
+    index: np.ndarray
+    weights: np.ndarray
+    sizes: np.ndarray
+
+
+def padded(side, items, points):
+    """The `items`, an index array of a `Supports`, none of them empty; `points` is how many there are in all."""
+    sizes = side.sizes[items]
+    step = np.arange(sizes.max())
+    inside = step < sizes[:, None]
+    entries = side.offsets[items][:, None] + np.where(inside, step, 0)
+    places = side.places[entries]
+    mask = np.zeros(points, bool)
+    mask[places] = True
+    used = np.flatnonzero(mask)
+    position = np.empty(points, np.int64)
+    position[used] = np.arange(len(used))
+    return Padded(used, position[places], np.where(inside, side.weights[entries], 0), sizes)
+
+
+def solve_row(weights, places, documents, C, eps, options):
+    """Solve one item, weights (n,) at places (n,), against `Padded` documents; a dict of arrays (D,)."""
+    block = costs_between(C, places, documents.used)
+    a = np.ascontiguousarray(np.broadcast_to(weights, (len(documents.sizes), len(weights))))
+    costs = PairCosts(block, documents.index, documents.sizes)
+    f, g, cost, error, n_iter, converged = solve_pairs(a, documents.weights, costs, eps, options)
+    problem = Problem(a=a, b=documents.weights, C=costs, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)
+    reg_cost, _ = values(np, problem)
+    return {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+
+
+def solve_self(weights, places, C, eps, options):
+    """Solve one item against itself; a dict of arrays (1,)."""
+    block = costs_between(C, places, places)
+    options = {name: options[name] for name in ("max_iter", "tol")}
+    _, reg_cost, error, n_iter, converged = self_potentials(_ops_numpy, weights[None], block, eps, **options)
+    return {"reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+
+
+def solve_pairs(a, b, costs, eps, options):
+    """Solve problems a (D, n), b (D, m) with `PairCosts`; method "log" has no use for their kernels."""
+    if options["method"] != "log":
+        return solve(_document_iteration_numpy, a, b, costs, eps, None, **options)
+    C = np.ascontiguousarray(np.swapaxes(costs.gather(np.arange(len(a))), 1, 2))
+    return solve(_ops_numpy, a, b, C, eps, None, **options)
