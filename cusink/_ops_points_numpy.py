@@ -2,6 +2,7 @@
 
 from cusink import _ops_numpy as dense
 from cusink._ops_numpy import to_host, xp
+from cusink._point_iteration_numpy import Iteration
 from cusink._point_reductions_numpy import (
     apply_plan,
     bilinear,
@@ -36,10 +37,3 @@ __all__ = [
 def plan_means(C, a, b, f, g, eps):
     """Iterate over ``(index, means)``, see `cusink._ops`."""
     return dense.plan_means(C.block(xp), a, b, f, g, eps)
-
-
-class Iteration(dense.Iteration):
-    """Problems under way, see `cusink._ops`."""
-
-    def __init__(self, C, a, b, eps, f, g, method):
-        super().__init__(C.block(xp), a, b, eps, f, g, method)

@@ -53,10 +53,17 @@ class Pairs:
         self.costs, self.orders, self.points = costs, orders, (x[orders[0]], y[orders[1]])
         self.shape = len(x), len(y)
 
-    def side(self, axis):
-        """Rows and columns for a sum over `axis`: x and y for axis 1, y and x for axis 0."""
+    def side(self, axis, rows=None, columns=None):
+        """Rows and columns for a sum over `axis`: x and y for axis 1, y and x for axis 0, or the chosen ones."""
         kept, summed = (0, 1) if axis == 1 else (1, 0)
-        return Side(self.costs, self.points[kept], self.points[summed], self.orders[kept], self.orders[summed])
+        sides = []
+        for which, chosen in ((kept, rows), (summed, columns)):
+            points, order = self.points[which], self.orders[which]
+            if chosen is not None and not chosen.all():
+                points, order = points[chosen[order]], order[chosen[order]]
+            sides += [points, order]
+        x, order, y, columns = sides
+        return Side(self.costs, x, y, order, columns)
 
 
 def neighbours(x):

@@ -1,0 +1,89 @@
+"""Sinkhorn iterations of problems between clouds in NumPy: which form runs which problem, see docs/point-clouds.md."""
+
+import contextlib
+
+import numpy as np
+
+from cusink import _iteration_numpy as dense
+from cusink import _point_reductions_numpy as reductions
+from cusink._log_domain_numpy import LogDomain
+from cusink._own_kernel_numpy import OwnKernel
+from cusink._point_blocks_numpy import THREADED, pairs_for, threads
+from cusink._point_kernel_numpy import AbsorbedProblem
+
+SMALL = 1 << 16  # pairs of points in a problem up to which many problems make one tile
+STORED = 64  # bytes for each pair of points, with which a batch of problems gets a kernel that it shares
+
+
+class Iteration(dense.Iteration):
+    """Problems under way, see `cusink._ops`."""
+
+    def _forms(self, C, dtype, eps, method):
+        if method == "log":
+            return [LogClouds(C, dtype, eps, reductions)]
+        pairs = C.shape[-2] * C.shape[-1]
+        if C.ndim == 3:
+            return [(Tiles if pairs <= SMALL else Absorbed)(C, dtype, eps)]
+        return [Absorbed(C, dtype, eps)]
+
+
+class LogClouds(LogDomain):
+    """Log-sum-exp over blocks of points."""
+
+    def cost(self, index=slice(None)):
+        """The shared cost, or the costs of the problems at `index`."""
+        return self.C if self.problems is None else self.C.at(self.problems[index])
+
+
+class Tiles(OwnKernel):
+    """Many small problems with clouds of their own: costs as arrays for a tile of problems at a time."""
+
+    def cost(self, index=slice(None)):
+        """The costs of the problems at `index` as an array."""
+        return self.C.block(np, self.problems[index])
+
+
+class Absorbed:
+    """Problems one after another, each with an `AbsorbedProblem`."""
+
+    def __init__(self, C, dtype, eps):
+        self.C, self.dtype, self.eps = C, np.dtype(dtype), eps
+        self.problems = []
+
+    def fits(self, a, b, f, g):
+        """Which problems can start here: all."""
+        return np.ones(len(a), bool)
+
+    def append(self, a, b, f, g):
+        """Add problems that start from the potentials f (B, n) and g (B, m)."""
+        a, b = a.astype(self.dtype, copy=False), b.astype(self.dtype, copy=False)
+        budget = self.C.memory_limit // max(1, len(a) + len(self.problems))
+        self.problems += [
+            AbsorbedProblem(pairs_for(self.C, k), a[k], b[k], f[k], g[k], self.eps, budget) for k in range(len(a))
+        ]
+
+    def advance(self, omega, count):
+        """Take `count` iterations; return which problems left the range: none."""
+        with self._pool() as pool:
+            self.error = np.array(
+                [problem.advance(float(w), count, pool) for problem, w in zip(self.problems, omega, strict=True)]
+            )
+        return np.zeros(len(omega), bool)
+
+    def bound(self):
+        """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
+        return self.error
+
+    def finish(self, index):
+        """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
+        with self._pool() as pool:
+            every = [self.problems[k].finish(pool) for k in index]
+        return tuple(np.stack(x) for x in zip(*every, strict=True))
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        self.problems = [self.problems[k] for k in index]
+
+    def _pool(self):
+        n, m = self.C.shape[-2:]
+        return threads() if n * m >= THREADED else contextlib.nullcontext()
