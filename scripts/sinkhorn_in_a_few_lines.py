@@ -110,7 +110,7 @@ def draw(path, x, a, b, C, plans):
             0.025,
             8.5,
             GREY,
-            "Joint probabilities, shaded by their square root, black for the largest of each plan; with their marginals.",
+            "Joint probabilities with their marginals, shaded by the square root, black for the largest of each plan.",
         ),
     )
     for y, size, colour, line in lines:
