@@ -36,8 +36,8 @@ class Arrays:
     init: Any = None
 
 
-def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None):
-    """Arrays of a call of `cusink.sinkhorn`."""
+def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None, balanced=True):
+    """Arrays of a call of `cusink.sinkhorn`; `balanced` says that the masses are to be equal."""
     regularisation(eps)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
@@ -64,7 +64,8 @@ def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None):
         if stored:
             cost_values(C, xp)
             partners(a, b, C, xp)
-    b = equal_mass(a, b, xp, check)
+    if balanced:
+        b = equal_mass(a, b, xp, check)
     if init is not None:
         if check:
             for name, x in (("init[0]", f), ("init[1]", g)):
@@ -219,7 +220,7 @@ def output(out, shape, dtype, xp, inputs):
     if not out.flags.writeable:
         raise ValueError("'out' must be writable; got a read-only array. Open a memmap with mode='r+' or 'w+'")
     for name, x in inputs.items():
-        if x is not None and xp.may_share_memory(out, x):
+        if isinstance(x, xp.ndarray) and xp.may_share_memory(out, x):
             raise ValueError(
                 f"'out' must not overlap an input; it shares memory with '{name}'. Pass an array of its own"
             )
@@ -314,7 +315,8 @@ def equal_mass(a, b, xp, check):
             raise ValueError(
                 f"'a' and 'b' must have the same mass (relative {tolerance:g}); got {float(mass_a[row]):g} and "
                 f"{float(mass_b[row]):g} in row {row}. "
-                "To normalise, divide each by its sum: a / a.sum(axis=-1, keepdims=True)"
+                "To normalise, divide each by its sum: a / a.sum(axis=-1, keepdims=True). Where the difference has a "
+                "meaning, 'reach' lets mass appear and vanish at a price"
             )
     return b * (mass_a / mass_b).astype(b.dtype)[:, None]
 

@@ -7,13 +7,18 @@ import numpy as np
 
 from cusink import _checks
 from cusink._ops import ops_for
+from cusink._unbalanced_values import unbalanced_bounds, unbalanced_values
 
 __all__ = ["Problem", "SinkhornResult", "values"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
-    """The solved problem in the precision it was computed in: a, f (B, n); b, g (B, m); C (n, m) or (B, n, m)."""
+    """The solved problem in the precision it was computed in: a, f (B, n); b, g (B, m); C (n, m) or (B, n, m).
+
+    Of unbalanced transport, with prices `reach` (rho_a, rho_b), the potentials are ``f + shift`` and ``g - shift`` with
+    `shift` (B,) in float64, and the plan is that of f and g, see `cusink._unbalanced`.
+    """
 
     a: Any
     b: Any
@@ -23,12 +28,20 @@ class Problem:
     g: Any
     dtype: Any
     batched: bool
+    reach: tuple[float, float] | None = None
+    shift: Any = None
 
     def logits(self):
         """``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
-        xp = ops_for(self.C).xp
-        with np.errstate(divide="ignore"):
-            return xp.log(self.a) + self.f / self.eps, xp.log(self.b) + self.g / self.eps
+        xp, sides = ops_for(self.C).xp, ((self.a, self.f), (self.b, self.g))
+        with np.errstate(divide="ignore"):  # an empty bin that nothing may reach has the potential +inf
+            return tuple(xp.log(w) + xp.where(w > 0, x, x.dtype.type(0)) / self.eps for w, x in sides)
+
+    def potentials(self):
+        """The dual potentials, which of unbalanced transport have the shift and are in float64."""
+        if self.reach is None:
+            return self.f, self.g
+        return self.f + self.shift[:, None], self.g - self.shift[:, None]
 
     def outward(self, array):
         """`array` (B, ...) in the shape and the dtype of what the user passed."""
@@ -50,11 +63,13 @@ class SinkhornResult:
     cost : array, shape () or (B,)
         Transport cost ``<P, C>``, also called E0 or the sharp Sinkhorn loss.
     reg_cost : array, shape () or (B,)
-        ``<P, C> + eps KL(P | a b')``, which is ``<a, f> + <b, g>``; the value of GeomLoss and OTT.
+        ``<P, C> + eps KL(P | a b')``, which is ``<a, f> + <b, g>``; the value of GeomLoss and OTT. With `reach`, the
+        whole objective of `cusink.sinkhorn`, prices of the marginals included.
     entropic_cost : array, shape () or (B,)
         ``<P, C> - eps H(P)``, Cuturi's and Viehmann's E-lambda.
     error : array, shape () or (B,)
-        L1 error of the column marginal relative to the mass; the row marginal is met up to rounding.
+        L1 error of the column marginal relative to the mass; the row marginal is met up to rounding. With `reach`,
+        the distance is that from ``b exp(-g / rho_b)``, the marginal of the optimum.
     n_iter : array of int, shape () or (B,)
         Iterations taken.
     converged : array of bool, shape () or (B,)
@@ -78,7 +93,7 @@ class SinkhornResult:
         every = {name: problem.outward(xp.asarray(value)) for name, value in every.items()}
         counts = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
         n_iter, converged = counts
-        f, g = problem.outward(problem.f), problem.outward(problem.g)
+        f, g = (problem.outward(x) for x in problem.potentials())
         return cls(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **every)
 
     def plan(self):
@@ -116,7 +131,8 @@ class SinkhornResult:
         Returns
         -------
         lower, upper : array, shape () or (B,)
-            Numbers between which ``min <P, C>`` over all plans lies, converged or not.
+            Numbers between which ``min <P, C>`` over all plans lies, converged or not; with `reach` the minimum is
+            that of ``<P, C> + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``.
 
         Notes
         -----
@@ -125,6 +141,8 @@ class SinkhornResult:
         what rounding can have done to them.
         """
         problem = self.problem
+        if problem.reach is not None:
+            return unbalanced_bounds(problem)
         ops, xp = ops_for(problem.C), ops_for(problem.C).xp
         # In float32 the entries of a plan are only known to some (C / eps) roundings: too few digits to certify with.
         problem = replace(problem, **{name: getattr(problem, name).astype(np.float64) for name in "abCfg"})
@@ -155,6 +173,8 @@ class SinkhornResult:
 
 def values(xp, problem):
     """``reg_cost`` and ``entropic_cost`` (B,) of a solved problem, from its potentials."""
+    if problem.reach is not None:
+        return unbalanced_values(problem)
     a, b = problem.a, problem.b
     reg_cost = _dot(xp, a, problem.f) + _dot(xp, b, problem.g)
     return reg_cost, reg_cost - problem.eps * (_entropy(xp, a) + _entropy(xp, b))

@@ -1,13 +1,15 @@
 """Entropy-regularised optimal transport of many pairs of measures at once."""
 
+import functools
 import math
 import warnings
 
 import numpy as np
 
-from cusink import _checks
+from cusink import _checks, _checks_unbalanced
 from cusink._ops import memory_advice, ops_for
 from cusink._overrelaxation import OverRelaxation
+from cusink._unbalanced import UnbalancedIteration
 from cusink.result import Problem, SinkhornResult, values
 
 __all__ = ["ConvergenceWarning", "sinkhorn"]
@@ -33,6 +35,7 @@ def sinkhorn(
     method="auto",
     overrelaxation="auto",
     init=None,
+    reach=None,
     callback=None,
     memory_limit=None,
     check=True,
@@ -44,7 +47,7 @@ def sinkhorn(
     a : array, shape (n,) or (B, n), or None
         Source weights: non-negative, with a positive sum. Zeros are allowed. None stands for uniform weights of sum 1.
     b : array, shape (m,) or (B, m), or None
-        Target weights, of the same sum as `a`.
+        Target weights, of the same sum as `a` unless `reach` is given.
     C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
         Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
         pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored.
@@ -67,6 +70,10 @@ def sinkhorn(
         makes the iteration diverge.
     init : (f, g), optional
         Potentials to start from, of the shapes of the result's.
+    reach : float, or pair of float or None, optional
+        Lets the marginals of the plan differ from `a` and `b`, so that these may have different masses: the price of
+        the difference, in the unit of `C`, for both or for each. Mass that would have to go for more than about
+        twice the reach is left behind. None, for both or for one, stands for a marginal that is met.
     callback : callable, optional
         Called as ``callback(iteration, error)`` at every check, with the latest error of every problem.
     memory_limit : int, optional
@@ -99,8 +106,12 @@ def sinkhorn(
     Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials
     of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision;
     float16 and bfloat16 in float32 and returned as they came; lists and integers become float64. `b` is scaled to the
-    mass of `a` within the tolerance of the check. Memory is that of the input and about six arrays of the size of `a`
-    and `b`.
+    mass of `a` within the tolerance of the check.
+
+    With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
+    with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
+
+    Memory is that of the input and about six arrays of the size of `a` and `b`; with `reach`, about twelve.
 
     References
     ----------
@@ -108,6 +119,7 @@ def sinkhorn(
     B. Schmitzer, Stabilized sparse scaling algorithms for entropy regularized transport problems, SISC 2019.
     T. Viehmann, Implementation of batched Sinkhorn iterations for entropy-regularized Wasserstein loss, 2019.
     T. Lehmann et al., A note on overrelaxation in the Sinkhorn algorithm, Optimization Letters 2022.
+    T. Sejourne et al., Faster unbalanced optimal transport: translation invariant Sinkhorn, AISTATS 2022.
 
     Examples
     --------
@@ -117,27 +129,45 @@ def sinkhorn(
     >>> print(f"{result.cost:.4f}")
     1.0000
     """
-    given = _checks.sinkhorn(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit)
+    reach = _checks_unbalanced.reach(reach, method)
+    balanced = reach is None
+    given = _checks.sinkhorn(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation, callback)
     ops = ops_for(given.C)
-    f, g, cost, error, n_iter, converged = solve(ops, given.a, given.b, given.C, eps, given.init, **options)
+    start = shift = None
+    if reach is not None:
+        shift = ops.xp.zeros(len(given.a))
+        start = functools.partial(UnbalancedIteration, ops, reach, shift)
+    f, g, cost, error, n_iter, converged = solve(
+        ops, given.a, given.b, given.C, eps, given.init, start=start, **options
+    )
     if tol is not None and not converged.all():
         warn_unconverged(np.count_nonzero(~converged), len(converged), error[~converged].max(), tol, max_iter)
     problem = Problem(
-        a=given.a, b=given.b, C=given.C, eps=float(eps), f=f, g=g, dtype=given.dtype, batched=given.batched
+        a=given.a,
+        b=given.b,
+        C=given.C,
+        eps=float(eps),
+        f=f,
+        g=g,
+        dtype=given.dtype,
+        batched=given.batched,
+        reach=reach,
+        shift=shift,
     )
     reg_cost, entropic_cost = values(ops.xp, problem)
     every = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
     return SinkhornResult.of(problem, every, n_iter, converged)
 
 
-def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overrelaxation, callback=None):
+def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overrelaxation, callback=None, start=None):
     """Run checked problems to their tolerance; return f, g, cost of the backend and error, n_iter, converged in NumPy.
 
-    `a` (B, n), `b` (B, m) and `C` (n, m) or (B, n, m) are arrays of one backend; `init` is (f, g) or None.
+    `a` (B, n), `b` (B, m) and `C` (n, m) or (B, n, m) are arrays of one backend; `init` is (f, g) or None. `start`
+    puts problems under way where the iteration of the backend is not the one that is wanted.
     """
     xp = ops.xp
-    options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation}
+    options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation, "start": start}
     low, high = ops.cost_range(C)
     steepness = (high - low) / eps
     spent = 0
@@ -145,7 +175,7 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
         spent, init = anneal(ops, a, b, C, eps, max_iter, options, steepness)
     max_iter -= int(np.max(spent))
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    iteration = ops.Iteration(C, a, b, eps, f, g, method)
+    iteration = (start or ops.Iteration)(C, a, b, eps, f, g, method)
     f, g, cost = xp.empty_like(a), xp.empty_like(b), xp.empty(len(a), a.dtype)
     error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
     relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation, steepness)

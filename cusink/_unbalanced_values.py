@@ -1,0 +1,84 @@
+"""Values of unbalanced transport, and bounds on the problem without entropy. See docs/unbalanced.md."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from cusink._ops import ops_for
+from cusink._unbalanced import translation
+
+
+def unbalanced_values(problem):
+    """``reg_cost`` and ``entropic_cost`` (B,) of a solved problem, from its potentials."""
+    xp, eps = ops_for(problem.C).xp, problem.eps
+    dual, entropy, sums = 0, 0, []
+    for (weights, potential, rho), unshifted in zip(sides(problem), (problem.f, problem.g), strict=True):
+        weights, potential = (x.astype(np.float64) for x in (weights, xp.where(weights > 0, potential, 0)))
+        marginal = weights * xp.exp(-potential / rho)
+        dual += price(xp, weights, potential, rho)
+        # <P, log P> in the potentials without their shift: both marginals have one mass, and it cancels.
+        logs = xp.where(weights > 0, unshifted + eps * xp.log(xp.where(weights > 0, weights, 1)), 0)
+        entropy += (marginal * logs).sum(axis=1)
+        sums.append((weights.sum(axis=1), marginal.sum(axis=1)))
+    (mass_a, mass), (mass_b, _) = sums
+    return dual + eps * (mass_a * mass_b - mass), entropy
+
+
+def unbalanced_bounds(problem):
+    """Numbers (B,) between which ``min <P, C> + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)`` lies."""
+    ops, xp = ops_for(problem.C), ops_for(problem.C).xp
+    rounding = 8 * float(np.finfo(problem.C.dtype.name).eps)
+    problem = replace(problem, **{name: getattr(problem, name).astype(np.float64) for name in "abCfg"})
+    a, b, C, eps = problem.a, problem.b, problem.C, problem.eps
+    g = xp.where(b > 0, problem.g, -xp.inf)
+    f = ops.c_transform(C, g, axis=1)
+    g = ops.c_transform(C, xp.where(a > 0, f, -xp.inf), axis=0)
+    f, g = xp.where(a > 0, f, 0), xp.where(b > 0, g, 0)
+    shift = translation(xp, a, b, f, g, problem.reach)[:, None]
+    (rho_a, rho_b), f, g = problem.reach, f + shift, g - shift
+    lower = price(xp, a, f, rho_a) + price(xp, b, g, rho_b)
+
+    p, q = problem.logits()
+    rows, columns = (ops.apply_plan(C, p, q, xp.ones_like(x), eps, axis) for x, axis in ((b, 1), (a, 0)))
+    if rho_a == np.inf:  # the marginal that is to be met is met by scaling, and the other one follows
+        p = p + _log_ratio(xp, a, rows)
+        columns = ops.apply_plan(C, p, q, xp.ones_like(a), eps, 0)
+    if rho_b == np.inf:
+        q = q + _log_ratio(xp, b, columns)
+        rows = ops.apply_plan(C, p, q, xp.ones_like(b), eps, 1)
+    upper = ops.transport_cost(C, p, q, eps)
+    slack = 0
+    for weights, potential, marginal, rho in ((a, f, rows, rho_a), (b, g, columns, rho_b)):
+        if rho < np.inf:
+            upper = upper + rho * divergence(xp, marginal, weights)
+        else:  # a bin that no mass reaches, for underflow, cannot be scaled to what it is to have
+            lost = ((weights > 0) & (marginal == 0)).any(axis=1)
+            upper = xp.where(lost, xp.inf, upper)
+        carried = xp.maximum(weights, weights * xp.exp(-potential / rho)).sum(axis=1)
+        slack = slack + rounding * carried * xp.abs(potential).max(axis=1)
+    return problem.outward(lower - slack), problem.outward(upper + slack)
+
+
+def sides(problem):
+    """Weights, potential and price of both sides."""
+    f, g = problem.potentials()
+    return (problem.a, f, problem.reach[0]), (problem.b, g, problem.reach[1])
+
+
+def price(xp, weights, potential, rho):
+    """What a potential brings in the dual objective, ``rho sum_i a_i (1 - exp(-f_i / rho))``: ``<a, f>`` for inf."""
+    gain = potential if rho == np.inf else -rho * xp.expm1(-potential / rho)
+    return (weights * gain).sum(axis=1)
+
+
+def divergence(xp, marginal, weights):
+    """``KL(p | a) = sum_i p_i log(p_i / a_i) - p_i + a_i`` (B,)."""
+    both = (marginal > 0) & (weights > 0)
+    ratio = xp.where(both, marginal, 1) / xp.where(both, weights, 1)
+    return (marginal * xp.log(ratio) - marginal + weights).sum(axis=1)
+
+
+def _log_ratio(xp, wanted, have):
+    """Logarithm of the factors that take marginals `have` to `wanted`; 0 where there is nothing to scale."""
+    both = (wanted > 0) & (have > 0)
+    return xp.log(xp.where(both, wanted, 1) / xp.where(both, have, 1))
