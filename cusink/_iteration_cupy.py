@@ -55,14 +55,21 @@ class State:
 class Iteration:
     """Problems under way, see `cusink._ops`."""
 
+    log_sums, costs_of_rows = staticmethod(log_sums), staticmethod(costs_of_rows)
+
     def __init__(self, C, a, b, eps, f, g, method):
-        self.C, a, b, f, g = map(cp.ascontiguousarray, (C, a, b, f, g))
+        C = cp.ascontiguousarray(C)
+        (B, n), m, cost_scale = a.shape, b.shape[1], LOG2_E / float(eps)
+        index = None if C.ndim == 2 else cp.arange(B, dtype=np.int64)
+        self._start(C, a, b, eps, f, g, _form(C, B, n, m, cost_scale, method, a.dtype), index)
+
+    def _start(self, C, a, b, eps, f, g, form, index):
+        """Take up the problems in a form; `index` says which of the costs each has, None for a shared one."""
+        self.C, self.form, self.eps, self.cost_scale = C, form, float(eps), LOG2_E / float(eps)
+        a, b, f, g = map(cp.ascontiguousarray, (a, b, f, g))
         (B, n), m, self.dtype = a.shape, b.shape[1], a.dtype
-        self.eps, self.cost_scale = float(eps), LOG2_E / float(eps)
         # The kernels know no subnormals: such a weight is an empty bin in the logits, and so it must be in the sums.
         a, b = (cp.where(weights < np.finfo(self.dtype).tiny, self.dtype.type(0), weights) for weights in (a, b))
-        index = None if C.ndim == 2 else cp.arange(B, dtype=np.int64)
-        self.form = _form(self.C, B, n, m, self.cost_scale, method, self.dtype)
         offset = self.form.offsets(B, index)
         u, p, v, q = (cp.empty_like(x) for x in (a, a, b, b))
         level, mass = cp.empty(B, np.float64), b.sum(axis=1, dtype=np.float64)
@@ -92,11 +99,11 @@ class Iteration:
         p, q = self._logits(state.p, rows), self._logits(state.q, columns)
         # A zero weight has no scaling: its potential is the softmin of the others.
         scales = (self.cost_scale, LOG2_E, -self.eps / LOG2_E)
-        plain_f = log_sums(self.C, q, *scales, 1, state.index)
-        plain_g = log_sums(self.C, p, *scales, 0, state.index)
+        plain_f = self.log_sums(self.C, q, *scales, 1, state.index)
+        plain_g = self.log_sums(self.C, p, *scales, 0, state.index)
         f = self._potentials(state.u, state.p, state.a, plain_f, rows)
         g = self._potentials(state.v, state.q, state.b, plain_g, columns)
-        cost = costs_of_rows(self.C, p, q, self.cost_scale, state.index).sum(axis=1)
+        cost = self.costs_of_rows(self.C, p, q, self.cost_scale, state.index).sum(axis=1)
         return f, g, cost, error
 
     def keep(self, index):
@@ -199,6 +206,8 @@ class Products:
 class LogDomain:
     """A log-sum-exp reduction and one elementwise kernel per half-step, replayed as a CUDA graph once they repeat."""
 
+    log_sums = staticmethod(log_sums)
+
     def __init__(self, C, cost_scale):
         self.C, self.cost_scale = C, cost_scale
         self.state = self.graphs = None
@@ -243,7 +252,7 @@ class LogDomain:
     def _half_step(self, state, omega, sums, deviation, measure, axis):
         (B, n, m), dtype = state.sizes, self.C.dtype
         logit, weights, other = (state.p, state.a, state.q) if axis else (state.q, state.b, state.p)
-        log_sums(self.C, other, self.cost_scale, 1.0, 1.0, axis, state.index, out=sums)
+        self.log_sums(self.C, other, self.cost_scale, 1.0, 1.0, axis, state.index, out=sums)
         launch = configure("logit_update", B, n, m, dtype.name, device(), axis=axis)
         arguments = (logit, deviation, sums, weights, omega, np.int32(measure), np.int64(B), np.int64(n if axis else m))
         run(launch, dtype, *arguments)

@@ -10,25 +10,32 @@ BLOCK = 1 << 24  # entries of a block of plans, where a sum needs the plan itsel
 
 def plan_means(C, a, b, f, g, eps):
     """Iterate over ``(index, means)``, see `cusink._ops`: all problems at once."""
-    f, g = (cp.where(cp.isfinite(x), x, 0) / x.dtype.type(eps) for x in (f, g))
-    with np.errstate(divide="ignore"):
-        p, q = cp.log(a) + f, cp.log(b) + g
-    T = apply_plan(C, f, q, cp.ones_like(b), eps, 1)
-    S = apply_plan(C, p, g, cp.ones_like(a), eps, 0)
-    yield np.arange(len(a)), Means(C, eps, p, q, f, g, T, S)
+    yield np.arange(len(a)), Means.of(C, a, b, f, g, eps)
 
 
 class Means:
     """Logits p (B, n) and q (B, m), potentials over eps f and g, and the sums T and S, which are about 1."""
 
+    apply_plan = staticmethod(apply_plan)
+
     def __init__(self, C, eps, p, q, f, g, T, S):
         self.C, self.eps, self.p, self.q, self.f, self.g, self.T, self.S = C, eps, p, q, f, g, T, S
+
+    @classmethod
+    def of(cls, C, a, b, f, g, eps):
+        """Of weights and potentials."""
+        f, g = (cp.where(cp.isfinite(x), x, 0) / x.dtype.type(eps) for x in (f, g))
+        with np.errstate(divide="ignore"):
+            p, q = cp.log(a) + f, cp.log(b) + g
+        T = cls.apply_plan(C, f, q, cp.ones_like(b), eps, 1)
+        S = cls.apply_plan(C, p, g, cp.ones_like(a), eps, 0)
+        return cls(C, eps, p, q, f, g, T, S)
 
     def mean(self, v, axis):
         """Means of v given each bin of the other side, whether it has weight or not."""
         if axis == 1:
-            return _ratio(apply_plan(self.C, self.f, self.q, v, self.eps, 1), self.T)
-        return _ratio(apply_plan(self.C, self.p, self.g, v, self.eps, 0), self.S)
+            return _ratio(self.apply_plan(self.C, self.f, self.q, v, self.eps, 1), self.T)
+        return _ratio(self.apply_plan(self.C, self.p, self.g, v, self.eps, 0), self.S)
 
     def mean_cost(self, axis):
         """Means of the cost given each bin."""
@@ -62,8 +69,9 @@ class Means:
 
     def at(self, index):
         """The means of the problems at `index` alone."""
-        C = self.C if self.C.ndim == 2 else self.C[index]
-        return Means(C, self.eps, *(x[index] for x in (self.p, self.q, self.f, self.g, self.T, self.S)))
+        return type(self)(
+            self._costs(index), self.eps, *(x[index] for x in (self.p, self.q, self.f, self.g, self.T, self.S))
+        )
 
     def _blocks(self):
         """Slices of problems and of rows such that one block holds at most `BLOCK` entries, or one row."""
@@ -73,6 +81,9 @@ class Means:
         for start in range(0, B, problem_step):
             for row in range(0, n, row_step):
                 yield slice(start, start + problem_step), slice(row, row + row_step)
+
+    def _costs(self, index):
+        return self.C if self.C.ndim == 2 else self.C[index]
 
     def _cost(self, problems, rows):
         return self.C[rows] if self.C.ndim == 2 else self.C[problems, rows]

@@ -11,11 +11,10 @@ import cupy as cp
 import numpy as np
 
 from cusink import _kernels
-from cusink._launch_cupy import Device, configure
+from cusink._launch_cupy import PLAIN_SHARED_MEMORY, Device, configure
 
 LOG2_E = 1 / math.log(2)
 NO_INDEX = np.int64(0)  # a null pointer
-PLAIN_SHARED_MEMORY = 48 << 10  # beyond it a kernel has to be told
 
 
 def softmin(C, logits, eps, axis):

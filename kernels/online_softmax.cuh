@@ -90,6 +90,12 @@ __device__ inline float magnitude(float x) {
 __device__ inline double magnitude(double x) {
     return fabs(x);
 }
+__device__ inline float square_root(float x) {
+    return sqrtf(x);
+}
+__device__ inline double square_root(double x) {
+    return sqrt(x);
+}
 __device__ inline float nearest_whole(float x) {
     return rintf(x);
 }

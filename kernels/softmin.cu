@@ -1,4 +1,4 @@
-// uses: cost_reduction.cuh
+// uses: reduction_terms.cuh
 // softmin: out = value_scale * log2(sum_s exp2(logit_scale * logits_s - cost_scale * C_ks)), summed over one axis of C.
 //
 // With logit_scale = log2(e), cost_scale = log2(e) / eps and value_scale = -eps * ln(2) this is -eps * log-sum-exp of
@@ -10,34 +10,6 @@
 //     softmin_columns  axis 0, out (B, m), logits (B, n); the same
 //     ..._tiled        the same for a shared C and many problems: bound by B * n * m exponentials
 //     ..._half         the same for C in half precision
-
-struct Softmin {
-    typedef OnlineSoftmax State;
-    typedef REAL Summed;
-    REAL* out;
-    const REAL* logits;
-    REAL cost_scale, logit_scale, value_scale;
-    long long kept, summed;
-
-    __device__ static Summed nothing() {
-        return -infinity();
-    }
-    __device__ Summed read(long long b, long long s) const {
-        return logits[b * summed + s] * logit_scale;
-    }
-    __device__ State start(long long, long long) const {
-        return State::empty();
-    }
-    __device__ void push(State& state, const REAL (&cost)[GROUP], const Summed (&logit)[GROUP]) const {
-        REAL x[GROUP];
-#pragma unroll
-        for (int k = 0; k < GROUP; k++) x[k] = multiply_add(cost[k], -cost_scale, logit[k]);
-        state.push(x);
-    }
-    __device__ void write(long long b, long long k, const State& state) const {
-        out[b * kept + k] = value_scale * state.value();
-    }
-};
 
 // out (B, n); C (n, m) with cost_stride 0 or (costs, n, m); logits (B, m); cost_index (B,) or null. One block per (b,
 // i).

@@ -287,7 +287,8 @@ def test_the_exercise_passes_and_runs_every_kernel():
     with operators() as ops:
         exercise()
         run = set(ops.launched)
-    missing = {name for file in _kernels.kernel_files() for name in _kernels.names(file)} - run
+    files = ("apply_plan.cu", "c_transform.cu", "iterate.cu", "plan.cu", "scaling.cu", "softmin.cu")
+    missing = {name for file in files for name in _kernels.names(file)} - run
     # Half precision and other numbers of problems per block have tests of their own.
     assert missing == {"softmin_rows_half", "softmin_columns_half", "iterate_4"}
 
@@ -440,8 +441,9 @@ def test_too_little_shared_memory_is_caught():
 
 def use(monkeypatch, ops):
     """Let the public functions run on `ops`."""
-    for module in ("cusink.sinkhorn", "cusink.result", "cusink.retrieval"):
-        monkeypatch.setattr(sys.modules[module], "ops_for", lambda array: ops)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("cusink.") and "ops_for" in vars(module):
+            monkeypatch.setattr(module, "ops_for", lambda array: ops)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,7 +17,15 @@ import numpy as np
 import emulated
 from cusink import _kernels
 
-MODULES = ("cusink._reductions_cupy", "cusink._iteration_cupy", "cusink._plan_means_cupy", "cusink._ops_cupy")
+MODULES = (
+    "cusink._reductions_cupy",
+    "cusink._iteration_cupy",
+    "cusink._plan_means_cupy",
+    "cusink._ops_cupy",
+    "cusink._point_reductions_cupy",
+    "cusink._point_iteration_cupy",
+    "cusink._ops_points_cupy",
+)
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}
 
 
@@ -151,7 +159,7 @@ def operators(change=None, function=emulated.function, shared_memory=99 << 10):
     try:
         for name in MODULES:
             _load(name, change)
-        ops = sys.modules[MODULES[-1]]
+        ops = sys.modules["cusink._ops_cupy"]
         ops.launched = launched
         yield ops
     finally:

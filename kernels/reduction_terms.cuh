@@ -1,0 +1,143 @@
+// uses: cost_reduction.cuh
+// What is summed: the Terms (see cost_reduction.cuh) of the kernels in softmin.cu, apply_plan.cu, c_transform.cu and
+// points.cu, which tell there what they compute.
+
+struct Softmin {
+    typedef OnlineSoftmax State;
+    typedef REAL Summed;
+    REAL* out;
+    const REAL* logits;
+    REAL cost_scale, logit_scale, value_scale;
+    long long kept, summed;
+
+    __device__ static Summed nothing() {
+        return -infinity();
+    }
+    __device__ Summed read(long long b, long long s) const {
+        return logits[b * summed + s] * logit_scale;
+    }
+    __device__ State start(long long, long long) const {
+        return State::empty();
+    }
+    __device__ void push(State& state, const REAL (&cost)[GROUP], const Summed (&logit)[GROUP]) const {
+        REAL x[GROUP];
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) x[k] = multiply_add(cost[k], -cost_scale, logit[k]);
+        state.push(x);
+    }
+    __device__ void write(long long b, long long k, const State& state) const {
+        out[b * kept + k] = value_scale * state.value();
+    }
+};
+
+constexpr REAL LOG2_E = REAL(1.4426950408889634074);
+
+struct LogitAndValue {
+    REAL logit, value;
+};
+
+struct KeptSum {
+    REAL logit, sum;
+
+    __device__ static KeptSum empty() {
+        return {-infinity(), REAL(0)};
+    }
+    __device__ void merge(const KeptSum& other) {
+        sum += other.sum;
+    }
+    __device__ void merge_warp() {
+        sum = warp_sum(sum);
+    }
+};
+
+struct ApplyPlan {
+    typedef KeptSum State;
+    typedef LogitAndValue Summed;
+    REAL* out;
+    const REAL* x;
+    const REAL* y;
+    const REAL* v;
+    REAL cost_scale;
+    long long kept, summed;
+
+    __device__ static Summed nothing() {
+        return {-infinity(), REAL(0)};
+    }
+    __device__ Summed read(long long b, long long s) const {
+        return {y[b * summed + s] * LOG2_E, v[b * summed + s]};
+    }
+    __device__ State start(long long b, long long k) const {
+        return {x[b * kept + k] * LOG2_E, REAL(0)};
+    }
+    __device__ void push(State& state, const REAL (&cost)[GROUP], const Summed (&at)[GROUP]) const {
+        REAL sum = 0;
+#pragma unroll
+        for (int k = 0; k < GROUP; k++)
+            sum += power_of_two(multiply_add(cost[k], -cost_scale, at[k].logit) + state.logit) * at[k].value;
+        state.sum += sum;
+    }
+    __device__ void write(long long b, long long k, const State& state) const {
+        out[b * kept + k] = state.sum;
+    }
+};
+
+struct RowCost {
+    typedef KeptSum State;
+    typedef REAL Summed;
+    REAL* out;
+    const REAL* x;
+    const REAL* y;
+    REAL cost_scale;
+    long long kept, summed;
+
+    __device__ static Summed nothing() {
+        return -infinity();
+    }
+    __device__ Summed read(long long b, long long s) const {
+        return y[b * summed + s] * LOG2_E;
+    }
+    __device__ State start(long long b, long long k) const {
+        return {x[b * kept + k] * LOG2_E, REAL(0)};
+    }
+    __device__ void push(State& state, const REAL (&cost)[GROUP], const Summed (&logit)[GROUP]) const {
+        REAL sum = 0;
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            REAL mass = power_of_two(multiply_add(cost[k], -cost_scale, logit[k]) + state.logit);
+            sum += cost[k] == infinity() ? REAL(0) : mass * cost[k];
+        }
+        state.sum += sum;
+    }
+    __device__ void write(long long b, long long k, const State& state) const {
+        out[b * kept + k] = state.sum;
+    }
+};
+
+struct CTransform {
+    typedef Minimum State;
+    typedef REAL Summed;
+    REAL* out;
+    const REAL* potential;
+    long long kept, summed;
+
+    __device__ static Summed nothing() {
+        return -infinity();
+    }
+    __device__ Summed read(long long b, long long s) const {
+        return potential[b * summed + s];
+    }
+    __device__ State start(long long, long long) const {
+        return State::empty();
+    }
+    __device__ void push(State& state, const REAL (&cost)[GROUP], const Summed (&potential)[GROUP]) const {
+#pragma unroll
+        for (int k = 0; k < GROUP; k++) {
+            // A forbidden pair stays forbidden, also for a potential of +inf.
+            REAL slack = cost[k] == infinity() ? cost[k] : cost[k] - potential[k];
+            state.least = smaller(state.least, slack);
+        }
+    }
+    __device__ void write(long long b, long long k, const State& state) const {
+        out[b * kept + k] = state.least;
+    }
+};
