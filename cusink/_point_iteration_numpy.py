@@ -6,10 +6,10 @@ import numpy as np
 
 from cusink import _iteration_numpy as dense
 from cusink import _point_reductions_numpy as reductions
+from cusink._absorbed_points_numpy import AbsorbedProblem
 from cusink._log_domain_numpy import LogDomain
 from cusink._own_kernel_numpy import OwnKernel
 from cusink._point_blocks_numpy import THREADED, pairs_for, threads
-from cusink._point_kernel_numpy import AbsorbedProblem
 
 SMALL = 1 << 16  # pairs of points in a problem up to which many problems make one tile
 STORED = 64  # bytes for each pair of points, with which a batch of problems gets a kernel that it shares

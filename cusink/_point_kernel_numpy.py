@@ -1,212 +1,99 @@
-"""One problem between two clouds under way in NumPy: its kernel absorbs its potentials, and is read once an iteration.
+"""The kernel of one problem between two clouds in NumPy, with its potentials absorbed, in blocks of rows.
 
-A block of rows of ``A = exp((f + g - C) / eps)`` serves both sums that it has a part in while it is in the cache: those
-over its columns, which give the block its next f, and its part of those over the rows with that f, which the next
-g-update needs. Blocks are kept as far as memory allows, and made anew in every iteration beyond that.
+Near the solution every sum of ``A = exp((f + g - C) / eps)`` is about 1, whatever the range of C / eps; A itself is at
+most 1 / weight. Blocks are kept as far as memory allows, and made anew whenever they are needed beyond that.
 """
 
 import os
 
 import numpy as np
 
-from cusink._certificate_numpy import relax
-from cusink._log_domain_numpy import marginal_error, relax_log
 from cusink._point_blocks_numpy import Exponents, row_sums
-from cusink._point_reductions_numpy import softmin_of
 
 
-class AbsorbedProblem:
-    """A problem as potentials f, g in float64, which A holds, and scalings u, v by which they have moved since.
+class PlanKernel:
+    """A for potentials f (n,) and g (m,) in float64; all vectors are in the order of the `side`.
 
-    Near the solution all sums with A are about 1, whatever the range of C / eps. A half-step whose sums cannot be
-    certified is taken as log-sum-exp, and its potentials are absorbed. Bins of weight zero take no part before the
-    end. All vectors are in the order of the side.
+    ``weigh(rows, sums)`` tells the weights p of a block's rows, which may depend on the sums over its columns: so one
+    pass over A serves both.
     """
 
-    def __init__(self, pairs, a, b, f, g, eps, budget):
-        self.pairs, self.eps, self.dtype = pairs, eps, a.dtype
-        self.filled = a > 0, b > 0
-        self.side, self.turned = pairs.side(1, *self.filled), pairs.side(0, *self.filled[::-1])
-        order, columns = self.side.order, self.side.columns
-        self.a, self.b = a[order], b[columns]
-        self.mass = float(self.b.sum(dtype=np.float64))
-        self.f, self.g = f[order].astype(np.float64), g[columns].astype(np.float64)
-        self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
-        self.cold = not (f.any() or g.any())  # far from the solution, where a kernel would be no use
-        self.row_error = np.inf
-        self.exponents = self.S = None  # of A, and its sums over the rows: A' (a u)
-        self.buffer = np.empty(max(self.side.shape), self.dtype)
-        self.kept = self._room(budget)
-
-    def _room(self, budget):
-        """A place for each block that may be kept, False for the others."""
-        side = self.side
-        block = side.rows * side.tiles * side.width * self.dtype.itemsize
+    def __init__(self, side, f, g, eps, budget):
+        self.side, self.f, self.g, self.eps = side, f, g, eps
+        self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
+        block = side.rows * side.tiles * side.width * side.dtype.itemsize
         workspaces = 3 * block * min(os.cpu_count(), len(side.blocks))
-        count = max(0, budget - workspaces) // block
-        return [None if k < count else False for k in range(len(side.blocks))]
+        self.room = max(0, budget - workspaces) // block  # blocks before this one are kept
+        self.kept = {}
 
-    def advance(self, omega, count, pool):
-        """Take `count` iterations; return a bound on the marginal error after one more plain f-update."""
-        if self.S is None and not self.cold:
-            self._absorb(self.f, self.g, pool)
-        for _ in range(count):
-            if not self._iterate(omega - 1, pool):
-                self._iterate_log(omega - 1, pool)
-        return self._column_error(self.S) + (self.row_error if omega > 1 else 0.0)
-
-    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
-    def _iterate(self, excess, pool):
-        """One iteration by products with A; False, and nothing has moved, where one of them is not certified."""
-        if self.S is None or not _certified(self.S, self.a * self.u):
-            return False
-        v, u = self.v.copy(), self.u.copy()
-        self._relax(v, np.divide(1, self.S), excess)
-        q = self.b * v
-        T, S = self._pass(q, u, excess, pool)
-        if not _certified(T, q):
-            return False
-        self.row_error = float(np.abs(self.a * (u * T - 1)).sum(dtype=np.float64)) / self.mass
-        self.u, self.v, self.S = u, v, S
-        return True
-
-    def _iterate_log(self, excess, pool):
-        """One iteration by log-sum-exp, whose potentials A then absorbs."""
-        eps, (f, g) = self.eps, self.potentials()
-        g = relax_log(g, softmin_of(self.turned, np.log(self.a, dtype=np.float64) + f / eps, eps, pool), excess, eps)
-        plain = softmin_of(self.side, np.log(self.b, dtype=np.float64) + g / eps, eps, pool)
-        f = relax_log(f, plain, excess, eps)
-        self.row_error = float(marginal_error(self.a[None], f[None], plain[None], eps)[0])
-        self._absorb(f, g, pool)
-
-    def potentials(self):
-        """f and g as they are now."""
-        return (
-            self.f + self.eps * np.log(self.u, dtype=np.float64),
-            self.g + self.eps * np.log(self.v, dtype=np.float64),
-        )
-
-    def finish(self, pool):
-        """Return ``(f, g, cost, error)`` after one plain f-update, in the caller's order."""
-        if self.exponents is None:
-            self._absorb(self.f, self.g, pool)
-        T, S, cost = self._measure(pool)
-        if not _certified(T, self.b * self.v):
-            _, g = self.potentials()
-            f = softmin_of(self.side, np.log(self.b, dtype=np.float64) + g / self.eps, self.eps, pool)
-            self._absorb(f, g, pool)
-            T, S, cost = self._measure(pool)
-        f = self.f - self.eps * np.log(T, dtype=np.float64)
-        g = self.potentials()[1]
-        return *self._with_empty(f, g, pool), cost, self._column_error(S)
-
-    def _with_empty(self, f, g, pool):
-        """Potentials of all bins: one without weight has its own softmin."""
-        out = []
-        for axis, own, weights, potential in ((1, f, self.b, g), (0, g, self.a, f)):
-            filled, others = self.filled if axis == 1 else self.filled[::-1]
-            place = self.side.order if axis == 1 else self.side.columns
-            full = np.empty(len(filled))
-            full[place] = own
-            if not filled.all():
-                side = self.pairs.side(axis, ~filled, others)
-                logits = np.log(weights, dtype=np.float64) + potential / self.eps
-                full[side.order] = softmin_of(side, logits, self.eps, pool)
-            out.append(full)
-        return out
-
-    def _column_error(self, S):
-        return float(np.abs(self.b * (self.v * S - 1)).sum(dtype=np.float64)) / self.mass
-
-    def _relax(self, old, new, excess, rows=slice(None)):
-        """Move `old` towards its plain update `new`."""
-        if excess:
-            relax(old, new, self.dtype.type(excess), self.buffer[rows])
-        else:
-            old[...] = new
-
-    def _absorb(self, f, g, pool):
-        """Make A anew from these potentials."""
-        self.f, self.g = f, g
-        self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
-        self.exponents = Exponents(self.side, g / self.eps, 1 / self.eps, f / self.eps)
-        self.kept = [k if k is False else None for k in self.kept]
+    def sums(self, q, weigh, pool):
+        """``T = A q`` (n,) and ``S = A' p`` (m,); without q or `weigh` None in their places."""
         side = self.side
+        T = None if q is None else np.empty(side.shape[0], side.dtype)
+        q = None if q is None else side.padded(q)
 
-        @np.errstate(over="ignore", invalid="ignore")
+        @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # for the caller to find in the sums
         def run(blocks, work):
             S = np.zeros((side.tiles, side.width))
             for k in blocks:
-                S += np.vecmat(self.a[side.blocks[k]], self._kernel(k, work))
+                rows, A = side.blocks[k], self._block(k, work)
+                if q is not None:
+                    T[rows] = row_sums(A, q)
+                if weigh is not None:
+                    S += np.vecmat(weigh(rows, None if T is None else T[rows]), A)
             return S
-
-        self.S = self._columns(side.for_parts(run, pool))
-
-    @np.errstate(over="ignore")
-    def _kernel(self, k, work):
-        """Block k of A (tiles, rows, width)."""
-        kept = self.kept[k]
-        if kept is None or kept is False:
-            block, _ = self.exponents.block(k, work)
-            np.exp(block, out=block)
-            if kept is False:
-                return block
-            kept = self.kept[k] = block.copy()
-        return kept
-
-    def _pass(self, q, u, excess, pool):
-        """``T = A q``; move u towards its plain update 1 / T; return T and the next ``S = A' (a u)``."""
-        side = self.side
-        q, T = side.padded(q), np.empty_like(u)
-
-        @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-        def run(blocks, work):
-            S = np.zeros((side.tiles, side.width))
-            for k in blocks:
-                rows, A = side.blocks[k], self._kernel(k, work)
-                T[rows] = sums = row_sums(A, q)
-                self._relax(u[rows], np.divide(1, sums), excess, rows)
-                S += np.vecmat(self.a[rows] * u[rows], A)
-            return S
-
-        return T, self._columns(side.for_parts(run, pool))
-
-    def _measure(self, pool):
-        """``T = A q``, and S and the transport cost after a plain f-update."""
-        side, eps = self.side, self.eps
-        level = self.g.mean()
-        q = self.b * self.v
-        T, q, qg = np.empty_like(self.u), side.padded(q), side.padded((q * (self.g - level)).astype(self.dtype))
-
-        @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-        def run(blocks, work):
-            S, cost = np.zeros((side.tiles, side.width)), 0.0
-            for k in blocks:
-                rows, A = side.blocks[k], self.kept[k]
-                exponents, _ = self.exponents.block(k, work)
-                if A is None or A is False:
-                    A = np.exp(exponents, out=work.second()[: exponents.size].reshape(exponents.shape))
-                T[rows] = sums = row_sums(A, q)
-                p = self.a[rows] / sums
-                S += np.vecmat(p, A)
-                exponents *= A  # C = f + g - eps * exponent
-                costs = (self.f[rows] + level) * sums + row_sums(A, qg) - eps * row_sums(exponents, q)
-                cost += float(p @ costs)
-            return S, cost
 
         parts = side.for_parts(run, pool)
-        return T, self._columns([S for S, _ in parts]), sum(cost for _, cost in parts)
+        return T, None if weigh is None else self._columns(parts)
 
-    def _columns(self, parts):
+    def priced_sums(self, q, weigh, pool):
+        """T and S as `sums`, and the same with ``A_ij C_ij`` in the place of A: ``(T, S, TC, SC)``, these in float64.
+
+        With ``E = log A`` the cost is ``f + g - eps E``, so that no second block is needed for it.
+        """
+        side, level = self.side, float(self.g.mean())
+        T, TC = np.empty(side.shape[0], side.dtype), np.empty(side.shape[0])
+        qg = side.padded((q * (self.g - level)).astype(side.dtype))
+        q = side.padded(q)
+
+        @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        def run(blocks, work):
+            S, SC = np.zeros((2, side.tiles, side.width))
+            for k in blocks:
+                rows = side.blocks[k]
+                A, AE = self._with_exponents(k, work)
+                T[rows] = row_sums(A, q)
+                p = weigh(rows, T[rows])
+                f = self.f[rows] + level
+                TC[rows] = f * T[rows] + row_sums(A, qg) - self.eps * row_sums(AE, q)
+                S += np.vecmat(p, A)
+                SC += np.vecmat((p * f).astype(p.dtype), A) - self.eps * np.vecmat(p, AE)
+            return S, SC
+
+        S, SC = (self._columns(parts, np.float64) for parts in zip(*side.for_parts(run, pool), strict=True))
+        return T, S.astype(side.dtype), TC, SC + (self.g - level) * S
+
+    @np.errstate(over="ignore")
+    def _block(self, k, work):
+        """Block k of A (tiles, rows, width)."""
+        if k in self.kept:
+            return self.kept[k]
+        block, _ = self.exponents.block(k, work)
+        np.exp(block, out=block)
+        if k < self.room:
+            block = self.kept[k] = block.copy()
+        return block
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _with_exponents(self, k, work):
+        """Block k of A, and that of ``A E``."""
+        exponents, _ = self.exponents.block(k, work)
+        A = self.kept.get(k)
+        if A is None:
+            A = np.exp(exponents, out=work.second()[: exponents.size].reshape(exponents.shape))
+        exponents *= A
+        return A, exponents
+
+    def _columns(self, parts, dtype=None):
         """The sum of what parts of the rows gave each column."""
-        return sum(parts).reshape(-1)[: self.side.shape[1]].astype(self.dtype)
-
-
-def _certified(sums, factor):
-    """Whether no entry of the sums of A times `factor` has lost more than rounding to underflow.
-
-    A below tiny costs a sum at most ``tiny * sum factor``, and a product below tiny at most tiny.
-    """
-    info = np.finfo(sums.dtype)
-    floor = (float(factor.sum(dtype=np.float64)) + len(factor)) * float(info.tiny) / float(info.eps)
-    return bool(sums.min() >= floor and sums.max() <= info.max and factor.min() >= info.tiny)
+        return sum(parts).reshape(-1)[: self.side.shape[1]].astype(dtype or self.side.dtype)
