@@ -19,6 +19,7 @@ from cusink.kernel_products import (
     kernel_product_log_adjoint,
 )
 from cusink.measures import Measures
+from cusink.nearest import Neighbours, nearest
 from cusink.result import SinkhornResult
 from cusink.retrieval import DistanceMatrix, distance_matrix
 from cusink.sinkhorn import ConvergenceWarning, sinkhorn
@@ -29,6 +30,7 @@ __all__ = [
     "Grid",
     "KernelGradients",
     "Measures",
+    "Neighbours",
     "PointCloud",
     "SinkhornGradients",
     "SinkhornResult",
@@ -45,6 +47,7 @@ __all__ = [
     "kernel_product_log_adjoint",
     "kernel_scalar_product",
     "kernel_scalar_product_adjoint",
+    "nearest",
     "sinkhorn",
     "sinkhorn_adjoint",
 ]

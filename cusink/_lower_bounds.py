@@ -18,7 +18,7 @@ PROTOTYPES = 32  # that a row is solved against, at most
 GROUP = 16  # columns that each stands for, at least
 SAMPLE = 64  # columns looked at for each of them, at most
 ROUNDS = 5  # of k-means
-COARSE = 10  # iterations for a prototype
+COARSE = {True: 16, False: 8}  # iterations for a prototype: for the transport cost, for the other values
 FINE = 2  # iterations for a pair
 BLOCK = 1 << 20  # bounds computed at once
 
@@ -56,7 +56,7 @@ class RowBounds:
         xp, eps = self.xp, self.eps
         log_a, log_b = _log(xp, self.a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(self.a), 1)))
         f = xp.zeros_like(log_a)
-        for _ in range(COARSE):
+        for _ in range(COARSE[self.sharp]):
             g = self.softmin(log_a + f / eps, 0)
             f = self.softmin(log_b + g / eps, 1)
         return f.reshape(len(self.a), len(centres), -1)
@@ -104,7 +104,7 @@ class RowBounds:
 
 
 def prototypes(pairs, batches):
-    """Centres (R, columns) of groups of columns that are alike: some rounds of k-means on a sample, on all used bins."""
+    """Centres (R, columns), on the bins in use, of groups of items of B that are alike: k-means on a sample."""
     xp, documents = pairs.ops.xp, pairs.shape[1]
     count = min(PROTOTYPES, documents // GROUP)
     sample = np.unique(np.linspace(0, documents - 1, min(documents, SAMPLE * count)).astype(int))

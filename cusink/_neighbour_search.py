@@ -11,7 +11,11 @@ from cusink._tiles import pair_count, tile_shape, tiles
 __all__ = ["Count", "obstacle", "search_all", "search_pruned"]
 
 MEMORY = 1 << 28  # bytes that bounds may take at a time if no limit is given
-CUTS = 16  # taken from the first pairs of a row that are solved, at most
+FIRST = 8  # pairs of a row to be solved before any is ruled out, at least
+CUTS = 16  # taken from these, at most
+GROWTH = 3  # times as many pairs of a row are solved in every further round
+TRIED = 512  # pairs that show what a closer look is good for
+LIKELY = 0.8  # a closer look must rule out a pair in one of five cases to be worth it
 
 
 class Count:
@@ -34,7 +38,7 @@ def obstacle(pairs, k, options, memory_limit):
         return "no lower bound is known for such collections"
     if options["tol"] is None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
-    if pairs.shape[1] < max(2 * GROUP, 2 * k):
+    if pairs.shape[1] < max(2 * GROUP, 4 * max(k, FIRST)):
         return "k is not small beside the number of candidates, or they are too few"
     if isinstance(pairs.C, pairs.ops.xp.ndarray) and not pairs.ops.xp.isfinite(pairs.C).all():
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
@@ -100,28 +104,40 @@ class Search:
         self.count.bounded += bounds.lower.size - (len(rows) if self.alone else 0)
         if self.alone:
             bounds.lower[np.arange(len(rows)), rows] = np.inf
-        touched = np.zeros(bounds.lower.shape, bool)
-        floor = self._floor(rows, bounds.lower)
-        columns = np.argpartition(floor, self.k - 1, axis=1)[:, : self.k]
-        at, columns = np.repeat(np.arange(len(rows)), self.k), columns.ravel()
-        take = self.k
-        while len(at):
-            potentials = self._solve(rows[at], columns)
-            first = not touched.any()
-            touched[at, columns], bounds.lower[at, columns] = True, np.inf
-            if first:
-                bounds.add(potentials.reshape(len(rows), self.k, -1)[:, :CUTS])
-                at, columns = self._open(rows, bounds.lower)
-                bounds.tighten(at, columns)
-                touched[at, columns] = True
-            at, columns = self._open(rows, bounds.lower)
-            take *= 2
-            at, columns = smallest(bounds.lower[at, columns], at, columns, take)
-        self.count.started += np.count_nonzero(touched)
+        take = max(self.k, FIRST)
+        columns = np.argpartition(self._floor(rows, bounds.lower), take - 1, axis=1)[:, :take]
+        at, columns = np.repeat(np.arange(len(rows)), take), columns.ravel()
+        started = np.zeros(bounds.lower.shape, bool)
+        bounds.add(self._solve(rows[at], columns).reshape(len(rows), take, -1)[:, :CUTS])
+        reach = None
+        while True:
+            started[at, columns], bounds.lower[at, columns] = True, np.inf
+            take *= GROWTH
+            at, columns, height = self._lowest(rows, bounds.lower, take)
+            if reach is None:  # what a closer look raises a bound by, seen in some of them
+                some = slice(None, None, 1 + len(at) // TRIED)
+                before = bounds.lower[at[some], columns[some]]
+                bounds.tighten(at[some], columns[some])
+                reach = np.quantile(bounds.lower[at[some], columns[some]] - before, LIKELY) if len(at) else 0
+                started[at[some], columns[some]] = True
+            near = (height <= reach) & ~started[at, columns]
+            bounds.tighten(at[near], columns[near])
+            started[at[near], columns[near]] = True
+            at, columns, _ = self._lowest(rows, bounds.lower, take)
+            if not len(at):
+                break
+            self._solve(rows[at], columns)
+        self.count.started += np.count_nonzero(started)
 
-    def _open(self, rows, lower):
-        """The pairs that may still be among the nearest: indices into `rows`, and columns."""
-        return np.nonzero(self._floor(rows, lower) <= self.best.values[rows, -1:])
+    def _lowest(self, rows, lower, count):
+        """Of the pairs that may be among the nearest, the `count` lowest bounds of each row.
+
+        Returns indices into `rows`, columns, and by how much the bound is below what would rule the pair out.
+        """
+        floor = self._floor(rows, lower)
+        at, columns = np.nonzero(floor <= self.best.values[rows, -1:])
+        at, columns = smallest(floor[at, columns], at, columns, count)
+        return at, columns, self.best.values[rows[at], -1] - floor[at, columns]
 
     def _floor(self, rows, lower):
         """What the reported distances cannot fall below, in the precision in which they are reported."""
