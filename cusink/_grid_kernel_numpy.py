@@ -37,11 +37,11 @@ class GridKernel:
         """The factors."""
         return [scaled_kernel(cost, self.dtype, self.eps, 0.0, self.each) for cost in self.costs_of_axes]
 
-    def product(self, factor, axis, out=None):
-        """``K factor``, which is ``K' factor``."""
+    def product(self, factor, axis, out=None, signed=False):
+        """``K factor``, which is ``K' factor``, of a non-negative `factor` unless told otherwise."""
         out = np.empty(factor.shape, self.dtype) if out is None else out
         if not out.flags.c_contiguous:
-            out[...] = self.product(factor, axis)
+            out[...] = self.product(factor, axis, signed=signed)
             return out
         source = np.ascontiguousarray(factor)
         if self.scratch is None or self.scratch.shape != out.shape:
@@ -50,14 +50,14 @@ class GridKernel:
         for k, K in enumerate(self.axes):
             target = self.scratch if (passes - k) % 2 == 0 else out
             self._along(k, K, source, target)
-            if k + 1 < passes and self._reaches_far:
+            if k + 1 < passes and self._reaches_far and not signed:
                 np.maximum(target, self.tiny, out=target)  # flushed to tiny, which is faster than to zero
             source = target
         return out
 
     def product_of_rows(self, factor, axis):
-        """As `product` with problems as rows."""
-        return np.ascontiguousarray(self.product(factor.T, axis).T)
+        """As `product` with problems as rows, of any sign."""
+        return np.ascontiguousarray(self.product(factor.T, axis, signed=True).T)
 
     def cost_product(self, factor, axis, out=None):
         """As `product` with ``K * C / unit`` in the place of K; see `cusink._grid_reductions.log_priced`."""

@@ -18,6 +18,11 @@ def plan_means(C, a, b, f, g, eps):
     if C.ndim == 2:
         for dtype in dict.fromkeys((a.dtype, np.dtype(np.float64))):
             rest = yield from shared_means(DenseKernel(C, dtype, eps), rest, a, b, f, g)
+    yield from tile_means(C, rest, a, b, f, g, eps)
+
+
+def tile_means(C, rest, a, b, f, g, eps):
+    """Iterate over ``(index, means)`` of the problems at `rest`, whatever their range."""
     size = max(1, TILE_BYTES // (C.shape[-2] * C.shape[-1] * 8))
     for start in range(0, len(rest), size):
         index = rest[start : start + size]
