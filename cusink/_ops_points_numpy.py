@@ -1,8 +1,8 @@
 """The operators of `cusink._ops` for costs between points, gathered under the names that the solver calls."""
 
-from cusink import _ops_numpy as dense
 from cusink._ops_numpy import to_host, xp
 from cusink._point_iteration_numpy import Iteration
+from cusink._point_means_numpy import plan_means
 from cusink._point_reductions_numpy import (
     apply_plan,
     bilinear,
@@ -32,8 +32,3 @@ __all__ = [
     "transport_cost",
     "xp",
 ]
-
-
-def plan_means(C, a, b, f, g, eps):
-    """Iterate over ``(index, means)``, see `cusink._ops`."""
-    return dense.plan_means(C.block(xp), a, b, f, g, eps)

@@ -25,6 +25,7 @@ DIRECT = 8  # dimensions up to which differences first are fast enough where eve
 NEAR = 1e-2  # squared distance over the largest squares, below which a root takes differences first
 LEAF = 64  # points that may lie in any order
 PARTS = 16  # of the rows, which threads take as they come; sums do not depend on who took which
+SMALL = 1 << 16  # pairs of points in a problem, up to which problems with clouds of their own share a tile
 THREADED = 1 << 21  # entries from which threads pay
 ABSENT = -1e30  # log of what is not there; finite, for -inf times 0 is NaN
 
@@ -35,7 +36,8 @@ def pairs_of(C):
     """The `Pairs` of each problem: one for a shared cost, a list of B for costs of their own; made once for a cost."""
     if C not in _pairs:
         clouds = [(C.x, C.y)] if C.ndim == 2 else zip(C.x, C.y, strict=True)
-        _pairs[C] = [Pairs(C, x, y) for x, y in clouds]
+        rule = C.take(slice(0), slice(0))  # without the points, which would keep the key alive for ever
+        _pairs[C] = [Pairs(rule, x, y) for x, y in clouds]
     return _pairs[C]
 
 
@@ -112,21 +114,21 @@ class Side:
 
     def padded(self, v, absent=0.0):
         """A vector (m,) in the columns' order, as tiles (tiles, width)."""
-        out = np.full(self.tiles * self.width, absent, v.dtype)
+        out = np.full(self.tiles * self.width, v.dtype.type(absent))
         out[: len(v)] = v
         return out.reshape(self.tiles, self.width)
 
-    def for_parts(self, run, pool=None):
-        """``run(blocks, workspace)`` for parts of the rows, at the same time where that pays; the answers in order."""
-        n, m = self.shape
-        count = len(self.blocks)
-        if n * m < THREADED or count < 2:
-            return [run(range(count), Workspace(self))]
+    def for_parts(self, run, pool=None, blocks=None):
+        """``run(blocks, workspace)`` for parts of the blocks, at the same time where that pays; answers in order."""
+        blocks = range(len(self.blocks)) if blocks is None else blocks
+        count = len(blocks)
+        if count * self.rows * self.shape[1] < THREADED or count < 2:
+            return [run(blocks, Workspace(self))]
         if pool is None:
             with threads() as pool:
-                return self.for_parts(run, pool)
+                return self.for_parts(run, pool, blocks)
         cuts = [count * part // PARTS for part in range(PARTS + 1)]
-        parts = [range(*cut) for cut in zip(cuts, cuts[1:], strict=False) if cut[0] < cut[1]]
+        parts = [blocks[first:last] for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
         return list(pool.map(lambda part: run(part, Workspace(self)), parts))
 
 
@@ -291,3 +293,8 @@ def shifted(exponents):
 def row_sums(block, tiles):
     """``block @ v`` (rows,) of a block (tiles, rows, width) and a vector v as tiles (tiles, width)."""
     return np.matvec(block, tiles).sum(axis=0)
+
+
+def flat(block, columns):
+    """A block (tiles, rows, width) as an array (rows, columns)."""
+    return block.transpose(1, 0, 2).reshape(block.shape[1], -1)[:, :columns]

@@ -9,22 +9,27 @@ from cusink import _point_reductions_numpy as reductions
 from cusink._absorbed_points_numpy import AbsorbedProblem
 from cusink._log_domain_numpy import LogDomain
 from cusink._own_kernel_numpy import OwnKernel
-from cusink._point_blocks_numpy import THREADED, pairs_for, threads
-
-SMALL = 1 << 16  # pairs of points in a problem up to which many problems make one tile
-STORED = 64  # bytes for each pair of points, with which a batch of problems gets a kernel that it shares
+from cusink._point_blocks_numpy import SMALL, THREADED, pairs_for, threads
+from cusink._shared_kernel_numpy import SharedKernel
+from cusink._shared_points_numpy import CloudKernel
 
 
 class Iteration(dense.Iteration):
     """Problems under way, see `cusink._ops`."""
 
+    def __init__(self, C, a, b, eps, f, g, method):
+        self.alone = len(a) == 1
+        super().__init__(C, a, b, eps, f, g, method)
+
     def _forms(self, C, dtype, eps, method):
         if method == "log":
             return [LogClouds(C, dtype, eps, reductions)]
-        pairs = C.shape[-2] * C.shape[-1]
-        if C.ndim == 3:
-            return [(Tiles if pairs <= SMALL else Absorbed)(C, dtype, eps)]
-        return [Absorbed(C, dtype, eps)]
+        if C.ndim == 3 and C.shape[-2] * C.shape[-1] <= SMALL:
+            return [Tiles(C, dtype, eps)]
+        if C.ndim == 3 or self.alone:
+            return [Absorbed(C, dtype, eps)]
+        kernels = [CloudKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
+        return [*map(SharedKernel, kernels), *([Absorbed(C, dtype, eps)] if method == "auto" else [])]
 
 
 class LogClouds(LogDomain):

@@ -8,23 +8,24 @@ import os
 
 import numpy as np
 
-from cusink._point_blocks_numpy import Exponents, row_sums
+from cusink._point_blocks_numpy import ABSENT, Exponents, row_sums
 
 
 class PlanKernel:
     """A for potentials f (n,) and g (m,) in float64; all vectors are in the order of the `side`.
 
     ``weigh(rows, sums)`` tells the weights p of a block's rows, which may depend on the sums over its columns: so one
-    pass over A serves both.
+    pass over A serves both. Between two bins that are `empty`, (n,) and (m,), A would be as large as it likes; it is 0.
     """
 
-    def __init__(self, side, f, g, eps, budget):
+    def __init__(self, side, f, g, eps, budget, empty=None):
         self.side, self.f, self.g, self.eps = side, f, g, eps
         self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
         block = side.rows * side.tiles * side.width * side.dtype.itemsize
         workspaces = 3 * block * min(os.cpu_count(), len(side.blocks))
         self.room = max(0, budget - workspaces) // block  # blocks before this one are kept
         self.kept = {}
+        self.empty = empty and (empty[0], side.padded(empty[1]))
 
     def sums(self, q, weigh, pool):
         """``T = A q`` (n,) and ``S = A' p`` (m,); without q or `weigh` None in their places."""
@@ -73,12 +74,19 @@ class PlanKernel:
         S, SC = (self._columns(parts, np.float64) for parts in zip(*side.for_parts(run, pool), strict=True))
         return T, S.astype(side.dtype), TC, SC + (self.g - level) * S
 
+    def _exponents(self, k, work):
+        exponents, _ = self.exponents.block(k, work)
+        if self.empty is not None:
+            rows = np.flatnonzero(self.empty[0][self.side.blocks[k]])
+            exponents[:, rows] = np.where(self.empty[1][:, None, :], ABSENT, exponents[:, rows])
+        return exponents
+
     @np.errstate(over="ignore")
     def _block(self, k, work):
         """Block k of A (tiles, rows, width)."""
         if k in self.kept:
             return self.kept[k]
-        block, _ = self.exponents.block(k, work)
+        block = self._exponents(k, work)
         np.exp(block, out=block)
         if k < self.room:
             block = self.kept[k] = block.copy()
@@ -87,12 +95,20 @@ class PlanKernel:
     @np.errstate(over="ignore", invalid="ignore")
     def _with_exponents(self, k, work):
         """Block k of A, and that of ``A E``."""
-        exponents, _ = self.exponents.block(k, work)
+        exponents = self._exponents(k, work)
         A = self.kept.get(k)
         if A is None:
             A = np.exp(exponents, out=work.second()[: exponents.size].reshape(exponents.shape))
         exponents *= A
         return A, exponents
+
+    def priced(self, k, work):
+        """Blocks k of A and of ``A_ij C_ij``."""
+        A, AE = self._with_exponents(k, work)
+        g = self.side.padded(self.g.astype(A.dtype))
+        AE *= A.dtype.type(-self.eps)
+        AE += A * (self.f[self.side.blocks[k]].astype(A.dtype)[:, None] + g[:, None, :])
+        return A, AE
 
     def _columns(self, parts, dtype=None):
         """The sum of what parts of the rows gave each column."""

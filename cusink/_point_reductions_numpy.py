@@ -5,7 +5,7 @@ Each problem is one pass over its pairs of points, on all cores where there are 
 
 import numpy as np
 
-from cusink._point_blocks_numpy import ABSENT, Exponents, Workspace, costs, pairs_for, row_sums, shifted
+from cusink._point_blocks_numpy import ABSENT, Exponents, Workspace, costs, flat, pairs_for, row_sums, shifted
 
 
 def softmin(C, logits, eps, axis):
@@ -111,8 +111,7 @@ def _plan_blocks(C, k, p, q, eps):
         part, offset = exponents.block(b, work)
         part += (rows[block] + offset).astype(part.dtype)[:, None]
         np.exp(part, out=part)
-        flat = part.transpose(1, 0, 2).reshape(part.shape[1], -1)[:, : side.shape[1]]
-        yield np.ix_(side.order[block], side.columns), flat
+        yield np.ix_(side.order[block], side.columns), flat(part, side.shape[1])
 
 
 def c_transform(C, potential, axis):
