@@ -51,7 +51,9 @@ class TileStore:
                 raise
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, traceback):
+        if error is not None and not self.finished:
+            self._clear()
         self.draft.close()
         self.ledger.close()
 
@@ -94,9 +96,13 @@ class TileStore:
             self.ledger.begin(self.job)
             sync_folder(self.path.parent)
         except BaseException:
-            self._remove()
-            self.ledger.path.unlink(missing_ok=True)
+            self._clear()
             raise
+
+    def _clear(self):
+        """Leave nothing behind."""
+        self._remove()
+        self.ledger.path.unlink(missing_ok=True)
 
     def _remove(self):
         self.draft.close()

@@ -1,0 +1,8 @@
+"""``python -m cusink``: the command line."""
+
+import sys
+
+from cusink.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
