@@ -40,6 +40,11 @@ class Supports:
         """How many points each item has."""
         return np.diff(self.offsets)
 
+    def item(self, k):
+        """Weights and places of one."""
+        part = slice(self.offsets[k], self.offsets[k + 1])
+        return self.weights[part], self.places[part]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Documents:

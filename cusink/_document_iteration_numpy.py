@@ -16,7 +16,7 @@ from cusink._reductions_numpy import softmin
 
 __all__ = ["Iteration", "PairCosts", "cost_range", "to_host", "xp"]
 
-GROUP_BYTES = 1 << 21  # of the kernels that are multiplied one after the other: they stay in the cache meanwhile
+GROUP_BYTES = 1 << 22  # of the kernels that are multiplied one after the other: they stay in the cache meanwhile
 ALIKE, FEWEST = 1.5, 32  # how much the sizes in a group may differ, once it has this many pairs
 FAR = 2.0**40  # a scaling by which a problem's potentials have moved so far that its kernel is better made anew
 
@@ -25,7 +25,8 @@ FAR = 2.0**40  # a scaling by which a problem's potentials have moved so far tha
 class PairCosts:
     """Costs (B, n, m) as a block (words, n) of which each pair has some rows, those at ``index[k, :sizes[k]]``.
 
-    The rest of `index` (B, m) repeats an entry of its row: what is padded is like what is there, but without weight.
+    The rest of `index` (B, m), and of a row of the block, repeats an entry: what is padded is like what is there, but
+    without weight.
     """
 
     block: np.ndarray
@@ -91,11 +92,10 @@ class Iteration:
                 if len(local) < len(group.a):
                     group.keep(local)
                 left.append((group, place))
-        self.groups, self.rows = ([list(part) for part in zip(*left, strict=True)]) if left else ([], [])
-        widest = max((group.b.shape[1] for group in self.groups), default=0)
-        if len(left) > 1 and len(index) * widest * self.groups[0].A[0, 0].nbytes <= GROUP_BYTES:
-            self.groups = [joined(self.groups, widest)]  # few are left, and each group costs a round of calls
-            self.rows = [np.concatenate(self.rows)]
+        self.groups, self.rows = [], []
+        for part in _together([group for group, _ in left]):  # each group costs a round of calls
+            self.groups.append(left[part[0]][0] if len(part) == 1 else joined([left[k][0] for k in part]))
+            self.rows.append(np.concatenate([left[k][1] for k in part]))
 
     def _places(self, index):
         """For each group: which entries of `index` it holds, and the rows, ascending, that it holds them at."""
@@ -121,8 +121,22 @@ def groups_of(sizes, row_bytes):
             start = stop
 
 
-def joined(groups, width):
-    """One group of several, padded to `width` words by the first of each problem, without weight."""
+def _together(groups):
+    """Cut groups, narrow ones first, into runs, lists of their numbers, that fit into one."""
+    run, count = [], 0
+    for k, group in enumerate(groups):
+        count += len(group.a)
+        if run and count * group.A[0].nbytes > GROUP_BYTES:
+            yield run
+            run, count = [], len(group.a)
+        run.append(k)
+    if run:
+        yield run
+
+
+def joined(groups):
+    """One group of several, padded to the width of the last by the first word of each problem, without weight."""
+    width = groups[-1].b.shape[1]
     whole = groups[0]
     for name in ("C", "A", "b", "g", "q"):
         parts = []
@@ -248,21 +262,23 @@ class _Group:
         exponents -= self.C[self.rows[rows]]
         exponents *= 1 / self.eps
         exponents[self.b[rows] == 0] = 0  # padding has no potential that follows, and must stay in range
+        np.swapaxes(exponents, 1, 2)[self.a[rows] == 0] = 0
         self.largest[rows] = np.exp(np.clip(exponents.max(axis=(1, 2)), 0, 700))
         self.A[rows] = flush(np.exp(np.maximum(exponents, -1e4).astype(self.A.dtype)))
         self.p[rows], self.q[rows] = self.a[rows], self.b[rows]
 
     def _absorb_far(self):
-        """Absorb the scalings of problems that have come far, before they leave the range."""
-        far = np.zeros(len(self.a), bool)
-        for scaling, weights in ((self.p, self.a), (self.q, self.b)):
-            moved = np.divide(scaling, weights, out=np.ones_like(weights), where=weights > 0)
-            far |= (moved.max(axis=1) > FAR) | (moved.min(axis=1) < 1 / FAR)
-        rows = np.flatnonzero(far)
-        if len(rows):
-            self.f[rows], self.g[rows] = self._potentials(rows)
-            self._absorb(rows)
-            self.measure()
+        """Absorb the scalings of problems that have come far, before they leave the range.
+
+        Where one side has become small the other is large: the kernels do not exceed `largest`.
+        """
+        limits = FAR * self.heaviest[0], FAR * self.heaviest[1]
+        if self.p.max(initial=0) <= limits[0] and self.q.max(initial=0) <= limits[1]:
+            return
+        rows = np.flatnonzero((self.p.max(axis=1) > limits[0]) | (self.q.max(axis=1) > limits[1]))
+        self.f[rows], self.g[rows] = self._potentials(rows)
+        self._absorb(rows)
+        self.measure()
 
     def _potentials(self, rows):
         """f, g (rows,) with what the scalings add to them; a word that is padding keeps what it has."""

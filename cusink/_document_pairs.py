@@ -21,6 +21,9 @@ def document_pairs(A, B, C, *, eps, check, on_empty="nan"):
     return DocumentPairs(documents(A, B, C, eps=eps, check=check, on_empty=on_empty), eps)
 
 
+TOGETHER = 8  # rows that are solved at once
+
+
 class DocumentPairs:
     """Items of A with items of B, see `cusink._pairs.HistogramPairs` for the attributes.
 
@@ -37,25 +40,31 @@ class DocumentPairs:
         self.symmetric = mirrored and given.A is given.B
         self.comparable = mirrored or not self.dense
         self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
-        self._last = None, None
+        self._key = self._columns = self._kept = None
         itemsize = given.A.weights.itemsize
         largest = [max(int(side.sizes.max()), 1) for side in (given.A, given.B)]
         used = min(self.C.shape[-1], len(given.B.places))
-        self.pair_bytes = _document_tiles.COPIES * largest[0] * largest[1] * itemsize
-        self.shared_bytes = 3 * largest[0] * used * itemsize
+        together = min(TOGETHER, len(given.A))
+        self.pair_bytes = together * _document_tiles.COPIES * largest[0] * largest[1] * itemsize
+        self.shared_bytes = together * 3 * largest[0] * used * itemsize
 
     def solve(self, row, columns, value, options):
-        """Solve one item against `columns`, a slice or an index array; a dict of arrays (len(columns),)."""
+        """Solve one item against `columns`, a slice or an index array; a dict of arrays (len(columns),).
+
+        Rows are solved some at a time, those from a multiple of `TOGETHER` on, and the others are kept for the next
+        calls: a round of an iteration costs as much for few pairs as for many.
+        """
         columns = np.arange(len(self.B))[columns]
-        kept = np.flatnonzero(self.B.sizes[columns]) if self.A.sizes[row] else []
-        found = _nothing(len(columns))
-        if len(kept):
-            solved = self._solved(self.A, row, self.B, columns[kept], self.C, options)
-            solved["entropic_cost"] = solved["reg_cost"] - self.eps * (
-                self.entropy_A[row] + self.entropy_B[columns[kept]]
-            )
-            _fill(found, kept, solved, value)
-        return found
+        first = row - row % TOGETHER
+        key = first, options
+        if self._key != key or not np.isin(columns, self._columns).all():
+            rows = np.arange(first, min(first + TOGETHER, len(self.A)))
+            self._key, self._columns = key, np.unique(columns)
+            self._kept = self._solved(rows, self._columns, options)
+        place = np.searchsorted(self._columns, columns)
+        kept = {name: part[row - first, place] for name, part in self._kept.items()}
+        kept["entropic_cost"] = kept["reg_cost"] - self.eps * (self.entropy_A[row] + self.entropy_B[columns])
+        return {"distances": kept[value], **{name: kept[name] for name in ("error", "n_iter", "converged")}}
 
     def solve_selves(self, side, items, options):
         """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
@@ -67,38 +76,37 @@ class DocumentPairs:
         found = _nothing(len(items))
         for place, k in enumerate(items):
             if ours.sizes[k]:
-                part = slice(ours.offsets[k], ours.offsets[k + 1])
-                solved = _document_tiles.solve_self(ours.weights[part], ours.places[part], C, self.eps, options)
-                _fill(found, [place], solved, "reg_cost")
-        return found
+                solved = _document_tiles.solve_self(*ours.item(k), C, self.eps, options)
+                for name, part in solved.items():
+                    found[name][place] = part[0]
+        return {"distances": found["reg_cost"], **{name: found[name] for name in ("error", "n_iter", "converged")}}
 
     def content(self):
         """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
         return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C}
 
-    def _solved(self, ours, row, theirs, columns, C, options):
-        key = id(theirs), columns.tobytes()
-        if self._last[0] != key:  # the rows of a tile meet the same columns
-            self._last = key, _document_tiles.padded(theirs, columns, C.shape[-1])
-        part = slice(ours.offsets[row], ours.offsets[row + 1])
-        return _document_tiles.solve_row(ours.weights[part], ours.places[part], self._last[1], C, self.eps, options)
+    def _solved(self, rows, columns, options):
+        """A dict of arrays (len(rows), len(columns))."""
+        found = _nothing((len(rows), len(columns)))
+        i, j = np.flatnonzero(self.A.sizes[rows]), np.flatnonzero(self.B.sizes[columns])
+        if len(i) and len(j):
+            queries = [self.A.item(k) for k in rows[i]]
+            against = _document_tiles.padded(self.B, columns[j], self.C.shape[-1])
+            solved = _document_tiles.solve_rows(queries, against, self.C, self.eps, options)
+            for name, part in solved.items():
+                found[name][np.ix_(i, j)] = part
+        return found
 
 
-def _nothing(count):
+def _nothing(shape):
     """The result of pairs of which none can be solved."""
     return {
-        "distances": np.full(count, np.nan),
-        "error": np.full(count, np.nan),
-        "n_iter": np.zeros(count, np.int64),
-        "converged": np.ones(count, bool),
+        "cost": np.full(shape, np.nan),
+        "reg_cost": np.full(shape, np.nan),
+        "error": np.full(shape, np.nan),
+        "n_iter": np.zeros(shape, np.int64),
+        "converged": np.ones(shape, bool),
     }
-
-
-def _fill(found, kept, solved, value):
-    """Write what was solved into its places."""
-    found["distances"][kept] = solved[value]
-    for name in ("error", "n_iter", "converged"):
-        found[name][kept] = solved[name]
 
 
 def _entropies(side):

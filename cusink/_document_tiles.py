@@ -1,4 +1,4 @@
-"""Documents on the CPU: one against many, every pair with its costs cut out of one block for all of them."""
+"""Documents on the CPU: some against many, every pair with its costs cut out of one block for all of them."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from cusink.divergence import self_potentials
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve
 
-__all__ = ["COPIES", "Padded", "padded", "solve_row", "solve_self"]
+__all__ = ["COPIES", "Padded", "padded", "solve_rows", "solve_self"]
 
 COPIES = 6  # of its kernel that a pair takes: costs, kernel, and what finishing it needs
 
@@ -44,15 +44,25 @@ def padded(side, items, points):
     return Padded(used, position[places], np.where(inside, side.weights[entries], 0), sizes)
 
 
-def solve_row(weights, places, documents, C, eps, options):
-    """Solve one item, weights (n,) at places (n,), against `Padded` documents; a dict of arrays (D,)."""
-    block = costs_between(C, places, documents.used)
-    a = np.ascontiguousarray(np.broadcast_to(weights, (len(documents.sizes), len(weights))))
-    costs = PairCosts(block, documents.index, documents.sizes)
-    f, g, cost, error, n_iter, converged = solve_pairs(a, documents.weights, costs, eps, options)
-    problem = Problem(a=a, b=documents.weights, C=costs, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)
+def solve_rows(queries, documents, C, eps, options):
+    """Solve items, each (weights (n,), places (n,)), against `Padded` documents; a dict of arrays (Q, D)."""
+    count, longest, words = len(documents.sizes), max(len(places) for _, places in queries), len(documents.used)
+    a = np.zeros((len(queries), longest), queries[0][0].dtype)
+    block = np.empty((len(queries), words, longest), a.dtype)
+    for k, (weights, places) in enumerate(queries):
+        a[k, : len(places)] = weights
+        block[k, :, : len(places)] = costs_between(C, places, documents.used)
+        block[k, :, len(places) :] = block[k, :, :1]
+    index = documents.index + np.arange(0, len(block) * words, words)[:, None, None]
+    costs = PairCosts(
+        block.reshape(-1, longest), index.reshape(-1, index.shape[2]), np.tile(documents.sizes, len(queries))
+    )
+    a, b = np.repeat(a, count, axis=0), np.tile(documents.weights, (len(queries), 1))
+    f, g, cost, error, n_iter, converged = solve_pairs(a, b, costs, eps, options)
+    problem = Problem(a=a, b=b, C=costs, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)
     reg_cost, _ = values(np, problem)
-    return {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+    found = {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+    return {name: part.reshape(len(queries), count) for name, part in found.items()}
 
 
 def solve_self(weights, places, C, eps, options):

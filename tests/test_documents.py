@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 
 import cusink
 from cusink import _document_iteration_numpy as iteration
+from cusink import _document_pairs
 from cusink._document_costs_numpy import squared_distances
 from cusink._document_pairs import document_pairs
 from cusink.nearest import nearest
@@ -97,7 +98,7 @@ def test_pairs_stop_by_themselves_and_converge_to_the_optimum(dtype, monkeypatch
     monkeypatch.setattr(iteration, "FEWEST", 2)  # several groups, that are joined as pairs leave
     joins = []
     real = iteration.joined
-    monkeypatch.setattr(iteration, "joined", lambda groups, width: joins.append(len(groups)) or real(groups, width))
+    monkeypatch.setattr(iteration, "joined", lambda groups: joins.append(len(groups)) or real(groups))
     X, A, eps, tol = vectors(dtype), corpus((3, 9, 34), dtype, 1), 1.0, 1e-9 if dtype == np.float64 else 1e-5
     B = sparse.vstack([corpus(dtype=dtype), A], format="csr")  # each of A meets itself as well
     C = cdist(X.astype(np.float64), X.astype(np.float64))
@@ -275,7 +276,7 @@ def test_out_of_memory_bounds_and_files(tmp_path):
     A, C = corpus(), cusink.cost_matrix(vectors())
     plain = cusink.distance_matrix(A, None, C, eps=2.0, tol=1e-6)
     np.testing.assert_allclose(
-        cusink.distance_matrix(A, None, C, eps=2.0, tol=1e-6, memory_limit=600_000), plain, rtol=1e-4
+        cusink.distance_matrix(A, None, C, eps=2.0, tol=1e-6, memory_limit=3_000_000), plain, rtol=1e-4
     )
     with pytest.raises(ValueError, match="'memory_limit'"):
         cusink.distance_matrix(A, None, C, eps=2.0, memory_limit=100)
@@ -374,3 +375,23 @@ def test_unconverged_pairs_are_counted_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cusink.distance_matrix(corpus((3,)), corpus((4,)), COST, eps=30.0)
+
+
+@pytest.mark.parametrize("columns", [slice(2, 7), np.array([5, 0, 3])])
+def test_rows_solved_together_are_told_apart(columns, monkeypatch):
+    """Any row against any columns, whatever was asked before, and few rounds of iterations for many rows."""
+    rounds, real = [], _document_pairs._document_tiles.solve_rows
+    monkeypatch.setattr(
+        _document_pairs._document_tiles, "solve_rows", lambda *args: rounds.append(len(args[0])) or real(*args)
+    )
+    monkeypatch.setattr(_document_pairs, "TOGETHER", 3)
+    A, B = corpus((5, 40, 1, 22), seed=1), corpus()
+    options = cusink._checks.options(9, None, 10, "auto", None)
+    pairs = document_pairs(A, B, COST, eps=2.0, check=True)
+    right = table(A, B, COST, 2.0, 9)
+    for row in (0, 2, 3, 1, 1):
+        for value, values in zip(VALUES, right, strict=True):
+            found = pairs.solve(row, columns, value, options)["distances"]
+            np.testing.assert_allclose(found, values[row, columns], rtol=1e-11)
+    assert rounds == [3, 1, 3]
+    np.testing.assert_allclose(pairs.solve(1, slice(0, 1), "cost", options)["distances"], right[0][1, :1], rtol=1e-11)
