@@ -20,7 +20,7 @@ class Points:
     flat: tuple[bool, bool | None]
 
 
-def point_cloud(x, y, metric, power):
+def point_cloud(x, y, metric, power, tf32):
     """Points of a call of `cusink.PointCloud`."""
     if metric not in METRICS:
         raise ValueError(f"'metric' must be one of {', '.join(map(repr, METRICS))}; got {metric!r}")
@@ -28,6 +28,8 @@ def point_cloud(x, y, metric, power):
         raise TypeError(f"'power' must be a number; got {kind(power)}")
     if not (math.isfinite(power) and power > 0):
         raise ValueError(f"'power' must be positive and finite; got {power}")
+    if tf32 not in (True, False):
+        raise TypeError(f"'tf32' must be True or False; got {tf32!r}")
     if x is None:
         raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
     given = {"x": x} if y is None else {"x": x, "y": y}

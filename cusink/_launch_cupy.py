@@ -14,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 MOST_BLOCKS = 2**31 - 1
-MOST_THREADS = 512  # __launch_bounds__ of every kernel
+MOST_THREADS = 512  # __launch_bounds__ of every kernel but those of point_products.cu
+MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS, SUM_ROWS = 32, 4, 4  # as in cost_reduction.cuh and plan.cu
 NEAR, CHUNK, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
+BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; the coordinates from which on it is faster
 POINTS = 64  # that a block keeps, as in point_reduction.cuh
 PLAIN_SHARED_MEMORY = 48 << 10  # beyond it a kernel has to be told
 TILED_FROM = 8  # problems from which on it pays to read a shared cost once for several of them
@@ -31,13 +33,15 @@ PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1}
 
 
 class Device(NamedTuple):
-    """What of a device decides about a launch: its multiprocessors, and the bytes of shared memory a block may have."""
+    """What of a device decides about a launch: its multiprocessors, the bytes of shared memory a block may have, and
+    whether its tensor cores take tf32."""
 
     multiprocessors: int
     shared_memory: int
+    tensor_cores: bool = False
 
 
-H100 = Device(132, 232448)
+H100 = Device(132, 232448, True)
 
 
 class Launch(NamedTuple):
@@ -52,7 +56,7 @@ class Launch(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False, d=1):
-    """Return the `Launch` of `operator`, or None for an ``"iterate"`` that the device's shared memory cannot hold.
+    """Return the `Launch` of `operator`, or None where the device's shared memory cannot hold a tile.
 
     Parameters
     ----------
@@ -90,6 +94,8 @@ def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, hal
         return Launch("points.cu", operator, _blocks(B * n * m, 256), 256, 0)
     if operator.endswith("_points"):
         return _points(operator, B, n, m, d, size, device)
+    if operator.endswith("_products"):
+        return _products(operator, B, n, m, d, size, device)
     if operator in ("scaling_update", "logit_update"):
         return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
     if operator in ("start_scalings", "balance_scalings"):
@@ -159,6 +165,21 @@ def _points(operator, B, kept, summed, d, size, device):
         limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
         if warps <= most and shared <= limit:
             return Launch("points.cu", operator, _blocks(B * -(-kept // POINTS)), 32 * warps, shared)
+    return None
+
+
+def _products(operator, B, kept, summed, d, size, device):
+    """None too where the device, the dtype or so few coordinates do not ask for tensor cores."""
+    if not device.tensor_cores or size != 4 or d < PRODUCTS_FROM:
+        return None
+    term, d8 = operator.removesuffix("_products"), -(-d // 8) * 8
+    for warps in (MOST_PRODUCT_THREADS // 32, 4, 2, 1):
+        points = d8 * (BAND + PAD + BAND * warps + PAD) + BAND * warps * (1 + SUMMED[term])
+        shared = size * max(points, 4 * 32 * warps * STATE[term])
+        limit = device.shared_memory - 1024
+        limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
+        if warps <= _power_of_two(-(-summed // BAND), 8) and shared <= limit:
+            return Launch("point_products.cu", operator, _blocks(B * -(-kept // BAND)), 32 * warps, shared)
     return None
 
 

@@ -24,6 +24,7 @@ class PointCosts:
     factor: float = 1.0
     memory_limit: int = KEPT
     cloud: Any = None  # the PointCloud that the points came from
+    terms: int = 3  # of a product on tensor cores, see point_products.cuh: 1 for plain tf32
 
     @property
     def shape(self):

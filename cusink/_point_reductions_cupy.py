@@ -5,25 +5,43 @@ handed to the kernels for stored costs.
 """
 
 import dataclasses
+from typing import Any
 
 import cupy as cp
 import numpy as np
 
 from cusink import _reductions_cupy as dense
 from cusink._launch_cupy import configure
+from cusink._point_costs import PointCosts
 from cusink._reductions_cupy import LOG2_E, device, run
 
 NORMS = {"squared": 0, "cityblock": 1}  # as in point_reduction.cuh
 BLOCK = 1 << 24  # entries of a block of costs
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Folded(PointCosts):
+    """Costs with the factor in the points, as the kernels take them, and the squared lengths of the points."""
+
+    norms: Any = None
+
+    def at(self, problems):
+        """The costs of some problems, where each has its own; else the shared one."""
+        if self.ndim == 2:
+            return self
+        norms = tuple(norm[problems] for norm in self.norms)
+        return dataclasses.replace(self, x=self.x[problems], y=self.y[problems], norms=norms)
+
+
 def folded(C):
-    """The same costs with the factor in the points, as the kernels take them."""
-    if C.factor == 1:
+    """The same costs as `Folded`."""
+    if isinstance(C, Folded):
         return C
     degree = C.exponent * (2 if C.norm == "squared" else 1)
     scale = C.dtype.type(C.factor ** (1 / degree))
-    return dataclasses.replace(C, x=C.x * scale, y=C.y * scale, factor=1.0)
+    x, y = (C.x, C.y) if C.factor == 1 else (C.x * scale, C.y * scale)
+    norms = tuple((points * points).sum(axis=-1) for points in (x, y))
+    return Folded(x, y, C.norm, C.exponent, 1.0, C.memory_limit, C.cloud, C.terms, norms)
 
 
 def softmin(C, logits, eps, axis):
@@ -42,14 +60,14 @@ def log_sums(C, logits, cost_scale, logit_scale, value_scale, axis, index=None, 
     sides = Sides(C, axis)
     logits = cp.ascontiguousarray(logits)
     out = cp.empty((len(logits), sides.sizes[0]), logits.dtype) if out is None else out
-    launch = sides.configure("softmin", len(logits))
+    launch, points = sides.configure("softmin", len(logits))
     if launch is None:
         scales = (cost_scale, logit_scale, value_scale)
         for problems, rows, block in sides.blocks(len(logits)):
             out[problems, rows] = dense.log_sums(block, logits[problems], *scales, 1)
         return out
     scales = [logits.dtype.type(scale) for scale in (cost_scale, logit_scale, value_scale)]
-    run(launch, logits.dtype, out, *sides.points, logits, *scales, *sides.scalars(len(logits)))
+    run(launch, logits.dtype, out, *points, logits, *scales, *sides.scalars(launch, len(logits)))
     return out
 
 
@@ -59,13 +77,14 @@ def apply_plan(C, p, q, v, eps, axis):
     p, q, v = map(cp.ascontiguousarray, (p, q, v))
     kept, summed = (p, q) if axis else (q, p)
     out = cp.empty_like(kept)
-    launch = sides.configure("apply_plan", len(p))
+    launch, points = sides.configure("apply_plan", len(p))
     if launch is None:
         for problems, rows, block in sides.blocks(len(p)):
             at = cp.ascontiguousarray(kept[problems, rows])
             out[problems, rows] = dense.apply_plan(block, at, summed[problems], v[problems], eps, 1)
         return out
-    run(launch, p.dtype, out, *sides.points, kept, summed, v, p.dtype.type(LOG2_E / eps), *sides.scalars(len(p)))
+    scalars = (p.dtype.type(LOG2_E / eps), *sides.scalars(launch, len(p)))
+    run(launch, p.dtype, out, *points, kept, summed, v, *scalars)
     return out
 
 
@@ -79,13 +98,13 @@ def costs_of_rows(C, p, q, cost_scale, index=None):
     sides = Sides(C, 1)
     p, q = map(cp.ascontiguousarray, (p, q))
     out = cp.empty_like(p)
-    launch = sides.configure("transport_cost", len(p))
+    launch, points = sides.configure("transport_cost", len(p), False)
     if launch is None:
         for problems, rows, block in sides.blocks(len(p)):
             at = cp.ascontiguousarray(p[problems, rows])
             out[problems, rows] = dense.costs_of_rows(block, at, q[problems], cost_scale)
         return out
-    run(launch, p.dtype, out, *sides.points, p, q, p.dtype.type(cost_scale), *sides.scalars(len(p)))
+    run(launch, p.dtype, out, *points, p, q, p.dtype.type(cost_scale), *sides.scalars(launch, len(p)))
     return out
 
 
@@ -94,12 +113,12 @@ def c_transform(C, potential, axis):
     sides = Sides(C, axis)
     potential = cp.ascontiguousarray(potential)
     out = cp.empty((len(potential), sides.sizes[0]), potential.dtype)
-    launch = sides.configure("c_transform", len(potential))
+    launch, points = sides.configure("c_transform", len(potential), False)
     if launch is None:
         for problems, rows, block in sides.blocks(len(potential)):
             out[problems, rows] = dense.c_transform(block, potential[problems], 1)
         return out
-    run(launch, potential.dtype, out, *sides.points, potential, *sides.scalars(len(potential)))
+    run(launch, potential.dtype, out, *points, potential, *sides.scalars(launch, len(potential)))
     return out
 
 
@@ -140,19 +159,25 @@ class Sides:
 
     def __init__(self, C, axis):
         C = folded(C)
-        self.points = (C.x, C.y) if axis else (C.y, C.x)
-        self.shared, self.d, self.dtype = C.ndim == 2, C.x.shape[-1], C.dtype
+        self.points, self.norms = ((C.x, C.y), C.norms) if axis else ((C.y, C.x), C.norms[::-1])
+        self.shared, self.d, self.dtype, self.terms = C.ndim == 2, C.x.shape[-1], C.dtype, np.int32(C.terms)
         self.sizes = tuple(points.shape[-2] for points in self.points)
         self.metric = (self.dtype.type(C.exponent), np.int32(NORMS[C.norm]), np.int32(self.d))
 
-    def configure(self, operator, B):
-        """The launch of an operator, or None where the coordinates do not fit."""
-        return configure(f"{operator}_points", B, *self.sizes, self.dtype.name, device(), d=self.d)
+    def configure(self, operator, B, products=True):
+        """The launch of an operator, None where the coordinates do not fit, and the arrays of points that it takes."""
+        sizes = (B, *self.sizes, self.dtype.name, device())
+        if products and self.metric[1] == NORMS["squared"]:
+            launch = configure(f"{operator}_products", *sizes, d=self.d)
+            if launch is not None:
+                return launch, (*self.points, *self.norms)
+        return configure(f"{operator}_points", *sizes, d=self.d), self.points
 
-    def scalars(self, B):
+    def scalars(self, launch, B):
         """What every kernel takes last."""
         strides = (0 if self.shared else points.shape[-2] * self.d for points in self.points)
-        return *self.metric, *map(np.int64, (*strides, B, *self.sizes))
+        terms = (self.terms,) if launch.kernel.endswith("_products") else ()
+        return *terms, *self.metric, *map(np.int64, (*strides, B, *self.sizes))
 
     def block(self, problems, rows):
         """Costs (rows, summed) of some kept points, or (problems, rows, summed)."""

@@ -133,7 +133,8 @@ def device():
 @functools.cache
 def _device(number):
     attributes = cp.cuda.Device(number).attributes
-    return Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+    capability = attributes["ComputeCapabilityMajor"]
+    return Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], capability >= 8)
 
 
 def _sizes(*sizes):

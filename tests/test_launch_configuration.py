@@ -26,6 +26,7 @@ def all_launches():
             sizes = B, n, m, np.dtype(dtype).name, device
             yield operator, sizes, axis, configure(operator, *sizes, axis=axis, shared_cost=shared_cost)
         pairs = (*PAIR_STATE, *(f"{term}_points" for term in STATE), "cost_points")
+        pairs += ("softmin_products", "apply_plan_products")
         for operator, d in itertools.product(pairs, (3, 100) if axis and shared_cost else ()):
             sizes = B, n, m, np.dtype(dtype).name, device
             yield operator, sizes, axis, configure(operator, *sizes, d=d)
@@ -36,13 +37,16 @@ def test_every_launch_is_legal_and_names_a_kernel():
     seen = set()
     for operator, sizes, _, launch in all_launches():
         if launch is None:
-            assert operator == "iterate" or operator.endswith("_points")
+            assert operator == "iterate" or operator.endswith(("_points", "_products"))
             continue
         seen.add(launch[:2])
         assert launch.grid in range(1, MOST_BLOCKS + 1), (operator, sizes)
-        assert 32 <= launch.block <= 512 and launch.block % 32 == 0, (operator, sizes)
+        assert 32 <= launch.block <= (256 if operator.endswith("_products") else 512) and launch.block % 32 == 0, (
+            operator,
+            sizes,
+        )
         # Without being asked for, a block has 48 KiB; the fused kernel, and points of many coordinates, ask for more.
-        more = operator == "iterate" or (operator.endswith("_points") and launch.block == 32)
+        more = operator == "iterate" or (operator.endswith(("_points", "_products")) and launch.block == 32)
         assert 0 <= launch.shared <= (sizes[-1].shared_memory if more else 48 << 10), (operator, sizes)
     # What is left over is chosen by the storage of the cost, not by sizes.
     assert known - seen == {("softmin.cu", "softmin_rows_half"), ("softmin.cu", "softmin_columns_half")}

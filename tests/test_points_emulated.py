@@ -1,5 +1,6 @@
 """The CuPy operators for costs between points, on emulated kernels: values, forms, launches, broken kernels."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from emulated.oracle import assert_as_good
 import cusink
 from cusink import _kernels, _ops_points_numpy
 from cusink._additive_fit import additive_fit
-from cusink._launch_cupy import H100, POINTS, STATE, SUMMED, Launch, configure
+from cusink._launch_cupy import BAND, H100, PAD, POINTS, STATE, SUMMED, Launch, configure
 from cusink._point_costs import PointCosts
 from cusink.sinkhorn import solve
 
@@ -104,6 +105,77 @@ def test_points_with_many_coordinates_go_by_blocks_of_costs():
         assert "cost_points" in ops.launched and "softmin_points" not in ops.launched
 
 
+def products(terms, own, shape, warps, metric=METRICS[0]):
+    """Largest error of softmin and of apply_plan on tensor cores, in units of what `terms` should leave."""
+    rng = np.random.default_rng(4)
+    reductions = sys.modules["cusink._point_reductions_cupy"]
+    points, _, p, q, v, eps = make(*shape, own, metric, np.float32, rng)
+    points, eps = dataclasses.replace(points, terms=terms), 20.0
+    C = points.astype(np.float64).block(np)
+    lengths = sum(np.sqrt((side.astype(np.float64) ** 2).sum(axis=-1).max()) for side in (points.x, points.y))
+    # Of the product of two points, as a part of the cost; a plain tf32 has 11 bits, two have 22.
+    unit = lengths**2 * (2.0**-20 if terms == 3 else 2.0**-10)
+    reductions.configure = lambda operator, B, n, m, dtype, device, **options: (
+        launch
+        if (launch := configure(operator, B, n, m, dtype, device, **options)) is None or "_products" not in operator
+        else launch._replace(block=32 * warps, grid=2, shared=products_memory(operator, options["d"], warps))
+    )
+    errors = []
+    for axis in (0, 1):
+        kept, summed = (p, q) if axis else (q, p)
+        with np.errstate(all="ignore"):
+            actual = reductions.softmin(points, summed, eps, axis)
+            exact = oracle.softmin(C, summed, eps, axis)
+            finite = np.isfinite(exact)
+            assert (finite == np.isfinite(actual)).all()
+            errors.append(np.abs(actual - exact)[finite].max() / unit)
+            vector = v if axis else p.clip(-2, 2)
+            applied = reductions.apply_plan(points, p, q, vector, eps, axis)
+            exact = oracle.apply_plan(C, p, q, vector, eps, axis)
+            scale = oracle.apply_plan(C, p, q, np.abs(vector), eps, axis)
+            errors.append((np.abs(applied - exact) / np.where(scale > 0, scale, 1)).max() * eps / unit)
+    return max(errors)
+
+
+def products_memory(operator, d, warps):
+    d8, term = -(-d // 8) * 8, operator.removesuffix("_products")
+    points = d8 * (BAND + PAD + BAND * warps + PAD) + BAND * warps * (1 + SUMMED[term])
+    return 4 * max(points, 128 * warps * STATE[term])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_products_on_tensor_cores_have_the_digits_of_a_float(own):
+    with operators() as ops:
+        sys.modules["cupy"].shared_memory(232448)
+        for turn, (shape, warps) in enumerate((((2, 37, 70, 17), 1), ((1, 33, 130, 24), 4), ((3, 5, 3, 40), 2))):
+            emulated.shuffle(turn)
+            fine, coarse = (products(terms, own, shape, warps) for terms in (3, 1))
+            assert fine < 1
+            assert 2.0**-8 < coarse < 1  # plain tf32 is what was asked for: beyond all that three terms may lose
+        assert {"softmin_products", "apply_plan_products"} <= set(ops.launched)
+        assert products(3, own, (2, 20, 20, 16), 2, ("squared", 1.0, 0.25)) < 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("__syncthreads();  // the last points have been used", ""),
+        ("tensor_core_tf32(sums[m][n], low, other_high);", ""),
+        ("points.summed_stride ? b * summed : 0", "0"),
+    ],
+)
+def test_broken_products_are_found(old, new):
+    assert old in _kernels.source("point_products.cu")
+
+    def function(file, name, dtype):
+        return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
+
+    with operators(function=function), pytest.raises((AssertionError, emulated.EmulationError)):
+        for turn in range(6):
+            emulated.shuffle(turn)
+            assert products(3, True, (2, 37, 130, 17), 2 + turn % 3) < 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_launch_is_legal(dtype):
     size = np.dtype(dtype).itemsize
@@ -121,9 +193,7 @@ def test_every_launch_is_legal(dtype):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("points.cu", "__syncthreads();  // the last tile has been used", ""),
         ("points.cu", "__syncthreads();  // all have used the points", ""),
-        ("points.cu", "first + point < points ?", "true ?"),
         ("points.cu", "w < warps; w++) state[r].merge", "w < warps - 1; w++) state[r].merge"),
         ("points.cu", "b * points.kept_stride", "0 * points.kept_stride"),
     ],
@@ -141,10 +211,10 @@ def test_broken_kernels_are_found(file, old, new):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("(C.x, C.y) if axis else (C.y, C.x)", "(C.y, C.x) if axis else (C.x, C.y)"),
+        ("((C.x, C.y), C.norms) if axis", "((C.x, C.y), C.norms) if not axis"),
         ("(*strides, B, *self.sizes)", "(*strides, B, *self.sizes[::-1])"),
         ("0 if self.shared else points", "0 if True else points"),
-        ("kept, summed, v, p.dtype.type(LOG2_E / eps)", "summed, kept, v, p.dtype.type(LOG2_E / eps)"),
+        ("kept, summed, v, *scalars", "summed, kept, v, *scalars"),
         ("C.factor ** (1 / degree)", "C.factor"),
     ],
 )

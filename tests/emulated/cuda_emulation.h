@@ -363,6 +363,31 @@ inline float __int_as_float(int bits) {
     return x;
 }
 
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    return __int_as_float(int(bits));
+}
+
+// The warp's mma.sync.m16n8k8 on tf32 numbers, whose last 13 bits a tensor core does not see: fragments by shuffles.
+inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    auto from = [](unsigned bits, int lane) { return __uint_as_float(__shfl_sync(0xffffffffu, bits, lane) & 0xffffe000u); };
+    int lane = emulated::current % 32, row = lane / 4, column = 2 * (lane % 4);
+    for (int k = 0; k < 4; k++) {
+        float x[4], y[2][2];
+        for (int part = 0; part < 4; part++) x[part] = from(a[part], 4 * row + k);
+        for (int j = 0; j < 2; j++)
+            for (int part = 0; part < 2; part++) y[j][part] = from(b[part], 4 * (column + j) + k);
+        for (int j = 0; j < 2; j++) {
+            c[j] += x[0] * y[j][0] + x[2] * y[j][1];
+            c[2 + j] += x[1] * y[j][0] + x[3] * y[j][1];
+        }
+    }
+}
+
 // One of these per kernel, behind the kernel's source.
 #define EMULATED_KERNEL(name)                                                                                             \
     extern "C" const char* signature_##name() {                                                                           \

@@ -26,7 +26,7 @@ MODULES = (
     "cusink._point_iteration_cupy",
     "cusink._ops_points_cupy",
 )
-ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}
+ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10, "ComputeCapabilityMajor": 8}
 
 
 class Capture:
