@@ -1,8 +1,10 @@
-"""The k closest columns of each row, kept while pairs are being solved."""
+"""The k closest columns of each row, kept while pairs are being solved, and what is equal among the columns."""
+
+import hashlib
 
 import numpy as np
 
-__all__ = ["Closest", "smallest"]
+__all__ = ["Closest", "Twins", "smallest"]
 
 
 class Closest:
@@ -32,6 +34,27 @@ class Closest:
             (self.converged, converged),
         ):
             mine[touched] = x[first].reshape(-1, self.k)
+
+
+class Twins:
+    """Which items of B are equal: ``first`` (D,), in NumPy, is for each item the first one that is equal to it."""
+
+    def __init__(self, pairs, rows=4096):
+        self.first, seen = np.arange(pairs.shape[1]), {}
+        for start in range(0, len(self.first), rows):
+            for index, weights in enumerate(pairs.ops.to_host(pairs.B[start : start + rows]), start):
+                content = hashlib.blake2b(weights.tobytes(), digest_size=16).digest()
+                self.first[index] = seen.setdefault(content, index)
+        self.order = np.argsort(self.first, kind="stable")
+        self.size = np.bincount(self.first, minlength=len(self.first))
+        self.start = np.cumsum(self.size) - self.size
+
+    def of(self, firsts):
+        """All items that are equal to one of the `firsts`: which of these, and the items."""
+        size = self.size[firsts]
+        which = np.repeat(np.arange(len(firsts)), size)
+        rank = np.arange(len(which)) - np.repeat(np.cumsum(size) - size, size)
+        return which, self.order[self.start[firsts][which] + rank]
 
 
 def ranks(groups):

@@ -24,14 +24,14 @@ BLOCK = 1 << 20  # bounds computed at once
 
 
 class RowBounds:
-    """Bounds on the values of some rows of `pairs`, NumPy indices, with all columns.
+    """Bounds on the values of some rows of `pairs`, NumPy indices one after the other, with all columns.
 
     ``lower`` (rows, D), in NumPy, is the best bound of each pair so far: of the transport cost if `sharp`, else of the
     regularised cost.
     """
 
     def __init__(self, pairs, batches, rows, centres, sharp):
-        self.pairs, self.batches, self.sharp = pairs, batches, sharp
+        self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
         self.ops, self.xp, self.eps = pairs.ops, pairs.ops.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
         self.C = between(pairs, self.bins, batches.columns)

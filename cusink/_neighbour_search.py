@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cusink._closest import Closest, smallest
+from cusink._closest import Closest, Twins, smallest
 from cusink._lower_bounds import GROUP, RowBounds, entropies, prototypes, row_bytes, slack
 from cusink._pair_batches import ROWS, PairBatches, parts
 from cusink._pairs import HistogramPairs
@@ -92,7 +92,7 @@ class Search:
         self.batches = PairBatches(pairs, solved, values.options, tile_shape(pairs, memory_limit)[1])
         self.centres = prototypes(pairs, self.batches)
         self.selves = values.selves if self.value == "divergence" else None
-        self.terms = self._terms()
+        self.terms, self.twins = self._terms(), Twins(pairs)
         mass = float(pairs.B[:1].sum(dtype=np.float64))
         blocks = (pairs.B[part] for part in parts(len(pairs.B), ROWS))
         smallest_weight = min(float(w[w > 0].min()) for w in blocks)
@@ -108,10 +108,10 @@ class Search:
         columns = np.argpartition(self._floor(rows, bounds.lower), take - 1, axis=1)[:, :take]
         at, columns = np.repeat(np.arange(len(rows)), take), columns.ravel()
         started = np.zeros(bounds.lower.shape, bool)
-        bounds.add(self._solve(rows[at], columns).reshape(len(rows), take, -1)[:, :CUTS])
+        bounds.add(self._solve(bounds, rows[at], columns).reshape(len(rows), take, -1)[:, :CUTS])
         reach = None
         while True:
-            started[at, columns], bounds.lower[at, columns] = True, np.inf
+            started[at, columns] = True
             take *= GROWTH
             at, columns, height = self._lowest(rows, bounds.lower, take)
             if reach is None:  # what a closer look raises a bound by, seen in some of them
@@ -126,7 +126,7 @@ class Search:
             at, columns, _ = self._lowest(rows, bounds.lower, take)
             if not len(at):
                 break
-            self._solve(rows[at], columns)
+            self._solve(bounds, rows[at], columns)
         self.count.started += np.count_nonzero(started)
 
     def _lowest(self, rows, lower, count):
@@ -155,15 +155,32 @@ class Search:
             return tuple(self.pairs.eps * entropies(self.pairs, side) for side in (0, 1))
         return None, None
 
-    def _solve(self, rows, columns):
-        """Solve pairs and take them in; return the potentials (K, n) of the rows."""
+    def _solve(self, bounds, rows, columns):
+        """Solve pairs, take them in, and close them in `bounds`; return the potentials (K, n) of the rows.
+
+        A pair stands for those of its row with equal columns too, so that these get the very same distance.
+        """
         pairs, xp = self.pairs, self.pairs.ops.xp
-        back, swapped, asked = slice(None), None, rows
-        if pairs.symmetric:  # both orders are one pair, for which the matrix takes the one with the smaller row
-            swapped = xp.asarray(rows > columns)[:, None]
-            key = np.minimum(rows, columns) * pairs.shape[1] + np.maximum(rows, columns)
-            key, back = np.unique(key, return_inverse=True)
-            rows, columns = np.divmod(key, pairs.shape[1])
+        key, back = np.unique(rows * pairs.shape[1] + self.twins.first[columns], return_inverse=True)
+        rows, columns = np.divmod(key, pairs.shape[1])
+        found, error, converged, potentials = self._values(rows, columns)
+        self.count.finish(error, ~converged)
+        which, equal = self.twins.of(columns)
+        if self.alone:
+            which, equal = which[rows[which] != equal], equal[rows[which] != equal]
+        self.best.take(rows[which], equal, found[which], error[which], converged[which])
+        bounds.lower[rows[which] - bounds.first, equal] = np.inf
+        return potentials[xp.asarray(back)]
+
+    def _values(self, rows, columns):
+        """Distances, errors and convergence of pairs in NumPy, and the potentials of the rows."""
+        pairs, back = self.pairs, slice(None)
+        if pairs.symmetric:  # both orders are one pair, for which a matrix takes the one with the smaller row
+            swapped = pairs.ops.xp.asarray(rows > columns)[:, None]
+            key, back = np.unique(
+                np.minimum(rows, columns) * len(pairs.B) + np.maximum(rows, columns), return_inverse=True
+            )
+            rows, columns = np.divmod(key, len(pairs.B))
         solved = self.batches.solve(rows, columns)
         found, error, converged = solved.values, solved.error, solved.converged
         if self.value == "divergence":
@@ -171,14 +188,11 @@ class Search:
             found = found - (ours["distances"] + theirs["distances"]) / 2
             error = np.maximum(np.maximum(ours["error"], theirs["error"]), error)
             converged = ours["converged"] & theirs["converged"] & converged
-        found = found.astype(pairs.dtype).astype(np.float64)
-        self.count.finish(error, ~converged)
-        columns = columns if swapped is None else np.where(asked == rows[back], columns[back], rows[back])
-        self.best.take(asked, columns, found[back], error[back], converged[back])
-        if swapped is None:
-            return solved.f
-        back = xp.asarray(back)
-        return xp.where(swapped, solved.g[back], solved.f[back])
+        found, potentials = found.astype(pairs.dtype).astype(np.float64), solved.f
+        if pairs.symmetric:
+            at = pairs.ops.xp.asarray(back)
+            potentials = pairs.ops.xp.where(swapped, solved.g[at], solved.f[at])
+        return found[back], error[back], converged[back], potentials
 
     def _of_selves(self, side, items):
         """What solving items against themselves gave."""
