@@ -24,7 +24,7 @@ from cusink._checks_retrieval import VALUES
 from cusink._command_files import InputError, problem
 from cusink._command_output import DiskError, Report, beside, check_output, target, write_npz
 
-__all__ = ["main"]
+__all__ = ["InputError", "Parser", "choose_device", "main", "positive"]
 
 UNITS = {"": 1} | {prefix: 1000**power for power, prefix in enumerate("KMGT", start=1)}
 UNITS |= {f"{prefix}i": 1024**power for power, prefix in enumerate("KMGT", start=1)}

@@ -43,19 +43,21 @@ def distance_matrix(
     progress=False,
     memory_limit=None,
     full_output=False,
+    on_empty="nan",
     check=True,
 ):
     """Return the Sinkhorn distances between all rows of A and all rows of B.
 
     Parameters
     ----------
-    A : array, shape (Q, n)
-        Histograms, all of one mass.
-    B : array, shape (D, m), or None
-        Histograms of the same mass. None compares the rows of A with each other; with a symmetric cost each pair
+    A : array, shape (Q, n), or sparse matrix, or Measures
+        Histograms, all of one mass: the rows of an array; or documents, the rows of a `scipy.sparse` matrix over a
+        vocabulary; or point clouds of unequal sizes.
+    B : array, shape (D, m), or sparse matrix, or Measures, or None
+        Histograms of the same mass. None compares the items of A with each other; with a symmetric cost each pair
         is then solved once.
     C : array, shape (n, m), or PointCloud, or Grid
-        Cost between the bins.
+        Cost between the bins or words.
     eps : float
         Regularisation in the unit of `C`.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
@@ -73,6 +75,8 @@ def distance_matrix(
         Bytes that may be used at a time beyond input and output: tiles are made to fit. If not given, 1024 pairs.
     full_output : bool
         Return a `DistanceMatrix`, which also tells error, iterations and convergence of every pair. Not for a path.
+    on_empty : {"nan", "raise"}
+        What to do about documents without a word: their distances are NaN, with a warning, or it is an error.
     check : bool
         False skips the checks of the values of the input, for speed.
 
@@ -114,7 +118,7 @@ def distance_matrix(
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation)
     _checks.one_of("value", value, _checks_retrieval.VALUES)
     memory_limit = _checks_retrieval.memory_limit(memory_limit)
-    pairs = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit)
+    pairs = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         _checks_retrieval.divergence(pairs)
     tile = tile_shape(pairs, memory_limit)

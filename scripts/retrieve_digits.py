@@ -14,9 +14,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-from distance_matrix import InputError, Parser, choose_device, positive
 
 import cusink
+from cusink.cli import InputError, Parser, choose_device, positive
 
 SIDE = 8
 QUERIES = 100

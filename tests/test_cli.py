@@ -460,6 +460,23 @@ def test_zarr_is_read_and_written(folder, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_sparse_documents_over_words_at_points(folder, capsys):
+    import scipy.sparse
+
+    A, B, _ = inputs()
+    words = np.random.default_rng(1).random((12, 3))
+    np.save("words.npy", words)
+    for name, x in (("A.npz", A), ("B.npz", 3 * B)):
+        scipy.sparse.save_npz(name, scipy.sparse.csr_array(x))
+    C = ((words[:, None] - words) ** 2).sum(axis=-1)
+    assert command(f"A.npz B.npz --points words.npy --normalise --tol 1e-10 --eps {EPS} -o D.npy") == 0
+    np.testing.assert_allclose(np.load("D.npy"), oracle(A, B, C), rtol=0, atol=1e-8)
+    assert command(f"A.npz B.npz --points words.npy --eps {EPS} --force -o D.npy") == 2
+    assert "B.npz: all histograms must have one mass" in capsys.readouterr().err
+    assert command(f"A.npz --cost A.npz --eps {EPS} --force -o D.npy") == 2
+    assert "A.npz: must be a dense array; got a sparse matrix" in capsys.readouterr().err
+
+
 # Neighbours
 
 
