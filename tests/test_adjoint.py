@@ -13,7 +13,7 @@ import reference
 from emulated.cupy_stand_in import operators
 
 import cusink
-from cusink import _additive_fit, _plan_means_numpy, adjoint
+from cusink import _additive_fit, _gradient_terms, _plan_means_numpy, adjoint
 from cusink._ops import ops_for
 
 FLOATS = [np.float32, np.float64]
@@ -591,7 +591,8 @@ def test_the_envelope_reads_no_cost(monkeypatch):
                 touched.append(name)
             return getattr(ops_for(p.C), name)
 
-    monkeypatch.setattr(adjoint, "ops_for", lambda array: Operators())
+    for module in (adjoint, _gradient_terms):
+        monkeypatch.setattr(module, "ops_for", lambda array: Operators())
     grads = pull(result, grad_reg_cost=1.0)
     assert not touched
     first = grads.C
@@ -696,7 +697,8 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
     sharp = pull(result, grad_cost=1.0, tol=1e-13).C
     with operators() as ops:
         monkeypatch.setattr(sys.modules["cusink._plan_means_cupy"], "BLOCK", block)
-        monkeypatch.setattr(adjoint, "ops_for", lambda array: ops)
+        for module in (adjoint, _gradient_terms):
+            monkeypatch.setattr(module, "ops_for", lambda array: ops)
         grads = pull(result, **cotangent, tol=1e-12)
         for name in INPUTS:
             found = getattr(grads, name)

@@ -1,0 +1,106 @@
+"""Gradients of unbalanced transport against centred differences of solves in float64."""
+
+import numpy as np
+import problems
+import pytest
+
+import cusink
+
+EPS = 0.05
+REACHES = [(0.4, 0.1), (0.3, None), (None, 0.3), 1e4]
+
+
+def drawn(shared=True):
+    rng = np.random.default_rng(3)
+    a, b = problems.histograms(rng, 2, 5), problems.histograms(rng, 2, 6, mass=1.5)
+    a[:, 2] = b[:, 3] = 0
+    return {"a": a, "b": b, "C": rng.random((5, 6)) if shared else rng.random((2, 5, 6)), "eps": EPS}
+
+
+def loss(cotangents, reach, a, b, C, eps):
+    result = cusink.sinkhorn(a, b, C, eps=eps, reach=reach, tol=1e-14, max_iter=400, check_every=50)
+    return sum((v * getattr(result, name.removeprefix("grad_"))).sum() for name, v in cotangents.items())
+
+
+@pytest.mark.filterwarnings("ignore::cusink.ConvergenceWarning")  # the differences want more digits than there are
+@pytest.mark.parametrize("reach", REACHES)
+@pytest.mark.parametrize("names", [("cost",), ("reg_cost",), ("f", "g"), ("cost", "reg_cost", "f", "g")])
+def test_gradients_are_differences(names, reach):
+    rng = np.random.default_rng(7)
+    given = drawn(shared=len(names) != 2)
+    result = cusink.sinkhorn(*list(given.values())[:3], eps=EPS, reach=reach, tol=1e-13, max_iter=2000)
+    cotangents = {f"grad_{name}": rng.normal(size=getattr(result, name).shape) for name in names}
+    grads = cusink.sinkhorn_adjoint(result, **cotangents, tol=1e-10)
+    assert grads.converged.all()
+    for name, value in given.items():
+        step = 1e-5 * rng.normal(size=np.shape(value)) * (value > 0)  # an empty bin may only gain, see below
+        up, down = (loss(cotangents, reach, **(given | {name: value + sign * step})) for sign in (1, -1))
+        terms = getattr(grads, name) * step
+        rounding = 3e-12 * max(1.0, 1e-2 * np.abs(result.f).max())
+        assert abs((up - down) / 2 - terms.sum()) <= 2e-7 * np.abs(terms).sum() + rounding, name
+
+
+@pytest.mark.parametrize("reach", [0.2, (None, 0.3)])
+def test_an_empty_bin_has_the_derivative_by_a_first_bit_of_weight(reach):
+    given = drawn()
+    result = cusink.sinkhorn(*list(given.values())[:3], eps=EPS, reach=reach, tol=1e-12)
+    weights = {"grad_cost": np.array([1.0, -2.0]), "grad_reg_cost": np.array([0.3, 0.5])}
+    grads = cusink.sinkhorn_adjoint(result, **weights, tol=1e-11)
+    for name, bin in (("a", 2), ("b", 3)):
+        values = []
+        for bit in (1e-5, 2e-5):
+            more = given[name].copy()
+            more[0, bin] = bit
+            values.append(loss(weights, reach, **(given | {name: more})))
+        none = loss(weights, reach, **given)
+        slope = (4 * values[0] - values[1] - 3 * none) / 2e-5  # of the parabola through the three
+        assert abs(slope - getattr(grads, name)[0, bin]) <= 1e-5 * max(1, abs(slope))
+
+
+def test_a_cloud_has_gradients_by_its_points_and_a_batch_is_its_problems():
+    rng = np.random.default_rng(1)
+    a, b = problems.histograms(rng, 3, 6), problems.histograms(rng, 3, 5, mass=0.6)
+    x, y = rng.random((6, 2)), rng.random((5, 2))
+    cloud = cusink.PointCloud(x, y)
+    weights = {"grad_cost": rng.normal(size=3), "grad_reg_cost": rng.normal(size=3)}
+    grads = cusink.sinkhorn_adjoint(cusink.sinkhorn(a, b, cloud, eps=EPS, reach=0.3, tol=1e-12), **weights, tol=1e-11)
+    dense = cusink.sinkhorn(a, b, cusink.cost_matrix(x, y), eps=EPS, reach=0.3, tol=1e-12)
+    by_cost = cusink.sinkhorn_adjoint(dense, **weights, tol=1e-11)
+    for ours, theirs in zip((grads.x, grads.y), cusink.cost_matrix_adjoint(x, y, by_cost.C), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+    for k in range(3):
+        one = cusink.sinkhorn(a[k], b[k], cloud, eps=EPS, reach=0.3, tol=1e-12)
+        single = cusink.sinkhorn_adjoint(one, **{name: v[k] for name, v in weights.items()}, tol=1e-11)
+        np.testing.assert_allclose(single.a, grads.a[k], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(single.eps, grads.eps[k], rtol=0, atol=1e-9)
+
+
+def test_a_large_reach_has_the_gradients_of_balanced_transport():
+    given = drawn()
+    given |= {name: given[name] / given[name].sum(axis=1, keepdims=True) for name in "ab"}
+    solve = [given[name] for name in "abC"]
+    far = cusink.sinkhorn_adjoint(cusink.sinkhorn(*solve, eps=EPS, reach=1e6, tol=1e-12), grad_cost=1.0, tol=1e-10)
+    grads = cusink.sinkhorn_adjoint(cusink.sinkhorn(*solve, eps=EPS, tol=1e-12), grad_cost=1.0, tol=1e-10)
+    for name in ("a", "b"):
+        value = getattr(far, name)
+        np.testing.assert_allclose(value - value.mean(axis=1, keepdims=True), getattr(grads, name), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(far.C, grads.C, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(far.eps, grads.eps, rtol=0, atol=1e-4)
+
+
+def test_both_libraries_and_float32(xp):
+    given = drawn()
+    wide = cusink.sinkhorn_adjoint(cusink.sinkhorn(*(given[k] for k in "abC"), eps=EPS, reach=0.3), grad_cost=1.0)
+    arrays = (xp(given[name], np.float32) for name in "abC")
+    grads = cusink.sinkhorn_adjoint(cusink.sinkhorn(*arrays, eps=EPS, reach=0.3, tol=1e-5), grad_cost=1.0, tol=1e-5)
+    for name in ("a", "b", "C", "eps"):
+        value = getattr(grads, name)
+        assert xp.owns(value) and value.dtype == np.float32
+        expected = getattr(wide, name)
+        np.testing.assert_allclose(xp.numpy(value), expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+def test_the_entropic_cost_is_refused():
+    result = cusink.sinkhorn(*(drawn()[name] for name in "abC"), eps=EPS, reach=0.3)
+    with pytest.raises(ValueError, match="'grad_entropic_cost' must be None for unbalanced transport"):
+        cusink.sinkhorn_adjoint(result, grad_entropic_cost=1.0)
