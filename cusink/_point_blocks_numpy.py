@@ -18,7 +18,7 @@ import numpy as np
 
 ENTRIES = 1 << 18  # of a block: in a core's second-level cache, and too few for BLAS to start threads for them
 PRODUCT = 1 << 18  # multiplications up to which OpenBLAS leaves a matrix product to the thread that calls it
-ROWS = 16, 256  # of a block, least and most
+ROWS = 32, 256  # of a block, least and most
 DEPTH = 62  # coordinates in one matrix product
 DEEP = 16  # dimensions from which neighbours are so far apart that a centre of their own gains nothing
 DIRECT = 8  # dimensions up to which differences first are fast enough where every digit counts
@@ -88,29 +88,20 @@ def neighbours(x):
 
 
 class Side:
-    """Rows x (n, d) against columns y (m, d), cut into blocks; `order` and `columns` are their places for the caller.
-
-    Columns come in whole tiles, the last ones absent: `tiles` of `width` each.
-    """
+    """Rows x (n, d) against columns y (m, d), cut into blocks; `order` and `columns` are their places outside."""
 
     def __init__(self, costs, x, y, order, columns):
         self.costs, self.dtype, self.order, self.columns = costs, x.dtype, order, columns
-        self.x, self.y = x, np.ascontiguousarray(y.T)
         (n, d), m = x.shape, len(y)
-        self.shape = n, m
+        self.shape, self.x = (n, m), x
         self.rows = int(np.clip(ENTRIES // m // ROWS[0] * ROWS[0], *ROWS))
         self.blocks = [slice(start, min(start + self.rows, n)) for start in range(0, n, self.rows)]
         self.squared = costs.norm == "squared" and costs.exponent == 1
         self.product = self.squared or (costs.norm == "squared" and (costs.exponent > 1 or d > DIRECT))
         self.local = d <= DEEP
-        self.tiles, self.width = self.cut(m)
-        self.squares = np.einsum("kj,kj->j", self.y, self.y, dtype=np.float64) if self.product else None
-
-    def cut(self, columns):
-        """``(tiles, width)`` for so many columns: each tile's product is left to the thread that calls it."""
-        most = max(LEAF, PRODUCT // (self.rows * (min(self.x.shape[1], DEPTH) + 2)))
-        tiles = -(-columns // most)
-        return tiles, -(-columns // (8 * tiles)) * 8
+        self.most = max(LEAF, PRODUCT // (self.rows * (min(d, DEPTH) + 2)))
+        self.all = Columns(self, np.ascontiguousarray(y.T))
+        self.tiles, self.width = self.all.tiles, self.all.width
 
     def padded(self, v, absent=0.0):
         """A vector (m,) in the columns' order, as tiles (tiles, width)."""
@@ -137,25 +128,58 @@ def threads():
     return ThreadPoolExecutor(os.cpu_count())
 
 
+class Columns:
+    """Points y (d, k) of a side's columns: all of them, or those at `index`.
+
+    They come in whole tiles, the last ones absent: `tiles` of `width` each, whose product BLAS leaves to the thread
+    that calls it.
+    """
+
+    def __init__(self, side, y, index=None):
+        self.y, self.count, self.index = y, y.shape[1], index
+        self.tiles = max(1, -(-self.count // side.most))
+        self.width = max(8, -(-self.count // (8 * self.tiles)) * 8)
+        self.padded = self.tiles * self.width
+
+    def tiled(self, v):
+        """A vector (k,) as tiles (tiles, 1, width), absent ones at 0."""
+        out = np.zeros(self.padded, v.dtype)
+        out[: self.count] = v
+        return out.reshape(self.tiles, 1, self.width)
+
+
 class Workspace:
     """Arrays for a block of a side, made once for many blocks."""
 
     def __init__(self, side):
-        d, padded = side.x.shape[1], side.tiles * side.width
-        self.out = np.empty(side.rows * padded, side.dtype)
-        self.more = None
-        self.columns = None
-        if side.product:
-            self.columns = np.zeros((d + 2, padded), side.dtype)
-            self.columns[d] = 1
-            if not side.local:
-                self.columns[:d, : side.shape[1]] = side.y
+        self.side, self.first, self.other, self.factors = side, None, None, None
 
-    def second(self):
-        """Another array like `out`."""
-        if self.more is None:
-            self.more = np.empty_like(self.out)
-        return self.more
+    def block(self, rows, columns):
+        """Uninitialised (tiles, rows, width)."""
+        if self.first is None:
+            self.first = np.empty(self.side.rows * self.side.all.padded, self.side.dtype)
+        return _shaped(self.first, rows, columns)
+
+    def second(self, rows, columns):
+        """Another one."""
+        if self.other is None:
+            self.other = np.empty(self.side.rows * self.side.all.padded, self.side.dtype)
+        return _shaped(self.other, rows, columns)
+
+    def right(self, columns):
+        """Right factor (d + 2, padded) of a product of coordinates, with rows for y and for two terms, the first 1."""
+        side, d = self.side, len(columns.y)
+        if self.factors is None:
+            self.factors = np.zeros((d + 2) * side.all.padded, side.dtype)
+            if not side.local:
+                self.factors.reshape(d + 2, -1)[:d, : columns.count] = columns.y
+        out = self.factors[: (d + 2) * columns.padded].reshape(d + 2, columns.padded)
+        out[d] = 1
+        return out
+
+
+def _shaped(array, rows, columns):
+    return array[: rows * columns.padded].reshape(columns.tiles, rows, columns.width)
 
 
 class Exponents:
@@ -170,83 +194,84 @@ class Exponents:
         self.columns = np.maximum(columns, ABSENT)
         if side.squared:
             self.scale = scale * side.costs.factor
-            last = self.columns - self.scale * side.squares
-            self.linear = np.vstack([side.y, last]) if side.local else last
+            y = side.all.y.astype(np.float64)
+            self.linear = np.vstack([y, self.columns - self.scale * np.einsum("kj,kj->j", y, y)])
 
-    def block(self, k, work):
-        """Block k as an array (tiles, rows, width) in ``work.out``, and its offset."""
+    def block(self, k, work, columns=None):
+        """Block k as an array (tiles, rows, width) in ``work.block``, and its offset; all columns, or some."""
         side = self.side
-        block = side.blocks[k]
+        block, chosen = side.blocks[k], columns or side.all
         if side.squared:
-            return self._product(block, work)
-        out = costs(side, block, work)
+            return self._product(block, work, chosen)
+        out = costs(side, block, work, chosen)
         out *= side.dtype.type(-self.scale)
-        columns = self.columns
-        offset = columns.max() if self.rows is None else 0.0
-        out += side.padded((columns - offset).astype(side.dtype), ABSENT)[:, None, :]
+        terms = self.columns if chosen.index is None else self.columns[chosen.index]
+        offset = terms.max() if self.rows is None else 0.0
+        last = np.full(chosen.padded, side.dtype.type(ABSENT))
+        last[: chosen.count] = terms - offset
+        out += last.reshape(chosen.tiles, 1, chosen.width)
         if self.rows is not None:
             out += self.rows[block].astype(side.dtype)[:, None]
         return out, offset
 
-    def _product(self, block, work):
-        side, scale, m = self.side, self.scale, self.side.shape[1]
-        x, d, columns = side.x[block], side.x.shape[1], work.columns
+    def _product(self, block, work, chosen):
+        side, scale = self.side, self.scale
+        x, right = side.x[block].astype(np.float64), work.right(chosen)
+        d, k = x.shape[1], chosen.count
+        linear = self.linear if chosen.index is None else self.linear[:, chosen.index]
+        last = linear[d].copy()
         if side.local:
-            centre = x.mean(axis=0, dtype=np.float64).astype(side.dtype)
-            np.subtract(side.y, centre[:, None], out=columns[:d, :m])
+            centre = x.mean(axis=0).astype(side.dtype)
+            np.subtract(chosen.y, centre[:, None], out=right[:d, :k])
+            right[:d, k:] = 0
             centre = centre.astype(np.float64)
-            last = np.append(2 * scale * centre, 1) @ self.linear
+            x -= centre
+            for along, at in zip(linear, centre, strict=False):
+                last += 2 * scale * at * along
             last -= scale * (centre @ centre)
-            x = x - centre
-        else:
-            last, x = self.linear.copy(), x.astype(np.float64)
         offset = last.max()
         last -= offset
-        columns[d + 1, :m] = last
-        columns[d + 1, m:] = ABSENT
+        right[d + 1, :k], right[d + 1, k:] = last, ABSENT
         terms = -scale * np.einsum("ik,ik->i", x, x)
         if self.rows is not None:
             terms += self.rows[block] + offset
             offset = 0.0
-        rows = np.empty((len(x), d + 2), side.dtype)
-        rows[:, :d], rows[:, d], rows[:, d + 1] = 2 * scale * x, terms, 1
-        return multiply(rows, columns, side, work.out, work), offset
+        left = np.empty((len(x), d + 2), side.dtype)
+        left[:, :d], left[:, d], left[:, d + 1] = 2 * scale * x, terms, 1
+        return multiply(left, right, work.block(len(x), chosen)), offset
 
 
-def multiply(rows, columns, side, out, work):
-    """``rows @ columns`` as tiles (tiles, rows, width) in `out`, in products that BLAS does not thread."""
-    shape = side.tiles, len(rows), side.width
-    out = out[: len(rows) * side.tiles * side.width].reshape(shape)
-    tiled = columns.reshape(len(columns), side.tiles, side.width).transpose(1, 0, 2)
-    depth = rows.shape[1]
+def multiply(left, right, out):
+    """``left @ right`` as tiles (tiles, rows, width), in products that BLAS does not thread."""
+    tiles, _, width = out.shape
+    right = right.reshape(len(right), tiles, width).transpose(1, 0, 2)
+    depth = left.shape[1]
     if depth <= DEPTH + 2:
-        return np.matmul(rows, tiled, out=out)
-    np.matmul(rows[:, :DEPTH], tiled[:, :DEPTH], out=out)
-    part = np.empty(shape[1:], out.dtype)
+        return np.matmul(left, right, out=out)
+    np.matmul(left[:, :DEPTH], right[:, :DEPTH], out=out)
+    part = np.empty(out.shape[1:], out.dtype)
     for start in range(DEPTH, depth, DEPTH):
-        left, right = rows[:, start : start + DEPTH], tiled[:, start : start + DEPTH]
-        for tile, sums in zip(right, out, strict=True):
-            sums += np.matmul(left, tile, out=part)
+        some = slice(start, start + DEPTH)
+        for tile, sums in zip(right[:, some], out, strict=True):
+            sums += np.matmul(left[:, some], tile, out=part)
     return out
 
 
-def costs(side, block, work, exact=False):
-    """Costs of a block as tiles in ``work.out``; with `exact` to the last digits where that is not too slow."""
-    d = side.x.shape[1]
-    product = side.product and not (exact and d <= DIRECT)
+def costs(side, block, work, columns=None, exact=False):
+    """Costs of a block as tiles in ``work.block``; with `exact` to the last digits where that is not too slow."""
+    columns = columns or side.all
+    product = side.product and not (exact and side.x.shape[1] <= DIRECT)
     distances = products if product else differences
-    return side.costs.of_distances(np, distances(side, block, work))
+    return side.costs.of_distances(np, distances(side, block, work, columns))
 
 
-def differences(side, block, work):
+def differences(side, block, work, columns):
     """Squared or city-block distances, each to rounding."""
-    x, m = side.x[block], side.shape[1]
-    shape = side.tiles, len(x), side.width
-    size = len(x) * side.tiles * side.width
-    out, step = (array[:size].reshape(shape) for array in (work.out, work.second()))
+    x = side.x[block]
+    out, step = work.block(len(x), columns), work.second(len(x), columns)
     for k in range(x.shape[1]):
         into = out if k == 0 else step
-        np.subtract(x[:, k, None], side.padded(side.y[k, :m])[:, None, :], out=into)
+        np.subtract(x[:, k, None], columns.tiled(columns.y[k]), out=into)
         if side.costs.norm == "cityblock":
             np.abs(into, out=into)
         else:
@@ -256,29 +281,27 @@ def differences(side, block, work):
     return out
 
 
-def products(side, block, work):
+def products(side, block, work, columns):
     """Squared distances by a matrix product; where a root would show what cancelled, by differences."""
-    x, m, (d, dtype) = side.x[block], side.shape[1], (side.x.shape[1], side.dtype)
-    centre = x.mean(axis=0, dtype=np.float64).astype(dtype) if side.local else np.zeros(d, dtype)
-    x = x - centre
-    columns = work.columns
+    x, right, k = side.x[block], work.right(columns), columns.count
+    d = x.shape[1]
     if side.local:
-        np.subtract(side.y, centre[:, None], out=columns[:d, :m])
-        np.einsum("kj,kj->j", columns[:d, :m], columns[:d, :m], out=columns[d + 1, :m])
-    else:
-        columns[d + 1, :m] = side.squares
-    columns[d + 1, m:] = 0
-    rows = np.empty((len(x), d + 2), dtype)
-    rows[:, :d], rows[:, d], rows[:, d + 1] = -2 * x, np.einsum("ik,ik->i", x, x), 1
-    out = multiply(rows, columns, side, work.out, work)
+        centre = x.mean(axis=0, dtype=np.float64).astype(side.dtype)
+        x = x - centre
+        np.subtract(columns.y, centre[:, None], out=right[:d, :k])
+        right[:d, k:] = 0
+    right[d + 1] = np.einsum("kj,kj->j", right[:d], right[:d])
+    left = np.empty((len(x), d + 2), side.dtype)
+    left[:, :d], left[:, d], left[:, d + 1] = -2 * x, np.einsum("ik,ik->i", x, x), 1
+    out = multiply(left, right, work.block(len(x), columns))
     if side.costs.exponent < 1:
-        limit = NEAR * float(rows[:, d].max() + columns[d + 1].max())
+        limit = NEAR * float(left[:, d].max() + right[d + 1].max())
         tile, row, column = np.nonzero(out < limit)
-        for start in range(0, len(tile), ENTRIES // d + 1):
-            some = slice(start, start + ENTRIES // d + 1)
-            place = tile[some] * side.width + column[some]
-            gap = x[row[some]] - columns[:d, place].T
-            out[tile[some], row[some], column[some]] = np.einsum("ik,ik->i", gap, gap)
+        step = ENTRIES // d + 1
+        for start in range(0, len(tile), step):
+            near = slice(start, start + step)
+            gap = x[row[near]] - right[:d, tile[near] * columns.width + column[near]].T
+            out[tile[near], row[near], column[near]] = np.einsum("ik,ik->i", gap, gap)
     return np.maximum(out, 0, out=out)
 
 

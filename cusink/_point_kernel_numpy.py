@@ -98,7 +98,7 @@ class PlanKernel:
         exponents = self._exponents(k, work)
         A = self.kept.get(k)
         if A is None:
-            A = np.exp(exponents, out=work.second()[: exponents.size].reshape(exponents.shape))
+            A = np.exp(exponents, out=work.second(exponents.shape[1], self.side.all))
         exponents *= A
         return A, exponents
 

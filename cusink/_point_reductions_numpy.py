@@ -72,7 +72,7 @@ def transport_cost(C, p, q, eps):
             total = 0.0
             for b in blocks:
                 cost = costs(side, side.blocks[b], work, exact=True)
-                exponents = work.second()[: cost.size].reshape(cost.shape)
+                exponents = work.second(cost.shape[1], side.all)
                 np.multiply(cost, side.dtype.type(-1 / eps), out=exponents)
                 exponents += columns[:, None, :]
                 top = shifted(exponents)
@@ -157,7 +157,7 @@ def bilinear(C, x, y):
 
 def _squared_bilinear(side, x, y):
     """The sum without the pairs: about the mean of x the mixed terms vanish, and nothing is left that could cancel."""
-    points = side.x.astype(np.float64), side.y.T.astype(np.float64)
+    points = side.x.astype(np.float64), side.all.y.T.astype(np.float64)
     sums = x.sum(), y.sum()
     if not sums[0] > 0:
         return 0.0

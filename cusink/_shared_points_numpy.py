@@ -104,7 +104,7 @@ class CloudKernel:
 
         def block(k, work):
             exponents, _ = self.exponents.block(k, work)
-            K = np.exp(exponents, out=work.second()[: exponents.size].reshape(exponents.shape))
+            K = np.exp(exponents, out=work.second(exponents.shape[1], self.side.all))
             np.subtract(self.dtype.type(self.s * np.log(2)), exponents, out=exponents)
             exponents *= factor
             exponents *= flush(K)
