@@ -32,7 +32,7 @@ class Loss:
     def floor(self, dtype, largest, underflowed):
         """The least sum that is right to rounding."""
         info = np.finfo(dtype)
-        lost = self.of_kernel * largest + self.of_products + np.where(underflowed, self.of_factor, 0)
+        lost = self.of_kernel * largest + self.of_products + self.of_factor * underflowed
         return float(info.tiny) / float(info.eps) * lost
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cusink import _iteration_numpy
-from cusink._grid_kernel_numpy import GridKernel
+from cusink._grid_kernel_numpy import NumpyGridKernel
 from cusink._log_domain_numpy import LogDomain
 from cusink._reductions_grid_numpy import Reductions
 from cusink._repeated_softmin_grid_numpy import LineProducts
@@ -16,7 +16,7 @@ class Iteration(_iteration_numpy.Iteration):
     def _forms(self, C, dtype, eps, method):
         if method == "log":
             return [LogDomain(C, dtype, eps, Reductions)]
-        kernels = [GridKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
+        kernels = [NumpyGridKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
         forms = [SharedKernel(kernel) for kernel in kernels]
         if method == "auto":
             wide = C.astype(np.float64)

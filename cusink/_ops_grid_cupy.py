@@ -1,6 +1,11 @@
-"""The operators of `cusink._ops` for costs between the cells of a grid, on arrays of the costs made for each call."""
+"""The operators of `cusink._ops` for costs between the cells of a grid, in CuPy: axis by axis, see docs/grid.md."""
 
+import numpy as np
+
+from cusink import _grid_reductions as grid
 from cusink import _ops_cupy as dense
+from cusink._grid_means import log_means
+from cusink._iteration_grid_cupy import Iteration
 from cusink._ops_cupy import to_host, xp
 
 __all__ = [
@@ -22,43 +27,43 @@ __all__ = [
 
 
 def softmin(C, logits, eps, axis):
-    """``-eps * log(sum_j exp(logits_j - C_ij / eps))`` (B, rows)."""
-    return dense.softmin(C.block(xp), logits, eps, axis)
+    """``-eps * log(sum_j exp(logits_j - C_ij / eps))`` (B, n)."""
+    return grid.softmin(dense, C, logits, eps)
 
 
 def repeated_softmin(C, eps):
     """A function (logits, axis) that is `softmin`, prepared for many calls."""
-    return dense.repeated_softmin(C.block(xp), eps)
+    return lambda logits, axis: softmin(C, logits, eps, axis)
 
 
 def plan(C, p, q, eps):
-    """Plans (B, n, m) of the logits p (B, n) and q (B, m)."""
+    """Plans (B, n, n) of the logits p (B, n) and q (B, n)."""
     return dense.plan(C.block(xp), p, q, eps)
 
 
 def apply_plan(C, p, q, v, eps, axis):
-    """``P v`` (axis 1, v (B, m)) or ``P' v`` (axis 0, v (B, n)); v of any sign."""
-    return dense.apply_plan(C.block(xp), p, q, v, eps, axis)
+    """``P v`` (axis 1) or ``P' v`` (axis 0), v (B, n) of any sign."""
+    return grid.apply_plan(dense, C, *((p, q) if axis == 1 else (q, p)), v, eps)
 
 
 def transport_cost(C, p, q, eps):
     """``sum_ij P_ij C_ij`` (B,)."""
-    return dense.transport_cost(C.block(xp), p, q, eps)
+    return grid.transport_cost(dense, C, p, q, eps)
 
 
 def plan_sum(C, p, q, weights, eps):
-    """``sum_b weights_b P_b`` (n, m)."""
+    """``sum_b weights_b P_b`` (n, n)."""
     return dense.plan_sum(C.block(xp), p, q, weights, eps)
 
 
 def plan_means(C, a, b, f, g, eps):
-    """Iterate over ``(index, means)``, see `cusink._ops`."""
-    return dense.plan_means(C.block(xp), a, b, f, g, eps)
+    """Iterate over ``(index, means)``, see `cusink._ops`: all problems at once."""
+    yield np.arange(len(a)), log_means(dense, C, eps, a, b, f, g)
 
 
 def c_transform(C, potential, axis):
-    """``min_j (C_ij - potential_j)`` (B, rows); a potential of -inf takes its bin out of the minimum."""
-    return dense.c_transform(C.block(xp), potential, axis)
+    """``min_j (C_ij - potential_j)`` (B, n); a potential of -inf takes its bin out of the minimum."""
+    return grid.c_transform(dense, C, potential)
 
 
 def cost_range(C):
@@ -67,17 +72,10 @@ def cost_range(C):
 
 
 def cost_block(C, problems, rows):
-    """Costs (rows, m) or (problems, rows, m) as an array."""
+    """Costs (rows, n) as an array."""
     return C.block(xp, problems, rows)
 
 
 def bilinear(C, x, y):
     """``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y."""
-    return dense.bilinear(C.block(xp), x, y)
-
-
-class Iteration(dense.Iteration):
-    """Problems under way, see `cusink._ops`."""
-
-    def __init__(self, C, a, b, eps, f, g, method):
-        super().__init__(C.block(xp), a, b, eps, f, g, method)
+    return grid.bilinear(xp, C, x, y)

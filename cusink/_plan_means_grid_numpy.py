@@ -8,7 +8,7 @@ for that: then with log-sum-exp along each axis, whose roundings differ between 
 import numpy as np
 
 from cusink import _ops_numpy as dense
-from cusink._grid_kernel_numpy import GridKernel
+from cusink._grid_kernel_numpy import NumpyGridKernel
 from cusink._grid_means import log_means
 from cusink._plan_means_numpy import shared_means, tile_means
 
@@ -19,7 +19,7 @@ def plan_means(C, a, b, f, g, eps):
     """Iterate over ``(index, means)``, see `cusink._ops`; all the means of a group can be taken at once."""
     rest = np.arange(len(a))
     for dtype in dict.fromkeys((a.dtype, np.dtype(np.float64))):
-        rest = yield from shared_means(GridKernel(C, dtype, eps), rest, a, b, f, g)
+        rest = yield from shared_means(NumpyGridKernel(C, dtype, eps), rest, a, b, f, g)
     if C.shape[0] ** 2 * 8 <= PLAN_BYTES and len(rest):
         yield from tile_means(C.block(np), rest, a, b, f, g, eps)
     elif len(rest):

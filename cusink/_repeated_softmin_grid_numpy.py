@@ -3,7 +3,7 @@
 import numpy as np
 
 from cusink import _grid_reductions as grid
-from cusink._grid_kernel_numpy import GridKernel
+from cusink._grid_kernel_numpy import NumpyGridKernel
 from cusink._repeated_softmin_numpy import Products, repeated_softmin
 
 
@@ -25,7 +25,7 @@ class GridProducts(Products):
     """`softmin` as one exponential, a product along each axis, and one logarithm, where that is certified."""
 
     def __init__(self, C, eps):
-        super().__init__(GridKernel(C, C.dtype, eps))
+        super().__init__(NumpyGridKernel(C, C.dtype, eps))
         self.lines = LineProducts(C, eps)
 
     def _repair(self, out, sound, logits, axis):

@@ -25,6 +25,8 @@ FLOORS = {
     "_grid_costs": 1,
     "_grid_reductions": 1,
     "_grid_means": 2,
+    "_grid_kernel": 2,
+    "_grid_iteration": 2,
     "_ops": 3,
     "_arrays": 3,
     "_checks_geometry": 4,

@@ -25,6 +25,8 @@ MODULES = (
     "cusink._point_reductions_cupy",
     "cusink._point_iteration_cupy",
     "cusink._ops_points_cupy",
+    "cusink._iteration_grid_cupy",
+    "cusink._ops_grid_cupy",
 )
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10, "ComputeCapabilityMajor": 8}
 
