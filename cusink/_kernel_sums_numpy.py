@@ -86,7 +86,8 @@ def kernel_slopes(x, y, v, p, q, profile):
                 term *= value[columns]
                 total = total + term.sum(axis=1)
                 if profile.form != "linear":
-                    np.divide(term, base, out=term, where=base != 0)  # where it is 0, so is the difference
+                    # Where the base is 0, so is the difference.
+                    np.divide(term, base, out=term, where=True if profile.shift else base != 0)
                 slope = slope + pairs.differences(term, rows, columns, memory)
             sums[problem, rows] = total
             slopes[problem, rows] = profile.slope * slope

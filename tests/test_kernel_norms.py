@@ -2,6 +2,8 @@
 
 import re
 import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
 
 import kernel_oracle as oracle
 import numpy as np
@@ -363,3 +365,28 @@ def test_bad_input_says_what_to_do(function, arguments, options, error, message)
 def test_one_point_and_equal_points_are_fine():
     assert cusink.kernel_product([[0.0, 0.0]], [[0.0, 0.0]], [2.0]) == [2.0]
     assert cusink.kernel_distance(np.zeros((4, 2)), None, np.zeros((3, 2)), None) == 0
+
+
+# The benchmark
+
+
+def test_the_benchmark_shows_a_wrong_answer_as_wrong(monkeypatch, capsys):
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
+    if not (scripts / "bench_kernel_norms.py").exists():
+        pytest.skip("the scripts are not beside the tests")
+    monkeypatch.syspath_prepend(str(scripts))
+    bench = pytest.importorskip("bench_kernel_norms")
+    ours = bench.cusink_product
+    wrong = {"cusink": ours, "off by 1 %": lambda *given: 1.01 * ours(*given)}
+    monkeypatch.setattr(bench, "contestants", lambda: wrong)
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout="1048576\n"))
+    for kernel in oracle.KERNELS:
+        assert bench.main(["--points", "250", "--kernel", kernel, "--rounds", "1"]) == 0
+        first, second = capsys.readouterr().out.splitlines()[-2:]
+        assert "wrong" not in first and "1.0 MiB" in first
+        assert "**wrong**" in second
+    x, y, b = bench.make(300, 3, "float64")
+    for kernel in oracle.KERNELS:
+        for function in (bench.numpy_differences, bench.numpy_products):
+            expected = oracle.product(x, y, b, kernel, 0.5)
+            np.testing.assert_allclose(function(x, y, b, kernel, 0.5), expected, rtol=1e-11)
