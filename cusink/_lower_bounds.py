@@ -12,7 +12,7 @@ import numpy as np
 
 from cusink._pair_batches import ROWS, between, parts
 
-__all__ = ["RowBounds", "entropies", "prototypes", "row_bytes", "slack"]
+__all__ = ["RowBounds", "bytes_needed", "entropies", "prototypes", "slack"]
 
 PROTOTYPES = 32  # that a row is solved against, at most
 GROUP = 16  # columns that each stands for, at least
@@ -137,10 +137,11 @@ def slack(pairs, tol, mass, smallest):
     return mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding)
 
 
-def row_bytes(pairs, k):
-    """What the bounds of one row take."""
-    cuts = min(PROTOTYPES, pairs.shape[1] // GROUP) + k
-    return 48 * pairs.shape[1] + 8 * cuts * sum(pairs.C.shape) * pairs.C.dtype.itemsize
+def bytes_needed(pairs, solved):
+    """What the bounds take at least, and what those of one row with cuts from `solved` pairs add."""
+    items, itemsize = min(ROWS, pairs.shape[1]), pairs.C.dtype.itemsize
+    cuts = min(PROTOTYPES, pairs.shape[1] // GROUP) + solved
+    return 4 * items * pairs.C.shape[1] * itemsize, 48 * pairs.shape[1] + 8 * cuts * sum(pairs.C.shape) * itemsize
 
 
 def _log(xp, weights):

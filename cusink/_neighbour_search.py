@@ -3,7 +3,7 @@
 import numpy as np
 
 from cusink._closest import Closest, Twins, smallest
-from cusink._lower_bounds import GROUP, RowBounds, entropies, prototypes, row_bytes, slack
+from cusink._lower_bounds import GROUP, RowBounds, bytes_needed, entropies, prototypes, slack
 from cusink._pair_batches import ROWS, PairBatches, parts
 from cusink._pairs import HistogramPairs
 from cusink._tiles import pair_count, tile_shape, tiles
@@ -42,7 +42,7 @@ def obstacle(pairs, k, options, memory_limit):
         return "k is not small beside the number of candidates, or they are too few"
     if isinstance(pairs.C, pairs.ops.xp.ndarray) and not pairs.ops.xp.isfinite(pairs.C).all():
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
-    if memory_limit is not None and memory_limit // 2 < row_bytes(pairs, k):
+    if memory_limit is not None and memory_limit // 2 < sum(bytes_needed(pairs, max(k, FIRST))):
         return "the bounds of a row exceed 'memory_limit'"
     return None
 
@@ -74,8 +74,10 @@ def _take_block(best, rows, columns, block, alone):
 
 def search_pruned(pairs, values, k, alone, memory_limit, progress):
     """Solve the pairs that can be among the k nearest of their row; return `Closest` and `Count`."""
-    search = Search(pairs, values, k, alone, None if memory_limit is None else memory_limit // 2)
-    step = max(1, (MEMORY if memory_limit is None else memory_limit // 2) // row_bytes(pairs, k))
+    half = None if memory_limit is None else memory_limit // 2  # for bounds, and for solving
+    search = Search(pairs, values, k, alone, half)
+    least, row = bytes_needed(pairs, max(k, FIRST))
+    step = max(1, ((half or MEMORY) - least) // row)
     for rows in parts(pairs.shape[0], step):
         search.rows(np.arange(rows.start, rows.stop))
         progress((rows.stop - rows.start) * pairs.shape[1])
@@ -108,7 +110,7 @@ class Search:
         columns = np.argpartition(self._floor(rows, bounds.lower), take - 1, axis=1)[:, :take]
         at, columns = np.repeat(np.arange(len(rows)), take), columns.ravel()
         started = np.zeros(bounds.lower.shape, bool)
-        bounds.add(self._solve(bounds, rows[at], columns).reshape(len(rows), take, -1)[:, :CUTS])
+        bounds.add(self._solve(bounds, rows[at], columns, True).reshape(len(rows), take, -1)[:, :CUTS])
         reach = None
         while True:
             started[at, columns] = True
@@ -155,25 +157,25 @@ class Search:
             return tuple(self.pairs.eps * entropies(self.pairs, side) for side in (0, 1))
         return None, None
 
-    def _solve(self, bounds, rows, columns):
-        """Solve pairs, take them in, and close them in `bounds`; return the potentials (K, n) of the rows.
+    def _solve(self, bounds, rows, columns, potentials=False):
+        """Solve pairs, take them in, and close them in `bounds`; return the `potentials` (K, n) of the rows if wanted.
 
         A pair stands for those of its row with equal columns too, so that these get the very same distance.
         """
         pairs, xp = self.pairs, self.pairs.ops.xp
         key, back = np.unique(rows * pairs.shape[1] + self.twins.first[columns], return_inverse=True)
         rows, columns = np.divmod(key, pairs.shape[1])
-        found, error, converged, potentials = self._values(rows, columns)
+        found, error, converged, f = self._values(rows, columns, potentials)
         self.count.finish(error, ~converged)
         which, equal = self.twins.of(columns)
         if self.alone:
             which, equal = which[rows[which] != equal], equal[rows[which] != equal]
         self.best.take(rows[which], equal, found[which], error[which], converged[which])
         bounds.lower[rows[which] - bounds.first, equal] = np.inf
-        return potentials[xp.asarray(back)]
+        return f[xp.asarray(back)] if potentials else None
 
-    def _values(self, rows, columns):
-        """Distances, errors and convergence of pairs in NumPy, and the potentials of the rows."""
+    def _values(self, rows, columns, potentials):
+        """Distances, errors and convergence of pairs in NumPy, and if wanted the `potentials` of the rows."""
         pairs, back = self.pairs, slice(None)
         if pairs.symmetric:  # both orders are one pair, for which a matrix takes the one with the smaller row
             swapped = pairs.ops.xp.asarray(rows > columns)[:, None]
@@ -181,18 +183,18 @@ class Search:
                 np.minimum(rows, columns) * len(pairs.B) + np.maximum(rows, columns), return_inverse=True
             )
             rows, columns = np.divmod(key, len(pairs.B))
-        solved = self.batches.solve(rows, columns)
+        solved = self.batches.solve(rows, columns, potentials)
         found, error, converged = solved.values, solved.error, solved.converged
         if self.value == "divergence":
             ours, theirs = self._of_selves(0, rows), self._of_selves(1, columns)
             found = found - (ours["distances"] + theirs["distances"]) / 2
             error = np.maximum(np.maximum(ours["error"], theirs["error"]), error)
             converged = ours["converged"] & theirs["converged"] & converged
-        found, potentials = found.astype(pairs.dtype).astype(np.float64), solved.f
-        if pairs.symmetric:
+        found, f = found.astype(pairs.dtype).astype(np.float64), solved.f
+        if pairs.symmetric and potentials:
             at = pairs.ops.xp.asarray(back)
-            potentials = pairs.ops.xp.where(swapped, solved.g[at], solved.f[at])
-        return found[back], error[back], converged[back], potentials
+            f = pairs.ops.xp.where(swapped, solved.g[at], f[at])
+        return found[back], error[back], converged[back], f
 
     def _of_selves(self, side, items):
         """What solving items against themselves gave."""

@@ -21,7 +21,7 @@ ROWS = 4096  # items looked at together: a collection may be larger than the mem
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """Pairs (K,): values, errors and convergence in NumPy, and potentials f (K, n) and g (K, m) on all bins."""
+    """Pairs (K,): values, errors and convergence in NumPy; if wanted, potentials f (K, n) and g (K, m) on all bins."""
 
     values: Any
     error: Any
@@ -49,19 +49,20 @@ class PairBatches:
         self.columns = xp.flatnonzero(used)
         self.start = self._starts(self.support)
 
-    def solve(self, rows, columns):
-        """Solve the pairs (rows[k], columns[k]), NumPy indices; return `Solved`."""
+    def solve(self, rows, columns, potentials=True):
+        """Solve the pairs (rows[k], columns[k]), NumPy indices; return `Solved`, with or without `potentials`."""
         xp, C = self.pairs.ops.xp, self.pairs.C
         order = np.lexsort((columns, rows, self.start[rows]))
         out = np.empty(len(rows)), np.empty(len(rows)), np.empty(len(rows), bool)
-        f, g = (xp.zeros((len(rows), size), C.dtype) for size in C.shape)
+        f, g = (xp.zeros((len(rows), size), C.dtype) if potentials else None for size in C.shape)
         for part, union in self._together(rows[order]):
             at, bins = order[part], xp.asarray(np.flatnonzero(union))
             *solved, some_f, some_g = self._solve(rows[at], columns[at], bins)
             for whole, some in zip(out, solved, strict=True):
                 whole[at] = some
-            at = xp.asarray(at)[:, None]
-            f[at, bins], g[at, self.columns] = some_f, some_g
+            if potentials:
+                at = xp.asarray(at)[:, None]
+                f[at, bins], g[at, self.columns] = some_f, some_g
         return Solved(*out, f, g)
 
     def _solve(self, rows, columns, bins):
