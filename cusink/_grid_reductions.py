@@ -39,7 +39,7 @@ def log_products(dense, C, q, v, eps):
     """Logarithms (B, n) of ``sum_j exp(q_j - C_ij / eps) v_j`` of the positive and of the negative part of v."""
     xp = dense.xp
     with np.errstate(divide="ignore"):
-        parts = [q + xp.log(xp.maximum(sign * v, 0)) for sign in (1, -1)]
+        parts = [q + xp.log(xp.maximum(sign * v, 0).astype(q.dtype)) for sign in (1, -1)]
     return [softmin(dense, C, part, eps) * (-1 / eps) for part in parts]
 
 
