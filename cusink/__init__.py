@@ -2,6 +2,12 @@
 
 from cusink.adjoint import SinkhornGradients, sinkhorn_adjoint
 from cusink.costs import cost_matrix, cost_matrix_adjoint
+from cusink.divergence import (
+    DivergenceGradients,
+    SinkhornDivergence,
+    sinkhorn_divergence,
+    sinkhorn_divergence_adjoint,
+)
 from cusink.geometry import Grid, PointCloud
 from cusink.kernel_norms import (
     kernel_distance,
@@ -27,11 +33,13 @@ from cusink.sinkhorn import ConvergenceWarning, sinkhorn
 __all__ = [
     "ConvergenceWarning",
     "DistanceMatrix",
+    "DivergenceGradients",
     "Grid",
     "KernelGradients",
     "Measures",
     "Neighbours",
     "PointCloud",
+    "SinkhornDivergence",
     "SinkhornGradients",
     "SinkhornResult",
     "cost_matrix",
@@ -50,6 +58,8 @@ __all__ = [
     "nearest",
     "sinkhorn",
     "sinkhorn_adjoint",
+    "sinkhorn_divergence",
+    "sinkhorn_divergence_adjoint",
 ]
 
 __version__ = "0.1.0"
