@@ -67,15 +67,16 @@ def nearest(
     progress=False,
     memory_limit=None,
     full_output=False,
+    on_empty="nan",
     check=True,
 ):
     """Return the k rows of B at the smallest Sinkhorn distance from each row of A.
 
     Parameters
     ----------
-    A : array, shape (Q, n)
-        Histograms, all of one mass.
-    B : array, shape (D, m), or None
+    A : array, shape (Q, n), scipy.sparse matrix or Measures
+        Histograms, all of one mass, or documents and point clouds as for `cusink.distance_matrix`.
+    B : array, shape (D, m), scipy.sparse matrix, Measures or None
         Histograms of the same mass to look among. None looks among the other rows of A: an item is no neighbour of
         itself.
     C : array, shape (n, m), PointCloud or Grid
@@ -96,6 +97,8 @@ def nearest(
         Bytes that may be used at a time beyond input and output.
     full_output : bool
         Return `Neighbours`, which also tells errors and convergence, and how many pairs were solved.
+    on_empty : {"nan", "raise"}
+        What to do about documents without a word, as for `cusink.distance_matrix`; those with distance NaN come last.
     check : bool
         False skips the checks of the values of the input, for speed.
 
@@ -139,7 +142,7 @@ def nearest(
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation)
     _checks.one_of("value", value, _checks_retrieval.VALUES)
     memory_limit = _checks_retrieval.memory_limit(memory_limit)
-    pairs, alone = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit), B is None
+    pairs, alone = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty), B is None
     if value == "divergence":
         _checks_retrieval.divergence(pairs)
     k = _checks_nearest.neighbours(k, pairs.shape[1], alone)

@@ -8,6 +8,7 @@ import numpy as np
 import problems
 import pytest
 import reference
+import scipy.sparse
 from emulated.cupy_stand_in import operators
 
 import cusink
@@ -158,6 +159,20 @@ def test_costs_that_are_not_stored(geometry):
     np.testing.assert_array_equal(found.indices, stored[1])
     np.testing.assert_allclose(found.distances, stored[0], rtol=1e-5)
     assert found.pruning == "dual" and found.finished < found.bounded / 2
+
+
+def test_documents_and_those_without_a_word():
+    A, B, C = collection(3, 33)
+    B[4] = 0
+    A, B = (scipy.sparse.csr_array(x) for x in (A, B))
+    with pytest.warns(UserWarning, match="'B'"):
+        matrix = cusink.distance_matrix(A, B, C, eps=EPS)
+    with pytest.warns(UserWarning, match="'B'"):
+        found = cusink.nearest(A, B, C, k=33, eps=EPS, full_output=True)
+    np.testing.assert_array_equal(found.indices, best(matrix, 33)[1])
+    np.testing.assert_array_equal(found.distances, best(matrix, 33)[0])
+    assert (found.indices[:, -1] == 4).all() and np.isnan(found.distances[:, -1]).all()
+    assert found.pruning.startswith("none: ") and found.finished == 99
 
 
 @pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
