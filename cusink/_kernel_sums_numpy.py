@@ -31,7 +31,7 @@ def kernel_sums(x, y, v, profile):
         pairs = Pairs(points, sources, profile)
 
         def rows_done(rows, memory, pairs=pairs, value=value, problem=problem):
-            total = 0
+            total = np.float64(0)
             for columns in pairs.columns():
                 total = total + np.vecdot(_kernel(pairs.base(rows, columns, memory), profile), value[columns])
             out[problem, rows] = total
@@ -75,7 +75,7 @@ def kernel_slopes(x, y, v, p, q, profile):
         logits = None if p is None else (p[problem], q[problem])
 
         def rows_done(rows, memory, pairs=pairs, value=value, logits=logits, problem=problem):
-            total, slope = 0, 0
+            total = slope = np.float64(0)
             for columns in pairs.columns():
                 base = pairs.base(rows, columns, memory)
                 term = _log_kernel(base, profile, memory.take(1, base.shape))

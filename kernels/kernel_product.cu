@@ -15,13 +15,6 @@
 constexpr REAL LOG2_E = REAL(1.4426950408889634), LN_2 = REAL(0.6931471805599453);
 constexpr int LINEAR = 0, ROOT = 1;
 
-__device__ inline float root_of(float x) {
-    return sqrtf(x);
-}
-__device__ inline double root_of(double x) {
-    return sqrt(x);
-}
-
 struct Profile {
     long long form;
     REAL rate, shift, slope;
@@ -33,7 +26,7 @@ struct Profile {
             for (int g = 0; g < GROUP; g++) base[g] = 1, exponent[g] = rate * q[g];
         } else if (form == ROOT) {
 #pragma unroll
-            for (int g = 0; g < GROUP; g++) base[g] = root_of(q[g] + shift), exponent[g] = rate * base[g];
+            for (int g = 0; g < GROUP; g++) base[g] = square_root(q[g] + shift), exponent[g] = rate * base[g];
         } else {
 #pragma unroll
             for (int g = 0; g < GROUP; g++) base[g] = q[g] + shift, exponent[g] = rate * log_two(base[g]);
