@@ -18,10 +18,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from distance_matrix import InputError, Parser, positive
 from generative_model import CENTRES, TRUTH, Model, observe
 
 import cusink
+from cusink.cli import InputError, Parser, positive
 
 DEFAULT = {  # kernel, scale, iterations: the notebook's
     "kernel": ("energy", 0.25, 1000),
@@ -80,11 +80,12 @@ def sinkhorn(x, a, y, b, given, grid=None):
     with warnings.catch_warnings():
         # Where mass must cross a wide gap, that takes many iterations; a gradient short of tol is good enough to go on.
         warnings.simplefilter("ignore", cusink.ConvergenceWarning)
-        result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), **options)
+        result = cusink.sinkhorn(a, b, cusink.cost_matrix(x, y), **options)
         grads = cusink.sinkhorn_adjoint(result, grad_entropic_cost=1.0)
+    by_x, _ = cusink.cost_matrix_adjoint(x, y, grads.C)
     if not result.converged:
         given.missed.append(float(result.error))
-    return result.entropic_cost, grads.a, grads.x, None if grid is None else result.plan()
+    return result.entropic_cost, grads.a, by_x, None if grid is None else result.plan()
 
 
 DIVERGENCES = {"kernel": kernel, "likelihood": likelihood, "sinkhorn": sinkhorn}
@@ -119,6 +120,17 @@ def fit(given, report):
     return model, np.array(costs)
 
 
+def costs_of_truth(given, samples=50):
+    """What samples of the model behind the data cost beside the same data: what a perfect fit would reach."""
+    rng = np.random.default_rng(given.seed)
+    b, y = observe(rng, given.points)
+    found = []
+    for _ in range(samples):
+        a, x = TRUTH.sample(rng.standard_normal(given.points))
+        found.append(float(DIVERGENCES[given.divergence](x, a, y, b, given)[0]))
+    return np.array(found)
+
+
 def cells():
     """Centres (CELLS, CELLS, 2) of the cells of the square that is shown, rows from below."""
     ticks = EXTENT * ((2 * np.arange(CELLS) + 1) / CELLS - 1)
@@ -147,10 +159,14 @@ def main(arguments=None):
     model, costs = fit(given, report)
     seconds = time.perf_counter() - start - spent
     pictures.finish(costs)
+    print(f"\n{len(costs)} iterations in {seconds:.1f} s, and pictures in {spent:.1f} s")
     if given.missed:
         print(f"{len(given.missed)} plans stopped early, with a marginal error of at most {max(given.missed):.1g}")
+    usual = np.median(costs[len(costs) // 2 :])
+    print(
+        f"median cost: {usual:.4g} in the second half; {np.median(costs_of_truth(given)):.4g} of samples of the truth"
+    )
     share = 1 / (1 + np.exp(-np.array([model.p, TRUTH.p])))
-    print(f"\n{len(costs)} iterations in {seconds:.1f} s, and pictures in {spent:.1f} s")
     print(f"{'':<8}{'P':>8}{'sigma_-1':>10}{'sigma_+1':>10}")
     for name, parameters, P in (("fitted", model, share[0]), ("truth", TRUTH, share[1])):
         print(f"{name:<8}{P:8.3f}" + "".join(f"{abs(sigma):10.3f}" for sigma in parameters.sigmas))
@@ -228,8 +244,8 @@ class Pictures:
             ax.plot(*parameters.curve(t).T, color=colour, linewidth=width, zorder=3)
             ax.plot(*parameters.curve(CENTRES).T, "o", color=colour, markersize=9, markerfacecolor="white", zorder=3)
         for points, weights, colour in ((y, b, DATA), (x, a, MODEL)):
-            area = 1500 * weights
-            ax.scatter(*points.T, area, color=colour, edgecolors="white", linewidths=0.5, zorder=4)
+            area = 210 * np.sqrt(len(weights)) * weights
+            ax.scatter(*points.T, area, color=colour, edgecolors="white", linewidths=0.4, zorder=4)
         ax.set_xlim(-EXTENT, EXTENT)
         ax.set_ylim(-EXTENT, EXTENT)
         ax.set_aspect("equal")
@@ -252,7 +268,7 @@ class Pictures:
     def curve(self, ax, costs):
         """Draw the cost of every iteration."""
         ax.plot(costs, color=INK, linewidth=0.9)
-        ax.set_yscale("log" if costs.min() > 0 else "linear")
+        ax.set_yscale("log" if 0 < 20 * costs.min() < costs.max() else "linear")
         ax.set_title(f"cost, at last {costs[-1]:.4g}", fontsize=12, color=INK, loc="left")
         ax.set_xlabel("iteration", fontsize=10, color=GREY)
         ax.tick_params(which="both", labelsize=8.5, colors=GREY)

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from distance_matrix import InputError, Parser, positive
 
 import cusink
+from cusink.cli import InputError, Parser, positive
 
 SAME = 1e-10  # how much of the mass may lie elsewhere in plans that are called the same
 INK, GREY, SOURCE, TARGET = "#1b1b1b", "#6b6b6b", "#0072b2", "#d55e00"

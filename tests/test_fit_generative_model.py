@@ -183,6 +183,13 @@ def test_the_command_prints_and_draws(name, tmp_path, capsys):
         assert animation.n_frames == 3
 
 
+def test_the_truth_costs_little_beside_its_own_data():
+    """Samples of the truth, other than the data: of 300 points they are nearly equal in the norm."""
+    given = fitting.parse("--divergence kernel --points 300".split())
+    found = fitting.costs_of_truth(given, samples=5)
+    assert len(set(found)) == 5 and found.min() > 0 and found.max() < 0.02
+
+
 def test_a_cost_that_is_no_number_ends_the_fit(monkeypatch):
     given = fitting.parse("--divergence kernel --points 5".split())
     monkeypatch.setitem(fitting.DIVERGENCES, "kernel", lambda x, a, *rest: (np.nan, a, x, None))
