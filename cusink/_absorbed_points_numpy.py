@@ -11,12 +11,15 @@ from cusink._log_domain_numpy import marginal_error, relax_log
 from cusink._point_kernel_numpy import PlanKernel
 from cusink._point_reductions_numpy import softmin_of
 
+SLACK = 12.0  # log of how far below 1 a sum may fall before what is left out of it shows
+YOUNG = 5  # iterations of a kernel; one that serves no more was too short of slack
+
 
 class AbsorbedProblem:
     """A problem as potentials in float64, which its kernel A holds, and scalings u, v by which they have moved since.
 
-    An iteration whose sums cannot be certified is taken as log-sum-exp, and its potentials are absorbed. Bins of weight
-    zero take no part before the end. All vectors are in the order of the side.
+    Where sums cannot be certified, the potentials are absorbed anew; where that does not help, the iteration is taken
+    as log-sum-exp. Bins of weight zero take no part before the end. All vectors are in the order of the side.
     """
 
     def __init__(self, pairs, a, b, f, g, eps, budget):
@@ -29,7 +32,7 @@ class AbsorbedProblem:
         self.f, self.g = f[order].astype(np.float64), g[columns].astype(np.float64)
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
         self.cold = not (f.any() or g.any())  # far from the solution, where a kernel would be no use
-        self.row_error = np.inf
+        self.row_error, self.slack, self.age = np.inf, SLACK, 0
         self.kernel = self.S = None  # A, and its sums over the rows: A' (a u)
         self.buffer, self.budget = np.empty(max(self.side.shape), self.dtype), budget
 
@@ -38,14 +41,14 @@ class AbsorbedProblem:
         if self.S is None and not self.cold:
             self._absorb(self.f, self.g, pool)
         for _ in range(count):
-            if not self._iterate(omega - 1, pool):
+            if not (self._iterate(omega - 1, pool) or self._iterate_anew(omega - 1, pool)):
                 self._iterate_log(omega - 1, pool)
         return self._column_error(self.S) + (self.row_error if omega > 1 else 0.0)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def _iterate(self, excess, pool):
         """One iteration by products with A; False, and nothing has moved, where one of them is not certified."""
-        if self.S is None or not _certified(self.S, self.a * self.u):
+        if self.S is None or not self._certified(self.S, self.a * self.u):
             return False
         v, u = self.v.copy(), self.u.copy()
         self._relax(v, np.divide(1, self.S), excess)
@@ -56,11 +59,21 @@ class AbsorbedProblem:
             return self.a[rows] * u[rows]
 
         T, S = self.kernel.sums(q, weigh, pool)
-        if not _certified(T, q):
+        if not self._certified(T, q):
             return False
         self.row_error = float(np.abs(self.a * (u * T - 1)).sum(dtype=np.float64)) / self.mass
         self.u, self.v, self.S = u, v, S
+        self.age += 1
         return True
+
+    def _iterate_anew(self, excess, pool):
+        """As `_iterate` with potentials absorbed where they are now; False at once if they are already."""
+        if self.age == 0:
+            return False
+        if self.age < YOUNG:
+            self.slack *= 2
+        self._absorb(*self.potentials(), pool)
+        return self._iterate(excess, pool)
 
     def _iterate_log(self, excess, pool):
         """One iteration by log-sum-exp, whose potentials A then absorbs."""
@@ -84,7 +97,7 @@ class AbsorbedProblem:
         if self.kernel is None:
             self._absorb(self.f, self.g, pool)
         T, S, cost = self._priced(pool)
-        if not _certified(T, self.b * self.v):
+        if not self._certified(T, self.b * self.v):
             _, g = self.potentials()
             f = softmin_of(self.side, np.log(self.b, dtype=np.float64) + g / self.eps, self.eps, pool)
             self._absorb(f, g, pool)
@@ -129,15 +142,18 @@ class AbsorbedProblem:
         self.f, self.g = f, g
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
         self.kernel = None  # so that there is never memory for two
-        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget)
+        self.age = 0
+        least = float(np.finfo(self.dtype).eps) * np.exp(-self.slack) / self.mass
+        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least)
         _, self.S = self.kernel.sums(None, lambda rows, _: self.a[rows], pool)
 
+    def _certified(self, sums, factor):
+        """Whether no entry of the sums of A times `factor` has lost more than rounding.
 
-def _certified(sums, factor):
-    """Whether no entry of the sums of A times `factor` has lost more than rounding to underflow.
-
-    A below tiny costs a sum at most ``tiny * sum factor``, and a product below tiny at most tiny.
-    """
-    info = np.finfo(sums.dtype)
-    floor = (float(factor.sum(dtype=np.float64)) + len(factor)) * float(info.tiny) / float(info.eps)
-    return bool(sums.min() >= floor and sums.max() <= info.max and factor.min() >= info.tiny)
+        An entry of A below tiny, or left out, costs a sum at most tiny or `least` times the factor, and a product below
+        tiny at most tiny.
+        """
+        info = np.finfo(self.dtype)
+        tiny, total = float(info.tiny), float(factor.sum(dtype=np.float64))
+        floor = ((tiny + self.kernel.least) * total + tiny * len(factor)) / float(info.eps)
+        return bool(sums.min() >= floor and sums.max() <= info.max and factor.min() >= tiny)

@@ -18,7 +18,7 @@ import numpy as np
 
 ENTRIES = 1 << 18  # of a block: in a core's second-level cache, and too few for BLAS to start threads for them
 PRODUCT = 1 << 18  # multiplications up to which OpenBLAS leaves a matrix product to the thread that calls it
-ROWS = 32, 256  # of a block, least and most
+ROWS = 64, 256  # of a block, least and most
 DEPTH = 62  # coordinates in one matrix product
 DEEP = 16  # dimensions from which neighbours are so far apart that a centre of their own gains nothing
 DIRECT = 8  # dimensions up to which differences first are fast enough where every digit counts
@@ -100,14 +100,7 @@ class Side:
         self.product = self.squared or (costs.norm == "squared" and (costs.exponent > 1 or d > DIRECT))
         self.local = d <= DEEP
         self.most = max(LEAF, PRODUCT // (self.rows * (min(d, DEPTH) + 2)))
-        self.all = Columns(self, np.ascontiguousarray(y.T))
-        self.tiles, self.width = self.all.tiles, self.all.width
-
-    def padded(self, v, absent=0.0):
-        """A vector (m,) in the columns' order, as tiles (tiles, width)."""
-        out = np.full(self.tiles * self.width, v.dtype.type(absent))
-        out[: len(v)] = v
-        return out.reshape(self.tiles, self.width)
+        self.y, self.all = np.ascontiguousarray(y.T), Columns(self)
 
     def for_parts(self, run, pool=None, blocks=None):
         """``run(blocks, workspace)`` for parts of the blocks, at the same time where that pays; answers in order."""
@@ -129,23 +122,45 @@ def threads():
 
 
 class Columns:
-    """Points y (d, k) of a side's columns: all of them, or those at `index`.
+    """All columns of a side, or those at `index`.
 
     They come in whole tiles, the last ones absent: `tiles` of `width` each, whose product BLAS leaves to the thread
-    that calls it.
+    that calls it. A vector over all columns that is to be cut into tiles has one more entry, the absent columns'.
     """
 
-    def __init__(self, side, y, index=None):
-        self.y, self.count, self.index = y, y.shape[1], index
+    def __init__(self, side, index=None):
+        self.count = side.shape[1] if index is None else len(index)
         self.tiles = max(1, -(-self.count // side.most))
         self.width = max(8, -(-self.count // (8 * self.tiles)) * 8)
         self.padded = self.tiles * self.width
+        self.index = None
+        if index is not None:
+            self.index = np.full(self.padded, side.shape[1], np.int32)
+            self.index[: self.count] = index
+
+    def of(self, v):
+        """The entries of v (..., m) that belong to these columns."""
+        return v if self.index is None else np.take(v, self.index[: self.count], axis=-1)
 
     def tiled(self, v):
-        """A vector (k,) as tiles (tiles, 1, width), absent ones at 0."""
-        out = np.zeros(self.padded, v.dtype)
-        out[: self.count] = v
-        return out.reshape(self.tiles, 1, self.width)
+        """A vector v (m + 1,) as tiles (tiles, width) of these columns."""
+        if self.index is not None:
+            return v.take(self.index).reshape(self.tiles, self.width)
+        out = np.full(self.padded, v[-1])
+        out[: self.count] = v[:-1]
+        return out.reshape(self.tiles, self.width)
+
+    def add(self, sums, tiles):
+        """Add what the tiles of these columns hold to `sums` (m + 1,)."""
+        if self.index is None:
+            sums[:-1] += tiles.reshape(-1)[: self.count]
+        else:
+            sums[self.index] += tiles.reshape(-1)
+
+
+def extended(v, absent=0):
+    """v (m,) with the entry of absent columns."""
+    return np.append(v, v.dtype.type(absent))
 
 
 class Workspace:
@@ -168,11 +183,11 @@ class Workspace:
 
     def right(self, columns):
         """Right factor (d + 2, padded) of a product of coordinates, with rows for y and for two terms, the first 1."""
-        side, d = self.side, len(columns.y)
+        side, d = self.side, len(self.side.y)
         if self.factors is None:
             self.factors = np.zeros((d + 2) * side.all.padded, side.dtype)
             if not side.local:
-                self.factors.reshape(d + 2, -1)[:d, : columns.count] = columns.y
+                self.factors.reshape(d + 2, -1)[:d, : columns.count] = side.y
         out = self.factors[: (d + 2) * columns.padded].reshape(d + 2, columns.padded)
         out[d] = 1
         return out
@@ -194,7 +209,7 @@ class Exponents:
         self.columns = np.maximum(columns, ABSENT)
         if side.squared:
             self.scale = scale * side.costs.factor
-            y = side.all.y.astype(np.float64)
+            y = side.y.astype(np.float64)
             self.linear = np.vstack([y, self.columns - self.scale * np.einsum("kj,kj->j", y, y)])
 
     def block(self, k, work, columns=None):
@@ -202,27 +217,26 @@ class Exponents:
         side = self.side
         block, chosen = side.blocks[k], columns or side.all
         if side.squared:
-            return self._product(block, work, chosen)
+            left, right, offset = self.factors(k, work, chosen)
+            return multiply(left, right, work.block(len(left), chosen)), offset
         out = costs(side, block, work, chosen)
         out *= side.dtype.type(-self.scale)
-        terms = self.columns if chosen.index is None else self.columns[chosen.index]
-        offset = terms.max() if self.rows is None else 0.0
-        last = np.full(chosen.padded, side.dtype.type(ABSENT))
-        last[: chosen.count] = terms - offset
-        out += last.reshape(chosen.tiles, 1, chosen.width)
+        offset = self.columns.max() if self.rows is None else 0.0
+        out += chosen.tiled(extended((self.columns - offset).astype(side.dtype), ABSENT))[:, None, :]
         if self.rows is not None:
             out += self.rows[block].astype(side.dtype)[:, None]
         return out, offset
 
-    def _product(self, block, work, chosen):
-        side, scale = self.side, self.scale
+    def factors(self, k, work, chosen):
+        """For squared distances: the factors of which block k is the product, the second in `work`, and its offset."""
+        side, scale, block = self.side, self.scale, self.side.blocks[k]
         x, right = side.x[block].astype(np.float64), work.right(chosen)
         d, k = x.shape[1], chosen.count
-        linear = self.linear if chosen.index is None else self.linear[:, chosen.index]
+        linear = chosen.of(self.linear)
         last = linear[d].copy()
         if side.local:
             centre = x.mean(axis=0).astype(side.dtype)
-            np.subtract(chosen.y, centre[:, None], out=right[:d, :k])
+            np.subtract(chosen.of(side.y), centre[:, None], out=right[:d, :k])
             right[:d, k:] = 0
             centre = centre.astype(np.float64)
             x -= centre
@@ -238,7 +252,7 @@ class Exponents:
             offset = 0.0
         left = np.empty((len(x), d + 2), side.dtype)
         left[:, :d], left[:, d], left[:, d + 1] = 2 * scale * x, terms, 1
-        return multiply(left, right, work.block(len(x), chosen)), offset
+        return left, right, offset
 
 
 def multiply(left, right, out):
@@ -271,7 +285,7 @@ def differences(side, block, work, columns):
     out, step = work.block(len(x), columns), work.second(len(x), columns)
     for k in range(x.shape[1]):
         into = out if k == 0 else step
-        np.subtract(x[:, k, None], columns.tiled(columns.y[k]), out=into)
+        np.subtract(x[:, k, None], columns.tiled(extended(side.y[k]))[:, None, :], out=into)
         if side.costs.norm == "cityblock":
             np.abs(into, out=into)
         else:
@@ -288,7 +302,7 @@ def products(side, block, work, columns):
     if side.local:
         centre = x.mean(axis=0, dtype=np.float64).astype(side.dtype)
         x = x - centre
-        np.subtract(columns.y, centre[:, None], out=right[:d, :k])
+        np.subtract(columns.of(side.y), centre[:, None], out=right[:d, :k])
         right[:d, k:] = 0
     right[d + 1] = np.einsum("kj,kj->j", right[:d], right[:d])
     left = np.empty((len(x), d + 2), side.dtype)

@@ -1,51 +1,62 @@
 """The kernel of one problem between two clouds in NumPy, with its potentials absorbed, in blocks of rows.
 
-Near the solution every sum of ``A = exp((f + g - C) / eps)`` is about 1, whatever the range of C / eps; A itself is at
-most 1 / weight. Blocks are kept as far as memory allows, and made anew whenever they are needed beyond that.
+Near the solution every sum of ``A = exp((f + g - C) / eps)`` is about 1, whatever the range of C / eps, and most pairs
+have no part in it: a block holds the columns only in which it has an entry above `least`. As its rows are neighbours,
+these are few where eps is small. Blocks are kept as far as memory allows, and made anew whenever they are needed
+beyond that.
 """
 
 import os
+import threading
 
 import numpy as np
 
-from cusink._point_blocks_numpy import ABSENT, Exponents, row_sums
+from cusink._point_blocks_numpy import ABSENT, Columns, Exponents, extended, multiply, row_sums
+
+SPARSE = 1 << 21  # pairs of points from which it pays to leave some out
+SHALLOW = 18  # rows of a factor, from which it is made anew faster than it is multiplied
+MOST = 0.8  # share of the columns up to which a block takes them one by one
 
 
 class PlanKernel:
     """A for potentials f (n,) and g (m,) in float64; all vectors are in the order of the `side`.
 
     ``weigh(rows, sums)`` tells the weights p of a block's rows, which may depend on the sums over its columns: so one
-    pass over A serves both. Between two bins that are `empty`, (n,) and (m,), A would be as large as it likes; it is 0.
+    pass over A serves both. What is left out of a sum with a vector q is at most ``least * sum q``; `least` may be 0.
+    Between two bins that are `empty`, (n,) and (m,), A would be as large as it likes; it is 0.
     """
 
-    def __init__(self, side, f, g, eps, budget, empty=None):
+    def __init__(self, side, f, g, eps, budget, least=0.0, empty=None):
         self.side, self.f, self.g, self.eps = side, f, g, eps
         self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
-        block = side.rows * side.tiles * side.width * side.dtype.itemsize
-        workspaces = 3 * block * min(os.cpu_count(), len(side.blocks))
-        self.room = max(0, budget - workspaces) // block  # blocks before this one are kept
-        self.kept = {}
-        self.empty = empty and (empty[0], side.padded(empty[1]))
+        n, m = side.shape
+        self.least = least if n * m >= SPARSE else 0.0
+        block = side.rows * side.all.padded * side.dtype.itemsize
+        self.room = budget - 3 * block * min(os.cpu_count(), len(side.blocks))  # bytes, without the workspaces
+        self.kept, self.factors, self.lock = {}, {}, threading.Lock()
+        self.columns = [None] * len(side.blocks) if self.least else [side.all] * len(side.blocks)
+        self.empty = empty
 
     def sums(self, q, weigh, pool):
         """``T = A q`` (n,) and ``S = A' p`` (m,); without q or `weigh` None in their places."""
         side = self.side
-        T = None if q is None else np.empty(side.shape[0], side.dtype)
-        q = None if q is None else side.padded(q)
+        T = None
+        if q is not None:
+            T, q = np.empty(side.shape[0], side.dtype), extended(q)
 
         @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # for the caller to find in the sums
         def run(blocks, work):
-            S = np.zeros((side.tiles, side.width))
+            S = np.zeros(side.shape[1] + 1)
             for k in blocks:
-                rows, A = side.blocks[k], self._block(k, work)
+                rows, (A, columns) = side.blocks[k], self._block(k, work)
                 if q is not None:
-                    T[rows] = row_sums(A, q)
+                    T[rows] = row_sums(A, columns.tiled(q))
                 if weigh is not None:
-                    S += np.vecmat(weigh(rows, None if T is None else T[rows]), A)
+                    columns.add(S, np.vecmat(weigh(rows, None if T is None else T[rows]), A))
             return S
 
         parts = side.for_parts(run, pool)
-        return T, None if weigh is None else self._columns(parts)
+        return T, None if weigh is None else sum(parts)[:-1].astype(side.dtype)
 
     def priced_sums(self, q, weigh, pool):
         """T and S as `sums`, and the same with ``A_ij C_ij`` in the place of A: ``(T, S, TC, SC)``, these in float64.
@@ -54,62 +65,91 @@ class PlanKernel:
         """
         side, level = self.side, float(self.g.mean())
         T, TC = np.empty(side.shape[0], side.dtype), np.empty(side.shape[0])
-        qg = side.padded((q * (self.g - level)).astype(side.dtype))
-        q = side.padded(q)
+        q, qg = extended(q), extended((q * (self.g - level)).astype(side.dtype))
 
         @np.errstate(over="ignore", invalid="ignore", divide="ignore")
         def run(blocks, work):
-            S, SC = np.zeros((2, side.tiles, side.width))
+            S, SC = np.zeros((2, side.shape[1] + 1))
             for k in blocks:
                 rows = side.blocks[k]
-                A, AE = self._with_exponents(k, work)
-                T[rows] = row_sums(A, q)
+                A, AE, columns = self._with_exponents(k, work)
+                here = columns.tiled(q)
+                T[rows] = row_sums(A, here)
                 p = weigh(rows, T[rows])
                 f = self.f[rows] + level
-                TC[rows] = f * T[rows] + row_sums(A, qg) - self.eps * row_sums(AE, q)
-                S += np.vecmat(p, A)
-                SC += np.vecmat((p * f).astype(p.dtype), A) - self.eps * np.vecmat(p, AE)
+                TC[rows] = f * T[rows] + row_sums(A, columns.tiled(qg)) - self.eps * row_sums(AE, here)
+                columns.add(S, np.vecmat(p, A))
+                columns.add(SC, np.vecmat((p * f).astype(p.dtype), A) - self.eps * np.vecmat(p, AE))
             return S, SC
 
-        S, SC = (self._columns(parts, np.float64) for parts in zip(*side.for_parts(run, pool), strict=True))
+        S, SC = (sum(parts)[:-1] for parts in zip(*side.for_parts(run, pool), strict=True))
         return T, S.astype(side.dtype), TC, SC + (self.g - level) * S
 
-    def _exponents(self, k, work):
-        exponents, _ = self.exponents.block(k, work)
-        if self.empty is not None:
-            rows = np.flatnonzero(self.empty[0][self.side.blocks[k]])
-            exponents[:, rows] = np.where(self.empty[1][:, None, :], ABSENT, exponents[:, rows])
-        return exponents
+    def priced(self, k, work):
+        """Blocks k of A and of ``A_ij C_ij``, and their columns."""
+        A, AE, columns = self._with_exponents(k, work)
+        g = columns.tiled(extended(self.g.astype(A.dtype)))
+        AE *= A.dtype.type(-self.eps)
+        AE += A * (self.f[self.side.blocks[k]].astype(A.dtype)[:, None] + g[:, None, :])
+        return A, AE, columns
 
     @np.errstate(over="ignore")
     def _block(self, k, work):
-        """Block k of A (tiles, rows, width)."""
+        """Block k of A (tiles, rows, width), and its columns."""
         if k in self.kept:
-            return self.kept[k]
+            return self.kept[k], self.columns[k]
         block = self._exponents(k, work)
         np.exp(block, out=block)
-        if k < self.room:
+        if self._afford(block.nbytes, self.columns[k]):
             block = self.kept[k] = block.copy()
-        return block
+        return block, self.columns[k]
 
     @np.errstate(over="ignore", invalid="ignore")
     def _with_exponents(self, k, work):
-        """Block k of A, and that of ``A E``."""
+        """Block k of A, that of ``A E``, and their columns."""
         exponents = self._exponents(k, work)
         A = self.kept.get(k)
         if A is None:
-            A = np.exp(exponents, out=work.second(exponents.shape[1], self.side.all))
+            A = np.exp(exponents, out=work.second(exponents.shape[1], self.columns[k]))
         exponents *= A
-        return A, exponents
+        return A, exponents, self.columns[k]
 
-    def priced(self, k, work):
-        """Blocks k of A and of ``A_ij C_ij``."""
-        A, AE = self._with_exponents(k, work)
-        g = self.side.padded(self.g.astype(A.dtype))
-        AE *= A.dtype.type(-self.eps)
-        AE += A * (self.f[self.side.blocks[k]].astype(A.dtype)[:, None] + g[:, None, :])
-        return A, AE
+    def _exponents(self, k, work):
+        """Block k of E; the first time all columns are looked at, to see which it needs."""
+        side = self.side
+        if self.columns[k] is None:
+            exponents = self._made(k, work, side.all)
+            needed = np.flatnonzero(exponents.max(axis=1).reshape(-1)[: side.shape[1]] > np.log(self.least))
+            self.columns[k] = side.all
+            if len(needed) > MOST * side.shape[1] or not self._afford(4 * len(needed)):
+                return exponents
+            self.columns[k] = Columns(side, needed)
+        return self._made(k, work, self.columns[k])
 
-    def _columns(self, parts, dtype=None):
-        """The sum of what parts of the rows gave each column."""
-        return sum(parts).reshape(-1)[: self.side.shape[1]].astype(dtype or self.side.dtype)
+    def _made(self, k, work, columns):
+        if k in self.factors:
+            left, right = self.factors[k]
+            exponents = multiply(left, right, work.block(len(left), columns))
+        elif self.side.squared:
+            left, right, _ = self.exponents.factors(k, work, columns)
+            exponents = multiply(left, right, work.block(len(left), columns))
+            if columns is self.columns[k] and len(right) <= SHALLOW and self._afford(right.nbytes):
+                self.factors[k] = left, right.copy()
+        else:
+            exponents, _ = self.exponents.block(k, work, columns)
+        if self.empty is not None:
+            rows = np.flatnonzero(self.empty[0][self.side.blocks[k]])
+            none = columns.tiled(extended(self.empty[1]))
+            exponents[:, rows] = np.where(none[:, None, :], ABSENT, exponents[:, rows])
+        return exponents
+
+    def _afford(self, size, columns=None):
+        """Whether so many bytes may be kept; a block, which has `columns`, leaves room for the factors of all."""
+        reserve = 0
+        if columns is not None:
+            each = columns.padded * (4 + self.side.dtype.itemsize * (len(self.side.y) + 2))
+            reserve = each * (len(self.columns) - len(self.factors))
+        with self.lock:
+            afforded = size + reserve <= self.room
+            self.room -= size if afforded else 0
+        return afforded

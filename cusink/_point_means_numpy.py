@@ -3,6 +3,7 @@
 import numpy as np
 
 from cusink import _plan_means_numpy as dense
+from cusink._absorbed_points_numpy import SLACK
 from cusink._point_blocks_numpy import SMALL, flat, pairs_for
 from cusink._point_kernel_numpy import PlanKernel
 from cusink._shared_points_numpy import CloudKernel
@@ -39,8 +40,12 @@ class CloudMeans:
         self.a, self.b = a[order], b[columns]
         f, g = f[order].astype(np.float64), g[columns].astype(np.float64)
         empty = None if self.a.all() or self.b.all() else (self.a == 0, self.b == 0)
-        self.kernel = PlanKernel(self.side, f, g, eps, C.memory_limit, empty)
-        self.T, self.S, *self.priced = self.kernel.priced_sums(self.b, lambda rows, _: self.a[rows], None)
+        rounding = float(np.finfo(a.dtype).eps)
+        for least in (rounding * np.exp(-SLACK) / float(self.b.sum(dtype=np.float64)), 0.0):
+            self.kernel = PlanKernel(self.side, f, g, eps, C.memory_limit, least, empty)
+            self.T, self.S, *self.priced = self.kernel.priced_sums(self.b, lambda rows, _: self.a[rows], None)
+            if min(self.T.min(), self.S.min()) >= np.exp(-SLACK):
+                break  # what was left out of a sum is less than its rounding
 
     def mean(self, v, axis):
         """Means of v given each bin of the other side, whether it has weight or not."""
@@ -61,17 +66,18 @@ class CloudMeans:
 
     def plan_sum(self, rows, columns, costs):
         """``P (rows_i + columns_j + cost C_ij)`` (n, m)."""
-        out = np.empty(self.side.shape, self.a.dtype)
-        columns = 0 if columns is None else columns[0, self.order[1]]
+        out = np.zeros(self.side.shape, self.a.dtype)
+        columns = np.zeros_like(self.b) if columns is None else columns[0, self.order[1]]
 
         def fill(blocks, work):
             for k in blocks:
                 block = self.side.blocks[k]
                 place = self.order[0][block]
-                A, AC = (flat(x, self.side.shape[1]) for x in self.kernel.priced(k, work))
-                factor = rows[0, place][:, None] + columns
+                A, AC, some = self.kernel.priced(k, work)
+                A, AC = flat(A, some.count), flat(AC, some.count)
+                factor = rows[0, place][:, None] + some.of(columns)
                 part = A * factor if costs is None else A * factor + costs[0] * AC
-                out[np.ix_(place, self.order[1])] = part * (self.a[block][:, None] * self.b)
+                out[np.ix_(place, some.of(self.order[1]))] = part * (self.a[block][:, None] * some.of(self.b))
 
         self.side.for_parts(fill)
         return out

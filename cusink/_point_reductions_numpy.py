@@ -5,7 +5,7 @@ Each problem is one pass over its pairs of points, on all cores where there are 
 
 import numpy as np
 
-from cusink._point_blocks_numpy import ABSENT, Exponents, Workspace, costs, flat, pairs_for, row_sums, shifted
+from cusink._point_blocks_numpy import ABSENT, Exponents, Workspace, costs, extended, flat, pairs_for, row_sums, shifted
 
 
 def softmin(C, logits, eps, axis):
@@ -16,7 +16,7 @@ def softmin(C, logits, eps, axis):
 def softmin_of(side, logits, eps, pool=None):
     """`softmin` of one problem, in the order of the side, in float64."""
     exponents = Exponents(side, logits, 1 / eps)
-    ones = side.padded(np.ones(side.shape[1], side.dtype))
+    ones = side.all.tiled(extended(np.ones(side.shape[1], side.dtype)))
 
     def run(blocks, work):
         out = []
@@ -43,7 +43,7 @@ def apply_plan(C, p, q, v, eps, axis):
 
     def one(side, k):
         exponents = Exponents(side, summed[k][side.columns], 1 / eps)
-        vector, rows = side.padded(v[k][side.columns]), kept[k][side.order].astype(np.float64)
+        vector, rows = side.all.tiled(extended(v[k][side.columns])), kept[k][side.order].astype(np.float64)
 
         def run(blocks, work):
             out = []
@@ -66,7 +66,7 @@ def transport_cost(C, p, q, eps):
         rows = p[k][side.order].astype(np.float64)
         logits = np.maximum(q[k][side.columns], ABSENT)
         largest = logits.max()
-        columns = side.padded((logits - largest).astype(side.dtype), ABSENT)
+        columns = side.all.tiled(extended((logits - largest).astype(side.dtype), ABSENT))
 
         def run(blocks, work, side=side, rows=rows, columns=columns, largest=largest):
             total = 0.0
@@ -118,7 +118,7 @@ def c_transform(C, potential, axis):
     """``min_j (C_ij - potential_j)`` (B, rows); a potential of -inf takes its bin out of the minimum."""
 
     def one(side, k):
-        columns = side.padded(np.maximum(potential[k][side.columns], ABSENT), ABSENT)[:, None, :]
+        columns = side.all.tiled(extended(np.maximum(potential[k][side.columns], ABSENT), ABSENT))[:, None, :]
 
         def run(blocks, work):
             out = []
@@ -157,7 +157,7 @@ def bilinear(C, x, y):
 
 def _squared_bilinear(side, x, y):
     """The sum without the pairs: about the mean of x the mixed terms vanish, and nothing is left that could cancel."""
-    points = side.x.astype(np.float64), side.all.y.T.astype(np.float64)
+    points = side.x.astype(np.float64), side.y.T.astype(np.float64)
     sums = x.sum(), y.sum()
     if not sums[0] > 0:
         return 0.0
@@ -168,7 +168,7 @@ def _squared_bilinear(side, x, y):
 
 
 def _bilinear(side, x, y):
-    columns = side.padded(y.astype(side.dtype))
+    columns = side.all.tiled(extended(y.astype(side.dtype)))
 
     def run(blocks, work):
         return sum(float(x[side.blocks[b]] @ row_sums(costs(side, side.blocks[b], work), columns)) for b in blocks)
