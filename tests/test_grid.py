@@ -16,6 +16,7 @@ import cusink
 from cusink import _ops_grid_numpy, _plan_means_grid_numpy
 from cusink._certificate_numpy import certified_within, flush
 from cusink._grid_kernel_numpy import NumpyGridKernel
+from cusink._shared_kernel_numpy import HEADROOM
 from cusink.geometry import costs_of
 
 NO_COMPILER = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
@@ -182,7 +183,7 @@ def test_the_scaling_form_alone_says_which_problem_it_lost(library):
 def test_a_certified_sum_lost_nothing(cells, dtype):
     """Factors over the whole range of the dtype, costs from nothing to beyond it: no sum that was changed may pass."""
     rng, outcome = np.random.default_rng(2), []
-    for steepness, spread in itertools.product((1, 30, 200, 1500, 6000), (0, 60, 1000)):
+    for steepness, spread in itertools.product((1, 200, 1500, 6000), (0, 1000)):
         grid = cusink.Grid(cells)
         C = costs_of(grid, np, np.dtype(dtype), [])
         kernel = NumpyGridKernel(C, dtype, grid.max() / steepness)
@@ -191,6 +192,10 @@ def test_a_certified_sum_lost_nothing(cells, dtype):
         factor *= weights
         # Whole blocks without weight, so that some sums have far to go.
         factor[: 3 * len(factor) // 4, :2] = weights[: 3 * len(factor) // 4, :2] = 0
+        # A large entry far away, whose part in a sum is lost with an entry of the kernel, and small ones near by.
+        low = np.exp2(np.linspace(0, np.finfo(dtype).minexp + 1, 20)) * (1 + rng.random((len(factor), 20)))
+        low[0] = HEADROOM[np.dtype(dtype).name]
+        factor, weights = (np.concatenate(pair, axis=1) for pair in ((factor, low), (weights, low > 0)))
         logs = (-cost(grid) * steepness / grid.max())[:, :, None] + np.log(
             factor, where=factor > 0, out=factor * 0 - 1e9
         )
@@ -199,10 +204,10 @@ def test_a_certified_sum_lost_nothing(cells, dtype):
         sound = np.ones(product.shape, bool) & certified_within(kernel.loss(1), product, factor.astype(dtype), weights)
         error = abs(np.log(product[sound].astype(float)) - exact[sound])
         # A rounding of K for each axis, of each term, and as much again for what was lost; those of the oracle's logs.
-        allowed = 4 * np.finfo(dtype).eps * sum(cells) + 2 * np.spacing(abs(exact[sound]) + spread + kernel.s)
+        allowed = 4 * np.finfo(dtype).eps * sum(cells) + 2 * np.spacing(abs(exact[sound]) + kernel.s + steepness)
         assert (error <= allowed).all()
         outcome += [sound.mean()]
-    assert max(outcome) == 1 and min(outcome) < 0.9
+    assert max(outcome) == 1 and min(outcome) < 0.97
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
