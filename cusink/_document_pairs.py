@@ -40,7 +40,8 @@ class DocumentPairs:
         self.symmetric = mirrored and given.A is given.B
         self.comparable = mirrored or not self.dense
         self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
-        self._key = self._columns = self._kept = None
+        self.on_host = given.xp is np
+        self._key = self._columns = self._kept = self._uploaded = None
         itemsize = given.A.weights.itemsize
         largest = [max(int(side.sizes.max()), 1) for side in (given.A, given.B)]
         used = min(self.C.shape[-1], len(given.B.places))
@@ -64,7 +65,7 @@ class DocumentPairs:
         place = np.searchsorted(self._columns, columns)
         kept = {name: part[row - first, place] for name, part in self._kept.items()}
         kept["entropic_cost"] = kept["reg_cost"] - self.eps * (self.entropy_A[row] + self.entropy_B[columns])
-        return {"distances": kept[value], **{name: kept[name] for name in ("error", "n_iter", "converged")}}
+        return self._outward(kept, value)
 
     def solve_selves(self, side, items, options):
         """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
@@ -73,13 +74,16 @@ class DocumentPairs:
             points = (C.x, C.y)[side]
             C = dataclasses.replace(C, x=points, y=points)
         items = np.arange(len(ours))[items]
-        found = _nothing(len(items))
-        for place, k in enumerate(items):
-            if ours.sizes[k]:
-                solved = _document_tiles.solve_self(*ours.item(k), C, self.eps, options)
-                for name, part in solved.items():
-                    found[name][place] = part[0]
-        return {"distances": found["reg_cost"], **{name: found[name] for name in ("error", "n_iter", "converged")}}
+        found, filled = _nothing(len(items)), np.flatnonzero(ours.sizes[items])
+        if len(filled):
+            if self.on_host:
+                solved = [_document_tiles.solve_self(*ours.item(k), C, self.eps, options) for k in items[filled]]
+                solved = {name: np.concatenate([part[name] for part in solved]) for name in solved[0]}
+            else:
+                solved = self._on_device(side, side, items[filled], items[filled], C, options)
+            for name, part in solved.items():
+                found[name][filled] = part
+        return self._outward(found, "reg_cost")
 
     def content(self):
         """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
@@ -90,12 +94,32 @@ class DocumentPairs:
         found = _nothing((len(rows), len(columns)))
         i, j = np.flatnonzero(self.A.sizes[rows]), np.flatnonzero(self.B.sizes[columns])
         if len(i) and len(j):
-            queries = [self.A.item(k) for k in rows[i]]
-            against = _document_tiles.padded(self.B, columns[j], self.C.shape[-1])
-            solved = _document_tiles.solve_rows(queries, against, self.C, self.eps, options)
+            if self.on_host:
+                queries = [self.A.item(k) for k in rows[i]]
+                against = _document_tiles.padded(self.B, columns[j], self.C.shape[-1])
+                solved = _document_tiles.solve_rows(queries, against, self.C, self.eps, options)
+            else:
+                pairs = np.repeat(rows[i], len(j)), np.tile(columns[j], len(i))
+                solved = self._on_device(0, 1, *pairs, self.C, options)
             for name, part in solved.items():
-                found[name][np.ix_(i, j)] = part
+                found[name][np.ix_(i, j)] = part.reshape(len(i), len(j))
         return found
+
+    def _on_device(self, ours, theirs, rows, columns, C, options):
+        """Solve pairs of items of two sides, by their numbers 0 and 1; a dict of arrays (len(rows),)."""
+        from cusink import _documents_cupy
+
+        if self._uploaded is None:
+            sides = ((side.offsets, side.places, side.weights) for side in (self.A, self.B))
+            self._uploaded = [_documents_cupy.on_device(*parts) for parts in sides]
+        sizes = [int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs)]
+        sides = self._uploaded[ours], self._uploaded[theirs]
+        return _documents_cupy.solve_pairs(*sides, sizes, rows, columns, C, self.eps, options)
+
+    def _outward(self, found, value):
+        """The result of `solve`: distances in the user's library, the rest in NumPy."""
+        rest = {name: found[name] for name in ("error", "n_iter", "converged")}
+        return {"distances": self.ops.xp.asarray(found[value]), **rest}
 
 
 def _nothing(shape):

@@ -20,6 +20,8 @@ TILE, TILE_PROBLEMS, SUM_ROWS = 32, 4, 4  # as in cost_reduction.cuh and plan.cu
 NEAR, CHUNK, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; the coordinates from which on it is faster
 POINTS = 64  # that a block keeps, as in point_reduction.cuh
+DOCUMENT_CHUNK = 8  # coordinates at once, as in documents.cu
+DOCUMENT_BLOCKS = 4  # for a multiprocessor, where each needs memory of its own
 PLAIN_SHARED_MEMORY = 48 << 10  # beyond it a kernel has to be told
 TILED_FROM = 8  # problems from which on it pays to read a shared cost once for several of them
 
@@ -114,6 +116,25 @@ def shared_memory(problems, n, m, warps, itemsize):
     state = 2 * problems * (rows + columns)
     parts = problems * 32 * max(warps, row_chunks, column_chunks)
     return itemsize * (kernel + state + parts + problems * (row_chunks + column_chunks))
+
+
+def document_memory(n, m, itemsize):
+    """Bytes of dynamic shared memory of ``documents.cu``: p | q | a | b | chunk, and REALs of its tile of costs."""
+    return itemsize * (n + m) * (2 + DOCUMENT_CHUNK + 1), n * (m | 1)
+
+
+def configure_documents(pairs, n, m, dtype, device):
+    """Return the `Launch` of ``documents`` for items of up to `n` and `m` points, and the REALs of a block's tile.
+
+    The second is 0 where the tile lies in shared memory, else each block has it in memory of its own.
+    """
+    size = np.dtype(dtype).itemsize
+    shared, tile = document_memory(n, m, size)
+    block = 256 if max(n, m) > 32 else 128
+    if shared + tile * size <= device.shared_memory - 1024:
+        return Launch("documents.cu", "documents", _blocks(pairs), block, shared + tile * size), 0
+    grid = _clamp(pairs, 1, DOCUMENT_BLOCKS * device.multiprocessors)
+    return Launch("documents.cu", "documents", grid, block, shared), tile
 
 
 def _reduction(operator, B, n, m, size, device, axis, shared_cost, half):

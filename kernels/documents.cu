@@ -1,0 +1,235 @@
+// uses: online_softmax.cuh
+// documents: distances between items that each have a few points of their own, one block per pair, in one launch.
+//
+// The costs between the points of a pair are read or recreated once, into a tile in shared memory (or in `scratch`,
+// where it does not fit), times log2(e) / eps. Then all iterations run on it in the log domain, right for any range of
+// C / eps: a g-update and an f-update by online log-sum-exp, over-relaxed; every `check_every` of them the pair's own
+// test for its end, and its own choice of omega, as in cusink/sinkhorn.py and cusink/_overrelaxation.py. What is left
+// is one plain f-update, the two values, and the marginal error of the columns.
+//
+// Per half-step a block takes n * m exp2 and as many loads from shared memory; an entry is summed by LANES lanes, which
+// merge in 3 shuffles. All threads know the block's sums, and decide alike. Correct for any grid and any block that is
+// a multiple of 32 (at most 512); items must have at least one point, and weights that are not 0.
+
+constexpr int LANES = 8;        // of a warp, that sum one entry together
+constexpr int COORDINATES = 8;  // of the points, that are in shared memory at once
+constexpr int SQUARED = 0, CITYBLOCK = 1, STORED = 2;
+constexpr int STALLED = 10;  // checks without progress, as in cusink/sinkhorn.py
+constexpr double FIRST = 1.5, LARGEST = 1.97;  // as in cusink/_overrelaxation.py
+
+// Items by offsets into places and weights; a place is a row of `points` (d,), or a row or column of a stored cost.
+struct Collection {
+    const long long *offsets, *places;
+    const REAL *weights, *points;
+};
+
+struct DocumentArguments {
+    REAL *cost, *reg_cost, *error;
+    long long* n_iter;
+    REAL* scratch;
+    const long long *rows, *columns;
+    Collection a, b;
+    int kind;
+    double factor, exponent, cost_scale, tol, level, omega;
+    int adaptive, steep, max_iter, check_every;
+    long long pairs, d;
+    int most_rows, most_columns;
+};
+
+// One side of a pair: its logits log2(weight) + potential * log2(e) / eps, its weights, and the stride of the tile.
+struct Points {
+    int size, stride;
+    const REAL* weights;
+    REAL* logits;
+};
+
+__device__ inline REAL cost_of(REAL s, const DocumentArguments& x) {
+    REAL cost = x.exponent == 1.0 ? s : power_of_two(REAL(x.exponent) * log_two(s));
+    return cost * REAL(x.factor);
+}
+
+// tile (n, stride): the costs of the pair. Every thread must come here.
+__device__ void fill_tile(REAL* tile, REAL* chunk, const DocumentArguments& x, const long long* row_places,
+                          const long long* column_places, int n, int m, int stride) {
+    if (x.kind == STORED) {
+        for (int e = threadIdx.x; e < n * m; e += blockDim.x)
+            tile[e / m * stride + e % m] = x.a.points[row_places[e / m] * x.d + column_places[e % m]];
+        __syncthreads();
+        return;
+    }
+    const int width = COORDINATES + 1;  // odd: no bank conflict
+    for (int e = threadIdx.x; e < n * stride; e += blockDim.x) tile[e] = 0;
+    for (long long first = 0; first < x.d; first += COORDINATES) {
+        int count = x.d - first < COORDINATES ? int(x.d - first) : COORDINATES;
+        for (int e = threadIdx.x; e < (n + m) * COORDINATES; e += blockDim.x) {
+            int point = e / COORDINATES, k = e % COORDINATES;
+            const REAL* coordinates = point < n ? x.a.points + row_places[point] * x.d
+                                                : x.b.points + column_places[point - n] * x.d;
+            chunk[point * width + k] = k < count ? coordinates[first + k] : REAL(0);
+        }
+        __syncthreads();
+        for (int e = threadIdx.x; e < n * m; e += blockDim.x) {
+            const REAL *u = chunk + e / m * width, *v = chunk + (n + e % m) * width;
+            REAL sum = tile[e / m * stride + e % m];
+#pragma unroll
+            for (int k = 0; k < COORDINATES; k++) {
+                REAL step = u[k] - v[k];
+                sum = x.kind == CITYBLOCK ? sum + magnitude(step) : multiply_add(step, step, sum);
+            }
+            tile[e / m * stride + e % m] = sum;
+        }
+        __syncthreads();
+    }
+    for (int e = threadIdx.x; e < n * m; e += blockDim.x) {
+        int at = e / m * stride + e % m;
+        tile[at] = cost_of(tile[at], x);
+    }
+    __syncthreads();
+}
+
+// log2 sum_s 2^(logits_s) K_ks of one entry, in all LANES lanes of it. The whole warp must come here.
+__device__ inline REAL log_sum(const REAL* tile, REAL scale, const Points& kept, const Points& summed, int k,
+                               bool inside) {
+    int lane = threadIdx.x % LANES;
+    OnlineSoftmax state = OnlineSoftmax::empty();
+    for (int first = lane; first < summed.size; first += GROUP * LANES) {
+        REAL term[GROUP];
+#pragma unroll
+        for (int c = 0; c < GROUP; c++) {
+            int s = first + c * LANES;
+            bool there = inside && s < summed.size;
+            term[c] = there ? multiply_add(tile[k * kept.stride + s * summed.stride], -scale, summed.logits[s])
+                            : -infinity();
+        }
+        state.push(term);
+    }
+    REAL highest = state.maximum;
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2)
+        highest = larger(highest, __shfl_xor_sync(FULL_WARP, highest, offset));
+    REAL sum = state.sum * power_of_two(state.maximum - highest);
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+    return highest + log_two(sum);
+}
+
+// Update the kept side by omega, or only measure it; returns how far the old values of it deviate, as mass, in all
+// threads. Every thread must come here.
+__device__ REAL half_step(const REAL* tile, REAL scale, const Points& kept, const Points& summed, REAL omega,
+                          bool measure) {
+    REAL excess = omega - 1, deviation = 0;
+    int per_block = blockDim.x / LANES, padded = (kept.size + per_block - 1) / per_block * per_block;
+    for (int k = threadIdx.x / LANES; k < padded; k += per_block) {
+        bool inside = k < kept.size;
+        REAL sum = log_sum(tile, scale, kept, summed, inside ? k : 0, inside);
+        if (inside && threadIdx.x % LANES == 0) {
+            REAL weight = kept.weights[k], plain = log_two(weight) - sum;
+            REAL ratio = power_of_two(kept.logits[k] - plain);  // old scaling / plain new one
+            REAL taken = excess > 0 ? excess + larger(1 - excess * ratio, REAL(0)) : REAL(1);
+            deviation += weight * magnitude(1 - (measure ? ratio : taken));
+            if (!measure) kept.logits[k] = plain + (excess > 0 ? log_two(taken) : REAL(0));
+        }
+    }
+    PlainSum total = merge_block(PlainSum{deviation});  // its barriers also show the new logits to all
+    __syncthreads();
+    return total.sum;
+}
+
+// The next omega, from how far the error fell; 0 for `previous` before the first check.
+__device__ inline double next_omega(double omega, double error, double previous, int iterations, bool steep) {
+    if (previous == 0) return steep ? omega : FIRST;
+    double rate = exp2(log2(error / previous) / iterations);
+    rate = rate < 1 - 1e-5 ? (rate > 1e-3 ? rate : 1e-3) : 1 - 1e-5;
+    double excess = omega - 1, eta = (rate + excess) * (rate + excess) / (rate * omega * omega);
+    eta = eta < 1 - 1e-5 ? eta : 1 - 1e-5;
+    double wanted = rate <= 1.03 * excess ? 1 + 0.9 * excess : 2 / (1 + sqrt(1 - eta));
+    return wanted < 1 ? 1.0 : wanted < LARGEST ? wanted : LARGEST;
+}
+
+// cost, reg_cost, error (P,) and n_iter (P,) of the pairs (rows[k], columns[k]); items in a and b by offsets (A + 1,),
+// places and weights; x and y (points, d), or for kind 2 x the cost (V, d) and y unused; scratch null, or a tile of
+// most_rows * (most_columns | 1) for each block. tol < 0: exactly max_iter iterations. One block per pair.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scratch, const long long* rows,
+          const long long* columns, const long long* a_offsets, const long long* a_places, const REAL* a_weights,
+          const REAL* x_points, const long long* b_offsets, const long long* b_places, const REAL* b_weights,
+          const REAL* y_points, int kind, double factor, double exponent, double cost_scale, double tol, double level,
+          double omega, int adaptive, int steep, int max_iter, int check_every, long long pairs, long long d,
+          int most_rows, int most_columns) {
+    DocumentArguments x = {cost, reg_cost, error, n_iter, scratch, rows, columns,
+                           {a_offsets, a_places, a_weights, x_points}, {b_offsets, b_places, b_weights, y_points},
+                           kind, factor, exponent, cost_scale, tol, level, omega, adaptive, steep, max_iter,
+                           check_every, pairs, d, most_rows, most_columns};
+    // Dynamic shared memory: p | q | a | b | chunk | tile; `document_memory` in _launch_cupy.py counts the same.
+    REAL* p = reinterpret_cast<REAL*>(dynamic_shared);
+    REAL* q = p + x.most_rows;
+    REAL* a = q + x.most_columns;
+    REAL* b = a + x.most_rows;
+    REAL* chunk = b + x.most_columns;
+    int most_stride = x.most_columns | 1;
+    REAL* tile = x.scratch ? x.scratch + blockIdx.x * ((long long)x.most_rows * most_stride)
+                           : chunk + (x.most_rows + x.most_columns) * (COORDINATES + 1);
+    REAL scale = REAL(x.cost_scale);
+    for (long long pair = blockIdx.x; pair < x.pairs; pair += gridDim.x) {
+        long long row = x.rows[pair], column = x.columns[pair];
+        long long from = x.a.offsets[row], to = x.b.offsets[column];
+        int n = int(x.a.offsets[row + 1] - from), m = int(x.b.offsets[column + 1] - to);
+        int stride = m | 1;  // odd: no bank conflict along either axis
+        REAL mass = 0;
+        for (int i = threadIdx.x; i < n; i += blockDim.x) {
+            a[i] = x.a.weights[from + i];
+            p[i] = log_two(a[i]);
+        }
+        for (int j = threadIdx.x; j < m; j += blockDim.x) {
+            b[j] = x.b.weights[to + j];
+            q[j] = log_two(b[j]);
+            mass += b[j];
+        }
+        mass = merge_block(PlainSum{mass}).sum;
+        fill_tile(tile, chunk, x, x.a.places + from, x.b.places + to, n, m, stride);
+        Points sources = {n, stride, a, p}, targets = {m, 1, b, q};
+        double now = x.omega, previous = 0, best = infinity();
+        REAL left = 0;
+        int done = 0, stalled = 0;
+        while (done < x.max_iter) {
+            int count = x.tol < 0 || x.max_iter - done < x.check_every ? x.max_iter - done : x.check_every;
+            REAL beyond = 0;
+            for (int step = 0; step < count; step++) {
+                half_step(tile, scale, targets, sources, REAL(now), false);
+                beyond = half_step(tile, scale, sources, targets, REAL(now), false);
+            }
+            done += count;
+            if (x.tol < 0) break;
+            double bound = (half_step(tile, scale, targets, sources, REAL(1), true) + beyond) / mass;
+            stalled = bound < 0.99 * best ? 0 : stalled + 1;
+            best = bound < 0.99 * best ? bound : best;
+            if (bound <= x.tol || (stalled >= STALLED && best <= x.level)) {
+                half_step(tile, scale, sources, targets, REAL(1), false);
+                left = half_step(tile, scale, targets, sources, REAL(1), true) / mass;
+                if (left <= x.tol || bound > x.tol) break;  // else rounding made the error exceed its bound
+            }
+            if (x.adaptive) now = next_omega(now, bound, previous, count, x.steep);
+            previous = bound;
+        }
+        // A plain f-update more, if that was the last one, changes nothing.
+        half_step(tile, scale, sources, targets, REAL(1), false);
+        left = half_step(tile, scale, targets, sources, REAL(1), true) / mass;
+        REAL moved = 0, dual = 0;
+        for (int e = threadIdx.x; e < n * m; e += blockDim.x) {
+            REAL c = tile[e / m * stride + e % m];
+            REAL share = power_of_two(multiply_add(c, -scale, p[e / m] + q[e % m]));
+            moved += share > 0 ? share * c : REAL(0);  // a forbidden pair carries nothing and costs nothing
+        }
+        for (int i = threadIdx.x; i < n; i += blockDim.x) dual += a[i] * (p[i] - log_two(a[i]));
+        for (int j = threadIdx.x; j < m; j += blockDim.x) dual += b[j] * (q[j] - log_two(b[j]));
+        moved = merge_block(PlainSum{moved}).sum;
+        dual = merge_block(PlainSum{dual}).sum;
+        if (threadIdx.x == 0) {
+            x.cost[pair] = moved;
+            x.reg_cost[pair] = dual / scale;
+            x.error[pair] = left;
+            x.n_iter[pair] = done;
+        }
+        __syncthreads();  // the next pair writes the state again
+    }
+}
