@@ -14,6 +14,7 @@ import cupy as cp
 import numpy as np
 
 from cusink._launch_cupy import configure
+from cusink._overrelaxation import FIRST, LARGEST, STALLED
 from cusink._reductions_cupy import LOG2_E, NO_INDEX, costs_of_rows, device, log_sums, run
 
 SCALING, AUTO, LOG = 0, 1, 2  # as in scaling.cuh
@@ -89,6 +90,30 @@ class Iteration:
         run(balance, self.dtype, *parts, *map(np.int64, state.sizes))
         return deviation / state.mass
 
+    @property
+    def watched(self):
+        """`advance_watched`, or None where a launch is not all iterations of a problem."""
+        return self.advance_watched if isinstance(self.form, Fused) else None
+
+    def advance_watched(self, relaxation, rounding, tol, count, checks):
+        """As `checks` calls of `advance`, each followed by the stopping test and a new omega, in one launch.
+
+        Returns the bounds, the iterations taken and who may stop (B,), in NumPy, and brings `relaxation` and `rounding`
+        up to date.
+        """
+        state = self.state
+        columns = (relaxation.omega, relaxation.error, rounding.best, rounding.checks, np.zeros(len(state.a)))
+        table = cp.asarray(np.stack(columns, axis=1))
+        first = 0.0 if relaxation.steep else FIRST
+        numbers = map(np.float64, (tol, rounding.level, first, LARGEST))
+        counts = map(np.int32, (relaxation.adaptive, relaxation.checks, STALLED))
+        deviation, taken = self.form.run_watched(state, table, (*numbers, *counts), count, checks)
+        table, taken = cp.asnumpy(table), cp.asnumpy(taken)
+        relaxation.omega, relaxation.error, rounding.best = (table[:, k].copy() for k in range(3))
+        rounding.checks = table[:, 3].astype(np.int64)
+        relaxation.checks += checks
+        return relaxation.error, taken, table[:, 4] != 0
+
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         state = self.state.take(cp.asarray(index))
@@ -149,15 +174,29 @@ class Fused:
 
     def run(self, state, omega, count):
         """`count` iterations, or for 0 one plain f-update; return how far the marginals are off (B,), as mass."""
-        (B, n, m), dtype, own = state.sizes, self.C.dtype, state.index is not None
-        deviation = cp.empty(B, dtype)
-        launch = configure("iterate", B, n, m, dtype.name, device(), shared_cost=not own)
-        outputs = (state.u, state.p, state.v, state.q, deviation)
-        inputs = (self.C, self.minimum, state.index if own else NO_INDEX, state.a, state.b, omega)
-        scalars = (np.float64(self.cost_scale), np.int32(_method(self, count)), np.int32(count))
-        sizes = (np.int64(n * m if own else 0), np.int64(B), np.int32(n), np.int32(m))
-        run(launch, dtype, *outputs, *inputs, *scalars, *sizes)
+        deviation = cp.empty(len(omega), self.C.dtype)
+        nothing = (NO_INDEX, NO_INDEX, NO_INDEX)  # to watch
+        rules = (np.float64(0), np.float64(0), np.float64(0), np.float64(0), np.int32(0), np.int32(0), np.int32(0))
+        self._launch(state, (deviation, *nothing), (omega, NO_INDEX), rules, count, 1)
         return deviation
+
+    def run_watched(self, state, table, rules, count, checks):
+        """Up to `checks` times `count` iterations, with the stopping test after each; return the deviations and the
+        iterations taken (B,). `table` is the `Watch` of every problem, in iterate.cu.
+        """
+        B, dtype = len(table), self.C.dtype
+        deviation, taken = cp.empty(B, dtype), cp.empty(B, np.int64)
+        self._launch(state, (deviation, state.level, table, taken), (NO_INDEX, state.mass), rules, count, checks)
+        return deviation, taken
+
+    def _launch(self, state, outputs, inputs, rules, count, checks):
+        (B, n, m), dtype, own = state.sizes, self.C.dtype, state.index is not None
+        launch = configure("iterate", B, n, m, dtype.name, device(), shared_cost=not own)
+        costs = (self.C, self.minimum, state.index if own else NO_INDEX, state.a, state.b)
+        scalars = (np.float64(self.cost_scale), np.int32(_method(self, count)), np.int32(count), np.int32(checks))
+        sizes = (np.int64(n * m if own else 0), np.int64(B), np.int32(n), np.int32(m))
+        inout = (state.u, state.p, state.v, state.q)
+        run(launch, dtype, *inout, *outputs, *costs, *inputs, *rules, *scalars, *sizes)
 
 
 class Products:

@@ -40,7 +40,8 @@ Iteration(C, a, b, eps, f, g, method)
     after one more plain f-update, which for omega = 1 is the error itself, and inf for a problem that left the range
     of ``method="scaling"``. ``finish(index)``: ``(f, g, cost, error)`` of the problems at `index` (a NumPy array)
     after a plain f-update. A zero weight gets the potential of its own softmin.
-    ``keep(index)``: drop all problems but those at `index`.
+    ``keep(index)``: drop all problems but those at `index`. A backend that can test on its device has an attribute
+    ``watched`` too, see `cusink._iteration_cupy`.
 plan_means(C, a, b, f, g, eps)
     Means of vectors under the plans, to be taken many times: iterates over pairs ``(index, means)`` of problems
     (a NumPy array) and an object for them, each problem in one pair; a pair may be as small as memory wants it.

@@ -1,4 +1,7 @@
-"""How far to over-relax each problem, estimated from the rate at which its own error falls (on the host)."""
+"""How far to over-relax each problem, estimated from the rate at which its own error falls, and when to give it up.
+
+The same rules stand in kernels/iterate.cu, for problems whose checks are all made on the device; a test compares them.
+"""
 
 import numpy as np
 
@@ -8,6 +11,7 @@ FIRST = 1.5
 FIRST_IF_STEEP = 1.6
 STEEP = 75
 LARGEST = 1.97
+STALLED = 10  # checks without progress, at an error that rounding explains, after which a problem is given up
 
 
 class OverRelaxation:
@@ -51,3 +55,26 @@ class OverRelaxation:
         best = 2 / (1 + np.sqrt(1 - eta))
         too_large = rate <= 1.03 * excess
         return np.where(too_large, 1 + 0.9 * excess, best).clip(1, LARGEST)
+
+
+class Rounding:
+    """Tells which problems have reached the rounding level of their dtype: a small error that no longer falls.
+
+    `exponent` is the largest cost over eps.
+    """
+
+    def __init__(self, problems, dtype, exponent):
+        self.level = 64 * float(np.finfo(dtype.name).eps) * (1 + exponent)
+        self.best = np.full(problems, np.inf)
+        self.checks = np.zeros(problems, np.int64)
+
+    def reached(self, error):
+        """Take the errors (B,) of a check and say which problems are as good as they get."""
+        better = error < 0.99 * self.best
+        self.checks = np.where(better, 0, self.checks + 1)
+        self.best = np.where(better, error, self.best)
+        return (self.checks >= STALLED) & (self.best <= self.level)
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        self.best, self.checks = self.best[index], self.checks[index]

@@ -8,14 +8,14 @@ import numpy as np
 
 from cusink import _checks, _checks_unbalanced
 from cusink._ops import memory_advice, ops_for
-from cusink._overrelaxation import OverRelaxation
+from cusink._overrelaxation import OverRelaxation, Rounding
 from cusink._unbalanced import UnbalancedIteration
 from cusink.result import Problem, SinkhornResult, values
 
 __all__ = ["ConvergenceWarning", "sinkhorn"]
 
 STEEP = 1000  # largest cost difference over eps, beyond which to anneal
-STALLED = 10  # checks without progress, at an error that rounding explains, after which a problem is given up
+CHECKS = 16  # that a launch may hold where it can make them itself
 
 
 class ConvergenceWarning(UserWarning):
@@ -181,6 +181,7 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation, steepness)
     rounding = Rounding(len(a), C.dtype, max(abs(low), abs(high)) / eps)
     in_range = np.ones(len(a), bool)
+    watched = getattr(iteration, "watched", None)
     active, done = np.arange(len(a)), 0
     while len(active) and done < max_iter:
         if tol is None and callback is None:
@@ -189,20 +190,27 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
             count = 1  # the start may be the solution
         else:
             count = min(check_every, max_iter - done)
-        bound = ops.to_host(iteration.advance(relaxation.omega, count))
-        done += count
+        alone = watched is not None and tol is not None and callback is None and count == check_every
+        checks = min(CHECKS, (max_iter - done) // count) if alone else 1
+        if checks > 1:
+            bound, taken, over = watched(relaxation, rounding, tol, count, checks)
+        else:
+            bound, taken = ops.to_host(iteration.advance(relaxation.omega, count)), count
+            over = np.zeros(len(active), bool)
+            if tol is not None:
+                over = (bound <= tol) | ~np.isfinite(bound) | rounding.reached(bound)
+        n_iter[active] += taken
+        done += checks * count
         error[active] = bound
         if callback is not None:
             callback(done, error.copy())
-        over = np.full(len(active), done >= max_iter)
-        if tol is not None:
-            over |= (bound <= tol) | ~np.isfinite(bound) | rounding.reached(bound)
+        over |= done >= max_iter
         if over.any():
             index = np.flatnonzero(over)
             at = active[index]
             in_range[at] = np.isfinite(bound[index])
             f[at], g[at], cost[at], measured = iteration.finish(index)
-            error[at], n_iter[at] = ops.to_host(measured), done
+            error[at] = ops.to_host(measured)
             if done < max_iter:
                 # Where rounding made the error exceed its bound and the tolerance, the problem goes on.
                 over[index] &= (tol is None) | (error[at] <= tol) | (bound[index] > tol)
@@ -211,7 +219,8 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
                 relaxation.keep(index)
                 rounding.keep(index)
                 bound, active = bound[index], active[index]
-        relaxation.observe(bound, count)
+        if checks == 1:
+            relaxation.observe(bound, count)
     return f, g, cost, error, n_iter + spent, in_range & (tol is None or error <= tol)
 
 
@@ -230,29 +239,6 @@ def anneal(ops, a, b, C, eps, max_iter, options, steepness):
             f, g, _, _, n_iter, _ = solve(ops, a, b, C, eps * 4**stage, start, max_iter=budget, tol=1e-2, **options)
             spent, init = spent + n_iter, (f, g)
     return spent, init
-
-
-class Rounding:
-    """Tells which problems have reached the rounding level of their dtype: a small error that no longer falls.
-
-    `exponent` is the largest cost over eps.
-    """
-
-    def __init__(self, problems, dtype, exponent):
-        self.level = 64 * float(np.finfo(dtype.name).eps) * (1 + exponent)
-        self.best = np.full(problems, np.inf)
-        self.checks = np.zeros(problems, np.int64)
-
-    def reached(self, error):
-        """Take the errors (B,) of a check and say which problems are as good as they get."""
-        better = error < 0.99 * self.best
-        self.checks = np.where(better, 0, self.checks + 1)
-        self.best = np.where(better, error, self.best)
-        return (self.checks >= STALLED) & (self.best <= self.level)
-
-    def keep(self, index):
-        """Drop all problems but those at `index`."""
-        self.best, self.checks = self.best[index], self.checks[index]
 
 
 def warn_unconverged(missed, total, worst, tol, max_iter):

@@ -7,6 +7,10 @@
 // f-update. deviation (B,) is what the last f-update left of its step plus the marginal error of the columns at the
 // end: for omega = 1 the L1 marginal error itself, for others a bound on it after one more plain f-update.
 //
+// With `watch` a block does so up to `checks` times and tests after each whether its problems may stop, and by how much
+// to over-relax the others: the rules of cusink/_overrelaxation.py and of Rounding in cusink/sinkhorn.py. A problem that
+// may stop stays where it is, and a block ends when all of its problems may.
+//
 // Per half-step a block of P problems reads n * m / 32 + P * n * m / 128 warp-wide words of shared memory (each K
 // once for all problems, four scalings at a time) for P * n * m / 32 warp-wide multiply-adds, and meets at two
 // barriers. State (u, p, v, q) as in scaling.cuh, in and out. Correct for any grid and any block that is a multiple
@@ -21,13 +25,52 @@ __device__ inline int larger_int(int x, int y) {
     return x > y ? x : y;
 }
 
+// What is known of a problem at a check; `over` says that it may stop.
+struct Watch {
+    double omega, error, best, stalled, over;
+};
+
+struct WatchRules {
+    double tol, level, first, largest;
+    int adaptive, observed, stalled_after;
+
+    // Take the error after another `count` iterations.
+    __device__ void look(Watch& at, double error, int count, int check) const {
+        bool better = error < 0.99 * at.best;
+        at.stalled = better ? 0 : at.stalled + 1;
+        at.best = better ? error : at.best;
+        bool rounded = at.stalled >= stalled_after && at.best <= level;
+        at.over = error <= tol || !(error < 1e300) || rounded;
+        if (adaptive && observed + check > 0) {
+            at.omega = estimate(at.omega, exp2(log2(error / at.error) / count));
+        } else if (adaptive && first > 0) {
+            at.omega = first;
+        }
+        at.error = error;
+    }
+
+    // Omega by Young's theory from the rate at which the error fell with the last one.
+    __device__ double estimate(double omega, double rate) const {
+        rate = fmax(fmin(rate, 1 - 1e-5), 1e-3);  // neither leaves a NaN
+        double excess = omega - 1;
+        double eta = fmin((rate + excess) * (rate + excess) / (rate * omega * omega), 1 - 1e-5);
+        double best = rate <= 1.03 * excess ? 1 + 0.9 * excess : 2 / (1 + sqrt(1 - eta));
+        return fmax(1.0, fmin(best, largest));
+    }
+};
+
 struct IterateArguments {
     REAL *u, *p, *v, *q, *deviation;
+    double* gauge;
+    Watch* watch;
+    long long* taken;
     const REAL *C, *cost_minimum;
     const long long* cost_index;
     const REAL *a, *b, *omega;
+    const double* mass;
+    WatchRules rules;
     double cost_scale;
-    int method, count;
+    int method, count, checks;
     long long cost_stride, B;
     int n, m;
 };
@@ -67,11 +110,11 @@ __device__ void multiply(REAL* parts, const REAL* K, const Side& kept, const Sid
     }
 }
 
-// Update (or only measure) the kept side of all problems from the summed side. Every thread of the block must come
-// here.
+// Update (or only measure) the kept side of all problems that are not over from the summed side. Every thread of the
+// block must come here.
 template <int PROBLEMS>
 __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const Side& summed, const REAL* omega,
-                            int problems, int method, bool plain, bool measure, bool sum_deviation, const REAL* C,
+                            const int* over, int problems, int method, bool plain, bool measure, bool sum_deviation, const REAL* C,
                             REAL minimum, REAL cost_scale) {
     int lane = threadIdx.x % 32, warps = blockDim.x / 32, slices = larger_int(1, warps / kept.chunks);
     if (method != LOG) {
@@ -92,7 +135,7 @@ __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const 
         Entry entry = half_step(old, sum, inside ? kept.weights[t * (long long)kept.size + k] : REAL(0),
                                 plain ? REAL(1) : omega[t], measure, method, costs, k, summed.size,
                                 summed.logit + t * summed.width);
-        if (inside && !measure) {
+        if (inside && !measure && !over[t]) {
             kept.scaling[at] = entry.scaling;
             kept.logit[at] = entry.logit;
         }
@@ -107,6 +150,8 @@ __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const 
 template <int PROBLEMS>
 __device__ void iterate(const IterateArguments& x) {
     __shared__ Side sides[2];
+    __shared__ REAL omega[PROBLEMS];
+    __shared__ int over[PROBLEMS];
     // Dynamic shared memory: K | u | p | v | q | parts | deviations; `shared_memory` in _launch_cupy.py counts the
     // same.
     int warps = blockDim.x / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -152,14 +197,48 @@ __device__ void iterate(const IterateArguments& x) {
             sides[0] = {x.m, columns, column_chunks, v, q, deviations + PROBLEMS * row_chunks, x.b + b0 * x.m, 1, 1};
             sides[1] = {x.n, rows, row_chunks, u, p, deviations, x.a + b0 * x.n, stride, x.m};
         }
+        int t = threadIdx.x;
+        if (t < PROBLEMS) {
+            over[t] = t >= problems;
+            if (!over[t]) omega[t] = x.watch ? REAL(x.watch[b0 + t].omega) : x.omega[b0 + t];
+        }
         __syncthreads();
         bool plain = x.count == 0;
-        // Half-steps alternate, g first; the last one only measures. The code is there once for both sides: fewer
-        // registers.
-        int last = plain ? 2 : 2 * x.count;
-        for (int half = plain ? 1 : 0; half <= last; half++) {
-            update_side<PROBLEMS>(parts, K, sides[half & 1], sides[1 - (half & 1)], x.omega + b0, problems, x.method,
-                                  plain, half == last, half >= last - 1, C, minimum, REAL(x.cost_scale));
+#pragma unroll 1
+        for (int check = 0; check < x.checks; check++) {
+            // Half-steps alternate, g first; the last one only measures. The code is there once for both sides: fewer
+            // registers.
+            int last = plain ? 2 : 2 * x.count;
+#pragma unroll 1
+            for (int half = plain ? 1 : 0; half <= last; half++) {
+                update_side<PROBLEMS>(parts, K, sides[half & 1], sides[1 - (half & 1)], omega, over, problems, x.method,
+                                      plain, half == last, half >= last - 1, C, minimum, REAL(x.cost_scale));
+            }
+            if (t < problems && !over[t]) {
+                REAL total = 0;
+                for (int c = 0; c < row_chunks; c++) total += sides[1].deviation[t * row_chunks + c];
+                for (int c = 0; c < column_chunks; c++) total += sides[0].deviation[t * column_chunks + c];
+                x.deviation[b0 + t] = total;
+                if (x.watch) {
+                    Watch at = x.watch[b0 + t];
+                    x.rules.look(at, double(total) / x.mass[b0 + t], x.count, check);
+                    x.watch[b0 + t] = at;
+                    x.taken[b0 + t] = (check + 1) * (long long)x.count;
+                    over[t] = at.over != 0;
+                    omega[t] = REAL(at.omega);
+                }
+            }
+            __syncthreads();
+            bool ended = true;
+#pragma unroll
+            for (int k = 0; k < PROBLEMS; k++) ended = ended && over[k];
+            if (ended || check + 1 == x.checks) break;  // all threads agree
+            for (int k = warp; k < problems; k += warps) {
+                if (over[k]) continue;
+                REAL level = balance(u + k * rows, p + k * rows, x.n, v + k * columns, q + k * columns, x.m);
+                if (lane == 0) x.gauge[b0 + k] += level;
+            }
+            __syncthreads();
         }
         for (int t = warp; t < problems; t += warps) {
 #pragma unroll 1
@@ -172,41 +251,45 @@ __device__ void iterate(const IterateArguments& x) {
                 x.v[(b0 + t) * x.m + j] = v[t * columns + j];
                 x.q[(b0 + t) * x.m + j] = q[t * columns + j];
             }
-            if (lane == 0) {
-                REAL total = 0;
-                for (int c = 0; c < row_chunks; c++) total += sides[1].deviation[t * row_chunks + c];
-                for (int c = 0; c < column_chunks; c++) total += sides[0].deviation[t * column_chunks + c];
-                x.deviation[b0 + t] = total;
-            }
         }
         __syncthreads();  // the next tile writes 'sides' again
     }
 }
 
 // u, p (B, n) and v, q (B, m) in place; deviation (B,); C (n, m) with cost_stride 0 or (costs, n, m), cost_minimum of
-// each cost; cost_index (B,) or null; a (B, n), b (B, m), omega (B,). One problem per block.
+// each cost; cost_index (B,) or null; a (B, n), b (B, m). Without watch (null): omega (B,), and checks = 1. With it:
+// gauge (B,) and watch (B, 5) in place, taken (B,) iterations, mass (B,). One problem per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, const REAL* C, const REAL* cost_minimum,
-          const long long* cost_index, const REAL* a, const REAL* b, const REAL* omega, double cost_scale, int method,
-          int count, long long cost_stride, long long B, int n, int m) {
-    iterate<1>({u, p, v, q, deviation, C, cost_minimum, cost_index, a, b, omega, cost_scale, method, count, cost_stride,
-                B, n, m});
+iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* watch, long long* taken,
+          const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
+          const REAL* omega, const double* mass, double tol, double level, double first, double largest, int adaptive,
+          int observed, int stalled_after, double cost_scale, int method, int count, int checks, long long cost_stride,
+          long long B, int n, int m) {
+    WatchRules rules = {tol, level, first, largest, adaptive, observed, stalled_after};
+    iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<Watch*>(watch), taken, C, cost_minimum, cost_index, a, b,
+                omega, mass, rules, cost_scale, method, count, checks, cost_stride, B, n, m});
 }
 
 // The same for a shared C (cost_stride 0): two problems per block, each entry of K read once for both.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-iterate_2(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, const REAL* C, const REAL* cost_minimum,
-          const long long* cost_index, const REAL* a, const REAL* b, const REAL* omega, double cost_scale, int method,
-          int count, long long cost_stride, long long B, int n, int m) {
-    iterate<2>({u, p, v, q, deviation, C, cost_minimum, cost_index, a, b, omega, cost_scale, method, count, cost_stride,
-                B, n, m});
+iterate_2(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* watch, long long* taken,
+          const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
+          const REAL* omega, const double* mass, double tol, double level, double first, double largest, int adaptive,
+          int observed, int stalled_after, double cost_scale, int method, int count, int checks, long long cost_stride,
+          long long B, int n, int m) {
+    WatchRules rules = {tol, level, first, largest, adaptive, observed, stalled_after};
+    iterate<2>({u, p, v, q, deviation, gauge, reinterpret_cast<Watch*>(watch), taken, C, cost_minimum, cost_index, a, b,
+                omega, mass, rules, cost_scale, method, count, checks, cost_stride, B, n, m});
 }
 
 // The same for a shared C (cost_stride 0): four problems per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-iterate_4(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, const REAL* C, const REAL* cost_minimum,
-          const long long* cost_index, const REAL* a, const REAL* b, const REAL* omega, double cost_scale, int method,
-          int count, long long cost_stride, long long B, int n, int m) {
-    iterate<4>({u, p, v, q, deviation, C, cost_minimum, cost_index, a, b, omega, cost_scale, method, count, cost_stride,
-                B, n, m});
+iterate_4(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* watch, long long* taken,
+          const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
+          const REAL* omega, const double* mass, double tol, double level, double first, double largest, int adaptive,
+          int observed, int stalled_after, double cost_scale, int method, int count, int checks, long long cost_stride,
+          long long B, int n, int m) {
+    WatchRules rules = {tol, level, first, largest, adaptive, observed, stalled_after};
+    iterate<4>({u, p, v, q, deviation, gauge, reinterpret_cast<Watch*>(watch), taken, C, cost_minimum, cost_index, a, b,
+                omega, mass, rules, cost_scale, method, count, checks, cost_stride, B, n, m});
 }

@@ -39,33 +39,13 @@ start_scalings(REAL* u, REAL* p, REAL* v, REAL* q, double* gauge, const REAL* a,
     }
 }
 
-__device__ inline REAL moved(REAL scaling, REAL logit, REAL by) {
-    // A power of 2 changes no digit; what was out of range comes back from its logarithm.
-    return capped(in_range(scaling) && magnitude(by) < 60 ? scaling * power_of_two(by) : power_of_two(logit));
-}
-
 // u, p (B, n), v, q (B, m), gauge (B,) in place: the largest u and the largest v of each problem come within 2^8 of
 // each other. One warp per problem.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 balance_scalings(REAL* u, REAL* p, REAL* v, REAL* q, double* gauge, long long B, long long n, long long m) {
-    int lane = threadIdx.x % 32;
     for (long long k = first_warp(); k < B; k += all_warps()) {
-        REAL row = Limits<REAL>::lowest, column = Limits<REAL>::lowest;
-        for (long long i = lane; i < n; i += 32) row = larger(row, p[k * n + i]);
-        for (long long j = lane; j < m; j += 32) column = larger(column, q[k * m + j]);
-        row = warp_maximum(row);
-        column = warp_maximum(column);
-        REAL level = nearest_whole((row - column) / 2);
-        if (row == Limits<REAL>::lowest || column == Limits<REAL>::lowest || !(magnitude(level) >= 4)) continue;
-        for (long long i = lane; i < n; i += 32) {
-            p[k * n + i] -= level;
-            u[k * n + i] = moved(u[k * n + i], p[k * n + i], -level);
-        }
-        for (long long j = lane; j < m; j += 32) {
-            q[k * m + j] += level;
-            v[k * m + j] = moved(v[k * m + j], q[k * m + j], level);
-        }
-        if (lane == 0) gauge[k] += level;
+        REAL level = balance(u + k * n, p + k * n, n, v + k * m, q + k * m, m);
+        if (threadIdx.x % 32 == 0) gauge[k] += level;
     }
 }
 

@@ -146,3 +146,30 @@ __device__ inline Entry half_step(const Entry& old, REAL sum, REAL weight, REAL 
     if (method == SCALING) return {old.scaling, old.logit, infinity()};  // stands still, and says so
     return updated_by_log(old, logarithm, weight, omega, measure);
 }
+
+__device__ inline REAL moved(REAL scaling, REAL logit, REAL by) {
+    // A power of 2 changes no digit; what was out of range comes back from its logarithm.
+    return capped(in_range(scaling) && magnitude(by) < 60 ? scaling * power_of_two(by) : power_of_two(logit));
+}
+
+// Bring the largest u (n) and the largest v (m) of a problem within 2^8 of each other, by a warp; return the power of 2
+// that went from the rows to the columns.
+__device__ inline REAL balance(REAL* u, REAL* p, long long n, REAL* v, REAL* q, long long m) {
+    int lane = threadIdx.x % 32;
+    REAL row = Limits<REAL>::lowest, column = Limits<REAL>::lowest;
+    for (long long i = lane; i < n; i += 32) row = larger(row, p[i]);
+    for (long long j = lane; j < m; j += 32) column = larger(column, q[j]);
+    row = warp_maximum(row);
+    column = warp_maximum(column);
+    REAL level = nearest_whole((row - column) / 2);
+    if (row == Limits<REAL>::lowest || column == Limits<REAL>::lowest || !(magnitude(level) >= 4)) return 0;
+    for (long long i = lane; i < n; i += 32) {
+        p[i] -= level;
+        u[i] = moved(u[i], p[i], -level);
+    }
+    for (long long j = lane; j < m; j += 32) {
+        q[j] += level;
+        v[j] = moved(v[j], q[j], level);
+    }
+    return level;
+}

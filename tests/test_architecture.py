@@ -23,6 +23,7 @@ FLOORS = {
     "_ops_*": 2,
     "_point_costs": 1,
     "_grid_costs": 1,
+    "_overrelaxation": 1,
     "_grid_reductions": 1,
     "_grid_means": 2,
     "_grid_kernel": 2,

@@ -37,6 +37,7 @@ OPTIONS = (
         "-Werror",
     ),
     # longjmp between stacks is the point here; index checks trap, and the trap becomes a message.
+    "-fno-gnu-unique",  # or the shared variables of one dtype's templates would be those of the other's
     *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"),
 )
 
