@@ -48,8 +48,9 @@ def test_every_launch_is_legal_and_names_a_kernel():
         # Without being asked for, a block has 48 KiB; the fused kernel, and points of many coordinates, ask for more.
         more = operator == "iterate" or (operator.endswith(("_points", "_products")) and launch.block == 32)
         assert 0 <= launch.shared <= (sizes[-1].shared_memory if more else 48 << 10), (operator, sizes)
-    # What is left over is chosen by the storage of the cost, not by sizes.
-    assert known - seen == {("softmin.cu", "softmin_rows_half"), ("softmin.cu", "softmin_columns_half")}
+    # What is left over is chosen by the storage of the cost, not by sizes; documents have a test of their own.
+    half = {("softmin.cu", "softmin_rows_half"), ("softmin.cu", "softmin_columns_half")}
+    assert known - seen == half | {("documents.cu", "documents")}
     assert seen <= known
 
 
