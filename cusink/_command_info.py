@@ -1,35 +1,21 @@
 """What ``cusink info`` tells: versions, device, kernels, and how a problem of some size would be run."""
 
 import importlib.metadata
-import importlib.util
 import platform
 import sys
 
 import numpy as np
 
 from cusink import _kernels
+from cusink._gpu import device_error
 from cusink._launch_cupy import H100, Device, configure
-from cusink._tiles import tile_shape
+from cusink._pairs import memory
+from cusink._tiles import Sizes, tile_shape
 
-__all__ = ["device_error", "info", "text"]
+__all__ = ["info", "text"]
 
 PACKAGES = ("numpy", "scipy", "cupy", "zarr", "dask", "distributed", "tqdm", "torch", "jax", "matplotlib")
 OPERATORS = ("softmin", "apply_plan", "transport_cost", "c_transform", "plan_sum", "iterate")
-
-
-def device_error():
-    """Why no GPU can be used, and what to do; None where one can."""
-    if importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed: pip install 'cusink[cuda12]' (NVIDIA driver 580 or newer: 'cusink[cuda13]')"
-    try:
-        import cupy
-
-        if cupy.cuda.runtime.getDeviceCount() > 0:
-            return None
-        reason = "no device"
-    except Exception as error:  # no one class covers a missing driver, missing libraries and a driver too old
-        reason = " ".join(str(error).split()) or type(error).__name__
-    return f"CuPy cannot use a GPU ({reason}); see whether nvidia-smi lists one and whether CuPy fits its driver"
 
 
 def info(pairs, bins, dtype):
@@ -37,7 +23,7 @@ def info(pairs, bins, dtype):
     problem = device_error()
     device = None if problem else _device()
     launching = H100 if device is None else Device(device["multiprocessors"], device["shared_memory_per_block"])
-    sizes = _Sizes(pairs, bins, np.dtype(dtype))
+    sizes = Sizes(pairs, False, *memory(np.broadcast_to(0.0, bins), np.dtype(dtype).itemsize))
     tile = tile_shape(sizes, None)
     launches = {
         operator: launch and launch._asdict()
@@ -66,17 +52,6 @@ def info(pairs, bins, dtype):
             "launches": launches,
         },
     }
-
-
-class _Sizes:
-    """What `tile_shape` asks of pairs."""
-
-    def __init__(self, shape, bins, dtype):
-        from cusink._pairs import ARRAYS, COPIES
-
-        self.shape, self.symmetric = shape, False
-        self.pair_bytes = ARRAYS * sum(bins) * dtype.itemsize
-        self.shared_bytes = COPIES * bins[0] * bins[1] * dtype.itemsize
 
 
 def _device():

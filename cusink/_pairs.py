@@ -11,7 +11,7 @@ from cusink.divergence import self_potentials
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve
 
-__all__ = ["HistogramPairs", "pairs_of"]
+__all__ = ["HistogramPairs", "memory", "pairs_of"]
 
 ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
 COPIES = 6  # of the cost, that a row against many takes: the bins in use, its kernels, and work on them
@@ -24,6 +24,15 @@ def pairs_of(A, B, C, *, eps, check, memory_limit=None, on_empty="nan"):
     kernel = None if memory_limit is None else memory_limit // 2  # what a cost that is not stored may take
     given = _checks_retrieval.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel)
     return HistogramPairs(given.A, given.B, given.C, eps, given.dtype)
+
+
+def memory(C, itemsize):
+    """The bytes of `HistogramPairs.pair_bytes` and `shared_bytes` for a cost."""
+    n, m = C.shape
+    stored = COPIES * n * m * itemsize
+    if isinstance(C, PointCosts):
+        stored = min(stored, C.memory_limit)
+    return ARRAYS * (n + m) * itemsize, 0 if isinstance(C, GridCosts) else stored
 
 
 class HistogramPairs:
@@ -46,12 +55,7 @@ class HistogramPairs:
         self.shape = (len(A), len(B))
         self.comparable = _checks.symmetric(C) or isinstance(C, PointCosts)
         self.symmetric = A is B and _checks.symmetric(C)
-        self.pair_bytes = ARRAYS * sum(C.shape) * A.weights.itemsize
-        stored = C.shape[0] * C.shape[1] * A.weights.itemsize
-        if isinstance(C, PointCosts):
-            self.shared_bytes = min(COPIES * stored, C.memory_limit)
-        else:
-            self.shared_bytes = 0 if isinstance(C, GridCosts) else COPIES * stored
+        self.pair_bytes, self.shared_bytes = memory(C, C.dtype.itemsize)
 
     def solve(self, row, columns, value, options):
         """Solve one row against `columns`, a slice or an index array; a dict of arrays (len(columns),).

@@ -5,17 +5,27 @@ whatever order, gets the same bytes.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
 from cusink import _checks
 
-__all__ = ["PairValues", "pair_count", "tile_shape", "tiles"]
+__all__ = ["PairValues", "Sizes", "pair_count", "tile_shape", "tiles"]
 
 WIDTH = 1024  # pairs solved at once at most: more would leave the cache and gain nothing
 HEIGHT = 128  # rows of a tile at most
 WORK = 1 << 30  # bytes that all pairs of a tile would take at once: what may be lost when a run is killed
 SMALL = 32  # rows of a tile at least where a triangle stands for both, for tiles are square then
+
+
+class Sizes(NamedTuple):
+    """What `tile_shape` asks of pairs, for pairs that are not there."""
+
+    shape: tuple[int, int]
+    symmetric: bool
+    pair_bytes: int
+    shared_bytes: int
 
 
 def tile_shape(pairs, memory_limit):

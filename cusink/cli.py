@@ -23,6 +23,7 @@ from cusink import _command_info
 from cusink._checks_retrieval import VALUES
 from cusink._command_files import InputError, problem
 from cusink._command_output import DiskError, Report, beside, check_output, target, write_npz
+from cusink._gpu import device_error, to_device
 
 __all__ = ["InputError", "Parser", "choose_device", "main", "positive"]
 
@@ -297,6 +298,8 @@ def _problem(given):
     A, B, C = problem(given)
     shape = A.shape[0], (A if B is None else B).shape[0]
     if device == "cuda":
+        if not all(x is None or isinstance(x, np.ndarray) for x in (A, B)):
+            raise InputError("sparse histograms are compared on the CPU by this command; pass --device cpu")
         A, B, C = to_device(A, B, C)
     return device, (A, B, C), shape
 
@@ -312,22 +315,7 @@ def _options(given):
 
 def choose_device(name):
     """Return "cuda" or "cpu" for "auto", "cuda" or "cpu"; asking for CUDA where there is none is an error."""
-    problem = None if name == "cpu" else _command_info.device_error()
+    problem = None if name == "cpu" else device_error()
     if name == "cuda" and problem is not None:
         raise InputError(f"--device cuda: {problem}; or use --device cpu")
     return "cpu" if name == "cpu" or problem is not None else "cuda"
-
-
-def to_device(A, B, C):
-    """The arrays of a problem on the GPU."""
-    import cupy
-
-    from cusink.geometry import PointCloud
-
-    if not all(x is None or isinstance(x, np.ndarray) for x in (A, B)):
-        raise InputError("sparse histograms are compared on the CPU by this command; pass --device cpu")
-    if isinstance(C, PointCloud):
-        C = PointCloud(cupy.asarray(C.x), None if C.y is C.x else cupy.asarray(C.y), C.metric, power=C.power)
-    elif isinstance(C, np.ndarray):
-        C = cupy.asarray(C)
-    return cupy.asarray(A), None if B is None else cupy.asarray(B), C

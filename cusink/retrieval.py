@@ -11,7 +11,7 @@ from cusink._stores import TileStore
 from cusink._tiles import PairValues, pair_count, tile_shape, tiles
 from cusink.sinkhorn import warn_unconverged
 
-__all__ = ["DistanceMatrix", "distance_matrix"]
+__all__ = ["Arrays", "DistanceMatrix", "distance_matrix", "solve_tiles"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,23 +128,28 @@ def distance_matrix(
         job = manifest(pairs, tile, count, value=value, **{k: v for k, v in options.items() if k != "callback"})
         sink = TileStore(path, job, pairs.ops.to_host)
     else:
-        sink = _Arrays(pairs, out, full_output, {"A": A, "B": B, "C": C})
+        sink = Arrays(pairs, out, full_output, {"A": A, "B": B, "C": C})
     values = PairValues(pairs, value, options, tile[1])
     with sink:
-        todo = [at for at in tiles(pairs, *tile) if (at[0].start, at[1].start) not in sink.finished]
-        total, left = pair_count(pairs), sum(pair_count(pairs, *at) for at in todo)
-        with _bar(total, total - left, progress) as bar:
-            for rows, columns in todo:
-                solved, missed, worst = values.tile(rows, columns, sink.names, bar.update)
-                sink.write(rows, columns, solved, missed, worst)
+        solve_tiles(values, tile, sink, progress)
         result = sink.finish()
     missed, worst = zip(*sink.finished.values(), strict=True)
     if any(missed):
-        warn_unconverged(sum(missed), total, max(worst), tol, max_iter)
+        warn_unconverged(sum(missed), pair_count(pairs), max(worst), tol, max_iter)
     return result
 
 
-class _Arrays:
+def solve_tiles(values, tile, sink, progress=False):
+    """Solve the tiles of `PairValues` that a sink, which takes them in, has not finished."""
+    pairs = values.pairs
+    todo = [at for at in tiles(pairs, *tile) if (at[0].start, at[1].start) not in sink.finished]
+    total, left = pair_count(pairs), sum(pair_count(pairs, *at) for at in todo)
+    with _bar(total, total - left, progress) as bar:
+        for rows, columns in todo:
+            sink.write(rows, columns, *values.tile(rows, columns, sink.names, bar.update))
+
+
+class Arrays:
     """Takes tiles in, as `TileStore` does, into arrays in memory."""
 
     def __init__(self, pairs, out, full_output, inputs):
