@@ -89,6 +89,21 @@ def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, mon
         np.testing.assert_allclose(printed[name], expected, rtol=0, atol=5.1e-4, err_msg=name)
 
 
+def test_every_digit_against_all_others(tmp_path, capsys, monkeypatch):
+    queries, query_digits, *_ = retrieve_digits.every_digit()
+    assert queries.shape == (1797, 64)
+    few = (queries[:40], query_digits[:40])
+    monkeypatch.setattr(retrieve_digits, "every_digit", lambda: few * 2)
+    arguments = ["--all", "--device", "cpu", "--dtype", "float64", "--output", str(tmp_path / "sheet.png")]
+    assert retrieve_digits.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "40 images against each other = 820 pairs" in out and "820 of 820 pairs converged" in out
+    printed = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in out.splitlines()[-6:-2]}
+    apart = abs(few[0][:, None] - few[0]).sum(axis=2) + np.diag(np.full(40, np.inf))
+    hits = few[1][np.argsort(apart, axis=1, kind="stable")] == few[1][:, None]
+    np.testing.assert_allclose(printed["L1"], [hits[:, :k].mean() for k in (1, 5, 10)], rtol=0, atol=5.1e-4)
+
+
 def test_the_demonstration_refuses_bad_input_in_one_line(capsys):
     assert retrieve_digits.main(["--eps", "-1"]) == 2
     err = capsys.readouterr().err
@@ -98,16 +113,19 @@ def test_the_demonstration_refuses_bad_input_in_one_line(capsys):
 def test_the_picture_counts_right_and_wrong_neighbours(tmp_path):
     queries, query_digits, corpus, corpus_digits = retrieve_digits.split_digits()
     paths = [tmp_path / "right.png", tmp_path / "wrong.png"]
-    for path, digits in zip(
-        paths, [query_digits[:2, None].repeat(3, 1), 9 - query_digits[:2, None].repeat(3, 1)], strict=True
-    ):
-        retrieve_digits.draw(path, queries[:2], query_digits[:2], corpus[[[0, 1, 2], [3, 4, 5]]], digits, 0.01)
+    found = np.array([[0, 1, 2], [3, 4, 5]])
+    for path, offset in zip(paths, (0, 1), strict=True):
+        digits = np.arange(10)[corpus_digits].copy()
+        digits[found] = (query_digits[:2, None] + offset) % 10
+        retrieve_digits.draw(path, queries[:2], query_digits[:2], corpus, digits, found, 0.01)
     import matplotlib.image
+
+    from cusink import plot
 
     def share(path, colour):
         rgb = matplotlib.image.imread(path)[..., :3]
         wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         return (abs(rgb - wanted).max(axis=2) < 0.02).mean()
 
-    assert share(paths[0], retrieve_digits.RIGHT) > 0.003 and share(paths[0], retrieve_digits.WRONG) == 0
-    assert share(paths[1], retrieve_digits.WRONG) > 0.003 and share(paths[1], retrieve_digits.RIGHT) == 0
+    assert share(paths[0], plot.RIGHT) > 0.003 and share(paths[0], plot.WRONG) == 0
+    assert share(paths[1], plot.WRONG) > 0.003 and share(paths[1], plot.RIGHT) == 0
