@@ -7,6 +7,7 @@ import numpy as np
 from cusink import _checks, _document_tiles
 from cusink._checks_documents import documents, is_measures, is_sparse, sums
 from cusink._ops import ops_for
+from cusink._tiles import tile_shape
 
 __all__ = ["DocumentPairs", "are_documents", "document_pairs"]
 
@@ -16,9 +17,9 @@ def are_documents(A, B):
     return any(is_sparse(x) or is_measures(x) for x in (A, B))
 
 
-def document_pairs(A, B, C, *, eps, check, on_empty="nan"):
+def document_pairs(A, B, C, *, eps, check, memory_limit=None, on_empty="nan"):
     """The checked pairs of all items of A with all items of B (None: of A) at the cost C."""
-    return DocumentPairs(documents(A, B, C, eps=eps, check=check, on_empty=on_empty), eps)
+    return DocumentPairs(documents(A, B, C, eps=eps, check=check, on_empty=on_empty), eps, memory_limit)
 
 
 TOGETHER = 8  # rows that are solved at once
@@ -29,9 +30,12 @@ class DocumentPairs:
 
     Only the points that an item has enter its problems. A pair with an empty item has the distance NaN and the error
     NaN; there is nothing to converge, so it counts as converged.
+
+    Some rows of a tile are solved at once, and kept for the calls that ask for them: a round of an iteration costs as
+    much for few pairs as for many. Which rows these are follows from `cusink._tiles.tile_shape` alone.
     """
 
-    def __init__(self, given, eps):
+    def __init__(self, given, eps, memory_limit=None):
         self.A, self.B, self.C, self.eps, self.dtype = given.A, given.B, given.C, eps, given.dtype
         self.ops = ops_for(given.C)
         self.shape = (len(given.A), len(given.B))
@@ -42,24 +46,24 @@ class DocumentPairs:
         self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
         self.on_host = given.xp is np
         self._key = self._columns = self._kept = self._uploaded = None
-        itemsize = given.A.weights.itemsize
-        largest = [max(int(side.sizes.max()), 1) for side in (given.A, given.B)]
+        itemsize, sizes = given.A.weights.itemsize, (given.A.sizes, given.B.sizes)
+        # A limit holds for the largest items; without one the average says well enough how much work a pair is.
+        n, m = (max(1, int(side.max() if memory_limit is not None else side.mean())) for side in sizes)
         used = min(self.C.shape[-1], len(given.B.places))
-        together = min(TOGETHER, len(given.A))
-        self.pair_bytes = together * _document_tiles.COPIES * largest[0] * largest[1] * itemsize
-        self.shared_bytes = together * 3 * largest[0] * used * itemsize
+        self.pair_bytes = _document_tiles.COPIES * n * m * itemsize
+        self.shared_bytes = 3 * n * used * itemsize
+        self.height, width = tile_shape(self, memory_limit)
+        row_bytes = self.shared_bytes + min(width, self.shape[1]) * self.pair_bytes
+        self.together = TOGETHER if memory_limit is None else max(1, min(memory_limit // row_bytes, TOGETHER))
 
     def solve(self, row, columns, value, options):
-        """Solve one item against `columns`, a slice or an index array; a dict of arrays (len(columns),).
-
-        Rows are solved some at a time, those from a multiple of `TOGETHER` on, and the others are kept for the next
-        calls: a round of an iteration costs as much for few pairs as for many.
-        """
+        """Solve one item against `columns`, a slice or an index array; a dict of arrays (len(columns),)."""
         columns = np.arange(len(self.B))[columns]
-        first = row - row % TOGETHER
+        start = row - row % self.height
+        first = row - (row - start) % self.together
         key = first, options
         if self._key != key or not np.isin(columns, self._columns).all():
-            rows = np.arange(first, min(first + TOGETHER, len(self.A)))
+            rows = np.arange(first, min(first + self.together, start + self.height, len(self.A)))
             self._key, self._columns = key, np.unique(columns)
             self._kept = self._solved(rows, self._columns, options)
         place = np.searchsorted(self._columns, columns)

@@ -20,7 +20,7 @@ COPIES = 6  # of the cost, that a row against many takes: the bins in use, its k
 def pairs_of(A, B, C, *, eps, check, memory_limit=None, on_empty="nan"):
     """The checked pairs of all items of A with all items of B (None: of A) at the cost C."""
     if are_documents(A, B):
-        return document_pairs(A, B, C, eps=eps, check=check, on_empty=on_empty)
+        return document_pairs(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     kernel = None if memory_limit is None else memory_limit // 2  # what a cost that is not stored may take
     given = _checks_retrieval.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel)
     return HistogramPairs(given.A, given.B, given.C, eps, given.dtype)

@@ -276,7 +276,7 @@ def test_out_of_memory_bounds_and_files(tmp_path):
     A, C = corpus(), cusink.cost_matrix(vectors())
     plain = cusink.distance_matrix(A, None, C, eps=2.0, tol=1e-6)
     np.testing.assert_allclose(
-        cusink.distance_matrix(A, None, C, eps=2.0, tol=1e-6, memory_limit=3_000_000), plain, rtol=1e-4
+        cusink.distance_matrix(A, None, C, eps=2.0, tol=1e-6, memory_limit=1_000_000), plain, rtol=1e-4
     )
     with pytest.raises(ValueError, match="'memory_limit'"):
         cusink.distance_matrix(A, None, C, eps=2.0, memory_limit=100)
