@@ -25,7 +25,7 @@ DIRECT = 8  # dimensions up to which differences first are fast enough where eve
 NEAR = 1e-2  # squared distance over the largest squares, below which a root takes differences first
 LEAF = 64  # points that may lie in any order
 PARTS = 16  # of the rows, which threads take as they come; sums do not depend on who took which
-SMALL = 1 << 16  # pairs of points in a problem, up to which problems with clouds of their own share a tile
+SMALL = 1 << 16  # pairs of points up to which the costs of a problem, or of a tile of problems, are an array
 THREADED = 1 << 21  # entries from which threads pay
 ABSENT = -1e30  # log of what is not there; finite, for -inf times 0 is NaN
 

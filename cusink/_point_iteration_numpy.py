@@ -24,8 +24,8 @@ class Iteration(dense.Iteration):
     def _forms(self, C, dtype, eps, method):
         if method == "log":
             return [LogClouds(C, dtype, eps, reductions)]
-        if C.ndim == 3 and C.shape[-2] * C.shape[-1] <= SMALL:
-            return [Tiles(C, dtype, eps)]
+        if C.shape[-2] * C.shape[-1] <= SMALL:
+            return [Tiles(C, dtype, eps)] if C.ndim == 3 else super()._forms(C.block(np), dtype, eps, method)
         if C.ndim == 3 or self.alone:
             return [Absorbed(C, dtype, eps)]
         kernels = [CloudKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]

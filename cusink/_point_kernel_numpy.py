@@ -32,7 +32,8 @@ class PlanKernel:
         n, m = side.shape
         self.least = least if n * m >= SPARSE else 0.0
         block = side.rows * side.all.padded * side.dtype.itemsize
-        self.room = budget - 3 * block * min(os.cpu_count(), len(side.blocks))  # bytes, without the workspaces
+        # Bytes to keep; what workspaces take comes off, and a part that the allocator may need to cut it up.
+        self.room = budget * 3 // 4 - 3 * block * min(os.cpu_count(), len(side.blocks))
         self.kept, self.factors, self.lock = {}, {}, threading.Lock()
         self.columns = [None] * len(side.blocks) if self.least else [side.all] * len(side.blocks)
         self.empty = empty

@@ -13,8 +13,8 @@ def plan_means(C, a, b, f, g, eps):
     """Iterate over ``(index, means)``, see `cusink._ops`; all the means of a group can be taken at once."""
     rest = np.arange(len(a))
     n, m = C.shape[-2:]
-    if C.ndim == 3 and n * m <= SMALL:
-        size = max(1, dense.TILE_BYTES // (n * m * 8))
+    if n * m <= SMALL:
+        size = max(1, dense.TILE_BYTES // (n * m * 8)) if C.ndim == 3 else len(a)
         for start in range(0, len(a), size):
             some = rest[start : start + size]
             for index, means in dense.plan_means(C.block(np, some), *(x[some] for x in (a, b, f, g)), eps):
