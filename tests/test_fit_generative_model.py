@@ -136,6 +136,30 @@ def test_the_cost_is_the_notebooks_and_the_gradient_its_slope(name):
         assert gradient @ direction == pytest.approx(oracle.derivative(along, step=1e-2), rel=2e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_transport_converges_where_the_notebooks_plain_iteration_is_no_number(dtype):
+    """At its start, s = 0.15, whole columns of exp(-C / s^2) are zero in float32, the notebook's precision."""
+    rng = np.random.default_rng(0)
+    (b, y), (a, x) = observe(rng, 50), Model.start(2).sample(rng.standard_normal(50))
+    given = fitting.parse([])
+    squares = ((x[:, None] - y) ** 2).sum(axis=2)
+
+    def plain(a, b, K):
+        v = np.ones_like(b)
+        for _ in range(200):
+            u = a / (K @ v)
+            v = b / (K.T @ u)
+        return given.scale**2 * (a @ np.log(u) + b @ np.log(v))
+
+    with np.errstate(all="ignore"):
+        single = plain(*(array.astype(np.float32) for array in (a, b, np.exp(-squares / given.scale**2))))
+    exact = plain(a, b, np.exp(-squares / given.scale**2))
+    cost, by_a, by_x, _ = fitting.sinkhorn(*(array.astype(dtype) for array in (x, a, y, b)), given)
+    assert np.isnan(single) and given.missed == [] and cost.dtype == dtype
+    assert cost == pytest.approx(exact, rel=1e-6 if dtype is np.float64 else 1e-5)
+    assert np.isfinite(by_a).all() and np.isfinite(by_x).all()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_behind_the_points(name):
     rng = np.random.default_rng(0)
