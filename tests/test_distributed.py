@@ -1,0 +1,239 @@
+"""`cusink.distributed`: the bytes that one machine would give, whatever the chunks, and whoever dies on the way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import problems
+import pytest
+
+import cusink
+
+dask = pytest.importorskip("dask")
+da = pytest.importorskip("dask.array")
+distributed = pytest.importorskip("cusink.distributed")
+
+C = problems.grid_cost(4, 4)
+POINTS = np.random.default_rng(2).random((16, 2))
+COSTS = {
+    "array": C,
+    "points": cusink.PointCloud(POINTS),
+    "two clouds": cusink.PointCloud(POINTS, POINTS[::-1] + 0.1),
+    "grid": cusink.Grid((4, 4), spacing=1 / np.sqrt(18)),
+}
+OPTIONS = {"eps": 0.05, "tol": 1e-3}
+LIMIT = 45_000  # tiles of 10 x 10 pairs
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    with dask.config.set(scheduler="threads", num_workers=2):
+        yield
+
+
+def histograms(count, seed=0, dtype=np.float64):
+    return problems.histograms(np.random.default_rng(seed), count, 16, 0.4).astype(dtype)
+
+
+def chunked(x, rows, bins=-1):
+    return None if x is None else da.from_array(x, chunks=(rows, bins))
+
+
+FIELDS = ("distances", "error", "n_iter", "converged")
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "value", "limit"),
+    [(False, "cost", LIMIT), (True, "cost", LIMIT), (False, "divergence", None), (True, "divergence", LIMIT)],
+)
+def test_the_same_bytes_as_on_one_machine(symmetric, value, limit):
+    A, B = histograms(24), None if symmetric else histograms(21, seed=1)
+    options = OPTIONS | {"value": value, "memory_limit": limit}
+    want = cusink.distance_matrix(A, B, C, full_output=True, **options)
+    found = distributed.distance_matrix(chunked(A, 12, 7), chunked(B, 8), C, full_output=True, **options)
+    for name in FIELDS:
+        lazy, local = getattr(found, name), getattr(want, name)
+        assert isinstance(lazy, da.Array) and lazy.shape == local.shape and lazy.dtype == local.dtype
+        here = lazy.compute()
+        assert here.dtype == local.dtype and here.tobytes() == local.tobytes(), name
+    assert distributed.distance_matrix(A, B, C, **options).compute().tobytes() == want.distances.tobytes()
+
+
+@pytest.mark.parametrize(("kind", "symmetric"), [("points", True), ("two clouds", False), ("grid", True)])
+def test_costs_that_are_not_stored(kind, symmetric):
+    A, B = histograms(15), None if symmetric else histograms(12, seed=1)
+    options = OPTIONS | {"value": "divergence", "memory_limit": LIMIT}
+    want = cusink.distance_matrix(A, B, COSTS[kind], **options)
+    found = distributed.distance_matrix(chunked(A, 9), chunked(B, 5), COSTS[kind], **options)
+    assert found.compute().tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, int])
+def test_dtypes(dtype):
+    A = (1000 * histograms(12)).astype(int) if dtype is int else histograms(12, dtype=dtype)
+    if dtype is int:
+        A[:, 0] += 1000 - A.sum(axis=1)
+    cost = (10 * C).astype(int) if dtype is int else C.astype(dtype)
+    options = OPTIONS | {"eps": 0.5} if dtype is int else OPTIONS
+    want = cusink.distance_matrix(A, None, cost, **options)
+    found = distributed.distance_matrix(chunked(A, 5), None, cost, **options)
+    assert found.dtype == want.dtype
+    assert found.compute().tobytes() == want.tobytes()
+
+
+def test_a_cost_that_is_not_symmetric():
+    A, cost = histograms(12), C + np.triu(np.full(C.shape, 0.1))
+    found = distributed.distance_matrix(chunked(A, 5), None, cost, **OPTIONS)
+    assert found.compute().tobytes() == cusink.distance_matrix(A, None, cost, **OPTIONS).tobytes()
+
+
+def test_a_part_is_what_it_costs(monkeypatch):
+    """Lazy: nothing is read before it is asked for, and no more than is asked for."""
+    from cusink import _tiles
+
+    read, solved, original = [], [], _tiles.PairValues.strip
+
+    def load(block_info):
+        read.append(block_info[None]["chunk-location"][0])
+        return histograms(40)[slice(*block_info[None]["array-location"][0])]
+
+    A = da.map_blocks(load, chunks=((10,) * 4, (16,)), dtype=float, meta=np.empty((0, 0)))
+    monkeypatch.setattr(_tiles.PairValues, "strip", lambda *at: solved.append(at[1]) or original(*at))
+    D = distributed.distance_matrix(A, histograms(10, seed=1), C, **OPTIONS)
+    assert D.chunks == ((10,) * 4, (10,)) and read == [] and solved == []
+    D[25:30].compute()
+    assert set(read) == {0, 2} and len(solved) == 10  # the first chunk tells the mass
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("value", ["cost", "divergence"])
+def test_neighbours_are_those_of_one_machine(symmetric, value):
+    A, B = histograms(23), None if symmetric else histograms(37, seed=1)
+    options = {"eps": 0.05, "tol": 1e-6, "value": value, "k": 5}
+    distances, indices = cusink.nearest(A, B, C, **options)
+    found = distributed.nearest(chunked(A, 12, 7), chunked(B, 10), C, **options)
+    assert all(isinstance(lazy, da.Array) and lazy.shape == (23, 5) for lazy in found)
+    here = dask.compute(*found)
+    np.testing.assert_array_equal(here[1], indices)
+    np.testing.assert_allclose(here[0], distances, rtol=0, atol=1e-6)
+    assert here[0].dtype == distances.dtype and here[1].dtype == indices.dtype
+
+
+def test_neighbours_at_equal_distances_come_in_order():
+    """Copies of two point masses in several chunks, and chunks with fewer rows than neighbours are wanted."""
+    B = np.tile(np.eye(16)[[0, 5]], (6, 1))
+    _, indices = dask.compute(*distributed.nearest(B[:2], chunked(B, 3), C, k=7, eps=0.05))
+    np.testing.assert_array_equal(indices, [[*range(0, 12, 2), 1], [*range(1, 12, 2), 0]])
+    _, indices = dask.compute(*distributed.nearest(chunked(B, 1), None, C, k=3, eps=0.05))
+    np.testing.assert_array_equal(indices[:3], [[2, 4, 6], [3, 5, 7], [0, 4, 6]])
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"A": None}, TypeError, "'A' must be an array of histograms"),
+        ({"A": histograms(3)[0]}, ValueError, "'A' must have shape"),
+        ({"B": histograms(3)[:, :5]}, ValueError, "'B' must have shape .Q, 16., .* to match C"),
+        ({"B": histograms(3, dtype=np.float32)}, TypeError, "one dtype"),
+        ({"C": C * np.nan}, ValueError, "'C' must hold finite costs"),
+        ({"C": C + np.triu(C), "value": "divergence"}, ValueError, "value='divergence'"),
+        ({"eps": -1}, ValueError, "'eps' must be positive"),
+        ({"value": "emd"}, ValueError, "'value' must be one of"),
+        ({"device": "gpu"}, ValueError, "'device' must be one of"),
+        ({"memory_limit": 10}, ValueError, "'memory_limit' must be at least"),
+        ({"A": da.from_array(histograms(9))[da.from_array(np.arange(9)) > 2]}, ValueError, "compute_chunk_sizes"),
+    ],
+)
+def test_what_can_be_told_at_once_is(change, error, said):
+    given = {"A": histograms(4), "B": histograms(3), "C": C, "eps": 0.1} | change
+    with pytest.raises(error, match=said):
+        distributed.distance_matrix(**given)
+
+
+def test_what_a_task_finds_names_its_place():
+    B = histograms(20)
+    B[13, 2] = np.nan
+    D = distributed.distance_matrix(histograms(9), chunked(B, 10), C, memory_limit=LIMIT, **OPTIONS)
+    with pytest.raises(ValueError, match=r"'B' must be finite; got nan at \[3, 2\]") as caught:
+        D.compute()
+    assert any("from 10 of 'B'" in note for note in caught.value.__notes__)
+
+
+def test_masses_are_compared_across_chunks():
+    A = histograms(20)
+    A[15] *= 2
+    with pytest.raises(ValueError, match="'A' row 0 has 1 and 'A' row 5 has 2"):
+        distributed.distance_matrix(chunked(A, 10), histograms(3), C, **OPTIONS).compute()
+
+
+def test_pairs_that_do_not_converge_are_warned_of_where_they_are_solved():
+    lazy = distributed.distance_matrix(histograms(4), None, C, eps=0.001, tol=1e-13, max_iter=2)
+    with dask.config.set(scheduler="synchronous"), pytest.warns(cusink.ConvergenceWarning, match="of 10 problems"):
+        lazy.compute()
+
+
+# A cluster
+
+
+CLUSTER = """
+import os, signal, sys, time
+import dask.array as da, numpy as np
+from dask.distributed import Client, LocalCluster, futures_of
+
+import cusink, cusink.distributed
+
+def without_cupy():
+    sys.modules["cupy"] = None
+
+if __name__ == "__main__":
+    A, C, want = np.load("A.npy"), np.load("C.npy"), np.load("want.npy")
+    options = {"eps": 0.03, "tol": 1e-3, "memory_limit": 400_000}
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        pids = list(client.run(os.getpid).values())
+        lazy = cusink.distributed.distance_matrix(da.from_array(A, chunks=(10, -1)), A, C, client=client, **options)
+        D = client.persist(lazy)
+        while not sum(future.status == "finished" for future in futures_of(D)) >= 4:
+            time.sleep(0.02)
+        os.kill(pids[0], signal.SIGKILL)
+        left = sum(future.status != "finished" for future in futures_of(D))
+        print("left", left)
+        print("equal", D.compute().tobytes() == want.tobytes())
+        now = set(client.run(os.getpid).values())
+        print("lost", pids[0] not in now and os.getpid() not in now)
+
+        client.run(without_cupy)
+        try:
+            cusink.distributed.distance_matrix(A[:2], None, C, device="cuda", **options).compute()
+        except RuntimeError as error:
+            print("error", error)
+"""
+
+
+def test_a_worker_that_is_killed_takes_nothing_with_it(tmp_path):
+    """Two processes; SIGKILL for one of them when some blocks are done and some are not."""
+    A = problems.histograms(np.random.default_rng(0), 100, 64, 0.4)
+    cost = problems.grid_cost(8, 8)
+    want = cusink.distance_matrix(A, A, cost, eps=0.03, tol=1e-3, memory_limit=400_000)
+    for name, x in (("A", A), ("C", cost), ("want", want)):
+        np.save(tmp_path / f"{name}.npy", x)
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    answer = subprocess.run(
+        [sys.executable, "cluster.py"],
+        cwd=tmp_path,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(cusink.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    said = dict(line.split(" ", 1) for line in answer.stdout.splitlines())
+    assert int(said["left"]) > 0 and said["equal"] == "True" and said["lost"] == "True"
+    assert "cannot use a GPU: CuPy is not installed" in said["error"] and "device='cpu'" in said["error"]
