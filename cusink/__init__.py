@@ -1,6 +1,7 @@
 """Entropy-regularised Wasserstein distances for many pairs at once, on NumPy and on CuPy."""
 
 from cusink.adjoint import SinkhornGradients, sinkhorn_adjoint
+from cusink.barycenters import Barycenter, barycenter
 from cusink.costs import cost_matrix, cost_matrix_adjoint
 from cusink.divergence import (
     DivergenceGradients,
@@ -31,6 +32,7 @@ from cusink.retrieval import DistanceMatrix, distance_matrix
 from cusink.sinkhorn import ConvergenceWarning, sinkhorn
 
 __all__ = [
+    "Barycenter",
     "ConvergenceWarning",
     "DistanceMatrix",
     "DivergenceGradients",
@@ -42,6 +44,7 @@ __all__ = [
     "SinkhornDivergence",
     "SinkhornGradients",
     "SinkhornResult",
+    "barycenter",
     "cost_matrix",
     "cost_matrix_adjoint",
     "distance_matrix",
