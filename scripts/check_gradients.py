@@ -16,9 +16,9 @@ import warnings
 
 import numpy as np
 from bench_gradients import torch_log_domain
-from distance_matrix import InputError, Parser, positive
 
 import cusink
+from cusink.cli import InputError, Parser, positive
 
 EPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
 ROUNDING = 1e-13  # a marginal error that no solve falls far below

@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from distance_matrix import InputError, Parser, positive
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 import cusink
+from cusink.cli import InputError, Parser, positive
 
 CLASSES = 10
 C = np.abs(np.subtract.outer(np.arange(CLASSES), np.arange(CLASSES))) / (CLASSES - 1)
