@@ -30,6 +30,7 @@ DEFAULT = {  # kernel, scale, iterations: the notebook's
 }
 REPORT = 50  # iterations from one printed cost, and one figure, to the next
 MAX_ITER = 10_000  # of a transport plan
+TRUTH_SAMPLES = 50  # whose costs say what a perfect fit would reach
 EXTENT = 2.0  # pictures show the square from -2 to 2
 CELLS = 100  # of a field, along each side
 INK, GREY, MODEL, DATA = "#1b1b1b", "#6b6b6b", "#d55e00", "#0072b2"
@@ -120,12 +121,12 @@ def fit(given, report):
     return model, np.array(costs)
 
 
-def costs_of_truth(given, samples=50):
+def costs_of_truth(given):
     """What samples of the model behind the data cost beside the same data: what a perfect fit would reach."""
     rng = np.random.default_rng(given.seed)
     b, y = observe(rng, given.points)
     found = []
-    for _ in range(samples):
+    for _ in range(TRUTH_SAMPLES):
         a, x = TRUTH.sample(rng.standard_normal(given.points))
         found.append(float(DIVERGENCES[given.divergence](x, a, y, b, given)[0]))
     return np.array(found)

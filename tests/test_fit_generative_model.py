@@ -193,9 +193,10 @@ def test_a_short_fit_lowers_the_cost_the_same_way_each_time(name):
 
 
 @pytest.mark.parametrize("name", ["likelihood", "sinkhorn"])
-def test_the_command_prints_and_draws(name, tmp_path, capsys):
+def test_the_command_prints_and_draws(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fitting, "TRUTH_SAMPLES", 2)
     folder = tmp_path / "new" / "folder"
-    words = f"--divergence {name} --points 12 --iterations 4 --frames 2 --output {folder}"
+    words = f"--divergence {name} --points 12 --scale 0.4 --iterations 4 --frames 2 --output {folder}"
     assert fitting.main(words.split()) == 0
     lines = capsys.readouterr().out.splitlines()
     cost = fitting.fit(fitting.parse(words.split()), lambda *report: None)[1][0]
@@ -207,10 +208,11 @@ def test_the_command_prints_and_draws(name, tmp_path, capsys):
         assert animation.n_frames == 3
 
 
-def test_the_truth_costs_little_beside_its_own_data():
+def test_the_truth_costs_little_beside_its_own_data(monkeypatch):
     """Samples of the truth, other than the data: of 300 points they are nearly equal in the norm."""
+    monkeypatch.setattr(fitting, "TRUTH_SAMPLES", 5)
     given = fitting.parse("--divergence kernel --points 300".split())
-    found = fitting.costs_of_truth(given, samples=5)
+    found = fitting.costs_of_truth(given)
     assert len(set(found)) == 5 and found.min() > 0 and found.max() < 0.02
 
 
