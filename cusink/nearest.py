@@ -142,7 +142,9 @@ def nearest(
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation)
     _checks.one_of("value", value, _checks_retrieval.VALUES)
     memory_limit = _checks_retrieval.memory_limit(memory_limit)
-    pairs, alone = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty), B is None
+    _checks.regularisation(eps)
+    eps, alone = float(eps), B is None  # a NumPy scalar would make float64 of float32 arrays
+    pairs = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         _checks_retrieval.divergence(pairs)
     k = _checks_nearest.neighbours(k, pairs.shape[1], alone)

@@ -130,6 +130,14 @@ def test_a_loose_tolerance_prunes_less_and_finds_the_same():
     assert finished[1] < finished[0] < found.bounded
 
 
+def test_eps_may_be_a_numpy_scalar():
+    A, B, C = (x.astype(np.float32) for x in collection(4, 60))
+    want = cusink.nearest(A, B, C, k=K, eps=EPS, value="reg_cost", tol=1e-4)
+    found = cusink.nearest(A, B, C, k=K, eps=np.float64(EPS), value="reg_cost", tol=1e-4)
+    for one, other in zip(want, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("mass", [1e-3, 50.0])
 def test_any_mass_and_unit(mass):
     A, B, C = collection(3, 60, mass=mass)
