@@ -139,14 +139,13 @@ def configure_documents(pairs, n, m, dtype, device):
 
 def _reduction(operator, B, n, m, size, device, axis, shared_cost, half):
     kept, summed = (n, m) if axis else (m, n)
-    name = operator + ("_rows" if axis else "_columns")
-    if half:
-        name += "_half"
-    elif shared_cost and B >= TILED_FROM:
+    name, end = operator + ("_rows" if axis else "_columns"), "_half" if half else ""
+    if shared_cost and B >= TILED_FROM:
         warps = 4 if B > 2 * TILE_PROBLEMS else 2
         shared = size * (TILE * (TILE + 1) + warps * TILE_PROBLEMS * TILE * SUMMED[operator])
         tiles = -(-kept // TILE) * -(-B // (warps * TILE_PROBLEMS))
-        return Launch(FILE[operator], name + "_tiled", _blocks(tiles), 32 * warps, shared)
+        return Launch(FILE[operator], f"{name}_tiled{end}", _blocks(tiles), 32 * warps, shared)
+    name += end
     if axis:
         # About 8 entries per thread: enough loads in flight, and little to merge.
         return Launch(FILE[operator], name, _blocks(B * n), 32 * _power_of_two(-(-summed // 256), 16), 0)

@@ -143,9 +143,9 @@ def _sizes(*sizes):
 
 def _cost_index(launch, index):
     """The argument that says which cost a problem has, where the kernel takes it: tiles are for one shared cost."""
-    return () if launch.kernel.endswith("_tiled") else (NO_INDEX if index is None else index,)
+    return () if "_tiled" in launch.kernel else (NO_INDEX if index is None else index,)
 
 
 def _cost_stride(launch, C):
     """The argument that says how far apart two problems' costs lie, where the kernel takes it."""
-    return () if launch.kernel.endswith("_tiled") else (np.int64(0 if C.ndim == 2 else C.shape[1] * C.shape[2]),)
+    return () if "_tiled" in launch.kernel else (np.int64(0 if C.ndim == 2 else C.shape[1] * C.shape[2]),)

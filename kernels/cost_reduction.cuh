@@ -98,8 +98,8 @@ __device__ void reduce_columns(const Term& term, const Cost* C, const long long*
 // bound. Dynamic shared memory: TILE * (TILE + 1) REAL, then warps * TILE_PROBLEMS * TILE Summed.
 constexpr int TILE = 32, TILE_PROBLEMS = 4;
 
-template <int axis, class Term>
-__device__ void reduce_tiles(const Term& term, const REAL* C, long long B, long long n, long long m) {
+template <int axis, class Term, class Cost>
+__device__ void reduce_tiles(const Term& term, const Cost* C, long long B, long long n, long long m) {
     typedef typename Term::Summed Summed;
     typedef typename Term::State State;
     REAL* piece = reinterpret_cast<REAL*>(dynamic_shared);
@@ -119,7 +119,7 @@ __device__ void reduce_tiles(const Term& term, const REAL* C, long long B, long 
             __syncthreads();  // the last piece has been used
             long long i0 = axis ? k - lane : first, j = (axis ? first : k - lane) + lane;
             for (int r = warp; r < TILE; r += warps)
-                piece[r * (TILE + 1) + lane] = i0 + r < n && j < m ? C[(i0 + r) * m + j] : REAL(0);
+                piece[r * (TILE + 1) + lane] = i0 + r < n && j < m ? to_real(C[(i0 + r) * m + j]) : REAL(0);
 #pragma unroll
             for (int r = 0; r < TILE_PROBLEMS; r++)
                 values[r * TILE + lane] =

@@ -9,7 +9,7 @@
 //     softmin_rows     axis 1, out (B, n), logits (B, m); a cost per problem or few problems: bound by the bytes of C
 //     softmin_columns  axis 0, out (B, m), logits (B, n); the same
 //     ..._tiled        the same for a shared C and many problems: bound by B * n * m exponentials
-//     ..._half         the same for C in half precision
+//     ..._half         the same, either way, for C in half precision
 
 // out (B, n); C (n, m) with cost_stride 0 or (costs, n, m); logits (B, m); cost_index (B,) or null. One block per (b,
 // i).
@@ -59,4 +59,20 @@ softmin_columns_half(REAL* out, const Half* C, const REAL* logits, const long lo
                      REAL logit_scale, REAL value_scale, long long cost_stride, long long B, long long n, long long m) {
     Softmin term = {out, logits, cost_scale, logit_scale, value_scale, m, n};
     reduce_columns(term, C, cost_index, cost_stride, B, n, m);
+}
+
+// softmin_rows_tiled with C in half precision; everything is accumulated in REAL.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+softmin_rows_tiled_half(REAL* out, const Half* C, const REAL* logits, REAL cost_scale, REAL logit_scale,
+                        REAL value_scale, long long B, long long n, long long m) {
+    Softmin term = {out, logits, cost_scale, logit_scale, value_scale, n, m};
+    reduce_tiles<1>(term, C, B, n, m);
+}
+
+// softmin_columns_tiled with C in half precision; everything is accumulated in REAL.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+softmin_columns_tiled_half(REAL* out, const Half* C, const REAL* logits, REAL cost_scale, REAL logit_scale,
+                           REAL value_scale, long long B, long long n, long long m) {
+    Softmin term = {out, logits, cost_scale, logit_scale, value_scale, m, n};
+    reduce_tiles<0>(term, C, B, n, m);
 }

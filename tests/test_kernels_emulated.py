@@ -52,7 +52,7 @@ def forced(variant, grid, warps, less_shared=0):
         name, shared = operator + ("_rows" if axis else "_columns") + variant, 0
         if operator in ("plan", "plan_sum"):
             name, shared = operator, threads * SUM_ROWS * size if operator == "plan_sum" else 0
-        elif variant == "_tiled":
+        elif variant.startswith("_tiled"):
             shared = size * (TILE * (TILE + 1) + warps * TILE_PROBLEMS * TILE * SUMMED[operator])
         elif not axis:
             shared = threads * STATE[operator] * size
@@ -111,6 +111,7 @@ def cases(operator, variant, axis, dtype, shapes=SHAPES, inputs=INPUTS, launches
                     raise AssertionError(f"{kind}, {shape}, own={own}, grid {grid}, {warps} warps: {error}") from None
 
 
+HALF = ("_half", "_tiled_half")
 CASES = [
     *(
         (operator, variant, axis)
@@ -135,19 +136,20 @@ def test_every_reduction_kernel_is_run_here():
     run = {
         forced(variant, 1, 1)(operator, 1, 1, 1, np.float32, None, axis=axis)[:2] for operator, variant, axis in CASES
     }
-    run |= {("softmin.cu", "softmin_rows_half"), ("softmin.cu", "softmin_columns_half")}
+    run |= {("softmin.cu", f"softmin_{side}{variant}") for side in ("rows", "columns") for variant in HALF}
     files = ("apply_plan.cu", "c_transform.cu", "plan.cu", "softmin.cu")
     assert run == {(file, name) for file in files for name in _kernels.names(file)}
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_softmin_of_a_cost_in_half_precision(axis):
+@pytest.mark.parametrize(("variant", "B", "own"), [("_half", 3, True), ("_half", 2, False), ("_tiled_half", 19, False)])
+def test_softmin_of_a_cost_in_half_precision(variant, B, own, axis):
     rng = np.random.default_rng(3)
     with operators():
-        C, p, q, eps = make("forbidden", 3, 37, 45, True, np.float16, rng)
+        C, p, q, eps = make("forbidden", B, 37, 45, own, np.float16, rng)
         # Subnormals, the largest number, both zeros and a negative cost.
         C.flat[:6] = 6e-8, 3e-5, 65504, 0.0, -0.0, -2.5
-        sys.modules["cusink._reductions_cupy"].configure = forced("_half", 3, 2)
+        sys.modules["cusink._reductions_cupy"].configure = forced(variant, 3, 2)
         p, q = p.astype(np.float32), q.astype(np.float32)
         actual, exact, _, _ = compare("softmin", C, p, q, eps, axis, rng)
         naive = oracle.softmin(C.astype(np.float32), q if axis else p, eps, axis, dtype=np.float32)
@@ -242,7 +244,7 @@ BROKEN = {
     "no barrier before the next rows": ("plan_sum", "", 1, f"{SYNC}  // the next tile", "// the next tile"),
     "a cost read behind its row": ("softmin", "", 1, "j < m ? to_real", "j <= m ? to_real"),
     "a logit read behind its row": ("softmin", "", 0, "i < n ? term.read", "i <= n ? term.read"),
-    "a piece read without a guard": ("softmin", "_tiled", 1, "i0 + r < n && j < m ? C", "i0 + r < n ? C"),
+    "a piece read without a guard": ("softmin", "_tiled", 1, "i0 + r < n && j < m ?", "i0 + r < n ?"),
     "a row written that does not exist": (
         "apply_plan",
         "_tiled",
