@@ -26,12 +26,14 @@ class PairCosts:
     """Costs (B, n, m) as a block (words, n) of which each pair has some rows, those at ``index[k, :sizes[k]]``.
 
     The rest of `index` (B, m), and of a row of the block, repeats an entry: what is padded is like what is there, but
-    without weight.
+    without weight. `span` encloses all costs of the collection, not of these pairs alone: it decides how a problem is
+    started, which must not depend on what it is solved beside.
     """
 
     block: np.ndarray
     index: np.ndarray
     sizes: np.ndarray
+    span: tuple[float, float]
 
     @property
     def dtype(self):
@@ -43,9 +45,8 @@ class PairCosts:
 
 
 def cost_range(C):
-    """Smallest and largest finite cost of the block."""
-    low, high = float(C.block.min()), float(C.block.max())
-    return low, high if np.isfinite(high) else float(C.block[np.isfinite(C.block)].max())
+    """Bounds of the costs, as numbers."""
+    return C.span
 
 
 class Iteration:

@@ -45,6 +45,7 @@ class DocumentPairs:
         self.comparable = mirrored or not self.dense
         self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
         self.on_host = given.xp is np
+        self.span = self.ops.cost_range(given.C)
         self._key = self._columns = self._kept = self._uploaded = None
         itemsize, sizes = given.A.weights.itemsize, (given.A.sizes, given.B.sizes)
         # A limit holds for the largest items; without one the average says well enough how much work a pair is.
@@ -101,7 +102,7 @@ class DocumentPairs:
             if self.on_host:
                 queries = [self.A.item(k) for k in rows[i]]
                 against = _document_tiles.padded(self.B, columns[j], self.C.shape[-1])
-                solved = _document_tiles.solve_rows(queries, against, self.C, self.eps, options)
+                solved = _document_tiles.solve_rows(queries, against, self.C, self.span, self.eps, options)
             else:
                 pairs = np.repeat(rows[i], len(j)), np.tile(columns[j], len(i))
                 solved = self._on_device(0, 1, *pairs, self.C, options)

@@ -44,8 +44,11 @@ def padded(side, items, points):
     return Padded(used, position[places], np.where(inside, side.weights[entries], 0), sizes)
 
 
-def solve_rows(queries, documents, C, eps, options):
-    """Solve items, each (weights (n,), places (n,)), against `Padded` documents; a dict of arrays (Q, D)."""
+def solve_rows(queries, documents, C, span, eps, options):
+    """Solve items, each (weights (n,), places (n,)), against `Padded` documents; a dict of arrays (Q, D).
+
+    `span` encloses the costs C of the collection.
+    """
     count, longest, words = len(documents.sizes), max(len(places) for _, places in queries), len(documents.used)
     a = np.zeros((len(queries), longest), queries[0][0].dtype)
     block = np.empty((len(queries), words, longest), a.dtype)
@@ -54,9 +57,8 @@ def solve_rows(queries, documents, C, eps, options):
         block[k, :, : len(places)] = costs_between(C, places, documents.used)
         block[k, :, len(places) :] = block[k, :, :1]
     index = documents.index + np.arange(0, len(block) * words, words)[:, None, None]
-    costs = PairCosts(
-        block.reshape(-1, longest), index.reshape(-1, index.shape[2]), np.tile(documents.sizes, len(queries))
-    )
+    index = index.reshape(-1, index.shape[2])
+    costs = PairCosts(block.reshape(-1, longest), index, np.tile(documents.sizes, len(queries)), span)
     a, b = np.repeat(a, count, axis=0), np.tile(documents.weights, (len(queries), 1))
     f, g, cost, error, n_iter, converged = solve_pairs(a, b, costs, eps, options)
     problem = Problem(a=a, b=b, C=costs, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)

@@ -88,9 +88,15 @@ def test_neither_padding_nor_company_shows_in_a_value(group, monkeypatch):
     order = np.random.default_rng(3).permutation(B.shape[0])
     shuffled = cusink.distance_matrix(A, B[order], C, eps=0.2, **exactly(9))
     np.testing.assert_allclose(shuffled, both[:, order], rtol=1e-13)
+    options = {"eps": 0.6, "tol": 1e-4, "full_output": True}
+    stopped = cusink.distance_matrix(A, B, C, **options)
+    assert len(np.unique(stopped.n_iter)) > 1
     for k in range(B.shape[0]):
         alone = cusink.distance_matrix(A, B[[k]], C, eps=0.2, **exactly(9))
         np.testing.assert_allclose(alone[:, 0], both[:, k], rtol=1e-13)
+        alone = cusink.distance_matrix(A, B[[k]], C, **options)
+        np.testing.assert_allclose(alone.distances[:, 0], stopped.distances[:, k], rtol=1e-12)
+        np.testing.assert_array_equal(alone.n_iter[:, 0], stopped.n_iter[:, k])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
