@@ -100,9 +100,10 @@ class DocumentPairs:
         i, j = np.flatnonzero(self.A.sizes[rows]), np.flatnonzero(self.B.sizes[columns])
         if len(i) and len(j):
             if self.on_host:
-                queries = [self.A.item(k) for k in rows[i]]
                 against = _document_tiles.padded(self.B, columns[j], self.C.shape[-1])
-                solved = _document_tiles.solve_rows(queries, against, self.C, self.span, self.eps, options)
+                queries = _document_tiles.queries_of([self.A.item(k) for k in rows[i]], against, self.C)
+                pairs = np.repeat(np.arange(len(i)), len(j)), np.tile(np.arange(len(j)), len(i))
+                solved = _document_tiles.solve_listed(queries, against, *pairs, self.span, self.eps, options)
             else:
                 pairs = np.repeat(rows[i], len(j)), np.tile(columns[j], len(i))
                 solved = self._on_device(0, 1, *pairs, self.C, options)

@@ -11,7 +11,7 @@ from cusink.divergence import self_potentials
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve
 
-__all__ = ["COPIES", "Padded", "padded", "solve_rows", "solve_self"]
+__all__ = ["COPIES", "Padded", "Queries", "padded", "queries_of", "solve_listed", "solve_self"]
 
 COPIES = 6  # of its kernel that a pair takes: costs, kernel, and what finishing it needs
 
@@ -44,27 +44,39 @@ def padded(side, items, points):
     return Padded(used, position[places], np.where(inside, side.weights[entries], 0), sizes)
 
 
-def solve_rows(queries, documents, C, span, eps, options):
-    """Solve items, each (weights (n,), places (n,)), against `Padded` documents; a dict of arrays (Q, D).
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Items as `weights` (Q, n), 0 beyond their sizes, with `costs` (Q, words, n) to the words that `Padded` uses."""
 
-    `span` encloses the costs C of the collection.
+    weights: np.ndarray
+    costs: np.ndarray
+
+
+def queries_of(items, documents, C):
+    """`Queries` of items, each (weights (n,), places (n,)), for `Padded` documents."""
+    longest = max(len(places) for _, places in items)
+    weights = np.zeros((len(items), longest), items[0][0].dtype)
+    costs = np.empty((len(items), len(documents.used), longest), weights.dtype)
+    for k, (own, places) in enumerate(items):
+        weights[k, : len(places)] = own
+        costs[k, :, : len(places)] = costs_between(C, places, documents.used)
+        costs[k, :, len(places) :] = costs[k, :, :1]
+    return Queries(weights, costs)
+
+
+def solve_listed(queries, documents, i, j, span, eps, options):
+    """Solve the pairs of `Queries` i (K,) with `Padded` documents j (K,); a dict of arrays (K,).
+
+    `span` encloses the costs of the collection.
     """
-    count, longest, words = len(documents.sizes), max(len(places) for _, places in queries), len(documents.used)
-    a = np.zeros((len(queries), longest), queries[0][0].dtype)
-    block = np.empty((len(queries), words, longest), a.dtype)
-    for k, (weights, places) in enumerate(queries):
-        a[k, : len(places)] = weights
-        block[k, :, : len(places)] = costs_between(C, places, documents.used)
-        block[k, :, len(places) :] = block[k, :, :1]
-    index = documents.index + np.arange(0, len(block) * words, words)[:, None, None]
-    index = index.reshape(-1, index.shape[2])
-    costs = PairCosts(block.reshape(-1, longest), index, np.tile(documents.sizes, len(queries)), span)
-    a, b = np.repeat(a, count, axis=0), np.tile(documents.weights, (len(queries), 1))
+    count, words, longest = queries.costs.shape
+    index = documents.index[j] + (i * words)[:, None]
+    costs = PairCosts(queries.costs.reshape(-1, longest), index, documents.sizes[j], span)
+    a, b = queries.weights[i], documents.weights[j]
     f, g, cost, error, n_iter, converged = solve_pairs(a, b, costs, eps, options)
     problem = Problem(a=a, b=b, C=costs, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)
     reg_cost, _ = values(np, problem)
-    found = {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
-    return {name: part.reshape(len(queries), count) for name, part in found.items()}
+    return {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
 
 
 def solve_self(weights, places, C, eps, options):

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cusink import _checks, _checks_nearest, _checks_retrieval
-from cusink._neighbour_search import obstacle, search_all, search_pruned
+from cusink import _checks, _checks_nearest, _checks_retrieval, _document_search
+from cusink._closest import Closest
+from cusink._document_pairs import DocumentPairs
+from cusink._neighbour_search import Count, obstacle, search_all, search_pruned
 from cusink._ops import memory_advice
 from cusink._pairs import pairs_of
 from cusink._tiles import PairValues, pair_count, tile_shape
@@ -35,8 +37,8 @@ class Neighbours:
     finished : int
         Pairs that were solved.
     pruning : str
-        "dual" where pairs were left out because a dual lower bound exceeds the distance of the k-th neighbour; else
-        "none: " and the reason.
+        "dual" where pairs were left out because a dual lower bound exceeds the distance of the k-th neighbour; "words"
+        where, among documents, what single words have to pay does; else "none: " and the reason.
     """
 
     distances: Any
@@ -150,10 +152,17 @@ def nearest(
     k = _checks_nearest.neighbours(k, pairs.shape[1], alone)
     tile = tile_shape(pairs, memory_limit)
     values = PairValues(pairs, value, options, tile[1])
-    reason = obstacle(pairs, k, options, memory_limit) if prune else "not asked for"
+    documents, reason = isinstance(pairs, DocumentPairs), "not asked for"
+    if prune and documents:
+        reason = _document_search.obstacle(pairs, k, value, options, alone, memory_limit)
+    elif prune:
+        reason = obstacle(pairs, k, options, memory_limit)
     with _bar(pair_count(pairs) if reason else pairs.shape[0] * pairs.shape[1], 0, progress) as bar:
         if reason:
             best, count = search_all(pairs, values, k, alone, tile, bar.update)
+        elif documents:
+            best, count = Closest(pairs.shape[0], k, pairs.shape[1]), Count()
+            _document_search.search_documents(pairs, options, k, alone, memory_limit, best, count, bar.update)
         else:
             best, count = search_pruned(pairs, values, k, alone, memory_limit, bar.update)
     if count.missed:
@@ -170,5 +179,5 @@ def nearest(
         bounded=count.bounded,
         started=count.started,
         finished=count.finished,
-        pruning=f"none: {reason}" if reason else "dual",
+        pruning=f"none: {reason}" if reason else "words" if documents else "dual",
     )

@@ -386,9 +386,9 @@ def test_unconverged_pairs_are_counted_once():
 @pytest.mark.parametrize("columns", [slice(2, 7), np.array([5, 0, 3])])
 def test_rows_solved_together_are_told_apart(columns, monkeypatch):
     """Any row against any columns, whatever was asked before, and few rounds of iterations for many rows."""
-    rounds, real = [], _document_pairs._document_tiles.solve_rows
+    rounds, real = [], _document_pairs._document_tiles.queries_of
     monkeypatch.setattr(
-        _document_pairs._document_tiles, "solve_rows", lambda *args: rounds.append(len(args[0])) or real(*args)
+        _document_pairs._document_tiles, "queries_of", lambda *args: rounds.append(len(args[0])) or real(*args)
     )
     monkeypatch.setattr(_document_pairs, "TOGETHER", 3)
     A, B = corpus((5, 40, 1, 22), seed=1), corpus()
