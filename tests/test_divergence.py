@@ -146,8 +146,18 @@ def test_unequal_masses_with_a_reach():
     np.testing.assert_allclose(far.divergence, balanced.divergence, rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("reach", [None, 0.4])
-@pytest.mark.parametrize("kind", ["cloud", "one cloud", "line", "shared bins", "given costs"])
+@pytest.mark.parametrize(
+    ("kind", "reach"),
+    [
+        ("cloud", None),
+        ("cloud", 0.4),
+        ("one cloud", 0.4),
+        ("line", None),
+        ("shared bins", None),
+        ("shared bins", 0.4),
+        ("given costs", None),
+    ],
+)
 def test_gradients_are_differences(kind, reach):
     rng = np.random.default_rng(9)
     a, b, x, y = drawn(B=2, n=6, m=6 if kind in ("one cloud", "shared bins") else 5, mass=1.0 if reach is None else 1.4)
