@@ -246,6 +246,7 @@ class LogDomain:
     """A log-sum-exp reduction and one elementwise kernel per half-step, replayed as a CUDA graph once they repeat."""
 
     log_sums = staticmethod(log_sums)
+    replayed = True  # False where a reduction allocates: a graph would write to memory that is others' by then
 
     def __init__(self, C, cost_scale):
         self.C, self.cost_scale = C, cost_scale
@@ -270,13 +271,16 @@ class LogDomain:
             return workspace[3].sum(axis=1) + workspace[4].sum(axis=1)
         workspace = self.workspace
         workspace[0][...] = omega
-        if count not in self.graphs:
-            stream = cp.cuda.Stream(non_blocking=True)
-            with stream:
-                stream.begin_capture()
-                self._launches(state, workspace, count)
-                self.graphs[count] = stream.end_capture()
-        self.graphs[count].launch()
+        if self.replayed:
+            if count not in self.graphs:
+                stream = cp.cuda.Stream(non_blocking=True)
+                with stream:
+                    stream.begin_capture()
+                    self._launches(state, workspace, count)
+                    self.graphs[count] = stream.end_capture()
+            self.graphs[count].launch()
+        else:
+            self._launches(state, workspace, count)
         return workspace[3].sum(axis=1) + workspace[4].sum(axis=1)
 
     def _launches(self, state, workspace, count):

@@ -8,7 +8,7 @@ import numpy as np
 from cusink import _iteration_cupy as dense
 from cusink import _plan_means_cupy
 from cusink._launch_cupy import configure
-from cusink._point_reductions_cupy import apply_plan, cost_block, costs_of_rows, folded, log_sums
+from cusink._point_reductions_cupy import Sides, apply_plan, cost_block, costs_of_rows, folded, log_sums
 from cusink._reductions_cupy import LOG2_E, device
 
 MANY = 4  # problems from which on products with a kept kernel beat exponentials that are taken anew
@@ -31,6 +31,11 @@ class Iteration:
         """Take `count` iterations of every problem; return bounds (B,) on the marginal errors."""
         return self.problems.advance(omega, count)
 
+    @property
+    def watched(self):
+        """As that of the stored cost, where there is one."""
+        return self.problems.watched
+
     def finish(self, index):
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         return self.problems.finish(index)
@@ -44,6 +49,11 @@ class Reductions(dense.LogDomain):
     """The log-domain form with reductions over points."""
 
     log_sums = staticmethod(log_sums)
+
+    def __init__(self, C, cost_scale):
+        super().__init__(C, cost_scale)
+        # Without a launch of its own a reduction makes blocks of the cost on the way.
+        self.replayed = all(Sides(C, axis).configure("softmin", 1)[0] is not None for axis in (0, 1))
 
 
 class Streamed(dense.Iteration):

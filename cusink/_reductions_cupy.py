@@ -120,7 +120,8 @@ def bilinear(C, x, y):
 def run(launch, dtype, *arguments):
     """Launch a kernel with arguments that already have their parameters' exact types."""
     kernel = _kernels.function(launch.file, launch.kernel, dtype)
-    if launch.shared > PLAIN_SHARED_MEMORY and launch.shared > kernel.max_dynamic_shared_size_bytes:
+    # What a kernel has of its own, less than 1 KiB, counts as well.
+    if launch.shared > PLAIN_SHARED_MEMORY - 1024 and launch.shared > kernel.max_dynamic_shared_size_bytes:
         kernel.max_dynamic_shared_size_bytes = launch.shared
     kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared)
 

@@ -1,0 +1,227 @@
+"""A stand-in for ``cupy`` whose arrays are no NumPy arrays, so that the whole public API can be run on them.
+
+They refuse what CuPy's refuse, or would do by way of the host: NumPy's functions, NumPy arrays as operands, implicit
+conversion to NumPy, the keywords that CuPy's methods lack. Whatever comes out is an array of the device, of no
+dimension where NumPy gives a scalar. Kernels run in the emulator, as with `cupy_stand_in`.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import sys
+import types
+
+import numpy as np
+
+import emulated
+from cusink import _kernels
+from emulated import cupy_stand_in
+
+ATTRIBUTES = ("shape", "ndim", "dtype", "size", "nbytes", "itemsize", "strides")
+METHODS = (
+    "all any argmax argmin argpartition argsort astype clip copy cumsum diagonal dot fill item max mean min nonzero "
+    "prod ravel repeat reshape round sort squeeze std sum swapaxes take tolist transpose var view"
+).split()
+NOT_IN_CUPY = {"initial", "where"}  # keywords of NumPy's reductions
+FROM_HOST = ("asarray", "array", "ascontiguousarray", "from_dlpack")
+
+
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
+    """An array of the stand-in's device."""
+
+    __array_priority__ = 100
+
+    def __init__(self, host):
+        self._host = host
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        if method != "__call__":
+            raise TypeError(f"np.{ufunc.__name__}.{method} of device arrays")
+        with np.errstate(all="ignore"):
+            return given_out(ufunc(*map(taken_in, inputs), **{key: taken_in(x) for key, x in options.items()}))
+
+    def __array_function__(self, function, types, args, options):
+        if function in (np.ndim, np.shape):
+            return function(*map(taken_in, args), **options)
+        raise TypeError(f"np.{function.__name__} of device arrays")
+
+    def __getattr__(self, name):
+        if name in ATTRIBUTES:
+            return getattr(self._host, name)
+        if name not in METHODS:
+            raise AttributeError(f"device arrays have no {name!r}")
+        return on_device(name, getattr(self._host, name))
+
+    def __getitem__(self, key):
+        return given_out(self._host[index_of(key)])
+
+    def __setitem__(self, key, value):
+        self._host[index_of(key)] = taken_in(value)
+
+    def __len__(self):
+        return len(self._host)
+
+    def __iter__(self):
+        return map(given_out, self._host)
+
+    def __bool__(self):
+        return bool(self._host)
+
+    def __int__(self):
+        return int(self._host)
+
+    def __float__(self):
+        return float(self._host)
+
+    def __index__(self):
+        return self._host.__index__()
+
+    def __format__(self, spec):
+        return format(self._host if self.ndim else self._host.item(), spec)
+
+    def __repr__(self):
+        return f"device {self._host!r}"
+
+    @property
+    def T(self):  # noqa: N802
+        return given_out(self._host.T)
+
+    @property
+    def flags(self):
+        flags = self._host.flags
+        return types.SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous)
+
+    @property
+    def device(self):
+        return "<CUDA Device 0>"
+
+    @property
+    def __cuda_array_interface__(self):
+        return self._host.__array_interface__
+
+    def get(self):
+        return self._host.copy()
+
+
+ndarray.__module__ = "cupy"
+
+
+def index_of(key):
+    """An index as CuPy takes it: arrays of either library."""
+    if isinstance(key, tuple):
+        return tuple(map(index_of, key))
+    return key._host if isinstance(key, ndarray) else key
+
+
+def taken_in(x):
+    """What NumPy is to compute with; an array of NumPy's own is refused."""
+    if isinstance(x, ndarray):
+        return x._host
+    if isinstance(x, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    return type(x)(map(taken_in, x)) if type(x) in (list, tuple) else x
+
+
+def given_out(x):
+    """What NumPy computed, as arrays of the device."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return ndarray(np.asarray(x))
+    return type(x)(map(given_out, x)) if type(x) in (list, tuple) else x
+
+
+def on_device(name, function):
+    """A function or method of NumPy's as one of the device."""
+
+    def call(*args, **options):
+        if cupy_stand_in.Capture.launches is not None:
+            raise emulated.EmulationError(f"{name} allocates memory while a stream captures")
+        if wrong := NOT_IN_CUPY & options.keys():
+            raise TypeError(f"CuPy's {name} takes no {', '.join(wrong)}")
+        with np.errstate(all="ignore"):
+            return given_out(function(*map(taken_in, args), **{key: taken_in(x) for key, x in options.items()}))
+
+    return call
+
+
+def from_host(name):
+    """A function that takes arrays of either library; a list of arrays of the device would be copied one by one."""
+
+    def call(x, *args, **options):
+        if isinstance(x, ndarray):
+            return given_out(getattr(np, name)(x._host, *args, **options))
+        return given_out(np.array(getattr(np, name)(x, *args, **options)))
+
+    return call
+
+
+def module(real):
+    """A module object to stand in for cupy; `real` is the installed one or None, and says which names there are."""
+    stand_in = types.ModuleType("cupy")
+    base = cupy_stand_in.module()
+
+    def missing(name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if real is not None and not hasattr(real, name):
+            raise AttributeError(f"CuPy has no {name!r}")
+        found = getattr(np, name)
+        return on_device(name, found) if callable(found) and not isinstance(found, type) else found
+
+    stand_in.__getattr__ = missing
+    stand_in.ndarray, stand_in.cuda = ndarray, base.cuda
+    stand_in.empty = lambda *args, **options: ndarray(cupy_stand_in.empty(*args, **options))
+    stand_in.empty_like = lambda array: stand_in.empty(array.shape, array.dtype)
+    stand_in.dot = on_device("dot", cupy_stand_in.dot)
+    stand_in.asnumpy = lambda array: array.get() if isinstance(array, ndarray) else np.asarray(array)
+    for name in FROM_HOST:
+        setattr(stand_in, name, from_host(name))
+    return stand_in
+
+
+class Kernel:
+    """A kernel that is handed arrays of the device only."""
+
+    def __init__(self, kernel):
+        object.__setattr__(self, "_kernel", kernel)
+
+    def __getattr__(self, name):
+        return getattr(self._kernel, name)
+
+    def __setattr__(self, name, value):
+        setattr(self._kernel, name, value)
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        self._kernel(grid, block, tuple(map(taken_in, args)), shared_mem=shared_mem)
+
+
+@contextlib.contextmanager
+def device(shared_memory=99 << 10):
+    """Within it ``cupy`` is the stand-in, and cusink runs on its arrays; yields the module and the kernels launched."""
+    real = sys.modules.get("cupy") or (importlib.util.find_spec("cupy") and importlib.import_module("cupy"))
+    ours = [name for name in sys.modules if name.startswith("cusink.") and name.endswith("_cupy")]
+    saved, function, launched = {name: sys.modules.pop(name) for name in ours}, _kernels.function, []
+    before, stand_in = sys.modules.get("cupy"), module(real)
+    sys.modules["cupy"] = stand_in
+    limit, cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = 99 << 10, shared_memory
+    _kernels.function = functools.cache(
+        lambda *args: Kernel(cupy_stand_in.CapturingKernel(emulated.function(*args), launched))
+    )
+    try:
+        yield stand_in, launched
+    finally:
+        _kernels.function = function
+        cupy_stand_in.Capture.launches = None
+        cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = limit
+        for name in [name for name in sys.modules if name.startswith("cusink.") and name.endswith("_cupy")]:
+            del sys.modules[name]
+            delattr(sys.modules["cusink"], name.rpartition(".")[2])
+        sys.modules.update(saved)
+        for name, old in saved.items():
+            setattr(sys.modules["cusink"], name.rpartition(".")[2], old)
+        if before is None:
+            del sys.modules["cupy"]
+        else:
+            sys.modules["cupy"] = before
