@@ -61,7 +61,8 @@ class AbsorbedProblem:
         T, S = self.kernel.sums(q, weigh, pool)
         if not self._certified(T, q):
             return False
-        self.row_error = float(np.abs(self.a * (u * T - 1)).sum(dtype=np.float64)) / self.mass
+        if excess:
+            self.row_error = float(np.abs(self.a * (u * T - 1)).sum(dtype=np.float64)) / self.mass
         self.u, self.v, self.S = u, v, S
         self.age += 1
         return True
@@ -150,8 +151,8 @@ class AbsorbedProblem:
     def _certified(self, sums, factor):
         """Whether no entry of the sums of A times `factor` has lost more than rounding.
 
-        An entry of A below tiny, or left out, costs a sum at most tiny or `least` times the factor, and a product below
-        tiny at most tiny.
+        An entry of A that was raised to tiny, or left out, costs a sum at most tiny or `least` times the factor, and a
+        product below tiny at most tiny.
         """
         info = np.finfo(self.dtype)
         tiny, total = float(info.tiny), float(factor.sum(dtype=np.float64))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-ENTRIES = 1 << 18  # of a block: in a core's second-level cache, and too few for BLAS to start threads for them
+ENTRIES = 1 << 18  # of a block, which is to stay in the cache, and of a matrix that BLAS multiplies with on one thread
 PRODUCT = 1 << 18  # multiplications up to which OpenBLAS leaves a matrix product to the thread that calls it
 ROWS = 64, 256  # of a block, least and most
 DEPTH = 62  # coordinates in one matrix product
@@ -99,6 +99,7 @@ class Side:
         self.squared = costs.norm == "squared" and costs.exponent == 1
         self.product = self.squared or (costs.norm == "squared" and (costs.exponent > 1 or d > DIRECT))
         self.local = d <= DEEP
+        self.spare = []  # workspaces
         self.most = max(LEAF, PRODUCT // (self.rows * (min(d, DEPTH) + 2)))
         self.y, self.all = np.ascontiguousarray(y.T), Columns(self)
 
@@ -107,13 +108,21 @@ class Side:
         blocks = range(len(self.blocks)) if blocks is None else blocks
         count = len(blocks)
         if count * self.rows * self.shape[1] < THREADED or count < 2:
-            return [run(blocks, Workspace(self))]
+            return [self._with_workspace(run, blocks)]
         if pool is None:
             with threads() as pool:
                 return self.for_parts(run, pool, blocks)
         cuts = [count * part // PARTS for part in range(PARTS + 1)]
         parts = [blocks[first:last] for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
-        return list(pool.map(lambda part: run(part, Workspace(self)), parts))
+        return list(pool.map(lambda part: self._with_workspace(run, part), parts))
+
+    def _with_workspace(self, run, blocks):
+        """Workspaces are used again: to fetch memory costs about as much as to fill it."""
+        work = self.spare.pop() if self.spare else Workspace(self)
+        try:
+            return run(blocks, work)
+        finally:
+            self.spare.append(work)
 
 
 def threads():
@@ -164,31 +173,32 @@ def extended(v, absent=0):
 
 
 class Workspace:
-    """Arrays for a block of a side, made once for many blocks."""
+    """Arrays for a block of a side, made once for many blocks. It knows no side, which has it in a list."""
 
     def __init__(self, side):
-        self.side, self.first, self.other, self.factors = side, None, None, None
+        self.size, self.dtype = side.rows * side.all.padded, side.dtype
+        self.first = self.other = self.factors = None
 
     def block(self, rows, columns):
         """Uninitialised (tiles, rows, width)."""
         if self.first is None:
-            self.first = np.empty(self.side.rows * self.side.all.padded, self.side.dtype)
+            self.first = np.empty(self.size, self.dtype)
         return _shaped(self.first, rows, columns)
 
     def second(self, rows, columns):
         """Another one."""
         if self.other is None:
-            self.other = np.empty(self.side.rows * self.side.all.padded, self.side.dtype)
+            self.other = np.empty(self.size, self.dtype)
         return _shaped(self.other, rows, columns)
 
-    def right(self, columns):
+    def right(self, side, columns):
         """Right factor (d + 2, padded) of a product of coordinates, with rows for y and for two terms, the first 1."""
-        side, d = self.side, len(self.side.y)
+        d = len(side.y)
         if self.factors is None:
-            self.factors = np.zeros((d + 2) * side.all.padded, side.dtype)
-            if not side.local:
-                self.factors.reshape(d + 2, -1)[:d, : columns.count] = side.y
+            self.factors = np.zeros((d + 2) * side.all.padded, self.dtype)
         out = self.factors[: (d + 2) * columns.padded].reshape(d + 2, columns.padded)
+        if not side.local:
+            out[:d, : columns.count] = columns.of(side.y)
         out[d] = 1
         return out
 
@@ -230,7 +240,7 @@ class Exponents:
     def factors(self, k, work, chosen):
         """For squared distances: the factors of which block k is the product, the second in `work`, and its offset."""
         side, scale, block = self.side, self.scale, self.side.blocks[k]
-        x, right = side.x[block].astype(np.float64), work.right(chosen)
+        x, right = side.x[block].astype(np.float64), work.right(side, chosen)
         d, k = x.shape[1], chosen.count
         linear = chosen.of(self.linear)
         last = linear[d].copy()
@@ -297,7 +307,7 @@ def differences(side, block, work, columns):
 
 def products(side, block, work, columns):
     """Squared distances by a matrix product; where a root would show what cancelled, by differences."""
-    x, right, k = side.x[block], work.right(columns), columns.count
+    x, right, k = side.x[block], work.right(side, columns), columns.count
     d = x.shape[1]
     if side.local:
         centre = x.mean(axis=0, dtype=np.float64).astype(side.dtype)

@@ -6,12 +6,13 @@ these are few where eps is small. Blocks are kept as far as memory allows, and m
 beyond that.
 """
 
+import math
 import os
 import threading
 
 import numpy as np
 
-from cusink._point_blocks_numpy import ABSENT, Columns, Exponents, extended, multiply, row_sums
+from cusink._point_blocks_numpy import ABSENT, ENTRIES, Columns, Exponents, extended, multiply, row_sums
 
 SPARSE = 1 << 21  # pairs of points from which it pays to leave some out
 SHALLOW = 18  # rows of a factor, from which it is made anew faster than it is multiplied
@@ -35,8 +36,10 @@ class PlanKernel:
         # Bytes to keep; what workspaces take comes off, and a part that the allocator may need to cut it up.
         self.room = budget * 3 // 4 - 3 * block * min(os.cpu_count(), len(side.blocks))
         self.kept, self.factors, self.lock = {}, {}, threading.Lock()
+        self.store, self.used = None, 0
         self.columns = [None] * len(side.blocks) if self.least else [side.all] * len(side.blocks)
         self.empty = empty
+        self.lowest = side.dtype.type(np.log(float(np.finfo(side.dtype).tiny)) + 1e-3)  # denormals are slow
 
     def sums(self, q, weigh, pool):
         """``T = A q`` (n,) and ``S = A' p`` (m,); without q or `weigh` None in their places."""
@@ -44,16 +47,27 @@ class PlanKernel:
         T = None
         if q is not None:
             T, q = np.empty(side.shape[0], side.dtype), extended(q)
+            every = side.all.tiled(q)
 
         @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # for the caller to find in the sums
         def run(blocks, work):
             S = np.zeros(side.shape[1] + 1)
             for k in blocks:
-                rows, (A, columns) = side.blocks[k], self._block(k, work)
-                if q is not None:
-                    T[rows] = row_sums(A, columns.tiled(q))
-                if weigh is not None:
-                    columns.add(S, np.vecmat(weigh(rows, None if T is None else T[rows]), A))
+                if k not in self.kept:
+                    rows, A = side.blocks[k], self._block(k, work)
+                    columns = self.columns[k]
+                    if q is not None:
+                        T[rows] = row_sums(A, every if columns is side.all else columns.tiled(q))
+                    if weigh is not None:
+                        columns.add(S, np.vecmat(weigh(rows, None if T is None else T[rows]), A))
+                    continue
+                A, columns = self.kept[k], self.columns[k]
+                here = None if q is None else (every if columns is side.all else columns.tiled(q)).reshape(-1)
+                for rows, part in self._parts(k, A):
+                    if q is not None:
+                        np.matmul(part, here, out=T[rows])
+                    if weigh is not None:
+                        columns.add(S, np.matmul(weigh(rows, None if T is None else T[rows]), part))
             return S
 
         parts = side.for_parts(run, pool)
@@ -96,21 +110,44 @@ class PlanKernel:
 
     @np.errstate(over="ignore")
     def _block(self, k, work):
-        """Block k of A (tiles, rows, width), and its columns."""
-        if k in self.kept:
-            return self.kept[k], self.columns[k]
+        """Block k of A (tiles, rows, width), which is kept as rows if there is room."""
         block = self._exponents(k, work)
         np.exp(block, out=block)
         if self._afford(block.nbytes, self.columns[k]):
-            block = self.kept[k] = block.copy()
-        return block, self.columns[k]
+            tiles, rows, width = block.shape
+            kept = self._place((rows, tiles * width))
+            kept.reshape(rows, tiles, width)[...] = block.transpose(1, 0, 2)
+            self.kept[k] = kept
+        return block
+
+    def _parts(self, k, A):
+        """Slices of rows, and those rows of a kept block: as many as BLAS takes on the thread that calls it."""
+        start, stop = self.side.blocks[k].start, self.side.blocks[k].stop
+        step = max(1, ENTRIES // A.shape[1])
+        for row in range(start, stop, step):
+            rows = slice(row, min(row + step, stop))
+            yield rows, A[rows.start - start : rows.stop - start]
+
+    def _place(self, shape):
+        """An uninitialised block in the one array of all, whose memory comes in larger pages than that of many."""
+        with self.lock:
+            if self.store is None:
+                n, dtype = self.side.shape[0], self.side.dtype
+                size = min(n * self.side.all.padded, self.room // dtype.itemsize + math.prod(shape))
+                self.store = np.empty(size, dtype)
+            start = self.used
+            self.used += math.prod(shape)
+            return self.store[start : self.used].reshape(shape)
 
     @np.errstate(over="ignore", invalid="ignore")
     def _with_exponents(self, k, work):
         """Block k of A, that of ``A E``, and their columns."""
         exponents = self._exponents(k, work)
         A = self.kept.get(k)
-        if A is None:
+        if A is not None:
+            tiles, rows, width = exponents.shape
+            A = A.reshape(rows, tiles, width).transpose(1, 0, 2)
+        else:
             A = np.exp(exponents, out=work.second(exponents.shape[1], self.columns[k]))
         exponents *= A
         return A, exponents, self.columns[k]
@@ -123,9 +160,10 @@ class PlanKernel:
             needed = np.flatnonzero(exponents.max(axis=1).reshape(-1)[: side.shape[1]] > np.log(self.least))
             self.columns[k] = side.all
             if len(needed) > MOST * side.shape[1] or not self._afford(4 * len(needed)):
-                return exponents
+                return np.maximum(exponents, self.lowest, out=exponents)
             self.columns[k] = Columns(side, needed)
-        return self._made(k, work, self.columns[k])
+        exponents = self._made(k, work, self.columns[k])
+        return np.maximum(exponents, self.lowest, out=exponents)
 
     def _made(self, k, work, columns):
         if k in self.factors:
