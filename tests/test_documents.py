@@ -401,3 +401,24 @@ def test_rows_solved_together_are_told_apart(columns, monkeypatch):
             np.testing.assert_allclose(found, values[row, columns], rtol=1e-11)
     assert rounds == [3, 1, 3]
     np.testing.assert_allclose(pairs.solve(1, slice(0, 1), "cost", options)["distances"], right[0][1, :1], rtol=1e-11)
+
+
+def test_a_library_gets_arrays_of_its_own(xp):
+    """Sparse rows and clouds of a library, with the values of the dense problems."""
+    if xp.name == "numpy":
+        csr = sparse.csr_matrix
+    else:
+        from cupyx.scipy.sparse import csr_matrix as csr
+
+    A, B, X = corpus((5, 40), seed=1), corpus(), vectors()
+    rows = [csr(tuple(xp(part) for part in (x.data, x.indices, x.indptr)), shape=x.shape) for x in (A, B)]
+    for C in (xp(COST), cusink.PointCloud(xp(X))):
+        found = cusink.distance_matrix(*rows, C, eps=2.0, **exactly(5))
+        assert xp.owns(found)
+        np.testing.assert_allclose(xp.numpy(found), table(A, B, COST, 2.0, 5)[0], rtol=1e-10)
+    points = [X[x.indices] for x in (A, B)]
+    clouds = [cusink.Measures(x.indptr, xp(x.data), xp(p)) for x, p in zip((A, B), points, strict=True)]
+    found = cusink.distance_matrix(*clouds, "sqeuclidean", eps=2.0, **exactly(5))
+    np.testing.assert_allclose(xp.numpy(found), table(A, B, COST, 2.0, 5)[0], rtol=1e-10)
+    divergence = cusink.distance_matrix(clouds[0], None, "sqeuclidean", eps=4.0, value="divergence", tol=1e-6)
+    assert xp.owns(divergence) and np.abs(np.diag(xp.numpy(divergence))).max() < 1e-4
