@@ -80,22 +80,23 @@ def nearest_row(name, args, clock, until):
     return summarise(title, list(entries.values()), targets) | shares
 
 
-def print_nearest(outcomes):
-    """One line for each row."""
+def print_head():
     head = "work | answer | distances differ by | pairs begun, solved | nearest | full matrix | times faster (pairwise)"
-    print(f"\n### Nearest neighbours\n\n| {head} |\n|---|---|---|---|---|---|---|")
-    for outcome in outcomes:
-        ours, full = outcome["entries"]
-        line = [
-            outcome["title"],
-            ours["verdict"],
-            f"{ours['relative']:.1e}",
-            f"{outcome['started']:.1%}, {outcome['finished']:.1%}",
-            shown(ours["median"]),
-            shown(full["median"]),
-            "{:.3g} ({:.3g} to {:.3g})".format(*full["ratio"]),
-        ]
-        print("| " + " | ".join(line) + " |")
+    print(f"\n### Nearest neighbours\n\n| {head} |\n|---|---|---|---|---|---|---|", flush=True)
+
+
+def print_nearest(outcome):
+    ours, full = outcome["entries"]
+    line = [
+        outcome["title"],
+        ours["verdict"],
+        f"{ours['relative']:.1e}",
+        f"{outcome['started']:.1%}, {outcome['finished']:.1%}",
+        shown(ours["median"]),
+        shown(full["median"]),
+        "{:.3g} ({:.3g} to {:.3g})".format(*full["ratio"]),
+    ]
+    print("| " + " | ".join(line) + " |", flush=True)
 
 
 def main(argv=None):
@@ -116,8 +117,11 @@ def main(argv=None):
     clock, patience = (time.process_time, 0) if args.one_core else (time.perf_counter, args.patience)
     facts = machine() | {"time": "CPU time on one core" if args.one_core else "wall time on all cores"}
     print("\n".join(f"- {key}: {value}" for key, value in facts.items()), flush=True)
-    done = [nearest_row(name, args, clock, time.perf_counter() + patience) for name in args.rows]
-    print_nearest(done)
+    done = []
+    print_head()
+    for name in args.rows:
+        done.append(nearest_row(name, args, clock, time.perf_counter() + patience))
+        print_nearest(done[-1])
     print_targets(done)
     if args.json:
         with open(args.json, "w") as file:
