@@ -400,8 +400,8 @@ BROKEN_ELEMENTWISE = {
     "a deviation that is not summed": ("REAL total = warp_sum(entry.deviation);", "REAL total = entry.deviation;"),
     "problems that are left out": ("k < B; k += all_warps())", "k < B; k += B)"),
     "a gauge that goes one way only": (
-        "moved(v[k * m + j], q[k * m + j], level)",
-        "moved(v[k * m + j], q[k * m + j], -level)",
+        "moved(v[j], q[j], level)",
+        "moved(v[j], q[j], -level)",
     ),
     "a gauge that is not noted": ("gauge[k] += level;", ";"),
     "a kernel without its smallest cost": (
