@@ -422,3 +422,21 @@ def test_a_library_gets_arrays_of_its_own(xp):
     np.testing.assert_allclose(xp.numpy(found), table(A, B, COST, 2.0, 5)[0], rtol=1e-10)
     divergence = cusink.distance_matrix(clouds[0], None, "sqeuclidean", eps=4.0, value="divergence", tol=1e-6)
     assert xp.owns(divergence) and np.abs(np.diag(xp.numpy(divergence))).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_very_steep_costs_are_annealed(dtype, monkeypatch):
+    """Beyond 2000 eps a problem starts from potentials of a larger eps, which its kernel absorbs."""
+    starts, real = [], iteration._Group.__init__
+    monkeypatch.setattr(
+        iteration._Group, "__init__", lambda self, *args: starts.append(bool(args[4].any())) or real(self, *args)
+    )
+    X, A, B = vectors(dtype, d=2), corpus((8, 1), dtype, 1), corpus((20, 5, 33), dtype)
+    C = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean").astype(dtype)
+    eps, tol = float(C.max()) / 5000, 1e-4
+    found = cusink.distance_matrix(A, B, C, eps=eps, tol=tol, max_iter=100_000, full_output=True)
+    assert found.converged.all() and True in starts and False in starts
+    for i, a in enumerate(A.toarray().astype(np.float64)):
+        for j, b in enumerate(B.toarray().astype(np.float64)):
+            best = reference.optimum(*core(a / a.sum(), b / b.sum(), C.astype(np.float64)), eps)
+            assert abs(found.distances[i, j] - best.cost) <= 2 * tol * C.max(), (i, j)
