@@ -182,15 +182,16 @@ def test_pairs_that_do_not_converge_are_warned_of_where_they_are_solved():
 
 CLUSTER = """
 import os, signal, sys, time
-import dask.array as da, numpy as np
-from dask.distributed import Client, LocalCluster, futures_of
-
-import cusink, cusink.distributed
 
 def without_cupy():
     sys.modules["cupy"] = None
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the workers run this file too, and need none of it
+    import dask.array as da, numpy as np
+    from dask.distributed import Client, LocalCluster, futures_of
+
+    import cusink.distributed
+
     A, C, want = np.load("A.npy"), np.load("C.npy"), np.load("want.npy")
     options = {"eps": 0.03, "tol": 1e-3, "memory_limit": 400_000}
     with (
@@ -200,7 +201,7 @@ if __name__ == "__main__":
         pids = list(client.run(os.getpid).values())
         lazy = cusink.distributed.distance_matrix(da.from_array(A, chunks=(10, -1)), A, C, client=client, **options)
         D = client.persist(lazy)
-        while not sum(future.status == "finished" for future in futures_of(D)) >= 4:
+        while not sum(future.status == "finished" for future in futures_of(D)) >= 3:
             time.sleep(0.02)
         os.kill(pids[0], signal.SIGKILL)
         left = sum(future.status != "finished" for future in futures_of(D))
@@ -219,7 +220,7 @@ if __name__ == "__main__":
 
 def test_a_worker_that_is_killed_takes_nothing_with_it(tmp_path):
     """Two processes; SIGKILL for one of them when some blocks are done and some are not."""
-    A = problems.histograms(np.random.default_rng(0), 100, 64, 0.4)
+    A = problems.histograms(np.random.default_rng(0), 60, 64, 0.4)
     cost = problems.grid_cost(8, 8)
     want = cusink.distance_matrix(A, A, cost, eps=0.03, tol=1e-3, memory_limit=400_000)
     for name, x in (("A", A), ("C", cost), ("want", want)):
