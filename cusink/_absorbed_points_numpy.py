@@ -9,7 +9,7 @@ import numpy as np
 from cusink._certificate_numpy import relax
 from cusink._log_domain_numpy import marginal_error, relax_log
 from cusink._point_kernel_numpy import PlanKernel
-from cusink._point_reductions_numpy import softmin_of
+from cusink._point_reductions_numpy import hardmin_of, softmin_of
 
 SLACK = 12.0  # log of how far below 1 a sum may fall before what is left out of it shows
 YOUNG = 5  # iterations of a kernel; one that serves no more was too short of slack
@@ -77,13 +77,25 @@ class AbsorbedProblem:
         return self._iterate(excess, pool)
 
     def _iterate_log(self, excess, pool):
-        """One iteration by log-sum-exp, whose potentials A then absorbs."""
-        eps, (f, g) = self.eps, self.potentials()
-        g = relax_log(g, softmin_of(self.turned, np.log(self.a, dtype=np.float64) + f / eps, eps, pool), excess, eps)
-        plain = softmin_of(self.side, np.log(self.b, dtype=np.float64) + g / eps, eps, pool)
-        f = relax_log(f, plain, excess, eps)
-        self.row_error = float(marginal_error(self.a[None], f[None], plain[None], eps)[0])
-        self._absorb(f, g, pool)
+        """One iteration whose sums may lie anywhere: log-sum-exp for g; then a kernel in which all sums are in range.
+
+        It absorbs the new g, and for f the same with the largest term in the place of the sum.
+        """
+        eps, (old, g) = self.eps, self.potentials()
+        g = relax_log(g, softmin_of(self.turned, np.log(self.a, dtype=np.float64) + old / eps, eps, pool), excess, eps)
+        f = hardmin_of(self.side, np.log(self.b, dtype=np.float64) + g / eps, eps, pool)
+        self._forget(f, g)
+        plain, new = np.empty_like(f), np.empty_like(f)
+
+        def weigh(rows, sums):  # between 1 and the number of columns
+            plain[rows] = f[rows] - eps * np.log(sums, dtype=np.float64)
+            new[rows] = relax_log(old[rows], plain[rows], excess, eps)
+            self.u[rows] = np.exp((new[rows] - f[rows]) / eps)
+            return self.a[rows] * self.u[rows]
+
+        _, self.S = self.kernel.sums(self.b, weigh, pool)
+        if excess:
+            self.row_error = float(marginal_error(self.a[None], new[None], plain[None], eps)[0])
 
     def potentials(self):
         """f and g as they are now."""
@@ -110,7 +122,7 @@ class AbsorbedProblem:
     def _priced(self, pool):
         """``T = A q``, and the sums over the rows and the transport cost after a plain f-update."""
         q = self.b * self.v
-        T, S, TC, _ = self.kernel.priced_sums(q, lambda rows, sums: self.a[rows] / sums, pool)
+        T, S, TC, _ = self.kernel.priced_sums(q, lambda rows, sums: self.a[rows] / sums, pool, columns=False)
         return T, S, float((self.a / T) @ TC)
 
     def _with_empty(self, f, g, pool):
@@ -140,13 +152,16 @@ class AbsorbedProblem:
 
     def _absorb(self, f, g, pool):
         """Make A anew from these potentials."""
-        self.f, self.g = f, g
-        self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
-        self.kernel = None  # so that there is never memory for two
-        self.age = 0
-        least = float(np.finfo(self.dtype).eps) * np.exp(-self.slack) / self.mass
-        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least)
+        self._forget(f, g)
         _, self.S = self.kernel.sums(None, lambda rows, _: self.a[rows], pool)
+
+    def _forget(self, f, g):
+        """Begin with a new A, of which nothing is made yet."""
+        self.f, self.g, self.age = f, g, 0
+        self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
+        least = float(np.finfo(self.dtype).eps) * np.exp(-self.slack) / self.mass
+        self.kernel = None  # so that there is never memory for two
+        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least)
 
     def _certified(self, sums, factor):
         """Whether no entry of the sums of A times `factor` has lost more than rounding.

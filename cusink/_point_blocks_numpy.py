@@ -50,8 +50,9 @@ class Pairs:
     """Two clouds in orders that put neighbours together, and the sides from which to see them."""
 
     def __init__(self, costs, x, y):
-        order = neighbours(x)
-        orders = order, order if y is x else neighbours(y)
+        leaf = max(LEAF, min(ROWS[1], ENTRIES // max(len(x), len(y))))
+        order = neighbours(x, leaf)
+        orders = order, order if y is x else neighbours(y, leaf)
         self.costs, self.orders, self.points = costs, orders, (x[orders[0]], y[orders[1]])
         self.shape = len(x), len(y)
 
@@ -68,7 +69,7 @@ class Pairs:
         return Side(self.costs, x, y, order, columns)
 
 
-def neighbours(x):
+def neighbours(x, leaf):
     """An order of the points x (n, d) in which neighbours are together: halved along the widest axis, again and again.
 
     All parts but the last have whole leaves.
@@ -76,12 +77,12 @@ def neighbours(x):
     parts, stack = [], [np.arange(len(x))]
     while stack:
         index = stack.pop()
-        if len(index) <= LEAF:
+        if len(index) <= leaf:
             parts.append(index)
             continue
         points = x[index]
         along = points[:, np.argmax(points.max(axis=0) - points.min(axis=0))]
-        half = -(-len(index) // (2 * LEAF)) * LEAF
+        half = -(-len(index) // (2 * leaf)) * leaf
         index = index[np.argpartition(along, half)]
         stack += [index[half:], index[:half]]
     return np.concatenate(parts)
@@ -169,7 +170,9 @@ class Columns:
 
 def extended(v, absent=0):
     """v (m,) with the entry of absent columns."""
-    return np.append(v, v.dtype.type(absent))
+    out = np.empty(len(v) + 1, v.dtype)
+    out[:-1], out[-1] = v, absent
+    return out
 
 
 class Workspace:
@@ -331,7 +334,7 @@ def products(side, block, work, columns):
 
 def shifted(exponents):
     """Overwrite a block by ``exp(exponents - top)`` with its rows' largest exponents `top`, which are returned."""
-    top = exponents.max(axis=2).max(axis=0)
+    top = exponents.max(axis=0).max(axis=1)
     exponents -= top[:, None]
     np.exp(exponents, out=exponents)
     return top.astype(np.float64)

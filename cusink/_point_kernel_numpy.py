@@ -73,10 +73,10 @@ class PlanKernel:
         parts = side.for_parts(run, pool)
         return T, None if weigh is None else sum(parts)[:-1].astype(side.dtype)
 
-    def priced_sums(self, q, weigh, pool):
+    def priced_sums(self, q, weigh, pool, columns=True):
         """T and S as `sums`, and the same with ``A_ij C_ij`` in the place of A: ``(T, S, TC, SC)``, these in float64.
 
-        With ``E = log A`` the cost is ``f + g - eps E``, so that no second block is needed for it.
+        Without `columns` SC means nothing. With ``E = log A`` the cost is ``f + g - eps E``: it takes no second block.
         """
         side, level = self.side, float(self.g.mean())
         T, TC = np.empty(side.shape[0], side.dtype), np.empty(side.shape[0])
@@ -87,14 +87,15 @@ class PlanKernel:
             S, SC = np.zeros((2, side.shape[1] + 1))
             for k in blocks:
                 rows = side.blocks[k]
-                A, AE, columns = self._with_exponents(k, work)
-                here = columns.tiled(q)
+                A, AE, some = self._with_exponents(k, work)
+                here = some.tiled(q)
                 T[rows] = row_sums(A, here)
                 p = weigh(rows, T[rows])
                 f = self.f[rows] + level
-                TC[rows] = f * T[rows] + row_sums(A, columns.tiled(qg)) - self.eps * row_sums(AE, here)
-                columns.add(S, np.vecmat(p, A))
-                columns.add(SC, np.vecmat((p * f).astype(p.dtype), A) - self.eps * np.vecmat(p, AE))
+                TC[rows] = f * T[rows] + row_sums(A, some.tiled(qg)) - self.eps * row_sums(AE, here)
+                some.add(S, np.vecmat(p, A))
+                if columns:
+                    some.add(SC, np.vecmat((p * f).astype(p.dtype), A) - self.eps * np.vecmat(p, AE))
             return S, SC
 
         S, SC = (sum(parts)[:-1] for parts in zip(*side.for_parts(run, pool), strict=True))
@@ -112,13 +113,11 @@ class PlanKernel:
     def _block(self, k, work):
         """Block k of A (tiles, rows, width), which is kept as rows if there is room."""
         block = self._exponents(k, work)
-        np.exp(block, out=block)
-        if self._afford(block.nbytes, self.columns[k]):
-            tiles, rows, width = block.shape
-            kept = self._place((rows, tiles * width))
-            kept.reshape(rows, tiles, width)[...] = block.transpose(1, 0, 2)
-            self.kept[k] = kept
-        return block
+        if not self._afford(block.nbytes, self.columns[k]):
+            return np.exp(block, out=block)
+        tiles, rows, width = block.shape
+        self.kept[k] = self._place((rows, tiles * width))
+        return np.exp(block, out=self.kept[k].reshape(rows, tiles, width).transpose(1, 0, 2))
 
     def _parts(self, k, A):
         """Slices of rows, and those rows of a kept block: as many as BLAS takes on the thread that calls it."""

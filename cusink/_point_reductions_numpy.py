@@ -32,6 +32,20 @@ def softmin_of(side, logits, eps, pool=None):
     return out
 
 
+def hardmin_of(side, logits, eps, pool=None):
+    """``-eps max_j (logits_j - C_ij / eps)`` of one problem: a softmin within ``eps log m``, without exp."""
+    exponents = Exponents(side, logits, 1 / eps)
+
+    def run(blocks, work):
+        out = []
+        for k in blocks:
+            block, offset = exponents.block(k, work)
+            out.append(block.max(axis=0).max(axis=1).astype(np.float64) + offset)
+        return np.concatenate(out)
+
+    return np.concatenate(side.for_parts(run, pool)) * -eps
+
+
 def repeated_softmin(C, eps):
     """A function (logits, axis) that is `softmin`."""
     return lambda logits, axis: softmin(C, logits, eps, axis)
@@ -125,7 +139,7 @@ def c_transform(C, potential, axis):
             for b in blocks:
                 slack = costs(side, side.blocks[b], work, exact=True)
                 slack -= columns
-                out.append(slack.min(axis=2).min(axis=0))
+                out.append(slack.min(axis=0).min(axis=1))
             return np.concatenate(out)
 
         return np.concatenate(side.for_parts(run))

@@ -323,7 +323,7 @@ def test_orders_are_forgotten_with_their_points():
 
 def test_neighbours_are_an_order_of_neighbours():
     x = points((1000, 3), np.float64)
-    order = blocks.neighbours(x)
+    order = blocks.neighbours(x, 64)
     assert sorted(order) == list(range(1000))
     radius = [np.ptp(x[order[k : k + 64]], axis=0).prod() for k in range(0, 960, 64)]
     assert np.median(radius) < 0.1 * np.ptp(x, axis=0).prod()
