@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from bench_kernel_cases import FOLDER, Case, Data, all_cases, check, operation, report_operation
+from bench_point_cases import FLASH, PointCase, point_cases, prepare
 
 ROOT = FOLDER.parent
-NOT_MEASURED = "not measured"
+NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
 
 
 def missing_gpu():
@@ -69,6 +70,11 @@ def device_rates(xp, kernels):
 
 def measure(case, xp, ops, kernels, rates, time=device_time):
     """Check one case, then time it; return what its row says."""
+    if isinstance(case, PointCase):
+        if (prepared := prepare(case, xp)) is None:
+            return {"status": NOT_INSTALLED}
+        call, judge = prepared
+        return timed(case, call, *judge(call()), xp, rates, time)
     data = Data(case, xp)
     if case.operator.startswith("report"):
         kernel = kernels.function(str(FOLDER / "report_kernel.cu"), "report_half_step", data.dtype)
@@ -77,7 +83,11 @@ def measure(case, xp, ops, kernels, rates, time=device_time):
         call, read = work[min(work, key=lambda block: time(xp, work[block][0], 3, 0.0)[1])]
     else:
         call, read = operation(case, data, ops, xp)
-    error, allowed = check(case, data, read(call()))
+    return timed(case, call, *check(case, data, read(call())), xp, rates, time)
+
+
+def timed(case, call, error, allowed, xp, rates, time):
+    """A row: how far off the answer is, and if it is right, the time that it takes."""
     row = {"status": "measured", "error": error, "allowed": allowed}
     if not error <= allowed:
         return row | {"status": "wrong"}
@@ -138,7 +148,7 @@ def table(rows):
         elif row["status"] == "wrong":
             cells = ("WRONG", "", "", "", "", f"{row['error']:.1e} > {row['allowed']:.1e}")
         else:
-            cells = (NOT_MEASURED,) * 6
+            cells = (row["status"],) * 6
         name = case.operator + f" x {case.count}" * (case.count > 1)
         detail = f"axis {case.detail}" if isinstance(case.detail, int) else case.detail or ""
         lines.append((name, case.cost, detail, f"{case.B} x {case.n} x {case.m}", case.dtype, *cells))
@@ -174,6 +184,13 @@ def floors(rows):
             f"{found[baseline]['ms'] / found[ours]['ms']:.1f} x" if {baseline, ours} <= found.keys() else NOT_MEASURED
         )
         lines.append((f"the same, beside the report's kernel, {form}", "10 x", ratio))
+    points = [case for case in point_cases() if case.dtype == "float32"]
+    for case in points:
+        if case.operator == "softmin_points":
+            lines.append((f"softmin, {case.n} points, d=3", "60% of exp", reached("of_exp", "{:.0%}", case)))
+    ours, peer = (next(case for case in points if case.operator == name) for name in ("softmin_products", FLASH))
+    ratio = f"{found[peer]['ms'] / found[ours]['ms']:.1f} x" if {ours, peer} <= found.keys() else NOT_MEASURED
+    lines.append((f"{ours.count} iterations, {ours.n} points, d=64, beside flash-sinkhorn", "1 x", ratio))
     return aligned(lines)
 
 
@@ -196,7 +213,7 @@ def main(arguments=None):
     parser.add_argument("--only", default="", metavar="TEXT", help="only operators whose name contains TEXT")
     parser.add_argument("--output", type=Path, metavar="FILE", help="append the lines of JSON to FILE as well")
     wanted = parser.parse_args(arguments)
-    cases = [case for case in all_cases() if wanted.only in case.operator]
+    cases = [case for case in (*all_cases(), *point_cases()) if wanted.only in case.operator]
     if not cases:
         parser.error(f"no operator's name contains {wanted.only!r}")
 

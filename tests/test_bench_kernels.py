@@ -4,6 +4,7 @@ The report's kernel, which is the baseline, runs as it is, in the emulator.
 """
 
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import emulated
 import kernel_resources
 import numpy as np
 import pytest
-from emulated import cupy_stand_in
+from emulated import cupy_stand_in, device_arrays
 
 from cusink import _ops_numpy
 
@@ -25,9 +26,11 @@ sys.path.insert(0, str(SCRIPTS))
 
 import bench_kernel_cases as cases  # noqa: E402
 import bench_kernels as bench  # noqa: E402
+import bench_point_cases as points  # noqa: E402
 
 SMALL = list(cases.all_cases(sizes=((6, 9, 7), (5, 33, 40), (3, 8, 8))))
 EMULATED = [case for case in SMALL if case.n == 9 and not case.operator.startswith("report")]
+POINTS = list(points.point_cases(70, 45, 3, 6, 5, 12))
 RATES = {"bytes_per_s": 1e9, "exp_per_s": {"float32": 1e9, "float64": 1e9}}
 
 
@@ -54,6 +57,31 @@ def test_every_row_is_right_on_emulated_kernels(case):
         row = bench.measure(case, ops.xp, ops, emulated, RATES, instant)
         assert ops.launched
     assert row["status"] == "measured", row
+
+
+@pytest.mark.parametrize("case", POINTS, ids=words)
+def test_every_row_of_points_is_right(case):
+    rows = [bench.measure(case, np, None, None, RATES, instant)]
+    with device_arrays.device() as (cupy, launched):
+        rows.append(bench.measure(case, cupy, None, None, RATES, instant))
+    if case.operator == points.FLASH:
+        if importlib.util.find_spec("flash_sinkhorn") is None:
+            assert rows == [{"status": "not installed"}] * 2
+            assert bench.table([(case, rows[0])]).count("not installed") == 6
+        return
+    assert [row["status"] for row in rows] == ["measured"] * 2, rows
+    expected = {"kernel_product": "kernel_sums", "solve": "iterate_2"}
+    assert expected.get(case.operator, case.operator) in launched
+
+
+@pytest.mark.parametrize("case", [case for case in POINTS if case.n != 45], ids=words)
+def test_a_wrong_row_of_points_is_called_wrong(case):
+    call, judge = points.prepare(case, np)
+    result = call()
+    worse = types.SimpleNamespace(f=result.f + 1e-4, g=result.g) if case.operator == "solve" else result * (1 + 1e-4)
+    for found, right in ((result, True), (worse, False)):
+        error, allowed = judge(found)
+        assert (error <= allowed) == right
 
 
 def test_a_wrong_answer_is_called_wrong_and_never_timed():
@@ -98,13 +126,14 @@ def test_floors_are_read_from_the_rows_they_name():
             case,
             {"status": "measured", "ms": 1 / 8 if case.operator == "iterations" else 2, "of_exp": 0.61, "of_copy": 0.5},
         )
-        for case in cases.all_cases()
+        for case in (*cases.all_cases(), *points.point_cases())
     ]
     text = bench.floors(rows)
     assert bench.NOT_MEASURED not in text
     assert [line.split("  ")[-1].strip() for line in text.splitlines()[1:]] == [
         *("61%", "50%") * 2,
         *("0.125 ms", "16.0 x") * 2,
+        *("61%", "1.0 x"),
     ]
 
 
@@ -121,7 +150,7 @@ def test_without_a_gpu_nothing_is_measured_nor_estimated(arguments, status):
         assert "no operator's name contains 'nothing'" in run.stderr
         return
     rows = [line for line in run.stdout.splitlines() if "float32" in line and " x " in line]
-    assert len(rows) == sum(case.dtype == "float32" for case in cases.all_cases())
+    assert len(rows) == sum(case.dtype == "float32" for case in (*cases.all_cases(), *points.point_cases()))
     assert all(line.count("not measured") == 6 for line in rows)
     assert "not measured: CuPy" in run.stdout
     assert "{" not in run.stdout
