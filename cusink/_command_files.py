@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cusink._checks_geometry import METRICS
+
 __all__ = ["InputError", "line", "load", "problem"]
 
 STORED = 1 << 20  # entries of a cost up to which it is a matrix; beyond, it stays points or a grid
@@ -139,7 +141,7 @@ def _of_points(points, metric, scale, sparse, dtype, option):
     from cusink.geometry import PointCloud
 
     try:
-        stays = len(points[0]) * len(points[-1]) > STORED or sparse
+        stays = (len(points[0]) * len(points[-1]) > STORED or sparse) and metric in METRICS
         if stays and not scale:
             return PointCloud(*points, metric=metric)
         return _scaled(cost_matrix(points[0], points[-1], metric=metric).astype(dtype), scale)
