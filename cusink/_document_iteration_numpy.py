@@ -34,6 +34,7 @@ class PairCosts:
     index: np.ndarray
     sizes: np.ndarray
     span: tuple[float, float]
+    buffers: "Buffers"
 
     @property
     def dtype(self):
@@ -41,7 +42,28 @@ class PairCosts:
 
     def gather(self, problems):
         """Costs (problems, words, n) of some problems, as many words as the longest of them has."""
-        return self.block.take(self.index[problems, : self.sizes[problems].max()], axis=0)
+        index = self.index[problems, : self.sizes[problems].max()]
+        out = self.buffers.take((*index.shape, self.block.shape[1]), self.dtype)
+        return self.block.take(index, axis=0, out=out, mode="clip")  # any other mode goes through memory of its own
+
+
+class Buffers:
+    """Memory that one iteration after another uses: to fetch it anew takes ten times as long as to fill it."""
+
+    def __init__(self):
+        self.free, self.taken = [], []
+
+    def restart(self):
+        """Whatever was taken is free again."""
+        self.free, self.taken = self.free + self.taken, []
+
+    def take(self, shape, dtype):
+        """An array, not initialised."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        fits = [k for k, buffer in enumerate(self.free) if size <= len(buffer) <= 2 * size]
+        buffer = self.free.pop(min(fits, key=lambda k: len(self.free[k]))) if fits else np.empty(size, np.uint8)
+        self.taken.append(buffer)
+        return buffer[:size].view(dtype).reshape(shape)
 
 
 def cost_range(C):
@@ -54,11 +76,14 @@ class Iteration:
 
     def __init__(self, C, a, b, eps, f, g, method):
         self.m = b.shape[1]
+        C.buffers.restart()  # of an iteration that is over
         self.rows = list(groups_of(C.sizes, a.shape[1] * a.itemsize))
         self.groups = []
         for rows in self.rows:
             width = C.sizes[rows].max()
-            self.groups.append(_Group(C.gather(rows), a[rows], b[rows, :width], eps, f[rows], g[rows, :width]))
+            costs = C.gather(rows)
+            A = C.buffers.take(costs.shape, costs.dtype)
+            self.groups.append(_Group(costs, A, a[rows], b[rows, :width], eps, f[rows], g[rows, :width]))
 
     def advance(self, omega, count):
         """Take `count` iterations of every problem; return bounds (B,) on their errors."""
@@ -167,21 +192,20 @@ class _Group:
     log-sum-exp and absorbs again.
     """
 
-    def __init__(self, C, a, b, eps, f, g):
-        self.C, self.eps, self.a, self.b = C, eps, a, b
+    def __init__(self, C, A, a, b, eps, f, g):
+        self.C, self.A, self.eps, self.a, self.b = C, A, eps, a, b
         self.rows = np.arange(len(a))  # of C, which is not copied when problems leave
         self.p, self.q = a.copy(), b.copy()
         self.f, self.g = f.astype(np.float64), g.astype(np.float64)
         self.largest = np.ones(len(a))  # entries of the kernels
         if f.any() or g.any():
-            self.A = np.empty_like(C)
             self._absorb(np.arange(len(a)))
         else:
-            A = C * a.dtype.type(-1 / eps)
+            np.multiply(C, a.dtype.type(-1 / eps), out=A)
             side = A.max(axis=2, keepdims=True)
             A -= side
             self.g = -eps * side[:, :, 0].astype(np.float64)
-            self.A = flush(np.exp(A, out=A))
+            flush(np.exp(A, out=A))
         self.measure()
 
     def measure(self):

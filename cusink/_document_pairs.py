@@ -6,6 +6,7 @@ import numpy as np
 
 from cusink import _checks, _document_tiles
 from cusink._checks_documents import documents, is_measures, is_sparse, sums
+from cusink._document_iteration_numpy import Buffers
 from cusink._ops import ops_for
 from cusink._tiles import tile_shape
 
@@ -44,7 +45,7 @@ class DocumentPairs:
         self.symmetric = mirrored and given.A is given.B
         self.comparable = mirrored or not self.dense
         self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
-        self.on_host = given.xp is np
+        self.on_host, self.buffers = given.xp is np, Buffers()
         self.span = self.ops.cost_range(given.C)
         self._key = self._columns = self._kept = self._uploaded = None
         itemsize, sizes = given.A.weights.itemsize, (given.A.sizes, given.B.sizes)
@@ -103,7 +104,8 @@ class DocumentPairs:
                 against = _document_tiles.padded(self.B, columns[j], self.C.shape[-1])
                 queries = _document_tiles.queries_of([self.A.item(k) for k in rows[i]], against, self.C)
                 pairs = np.repeat(np.arange(len(i)), len(j)), np.tile(np.arange(len(j)), len(i))
-                solved = _document_tiles.solve_listed(queries, against, *pairs, self.span, self.eps, options)
+                shared = self.span, self.buffers
+                solved = _document_tiles.solve_listed(queries, against, *pairs, *shared, self.eps, options)
             else:
                 pairs = np.repeat(rows[i], len(j)), np.tile(columns[j], len(i))
                 solved = self._on_device(0, 1, *pairs, self.C, options)

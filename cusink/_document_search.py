@@ -76,7 +76,8 @@ def _search_rows(pairs, queries, documents, rows, kept, lower, options, k, half,
         step = max(1, half // pairs.pair_bytes)
         for start in range(0, len(i), step):
             part = slice(start, start + step)
-            solved = _document_tiles.solve_listed(queries, documents, i[part], j[part], pairs.span, pairs.eps, options)
+            shared = pairs.span, pairs.buffers
+            solved = _document_tiles.solve_listed(queries, documents, i[part], j[part], *shared, pairs.eps, options)
             best.take(rows[i[part]], kept[j[part]], solved["cost"].astype(float), solved["error"], solved["converged"])
             count.started += len(i[part])
             count.finish(solved["error"], ~solved["converged"])

@@ -64,14 +64,14 @@ def queries_of(items, documents, C):
     return Queries(weights, costs)
 
 
-def solve_listed(queries, documents, i, j, span, eps, options):
+def solve_listed(queries, documents, i, j, span, buffers, eps, options):
     """Solve the pairs of `Queries` i (K,) with `Padded` documents j (K,); a dict of arrays (K,).
 
-    `span` encloses the costs of the collection.
+    `span` encloses the costs of the collection; `buffers` is memory that calls share.
     """
     count, words, longest = queries.costs.shape
     index = documents.index[j] + (i * words)[:, None]
-    costs = PairCosts(queries.costs.reshape(-1, longest), index, documents.sizes[j], span)
+    costs = PairCosts(queries.costs.reshape(-1, longest), index, documents.sizes[j], span, buffers)
     a, b = queries.weights[i], documents.weights[j]
     f, g, cost, error, n_iter, converged = solve_pairs(a, b, costs, eps, options)
     problem = Problem(a=a, b=b, C=costs, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)

@@ -429,7 +429,7 @@ def test_very_steep_costs_are_annealed(dtype, monkeypatch):
     """Beyond 2000 eps a problem starts from potentials of a larger eps, which its kernel absorbs."""
     starts, real = [], iteration._Group.__init__
     monkeypatch.setattr(
-        iteration._Group, "__init__", lambda self, *args: starts.append(bool(args[4].any())) or real(self, *args)
+        iteration._Group, "__init__", lambda self, *args: starts.append(bool(args[5].any())) or real(self, *args)
     )
     X, A, B = vectors(dtype, d=2), corpus((8, 1), dtype, 1), corpus((20, 5, 33), dtype)
     C = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean").astype(dtype)
