@@ -6,11 +6,15 @@
 // high * high + high * low + low * high keeps 22 bits of each product; with 1 there is no second part: 3 times fewer
 // products, and errors of 1e-3 of the largest |x| |y|.
 //
+// What is left of near points is rounding, which the root of a distance would raise: for exponents below 1 their
+// distance is taken anew from differences. Of a share CLOSE of |x|^2 + |y|^2 or more, the digits lost do no harm.
+//
 // One block per problem and BAND kept points; each warp takes BAND summed points at a time, as 2 x 4 fragments of
 // m16n8k8, and all merge at the end. Dynamic shared memory, in REAL, with d8 the coordinates in full eights:
 // d8 * (BAND + PAD) kept | d8 * (BAND * warps + PAD) summed | BAND * warps norms | BAND * warps Summed; in its place at the
 // end one State for each lane and row of a fragment.
 constexpr int MOST_PRODUCT_THREADS = 256;  // per block: the sums of a warp take many registers
+constexpr REAL CLOSE = REAL(1e-2);
 constexpr int BAND = 32, PAD = 8;  // rows 8 apart in their banks: the lanes of a fragment never meet in one
 
 struct Split {
@@ -65,6 +69,17 @@ __device__ inline void multiply_points(float (&sums)[2][4][4], const REAL* mine,
     }
 }
 
+// |x - y|^2 from the differences of coordinates that lie `x_stride` and `y_stride` apart.
+__device__ inline REAL squared_distance(const REAL* x, int x_stride, const REAL* y, int y_stride, int d) {
+    REAL sum = 0;
+#pragma unroll 1
+    for (int c = 0; c < d; c++) {
+        REAL difference = x[c * x_stride] - y[c * y_stride];
+        sum = multiply_add(difference, difference, sum);
+    }
+    return sum;
+}
+
 // Points first ... first + count of P (points, d), by coordinate: tile (d8, count + PAD), zero where there is none.
 __device__ inline void load_padded(REAL* tile, const REAL* P, long long first, long long points, int count, int d,
                                    int d8) {
@@ -114,19 +129,23 @@ __device__ void reduce_point_products(const Term& term, const PointPairs& points
             for (int n = 0; n < 4; n += 2) {
                 Summed group[GROUP];
                 REAL other[GROUP];
+                int places[GROUP];
 #pragma unroll
                 for (int g = 0; g < GROUP; g++) {
-                    int at = BAND * warp + 8 * (n + g / 2) + column + g % 2;
-                    group[g] = values[at];
-                    other[g] = norms[at];
+                    places[g] = BAND * warp + 8 * (n + g / 2) + column + g % 2;
+                    group[g] = values[places[g]];
+                    other[g] = norms[places[g]];
                 }
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
                     REAL cost[GROUP];
 #pragma unroll
                     for (int g = 0; g < GROUP; g++) {
-                        REAL product = sums[r / 2][n + g / 2][r % 2 * 2 + g % 2];
-                        cost[g] = points.cost(larger(multiply_add(REAL(-2), product, norm[r] + other[g]), REAL(0)));
+                        REAL product = sums[r / 2][n + g / 2][r % 2 * 2 + g % 2], both = norm[r] + other[g];
+                        REAL s = larger(multiply_add(REAL(-2), product, both), REAL(0));
+                        if (points.exponent < REAL(1) && s < CLOSE * both)
+                            s = squared_distance(mine + row + 8 * r, BAND + PAD, others + places[g], theirs + PAD, d);
+                        cost[g] = points.cost(s);
                     }
                     term.push(state[r], cost, group);
                 }

@@ -14,6 +14,8 @@ from emulated import device_arrays
 import cusink
 from cusink import _kernels
 from cusink._launch_cupy import PLAIN_SHARED_MEMORY, Launch
+from cusink._ops import ops_for
+from cusink.geometry import costs_of
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -130,6 +132,24 @@ def test_answers_are_numpy_s(call):
 @pytest.mark.parametrize("call", APART)
 def test_answers_are_numpy_s_without_shared_memory(call):
     assert not any(name.startswith("iterate") for name in compare(call, 2100))
+
+
+def test_near_points_of_many_coordinates_keep_their_distance():
+    """A root raises the rounding of a small difference of large squares, which products on tensor cores leave."""
+    given = far.astype(np.float32)
+    moved = given + np.float32(1e-3) * np.arange(N, dtype=np.float32)[:, None]
+    logits, eps = np.full((1, N), -np.inf, np.float32), 1e-3
+    logits[0, 4] = 0  # the softmin is the distance to this point
+    with device_arrays.device() as (cupy, launched):
+        parts = cupy.asarray(given), cupy.asarray(moved)
+        costs = costs_of(cusink.PointCloud(*parts, metric="euclidean"), cupy, given.dtype, parts)
+        found = [ops_for(costs).softmin(costs, cupy.asarray(logits), eps, axis).get()[0] for axis in (0, 1)]
+    assert "softmin_products" in launched
+    difference = given[:, None].astype(np.float64) - moved
+    exact = np.sqrt((difference**2).sum(axis=2))
+    for values, right in zip(found, (exact[4], exact[:, 4]), strict=True):
+        # Centred points have a rounding of their own; 2^-20 / CLOSE is what a distance may lose above it.
+        np.testing.assert_allclose(values, right, rtol=1e-4, atol=3e-6)
 
 
 @pytest.mark.parametrize(
