@@ -183,7 +183,7 @@ def competitors(n):
     yield "cusink", cusink_points, None, None
     if large:
         yield "cusink, `memory_limit` 200 MB", partial(cusink_points, memory_limit=200_000_000), None, None
-    yield "OTT `PointCloud`", ott_points, 2 if large else None, 5 if large else None
+    yield "OTT `PointCloud`", ott_points, 2 if large else None, 10 if large else None  # it looks up every 10
     if not large:
         yield "POT `empirical_sinkhorn`", partial(pot_points, dtype=np.float32), 3, None
         yield "POT `empirical_sinkhorn`, float64", partial(pot_points, dtype=np.float64), 3, None
