@@ -79,54 +79,6 @@ def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None, balanced=True):
     return Arrays(a=a, b=b, C=C, dtype=dtype, batched=batched or bool(sizes), init=init)
 
 
-def histograms(A, B, C, *, eps, check):
-    """Arrays of a call of `cusink.distance_matrix`: rows of A against rows of B, B None for A itself."""
-    regularisation(eps)
-    symmetric = B is None
-    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **arrays_of(C))
-    C, stored = cost(C, xp, dtype, parts, batch=False)
-    n, m = C.shape
-    if A is None:
-        raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
-    for name, x, bins in (("A", A, n), ("B", A if symmetric else B, m)):
-        if x.ndim != 2 or x.shape[1] != bins:
-            hint = ". Did you swap 'A' and 'B'?" if not symmetric and n != m and x.shape[-1] == n + m - bins else ""
-            hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
-            raise ValueError(
-                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
-                f"got {x.shape}{hint}"
-            )
-        if 0 in x.shape:
-            raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
-    A = xp.ascontiguousarray(A)
-    B = A if symmetric else xp.ascontiguousarray(B)
-    if check:
-        weight_values("A", A, xp)
-        if not symmetric:
-            weight_values("B", B, xp)
-        if stored:
-            cost_values(C, xp)
-    first = float(A[0].sum(dtype=np.float64))
-    scaled = []
-    for name, x in (("A", A),) if symmetric else (("A", A), ("B", B)):
-        mass = x.sum(axis=1, dtype=np.float64)
-        if check:
-            tolerance = MASS_TOLERANCE[x.dtype.name]
-            off = xp.abs(mass - first) > tolerance * first
-            if off.any():
-                row = int(off.argmax())
-                raise ValueError(
-                    f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {first:g} "
-                    f"and '{name}' row {row} has "
-                    f"{float(mass[row]):g}. To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)"
-                )
-        scaled.append(x * (first / mass).astype(x.dtype)[:, None])
-    A, B = scaled[0], scaled[-1]
-    if check and stored and not xp.isfinite(C).all():
-        all_partners(A, B, C, xp)
-    return Arrays(a=A, b=B, C=xp.ascontiguousarray(C) if stored else C, dtype=dtype, batched=True)
-
-
 def points(x, y, metric):
     """Points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
     (x, y), xp, dtype = arrays(x=x, y=y)
@@ -197,7 +149,7 @@ def vector(v, axis, problem):
     """Check the vectors of `SinkhornResult.apply`; return them with a batch axis."""
     if axis not in (0, 1):
         raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {axis!r}")
-    (v, _), xp, _ = arrays(v=v, plan=problem.f)
+    (v, _), xp, _ = arrays(v=v, plan=problem.f[:0].astype(problem.dtype))
     bins = problem.C.shape[axis - 2]
     size = len(problem.a)
     allowed = [(bins,), (size, bins)] if problem.batched else [(bins,)]
@@ -217,7 +169,7 @@ def output(out, shape, dtype, xp, inputs):
         raise ValueError(f"'out' must have shape {shape} for these histograms; got {out.shape}")
     if out.dtype != dtype:
         raise TypeError(f"'out' must have the dtype of the histograms, {dtype}; got {out.dtype}")
-    if not out.flags.writeable:
+    if not getattr(out.flags, "writeable", True):  # CuPy's flags have no such name
         raise ValueError("'out' must be writable; got a read-only array. Open a memmap with mode='r+' or 'w+'")
     for name, x in inputs.items():
         if isinstance(x, xp.ndarray) and xp.may_share_memory(out, x):
@@ -225,17 +177,6 @@ def output(out, shape, dtype, xp, inputs):
                 f"'out' must not overlap an input; it shares memory with '{name}'. Pass an array of its own"
             )
     return out
-
-
-def tile(memory_limit, item_bytes, largest):
-    """How many problems of `item_bytes` each fit into the limit, at most `largest`."""
-    if memory_limit is None:
-        return largest
-    if isinstance(memory_limit, bool) or not isinstance(memory_limit, numbers.Integral):
-        raise TypeError(f"'memory_limit' must be a number of bytes (an integer) or None; got {kind(memory_limit)}")
-    if memory_limit < item_bytes:
-        raise ValueError(f"'memory_limit' must be at least {item_bytes} bytes, what one pair takes; got {memory_limit}")
-    return min(int(memory_limit) // item_bytes, largest)
 
 
 def cost(C, xp, dtype, parts, memory_limit=None, batch=True):
@@ -335,19 +276,6 @@ def partners(a, b, C, xp):
                 f"'C' must allow every bin with weight a partner with weight; in problem {problem}, {line} {index} of "
                 f"'C' is forbidden (+inf) wherever the other side has weight, and '{name}' has weight there. "
                 "Allow a pair, or empty the bin"
-            )
-
-
-def all_partners(A, B, C, xp):
-    """`partners` for every row of A with every row of B."""
-    allowed = xp.isfinite(C)
-    for names, weights, others, pairs in (("AB", A, B, allowed), ("BA", B, A, allowed.T)):
-        lone = xp.matmul((weights > 0).astype(A.dtype), (~_reached(others, pairs, xp)).T.astype(A.dtype))
-        if lone.any():
-            row, other = _first(xp, lone > 0)
-            raise ValueError(
-                f"'C' must allow every bin with weight a partner with weight; '{names[0]}' row {row} has weight where "
-                f"'C' forbids (+inf) all partners in '{names[1]}' row {other}. Allow a pair, or drop the row"
             )
 
 

@@ -10,7 +10,7 @@ from cusink._neighbour_search import Count, obstacle, search_all, search_pruned
 from cusink._ops import memory_advice
 from cusink._pairs import pairs_of
 from cusink._tiles import PairValues, pair_count, tile_shape
-from cusink.retrieval import _bar
+from cusink.retrieval import progress_bar
 from cusink.sinkhorn import warn_unconverged
 
 __all__ = ["Neighbours", "nearest"]
@@ -157,7 +157,7 @@ def nearest(
         reason = _document_search.obstacle(pairs, k, value, options, alone, memory_limit)
     elif prune:
         reason = obstacle(pairs, k, options, memory_limit)
-    with _bar(pair_count(pairs) if reason else pairs.shape[0] * pairs.shape[1], 0, progress) as bar:
+    with progress_bar(pair_count(pairs) if reason else pairs.shape[0] * pairs.shape[1], 0, progress) as bar:
         if reason:
             best, count = search_all(pairs, values, k, alone, tile, bar.update)
         elif documents:

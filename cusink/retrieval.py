@@ -144,7 +144,7 @@ def solve_tiles(values, tile, sink, progress=False):
     pairs = values.pairs
     todo = [at for at in tiles(pairs, *tile) if (at[0].start, at[1].start) not in sink.finished]
     total, left = pair_count(pairs), sum(pair_count(pairs, *at) for at in todo)
-    with _bar(total, total - left, progress) as bar:
+    with progress_bar(total, total - left, progress) as bar:
         for rows, columns in todo:
             sink.write(rows, columns, *values.tile(rows, columns, sink.names, bar.update))
 
@@ -178,7 +178,7 @@ class Arrays:
         return DistanceMatrix(**self.results) if len(self.results) > 1 else self.results["distances"]
 
 
-def _bar(total, done, progress):
+def progress_bar(total, done, progress):
     """A progress bar over `total` pairs, some of them done, or nothing that answers to the same calls."""
     if not progress:
         return _NoBar()

@@ -107,17 +107,16 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
     }
 }
 
+// Of dimension 2 and 3 the compiler is told, where that is worth its time.
 template <class Term>
 __device__ void reduce_points(const Term& term, const PointPairs& points, long long B, long long kept,
                               long long summed) {
     if (points.norm == CITYBLOCK) {
         reduce_points_of<0, CITYBLOCK>(term, points, B, kept, summed);
-    } else if (points.d == 1) {
-        reduce_points_of<1, SQUARED>(term, points, B, kept, summed);
-    } else if (points.d == 2) {
-        reduce_points_of<2, SQUARED>(term, points, B, kept, summed);
-    } else if (points.d == 3) {
-        reduce_points_of<3, SQUARED>(term, points, B, kept, summed);
+    } else if (Term::OFTEN && points.d == 2) {
+        reduce_points_of<Term::OFTEN ? 2 : 0, SQUARED>(term, points, B, kept, summed);
+    } else if (Term::OFTEN && points.d == 3) {
+        reduce_points_of<Term::OFTEN ? 3 : 0, SQUARED>(term, points, B, kept, summed);
     } else {
         reduce_points_of<0, SQUARED>(term, points, B, kept, summed);
     }

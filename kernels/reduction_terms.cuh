@@ -3,6 +3,7 @@
 // points.cu, which tell there what they compute.
 
 struct Softmin {
+    static constexpr bool OFTEN = true;  // called in every iteration
     typedef OnlineSoftmax State;
     typedef REAL Summed;
     REAL* out;
@@ -51,6 +52,7 @@ struct KeptSum {
 };
 
 struct ApplyPlan {
+    static constexpr bool OFTEN = true;  // called in every iteration
     typedef KeptSum State;
     typedef LogitAndValue Summed;
     REAL* out;
@@ -82,6 +84,7 @@ struct ApplyPlan {
 };
 
 struct RowCost {
+    static constexpr bool OFTEN = false;
     typedef KeptSum State;
     typedef REAL Summed;
     REAL* out;
@@ -114,6 +117,7 @@ struct RowCost {
 };
 
 struct CTransform {
+    static constexpr bool OFTEN = false;
     typedef Minimum State;
     typedef REAL Summed;
     REAL* out;

@@ -210,3 +210,14 @@ def test_pot_agrees_on_exact_costs():
     ot = pytest.importorskip("ot", reason="POT is a second opinion only")
     for a, b, C, _ in pot_cases():
         assert reference.exact_cost(a, b, C) == pytest.approx(ot.emd2(a, b, C), abs=1e-10)
+
+
+def test_products_with_the_plan_of_half_precision_take_and_give_half_precision():
+    rng = np.random.default_rng(8)
+    a, b, C = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(4)), rng.random((5, 4))
+    a, b, C = (x.astype(np.float16) for x in (a, b, C))
+    result = cusink.sinkhorn(a / a.sum(), b / b.sum(), C, eps=0.5, check=False)
+    product = result.apply(result.g, axis=1)
+    assert product.dtype == np.float16
+    expected = result.plan().astype(float) @ result.g.astype(float)
+    np.testing.assert_allclose(product, expected, atol=2e-3)
