@@ -179,6 +179,15 @@ def output(out, shape, dtype, xp, inputs):
     return out
 
 
+def tile(memory_limit, item_bytes, largest):
+    """How many problems of `item_bytes` each fit into the limit, at most `largest`."""
+    if memory_limit is None:
+        return largest
+    if positive_bytes(memory_limit) < item_bytes:
+        raise ValueError(f"'memory_limit' must be at least {item_bytes} bytes, what one pair takes; got {memory_limit}")
+    return min(int(memory_limit) // item_bytes, largest)
+
+
 def cost(C, xp, dtype, parts, memory_limit=None, batch=True):
     """The cost as the operators take it, and whether it is an array; `parts` are its arrays, converted."""
     stored = not isinstance(C, (PointCloud, Grid))

@@ -28,8 +28,8 @@ class PointCloud:
     power : float
         The cost is the metric to this power.
     tf32 : bool
-        On a GPU with tensor cores and for 16 coordinates or more in float32: multiply coordinates in plain tf32: this is
-        faster, and errs by up to a thousandth of the largest squared length. Else with the digits of a float.
+        On a GPU with tensor cores, for 16 coordinates or more in float32: multiply coordinates in plain tf32, which is
+        faster and errs by up to a thousandth of the largest squared length. If False they keep the digits of a float.
 
     Attributes
     ----------

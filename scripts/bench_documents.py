@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Time document distances beside exact ones: 50 x 350 texts of the Lee corpus, see ``compare_documents.py``.
 
-Competitors take turns. In each round cusink solves all pairs of 8 texts with the 350, and the exact solvers `--sample`
-of these pairs, drawn anew. Times are per pair; ratios are those of a round, and their median, smallest and largest are
-shown. Only right answers count: cusink's costs must lie above the exact ones by at most 2 %, and POT's must be gensim's.
+Competitors take turns. In each round cusink solves all pairs of 8 texts with the 350, and the exact solvers
+`--sample` of these pairs, drawn anew. Times are per pair; ratios are those of a round, and their median, smallest and
+largest are shown. Only right answers count: cusink's costs must lie above the exact ones by at most 2 %, and POT's must
+be gensim's.
 
     wmdistance   gensim's, in a loop, as a user calls it: vectors, distances and the linear program for each pair
     emd2         POT's linear program alone, its cost matrices cut out of one matrix of the vocabulary beforehand
