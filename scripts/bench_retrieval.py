@@ -59,6 +59,7 @@ POT = [
     ("torch", "sinkhorn", 10, 2.5e-5),
     ("torch", "sinkhorn", 30, 2.5e-5),
     ("torch", "sinkhorn", 100, 2.5e-5),
+    ("torch", "sinkhorn", 300, 2.5e-5),
     ("NumPy", "log_sinkhorn", 30, 2.5e-5),
     ("torch", "log_sinkhorn", 30, 2.5e-5),
     ("torch", "sinkhorn", 30, 1e-4),
