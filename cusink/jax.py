@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink import _checks
+from cusink import _checks, _checks_unbalanced
+from cusink._arrays import kind
 from cusink.adjoint import sinkhorn_adjoint
+from cusink.geometry import Grid, PointCloud
 from cusink.result import Problem, SinkhornResult
 from cusink.sinkhorn import sinkhorn
 
@@ -20,6 +22,7 @@ __all__ = ["sinkhorn_loss"]
 
 GRADIENTS = ("exact", "multiplier")
 REDUCTIONS = {"mean": jnp.mean, "sum": jnp.sum, "none": lambda losses: losses}
+NUMBERS = (*_checks.VALUES, "error")  # of a result, one for each problem
 HALF = ("float16", "bfloat16")
 HALF_MASS_TOLERANCE = 1e-2  # 2.5 roundings of bfloat16
 
@@ -32,7 +35,7 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     a : array, shape (n,) or (B, n), or None
         Source weights, such as the output of a softmax. None stands for uniform weights.
     b : array, shape (m,) or (B, m), or None
-        Target weights, of the same sum as `a`.
+        Target weights, of the same sum as `a` unless `reach` is given.
     C : array, shape (n, m) or (B, n, m)
         Cost, shared by all pairs or one for each.
     eps : float or array of one number
@@ -45,8 +48,8 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     reduction : {"mean", "sum", "none"}
         What becomes of the losses of a batch.
     **options
-        `max_iter`, `tol`, `method` and the other options of `cusink.sinkhorn` but `init` and `callback`. `tol` is also
-        that of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
+        `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn` but `init` and `callback`.
+        `tol` is also that of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
 
     Returns
     -------
@@ -66,7 +69,8 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     -----
     Pass a batch as one: ``vmap`` gives the same numbers but calls the solver once per element. Under ``jit`` on a GPU
     the arrays travel to the host and are solved there. The gradients for `a` and `b` have mean zero: weights vary on
-    the simplex. float16 and bfloat16 are computed in float32.
+    the simplex. With `reach` masses may vary and nothing is projected; `entropic_cost` has no gradient there. float16
+    and bfloat16 are computed in float32.
 
     References
     ----------
@@ -89,6 +93,9 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     for name in ("init", "callback"):
         if name in options:
             raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
+    if isinstance(C, (PointCloud, Grid)):
+        raise TypeError(f"'C' must be an array; got {kind(C)}. Pass C.dense(), or C itself to cusink.sinkhorn")
+    reach = _reach(options)
     C = _array(C)
     _checks.cost_shape(C)
     n, m = C.shape[-2:]
@@ -101,9 +108,10 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     dtype = C.dtype if C.dtype.name in HALF else None
     if dtype is not None:
         a, b, C = (x.astype(jnp.float32) for x in (a, b, C))
-        # Rounding to half precision changes the mass: b gets that of a, unless the difference is larger.
-        ratio = jax.lax.stop_gradient(a.sum(axis=-1, keepdims=True) / b.sum(axis=-1, keepdims=True))
-        b = b * jnp.where(abs(ratio - 1) <= HALF_MASS_TOLERANCE, ratio, 1)
+        if reach is None:
+            # Rounding to half precision changes the mass: b gets that of a, unless the difference is larger.
+            ratio = jax.lax.stop_gradient(a.sum(axis=-1, keepdims=True) / b.sum(axis=-1, keepdims=True))
+            b = b * jnp.where(abs(ratio - 1) <= HALF_MASS_TOLERANCE, ratio, 1)
     eps = jnp.reshape(jnp.asarray(eps, C.dtype), ())
     losses = REDUCTIONS[reduction](_loss(_Solver(value, gradient, options), a, b, C, eps))
     return losses if dtype is None else losses.astype(dtype)
@@ -118,7 +126,7 @@ def _loss(solver, a, b, C, eps):
 def _forward(solver, a, b, C, eps):
     batch = jnp.broadcast_shapes(a.shape[:-1], b.shape[:-1], C.shape[:-2])
     number = jax.ShapeDtypeStruct(batch, C.dtype)
-    solved = dict.fromkeys(("cost", "reg_cost", "entropic_cost", "error"), number) | {
+    solved = dict.fromkeys((*NUMBERS, "shift"), number) | {
         "f": jax.ShapeDtypeStruct((*batch, C.shape[-2]), C.dtype),
         "g": jax.ShapeDtypeStruct((*batch, C.shape[-1]), C.dtype),
         "n_iter": jax.ShapeDtypeStruct(batch, jnp.int32),
@@ -146,22 +154,40 @@ class _Solver:
     options: dict
 
     def solve(self, a, b, C, eps):
-        """Every array of the result, by name."""
+        """The arrays of the result by name; f and g are without the shift, to which they could lose their digits."""
         result = sinkhorn(a, b, C, eps=float(eps), **self.options)
-        names = ("f", "g", "cost", "reg_cost", "entropic_cost", "error", "n_iter", "converged")
-        return {name: getattr(result, name) for name in names}
+        problem = result.problem
+        shift = result.error * 0 if problem.reach is None else problem.outward(problem.shift)
+        potentials = {"f": problem.outward(problem.f), "g": problem.outward(problem.g), "shift": shift}
+        return potentials | {name: getattr(result, name) for name in (*NUMBERS, "n_iter", "converged")}
 
     def pull_back(self, a, b, C, eps, solved, cotangent):
         """The gradients for a, b, C and eps, in their shapes."""
-        given = _checks.sinkhorn(a, b, C, eps=float(eps), init=(solved["f"], solved["g"]), check=False)
+        reach, init = _reach(self.options), (solved["f"], solved["g"])
+        given = _checks.sinkhorn(a, b, C, eps=float(eps), init=init, check=False, balanced=reach is None)
         f, g = given.init
         problem = Problem(
-            a=given.a, b=given.b, C=given.C, eps=float(eps), f=f, g=g, dtype=given.dtype, batched=given.batched
+            a=given.a,
+            b=given.b,
+            C=given.C,
+            eps=float(eps),
+            f=f,
+            g=g,
+            dtype=given.dtype,
+            batched=given.batched,
+            reach=reach,
+            shift=None if reach is None else solved["shift"].reshape(-1).astype(np.float64),
         )
+        every = {name: solved[name].reshape(-1) for name in NUMBERS}
+        result = SinkhornResult.of(problem, every, *(solved[name].reshape(-1) for name in ("n_iter", "converged")))
         value = "reg_cost" if self.gradient == "multiplier" and self.value == "cost" else self.value
-        result = SinkhornResult(problem=problem, **solved)
         grads = sinkhorn_adjoint(result, **{f"grad_{value}": cotangent}, tol=self.options.get("tol") or 1e-6)
         return tuple(_shaped(getattr(grads, name), x) for name, x in (("a", a), ("b", b), ("C", C), ("eps", eps)))
+
+
+def _reach(options):
+    """The checked prices of the marginals, None for balanced transport."""
+    return _checks_unbalanced.reach(options.get("reach"), options.get("method", "auto"))
 
 
 def _array(x):

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from cusink import _checks
+from cusink import _checks, _checks_unbalanced
 from cusink._arrays import kind
 from cusink.adjoint import sinkhorn_adjoint
+from cusink.geometry import Grid, PointCloud
 from cusink.sinkhorn import sinkhorn
 
 __all__ = ["SinkhornLoss", "sinkhorn_loss"]
@@ -30,7 +31,7 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     a : tensor, shape (n,) or (B, n), or None
         Source weights, such as the output of a softmax. None stands for uniform weights.
     b : tensor, shape (m,) or (B, m), or None
-        Target weights, of the same sum as `a`.
+        Target weights, of the same sum as `a` unless `reach` is given.
     C : tensor, shape (n, m) or (B, n, m)
         Cost, shared by all pairs or one for each.
     eps : float or tensor of one number
@@ -44,8 +45,8 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     reduction : {"mean", "sum", "none"}
         What becomes of the losses of a batch.
     **options
-        `max_iter`, `tol`, `method` and the other options of `cusink.sinkhorn`. `tol` is also that of the linear system
-        behind the exact gradient of `cost` (1e-6 if it is None).
+        `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn`. `tol` is also that of the
+        linear system behind the exact gradient of `cost` (1e-6 if it is None).
 
     Returns
     -------
@@ -65,8 +66,9 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
 
     Notes
     -----
-    The gradients for `a` and `b` have mean zero: weights vary on the simplex. float16 and bfloat16 are computed in
-    float32; under autocast, where tensors may mix both, the loss is float32. ``torch.compile`` leaves the call alone.
+    The gradients for `a` and `b` have mean zero: weights vary on the simplex. With `reach` masses may vary and nothing
+    is projected; `entropic_cost` has no gradient there. float16 and bfloat16 are computed in float32; under autocast,
+    where tensors may mix both, the loss is float32. ``torch.compile`` leaves the call alone.
 
     References
     ----------
@@ -93,7 +95,8 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
         _one_dtype(a=a, b=b, C=C)
     dtype = C.dtype
     if any(x is not None and x.dtype in HALF for x in (a, b)):
-        a, b = _float_weights(a, b, C)
+        reach = _checks_unbalanced.reach(options.get("reach"), options.get("method", "auto"))
+        a, b = _float_weights(a, b, C, balanced=reach is None)
     C = C.float() if dtype in HALF else C
     losses = REDUCTIONS[reduction](_Loss.apply(a, b, C, eps, value, gradient, options))
     return losses if autocast or dtype not in HALF else losses.to(dtype)
@@ -120,6 +123,7 @@ class SinkhornLoss(torch.nn.Module):
 
     def __init__(self, C, eps, *, value="cost", gradient="exact", reduction="mean", **options):
         super().__init__()
+        _tensor_given("C", C)
         if isinstance(C, torch.nn.Parameter):
             self.C = C
         else:
@@ -183,12 +187,22 @@ def _tensors(**named):
     """Check that the inputs are tensors, on one device that NumPy or CuPy can use."""
     C = named["C"]
     for name, x in named.items():
-        if not isinstance(x, torch.Tensor) and (x is not None or name == "C"):
-            raise TypeError(f"'{name}' must be a tensor; got {kind(x)}. Convert it with torch.as_tensor")
+        if x is not None or name == "C":
+            _tensor_given(name, x)
         if x is not None and isinstance(C, torch.Tensor) and x.device != C.device:
             raise TypeError(f"all tensors must share one device; '{name}' is on {x.device} and 'C' on {C.device}")
     if C.device.type not in ("cpu", "cuda"):
         raise TypeError(f"tensors must be on the CPU or on a CUDA device; got {C.device}. Move them with .cpu()")
+
+
+def _tensor_given(name, x):
+    """Check that an input is a tensor."""
+    if isinstance(x, (PointCloud, Grid)):
+        raise TypeError(
+            f"'{name}' must be a tensor; got {kind(x)}. Pass torch.as_tensor(C.dense()), or C itself to cusink.sinkhorn"
+        )
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"'{name}' must be a tensor; got {kind(x)}. Convert it with torch.as_tensor")
 
 
 def _one_dtype(**named):
@@ -199,12 +213,17 @@ def _one_dtype(**named):
             raise TypeError(f"all tensors must share one dtype; '{name}' is {x.dtype} and 'C' is {C.dtype}")
 
 
-def _float_weights(a, b, C):
-    """Weights in float32. Rounding to half precision changes the mass: b gets that of a, if that explains it."""
+def _float_weights(a, b, C, balanced):
+    """Weights in float32. Rounding to half precision changes the mass: b gets that of a, if that explains it.
+
+    Unless transport is unbalanced, where a difference of the masses has a meaning.
+    """
     a, b = (
         torch.full((k,), 1 / k, device=C.device) if x is None else x.float()
         for x, k in zip((a, b), C.shape[-2:], strict=True)
     )
+    if not balanced:
+        return a, b
     with torch.no_grad():
         ratio = a.sum(dim=-1, keepdim=True) / b.sum(dim=-1, keepdim=True)
         ratio = torch.where(abs(ratio - 1) <= HALF_MASS_TOLERANCE, ratio, 1)

@@ -1,5 +1,7 @@
 """`cusink.jax`: values and gradients against the oracle, with and without tracing, sharing of memory, bad input."""
 
+from functools import partial
+
 import numpy as np
 import problems
 import pytest
@@ -137,6 +139,51 @@ def test_nothing_is_copied_on_the_way_in(monkeypatch):
         assert seen[name].ctypes.data == x.unsafe_buffer_pointer()
 
 
+@pytest.mark.parametrize(("value", "reach"), [("reg_cost", 1.0), ("cost", (0.5, None))])
+@pytest.mark.parametrize("traced", [False, True])
+def test_gradients_of_unbalanced_transport_are_slopes_of_the_value(value, reach, traced):
+    a, b, C, eps = case(B=2)
+    given = (a, 0.7 * b if reach == 1.0 else b, C, jnp.asarray(eps))
+    rng = np.random.default_rng(2)
+    gradient = jax.grad(lambda *x: sinkhorn_loss(*x, value=value, reach=reach, **TIGHT), argnums=(0, 1, 2, 3))
+    grads = (jax.jit(gradient) if traced else gradient)(*given)
+    at = [np.asarray(x) for x in given]
+    for k, (x, grad) in enumerate(zip(at, grads, strict=True)):
+        direction = 0.1 * x * rng.random(x.shape)
+
+        def moved(t, k=k, move=direction):
+            p, q, costs, scale = (y + t * move if i == k else y for i, y in enumerate(at))
+            result = cusink.sinkhorn(p, q, costs, eps=float(scale), reach=reach, tol=1e-13, max_iter=20000)
+            return getattr(result, value).mean()
+
+        expected = oracle.derivative(moved)
+        np.testing.assert_allclose((np.asarray(grad) * direction).sum(), expected, rtol=1e-6, err_msg="abCe"[k])
+
+
+def test_unbalanced_transport_without_double_precision_loses_nothing_to_a_large_reach():
+    a, b, C, eps = case(B=2)
+    given = [np.asarray(x) for x in (a, 0.7 * b, C)]
+    solved = cusink.sinkhorn(*given, eps=eps, reach=1e4, tol=1e-11)
+    expected = cusink.sinkhorn_adjoint(solved, grad_reg_cost=np.full(2, 0.5))
+    jax.config.update("jax_enable_x64", False)
+    narrow = (jnp.asarray(x, "float32") for x in given)
+    gradient = jax.grad(lambda *x: sinkhorn_loss(*x, eps, value="reg_cost", reach=1e4, tol=1e-5), argnums=(0, 2))
+    by_a, by_cost = jax.jit(gradient)(*narrow)
+    np.testing.assert_allclose(by_a, expected.a, rtol=1e-5)
+    np.testing.assert_allclose(by_cost, expected.C, rtol=0, atol=1e-4 * expected.C.max())
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_half_precision_leaves_the_masses_of_unbalanced_transport(half):
+    a, b, C, eps = (x if isinstance(x, float) else x.astype(half) for x in case())
+    b = (b * 1.005).astype(half)
+    loss = partial(sinkhorn_loss, eps=eps, value="reg_cost", reach=1.0, tol=1e-6)
+    x, y, z = (x.astype("float32") for x in (a, b, C))
+    assert not np.allclose(x.sum(-1), y.sum(-1), rtol=1e-3, atol=0)
+    np.testing.assert_array_equal(loss(a, b, C), loss(x, y, z).astype(half))
+    np.testing.assert_array_equal(jax.grad(loss, 1)(a, b, C), jax.grad(loss, 1)(x, y, z).astype(half))
+
+
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
 def test_half_precision_is_computed_in_float32_and_returned_as_it_came(half):
     a, b, C, eps = (x if isinstance(x, float) else x.astype(half) for x in case(n=64, m=64))
@@ -175,6 +222,9 @@ def test_uniform_weights_and_one_pair():
         ({"C": np.ones(5)}, ValueError, "'C' must have shape (n, m) or (B, n, m); got (5,)"),
         ({"a": -np.ones((3, 7))}, ValueError, "'a' must be non-negative"),
         ({"eps": -1.0}, ValueError, "'eps' must be positive and finite; got -1.0"),
+        ({"reach": 0.0}, ValueError, "'reach' must be a positive number"),
+        ({"C": cusink.PointCloud([0.0, 1.0])}, TypeError, "got cusink.geometry.PointCloud. Pass C.dense()"),
+        ({"C": cusink.Grid((7,))}, TypeError, "got cusink.geometry.Grid. Pass C.dense()"),
         ({"max_itr": 5}, TypeError, "unexpected keyword argument 'max_itr'"),
     ],
 )

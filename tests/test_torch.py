@@ -254,6 +254,21 @@ def test_half_precision_is_computed_in_float32_and_returned_as_it_came(half):
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_leaves_the_masses_of_unbalanced_transport(half):
+    a, b, C, eps = case()
+    answers = []
+    rounded = [x.to(half) for x in (a, 1.005 * b, C)]
+    for given in (rounded, [x.float() for x in rounded]):
+        leaf = given[1].clone().requires_grad_()
+        loss = sinkhorn_loss(given[0], leaf, given[2], eps, value="reg_cost", reach=1.0, tol=1e-6)
+        loss.backward()
+        answers.append([loss.detach().to(half), leaf.grad.to(half)])
+    assert not np.allclose(given[0].sum(1), given[1].sum(1), rtol=1e-3, atol=0)
+    for got, expected in zip(*answers, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_autocast_computes_in_float32(half):
     a, b, C, eps = case(n=64, m=64, dtype=torch.float32)
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -327,6 +342,15 @@ def test_bad_input(change, error, message):
     with pytest.raises(error) as caught:
         sinkhorn_loss(**({"a": a, "b": b, "C": C, "eps": eps} | change))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("C", [cusink.PointCloud([0.0, 1.0]), cusink.Grid((2,))])
+def test_a_cost_that_is_not_stored_is_refused(C):
+    a = torch.ones(2).double() / 2
+    for call in (lambda: sinkhorn_loss(a, a, C, 0.1), lambda: SinkhornLoss(C, 0.1)):
+        with pytest.raises(TypeError, match=r"'C' must be a tensor; got .*\. Pass torch\.as_tensor\(C\.dense\(\)\)"):
+            call()
+    assert SinkhornLoss(torch.as_tensor(C.dense()), 0.1)(a, a) >= 0
 
 
 def test_tensors_elsewhere_than_cpu_and_cuda_are_refused():
