@@ -2,6 +2,7 @@
 
 import numbers
 import sys
+import warnings
 
 import numpy as np
 
@@ -78,6 +79,21 @@ def _same(what, by_name, fix):
             (pair, next(p for p in by_name.items() if p[1] != pair[1])) for pair in by_name.items()
         )
         raise TypeError(f"all inputs must share one {what}; '{first}' is {one} and '{second}' is {other}. {fix}")
+
+
+def narrowed(array, dtype, xp):
+    """`array` in the user's dtype, with one warning, and not NumPy's, where half precision cannot hold a value."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        out = array.astype(dtype)
+    if dtype.name in HALF and (xp.isinf(out) & xp.isfinite(array)).any():
+        warnings.warn(
+            f"a result exceeds the range of {dtype.name} and is infinite there. Pass float32",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return out
 
 
 def kind(x):

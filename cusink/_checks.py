@@ -34,6 +34,7 @@ class Arrays:
     dtype: Any
     batched: bool
     init: Any = None
+    batch_of_one: bool = False  # C came as (1, n, m)
 
 
 def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None, balanced=True):
@@ -45,7 +46,8 @@ def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None, balanced=True):
     (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **arrays_of(C))
     C, stored = cost(C, xp, dtype, parts, memory_limit)
     n, m = C.shape[-2:]
-    if C.ndim == 3 and C.shape[0] == 1:
+    batch_of_one = C.ndim == 3 and C.shape[0] == 1
+    if batch_of_one:
         C, batched = C[0] if stored else C.at(0), True  # one cost for all
     else:
         batched = C.ndim == 3
@@ -76,7 +78,7 @@ def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None, balanced=True):
         f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
         init = (f, g)
     C = xp.ascontiguousarray(C) if stored else C
-    return Arrays(a=a, b=b, C=C, dtype=dtype, batched=batched or bool(sizes), init=init)
+    return Arrays(a=a, b=b, C=C, dtype=dtype, batched=batched or bool(sizes), init=init, batch_of_one=batch_of_one)
 
 
 def points(x, y, metric):
@@ -195,6 +197,8 @@ def cost(C, xp, dtype, parts, memory_limit=None, batch=True):
     limit = {} if memory_limit is None else {"memory_limit": positive_bytes(memory_limit)}
     C = costs_of(C, xp, computing, parts, **limit)
     cost_shape(C, batch)
+    if not stored and C.largest(xp) > float(np.finfo(C.dtype.name).max):
+        raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {C.dtype}. Scale the points")
     return C, stored
 
 

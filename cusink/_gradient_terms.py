@@ -53,7 +53,7 @@ class Terms:
         return out
 
     def by_cost(self):
-        """Gradient by the cost: (n, m), summed over the batch, or (B, n, m)."""
+        """Gradient by the cost: (n, m) or (1, n, m), summed over the batch, or (B, n, m)."""
         problem = self.problem
         ops, C = ops_for(problem.C), problem.C
         if isinstance(C, (PointCosts, GridCosts)):
@@ -70,7 +70,9 @@ class Terms:
                 else:
                     out[problems, rows] = part
         out = out if out.dtype == problem.dtype else out.astype(problem.dtype)
-        return out if shared or problem.batched else out[0]
+        if shared:
+            return out[None] if problem.batch_of_one else out
+        return out if problem.batched else out[0]
 
     def by_points(self):
         """Gradients by the points of a cloud, (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d)."""

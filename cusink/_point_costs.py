@@ -98,10 +98,14 @@ class PointCosts:
 
     def largest(self, xp):
         """A bound that no cost exceeds."""
-        sizes = []
-        for points in (self.x, self.y):
-            points = points.astype(np.float64)
-            size = xp.abs(points).sum(axis=-1) if self.norm == "cityblock" else (points * points).sum(axis=-1)
-            sizes.append(size.max(axis=-1))
-        s = sizes[0] + sizes[1] if self.norm == "cityblock" else (xp.sqrt(sizes[0]) + xp.sqrt(sizes[1])) ** 2
-        return self.factor * float(s.max()) ** self.exponent
+        with np.errstate(over="ignore"):  # inf is a bound
+            own = self._size(xp, self.x)
+            other = own if self.y is self.x else self._size(xp, self.y)
+            s = own + other if self.norm == "cityblock" else (xp.sqrt(own) + xp.sqrt(other)) ** 2
+            return self.factor * float(s.max() ** self.exponent)
+
+    def _size(self, xp, points):
+        """The largest distance of points from the centre, in float64, without a copy of them in it."""
+        if self.norm == "cityblock":
+            return xp.abs(points).sum(axis=-1, dtype=np.float64).max(axis=-1)
+        return xp.einsum("...ik,...ik->...i", points, points, dtype=np.float64).max(axis=-1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink import _checks
+from cusink._arrays import narrowed
 
 __all__ = ["PairValues", "Sizes", "pair_count", "tile_shape", "tiles"]
 
@@ -78,7 +79,9 @@ class PairValues:
             part = slice(row if square else columns.start, columns.stop)
             solved = self.strip(row, part)
             for name, block in tile.items():
-                block[row - rows.start, part.start - columns.start :] = xp.asarray(solved[name])
+                block[row - rows.start, part.start - columns.start :] = narrowed(
+                    xp.asarray(solved[name]), block.dtype, xp
+                )
             if self.options["tol"] is not None and not solved["converged"].all():
                 missed += np.count_nonzero(~solved["converged"])
                 worst = max(worst, solved["error"][~solved["converged"]].max())

@@ -47,6 +47,7 @@ def unbalanced_bounds(problem):
         q = q + _log_ratio(xp, b, columns)
         rows = ops.apply_plan(C, p, q, xp.ones_like(b), eps, 1)
     upper = ops.transport_cost(C, p, q, eps)
+    moved = xp.abs(upper) + a.sum(axis=1) * max(map(abs, ops.cost_range(C)))  # by rounding of the plan's entries
     slack = 0
     for weights, potential, marginal, rho in ((a, f, rows, rho_a), (b, g, columns, rho_b)):
         if rho < np.inf:
@@ -56,7 +57,8 @@ def unbalanced_bounds(problem):
             upper = xp.where(lost, xp.inf, upper)
         carried = xp.maximum(weights, weights * xp.exp(-potential / rho)).sum(axis=1)
         slack = slack + rounding * carried * xp.abs(potential).max(axis=1)
-    return problem.outward(lower - slack), problem.outward(upper + slack)
+        moved = moved + carried * xp.abs(potential).max(axis=1)
+    return problem.outward(lower - slack), problem.outward(upper + slack + problem.rounding() * moved)
 
 
 def sides(problem):

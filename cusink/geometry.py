@@ -3,7 +3,7 @@
 import numpy as np
 
 from cusink import _checks_geometry
-from cusink._arrays import arrays
+from cusink._arrays import arrays, narrowed
 from cusink._grid_costs import GridCosts
 from cusink._ops import ops_for
 from cusink._point_costs import KEPT, PointCosts
@@ -80,7 +80,7 @@ class PointCloud:
             In the dtype of the points.
         """
         parts, xp, dtype = arrays(**arrays_of(self))
-        return costs_of(self, xp, parts[0].dtype, parts).block(xp).astype(dtype)
+        return narrowed(costs_of(self, xp, parts[0].dtype, parts).block(xp), dtype, xp)
 
     def mean(self):
         """Return the mean of the cost over all pairs of points, a common unit of `eps`.
@@ -229,5 +229,7 @@ def _grid_costs(xp, grid, dtype):
     for cells, spacing, periodic in zip(grid.cells, grid.spacing, grid.periodic, strict=True):
         steps = np.abs(np.arange(cells)[:, None] - np.arange(cells))
         distance = spacing * (np.minimum(steps, cells - steps) if periodic else steps).astype(np.float64)
-        axes.append(xp.asarray(distance**2 if grid.metric == "sqeuclidean" else distance, dtype))
+        # What exceeds the dtype is refused by the checks.
+        with np.errstate(over="ignore"):
+            axes.append(xp.asarray(distance**2 if grid.metric == "sqeuclidean" else distance, dtype))
     return GridCosts(tuple(axes))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cusink import _checks
+from cusink._arrays import narrowed
 from cusink._ops import ops_for
 from cusink._unbalanced_values import unbalanced_bounds, unbalanced_values
 
@@ -30,6 +31,7 @@ class Problem:
     batched: bool
     reach: tuple[float, float] | None = None
     shift: Any = None
+    batch_of_one: bool = False  # C came as (1, n, m)
 
     def logits(self):
         """``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
@@ -45,8 +47,17 @@ class Problem:
 
     def outward(self, array):
         """`array` (B, ...) in the shape and the dtype of what the user passed."""
-        array = array if array.dtype == self.dtype else array.astype(self.dtype)
+        array = narrowed(array, self.dtype, ops_for(array).xp)
         return array if self.batched else array[0]
+
+    def rounding(self):
+        """Bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
+        ops, xp = ops_for(self.C), ops_for(self.C).xp
+        sides = ((self.a, self.f), (self.b, self.g))
+        exponent = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in sides) + max(
+            map(abs, ops.cost_range(self.C))
+        )
+        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + exponent / self.eps)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -168,6 +179,8 @@ class SinkhornResult:
 
         carried = xp.where(a > 0, xp.abs(f), 0).max(axis=1), xp.where(b > 0, xp.abs(g), 0).max(axis=1)
         slack = 8 * float(np.finfo(self.problem.C.dtype.name).eps) * mass * (carried[0] + carried[1])
+        # Entries were taken anew after each scaling: what they then differ by is mass that is moved elsewhere.
+        upper = upper + problem.rounding() * (xp.abs(upper) + mass * max(map(abs, ops.cost_range(C))))
         return problem.outward(lower - slack), problem.outward(upper + slack)
 
 

@@ -154,6 +154,7 @@ def sinkhorn(
         batched=given.batched,
         reach=reach,
         shift=shift,
+        batch_of_one=given.batch_of_one,
     )
     reg_cost, entropic_cost = values(ops.xp, problem)
     every = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
@@ -170,6 +171,8 @@ def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overre
     options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation, "start": start}
     low, high = ops.cost_range(C)
     steepness = (high - low) / eps
+    if not math.isfinite(steepness):
+        raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
     spent = 0
     if tol is not None and init is None:
         spent, init = anneal(ops, a, b, C, eps, max_iter, options, steepness)

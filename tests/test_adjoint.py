@@ -706,3 +706,8 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
         check_means(PLAIN, ops, result.problem, np.float64)
         np.testing.assert_allclose(pull(result, grad_cost=1.0, tol=1e-12).C, sharp, rtol=0, atol=1e-8)
         assert any("apply_plan" in name for name in ops.launched)
+
+
+def test_the_gradient_has_the_batch_axis_of_the_cost():
+    C = problems.grid_cost(2, 2)[None]
+    assert pull(cusink.sinkhorn(None, None, C, eps=0.5), grad_cost=1.0).C.shape == (1, 4, 4)

@@ -131,3 +131,21 @@ def test_weights_that_do_not_fit_are_refused():
         cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=-1)
     with pytest.raises(TypeError, match="'memory_limit'"):
         cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=1e6)
+
+
+@pytest.mark.parametrize(
+    ("a", "C"),
+    [
+        (None, cusink.PointCloud(np.array([1e30, 0], np.float32))),
+        (None, cusink.PointCloud([1e200, 0.0])),
+        (np.full(9, 1 / 9, np.float32), cusink.Grid((3, 3), spacing=1e20)),
+    ],
+)
+def test_costs_beyond_the_range_are_refused(a, C):
+    with pytest.raises(ValueError, match="'C' must hold finite costs; the largest exceed the range of float"):
+        cusink.sinkhorn(a, None, C, eps=1.0)
+
+
+def test_an_eps_that_is_nothing_beside_the_cost_is_refused():
+    with pytest.raises(ValueError, match="'eps' must be such that C / eps is finite"):
+        cusink.sinkhorn(None, None, cusink.PointCloud([0.0, 3.0]), eps=1e-320)

@@ -221,3 +221,21 @@ def test_products_with_the_plan_of_half_precision_take_and_give_half_precision()
     assert product.dtype == np.float16
     expected = result.plan().astype(float) @ result.g.astype(float)
     np.testing.assert_allclose(product, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("eps", [1e-4, 1e-7, 1e-10])
+def test_bounds_enclose_the_cost_where_rounding_of_the_plan_is_all_there_is(eps):
+    """One source bin: every plan is the same, and its cost is known."""
+    rng = np.random.default_rng(9)
+    for _ in range(20):
+        C, b = 1 + rng.random((1, 9)), rng.dirichlet(np.ones(9))
+        lower, upper = cusink.sinkhorn(b.sum(keepdims=True), b, C, eps=eps).bounds()
+        assert lower <= float(b @ C[0]) <= upper
+
+
+def test_what_half_precision_cannot_hold_is_said_once_and_plainly():
+    ends = np.eye(300, dtype=np.float16)[[0, -1]]
+    with pytest.warns(RuntimeWarning, match="exceeds the range of float16 and is infinite there. Pass float32"):
+        assert np.isposinf(cusink.sinkhorn(*ends, cusink.Grid(300), eps=100.0).cost)
+    with pytest.warns(RuntimeWarning, match="float16"):
+        assert np.isposinf(cusink.distance_matrix(ends, None, cusink.Grid(300), eps=100.0)[0, 1])
