@@ -9,6 +9,7 @@ from cusink._arrays import arrays
 from cusink._gpu import device_error, to_device
 from cusink._pairs import HistogramPairs
 from cusink._tiles import PairValues, pair_count
+from cusink.geometry import Grid, PointCloud
 from cusink.nearest import nearest
 from cusink.retrieval import Arrays, solve_tiles
 from cusink.sinkhorn import warn_unconverged
@@ -76,6 +77,7 @@ def look(a, b, C, mass, at, *, k, options, **task):
         return {"distances": np.empty((len(a), 0), pairs.dtype), "indices": np.empty((len(a), 0), np.int64)}
     if task["device"] == "cuda":
         (C,) = to_device(C)
+    C = _in_dtype(C, pairs.C)
     # Brought to one mass, so that it does not matter which chunks meet.
     A, B = pairs.A[:], None if b is None else pairs.B[:]
     limits = {name: task[name] for name in ("eps", "memory_limit")}
@@ -84,6 +86,14 @@ def look(a, b, C, mass, at, *, k, options, **task):
         "distances": _like(a, pairs.ops, distances.astype(pairs.dtype)),
         "indices": _like(a, pairs.ops, indices) + at[1],
     }
+
+
+def _in_dtype(C, costs):
+    """A cost as a caller gives it, in the dtype of the computation, which `costs` made of it have."""
+    if not isinstance(C, PointCloud):
+        return C if isinstance(C, Grid) else costs
+    x, y = (p.astype(costs.dtype, copy=False) for p in (C.x, C.y))
+    return PointCloud(x, None if C.x is C.y else y, C.metric, power=C.power, tf32=C.tf32)
 
 
 def merge(parts, *, k):

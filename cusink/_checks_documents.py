@@ -189,8 +189,8 @@ def _sparse(given, C, check):
         if x.dtype.kind not in "fiub":
             raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
         on_device = _on_device(x)
-        data[name] = x.data if on_device or x.data.ndim == 1 else x.tocsr().data
         sides[name] = _canonical(name, x.get() if on_device else x, check)
+        data[name] = x.data if on_device else sides[name].data  # LIL has lists there, and DOK nothing
     parts, xp, dtype = arrays(**data, **_checks.arrays_of(C))
     C, stored = _checks.cost(C, xp, dtype, parts[len(given) :], batch=False)
     if not stored and not hasattr(C, "take"):

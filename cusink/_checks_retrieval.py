@@ -1,7 +1,6 @@
 """Checks of the arguments of functions that compare two collections."""
 
 import dataclasses
-import numbers
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cusink import _checks
-from cusink._arrays import arrays, kind
+from cusink._arrays import arrays
 from cusink.geometry import arrays_of
 
 __all__ = ["VALUES", "Histograms", "Rows", "divergence", "histograms", "is_path", "memory_limit", "output_path"]
@@ -131,10 +130,8 @@ def _partners(A, B, C, xp):
 
 
 def memory_limit(limit):
-    """Check the kind of a memory limit; whether it is enough is for whoever cuts the work."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, numbers.Integral)):
-        raise TypeError(f"'memory_limit' must be a number of bytes (an integer) or None; got {kind(limit)}")
-    return None if limit is None else int(limit)
+    """Check that a memory limit is one, whole; whether it is enough is for whoever cuts the work."""
+    return None if limit is None else _checks.positive_bytes(limit)
 
 
 def divergence(pairs):

@@ -10,6 +10,7 @@ __all__ = ["InputError", "line", "load", "problem"]
 
 STORED = 1 << 20  # entries of a cost up to which it is a matrix; beyond, it stays points or a grid
 SEPARABLE = ("sqeuclidean", "cityblock")
+NO_UNIT = "--scale-cost: the cost must have a positive entry to be divided by; leave it out"
 
 
 class InputError(Exception):
@@ -142,11 +143,51 @@ def _of_points(points, metric, scale, sparse, dtype, option):
 
     try:
         stays = (len(points[0]) * len(points[-1]) > STORED or sparse) and metric in METRICS
-        if stays and not scale:
-            return PointCloud(*points, metric=metric)
+        if stays:
+            cloud = PointCloud(*(p.astype(dtype) for p in points), metric=metric)
+            return _scaled_cloud(cloud) if scale else cloud
         return _scaled(cost_matrix(points[0], points[-1], metric=metric).astype(dtype), scale)
     except (TypeError, ValueError) as error:
         raise InputError(f"{option}: {line(error)}") from None
+    except MemoryError:
+        raise InputError(
+            f"{option}: the {len(points[0])} x {len(points[-1])} costs do not fit into memory, and --metric {metric} "
+            f"has no other form; {', '.join(METRICS)} are not stored"
+        ) from None
+
+
+def _scaled_cloud(cloud):
+    """A PointCloud whose costs are those of `cloud` divided by the largest; that is found without storing them."""
+    from cusink.geometry import PointCloud, arrays_of, costs_of
+
+    costs = costs_of(cloud, np, np.float64, [p.astype(np.float64) for p in arrays_of(cloud).values()])
+    if not (largest := _farthest(costs.x, costs.y, costs.norm)) > 0:
+        raise InputError(NO_UNIT)
+    unit = largest if costs.norm == "cityblock" else largest**0.5
+    x, y = ((p / unit).astype(cloud.x.dtype) for p in (costs.x, costs.y))
+    # A cosine is half the squared distance on the unit sphere, where these points are.
+    metric = "sqeuclidean" if cloud.metric == "cosine" else cloud.metric
+    return PointCloud(x, None if cloud.x is cloud.y else y, metric)
+
+
+def _farthest(x, y, norm):
+    """The largest distance between points of `x` and of `y`, squared unless city-block.
+
+    The points are centred, so that a product tells which are farthest apart; the distance is of their difference.
+    """
+    from scipy.spatial.distance import cdist
+
+    largest, rows = 0.0, max(1, STORED // len(y))
+    for start in range(0, len(x), rows):
+        part, others = x[start : start + rows], y[start:] if x is y else y
+        if norm == "cityblock":
+            found = cdist(part, others, norm).max()
+        else:
+            squares = ((p * p).sum(axis=1) for p in (part, others))
+            i, j = divmod(int((np.add.outer(*squares) - 2 * (part @ others.T)).argmax()), len(others))
+            found = ((part[i] - others[j]) ** 2).sum()
+        largest = max(largest, float(found))
+    return largest
 
 
 def _grid(shape, metric, scale):
@@ -163,7 +204,7 @@ def _scaled(C, scale):
     if not scale:
         return np.ascontiguousarray(C)
     if not (largest := C.max(initial=0, where=np.isfinite(C))) > 0:
-        raise InputError("--scale-cost: the cost must have a positive entry to be divided by; leave it out")
+        raise InputError(NO_UNIT)
     return np.ascontiguousarray(C / largest)
 
 
@@ -195,12 +236,18 @@ def _normalised(array, mass):
 def _one_mass(names, masses, dtype):
     """Raise unless all histograms have one mass, to the relative tolerance that the solver asks for."""
     tolerance = 1e-3 if dtype == np.float32 else 1e-6
-    expected = masses[0][0]
+    firsts = ((name, _first(mass != 0), mass) for name, mass in zip(names, masses, strict=True))
+    owner, row, mass = next((found for found in firsts if found[1] is not None), (None, None, None))
+    if owner is None:
+        return
+    expected = mass[row]
     for name, mass in zip(names, masses, strict=True):
-        if (wrong := _first(abs(mass - expected) > tolerance * expected)) is not None:
+        # Empty documents, which have no distances, are left alone.
+        off = (abs(mass - expected) > tolerance * expected) & (mass != 0)
+        if (wrong := _first(off)) is not None:
             raise InputError(
-                f"{name}: all histograms must have one mass; row {wrong[0]} has {mass[wrong]:g}, row 0 of"
-                f" {names[0]} has {expected:g}. Pass --normalise to divide each by its own"
+                f"{name}: all histograms must have one mass; row {wrong[0]} has {mass[wrong]:g}, row {row[0]} of"
+                f" {owner} has {expected:g}. Pass --normalise to divide each by its own"
             )
 
 

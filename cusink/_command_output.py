@@ -133,7 +133,8 @@ class Report:
                         "pairs_per_second": shape[0] * shape[1] / self.seconds,
                         "device": device,
                     }
-                    | more
+                    | more,
+                    allow_nan=False,
                 )
             )
         elif summary is None:

@@ -263,7 +263,8 @@ def nearest(given):
             f"{row}: " + ", ".join(f"{j} ({d:.6g})" for j, d in zip(*both, strict=True))
             for row, both in enumerate(zip(indices, distances, strict=True))
         )
-        more |= {"indices": indices.tolist(), "distances": distances.tolist()}
+        numbers = [[d if math.isfinite(d) else None for d in row] for row in distances.tolist()]
+        more |= {"indices": indices.tolist(), "distances": numbers}
         return report.tell(shape, device, "\n".join(lines), more, summary=sys.stderr)
     write_npz(given.output, distances=distances, indices=indices)
     text = f"{given.output}: {given.neighbours} of {shape[1]} for {shape[0]}, {given.value}, eps {given.eps:g}"

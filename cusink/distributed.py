@@ -13,7 +13,8 @@ import dask.array as da
 import numpy as np
 
 from cusink import _block_tasks, _checks, _checks_nearest, _checks_retrieval
-from cusink._arrays import arrays
+from cusink._arrays import arrays, kind
+from cusink._checks_documents import is_measures, is_sparse
 from cusink._pairs import memory
 from cusink._point_costs import PointCosts
 from cusink._tiles import Sizes, tile_shape
@@ -243,8 +244,15 @@ class Job:
 
 def _collection(name, x):
     """A collection as a dask.array with all bins in one chunk."""
+    rows = getattr(x, "_meta", x)
+    if is_sparse(rows) or is_measures(rows):
+        raise TypeError(
+            f"'{name}' must be an array of histograms; got {kind(rows)}. Documents are compared by "
+            "cusink.distance_matrix and cusink.nearest, without Dask; sparse rows can be made dense with .toarray()"
+        )
     if not isinstance(x, da.Array):
-        (x,), _, _ = arrays(**{name: x})
+        _, xp, _ = arrays(**{name: x})
+        x = xp.asarray(x)  # in its own dtype, for that of the result is settled with the cost
         if x.ndim == 2 and 0 not in x.shape:
             x = da.from_array(x, chunks=(ROWS[name], -1))
     if x.ndim != 2 or 0 in x.shape:

@@ -15,6 +15,7 @@ import numpy as np
 import problems
 import pytest
 import reference
+from scipy.spatial.distance import cdist
 
 import cusink
 from cusink import _command_files, _tiles, cli
@@ -440,6 +441,52 @@ def test_points_and_grids_stored_or_not(folder, monkeypatch, kind, stored, scale
     np.testing.assert_allclose(np.load("D.npy"), want, rtol=1e-7)
 
 
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock", "cosine"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scaled_points_have_the_scaled_costs_and_store_none(folder, monkeypatch, metric, dtype):
+    monkeypatch.setattr(_command_files, "STORED", 20)  # blocks of two rows
+    rng = np.random.default_rng(3)
+    x, y = ((metric != "cosine") * 100 + rng.random((count, 3)) for count in (7, 9))
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    for words, other in (("x.npy", x), ("x.npy y.npy", y)):
+        line = f"distance-matrix A.npy B.npy --points {words} --metric {metric} --scale-cost --eps 1 -o D.npy"
+        given = cli.make_parser().parse_args(line.split())
+        C, _ = _command_files.cost(given, np.dtype(dtype), sparse=False)
+        assert isinstance(C, cusink.PointCloud)
+        want = cdist(x, other, metric)
+        error = 400 * np.finfo(dtype).eps  # that of coordinates near 100
+        np.testing.assert_allclose(C.dense(), want / want.max(), rtol=0, atol=error)
+        assert C.dense().dtype == dtype
+
+
+def test_points_in_one_place_have_no_scale(folder, monkeypatch, capsys):
+    monkeypatch.setattr(_command_files, "STORED", 1)
+    np.save("x.npy", np.ones((12, 2)))
+    assert command("queries.npy --points x.npy --scale-cost --eps 1 -o D.npy") == 2
+    assert "--scale-cost: the cost must have a positive entry" in capsys.readouterr().err
+
+
+def test_a_metric_that_has_to_be_stored(folder, monkeypatch, capsys):
+    """Stored whatever its size; where it does not fit, the message names the metrics that are not."""
+    from cusink import costs
+
+    monkeypatch.setattr(_command_files, "STORED", 1)
+    line = f"queries.npy corpus.npz --grid 3x4 --metric chebyshev --eps {EPS} --tol 1e-10 -o D.npy"
+    assert command(line) == 0
+    A, B, _ = inputs()
+    cells = np.indices((3, 4)).reshape(2, -1).T
+    np.testing.assert_allclose(np.load("D.npy"), oracle(A, B, cdist(cells, cells, "chebyshev")), rtol=0, atol=1e-8)
+
+    def refuse(*points, metric):
+        raise MemoryError
+
+    monkeypatch.setattr(costs, "cost_matrix", refuse)
+    assert command(f"{line} --force") == 2
+    err = capsys.readouterr().err
+    assert "12 x 12 costs do not fit into memory" in err and "--metric chebyshev" in err and "euclidean" in err
+
+
 def test_zarr_is_read_and_written(folder, capsys):
     import zarr
 
@@ -475,6 +522,30 @@ def test_sparse_documents_over_words_at_points(folder, capsys):
     assert "B.npz: all histograms must have one mass" in capsys.readouterr().err
     assert command(f"A.npz --cost A.npz --eps {EPS} --force -o D.npy") == 2
     assert "A.npz: must be a dense array; got a sparse matrix" in capsys.readouterr().err
+
+
+def test_empty_documents_have_no_distance(folder, capsys):
+    import scipy.sparse
+
+    A, B, C = inputs()
+    A = np.vstack([0 * A[:1], A[:2]])
+    for name, x in (("A.npz", A), ("B.npz", B), ("none.npz", 0 * A), ("heavy.npz", A * [[1], [1], [2]])):
+        scipy.sparse.save_npz(name, scipy.sparse.csr_array(x))
+    line = f"--cost cost.npy --tol 1e-10 --eps {EPS}"
+    for normalise in ("", "--normalise"):
+        assert command(f"A.npz B.npz {line} {normalise} --force -o D.npy") == 0
+        assert "NaN for 'A' row 0" in capsys.readouterr().err
+        found = np.load("D.npy")
+        assert np.isnan(found[0]).all()
+        np.testing.assert_allclose(found[1:], oracle(A[1:], B, C), rtol=0, atol=1e-8)
+    assert command(f"heavy.npz {line} -o E.npy") == 2
+    assert "row 2 has 2, row 1 of heavy.npz has 1. Pass --normalise" in capsys.readouterr().err
+    assert command(f"none.npz B.npz {line} -o E.npy") == 0
+    assert np.isnan(np.load("E.npy")).all()
+    capsys.readouterr()
+    assert command(f"A.npz B.npz {line} --json -k 2", "nearest") == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is not JSON
+    assert told["distances"][0] == [None, None] and None not in told["distances"][1]
 
 
 # Neighbours

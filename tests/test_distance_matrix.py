@@ -222,6 +222,13 @@ def test_memory_limit_bounds_the_working_memory():
     assert peaks[2_000_000] < 2_000_000 + 4 * output
 
 
+@pytest.mark.parametrize(("limit", "error"), [(-5, ValueError), ("1GB", TypeError), (True, TypeError)])
+def test_a_memory_limit_is_checked_as_it_was_given(limit, error):
+    A, _, _ = digits(queries=2, side=3)
+    with pytest.raises(error, match=f"'memory_limit' must be .*got ({limit}|str|bool)"):
+        cusink.distance_matrix(A, None, cusink.PointCloud(np.arange(9.0)), eps=1.0, memory_limit=limit)
+
+
 def test_peak_memory_is_a_few_copies_of_the_histograms():
     """No (queries x corpus x bins) array, and nothing like (pairs, n, m), whatever the default tile."""
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import problems
 import pytest
+from scipy import sparse
 
 import cusink
 
@@ -81,6 +82,27 @@ def test_dtypes(dtype):
     found = distributed.distance_matrix(chunked(A, 5), None, cost, **options)
     assert found.dtype == want.dtype
     assert found.compute().tobytes() == want.tobytes()
+    assert distributed.distance_matrix(A, A, cost, **options).compute().dtype == want.dtype  # arrays in memory
+
+
+def test_whole_numbers_follow_the_cost():
+    A = np.eye(16, dtype=int)[:5]
+    found = distributed.distance_matrix(A, None, C.astype(np.float32), **OPTIONS)
+    assert found.compute().tobytes() == cusink.distance_matrix(A, None, C.astype(np.float32), **OPTIONS).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["array", "two clouds", "grid"])
+def test_neighbours_in_half_precision(kind):
+    A, B, cost = histograms(6, dtype=np.float16), histograms(9, seed=1, dtype=np.float16), COSTS[kind]
+    if kind == "array":
+        cost = cost.astype(np.float16)
+    elif kind == "two clouds":
+        cost = cusink.PointCloud(cost.x.astype(np.float16), cost.y.astype(np.float16))
+    want = cusink.nearest(A, B, cost, k=2, eps=0.05)
+    found = dask.compute(*distributed.nearest(A, chunked(B, 5), cost, k=2, eps=0.05))
+    assert found[0].dtype == want[0].dtype == np.float16
+    np.testing.assert_allclose(found[0], want[0], rtol=2e-3)  # an ulp of float16 is a thousandth
+    np.testing.assert_array_equal(found[1], want[1])
 
 
 def test_a_cost_that_is_not_symmetric():
@@ -146,6 +168,9 @@ def test_neighbours_at_equal_distances_come_in_order():
         ({"value": "emd"}, ValueError, "'value' must be one of"),
         ({"device": "gpu"}, ValueError, "'device' must be one of"),
         ({"memory_limit": 10}, ValueError, "'memory_limit' must be at least"),
+        ({"memory_limit": -5}, ValueError, "'memory_limit' must be .* got -5"),
+        ({"A": sparse.csr_array(histograms(4))}, TypeError, "'A' must be an array .*Documents .*without Dask.*toarray"),
+        ({"B": cusink.Measures([0, 1], None, np.zeros((1, 2)))}, TypeError, "'B' must be an array .*Documents"),
         ({"A": da.from_array(histograms(9))[da.from_array(np.arange(9)) > 2]}, ValueError, "compute_chunk_sizes"),
     ],
 )

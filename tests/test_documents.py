@@ -247,6 +247,17 @@ def test_duplicates_are_summed_zeros_dropped_and_inputs_never_written():
     np.testing.assert_allclose(of_counts[0, 1], 2 * C[1, 4], rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["bsr", "coo", "csc", "dia", "dok", "lil"])
+def test_every_sparse_form_is_taken(form):
+    A, C = corpus((4, 6), np.float32), cusink.cost_matrix(vectors(np.float32))
+    given = A.asformat(form)
+    found = cusink.distance_matrix(given, None, C, eps=2.0, **exactly(3))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, cusink.distance_matrix(A, None, C, eps=2.0, **exactly(3)))
+    _, indices = nearest(given, A, C, k=1, eps=2.0, tol=1e-3)
+    assert indices.tolist() == [[0], [1]]
+
+
 def test_small_counts_add_up_beyond_their_dtype():
     row = sparse.csr_array((np.full(3, 100, np.uint8), [4, 4, 4], [0, 3]), shape=(1, WORDS))
     other = sparse.csr_array(([300], [5], [0, 1]), shape=(1, WORDS))
