@@ -224,7 +224,7 @@ if __name__ == "__main__":  # the workers run this file too, and need none of it
         Client(cluster) as client,
     ):
         pids = list(client.run(os.getpid).values())
-        lazy = cusink.distributed.distance_matrix(da.from_array(A, chunks=(10, -1)), A, C, client=client, **options)
+        lazy = cusink.distributed.distance_matrix(da.from_array(A, chunks=(4, -1)), A, C, client=client, **options)
         D = client.persist(lazy)
         while not sum(future.status == "finished" for future in futures_of(D)) >= 3:
             time.sleep(0.02)
