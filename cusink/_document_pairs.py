@@ -52,7 +52,9 @@ class DocumentPairs:
         # A limit holds for the largest items; without one the average says well enough how much work a pair is.
         n, m = (max(1, int(side.max() if memory_limit is not None else side.mean())) for side in sizes)
         used = min(self.C.shape[-1], len(given.B.places))
-        self.pair_bytes = _document_tiles.COPIES * n * m * itemsize
+        # What a group has freed is not given back at once: within a limit it counts too.
+        copies = _document_tiles.COPIES * (1 if memory_limit is None else 2)
+        self.pair_bytes = copies * n * m * itemsize
         self.shared_bytes = 3 * n * used * itemsize
         self.height, width = tile_shape(self, memory_limit)
         row_bytes = self.shared_bytes + min(width, self.shape[1]) * self.pair_bytes
