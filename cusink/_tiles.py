@@ -34,8 +34,10 @@ def tile_shape(pairs, memory_limit):
 
     The columns are a multiple of the rows where one triangle stands for both: its mirror image is whole tiles then.
     """
-    if memory_limit is not None:  # one pair at a time, if what all pairs share is more than the limit
-        memory_limit = max(memory_limit - pairs.shared_bytes, min(memory_limit, pairs.pair_bytes))
+    if memory_limit is not None:
+        # A quarter is for what the allocator keeps of freed arrays. One pair at a time, if what all share is too much.
+        rest = memory_limit - memory_limit // 4 - pairs.shared_bytes
+        memory_limit = max(rest, min(memory_limit, pairs.pair_bytes))
     width = _checks.tile(memory_limit, pairs.pair_bytes, WIDTH)
     height = max(WORK // (width * pairs.pair_bytes), SMALL if pairs.symmetric else 1)
     height = min(height, HEIGHT, width)

@@ -18,7 +18,7 @@ import cusink
 from cusink import _ledger, _tiles
 
 C = problems.grid_cost(4, 4)
-LIMIT = 45_000  # tiles of 10 x 10 pairs
+LIMIT = 60_004  # tiles of 10 x 10 pairs
 FORMATS = ["npy", "zarr"]
 
 
@@ -145,7 +145,7 @@ for name in ("matrix.npy", "matrix.zarr"):
         lines = len(ledger.read_bytes().splitlines()) if ledger.exists() else 0
         child = os.fork()
         if child == 0:
-            cusink.distance_matrix(A, None, C, eps=0.05, tol=1e-3, memory_limit=45_000, out=folder / name)
+            cusink.distance_matrix(A, None, C, eps=0.05, tol=1e-3, memory_limit=60_004, out=folder / name)
             os._exit(0)
         if attempt == 8:
             assert os.waitpid(child, 0)[1] == 0
