@@ -320,3 +320,22 @@ def test_too_little_shared_memory_is_caught():
             sys.modules["cusink._reductions_cupy"].configure = forced(variant, 2, 4, less_shared=8)
             with pytest.raises(emulated.EmulationError, match="behind the dynamic shared memory"):
                 compare(operator, C, p, q, eps, axis, np.random.default_rng(1))
+
+
+def test_two_processes_may_build_the_same_kernel_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(emulated, "CACHE", tmp_path)
+    names = tuple(_kernels.names("c_transform.cu"))
+    compile_alone = emulated._compile
+
+    def build():
+        return emulated.build.__wrapped__(_kernels.source("c_transform.cu"), names, "float32")
+
+    def compile_while_another_builds(*arguments):
+        monkeypatch.setattr(emulated, "_compile", compile_alone)
+        build()
+        compile_alone(*arguments)
+
+    emulated.precompiled.__wrapped__(emulated.HERE / "cuda_emulation.h", "float")
+    monkeypatch.setattr(emulated, "_compile", compile_while_another_builds)
+    assert all(hasattr(build(), f"signature_{name}") for name in names)
+    assert len(list(tmp_path.iterdir())) == 2  # the library and the header's folder: nothing half-made is left

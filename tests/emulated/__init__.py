@@ -12,6 +12,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +64,12 @@ def build(text, names, dtype):
     library = CACHE / f"{key}.so"
     if not library.exists():
         folder = precompiled(header, real)
-        part = CACHE / f"{key}.{os.getpid()}"
-        source = part.with_suffix(".cpp")
-        source.write_text(program)
-        try:
+        # A folder of its own: another process may be building the same kernel at this moment.
+        with tempfile.TemporaryDirectory(dir=CACHE) as own:
+            source, part = Path(own, "kernel.cpp"), Path(own, "kernel.so")
+            source.write_text(program)
             _compile(real, f"-I{folder}", f"-I{HERE}", str(source), "-o", str(part))
-        finally:
-            source.unlink()
-        part.replace(library)
+            part.replace(library)
     return ctypes.CDLL(str(library))
 
 
