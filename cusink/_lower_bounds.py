@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from cusink._pair_batches import ROWS, between, parts
+from cusink._pair_batches import ROWS, parts
+from cusink._pairs import between
 
 __all__ = ["RowBounds", "bytes_needed", "entropies", "prototypes", "slack"]
 
@@ -34,7 +35,7 @@ class RowBounds:
         self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
         self.ops, self.xp, self.eps = pairs.ops, pairs.ops.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
-        self.C = between(pairs, self.bins, batches.columns)
+        self.C = between(self.xp, pairs.C, self.bins, batches.columns)
         self.softmin = self.ops.repeated_softmin(self.C, pairs.eps)
         self.a = self.xp.ascontiguousarray(pairs.A[self.xp.asarray(rows)][:, self.bins])
         self.lower = np.full((len(rows), pairs.shape[1]), -np.inf)

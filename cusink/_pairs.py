@@ -11,7 +11,7 @@ from cusink.divergence import self_potentials
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve
 
-__all__ = ["HistogramPairs", "memory", "pairs_of"]
+__all__ = ["HistogramPairs", "between", "memory", "pairs_of"]
 
 ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
 COPIES = 6  # of the cost, that a row against many takes: the bins in use, its kernels, and work on them
@@ -42,6 +42,7 @@ class HistogramPairs:
 
     shape : (Q, D)
     C, eps, ops : cost, regularisation and operators of the computation
+    span : numbers between which the costs lie
     dtype : of the user, which the distances get
     symmetric : whether the pair (j, i) has the distances of the pair (i, j), both from one collection
     comparable : whether items can be solved against themselves, as a divergence needs
@@ -52,6 +53,7 @@ class HistogramPairs:
     def __init__(self, A, B, C, eps, dtype):
         self.A, self.B, self.C, self.eps, self.dtype = A, B, C, eps, dtype
         self.ops = ops_for(C)
+        self.span = self.ops.cost_range(C)
         self.shape = (len(A), len(B))
         self.comparable = _checks.symmetric(C) or isinstance(C, PointCosts)
         self.symmetric = A is B and _checks.symmetric(C)
@@ -66,13 +68,21 @@ class HistogramPairs:
         xp = self.ops.xp
         a, B, C = self.A[row], self.B[columns], self.C
         # Empty bins leave the problem, where the cost can be had without them.
-        rows, used = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
         if not isinstance(C, GridCosts):
-            C = self._between(rows, used, C)
+            rows, used = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
+            C = between(xp, C, rows, used)
             B = B[:, used] if len(used) < B.shape[1] else B
             a = a[rows] if len(rows) < len(a) else a
         a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
-        return self._solved(a, xp.ascontiguousarray(B), C, value, options)
+        return self.solve_problems(a, xp.ascontiguousarray(B), C, value, options)
+
+    def solve_problems(self, a, b, C, value, options):
+        """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them; as `solve`, and f and g."""
+        f, g, cost, error, n_iter, converged = solve(self.ops, a, b, C, self.eps, None, span=self.span, **options)
+        if value != "cost":
+            problem = Problem(a=a, b=b, C=C, eps=self.eps, f=f, g=g, dtype=a.dtype, batched=True)
+            cost = dict(zip(("reg_cost", "entropic_cost"), values(self.ops.xp, problem), strict=True))[value]
+        return {"distances": cost, "error": error, "n_iter": n_iter, "converged": converged, "f": f, "g": g}
 
     def solve_selves(self, side, items, options):
         """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
@@ -83,7 +93,7 @@ class HistogramPairs:
             C = dataclasses.replace(C, x=points, y=points)
         if not isinstance(C, GridCosts):
             used = xp.flatnonzero((weights > 0).any(axis=0))
-            weights, C = xp.ascontiguousarray(weights[:, used]), self._between(used, used, C)
+            weights, C = xp.ascontiguousarray(weights[:, used]), between(xp, C, used, used)
         options = {name: options[name] for name in ("max_iter", "tol")}
         _, reg_cost, error, n_iter, converged = self_potentials(self.ops, weights, C, self.eps, **options)
         return {"distances": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
@@ -92,20 +102,12 @@ class HistogramPairs:
         """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
         return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C}
 
-    def _between(self, rows, columns, C):
-        """The cost C between some bins."""
-        xp = self.ops.xp
-        if isinstance(C, PointCosts):
-            return C.take(rows, columns)
-        if len(columns) < C.shape[1]:
-            C = C[:, columns]
-        if len(rows) < len(C):
-            C = C[rows]
-        return xp.ascontiguousarray(C)
 
-    def _solved(self, a, b, C, value, options):
-        f, g, cost, error, n_iter, converged = solve(self.ops, a, b, C, self.eps, None, **options)
-        if value != "cost":
-            problem = Problem(a=a, b=b, C=C, eps=self.eps, f=f, g=g, dtype=a.dtype, batched=True)
-            cost = dict(zip(("reg_cost", "entropic_cost"), values(self.ops.xp, problem), strict=True))[value]
-        return {"distances": cost, "error": error, "n_iter": n_iter, "converged": converged}
+def between(xp, C, rows, columns):
+    """The cost C between some bins; of a grid, between all."""
+    if isinstance(C, GridCosts):
+        return C
+    if isinstance(C, PointCosts):
+        return C.take(rows, columns)
+    C = C[:, columns] if len(columns) < C.shape[1] else C
+    return xp.ascontiguousarray(C[rows] if len(rows) < len(C) else C)

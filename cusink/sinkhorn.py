@@ -161,15 +161,33 @@ def sinkhorn(
     return SinkhornResult.of(problem, every, n_iter, converged)
 
 
-def solve(ops, a, b, C, eps, init, *, max_iter, tol, check_every, method, overrelaxation, callback=None, start=None):
+def solve(
+    ops,
+    a,
+    b,
+    C,
+    eps,
+    init,
+    *,
+    max_iter,
+    tol,
+    check_every,
+    method,
+    overrelaxation,
+    callback=None,
+    start=None,
+    span=None,
+):
     """Run checked problems to their tolerance; return f, g, cost of the backend and error, n_iter, converged in NumPy.
 
     `a` (B, n), `b` (B, m) and `C` (n, m) or (B, n, m) are arrays of one backend; `init` is (f, g) or None. `start`
-    puts problems under way where the iteration of the backend is not the one that is wanted.
+    puts problems under way where the iteration of the backend is not the one that is wanted. `span`, numbers between
+    which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
     """
     xp = ops.xp
+    low, high = ops.cost_range(C) if span is None else span
     options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation, "start": start}
-    low, high = ops.cost_range(C)
+    options["span"] = low, high
     steepness = (high - low) / eps
     if not math.isfinite(steepness):
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
