@@ -4,7 +4,7 @@ import numpy as np
 
 FEW = 8  # coordinates that are subtracted one after the other faster than they go through a matrix product
 DIGITS = 1e-2  # the part of |x|^2 + |y|^2 below which |x|^2 + |y|^2 - 2 xy has lost too many digits
-CHUNK = 1 << 22  # coordinates that are subtracted at once
+CHUNK = 1 << 18  # coordinates that are subtracted at once
 
 
 def costs_between(C, rows, columns):

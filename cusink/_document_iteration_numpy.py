@@ -58,10 +58,14 @@ class Buffers:
         self.free, self.taken = self.free + self.taken, []
 
     def take(self, shape, dtype):
-        """An array, not initialised."""
+        """An array, not initialised; where none is large enough, in place of the largest one that is free."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        fits = [k for k, buffer in enumerate(self.free) if size <= len(buffer) <= 2 * size]
-        buffer = self.free.pop(min(fits, key=lambda k: len(self.free[k]))) if fits else np.empty(size, np.uint8)
+        self.free.sort(key=len)
+        fits = [k for k, buffer in enumerate(self.free) if len(buffer) >= size]
+        buffer = self.free.pop(fits[0] if fits else -1) if self.free else b""
+        if len(buffer) < size:
+            del buffer
+            buffer = np.empty(size, np.uint8)
         self.taken.append(buffer)
         return buffer[:size].view(dtype).reshape(shape)
 

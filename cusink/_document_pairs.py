@@ -24,6 +24,8 @@ def document_pairs(A, B, C, *, eps, check, memory_limit=None, on_empty="nan"):
 
 
 TOGETHER = 8  # rows that are solved at once
+COPIES = 6  # of its kernel that a pair takes: costs, kernel, and what finishing it needs
+BLOCKS = 3  # of the costs to a row's words, that making them takes
 
 
 class DocumentPairs:
@@ -52,13 +54,17 @@ class DocumentPairs:
         # A limit holds for the largest items; without one the average says well enough how much work a pair is.
         n, m = (max(1, int(side.max() if memory_limit is not None else side.mean())) for side in sizes)
         used = min(self.C.shape[-1], len(given.B.places))
-        # What a group has freed is not given back at once: within a limit it counts too.
-        copies = _document_tiles.COPIES * (1 if memory_limit is None else 2)
-        self.pair_bytes = copies * n * m * itemsize
-        self.shared_bytes = 3 * n * used * itemsize
+        self.pair_bytes = COPIES * n * m * itemsize
+        self.point_bytes = 0 if self.dense else self.C.point_bytes
+        self.shared_bytes = self.point_bytes + BLOCKS * n * used * itemsize
+        if memory_limit is not None and tile_shape(self, memory_limit)[1] * m < used:
+            # The costs to the words of so few documents are less than those to all words.
+            self.pair_bytes, self.shared_bytes = (COPIES + BLOCKS) * n * m * itemsize, self.point_bytes
         self.height, width = tile_shape(self, memory_limit)
-        row_bytes = self.shared_bytes + min(width, self.shape[1]) * self.pair_bytes
-        self.together = TOGETHER if memory_limit is None else max(1, min(memory_limit // row_bytes, TOGETHER))
+        self.together = TOGETHER
+        if memory_limit is not None:
+            row_bytes = self.shared_bytes - self.point_bytes + min(width, self.shape[1]) * self.pair_bytes
+            self.together = max(1, min((memory_limit - self.point_bytes) // row_bytes, TOGETHER))
 
     def solve(self, row, columns, value, options):
         """Solve one item against `columns`, a slice or an index array; a dict of arrays (len(columns),)."""

@@ -34,9 +34,14 @@ def obstacle(pairs, k, value, options, alone, memory_limit):
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
     if np.count_nonzero(pairs.B.sizes) - alone < 2 * max(k, FIRST):
         return "k is not small beside the number of candidates"
-    if memory_limit is not None and memory_limit // 2 < _row_bytes(pairs):
+    if memory_limit is not None and _for_bounds(pairs, memory_limit) < _row_bytes(pairs):
         return "the bounds of a row exceed 'memory_limit'"
     return None
+
+
+def _for_bounds(pairs, memory_limit):
+    """What the bounds may take of the limit; the pairs that are solved may take as much again."""
+    return WORK if memory_limit is None else (memory_limit - pairs.point_bytes) // 2
 
 
 def _row_bytes(pairs):
@@ -50,7 +55,7 @@ def search_documents(pairs, options, k, alone, memory_limit, best, count, progre
     kept = np.flatnonzero(pairs.B.sizes)
     documents = _document_tiles.padded(pairs.B, kept, pairs.C.shape[-1])
     entries = np.searchsorted(documents.used, pairs.B.places), pairs.B.weights, pairs.B.offsets[kept]
-    half = WORK if memory_limit is None else memory_limit // 2
+    half = _for_bounds(pairs, memory_limit)
     step = max(1, min(TOGETHER, half // _row_bytes(pairs)))
     for start in range(0, len(pairs.A), step):
         rows = np.arange(start, min(start + step, len(pairs.A)))

@@ -11,9 +11,7 @@ from cusink.divergence import self_potentials
 from cusink.result import Problem, values
 from cusink.sinkhorn import solve
 
-__all__ = ["COPIES", "Padded", "Queries", "padded", "queries_of", "solve_listed", "solve_self"]
-
-COPIES = 6  # of its kernel that a pair takes: costs, kernel, and what finishing it needs
+__all__ = ["Padded", "Queries", "padded", "queries_of", "solve_listed", "solve_self"]
 
 
 @dataclass(frozen=True, eq=False)

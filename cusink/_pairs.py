@@ -31,7 +31,7 @@ def memory(C, itemsize):
     n, m = C.shape
     stored = COPIES * n * m * itemsize
     if isinstance(C, PointCosts):
-        stored = min(stored, C.memory_limit)
+        stored = min(stored, C.memory_limit) + C.point_bytes
     return ARRAYS * (n + m) * itemsize, 0 if isinstance(C, GridCosts) else stored
 
 

@@ -39,6 +39,11 @@ class PointCosts:
     def dtype(self):
         return self.x.dtype
 
+    @property
+    def point_bytes(self):
+        """What the points take."""
+        return self.x.nbytes + (0 if self.y is self.x else self.y.nbytes)
+
     def astype(self, dtype):
         """The same points in another precision."""
         return dataclasses.replace(self, x=self.x.astype(dtype), y=self.y.astype(dtype))

@@ -289,6 +289,27 @@ def test_equal_words_cost_nothing_and_near_ones_what_they_are_apart():
     np.testing.assert_allclose(s[positive], right[positive], rtol=3e-5)
 
 
+def test_buffers_of_ever_other_sizes_take_no_more_than_the_largest():
+    buffers = iteration.Buffers()
+    for size in (*range(1000, 2000), *range(3000, 100, -7), *range(100, 3000, 7)):
+        buffers.restart()
+        for part in (buffers.take((size, 2), np.float32), buffers.take((size // 2,), np.float64)):
+            part[...] = 0
+    buffers.restart()
+    assert sum(map(len, buffers.free)) <= 2 * 3000 * 8
+
+
+def test_a_limit_counts_the_points_of_a_cost_that_is_not_stored():
+    A, C = corpus(), cusink.PointCloud(vectors(), metric="euclidean")
+    free = cusink.distance_matrix(A, None, C, eps=0.3, tol=1e-6)
+    for limit, few in ((400_000, True), (4_000_000, False)):
+        pairs = document_pairs(A, A, C, eps=0.3, check=True, memory_limit=limit)
+        assert pairs.point_bytes == C.x.nbytes
+        assert (pairs.shared_bytes == C.x.nbytes) == few  # too few documents at once for all words to be among them
+        limited = cusink.distance_matrix(A, None, C, eps=0.3, tol=1e-6, memory_limit=limit)
+        np.testing.assert_allclose(limited, free, rtol=1e-9)
+
+
 def test_out_of_memory_bounds_and_files(tmp_path):
     A, C = corpus(), cusink.cost_matrix(vectors())
     plain = cusink.distance_matrix(A, None, C, eps=2.0, tol=1e-6)
