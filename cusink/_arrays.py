@@ -10,10 +10,12 @@ HALF = ("float16", "bfloat16")
 
 
 def arrays(**named):
-    """Return the inputs as arrays of one library and dtype (None stays None), that library, and the user's dtype."""
+    """Return the inputs as arrays of one library and dtype (None stays None), that library, and the user's dtype.
+
+    A list or a number follows the arrays that it comes with.
+    """
     given = {name: x for name, x in named.items() if x is not None}
     libraries = {name: _library(name, x) for name, x in given.items()}
-    # A list or a number follows the arrays that it comes with.
     libraries = {
         name: library
         for name, library in libraries.items()
@@ -28,9 +30,10 @@ def arrays(**named):
     if xp is not np:
         _same("device", {name: str(given[name].device) for name in libraries}, "Copy them to one device")
     converted = {name: _numeric(name, x, xp) for name, x in given.items()}
-    floating = {name: x.dtype.name for name, x in converted.items() if _is_floating(x.dtype)}
-    _same("dtype", floating, "Convert one of them with .astype")
-    dtype = next((x.dtype for x in converted.values() if _is_floating(x.dtype)), np.dtype(np.float64))
+    floating = {name: x.dtype for name, x in converted.items() if _is_floating(x.dtype)}
+    floating = {name: dtype for name, dtype in floating.items() if name in libraries} or floating
+    _same("dtype", {name: dtype.name for name, dtype in floating.items()}, "Convert one of them with .astype")
+    dtype = next(iter(floating.values()), np.dtype(np.float64))
     computing = np.dtype(np.float32) if dtype.name in HALF else dtype
     cast = {name: x.astype(computing, copy=False) for name, x in converted.items()}
     return [cast.get(name) for name in named], xp, dtype

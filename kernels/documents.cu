@@ -1,4 +1,4 @@
-// uses: online_softmax.cuh
+// uses: online_softmax.cuh overrelaxation.cuh
 // documents: distances between items that each have a few points of their own, one block per pair, in one launch.
 //
 // The costs between the points of a pair are read or recreated once, into a tile in shared memory (or in `scratch`,
@@ -138,12 +138,7 @@ __device__ REAL half_step(const REAL* tile, REAL scale, const Points& kept, cons
 // The next omega, from how far the error fell; 0 for `previous` before the first check.
 __device__ inline double next_omega(double omega, double error, double previous, int iterations, bool steep) {
     if (previous == 0) return steep ? omega : FIRST;
-    double rate = exp2(log2(error / previous) / iterations);
-    rate = rate < 1 - 1e-5 ? (rate > 1e-3 ? rate : 1e-3) : 1 - 1e-5;
-    double excess = omega - 1, eta = (rate + excess) * (rate + excess) / (rate * omega * omega);
-    eta = eta < 1 - 1e-5 ? eta : 1 - 1e-5;
-    double wanted = rate <= 1.03 * excess ? 1 + 0.9 * excess : 2 / (1 + sqrt(1 - eta));
-    return wanted < 1 ? 1.0 : wanted < LARGEST ? wanted : LARGEST;
+    return estimated_omega(omega, exp2(log2(error / previous) / iterations), LARGEST);
 }
 
 // cost, reg_cost, error (P,) and n_iter (P,) of the pairs (rows[k], columns[k]); items in a and b by offsets (A + 1,),

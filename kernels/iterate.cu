@@ -1,4 +1,4 @@
-// uses: scaling.cuh
+// uses: scaling.cuh overrelaxation.cuh
 // iterate: all iterations of a tile of small problems in one launch, with the kernel K in shared memory.
 //
 // One iteration is one g-update and one f-update, over-relaxed by the problem's own omega; K enters as multiply-adds
@@ -42,20 +42,11 @@ struct WatchRules {
         bool rounded = at.stalled >= stalled_after && at.best <= level;
         at.over = error <= tol || !(error < 1e300) || rounded;
         if (adaptive && observed + check > 0) {
-            at.omega = estimate(at.omega, exp2(log2(error / at.error) / count));
+            at.omega = estimated_omega(at.omega, exp2(log2(error / at.error) / count), largest);
         } else if (adaptive && first > 0) {
             at.omega = first;
         }
         at.error = error;
-    }
-
-    // Omega by Young's theory from the rate at which the error fell with the last one.
-    __device__ double estimate(double omega, double rate) const {
-        rate = fmax(fmin(rate, 1 - 1e-5), 1e-3);  // neither leaves a NaN
-        double excess = omega - 1;
-        double eta = fmin((rate + excess) * (rate + excess) / (rate * omega * omega), 1 - 1e-5);
-        double best = rate <= 1.03 * excess ? 1 + 0.9 * excess : 2 / (1 + sqrt(1 - eta));
-        return fmax(1.0, fmin(best, largest));
     }
 };
 

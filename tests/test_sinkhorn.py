@@ -664,6 +664,15 @@ def test_lists_and_integers_become_float64():
     assert float(whole.cost) == pytest.approx(1.0)
 
 
+def test_lists_and_numbers_follow_the_dtype_of_the_arrays():
+    C = np.array([[0, 1], [1, 0]], np.float32)
+    single = cusink.sinkhorn([0.5, 0.5], (0.25, 0.75), C, eps=0.5)
+    assert single.f.dtype == single.cost.dtype == np.float32
+    weights = cusink.barycenter(np.eye(2, dtype=np.float32), C, [0.5, 0.5], eps=0.5).barycenter
+    assert weights.dtype == np.float32
+    assert cusink.sinkhorn([0.5, 0.5], None, C.astype(int), eps=0.5).cost.dtype == np.float64
+
+
 def test_views_of_any_strides_are_accepted(xp):
     p = BY_NAME["n < m, shared cost"]
     a, b, C = xp(p.a.T.copy()).T, xp(p.b[:, ::-1].copy())[:, ::-1], xp(np.asfortranarray(p.C))
