@@ -105,8 +105,8 @@ def sinkhorn(
     -----
     Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials
     of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision;
-    float16 and bfloat16 in float32 and returned as they came; lists and integers become float64. `b` is scaled to the
-    mass of `a` within the tolerance of the check.
+    float16 and bfloat16 in float32 and returned as they came; lists and integers follow the arrays beside them, and
+    become float64 where there are none. `b` is scaled to the mass of `a` within the tolerance of the check.
 
     With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
     with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
