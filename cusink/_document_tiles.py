@@ -89,5 +89,6 @@ def solve_pairs(a, b, costs, eps, options):
     """Solve problems a (D, n), b (D, m) with `PairCosts`; method "log" has no use for their kernels."""
     if options["method"] != "log":
         return solve(_document_iteration_numpy, a, b, costs, eps, None, **options)
+    costs.buffers.restart()  # of the pairs before
     C = np.ascontiguousarray(np.swapaxes(costs.gather(np.arange(len(a))), 1, 2))
     return solve(_ops_numpy, a, b, C, eps, None, **options)

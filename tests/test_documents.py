@@ -9,8 +9,8 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import cusink
+from cusink import _checks, _document_pairs
 from cusink import _document_iteration_numpy as iteration
-from cusink import _document_pairs
 from cusink._document_costs_numpy import squared_distances
 from cusink._document_pairs import document_pairs
 from cusink.nearest import nearest
@@ -297,6 +297,18 @@ def test_buffers_of_ever_other_sizes_take_no_more_than_the_largest():
             part[...] = 0
     buffers.restart()
     assert sum(map(len, buffers.free)) <= 2 * 3000 * 8
+
+
+@pytest.mark.parametrize("method", ["auto", "log"])
+def test_what_one_row_took_is_free_for_the_next(method):
+    pairs = document_pairs(corpus(), corpus(), cusink.cost_matrix(vectors()), eps=2.0, check=True, memory_limit=400_000)
+    pairs.together = 1
+    held, options = set(), _checks.options(2, None, 10, method, None)
+    for _ in range(3):
+        for row in range(len(SIZES)):
+            pairs.solve(row, slice(None), "cost", options)
+        held.add(sum(map(len, pairs.buffers.free + pairs.buffers.taken)))
+    assert len(held) == 1
 
 
 def test_a_limit_counts_the_points_of_a_cost_that_is_not_stored():
