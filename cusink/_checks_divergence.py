@@ -66,7 +66,7 @@ def cotangent(grad, result):
 
 def _cloud(points, C, given, memory_limit):
     """The cost of a cloud of points to itself."""
-    cloud = PointCloud(points, metric=C.metric, power=C.power)
+    cloud = PointCloud(points, metric=C.metric, power=C.power, tf32=C.tf32)
     parts, xp, dtype = arrays(**arrays_of(cloud))
     costs, _ = _checks.cost(cloud, xp, dtype, parts, memory_limit)
     return costs.at(0) if costs.ndim == 3 and len(costs.x) == 1 else costs

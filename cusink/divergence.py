@@ -143,6 +143,7 @@ def sinkhorn_divergence(
         a, b, C, eps=eps, init=None, check=check, memory_limit=memory_limit, balanced=prices is None
     )
     options = _checks.options(max_iter, tol, check_every, method, overrelaxation)
+    of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     C_aa, C_bb = _checks_divergence.self_costs(C, C_aa, C_bb, given, memory_limit, check)
     ops = ops_for(given.C)
     f_self, g_self, own = _self_problems(ops, given, C_aa, C_bb, eps, rho, options)
@@ -154,13 +155,12 @@ def sinkhorn_divergence(
     init = (f_self, g_self) if high - low <= 2 * STEEP * eps else None  # the solution, if a and b are equal
     f, g, _, error, n_iter, _ = solve(ops, given.a, given.b, given.C, eps, init, start=start, **options)
 
-    common = {"eps": float(eps), "dtype": given.dtype, "batched": given.batched, "reach": prices}
-    cross = Problem(a=given.a, b=given.b, C=given.C, f=f, g=g, shift=shift, **common)
-    still = None if prices is None else ops.xp.zeros(len(given.a))
+    cross = Problem.of(given, eps, f, g, prices, shift)
+    alone = replace(cross, shift=None if prices is None else ops.xp.zeros(len(given.a)))
     problems = (
         cross,
-        Problem(a=given.a, b=given.a, C=C_aa, f=f_self, g=f_self, shift=still, **common),
-        Problem(a=given.b, b=given.b, C=C_bb, f=g_self, g=g_self, shift=still, **common),
+        replace(alone, b=given.a, C=C_aa, f=f_self, g=f_self, batch_of_one=of_one[0]),
+        replace(alone, a=given.b, C=C_bb, f=g_self, g=g_self, batch_of_one=of_one[1]),
     )
     error = np.maximum(error, own["error"])
     divergence = _divergence(ops, problems, own["reg_cost"], error)

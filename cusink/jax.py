@@ -165,19 +165,8 @@ class _Solver:
         """The gradients for a, b, C and eps, in their shapes."""
         reach, init = _reach(self.options), (solved["f"], solved["g"])
         given = _checks.sinkhorn(a, b, C, eps=float(eps), init=init, check=False, balanced=reach is None)
-        f, g = given.init
-        problem = Problem(
-            a=given.a,
-            b=given.b,
-            C=given.C,
-            eps=float(eps),
-            f=f,
-            g=g,
-            dtype=given.dtype,
-            batched=given.batched,
-            reach=reach,
-            shift=None if reach is None else solved["shift"].reshape(-1).astype(np.float64),
-        )
+        shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)
+        problem = Problem.of(given, eps, *given.init, reach, shift)
         every = {name: solved[name].reshape(-1) for name in NUMBERS}
         result = SinkhornResult.of(problem, every, *(solved[name].reshape(-1) for name in ("n_iter", "converged")))
         value = "reg_cost" if self.gradient == "multiplier" and self.value == "cost" else self.value

@@ -33,6 +33,12 @@ class Problem:
     shift: Any = None
     batch_of_one: bool = False  # C came as (1, n, m)
 
+    @classmethod
+    def of(cls, given, eps, f, g, reach, shift):
+        """The problem of checked arrays, `cusink._checks.Arrays`, with its potentials."""
+        names = ("a", "b", "C", "dtype", "batched", "batch_of_one")
+        return cls(**{name: getattr(given, name) for name in names}, eps=float(eps), f=f, g=g, reach=reach, shift=shift)
+
     def logits(self):
         """``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
         xp, sides = ops_for(self.C).xp, ((self.a, self.f), (self.b, self.g))

@@ -143,19 +143,7 @@ def sinkhorn(
     )
     if tol is not None and not converged.all():
         warn_unconverged(np.count_nonzero(~converged), len(converged), error[~converged].max(), tol, max_iter)
-    problem = Problem(
-        a=given.a,
-        b=given.b,
-        C=given.C,
-        eps=float(eps),
-        f=f,
-        g=g,
-        dtype=given.dtype,
-        batched=given.batched,
-        reach=reach,
-        shift=shift,
-        batch_of_one=given.batch_of_one,
-    )
+    problem = Problem.of(given, eps, f, g, reach, shift)
     reg_cost, entropic_cost = values(ops.xp, problem)
     every = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
     return SinkhornResult.of(problem, every, n_iter, converged)

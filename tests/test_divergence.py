@@ -245,3 +245,25 @@ def test_bad_gradients():
         cusink.sinkhorn_divergence_adjoint(result, grad=np.array([1.0, np.nan, 0]))
     with pytest.raises(TypeError, match="'result' must be what cusink.sinkhorn_divergence returned"):
         cusink.sinkhorn_divergence_adjoint(cusink.sinkhorn([1.0], [1.0], [[0.0]], eps=1.0))
+
+
+def test_gradients_by_costs_have_their_batch_axes():
+    C = cusink.cost_matrix(np.arange(4.0))
+    a, b = np.random.default_rng(0).dirichlet(np.ones(4), (2, 3))
+
+    def gradients(*costs):
+        return cusink.sinkhorn_divergence_adjoint(
+            cusink.sinkhorn_divergence(a, b, costs[0], **dict(zip(("C_aa", "C_bb"), costs[1:], strict=False)), eps=0.5)
+        )
+
+    plain, one = gradients(C), gradients(C[None])
+    assert one.C.shape == (1, 4, 4)
+    np.testing.assert_array_equal(one.C[0], plain.C)
+    mixed = gradients(C, C[None], C)
+    assert (mixed.C.shape, mixed.C_aa.shape, mixed.C_bb.shape) == ((4, 4), (1, 4, 4), (4, 4))
+
+
+def test_self_terms_multiply_as_the_cloud_asks():
+    x, y = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    result = cusink.sinkhorn_divergence(None, None, cusink.PointCloud(x, y, tf32=True), eps=1.0)
+    assert [problem.C.terms for problem in result.problems] == [1, 1, 1]
