@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 
-from cusink.geometry import PointCloud
+from cusink.geometry import PointCloud, mapped
 
 __all__ = ["device_error", "to_device"]
 
@@ -31,8 +31,7 @@ def to_device(*things):
     moved = []
     for thing in things:
         if isinstance(thing, PointCloud):
-            y = None if thing.y is thing.x else cupy.asarray(thing.y)
-            moved.append(PointCloud(cupy.asarray(thing.x), y, thing.metric, power=thing.power))
+            moved.append(mapped(thing, cupy.asarray))
         else:
             moved.append(cupy.asarray(thing) if isinstance(thing, np.ndarray) else thing)
     return moved

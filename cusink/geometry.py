@@ -168,6 +168,13 @@ class Grid:
         return costs_of(self, np, np.float64, []).largest(np)
 
 
+def mapped(cloud, function):
+    """`cloud` between the points that a function makes of its own; one cloud on both sides stays one."""
+    x = function(cloud.x)
+    y = None if cloud.y is cloud.x else function(cloud.y)
+    return PointCloud(x, y, cloud.metric, power=cloud.power, tf32=cloud.tf32)
+
+
 def arrays_of(C):
     """What of a cost is to be checked and converted together with the other arrays of a call, by name."""
     if isinstance(C, PointCloud):

@@ -1,9 +1,13 @@
 """`PointCloud` and `Grid`: what they stand for, and what they refuse."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import cusink
+from cusink._gpu import to_device
 
 POINTS = np.random.default_rng(0).normal(size=(6, 2))
 
@@ -149,3 +153,14 @@ def test_costs_beyond_the_range_are_refused(a, C):
 def test_an_eps_that_is_nothing_beside_the_cost_is_refused():
     with pytest.raises(ValueError, match="'eps' must be such that C / eps is finite"):
         cusink.sinkhorn(None, None, cusink.PointCloud([0.0, 3.0]), eps=1e-320)
+
+
+def test_a_cloud_moved_to_a_device_is_what_it_was(monkeypatch):
+    x, y = np.random.default_rng(0).normal(size=(2, 5, 16))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=lambda x: x.copy()))
+    for cloud in (cusink.PointCloud(x, y, "euclidean", power=3, tf32=True), cusink.PointCloud(x)):
+        array, moved, nothing = to_device(x, cloud, None)
+        assert nothing is None and array is not x and moved.x is not cloud.x
+        np.testing.assert_array_equal(moved.y, cloud.y)
+        assert (moved.metric, moved.power, moved.tf32) == (cloud.metric, cloud.power, cloud.tf32)
+        assert (moved.x is moved.y) == (cloud.x is cloud.y)
