@@ -4,12 +4,11 @@ import socket
 
 import numpy as np
 
-from cusink import _checks_retrieval
 from cusink._arrays import arrays
 from cusink._gpu import device_error, to_device
-from cusink._pairs import HistogramPairs
+from cusink._pairs import pairs_of
 from cusink._tiles import PairValues, pair_count
-from cusink.geometry import Grid, PointCloud
+from cusink.geometry import Grid, PointCloud, mapped
 from cusink.nearest import nearest
 from cusink.retrieval import Arrays, solve_tiles
 from cusink.sinkhorn import warn_unconverged
@@ -92,8 +91,7 @@ def _in_dtype(C, costs):
     """A cost as a caller gives it, in the dtype of the computation, which `costs` made of it have."""
     if not isinstance(C, PointCloud):
         return C if isinstance(C, Grid) else costs
-    x, y = (p.astype(costs.dtype, copy=False) for p in (C.x, C.y))
-    return PointCloud(x, None if C.x is C.y else y, C.metric, power=C.power, tf32=C.tf32)
+    return mapped(C, lambda points: points.astype(costs.dtype, copy=False))
 
 
 def merge(parts, *, k):
@@ -113,14 +111,12 @@ def _pairs(a, b, C, mass, at, *, eps, memory_limit, check, device):
                 "environment with CuPy and a GPU, or pass device='cpu'"
             )
         a, b, C = to_device(a, b, C)
-    kernel = None if memory_limit is None else memory_limit // 2
     try:
-        given = _checks_retrieval.histograms(a, b, C, eps=eps, check=check, memory_limit=kernel, mass=mass)
+        return pairs_of(a, b, C, eps=eps, check=check, memory_limit=memory_limit, mass=mass)
     except (TypeError, ValueError) as error:
         if at is not None:
             error.add_note(f"In a block of the matrix: rows count from {at[0]} of 'A' and from {at[1]} of 'B'.")
         raise
-    return HistogramPairs(given.A, given.B, given.C, eps, given.dtype)
 
 
 def _like(a, ops, result):

@@ -9,9 +9,20 @@ import numpy as np
 
 from cusink import _checks
 from cusink._arrays import arrays
+from cusink._point_costs import PointCosts
 from cusink.geometry import arrays_of
 
-__all__ = ["VALUES", "Histograms", "Rows", "divergence", "histograms", "is_path", "memory_limit", "output_path"]
+__all__ = [
+    "VALUES",
+    "Histograms",
+    "Rows",
+    "divergence",
+    "histograms",
+    "is_path",
+    "memory_limit",
+    "output_path",
+    "shapes",
+]
 
 VALUES = (*_checks.VALUES, "divergence")
 STORED = ("float16", "float32", "float64")
@@ -48,19 +59,9 @@ def histograms(A, B, C, *, eps, check, memory_limit=None, mass=None):
     itself = B is None
     (A, B, *parts), xp, dtype = arrays(A=A, B=B, **arrays_of(C))
     C, stored = _checks.cost(C, xp, dtype, parts, memory_limit, batch=False)
-    n, m = C.shape
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
-    for name, x, bins in (("A", A, n), ("B", A if itself else B, m)):
-        if x.ndim != 2 or x.shape[1] != bins:
-            hint = ". Did you swap 'A' and 'B'?" if not itself and n != m and x.shape[-1] == n + m - bins else ""
-            hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
-            raise ValueError(
-                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
-                f"got {x.shape}{hint}"
-            )
-        if 0 in x.shape:
-            raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
+    shapes(A, B, C)
     if check and stored:
         _checks.cost_values(C, xp)
     if mass is None:
@@ -72,6 +73,21 @@ def histograms(A, B, C, *, eps, check, memory_limit=None, mass=None):
     if check and stored and not xp.isfinite(C).all():
         _partners(first.weights, second.weights, C, xp)
     return Histograms(first, second, xp.ascontiguousarray(C) if stored else C, dtype)
+
+
+def shapes(A, B, C):
+    """Check that A and B, None for A itself, have histograms on the bins of C as their rows."""
+    n, m = C.shape
+    for name, x, bins in (("A", A, n), ("B", A if B is None else B, m)):
+        if x.ndim != 2 or x.shape[1] != bins:
+            hint = ". Did you swap 'A' and 'B'?" if B is not None and n != m and x.shape[-1] == n + m - bins else ""
+            hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
+            raise ValueError(
+                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
+                f"got {x.shape}{hint}"
+            )
+        if 0 in x.shape:
+            raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
 
 
 def _rows(name, x, wanted, xp, check):
@@ -134,10 +150,10 @@ def memory_limit(limit):
     return None if limit is None else _checks.positive_bytes(limit)
 
 
-def divergence(pairs):
-    """Check that both items of a pair can be compared with themselves."""
-    if not pairs.comparable:
-        how = "is not symmetric" if pairs.C.shape[0] == pairs.C.shape[1] else f"has shape {tuple(pairs.C.shape)}"
+def divergence(C):
+    """Check that both items of a pair can be compared with themselves, as each cloud of points can."""
+    if not (_checks.symmetric(C) or isinstance(C, PointCosts)):
+        how = "is not symmetric" if C.shape[0] == C.shape[1] else f"has shape {tuple(C.shape)}"
         raise ValueError(
             "value='divergence' also compares each histogram with itself: 'C' must be a symmetric cost, between the "
             f"same bins; got one that {how}. Take value='reg_cost', or put both collections on the same bins"

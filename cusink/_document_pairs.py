@@ -45,7 +45,6 @@ class DocumentPairs:
         self.dense = isinstance(given.C, given.xp.ndarray)
         mirrored = _checks.symmetric(given.C) if self.dense else given.C.x is given.C.y
         self.symmetric = mirrored and given.A is given.B
-        self.comparable = mirrored or not self.dense
         self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
         self.on_host, self.buffers = given.xp is np, Buffers()
         self.span = self.ops.cost_range(given.C)

@@ -17,12 +17,15 @@ ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
 COPIES = 6  # of the cost, that a row against many takes: the bins in use, its kernels, and work on them
 
 
-def pairs_of(A, B, C, *, eps, check, memory_limit=None, on_empty="nan"):
-    """The checked pairs of all items of A with all items of B (None: of A) at the cost C."""
+def pairs_of(A, B, C, *, eps, check, memory_limit=None, on_empty="nan", mass=None):
+    """The checked pairs of all items of A with all items of B (None: of A) at the cost C.
+
+    Histograms are brought to `mass`, or to that of the first one.
+    """
     if are_documents(A, B):
         return document_pairs(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     kernel = None if memory_limit is None else memory_limit // 2  # what a cost that is not stored may take
-    given = _checks_retrieval.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel)
+    given = _checks_retrieval.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel, mass=mass)
     return HistogramPairs(given.A, given.B, given.C, eps, given.dtype)
 
 
@@ -45,7 +48,6 @@ class HistogramPairs:
     span : numbers between which the costs lie
     dtype : of the user, which the distances get
     symmetric : whether the pair (j, i) has the distances of the pair (i, j), both from one collection
-    comparable : whether items can be solved against themselves, as a divergence needs
     pair_bytes : what one pair takes while it is solved
     shared_bytes : what a row takes, however many columns it is solved against
     """
@@ -55,7 +57,6 @@ class HistogramPairs:
         self.ops = ops_for(C)
         self.span = self.ops.cost_range(C)
         self.shape = (len(A), len(B))
-        self.comparable = _checks.symmetric(C) or isinstance(C, PointCosts)
         self.symmetric = A is B and _checks.symmetric(C)
         self.pair_bytes, self.shared_bytes = memory(C, C.dtype.itemsize)
 

@@ -6,7 +6,6 @@ the result has the same bytes.
 """
 
 from functools import partial
-from types import SimpleNamespace
 
 import dask
 import dask.array as da
@@ -16,7 +15,6 @@ from cusink import _block_tasks, _checks, _checks_nearest, _checks_retrieval
 from cusink._arrays import arrays, kind
 from cusink._checks_documents import is_measures, is_sparse
 from cusink._pairs import memory
-from cusink._point_costs import PointCosts
 from cusink._tiles import Sizes, tile_shape
 from cusink.geometry import arrays_of
 from cusink.retrieval import DistanceMatrix
@@ -196,19 +194,12 @@ class Job:
         (_, _, *parts), self.xp, self.dtype = arrays(**metas, **arrays_of(C))
         kernel = None if memory_limit is None else memory_limit // 2
         costs, stored = _checks.cost(C, self.xp, self.dtype, parts, kernel, batch=False)
-        for name, x, bins in zip(("A", "B"), (self.A, self.B), costs.shape, strict=True):
-            if x.shape[1] != bins:
-                raise ValueError(
-                    f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {costs.shape}; "
-                    f"got {x.shape}"
-                )
+        _checks_retrieval.shapes(self.A, None if self.itself else self.B, costs)
         if check and stored:
             _checks.cost_values(costs, self.xp)
-        mirrored = _checks.symmetric(costs)
         if value == "divergence":
-            comparable = mirrored or isinstance(costs, PointCosts)
-            _checks_retrieval.divergence(SimpleNamespace(comparable=comparable, C=costs))
-        self.shape, self.symmetric = (len(self.A), len(self.B)), mirrored and self.itself
+            _checks_retrieval.divergence(costs)
+        self.shape, self.symmetric = (len(self.A), len(self.B)), self.itself and _checks.symmetric(costs)
         sizes = Sizes(self.shape, self.symmetric, *memory(costs, costs.dtype.itemsize))
         self.tile = tile_shape(sizes, memory_limit)
         C = self.xp.asarray(C) if stored else C

@@ -148,7 +148,7 @@ def nearest(
     eps, alone = float(eps), B is None  # a NumPy scalar would make float64 of float32 arrays
     pairs = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
-        _checks_retrieval.divergence(pairs)
+        _checks_retrieval.divergence(pairs.C)
     k = _checks_nearest.neighbours(k, pairs.shape[1], alone)
     tile = tile_shape(pairs, memory_limit)
     values = PairValues(pairs, value, options, tile[1])

@@ -120,7 +120,7 @@ def distance_matrix(
     memory_limit = _checks_retrieval.memory_limit(memory_limit)
     pairs = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
-        _checks_retrieval.divergence(pairs)
+        _checks_retrieval.divergence(pairs.C)
     tile = tile_shape(pairs, memory_limit)
     if _checks_retrieval.is_path(out):
         path = _checks_retrieval.output_path(out, pairs.dtype, full_output)
