@@ -1,10 +1,12 @@
 """The costs between two clouds of points as data for the operators: the points, never the costs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
+MEAN_BLOCK = 1 << 20  # costs that are averaged at a time
 KEPT = 1 << 30  # bytes that a kernel may take if the caller sets no limit
 
 
@@ -100,6 +102,19 @@ class PointCosts:
         if self.factor != 1:
             s *= s.dtype.type(self.factor)
         return s
+
+    def mean(self, xp):
+        """The mean cost, over the problems too; of squared distances in one pass over the points."""
+        if self.norm == "squared" and self.exponent == 1:
+            squares = sum(float(xp.einsum("...ik,...ik->", p, p)) / p[..., 0].size for p in (self.x, self.y))
+            between = float((self.x.mean(axis=-2) * self.y.mean(axis=-2)).sum(axis=-1).mean())
+            return self.factor * (squares - 2 * between)
+        total, height = 0.0, max(1, MEAN_BLOCK // self.shape[-1])
+        for problem in range(1 if self.ndim == 2 else len(self.x)):
+            for start in range(0, self.shape[-2], height):
+                rows = slice(start, start + height)
+                total += float(self.block(xp, slice(problem, problem + 1), rows).sum())
+        return total / math.prod(self.shape)
 
     def largest(self, xp):
         """A bound that no cost exceeds."""

@@ -5,7 +5,6 @@ import numpy as np
 from cusink import _checks_geometry
 from cusink._arrays import arrays, narrowed
 from cusink._grid_costs import GridCosts
-from cusink._ops import ops_for
 from cusink._point_costs import KEPT, PointCosts
 
 __all__ = ["Grid", "PointCloud"]
@@ -79,8 +78,8 @@ class PointCloud:
         array, shape (n, m) or (B, n, m)
             In the dtype of the points.
         """
-        parts, xp, dtype = arrays(**arrays_of(self))
-        return narrowed(costs_of(self, xp, parts[0].dtype, parts).block(xp), dtype, xp)
+        (x, y), xp, dtype = arrays(**{"C.x": self.x, "C.y": self.y})
+        return narrowed(_point_costs(xp, self, x, y, KEPT).block(xp), dtype, xp)
 
     def mean(self):
         """Return the mean of the cost over all pairs of points, a common unit of `eps`.
@@ -90,11 +89,8 @@ class PointCloud:
         float
             Over the batch too, if there is one.
         """
-        parts, xp, _ = arrays(**arrays_of(self))
-        costs = costs_of(self, xp, parts[0].dtype, parts).astype(np.float64)
-        n, m = self.shape[-2:]
-        ones = (xp.ones((1 if costs.ndim == 2 else len(costs.x), k)) for k in (n, m))
-        return float(ops_for(costs).bilinear(costs, *ones).mean()) / (n * m)
+        (x, y), xp, _ = arrays(**{"C.x": self.x, "C.y": self.y})
+        return _point_costs(xp, self, x, y, KEPT).astype(np.float64).mean(xp)
 
 
 class Grid:
@@ -156,7 +152,7 @@ class Grid:
         -------
         array, shape (N, N)
         """
-        return costs_of(self, np, np.float64, []).block(np)
+        return _grid_costs(np, self, np.float64).block(np)
 
     def max(self):
         """Return the largest cost, a common unit of `eps`.
@@ -165,7 +161,7 @@ class Grid:
         -------
         float
         """
-        return costs_of(self, np, np.float64, []).largest(np)
+        return _grid_costs(np, self, np.float64).largest(np)
 
 
 def mapped(cloud, function):
