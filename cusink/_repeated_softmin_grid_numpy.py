@@ -4,7 +4,8 @@ import numpy as np
 
 from cusink import _grid_reductions as grid
 from cusink._grid_kernel_numpy import NumpyGridKernel
-from cusink._repeated_softmin_numpy import Products, repeated_softmin
+from cusink._repeated_softmin_numpy import Products
+from cusink._repeated_softmin_numpy import repeated_softmin as repeated_dense
 
 
 class LineProducts:
@@ -15,7 +16,7 @@ class LineProducts:
 
     def __init__(self, C, eps):
         self.cells, self.eps = C.cells, eps
-        self.reductions = [_along(repeated_softmin(cost, eps)) for cost in C.axes]
+        self.reductions = [_along(repeated_dense(cost, eps)) for cost in C.axes]
 
     def __call__(self, logits, axis):
         return grid.by_axis(logits, self.cells, self.reductions, -1 / self.eps)

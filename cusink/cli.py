@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cusink import _command_info
+from cusink import _command_info as installation
 from cusink._checks_retrieval import VALUES
 from cusink._command_files import InputError, problem
 from cusink._command_output import DiskError, Report, beside, check_output, target, write_npz
@@ -275,8 +275,8 @@ def info(given):
     """Do the work of ``cusink info``."""
     if len(given.pairs) != 2 or len(given.bins) > 2:
         raise InputError("--pairs must be two numbers, as in 100x1000, and --bins one or two, as in 64 or 64x100")
-    found = _command_info.info(given.pairs, (given.bins * 2)[:2], given.dtype)
-    print(json.dumps(found) if given.json else "\n".join(_command_info.text(found)))
+    found = installation.info(given.pairs, (given.bins * 2)[:2], given.dtype)
+    print(json.dumps(found) if given.json else "\n".join(installation.text(found)))
     return 0
 
 
