@@ -1,16 +1,14 @@
 """Entropy-regularised Wasserstein distances for many pairs at once, on NumPy and on CuPy."""
 
-from cusink.adjoint import SinkhornGradients, sinkhorn_adjoint
-from cusink.barycenters import Barycenter, barycenter
-from cusink.costs import cost_matrix, cost_matrix_adjoint
-from cusink.divergence import (
-    DivergenceGradients,
-    SinkhornDivergence,
-    sinkhorn_divergence,
-    sinkhorn_divergence_adjoint,
-)
-from cusink.geometry import Grid, PointCloud
-from cusink.kernel_norms import (
+from cusink.barycenters.barycenter import Barycenter, barycenter
+from cusink.costs.grid import Grid
+from cusink.costs.matrix import cost_matrix, cost_matrix_adjoint
+from cusink.costs.points import PointCloud
+from cusink.divergence.adjoint import DivergenceGradients, sinkhorn_divergence_adjoint
+from cusink.divergence.forward import SinkhornDivergence, sinkhorn_divergence
+from cusink.errors import ConvergenceWarning
+from cusink.gradients.adjoint import SinkhornGradients, sinkhorn_adjoint
+from cusink.norms.norms import (
     kernel_distance,
     kernel_distance_adjoint,
     kernel_neg_log_likelihood,
@@ -18,18 +16,19 @@ from cusink.kernel_norms import (
     kernel_scalar_product,
     kernel_scalar_product_adjoint,
 )
-from cusink.kernel_products import (
+from cusink.norms.products import (
     KernelGradients,
     kernel_product,
     kernel_product_adjoint,
     kernel_product_log,
     kernel_product_log_adjoint,
 )
-from cusink.measures import Measures
-from cusink.nearest import Neighbours, nearest
-from cusink.result import SinkhornResult
-from cusink.retrieval import DistanceMatrix, distance_matrix
-from cusink.sinkhorn import ConvergenceWarning, sinkhorn
+from cusink.retrieval.documents.measures import Measures
+from cusink.retrieval.matrix import DistanceMatrix, distance_matrix
+from cusink.retrieval.nearest import Neighbours, nearest
+from cusink.solver.result import SinkhornResult
+from cusink.solver.sinkhorn import sinkhorn
+from cusink.version import __version__ as __version__
 
 __all__ = [
     "Barycenter",
@@ -64,5 +63,3 @@ __all__ = [
     "sinkhorn_divergence",
     "sinkhorn_divergence_adjoint",
 ]
-
-__version__ = "0.1.0"

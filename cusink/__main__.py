@@ -2,7 +2,7 @@
 
 import sys
 
-from cusink.cli import main
+from cusink.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

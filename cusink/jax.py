@@ -11,18 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink import _checks, _checks_unbalanced
-from cusink._arrays import kind
-from cusink.adjoint import sinkhorn_adjoint
-from cusink.geometry import Grid, PointCloud
-from cusink.result import Problem, SinkhornResult
-from cusink.sinkhorn import sinkhorn
+from cusink.checks.arrays import kind
+from cusink.checks.scalars import one_of
+from cusink.costs.grid import Grid
+from cusink.costs.operand import cost_shape
+from cusink.costs.points import PointCloud
+from cusink.gradients.adjoint import sinkhorn_adjoint
+from cusink.solver import checks as solver_checks
+from cusink.solver import values
+from cusink.solver.problem import Problem
+from cusink.solver.result import SinkhornResult
+from cusink.solver.sinkhorn import sinkhorn
 
-__all__ = ["sinkhorn_loss"]
+__all__ = [
+    "sinkhorn_loss",
+]
+
 
 GRADIENTS = ("exact", "multiplier")
 REDUCTIONS = {"mean": jnp.mean, "sum": jnp.sum, "none": lambda losses: losses}
-NUMBERS = (*_checks.VALUES, "error")  # of a result, one for each problem
+NUMBERS = (*values.VALUES, "error")  # of a result, one for each problem
 HALF = ("float16", "bfloat16")
 HALF_MASS_TOLERANCE = 1e-2  # 2.5 roundings of bfloat16
 
@@ -87,9 +95,9 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     >>> bool(slope[2] < 0 < slope[0])
     True
     """
-    _checks.one_of("value", value, _checks.VALUES)
-    _checks.one_of("gradient", gradient, GRADIENTS)
-    _checks.one_of("reduction", reduction, REDUCTIONS)
+    one_of("value", value, values.VALUES)
+    one_of("gradient", gradient, GRADIENTS)
+    one_of("reduction", reduction, REDUCTIONS)
     for name in ("init", "callback"):
         if name in options:
             raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
@@ -97,7 +105,7 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
         raise TypeError(f"'C' must be an array; got {kind(C)}. Pass C.dense(), or C itself to cusink.sinkhorn")
     reach = _reach(options)
     C = _array(C)
-    _checks.cost_shape(C)
+    cost_shape(C)
     n, m = C.shape[-2:]
     a, b = (jnp.full(k, 1 / k, C.dtype) if x is None else _array(x) for x, k in ((a, n), (b, m)))
     for name, x, bins in (("a", a, n), ("b", b, m)):
@@ -164,7 +172,7 @@ class _Solver:
     def pull_back(self, a, b, C, eps, solved, cotangent):
         """The gradients for a, b, C and eps, in their shapes."""
         reach, init = _reach(self.options), (solved["f"], solved["g"])
-        given = _checks.sinkhorn(a, b, C, eps=float(eps), init=init, check=False, balanced=reach is None)
+        given = solver_checks.sinkhorn(a, b, C, eps=float(eps), init=init, check=False, balanced=reach is None)
         shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)
         problem = Problem.of(given, eps, *given.init, reach, shift)
         every = {name: solved[name].reshape(-1) for name in NUMBERS}
@@ -176,7 +184,7 @@ class _Solver:
 
 def _reach(options):
     """The checked prices of the marginals, None for balanced transport."""
-    return _checks_unbalanced.reach(options.get("reach"), options.get("method", "auto"))
+    return solver_checks.reach(options.get("reach"), options.get("method", "auto"))
 
 
 def _array(x):

@@ -8,13 +8,20 @@ from contextlib import contextmanager
 
 import torch
 
-from cusink import _checks, _checks_unbalanced
-from cusink._arrays import kind
-from cusink.adjoint import sinkhorn_adjoint
-from cusink.geometry import Grid, PointCloud
-from cusink.sinkhorn import sinkhorn
+from cusink.checks.arrays import kind
+from cusink.checks.scalars import one_of
+from cusink.costs.grid import Grid
+from cusink.costs.points import PointCloud
+from cusink.gradients.adjoint import sinkhorn_adjoint
+from cusink.solver import checks as solver_checks
+from cusink.solver import values
+from cusink.solver.sinkhorn import sinkhorn
 
-__all__ = ["SinkhornLoss", "sinkhorn_loss"]
+__all__ = [
+    "SinkhornLoss",
+    "sinkhorn_loss",
+]
+
 
 GRADIENTS = ("exact", "multiplier")
 REDUCTIONS = {"mean": torch.mean, "sum": torch.sum, "none": lambda losses: losses}
@@ -86,16 +93,16 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     >>> bool(logits.grad[0, 0] < 0 < logits.grad[0, 2])
     True
     """
-    _checks.one_of("value", value, _checks.VALUES)
-    _checks.one_of("gradient", gradient, GRADIENTS)
-    _checks.one_of("reduction", reduction, REDUCTIONS)
+    one_of("value", value, values.VALUES)
+    one_of("gradient", gradient, GRADIENTS)
+    one_of("reduction", reduction, REDUCTIONS)
     _tensors(a=a, b=b, C=C)
     autocast = torch.is_autocast_enabled(C.device.type)
     if not autocast:
         _one_dtype(a=a, b=b, C=C)
     dtype = C.dtype
     if any(x is not None and x.dtype in HALF for x in (a, b)):
-        reach = _checks_unbalanced.reach(options.get("reach"), options.get("method", "auto"))
+        reach = solver_checks.reach(options.get("reach"), options.get("method", "auto"))
         a, b = _float_weights(a, b, C, balanced=reach is None)
     C = C.float() if dtype in HALF else C
     losses = REDUCTIONS[reduction](_Loss.apply(a, b, C, eps, value, gradient, options))

@@ -225,14 +225,14 @@ def main(arguments=None):
     sys.path.insert(0, str(ROOT))  # a bare checkout, where nothing is installed
     import cupy
 
-    from cusink import _kernels, _ops_cupy
+    from cusink.backends.cupy import dense, loader
 
     here = conditions(cupy)
-    rates = device_rates(cupy, _kernels)
+    rates = device_rates(cupy, loader)
     printed(wanted.output, {"operator": "device at its best"} | rates | here)
     rows = []
     for case in cases:
-        row = measure(case, cupy, _ops_cupy, _kernels, rates)
+        row = measure(case, cupy, dense, loader, rates)
         rows.append((case, row))
         printed(wanted.output, dataclasses.asdict(case) | row | here)
         cupy.get_default_memory_pool().free_all_blocks()

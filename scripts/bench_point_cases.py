@@ -52,7 +52,7 @@ def prepare(case, xp):
 
 
 def softmin_points(case, xp, rng):
-    from cusink._ops import ops_for
+    from cusink.backends.operators import ops_for
 
     x, y = clouds(case, xp, rng)
     logits, eps = xp.asarray(rng.normal(size=(1, case.m)).astype(case.dtype)), NEAR * case.d / 6
@@ -86,7 +86,7 @@ def kernel_product(case, xp, rng):
 
 def softmin_products(case, xp, rng):
     """Alternating iterations, g first, that start at 0."""
-    from cusink._ops import ops_for
+    from cusink.backends.operators import ops_for
 
     x, y = clouds(case, xp, rng)
     a, b, eps, answer = alternating(case, xp, x, y)
@@ -193,7 +193,7 @@ def clouds(case, xp, rng):
 def stored_as_points(xp, x, y):
     """The costs between two clouds as the operators take them."""
     import cusink
-    from cusink.geometry import costs_of
+    from cusink.costs.operand import costs_of
 
     return costs_of(cusink.PointCloud(x, y), xp, x.dtype, (x, y))
 

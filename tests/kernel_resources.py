@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from cusink import _kernels
+from cusink.backends.cupy import loader
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
 DTYPES = ("float32", "float64")
@@ -124,8 +124,8 @@ def parse(log):
 
 def compile_one(file, dtype, arch):
     """Compile `file` for `dtype` and compute capability `arch`; the log is kept by a hash of all that makes it."""
-    source = _kernels.source(file)
-    options = (*_kernels.options(dtype), *CUPY_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
+    source = loader.source(file)
+    options = (*loader.options(dtype), *CUPY_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
     compiler = f"{compiler_version()} {os.path.getsize(compiler_path()) if os.path.exists(compiler_path()) else 0}"
     key = hashlib.sha256("\0".join((source, *options, compiler)).encode()).hexdigest()
     kept = CACHE / f"{key}.json"
@@ -193,7 +193,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--write-budget", action="store_true", help="rewrite kernel_budget.json from what is used now")
     wanted = parser.parse_args(arguments)
-    compiled = compile_all(_kernels.kernel_files())
+    compiled = compile_all(loader.kernel_files())
     bad = 0
     for (file, dtype, arch), result in compiled.items():
         if not result.ok:

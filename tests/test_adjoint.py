@@ -13,8 +13,10 @@ import reference
 from emulated.cupy_stand_in import operators
 
 import cusink
-from cusink import _additive_fit, _gradient_terms, _plan_means_numpy, adjoint
-from cusink._ops import ops_for
+from cusink.backends.numpy import means as numpy_means
+from cusink.backends.operators import ops_for
+from cusink.gradients import adjoint, terms
+from cusink.gradients import system as gradients_system
 
 FLOATS = [np.float32, np.float64]
 VALUES = ("cost", "reg_cost", "entropic_cost")
@@ -308,8 +310,8 @@ def test_half_precision_comes_back_as_it_went_in():
 
 
 def forced_to_tiles(monkeypatch, tile_bytes):
-    monkeypatch.setattr(_plan_means_numpy, "TILE_BYTES", tile_bytes)
-    monkeypatch.setattr(_plan_means_numpy, "_shared", lambda C, a, *_: (None, np.zeros(len(a), bool)), raising=True)
+    monkeypatch.setattr(numpy_means, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(numpy_means, "_shared", lambda C, a, *_: (None, np.zeros(len(a), bool)), raising=True)
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 1 << 10, 1 << 20])
@@ -374,7 +376,7 @@ def test_certified_products_serve_what_is_in_range():
     """The far-apart Gaussians need tiles, the others do not; if all did, nothing above would test the products."""
     p = {str(p): p for p in problems.HARD}["far-apart Gaussians"]
     q = solve(np.asarray, p, tol=1e-6).problem
-    forms = {type(means).__name__ for _, means in _plan_means_numpy.plan_means(q.C, q.a, q.b, q.f, q.g, p.eps)}
+    forms = {type(means).__name__ for _, means in numpy_means.plan_means(q.C, q.a, q.b, q.f, q.g, p.eps)}
     assert forms == {"SharedMeans", "TileMeans"}
 
 
@@ -455,10 +457,10 @@ def test_problems_converge_by_themselves(xp, monkeypatch):
     C = problems.line_cost(n)
     result = solve(xp, problems.Problem("", a, a[::-1].copy(), C, 2e-3))
     cotangent = np.array([0.0, 1.0, 0.0, 1.0])
-    sizes, original = [], _additive_fit._dot
-    monkeypatch.setattr(_additive_fit, "_dot", lambda *args: (sizes.append(len(args[1])), original(*args))[1])
-    rounds, solve_by = [], _additive_fit._conjugate_gradients
-    monkeypatch.setattr(_additive_fit, "_conjugate_gradients", lambda *args: (rounds.append(1), solve_by(*args))[1])
+    sizes, original = [], gradients_system._dot
+    monkeypatch.setattr(gradients_system, "_dot", lambda *args: (sizes.append(len(args[1])), original(*args))[1])
+    rounds, solve_by = [], gradients_system._conjugate_gradients
+    monkeypatch.setattr(gradients_system, "_conjugate_gradients", lambda *args: (rounds.append(1), solve_by(*args))[1])
     grads = pull(result, grad_cost=xp(cotangent), tol=1e-10)
     assert xp.numpy(grads.converged).all()
     assert {4, 2} <= set(sizes)
@@ -480,7 +482,7 @@ def test_tol_bounds_the_residual(tol, max_iter, shared):
     rows, columns = P.sum(axis=2), P.sum(axis=1)
     k -= ((columns * k).sum(axis=1) - (rows * h).sum(axis=1))[:, None]
     ops = ops_for(q.C)
-    x, y, converged = _additive_fit.additive_fit(
+    x, y, converged = gradients_system.additive_fit(
         ops, q.C, q.a, q.b, q.f, q.g, p.eps, lambda index, means: (h[index], k[index]), tol, 1000
     )
     assert converged.all()
@@ -492,14 +494,14 @@ def test_tol_bounds_the_residual(tol, max_iter, shared):
 
 def test_a_step_that_falls_short_is_followed_by_another(monkeypatch):
     """The residual that counts is the true one, not the one of the recursion."""
-    p, solve_by = DENSE[0], _additive_fit._conjugate_gradients
+    p, solve_by = DENSE[0], gradients_system._conjugate_gradients
     result = solve(np.asarray, p)
     want = pull(result, grad_cost=1.0, tol=1e-12).a
-    monkeypatch.setattr(_additive_fit, "_conjugate_gradients", lambda *args: 0.999 * solve_by(*args))
+    monkeypatch.setattr(gradients_system, "_conjugate_gradients", lambda *args: 0.999 * solve_by(*args))
     grads = pull(result, grad_cost=1.0, tol=1e-8)
     assert grads.converged.all()
     np.testing.assert_allclose(grads.a, want, rtol=0, atol=1e-7)
-    monkeypatch.setattr(_additive_fit, "_conjugate_gradients", lambda *args: 0.5 * solve_by(*args))
+    monkeypatch.setattr(gradients_system, "_conjugate_gradients", lambda *args: 0.5 * solve_by(*args))
     with pytest.warns(cusink.ConvergenceWarning, match="did not reach"):
         assert not pull(result, grad_cost=1.0, tol=1e-8).converged.any()
 
@@ -591,7 +593,7 @@ def test_the_envelope_reads_no_cost(monkeypatch):
                 touched.append(name)
             return getattr(ops_for(p.C), name)
 
-    for module in (adjoint, _gradient_terms):
+    for module in (adjoint, terms):
         monkeypatch.setattr(module, "ops_for", lambda array: Operators())
     grads = pull(result, grad_reg_cost=1.0)
     assert not touched
@@ -696,8 +698,8 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
     want = {name: getattr(want, name) for name in INPUTS}
     sharp = pull(result, grad_cost=1.0, tol=1e-13).C
     with operators() as ops:
-        monkeypatch.setattr(sys.modules["cusink._plan_means_cupy"], "BLOCK", block)
-        for module in (adjoint, _gradient_terms):
+        monkeypatch.setattr(sys.modules["cusink.backends.cupy.means"], "BLOCK", block)
+        for module in (adjoint, terms):
             monkeypatch.setattr(module, "ops_for", lambda array: ops)
         grads = pull(result, **cotangent, tol=1e-12)
         for name in INPUTS:

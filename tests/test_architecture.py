@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,46 +10,32 @@ from pathlib import Path
 import pytest
 
 import cusink
-from cusink import _ops
+from cusink.backends import operators
 
 PACKAGE = Path(cusink.__file__).parent
-MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
-
-# From the ground up. A module may import from lower floors and from its own kind (its part of a split), never upwards.
-FLOORS = {
-    "kernels": 0,
-    "_kernels": 1,
-    "_ops_*": 2,
-    "_point_costs": 1,
-    "_grid_costs": 1,
-    "_overrelaxation": 1,
-    "_grid_reductions": 1,
-    "_grid_means": 2,
-    "_grid_kernel": 2,
-    "_grid_iteration": 2,
-    "_ops": 3,
-    "_arrays": 3,
-    "_checks_geometry": 4,
-    "geometry": 5,
-    "_checks": 6,
-    "public": 7,
-    "__init__": 8,
-    "bridge": 9,
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-
-# One small module for each library that is not a dependency, which nothing else may import.
+# From the ground up: a room may import only from those before it, and from itself.
+ORDER = ["version", "checks", "errors", "costs", "backends", "solver", "norms", "gradients", "retrieval"] + [
+    "barycenters",
+    "plot",
+    "divergence",
+    "distributed",
+    "cli",
+    "torch",
+    "jax",
+    "__init__",
+    "__main__",
+]
+# One room for each library that is not a dependency; nothing else may import it.
 BRIDGES = {"torch", "jax", "distributed", "plot"}
 
 
-def floor(module):
-    if module in BRIDGES:
-        return FLOORS["bridge"]
-    if module in FLOORS:
-        return FLOORS[module]
-    if module.endswith(("_numpy", "_cupy")):
-        return FLOORS["_ops_*"]
-    return FLOORS["public"]
+def room(module):
+    return module.split(".")[0]
 
 
 def inside_functions(tree):
@@ -62,16 +47,18 @@ def imports(tree):
     """(module of cusink, whether at import time) for every import of a part of the package."""
     inside = inside_functions(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            yield f"relative import of {node.module}", True
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cusink":
-            parts = node.module.split(".")
-            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-            yield from ((name, id(node) not in inside) for name in names)
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative import"
+            if (node.module or "").split(".")[0] == "cusink":
+                base = node.module.removeprefix("cusink").lstrip(".")
+                for alias in node.names:
+                    path = f"{base}.{alias.name}".lstrip(".")
+                    found = path if path in MODULES or f"{path}.__init__" in MODULES else base
+                    yield (found if found in MODULES else f"{found}.__init__".lstrip(".")), id(node) not in inside
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "cusink":
-                    yield (alias.name.split(".") + ["__init__"])[1], id(node) not in inside
+                    yield alias.name.removeprefix("cusink").lstrip(".") or "__init__", id(node) not in inside
 
 
 def toplevel_imports(tree):
@@ -87,31 +74,35 @@ def toplevel_imports(tree):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_point_down(name):
+def test_a_room_imports_only_rooms_before_it(name):
     for imported, _ in imports(MODULES[name]):
-        assert imported in MODULES or imported == "kernels", f"{name} imports {imported}"
-        here, there = floor(name), floor(imported)
-        assert there < here or (there == here and name != imported and here in (FLOORS["_ops_*"], FLOORS["public"])), (
-            f"{name} imports {imported} above it"
-        )
+        assert ORDER.index(room(imported)) <= ORDER.index(room(name)), f"{name} imports {imported}"
+        assert not (name.startswith("backends.numpy") and imported.startswith("backends.cupy")), name
+        assert not (name.startswith("backends.cupy") and imported.startswith("backends.numpy")), name
+        assert room(imported) not in BRIDGES - {room(name)}, f"{name} imports {imported}"
 
 
-def test_no_circle_of_imports():
-    graph = {name: {imported for imported, now in imports(tree) if now} for name, tree in MODULES.items()}
+def test_no_circle_and_no_long_chain_of_imports():
+    """Imports inside functions count too."""
+    graph = {name: {imported for imported, _ in imports(tree)} for name, tree in MODULES.items()}
+    depth = {}
 
-    def walk(name, path):
+    def chain(name, path=()):
         assert name not in path, " -> ".join([*path, name])
-        for imported in graph.get(name, ()):
-            walk(imported, [*path, name])
+        if name not in depth:
+            depth[name] = 1 + max((chain(imported, (*path, name)) for imported in graph[name]), default=0)
+        return depth[name]
 
-    for name in graph:
-        walk(name, [])
+    assert max(map(chain, graph)) <= LONGEST_CHAIN
+
+
+LONGEST_CHAIN = 16
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_devices_are_known_to_the_backends_only(name):
     """No cupy in public code, and none at import time outside the CuPy backend: an array proves that CuPy is loaded."""
-    if name.endswith("_cupy") or name in {"_kernels", *BRIDGES}:
+    if name.startswith("backends.cupy.") or room(name) in BRIDGES:
         return
     found = [
         module
@@ -129,7 +120,7 @@ def test_raw_kernels_are_made_in_one_place():
         if isinstance(node, ast.Attribute)
         and node.attr in {"RawModule", "RawKernel", "ElementwiseKernel", "ReductionKernel"}
     ]
-    assert set(users) <= {"_kernels"}
+    assert set(users) <= {"backends.cupy.loader"}
 
 
 def test_importing_the_package_loads_no_gpu_library_and_nothing_optional():
@@ -168,7 +159,10 @@ def definitions(module):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found[node.name] = node
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cusink."):
-            source = definitions(node.module.split(".")[1])
+            module_name = node.module.split(".", 1)[1]
+            if module_name not in MODULES:
+                continue
+            source = definitions(module_name)
             found |= {alias.asname or alias.name: source[alias.name] for alias in node.names if alias.name in source}
     return found
 
@@ -181,23 +175,23 @@ def public_methods(node):
     }
 
 
-BACKENDS = [name for name in MODULES if name.startswith("_ops_")]
+BACKENDS = [f"backends.{library}.{kind}" for library in ("numpy", "cupy") for kind in ("dense", "points", "grid")]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("operator", _ops.OPERATORS)
+@pytest.mark.parametrize("operator", operators.OPERATORS)
 def test_each_backend_has_each_operator(operator, backend):
     assert operator in definitions(backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("operator", _ops.OPERATORS)
+@pytest.mark.parametrize("operator", operators.OPERATORS)
 def test_all_backends_have_equal_signatures(operator, backend):
     """Read, not imported: the CuPy half needs no CuPy."""
-    ours, theirs = (definitions(name)[operator] for name in ("_ops_numpy", backend))
+    ours, theirs = (definitions(name)[operator] for name in ("backends.numpy.dense", backend))
     assert type(ours) is type(theirs)
     if isinstance(ours, ast.ClassDef):
-        contract = {name for name in public_methods(ours) if f"``{name}(" in _ops.__doc__} | {"__init__"}
+        contract = {name for name in public_methods(ours) if f"``{name}(" in operators.__doc__} | {"__init__"}
         assert {"__init__", "advance", "finish", "keep"} <= contract
         inherited = {} if not theirs.bases else public_methods(ours)
         for name in contract:
@@ -206,14 +200,14 @@ def test_all_backends_have_equal_signatures(operator, backend):
         assert signature(ours) == signature(theirs)
 
 
-@pytest.mark.parametrize("operator", _ops.OPERATORS)
+@pytest.mark.parametrize("operator", operators.OPERATORS)
 def test_the_contract_states_each_signature(operator):
-    """The list in _ops.py is what the NumPy backend really takes."""
-    node = definitions("_ops_numpy")[operator]
+    """The list in operators.py is what the NumPy backend really takes."""
+    node = definitions("backends.numpy.dense")[operator]
     if isinstance(node, ast.ClassDef):
         node = next(child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == "__init__")
     names = [argument.arg for argument in node.args.args if argument.arg != "self"]
-    assert f"{operator}({', '.join(names)})" in _ops.__doc__
+    assert f"{operator}({', '.join(names)})" in operators.__doc__
 
 
 # What a stranger reads
@@ -274,13 +268,13 @@ def test_modules_say_what_they_are(name):
 
 
 def test_files_are_short_and_named_for_what_they_hold():
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, path.name
     vague = {"utils", "helpers", "common", "base", "manager", "misc"}
-    assert not vague & {part for name in MODULES for part in name.strip("_").split("_")}
+    assert not vague & {part for name in MODULES for part in name.split(".")}
 
 
 def test_every_module_can_be_imported_alone():
-    for module in pkgutil.iter_modules(cusink.__path__):
-        if not module.name.endswith("_cupy") and not module.ispkg and module.name not in BRIDGES:
-            importlib.import_module(f"cusink.{module.name}")
+    for name in MODULES:
+        if not name.startswith("backends.cupy.") and room(name) not in BRIDGES and name != "__main__":
+            importlib.import_module(f"cusink.{name}".removesuffix(".__init__"))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from emulated import cupy_stand_in, device_arrays
 
-from cusink import _ops_numpy
+from cusink.backends.numpy import dense
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 if not (SCRIPTS / "bench_kernels.py").exists():
@@ -44,7 +44,7 @@ def instant(xp, call, repeats=7, least=0.05):
 
 @pytest.mark.parametrize("case", SMALL, ids=words)
 def test_every_row_is_right_on_numpy(case):
-    row = bench.measure(dataclasses.replace(case, count=min(case.count, 5)), np, _ops_numpy, emulated, RATES, instant)
+    row = bench.measure(dataclasses.replace(case, count=min(case.count, 5)), np, dense, emulated, RATES, instant)
     assert row["status"] == "measured", row
     assert row["ms"] == 2
     assert row["of_copy"] == pytest.approx(case.bytes / 2e-3 / 1e9)
@@ -87,7 +87,7 @@ def test_a_wrong_row_of_points_is_called_wrong(case):
 def test_a_wrong_answer_is_called_wrong_and_never_timed():
     case = cases.Case("softmin", "shared", 1, 6, 9, 7, "float64")
     for fault in (lambda x: x * (1 + 1e-9), lambda x: x * np.nan):
-        ops = types.SimpleNamespace(softmin=lambda *args, fault=fault: fault(_ops_numpy.softmin(*args)))
+        ops = types.SimpleNamespace(softmin=lambda *args, fault=fault: fault(dense.softmin(*args)))
         row = bench.measure(case, np, ops, emulated, RATES, time=None)
         assert row["status"] == "wrong"
         assert "WRONG" in bench.table([(case, row)])

@@ -18,7 +18,9 @@ import reference
 from scipy.spatial.distance import cdist
 
 import cusink
-from cusink import _command_files, _tiles, cli
+from cusink.cli import commands as cli
+from cusink.cli import files
+from cusink.retrieval import tiles as retrieval_tiles
 
 EPS = 0.05
 
@@ -257,7 +259,7 @@ def test_cuda_without_a_gpu_says_so(folder, capsys, monkeypatch):
 
 
 def test_what_the_library_refuses_is_one_line_too(folder, capsys, monkeypatch):
-    from cusink import retrieval
+    from cusink.retrieval import matrix as retrieval
 
     assert command(f"queries.npy --memory-limit 9 {GOOD_COST}") == 2
     err = capsys.readouterr().err
@@ -298,7 +300,7 @@ def test_permissions_are_those_of_any_new_file(folder):
 @contextlib.contextmanager
 def fail_in_the_middle(monkeypatch, error, tiles):
     """Let the tile after `tiles` others end in `error`, within the real function."""
-    original, left = _tiles.PairValues.tile, [tiles]
+    original, left = retrieval_tiles.PairValues.tile, [tiles]
 
     def solve(self, *args):
         left[0] -= 1
@@ -307,7 +309,7 @@ def fail_in_the_middle(monkeypatch, error, tiles):
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_tiles.PairValues, "tile", solve)
+        patch.setattr(retrieval_tiles.PairValues, "tile", solve)
         yield
 
 
@@ -357,13 +359,13 @@ def zarr_array(name):
 
 
 def test_what_appeared_meanwhile_is_not_overwritten(folder, capsys, monkeypatch):
-    original = _tiles.PairValues.tile
+    original = retrieval_tiles.PairValues.tile
 
     def appear(self, *args):
         Path("D.npy").write_text("someone else's")
         return original(self, *args)
 
-    monkeypatch.setattr(_tiles.PairValues, "tile", appear)
+    monkeypatch.setattr(retrieval_tiles.PairValues, "tile", appear)
     assert command(f"queries.npy {GOOD_COST}") == 2
     assert "would overwrite 'D.npy'" in capsys.readouterr().err
     assert Path("D.npy").read_text() == "someone else's"
@@ -426,7 +428,7 @@ def test_a_signal_leaves_nothing_half_written(folder, name):
 @pytest.mark.parametrize("kind", ["points", "grid", "two clouds"])
 def test_points_and_grids_stored_or_not(folder, monkeypatch, kind, stored, scale):
     """A cost too large to be stored is recreated, with the same distances."""
-    monkeypatch.setattr(_command_files, "STORED", 10**6 if stored else 1)
+    monkeypatch.setattr(files, "STORED", 10**6 if stored else 1)
     cells = np.indices((3, 4)).reshape(2, -1).T.astype(float)
     other = cells if kind != "two clouds" else cells + 0.25
     np.save("x.npy", cells)
@@ -444,7 +446,7 @@ def test_points_and_grids_stored_or_not(folder, monkeypatch, kind, stored, scale
 @pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock", "cosine"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scaled_points_have_the_scaled_costs_and_store_none(folder, monkeypatch, metric, dtype):
-    monkeypatch.setattr(_command_files, "STORED", 20)  # blocks of two rows
+    monkeypatch.setattr(files, "STORED", 20)  # blocks of two rows
     rng = np.random.default_rng(3)
     x, y = ((metric != "cosine") * 100 + rng.random((count, 3)) for count in (7, 9))
     np.save("x.npy", x)
@@ -452,7 +454,7 @@ def test_scaled_points_have_the_scaled_costs_and_store_none(folder, monkeypatch,
     for words, other in (("x.npy", x), ("x.npy y.npy", y)):
         line = f"distance-matrix A.npy B.npy --points {words} --metric {metric} --scale-cost --eps 1 -o D.npy"
         given = cli.make_parser().parse_args(line.split())
-        C, _ = _command_files.cost(given, np.dtype(dtype), sparse=False)
+        C, _ = files.cost(given, np.dtype(dtype), sparse=False)
         assert isinstance(C, cusink.PointCloud)
         want = cdist(x, other, metric)
         error = 400 * np.finfo(dtype).eps  # that of coordinates near 100
@@ -461,7 +463,7 @@ def test_scaled_points_have_the_scaled_costs_and_store_none(folder, monkeypatch,
 
 
 def test_points_in_one_place_have_no_scale(folder, monkeypatch, capsys):
-    monkeypatch.setattr(_command_files, "STORED", 1)
+    monkeypatch.setattr(files, "STORED", 1)
     np.save("x.npy", np.ones((12, 2)))
     assert command("queries.npy --points x.npy --scale-cost --eps 1 -o D.npy") == 2
     assert "--scale-cost: the cost must have a positive entry" in capsys.readouterr().err
@@ -469,9 +471,9 @@ def test_points_in_one_place_have_no_scale(folder, monkeypatch, capsys):
 
 def test_a_metric_that_has_to_be_stored(folder, monkeypatch, capsys):
     """Stored whatever its size; where it does not fit, the message names the metrics that are not."""
-    from cusink import costs
+    from cusink.costs import matrix as costs
 
-    monkeypatch.setattr(_command_files, "STORED", 1)
+    monkeypatch.setattr(files, "STORED", 1)
     line = f"queries.npy corpus.npz --grid 3x4 --metric chebyshev --eps {EPS} --tol 1e-10 -o D.npy"
     assert command(line) == 0
     A, B, _ = inputs()
@@ -591,13 +593,13 @@ def test_json_tells_the_outcome(folder, capsys):
 def test_info_tells_versions_device_kernels_and_launches(capsys):
     import scipy
 
-    from cusink import _kernels
-    from cusink._launch_cupy import H100, configure
+    from cusink.backends.cupy import loader
+    from cusink.backends.cupy.launch import H100, configure
 
     assert command("--json --pairs 100x1697 --bins 64 --dtype float32", "info") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["cusink"] == cusink.__version__ and told["packages"]["scipy"] == scipy.__version__
-    assert set(told["kernels"]["files"]) == set(_kernels.kernel_files())
+    assert set(told["kernels"]["files"]) == set(loader.kernel_files())
     problem = told["problem"]
     assert problem["tile"] == [128, 1024]
     if told["device"] is None:

@@ -12,10 +12,10 @@ import pytest
 from emulated import device_arrays
 
 import cusink
-from cusink import _kernels
-from cusink._launch_cupy import PLAIN_SHARED_MEMORY, Launch
-from cusink._ops import ops_for
-from cusink.geometry import costs_of
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import PLAIN_SHARED_MEMORY, Launch
+from cusink.backends.operators import ops_for
+from cusink.costs.operand import costs_of
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -192,8 +192,8 @@ def test_a_kernel_s_own_shared_memory_counts_too():
             assert shared_mem <= self.max_dynamic_shared_size_bytes
 
     with device_arrays.device(), pytest.MonkeyPatch.context() as patch:
-        from cusink import _reductions_cupy
+        from cusink.backends.cupy import run
 
-        patch.setattr(_kernels, "function", lambda *_: Static())
+        patch.setattr(loader, "function", lambda *_: Static())
         for shared in (0, PLAIN_SHARED_MEMORY - 144, PLAIN_SHARED_MEMORY - 100, PLAIN_SHARED_MEMORY, 99 << 10):
-            _reductions_cupy.run(Launch("iterate.cu", "iterate_1", 1, 32, shared), np.float32)
+            run.run(Launch("iterate.cu", "iterate_1", 1, 32, shared), np.float32)

@@ -114,16 +114,16 @@ def test_a_set_against_itself_has_all_its_reports(xp):
 
 
 def test_one_triangle_is_solved(monkeypatch):
-    from cusink import _ops_numpy
+    from cusink.backends.numpy import dense
 
     started = []
 
-    class Counting(_ops_numpy.Iteration):
+    class Counting(dense.Iteration):
         def __init__(self, C, a, *args, **kwargs):
             started.append(len(a))
             super().__init__(C, a, *args, **kwargs)
 
-    monkeypatch.setattr(_ops_numpy, "Iteration", Counting)
+    monkeypatch.setattr(dense, "Iteration", Counting)
     A, _, C = digits(queries=10)
     cusink.distance_matrix(A, None, C, eps=EPS)
     assert sum(started) == 10 * 11 // 2
@@ -470,13 +470,14 @@ def test_divergence_needs_a_cost_within_one_space(columns, how):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("memory_limit", [70_000, 200_000, None])
 def test_tiles_hold_every_pair_once(symmetric, memory_limit):
-    from cusink import _pairs, _tiles
+    from cusink.retrieval import pairs as collections
+    from cusink.retrieval import tiles
 
     A, B, C = digits(queries=53, corpus=71)
-    pairs = _pairs.pairs_of(A, None if symmetric else B, C, eps=EPS, check=True)
-    shape = _tiles.tile_shape(pairs, memory_limit)
+    pairs = collections.pairs_of(A, None if symmetric else B, C, eps=EPS, check=True)
+    shape = tiles.tile_shape(pairs, memory_limit)
     seen = np.zeros(pairs.shape, int)
-    for rows, columns in _tiles.tiles(pairs, *shape):
+    for rows, columns in tiles.tiles(pairs, *shape):
         seen[rows, columns] += 1
         if symmetric and rows.start != columns.start:
             seen[columns, rows] += 1
@@ -484,7 +485,7 @@ def test_tiles_hold_every_pair_once(symmetric, memory_limit):
             seen[rows.stop : columns.stop, rows] += 1
         assert rows.start % shape[0] == 0 and (columns.start % shape[0] == 0 or not symmetric)
     assert (seen == 1).all()
-    assert sum(_tiles.pair_count(pairs, *at) for at in _tiles.tiles(pairs, *shape)) == _tiles.pair_count(pairs)
+    assert sum(tiles.pair_count(pairs, *at) for at in tiles.tiles(pairs, *shape)) == tiles.pair_count(pairs)
 
 
 def test_a_tile_is_its_own_whatever_was_solved_before():

@@ -6,8 +6,8 @@ import pytest
 import reference
 
 import cusink
-from cusink._ops import ops_for
-from cusink.divergence import self_potentials
+from cusink.backends.operators import ops_for
+from cusink.solver.symmetric import self_potentials
 
 
 def assert_solves_itself(a, C, eps, dtype, tol):

@@ -7,10 +7,10 @@ from scipy import sparse
 from test_documents import WORDS, core, corpus, vectors
 
 import cusink
-from cusink import _document_search as search
-from cusink._document_pairs import document_pairs
-from cusink._document_tiles import padded
-from cusink.nearest import nearest
+from cusink.retrieval.documents import search
+from cusink.retrieval.documents.pairs import document_pairs
+from cusink.retrieval.documents.tiles import padded
+from cusink.retrieval.nearest import nearest
 
 DTYPES = (np.float32, np.float64)
 TOPICS = 8

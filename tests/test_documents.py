@@ -9,11 +9,14 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import cusink
-from cusink import _checks, _document_pairs
-from cusink import _document_iteration_numpy as iteration
-from cusink._document_costs_numpy import squared_distances
-from cusink._document_pairs import document_pairs
-from cusink.nearest import nearest
+from cusink.backends.numpy.documents import iteration
+from cusink.backends.numpy.documents.buffers import Buffers
+from cusink.backends.numpy.documents.costs import squared_distances
+from cusink.retrieval.documents import pairs as documents_pairs
+from cusink.retrieval.documents import tiles as documents_tiles
+from cusink.retrieval.documents.pairs import document_pairs
+from cusink.retrieval.nearest import nearest
+from cusink.solver import checks as solver_checks
 
 DTYPES = (np.float32, np.float64)
 SIZES = (17, 3, 70, 33, 1, 9, 34, 35)  # words of the documents
@@ -290,7 +293,7 @@ def test_equal_words_cost_nothing_and_near_ones_what_they_are_apart():
 
 
 def test_buffers_of_ever_other_sizes_take_no_more_than_the_largest():
-    buffers = iteration.Buffers()
+    buffers = Buffers()
     for size in (*range(1000, 2000), *range(3000, 100, -7), *range(100, 3000, 7)):
         buffers.restart()
         for part in (buffers.take((size, 2), np.float32), buffers.take((size // 2,), np.float64)):
@@ -303,7 +306,7 @@ def test_buffers_of_ever_other_sizes_take_no_more_than_the_largest():
 def test_what_one_row_took_is_free_for_the_next(method):
     pairs = document_pairs(corpus(), corpus(), cusink.cost_matrix(vectors()), eps=2.0, check=True, memory_limit=400_000)
     pairs.together = 1
-    held, options = set(), _checks.options(2, None, 10, method, None)
+    held, options = set(), solver_checks.options(2, None, 10, method, None)
     for _ in range(3):
         for row in range(len(SIZES)):
             pairs.solve(row, slice(None), "cost", options)
@@ -430,13 +433,11 @@ def test_unconverged_pairs_are_counted_once():
 @pytest.mark.parametrize("columns", [slice(2, 7), np.array([5, 0, 3])])
 def test_rows_solved_together_are_told_apart(columns, monkeypatch):
     """Any row against any columns, whatever was asked before, and few rounds of iterations for many rows."""
-    rounds, real = [], _document_pairs._document_tiles.queries_of
-    monkeypatch.setattr(
-        _document_pairs._document_tiles, "queries_of", lambda *args: rounds.append(len(args[0])) or real(*args)
-    )
-    monkeypatch.setattr(_document_pairs, "TOGETHER", 3)
+    rounds, real = [], documents_tiles.queries_of
+    monkeypatch.setattr(documents_tiles, "queries_of", lambda *args: rounds.append(len(args[0])) or real(*args))
+    monkeypatch.setattr(documents_pairs, "TOGETHER", 3)
     A, B = corpus((5, 40, 1, 22), seed=1), corpus()
-    options = cusink._checks.options(9, None, 10, "auto", None)
+    options = solver_checks.options(9, None, 10, "auto", None)
     pairs = document_pairs(A, B, COST, eps=2.0, check=True)
     right = table(A, B, COST, 2.0, 9)
     for row in (0, 2, 3, 1, 1):

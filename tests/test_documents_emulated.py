@@ -1,17 +1,17 @@
 """Documents on emulated kernels: the values of the oracle and of the CPU, for any launch and any size of the tile."""
 
-import sys
-
 import emulated
 import numpy as np
 import pytest
 import reference
-from emulated.cupy_stand_in import operators
+from emulated.cupy_stand_in import operators, put_back
 from test_documents import VALUES, core, corpus, exactly, table, vectors
 
 import cusink
-from cusink import _document_pairs, _launch_cupy
-from cusink._document_pairs import DocumentPairs
+from cusink.backends.cupy import launch as cupy_launch
+from cusink.retrieval.documents import checks as documents_checks
+from cusink.retrieval.documents.pairs import DocumentPairs
+from cusink.solver import checks as solver_checks
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -21,19 +21,18 @@ SIZES = (17, 3, 1, 40)
 @pytest.fixture(params=[99 << 10, 8 << 10], ids=["tile shared", "tile apart"])
 def device(request):
     """The stand-in for CuPy, with so much shared memory for a block."""
-    name = "cusink._documents_cupy"
+    name = "cusink.backends.cupy.documents"
     with operators(shared_memory=request.param) as ops:
         yield ops
-        sys.modules.pop(name, None)
-        vars(sys.modules["cusink"]).pop("_documents_cupy", None)
+        put_back(name, None)
 
 
 def on_device(A, B, C, eps, **options):
     """Every value and outcome of all pairs of sparse rows, solved by the emulated kernel."""
-    given = _document_pairs.documents(A, B, C, eps=eps, check=True)
+    given = documents_checks.documents(A, B, C, eps=eps, check=True)
     pairs = DocumentPairs(given, eps)
     pairs.on_host = False
-    options = cusink._checks.options(*(options[k] for k in ("max_iter", "tol")), 10, "auto", options["overrelaxation"])
+    options = solver_checks.options(*(options[k] for k in ("max_iter", "tol")), 10, "auto", options["overrelaxation"])
     rows = [[pairs.solve(k, slice(None), value, options) for k in range(pairs.shape[0])] for value in VALUES]
     found = {value: np.array([row["distances"] for row in part]) for value, part in zip(VALUES, rows, strict=True)}
     return pairs, found | {name: np.array([row[name] for row in rows[0]]) for name in ("error", "n_iter", "converged")}
@@ -102,7 +101,7 @@ def test_what_does_not_converge_says_so_and_rounding_ends_it(device):
 def test_items_meet_themselves(device):
     A, C = corpus((9, 1, 20)), cusink.PointCloud(vectors(), metric="euclidean")
     pairs, _ = on_device(A, None, C, 0.5, **exactly(1))
-    options = cusink._checks.options(500, 1e-9, 10, "auto", "auto")
+    options = solver_checks.options(500, 1e-9, 10, "auto", "auto")
     found = pairs.solve_selves(0, slice(0, 3), options)["distances"]
     dense = cusink.cost_matrix(vectors(), metric="euclidean")
     for value, a in zip(found, A.toarray(), strict=True):
@@ -111,13 +110,13 @@ def test_items_meet_themselves(device):
 
 @pytest.mark.parametrize(("grid", "warps"), [(1, 1), (2, 3), (50, 16)])
 def test_any_launch_is_right(grid, warps, device, monkeypatch):
-    real = _launch_cupy.configure_documents
+    real = cupy_launch.configure_documents
 
     def configure(*arguments):
         launch, tile = real(*arguments)
         return launch._replace(grid=grid, block=32 * warps), tile
 
-    monkeypatch.setattr(_launch_cupy, "configure_documents", configure)
+    monkeypatch.setattr(cupy_launch, "configure_documents", configure)
     emulated.shuffle(grid)
     given, dense = costs(("euclidean", 1), np.float64)
     A, B = corpus((5, 33), seed=1), corpus(SIZES)
@@ -126,8 +125,8 @@ def test_any_launch_is_right(grid, warps, device, monkeypatch):
 
 
 def test_the_launch_follows_from_the_sizes():
-    launch, tile = _launch_cupy.configure_documents(1000, 40, 66, "float32", _launch_cupy.H100)
+    launch, tile = cupy_launch.configure_documents(1000, 40, 66, "float32", cupy_launch.H100)
     assert (launch.grid, launch.block, tile) == (1000, 256, 0)
     assert launch.shared == 4 * (2 * 106 + 9 * 106 + 40 * 67)
-    launch, tile = _launch_cupy.configure_documents(1000, 400, 600, "float64", _launch_cupy.H100)
+    launch, tile = cupy_launch.configure_documents(1000, 400, 600, "float64", cupy_launch.H100)
     assert (launch.grid, tile) == (4 * 132, 400 * 601) and launch.shared == 8 * 11 * 1000

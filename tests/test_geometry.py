@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cusink
-from cusink._gpu import to_device
+from cusink.backends.devices import to_device
 
 POINTS = np.random.default_rng(0).normal(size=(6, 2))
 

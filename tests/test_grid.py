@@ -13,11 +13,11 @@ from emulated.cupy_stand_in import operators
 from emulated.oracle import assert_as_good
 
 import cusink
-from cusink import _ops_grid_numpy, _plan_means_grid_numpy
-from cusink._certificate_numpy import certified_within, flush
-from cusink._grid_kernel_numpy import NumpyGridKernel
-from cusink._shared_kernel_numpy import HEADROOM
-from cusink.geometry import costs_of
+from cusink.backends.numpy import grid as numpy_grid
+from cusink.backends.numpy.certificate import certified_within
+from cusink.backends.numpy.grid import NumpyGridKernel
+from cusink.backends.ranges import HEADROOM, flush
+from cusink.costs.operand import costs_of
 
 NO_COMPILER = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 LIBRARIES = ("numpy", pytest.param("cupy", marks=NO_COMPILER))
@@ -36,10 +36,10 @@ OMEGA = np.array([1.0, 1.25, 1.0, 1.5, 1.75])
 def grid_operators(library):
     """The operators for a grid, those of CuPy on emulated kernels."""
     if library == "numpy":
-        yield _ops_grid_numpy
+        yield numpy_grid
     else:
         with operators():
-            yield sys.modules["cusink._ops_grid_cupy"]
+            yield sys.modules["cusink.backends.cupy.grid"]
 
 
 def cost(grid):
@@ -215,7 +215,7 @@ def test_a_certified_sum_lost_nothing(cells, dtype):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_means_are_those_of_the_plan(library, kind, dtype, monkeypatch):
     eps = {"products": 8.0, "products far out": 0.5, "a plan": 0.01, "logs": 0.01}[kind]
-    monkeypatch.setattr(_plan_means_grid_numpy, "PLAN_BYTES", 0 if kind == "logs" else 1 << 20)
+    monkeypatch.setattr(numpy_grid, "PLAN_BYTES", 0 if kind == "logs" else 1 << 20)
     grid, rng = cusink.Grid((5, 9)), np.random.default_rng(3)
     full, a, b = cost(grid), *(rng.random((2, 3, 45)) + 0.2)
     a[:, 3] = b[:, 20] = 0

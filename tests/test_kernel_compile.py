@@ -9,7 +9,7 @@ import os
 import kernel_resources as kr
 import pytest
 
-from cusink import _kernels, _launch_cupy
+from cusink.backends.cupy import launch, loader
 
 
 def require_compiler():
@@ -111,7 +111,7 @@ def test_local_memory_is_seen(toy):
 
 def test_no_budget_is_written_for_a_kernel_that_spills(toy, tmp_path, monkeypatch, capsys):
     file = toy(spill_cu=SPILLING)
-    monkeypatch.setattr(_kernels, "kernel_files", lambda: [file])
+    monkeypatch.setattr(loader, "kernel_files", lambda: [file])
     monkeypatch.setattr(kr, "BUDGET", tmp_path / "budget.json")
     assert kr.main(["--write-budget"]) == 1
     assert "no budget written" in capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_parser_reads_all_it_needs_or_fails():
 @pytest.fixture(scope="module")
 def compiled():
     require_compiler()
-    return kr.compile_all(_kernels.kernel_files())
+    return kr.compile_all(loader.kernel_files())
 
 
 def test_every_kernel_compiles_without_a_warning(compiled):
@@ -176,7 +176,7 @@ def test_every_kernel_compiles_without_a_warning(compiled):
 
 def test_the_loader_lists_exactly_the_kernels_that_are_compiled(compiled):
     for (file, _, _), result in compiled.items():
-        assert sorted(_kernels.names(file)) == sorted(result.kernels), file
+        assert sorted(loader.names(file)) == sorted(result.kernels), file
         assert result.kernels, f"{file} has no kernel"
 
 
@@ -198,5 +198,5 @@ def test_the_largest_block_fits_the_register_file(compiled):
     for job, result in compiled.items():
         for name, used in result.kernels.items():
             products = name.endswith("_products")
-            most = _launch_cupy.MOST_PRODUCT_THREADS if products else _launch_cupy.MOST_THREADS
+            most = launch.MOST_PRODUCT_THREADS if products else launch.MOST_THREADS
             assert used.registers * most <= 65536, (job, name)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import cusink
-from cusink import _kernels
+from cusink.backends.cupy import loader
 
-PACKAGE = Path(_kernels.__file__).parent
+PACKAGE = Path(loader.__file__).parent
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def kernels(tmp_path, monkeypatch):
     """Make a temporary folder the folder of kernels; call it with file texts to write them."""
     folder = tmp_path / "kernels"
     folder.mkdir()
-    monkeypatch.setattr(_kernels, "folder", lambda: folder)
+    monkeypatch.setattr(loader, "folder", lambda: folder)
 
     def write(**texts):
         for name, text in texts.items():
@@ -41,8 +41,8 @@ def kernels(tmp_path, monkeypatch):
 
 def forget():
     """Do what a new process does: start with nothing compiled."""
-    _kernels._function.cache_clear()
-    _kernels._module.cache_clear()
+    loader._function.cache_clear()
+    loader._module.cache_clear()
 
 
 class CompileError(Exception):
@@ -91,17 +91,17 @@ SUM = '// uses: add.cuh\nextern "C" __global__ void pair_sum(REAL* out) { out[0]
 
 
 def test_sources_are_found():
-    files = _kernels.kernel_files()
+    files = loader.kernel_files()
     assert files == sorted(files)
     for file in files:
-        text = _kernels.source(file)
+        text = loader.source(file)
         assert text.endswith("\n")
-        assert f'#line 1 "{_kernels.folder().name}/{file}"\n' in text
-        assert _kernels.names(file)
+        assert f'#line 1 "{loader.folder().name}/{file}"\n' in text
+        assert loader.names(file)
 
 
 def test_our_files_never_include_one_another():
-    for path in sorted(_kernels.folder().glob("*.cu*")):
+    for path in sorted(loader.folder().glob("*.cu*")):
         assert '#include "' not in path.read_text(), f"{path.name}: CuPy's cache does not look into included files"
 
 
@@ -114,15 +114,15 @@ def test_folder_of_a_wheel_and_of_a_checkout(tmp_path, monkeypatch, inside):
     if inside:  # a stranger's folder beside the installed package
         (package.parent / "kernels").mkdir()
         (package.parent / "kernels" / "stranger.cu").write_text("")
-    monkeypatch.setattr(_kernels, "__file__", str(package / "_kernels.py"))
-    assert _kernels.folder.__wrapped__() == kernels
+    monkeypatch.setattr(loader, "__file__", str(package / "_kernels.py"))
+    assert loader.folder.__wrapped__() == kernels
 
 
 def test_an_installation_without_sources_says_so(tmp_path, monkeypatch):
     (tmp_path / "kernels").mkdir()
-    monkeypatch.setattr(_kernels, "__file__", str(tmp_path / "cusink" / "_kernels.py"))
+    monkeypatch.setattr(loader, "__file__", str(tmp_path / "cusink" / "_kernels.py"))
     with pytest.raises(FileNotFoundError, match=r"no CUDA sources \(kernels/\*\.cu\); reinstall"):
-        _kernels.folder.__wrapped__()
+        loader.folder.__wrapped__()
 
 
 def test_used_files_come_once_and_before_their_users(kernels):
@@ -132,13 +132,13 @@ def test_used_files_come_once_and_before_their_users(kernels):
         c_cuh="// uses: a.cuh\n// C",
         d_cu="// uses: b.cuh, c.cuh\n// D\n",
     )
-    assert _kernels.source("d.cu") == (
+    assert loader.source("d.cu") == (
         '#line 1 "kernels/a.cuh"\n// A\n'
         '#line 1 "kernels/b.cuh"\n// uses: a.cuh\n// B\n'
         '#line 1 "kernels/c.cuh"\n// uses: a.cuh\n// C\n'
         '#line 1 "kernels/d.cu"\n// uses: b.cuh, c.cuh\n// D\n'
     )
-    assert _kernels.kernel_files() == ["d.cu"]
+    assert loader.kernel_files() == ["d.cu"]
 
 
 def test_a_file_elsewhere_is_read_with_what_lies_beside_it(tmp_path):
@@ -146,7 +146,7 @@ def test_a_file_elsewhere_is_read_with_what_lies_beside_it(tmp_path):
     (tmp_path / "y.cu").write_text("// uses: x.cuh\n")
     name = tmp_path.name
     assert (
-        _kernels.source(str(tmp_path / "y.cu"))
+        loader.source(str(tmp_path / "y.cu"))
         == f'#line 1 "{name}/x.cuh"\n// X\n#line 1 "{name}/y.cu"\n// uses: x.cuh\n'
     )
 
@@ -154,13 +154,13 @@ def test_a_file_elsewhere_is_read_with_what_lies_beside_it(tmp_path):
 def test_a_circle_of_uses_is_refused(kernels):
     kernels(a_cuh="// uses: b.cuh\n", b_cuh="// uses: a.cuh\n", c_cu="// uses: a.cuh\n")
     with pytest.raises(ValueError, match=r"circle: c\.cu -> a\.cuh -> b\.cuh -> a\.cuh"):
-        _kernels.source("c.cu")
+        loader.source("c.cu")
 
 
 def test_a_missing_used_file_is_named_with_its_user(kernels):
     kernels(sum_cu=SUM)
     with pytest.raises(FileNotFoundError, match=r"add\.cuh \(needed as sum\.cu -> add\.cuh\); the folder has sum\.cu"):
-        _kernels.source("sum.cu")
+        loader.source("sum.cu")
 
 
 def test_names_are_those_of_the_kernels_alone(kernels):
@@ -172,56 +172,56 @@ def test_names_are_those_of_the_kernels_alone(kernels):
         'extern "C" __global__ void __launch_bounds__(256, 2)\nsecond(int n) { first_call(n); }\n'
         'extern "C" __global__ __launch_bounds__(32 * (WARPS)) void third(int n) {}\n'
     )
-    assert _kernels.names("k.cu") == ["first", "second", "third"]
+    assert loader.names("k.cu") == ["first", "second", "third"]
 
 
 @pytest.mark.parametrize(("dtype", "real"), [(np.float32, "float"), ("float64", "double"), (np.dtype("f8"), "double")])
 def test_options(dtype, real):
-    assert _kernels.options(dtype) == ("-std=c++17", f"-DREAL={real}")
+    assert loader.options(dtype) == ("-std=c++17", f"-DREAL={real}")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int64", ">f4"])
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(TypeError, match="kernels exist for float32 and float64; got"):
-        _kernels.options(dtype)
+        loader.options(dtype)
 
 
 def test_compiled_once_per_file_dtype_and_device(kernels, cupy):
     kernels(add_cuh=ADD, sum_cu=SUM)
-    single = _kernels.function("sum.cu", "pair_sum", np.float32)
-    assert _kernels.function("sum.cu", "pair_sum", "float32") is single
+    single = loader.function("sum.cu", "pair_sum", np.float32)
+    assert loader.function("sum.cu", "pair_sum", "float32") is single
     assert cupy.compilations == 1
-    double = _kernels.function("sum.cu", "pair_sum", np.float64)
+    double = loader.function("sum.cu", "pair_sum", np.float64)
     assert "-DREAL=double" in double.binary[1]
     assert cupy.compilations == 2
     cupy.device = 1
-    assert _kernels.function("sum.cu", "pair_sum", np.float32).device == 1
+    assert loader.function("sum.cu", "pair_sum", np.float32).device == 1
     cupy.device = 0
-    assert _kernels.function("sum.cu", "pair_sum", np.float32) is single
+    assert loader.function("sum.cu", "pair_sum", np.float32) is single
 
 
 def test_two_kernels_of_a_file_share_a_compilation(kernels, cupy):
     kernels(add_cuh=ADD, sum_cu=SUM + SUM.replace("pair_sum", "other_sum"))
-    _kernels.function("sum.cu", "pair_sum", np.float32)
-    _kernels.function("sum.cu", "other_sum", np.float32)
-    assert _kernels._module.cache_info().currsize == 1
+    loader.function("sum.cu", "pair_sum", np.float32)
+    loader.function("sum.cu", "other_sum", np.float32)
+    assert loader._module.cache_info().currsize == 1
     assert cupy.compilations == 1
 
 
 def test_an_unknown_kernel_is_refused_with_the_known_ones(kernels, cupy):
     kernels(add_cuh=ADD, sum_cu=SUM)
     with pytest.raises(KeyError, match=r"sum\.cu has no kernel 'pair_sun'; it has pair_sum"):
-        _kernels.function("sum.cu", "pair_sun", np.float32)
+        loader.function("sum.cu", "pair_sun", np.float32)
 
 
 def test_a_changed_header_never_runs_its_old_binary(kernels, cupy):
     kernels(add_cuh=ADD, sum_cu=SUM)
-    before = _kernels.function("sum.cu", "pair_sum", np.float32)
+    before = loader.function("sum.cu", "pair_sum", np.float32)
     forget()
-    assert _kernels.function("sum.cu", "pair_sum", np.float32).binary is before.binary  # the cache is one, and is used
+    assert loader.function("sum.cu", "pair_sum", np.float32).binary is before.binary  # the cache is one, and is used
     kernels(add_cuh=ADD.replace("x + y", "x - y"))
     forget()
-    after = _kernels.function("sum.cu", "pair_sum", np.float32)
+    after = loader.function("sum.cu", "pair_sum", np.float32)
     assert "x - y" in after.binary[0]
     assert "x + y" not in after.binary[0]
     assert cupy.compilations == 2
@@ -232,26 +232,26 @@ def test_compile_errors_name_everything_on_one_line(kernels, cupy, device, arch)
     kernels(add_cuh=ADD, sum_cu=SUM)
     cupy.device = device
     cupy.log = 'kernels/add.cuh(1): error: identifier "why" is undefined\n  return x + why;\n\n1 error detected\n'
-    with pytest.raises(_kernels.KernelCompileError) as caught:
-        _kernels.function("sum.cu", "pair_sum", np.float32)
+    with pytest.raises(loader.KernelCompileError) as caught:
+        loader.function("sum.cu", "pair_sum", np.float32)
     assert str(caught.value) == (
         f"kernel 'pair_sum' of sum.cu (float32, {arch}) cannot be built: "
         'kernels/add.cuh(1): error: identifier "why" is undefined'
     )
     assert isinstance(caught.value.__cause__, CompileError)
     cupy.log = ""
-    assert _kernels.function("sum.cu", "pair_sum", np.float32).name == "pair_sum"  # a failure is not kept
+    assert loader.function("sum.cu", "pair_sum", np.float32).name == "pair_sum"  # a failure is not kept
 
 
 def test_a_missing_compiler_says_what_to_install(kernels, cupy):
     kernels(add_cuh=ADD, sum_cu=SUM)
     cupy.log = "CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file"
-    with pytest.raises(_kernels.KernelCompileError, match=r"libnvrtc\.so\.12.*pip install 'cusink\[cuda12\]'"):
-        _kernels.function("sum.cu", "pair_sum", np.float32)
+    with pytest.raises(loader.KernelCompileError, match=r"libnvrtc\.so\.12.*pip install 'cusink\[cuda12\]'"):
+        loader.function("sum.cu", "pair_sum", np.float32)
 
 
 def test_reading_sources_does_not_import_cupy():
-    read = "import sys; from cusink import _kernels as k; [k.names(f) for f in k.kernel_files()]"
+    read = "import sys; from cusink.backends.cupy import loader as k; [k.names(f) for f in k.kernel_files()]"
     code = f"{read}; print('cupy' in sys.modules)"
     path = str(Path(cusink.__path__[0]).parent)
     run = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True)
@@ -314,7 +314,7 @@ def cupy_disk_cache(tmp_path, monkeypatch):
 
 def test_cupy_itself_keeps_nothing_stale(kernels, cupy_disk_cache):
     def compiled():
-        return cupy_disk_cache(_kernels.source("sum.cu"), _kernels.options(np.float32))
+        return cupy_disk_cache(loader.source("sum.cu"), loader.options(np.float32))
 
     kernels(add_cuh=ADD, sum_cu=SUM)
     plus, first = compiled()
@@ -330,7 +330,7 @@ def test_cupy_itself_keeps_nothing_stale(kernels, cupy_disk_cache):
 def test_cupy_would_run_a_stale_binary_if_files_were_included(kernels, cupy_disk_cache):
     """The reason for the loader's concatenation; should this fail one day, CuPy looks into included files."""
     text = SUM.replace("// uses: add.cuh", '#include "add.cuh"')
-    options = (*_kernels.options(np.float32), f"-I{kernels(add_cuh=ADD)}")
+    options = (*loader.options(np.float32), f"-I{kernels(add_cuh=ADD)}")
     plus, first = cupy_disk_cache(text, options)
     kernels(add_cuh=ADD.replace("x + y", "x - y"))
     assert cupy_disk_cache(text, options) == (plus, first)

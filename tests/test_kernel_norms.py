@@ -12,7 +12,7 @@ import reference
 from emulated.oracle import assert_as_good
 
 import cusink
-from cusink import _kernel_sums_numpy
+from cusink.backends.numpy import sums
 
 DTYPES = (np.float32, np.float64)
 VALUES = {
@@ -108,10 +108,10 @@ def test_blocks_and_threads_change_nothing(monkeypatch, d):
         whole = getattr(cusink, name)(*given.values(), kernel="laplace")
         gradients = getattr(cusink, f"{name}_adjoint")(*given.values(), *grad, kernel="laplace")
         with monkeypatch.context() as patch:
-            patch.setattr(_kernel_sums_numpy, "COLUMNS", 9)
-            patch.setattr(_kernel_sums_numpy, "ENTRIES", 40)
-            patch.setattr(_kernel_sums_numpy, "THREADED_FROM", 1)
-            patch.setattr(_kernel_sums_numpy.os, "cpu_count", lambda: 3)
+            patch.setattr(sums, "COLUMNS", 9)
+            patch.setattr(sums, "ENTRIES", 40)
+            patch.setattr(sums, "THREADED_FROM", 1)
+            patch.setattr(sums.os, "cpu_count", lambda: 3)
             np.testing.assert_allclose(getattr(cusink, name)(*given.values(), kernel="laplace"), whole, rtol=1e-13)
             again = getattr(cusink, f"{name}_adjoint")(*given.values(), *grad, kernel="laplace")
         for key in given:

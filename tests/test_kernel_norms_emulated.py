@@ -13,9 +13,12 @@ from emulated import cupy_stand_in
 from emulated.oracle import assert_as_good
 
 import cusink
-from cusink import _kernel_sums_numpy, _kernels, kernel_norms, kernel_products
-from cusink._launch_cupy import CHUNK, GROUP, H100, NEAR, PAIR_STATE, Launch, configure, wide_shared
-from cusink.kernel_products import profile
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import CHUNK, GROUP, H100, NEAR, PAIR_STATE, Launch, configure, wide_shared
+from cusink.backends.numpy import sums
+from cusink.norms import norms as kernel_norms
+from cusink.norms import products as kernel_products
+from cusink.norms.products import profile
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -30,7 +33,7 @@ SHAPES = (
     (2, 32, 3, NEAR + 1),
     (1, 40, 66, 2 * CHUNK + 3),
 )
-NAME = "cusink._kernel_sums_cupy"
+NAME = "cusink.backends.cupy.sums"
 
 
 @contextlib.contextmanager
@@ -38,8 +41,8 @@ def backend(launch=None, function=emulated.function):
     """``_kernel_sums_cupy`` on the stand-in; `launch`: a grid and a number of warps instead of what is configured."""
     with cupy_stand_in.operators(function=function):
         cupy_stand_in._load(NAME, None)
-        module = sys.modules.pop(NAME)
-        del cusink._kernel_sums_cupy
+        module = sys.modules[NAME]
+        cupy_stand_in.put_back(NAME, None)
         if launch:
             module.configure = functools.partial(forced, *launch)
         yield module
@@ -109,7 +112,7 @@ def test_configured_launches_and_the_numpy_side_agree_with_the_oracle(operator):
         with backend() as ops:
             compare(ops, operator, shape, "laplace", np.float32, 1)
         for dtype in DTYPES:
-            compare(_kernel_sums_numpy, operator, shape, "energy", dtype, 2, plain=True)
+            compare(sums, operator, shape, "energy", dtype, 2, plain=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 20, 30, 2), (1, 20, 30, 20)])
@@ -126,7 +129,7 @@ def test_less_shared_memory_than_configured_is_too_little(shape):
 @pytest.mark.parametrize("barrier", range(4))
 def test_a_missing_barrier_shows(barrier):
     """Each of near's barriers but one, in turn; the launch has several tiles and several units per block."""
-    text = (_kernels.folder() / "point_pairs.cuh").read_text()
+    text = (loader.folder() / "point_pairs.cuh").read_text()
     near = text[: text.index("void walk_wide")]
     places = [at for at in range(len(near)) if near.startswith("__syncthreads();", at)]
     assert len(places) == 4
@@ -184,7 +187,7 @@ def test_public_functions_run_on_the_device_side(monkeypatch):
 def test_both_sides_have_equal_signatures():
     with backend() as ops:
         for operator in PAIR_STATE:
-            assert inspect.signature(getattr(ops, operator)) == inspect.signature(getattr(_kernel_sums_numpy, operator))
+            assert inspect.signature(getattr(ops, operator)) == inspect.signature(getattr(sums, operator))
 
 
 def test_launches_fill_the_device():

@@ -12,8 +12,8 @@ from emulated import oracle
 from emulated.cupy_stand_in import operators
 from emulated.oracle import assert_as_good
 
-from cusink import _kernels
-from cusink._launch_cupy import FILE, STATE, SUM_ROWS, SUMMED, TILE, TILE_PROBLEMS, Launch
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import FILE, STATE, SUM_ROWS, SUMMED, TILE, TILE_PROBLEMS, Launch
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -63,7 +63,7 @@ def forced(variant, grid, warps, less_shared=0):
 
 def compare(operator, C, p, q, eps, axis, rng):
     """Run one operator of the emulated backend and the oracle on the same arrays."""
-    ops = sys.modules["cusink._reductions_cupy"]
+    ops = sys.modules["cusink.backends.cupy.reductions"]
     kept, summed = (p, q) if axis else (q, p)
     dtype = p.dtype.type
     if operator == "softmin":
@@ -104,7 +104,7 @@ def cases(operator, variant, axis, dtype, shapes=SHAPES, inputs=INPUTS, launches
                 grid, warps = launches[turn % len(launches)]
                 turn += 1
                 emulated.shuffle(turn)
-                sys.modules["cusink._reductions_cupy"].configure = forced(variant, grid, warps)
+                sys.modules["cusink.backends.cupy.reductions"].configure = forced(variant, grid, warps)
                 try:
                     assert_as_good(*compare(operator, C, p, q, eps, axis, rng))
                 except AssertionError as error:
@@ -138,7 +138,7 @@ def test_every_reduction_kernel_is_run_here():
     }
     run |= {("softmin.cu", f"softmin_{side}{variant}") for side in ("rows", "columns") for variant in HALF}
     files = ("apply_plan.cu", "c_transform.cu", "plan.cu", "softmin.cu")
-    assert run == {(file, name) for file in files for name in _kernels.names(file)}
+    assert run == {(file, name) for file in files for name in loader.names(file)}
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -149,7 +149,7 @@ def test_softmin_of_a_cost_in_half_precision(variant, B, own, axis):
         C, p, q, eps = make("forbidden", B, 37, 45, own, np.float16, rng)
         # Subnormals, the largest number, both zeros and a negative cost.
         C.flat[:6] = 6e-8, 3e-5, 65504, 0.0, -0.0, -2.5
-        sys.modules["cusink._reductions_cupy"].configure = forced(variant, 3, 2)
+        sys.modules["cusink.backends.cupy.reductions"].configure = forced(variant, 3, 2)
         p, q = p.astype(np.float32), q.astype(np.float32)
         actual, exact, _, _ = compare("softmin", C, p, q, eps, axis, rng)
         naive = oracle.softmin(C.astype(np.float32), q if axis else p, eps, axis, dtype=np.float32)
@@ -160,7 +160,7 @@ def test_softmin_knows_where_a_cost_lies_after_problems_were_dropped():
     rng = np.random.default_rng(4)
     with operators():
         C, _, q, eps = make("plain", 6, 5, 40, True, np.float64, rng)
-        reductions = sys.modules["cusink._reductions_cupy"]
+        reductions = sys.modules["cusink.backends.cupy.reductions"]
         chosen = np.array([4, 1, 1, 5])
         for axis, logits in ((1, q[:4]), (0, q[:4, :5].copy())):
             scales = (1 / (eps * np.log(2)), 1 / np.log(2), -eps * np.log(2))
@@ -179,7 +179,7 @@ def far_cost():
 def softmin_of_the_last(axis):
     C, p, q = far_cost()
     logits = q if axis else p
-    reductions = sys.modules["cusink._reductions_cupy"]
+    reductions = sys.modules["cusink.backends.cupy.reductions"]
     actual = reductions.log_sums(C, logits, 1.0, 1.0, 1.0, axis, np.array([len(C) - 1]))
     exact = oracle.softmin(C[-1], logits * np.log(2), 1 / np.log(2), axis) * -1
     np.testing.assert_allclose(actual, exact, rtol=1e-5)
@@ -195,7 +195,7 @@ def test_offsets_have_64_bits(axis):
             "(cost_index ? cost_index[b] : b) * cost_stride",
             "int((cost_index ? cost_index[b] : b) * cost_stride)",
         )
-        assert old in _kernels.source(file)
+        assert old in loader.source(file)
         return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
 
     with operators(function=function), pytest.raises((AssertionError, emulated.EmulationError)):
@@ -301,7 +301,7 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_kernel_is_caught(what):
     operator, variant, axis, old, new = BROKEN[what]
-    text = _kernels.source(FILE[operator])
+    text = loader.source(FILE[operator])
     assert old in text
 
     def function(file, name, dtype):
@@ -317,18 +317,18 @@ def test_too_little_shared_memory_is_caught():
     with operators():
         C, p, q, eps = make("plain", 9, 40, 70, False, np.float64, np.random.default_rng(0))
         for operator, variant, axis in (("softmin", "_tiled", 1), ("softmin", "", 0), ("plan_sum", "", 1)):
-            sys.modules["cusink._reductions_cupy"].configure = forced(variant, 2, 4, less_shared=8)
+            sys.modules["cusink.backends.cupy.reductions"].configure = forced(variant, 2, 4, less_shared=8)
             with pytest.raises(emulated.EmulationError, match="behind the dynamic shared memory"):
                 compare(operator, C, p, q, eps, axis, np.random.default_rng(1))
 
 
 def test_two_processes_may_build_the_same_kernel_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(emulated, "CACHE", tmp_path)
-    names = tuple(_kernels.names("c_transform.cu"))
+    names = tuple(loader.names("c_transform.cu"))
     compile_alone = emulated._compile
 
     def build():
-        return emulated.build.__wrapped__(_kernels.source("c_transform.cu"), names, "float32")
+        return emulated.build.__wrapped__(loader.source("c_transform.cu"), names, "float32")
 
     def compile_while_another_builds(*arguments):
         monkeypatch.setattr(emulated, "_compile", compile_alone)

@@ -5,8 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
-from cusink import _kernels
-from cusink._launch_cupy import FILE, H100, MOST_BLOCKS, PAIR_STATE, STATE, Device, Launch, configure, shared_memory
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import (
+    FILE,
+    H100,
+    MOST_BLOCKS,
+    PAIR_STATE,
+    STATE,
+    Device,
+    Launch,
+    configure,
+    shared_memory,
+)
 
 SIZES = (1, 2, 31, 32, 33, 100, 1000, 4097)
 BATCHES = (1, 2, 7, 8, 9, 256, 70_000, 3_000_000)
@@ -33,7 +43,7 @@ def all_launches():
 
 
 def test_every_launch_is_legal_and_names_a_kernel():
-    known = {(file, name) for file in _kernels.kernel_files() for name in _kernels.names(file)}
+    known = {(file, name) for file in loader.kernel_files() for name in loader.names(file)}
     seen = set()
     for operator, sizes, _, launch in all_launches():
         if launch is None:
@@ -63,7 +73,7 @@ def test_half_precision_has_kernels_of_its_own():
             )
             assert half == whole._replace(kernel=whole.kernel + "_half")
             assert half.kernel == f"softmin_{side}" + "_tiled" * shared_cost + "_half"
-            assert half.kernel in _kernels.names(half.file)
+            assert half.kernel in loader.names(half.file)
 
 
 @pytest.mark.parametrize("operator", REDUCTIONS)

@@ -12,11 +12,13 @@ import scipy.sparse
 from emulated.cupy_stand_in import operators
 
 import cusink
-from cusink import _checks, _lower_bounds, _neighbour_search
-from cusink._closest import Closest
-from cusink._overrelaxation import STEEP
-from cusink._pair_batches import PairBatches
-from cusink._pairs import pairs_of
+from cusink.backends.relaxation import STEEP
+from cusink.retrieval import bounds as retrieval_bounds
+from cusink.retrieval import search
+from cusink.retrieval.batches import PairBatches
+from cusink.retrieval.pairs import pairs_of
+from cusink.retrieval.ranking import Closest
+from cusink.solver import checks as solver_checks
 
 VALUES = ["cost", "reg_cost", "entropic_cost", "divergence"]
 EPS = 0.01
@@ -214,7 +216,9 @@ def test_bounds_hold_and_grow(sharp):
         value = np.array([[reference.exact_cost(a, b, C) for b in B[:6]] for a in A])
     else:
         value = np.array([[reference.optimum(a, b, C, 0.05)[1] for b in B[:6]] for a in A])
-    bounds = _lower_bounds.RowBounds(pairs, batches, np.arange(2), _lower_bounds.prototypes(pairs, batches), sharp)
+    bounds = retrieval_bounds.RowBounds(
+        pairs, batches, np.arange(2), retrieval_bounds.prototypes(pairs, batches), sharp
+    )
     steps = [bounds.lower.copy()]
     bounds.add(np.random.default_rng(0).normal(size=(2, 3, 15)))  # any potentials will do
     steps.append(bounds.lower.copy())
@@ -232,7 +236,7 @@ def test_bounds_hold_and_grow(sharp):
 
 def options(**changed):
     given = {"max_iter": 1000, "tol": 1e-6, "check_every": 10, "method": "auto", "overrelaxation": "auto"}
-    return _checks.options(**(given | changed))
+    return solver_checks.options(**(given | changed))
 
 
 def test_pairs_picked_one_by_one_have_the_values_of_the_matrix(monkeypatch):
@@ -285,7 +289,7 @@ def test_what_cannot_be_pruned_is_solved_and_told():
 def test_any_memory_limit_gives_the_same(monkeypatch):
     A, B, C = collection()
     want = cusink.nearest(A, B, C, k=K, eps=EPS)
-    monkeypatch.setattr(_neighbour_search, "MEMORY", 1)  # a row at a time
+    monkeypatch.setattr(search, "MEMORY", 1)  # a row at a time
     for limit in (None, 300_000):
         distances, indices = cusink.nearest(A, B, C, k=K, eps=EPS, memory_limit=limit)
         np.testing.assert_array_equal(indices, want[1])

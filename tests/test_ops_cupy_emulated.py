@@ -12,9 +12,9 @@ from emulated.cupy_stand_in import Memory, operators
 from emulated.oracle import assert_as_good
 
 import cusink
-from cusink import _kernels
-from cusink._launch_cupy import Launch, shared_memory
-from cusink._overrelaxation import OverRelaxation, Rounding
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import Launch, shared_memory
+from cusink.backends.relaxation import OverRelaxation, Rounding
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -70,7 +70,7 @@ def make(inputs, B, n, m, own, dtype, seed=0):
 def check(form, method, problem, dtype, counts=(2, 3)):
     """Iterate, drop problems, iterate, finish; after each step compare with the oracle in the log domain."""
     C, a, b, eps, f, g = problem
-    ops = sys.modules["cusink._ops_cupy"]
+    ops = sys.modules["cusink.backends.cupy.dense"]
     omega = OMEGA[np.arange(len(a)) % len(OMEGA)]
     iteration = ops.Iteration(C, a, b, eps, f, g, method)
     assert type(iteration.form).__name__ == form
@@ -146,7 +146,7 @@ def test_the_elementwise_kernels_are_right_for_any_launch(grid, warps, dtype):
 
 def force_elementwise(grid, warps):
     """Give every kernel of ``scaling.cu`` this launch."""
-    module = sys.modules["cusink._iteration_cupy"]
+    module = sys.modules["cusink.backends.cupy.iteration"]
     real = module.configure
 
     def configure(*sizes, **options):
@@ -159,8 +159,8 @@ def force_elementwise(grid, warps):
 
 def force(ops, problems, grid, warps, less_shared=0):
     """Give every fused kernel of the emulated backend this launch."""
-    module = sys.modules["cusink._iteration_cupy"]
-    real = sys.modules["cusink._launch_cupy"].configure
+    module = sys.modules["cusink.backends.cupy.iteration"]
+    real = sys.modules["cusink.backends.cupy.launch"].configure
 
     def configure(operator, B, n, m, dtype, device, **options):
         if operator != "iterate":
@@ -265,7 +265,7 @@ def test_arrays_that_are_not_contiguous_are_made_so():
 def exercise(memory=FUSED):
     """A short run through every operator and form that compares with the oracle."""
     rng = np.random.default_rng(0)
-    ops = sys.modules["cusink._ops_cupy"]
+    ops = sys.modules["cusink.backends.cupy.dense"]
     for own, B in ((False, 9), (False, 3), (True, 3)):
         C, a, b, eps, f, g = make("plain", B, 13, 37, own, np.float64)
         p, q = oracle.logits(a, f, eps), oracle.logits(b, g, eps)
@@ -278,7 +278,7 @@ def exercise(memory=FUSED):
         np.testing.assert_allclose(ops.plan_sum(C, p, q, a[:, 0], eps), oracle.plan_sum(C, p, q, a[:, 0], eps))
         np.testing.assert_allclose(ops.transport_cost(C, p, q, eps), oracle.transport_cost(C, p, q, eps))
     for form, memory, method, own in FORMS:
-        sys.modules["cusink._reductions_cupy"]._device.cache_clear()
+        sys.modules["cusink.backends.cupy.reductions"]._device.cache_clear()
         sys.modules["cupy"].shared_memory(memory)
         check(form, method, make("zero weights", 5, 13, 37, own, np.float64), np.float64, counts=(2, 2, 2))
         check(form, method, make("far apart", 5, 13, 37, own, np.float32), np.float32)
@@ -289,7 +289,7 @@ def test_the_exercise_passes_and_runs_every_kernel():
         exercise()
         run = set(ops.launched)
     files = ("apply_plan.cu", "c_transform.cu", "iterate.cu", "plan.cu", "scaling.cu", "softmin.cu")
-    missing = {name for file in files for name in _kernels.names(file)} - run
+    missing = {name for file in files for name in loader.names(file)} - run
     # Half precision and other numbers of problems per block have tests of their own.
     assert missing == {name for name in missing if name.endswith("_half")} | {"iterate_4"}
 
@@ -344,7 +344,7 @@ def test_a_mistake_in_the_backend_is_found(what):
         assert places in (1, 2) or what == "a bare Python number"  # in one of the backends, or in both
         with pytest.raises((AssertionError, emulated.EmulationError, IndexError, ValueError, TypeError)):
             exercise()
-            force(sys.modules["cusink._ops_cupy"], 1, 3, 4)
+            force(sys.modules["cusink.backends.cupy.dense"], 1, 3, 4)
             check("Fused", "auto", make("plain", 2, 100, 110, False, np.float64), np.float64)
 
 
@@ -378,7 +378,7 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_fused_kernel_is_caught(what):
     old, new = BROKEN[what]
-    assert old in _kernels.source("iterate.cu")
+    assert old in loader.source("iterate.cu")
 
     def function(file, name, dtype):
         change = (lambda text: text.replace(old, new)) if file == "iterate.cu" else None
@@ -416,7 +416,7 @@ BROKEN_ELEMENTWISE = {
 @pytest.mark.parametrize("what", BROKEN_ELEMENTWISE)
 def test_a_broken_elementwise_kernel_is_caught(what):
     old, new = BROKEN_ELEMENTWISE[what]
-    assert old in _kernels.source("scaling.cu")
+    assert old in loader.source("scaling.cu")
 
     def function(file, name, dtype):
         change = (lambda text: text.replace(old, new)) if file == "scaling.cu" else None
@@ -510,7 +510,7 @@ def test_checks_on_the_device_are_the_checks_of_the_host(own, B, inputs):
     steepness = np.abs(C).max() / eps
     with operators():
         emulated.shuffle(B)
-        sinkhorn = sys.modules["cusink._ops_cupy"].Iteration
+        sinkhorn = sys.modules["cusink.backends.cupy.dense"].Iteration
         device, host = sinkhorn(*problem, "auto"), sinkhorn(*problem, "auto")
         sides = []
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The operators of `cusink._ops` on NumPy, each against its one-line definition, with all that is legal put in."""
+"""The operators on NumPy, each against its one-line definition, with all that is legal put in."""
 
 import numpy as np
 import problems
@@ -6,9 +6,10 @@ import pytest
 import reference
 from scipy.special import logsumexp
 
-from cusink import _ops, _ops_numpy, _reductions_numpy
-from cusink._certificate_numpy import relax
-from cusink._log_domain_numpy import relax_log
+from cusink.backends import operators
+from cusink.backends.numpy import dense, reductions
+from cusink.backends.numpy.certificate import relax
+from cusink.backends.numpy.forms.log import relax_log
 
 FLOATS = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 7, 1), (3, 31, 33), (5, 32, 64), (4, 65, 3), (2, 100, 100)]
@@ -17,7 +18,7 @@ SHAPES = [(1, 1, 1), (1, 1, 7), (2, 7, 1), (3, 31, 33), (5, 32, 64), (4, 65, 3),
 @pytest.fixture(params=[1, 50, 1 << 16], ids=["blocks of a row", "blocks of 50", "default blocks"])
 def block(request, monkeypatch):
     """How many entries a block may have: results must not depend on where blocks end."""
-    monkeypatch.setattr(_reductions_numpy, "BLOCK", request.param)
+    monkeypatch.setattr(reductions, "BLOCK", request.param)
 
 
 def make(shape, dtype, shared, seed=0, eps=0.1, hard=True):
@@ -56,7 +57,7 @@ def rounding(C, eps, dtype, largest=1.0):
 def test_softmin(shape, dtype, shared, axis, block):
     C, p, q, eps = make(shape, dtype, shared)
     logits = q if axis == 1 else p
-    found = _ops_numpy.softmin(C, logits, eps, axis)
+    found = dense.softmin(C, logits, eps, axis)
     shaped = logits[:, None, :] if axis == 1 else logits[:, :, None]
     with np.errstate(divide="ignore"):
         want = -float(eps) * logsumexp(shaped.astype(float) - C.astype(float) / float(eps), axis=2 if axis == 1 else 1)
@@ -77,13 +78,13 @@ def test_softmin_of_huge_costs(axis, dtype, ratio):
     shaped = logits[:, None, :] if axis == 1 else logits[:, :, None]
     want = -float(eps) * logsumexp(shaped.astype(float) - C.astype(float) / float(eps), axis=2 if axis == 1 else 1)
     tolerance = float(eps) * rounding(C, eps, dtype, 5)
-    np.testing.assert_allclose(_ops_numpy.softmin(C, logits, eps, axis), want, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(dense.softmin(C, logits, eps, axis), want, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_softmin_of_nothing_is_infinite(axis):
     C = np.zeros((3, 4))
-    found = _ops_numpy.softmin(C, np.full((2, 4 if axis == 1 else 3), -np.inf), 0.1, axis)
+    found = dense.softmin(C, np.full((2, 4 if axis == 1 else 3), -np.inf), 0.1, axis)
     assert np.isposinf(found).all()
 
 
@@ -92,7 +93,7 @@ def test_softmin_of_nothing_is_infinite(axis):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plan(shape, dtype, shared):
     C, p, q, eps = make(shape, dtype, shared)
-    found, want = _ops_numpy.plan(C, p, q, eps), np.exp(exponents(C, p, q, eps))
+    found, want = dense.plan(C, p, q, eps), np.exp(exponents(C, p, q, eps))
     assert found.dtype == dtype and found.shape == shape
     np.testing.assert_allclose(found, want, rtol=rounding(C, eps, dtype, 310), atol=np.finfo(dtype).tiny)
     assert (found[np.broadcast_to(np.isinf(C), shape)] == 0).all()
@@ -107,7 +108,7 @@ def test_apply_plan(shape, dtype, shared, axis, block):
     v = np.random.default_rng(1).normal(size=(q if axis == 1 else p).shape).astype(dtype)
     P = np.exp(exponents(C, p, q, eps))
     rule = "bij,bj->bi" if axis == 1 else "bij,bi->bj"
-    found = _ops_numpy.apply_plan(C, p, q, v, eps, axis)
+    found = dense.apply_plan(C, p, q, v, eps, axis)
     want, size = np.einsum(rule, P, v.astype(float)), np.einsum(rule, P, np.abs(v).astype(float))
     assert found.dtype == dtype and found.shape == want.shape
     assert (np.abs(found - want) <= rounding(C, eps, dtype, 310) * size + np.finfo(dtype).tiny).all()
@@ -120,7 +121,7 @@ def test_transport_cost(shape, dtype, shared, block):
     C, p, q, eps = make(shape, dtype, shared)
     P = np.exp(exponents(C, p, q, eps))
     want = (P * np.where(np.isfinite(C), C, 0).astype(float)).sum(axis=(1, 2))
-    found = _ops_numpy.transport_cost(C, p, q, eps)
+    found = dense.transport_cost(C, p, q, eps)
     assert found.dtype == dtype and found.shape == shape[:1]
     np.testing.assert_allclose(found, want, rtol=rounding(C, eps, dtype, 310), atol=np.finfo(dtype).tiny)
 
@@ -131,7 +132,7 @@ def test_transport_cost_of_costs_below_zero():
     shifted = np.where(np.isfinite(C), C - 2, np.inf)
     P = np.exp(exponents(shifted, p, q, eps))
     want = (P * np.where(np.isfinite(shifted), shifted, 0)).sum(axis=(1, 2))
-    np.testing.assert_allclose(_ops_numpy.transport_cost(shifted, p, q, eps), want, rtol=1e-12)
+    np.testing.assert_allclose(dense.transport_cost(shifted, p, q, eps), want, rtol=1e-12)
     assert (want < 0).all()
 
 
@@ -142,7 +143,7 @@ def test_plan_sum(shape, dtype, block):
     weights = np.random.default_rng(2).normal(size=shape[0]).astype(dtype)
     P = np.exp(exponents(C, p, q, eps))
     want, size = (np.einsum("b,bij->ij", w, P) for w in (weights.astype(float), np.abs(weights).astype(float)))
-    found = _ops_numpy.plan_sum(C, p, q, weights, eps)
+    found = dense.plan_sum(C, p, q, weights, eps)
     assert found.dtype == dtype and found.shape == C.shape
     assert (np.abs(found - want) <= rounding(C, eps, dtype, 310) * size + np.finfo(dtype).tiny).all()
 
@@ -154,7 +155,7 @@ def test_plan_sum(shape, dtype, block):
 def test_c_transform(shape, dtype, shared, axis, block):
     C, p, q, _ = make(shape, dtype, shared)
     potential = q if axis == 1 else p
-    found = _ops_numpy.c_transform(C, potential, axis)
+    found = dense.c_transform(C, potential, axis)
     shaped = potential[:, None, :] if axis == 1 else potential[:, :, None]
     np.testing.assert_array_equal(found, (C - shaped).min(axis=2 if axis == 1 else 1))
     assert found.dtype == dtype
@@ -163,8 +164,8 @@ def test_c_transform(shape, dtype, shared, axis, block):
 def test_c_transform_is_the_softmin_at_small_eps():
     C, p, q, _ = make((2, 9, 11), np.float64, True, hard=False)
     for axis, potential in ((0, p), (1, q)):
-        soft = _ops_numpy.softmin(C, potential / 1e-9, 1e-9, axis)
-        np.testing.assert_allclose(_ops_numpy.c_transform(C, potential, axis), soft, rtol=0, atol=1e-7)
+        soft = dense.softmin(C, potential / 1e-9, 1e-9, axis)
+        np.testing.assert_allclose(dense.c_transform(C, potential, axis), soft, rtol=0, atol=1e-7)
 
 
 def test_no_operator_forms_the_whole_batch():
@@ -174,11 +175,11 @@ def test_no_operator_forms_the_whole_batch():
     C, p, q, eps = make((64, 256, 256), np.float64, True, hard=False)
     v = np.ones_like(q)
     calls = {
-        "softmin": lambda: [_ops_numpy.softmin(C, x, eps, axis) for x, axis in ((q, 1), (p, 0))],
-        "apply_plan": lambda: [_ops_numpy.apply_plan(C, p, q, v, eps, axis) for axis in (0, 1)],
-        "transport_cost": lambda: _ops_numpy.transport_cost(C, p, q, eps),
-        "plan_sum": lambda: _ops_numpy.plan_sum(C, p, q, np.ones(64), eps),
-        "c_transform": lambda: [_ops_numpy.c_transform(C, x, axis) for x, axis in ((q, 1), (p, 0))],
+        "softmin": lambda: [dense.softmin(C, x, eps, axis) for x, axis in ((q, 1), (p, 0))],
+        "apply_plan": lambda: [dense.apply_plan(C, p, q, v, eps, axis) for axis in (0, 1)],
+        "transport_cost": lambda: dense.transport_cost(C, p, q, eps),
+        "plan_sum": lambda: dense.plan_sum(C, p, q, np.ones(64), eps),
+        "c_transform": lambda: [dense.c_transform(C, x, axis) for x, axis in ((q, 1), (p, 0))],
     }
     for name, call in calls.items():
         tracemalloc.start()
@@ -196,7 +197,7 @@ def under_way(p, method, dtype=np.float64):
     B = max(len(a), len(b))
     a, b = (np.array(np.broadcast_to(x, (B, x.shape[1]))) for x in (a, b))
     f, g = np.zeros_like(a), np.zeros_like(b)
-    return _ops_numpy.Iteration(C, a, b, dtype(p.eps), f, g, method), a, b, C
+    return dense.Iteration(C, a, b, dtype(p.eps), f, g, method), a, b, C
 
 
 PROBLEMS = [p for p in problems.HARD if p.name != "large cost / eps"]
@@ -272,4 +273,4 @@ def test_over_relaxation_raises_the_dual_value_entry_by_entry(omega):
 
 
 def test_operators_are_chosen_by_the_array():
-    assert _ops.ops_for(np.zeros(2)) is _ops_numpy
+    assert operators.ops_for(np.zeros(2)) is dense

@@ -15,7 +15,8 @@ import problems
 import pytest
 
 import cusink
-from cusink import _ledger, _tiles
+from cusink.retrieval import tiles as retrieval_tiles
+from cusink.retrieval.storage import ledger
 
 C = problems.grid_cost(4, 4)
 LIMIT = 60_004  # tiles of 10 x 10 pairs
@@ -48,13 +49,13 @@ def marked(path):
 @pytest.fixture
 def solved(monkeypatch):
     """The tiles that are solved from here on."""
-    tiles, original = [], _tiles.PairValues.tile
+    tiles, original = [], retrieval_tiles.PairValues.tile
 
     def solve(self, rows, columns, *args):
         tiles.append((rows.start, columns.start))
         return original(self, rows, columns, *args)
 
-    monkeypatch.setattr(_tiles.PairValues, "tile", solve)
+    monkeypatch.setattr(retrieval_tiles.PairValues, "tile", solve)
     return tiles
 
 
@@ -65,7 +66,7 @@ class Stopped(BaseException):
 @contextlib.contextmanager
 def stopping_after(monkeypatch, count):
     """Let the run end with the solution of the tile after `count` others."""
-    original, left = _tiles.PairValues.tile, [count]
+    original, left = retrieval_tiles.PairValues.tile, [count]
 
     def solve(self, *args):
         left[0] -= 1
@@ -74,7 +75,7 @@ def stopping_after(monkeypatch, count):
         return original(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(_tiles.PairValues, "tile", solve)
+        patch.setattr(retrieval_tiles.PairValues, "tile", solve)
         yield
 
 
@@ -260,7 +261,7 @@ def test_two_jobs_are_never_mixed(tmp_path, monkeypatch, ending, finished):
 def test_another_version_or_library_is_another_job(tmp_path, monkeypatch):
     A, path = histograms(20), tmp_path / "matrix.npy"
     matrix(A, None, path)
-    monkeypatch.setattr(cusink, "__version__", "0.0.1")
+    monkeypatch.setattr(ledger, "__version__", "0.0.1")
     with pytest.raises(ValueError, match=r"version = \S+; this call has 0\.0\.1"):
         matrix(A, None, path)
 
@@ -279,12 +280,12 @@ def test_costs_that_are_not_stored_have_fingerprints():
         C,
     ):
         pairs = _tiles_of(cost)
-        prints.add(json.dumps(_ledger.manifest(pairs, (1, 1), 1)["inputs"]))
+        prints.add(json.dumps(ledger.manifest(pairs, (1, 1), 1)["inputs"]))
     assert len(prints) == 8
 
 
 def _tiles_of(cost):
-    from cusink._pairs import pairs_of
+    from cusink.retrieval.pairs import pairs_of
 
     return pairs_of(histograms(3), None, cost, eps=0.1, check=True)
 
@@ -313,7 +314,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch):
     path = tmp_path / "matrix.npy"
     with stopping_after(monkeypatch, 3):
         matrix(histograms(), None, path, memory_limit=LIMIT)
-    other = _ledger.Ledger(tmp_path / "matrix.npy.tiles")
+    other = ledger.Ledger(tmp_path / "matrix.npy.tiles")
     other.open()
     with pytest.raises(BlockingIOError, match="another process"):
         matrix(histograms(), None, path, memory_limit=LIMIT)
@@ -393,7 +394,7 @@ def test_a_record_that_may_not_grow_loses_no_finished_tile(tmp_path, solved, end
 @contextlib.contextmanager
 def stop_growth_at(path, count, hard):
     """Let no file of this process grow beyond the size of the record after `count` tiles, and a few bytes."""
-    original = _ledger.Ledger.add
+    original = ledger.Ledger.add
 
     def add(self, *args):
         if len(self.path.read_bytes().splitlines()) == count + 1:
@@ -401,7 +402,7 @@ def stop_growth_at(path, count, hard):
         original(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_ledger.Ledger, "add", add)
+        patch.setattr(ledger.Ledger, "add", add)
         yield
 
 

@@ -16,7 +16,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOP = ["pyproject.toml", "setup.cfg", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 FOLDERS = ["cusink", "kernels", "tests", "scripts", "docs", ".ci"]
-LISTING = "import cusink; from cusink import _kernels; print(cusink.__file__, *_kernels.kernel_files(), sep='\\n')"
+LISTING = (
+    "import cusink; from cusink.backends.cupy import loader; "
+    "print(cusink.__file__, *loader.kernel_files(), sep='\\n')"
+)
 
 
 def names(folder, *patterns):

@@ -11,9 +11,9 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 import cusink
-from cusink import _ops_points_numpy as ops
-from cusink import _point_blocks_numpy as blocks
-from cusink.geometry import arrays_of, costs_of
+from cusink.backends.numpy import points as ops
+from cusink.backends.numpy.clouds import layout as blocks
+from cusink.costs.operand import arrays_of, costs_of
 
 FLOATS = [np.float32, np.float64]
 METRICS = [("sqeuclidean", 1), ("sqeuclidean", 1.5), ("euclidean", 1), ("cityblock", 1), ("cosine", 1)]
@@ -27,12 +27,17 @@ def cut(request, monkeypatch):
     By default these problems are small enough for arrays of their costs.
     """
     if request.param != "default blocks":
-        for name, value in {"ENTRIES": 1 << 9, "ROWS": (4, 8), "LEAF": 4, "THREADED": 1, "PARTS": 3}.items():
+        for name, value in {"ENTRIES": 1 << 9, "ROWS": (4, 8), "LEAF": 4, "PARTS": 3}.items():
             monkeypatch.setattr(blocks, name, value)
-        monkeypatch.setattr(blocks, "PRODUCT", 1 << 7)
-        for name in ("_point_iteration_numpy", "_point_means_numpy"):
-            monkeypatch.setattr(f"cusink.{name}.SMALL", 0)
-        monkeypatch.setattr("cusink._point_kernel_numpy.SPARSE", 1)
+        for name in ("exponents.ENTRIES", "kernel.ENTRIES"):
+            monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}", 1 << 9)
+        for name in ("layout", "iteration"):
+            monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}.THREADED", 1)
+        for name in ("layout", "exponents"):
+            monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}.PRODUCT", 1 << 7)
+        for name in ("iteration", "means"):
+            monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}.SMALL", 0)
+        monkeypatch.setattr("cusink.backends.numpy.clouds.kernel.SPARSE", 1)
 
 
 def points(shape, dtype, seed=0, offset=0.0):
@@ -180,7 +185,7 @@ def test_iterations(zeros, shift, dtype, limit, cut):
 @pytest.mark.parametrize("method", ["auto", "scaling", "log"])
 @pytest.mark.parametrize("omega", [None, 1.8])
 def test_methods_agree(omega, method, cut, monkeypatch):
-    monkeypatch.setattr("cusink._point_iteration_numpy.SMALL", 0)  # an array's kernel starts from another g
+    monkeypatch.setattr("cusink.backends.numpy.clouds.iteration.SMALL", 0)  # an array's kernel starts from another g
     a, b, x, y, D, eps = cloud_problem(50, 60, np.float64, 2.0, zeros=True)
     options = {"eps": eps, "max_iter": 30, "tol": None, "overrelaxation": omega}
     want = cusink.sinkhorn(a, b, D, method="log", **options)
@@ -289,7 +294,7 @@ def test_memory_is_that_of_points_and_blocks():
 
 def test_a_kernel_that_fits_is_kept_within_the_limit(monkeypatch):
     """Whole, in part, or not at all: with the same answer, and never more than what is allowed."""
-    from cusink._point_kernel_numpy import PlanKernel
+    from cusink.backends.numpy.clouds.kernel import PlanKernel
 
     kernels = []
     keep = PlanKernel.__init__

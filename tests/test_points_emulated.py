@@ -12,11 +12,12 @@ from emulated.cupy_stand_in import operators
 from emulated.oracle import assert_as_good
 
 import cusink
-from cusink import _kernels, _ops_points_numpy
-from cusink._additive_fit import additive_fit
-from cusink._launch_cupy import BAND, H100, PAD, POINTS, STATE, SUMMED, Launch, configure
-from cusink._point_costs import PointCosts
-from cusink.sinkhorn import solve
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import BAND, H100, PAD, POINTS, STATE, SUMMED, Launch, configure
+from cusink.backends.numpy import points as numpy_points
+from cusink.costs.points import PointCosts
+from cusink.gradients.system import additive_fit
+from cusink.solver.loop import solve
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -70,7 +71,7 @@ def forced(grid, warps, less_shared=0):
 
 def compare(metrics=METRICS, dtypes=DTYPES, shapes=SHAPES, launches=LAUNCHES, less_shared=0):
     rng = np.random.default_rng(1)
-    reductions, turn = sys.modules["cusink._point_reductions_cupy"], 0
+    reductions, turn = sys.modules["cusink.backends.cupy.clouds.reductions"], 0
     for dtype in dtypes:
         for metric in metrics:
             for shape in shapes:
@@ -100,7 +101,7 @@ def test_reductions_over_points_agree_with_those_over_a_stored_cost():
 def test_points_with_many_coordinates_go_by_blocks_of_costs():
     """Few bytes of shared memory stand for many coordinates."""
     with operators(shared_memory=4096) as ops:
-        sys.modules["cusink._point_reductions_cupy"].BLOCK = 200  # so that there are several
+        sys.modules["cusink.backends.cupy.clouds.reductions"].BLOCK = 200  # so that there are several
         compare(metrics=METRICS[:1], shapes=[(3, 9, 40, 30)], launches=())
         assert "cost_points" in ops.launched and "softmin_points" not in ops.launched
 
@@ -108,7 +109,7 @@ def test_points_with_many_coordinates_go_by_blocks_of_costs():
 def products(terms, own, shape, warps, metric=METRICS[0]):
     """Largest error of softmin and of apply_plan on tensor cores, in units of what `terms` should leave."""
     rng = np.random.default_rng(4)
-    reductions = sys.modules["cusink._point_reductions_cupy"]
+    reductions = sys.modules["cusink.backends.cupy.clouds.reductions"]
     points, _, p, q, v, eps = make(*shape, own, metric, np.float32, rng)
     points, eps = dataclasses.replace(points, terms=terms), 20.0
     C = points.astype(np.float64).block(np)
@@ -165,7 +166,7 @@ def test_products_on_tensor_cores_have_the_digits_of_a_float(own):
     ],
 )
 def test_broken_products_are_found(old, new):
-    assert old in _kernels.source("point_products.cu")
+    assert old in loader.source("point_products.cu")
 
     def function(file, name, dtype):
         return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
@@ -199,7 +200,7 @@ def test_every_launch_is_legal(dtype):
     ],
 )
 def test_broken_kernels_are_found(file, old, new):
-    assert old in _kernels.source(file)
+    assert old in loader.source(file)
 
     def function(name_of_file, name, dtype):
         return emulated.Kernel(name_of_file, name, dtype, change=lambda text: text.replace(old, new))
@@ -219,7 +220,7 @@ def test_broken_kernels_are_found(file, old, new):
     ],
 )
 def test_swapped_arguments_are_found(old, new):
-    assert old in (Path(cusink.__file__).parent / "_point_reductions_cupy.py").read_text(encoding="utf-8")
+    assert old in (Path(cusink.__file__).parent / "backends/cupy/clouds/reductions.py").read_text(encoding="utf-8")
 
     def change(text):
         return text.replace(old, new)
@@ -238,7 +239,7 @@ def test_too_little_shared_memory_is_found():
 def test_iterations_on_points_follow_the_oracle(own, dtype):
     rng = np.random.default_rng(2)
     with operators(shared_memory=16384) as ops:
-        points_ops = sys.modules["cusink._ops_points_cupy"]
+        points_ops = sys.modules["cusink.backends.cupy.points"]
         points, C, *_ = make(3, 70, 68, 2, own, METRICS[0], dtype, rng)
         a, b = (rng.dirichlet(np.ones(size), 3).astype(dtype) for size in (70, 68))
         a[0, :5] = 0
@@ -281,8 +282,8 @@ def test_public_functions_run_on_points_through_the_emulated_backend():
     a, b = rng.dirichlet(np.ones(40), 2), rng.dirichlet(np.ones(33), 2)
     options = {"max_iter": 500, "tol": 1e-8, "check_every": 10, "method": "auto", "overrelaxation": "auto"}
     with operators(shared_memory=8192):
-        theirs = sys.modules["cusink._ops_points_cupy"]
-        results = [solve(ops, a, b, costs, 0.5, None, **options) for ops in (theirs, _ops_points_numpy)]
+        theirs = sys.modules["cusink.backends.cupy.points"]
+        results = [solve(ops, a, b, costs, 0.5, None, **options) for ops in (theirs, numpy_points)]
         emulated_parts, numpy_parts = (
             [f[:, :, None] + g[:, None, :], cost, error < 1e-8, converged]
             for f, g, cost, error, _, converged in results
@@ -294,7 +295,7 @@ def test_public_functions_run_on_points_through_the_emulated_backend():
             additive_fit(
                 ops, costs, a, b, f, g, 0.5, lambda index, means: (means.mean_cost(1), means.mean_cost(0)), 1e-10, 500
             )
-            for ops in (theirs, _ops_points_numpy)
+            for ops in (theirs, numpy_points)
         ]
         sums = [fit[0][:, :, None] + fit[1][:, None, :] for fit in fits]
         np.testing.assert_allclose(*sums, rtol=1e-6, atol=1e-8)

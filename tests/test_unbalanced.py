@@ -9,7 +9,7 @@ import reference
 from scipy.optimize import minimize
 
 import cusink
-from cusink._unbalanced import over_relaxed
+from cusink.solver.unbalanced import over_relaxed
 
 REACHES = [0.05, 0.5, (0.5, 0.1), (0.3, None), (None, 0.3), 30.0, 1e6]
 

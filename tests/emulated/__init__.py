@@ -1,6 +1,6 @@
 """Run the CUDA kernels on a CPU: g++ builds the unchanged sources against ``cuda_emulation.h``, and this calls them.
 
-`function` stands in for ``cusink._kernels.function``. Arguments are checked more strictly than CuPy does: number,
+`function` stands in for ``backends.cupy.loader.function``. Arguments are checked more strictly than CuPy does: number,
 dtype, contiguity, and scalars of exactly the parameter's type. Arrays are copied to and from memory that has an
 unmapped stretch on either side, so that an access outside an array ends the launch with an `EmulationError`.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cusink import _kernels
+from cusink.backends.cupy import loader
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "emulated"
@@ -54,8 +54,8 @@ def compiler():
 
 @functools.cache
 def build(text, names, dtype):
-    """Compile CUDA source `text` (see `cusink._kernels.source`) for `dtype`; return the loaded library."""
-    real = _kernels.REAL[np.dtype(dtype)]
+    """Compile CUDA source `text` (see `cusink.backends.cupy.loader.source`) for `dtype`; return the loaded library."""
+    real = loader.REAL[np.dtype(dtype)]
     kernels = "".join(f"EMULATED_KERNEL({name})\n" for name in names)
     memory = "thread_local __align__(64) unsigned char dynamic_shared[emulated::SHARED_LIMIT + emulated::GUARD];\n"
     header = HERE / "cuda_emulation.h"
@@ -98,10 +98,10 @@ class Kernel:
     seed = 0  # of the order in which threads and blocks run
 
     def __init__(self, file, name, dtype, change=None):
-        text = _kernels.source(file)
+        text = loader.source(file)
         if change:
             text = change(text)
-        library = build(text, tuple(_kernels.names(file)), np.dtype(dtype).name)
+        library = build(text, tuple(loader.names(file)), np.dtype(dtype).name)
         signature = getattr(library, f"signature_{name}")
         signature.restype = ctypes.c_char_p
         self.name = name
@@ -191,7 +191,7 @@ def _map(pages):
 
 @functools.cache
 def function(file, name, dtype):
-    """Stand in for ``cusink._kernels.function``."""
+    """Stand in for ``cusink.backends.cupy.loader.function``."""
     return Kernel(file, name, dtype)
 
 

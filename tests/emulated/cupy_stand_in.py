@@ -1,4 +1,4 @@
-"""A stand-in for ``cupy`` with NumPy arrays as device arrays, so that ``_ops_cupy`` runs on the emulated kernels.
+"""A stand-in for ``cupy`` with NumPy arrays as device arrays, so that ``backends.cupy`` runs on the emulated kernels.
 
 Only what the backend uses, and stricter than NumPy: new memory is NaN and can run out, no allocation and no matrix
 product may happen while a stream captures, and a captured graph replays exactly the launches it saw. What an engineer
@@ -15,18 +15,19 @@ import weakref
 import numpy as np
 
 import emulated
-from cusink import _kernels
+from cusink.backends.cupy import loader
 
 MODULES = (
-    "cusink._reductions_cupy",
-    "cusink._iteration_cupy",
-    "cusink._plan_means_cupy",
-    "cusink._ops_cupy",
-    "cusink._point_reductions_cupy",
-    "cusink._point_iteration_cupy",
-    "cusink._ops_points_cupy",
-    "cusink._iteration_grid_cupy",
-    "cusink._ops_grid_cupy",
+    "cusink.backends.cupy.run",
+    "cusink.backends.cupy.reductions",
+    "cusink.backends.cupy.forms",
+    "cusink.backends.cupy.iteration",
+    "cusink.backends.cupy.means",
+    "cusink.backends.cupy.dense",
+    "cusink.backends.cupy.clouds.reductions",
+    "cusink.backends.cupy.clouds.iteration",
+    "cusink.backends.cupy.points",
+    "cusink.backends.cupy.grid",
 )
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10, "ComputeCapabilityMajor": 8}
 
@@ -147,37 +148,41 @@ def module():
 
 @contextlib.contextmanager
 def operators(change=None, function=emulated.function, shared_memory=99 << 10):
-    """``cusink._ops_cupy`` on emulated kernels; its attribute `launched` lists the names of the kernels that have run.
+    """``backends.cupy.dense`` on emulated kernels; its attribute `launched` lists the kernels that have run.
 
     `change` maps the source text of a module of the backend to another one, and `function` is what kernels come from:
     for tests that break either on purpose. `shared_memory` is what the device gives a block.
     """
     names = ("cupy", *MODULES)
     saved = {name: sys.modules.pop(name, None) for name in names}
-    real, launched = _kernels.function, []
+    real, launched = loader.function, []
     sys.modules["cupy"] = module()
     ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = shared_memory
-    _kernels.function = functools.cache(lambda *args: CapturingKernel(function(*args), launched))
+    loader.function = functools.cache(lambda *args: CapturingKernel(function(*args), launched))
     try:
         for name in MODULES:
             _load(name, change)
-        ops = sys.modules["cusink._ops_cupy"]
+        ops = sys.modules["cusink.backends.cupy.dense"]
         ops.launched = launched
         yield ops
     finally:
-        _kernels.function = real
+        loader.function = real
         Capture.launches = None
         Memory.left, Memory.made = None, []
-        package = sys.modules["cusink"]
         for name, old in saved.items():
-            sys.modules.pop(name, None)
-            if old is not None:
-                sys.modules[name] = old
-            attribute = name.rpartition(".")[2]
-            if name != "cupy" and old is None and hasattr(package, attribute):
-                delattr(package, attribute)
-            elif name != "cupy" and old is not None:
-                setattr(package, attribute, old)
+            put_back(name, old)
+
+
+def put_back(name, module):
+    """Let `module` be the one of that name again, in its package too; None for none."""
+    package, _, attribute = name.rpartition(".")
+    sys.modules.pop(name, None)
+    if module is not None:
+        sys.modules[name] = module
+    if package and module is not None:
+        setattr(sys.modules[package], attribute, module)
+    elif package:
+        vars(sys.modules[package]).pop(attribute, None)
 
 
 def _load(name, change):
@@ -188,4 +193,5 @@ def _load(name, change):
     changed = change(text) if change else text
     sys.modules[name] = loaded
     exec(compile(changed, spec.origin, "exec"), loaded.__dict__)
-    setattr(sys.modules["cusink"], name.rpartition(".")[2], loaded)
+    package, _, attribute = name.rpartition(".")
+    setattr(sys.modules[package], attribute, loaded)

@@ -14,7 +14,7 @@ import types
 import numpy as np
 
 import emulated
-from cusink import _kernels
+from cusink.backends.cupy import loader
 from emulated import cupy_stand_in
 
 ATTRIBUTES = ("shape", "ndim", "dtype", "size", "nbytes", "itemsize", "strides")
@@ -197,30 +197,31 @@ class Kernel:
         self._kernel(grid, block, tuple(map(taken_in, args)), shared_mem=shared_mem)
 
 
+def loaded_backend():
+    """Names of the loaded modules that hold the array module ``cupy``."""
+    package, host = "cusink.backends.cupy", {"loader", "launch", "clouds"}
+    return [name for name in sys.modules if name.startswith(package + ".") and name[len(package) + 1 :] not in host]
+
+
 @contextlib.contextmanager
 def device(shared_memory=99 << 10):
     """Within it ``cupy`` is the stand-in, and cusink runs on its arrays; yields the module and the kernels launched."""
     real = sys.modules.get("cupy") or (importlib.util.find_spec("cupy") and importlib.import_module("cupy"))
-    ours = [name for name in sys.modules if name.startswith("cusink.") and name.endswith("_cupy")]
-    saved, function, launched = {name: sys.modules.pop(name) for name in ours}, _kernels.function, []
+    saved, function, launched = {name: sys.modules.pop(name) for name in loaded_backend()}, loader.function, []
     before, stand_in = sys.modules.get("cupy"), module(real)
     sys.modules["cupy"] = stand_in
     limit, cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = 99 << 10, shared_memory
-    _kernels.function = functools.cache(
+    loader.function = functools.cache(
         lambda *args: Kernel(cupy_stand_in.CapturingKernel(emulated.function(*args), launched))
     )
     try:
         yield stand_in, launched
     finally:
-        _kernels.function = function
+        loader.function = function
         cupy_stand_in.Capture.launches = None
         cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = limit
-        for name in [name for name in sys.modules if name.startswith("cusink.") and name.endswith("_cupy")]:
-            del sys.modules[name]
-            delattr(sys.modules["cusink"], name.rpartition(".")[2])
-        sys.modules.update(saved)
-        for name, old in saved.items():
-            setattr(sys.modules["cusink"], name.rpartition(".")[2], old)
+        for name in loaded_backend():
+            cupy_stand_in.put_back(name, saved.get(name))
         if before is None:
             del sys.modules["cupy"]
         else:

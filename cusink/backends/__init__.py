@@ -1,0 +1,1 @@
+"""The operators of each kind of cost in each array library."""

@@ -1,0 +1,1 @@
+"""The operators in CuPy, on the kernels of kernels/*.cu."""

@@ -1,0 +1,1 @@
+"""Costs between points in CuPy."""

@@ -1,0 +1,1 @@
+"""Costs that are sums over the axes of a grid, on any array module."""

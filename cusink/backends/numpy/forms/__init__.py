@@ -1,0 +1,1 @@
+"""Ways to iterate a stored cost in NumPy."""

@@ -1,0 +1,1 @@
+"""Barycenters of histograms."""

@@ -1,0 +1,167 @@
+"""Barycenters: the histogram that is nearest to several, each with its weight."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cusink.backends.operators import ops_for
+from cusink.backends.relaxation import OverRelaxation, Rounding
+from cusink.barycenters import checks
+from cusink.barycenters.iteration import Iteration
+from cusink.errors import memory_advice, warn_unconverged
+from cusink.solver import checks as solver_checks
+
+__all__ = [
+    "Barycenter",
+    "barycenter",
+]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Barycenter:
+    """Barycenter of one set of histograms, or of a batch of sets.
+
+    Attributes
+    ----------
+    barycenter : array, shape (m,) or (B, m)
+        The histogram, of the mass of the given ones.
+    error : array, shape () or (B,)
+        The largest L1 error of a marginal of the K plans, relative to the mass.
+    n_iter : array of int, shape () or (B,)
+        Iterations taken.
+    converged : array of bool, shape () or (B,)
+        Whether `error` reached the tolerance.
+    """
+
+    barycenter: Any
+    error: Any
+    n_iter: Any
+    converged: Any
+
+
+@memory_advice("Solve fewer barycenters at a time: pass a part of the batch of 'A' or of 'weights' per call")
+def barycenter(
+    A,
+    C,
+    weights=None,
+    *,
+    eps,
+    debiased=False,
+    max_iter=1000,
+    tol=1e-6,
+    check_every=10,
+    overrelaxation="auto",
+    memory_limit=None,
+    check=True,
+):
+    """Find the histogram with the least weighted sum of regularised transport costs to K given ones.
+
+    Parameters
+    ----------
+    A : array, shape (K, n) or (B, K, n)
+        Histograms, of one mass: non-negative, zeros allowed.
+    C : array, shape (n, m), or PointCloud, or Grid
+        Finite cost of moving a unit of mass from a bin of `A` to a bin of the barycenter.
+    weights : array, shape (K,) or (B, K), optional
+        How much each histogram counts, in any unit: only their ratios matter. If not given, all count the same. A
+        batch of weights with one set of histograms gives one barycenter for each.
+    eps : float
+        Regularisation in the unit of `C`.
+    debiased : bool
+        Whether to minimise the Sinkhorn divergence, which undoes the blur that eps causes. `C` must be symmetric.
+    max_iter : int
+        Iterations at most; one is an update of both potentials of each of the K plans.
+    tol : float or None
+        Marginal error at which a barycenter stops, relative to the mass; each by itself. None runs exactly `max_iter`
+        plain iterations.
+    check_every : int
+        Iterations between two looks at the error.
+    overrelaxation : "auto", float in [1, 2) or None
+        Over-relaxation of the updates, as for `cusink.sinkhorn`; "auto" is none for a debiased barycenter.
+    memory_limit : int, optional
+        Bytes that a kernel made of a `cusink.PointCloud` may take. If not given, 1 GiB.
+    check : bool
+        False skips the checks of the values of the input.
+
+    Returns
+    -------
+    Barycenter
+        The barycenter, error, iterations; per problem, of shape () or (B,).
+
+    Raises
+    ------
+    TypeError
+        An input of the wrong kind, library or dtype.
+    ValueError
+        An input of the wrong shape or with forbidden values.
+    MemoryError
+        With what to change.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a barycenter did not reach `tol`.
+
+    Notes
+    -----
+    Minimises ``sum_k w_k OT(a_k, p)`` over p, with ``OT(a, p) = min <P, C> - eps H(P)``, the `entropic_cost` of
+    `cusink.sinkhorn`, by iterated projections on logarithms of scalings. That minimum is blurred by about
+    ``exp(-C / eps)``; one histogram is not its own barycenter. With `debiased` it is ``sum_k w_k S(a_k, p)`` with the
+    divergence of `cusink.sinkhorn_divergence`, by the iteration of Janati et al. with momentum. Undoing a blur is
+    ill-conditioned where eps is large: the last digits then come slowly, and a `tol` of 1e-4 is a sensible one. Memory
+    is about ten arrays of the size of B K histograms.
+
+    References
+    ----------
+    J.-D. Benamou et al., Iterative Bregman projections for regularized transportation problems, SISC 2015.
+    H. Janati et al., Debiased Sinkhorn barycenters, ICML 2020.
+
+    Examples
+    --------
+    >>> import cusink
+    >>> A = [[1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]
+    >>> result = cusink.barycenter(A, cusink.Grid(5), [0.75, 0.25], eps=0.2, debiased=True)
+    >>> print(result.barycenter.round(3))
+    [0. 1. 0. 0. 0.]
+    """
+    given = checks.barycenter(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
+    options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
+    ops = ops_for(given.C)
+    histogram, error, n_iter = _solve(ops, given, eps, debiased, **options)
+    converged = error <= (np.inf if tol is None else tol)
+    if not converged.all():
+        warn_unconverged(np.count_nonzero(~converged), len(error), error[~converged].max(), tol, max_iter)
+    xp = ops.xp
+    found = {"barycenter": histogram.astype(given.dtype), "error": xp.asarray(error).astype(given.dtype)}
+    found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}
+    return Barycenter(**{name: value if given.batched else value[0] for name, value in found.items()})
+
+
+def _solve(ops, given, eps, debiased, *, max_iter, tol, check_every, overrelaxation, **_):
+    """Histograms (B, m), errors and iterations (B,) of the checked problems, the latter two in NumPy."""
+    xp, C, A = ops.xp, given.C, given.A
+    low, high = ops.cost_range(C)
+    plain = overrelaxation == "auto" and (tol is None or debiased)
+    relaxation = OverRelaxation(len(A), None if plain else overrelaxation, (high - low) / eps)
+    rounding = Rounding(len(A), A.dtype, max(abs(low), abs(high)) / eps)
+    iteration = Iteration(ops, A, given.weights, C, eps, debiased)
+    out = xp.empty((len(A), C.shape[1]), A.dtype)
+    error, n_iter = np.full(len(A), np.inf), np.zeros(len(A), np.int64)
+    active, done = np.arange(len(A)), 0
+    while len(active):
+        count = max_iter if tol is None else min(check_every, max_iter - done)
+        reached = ops.to_host(iteration.advance(relaxation.omega, count))
+        done += count
+        over = np.full(len(active), done >= max_iter)
+        if tol is not None:
+            over |= (reached <= tol) | rounding.reached(reached)
+        if over.any():
+            index, at = np.flatnonzero(over), active[over]
+            out[at], error[at], n_iter[at] = iteration.histograms(index), reached[index], done
+            index = np.flatnonzero(~over)
+            for part in (iteration, relaxation, rounding):
+                part.keep(index)
+            active, reached = active[index], reached[index]
+        relaxation.observe(reached, count)
+    return out, error, n_iter

@@ -1,0 +1,93 @@
+"""Checks of the arguments of `cusink.barycenter`, in the manner of `cusink.solver.checks`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cusink.checks.arrays import arrays, kind
+from cusink.checks.scalars import regularisation
+from cusink.checks.weights import MASS_TOLERANCE, weight_values
+from cusink.costs.operand import arrays_of, cost, symmetric
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Histograms:
+    """Checked A (B, K, n), weights (B, K) of sum 1 and C (n, m) in the dtype of the computation."""
+
+    A: Any
+    weights: Any
+    C: Any
+    dtype: Any
+    batched: bool
+
+
+def barycenter(A, C, weights, *, eps, debiased, check, memory_limit):
+    """Arrays of a call of `cusink.barycenter`."""
+    regularisation(eps)
+    if not isinstance(debiased, (bool, np.bool_)):
+        raise TypeError(f"'debiased' must be a bool; got {kind(debiased)}")
+    (A, weights, *parts), xp, dtype = arrays(A=A, weights=weights, **arrays_of(C))
+    C, stored = cost(C, xp, dtype, parts, memory_limit, batch=False)
+    if A is None:
+        raise TypeError("'A' must be an array of histograms; got None")
+    n = C.shape[0]
+    if A.ndim not in (2, 3) or A.shape[-1] != n or 0 in A.shape:
+        raise ValueError(
+            f"'A' must have shape (K, {n}) or (B, K, {n}), one histogram per row, to match C of shape {C.shape}; "
+            f"got {A.shape}"
+        )
+    count = A.shape[-2]
+    weights = xp.full(count, 1 / count, A.dtype) if weights is None else weights
+    if weights.ndim not in (1, 2) or weights.shape[-1] != count or 0 in weights.shape:
+        raise ValueError(
+            f"'weights' must have shape ({count},) or (B, {count}), one for each of {count} histograms; "
+            f"got {weights.shape}"
+        )
+    sizes = [len(x) for x, base in ((A, 2), (weights, 1)) if x.ndim > base]
+    if len({size for size in sizes if size > 1}) > 1:
+        raise ValueError(f"batch sizes must be equal or 1; got 'A' {sizes[0]}, 'weights' {sizes[1]}")
+    size = max(sizes, default=1)
+    if check:
+        weight_values("weights", weights.reshape(-1, count), xp)
+        weight_values("A", A.reshape(-1, n), xp)
+        if stored:
+            _costs(C, xp, debiased)
+    elif debiased and C.shape[0] != C.shape[1]:
+        _costs(C, xp, debiased)
+    A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
+    weights = xp.broadcast_to(weights, (size, count))
+    return Histograms(
+        A=_equal_mass(A, xp, check),
+        weights=weights / weights.sum(axis=1, keepdims=True),
+        C=xp.ascontiguousarray(C) if stored else C,
+        dtype=dtype,
+        batched=bool(sizes),
+    )
+
+
+def _costs(C, xp, debiased):
+    """Check the entries of a cost."""
+    if not xp.isfinite(C).all():
+        raise ValueError("'C' must be finite for a barycenter; got NaN or infinity. Give a forbidden pair a large cost")
+    if debiased and not symmetric(C):
+        raise ValueError(
+            f"'C' must be symmetric for a debiased barycenter, between bins that it shares with 'A'; got shape "
+            f"{C.shape}. Pass debiased=False"
+        )
+
+
+def _equal_mass(A, xp, check):
+    """`A` with the mass of the first histogram of each problem, which all have up to the tolerance of its dtype."""
+    mass = A.sum(axis=2, dtype=np.float64)
+    if check:
+        tolerance = MASS_TOLERANCE[A.dtype.name]
+        off = xp.abs(mass - mass[:, :1]) > tolerance * mass[:, :1]
+        if off.any():
+            problem, row = divmod(int(off.argmax()), mass.shape[1])
+            raise ValueError(
+                f"the histograms of a barycenter must have the same mass (relative {tolerance:g}); row 0 has "
+                f"{float(mass[problem, 0]):g} and row {row} has {float(mass[problem, row]):g} in problem {problem}. "
+                "To normalise, divide each by its sum: A / A.sum(axis=-1, keepdims=True)"
+            )
+    return A * (mass[:, :1] / mass).astype(A.dtype)[:, :, None]

@@ -1,0 +1,130 @@
+"""The iterations of a barycenter, and of its debiased form."""
+
+import numpy as np
+
+
+class Iteration:
+    """Problems under way: logarithms u (B, K, n) and v (B, K, m) of the scalings of K plans each.
+
+    The u-update makes the rows of the plans right. The v-update gives all K plans one column marginal p, the weighted
+    geometric mean of those they have, times d if the barycenter is debiased.
+    """
+
+    def __init__(self, ops, A, weights, C, eps, debiased):
+        xp = ops.xp
+        self.ops, self.eps = ops, eps
+        self.reduce = ops.repeated_softmin(C, eps)
+        self.A, self.weights, self.mass = A, weights[:, :, None], A[:, 0].sum(axis=1, dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            self.log_A = xp.log(A)
+        self.v = xp.zeros((*A.shape[:2], C.shape[1]), A.dtype)
+        self.u = self.plain_u = self._rows()
+        self.p, self.debiasing = None, Debiasing(xp, len(A), C.shape[1], A.dtype) if debiased else None
+
+    def _rows(self):
+        """The u that makes the rows right."""
+        return self.log_A + self._log_sums(self.v, 1)
+
+    def _log_sums(self, logits, axis):
+        """Minus the logarithm of the sums that the kernel makes of scalings (B, K, .)."""
+        flat = self.reduce(logits.reshape(-1, logits.shape[-1]), axis)
+        flat /= self.eps
+        return flat.reshape(*logits.shape[:-1], -1)
+
+    def advance(self, omega, count):
+        """Take `count` iterations of every problem; return their errors (B,)."""
+        xp = self.ops.xp
+        omega = None if (omega == 1).all() else xp.asarray(omega, self.A.dtype)[:, None, None]
+        for _ in range(count):
+            self.u = over_relaxed(xp, self.u, self.plain_u, omega)
+            sums = self._log_sums(self.u, 0)
+            self.p = -(self.weights * sums).sum(axis=1)
+            if self.debiasing is not None:
+                self.p += self.debiasing.d
+            plain = self.p[:, None] + sums
+            self.v = jointly_over_relaxed(xp, self.v, plain, omega, self.weights)
+            if self.debiasing is not None:
+                self.debiasing.advance(self.p, self._log_sums(self.debiasing.d, 1))
+            self.plain_u = self._rows()
+        return self._error(plain)
+
+    def _error(self, plain_v):
+        """The largest error (B,) of a row marginal, of a column marginal, and of what d is to solve."""
+        xp = self.ops.xp
+        p = xp.exp(self.p)
+        counted = self.weights[:, :, 0] > 0
+        with np.errstate(invalid="ignore", over="ignore"):
+            rows = xp.where(self.A > 0, self.A * xp.abs(xp.expm1(self.u - self.plain_u)), 0).sum(axis=2)
+            columns = (p[:, None] * xp.abs(xp.expm1(self.v - plain_v))).sum(axis=2)
+            error = xp.where(counted, rows + columns, 0).max(axis=1)
+            if self.debiasing is not None:
+                error = xp.maximum(error, (p * xp.abs(xp.expm1(self.debiasing.excess))).sum(axis=1))
+        error = xp.minimum(error, float(np.finfo(error.dtype.name).max) ** 0.5)
+        return error.astype(np.float64) / self.mass
+
+    def histograms(self, index):
+        """The barycenters (., m) of the problems at `index`, with the mass of their histograms."""
+        p = self.ops.xp.exp(self.p[index].astype(np.float64))
+        return (p * (self.mass[index] / p.sum(axis=1))[:, None]).astype(self.A.dtype)
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        for name in ("A", "log_A", "weights", "mass", "u", "v", "plain_u", "p"):
+            setattr(self, name, getattr(self, name)[index])
+        if self.debiasing is not None:
+            self.debiasing.keep(index)
+
+
+class Debiasing:
+    """Logarithms d (B, m) of the scalings of ``OT(p, p)``, which solve ``d K d = p``, K the kernel.
+
+    Janati's iteration averages d with ``p / (K d)``. Where the kernel blurs a lot, that undoes the blur ever more
+    slowly, hence Nesterov's momentum, which begins anew for each problem whose residual has risen.
+    """
+
+    def __init__(self, xp, problems, bins, dtype):
+        self.xp = xp
+        self.d = self.averaged = xp.zeros((problems, bins), dtype)
+        self.age, self.residual = xp.zeros(problems), xp.full(problems, xp.inf)
+        self.excess = None  # log of d K d / p
+
+    def advance(self, p, image):
+        """Take a step, given log p and minus the logarithm of the sums ``K d``."""
+        xp = self.xp
+        self.excess = self.d - p - image
+        residual = (xp.exp(p) * xp.abs(self.excess)).sum(axis=1)
+        self.age = xp.where(residual > self.residual, 0, self.age) + 1
+        momentum = ((self.age - 1) / (self.age + 2)).astype(p.dtype)[:, None]
+        averaged = self.d - self.excess / 2
+        self.d = averaged + momentum * (averaged - self.averaged)
+        self.averaged, self.residual = averaged, residual
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        for name in ("d", "averaged", "age", "residual", "excess"):
+            setattr(self, name, getattr(self, name)[index])
+
+
+def over_relaxed(xp, old, plain, omega):
+    """Go from `old` to `plain` and beyond, as docs/method.md describes: it never lowers the dual objective."""
+    if omega is None:
+        return plain
+    with np.errstate(invalid="ignore", divide="ignore"):
+        step = xp.where(plain > -xp.inf, plain - old, 0)
+        return plain + xp.log(omega - 1 + xp.maximum(1 - (omega - 1) * xp.exp(-step), 0))
+
+
+def jointly_over_relaxed(xp, old, plain, omega, weights):
+    """Go from `old` to `plain` and beyond, in those columns where that does not lower the dual objective.
+
+    The update of column j minimises ``sum_k w_k exp(v_k - sums_k)`` with ``sum_k w_k v_k`` held fixed. Relative to its
+    minimum that is ``sum_k w_k exp(-step_k)`` before, and ``sum_k w_k exp((omega - 1) step_k)`` beyond.
+    """
+    if omega is None:
+        return plain
+    step = plain - old
+    step -= (weights * step).sum(axis=1, keepdims=True)  # what d has changed in between is no step of the update
+    with np.errstate(over="ignore"):
+        before = (weights * xp.exp(-step)).sum(axis=1, keepdims=True)
+        beyond = (weights * xp.exp((omega - 1) * step)).sum(axis=1, keepdims=True)
+    return plain + xp.where(beyond <= before, omega - 1, 0) * step

@@ -1,0 +1,1 @@
+"""Rules for arguments that several subjects share."""

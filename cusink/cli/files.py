@@ -1,0 +1,265 @@
+"""What the command line reads: arrays from files, checked so that a message names the file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cusink.costs.points import METRICS
+
+__all__ = [
+    "InputError",
+    "line",
+    "load",
+    "problem",
+]
+
+
+STORED = 1 << 20  # entries of a cost up to which it is a matrix; beyond, it stays points or a grid
+SEPARABLE = ("sqeuclidean", "cityblock")
+NO_UNIT = "--scale-cost: the cost must have a positive entry to be divided by; leave it out"
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the message names it, the rule, what came and the way out."""
+
+
+def line(message):
+    """A message as one line."""
+    return " ".join(str(message).split()) or type(message).__name__
+
+
+def split_name(name):
+    """Path and inner name of ``file.npy``, ``file.npz``, ``file.npz:array``, ``store.zarr`` or ``store.zarr:array``."""
+    for ending in (".npz", ".zarr"):
+        head, separator, key = name.rpartition(ending + ":")
+        if separator:
+            return Path(head + ending), key
+    return Path(name), None
+
+
+def load(name, sparse=False):
+    """Return the array of real numbers in the file that `name` gives; a sparse matrix only where it is wanted."""
+    path, key = split_name(name)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        array = _zarr(path, key) if path.suffix == ".zarr" else _numpy(path, key)
+    except (InputError, ImportError):
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or line(error)}") from None
+    except MemoryError:
+        raise InputError(f"{path}: does not fit into memory; split it") from None
+    except Exception as error:  # damaged files raise ValueError, EOFError, BadZipFile, zlib.error, SyntaxError, ...
+        if "Object arrays" in str(error) or "Python objects" in str(error):
+            raise InputError(f"{path}: holds pickled objects, which are never read; save an array of numbers") from None
+        if path.suffix == ".zarr":
+            raise InputError(f"{path}: is not a Zarr array, or is damaged ({line(error)})") from None
+        raise InputError(f"{path}: is not a .npy or .npz file, or is damaged; write it with numpy.save") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name}: must hold real numbers; got dtype {array.dtype}")
+    if not sparse and not isinstance(array, np.ndarray):
+        raise InputError(f"{name}: must be a dense array; got a sparse matrix. Only histograms may be sparse")
+    return array
+
+
+def _numpy(path, key):
+    if path.suffix == ".npy":
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    with open(path, "rb") as file:  # ours, to be closed even if it is damaged
+        array = np.load(file, allow_pickle=False)
+        if isinstance(array, np.ndarray):
+            return array
+        if key is None and {"format", "shape", "data"} <= set(array.files):
+            import scipy.sparse
+
+            return scipy.sparse.csr_array(scipy.sparse.load_npz(path))
+        held = f"it has {', '.join(array.files) or 'none'}"
+        if key is None and len(array.files) != 1:
+            raise InputError(f"{path}: must hold one array, or name one as in {path}:name; {held}")
+        if key is not None and key not in array.files:
+            raise InputError(f"{path}: has no array '{key}'; {held}")
+        return array[key or array.files[0]]
+
+
+def _zarr(path, key):
+    try:
+        import zarr
+    except ImportError:
+        raise InputError(f"{path}: needs Zarr, which is not installed: pip install 'cusink[zarr]'") from None
+    try:
+        found = zarr.open(path, mode="r", path=key or "")
+    except FileNotFoundError:
+        what = "is not a Zarr array" if key is None else f"has no array '{key}'"
+        raise InputError(
+            f"{path}: {what}; write it with zarr.save_array, or name an array in it as in {path}:name"
+        ) from None
+    if not isinstance(found, zarr.Array):
+        raise InputError(f"{path}: is a Zarr group; name an array in it as in {path}:name")
+    return np.asarray(found[...])
+
+
+def problem(given):
+    """Return histograms A, B (None for A with itself) and the cost, checked; arrays in the dtype that was asked for."""
+    dtype = np.dtype(given.dtype)
+    names = [given.queries] if given.corpus is None else [given.queries, given.corpus]
+    sets = [load(name, sparse=True) for name in names]
+    if given.grid is not None:
+        sets = [array.reshape(len(array), -1) if array.shape[1:] == given.grid else array for array in sets]
+    C, of_cost = cost(given, dtype, any(not isinstance(array, np.ndarray) for array in sets))
+    sets = [_histograms(*item, of_cost, dtype) for item in zip(names, sets, C.shape, strict=False)]
+    masses = [np.asarray(array.sum(axis=1, dtype=np.float64)) for array in sets]
+    for name, array, mass in zip(names, sets, masses, strict=True):
+        if isinstance(array, np.ndarray) and (wrong := _first(mass <= 0)) is not None:
+            raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is 0. Remove it")
+    if given.normalise:
+        sets = [_normalised(array, mass) for array, mass in zip(sets, masses, strict=True)]
+    else:
+        _one_mass(names, masses, dtype)
+    return sets[0], sets[1] if given.corpus is not None else None, C
+
+
+def cost(given, dtype, sparse):
+    """Return the cost, and words for it in messages."""
+    metric = given.metric or "sqeuclidean"
+    if given.cost is not None:
+        C = load(given.cost)
+        if C.ndim != 2 or C.size == 0 or (given.corpus is None and C.shape[0] != C.shape[1]):
+            rule = "(bins, bins)" if given.corpus is None else "(bins of queries, bins of corpus)"
+            raise InputError(f"{given.cost}: the cost must have shape {rule}; got {C.shape}")
+        if (wrong := _first(np.isnan(C) | (C == -np.inf))) is not None:
+            raise InputError(f"{given.cost}: a cost must be a number or +inf (forbidden); got {C[wrong]} at {wrong}")
+        return _scaled(C.astype(dtype), given.scale_cost), f"the cost of shape {C.shape}"
+    if given.grid is not None:
+        words = f"the grid {'x'.join(map(str, given.grid))}"
+        if np.prod(given.grid) ** 2 > STORED and metric in SEPARABLE and len(given.grid) <= 3:
+            return _grid(given.grid, metric, given.scale_cost), words
+        points = [np.indices(given.grid).reshape(len(given.grid), -1).T.astype(np.float64)]
+        return _of_points(points, metric, given.scale_cost, False, dtype, "--metric"), words
+    points = [load(name).astype(dtype) for name in given.points]
+    if len(points) == 2 and given.corpus is None:
+        raise InputError("--points: one collection lies on one set of points; give one file, or a corpus")
+    words = f"{len(points[0])} points of {given.points[0]}" if len(points) == 1 else "the points"
+    return _of_points(points, metric, given.scale_cost, sparse, dtype, "--points"), words
+
+
+def _of_points(points, metric, scale, sparse, dtype, option):
+    from cusink.costs.matrix import cost_matrix
+    from cusink.costs.points import PointCloud
+
+    try:
+        stays = (len(points[0]) * len(points[-1]) > STORED or sparse) and metric in METRICS
+        if stays:
+            cloud = PointCloud(*(p.astype(dtype) for p in points), metric=metric)
+            return _scaled_cloud(cloud) if scale else cloud
+        return _scaled(cost_matrix(points[0], points[-1], metric=metric).astype(dtype), scale)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{option}: {line(error)}") from None
+    except MemoryError:
+        raise InputError(
+            f"{option}: the {len(points[0])} x {len(points[-1])} costs do not fit into memory, and --metric {metric} "
+            f"has no other form; {', '.join(METRICS)} are not stored"
+        ) from None
+
+
+def _scaled_cloud(cloud):
+    """A PointCloud whose costs are those of `cloud` divided by the largest; that is found without storing them."""
+    from cusink.costs.operand import arrays_of, costs_of
+    from cusink.costs.points import PointCloud
+
+    costs = costs_of(cloud, np, np.float64, [p.astype(np.float64) for p in arrays_of(cloud).values()])
+    if not (largest := _farthest(costs.x, costs.y, costs.norm)) > 0:
+        raise InputError(NO_UNIT)
+    unit = largest if costs.norm == "cityblock" else largest**0.5
+    x, y = ((p / unit).astype(cloud.x.dtype) for p in (costs.x, costs.y))
+    # A cosine is half the squared distance on the unit sphere, where these points are.
+    metric = "sqeuclidean" if cloud.metric == "cosine" else cloud.metric
+    return PointCloud(x, None if cloud.x is cloud.y else y, metric)
+
+
+def _farthest(x, y, norm):
+    """The largest distance between points of `x` and of `y`, squared unless city-block.
+
+    The points are centred, so that a product tells which are farthest apart; the distance is of their difference.
+    """
+    from scipy.spatial.distance import cdist
+
+    largest, rows = 0.0, max(1, STORED // len(y))
+    for start in range(0, len(x), rows):
+        part, others = x[start : start + rows], y[start:] if x is y else y
+        if norm == "cityblock":
+            found = cdist(part, others, norm).max()
+        else:
+            squares = ((p * p).sum(axis=1) for p in (part, others))
+            i, j = divmod(int((np.add.outer(*squares) - 2 * (part @ others.T)).argmax()), len(others))
+            found = ((part[i] - others[j]) ** 2).sum()
+        largest = max(largest, float(found))
+    return largest
+
+
+def _grid(shape, metric, scale):
+    from cusink.costs.grid import Grid
+
+    if not scale:
+        return Grid(shape, metric)
+    largest = Grid(shape, metric).max()
+    return Grid(shape, metric, spacing=largest**-0.5 if metric == "sqeuclidean" else 1 / largest)
+
+
+def _scaled(C, scale):
+    """The cost divided by its largest finite entry, where that is asked for."""
+    if not scale:
+        return np.ascontiguousarray(C)
+    if not (largest := C.max(initial=0, where=np.isfinite(C))) > 0:
+        raise InputError(NO_UNIT)
+    return np.ascontiguousarray(C / largest)
+
+
+def _histograms(name, array, bins, of_cost, dtype):
+    """The array in `dtype`, after checking that it is (count, bins), finite and non-negative."""
+    if array.ndim != 2 or array.shape[1] != bins or array.shape[0] == 0:
+        raise InputError(f"{name}: must have shape (count, {bins}) to match {of_cost}; got {array.shape}")
+    if isinstance(array, np.ndarray):
+        if (wrong := _first(~np.isfinite(array))) is not None:
+            raise InputError(f"{name}: weights must be finite; got {array[wrong]} at row {wrong[0]}, bin {wrong[1]}")
+        if (wrong := _first(array < 0)) is not None:
+            raise InputError(
+                f"{name}: weights must not be negative; got {array[wrong]:g} at row {wrong[0]}, bin {wrong[1]}."
+                " Clip or shift them"
+            )
+    return array.astype(dtype, copy=False)
+
+
+def _normalised(array, mass):
+    if isinstance(array, np.ndarray):
+        return np.divide(array, mass[:, None], dtype=array.dtype, casting="same_kind")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.where(mass > 0, 1 / mass, 0).astype(array.dtype)
+    array = array.copy()
+    array.data *= np.repeat(factors, np.diff(array.indptr))
+    return array
+
+
+def _one_mass(names, masses, dtype):
+    """Raise unless all histograms have one mass, to the relative tolerance that the solver asks for."""
+    tolerance = 1e-3 if dtype == np.float32 else 1e-6
+    firsts = ((name, _first(mass != 0), mass) for name, mass in zip(names, masses, strict=True))
+    owner, row, mass = next((found for found in firsts if found[1] is not None), (None, None, None))
+    if owner is None:
+        return
+    expected = mass[row]
+    for name, mass in zip(names, masses, strict=True):
+        # Empty documents, which have no distances, are left alone.
+        off = (abs(mass - expected) > tolerance * expected) & (mass != 0)
+        if (wrong := _first(off)) is not None:
+            raise InputError(
+                f"{name}: all histograms must have one mass; row {wrong[0]} has {mass[wrong]:g}, row {row[0]} of"
+                f" {owner} has {expected:g}. Pass --normalise to divide each by its own"
+            )
+
+
+def _first(condition):
+    """Index of the first true entry as a tuple of int, or None."""
+    position = int(np.argmax(condition))
+    index = tuple(int(i) for i in np.unravel_index(position, condition.shape))
+    return index if condition[index] else None

@@ -1,0 +1,154 @@
+"""What the command line writes: files that are complete or are not there, and an account of the work."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+
+import numpy as np
+
+from cusink.cli.files import InputError, line, split_name
+from cusink.errors import ConvergenceWarning
+
+__all__ = [
+    "DiskError",
+    "Report",
+    "beside",
+    "check_output",
+    "target",
+    "write_npz",
+]
+
+
+class DiskError(Exception):
+    """The disk failed in the middle of the work."""
+
+
+def check_output(given, endings):
+    """Raise if the output cannot be written, before any work is done."""
+    output = given.output
+    if output.suffix not in endings:
+        raise InputError(f"--output: must be a {' or '.join(endings)} file; got '{output}'")
+    if output.is_dir() and output.suffix != ".zarr":
+        raise InputError(f"--output: {output} is a folder; name a file in it")
+    if not output.parent.is_dir():
+        raise InputError(f"--output: there is no folder {output.parent}; make it first")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"--output: the folder {output.parent} may not be written to; choose another")
+    names = [given.queries, given.corpus, given.cost, *(given.points or ())]
+    inputs = [split_name(name)[0] for name in names if name is not None]
+    if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
+        raise InputError(f"--output: {output} is one of the inputs; choose another name")
+    begun = beside(output, ".tiles").exists()
+    if (output.exists() and not begun or beside(output, ".part").exists() and not begun) and not given.force:
+        raise InputError(f"--output: {output} exists; choose another name or pass --force to overwrite it")
+
+
+def beside(path, ending):
+    """The file that belongs to the matrix at `path`."""
+    return path.with_name(path.name + ending)
+
+
+@contextlib.contextmanager
+def target(given):
+    """Give the path to write a matrix to: its own, or with --force one that takes the place of what is there."""
+    path = given.output
+    if not path.exists() or not given.force:
+        if given.force:
+            remove(beside(path, ".part"), beside(path, ".tiles"))
+        yield path
+        return
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    old = path.with_name(f".{path.stem}.{os.getpid()}.old")
+    try:
+        yield draft
+        os.replace(path, old)
+        os.replace(draft, path)
+        os.replace(beside(draft, ".tiles"), beside(path, ".tiles"))
+        remove(beside(path, ".part"))
+    finally:
+        remove(draft, beside(draft, ".part"), beside(draft, ".tiles"), old)
+
+
+def remove(*paths):
+    """Remove files and folders that may be there."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_npz(path, **arrays):
+    """Write arrays under the name `path` when they are complete."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(draft, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        raise DiskError(f"--output: {path} cannot be written: {error.strerror or line(error)}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class Report:
+    """Runs the work in a ``with`` statement, and tells of it: its errors as one line, its warnings, its time."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def __enter__(self):
+        self.stack = contextlib.ExitStack()
+        self.caught = self.stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.seconds = time.perf_counter() - self.start
+        self.stack.close()
+        if isinstance(error, MemoryError):
+            raise InputError(f"out of memory ({line(error)}); pass a lower --memory-limit") from None
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
+            raise DiskError(f"--output: {line(error)}") from None
+        if isinstance(error, (TypeError, ValueError, ImportError, OSError)):
+            raise InputError(line(error)) from None
+
+    def tell(self, shape, device, text, more, summary=None):
+        """Print the outcome, and return the exit status; `more` is for JSON, and `summary` where the time goes."""
+        given = self.given
+        for warning in self.caught:
+            print(f"cusink: warning: {line(warning.message)}", file=sys.stderr)
+        missed = any(issubclass(warning.category, ConvergenceWarning) for warning in self.caught)
+        took = f"{self.seconds:.1f} s on {device}"
+        if given.json:
+            print(
+                json.dumps(
+                    {
+                        "shape": shape,
+                        "dtype": given.dtype,
+                        "value": given.value,
+                        "eps": given.eps,
+                        "tol": given.tol,
+                        "converged": not missed,
+                        "warnings": [line(warning.message) for warning in self.caught],
+                        "seconds": self.seconds,
+                        "pairs_per_second": shape[0] * shape[1] / self.seconds,
+                        "device": device,
+                    }
+                    | more,
+                    allow_nan=False,
+                )
+            )
+        elif summary is None:
+            print(f"{text}, {took}")
+        else:
+            print(text)
+            print(
+                f"cusink: {shape[0]} queries among {shape[1]}, {given.value}, eps {given.eps:g}, {took}", file=summary
+            )
+        return 3 if missed else 0

@@ -1,0 +1,1 @@
+"""Costs: arrays, points and grids, and what the operators take of them."""

@@ -1,0 +1,67 @@
+"""Rules for costs: entries, partners, points and gradients."""
+
+from cusink.checks.arrays import arrays, kind
+from cusink.checks.weights import first_true
+
+
+def points(x, y, metric):
+    """Points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
+    (x, y), xp, dtype = arrays(x=x, y=y)
+    shaped = []
+    for name, p in (("x", x), ("y", x if y is None else y)):
+        p = p[:, None] if p.ndim == 1 else p
+        if p.ndim != 2 or 0 in p.shape:
+            raise ValueError(
+                f"'{name}' must have shape (points, d) with at least one point and one coordinate; got {p.shape}"
+            )
+        if not xp.isfinite(p).all():
+            raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+        if metric == "cosine" and not p.any(axis=1).all():
+            raise ValueError(
+                f"'{name}' must hold no zero vector for metric 'cosine'; got row {int((~p.any(axis=1)).argmax())}"
+            )
+        shaped.append(p)
+    if shaped[0].shape[1] != shaped[1].shape[1]:
+        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {x.shape} and {y.shape}")
+    return shaped, xp, dtype
+
+
+def cost_values(C, xp):
+    """Check the entries of a cost: no NaN, no -inf; +inf is a forbidden pair."""
+    if not xp.isfinite(C.min()) or xp.isnan(C).any():
+        what = "NaN" if xp.isnan(C).any() else "-inf" if xp.isneginf(C).any() else "+inf alone"
+        raise ValueError(
+            f"'C' must hold finite costs, and +inf only for forbidden pairs; got {what}. Check how the cost was made"
+        )
+
+
+def partners(a, b, C, xp):
+    """Check that every bin with weight may send some of it to a bin with weight."""
+    allowed = xp.isfinite(C)
+    if allowed.all():
+        return
+    for name, weights, others, pairs in (("a", a, b, allowed), ("b", b, a, xp.swapaxes(allowed, -1, -2))):
+        lone = (weights > 0) & ~_reached(others, pairs, xp)
+        if lone.any():
+            problem, index = first_true(xp, lone)
+            line = "row" if name == "a" else "column"
+            raise ValueError(
+                f"'C' must allow every bin with weight a partner with weight; in problem {problem}, {line} {index} of "
+                f"'C' is forbidden (+inf) wherever the other side has weight, and '{name}' has weight there. "
+                "Allow a pair, or empty the bin"
+            )
+
+
+def _reached(others, pairs, xp):
+    """Bins (B, n) with a partner that `pairs` (n, m) or (B, n, m) allow and `others` (B, m) give weight."""
+    count = xp.matmul((others > 0)[:, None, :].astype(others.dtype), xp.swapaxes(pairs, -1, -2).astype(others.dtype))
+    return count[:, 0, :] > 0
+
+
+def cost_gradient(grad_C, x, y, like):
+    """Check the gradient of a cost between points x (n, d) and y (m, d) in the library and dtype of `like`."""
+    (grad_C, _), xp, _ = arrays(grad_C=grad_C, x=like)
+    if grad_C is None or grad_C.shape != (len(x), len(y)):
+        got = kind(None) if grad_C is None else grad_C.shape
+        raise ValueError(f"'grad_C' must have shape {(len(x), len(y))} to match these points; got {got}")
+    return xp.ascontiguousarray(grad_C)

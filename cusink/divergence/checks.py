@@ -1,0 +1,109 @@
+"""Checks of the arguments of `cusink.sinkhorn_divergence` and its adjoint, in the manner of `cusink.solver.checks`."""
+
+import math
+import numbers
+
+import numpy as np
+
+from cusink.checks.arrays import arrays
+from cusink.costs.grid import Grid
+from cusink.costs.operand import arrays_of, cost
+from cusink.costs.points import PointCloud
+from cusink.solver import checks as solver_checks
+
+FIX = "Pass the costs within each side as 'C_aa' and 'C_bb', or points as a cusink.PointCloud"
+
+
+def reach(value, method):
+    """The price of both marginals, inf where they are met."""
+    if isinstance(value, (tuple, list)):
+        raise ValueError(
+            f"'reach' must be one number for a divergence, which solves each measure with itself; got {value!r}"
+        )
+    prices = solver_checks.reach(value, method)
+    return math.inf if prices is None else prices[0]
+
+
+def self_costs(C, C_aa, C_bb, given, memory_limit, check):
+    """Costs of either side to itself as the operators take them; `given` are the checked arrays of the pair."""
+    own = {"C_aa": C_aa, "C_bb": C_bb}
+    if isinstance(C, (PointCloud, Grid)):
+        extra = [name for name, x in own.items() if x is not None]
+        if extra:
+            raise ValueError(f"'{extra[0]}' must be None for a {type(C).__name__}, which knows its own costs; got one")
+        if isinstance(C, Grid) or C.x is C.y:
+            return given.C, given.C
+        return tuple(_cloud(points, C, given, memory_limit) for points in (C.x, C.y))
+    if C_aa is None and C_bb is None:
+        if check:
+            _shared(given.C)
+        return given.C, given.C
+    for name, x in own.items():
+        if x is None:
+            raise ValueError(f"'C_aa' and 'C_bb' must both be given, or neither; '{name}' is None")
+    (*checked, _), xp, _ = arrays(**own, C=C)
+    n, m = given.C.shape[-2:]
+    return tuple(
+        _own(xp, name, x, bins, len(given.a), check)
+        for (name, x), bins in zip(zip(own, checked, strict=True), (n, m), strict=True)
+    )
+
+
+def cotangent(grad, result):
+    """The gradient (B,) by the divergences of a result, in the dtype of the computation."""
+    cross = result.problems[0]
+    size, dtype = len(cross.a), cross.a.dtype
+    (given, _), xp, _ = arrays(grad=None if isinstance(grad, numbers.Real) else grad, result=result.f)
+    if given is None:
+        if grad is None:
+            raise TypeError("'grad' must be a number or an array of the shape of the divergence; got None")
+        given = xp.full(size if cross.batched else (), grad, dtype)
+    wanted = (size,) if cross.batched else ()
+    if given.shape != wanted:
+        raise ValueError(f"'grad' must have shape {wanted} to match the result; got {given.shape}")
+    if not xp.isfinite(given).all():
+        raise ValueError(f"'grad' must be finite; got {float(given[~xp.isfinite(given)][0])}")
+    return given.reshape(size)
+
+
+def _cloud(points, C, given, memory_limit):
+    """The cost of a cloud of points to itself."""
+    cloud = PointCloud(points, metric=C.metric, power=C.power, tf32=C.tf32)
+    parts, xp, dtype = arrays(**arrays_of(cloud))
+    costs, _ = cost(cloud, xp, dtype, parts, memory_limit)
+    return costs.at(0) if costs.ndim == 3 and len(costs.x) == 1 else costs
+
+
+def _shared(C):
+    """Check that a cost is between bins that both measures share."""
+    n, m = C.shape[-2:]
+    if n != m:
+        raise ValueError(f"'C' must be square, between bins that 'a' and 'b' share; got shape {C.shape}. {FIX}")
+    if C.diagonal(0, -2, -1).any():
+        raise ValueError(f"'C' must have a diagonal of zeros, between bins that 'a' and 'b' share. {FIX}")
+    _symmetric("C", C, FIX)
+
+
+def _own(xp, name, C, bins, size, check):
+    """A cost of one side to itself, of shape (n, n) or (B, n, n)."""
+    if C.ndim == 3 and len(C) == 1:
+        C = C[0]
+    if C.shape not in ((bins, bins), (size, bins, bins)):
+        raise ValueError(f"'{name}' must have shape {(bins, bins)} or {(size, bins, bins)}; got {C.shape}")
+    if check:
+        if not np.isfinite(float(C.max())) or not np.isfinite(float(C.min())):
+            raise ValueError(f"'{name}' must be finite; got {float(C.max() + C.min())}")
+        _symmetric(name, C, "Pass the costs between the bins of one side")
+    return xp.ascontiguousarray(C)
+
+
+def _symmetric(name, C, fix):
+    """Check that a cost is symmetric, to the rounding of how it may have been made."""
+    other = C.swapaxes(-1, -2)
+    unequal = C != other
+    if not unequal.any():
+        return
+    off = abs(C[unequal] - other[unequal]).max()
+    scale = abs(C[unequal]).max()
+    if not off <= 64 * float(np.finfo(C.dtype.name).eps) * scale:
+        raise ValueError(f"'{name}' must be symmetric; an entry and its mirror image are {float(off):.3g} apart. {fix}")

@@ -1,0 +1,253 @@
+"""Gradients of what a solve returned, from its solution alone: no iteration is stored and none is repeated."""
+
+import functools
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cusink.backends.operators import ops_for
+from cusink.errors import ConvergenceWarning
+from cusink.gradients import checks
+from cusink.gradients.system import additive_fit
+from cusink.gradients.terms import Terms, finite, unweighted
+from cusink.gradients.unbalanced import unbalanced_terms
+from cusink.solver.result import SinkhornResult
+
+__all__ = [
+    "SinkhornGradients",
+    "sinkhorn_adjoint",
+]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SinkhornGradients:
+    """Gradients of ``sum(cotangent * output)`` by the inputs of `cusink.sinkhorn`.
+
+    `C`, `eps`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
+
+    Attributes
+    ----------
+    a : array, shape (n,) or (B, n)
+        By the source weights of each problem, projected to mean zero over the bins. Finite for empty bins too, where
+        it is the one-sided derivative.
+    b : array, shape (m,) or (B, m)
+        By the target weights.
+    converged : array of bool, shape () or (B,)
+        Whether the linear system of the problem was solved to the tolerance; True where there was none to solve.
+    """
+
+    a: Any
+    b: Any
+    converged: Any
+    _terms: Any = field(repr=False)
+
+    @functools.cached_property
+    def C(self):
+        """By the cost: array of shape (n, m), summed over the batch, for a shared cost; (B, n, m) else.
+
+        None for a `cusink.PointCloud` or `cusink.Grid`, which has no stored cost.
+        """
+        return self._terms.by_cost()
+
+    @functools.cached_property
+    def eps(self):
+        """By the regularisation: array of shape () or (B,), the share of each problem."""
+        return self._terms.by_eps()
+
+    @property
+    def x(self):
+        """By the source points of a `cusink.PointCloud`, in their shape; summed over the batch for a shared cloud.
+
+        By the points as sources and as targets, if the cloud was given as `x` alone. None for other costs.
+        """
+        return self._points[0]
+
+    @property
+    def y(self):
+        """By the target points of a `cusink.PointCloud`; None if it was given as `x` alone, and for other costs."""
+        return self._points[1]
+
+    @functools.cached_property
+    def _points(self):
+        return self._terms.by_points()
+
+
+def sinkhorn_adjoint(
+    result,
+    *,
+    grad_cost=None,
+    grad_reg_cost=None,
+    grad_entropic_cost=None,
+    grad_f=None,
+    grad_g=None,
+    tol=1e-6,
+    max_iter=1000,
+):
+    """Pull gradients with respect to the outputs of `cusink.sinkhorn` back to its inputs.
+
+    Parameters
+    ----------
+    result : SinkhornResult
+        What `cusink.sinkhorn` returned.
+    grad_cost, grad_reg_cost, grad_entropic_cost : array, shape () or (B,), or float, optional
+        Derivative of the final loss by these values, in the dtype of the result; a number is for every problem. At
+        least one of the five gradients must be given; they add up.
+    grad_f : array, shape (n,) or (B, n), optional
+        Derivative of the loss by the potential `f`.
+    grad_g : array, shape (m,) or (B, m), optional
+        Derivative of the loss by the potential `g`.
+    tol : float
+        Relative residual, weighted by the plan, to which the linear system behind `grad_cost`, `grad_f` and `grad_g`
+        is solved; about 4e-6 at least in float32.
+    max_iter : int
+        Iterations of conjugate gradients at most, of which there are about as many as over-relaxed ones in the solve.
+
+    Returns
+    -------
+    SinkhornGradients
+        a, b, C, eps and converged; x and y for a `cusink.PointCloud`.
+
+    Raises
+    ------
+    TypeError
+        A result of another kind, a gradient of another library or dtype than the result.
+    ValueError
+        A gradient of the wrong shape or with values that are not finite; none at all.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the solve had not converged, or the linear system did not reach `tol`.
+
+    Notes
+    -----
+    The gradient of `reg_cost` is the envelope theorem's: a takes ``f`` and b takes ``g``, C the plan, eps
+    ``KL(P | a b')``; nothing is solved. That of `cost` is exact too: with ``X_i + Y_j`` the additive function nearest
+    to C in the mean square of the plan, a takes X, b takes Y, and C takes ``P (1 + (X_i + Y_j - C) / eps)``.
+
+    Weights vary on the simplex, so that gradients for a and b are defined up to a constant, chosen for mean zero.
+    `f` and `g` are defined up to a constant that moves between them; `grad_f` and `grad_g` are taken of those with
+    ``sum(f) = sum(g)``. An empty bin has the derivative by a first bit of weight; that of `entropic_cost` is -inf,
+    for x log x has it, and only the part of `reg_cost` is given. A bin that cannot take weight, because C forbids it
+    all partners, has 0.
+
+    After a solve with `reach` the masses may change, and gradients for a and b are not projected; those of `cost`, `f`
+    and `g` are exact there too, see docs/unbalanced.md. `grad_entropic_cost` is refused.
+
+    Memory is that of the gradients and about ten arrays of the size of `a` and `b`; with `C` that of a block of plans.
+    docs/gradients.md derives the formulas.
+
+    References
+    ----------
+    T. Viehmann, Implementation of batched Sinkhorn iterations for entropy-regularized Wasserstein loss, 2019.
+    G. Luise et al., Differential properties of Sinkhorn approximation for learning with Wasserstein distance, 2018.
+
+    Examples
+    --------
+    >>> import cusink
+    >>> C = cusink.cost_matrix([0.0, 1.0, 3.0])
+    >>> result = cusink.sinkhorn([0.5, 0.25, 0.25], [0.25, 0.25, 0.5], C, eps=0.5, tol=1e-9)
+    >>> grads = cusink.sinkhorn_adjoint(result, grad_cost=1.0)
+    >>> print(grads.a.round(3), grads.C.shape)
+    [ 3.333  0.352 -3.685] (3, 3)
+    """
+    checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
+    checks.linear_solve(tol, max_iter)
+    problem = result.problem
+    given = checks.cotangents(
+        problem,
+        result.f,
+        values={"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost},
+        potentials={"grad_f": grad_f, "grad_g": grad_g},
+    )
+    ops = ops_for(problem.C)
+    _warn_unconverged(ops, result)
+    terms, converged = (_balanced_terms if problem.reach is None else _unbalanced_terms)(
+        ops, problem, *given, tol, max_iter
+    )
+    if not converged.all():
+        warnings.warn(
+            f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
+            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return SinkhornGradients(
+        a=problem.outward(terms.by_a()),
+        b=problem.outward(terms.by_b()),
+        converged=ops.xp.asarray(converged) if problem.batched else ops.xp.asarray(converged)[0],
+        _terms=terms,
+    )
+
+
+def _unbalanced_terms(ops, problem, grad_cost, grad_reg_cost, grad_entropic_cost, grad_f, grad_g, tol, max_iter):
+    """As `_balanced_terms`, for a result with `reach`."""
+    if grad_entropic_cost is not None:
+        raise ValueError(
+            "'grad_entropic_cost' must be None for unbalanced transport, of whose objective that value is no part; "
+            "got a gradient. Take 'grad_cost' or 'grad_reg_cost'"
+        )
+    return unbalanced_terms(ops, problem, grad_cost, grad_reg_cost, grad_f, grad_g, tol, max_iter)
+
+
+def _balanced_terms(ops, problem, grad_cost, grad_reg_cost, grad_entropic_cost, grad_f, grad_g, tol, max_iter):
+    """What the gradients are made of, and whether the linear system of each problem was solved (B,), in NumPy."""
+    given = (x for x in (grad_cost, grad_reg_cost, grad_entropic_cost) if x is not None)
+    level = sum(given, start=ops.xp.zeros(len(problem.a), problem.a.dtype))
+    if grad_f is not None:  # of the potentials with sum(f) = sum(g)
+        lead = (grad_f.sum(axis=1, keepdims=True) - grad_g.sum(axis=1, keepdims=True)) / (
+            grad_f.shape[1] + grad_g.shape[1]
+        )
+        grad_f, grad_g = grad_f - lead, grad_g + lead
+    x = y = None
+    converged = np.ones(len(problem.a), bool)
+    if grad_cost is not None or grad_f is not None:
+        x, y, converged = _fit(ops, problem, grad_cost, grad_f, grad_g, tol, max_iter)
+    terms = Terms(
+        problem=problem,
+        level=level,
+        grad_cost=grad_cost,
+        grad_entropic_cost=grad_entropic_cost,
+        grad_f=grad_f,
+        grad_g=grad_g,
+        x=x,
+        y=y,
+    )
+    return terms, converged
+
+
+def _fit(ops, problem, grad_cost, grad_f, grad_g, tol, max_iter):
+    """The additive array x_i + y_j by which the potentials part of all gradients goes, and who converged."""
+    xp, C, eps = ops.xp, problem.C, problem.eps
+    a, b, f, g = problem.a, problem.b, finite(xp, problem.f), finite(xp, problem.g)
+    h, k = xp.zeros_like(a), xp.zeros_like(b)
+    if grad_f is not None:
+        h, k = unweighted(ops, C, f, g, eps, grad_f, grad_g)
+
+    def right(index, means):
+        if grad_cost is None:
+            return h[index], k[index]
+        # The means of log(P / a b') = (f + g - C) / eps.
+        every = len(index) == len(a)
+        w, f_, g_, h_, k_ = (v if every else v[index] for v in (grad_cost[:, None], f, g, h, k))
+        rows = (f_ + means.mean(g_, 1) - means.mean_cost(1)) / eps
+        columns = (g_ + means.mean(f_, 0) - means.mean_cost(0)) / eps
+        return (w * rows + h_).astype(a.dtype), (w * columns + k_).astype(b.dtype)
+
+    return additive_fit(ops, C, a, b, f, g, eps, right, tol, max_iter)
+
+
+def _warn_unconverged(ops, result):
+    """Warn once if the solve had not converged."""
+    missed = ~np.atleast_1d(ops.to_host(result.converged))
+    if missed.any():
+        worst = np.atleast_1d(ops.to_host(result.error))[missed].max()
+        warnings.warn(
+            f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
+            f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
+            "where the iteration converges slowly. Solve with a larger 'max_iter'",
+            ConvergenceWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,46 @@
+"""Checks of the arguments of the adjoints, in the manner of `cusink.solver.checks`."""
+
+import numbers
+
+from cusink.checks.arrays import arrays, kind
+from cusink.solver.checks import options
+
+
+def instance(name, x, wanted, source):
+    """Check that `x` is of the class that `source` returns."""
+    if not isinstance(x, wanted):
+        raise TypeError(f"'{name}' must be what {source} returned, a {wanted.__name__}; got {kind(x)}")
+
+
+def linear_solve(tol, max_iter):
+    """Check the options of the linear system of `cusink.sinkhorn_adjoint`."""
+    if tol is None:
+        raise TypeError("'tol' must be a number; got None. Its default is 1e-6")
+    options(max_iter, tol, 1, "auto", None)
+
+
+def cotangents(problem, f, values, potentials):
+    """Gradients of a call of `cusink.sinkhorn_adjoint`, those of values (B,), those of potentials (B, n) and (B, m).
+
+    None stays None, but a potential without one has zeros if the other has one. `f` is the result's, in the user's
+    dtype.
+    """
+    named, out = values | potentials, []
+    if all(x is None for x in named.values()):
+        raise ValueError(f"at least one of {', '.join(map(repr, named))} must be given; got none. Pass grad_cost=1.0")
+    simple = {name: x for name, x in values.items() if isinstance(x, numbers.Real)}
+    (*given, _), xp, _ = arrays(**{name: None if name in simple else x for name, x in named.items()}, result=f)
+    shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]]
+    for name, shape, x in zip(named, shapes, given, strict=True):
+        wanted = problem.a.shape[:1] + shape if problem.batched else shape
+        x = xp.full(wanted, simple[name], problem.a.dtype) if name in simple else x
+        if x is not None:
+            if x.shape != wanted:
+                raise ValueError(f"'{name}' must have shape {wanted} to match the result; got {x.shape}")
+            if not xp.isfinite(x).all():
+                raise ValueError(f"'{name}' must be finite; got {float(x[~xp.isfinite(x)][0])}")
+            x = xp.ascontiguousarray(x).reshape(problem.a.shape[:1] + shape)
+        out.append(x)
+    if any(x is not None for x in out[-2:]):
+        out[-2:] = (xp.zeros_like(p) if x is None else x for x, p in zip(out[-2:], (problem.f, problem.g), strict=True))
+    return out

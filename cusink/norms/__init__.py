@@ -1,0 +1,1 @@
+"""Kernel products, norms and likelihoods of samples."""

@@ -1,0 +1,1 @@
+"""Distance matrices and nearest neighbours."""

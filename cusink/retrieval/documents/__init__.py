@@ -1,0 +1,1 @@
+"""Retrieval of documents and of ragged clouds."""

@@ -1,0 +1,146 @@
+"""A matrix on disk that is written tile by tile: a ``.npy`` file or a Zarr array.
+
+While it is written, ``matrix.npy`` is called ``matrix.npy.part``; ``matrix.npy.tiles`` tells what it is and which tiles
+are finished (`Ledger`). A tile is brought to the disk before its line is. So whatever stops the process, a tile that
+is marked is there, and one that is not is written again, to the same bytes.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+
+import numpy as np
+
+from cusink.retrieval.storage.drafts import NpyDraft, ZarrDraft, of_another_job, sync_folder
+from cusink.retrieval.storage.ledger import Ledger, differences
+
+__all__ = [
+    "TileStore",
+]
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class TileStore:
+    """The store at `path` for the job that a manifest describes; use it in a ``with`` statement.
+
+    `finished` maps the first row and column of each finished tile to how many of its pairs missed their tolerance and
+    the worst error among them.
+    """
+
+    names = ("distances",)
+
+    def __init__(self, path, job, to_host):
+        self.path, self.job, self.to_host = path, job, to_host
+        self.part = path.with_name(path.name + ".part")
+        self.ledger = Ledger(path.with_name(path.name + ".tiles"))
+        self.draft = (ZarrDraft if path.suffix == ".zarr" else NpyDraft)(self.part)
+        self.finished = {}
+
+    def __enter__(self):
+        with self._failures():
+            if not self.ledger.path.exists():
+                self._keep_off()
+            self.ledger.open()
+            try:
+                found, finished = self.ledger.read()
+                if found is None or not (self.path.exists() or self.part.exists()):
+                    self._begin()
+                else:
+                    self._go_on(found, finished)
+            except BaseException:
+                self.ledger.close()
+                raise
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None and not self.finished:
+            self._clear()
+        self.draft.close()
+        self.ledger.close()
+
+    def write(self, rows, columns, solved, missed, worst):
+        """Keep a tile, and its mirror image if it has one; on return it outlasts whatever may happen."""
+        block = self.to_host(solved["distances"])
+        with self._failures():
+            self.draft.write(rows, columns, block)
+            if self.job["symmetric"]:
+                self.draft.write(columns, rows, np.ascontiguousarray(block.T))
+            self.draft.sync()
+            self.ledger.add(rows, columns, missed, worst)
+        self.finished[rows.start, columns.start] = missed, worst
+
+    def finish(self):
+        """Give the complete matrix its name, and return it, opened for reading."""
+        with self._failures():
+            self.draft.close()
+            if self.part.exists():
+                self._keep_off(self.path)
+                os.replace(self.part, self.path)
+                sync_folder(self.path.parent)
+            return self.draft.read(self.path)
+
+    def _keep_off(self, *paths):
+        """Raise if something is there that no ledger tells of."""
+        for path in paths or (self.path, self.part):
+            if path.exists():
+                raise FileExistsError(
+                    f"'out' would overwrite '{path}', which no unfinished job accounts for. Delete it, or choose "
+                    "another name"
+                )
+
+    def _begin(self):
+        """Make an empty matrix and write down what it is for; clear up if that fails."""
+        try:
+            self._keep_off(self.path)
+            self._remove()  # of a process that was stopped right here
+            self.draft.create(self.job)
+            self.ledger.begin(self.job)
+            sync_folder(self.path.parent)
+        except BaseException:
+            self._clear()
+            raise
+
+    def _clear(self):
+        """Leave nothing behind."""
+        self._remove()
+        self.ledger.path.unlink(missing_ok=True)
+
+    def _remove(self):
+        self.draft.close()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.part) if self.part.is_dir() else self.part.unlink()
+
+    def _go_on(self, found, finished):
+        """Take up a job where it was left."""
+        for what, here, there in differences(self.job, found):
+            raise ValueError(of_another_job(self.path, what, here, there))
+        self.finished = finished
+        if self.part.exists():
+            self._keep_off(self.path)
+        elif len(finished) < self.job["tiles"]:
+            os.replace(self.path, self.part)
+        if self.part.exists():
+            self.draft.open(self.job)
+
+    @contextlib.contextmanager
+    def _failures(self):
+        """Say what a failure of the disk means for the job."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:  # one of ours
+                raise
+            reason, where = error.strerror or str(error), error.filename or self.path
+            kept = f"{len(self.finished)} finished tiles are kept: call again to go on" if self.finished else ""
+            if error.errno in FULL:
+                what = f"the disk is full or the file may not grow ({reason})"
+                fix = f"Free some space{'; ' + kept if kept else ''}"
+            else:
+                what, fix = reason, f"See to it{'; ' + kept if kept else ', or choose another name'}"
+            failure = type(error)(error.errno, f"'out' cannot be written: {what}. {fix}", str(where))
+        else:
+            return
+        raise failure

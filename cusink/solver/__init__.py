@@ -1,0 +1,1 @@
+"""Solve entropy-regularised transport."""

@@ -1,0 +1,145 @@
+"""Entropy-regularised optimal transport of many pairs of measures at once."""
+
+import functools
+
+import numpy as np
+
+from cusink.backends.operators import ops_for
+from cusink.errors import memory_advice, warn_unconverged
+from cusink.solver import checks
+from cusink.solver.loop import solve
+from cusink.solver.problem import Problem
+from cusink.solver.result import SinkhornResult
+from cusink.solver.unbalanced import UnbalancedIteration
+from cusink.solver.values import values
+
+__all__ = [
+    "sinkhorn",
+]
+
+
+@memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
+def sinkhorn(
+    a,
+    b,
+    C,
+    *,
+    eps,
+    max_iter=1000,
+    tol=1e-6,
+    check_every=10,
+    method="auto",
+    overrelaxation="auto",
+    init=None,
+    reach=None,
+    callback=None,
+    memory_limit=None,
+    check=True,
+):
+    """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
+
+    Parameters
+    ----------
+    a : array, shape (n,) or (B, n), or None
+        Source weights: non-negative, with a positive sum. Zeros are allowed. None stands for uniform weights of sum 1.
+    b : array, shape (m,) or (B, m), or None
+        Target weights, of the same sum as `a` unless `reach` is given.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
+        Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
+        pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored.
+    eps : float
+        Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p.
+    max_iter : int
+        Iterations at most; one iteration is one update of g and one of f.
+    tol : float or None
+        Marginal error at which a problem stops: ``sum_j |sum_i P_ij - b_j|`` relative to the mass. Each problem stops
+        by itself. None runs exactly `max_iter` iterations, which are plain ones unless `overrelaxation` is a number.
+    check_every : int
+        Iterations between two looks at the error.
+    method : {"auto", "log", "scaling"}
+        "log" takes a log-sum-exp in every step. "scaling" multiplies scalings with ``exp(-C / eps)``, which is a
+        matrix product for a shared cost; a problem that leaves the floating-point range stops unconverged. "auto"
+        does the same where every single sum is certified to have lost nothing, and goes over to forms of larger
+        range, in the end to log-sum-exp, where one is not. All three agree up to rounding.
+    overrelaxation : "auto", float in [1, 2) or None
+        Over-relaxation of the updates: estimated for each problem from its own convergence, fixed, or none. No value
+        makes the iteration diverge.
+    init : (f, g), optional
+        Potentials to start from, of the shapes of the result's.
+    reach : float, or pair of float or None, optional
+        Lets the marginals of the plan differ from `a` and `b`, so that these may have different masses: the price of
+        the difference, in the unit of `C`, for both or for each. Mass that would have to go for more than about
+        twice the reach is left behind. None, for both or for one, stands for a marginal that is met.
+    callback : callable, optional
+        Called as ``callback(iteration, error)`` at every check, with the latest error of every problem.
+    memory_limit : int, optional
+        Bytes that a kernel made of a `cusink.PointCloud` may take; where it would be larger, it is recreated in blocks
+        in every iteration, which is slower. If not given, 1 GiB.
+    check : bool
+        False skips the checks of the values of the input (not those of shapes and types), for speed.
+
+    Returns
+    -------
+    SinkhornResult
+        Potentials, the three values, error, iterations; per problem, of shape () or (B,).
+
+    Raises
+    ------
+    TypeError
+        An input of the wrong kind, library or dtype.
+    ValueError
+        An input of the wrong shape or with forbidden values.
+    MemoryError
+        With what to change; nothing of the failed call stays allocated.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a problem did not reach `tol`.
+
+    Notes
+    -----
+    Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials
+    of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision;
+    float16 and bfloat16 in float32 and returned as they came; lists and integers follow the arrays beside them, and
+    become float64 where there are none. `b` is scaled to the mass of `a` within the tolerance of the check.
+
+    With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
+    with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
+
+    Memory is that of the input and about six arrays of the size of `a` and `b`; with `reach`, about twelve.
+
+    References
+    ----------
+    M. Cuturi, Sinkhorn distances: lightspeed computation of optimal transport, NIPS 2013.
+    B. Schmitzer, Stabilized sparse scaling algorithms for entropy regularized transport problems, SISC 2019.
+    T. Viehmann, Implementation of batched Sinkhorn iterations for entropy-regularized Wasserstein loss, 2019.
+    T. Lehmann et al., A note on overrelaxation in the Sinkhorn algorithm, Optimization Letters 2022.
+    T. Sejourne et al., Faster unbalanced optimal transport: translation invariant Sinkhorn, AISTATS 2022.
+
+    Examples
+    --------
+    >>> import cusink
+    >>> C = cusink.cost_matrix([[0.0], [1.0], [2.0]])
+    >>> result = cusink.sinkhorn([0.5, 0.5, 0.0], [0.0, 0.5, 0.5], C, eps=0.1)
+    >>> print(f"{result.cost:.4f}")
+    1.0000
+    """
+    reach = checks.reach(reach, method)
+    balanced = reach is None
+    given = checks.sinkhorn(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
+    options = checks.options(max_iter, tol, check_every, method, overrelaxation, callback)
+    ops = ops_for(given.C)
+    start = shift = None
+    if reach is not None:
+        shift = ops.xp.zeros(len(given.a))
+        start = functools.partial(UnbalancedIteration, ops, reach, shift)
+    f, g, cost, error, n_iter, converged = solve(
+        ops, given.a, given.b, given.C, eps, given.init, start=start, **options
+    )
+    if tol is not None and not converged.all():
+        warn_unconverged(np.count_nonzero(~converged), len(converged), error[~converged].max(), tol, max_iter)
+    problem = Problem.of(given, eps, f, g, reach, shift)
+    reg_cost, entropic_cost = values(ops.xp, problem)
+    every = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
+    return SinkhornResult.of(problem, every, n_iter, converged)

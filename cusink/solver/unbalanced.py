@@ -1,0 +1,132 @@
+"""Unbalanced transport: marginals may differ from the weights, at a price. See docs/unbalanced.md.
+
+`reach` is a pair of prices (rho_a, rho_b) in the unit of the cost, inf where a marginal is to be met. The optimum is
+
+    f = kappa_a softmin(g)        g = kappa_b softmin(f)        kappa = rho / (rho + eps)
+
+at which the marginals of the plan are ``a exp(-f / rho_a)`` and ``b exp(-g / rho_b)``.
+"""
+
+import numpy as np
+
+from cusink.costs.operand import costs_at
+
+NO_REACH = 1e12  # times eps: as good as inf where rho only scales an over-relaxation
+
+
+class UnbalancedIteration:
+    """Problems under way, in the manner of ``Iteration`` in `cusink.backends.operators`.
+
+    The potentials are ``f + t`` and ``g - t``. After each g-update t becomes what raises the dual objective most
+    (Sejourne, Vialard and Peyre 2022): without it that direction converges like ``kappa_a kappa_b``, which for a large
+    reach is hardly at all. The plan does not depend on t, which may be large: it is kept apart, in float64, and no
+    digit of f and g is lost to it. Updates are over-relaxed such that they never lower the dual objective.
+
+    `shift` (B,) takes the t of each problem that finishes.
+    """
+
+    def __init__(self, ops, reach, shift, C, a, b, eps, f, g, method):
+        xp = ops.xp
+        self.ops, self.C, self.eps, self.reach, self.method = ops, C, eps, reach, method
+        self.shift, self.problems = shift, np.arange(len(a))
+        self.a, self.b = a, b
+        with np.errstate(divide="ignore"):
+            self.log_a, self.log_b = xp.log(a), xp.log(b)
+        t = ((f.mean(axis=1) - g.mean(axis=1)) / 2)[:, None]
+        self.f, self.g, self.t = self._of_weighted(f - t, a), self._of_weighted(g + t, b), t.astype(np.float64)
+        self.softmin = self._softmin_of(C)
+        self.image_f, self.image_g = None, self.softmin(self.log_a + self.f / eps, 0)
+
+    def _softmin_of(self, C):
+        if self.method == "log":
+            return lambda logits, axis: self.ops.softmin(C, logits, self.eps, axis)
+        return self.ops.repeated_softmin(C, self.eps)
+
+    def _of_weighted(self, potential, weights):
+        """`potential` where there is weight, 0 elsewhere: a bin that nothing may reach has none that is finite."""
+        return self.ops.xp.where(weights > 0, potential, potential.dtype.type(0))
+
+    def advance(self, omega, count):
+        """Take `count` iterations of every problem; return bounds (B,) on their errors."""
+        xp, eps, (rho_a, rho_b) = self.ops.xp, self.eps, self.reach
+        omega = None if (omega == 1).all() else xp.asarray(omega, self.a.dtype)[:, None]
+        for _ in range(count):
+            plain = damped(self.image_g, -self.t, eps, rho_b)
+            self.g = self._of_weighted(over_relaxed(xp, self.g, plain, omega, eps, rho_b), self.b)
+            self.t = translation(xp, self.a, self.b, self.f, self.g, self.reach)[:, None]
+            self.image_f = self.softmin(self.log_b + self.g / eps, 1)
+            plain = damped(self.image_f, self.t, eps, rho_a)
+            self.f = self._of_weighted(over_relaxed(xp, self.f, plain, omega, eps, rho_a), self.a)
+            self.image_g = self.softmin(self.log_a + self.f / eps, 0)
+        error = marginal_error(xp, self.b, self.g, self.image_g, -self.t, eps, rho_b)
+        if omega is not None:
+            error += marginal_error(xp, self.a, self.f, self.image_f, self.t, eps, rho_a)
+        return error
+
+    def finish(self, index):
+        """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update; fill in their shifts."""
+        ops, eps, (rho_a, rho_b) = self.ops, self.eps, self.reach
+        C, a, b, g, t = costs_at(self.C, index), self.a[index], self.b[index], self.g[index], self.t[index]
+        f = damped(self.image_f[index], t, eps, rho_a)
+        p, q = self.log_a[index] + self._of_weighted(f, a) / eps, self.log_b[index] + g / eps
+        image = (self.softmin if C.ndim == 2 else self._softmin_of(C))(p, 0)
+        error = marginal_error(ops.xp, b, g, image, -t, eps, rho_b)
+        self.shift[self.problems[index]] = t[:, 0]
+        return f, ops.xp.where(b > 0, g, damped(image, -t, eps, rho_b)), ops.transport_cost(C, p, q, eps), error
+
+    def keep(self, index):
+        """Drop all problems but those at `index`."""
+        for name in ("a", "b", "log_a", "log_b", "f", "g", "t", "image_f", "image_g", "problems"):
+            setattr(self, name, getattr(self, name)[index])
+        if self.C.ndim == 3:
+            self.C = costs_at(self.C, index)
+            self.softmin = self._softmin_of(self.C)
+
+
+def damped(image, shift, eps, rho):
+    """The update ``kappa (image + shift) - shift`` with ``kappa = rho / (rho + eps)``, of a softmin (B, n)."""
+    kappa = 1 / (1 + eps / rho)
+    return kappa * image - (shift * (kappa * eps / rho)).astype(image.dtype)
+
+
+def over_relaxed(xp, old, plain, omega, eps, rho):
+    """Go from `old` to `plain` and omega (B, 1) - 1 times as far beyond, to first order; None stands for 1.
+
+    With ``d = plain - old`` it is ``plain + eps log(omega - (omega - 1) exp(-d / eps))`` upwards and
+    ``plain - rho log(omega - (omega - 1) exp(d / rho))`` downwards. docs/unbalanced.md proves that this never lowers
+    the dual objective.
+    """
+    if omega is None:
+        return plain
+    step = plain - old
+    unit = xp.where(step > 0, old.dtype.type(eps), old.dtype.type(min(rho, NO_REACH * eps)))
+    return plain + xp.sign(step) * unit * xp.log1p((1 - omega) * xp.expm1(-xp.abs(step) / unit))
+
+
+def translation(xp, a, b, f, g, reach):
+    """The t (B,) for which ``f + t`` and ``g - t`` have the highest dual objective: both marginals get one mass."""
+    (sum_a, low_a), (sum_b, low_b) = (_mass(xp, *side) for side in ((a, f, reach[0]), (b, g, reach[1])))
+    return (xp.log(sum_a / sum_b) - low_a + low_b) / (1 / reach[0] + 1 / reach[1])
+
+
+def _mass(xp, weights, potential, rho):
+    """The mass ``sum_i a_i exp(-f_i / rho)`` as a pair (s, c) (B,) of ``s exp(-c)``, which does not underflow."""
+    scaled = potential.astype(np.float64) / rho
+    low = xp.where(weights > 0, scaled, xp.inf).min(axis=1)
+    scaled = xp.where(weights > 0, scaled - low[:, None], 0)
+    return (weights * xp.exp(-scaled)).sum(axis=1), low
+
+
+def marginal_error(xp, weights, potential, image, shift, eps, rho):
+    """L1 distance (B,) of a marginal from ``a exp(-f / rho)``, relative to the mass of that.
+
+    f is `potential` + `shift`, and `image` the softmin that `potential` is compared with.
+    """
+    potential, image = (xp.where(weights > 0, x, 0) for x in (potential, image))
+    scaled = potential / rho
+    with np.errstate(over="ignore"):
+        excess = xp.abs(xp.expm1((potential - image) / eps + scaled + (shift / rho).astype(image.dtype)))
+    excess = xp.minimum(excess, float(np.finfo(excess.dtype.name).max) ** 0.5)  # far off, but not out of range
+    scaled -= xp.where(weights > 0, scaled, xp.inf).min(axis=1, keepdims=True)
+    marginal = (weights * xp.exp(-scaled)).astype(np.float64)
+    return (marginal * excess).sum(axis=1) / marginal.sum(axis=1)
