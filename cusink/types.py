@@ -1,0 +1,16 @@
+"""Names for the types that many signatures share. Shapes stand in docstrings."""
+
+from types import ModuleType
+from typing import Any, Literal, TypeAlias
+
+import numpy.typing as npt
+
+Array: TypeAlias = Any  # a NumPy or a CuPy array: no static type covers both
+HostArray: TypeAlias = npt.NDArray[Any]  # a NumPy array, where nothing else can come
+ArrayModule: TypeAlias = ModuleType  # numpy or cupy, called xp
+
+Value: TypeAlias = Literal["cost", "reg_cost", "entropic_cost"]
+MatrixValue: TypeAlias = Literal["cost", "reg_cost", "entropic_cost", "divergence"]
+Method: TypeAlias = Literal["auto", "log", "scaling"]
+Overrelaxation: TypeAlias = Literal["auto"] | float | None
+Axis: TypeAlias = Literal[0, 1]  # of one cost matrix, the axis that is summed over
