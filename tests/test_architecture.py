@@ -19,7 +19,20 @@ MODULES = {
 }
 
 # From the ground up: a room may import only from those before it, and from itself.
-ORDER = ["types", "version", "checks", "errors", "costs", "backends", "solver", "norms", "gradients", "retrieval"] + [
+ORDER = [
+    "types",
+    "version",
+    "checks",
+    "errors",
+    "convergence",
+    "costs",
+    "backends",
+    "operand",
+    "solver",
+    "norms",
+    "gradients",
+    "retrieval",
+] + [
     "barycenters",
     "plot",
     "divergence",

@@ -17,8 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOP = ["pyproject.toml", "setup.cfg", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 FOLDERS = ["cusink", "kernels", "tests", "scripts", "docs", ".ci"]
 LISTING = (
-    "import cusink; from cusink.backends.cupy import loader; "
-    "print(cusink.__file__, *loader.kernel_files(), sep='\\n')"
+    "import cusink; from cusink.backends.cupy import loader; print(cusink.__file__, *loader.kernel_files(), sep='\\n')"
 )
 
 

@@ -101,3 +101,14 @@ def narrowed(array, dtype, xp):
 
 def kind(x):
     return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+
+
+def array_module(array):
+    """The module of an array: numpy or cupy. A CuPy array proves that CuPy is loaded."""
+    cupy = sys.modules.get("cupy")
+    return cupy if cupy is not None and isinstance(array, cupy.ndarray) and not isinstance(array, np.ndarray) else np
+
+
+def to_host(array):
+    """`array` as a NumPy array."""
+    return array if isinstance(array, np.ndarray) else array_module(array).asnumpy(array)

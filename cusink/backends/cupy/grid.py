@@ -8,6 +8,8 @@ from cusink.backends.cupy.dense import to_host
 from cusink.backends.grid import reductions as grid
 from cusink.backends.grid.iteration import GridIteration
 from cusink.backends.grid.means import log_means
+from cusink.costs.grid import GridCosts
+from cusink.costs.operators import Operators
 
 __all__ = [
     "Iteration",
@@ -87,3 +89,20 @@ def cost_block(C, problems, rows):
 def bilinear(C, x, y):
     """``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y."""
     return grid.bilinear(xp, C, x, y)
+
+
+OPERATORS: Operators[GridCosts] = Operators(
+    xp=xp,
+    to_host=to_host,
+    softmin=softmin,
+    repeated_softmin=repeated_softmin,
+    plan=plan,
+    apply_plan=apply_plan,
+    transport_cost=transport_cost,
+    c_transform=c_transform,
+    cost_range=cost_range,
+    cost_block=cost_block,
+    bilinear=bilinear,
+    iteration=Iteration,
+    plan_means=plan_means,
+)

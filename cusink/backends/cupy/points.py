@@ -16,6 +16,8 @@ from cusink.backends.cupy.clouds.reductions import (
     transport_cost,
 )
 from cusink.backends.cupy.dense import to_host
+from cusink.costs.operators import Operators
+from cusink.costs.points import PointCosts
 
 __all__ = [
     "Iteration",
@@ -33,3 +35,19 @@ __all__ = [
     "transport_cost",
     "xp",
 ]
+
+OPERATORS: Operators[PointCosts] = Operators(
+    xp=xp,
+    to_host=to_host,
+    softmin=softmin,
+    repeated_softmin=repeated_softmin,
+    plan=plan,
+    apply_plan=apply_plan,
+    transport_cost=transport_cost,
+    c_transform=c_transform,
+    cost_range=cost_range,
+    cost_block=cost_block,
+    bilinear=bilinear,
+    iteration=Iteration,
+    plan_means=plan_means,
+)

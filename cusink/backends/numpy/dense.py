@@ -16,6 +16,8 @@ from cusink.backends.numpy.reductions import (
     transport_cost,
 )
 from cusink.backends.numpy.softmin import repeated_softmin
+from cusink.costs.operators import Operators
+from cusink.types import Array
 
 __all__ = [
     "Iteration",
@@ -38,3 +40,20 @@ __all__ = [
 def to_host(array):
     """Return `array` as a NumPy array; here it is one already."""
     return array
+
+
+OPERATORS: Operators[Array] = Operators(
+    xp=xp,
+    to_host=to_host,
+    softmin=softmin,
+    repeated_softmin=repeated_softmin,
+    plan=plan,
+    apply_plan=apply_plan,
+    transport_cost=transport_cost,
+    c_transform=c_transform,
+    cost_range=cost_range,
+    cost_block=cost_block,
+    bilinear=bilinear,
+    iteration=Iteration,
+    plan_means=plan_means,
+)

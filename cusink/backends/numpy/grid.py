@@ -15,6 +15,8 @@ from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.backends.numpy.means import shared_means, tile_means
 from cusink.backends.numpy.softmin import Products
 from cusink.backends.numpy.softmin import repeated_softmin as repeated_dense
+from cusink.costs.grid import GridCosts
+from cusink.costs.operators import Operators
 
 __all__ = [
     "Iteration",
@@ -192,3 +194,20 @@ def cost_block(C, problems, rows):
 def bilinear(C, x, y):
     """``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y."""
     return grid.bilinear(xp, C, x, y)
+
+
+OPERATORS: Operators[GridCosts] = Operators(
+    xp=xp,
+    to_host=to_host,
+    softmin=softmin,
+    repeated_softmin=repeated_softmin,
+    plan=plan,
+    apply_plan=apply_plan,
+    transport_cost=transport_cost,
+    c_transform=c_transform,
+    cost_range=cost_range,
+    cost_block=cost_block,
+    bilinear=bilinear,
+    iteration=Iteration,
+    plan_means=plan_means,
+)

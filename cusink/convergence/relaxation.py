@@ -1,0 +1,90 @@
+"""Over-relaxation: the update, and the factor omega of each problem.
+
+The rule for omega also stands in kernels/convergence.cuh, for problems whose checks run on the device; the constants
+are passed to it, and a test compares both.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from cusink.types import Array, ArrayModule, HostArray, Overrelaxation
+
+# Every omega is safe, see docs/method.md, so that trying one costs little. Where costs differ by many eps the plain
+# iteration is certainly slow and over-relaxation begins at once; elsewhere it begins at the first check, by which
+# time fast problems have ended.
+FIRST_OMEGA = 1.5
+FIRST_OMEGA_IF_STEEP = 1.6
+RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
+LARGEST_OMEGA = 1.97
+
+
+def overrelaxed(
+    xp: ArrayModule, old: Array, plain: Any, excess: Any, *, scratch: Array | None = None, out: Array | None = None
+) -> Array:
+    """Return the scaling ``excess * plain + max(plain - excess * old, 0)``; `excess` is omega - 1.
+
+    To first order it is ``old * (plain / old) ** omega``, but each entry raises the dual objective for every omega in
+    [1, 2), so that no omega makes the iteration diverge; see docs/method.md. `out` may be `old`.
+    """
+    scratch = xp.multiply(old, excess, out=scratch)
+    scratch = xp.subtract(plain, scratch, out=scratch)
+    scratch = xp.maximum(scratch, 0, out=scratch)
+    return xp.add(xp.multiply(plain, excess, out=out), scratch, out=scratch if out is None else out)
+
+
+def overrelaxed_log(xp: ArrayModule, old: Array, plain: Array, excess: Any, unit: Any) -> Array:
+    """Return `overrelaxed` of ``exp(old / unit)`` and ``exp(plain / unit)`` as ``unit * log``: for potentials."""
+    ratio = xp.exp(xp.minimum((old - plain) / unit, 700.0))
+    return plain + unit * xp.log(overrelaxed(xp, ratio, 1, excess))
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """Over-relaxation factors omega (B,) in [1, 2), and what the next ones are estimated from.
+
+    Near the solution the plain iteration contracts by some rate eta. Over-relaxed by omega, it contracts by the
+    larger root of ``(rate + omega - 1)**2 = rate omega**2 eta`` while omega is below ``2 / (1 + sqrt(1 - eta))``, its
+    best value, and by ``omega - 1`` above it (Young's theory, carried to Sinkhorn by Lehmann et al. 2020). The rate
+    observed since the last check therefore tells eta, or that omega is too large.
+    """
+
+    omega: HostArray  # (B,)
+    error: HostArray  # (B,), at the last check
+    checks: int
+    adaptive: bool
+    steep: bool
+
+    @classmethod
+    def start(cls, problems: int, setting: Overrelaxation, steepness: float) -> Self:
+        """Return the factors to begin with; `steepness` is the range of the costs over eps."""
+        adaptive, steep = setting == "auto", steepness >= RELAX_ABOVE
+        if adaptive:
+            first = FIRST_OMEGA_IF_STEEP if steep else 1.0
+        else:
+            first = 1.0 if setting is None else float(setting)
+        return cls(np.full(problems, first), np.full(problems, np.inf), 0, adaptive, steep)
+
+    def observe(self, error: HostArray, iterations: int) -> Self:
+        """Return the factors that follow from the errors (B,) after another `iterations`."""
+        omega = self.omega
+        if self.adaptive and self.checks > 0:
+            omega = self._estimate(error, iterations)
+        elif self.adaptive and not self.steep:
+            omega = np.full_like(omega, FIRST_OMEGA)
+        return replace(self, omega=omega, error=error, checks=self.checks + 1)
+
+    def select(self, index: HostArray) -> Self:
+        """Return the factors of the problems at `index`."""
+        return replace(self, omega=self.omega[index], error=self.error[index])
+
+    def _estimate(self, error: HostArray, iterations: int) -> HostArray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = (error / self.error) ** (1 / iterations)
+        rate = np.fmax(np.fmin(rate, 1 - 1e-5), 1e-3)  # fmin and fmax leave no NaN
+        excess = self.omega - 1
+        eta = ((rate + excess) ** 2 / (rate * self.omega**2)).clip(max=1 - 1e-5)
+        best = 2 / (1 + np.sqrt(1 - eta))
+        too_large = rate <= 1.03 * excess
+        return np.where(too_large, 1 + 0.9 * excess, best).clip(1, LARGEST_OMEGA)

@@ -1,0 +1,167 @@
+"""What every kind of cost must offer in every array library: the operators that the solver is written over.
+
+All arrays of a call are C-contiguous, of one library, one device and one dtype (float32 or float64); every array of
+problems has the batch axis first. The cost of an operator is what the operand of its kind calls ``data``: an array
+``(n, m)``, shared by all problems, or ``(B, n, m)``, whose entries may be +inf ("forbidden"); `PointCosts`; or
+`GridCosts`.
+
+Operators take the weights and the potentials of one side as one array of *logits*,
+
+    p = log a + f / eps   (B, n)        q = log b + g / eps   (B, m)
+
+so that a zero weight is a true -inf and ``P_ij = exp(p_i + q_j - C_ij / eps)``. ``axis`` is the axis of one cost matrix
+that is summed over: 1 sums over j and gives ``(B, n)``, 0 sums over i and gives ``(B, m)``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
+
+from cusink.convergence.stopping import StopState
+from cusink.types import Array, ArrayModule, Axis, HostArray, Method
+
+Data = TypeVar("Data")
+DataIn = TypeVar("DataIn", contravariant=True)
+
+
+class Softmin(Protocol[DataIn]):
+    """``-eps * log(sum_j exp(q_j - C_ij / eps))``; +inf where every term is zero."""
+
+    def __call__(self, C: DataIn, logits: Array, eps: float, axis: Axis) -> Array: ...
+
+
+class RepeatedSoftmin(Protocol[DataIn]):
+    """A function ``(logits, axis)`` that is the softmin of one cost and eps, prepared for many calls."""
+
+    def __call__(self, C: DataIn, eps: float) -> Callable[[Array, Axis], Array]: ...
+
+
+class Plan(Protocol[DataIn]):
+    """``(B, n, m)``: the plans themselves."""
+
+    def __call__(self, C: DataIn, p: Array, q: Array, eps: float) -> Array: ...
+
+
+class ApplyPlan(Protocol[DataIn]):
+    """``P v`` (axis 1, v ``(B, m)``) or ``P' v`` (axis 0, v ``(B, n)``), v of any sign, without ``B*n*m`` memory."""
+
+    def __call__(self, C: DataIn, p: Array, q: Array, v: Array, eps: float, axis: Axis) -> Array: ...
+
+
+class TransportCost(Protocol[DataIn]):
+    """``(B,)``: ``sum_ij P_ij C_ij`` with ``0 * inf = 0``, without ``B*n*m`` memory."""
+
+    def __call__(self, C: DataIn, p: Array, q: Array, eps: float) -> Array: ...
+
+
+class CTransform(Protocol[DataIn]):
+    """``min_j (C_ij - potential_j)``: the softmin at eps = 0; a potential of -inf takes its bin out of the minimum."""
+
+    def __call__(self, C: DataIn, potential: Array, axis: Axis) -> Array: ...
+
+
+class CostRange(Protocol[DataIn]):
+    """Numbers between which all finite costs lie."""
+
+    def __call__(self, C: DataIn) -> tuple[float, float]: ...
+
+
+class CostBlock(Protocol[DataIn]):
+    """The costs ``(rows, m)`` or ``(problems, rows, m)`` as an array."""
+
+    def __call__(self, C: DataIn, problems: slice | HostArray, rows: slice | HostArray) -> Array: ...
+
+
+class Bilinear(Protocol[DataIn]):
+    """``(B,)``: ``sum_ij x_i C_ij y_j`` of non-negative x and y, +inf only where a forbidden pair meets mass."""
+
+    def __call__(self, C: DataIn, x: Array, y: Array) -> Array: ...
+
+
+class Iteration(Protocol):
+    """B problems under way."""
+
+    # Whether `advance_until_converged` can be called: the backend then runs several checks without the host.
+    stops_itself: bool
+
+    def advance(self, omega: HostArray, count: int) -> Array:
+        """Take `count` iterations (one g-update, one f-update each), over-relaxed by `omega` (B,) in [1, 2).
+
+        Returns an upper bound ``(B,)`` of each problem's marginal error after one more plain f-update, which for
+        omega = 1 is the error itself, and inf for a problem that left the range of ``method="scaling"``.
+        """
+
+    def advance_until_converged(
+        self, state: StopState, tol: float, count: int, checks: int
+    ) -> tuple[StopState, HostArray, HostArray, HostArray]:
+        """Take `count` iterations, check, and choose omega, `checks` times or until a problem stops.
+
+        Returns the state of the rules, bounds, iterations taken, and which problems stopped (B,), all in NumPy.
+        """
+
+    def finish(self, index: HostArray) -> tuple[Array, Array, Array, Array]:
+        """Return ``(f, g, cost, error)`` of the problems at `index` after one more plain f-update.
+
+        A zero weight gets the potential of its own softmin.
+        """
+
+    def keep(self, index: HostArray) -> None:
+        """Drop all problems but those at `index`."""
+
+
+class StartIteration(Protocol[DataIn]):
+    """Put problems under way from the potentials f (B, n) and g (B, m)."""
+
+    def __call__(self, C: DataIn, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration: ...
+
+
+class Means(Protocol):
+    """Means of vectors under the plans of some problems, to be taken many times."""
+
+    def mean(self, v: Array, axis: Axis) -> Array:
+        """Return ``sum_j P_ij v_j / sum_j P_ij`` (axis 1, v (B, m)) or ``sum_i P_ij v_i / sum_i P_ij`` (axis 0).
+
+        For a bin of weight zero it is the limit.
+        """
+
+    def mean_cost(self, axis: Axis) -> Array:
+        """Return the mean of the costs in the place of v."""
+
+    def marginal(self, axis: Axis) -> Array:
+        """Return ``P 1`` or ``P' 1``."""
+
+    def plan_sum(self, rows: Array, columns: Array | None, costs: Array | None) -> Array:
+        """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
+
+    def at(self, index: HostArray) -> Self:
+        """Return the means of the problems at `index`."""
+
+
+class PlanMeans(Protocol[DataIn]):
+    """Iterate over pairs ``(index, means)`` of problems and an object for them, each problem in one pair.
+
+    A pair may be as small as memory requires.
+    """
+
+    def __call__(
+        self, C: DataIn, a: Array, b: Array, f: Array, g: Array, eps: float
+    ) -> Iterator[tuple[HostArray, Means]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operators(Generic[Data]):
+    """The operators of one kind of cost in one array library."""
+
+    xp: ArrayModule
+    to_host: Callable[[Array], HostArray]
+    softmin: Softmin[Data]
+    repeated_softmin: RepeatedSoftmin[Data]
+    plan: Plan[Data]
+    apply_plan: ApplyPlan[Data]
+    transport_cost: TransportCost[Data]
+    c_transform: CTransform[Data]
+    cost_range: CostRange[Data]
+    cost_block: CostBlock[Data]
+    bilinear: Bilinear[Data]
+    iteration: StartIteration[Data]
+    plan_means: PlanMeans[Data]
