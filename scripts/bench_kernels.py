@@ -194,10 +194,10 @@ def floors(rows):
     return aligned(lines)
 
 
-def static_budget(path=ROOT / "tests" / "kernel_budget.json"):
+def static_budget(path=ROOT / "tests" / "kernels" / "budget.json"):
     """The committed budget of registers and static shared memory, as text."""
     if not path.exists():
-        return "no static budget: tests/kernel_budget.json is not there"
+        return "no static budget: tests/kernels/budget.json is not there"
     budget = json.loads(path.read_text(encoding="utf-8"))
     lines = []
     for key, by_arch in budget["kernels"].items():

@@ -12,14 +12,14 @@ import types
 from pathlib import Path
 
 import emulated
-import kernel_resources
 import numpy as np
 import pytest
 from emulated import cupy_stand_in, device_arrays
+from kernels import resources
 
 from cusink import _ops_numpy
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 if not (SCRIPTS / "bench_kernels.py").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
@@ -167,10 +167,10 @@ def test_the_static_budget_is_shown(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("file", ["device_rates.cu", "report_kernel.cu"])
 def test_the_benchmark_s_own_kernels_compile(file, dtype):
-    if kernel_resources.compiler_path() is None:
+    if resources.compiler_path() is None:
         pytest.skip("no CUDA compiler (pip install nvidia-cuda-nvrtc-cu12)")
-    for arch in kernel_resources.ARCHITECTURES:
-        compiled = kernel_resources.compile_one(str(SCRIPTS / file), dtype, arch)
+    for arch in resources.ARCHITECTURES:
+        compiled = resources.compile_one(str(SCRIPTS / file), dtype, arch)
         assert compiled.ok, compiled.log
         assert "warning" not in compiled.log
         assert all(used.spills == used.stack == 0 for used in compiled.kernels.values())

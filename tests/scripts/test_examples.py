@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import distance_matrix  # noqa: E402

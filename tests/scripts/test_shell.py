@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "test-gpu"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "test-gpu"
 if not SCRIPT.exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 

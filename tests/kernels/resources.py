@@ -1,7 +1,7 @@
 """Compile every kernel with the CUDA compiler alone (no GPU, no driver, no CuPy) and hold what it uses to a budget.
 
-``python tests/kernel_resources.py`` prints registers, shared memory, stack and spills of every kernel, dtype and
-architecture; with ``--write-budget`` it rewrites ``kernel_budget.json``, which is how a deliberate change is made.
+``python tests/kernels/resources.py`` prints registers, shared memory, stack and spills of every kernel, dtype and
+architecture; with ``--write-budget`` it rewrites ``budget.json``, which is how a deliberate change is made.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from cusink import _kernels
 ARCHITECTURES = (75, 80, 90, 100, 120)
 DTYPES = ("float32", "float64")
 MOST_REGISTERS = 255  # that a thread can have
-BUDGET = Path(__file__).parent / "kernel_budget.json"
+BUDGET = Path(__file__).parent / "budget.json"
 # Compiling takes half a minute; a second suite (of the wheel, outside the checkout) can be shown the first one's logs.
 CACHE = Path(
-    os.environ.get("CUSINK_KERNEL_LOGS") or Path(__file__).resolve().parents[1] / ".cache" / "kernel-logs"
+    os.environ.get("CUSINK_KERNEL_LOGS") or Path(__file__).resolve().parents[2] / ".cache" / "kernel-logs"
 ).absolute()
 
 # What CuPy adds to a RawModule's own options; without them something else would be measured than what runs.
@@ -191,7 +191,7 @@ def read_budget(path=BUDGET):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--write-budget", action="store_true", help="rewrite kernel_budget.json from what is used now")
+    parser.add_argument("--write-budget", action="store_true", help="rewrite budget.json from what is used now")
     wanted = parser.parse_args(arguments)
     compiled = compile_all(_kernels.kernel_files())
     bad = 0

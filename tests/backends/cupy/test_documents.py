@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 from emulated.cupy_stand_in import operators
-from test_documents import VALUES, core, corpus, exactly, table, vectors
+from retrieval.test_documents import VALUES, core, corpus, exactly, table, vectors
 
 import cusink
 from cusink import _document_pairs, _launch_cupy

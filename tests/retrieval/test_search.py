@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import reference
+from retrieval.test_documents import WORDS, core, corpus, vectors
 from scipy import sparse
-from test_documents import WORDS, core, corpus, vectors
 
 import cusink
 from cusink import _document_search as search

@@ -1,4 +1,4 @@
-"""Every kernel compiles for every dtype and architecture, within the registers and memory of `kernel_budget.json`.
+"""Every kernel compiles for every dtype and architecture, within the registers and memory of `budget.json`.
 
 The machinery is tested first on toy kernels in a temporary folder: an error must name the right file and line, and a
 kernel that spills or takes a stack must be seen to do so.
@@ -6,8 +6,8 @@ kernel that spills or takes a stack must be seen to do so.
 
 import os
 
-import kernel_resources as kr
 import pytest
+from kernels import resources as kr
 
 from cusink import _kernels, _launch_cupy
 
@@ -187,7 +187,7 @@ def test_every_kernel_keeps_to_its_budget(compiled):
         for (file, dtype, arch), result in compiled.items()
         for name, resources in result.kernels.items()
     }
-    rewrite = "if this is meant: python tests/kernel_resources.py --write-budget"
+    rewrite = "if this is meant: python tests/kernels/resources.py --write-budget"
     apart = sorted(used.keys() ^ budget.keys())
     assert not apart, f"kernels and budget differ in {apart}; {rewrite}"
     over = {key: excess for key, resources in used.items() if (excess := kr.over_budget(resources, budget[key]))}

@@ -10,7 +10,7 @@ import pytest
 import reference
 from scipy.spatial.distance import cdist
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 if not (SCRIPTS / "compare_documents.py").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 pytest.importorskip("gensim")

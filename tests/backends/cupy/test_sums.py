@@ -6,11 +6,11 @@ import inspect
 import sys
 
 import emulated
-import kernel_oracle as oracle
 import numpy as np
 import pytest
 from emulated import cupy_stand_in
 from emulated.oracle import assert_as_good
+from kernels import oracle
 
 import cusink
 from cusink import _kernel_sums_numpy, _kernels, kernel_norms, kernel_products

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference as oracle
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 if not (SCRIPTS / "fit_generative_model.py").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))

@@ -9,7 +9,7 @@ import pytest
 import reference as oracle
 import scipy.special
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 if not (SCRIPTS / "bench_sinkhorn.py").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))

@@ -12,9 +12,9 @@ import sys
 import types
 from pathlib import Path
 
-import kernel_resources
 import numpy as np
 import pytest
+from kernels import resources
 
 import cusink
 from cusink import _kernels
@@ -276,7 +276,7 @@ def cupy_disk_cache(tmp_path, monkeypatch):
     pytest.importorskip("cupy", exc_type=ImportError)
     from cupy.cuda import compiler
 
-    if path := kernel_resources.compiler_path():
+    if path := resources.compiler_path():
         ctypes.CDLL(path)  # CuPy 13 does not look into the compiler's wheel, but takes a library that is already loaded
     try:
         compiler._get_nvrtc_version()
