@@ -10,15 +10,14 @@ import reference as oracle
 import scipy.special
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-if not (SCRIPTS / "bench_sinkhorn.py").exists():
+if not (SCRIPTS / "benchmarks").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
 
-import bench_harness as harness  # noqa: E402
-import bench_peers as peers  # noqa: E402
-import bench_works as works  # noqa: E402
-from bench_harness import Row, Target  # noqa: E402
-from bench_peers import Answer, Competitor  # noqa: E402
+from benchmarks.harness import peers, works  # noqa: E402
+from benchmarks.harness import timing as harness  # noqa: E402
+from benchmarks.harness.peers import Answer, Competitor  # noqa: E402
+from benchmarks.harness.timing import Row, Target  # noqa: E402
 
 
 def small_pairs(eps=0.05, iterations=7):

@@ -20,13 +20,13 @@ from kernels import resources
 from cusink import _ops_numpy
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-if not (SCRIPTS / "bench_kernels.py").exists():
+if not (SCRIPTS / "benchmarks").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
 
-import bench_kernel_cases as cases  # noqa: E402
-import bench_kernels as bench  # noqa: E402
-import bench_point_cases as points  # noqa: E402
+from benchmarks.gpu import cases  # noqa: E402
+from benchmarks.gpu import clouds as points  # noqa: E402
+from benchmarks.gpu import kernels as bench  # noqa: E402
 
 SMALL = list(cases.all_cases(sizes=((6, 9, 7), (5, 33, 40), (3, 8, 8))))
 EMULATED = [case for case in SMALL if case.n == 9 and not case.operator.startswith("report")]
@@ -140,7 +140,7 @@ def test_floors_are_read_from_the_rows_they_name():
 @pytest.mark.parametrize(("arguments", "status"), [([], 0), (["--require-gpu"], 1), (["--only", "nothing"], 2)])
 def test_without_a_gpu_nothing_is_measured_nor_estimated(arguments, status):
     run = subprocess.run(
-        [sys.executable, str(SCRIPTS / "bench_kernels.py"), *arguments],
+        [sys.executable, str(cases.FOLDER / "kernels.py"), *arguments],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -165,12 +165,12 @@ def test_the_static_budget_is_shown(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("file", ["device_rates.cu", "report_kernel.cu"])
+@pytest.mark.parametrize("file", ["rates.cu", "report.cu"])
 def test_the_benchmark_s_own_kernels_compile(file, dtype):
     if resources.compiler_path() is None:
         pytest.skip("no CUDA compiler (pip install nvidia-cuda-nvrtc-cu12)")
     for arch in resources.ARCHITECTURES:
-        compiled = resources.compile_one(str(SCRIPTS / file), dtype, arch)
+        compiled = resources.compile_one(str(cases.FOLDER / file), dtype, arch)
         assert compiled.ok, compiled.log
         assert "warning" not in compiled.log
         assert all(used.spills == used.stack == 0 for used in compiled.kernels.values())
@@ -179,7 +179,7 @@ def test_the_benchmark_s_own_kernels_compile(file, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_loop_of_exponentials_does_them_all(dtype):
     out = np.zeros(2 * 64, dtype)
-    emulated.function(str(SCRIPTS / "device_rates.cu"), "exp_rate", dtype)((2,), (64,), (out, np.int32(3)))
+    emulated.function(str(cases.FOLDER / "rates.cu"), "exp_rate", dtype)((2,), (64,), (out, np.int32(3)))
     x = ((np.arange(64)[:, None] + np.arange(8)) / 1024).astype(dtype)
     for _ in range(3):
         x = np.exp2(-x)

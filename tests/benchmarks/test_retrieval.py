@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-import bench_retrieval  # noqa: E402
-import bench_works  # noqa: E402
+from benchmarks import retrieval as bench  # noqa: E402
+from benchmarks.harness import works  # noqa: E402
 
 import cusink  # noqa: E402
 
@@ -35,15 +35,15 @@ def few_digits(monkeypatch):
     images = np.random.default_rng(0).integers(0, 5, (12, 9)).astype(np.float32) + 1
     images[:, 4] = 0
     weights = images / images.sum(axis=1, keepdims=True)
-    C = bench_works.squared_grid_cost(3, 3).astype(np.float32)
-    work = bench_works.Retrieval("digits", weights, weights, C, 0.05, bench_retrieval.TOL_ALL)
-    monkeypatch.setattr(bench_retrieval, "all_digits", lambda count: work)
-    monkeypatch.setattr(bench_retrieval, "SIZES", {True: (12, 8, 4)})
-    monkeypatch.setattr(bench_retrieval, "POT", [PEER])
+    C = works.squared_grid_cost(3, 3).astype(np.float32)
+    work = works.Retrieval("digits", weights, weights, C, 0.05, bench.TOL_ALL)
+    monkeypatch.setattr(bench, "all_digits", lambda count: work)
+    monkeypatch.setattr(bench, "SIZES", {True: (12, 8, 4)})
+    monkeypatch.setattr(bench, "POT", [PEER])
 
 
 def full_row():
-    return bench_retrieval.full_row(SimpleNamespace(quick=True, repeats=1), time.process_time, 0)
+    return bench.full_row(SimpleNamespace(quick=True, repeats=1), time.process_time, 0)
 
 
 def test_all_digits_are_checked_and_timed_beside_the_peer(few_digits, capsys):
@@ -53,7 +53,7 @@ def test_all_digits_are_checked_and_timed_beside_the_peer(few_digits, capsys):
     assert peer["ratio"][0] == pytest.approx(peer["times"][0] / ours["times"][0])
     whole = outcome["whole"]
     assert (whole["pairs"], whole["converged"], whole["of"]) == (78, 144, 144)
-    bench_retrieval.print_full(outcome)
+    bench.print_full(outcome)
     assert "144 of 144" in capsys.readouterr().out
 
 
@@ -77,10 +77,10 @@ def test_a_wrong_matrix_meets_no_target(few_digits, monkeypatch, fault):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_above_the_limit_is_seen_from_outside(capsys):
-    outcome = bench_retrieval.memory_row(None, ["idle", "idle-more"], (24e6,))
+    outcome = bench.memory_row(None, ["idle", "idle-more"], (24e6,))
     within, above = outcome["entries"]
     # The process may take a few pages beside the array.
     assert 23e6 < within["taken"] < 26e6 and 47e6 < above["taken"] < 50e6
     assert not above["met"]
-    bench_retrieval.print_memory(outcome)
+    bench.print_memory(outcome)
     assert "MISSED" in capsys.readouterr().out

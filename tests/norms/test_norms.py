@@ -372,10 +372,10 @@ def test_one_point_and_equal_points_are_fine():
 
 def test_the_benchmark_shows_a_wrong_answer_as_wrong(monkeypatch, capsys):
     scripts = Path(__file__).resolve().parents[2] / "scripts"
-    if not (scripts / "bench_kernel_norms.py").exists():
+    if not (scripts / "benchmarks" / "norms.py").exists():
         pytest.skip("the scripts are not beside the tests")
     monkeypatch.syspath_prepend(str(scripts))
-    bench = pytest.importorskip("bench_kernel_norms")
+    bench = pytest.importorskip("benchmarks.norms")
     ours = bench.cusink_product
     wrong = {"cusink": ours, "off by 1 %": lambda *given: 1.01 * ours(*given)}
     monkeypatch.setattr(bench, "contestants", lambda: wrong)

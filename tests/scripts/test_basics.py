@@ -1,4 +1,4 @@
-"""The few lines of scripts/sinkhorn_in_a_few_lines.py: the right plan, and what the command says and draws."""
+"""The few lines of scripts/examples/basics.py: the right plan, and what the command says and draws."""
 
 import sys
 from pathlib import Path
@@ -10,11 +10,11 @@ import reference as oracle
 import cusink
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-if not (SCRIPTS / "sinkhorn_in_a_few_lines.py").exists():
+if not (SCRIPTS / "examples").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
 
-import sinkhorn_in_a_few_lines as few  # noqa: E402
+from examples import basics as few  # noqa: E402
 
 
 def oblong():

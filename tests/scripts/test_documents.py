@@ -11,13 +11,13 @@ import reference
 from scipy.spatial.distance import cdist
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-if not (SCRIPTS / "compare_documents.py").exists():
+if not (SCRIPTS / "examples").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 pytest.importorskip("gensim")
 pytest.importorskip("wordllama")
 sys.path.insert(0, str(SCRIPTS))
 
-import compare_documents as lee  # noqa: E402
+from examples import documents as lee  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
 
 def test_the_benchmark_tells_wrong_answers(smaller, monkeypatch, capsys):
     """With the costs doubled nothing is timed; with right ones the table has every competitor."""
-    import bench_documents as bench
+    from benchmarks import documents as bench
 
     class Exact:
         def __init__(self, corpus, rows):

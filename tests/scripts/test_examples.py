@@ -1,4 +1,4 @@
-"""The commands of scripts/: what they compute, and what they say."""
+"""The distance matrix and the digits of scripts/examples/: what they compute, and what they say."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ import reference
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-import distance_matrix  # noqa: E402
-import retrieve_digits  # noqa: E402
+from examples import digits as demo  # noqa: E402
+from examples import matrix  # noqa: E402
 
 # The distance matrix of two files
 
@@ -23,7 +23,7 @@ def test_the_matrix_of_two_files_of_images(tmp_path, monkeypatch, capsys):
     images = [rng.integers(0, 9, (count, 3, 4)) for count in (2, 6)]
     for name, array in zip(("queries.npy", "corpus.npy"), images, strict=True):
         np.save(name, array)
-    distance_matrix.main(["queries.npy", "corpus.npy", "--eps", "0.05", "-o", "D.npy"])
+    matrix.main(["queries.npy", "corpus.npy", "--eps", "0.05", "-o", "D.npy"])
     cells = np.array([(i, j) for i in range(3) for j in range(4)])
     C = ((cells[:, None] - cells) ** 2).sum(axis=2) / 13
     A, B = (x.reshape(len(x), -1) / x.sum(axis=(1, 2))[:, None] for x in images)
@@ -36,7 +36,7 @@ def test_the_matrix_of_two_files_of_images(tmp_path, monkeypatch, capsys):
 
 
 def test_the_split_is_the_documented_one():
-    queries, query_digits, corpus, corpus_digits = retrieve_digits.split_digits()
+    queries, query_digits, corpus, corpus_digits = demo.split_digits()
     assert queries.shape == (100, 64) and corpus.shape == (1697, 64)
     np.testing.assert_allclose(np.concatenate([queries, corpus]).sum(axis=1), 1, rtol=1e-12)
     assert len(np.unique(np.concatenate([queries, corpus]), axis=0)) == 1797
@@ -45,7 +45,7 @@ def test_the_split_is_the_documented_one():
 
 def test_the_distances_are_their_definitions():
     a, b = np.array([[0.5, 0.5, 0.0]]), np.array([[0.25, 0.5, 0.25], [0.5, 0.5, 0.0]])
-    got = retrieve_digits.cellwise_distances(a, b)
+    got = demo.cellwise_distances(a, b)
     assert got["L1"].tolist() == [[0.5, 0.0]]
     np.testing.assert_allclose(got["L2"], [[np.sqrt(2) / 4, 0.0]])
     np.testing.assert_allclose(got["chi-square"], [[0.0625 / 0.75 + 0.25, 0.0]])
@@ -53,13 +53,13 @@ def test_the_distances_are_their_definitions():
 
 def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, monkeypatch):
     ot = pytest.importorskip("ot")
-    queries, query_digits, corpus, corpus_digits = retrieve_digits.split_digits()
+    queries, query_digits, corpus, corpus_digits = demo.split_digits()
     some = [np.flatnonzero(query_digits == digit)[0] for digit in range(10)]
     few = (queries[some], query_digits[some], corpus[:40], corpus_digits[:40])
-    monkeypatch.setattr(retrieve_digits, "split_digits", lambda: few)
+    monkeypatch.setattr(demo, "split_digits", lambda: few)
     picture = tmp_path / "new" / "sheet.png"
     arguments = ["--device", "cpu", "--dtype", "float64", "--tol", "1e-6", "--output", str(picture)]
-    assert retrieve_digits.main(arguments) == 0
+    assert demo.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"Picture: {picture}" and picture.read_bytes().startswith(b"\x89PNG")
     assert "400 of 400 pairs converged" in "".join(lines) and any("per thousand pairs" in line for line in lines)
@@ -90,12 +90,12 @@ def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, mon
 
 
 def test_every_digit_against_all_others(tmp_path, capsys, monkeypatch):
-    queries, query_digits, *_ = retrieve_digits.every_digit()
+    queries, query_digits, *_ = demo.every_digit()
     assert queries.shape == (1797, 64)
     few = (queries[:40], query_digits[:40])
-    monkeypatch.setattr(retrieve_digits, "every_digit", lambda: few * 2)
+    monkeypatch.setattr(demo, "every_digit", lambda: few * 2)
     arguments = ["--all", "--device", "cpu", "--dtype", "float64", "--output", str(tmp_path / "sheet.png")]
-    assert retrieve_digits.main(arguments) == 0
+    assert demo.main(arguments) == 0
     out = capsys.readouterr().out
     assert "40 images against each other = 820 pairs" in out and "820 of 820 pairs converged" in out
     printed = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in out.splitlines()[-6:-2]}
@@ -105,19 +105,19 @@ def test_every_digit_against_all_others(tmp_path, capsys, monkeypatch):
 
 
 def test_the_demonstration_refuses_bad_input_in_one_line(capsys):
-    assert retrieve_digits.main(["--eps", "-1"]) == 2
+    assert demo.main(["--eps", "-1"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("retrieve_digits: argument --eps") and err.count("\n") == 1
+    assert err.startswith("digits: argument --eps") and err.count("\n") == 1
 
 
 def test_the_picture_counts_right_and_wrong_neighbours(tmp_path):
-    queries, query_digits, corpus, corpus_digits = retrieve_digits.split_digits()
+    queries, query_digits, corpus, corpus_digits = demo.split_digits()
     paths = [tmp_path / "right.png", tmp_path / "wrong.png"]
     found = np.array([[0, 1, 2], [3, 4, 5]])
     for path, offset in zip(paths, (0, 1), strict=True):
         digits = np.arange(10)[corpus_digits].copy()
         digits[found] = (query_digits[:2, None] + offset) % 10
-        retrieve_digits.draw(path, queries[:2], query_digits[:2], corpus, digits, found, 0.01)
+        demo.draw(path, queries[:2], query_digits[:2], corpus, digits, found, 0.01)
     import matplotlib.image
 
     from cusink import plot

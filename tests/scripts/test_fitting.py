@@ -9,12 +9,12 @@ import pytest
 import reference as oracle
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-if not (SCRIPTS / "fit_generative_model.py").exists():
+if not (SCRIPTS / "examples").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
 
-import fit_generative_model as fitting  # noqa: E402
-from generative_model import NOISE, TRUTH, Model, observe  # noqa: E402
+from examples import fitting  # noqa: E402
+from examples.model import NOISE, TRUTH, Model, observe  # noqa: E402
 
 
 def some_model(degree=3):

@@ -12,14 +12,14 @@ import pytest
 import reference as oracle
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-if not (SCRIPTS / "bench_gradients.py").exists():
+if not (SCRIPTS / "benchmarks").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
 
-import bench_gradients as bench  # noqa: E402
-import bench_works as works  # noqa: E402
-import check_gradients as check  # noqa: E402
-import train_wasserstein_loss as training  # noqa: E402
+from benchmarks import gradients as bench  # noqa: E402
+from benchmarks.harness import works  # noqa: E402
+from examples import gradients as check  # noqa: E402
+from examples import training  # noqa: E402
 
 
 def small_pairs(eps=0.05, iterations=9, count=3):
@@ -92,7 +92,7 @@ def test_cusink_is_judged_right_and_a_spoilt_gradient_wrong(kind, dtype):
     assert bench.judge_gradient((by_a[:2], by_b[:2]), reference(kind), tolerance)[2].startswith("WRONG: shape")
 
 
-@pytest.mark.parametrize("costs", [bench.torch_log_domain, bench.torch_unguarded])
+@pytest.mark.parametrize("costs", [works.torch_log_domain, bench.torch_unguarded])
 def test_autograd_gives_the_unrolled_gradient(costs):
     pytest.importorskip("torch")
     work = small_pairs()
@@ -209,7 +209,7 @@ def test_training_refuses_bad_arguments(arguments, capsys):
 def test_training_needs_no_framework():
     lines = (
         f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})",
-        "import numpy as np, train_wasserstein_loss as training; from types import SimpleNamespace as Given",
+        "import numpy as np; from examples import training; from types import SimpleNamespace as Given",
         "training.wasserstein_loss(np.full((1, 10), 0.1), np.eye(10)[:1], Given(eps=1.0, tol=1e-3))",
         "print([name for name in ('torch', 'jax', 'cupy') if name in sys.modules])",
     )

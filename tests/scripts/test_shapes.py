@@ -1,4 +1,4 @@
-"""scripts/barycenters_of_shapes.py: its shapes and weights, and what the command says and draws."""
+"""scripts/examples/shapes.py: its shapes and weights, and what the command says and draws."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-if not (SCRIPTS / "barycenters_of_shapes.py").exists():
+if not (SCRIPTS / "examples").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
 
-import barycenters_of_shapes as script  # noqa: E402
+from examples import shapes as script  # noqa: E402
 
 
 def test_shapes_and_weights():

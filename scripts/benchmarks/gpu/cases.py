@@ -1,4 +1,4 @@
-"""The rows of ``bench_kernels.py``: operators and sizes, their arrays, and their answers in plain NumPy."""
+"""The rows of ``gpu/kernels.py``: operators and sizes, their arrays, and their answers in plain NumPy."""
 
 import dataclasses
 from pathlib import Path

@@ -46,7 +46,7 @@ def main(arguments=None):
     try:
         given = parse(arguments)
     except InputError as error:
-        print(f"sinkhorn_in_a_few_lines: {error}", file=sys.stderr)
+        print(f"basics: {error}", file=sys.stderr)
         return 2
     x = np.linspace(0, 1, given.bins)
     a, b = distributions(x)
@@ -69,7 +69,7 @@ def main(arguments=None):
     draw(given.output, x, a, b, C, plans)
     print(f"\nPicture: {given.output}")
     if differ:
-        print(f"sinkhorn_in_a_few_lines: plans differ by more than {SAME:g}. Raise --iterations", file=sys.stderr)
+        print(f"basics: plans differ by more than {SAME:g}. Raise --iterations", file=sys.stderr)
     return int(differ)
 
 

@@ -15,10 +15,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from bench_kernel_cases import FOLDER, Case, Data, all_cases, check, operation, report_operation
-from bench_point_cases import FLASH, PointCase, point_cases, prepare
 
-ROOT = FOLDER.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/
+
+from benchmarks.gpu.cases import FOLDER, Case, Data, all_cases, check, operation, report_operation
+from benchmarks.gpu.clouds import FLASH, PointCase, point_cases, prepare
+
+ROOT = FOLDER.parents[2]
 NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
 
 
@@ -61,7 +64,7 @@ def device_rates(xp, kernels):
     rates = {"bytes_per_s": 2 * source.nbytes / device_time(xp, lambda: xp.copyto(target, source))[1], "exp_per_s": {}}
     grid, block, rounds = xp.cuda.Device().attributes["MultiProcessorCount"] * 16, 256, np.int32(2048)
     for dtype in ("float32", "float64"):
-        kernel = kernels.function(str(FOLDER / "device_rates.cu"), "exp_rate", dtype)
+        kernel = kernels.function(str(FOLDER / "rates.cu"), "exp_rate", dtype)
         out = xp.empty(grid * block, dtype)
         seconds = device_time(xp, lambda kernel=kernel, out=out: kernel((grid,), (block,), (out, rounds)))[1]
         rates["exp_per_s"][dtype] = out.size * 8 * int(rounds) / seconds
@@ -77,7 +80,7 @@ def measure(case, xp, ops, kernels, rates, time=device_time):
         return timed(case, call, *judge(call()), xp, rates, time)
     data = Data(case, xp)
     if case.operator.startswith("report"):
-        kernel = kernels.function(str(FOLDER / "report_kernel.cu"), "report_half_step", data.dtype)
+        kernel = kernels.function(str(FOLDER / "report.cu"), "report_half_step", data.dtype)
         work = {block: report_operation(case, data, kernel, block, xp) for block in (32, 64, 128, 256)}
         # The baseline is given the block size that suits it best here.
         call, read = work[min(work, key=lambda block: time(xp, work[block][0], 3, 0.0)[1])]

@@ -1,4 +1,4 @@
-"""More rows of ``bench_kernels.py``: costs and kernels between points, documents, and a whole solve.
+"""More rows of ``gpu/kernels.py``: costs and kernels between points, documents, and a whole solve.
 
 Each is called as a user calls it, or one layer below; each has its own judge, in float64 and with none of our kernels.
 """
@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 
 import numpy as np
-from bench_kernel_cases import CHECKED, EPS, Case
+from benchmarks.gpu.cases import CHECKED, EPS, Case
 
 NEAR = 0.01  # eps, of the mean cost
 BLOCK = 1 << 26  # entries of the judge's blocks
@@ -234,7 +234,7 @@ def squares(xp, x, y):
 
 
 def judged(case, xp, read, answer, unit=0):
-    """A judge that allows 4 times the rounding error of plain NumPy or CuPy, as `bench_kernel_cases.check` does."""
+    """A judge that allows 4 times the rounding error of plain NumPy or CuPy, as `cases.check` does."""
 
     def judge(result):
         found, exact, single = (

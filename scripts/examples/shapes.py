@@ -24,7 +24,7 @@ def main(arguments=None):
     try:
         given = parse(arguments)
     except InputError as error:
-        print(f"barycenters_of_shapes: {error}", file=sys.stderr)
+        print(f"shapes: {error}", file=sys.stderr)
         return 2
     A, weights = shapes(given.pixels), bilinear(given.steps)
     grid = cusink.Grid((given.pixels, given.pixels), spacing=1 / given.pixels)

@@ -40,7 +40,7 @@ def main(arguments=None):
     try:
         given = parse(arguments)
     except InputError as error:
-        print(f"train_wasserstein_loss: {error}", file=sys.stderr)
+        print(f"training: {error}", file=sys.stderr)
         return 2
     print(f"{TRAINING} training pictures, half of the labels misread by one; {TESTING} to test; {given.seeds} draws")
     print(f"Wasserstein: eps {given.eps:g} of the largest cost, plus {SHARE_OF_CROSS_ENTROPY:g} of cross-entropy\n")

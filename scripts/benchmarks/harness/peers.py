@@ -1,4 +1,4 @@
-"""Everyone who takes part in ``bench_sinkhorn.py``, called as users would: this library, plain NumPy, POT and OTT-JAX.
+"""Everyone in ``benchmarks/sinkhorn.py``, called as users would: this library, plain NumPy, POT and OTT-JAX.
 
 A competitor's ``make(work)`` does what is not timed (conversions, compilation) and returns ``run``, which is timed, and
 ``read``, which turns what ``run`` returned into an `Answer` and is not.
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from bench_works import some_queries
+from benchmarks.harness.works import some_queries
 
 
 @dataclass(frozen=True)

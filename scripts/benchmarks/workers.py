@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Time a distance matrix of digit images on Dask worker processes beside one process, one BLAS thread each.
 
-    bench_distributed.py                # 2 workers beside 1 process
-    bench_distributed.py --workers 4 --queries 400
+    workers.py                # 2 workers beside 1 process
+    workers.py --workers 4 --queries 400
 
 The two take turns, so that a machine busy with something else slows both; the ratio is that of their least times. On a
 machine that has no idle core for each worker, that of the CPU times tells more: what a core has to do.

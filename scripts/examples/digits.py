@@ -31,7 +31,7 @@ def main(arguments=None):
         given = parse(arguments)
         device = choose_device(given.device)
     except InputError as error:
-        print(f"retrieve_digits: {error}", file=sys.stderr)
+        print(f"digits: {error}", file=sys.stderr)
         return 2
     queries, query_digits, corpus, corpus_digits = every_digit() if given.all else split_digits()
     result, seconds = sinkhorn_distances(queries, None if given.all else corpus, given, device)

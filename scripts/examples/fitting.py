@@ -3,7 +3,7 @@
 
 The experiment of Jean Feydy's notebook "Fitting a generative model using standard divergences between measures", with
 explicit gradients all the way and no automatic differentiation: the divergence's adjoint gives the gradient by the
-weights and points of the sample, the model's (generative_model.py) takes it to the parameters, and Adam makes the step.
+weights and points of the sample, the model's (model.py) takes it to the parameters, and Adam makes the step.
 Every iteration draws a new sample of the model, so that the cost flickers as the notebook's does.
 
 kernel       |mu - nu|^2 in the norm of a kernel
@@ -18,10 +18,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from generative_model import CENTRES, TRUTH, Model, observe
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
 import cusink
 from cusink.cli import InputError, Parser, positive
+from examples.model import CENTRES, TRUTH, Model, observe
 
 DEFAULT = {  # kernel, scale, iterations: the notebook's
     "kernel": ("energy", 0.25, 1000),
@@ -143,7 +145,7 @@ def main(arguments=None):
     try:
         given = parse(arguments)
     except InputError as error:
-        print(f"fit_generative_model: {error}", file=sys.stderr)
+        print(f"fitting: {error}", file=sys.stderr)
         return 2
     given.output.mkdir(parents=True, exist_ok=True)
     start, spent = time.perf_counter(), 0.0

@@ -5,8 +5,8 @@ Everything runs on the CPU on the same points. Each answer is first compared wit
 a wrong one is shown as wrong. Times are medians of interleaved rounds: CPU time of all threads, which a busy machine
 disturbs less, and elapsed time. Peak memory is by how much a call raises the resident set of a process of its own.
 
-    python scripts/bench_kernel_norms.py                 # 20000 x 20000 points in the plane, float32
-    python scripts/bench_kernel_norms.py --points 5000 --coordinates 3 --kernel laplace --dtype float64
+    python scripts/benchmarks/norms.py                 # 20000 x 20000 points in the plane, float32
+    python scripts/benchmarks/norms.py --points 5000 --coordinates 3 --kernel laplace --dtype float64
 
 KeOps: pip install pykeops; it compiles a formula at its first use, which is not timed.
 """

@@ -1,4 +1,4 @@
-"""The workloads of ``bench_sinkhorn.py`` and their float64 reference answers, written without any solver library.
+"""The workloads of ``benchmarks/sinkhorn.py`` and their float64 reference answers, written without any solver library.
 
 The reference is the plain log-domain iteration of the contract (one g-update, then one f-update, log-sum-exp with the
 maximum taken out), so that an answer can be called wrong whoever gave it.
@@ -118,6 +118,16 @@ def reference_pairs(work, start="weights", block=16):
             p = log_a - log_sum_exp(q[:, None, :] - D, axis=2)
         costs.append(plan_costs(p, q, D, C))
     return np.concatenate(costs)
+
+
+def torch_log_domain(a, b, C, eps, iterations):
+    """Costs (B,) of tensors by a log-domain loop that autograd records: (B, n, m) temporaries in every half-step."""
+    D, log_a, log_b = C / eps, a.log(), b.log()
+    p = log_a
+    for _ in range(iterations):
+        q = log_b - (p[:, :, None] - D).logsumexp(dim=1)
+        p = log_a - (q[:, None, :] - D).logsumexp(dim=2)
+    return ((p[:, :, None] + q[:, None, :] - D).exp() * C).sum(dim=(1, 2))
 
 
 @dataclass(frozen=True)

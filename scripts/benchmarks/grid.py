@@ -15,10 +15,14 @@ import time
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-import bench_works as works
 import numpy as np
-from bench_harness import compare, judge, machine, one_turn, schedule, shown
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from benchmarks.harness import works
+from benchmarks.harness.timing import compare, judge, machine, one_turn, schedule, shown
 
 SIDE = 28
 SAMPLE = 2

@@ -1,4 +1,4 @@
-"""Check, time and print one row of ``bench_sinkhorn.py``: no library is called here."""
+"""Check, time and print one row of ``benchmarks/sinkhorn.py``: no library is called here."""
 
 import importlib.metadata
 import os
@@ -11,8 +11,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import bench_works as works
 import numpy as np
+from benchmarks.harness import works
 
 # An answer may be this many times further from the converged one than a plain iteration that stops by the same rule.
 STOPPING_SLACK = 4

@@ -14,12 +14,15 @@ import sys
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
-import bench_works as works
 import numpy as np
-from bench_harness import compare, judge, machine, one_turn, shown
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
 import cusink
+from benchmarks.harness import works
+from benchmarks.harness.timing import compare, judge, machine, one_turn, shown
 
 SIDE = 10
 MASS = 1.5  # of the targets

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time document distances beside exact ones: 50 x 350 texts of the Lee corpus, see ``compare_documents.py``.
+"""Time document distances beside exact ones: 50 x 350 texts of the Lee corpus, see ``examples/documents.py``.
 
 Competitors take turns. In each round cusink solves all pairs of 8 texts with the 350, and the exact solvers
 `--sample` of these pairs, drawn anew. Times are per pair; ratios are those of a round, and their median, smallest and
@@ -16,12 +16,15 @@ import argparse
 import statistics
 import sys
 import time
+from pathlib import Path
 
-import compare_documents as lee
 import numpy as np
-from bench_harness import machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
 import cusink
+from benchmarks.harness import lee
+from benchmarks.harness.timing import machine
 
 LARGEST_OFF = 0.02
 

@@ -16,11 +16,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-import bench_peers as peers
-import bench_works as works
-from bench_harness import Row, Target, machine, print_row, print_targets, run_row
-from bench_memory import measure_memory
-from bench_peers import Competitor
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from benchmarks.harness import peers, works
+from benchmarks.harness.memory import measure_memory
+from benchmarks.harness.peers import Competitor
+from benchmarks.harness.timing import Row, Target, machine, print_row, print_targets, run_row
 
 ROWS = ("w1", "w1g", "w2", "w2-small-eps", "memory")
 
@@ -133,7 +134,7 @@ def main(argv=None):
     from joblib import Memory
 
     # The references take minutes: they are kept, by their code and their inputs.
-    keep = Memory(Path(__file__).resolve().parent.parent / ".cache" / "bench", verbose=0).cache
+    keep = Memory(Path(__file__).resolve().parents[2] / ".cache" / "bench", verbose=0).cache
     rounds = args.repeats or (3 if args.quick else 9)
 
     clock, patience = (time.process_time, 0) if args.one_core else (time.perf_counter, args.patience)

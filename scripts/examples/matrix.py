@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the Sinkhorn distances between two sets of images to a file: what ``cusink distance-matrix`` does, in short.
 
-    distance_matrix.py queries.npy corpus.npy --eps 0.01 -o distances.npy
+    matrix.py queries.npy corpus.npy --eps 0.01 -o distances.npy
 
 Each file is an array of shape (count, height, width) of non-negative numbers. Every image is divided by its mass, and
 the cost of moving mass between two cells is their squared distance, the largest scaled to 1. Stopped, by whatever, the

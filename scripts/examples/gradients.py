@@ -13,9 +13,13 @@ import sys
 import time
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
-from bench_gradients import torch_log_domain
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from benchmarks.harness.works import torch_log_domain
 
 import cusink
 from cusink.cli import InputError, Parser, positive
@@ -29,7 +33,7 @@ def main(arguments=None):
     try:
         given = parse(arguments)
     except InputError as error:
-        print(f"check_gradients: {error}", file=sys.stderr)
+        print(f"gradients: {error}", file=sys.stderr)
         return 2
     a, b, C = problem(given.bins, given.seed)
     print(f"One pair of random histograms on {given.bins} bins of a line, squared distance in [0, 1], float64\n")

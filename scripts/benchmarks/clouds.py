@@ -5,7 +5,7 @@ The work: d = 3, squared distances, uniform weights, eps = 0.01 of the mean cost
 All competitors of a row run interleaved in one process. Before that every answer is compared with a float64 log-sum-exp
 of its own: a wrong one is shown as WRONG. Compilation and the first call are left out for everyone.
 
-Run it in the environment that ``scripts/bench`` makes: ``.venv-bench/bin/python scripts/bench_point_clouds.py``.
+Run it in the environment that ``scripts/bench`` makes: ``.venv-bench/bin/python scripts/benchmarks/clouds.py``.
 GeomLoss and KeOps take part if they are installed there.
 """
 
@@ -23,6 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from benchmarks.harness.timing import machine
 
 TOLERANCE = 1e-4  # of a right answer in float32, relative to the float64 reference
 BLOCK = 1 << 22
@@ -281,12 +285,10 @@ def main(argv=None):
     if args.one_core:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # before the peers count the cores
         clock, how = time.process_time, "CPU time, one core"
-    from bench_harness import machine
-
     for key, value in machine().items():
         print(f"- {key}: {value}")
     print(f"- {how}; load {os.getloadavg()[0]:.1f} at the start", flush=True)
-    folder = Path(__file__).resolve().parents[1] / ".cache" / "point-clouds"
+    folder = Path(__file__).resolve().parents[2] / ".cache" / "point-clouds"
     for n in args.sizes:
         run_row(args.kind, n, args.iterations, args.rounds, clock, folder)
     if not args.no_memory:

@@ -4,7 +4,7 @@
 nearest   `cusink.nearest` beside the full distance matrix and a stable sort, 100 queries and 1697 items: a row for
           each value. An answer is right if it has the same indices.
 full      the distances of all 1797 digits from each other beside POT's `ot.batch.solve_batch` on some of the pairs.
-          An answer is right if it is near a float64 reference, as `bench_sinkhorn.py` judges it.
+          An answer is right if it is near a float64 reference, as `benchmarks/sinkhorn.py` judges it.
 memory    the largest resident set of a process with a `memory_limit`, read from outside that process.
 
 The competitors of a row run interleaved in one process, each one's time is its median over the rounds.
@@ -21,9 +21,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-import bench_works as works
 import numpy as np
-from bench_harness import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from benchmarks.harness import lee, works
+from benchmarks.harness.timing import (
     STOPPING_SLACK,
     Target,
     compare,
@@ -141,7 +144,7 @@ def print_nearest(outcome):
 
 
 def all_digits(count, dtype="float32"):
-    """Histograms of `count` digits as queries and as corpus, as a work of ``bench_works``."""
+    """Histograms of `count` digits as queries and as corpus, as a work of ``harness/works.py``."""
     queries, corpus, C = digits(count, dtype)
     whole = queries if count < 1797 else np.concatenate([queries, corpus])
     return works.Retrieval("digits", whole, whole, C, EPS_ALL, TOL_ALL)
@@ -334,16 +337,15 @@ def write_inputs(folder):
     for name, array in (("A", work.corpus), ("C", work.C), ("A64", exact.corpus), ("C64", exact.C)):
         np.save(folder / f"{name}.npy", array)
     try:
-        import compare_documents
         from scipy import sparse
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gensim, as it is loaded
-            corpus = compare_documents.read_corpus()
+            corpus = lee.read_corpus()
     except ImportError as problem:
         print(f"documents: {problem}", file=sys.stderr)
         return ["full", "nearest", "nearest-cost"]
-    sparse.save_npz(folder / "rows.npz", sparse.csr_array(compare_documents.shares(corpus)), compressed=False)
+    sparse.save_npz(folder / "rows.npz", sparse.csr_array(lee.shares(corpus)), compressed=False)
     np.save(folder / "vectors.npy", corpus.vectors)
     return ["full", "nearest", "nearest-cost", "documents"]
 

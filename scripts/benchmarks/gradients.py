@@ -24,11 +24,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import bench_works as works
 import numpy as np
-from bench_harness import Target, machine, print_targets, quiet_turn, schedule, shown, summarise
-from bench_memory import resident
-from bench_peers import Competitor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from benchmarks.harness import works
+from benchmarks.harness.memory import resident
+from benchmarks.harness.peers import Competitor
+from benchmarks.harness.timing import Target, machine, print_targets, quiet_turn, schedule, shown, summarise
 
 DTYPES = ("float32", "float64")
 # Largest error of a gradient, of the largest entry of its pair's; that of an exact one follows from its reference.
@@ -168,18 +171,8 @@ def cusink_backward(work, kind, **options):
     return run
 
 
-def torch_log_domain(a, b, C, eps, iterations):
-    """Costs (B,) of tensors by a log-domain loop that autograd records: (B, n, m) temporaries in every half-step."""
-    D, log_a, log_b = C / eps, a.log(), b.log()
-    p = log_a
-    for _ in range(iterations):
-        q = log_b - (p[:, :, None] - D).logsumexp(dim=1)
-        p = log_a - (q[:, None, :] - D).logsumexp(dim=2)
-    return ((p[:, :, None] + q[:, None, :] - D).exp() * C).sum(dim=(1, 2))
-
-
 def torch_unguarded(a, b, C, eps, iterations):
-    """The same by matrix products, with nothing to keep them in range."""
+    """Costs as `works.torch_log_domain` gives them, by matrix products, with nothing to keep them in range."""
     K = (-C / eps).exp()
     u = a
     for _ in range(iterations):
@@ -278,7 +271,7 @@ def entrants(quick):
         ),
         ("OTT Danskin, lse", "log", partial(ott_gradients, kind="envelope", lse_mode=True), few, "envelope"),
         ("OTT implicit, lse", "log", partial(ott_gradients, kind="exact", lse_mode=True), 1, "exact"),
-        ("torch autograd, log domain", "log", partial(torch_gradients, costs=torch_log_domain), 1, "unrolled"),
+        ("torch autograd, log domain", "log", partial(torch_gradients, costs=works.torch_log_domain), 1, "unrolled"),
     ]
     starts = {"torch": "weights", "OTT": "ones"}
     theirs = [
@@ -468,7 +461,7 @@ def main(argv=None):
         os.execv(sys.executable, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
     from joblib import Memory
 
-    keep = Memory(Path(__file__).resolve().parent.parent / ".cache" / "bench", verbose=0).cache
+    keep = Memory(Path(__file__).resolve().parents[2] / ".cache" / "bench", verbose=0).cache
     clock, patience = (time.process_time, 0) if args.one_core else (time.perf_counter, args.patience)
     facts = machine() | {"time": "CPU time on one core" if args.one_core else "wall time on all cores"}
     print("\n".join(f"- {key}: {value}" for key, value in facts.items()), flush=True)

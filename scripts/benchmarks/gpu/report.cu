@@ -1,4 +1,4 @@
-// The baseline of bench_kernels.py: the reduction of T. Viehmann, "Implementation of batched Sinkhorn iterations for
+// The baseline of kernels.py: the reduction of T. Viehmann, "Implementation of batched Sinkhorn iterations for
 // entropy-regularized Wasserstein loss" (2019), section 4, written anew from its description.
 //
 //     out_bj = w_bj - logsumexp_i (in_bi - C_ij / eps),        in = log u, w = log nu, out = log v (or the other way round)

@@ -1,6 +1,6 @@
 """Peak memory of a distance matrix, each measurement in a fresh process of its own.
 
-``python bench_memory.py traced|resident QUERIES LIMIT`` is what such a process runs: NumPy's own allocations counted by
+``python memory.py traced|resident QUERIES LIMIT`` is what such a process runs: NumPy's own allocations counted by
 tracemalloc, or the growth of the resident set, which also sees what BLAS and the threads take.
 """
 
@@ -11,7 +11,9 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-import bench_works as works
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/
+
+from benchmarks.harness import works
 
 
 def resident(field):
