@@ -3,7 +3,7 @@
 from cusink.barycenters.barycenter import Barycenter, barycenter
 from cusink.costs.grid import Grid
 from cusink.costs.matrix import cost_matrix, cost_matrix_adjoint
-from cusink.costs.points import PointCloud
+from cusink.costs.clouds import PointCloud
 from cusink.divergence.adjoint import DivergenceGradients, sinkhorn_divergence_adjoint
 from cusink.divergence.forward import SinkhornDivergence, sinkhorn_divergence
 from cusink.errors import ConvergenceWarning

@@ -15,7 +15,7 @@ from cusink.checks.arrays import kind
 from cusink.checks.scalars import one_of
 from cusink.costs.grid import Grid
 from cusink.costs.operand import cost_shape
-from cusink.costs.points import PointCloud
+from cusink.costs.clouds import PointCloud
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.solver import checks as solver_checks
 from cusink.solver import values

@@ -145,7 +145,7 @@ def cost(given, dtype, sparse):
 
 def _of_points(points, metric, scale, sparse, dtype, option):
     from cusink.costs.matrix import cost_matrix
-    from cusink.costs.points import PointCloud
+    from cusink.costs.clouds import PointCloud
 
     try:
         stays = (len(points[0]) * len(points[-1]) > STORED or sparse) and metric in METRICS
@@ -164,10 +164,10 @@ def _of_points(points, metric, scale, sparse, dtype, option):
 
 def _scaled_cloud(cloud):
     """A PointCloud whose costs are those of `cloud` divided by the largest; that is found without storing them."""
-    from cusink.costs.operand import arrays_of, costs_of
-    from cusink.costs.points import PointCloud
+    from cusink.costs.kinds import data_of, named_arrays
+    from cusink.costs.clouds import PointCloud
 
-    costs = costs_of(cloud, np, np.float64, [p.astype(np.float64) for p in arrays_of(cloud).values()])
+    costs = data_of(cloud, np, np.float64, [p.astype(np.float64) for p in named_arrays(cloud).values()])
     if not (largest := _farthest(costs.x, costs.y, costs.norm)) > 0:
         raise InputError(NO_UNIT)
     unit = largest if costs.norm == "cityblock" else largest**0.5

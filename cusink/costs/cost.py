@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Self
+from typing import Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 
@@ -12,6 +12,27 @@ from cusink.types import Array, ArrayModule, Axis, HostArray, Method
 
 Index = slice | HostArray | Array
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
+
+
+class Solvable(Protocol):
+    """What the solver's loop needs of a cost; documents offer no more."""
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the computation."""
+
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
+
+    def range(self) -> tuple[float, float]:
+        """Return numbers between which all finite costs lie."""
+
+    def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
+        """Put problems under way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +79,11 @@ class Cost(ABC, Generic[Data]):
     @abstractmethod
     def own(self, side: int) -> Self:
         """Return the cost of side 0 (rows) or 1 (columns) to itself."""
+
+    @property
+    def has_own(self) -> bool:
+        """Whether `own` is a cost of each side to itself."""
+        return self.symmetric
 
     @abstractmethod
     def row_bytes(self, copies: int) -> int:

@@ -5,7 +5,7 @@ from scipy.spatial.distance import cdist
 
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
-from cusink.costs.points import METRICS
+from cusink.costs.clouds import METRICS
 
 __all__ = [
     "cost_matrix",

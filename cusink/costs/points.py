@@ -184,6 +184,11 @@ class PointCost(Cost[PointCosts]):
         """Return the cost between some points."""
         return dataclasses.replace(self, data=self.data.take(rows, columns))
 
+    @property
+    def has_own(self) -> bool:
+        """True: each cloud can be compared with itself."""
+        return True
+
     def own(self, side: int) -> Self:
         """Return the cost of the points of one side to themselves."""
         points = (self.data.x, self.data.y)[side]

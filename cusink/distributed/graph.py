@@ -14,7 +14,8 @@ import numpy as np
 from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import one_of, regularisation
 from cusink.costs.checks import cost_values
-from cusink.costs.operand import arrays_of, cost, symmetric
+from cusink.costs.kinds import named_arrays
+from cusink.operand import operand
 from cusink.distributed import tasks
 from cusink.retrieval import checks as retrieval_checks
 from cusink.retrieval.documents.supports import is_measures, is_sparse
@@ -168,7 +169,6 @@ def nearest(
     job = Job(A, B, C, eps, value, memory_limit, check, device, client)
     k = retrieval_checks.neighbours(k, job.shape[1], job.itself)
     job.cut(job.A, job.A if job.itself else job.B)
-    del options["callback"]
     options |= {"value": value, "prune": prune}
     task = dask.delayed(partial(tasks.look, k=k, options=options, **job.task), pure=False)
     merge = dask.delayed(partial(tasks.merge, k=k), pure=False)
@@ -199,18 +199,18 @@ class Job:
         self.A = _collection("A", A)
         self.B = self.A if self.itself else _collection("B", B)
         metas = {name: np.empty_like(x._meta, shape=(0, x.shape[1])) for name, x in (("A", self.A), ("B", self.B))}
-        (_, _, *parts), self.xp, self.dtype = arrays(**metas, **arrays_of(C))
+        (_, _, *parts), self.xp, self.dtype = arrays(**metas, **named_arrays(C))
         kernel = None if memory_limit is None else memory_limit // 2
-        costs, stored = cost(C, self.xp, self.dtype, parts, kernel, batch=False)
+        costs = operand(C, self.xp, self.dtype, parts, kernel, batch=False)
         retrieval_checks.shapes(self.A, None if self.itself else self.B, costs)
-        if check and stored:
-            cost_values(costs, self.xp)
+        if check and costs.stored:
+            cost_values(costs.data, self.xp)
         if value == "divergence":
             retrieval_checks.divergence(costs)
-        self.shape, self.symmetric = (len(self.A), len(self.B)), self.itself and symmetric(costs)
-        sizes = Sizes(self.shape, self.symmetric, *memory(costs, costs.dtype.itemsize))
+        self.shape, self.symmetric = (len(self.A), len(self.B)), self.itself and costs.symmetric
+        sizes = Sizes(self.shape, self.symmetric, *memory(costs))
         self.tile = tile_shape(sizes, memory_limit)
-        C = self.xp.asarray(C) if stored else C
+        C = self.xp.asarray(C) if costs.stored else C
         self.C = dask.delayed(C, pure=False, traverse=False) if client is None else client.scatter(C, broadcast=True)
         self.mass = dask.delayed(tasks.first_mass, pure=False)(self.A[:1].to_delayed()[0, 0])
         self.task = {"eps": eps, "memory_limit": memory_limit, "check": check, "device": device}

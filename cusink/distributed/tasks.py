@@ -6,8 +6,7 @@ import numpy as np
 
 from cusink.backends.devices import device_error, to_device
 from cusink.checks.arrays import arrays
-from cusink.costs.grid import Grid
-from cusink.costs.points import PointCloud, mapped
+from cusink.costs.kinds import kind_of, with_arrays
 from cusink.errors import warn_unconverged
 from cusink.retrieval.nearest import nearest
 from cusink.retrieval.pairs import pairs_of
@@ -52,7 +51,7 @@ def solve_block(a, b, C, mass, ours, theirs, at, skip=0, diagonal=False, *, name
         found = sink.results
         missed, worst = (sum(x[0] for x in sink.finished.values()), max(x[1] for x in sink.finished.values()))
     if missed:
-        warn_unconverged(missed, pair_count(pairs), worst, options["tol"], options["max_iter"])
+        warn_unconverged(missed, pair_count(pairs), worst, options.tol, options.max_iter)
     return {name: _like(a, pairs.ops, x) for name, x in found.items()}
 
 
@@ -96,10 +95,10 @@ def look(a, b, C, mass, at, *, k, options, **task):
 
 
 def _in_dtype(C, costs):
-    """A cost as a caller gives it, in the dtype of the computation, which `costs` made of it have."""
-    if not isinstance(C, PointCloud):
-        return C if isinstance(C, Grid) else costs
-    return mapped(C, lambda points: points.astype(costs.dtype, copy=False))
+    """A cost as a caller gives it, in the dtype of the computation, which the operand `costs` has."""
+    if kind_of(C) == "dense":
+        return costs.data
+    return with_arrays(C, lambda points: points.astype(costs.dtype, copy=False))
 
 
 def merge(parts, *, k):

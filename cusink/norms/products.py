@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
+from cusink.checks.arrays import array_module
 from cusink.errors import memory_advice
 from cusink.norms import checks
 
@@ -248,7 +248,7 @@ def profile(kernel, scale):
 
 def backend(measures):
     """The module with the sums that fit the arrays."""
-    if ops_for(measures.x).xp is np:
+    if array_module(measures.x) is np:
         from cusink.backends.numpy import sums
 
         return sums

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
+from cusink.checks.arrays import to_host
 from cusink.solver.result import SinkhornResult
 
 
@@ -70,7 +70,7 @@ def images(name, images, shape):
 
 def neighbours(indices, distances, queries, corpus):
     """Indices (queries, k) into the corpus and, where given, distances of the same shape."""
-    indices = np.asarray(ops_for(indices).to_host(indices))
+    indices = np.asarray(to_host(indices))
     if indices.ndim != 2 or 0 in indices.shape or len(indices) != queries or indices.dtype.kind not in "iu":
         raise ValueError(
             f"'indices' must be whole numbers of shape ({queries}, k), a row for each query; "
@@ -99,7 +99,7 @@ def history(history):
     history = list(history)
     if not history:
         raise ValueError("'history' must hold at least one (iteration, error); got none. Collect what callback gets")
-    errors = [np.ravel(ops_for(error).to_host(error)).astype(np.float64) for _, error in history]
+    errors = [np.ravel(to_host(error)).astype(np.float64) for _, error in history]
     sizes = sorted({len(error) for error in errors})
     if len(sizes) > 1 or sizes[0] == 0:
         raise ValueError(f"'history' must hold the errors of the same problems at each check; got {sizes} of them")
@@ -112,7 +112,7 @@ def history(history):
 
 def host(name, array):
     """`array` as finite float64 numbers of NumPy."""
-    array = np.asarray(ops_for(array).to_host(array), np.float64)
+    array = np.asarray(to_host(array), np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"'{name}' must be finite; got NaN or infinity")
     return array

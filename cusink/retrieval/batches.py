@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from cusink.costs.grid import GridCosts
-from cusink.costs.operand import between
 from cusink.retrieval.tiles import ROWS, parts
 
 __all__ = [
@@ -41,7 +39,7 @@ class PairBatches:
         xp, to_host = pairs.ops.xp, pairs.ops.to_host
         self.support = np.concatenate([to_host(pairs.A[part] > 0) for part in parts(len(pairs.A), ROWS)])
         used = sum((pairs.B[part] > 0).any(axis=0).astype(int) for part in parts(len(pairs.B), ROWS))
-        if isinstance(pairs.C, GridCosts):  # all cells or none
+        if not pairs.C.divisible:  # all bins or none
             self.support, used = np.ones_like(self.support), used + 1
         self.columns = xp.flatnonzero(used)
 
@@ -66,7 +64,7 @@ class PairBatches:
         pairs, xp = self.pairs, self.pairs.ops.xp
         a = xp.ascontiguousarray(pairs.A[xp.asarray(rows)][:, bins])
         b = xp.ascontiguousarray(pairs.B[xp.asarray(columns)][:, self.columns])
-        C = between(xp, pairs.C, bins, self.columns)
+        C = pairs.C.between(bins, self.columns)
         solved = pairs.solve_problems(a, b, C, self.value, self.options)
         return pairs.ops.to_host(solved["distances"]), *(solved[name] for name in ("error", "converged", "f", "g"))
 

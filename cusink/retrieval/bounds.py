@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from cusink.costs.operand import between
 from cusink.retrieval.tiles import ROWS, parts
 
 __all__ = [
@@ -42,8 +41,8 @@ class RowBounds:
         self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
         self.ops, self.xp, self.eps = pairs.ops, pairs.ops.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
-        self.C = between(self.xp, pairs.C, self.bins, batches.columns)
-        self.softmin = self.ops.repeated_softmin(self.C, pairs.eps)
+        self.C = pairs.C.between(self.bins, batches.columns)
+        self.softmin = self.C.repeated_softmin(pairs.eps)
         self.a = self.xp.ascontiguousarray(pairs.A[self.xp.asarray(rows)][:, self.bins])
         self.lower = np.full((len(rows), pairs.shape[1]), -np.inf)
         self.g = self.xp.empty((len(rows), 0, self.C.shape[1]), self.C.dtype)
@@ -89,7 +88,7 @@ class RowBounds:
     def _complete(self, a, f):
         """The potentials g (K, columns) of a cut."""
         if self.sharp:
-            return self.ops.c_transform(self.C, self.xp.where(a > 0, f, -self.xp.inf), 0)
+            return self.C.c_transform(self.xp.where(a > 0, f, -self.xp.inf), 0)
         return self.softmin(_log(self.xp, a) + f / self.eps, 0)
 
     def _tighten(self, rows, columns):
@@ -105,7 +104,7 @@ class RowBounds:
             f = self.softmin(log_b + g / eps, 1)
             g = self.softmin(log_a + f / eps, 0)
         if self.sharp:
-            f = self.ops.c_transform(self.C, xp.where(b > 0, g, -xp.inf), 1)
+            f = self.C.c_transform(xp.where(b > 0, g, -xp.inf), 1)
             g = self._complete(a, f)
         bounds = self.ops.to_host(_dot(xp, a, f) + _dot(xp, b, g))
         self.lower[rows, columns] = np.maximum(self.lower[rows, columns], bounds)
@@ -138,7 +137,7 @@ def slack(pairs, tol, mass, smallest):
 
     `smallest` is the smallest positive weight of the columns.
     """
-    low, high = pairs.ops.cost_range(pairs.C)
+    low, high = pairs.span
     eps, bins, unit = pairs.eps, sum(pairs.C.shape), float(np.finfo(pairs.C.dtype.name).eps) / 2
     span, size = high - low, 4 * max(abs(low), abs(high)) + 2 * eps * abs(math.log(mass))
     rounding = unit * ((bins + 32) * (size + eps) + 4 * span * span / eps)

@@ -12,8 +12,8 @@ from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import positive_bytes, regularisation
 from cusink.checks.weights import MASS_TOLERANCE
 from cusink.costs.checks import cost_values
-from cusink.costs.operand import arrays_of, cost, symmetric
-from cusink.costs.points import PointCosts
+from cusink.costs.kinds import named_arrays
+from cusink.operand import operand
 from cusink.solver import values
 
 __all__ = [
@@ -63,22 +63,22 @@ def histograms(A, B, C, *, eps, check, memory_limit=None, mass=None):
     """Rows of A against rows of B, B None for A itself; brought to `mass`, or to that of the first row of A."""
     regularisation(eps)
     itself = B is None
-    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **arrays_of(C))
-    C, stored = cost(C, xp, dtype, parts, memory_limit, batch=False)
+    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
+    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
     shapes(A, B, C)
-    if check and stored:
-        cost_values(C, xp)
+    if check and C.stored:
+        cost_values(C.data, xp)
     if mass is None:
         if check:
             _weights("A", A[:1], 0, xp)
         mass = float(A[0].sum(dtype=np.float64))
     first = _rows("A", A, mass, xp, check)
     second = first if itself else _rows("B", B, mass, xp, check)
-    if check and stored and not xp.isfinite(C).all():
-        _partners(first.weights, second.weights, C, xp)
-    return Histograms(first, second, xp.ascontiguousarray(C) if stored else C, dtype)
+    if check and C.stored and not xp.isfinite(C.data).all():
+        _partners(first.weights, second.weights, C.data, xp)
+    return Histograms(first, second, C, dtype)
 
 
 def shapes(A, B, C):
@@ -158,7 +158,7 @@ def memory_limit(limit):
 
 def divergence(C):
     """Check that both items of a pair can be compared with themselves, as each cloud of points can."""
-    if not (symmetric(C) or isinstance(C, PointCosts)):
+    if not C.has_own:
         how = "is not symmetric" if C.shape[0] == C.shape[1] else f"has shape {tuple(C.shape)}"
         raise ValueError(
             "value='divergence' also compares each histogram with itself: 'C' must be a symmetric cost, between the "

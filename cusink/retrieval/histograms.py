@@ -1,11 +1,7 @@
-"""Pairs of two collections, solved a row against many columns at a time: what a distance matrix is made of."""
+"""Pairs of two collections, solved a row against many columns at a time: the parts of a distance matrix."""
 
-import dataclasses
-
-from cusink.backends.operators import ops_for
-from cusink.costs.grid import GridCosts
-from cusink.costs.operand import between, symmetric
-from cusink.costs.points import PointCosts
+from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
 from cusink.solver.loop import solve
 from cusink.solver.problem import Problem
 from cusink.solver.symmetric import self_potentials
@@ -21,13 +17,9 @@ ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
 COPIES = 6  # of the cost, that a row against many takes: the bins in use, its kernels, and work on them
 
 
-def memory(C, itemsize):
+def memory(C):
     """The bytes of `HistogramPairs.pair_bytes` and `shared_bytes` for a cost."""
-    n, m = C.shape
-    stored = COPIES * n * m * itemsize
-    if isinstance(C, PointCosts):
-        stored = min(stored, C.memory_limit) + C.point_bytes
-    return ARRAYS * (n + m) * itemsize, 0 if isinstance(C, GridCosts) else stored
+    return ARRAYS * sum(C.shape) * C.dtype.itemsize, C.row_bytes(COPIES)
 
 
 class HistogramPairs:
@@ -46,11 +38,11 @@ class HistogramPairs:
 
     def __init__(self, A, B, C, eps, dtype):
         self.A, self.B, self.C, self.eps, self.dtype = A, B, C, eps, dtype
-        self.ops = ops_for(C)
-        self.span = self.ops.cost_range(C)
+        self.ops = C.ops
+        self.span = C.range()
         self.shape = (len(A), len(B))
-        self.symmetric = A is B and symmetric(C)
-        self.pair_bytes, self.shared_bytes = memory(C, C.dtype.itemsize)
+        self.symmetric = A is B and C.symmetric
+        self.pair_bytes, self.shared_bytes = memory(C)
 
     def solve(self, row, columns, value, options):
         """Solve one row against `columns`, a slice or an index array; a dict of arrays (len(columns),).
@@ -61,9 +53,9 @@ class HistogramPairs:
         xp = self.ops.xp
         a, B, C = self.A[row], self.B[columns], self.C
         # Empty bins leave the problem, where the cost can be had without them.
-        if not isinstance(C, GridCosts):
+        if C.divisible:
             rows, used = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
-            C = between(xp, C, rows, used)
+            C = C.between(rows, used)
             B = B[:, used] if len(used) < B.shape[1] else B
             a = a[rows] if len(rows) < len(a) else a
         a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
@@ -71,26 +63,24 @@ class HistogramPairs:
 
     def solve_problems(self, a, b, C, value, options):
         """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them; as `solve`, and f and g."""
-        f, g, cost, error, n_iter, converged = solve(self.ops, a, b, C, self.eps, None, span=self.span, **options)
+        found = solve(C, a, b, self.eps, options, span=self.span)
+        distances = found.cost
         if value != "cost":
-            problem = Problem(a=a, b=b, C=C, eps=self.eps, f=f, g=g, dtype=a.dtype, batched=True)
-            cost = dict(zip(("reg_cost", "entropic_cost"), values(self.ops.xp, problem), strict=True))[value]
-        return {"distances": cost, "error": error, "n_iter": n_iter, "converged": converged, "f": f, "g": g}
+            problem = Problem(a=a, b=b, C=C, eps=self.eps, f=found.f, g=found.g, dtype=a.dtype, batched=True)
+            distances = dict(zip(("reg_cost", "entropic_cost"), values(problem), strict=True))[value]
+        rest = {name: getattr(found, name) for name in ("error", "n_iter", "converged", "f", "g")}
+        return {"distances": distances, **rest}
 
     def solve_selves(self, side, items, options):
         """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
-        xp, C = self.ops.xp, self.C
+        xp, C = self.ops.xp, self.C.own(side)
         weights = (self.A, self.B)[side][items]
-        if isinstance(C, PointCosts):
-            points = (C.x, C.y)[side]
-            C = dataclasses.replace(C, x=points, y=points)
-        if not isinstance(C, GridCosts):
+        if C.divisible:
             used = xp.flatnonzero((weights > 0).any(axis=0))
-            weights, C = xp.ascontiguousarray(weights[:, used]), between(xp, C, used, used)
-        options = {name: options[name] for name in ("max_iter", "tol")}
-        _, reg_cost, error, n_iter, converged = self_potentials(self.ops, weights, C, self.eps, **options)
-        return {"distances": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+            weights, C = xp.ascontiguousarray(weights[:, used]), C.between(used, used)
+        own = self_potentials(C, weights, self.eps, options)
+        return {"distances": own.reg_cost, "error": own.error, "n_iter": own.n_iter, "converged": own.converged}
 
     def content(self):
         """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
-        return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C}
+        return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C.data}

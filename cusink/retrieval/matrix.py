@@ -1,5 +1,6 @@
 """Distances between all pairs of two collections of histograms."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,7 @@ def distance_matrix(
     if checks.is_path(out):
         path = checks.output_path(out, pairs.dtype, full_output)
         count = sum(1 for _ in tiles(pairs, *tile))
-        job = manifest(pairs, tile, count, value=value, **{k: v for k, v in options.items() if k != "callback"})
+        job = manifest(pairs, tile, count, value=value, **dataclasses.asdict(options))
         sink = TileStore(path, job, pairs.ops.to_host)
     else:
         sink = Arrays(pairs, out, full_output, {"A": A, "B": B, "C": C})

@@ -42,11 +42,11 @@ def obstacle(pairs, k, options, memory_limit):
     """Why no pair can be left out, or None if some may."""
     if not isinstance(pairs, HistogramPairs):
         return "no lower bound is known for such collections"
-    if options["tol"] is None:
+    if options.tol is None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
     if pairs.shape[1] < max(2 * GROUP, 4 * max(k, FIRST)):
         return "k is not small beside the number of candidates, or they are too few"
-    if isinstance(pairs.C, pairs.ops.xp.ndarray) and not pairs.ops.xp.isfinite(pairs.C).all():
+    if pairs.C.stored and not pairs.ops.xp.isfinite(pairs.C.data).all():
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
     if memory_limit is not None and memory_limit // 2 < sum(bytes_needed(pairs, max(k, FIRST))):
         return "the bounds of a row exceed 'memory_limit'"
@@ -104,7 +104,7 @@ class Search:
         mass = float(pairs.B[:1].sum(dtype=np.float64))
         blocks = (pairs.B[part] for part in parts(len(pairs.B), ROWS))
         smallest_weight = min(float(w[w > 0].min()) for w in blocks)
-        self.slack = slack(pairs, values.options["tol"], mass, smallest_weight)
+        self.slack = slack(pairs, values.options.tol, mass, smallest_weight)
 
     def rows(self, rows):
         """Find the neighbours of some rows, NumPy indices in order."""

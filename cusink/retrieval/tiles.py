@@ -100,7 +100,7 @@ class PairValues:
                 block[row - rows.start, part.start - columns.start :] = narrowed(
                     xp.asarray(solved[name]), block.dtype, xp
                 )
-            if self.options["tol"] is not None and not solved["converged"].all():
+            if self.options.tol is not None and not solved["converged"].all():
                 missed += np.count_nonzero(~solved["converged"])
                 worst = max(worst, solved["error"][~solved["converged"]].max())
             if progress is not None:

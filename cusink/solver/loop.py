@@ -10,7 +10,7 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.convergence.relaxation import Relaxation
 from cusink.convergence.stopping import StallDetector, StopState
-from cusink.costs.cost import Cost
+from cusink.costs.cost import Solvable
 from cusink.costs.operators import Iteration
 from cusink.types import Array, HostArray, Method
 
@@ -33,7 +33,7 @@ class Solution(NamedTuple):
 
 
 def solve(
-    C: Cost[Any],
+    C: Solvable,
     a: Array,
     b: Array,
     eps: float,
@@ -78,7 +78,7 @@ def solve(
 
 
 def _iterate(
-    C: Cost[Any],
+    C: Solvable,
     iteration: Iteration,
     rules: StopState,
     options: Options,
@@ -135,7 +135,7 @@ def _iterations_until_check(options: Options, done: int, watched: bool, started:
 
 
 def _anneal(
-    C: Cost[Any], a: Array, b: Array, eps: float, options: Options, start: Start | None, span: tuple[float, float]
+    C: Solvable, a: Array, b: Array, eps: float, options: Options, start: Start | None, span: tuple[float, float]
 ) -> tuple[HostArray, tuple[Array, Array] | None]:
     """Return iterations (B,) spent on larger eps and the potentials found there, or None where it does not pay.
 

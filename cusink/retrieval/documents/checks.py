@@ -13,8 +13,9 @@ from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import one_of, regularisation
 from cusink.checks.weights import MASS_TOLERANCE
 from cusink.costs.checks import cost_values
-from cusink.costs.operand import arrays_of, cost
-from cusink.costs.points import PointCloud
+from cusink.costs.clouds import PointCloud
+from cusink.costs.kinds import kind_of, named_arrays
+from cusink.operand import operand
 from cusink.retrieval.documents.supports import (
     Documents,
     Supports,
@@ -64,7 +65,7 @@ def documents(A, B, C, *, eps, check, on_empty="nan", stacklevel=6):
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
     _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty, stacklevel)
     found = Documents(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
-    if check and isinstance(C, xp.ndarray) and not xp.isfinite(C).all():
+    if check and C.stored and not xp.isfinite(C.data).all():
         _partners(found)
     return found
 
@@ -148,15 +149,15 @@ def _sparse(given, C, check):
         on_device = is_on_device(x)
         sides[name] = _canonical(name, x.get() if on_device else x, check)
         data[name] = x.data if on_device else sides[name].data  # LIL has lists there, and DOK nothing
-    parts, xp, dtype = arrays(**data, **arrays_of(C))
-    C, stored = cost(C, xp, dtype, parts[len(given) :], batch=False)
-    if not stored and not hasattr(C, "take"):
+    parts, xp, dtype = arrays(**data, **named_arrays(C))
+    if kind_of(C) == "grid":
         raise TypeError(
             "'C' must be an array or a PointCloud where the histograms are sparse; a Grid works on whole images. Pass "
             "them as dense arrays, A.toarray()"
         )
-    if check and stored:
-        cost_values(C, xp)
+    C = operand(C, xp, dtype, parts[len(given) :], batch=False)
+    if check and C.stored:
+        cost_values(C.data, xp)
     for (name, x), words in zip(sides.items(), (C.shape[0], C.shape[-1]), strict=False):
         if x.shape[1] != words:
             raise ValueError(
@@ -212,8 +213,8 @@ def _clouds(given, C, check):
     named |= {f"{name}.points": x.points for name, x in given.items()}
     converted, xp, dtype = arrays(**named)
     cloud = PointCloud(*converted[len(given) :], metric=C)
-    parts, _, _ = arrays(**arrays_of(cloud))
-    costs, _ = cost(cloud, xp, dtype, parts, batch=False)
+    parts, _, _ = arrays(**named_arrays(cloud))
+    costs = operand(cloud, xp, dtype, parts, batch=False)
     sides = []
     for x, weights in zip(given.values(), converted, strict=False):
         weights = host_array(weights)

@@ -1,12 +1,8 @@
 """Pairs of items that each have a support of their own: documents over a vocabulary, and ragged point clouds."""
 
-import dataclasses
-
 import numpy as np
 
 from cusink.backends.numpy.documents.buffers import Buffers
-from cusink.backends.operators import ops_for
-from cusink.costs.operand import symmetric
 from cusink.retrieval.documents import tiles
 from cusink.retrieval.documents.checks import documents
 from cusink.retrieval.documents.supports import sums
@@ -40,21 +36,20 @@ class DocumentPairs:
 
     def __init__(self, given, eps, memory_limit=None):
         self.A, self.B, self.C, self.eps, self.dtype = given.A, given.B, given.C, eps, given.dtype
-        self.ops = ops_for(given.C)
+        self.ops = given.C.ops
         self.shape = (len(given.A), len(given.B))
-        self.dense = isinstance(given.C, given.xp.ndarray)
-        mirrored = symmetric(given.C) if self.dense else given.C.x is given.C.y
-        self.symmetric = mirrored and given.A is given.B
+        self.dense = given.C.stored
+        self.symmetric = given.C.symmetric and given.A is given.B
         self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
         self.on_host, self.buffers = given.xp is np, Buffers()
-        self.span = self.ops.cost_range(given.C)
+        self.span = given.C.range()
         self._key = self._columns = self._kept = self._uploaded = None
         itemsize, sizes = given.A.weights.itemsize, (given.A.sizes, given.B.sizes)
         # A limit holds for the largest items; without one the average says well enough how much work a pair is.
         n, m = (max(1, int(side.max() if memory_limit is not None else side.mean())) for side in sizes)
         used = min(self.C.shape[-1], len(given.B.places))
         self.pair_bytes = COPIES * n * m * itemsize
-        self.point_bytes = 0 if self.dense else self.C.point_bytes
+        self.point_bytes = 0 if self.dense else self.C.data.point_bytes
         self.shared_bytes = self.point_bytes + BLOCKS * n * used * itemsize
         if memory_limit is not None and tile_shape(self, memory_limit)[1] * m < used:
             # The costs to the words of so few documents are less than those to all words.
@@ -82,10 +77,7 @@ class DocumentPairs:
 
     def solve_selves(self, side, items, options):
         """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
-        ours, C = (self.A, self.B)[side], self.C
-        if not self.dense:
-            points = (C.x, C.y)[side]
-            C = dataclasses.replace(C, x=points, y=points)
+        ours, C = (self.A, self.B)[side], self.C.own(side)
         items = np.arange(len(ours))[items]
         found, filled = _nothing(len(items)), np.flatnonzero(ours.sizes[items])
         if len(filled):
@@ -100,7 +92,7 @@ class DocumentPairs:
 
     def content(self):
         """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
-        return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C}
+        return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C.data}
 
     def _solved(self, rows, columns, options):
         """A dict of arrays (len(rows), len(columns))."""
@@ -129,7 +121,7 @@ class DocumentPairs:
             self._uploaded = [documents.on_device(*parts) for parts in sides]
         sizes = [int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs)]
         sides = self._uploaded[ours], self._uploaded[theirs]
-        return documents.solve_pairs(*sides, sizes, rows, columns, C, self.eps, options)
+        return documents.solve_pairs(*sides, sizes, rows, columns, C.data, self.eps, options)
 
     def _outward(self, found, value):
         """The result of `solve`: distances in the user's library, the rest in NumPy."""

@@ -33,9 +33,9 @@ def obstacle(pairs, k, value, options, alone, memory_limit):
         return f"no lower bound is known for value='{value}' of documents"
     if not pairs.on_host:
         return "documents on a device are all solved at once"
-    if options["tol"] is None:
+    if options.tol is None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
-    if not np.isfinite(pairs.span).all() or (pairs.dense and not np.isfinite(pairs.C).all()):
+    if not np.isfinite(pairs.span).all() or (pairs.dense and not np.isfinite(pairs.C.data).all()):
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
     if np.count_nonzero(pairs.B.sizes) - alone < 2 * max(k, FIRST):
         return "k is not small beside the number of candidates"
@@ -71,7 +71,7 @@ def search_documents(pairs, options, k, alone, memory_limit, best, count, progre
             best.take(np.full(len(columns), row), columns, none, none, np.ones(len(columns), bool))
         if len(filled):
             queries = tiles.queries_of([pairs.A.item(row) for row in filled], documents, pairs.C)
-            lower = _bounds_of(pairs, queries, filled, entries, options["tol"])
+            lower = _bounds_of(pairs, queries, filled, entries, options.tol)
             if alone:
                 lower[kept == filled[:, None]] = np.inf
             count.bounded += np.count_nonzero(np.isfinite(lower))

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusink.backends.numpy import dense
-from cusink.backends.numpy.documents import iteration
+from cusink.backends.numpy.documents.iteration import Iteration
 from cusink.backends.numpy.documents.buffers import PairCosts
 from cusink.backends.numpy.documents.costs import costs_between
+from cusink.operand import dense_cost
 from cusink.solver.loop import solve
-from cusink.solver.problem import Problem
 from cusink.solver.symmetric import self_potentials
-from cusink.solver.values import values
+from cusink.solver.values import weighted_sum
 
 __all__ = [
     "Padded",
@@ -66,7 +65,7 @@ def queries_of(items, documents, C):
     costs = np.empty((len(items), len(documents.used), longest), weights.dtype)
     for k, (own, places) in enumerate(items):
         weights[k, : len(places)] = own
-        costs[k, :, : len(places)] = costs_between(C, places, documents.used)
+        costs[k, :, : len(places)] = costs_between(C.data, places, documents.used)
         costs[k, :, len(places) :] = costs[k, :, :1]
     return Queries(weights, costs)
 
@@ -81,23 +80,47 @@ def solve_listed(queries, documents, i, j, span, buffers, eps, options):
     costs = PairCosts(queries.costs.reshape(-1, longest), index, documents.sizes[j], span, buffers)
     a, b = queries.weights[i], documents.weights[j]
     f, g, cost, error, n_iter, converged = solve_pairs(a, b, costs, eps, options)
-    problem = Problem(a=a, b=b, C=costs, eps=eps, f=f, g=g, dtype=a.dtype, batched=True)
-    reg_cost, _ = values(np, problem)
+    reg_cost = weighted_sum(np, a, f) + weighted_sum(np, b, g)
     return {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
 
 
 def solve_self(weights, places, C, eps, options):
     """Solve one item against itself; a dict of arrays (1,)."""
-    block = costs_between(C, places, places)
-    options = {name: options[name] for name in ("max_iter", "tol")}
-    _, reg_cost, error, n_iter, converged = self_potentials(dense, weights[None], block, eps, **options)
+    block = dense_cost(costs_between(C.data, places, places))
+    _, reg_cost, error, n_iter, converged = self_potentials(block, weights[None], eps, options)
     return {"reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentCost:
+    """`PairCosts` as the solver's loop takes them, see `cusink.costs.cost.Solvable`."""
+
+    costs: PairCosts
+    xp = np
+
+    @property
+    def dtype(self):
+        """Of the computation."""
+        return self.costs.dtype
+
+    @staticmethod
+    def to_host(array):
+        """Return `array`, which is NumPy's."""
+        return array
+
+    def range(self):
+        """Return numbers between which all costs of the collection lie."""
+        return self.costs.span
+
+    def iteration(self, a, b, eps, f, g, method):
+        """Put problems under way."""
+        return Iteration(self.costs, a, b, eps, f, g, method)
 
 
 def solve_pairs(a, b, costs, eps, options):
     """Solve problems a (D, n), b (D, m) with `PairCosts`; method "log" has no use for their kernels."""
-    if options["method"] != "log":
-        return solve(iteration, a, b, costs, eps, None, **options)
+    if options.method != "log":
+        return solve(DocumentCost(costs), a, b, eps, options)
     costs.buffers.restart()  # of the pairs before
     C = np.ascontiguousarray(np.swapaxes(costs.gather(np.arange(len(a))), 1, 2))
-    return solve(dense, a, b, C, eps, None, **options)
+    return solve(dense_cost(C), a, b, eps, options)
