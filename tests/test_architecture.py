@@ -38,6 +38,7 @@ ORDER = [
     "divergence",
     "distributed",
     "cli",
+    "bridge",
     "torch",
     "jax",
     "__init__",
