@@ -58,10 +58,11 @@ def built(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_package_and_the_kernels_and_nothing_else(built, tmp_path):
+    """A folder that setup.cfg does not list would be missing here."""
     with zipfile.ZipFile(built[2]) as wheel:
         held = [name for name in wheel.namelist() if ".dist-info/" not in name]
         wheel.extractall(tmp_path)
-    wanted = [f"cusink/{name}" for name in names("cusink", "*.py")]
+    wanted = [path.relative_to(ROOT).as_posix() for path in (ROOT / "cusink").rglob("*.py")] + ["cusink/py.typed"]
     wanted += [f"cusink/kernels/{name}" for name in names("kernels", "*.cu", "*.cuh")]
     assert sorted(held) == sorted(wanted)
     assert finds_all_kernels(call(sys.executable, "-c", LISTING, cwd=tmp_path), tmp_path)
