@@ -1,6 +1,6 @@
 """What the kernels must compute, in plain NumPy; float64 is the oracle, float32 the naive solution to compare with.
 
-Imports nothing of cusink. Arrays as in ``cusink/costs/operators.py``: C (n, m) or (B, n, m), logits p (B, n) and q (B, m).
+Imports nothing of cusink. Arrays as in ``cusink/costs/operators.py``: C (n, m) or (B, n, m), logits p (B, n), q (B, m).
 """
 
 import numpy as np
