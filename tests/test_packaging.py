@@ -23,7 +23,8 @@ LISTING = (
 
 
 def names(folder, *patterns):
-    return sorted(path.name for pattern in patterns for path in (ROOT / folder).glob(pattern))
+    top = ROOT / folder
+    return sorted(str(path.relative_to(top)) for pattern in patterns for path in top.rglob(pattern))
 
 
 def call(*command, cwd, **environment):
@@ -62,7 +63,7 @@ def test_the_wheel_holds_the_package_and_the_kernels_and_nothing_else(built, tmp
     with zipfile.ZipFile(built[2]) as wheel:
         held = [name for name in wheel.namelist() if ".dist-info/" not in name]
         wheel.extractall(tmp_path)
-    wanted = [path.relative_to(ROOT).as_posix() for path in (ROOT / "cusink").rglob("*.py")] + ["cusink/py.typed"]
+    wanted = [f"cusink/{name}" for name in names("cusink", "*.py", "py.typed")]
     wanted += [f"cusink/kernels/{name}" for name in names("kernels", "*.cu", "*.cuh")]
     assert sorted(held) == sorted(wanted)
     assert finds_all_kernels(call(sys.executable, "-c", LISTING, cwd=tmp_path), tmp_path)

@@ -100,7 +100,10 @@ def narrowed(array, dtype, xp):
 
 
 def kind(x):
-    return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    """Name the class of `x` in a message: those of this package as users import them."""
+    module = type(x).__module__
+    module = "cusink" if module.startswith("cusink.") else module
+    return f"{module}.{type(x).__qualname__}".removeprefix("builtins.")
 
 
 def array_module(array):

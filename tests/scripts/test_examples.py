@@ -120,12 +120,12 @@ def test_the_picture_counts_right_and_wrong_neighbours(tmp_path):
         demo.draw(path, queries[:2], query_digits[:2], corpus, digits, found, 0.01)
     import matplotlib.image
 
-    from cusink import plot
+    from cusink.plot import draw
 
     def share(path, colour):
         rgb = matplotlib.image.imread(path)[..., :3]
         wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         return (abs(rgb - wanted).max(axis=2) < 0.02).mean()
 
-    assert share(paths[0], plot.RIGHT) > 0.003 and share(paths[0], plot.WRONG) == 0
-    assert share(paths[1], plot.WRONG) > 0.003 and share(paths[1], plot.RIGHT) == 0
+    assert share(paths[0], draw.RIGHT) > 0.003 and share(paths[0], draw.WRONG) == 0
+    assert share(paths[1], draw.WRONG) > 0.003 and share(paths[1], draw.RIGHT) == 0

@@ -146,20 +146,19 @@ def test_the_elementwise_kernels_are_right_for_any_launch(grid, warps, dtype):
 
 def force_elementwise(grid, warps):
     """Give every kernel of ``scaling.cu`` this launch."""
-    module = sys.modules["cusink.backends.cupy.iteration"]
-    real = module.configure
+    real = sys.modules["cusink.backends.cupy.launch"].configure
 
     def configure(*sizes, **options):
         launch = real(*sizes, **options)
         elementwise = launch is not None and launch.file == "scaling.cu"
         return launch._replace(grid=grid, block=32 * warps) if elementwise else launch
 
-    module.configure = configure
+    for name in ("iteration", "forms"):
+        sys.modules[f"cusink.backends.cupy.{name}"].configure = configure
 
 
 def force(ops, problems, grid, warps, less_shared=0):
     """Give every fused kernel of the emulated backend this launch."""
-    module = sys.modules["cusink.backends.cupy.iteration"]
     real = sys.modules["cusink.backends.cupy.launch"].configure
 
     def configure(operator, B, n, m, dtype, device, **options):
@@ -168,7 +167,7 @@ def force(ops, problems, grid, warps, less_shared=0):
         shared = shared_memory(problems, n, m, warps, np.dtype(dtype).itemsize) - less_shared
         return Launch("iterate.cu", f"iterate_{problems}", grid, 32 * warps, shared)
 
-    module.configure = configure
+    sys.modules["cusink.backends.cupy.forms"].configure = configure
 
 
 @pytest.mark.parametrize("form", ["Fused", "Products"])
@@ -278,7 +277,7 @@ def exercise(memory=FUSED):
         np.testing.assert_allclose(ops.plan_sum(C, p, q, a[:, 0], eps), oracle.plan_sum(C, p, q, a[:, 0], eps))
         np.testing.assert_allclose(ops.transport_cost(C, p, q, eps), oracle.transport_cost(C, p, q, eps))
     for form, memory, method, own in FORMS:
-        sys.modules["cusink.backends.cupy.reductions"]._device.cache_clear()
+        sys.modules["cusink.backends.cupy.run"]._device.cache_clear()
         sys.modules["cupy"].shared_memory(memory)
         check(form, method, make("zero weights", 5, 13, 37, own, np.float64), np.float64, counts=(2, 2, 2))
         check(form, method, make("far apart", 5, 13, 37, own, np.float32), np.float32)
@@ -301,8 +300,8 @@ SWAPS = {
         "inout = (state.p, state.u, state.v, state.q)",
     ),
     "method and count": (
-        "np.int32(_method(self, count)), np.int32(count)",
-        "np.int32(count), np.int32(_method(self, count))",
+        "np.int32(method_of(self, count)), np.int32(count)",
+        "np.int32(count), np.int32(method_of(self, count))",
     ),
     "rows and columns": ("np.int64(B), np.int32(n), np.int32(m))", "np.int64(B), np.int32(m), np.int32(n))"),
     "logits of an update": ("T, state.a, state.q)", "T, state.a, state.p)"),
@@ -314,8 +313,8 @@ SWAPS = {
     "scales of a softmin": ("LOG2_E / eps, LOG2_E, -eps / LOG2_E, axis)", "LOG2_E, LOG2_E / eps, -eps / LOG2_E, axis)"),
     "logits and values": ("(C, kept, summed, v, *_cost", "(C, kept, v, summed, *_cost"),
     "a scalar of the wrong type": (
-        "np.float64(self.cost_scale), np.int32(_method",
-        "np.float32(self.cost_scale), np.int32(_method",
+        "np.float64(self.cost_scale), np.int32(method_of",
+        "np.float32(self.cost_scale), np.int32(method_of",
     ),
     "a size of the wrong type": ("return tuple(np.int64(size)", "return tuple(np.int32(size)"),
     "a bare Python number": ("*_sizes(B, n, m))", "B, n, m)"),

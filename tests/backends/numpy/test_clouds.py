@@ -33,8 +33,7 @@ def cut(request, monkeypatch):
             monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}", 1 << 9)
         for name in ("layout", "iteration"):
             monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}.THREADED", 1)
-        for name in ("layout", "exponents"):
-            monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}.PRODUCT", 1 << 7)
+        monkeypatch.setattr(blocks, "PRODUCT", 1 << 7)
         for name in ("iteration", "means"):
             monkeypatch.setattr(f"cusink.backends.numpy.clouds.{name}.SMALL", 0)
         monkeypatch.setattr("cusink.backends.numpy.clouds.kernel.SPARSE", 1)
