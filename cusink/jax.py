@@ -14,8 +14,8 @@ import numpy as np
 
 from cusink.bridge import Gradient, LossOptions, Reduction, mass_ratio, stored_cost
 from cusink.checks.arrays import HALF
-from cusink.costs.operand import cost_shape
 from cusink.gradients.adjoint import sinkhorn_adjoint
+from cusink.operand import check_shape
 from cusink.solver import checks
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult
@@ -108,7 +108,7 @@ def sinkhorn_loss(
     stored_cost("C", C, "an array", "C.dense()")
     reach = given.reach
     C = _array(C)
-    cost_shape(C)
+    check_shape(C)
     n, m = C.shape[-2:]
     a, b = (jnp.full(k, 1 / k, C.dtype) if x is None else _array(x) for x, k in ((a, n), (b, m)))
     for name, x, bins in (("a", a, n), ("b", b, m)):
@@ -165,8 +165,8 @@ def _solve(options: LossOptions, a: Array, b: Array, C: Array, eps: Array) -> di
     """Return the arrays of the result by name; f and g lack the shift, beside which they could lose their digits."""
     result = sinkhorn(a, b, C, eps=float(eps), **options.solver)
     problem = result.problem
-    shift = result.error * 0 if problem.reach is None else problem.outward(problem.shift)
-    potentials = {"f": problem.outward(problem.f), "g": problem.outward(problem.g), "shift": shift}
+    shift = result.error * 0 if problem.reach is None else problem.to_user(problem.shift)
+    potentials = {"f": problem.to_user(problem.f), "g": problem.to_user(problem.g), "shift": shift}
     return potentials | {name: getattr(result, name) for name in (*NUMBERS, "n_iter", "converged")}
 
 
@@ -174,9 +174,9 @@ def _pull_back(
     options: LossOptions, a: Array, b: Array, C: Array, eps: Array, solved: dict[str, Array], grad_losses: Array
 ) -> tuple[Array, ...]:
     """Return the gradients for a, b, C and eps, in their shapes."""
-    reach, (f, g) = options.reach, (solved["f"], solved["g"])
-    given = checks.sinkhorn(a, b, C, eps=float(eps), init=(f, g), check=False, balanced=reach is None)
-    f, g = given.init
+    reach = options.reach
+    given = checks.problem(a, b, C, eps=float(eps), init=None, check=False, balanced=reach is None)
+    f, g = solved["f"].reshape(given.a.shape), solved["g"].reshape(given.b.shape)
     shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)
     problem = Problem.of(given, float(eps), f, g, reach, shift)
     every = {name: solved[name].reshape(-1) for name in NUMBERS}
