@@ -82,7 +82,7 @@ def cost_of(work, f, g):
 
 
 def iterate(work, dtype):
-    """The potentials after so many iterations by blocks of log-sum-exp."""
+    """Return the potentials after so many iterations by blocks of log-sum-exp."""
     x, y = work.x.astype(dtype), work.y.astype(dtype)
     f = np.zeros(len(x), dtype)
     for _ in range(work.iterations):
@@ -92,7 +92,7 @@ def iterate(work, dtype):
 
 
 def reference(work, folder):
-    """The cost in float64, kept in `folder`: it takes minutes for large clouds."""
+    """Return the cost in float64, kept in `folder`: it takes minutes for large clouds."""
     key = f"{work.x.shape[0]}-{work.iterations}-{float(work.x.sum()):.6f}-{work.eps:.9f}.txt"
     path = folder / key
     if not path.exists():
@@ -255,7 +255,7 @@ def memory_row(n, iterations, limits):
 
 
 def measure_memory(limit, n, iterations):
-    """What `memory_row` starts: the growth of this process, seen by the kernel."""
+    """Print by how much a solve makes this process grow; `memory_row` runs it in a process of its own."""
 
     def resident(field):
         return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -93,7 +93,7 @@ def main(arguments=None):
 
 
 def distances(rows, costs, texts, given):
-    """cusink's distances of some texts to all."""
+    """Return cusink's distances of some texts to all."""
     options = {"eps": given.eps, "tol": given.tol, "max_iter": 5000, "full_output": True}
     return cusink.distance_matrix(rows[texts], rows, costs, **options)
 

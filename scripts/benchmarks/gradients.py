@@ -61,9 +61,9 @@ def iterate(log_a, log_b, D, iterations, start):
 
 
 def reference_gradients(work, kind, start="weights", block=16):
-    """Gradients ``(B, n + m)`` for a and b side by side, each of mean zero, in float64; `kind` may be "stopped", too:
+    """Return gradients ``(B, n + m)`` for a and b side by side, each of mean zero, in float64.
 
-    the exact gradient at the potentials of the last iteration, converged or not.
+    `kind` may be "stopped", too: the exact gradient at the potentials of the last iteration, converged or not.
     """
     C = np.asarray(work.C, dtype=float)
     D = C / work.eps
@@ -101,7 +101,7 @@ def converge(p, q, a, b, D, tol=1e-12):
 
 
 def additive_fit(P, C):
-    """The x_i + y_j nearest to C in the mean square weighted by P, as x and y in one array."""
+    """Return the x_i + y_j nearest to C in the mean square weighted by P, as x and y in one array."""
     return marginal_solve(P, np.concatenate([(P * C).sum(1), (P * C).sum(0)]))
 
 
@@ -157,7 +157,7 @@ def cusink_forward(work, **options):
 
 
 def cusink_backward(work, kind, **options):
-    """The adjoint alone, of a problem that is solved already."""
+    """Run the adjoint alone, of a problem that is solved already."""
     import cusink
 
     options = {"max_iter": work.iterations, "tol": None} | options
@@ -304,7 +304,7 @@ def judge_gradient(answer, reference, tolerance):
 
 
 def tolerance_of(entrant, dtype, reference):
-    """The largest error of a right answer."""
+    """Return the largest error of a right answer."""
     if entrant.gradient != "exact":
         return TOLERANCE[dtype]
     exact, stopped = (reference(kind, entrant.competitor.start) for kind in ("exact", "stopped"))
@@ -368,7 +368,7 @@ def add_memory(outcome, dtype):
 
 
 def peak_of(name, dtype):
-    """What a child process prints: bytes that one call takes beyond what was there, counted in two ways."""
+    """Return the bytes that one call adds to this child process, counted in two ways."""
     make = next(x.competitor.make for x in entrants(False) if x.competitor.name == name)
     work = works.dirichlet_pairs(0.01).cast(dtype)
     warnings.simplefilter("ignore")
@@ -390,7 +390,7 @@ def peak_of(name, dtype):
 
 
 def memory_targets(outcome):
-    """What memory was to be, as rows of the table of targets."""
+    """Return the targets for memory, as rows of their table."""
     entries = {e["name"]: e for e in outcome["entries"]}
     ours, loop = entries["cusink, envelope"], entries["torch autograd, log domain"]
     adjoint = entries["cusink, envelope adjoint alone"]
@@ -408,7 +408,7 @@ def memory_targets(outcome):
 
 
 def share_targets(outcome):
-    """What the adjoint may cost of a forward pass."""
+    """Return the targets for the share of a forward pass that the adjoint takes."""
     entries = {e["name"]: e for e in outcome["entries"]}
     forward = entries["cusink, forward alone"]
     targets = []

@@ -30,7 +30,7 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 
 
 def images(count, empty, seed):
-    """Sums of three spots each, (count, SIDE * SIDE): about half of the pixels of an `empty` ground are zero."""
+    """Return sums of three spots each, (count, SIDE * SIDE): about half of the pixels of an `empty` ground are zero."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE]
     centre, width = rng.uniform(6, 22, (2, count, 3, 1, 1)) * (SIDE / 28), rng.uniform(1, 3, (count, 3, 1, 1))
@@ -40,7 +40,7 @@ def images(count, empty, seed):
 
 
 def pairs(empty, eps, count):
-    """The work: its cost is scaled to [0, 1]."""
+    """Return the work; its cost is scaled to [0, 1]."""
     ground = "an empty" if empty else "a faint"
     name = f"{count} pairs of {SIDE} x {SIDE} images on {ground} ground, eps {eps:g}"
     C = works.squared_grid_cost(SIDE, SIDE)

@@ -83,7 +83,7 @@ def contestants():
 
 
 def exact(x, y, b, kernel, s):
-    """The sums in float64 for every 100th point."""
+    """Return the sums in float64 for every 100th point."""
     q = ((x[::100, None].astype(np.float64) - y) ** 2).sum(axis=2)
     return kernel_of(q, kernel, s) @ b.astype(np.float64)
 
@@ -105,7 +105,7 @@ def peak(name, options):
 
 
 def measure(options):
-    """A dictionary per contestant: error, CPU and elapsed seconds, peak bytes."""
+    """Return a dictionary per contestant: error, CPU and elapsed seconds, peak bytes."""
     x, y, b = make(options.points, options.coordinates, options.dtype)
     right, found = exact(x, y, b, options.kernel, options.scale), {}
     runners = contestants()

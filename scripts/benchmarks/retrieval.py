@@ -151,7 +151,7 @@ def all_digits(count, dtype="float32"):
 
 
 def sampled(work, count):
-    """A pair of each of `count` items with one drawn at random, and a float64 reference of their costs."""
+    """Pair each of `count` items with one drawn at random; return a float64 reference of their costs, too."""
     items = np.random.default_rng(0).choice(len(work.corpus), count, replace=False)
     corpus = work.corpus.astype(float)
     corpus /= corpus.sum(axis=1, keepdims=True)  # rounding leaves float32 masses apart: no plan would fit both
@@ -390,7 +390,7 @@ def grown(name, limit, folder):
 
 
 def write_small(folder):
-    """The inputs again, of a few items each: what a first call loads is not the job's memory."""
+    """Return the inputs again, of a few items each: modules that a first call loads are not the job's memory."""
     from scipy import sparse
 
     small = folder / "small"

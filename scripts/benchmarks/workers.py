@@ -79,7 +79,7 @@ def main(arguments=None):
 
 
 def problem():
-    """The 1797 digits as histograms on 64 cells, and the squared distances between these, the largest scaled to 1."""
+    """Return the 1797 digits as histograms on 64 cells, and the squared distances of the cells, scaled to at most 1."""
     import numpy as np
     from sklearn.datasets import load_digits
 

@@ -88,7 +88,7 @@ def parse(arguments):
 
 
 def sinkhorn_distances(rows, corpus, metric, given):
-    """The distances of the judged texts from each other."""
+    """Return the distances of the judged texts from each other."""
     costs = word_costs(corpus, metric)
     return cusink.distance_matrix(rows[:JUDGED], None, costs, eps=given.eps, tol=given.tol, max_iter=5000)
 
@@ -101,7 +101,7 @@ def some_pairs(corpus, count):
 
 
 def cosines(rows):
-    """The cosines of the judged rows with each other."""
+    """Return the cosines of the judged rows with each other."""
     rows = rows[:JUDGED] / np.linalg.norm(rows[:JUDGED], axis=1, keepdims=True)
     return rows @ rows.T
 
@@ -115,7 +115,7 @@ def agreement(distances, judgements):
 
 
 def exact_distances(corpus, pairs):
-    """gensim's exact distances of some pairs of texts, and the seconds that they took, its own start left out."""
+    """Return gensim's exact distances of some pairs of texts, and the seconds that they took without its start."""
     from gensim.models import KeyedVectors
 
     model = KeyedVectors(corpus.vectors.shape[1])

@@ -95,7 +95,7 @@ DIVERGENCES = {"kernel": kernel, "likelihood": likelihood, "sinkhorn": sinkhorn}
 
 
 def of(found, grid):
-    """The value and the field of what a divergence returned, with or without one."""
+    """Return the value and the field that a divergence returned, None if it returned no field."""
     return (found, None) if grid is None else found
 
 
@@ -124,7 +124,7 @@ def fit(given, report):
 
 
 def costs_of_truth(given):
-    """What samples of the model behind the data cost beside the same data: what a perfect fit would reach."""
+    """Return the loss of samples of the true model: a perfect fit would reach it."""
     rng = np.random.default_rng(given.seed)
     b, y = observe(rng, given.points)
     found = []
@@ -294,7 +294,7 @@ class Pictures:
 
 
 def new_figure(width, height, **options):
-    """A figure of a size in inches."""
+    """Make a figure of a size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor="white", **options)

@@ -75,7 +75,7 @@ def problem(bins, seed):
 
 
 def solve(a, b, C, eps):
-    """The solution as near as rounding lets; that it comes no nearer is no news here."""
+    """Solve as accurately as rounding lets; the warning that it cannot be nearer is no news here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cusink.ConvergenceWarning)
         result = cusink.sinkhorn(a, b, C, eps=eps, tol=ROUNDING, max_iter=100_000)
@@ -102,13 +102,13 @@ def centred_differences(a, b, C, eps, step=0.01):
 
 
 def by_weights(result, **cotangents):
-    """The gradient by a and b in one vector."""
+    """Return the gradient with respect to a and b in one vector."""
     grads = cusink.sinkhorn_adjoint(result, tol=1e-10, **cotangents)
     return np.concatenate([grads.a, grads.b])
 
 
 def differences(a, b, C, eps, slopes):
-    """What the multiplier and the exact gradients are off by: four numbers."""
+    """Return the errors of the multiplier and of the exact gradients: four numbers."""
     result = solve(a, b, C, eps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cusink.ConvergenceWarning)
@@ -128,7 +128,7 @@ def relative(x, y):
 
 
 def effort(a, b, C, eps, slope, tol):
-    """Times and memory of ours, and of unrolled back-propagation, as texts."""
+    """Return times and memory of ours, and of unrolled back-propagation, as texts."""
     options = {"eps": eps, "tol": tol, "max_iter": 100_000}
     result = cusink.sinkhorn(a, b, C, **options)
     calls = (
@@ -147,7 +147,7 @@ def effort(a, b, C, eps, slope, tol):
 
 
 def unrolled(a, b, C, eps, iterations, slope):
-    """The same of autograd through a loop: iterations, time, bytes that it keeps, difference of its gradient."""
+    """Measure autograd through a loop: iterations, time, bytes that it keeps, difference of its gradient."""
     try:
         import torch
     except ImportError:

@@ -26,12 +26,12 @@ class Model:
 
     @classmethod
     def start(cls, degree):
-        """The parameters that the notebook starts from: classes of equal mass on a short piece of a straight curve."""
+        """Return the notebook's first parameters: classes of equal mass on a short piece of a straight curve."""
         return cls(p=0.0, sigmas=np.full(2, 0.1), coefficients=np.full((degree + 1, 2), 0.1))
 
     @classmethod
     def unpack(cls, vector):
-        """The model whose parameters, one after the other, are `vector`."""
+        """Return the model whose parameters, one after the other, are `vector`."""
         return cls(p=float(vector[0]), sigmas=vector[1:3], coefficients=vector[3:].reshape(-1, 2))
 
     def pack(self):

@@ -9,7 +9,7 @@ import cusink
 
 
 def objective(p, A, C, weights, eps, debiased):
-    """What a barycenter minimises, from its definition."""
+    """Return the objective of a barycenter, from its definition."""
     if debiased:
         own = reference.optimum(p, p, C, eps).reg_cost / 2
         return sum(w * (reference.optimum(a, p, C, eps).reg_cost - own) for a, w in zip(A, weights, strict=True))

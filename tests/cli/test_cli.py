@@ -27,7 +27,7 @@ EPS = 0.05
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A current folder with queries.npy (3, 12), corpus.npz (4, 12) and cost.npy for a grid of 3 x 4 cells."""
+    """Make a current folder with queries.npy (3, 12), corpus.npz (4, 12) and cost.npy for a grid of 3 x 4 cells."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.save("queries.npy", problems.histograms(rng, 3, 12, zeros=0.3))

@@ -43,7 +43,7 @@ def test_self_potentials_with_a_cost_per_problem():
 
 
 def oracle(a, b, C, C_aa, C_bb, eps):
-    """The divergence of one pair from its definition."""
+    """Return the divergence of one pair from its definition."""
     return reference.optimum(a, b, C, eps).reg_cost - sum(
         reference.optimum(w, w, cost, eps).reg_cost / 2 for w, cost in ((a, C_aa), (b, C_bb))
     )

@@ -51,7 +51,7 @@ DENSE = [
 
 
 def solve(xp, p, dtype=np.float64, tol=1e-13, **options):
-    """The solution as near as rounding lets; in float64 its own error is below what the tests compare."""
+    """Solve as accurately as rounding lets; in float64 the error is below the differences that the tests compare."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cusink.ConvergenceWarning)
         return cusink.sinkhorn(
@@ -74,7 +74,7 @@ def cotangents(p, seed=0, names=(*VALUES, "f", "g")):
 
 
 def dense(xp, p, result, cotangent):
-    """The same gradients from the whole Jacobian of each problem, at the potentials of the result."""
+    """Return the same gradients from the whole Jacobian of each problem, at the potentials of the result."""
     f, g, C = xp.numpy(result.f), xp.numpy(result.g), np.broadcast_to(p.C, (len(p.a), *p.C.shape[-2:]))
     out = {name: [] for name in INPUTS}
     for k in range(len(p.a)):
@@ -133,7 +133,7 @@ def test_dot_test(xp, p):
 
 
 def smooth(bins=40, seed=1):
-    """The problem of the table in docs/gradients.md."""
+    """Return the problem of the table in docs/gradients.md."""
     rng = np.random.default_rng(seed)
     a, b = (w / w.sum() for w in rng.random((2, bins)))
     return a, b, problems.line_cost(bins)
@@ -141,7 +141,7 @@ def smooth(bins=40, seed=1):
 
 @functools.cache
 def slopes(eps):
-    """Derivatives of the three values along a direction of each input: ``{input: (direction, slopes)}``."""
+    """Return derivatives of the three values along a direction of each input: ``{input: (direction, slopes)}``."""
     a, b, C = smooth()
     rng = np.random.default_rng(3)
     directions = {
@@ -472,7 +472,7 @@ def test_problems_converge_by_themselves(xp, monkeypatch):
 @pytest.mark.parametrize("max_iter", [2, 10_000])
 @pytest.mark.parametrize("tol", [1e-4, 1e-8])
 def test_tol_bounds_the_residual(tol, max_iter, shared):
-    """x + R y = h and S' x + y = k, with means taken from the plan written out, at the optimum and far from it."""
+    """``x + R y = h`` and ``S' x + y = k``, with means of the plan written out, hold at the optimum and far from it."""
     p = problems._random("", 1, 40, 30, 0.01, B=4, shared=shared)
     q = cusink.sinkhorn(p.a, p.b, p.C, eps=p.eps, tol=None, max_iter=max_iter).problem
     C = np.broadcast_to(p.C, (4, 40, 30))
@@ -507,7 +507,7 @@ def test_a_step_that_falls_short_is_followed_by_another(monkeypatch):
 
 
 def exact_by_elimination(result, p, dtype):
-    """The gradient of `cost` by a, from the dense system of each problem at the potentials of the result."""
+    """Return the gradient of `cost` with respect to a, from each problem's dense system at the result's potentials."""
     want = []
     for a, b, f, g in zip(
         *(x.astype(float) for x in (p.a.astype(dtype), p.b.astype(dtype), result.f, result.g)), strict=True
@@ -546,8 +546,9 @@ def test_float32_is_solved_in_spite_of_drift():
 
 
 def test_empty_bins_stay_out_of_the_system():
-    """A plan that is nearly the identity, so that all eigenvalues but those of empty bins are tiny: the polynomials of
-    conjugate gradients overflow there.
+    """The plan is nearly the identity: all eigenvalues but those of empty bins are tiny.
+
+    The polynomials of conjugate gradients overflow there.
     """
     rng = np.random.default_rng(0)
     a = rng.random((1, 100)) + 0.5

@@ -45,7 +45,7 @@ def make(inputs, B, n, m, own, dtype, rng):
 
 
 def forced(variant, grid, warps, less_shared=0):
-    """A `configure` that launches `variant` of any kernel with the given grid and block."""
+    """Return a `configure` that launches `variant` of any kernel with the given grid and block."""
 
     def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False):
         size, threads = np.dtype(dtype).itemsize, 32 * warps

@@ -42,13 +42,13 @@ def normalised(rows):
 
 
 def core(a, b, C):
-    """A dense problem without its empty bins."""
+    """Return a dense problem without its empty bins."""
     rows, columns = a > 0, b > 0
     return a[rows], b[columns], C[np.ix_(rows, columns)]
 
 
 def after(a, b, C, eps, count, dtype=np.float64):
-    """The three values after `count` plain iterations in the log domain."""
+    """Return the three values after `count` plain iterations in the log domain."""
     a, b, C = core(a, b, C)
     f, g, _, _ = reference.sinkhorn(a, b, C, eps, count, dtype=dtype)
     P = reference.plan(*(x.astype(dtype) for x in (a, b, C)), dtype(eps), f, g)

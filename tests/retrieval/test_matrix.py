@@ -25,7 +25,7 @@ def digits(seed=0, queries=7, corpus=11, side=5, zeros=0.5):
 
 
 def loop(xp, A, B, C, value="cost", dtype=np.float64, **options):
-    """The same by one call of sinkhorn per pair."""
+    """Return the same by one call of sinkhorn per pair."""
     return np.array(
         [
             [

@@ -40,7 +40,7 @@ def collection(queries=7, corpus=90, side=6, mass=1.0):
 
 
 def best(matrix, k=K):
-    """The first k of a stable sort of the rows of a matrix: distances, indices."""
+    """Return the first k of a stable sort of the rows of a matrix: distances, indices."""
     indices = np.argsort(matrix, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(matrix, indices, axis=1), indices
 

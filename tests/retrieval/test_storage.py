@@ -24,12 +24,12 @@ FORMATS = ["npy", "zarr"]
 
 
 def histograms(count=40, seed=0, dtype=np.float64):
-    """A collection on 16 bins, 40 % of them empty."""
+    """Draw a collection on 16 bins, 40 % of them empty."""
     return problems.histograms(np.random.default_rng(seed), count, 16, 0.4).astype(dtype)
 
 
 def matrix(A, B, out, **options):
-    """The matrix on disk, every pair to a marginal error of 1e-3."""
+    """Make the matrix on disk, every pair to a marginal error of 1e-3."""
     return cusink.distance_matrix(A, B, C.astype(A.dtype), out=out, **({"eps": 0.05, "tol": 1e-3} | options))
 
 
@@ -48,7 +48,7 @@ def marked(path):
 
 @pytest.fixture
 def solved(monkeypatch):
-    """The tiles that are solved from here on."""
+    """List the tiles that are solved from here on."""
     tiles, original = [], retrieval_tiles.PairValues.tile
 
     def solve(self, rows, columns, *args):
@@ -74,9 +74,10 @@ def stopping_after(monkeypatch, count):
             raise Stopped
         return original(self, *args)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch:
         patch.setattr(retrieval_tiles.PairValues, "tile", solve)
-        yield
+        with pytest.raises(Stopped):
+            yield
 
 
 # What is in it
@@ -327,7 +328,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A disk of `size` bytes at `folder`, and a function to resize it; skips where none may be mounted."""
+    """Mount a disk of `size` bytes at `folder`, and yield a function to resize it; skip where none may be mounted."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
         if subprocess.run(mount, capture_output=True).returncode:
@@ -376,12 +377,11 @@ def test_a_record_that_may_not_grow_loses_no_finished_tile(tmp_path, solved, end
     """The tile is on the disk, its mark does not fit: it is solved again. The limit cuts the line in two."""
     A, path = histograms(), tmp_path / f"matrix.{ending}"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OSError, match="may not grow") as caught:
-        try:
-            with stop_growth_at(path, 4, hard):
-                matrix(A, None, path, memory_limit=LIMIT)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        with stop_growth_at(path, 4, hard), pytest.raises(OSError, match="may not grow") as caught:
+            matrix(A, None, path, memory_limit=LIMIT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
     assert marked(path) == 4 == len(solved) - 1
     assert Path(f"{path}.tiles").read_bytes().endswith(b"\n")
@@ -408,7 +408,7 @@ def stop_growth_at(path, count, hard):
 
 @pytest.fixture
 def locked_folder():
-    """A folder that this process may read and not write; root steps down for it."""
+    """Make a folder that this process may read and not write; root steps down for it."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o555)
         user = os.geteuid()

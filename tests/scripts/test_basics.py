@@ -18,13 +18,13 @@ from examples import basics as few  # noqa: E402
 
 
 def oblong():
-    """A problem of different sizes whose cost is not symmetric and not scaled."""
+    """Draw a problem of different sizes whose cost is not symmetric and not scaled."""
     rng = np.random.default_rng(0)
     return 5 * rng.random((7, 11)), rng.dirichlet(np.ones(7)), rng.dirichlet(np.ones(11))
 
 
 def north_west(a, b):
-    """The plan that fills from one corner: optimal on a line for a convex cost."""
+    """Return the plan that fills from one corner: optimal on a line for a convex cost."""
     edges = np.unique(np.concatenate([[0], np.cumsum(a), np.cumsum(b)]))
     P = np.zeros((len(a), len(b)))
     middle = (edges[1:] + edges[:-1]) / 2

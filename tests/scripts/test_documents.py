@@ -31,7 +31,7 @@ def smaller(corpus):
 
 
 def exact(corpus, pairs):
-    """The exact distances by SciPy's linear program: gensim's takes seconds to start."""
+    """Return the exact distances by SciPy's linear program: gensim's takes seconds to start."""
     rows, found = lee.shares(corpus), []
     for i, j in pairs:
         (a, x), (b, y) = ((rows[[k]].data.astype(float), corpus.vectors[rows[[k]].indices]) for k in (i, j))

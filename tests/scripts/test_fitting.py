@@ -102,7 +102,7 @@ CASES = {
 
 
 def notebook_cost(name, x, a, y, b):
-    """The formulas as the notebook has them, with every pair of points written out."""
+    """Compute the notebook's formulas with every pair of points written out."""
     s = CASES[name]["scale"]
 
     def squares(p, q):

@@ -23,7 +23,7 @@ from examples import training  # noqa: E402
 
 
 def small_pairs(eps=0.05, iterations=9, count=3):
-    """Some of W4's pairs, cut to 5 x 5 bins."""
+    """Return some of W4's pairs, cut to 5 x 5 bins."""
     work = works.dirichlet_pairs(eps, count=count)
     a, b = (x[:, :25] / x[:, :25].sum(axis=1, keepdims=True) for x in (work.a, work.b))
     return replace(work, a=a, b=b, C=works.squared_grid_cost(5, 5), iterations=iterations)

@@ -39,7 +39,7 @@ methods = st.sampled_from(["auto", "log", "scaling"])
 
 
 def fixed(p, method="auto", **change):
-    """A fixed count of plain iterations, which has every property exactly; converged results have them only to tol."""
+    """Run a fixed count of plain iterations, which has every property exactly; converged results have them to tol."""
     p = dataclasses.replace(p, **change)
     return cusink.sinkhorn(p.a, p.b, p.C, eps=p.eps, tol=None, max_iter=COUNT, method=method)
 

@@ -25,7 +25,7 @@ MILD = [
 
 
 def largest(C):
-    """The largest finite cost, in size."""
+    """Return the largest finite cost, in size."""
     return float(np.abs(C[np.isfinite(C)]).max())
 
 
@@ -60,7 +60,7 @@ def earned(exact, naive, dtype, scale):
 
 
 def assert_potentials_agree(xp, result, exact, naive, p, dtype, count):
-    """f and g within what is earned, apart from the constant that may move from one to the other.
+    """Compare f and g within their tolerance, apart from the constant that may move from one to the other.
 
     Only f + g means anything; rounding lets the constant drift, by no more than a rounding or so in each iteration.
     """

@@ -26,7 +26,7 @@ def kl(p, q):
 
 
 def primal(P, a, b, C, eps, reach):
-    """The objective of a plan from its definition; where a marginal is to be met its price is left out."""
+    """Return the objective of a plan from its definition; where a marginal is to be met its price is left out."""
     value = reference.transport_cost(P, C) + (eps * kl(P, np.outer(a, b)) if eps else 0)
     for rho, marginal, weights in zip(prices(reach), (P.sum(axis=1), P.sum(axis=0)), (a, b), strict=True):
         value += rho * kl(marginal, weights) if rho < np.inf else 0
@@ -34,7 +34,7 @@ def primal(P, a, b, C, eps, reach):
 
 
 def dual(f, g, a, b, C, eps, reach):
-    """What no plan can undercut."""
+    """Return a lower bound of the objective over all plans."""
     value = -eps * (reference.plan(a, b, C, eps, f, g).sum() - a.sum() * b.sum())
     for rho, weights, potential in zip(prices(reach), (a, b), (f, g), strict=True):
         value += (weights * (potential if rho == np.inf else rho * -np.expm1(-potential / rho))).sum()
@@ -88,7 +88,7 @@ def test_float32_loses_nothing_to_a_large_reach():
 
 
 def smallest(a, b, C, eps, reach):
-    """The least objective that SciPy finds over plans that are squares, and the plan."""
+    """Return the least objective that SciPy finds over plans that are squares, and the plan."""
 
     def objective(roots):
         P = roots.reshape(C.shape) ** 2

@@ -22,7 +22,7 @@ def solve(xp, p, dtype=np.float64, **options):
 
 
 def triples(p, dtype=np.float64):
-    """The problems of a batch, rounded to dtype and back."""
+    """Yield the problems of a batch, rounded to dtype and back."""
     return reference.each(lambda *one: one, *(np.asarray(x, dtype).astype(np.float64) for x in (p.a, p.b, p.C)))
 
 
@@ -37,7 +37,7 @@ def exact_costs(p, dtype):
 
 
 def scale_of(p):
-    """The most that a value can be: all the mass at the largest cost, or spread over all bins."""
+    """Return the most that a value can be: all the mass at the largest cost, or spread over all bins."""
     entropy = np.log(p.C.shape[-1] * p.C.shape[-2])
     return float(p.a.sum(axis=-1).max() * (np.abs(p.C[np.isfinite(p.C)]).max() + p.eps * (entropy + 1)))
 
@@ -99,7 +99,7 @@ def test_gaussians_have_their_closed_form(xp):
 
 
 def test_reg_cost_has_the_derivative_that_the_envelope_theorem_states(xp):
-    """d reg_cost / d eps = KL(P | a x b), by centred differences: the value and the plan belong together."""
+    """``d reg_cost / d eps = KL(P | a x b)``, by centred differences: the value and the plan belong together."""
     p = BY_NAME["one problem, no batch axis"]
     result = solve(xp, p, tol=1e-13, max_iter=20_000)
     step = 1e-4 * p.eps

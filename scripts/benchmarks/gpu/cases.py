@@ -108,7 +108,7 @@ def softmin(C, logits, axis, eps):
 
 
 def naive(case, data, dtype):
-    """The answers in plain NumPy: the oracle if `dtype` is float64, a measure of rounding if it is float32."""
+    """Return the answers in plain NumPy: the oracle if `dtype` is float64, a measure of rounding if it is float32."""
     eps, axis = np.dtype(dtype).type(EPS), case.detail
 
     def answer(k, C, a, b, p, q, v):
@@ -193,7 +193,7 @@ def operation(case, data, ops, xp):
 
 
 def report_operation(case, data, kernel, block, xp):
-    """The same for the report's kernel, with `block` threads for each output."""
+    """Return the same for the report's kernel, with `block` threads for each output."""
     x, eps, axis = data.device, data.dtype.type(EPS), case.detail
     host = getattr(xp, "asnumpy", np.asarray)
     checked = xp.asarray(data.checked)

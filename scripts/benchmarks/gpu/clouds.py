@@ -104,7 +104,7 @@ def softmin_products(case, xp, rng):
 
 
 def flash_sinkhorn(case, xp, rng):
-    """The same iterations by flash-sinkhorn, which updates its first side first, in the digits of a float."""
+    """Return the same iterations by flash-sinkhorn, which updates its first side first, in the digits of a float."""
     try:
         solve = importlib.import_module("flash_sinkhorn.sinkhorn_solvers").sinkhorn_flashstyle_alternating
         torch = importlib.import_module("torch")
@@ -156,7 +156,7 @@ def documents(case, xp, rng):
 
 
 def solve(case, xp, rng):
-    """A solve to its tolerance, checks and all; judged by the marginals of the plan that its potentials make."""
+    """Measure a solve to its tolerance, checks and all; the marginals of the plan of its potentials judge it."""
     import cusink
 
     C = ((rng.random((case.n, 1, 2)) - rng.random((1, case.m, 2))) ** 2).sum(axis=2)
@@ -191,7 +191,7 @@ def clouds(case, xp, rng):
 
 
 def stored_as_points(xp, x, y):
-    """The costs between two clouds as the operators take them."""
+    """Return the costs between two clouds as the operators take them."""
     import cusink
     from cusink.costs.operand import costs_of
 
@@ -234,7 +234,7 @@ def squares(xp, x, y):
 
 
 def judged(case, xp, read, answer, unit=0):
-    """A judge that allows 4 times the rounding error of plain NumPy or CuPy, as `cases.check` does."""
+    """Return a judge that allows 4 times the rounding error of plain NumPy or CuPy, as `cases.check` does."""
 
     def judge(result):
         found, exact, single = (

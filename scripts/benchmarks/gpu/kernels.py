@@ -90,7 +90,7 @@ def measure(case, xp, ops, kernels, rates, time=device_time):
 
 
 def timed(case, call, error, allowed, xp, rates, time):
-    """A row: how far off the answer is, and if it is right, the time that it takes."""
+    """Return a row: how far off the answer is, and if it is right, the time that it takes."""
     row = {"status": "measured", "error": error, "allowed": allowed}
     if not error <= allowed:
         return row | {"status": "wrong"}
@@ -113,7 +113,7 @@ def printed(output, *lines):
 
 
 def conditions(xp):
-    """What a figure is worth nothing without: device, driver, versions, commit."""
+    """Return the conditions that a figure depends on: device, driver, versions, commit."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return {
         "device": xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode(),
@@ -133,13 +133,13 @@ def answer(command):
 
 
 def commit():
-    """The commit that is measured, marked if the tree differs from it."""
+    """Return the commit that is measured, marked if the tree differs from it."""
     name = answer(["git", "rev-parse", "--short=12", "HEAD"]) or "unknown"
     return name + "-dirty" * bool(answer(["git", "status", "--porcelain", "--untracked-files=no"]))
 
 
 def table(rows):
-    """The rows as text."""
+    """Return the rows as text."""
     head = ("operator", "cost", "detail", "B x n x m", "dtype", "ms", "GB/s", "of copy", "Gexp/s", "of exp", "error")
     lines = [head]
     for case, row in rows:
@@ -166,7 +166,7 @@ def aligned(lines):
 
 
 def floors(rows):
-    """The floors that hold on an H100, and what was reached: (what, floor, reached)."""
+    """Return the floors that hold on an H100, and the figures reached: (name, floor, reached)."""
     found = {case: row for case, row in rows if row["status"] == "measured"}
 
     def reached(field, words, *where):
@@ -198,7 +198,7 @@ def floors(rows):
 
 
 def static_budget(path=ROOT / "tests" / "kernels" / "budget.json"):
-    """The committed budget of registers and static shared memory, as text."""
+    """Return the committed budget of registers and static shared memory, as text."""
     if not path.exists():
         return "no static budget: tests/kernels/budget.json is not there"
     budget = json.loads(path.read_text(encoding="utf-8"))

@@ -58,7 +58,7 @@ def shares(corpus):
 
 
 def tfidf_shares(corpus):
-    """The same with words that few texts have weighing more: times log(1 + texts / texts with the word)."""
+    """Return the same with more weight on words that few texts have: times log(1 + texts / texts with the word)."""
     rows = shares(corpus)
     with_word = np.bincount(rows.indices, minlength=rows.shape[1])
     rows.data = rows.data * np.log1p(len(corpus.texts) / with_word[rows.indices]).astype(np.float32)
@@ -72,7 +72,7 @@ def _normalised(rows):
 
 
 def word_costs(corpus, metric="euclidean"):
-    """The cost of moving one word to another, as cusink takes it."""
+    """Return the cost of moving one word to another, as cusink takes it."""
     import cusink
 
     return cusink.PointCloud(corpus.vectors, metric=metric)

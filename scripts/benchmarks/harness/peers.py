@@ -91,7 +91,7 @@ def unguarded_loop(work):
 
 
 def unguarded_in_place(work):
-    """The same without a new array at every step: as fast as this loop gets in NumPy."""
+    """Run the same without a new array at every step: as fast as this loop gets in NumPy."""
 
     def run():
         K = np.exp(-work.C / work.eps)
@@ -106,7 +106,7 @@ def unguarded_in_place(work):
 
 
 def plain_retrieval(work, max_iter=20_000, every=10):
-    """A query's pairs together, on the query's support, by matrix products; pairs that have converged are dropped."""
+    """Solve a query's pairs together, on the query's support, by matrix products; drop pairs that have converged."""
 
     def one_query(a, B):
         support = a > 0
@@ -140,7 +140,7 @@ def plain_retrieval(work, max_iter=20_000, every=10):
 
 
 def pot_pairs(work):
-    """A loop of ``ot.sinkhorn2`` over the pairs (its default, matrix products)."""
+    """Loop over the pairs with ``ot.sinkhorn2`` (its default, matrix products)."""
     import ot
 
     def run():
@@ -207,7 +207,7 @@ def pot_one_to_many(work, method="sinkhorn", stop=2e-7, share=1.0):
 
 
 def pot_exact(work, share=1.0):
-    """A loop of ``ot.emd2``, the distance without regularisation, on the bins that are not empty."""
+    """Loop over the pairs with ``ot.emd2``, the distance without regularisation, on the bins that are not empty."""
     import ot
 
     def run():
@@ -226,7 +226,7 @@ def pot_exact(work, share=1.0):
 
 
 def ott_solver(eps, momentum=None, **options):
-    """A jitted, vmapped OTT solve of ``a (B, n)``, ``b (B, m)`` on one cost: cost, last error and iterations."""
+    """Return a jitted, vmapped OTT solve of ``a (B, n)``, ``b (B, m)`` on one cost: cost, last error and iterations."""
     import jax
 
     jax.config.update("jax_enable_x64", True)

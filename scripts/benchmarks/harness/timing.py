@@ -75,7 +75,7 @@ def judge(cost, reference, tolerance, error=None, tol=None):
 
 
 def schedule(limits, rounds):
-    """Turns in order: everyone once per round, those with a limit only in the first rounds.
+    """Yield turns in order: everyone once per round, those with a limit only in the first rounds.
 
     >>> schedule({"a": None, "b": 1, "c": None}, 2)
     ['a', 'b', 'c', 'a', 'c']
@@ -265,7 +265,7 @@ def meet(target, ours, entries):
 
 
 def machine():
-    """What the numbers depend on."""
+    """Return the conditions that the numbers depend on."""
     names = ("cusink", "numpy", "scipy", "POT", "ott-jax", "jax", "scikit-learn")
     versions = []
     for name in names:

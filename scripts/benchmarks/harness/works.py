@@ -21,7 +21,7 @@ class Pairs:
     iterations: int = 100
 
     def cast(self, dtype):
-        """The same problem in `dtype`."""
+        """Return the same problem in `dtype`."""
         return replace(self, a=self.a.astype(dtype), b=self.b.astype(dtype), C=self.C.astype(dtype))
 
 
@@ -74,7 +74,7 @@ def digit_retrieval(eps, queries=50, corpus=500):
 
 
 def some_queries(count, share):
-    """Indices of about ``share * count`` queries, evenly spread."""
+    """Return indices of about ``share * count`` queries, evenly spread."""
     return np.unique(np.linspace(0, count - 1, max(1, round(share * count))).round().astype(int))
 
 

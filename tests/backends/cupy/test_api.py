@@ -37,7 +37,7 @@ places = RNG.normal(size=(14, 2))
 
 
 def everything(result):
-    """A result with all that its methods give, and the gradients of both its values."""
+    """Return a result with all that its methods give, and the gradients of both its values."""
     ones = result.cost * 0 + 1
     methods = result.plan(), result.apply(result.g, 1), result.apply(result.f, 0), *result.bounds()
     gradients = [cusink.sinkhorn_adjoint(result, **{name: ones}) for name in ("grad_cost", "grad_reg_cost")]

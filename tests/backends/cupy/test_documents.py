@@ -20,7 +20,7 @@ SIZES = (17, 3, 1, 40)
 
 @pytest.fixture(params=[99 << 10, 8 << 10], ids=["tile shared", "tile apart"])
 def device(request):
-    """The stand-in for CuPy, with so much shared memory for a block."""
+    """Run on the stand-in for CuPy, with so much shared memory for a block."""
     name = "cusink.backends.cupy.documents"
     with operators(shared_memory=request.param) as ops:
         yield ops
@@ -39,7 +39,7 @@ def on_device(A, B, C, eps, **options):
 
 
 def costs(kind, dtype):
-    """A cost as the user gives it, and as an array."""
+    """Return a cost as the user gives it, and as an array."""
     X = vectors(dtype, d=11)
     if kind == "stored":
         dense = cusink.cost_matrix(X, metric="euclidean")

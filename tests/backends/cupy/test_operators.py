@@ -262,7 +262,7 @@ def test_arrays_that_are_not_contiguous_are_made_so():
 
 
 def exercise(memory=FUSED):
-    """A short run through every operator and form that compares with the oracle."""
+    """Run every operator and form for a short time, and compare with the oracle."""
     rng = np.random.default_rng(0)
     ops = sys.modules["cusink.backends.cupy.dense"]
     for own, B in ((False, 9), (False, 3), (True, 3)):
@@ -339,12 +339,15 @@ def test_a_mistake_in_the_backend_is_found(what):
         places += text.count(old)
         return text.replace(old, new)
 
+    def run():
+        exercise()
+        force(sys.modules["cusink.backends.cupy.dense"], 1, 3, 4)
+        check("Fused", "auto", make("plain", 2, 100, 110, False, np.float64), np.float64)
+
     with operators(change=change):
         assert places in (1, 2) or what == "a bare Python number"  # in one of the backends, or in both
         with pytest.raises((AssertionError, emulated.EmulationError, IndexError, ValueError, TypeError)):
-            exercise()
-            force(sys.modules["cusink.backends.cupy.dense"], 1, 3, 4)
-            check("Fused", "auto", make("plain", 2, 100, 110, False, np.float64), np.float64)
+            run()
 
 
 SYNC = "__syncthreads();"
@@ -383,7 +386,7 @@ def test_a_broken_fused_kernel_is_caught(what):
         change = (lambda text: text.replace(old, new)) if file == "iterate.cu" else None
         return emulated.Kernel(file, name, dtype, change=change)
 
-    with operators(function=function) as ops, pytest.raises((AssertionError, emulated.EmulationError)):
+    def run(ops):
         for turn in range(6):
             emulated.shuffle(turn)
             force(ops, 2, 1 + turn % 2, 3 + turn)
@@ -391,6 +394,9 @@ def test_a_broken_fused_kernel_is_caught(what):
                 check("Fused", "auto", make(inputs, 5, 13, 37, False, np.float32, turn), np.float32)
             check("Fused", "scaling", make("plain", 5, 13, 37, False, np.float32, turn), np.float32)
             check("Fused", "auto", make("wide range", 5, 2, 2, False, np.float32, turn), np.float32)
+
+    with operators(function=function) as ops, pytest.raises((AssertionError, emulated.EmulationError)):
+        run(ops)
 
 
 BROKEN_ELEMENTWISE = {
@@ -421,12 +427,15 @@ def test_a_broken_elementwise_kernel_is_caught(what):
         change = (lambda text: text.replace(old, new)) if file == "scaling.cu" else None
         return emulated.Kernel(file, name, dtype, change=change)
 
-    with pytest.raises((AssertionError, emulated.EmulationError)):
+    def run():
         for form, memory, method, own in FORMS:
             with operators(function=function, shared_memory=memory):
                 force_elementwise(2, 2)
                 for inputs, dtype in itertools.product(("zero weights", "far apart", "large costs"), DTYPES):
                     check(form, method, make(inputs, 5, 70, 33, own, dtype), dtype)
+
+    with pytest.raises((AssertionError, emulated.EmulationError)):
+        run()
 
 
 def test_too_little_shared_memory_is_caught():
@@ -562,14 +571,17 @@ def test_a_full_device_says_what_to_lower_and_nothing_stays_allocated(monkeypatc
         use(monkeypatch, ops)
         for allowed in itertools.count():
             Memory.left, Memory.made = allowed, []
+            error = None
             try:
                 call(a, b, C, eps=eps, max_iter=4, check_every=2, method=method)
                 break
-            except MemoryError as error:
-                # While the caller holds the error, too.
-                assert lower in str(error) and "512 bytes" in str(error), error
-                assert error.__context__ is None and type(error) is MemoryError
-                assert len(Memory.made) == allowed and Memory.held() == 0
+            except MemoryError as raised:
+                error = raised
+            # The test holds the error, and with it the frames of the call.
+            message = str(error)
+            assert lower in message and "512 bytes" in message
+            assert error.__context__ is None and type(error) is MemoryError
+            assert len(Memory.made) == allowed and Memory.held() == 0
         assert allowed > 10
 
 

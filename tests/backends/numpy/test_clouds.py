@@ -44,13 +44,13 @@ def points(shape, dtype, seed=0, offset=0.0):
 
 
 def given(x, y, metric="sqeuclidean", power=1, memory_limit=1 << 30):
-    """The cost as the operators take it."""
+    """Return the cost as the operators take it."""
     C = cusink.PointCloud(x, y, metric, power=power)
     return costs_of(C, np, x.dtype, list(arrays_of(C).values()), memory_limit)
 
 
 def dense(x, y, metric="sqeuclidean", power=1):
-    """The cost by its definition, in float64."""
+    """Return the cost by its definition, in float64."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     return cdist(x, y, metric) ** power
 
@@ -65,12 +65,12 @@ def logits(n, m, dtype, problems=2, seed=1):
 
 
 def naive(C, eps, dtype):
-    """What a naive computation in this precision may be off by in an exponent."""
+    """Return the error that a naive computation in this precision may make in an exponent."""
     return 8 * np.finfo(dtype).eps * (C.max() / eps + 8)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("metric, power", METRICS)
+@pytest.mark.parametrize(("metric", "power"), METRICS)
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_operators(d, metric, power, dtype, cut):
     n, m = 61, 43
@@ -161,7 +161,7 @@ def same_up_to_a_constant(found, want, absolute):
 
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["made anew", "kept"])
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("zeros, shift", [(False, 0.0), (True, 3.0)])
+@pytest.mark.parametrize(("zeros", "shift"), [(False, 0.0), (True, 3.0)])
 def test_iterations(zeros, shift, dtype, limit, cut):
     """Exactly so many, as the oracle counts them; the error allowed is that of the oracle in this precision."""
     a, b, x, y, D, eps = cloud_problem(90, 70, dtype, shift, zeros)

@@ -34,7 +34,7 @@ OMEGA = np.array([1.0, 1.25, 1.0, 1.5, 1.75])
 
 @contextlib.contextmanager
 def grid_operators(library):
-    """The operators for a grid, those of CuPy on emulated kernels."""
+    """Return the operators for a grid; CuPy's run on emulated kernels."""
     if library == "numpy":
         yield numpy_grid
     else:
@@ -43,7 +43,7 @@ def grid_operators(library):
 
 
 def cost(grid):
-    """The cost between cells, written down without the package's."""
+    """Return the cost between cells, written without the package."""
     total = 0
     centres = np.indices(grid.cells).reshape(len(grid.cells), -1)
     for cells, spacing, periodic, at in zip(grid.cells, grid.spacing, grid.periodic, centres, strict=True):
@@ -126,7 +126,7 @@ def problem(inputs, dtype):
 
 
 def forms_of(iteration):
-    """The number of the form that each problem is in, in either library."""
+    """Return the number of the form that each problem is in, in either library."""
     if hasattr(iteration, "level"):
         return iteration.level.tolist()
     form = np.zeros(sum(map(len, iteration.rows)), int)
