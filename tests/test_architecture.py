@@ -22,8 +22,8 @@ MODULES = {
 ORDER = [
     "types",
     "version",
-    "checks",
     "errors",
+    "checks",
     "convergence",
     "costs",
     "backends",

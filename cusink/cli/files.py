@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cusink.checks.weights import first_bad_weight, first_index, first_unequal_mass
 from cusink.costs.points import METRICS
 
 __all__ = [
@@ -110,7 +111,7 @@ def problem(given):
     sets = [_histograms(*item, of_cost, dtype) for item in zip(names, sets, C.shape, strict=False)]
     masses = [np.asarray(array.sum(axis=1, dtype=np.float64)) for array in sets]
     for name, array, mass in zip(names, sets, masses, strict=True):
-        if isinstance(array, np.ndarray) and (wrong := _first(mass <= 0)) is not None:
+        if isinstance(array, np.ndarray) and (wrong := first_index(mass <= 0)) is not None:
             raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is 0. Remove it")
     if given.normalise:
         sets = [_normalised(array, mass) for array, mass in zip(sets, masses, strict=True)]
@@ -127,7 +128,7 @@ def cost(given, dtype, sparse):
         if C.ndim != 2 or C.size == 0 or (given.corpus is None and C.shape[0] != C.shape[1]):
             rule = "(bins, bins)" if given.corpus is None else "(bins of queries, bins of corpus)"
             raise InputError(f"{given.cost}: the cost must have shape {rule}; got {C.shape}")
-        if (wrong := _first(np.isnan(C) | (C == -np.inf))) is not None:
+        if (wrong := first_index(np.isnan(C) | (C == -np.inf))) is not None:
             raise InputError(f"{given.cost}: a cost must be a number or +inf (forbidden); got {C[wrong]} at {wrong}")
         return _scaled(C.astype(dtype), given.scale_cost), f"the cost of shape {C.shape}"
     if given.grid is not None:
@@ -220,13 +221,11 @@ def _histograms(name, array, bins, of_cost, dtype):
     if array.ndim != 2 or array.shape[1] != bins or array.shape[0] == 0:
         raise InputError(f"{name}: must have shape (count, {bins}) to match {of_cost}; got {array.shape}")
     if isinstance(array, np.ndarray):
-        if (wrong := _first(~np.isfinite(array))) is not None:
-            raise InputError(f"{name}: weights must be finite; got {array[wrong]} at row {wrong[0]}, bin {wrong[1]}")
-        if (wrong := _first(array < 0)) is not None:
-            raise InputError(
-                f"{name}: weights must not be negative; got {array[wrong]:g} at row {wrong[0]}, bin {wrong[1]}."
-                " Clip or shift them"
-            )
+        if (wrong := first_bad_weight(np, array)) is not None:
+            value, at = array[wrong], f"at row {wrong[0]}, bin {wrong[1]}"
+            if np.isfinite(value):
+                raise InputError(f"{name}: weights must not be negative; got {value:g} {at}. Clip or shift them")
+            raise InputError(f"{name}: weights must be finite; got {value} {at}")
     return array.astype(dtype, copy=False)
 
 
@@ -242,24 +241,15 @@ def _normalised(array, mass):
 
 def _one_mass(names, masses, dtype):
     """Raise unless all histograms have one mass, to the relative tolerance that the solver asks for."""
-    tolerance = 1e-3 if dtype == np.float32 else 1e-6
-    firsts = ((name, _first(mass != 0), mass) for name, mass in zip(names, masses, strict=True))
+    firsts = ((name, first_index(mass != 0), mass) for name, mass in zip(names, masses, strict=True))
     owner, row, mass = next((found for found in firsts if found[1] is not None), (None, None, None))
     if owner is None:
         return
     expected = mass[row]
     for name, mass in zip(names, masses, strict=True):
-        # Empty documents, which have no distances, are left alone.
-        off = (abs(mass - expected) > tolerance * expected) & (mass != 0)
-        if (wrong := _first(off)) is not None:
+        _, wrong = first_unequal_mass(np, mass, expected, dtype)
+        if wrong is not None:
             raise InputError(
                 f"{name}: all histograms must have one mass; row {wrong[0]} has {mass[wrong]:g}, row {row[0]} of"
                 f" {owner} has {expected:g}. Pass --normalise to divide each by its own"
             )
-
-
-def _first(condition):
-    """Index of the first true entry as a tuple of int, or None."""
-    position = int(np.argmax(condition))
-    index = tuple(int(i) for i in np.unravel_index(position, condition.shape))
-    return index if condition[index] else None

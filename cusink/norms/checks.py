@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind
-from cusink.checks.weights import weight_values
+from cusink.checks.arrays import arrays
+from cusink.checks.scalars import positive_number
+from cusink.checks.weights import batch_size, weight_values
 
 KERNELS = ("gaussian", "laplace", "energy")
 LOG_KERNELS = (*KERNELS, "exponential")
@@ -45,10 +46,7 @@ def kernel(name, scale, log):
     if name not in allowed:
         hint = ". 'exponential' exists in the log form alone: cusink.kernel_product_log" if name in LOG_KERNELS else ""
         raise ValueError(f"'kernel' must be one of {', '.join(map(repr, allowed))}; got {name!r}{hint}")
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
-        raise TypeError(f"'scale' must be a number; got {kind(scale)}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"'scale' must be positive and finite; got {scale}. It is a length in the units of the points")
+    positive_number("scale", scale, "It is a length in the units of the points")
 
 
 def measures(x, y, log=False, positive=False, **per_point):
@@ -70,7 +68,7 @@ def measures(x, y, log=False, positive=False, **per_point):
         _numbers(name, checked[name], side, checked[side].shape, points[side], xp, log and name != "grad")
     sizes = {name: len(p) for name, p in points.items() if p.ndim == 3}
     sizes |= {name: len(checked[name]) for name in per_point if checked[name] is not None and checked[name].ndim == 2}
-    size = _batch_size(sizes)
+    size = batch_size(sizes)
     shapes, full = {name: checked[name].shape for name in points}, {}
     for name, (_, side) in per_point.items():
         count = points[side].shape[-2]
@@ -174,10 +172,3 @@ def _numbers(name, x, side, shape, points, xp, log):
         raise ValueError(f"'{name}' must hold log weights, finite or -inf (for a weight of zero); got {what}")
     if not log and not xp.isfinite(x).all():
         raise ValueError(f"'{name}' must be finite; got NaN or infinity")
-
-
-def _batch_size(sizes):
-    if len({size for size in sizes.values() if size != 1}) > 1:
-        listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
-        raise ValueError(f"batch sizes must be equal or 1; got {listed}")
-    return max(sizes.values(), default=1)
