@@ -8,11 +8,10 @@ from cusink.divergence.adjoint import DivergenceGradients, sinkhorn_divergence_a
 from cusink.divergence.forward import SinkhornDivergence, sinkhorn_divergence
 from cusink.errors import ConvergenceWarning
 from cusink.gradients.adjoint import SinkhornGradients, sinkhorn_adjoint
+from cusink.norms.likelihood import kernel_neg_log_likelihood, kernel_neg_log_likelihood_adjoint
 from cusink.norms.norms import (
     kernel_distance,
     kernel_distance_adjoint,
-    kernel_neg_log_likelihood,
-    kernel_neg_log_likelihood_adjoint,
     kernel_scalar_product,
     kernel_scalar_product_adjoint,
 )

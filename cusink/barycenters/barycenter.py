@@ -9,6 +9,7 @@ from cusink.backends.operators import ops_for
 from cusink.backends.relaxation import OverRelaxation, Rounding
 from cusink.barycenters import checks
 from cusink.barycenters.iteration import Iteration
+from cusink.checks.arrays import narrowed
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.solver import checks as solver_checks
 
@@ -133,7 +134,7 @@ def barycenter(
     if not converged.all():
         warn_unconverged(np.count_nonzero(~converged), len(error), error[~converged].max(), tol, max_iter)
     xp = ops.xp
-    found = {"barycenter": histogram.astype(given.dtype), "error": xp.asarray(error).astype(given.dtype)}
+    found = {"barycenter": narrowed(histogram, given.dtype, xp), "error": xp.asarray(error).astype(given.dtype)}
     found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}
     return Barycenter(**{name: value if given.batched else value[0] for name, value in found.items()})
 

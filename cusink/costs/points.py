@@ -265,8 +265,8 @@ def points_adjoint(xp, cloud, gx, gy):
         out.append(gradient[..., 0] if flat else gradient)
     if cloud.x is cloud.y:
         total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
-        return total.astype(cloud.x.dtype), None
-    return tuple(x.astype(cloud.x.dtype) for x in out)
+        return narrowed(total, cloud.x.dtype, xp), None
+    return tuple(narrowed(x, cloud.x.dtype, xp) for x in out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import numpy as np
 from cusink.backends.operators import ops_for
 from cusink.divergence import checks
 from cusink.divergence.forward import SinkhornDivergence
+from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
 from cusink.gradients.terms import Terms
 from cusink.gradients.unbalanced import unbalanced_terms
@@ -40,11 +41,13 @@ class DivergenceGradients:
     _own_costs: bool = field(repr=False)
 
     @functools.cached_property
+    @one_call
     def eps(self):
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return sum(terms.by_eps() for terms in self._terms) + self._of_masses
 
     @functools.cached_property
+    @one_call
     def C(self):
         """By the cost: array of shape (n, m), summed over the batch, or (B, n, m); None for a cost that is not stored.
 
@@ -79,6 +82,7 @@ class DivergenceGradients:
         return self._points[1]
 
     @functools.cached_property
+    @one_call
     def _points(self):
         (x, y), (x_self, _), (y_self, _) = (terms.by_points() for terms in self._terms)
         if x is None:
@@ -88,6 +92,7 @@ class DivergenceGradients:
         return x + x_self.reshape(x.shape), y + y_self.reshape(y.shape)
 
 
+@one_call
 def sinkhorn_divergence_adjoint(result, *, grad=1.0):
     """Pull a gradient with respect to Sinkhorn divergences back to what they were computed from.
 

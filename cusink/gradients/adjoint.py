@@ -1,14 +1,13 @@
 """Gradients of what a solve returned, from its solution alone: no iteration is stored and none is repeated."""
 
 import functools
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cusink.backends.operators import ops_for
-from cusink.errors import ConvergenceWarning
+from cusink.errors import ConvergenceWarning, one_call, warn
 from cusink.gradients import checks
 from cusink.gradients.system import additive_fit
 from cusink.gradients.terms import Terms, finite, unweighted
@@ -70,10 +69,12 @@ class SinkhornGradients:
         return self._points[1]
 
     @functools.cached_property
+    @one_call
     def _points(self):
         return self._terms.by_points()
 
 
+@one_call
 def sinkhorn_adjoint(
     result,
     *,
@@ -168,11 +169,10 @@ def sinkhorn_adjoint(
         ops, problem, *given, tol, max_iter
     )
     if not converged.all():
-        warnings.warn(
+        warn(
             f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
             f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return SinkhornGradients(
         a=problem.outward(terms.by_a()),
@@ -244,10 +244,9 @@ def _warn_unconverged(ops, result):
     missed = ~np.atleast_1d(ops.to_host(result.converged))
     if missed.any():
         worst = np.atleast_1d(ops.to_host(result.error))[missed].max()
-        warnings.warn(
+        warn(
             f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
             f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
             "where the iteration converges slowly. Solve with a larger 'max_iter'",
             ConvergenceWarning,
-            stacklevel=3,
         )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cusink.backends.operators import ops_for
+from cusink.checks.arrays import narrowed
 from cusink.costs.grid import GridCosts
 from cusink.costs.points import PointCosts, points_adjoint
 from cusink.solver.problem import Problem
@@ -68,7 +69,7 @@ class Terms:
                     out[rows] += part.sum(axis=0)
                 else:
                     out[problems, rows] = part
-        out = out if out.dtype == problem.dtype else out.astype(problem.dtype)
+        out = narrowed(out, problem.dtype, ops.xp)
         if shared:
             return out[None] if problem.batch_of_one else out
         return out if problem.batched else out[0]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cusink.backends.operators import ops_for
+from cusink.errors import one_call
 from cusink.solver import checks
 from cusink.solver.problem import Problem
 from cusink.solver.values import unbalanced_bounds, weighted_sum
@@ -91,6 +92,7 @@ class SinkhornResult:
         v = checks.vector(v, axis, problem)
         return problem.outward(ops_for(problem.C).apply_plan(problem.C, *problem.logits(), v, problem.eps, axis))
 
+    @one_call
     def bounds(self):
         """Enclose the cost of the unregularised problem.
 
