@@ -14,8 +14,9 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A warning names no line of these: autograd and traced functions call the package from inside their library.
-SKIPPED = ("cusink", "torch", "jax")
+# A warning names no line of these, which may stand between the user's code and the package: autograd, traced functions,
+# cached properties.
+SKIPPED = ("cusink", "torch", "jax", "functools")
 
 _warned: ContextVar[set[str] | None] = ContextVar("messages of the public call under way", default=None)
 
