@@ -124,5 +124,6 @@ def array_module(array: Array) -> ArrayModule:
 
 
 def to_host(array: Array) -> HostArray:
-    """Return `array` as a NumPy array."""
-    return array if isinstance(array, np.ndarray) else array_module(array).asnumpy(array)
+    """Return an array, or what NumPy makes an array of, as a NumPy array."""
+    xp = array_module(array)
+    return np.asanyarray(array) if xp is np else xp.asnumpy(array)
