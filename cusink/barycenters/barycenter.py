@@ -7,6 +7,7 @@ import numpy as np
 
 from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
+from cusink.checks.arrays import narrowed
 from cusink.convergence.options import Options
 from cusink.convergence.relaxation import Relaxation
 from cusink.convergence.stopping import StallDetector, StopState
@@ -135,7 +136,7 @@ def barycenter(
     if tol is not None and not converged.all():
         warn_unconverged(np.count_nonzero(~converged), len(error), error[~converged].max(), tol, max_iter)
     xp = given.C.xp
-    found = {"barycenter": histogram.astype(given.dtype), "error": xp.asarray(error).astype(given.dtype)}
+    found = {"barycenter": narrowed(histogram, given.dtype, xp), "error": xp.asarray(error).astype(given.dtype)}
     found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}
     return Barycenter(**{name: value if given.batched else value[0] for name, value in found.items()})
 

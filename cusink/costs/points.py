@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
+from cusink.checks.arrays import narrowed
 from cusink.costs.cost import Cost, GradientBlock, Index
 from cusink.types import Array, ArrayModule
 
@@ -236,5 +237,5 @@ def _to_user_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> tupl
         out.append(gradient[..., 0] if flat else gradient)
     if cloud.x is cloud.y:
         total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
-        return total.astype(cloud.x.dtype), None
-    return out[0].astype(cloud.x.dtype), out[1].astype(cloud.x.dtype)
+        return narrowed(total, cloud.x.dtype, xp), None
+    return narrowed(out[0], cloud.x.dtype, xp), narrowed(out[1], cloud.x.dtype, xp)

@@ -15,8 +15,8 @@ from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import one_of, regularisation
 from cusink.costs.checks import cost_values
 from cusink.costs.kinds import named_arrays
-from cusink.operand import operand
 from cusink.distributed import tasks
+from cusink.operand import operand
 from cusink.retrieval import checks as retrieval_checks
 from cusink.retrieval.documents.supports import is_measures, is_sparse
 from cusink.retrieval.histograms import memory

@@ -7,6 +7,7 @@ import numpy as np
 
 from cusink.divergence import checks
 from cusink.divergence.forward import SinkhornDivergence
+from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
 from cusink.gradients.checks import Cotangents
 from cusink.gradients.system import LinearSolve
@@ -45,11 +46,13 @@ class DivergenceGradients(Summary):
     _own_costs: bool = field(repr=False)
 
     @functools.cached_property
+    @one_call
     def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return sum(terms.wrt_eps() for terms in self._terms) + self._of_masses
 
     @functools.cached_property
+    @one_call
     def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch, or (B, n, m); None for a cost that is not stored.
 
@@ -61,11 +64,13 @@ class DivergenceGradients(Summary):
         return of_pair + self._terms[1].wrt_cost() + self._terms[2].wrt_cost()
 
     @functools.cached_property
+    @one_call
     def C_aa(self) -> Array | None:
         """By the cost between the bins of `a`, if it was given; None else."""
         return self._terms[1].wrt_cost() if self._own_costs else None
 
     @functools.cached_property
+    @one_call
     def C_bb(self) -> Array | None:
         """By the cost between the bins of `b`, if it was given; None else."""
         return self._terms[2].wrt_cost() if self._own_costs else None
@@ -84,6 +89,7 @@ class DivergenceGradients(Summary):
         return self._points[1]
 
     @functools.cached_property
+    @one_call
     def _points(self) -> tuple[Array | None, Array | None]:
         (x, y), (x_self, _), (y_self, _) = (terms.wrt_points() for terms in self._terms)
         if x is None:
@@ -93,6 +99,7 @@ class DivergenceGradients(Summary):
         return x + x_self.reshape(x.shape), y + y_self.reshape(y.shape)
 
 
+@one_call
 def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | float = 1.0) -> DivergenceGradients:
     """Pull a gradient with respect to Sinkhorn divergences back to what they were computed from.
 

@@ -141,9 +141,7 @@ def sinkhorn_divergence(
     """
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
-    given = solver_checks.problem(
-        a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None
-    )
+    given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)

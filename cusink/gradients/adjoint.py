@@ -1,12 +1,11 @@
 """Gradients of what a solve returned, from its solution alone: no iteration is stored and none is repeated."""
 
 import functools
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from cusink.errors import ConvergenceWarning
+from cusink.errors import ConvergenceWarning, one_call, warn
 from cusink.gradients import checks
 from cusink.gradients.balanced import balanced_terms
 from cusink.gradients.system import LinearSolve
@@ -45,6 +44,7 @@ class SinkhornGradients(Summary):
     _terms: GradientTerms = field(repr=False)
 
     @functools.cached_property
+    @one_call
     def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch, for a shared cost; (B, n, m) else.
 
@@ -53,6 +53,7 @@ class SinkhornGradients(Summary):
         return self._terms.wrt_cost()
 
     @functools.cached_property
+    @one_call
     def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return self._terms.wrt_eps()
@@ -71,10 +72,12 @@ class SinkhornGradients(Summary):
         return self._points[1]
 
     @functools.cached_property
+    @one_call
     def _points(self) -> tuple[Array | None, Array | None]:
         return self._terms.wrt_points()
 
 
+@one_call
 def sinkhorn_adjoint(
     result: SinkhornResult,
     *,
@@ -167,11 +170,10 @@ def sinkhorn_adjoint(
     terms_of = balanced_terms if problem.reach is None else unbalanced_terms
     terms, converged = terms_of(problem, given, LinearSolve(tol, max_iter))
     if not converged.all():
-        warnings.warn(
+        warn(
             f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
             f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return SinkhornGradients(
         a=problem.to_user(terms.wrt_a()),
@@ -187,10 +189,9 @@ def _warn_unconverged(result: SinkhornResult) -> None:
     missed = ~np.atleast_1d(to_host(result.converged))
     if missed.any():
         worst = np.atleast_1d(to_host(result.error))[missed].max()
-        warnings.warn(
+        warn(
             f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
             f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
             "where the iteration converges slowly. Solve with a larger 'max_iter'",
             ConvergenceWarning,
-            stacklevel=3,
         )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
@@ -89,7 +90,7 @@ class GradientTerms:
                     out[rows] += part.sum(axis=0)
                 else:
                     out[problems, rows] = part
-        out = out if out.dtype == problem.dtype else out.astype(problem.dtype)
+        out = narrowed(out, problem.dtype, C.xp)
         if C.shared:
             return out[None] if problem.batch_of_one else out
         return out if problem.batched else out[0]
@@ -161,9 +162,7 @@ def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:
     return xp.where(forbidden, x.dtype.type(instead), x) if forbidden.any() else x
 
 
-def apply_density(
-    C: Cost[Any], f: Array, g: Array, eps: float, grad_f: Array, grad_g: Array
-) -> tuple[Array, Array]:
+def apply_density(C: Cost[Any], f: Array, g: Array, eps: float, grad_f: Array, grad_g: Array) -> tuple[Array, Array]:
     """Return ``E grad_g`` and ``E' grad_f`` with the density ``E = P / (a b')``.
 
     Between two empty bins it may leave the range, and is clipped.

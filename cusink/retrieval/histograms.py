@@ -1,7 +1,5 @@
 """Pairs of two collections, solved a row against many columns at a time: the parts of a distance matrix."""
 
-from cusink.convergence.options import Options
-from cusink.costs.cost import Cost
 from cusink.solver.loop import solve
 from cusink.solver.problem import Problem
 from cusink.solver.symmetric import self_potentials

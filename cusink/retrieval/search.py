@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cusink.checks.arrays import narrowed
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.bounds import GROUP, RowBounds, bytes_needed, entropies, prototypes, slack
 from cusink.retrieval.histograms import HistogramPairs
@@ -153,7 +154,8 @@ class Search:
         floor = lower - self.slack
         if ours is not None:
             floor = floor - (ours[rows, None] + theirs)
-        return floor.astype(self.pairs.dtype).astype(np.float64)
+        with np.errstate(over="ignore"):
+            return floor.astype(self.pairs.dtype).astype(np.float64)
 
     def _terms(self):
         """Numbers (Q,) and (D,) that are taken off what is bounded to give the distance, or (None, None)."""
@@ -196,7 +198,7 @@ class Search:
             found = found - (ours["distances"] + theirs["distances"]) / 2
             error = np.maximum(np.maximum(ours["error"], theirs["error"]), error)
             converged = ours["converged"] & theirs["converged"] & converged
-        found, f = found.astype(pairs.dtype).astype(np.float64), solved.f
+        found, f = narrowed(found, pairs.dtype, np).astype(np.float64), solved.f
         if pairs.symmetric and potentials:
             at = pairs.ops.xp.asarray(back)
             f = pairs.ops.xp.where(swapped, solved.g[at], f[at])

@@ -7,8 +7,8 @@ from typing import Any, get_args
 from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import one_of, regularisation
 from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
-from cusink.costs.checks import cost_values, partners
 from cusink.convergence.options import Options
+from cusink.costs.checks import cost_values, partners
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
 from cusink.solver.loop import Callback

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Self
 
+from cusink.errors import one_call
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
 from cusink.solver.problem import Problem
@@ -89,6 +90,7 @@ class SinkhornResult(Summary):
         v = checks.vector(v, axis, problem)
         return problem.to_user(problem.C.apply_plan(*problem.logits(), v, problem.eps, axis))
 
+    @one_call
     def bounds(self) -> tuple[Array, Array]:
         """Enclose the cost of the unregularised problem.
 

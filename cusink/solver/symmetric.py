@@ -1,7 +1,6 @@
 """Transport of measures to themselves, whose two potentials are one: the terms that a divergence subtracts."""
 
 import math
-
 from typing import Any, NamedTuple
 
 import numpy as np

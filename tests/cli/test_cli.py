@@ -18,6 +18,7 @@ import reference
 from scipy.spatial.distance import cdist
 
 import cusink
+from cusink.cli import arguments
 from cusink.cli import commands as cli
 from cusink.cli import files
 from cusink.retrieval import tiles as retrieval_tiles
@@ -111,7 +112,7 @@ def test_pairs_that_did_not_converge_are_told_by_the_exit_status(folder, capsys)
     [("7", 7), ("500M", 500 * 10**6), ("1.5GB", 1_500_000_000), ("2KiB", 2048), ("2k", 2000), ("1TiB", 2**40)],
 )
 def test_sizes(text, size):
-    assert cli.size(text) == size
+    assert arguments.size(text) == size
 
 
 # Bad input
@@ -259,8 +260,6 @@ def test_cuda_without_a_gpu_says_so(folder, capsys, monkeypatch):
 
 
 def test_what_the_library_refuses_is_one_line_too(folder, capsys, monkeypatch):
-    from cusink.retrieval import matrix as retrieval
-
     assert command(f"queries.npy --memory-limit 9 {GOOD_COST}") == 2
     err = capsys.readouterr().err
     assert err.startswith("cusink: 'memory_limit' must be at least") and err.count("\n") == 1
@@ -268,7 +267,7 @@ def test_what_the_library_refuses_is_one_line_too(folder, capsys, monkeypatch):
     def refuse(*arrays, **options):
         raise MemoryError
 
-    monkeypatch.setattr(retrieval, "distance_matrix", refuse)
+    monkeypatch.setattr(cli, "distance_matrix", refuse)
     assert command(f"queries.npy {GOOD_COST}") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "out of memory" in err and "--memory-limit" in err
@@ -471,8 +470,6 @@ def test_points_in_one_place_have_no_scale(folder, monkeypatch, capsys):
 
 def test_a_metric_that_has_to_be_stored(folder, monkeypatch, capsys):
     """Stored whatever its size; where it does not fit, the message names the metrics that are not."""
-    from cusink.costs import matrix as costs
-
     monkeypatch.setattr(files, "STORED", 1)
     line = f"queries.npy corpus.npz --grid 3x4 --metric chebyshev --eps {EPS} --tol 1e-10 -o D.npy"
     assert command(line) == 0
@@ -483,7 +480,7 @@ def test_a_metric_that_has_to_be_stored(folder, monkeypatch, capsys):
     def refuse(*points, metric):
         raise MemoryError
 
-    monkeypatch.setattr(costs, "cost_matrix", refuse)
+    monkeypatch.setattr(files, "cost_matrix", refuse)
     assert command(f"{line} --force") == 2
     err = capsys.readouterr().err
     assert "12 x 12 costs do not fit into memory" in err and "--metric chebyshev" in err and "euclidean" in err

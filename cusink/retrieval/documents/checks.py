@@ -5,7 +5,6 @@ are made of, stay where they are.
 """
 
 import numbers
-import warnings
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from cusink.checks.weights import MASS_TOLERANCE
 from cusink.costs.checks import cost_values
 from cusink.costs.clouds import PointCloud
 from cusink.costs.kinds import kind_of, named_arrays
+from cusink.errors import warn
 from cusink.operand import operand
 from cusink.retrieval.documents.supports import (
     Documents,
@@ -39,7 +39,7 @@ __all__ = [
 SUPPORTED = "scipy.sparse rows over a vocabulary"
 
 
-def documents(A, B, C, *, eps, check, on_empty="nan", stacklevel=6):
+def documents(A, B, C, *, eps, check, on_empty="nan"):
     """The checked collections of a call, B None for A itself.
 
     `on_empty` says what to do about items without weight: "nan" warns once and names them, "raise" refuses them.
@@ -63,7 +63,7 @@ def documents(A, B, C, *, eps, check, on_empty="nan", stacklevel=6):
     first = next((mass for side in sides for mass in sums(side.offsets, side.weights) if mass > 0), None)
     scaled = [_one_mass(name, side, first, check) for name, side in zip(given, sides, strict=True)]
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
-    _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty, stacklevel)
+    _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
     found = Documents(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
     if check and C.stored and not xp.isfinite(C.data).all():
         _partners(found)
@@ -243,7 +243,7 @@ def _one_mass(name, side, first, check):
     return Supports(side.offsets, (side.weights * factor).astype(side.weights.dtype), side.places)
 
 
-def _report_empty(empty, on_empty, stacklevel):
+def _report_empty(empty, on_empty):
     """Refuse empty items, or warn of the NaN that they lead to."""
     if not empty:
         return
@@ -256,7 +256,7 @@ def _report_empty(empty, on_empty, stacklevel):
         raise ValueError(
             f"every item must have a word with weight; empty are {rows}. Leave them out, or pass on_empty='nan'"
         )
-    warnings.warn(f"Items without weight have no distance to anything: NaN for {rows}.", stacklevel=stacklevel + 1)
+    warn(f"Items without weight have no distance to anything: NaN for {rows}.")
 
 
 def _partners(found):

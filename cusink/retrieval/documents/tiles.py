@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusink.backends.numpy.documents.iteration import Iteration
 from cusink.backends.numpy.documents.buffers import PairCosts
 from cusink.backends.numpy.documents.costs import costs_between
+from cusink.backends.numpy.documents.iteration import Iteration
 from cusink.operand import dense_cost
 from cusink.solver.loop import solve
 from cusink.solver.symmetric import self_potentials

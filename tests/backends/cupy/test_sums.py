@@ -16,8 +16,7 @@ import cusink
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import CHUNK, GROUP, H100, NEAR, PAIR_STATE, Launch, configure, wide_shared
 from cusink.backends.numpy import sums
-from cusink.norms import norms as kernel_norms
-from cusink.norms import products as kernel_products
+from cusink.norms import likelihood, norms, products
 from cusink.norms.products import profile
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
@@ -173,8 +172,8 @@ def test_public_functions_run_on_the_device_side(monkeypatch):
     }
     expected = {name: getattr(cusink, name)(*arguments) for name, arguments in calls.items()}
     with backend() as ops:
-        for module in (kernel_products, kernel_norms):
-            monkeypatch.setattr(module, "backend", lambda measures: ops)
+        for module in (products, norms, likelihood):
+            monkeypatch.setattr(module, "backend", lambda given: ops)
         for name, arguments in calls.items():
             actual = getattr(cusink, name)(*arguments)
             if not name.endswith("_adjoint"):
