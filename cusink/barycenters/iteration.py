@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.convergence.relaxation import overrelaxed
+from cusink.convergence.relaxation import overrelaxed_step
 from cusink.costs.cost import Cost
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
@@ -116,9 +116,9 @@ def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None
     """Go from `old` to `plain` and beyond, see docs/method.md: it never lowers the dual objective."""
     if excess is None:
         return plain
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         step = xp.where(plain > -xp.inf, plain - old, 0)
-        return plain + xp.log(overrelaxed(xp, xp.exp(-step), 1, excess))
+        return plain + overrelaxed_step(xp, step, excess, 1)
 
 
 def jointly_over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None, weights: Array) -> Array:

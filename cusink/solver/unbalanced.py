@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.convergence.relaxation import overrelaxed
+from cusink.convergence.relaxation import overrelaxed_step
 from cusink.costs.cost import Cost
 from cusink.costs.operators import HostChecked
 from cusink.solver.problem import Reach
@@ -118,7 +118,7 @@ def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None
         return plain
     step = plain - old
     unit = xp.where(step > 0, old.dtype.type(eps), old.dtype.type(min(rho, NO_REACH * eps)))
-    return plain + xp.sign(step) * unit * xp.log(overrelaxed(xp, xp.exp(-xp.abs(step) / unit), 1, excess))
+    return plain + xp.sign(step) * overrelaxed_step(xp, xp.abs(step), excess, unit)
 
 
 def translation(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:

@@ -18,9 +18,8 @@ import reference
 from scipy.spatial.distance import cdist
 
 import cusink
-from cusink.cli import arguments
+from cusink.cli import arguments, files
 from cusink.cli import commands as cli
-from cusink.cli import files
 from cusink.retrieval import tiles as retrieval_tiles
 
 EPS = 0.05

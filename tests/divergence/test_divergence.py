@@ -6,14 +6,15 @@ import pytest
 import reference
 
 import cusink
-from cusink.backends.operators import ops_for
+from cusink.convergence.options import Options
+from cusink.operand import dense_cost
 from cusink.solver.symmetric import self_potentials
 
 
 def assert_solves_itself(a, C, eps, dtype, tol):
     """Potentials, value and error of `self_potentials` against the oracle, in every bin."""
     a, C = a.astype(dtype), C.astype(dtype)
-    f, reg_cost, error, n_iter, converged = self_potentials(ops_for(C), a, C, eps, max_iter=1000, tol=tol)
+    f, reg_cost, error, n_iter, converged = self_potentials(dense_cost(C), a, eps, Options(max_iter=1000, tol=tol))
     assert converged.all() and (error <= tol).all() and f.dtype == dtype
     rounding = 8 * np.finfo(dtype).eps * np.abs(C).max()
     for k, (weights, cost) in enumerate(zip(a, np.broadcast_to(C, (len(a), *C.shape[-2:])), strict=True)):
@@ -266,4 +267,4 @@ def test_gradients_by_costs_have_their_batch_axes():
 def test_self_terms_multiply_as_the_cloud_asks():
     x, y = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
     result = cusink.sinkhorn_divergence(None, None, cusink.PointCloud(x, y, tf32=True), eps=1.0)
-    assert [problem.C.terms for problem in result.problems] == [1, 1, 1]
+    assert [problem.C.data.terms for problem in result.problems] == [1, 1, 1]

@@ -4,6 +4,7 @@ import functools
 import sys
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import emulated
 import numpy as np
@@ -14,9 +15,9 @@ from emulated.cupy_stand_in import operators
 
 import cusink
 from cusink.backends.numpy import means as numpy_means
-from cusink.backends.operators import ops_for
-from cusink.gradients import adjoint, terms
+from cusink.costs.dense import DenseCost
 from cusink.gradients import system as gradients_system
+from cusink.gradients import terms
 
 FLOATS = [np.float32, np.float64]
 VALUES = ("cost", "reg_cost", "entropic_cost")
@@ -331,7 +332,7 @@ def test_tiles_agree_with_products(monkeypatch, p, tile_bytes):
 def check_means(xp, ops, q, dtype):
     """Means of a solved problem, whole and in part, against the plan written out in float64."""
     rng, eps = np.random.default_rng(0), q.eps
-    a, b, f, g, C = (xp.numpy(x).astype(float) for x in (q.a, q.b, q.f, q.g, q.C))
+    a, b, f, g, C = (xp.numpy(x).astype(float) for x in (q.a, q.b, q.f, q.g, q.C.data))
     B, n, m = len(a), a.shape[1], b.shape[1]
     with np.errstate(divide="ignore"):
         log_a, log_b = np.log(a), np.log(b)
@@ -343,7 +344,7 @@ def check_means(xp, ops, q, dtype):
     largest = np.abs(finite).max()
     tolerance = 64 * np.finfo(dtype).eps * (1 + largest / eps)
     seen = []
-    for index, means in ops.plan_means(q.C, q.a, q.b, q.f, q.g, eps):
+    for index, means in ops.plan_means(q.C.data, q.a, q.b, q.f, q.g, eps):
         seen.extend(index)
         some = np.arange(len(index))[::-2]
         for at, part in ((index, means), (index[some], means.at(some))):
@@ -369,14 +370,14 @@ def test_means_have_their_definitions(xp, p, dtype, max_iter):
         warnings.simplefilter("ignore", cusink.ConvergenceWarning)
         arrays = (xp(x, dtype) for x in (p.a, p.b, p.C))
         result = cusink.sinkhorn(*arrays, eps=p.eps, tol=1e-5, max_iter=max_iter)
-    check_means(xp, ops_for(result.f), result.problem, dtype)
+    check_means(xp, result.problem.C.ops, result.problem, dtype)
 
 
 def test_certified_products_serve_what_is_in_range():
     """The far-apart Gaussians need tiles, the others do not; if all did, nothing above would test the products."""
     p = {str(p): p for p in problems.HARD}["far-apart Gaussians"]
     q = solve(np.asarray, p, tol=1e-6).problem
-    forms = {type(means).__name__ for _, means in numpy_means.plan_means(q.C, q.a, q.b, q.f, q.g, p.eps)}
+    forms = {type(means).__name__ for _, means in numpy_means.plan_means(q.C.data, q.a, q.b, q.f, q.g, p.eps)}
     assert forms == {"SharedMeans", "TileMeans"}
 
 
@@ -481,10 +482,8 @@ def test_tol_bounds_the_residual(tol, max_iter, shared):
     h, k = rng.normal(size=q.a.shape), rng.normal(size=q.b.shape)
     rows, columns = P.sum(axis=2), P.sum(axis=1)
     k -= ((columns * k).sum(axis=1) - (rows * h).sum(axis=1))[:, None]
-    ops = ops_for(q.C)
-    x, y, converged = gradients_system.additive_fit(
-        ops, q.C, q.a, q.b, q.f, q.g, p.eps, lambda index, means: (h[index], k[index]), tol, 1000
-    )
+    how = gradients_system.LinearSolve(tol, 1000)
+    x, y, converged = gradients_system.solve_marginal_system(q, lambda index, means: (h[index], k[index]), how)
     assert converged.all()
     missed = (rows * (h - x - np.matvec(P, y) / rows) ** 2).sum(axis=1)
     missed += (columns * (k - np.vecmat(x, P) / columns - y) ** 2).sum(axis=1)
@@ -583,20 +582,24 @@ def test_two_empty_bins_beyond_the_range_of_exp(xp, shared):
 # What it costs
 
 
-def test_the_envelope_reads_no_cost(monkeypatch):
+def with_operators(result, ops):
+    """Return a result whose cost has other operators."""
+    problem = result.problem
+    return replace(result, problem=replace(problem, C=replace(problem.C, ops=ops)))
+
+
+def test_the_envelope_reads_no_cost():
     p = DENSE[0]
     result = solve(np.asarray, p)
-    touched = []
+    touched, real = [], result.problem.C.ops
 
     class Operators:
         def __getattr__(self, name):
             if name not in {"xp", "to_host"}:
                 touched.append(name)
-            return getattr(ops_for(p.C), name)
+            return getattr(real, name)
 
-    for module in (adjoint, terms):
-        monkeypatch.setattr(module, "ops_for", lambda array: Operators())
-    grads = pull(result, grad_reg_cost=1.0)
+    grads = pull(with_operators(result, Operators()), grad_reg_cost=1.0)
     assert not touched
     first = grads.C
     assert touched and grads.C is first
@@ -700,8 +703,8 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
     sharp = pull(result, grad_cost=1.0, tol=1e-13).C
     with operators() as ops:
         monkeypatch.setattr(sys.modules["cusink.backends.cupy.means"], "BLOCK", block)
-        for module in (adjoint, terms):
-            monkeypatch.setattr(module, "ops_for", lambda array: ops)
+        monkeypatch.setattr(terms, "dense_cost", lambda block: DenseCost(block, ops.OPERATORS))
+        result = with_operators(result, ops.OPERATORS)
         grads = pull(result, **cotangent, tol=1e-12)
         for name in INPUTS:
             found = getattr(grads, name)

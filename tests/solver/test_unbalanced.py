@@ -210,7 +210,7 @@ def test_over_relaxation_never_lowers_the_dual_objective():
     old, plain = rng.normal(size=(2, 1, 200)) * 10.0 ** rng.uniform(-3, 1, (2, 1, 200))
     for eps, rho in ((1.0, 1e-3), (1.0, 0.3), (1.0, 1e3), (0.1, np.inf)):
         for omega in (1.2, 1.97):
-            new = over_relaxed(np, old, plain, np.array([[omega]]), eps, rho)
+            new = over_relaxed(np, old, plain, np.array([[omega - 1]]), eps, rho)
             ahead = np.abs(plain - old) < 1e-3 * min(eps, rho)
             expected = (old + omega * (plain - old))[ahead]
             np.testing.assert_allclose(new[ahead], expected, rtol=0, atol=1e-6 * min(eps, rho))

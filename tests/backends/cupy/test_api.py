@@ -9,13 +9,13 @@ import dataclasses
 import emulated
 import numpy as np
 import pytest
+from cusink.backends.operators import ops_for
+from cusink.costs.operand import costs_of
 from emulated import device_arrays
 
 import cusink
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import PLAIN_SHARED_MEMORY, Launch
-from cusink.backends.operators import ops_for
-from cusink.costs.operand import costs_of
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 

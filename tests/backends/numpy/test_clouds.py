@@ -7,13 +7,13 @@ import weakref
 import numpy as np
 import pytest
 import reference
+from cusink.costs.operand import arrays_of, costs_of
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 import cusink
 from cusink.backends.numpy import points as ops
 from cusink.backends.numpy.clouds import layout as blocks
-from cusink.costs.operand import arrays_of, costs_of
 
 FLOATS = [np.float32, np.float64]
 METRICS = [("sqeuclidean", 1), ("sqeuclidean", 1.5), ("euclidean", 1), ("cityblock", 1), ("cosine", 1)]

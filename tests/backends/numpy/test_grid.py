@@ -8,6 +8,7 @@ import tracemalloc
 import emulated
 import numpy as np
 import pytest
+from cusink.costs.operand import costs_of
 from emulated import oracle
 from emulated.cupy_stand_in import operators
 from emulated.oracle import assert_as_good
@@ -17,7 +18,6 @@ from cusink.backends.numpy import grid as numpy_grid
 from cusink.backends.numpy.certificate import certified_within
 from cusink.backends.numpy.grid import NumpyGridKernel
 from cusink.backends.ranges import HEADROOM, flush
-from cusink.costs.operand import costs_of
 
 NO_COMPILER = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 LIBRARIES = ("numpy", pytest.param("cupy", marks=NO_COMPILER))
