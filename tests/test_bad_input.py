@@ -221,16 +221,12 @@ def test_masses_may_differ_by_rounding_only(dtype, fine, bad):
         cusink.sinkhorn(a * dtype(1 + bad), b, C, eps=0.1, tol=1e-2)
 
 
-def test_uniform_weights_take_the_mass_of_the_other_side_or_complain():
+def test_uniform_weights_have_the_mass_one():
     """None is uniform; with the other side of mass 5 it must not be a silent problem of unequal masses."""
     result = call(inputs(a=None))
     np.testing.assert_allclose(result.plan().sum(axis=2), np.full((B, N), 1 / N), rtol=1e-9)
-    try:
-        heavy = call(inputs(a=None, b=5 * inputs()["b"]))
-    except ValueError as error:
-        assert "mass" in str(error)
-    else:
-        np.testing.assert_allclose(heavy.plan().sum(axis=2), np.full((B, N), 5 / N), rtol=1e-9)
+    with says(ValueError, "mass"):
+        call(inputs(a=None, b=5 * inputs()["b"]))
 
 
 @pytest.mark.parametrize(("bad", "word"), [(np.nan, "nan|NaN"), (-np.inf, "-inf")])

@@ -18,9 +18,8 @@ import reference
 from scipy.spatial.distance import cdist
 
 import cusink
-from cusink.cli import arguments
+from cusink.cli import arguments, files
 from cusink.cli import commands as cli
-from cusink.cli import files
 from cusink.retrieval import tiles as retrieval_tiles
 
 EPS = 0.05
@@ -28,7 +27,7 @@ EPS = 0.05
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A current folder with queries.npy (3, 12), corpus.npz (4, 12) and cost.npy for a grid of 3 x 4 cells."""
+    """Enter a folder with queries.npy (3, 12), corpus.npz (4, 12) and cost.npy for a grid of 3 x 4 cells."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.save("queries.npy", problems.histograms(rng, 3, 12, zeros=0.3))

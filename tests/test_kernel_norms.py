@@ -242,7 +242,7 @@ def test_points_on_a_line_are_numbers():
 
 
 def slopes(value, given, key):
-    """Derivatives of ``value(**given)`` by every entry of one array, by centred differences."""
+    """Return derivatives of ``value(**given)`` with respect to one array, by centred differences."""
     out = np.zeros(given[key].shape)
     for at in np.ndindex(out.shape):
 
