@@ -93,7 +93,7 @@ def _blas() -> str | None:
 
 
 def as_text(found: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines that tell people of an `installation`."""
+    """Yield lines of text that describe an `installation`."""
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
     missing = ", ".join(name for name, version in found["packages"].items() if not version)
     device, problem = found["device"], found["problem"]

@@ -8,9 +8,7 @@ from cusink.checks.scalars import one_of
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks
 from cusink.retrieval.pairs import pairs_of
-from cusink.retrieval.storage.ledger import manifest
 from cusink.retrieval.storage.memory import Arrays
-from cusink.retrieval.storage.store import TileStore
 from cusink.retrieval.tiles import PairValues, pair_count, solve_tiles, tile_shape, tiles
 from cusink.solver import checks as solver_checks
 
@@ -128,7 +126,11 @@ def distance_matrix(
     if value == "divergence":
         checks.divergence(pairs.C)
     tile = tile_shape(pairs, memory_limit)
-    if checks.is_path(out):
+    on_disk = checks.is_path(out)
+    if on_disk:
+        from cusink.retrieval.storage.ledger import manifest
+        from cusink.retrieval.storage.store import TileStore
+
         path = checks.output_path(out, pairs.dtype, full_output)
         count = sum(1 for _ in tiles(pairs, *tile))
         job = manifest(pairs, tile, count, value=value, **dataclasses.asdict(options))
@@ -142,6 +144,6 @@ def distance_matrix(
     missed, worst = zip(*sink.finished.values(), strict=True)
     if any(missed):
         warn_unconverged(sum(missed), pair_count(pairs), max(worst), tol, max_iter)
-    if isinstance(sink, TileStore):
+    if on_disk:
         return result
     return DistanceMatrix(**result) if full_output else result["distances"]

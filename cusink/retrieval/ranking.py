@@ -1,6 +1,5 @@
 """The k closest columns of each row, kept while pairs are being solved, and what is equal among the columns."""
 
-import hashlib
 
 import numpy as np
 
@@ -44,6 +43,8 @@ class Twins:
     """Which items of B are equal: ``first`` (D,), in NumPy, is for each item the first one that is equal to it."""
 
     def __init__(self, pairs, rows=4096):
+        import hashlib
+
         self.first, seen = np.arange(pairs.shape[1]), {}
         for start in range(0, len(self.first), rows):
             for index, weights in enumerate(pairs.ops.to_host(pairs.B[start : start + rows]), start):

@@ -15,7 +15,6 @@ Sums within a block are in the dtype of the points, sums of blocks in float64.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -193,6 +192,8 @@ def _each_block(pairs, work):
     if workers == 1:
         share(0)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(workers) as pool:  # NumPy lets go of the interpreter inside each operation
         list(pool.map(share, range(workers)))
 

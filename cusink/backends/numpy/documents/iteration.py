@@ -4,7 +4,6 @@ This module takes the place of the operators in `cusink.sinkhorn.solve`: only wh
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy as xp
@@ -61,6 +60,8 @@ class Iteration:
         if len(self.groups) == 1:
             run(self.groups[0], self.rows[0])
         else:
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter in each operation
                 list(pool.map(run, self.groups, self.rows))
         return error

@@ -1,7 +1,6 @@
 """Sinkhorn iterations with a kernel for each problem, which absorbs the problem's potentials (Schmitzer 2019)."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -53,6 +52,8 @@ class OwnKernel(LogDomain):
             for tile in tiles:
                 run(tile)
             return
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter inside each operation
             list(pool.map(run, tiles))
 
