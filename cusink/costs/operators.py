@@ -109,6 +109,17 @@ class Iteration(Protocol):
         """Drop all problems but those at `index`."""
 
 
+class HostChecked:
+    """An iteration whose checks are made on the host, one at a time."""
+
+    stops_itself: bool = False
+
+    def advance_until_converged(
+        self, state: StopState, tol: float, count: int, checks: int
+    ) -> tuple[StopState, HostArray, HostArray, HostArray]:
+        raise NotImplementedError
+
+
 class StartIteration(Protocol[DataIn]):
     """Put problems under way from the potentials f (B, n) and g (B, m)."""
 

@@ -1,0 +1,17 @@
+"""Logits: the form in which operators take the weights and the potentials of one side."""
+
+from typing import Any
+
+import numpy as np
+
+from cusink.types import Array, ArrayModule
+
+
+def logits(xp: ArrayModule, weights: Array, potential: Array, eps: float, dtype: Any = None) -> Array:
+    """Return ``log weights + potential / eps`` in `dtype` (that of the weights); -inf for a zero weight.
+
+    The sum is taken in float64: the terms of a small weight or a small eps cancel.
+    """
+    with np.errstate(divide="ignore"):
+        log_weights = xp.log(weights.astype(np.float64, copy=False))
+    return (log_weights + potential / eps).astype(weights.dtype if dtype is None else dtype)
