@@ -5,6 +5,7 @@ skipped where there is no GPU, the last line of the run counts them, and ``CUSIN
 a failure.
 """
 
+import dataclasses
 import functools
 import os
 import sys
@@ -42,7 +43,7 @@ class ArrayLibrary:
         self._made = []
 
     def __call__(self, values, dtype=None):
-        """An array of this library; NumPy's are read-only."""
+        """Return an array of this library; NumPy's are read-only."""
         host = np.array(values, dtype=dtype)
         if self.name == "numpy":
             array = host
@@ -56,7 +57,7 @@ class ArrayLibrary:
 
     @staticmethod
     def numpy(array):
-        """The values of an array of any library."""
+        """Return the values of an array of any library."""
         return array.get() if hasattr(array, "get") else np.asarray(array)
 
     def owns(self, array):
@@ -73,6 +74,17 @@ def xp(request):
     library = ArrayLibrary(request.param)
     yield library
     library.check_untouched()
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """Replace limits of the NumPy backend for one test: ``limits(dense_block_entries=50)``."""
+    from cusink.backends.numpy import limits as module
+
+    def replace(**fields):
+        monkeypatch.setattr(module, "LIMITS", dataclasses.replace(module.LIMITS, **fields))
+
+    return replace
 
 
 def pytest_configure(config):
