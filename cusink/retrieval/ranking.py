@@ -1,6 +1,5 @@
 """The k closest columns of each row, kept while pairs are being solved, and what is equal among the columns."""
 
-
 import numpy as np
 
 __all__ = [
