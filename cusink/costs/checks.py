@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cusink.checks.arrays import arrays, finite_points, kind
+from cusink.checks.arrays import arrays, finite, kind
 from cusink.checks.weights import first_index
 from cusink.types import Array, ArrayModule
 
@@ -17,7 +17,7 @@ def points(x: Any, y: Any, metric: str) -> tuple[list[Array], ArrayModule, Any]:
             raise ValueError(
                 f"'{name}' must have shape (points, d) with at least one point and one coordinate; got {p.shape}"
             )
-        finite_points(name, p, xp)
+        finite(name, p, xp)
         if metric == "cosine" and not p.any(axis=1).all():
             raise ValueError(
                 f"'{name}' must hold no zero vector for metric 'cosine'; got row {int((~p.any(axis=1)).argmax())}"

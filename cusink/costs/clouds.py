@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite_points, narrowed
+from cusink.checks.arrays import arrays, finite, narrowed
 from cusink.checks.scalars import one_of, positive_number
 from cusink.costs.points import KERNEL_BYTES, PointCosts
 from cusink.types import Array, ArrayModule
@@ -163,7 +163,7 @@ def _checked_points(x: Any, y: Any, metric: str, power: Any, tf32: bool) -> _Poi
                 f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one coordinate; "
                 f"got {p.shape}"
             )
-        finite_points(name, p, xp)
+        finite(name, p, xp)
         if metric == "cosine" and not p.any(axis=-1).all():
             raise ValueError(f"'{name}' must hold no zero vector for metric 'cosine'; it has one")
         shaped.append(p)

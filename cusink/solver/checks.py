@@ -3,7 +3,7 @@
 import math
 from typing import Any, get_args
 
-from cusink.checks.arrays import arrays, finite, kind
+from cusink.checks.arrays import arrays, finite_entries, kind
 from cusink.checks.scalars import is_real, one_of, positive_integer, positive_number, regularisation
 from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
 from cusink.convergence.options import Options
@@ -62,7 +62,7 @@ def problem(
     if init is not None:
         if check:
             for name, x in (("init[0]", f), ("init[1]", g)):
-                finite(name, x, xp, "Start without 'init'")
+                finite_entries(name, x, xp, "Start without 'init'")
         f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
         init = (f, g)
     batched = batched or bool(sizes)
