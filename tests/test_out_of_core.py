@@ -16,6 +16,7 @@ import pytest
 
 import cusink
 from cusink.retrieval import tiles as retrieval_tiles
+from cusink.retrieval.collections import check_collections
 from cusink.retrieval.storage import ledger
 
 C = problems.grid_cost(4, 4)
@@ -24,12 +25,12 @@ FORMATS = ["npy", "zarr"]
 
 
 def histograms(count=40, seed=0, dtype=np.float64):
-    """A collection on 16 bins, 40 % of them empty."""
+    """Return a collection on 16 bins, 40 % of them empty."""
     return problems.histograms(np.random.default_rng(seed), count, 16, 0.4).astype(dtype)
 
 
 def matrix(A, B, out, **options):
-    """The matrix on disk, every pair to a marginal error of 1e-3."""
+    """Return the matrix on disk, every pair to a marginal error of 1e-3."""
     return cusink.distance_matrix(A, B, C.astype(A.dtype), out=out, **({"eps": 0.05, "tol": 1e-3} | options))
 
 
@@ -48,7 +49,7 @@ def marked(path):
 
 @pytest.fixture
 def solved(monkeypatch):
-    """The tiles that are solved from here on."""
+    """Record the tiles that are solved from here on."""
     tiles, original = [], retrieval_tiles.PairValues.tile
 
     def solve(self, rows, columns, *args):
@@ -74,9 +75,10 @@ def stopping_after(monkeypatch, count):
             raise Stopped
         return original(self, *args)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch:
         patch.setattr(retrieval_tiles.PairValues, "tile", solve)
-        yield
+        with pytest.raises(Stopped):
+            yield
 
 
 # What is in it
@@ -266,6 +268,53 @@ def test_another_version_or_library_is_another_job(tmp_path, monkeypatch):
         matrix(A, None, path)
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_record_of_another_layout_is_refused(tmp_path, ending):
+    """As 0.1.0 wrote it; nothing is touched, and the message says what to delete."""
+    path, digest = tmp_path / f"matrix.{ending}", "0" * 64
+    job = {
+        "format": 1,
+        "shape": [40, 40],
+        "dtype": "float64",
+        "inputs": {"A": digest, "B": None, "C": digest},
+        "arguments": {"eps": 0.05, "max_iter": 1000, "tol": 0.001, "value": "cost"},
+        "tile": [10, 10],
+        "tiles": 10,
+        "symmetric": True,
+        "library": "numpy",
+        "version": "0.1.0",
+    }
+    tile = {"at": [0, 0], "missed": 0, "worst": 0.0}
+    part, tiles = (tmp_path / (path.name + suffix) for suffix in (".part", ".tiles"))
+    tiles.write_text("".join(json.dumps(line) + "\n" for line in (job, tile)))
+    part.write_bytes(b"an unfinished matrix")
+    before = held(tmp_path)
+    for version, age in ((1, "an older"), (99, "a newer")):
+        tiles.write_text(tiles.read_text().replace('"format": 1,', f'"format": {version},'))
+        with pytest.raises(ValueError, match=rf"begun by {age} version of cusink \(0\.1\.0\)") as caught:
+            matrix(histograms(40), None, path, memory_limit=LIMIT)
+        for said in ("Finish it with that version", f"'{tiles}'", f"'{part}'"):
+            assert said in str(caught.value)
+        tiles.write_text(tiles.read_text().replace(f'"format": {version},', '"format": 1,'))
+    assert held(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("cost", "fingerprints"),
+    [
+        (np.array([[0.0, 1.0], [1.0, 0.0]]), ("07ce919f8631", "b5876c3ed193")),
+        (cusink.PointCloud([0.0, 1.0]), ("07ce919f8631", "6f66f7b597a3")),
+        (cusink.Grid((2,)), ("07ce919f8631", "064a82ba6fe4")),
+    ],
+    ids=["array", "points", "grid"],
+)
+def test_a_fingerprint_changes_with_the_format_alone(cost, fingerprints):
+    """Or else unfinished stores would become those of another job: when one changes, `ledger.FORMAT` must too."""
+    pairs = check_collections(np.array([[0.5, 0.5], [0.25, 0.75]]), None, cost, eps=0.1, check=True)
+    inputs = ledger.manifest(pairs, (1, 1), 1)["inputs"]
+    assert (inputs["A"][:12], inputs["C"][:12]) == fingerprints and ledger.FORMAT == 2
+
+
 def test_costs_that_are_not_stored_have_fingerprints():
     points = np.random.default_rng(0).random((16, 2))
     prints = set()
@@ -285,9 +334,7 @@ def test_costs_that_are_not_stored_have_fingerprints():
 
 
 def _tiles_of(cost):
-    from cusink.retrieval.pairs import pairs_of
-
-    return pairs_of(histograms(3), None, cost, eps=0.1, check=True)
+    return check_collections(histograms(3), None, cost, eps=0.1, check=True)
 
 
 @pytest.mark.parametrize("name", ["matrix.npy", "matrix.npy.part", "matrix.zarr"])
@@ -327,7 +374,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A disk of `size` bytes at `folder`, and a function to resize it; skips where none may be mounted."""
+    """Mount a disk of `size` bytes at `folder`, and give a function to resize it; skip where none may be mounted."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
         if subprocess.run(mount, capture_output=True).returncode:
@@ -376,12 +423,11 @@ def test_a_record_that_may_not_grow_loses_no_finished_tile(tmp_path, solved, end
     """The tile is on the disk, its mark does not fit: it is solved again. The limit cuts the line in two."""
     A, path = histograms(), tmp_path / f"matrix.{ending}"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OSError, match="may not grow") as caught:
-        try:
-            with stop_growth_at(path, 4, hard):
-                matrix(A, None, path, memory_limit=LIMIT)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        with stop_growth_at(path, 4, hard), pytest.raises(OSError, match="may not grow") as caught:
+            matrix(A, None, path, memory_limit=LIMIT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
     assert marked(path) == 4 == len(solved) - 1
     assert Path(f"{path}.tiles").read_bytes().endswith(b"\n")
@@ -408,7 +454,7 @@ def stop_growth_at(path, count, hard):
 
 @pytest.fixture
 def locked_folder():
-    """A folder that this process may read and not write; root steps down for it."""
+    """Make a folder that this process may read and not write; root steps down for it."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o555)
         user = os.geteuid()
