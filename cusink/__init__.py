@@ -1,18 +1,17 @@
 """Entropy-regularised Wasserstein distances for many pairs at once, on NumPy and on CuPy."""
 
 from cusink.barycenters.barycenter import Barycenter, barycenter
+from cusink.costs.clouds import PointCloud
 from cusink.costs.grid import Grid
 from cusink.costs.matrix import cost_matrix, cost_matrix_adjoint
-from cusink.costs.points import PointCloud
 from cusink.divergence.adjoint import DivergenceGradients, sinkhorn_divergence_adjoint
 from cusink.divergence.forward import SinkhornDivergence, sinkhorn_divergence
 from cusink.errors import ConvergenceWarning
 from cusink.gradients.adjoint import SinkhornGradients, sinkhorn_adjoint
+from cusink.norms.likelihood import kernel_neg_log_likelihood, kernel_neg_log_likelihood_adjoint
 from cusink.norms.norms import (
     kernel_distance,
     kernel_distance_adjoint,
-    kernel_neg_log_likelihood,
-    kernel_neg_log_likelihood_adjoint,
     kernel_scalar_product,
     kernel_scalar_product_adjoint,
 )

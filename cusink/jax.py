@@ -4,38 +4,43 @@ Outside ``jit`` arrays are shared with NumPy on the CPU and, through DLPack, wit
 NumPy solver back. The gradient is `cusink.sinkhorn_adjoint`: no iteration is recorded.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink.checks.arrays import kind
-from cusink.checks.scalars import one_of
-from cusink.costs.grid import Grid
-from cusink.costs.operand import cost_shape
-from cusink.costs.points import PointCloud
+from cusink.bridge import Gradient, LossOptions, Reduction, mass_ratio, stored_cost
+from cusink.checks.arrays import HALF
 from cusink.gradients.adjoint import sinkhorn_adjoint
-from cusink.solver import checks as solver_checks
-from cusink.solver import values
+from cusink.operand import check_shape
+from cusink.solver import checks
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn
+from cusink.types import Array, Value
 
 __all__ = [
     "sinkhorn_loss",
 ]
 
 
-GRADIENTS = ("exact", "multiplier")
-REDUCTIONS = {"mean": jnp.mean, "sum": jnp.sum, "none": lambda losses: losses}
-NUMBERS = (*values.VALUES, "error")  # of a result, one for each problem
-HALF = ("float16", "bfloat16")
-HALF_MASS_TOLERANCE = 1e-2  # 2.5 roundings of bfloat16
+NUMBERS = (*get_args(Value), "error")  # of a result, one for each problem
 
 
-def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="mean", **options):
+def sinkhorn_loss(
+    a: jax.Array | None,
+    b: jax.Array | None,
+    C: jax.Array,
+    eps: float | jax.Array,
+    *,
+    value: Value = "cost",
+    gradient: Gradient = "exact",
+    reduction: Reduction = "mean",
+    **options: Any,
+) -> jax.Array:
     """Wasserstein loss between pairs of histograms, differentiable in `a`, `b`, `C` and `eps`.
 
     Parameters
@@ -49,19 +54,20 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     eps : float or array of one number
         Regularisation in the unit of `C`.
     value : {"cost", "reg_cost", "entropic_cost"}
-        Which value of `cusink.SinkhornResult` is the loss.
+        The value of `cusink.SinkhornResult` that is the loss.
     gradient : {"exact", "multiplier"}
         "exact" is the gradient of the loss itself. "multiplier" takes the Lagrange multipliers of the marginals, which
         are the gradient of `reg_cost`, for the gradient of `cost` too, as Viehmann's report does.
     reduction : {"mean", "sum", "none"}
-        What becomes of the losses of a batch.
+        Return the mean or the sum of the losses of a batch, or one loss for each pair.
     **options
         `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn` but `init` and `callback`.
-        `tol` is also that of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
+        `tol` is also the tolerance of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
 
     Returns
     -------
     array, shape () or, for ``reduction="none"`` and a batch, (B,)
+        The loss, in the dtype of `C`.
 
     Raises
     ------
@@ -95,17 +101,14 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     >>> bool(slope[2] < 0 < slope[0])
     True
     """
-    one_of("value", value, values.VALUES)
-    one_of("gradient", gradient, GRADIENTS)
-    one_of("reduction", reduction, REDUCTIONS)
+    given = LossOptions(value, gradient, reduction, options)
     for name in ("init", "callback"):
         if name in options:
             raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
-    if isinstance(C, (PointCloud, Grid)):
-        raise TypeError(f"'C' must be an array; got {kind(C)}. Pass C.dense(), or C itself to cusink.sinkhorn")
-    reach = _reach(options)
+    stored_cost("C", C, "an array", "C.dense()")
+    reach = given.reach
     C = _array(C)
-    cost_shape(C)
+    check_shape(C)
     n, m = C.shape[-2:]
     a, b = (jnp.full(k, 1 / k, C.dtype) if x is None else _array(x) for x, k in ((a, n), (b, m)))
     for name, x, bins in (("a", a, n), ("b", b, m)):
@@ -117,85 +120,80 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     if dtype is not None:
         a, b, C = (x.astype(jnp.float32) for x in (a, b, C))
         if reach is None:
-            # Rounding to half precision changes the mass: b gets that of a, unless the difference is larger.
-            ratio = jax.lax.stop_gradient(a.sum(axis=-1, keepdims=True) / b.sum(axis=-1, keepdims=True))
-            b = b * jnp.where(abs(ratio - 1) <= HALF_MASS_TOLERANCE, ratio, 1)
+            b = b * jax.lax.stop_gradient(mass_ratio(jnp, a, b))
     eps = jnp.reshape(jnp.asarray(eps, C.dtype), ())
-    losses = REDUCTIONS[reduction](_loss(_Solver(value, gradient, options), a, b, C, eps))
+    losses = given.reduce(_loss(given, a, b, C, eps))
     return losses if dtype is None else losses.astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(solver, a, b, C, eps):
-    """The losses (B,) or () of checked arrays."""
-    return _forward(solver, a, b, C, eps)[0]
+def _loss(options: LossOptions, a: jax.Array, b: jax.Array, C: jax.Array, eps: jax.Array) -> jax.Array:
+    """Return the losses (B,) or () of checked arrays."""
+    return _forward(options, a, b, C, eps)[0]
 
 
-def _forward(solver, a, b, C, eps):
+def _forward(
+    options: LossOptions, a: jax.Array, b: jax.Array, C: jax.Array, eps: jax.Array
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Return the losses, and all that `_backward` needs."""
     batch = jnp.broadcast_shapes(a.shape[:-1], b.shape[:-1], C.shape[:-2])
     number = jax.ShapeDtypeStruct(batch, C.dtype)
-    solved = dict.fromkeys((*NUMBERS, "shift"), number) | {
+    shapes = dict.fromkeys((*NUMBERS, "shift"), number) | {
         "f": jax.ShapeDtypeStruct((*batch, C.shape[-2]), C.dtype),
         "g": jax.ShapeDtypeStruct((*batch, C.shape[-1]), C.dtype),
         "n_iter": jax.ShapeDtypeStruct(batch, jnp.int32),
         "converged": jax.ShapeDtypeStruct(batch, jnp.bool_),
     }
-    solved = _call(solver.solve, solved, a, b, C, eps)
-    return solved[solver.value], (a, b, C, eps, solved)
+    solved = _call(partial(_solve, options), shapes, a, b, C, eps)
+    return solved[options.value], (a, b, C, eps, solved)
 
 
-def _backward(solver, kept, cotangent):
-    a, b, C, eps, _ = kept
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (a, b, C, eps))
-    return _call(solver.pull_back, shapes, *kept, cotangent)
+def _backward(options: LossOptions, kept: tuple[Any, ...], grad_losses: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the gradients for a, b, C and eps, in their shapes."""
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept[:4])
+    gradients: tuple[jax.Array, ...] = _call(partial(_pull_back, options), shapes, *kept, grad_losses)
+    return gradients
 
 
 _loss.defvjp(_forward, _backward)
 
 
-@dataclass(frozen=True, eq=False)
-class _Solver:
-    """What the callbacks run, on NumPy or CuPy arrays."""
-
-    value: str
-    gradient: str
-    options: dict
-
-    def solve(self, a, b, C, eps):
-        """The arrays of the result by name; f and g are without the shift, to which they could lose their digits."""
-        result = sinkhorn(a, b, C, eps=float(eps), **self.options)
-        problem = result.problem
-        shift = result.error * 0 if problem.reach is None else problem.outward(problem.shift)
-        potentials = {"f": problem.outward(problem.f), "g": problem.outward(problem.g), "shift": shift}
-        return potentials | {name: getattr(result, name) for name in (*NUMBERS, "n_iter", "converged")}
-
-    def pull_back(self, a, b, C, eps, solved, cotangent):
-        """The gradients for a, b, C and eps, in their shapes."""
-        reach, init = _reach(self.options), (solved["f"], solved["g"])
-        given = solver_checks.sinkhorn(a, b, C, eps=float(eps), init=init, check=False, balanced=reach is None)
-        shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)
-        problem = Problem.of(given, eps, *given.init, reach, shift)
-        every = {name: solved[name].reshape(-1) for name in NUMBERS}
-        result = SinkhornResult.of(problem, every, *(solved[name].reshape(-1) for name in ("n_iter", "converged")))
-        value = "reg_cost" if self.gradient == "multiplier" and self.value == "cost" else self.value
-        grads = sinkhorn_adjoint(result, **{f"grad_{value}": cotangent}, tol=self.options.get("tol") or 1e-6)
-        return tuple(_shaped(getattr(grads, name), x) for name, x in (("a", a), ("b", b), ("C", C), ("eps", eps)))
+# These two run on NumPy or CuPy arrays.
 
 
-def _reach(options):
-    """The checked prices of the marginals, None for balanced transport."""
-    return solver_checks.reach(options.get("reach"), options.get("method", "auto"))
+def _solve(options: LossOptions, a: Array, b: Array, C: Array, eps: Array) -> dict[str, Array]:
+    """Return the arrays of the result by name; f and g lack the shift, beside which they could lose their digits."""
+    result = sinkhorn(a, b, C, eps=float(eps), **options.solver)
+    problem = result.problem
+    shift = result.error * 0 if problem.reach is None else problem.to_user(problem.shift)
+    potentials = {"f": problem.to_user(problem.f), "g": problem.to_user(problem.g), "shift": shift}
+    return potentials | {name: getattr(result, name) for name in (*NUMBERS, "n_iter", "converged")}
 
 
-def _array(x):
-    """`x` as an array of JAX, itself if it is one: under ``grad``, ``jnp.asarray`` copies."""
+def _pull_back(
+    options: LossOptions, a: Array, b: Array, C: Array, eps: Array, solved: dict[str, Array], grad_losses: Array
+) -> tuple[Array, ...]:
+    """Return the gradients for a, b, C and eps, in their shapes."""
+    reach = options.reach
+    given = checks.problem(a, b, C, eps=float(eps), init=None, check=False, balanced=reach is None)
+    f, g = solved["f"].reshape(given.a.shape), solved["g"].reshape(given.b.shape)
+    shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)
+    problem = Problem.of(given, float(eps), f, g, reach, shift)
+    every = {name: solved[name].reshape(-1) for name in NUMBERS}
+    result = SinkhornResult.of(problem, every, solved["n_iter"].reshape(-1), solved["converged"].reshape(-1))
+    grads = sinkhorn_adjoint(result, **options.cotangents(grad_losses))
+    return tuple(_shaped(getattr(grads, name), x) for name, x in (("a", a), ("b", b), ("C", C), ("eps", eps)))
+
+
+def _array(x: Any) -> jax.Array:
+    """Return `x` as an array of JAX, itself if it is one: under ``grad``, ``jnp.asarray`` copies."""
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
-def _call(function, shapes, *arguments):
+def _call(function: Callable[..., Any], shapes: Any, *arguments: Any) -> Any:
     """Run `function` on NumPy or CuPy views of the arrays: at once, or as a callback where they are being traced."""
 
-    def on_host(*arguments):
+    def on_host(*arguments: Any) -> Any:
         results = function(*jax.tree.map(np.asarray, arguments))
         return jax.tree.map(lambda x, s: np.asarray(x, s.dtype), results, shapes)
 
@@ -210,8 +208,8 @@ def _call(function, shapes, *arguments):
     return jax.tree.map(lambda x, s: jnp.from_dlpack(cupy.asarray(x, s.dtype)), results, shapes)
 
 
-def _shaped(grad, x):
-    """The gradient of a batch summed over what was broadcast, in the shape of `x`."""
+def _shaped(grad: Array, x: Array) -> Array:
+    """Return the gradient of a batch summed over the axes that were broadcast, in the shape of `x`."""
     grad = grad.reshape((1,) * max(x.ndim - grad.ndim, 0) + grad.shape)
     lead = grad.ndim - x.ndim
     axes = tuple(range(lead)) + tuple(lead + i for i, k in enumerate(x.shape) if k == 1 and grad.shape[lead + i] != 1)

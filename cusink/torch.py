@@ -4,18 +4,18 @@ Tensors are shared with the solver, not copied: with NumPy on the CPU and, throu
 backward pass is `cusink.sinkhorn_adjoint`: no iteration is recorded.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Never
 
 import torch
 
+from cusink.bridge import Gradient, LossOptions, Reduction, mass_ratio, stored_cost
 from cusink.checks.arrays import kind
-from cusink.checks.scalars import one_of
-from cusink.costs.grid import Grid
-from cusink.costs.points import PointCloud
 from cusink.gradients.adjoint import sinkhorn_adjoint
-from cusink.solver import checks as solver_checks
-from cusink.solver import values
+from cusink.solver.result import SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn
+from cusink.types import Array, Value
 
 __all__ = [
     "SinkhornLoss",
@@ -23,14 +23,21 @@ __all__ = [
 ]
 
 
-GRADIENTS = ("exact", "multiplier")
-REDUCTIONS = {"mean": torch.mean, "sum": torch.sum, "none": lambda losses: losses}
 HALF = (torch.float16, torch.bfloat16)
-HALF_MASS_TOLERANCE = 1e-2  # 2.5 roundings of bfloat16
 
 
 @torch.compiler.disable
-def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="mean", **options):
+def sinkhorn_loss(
+    a: torch.Tensor | None,
+    b: torch.Tensor | None,
+    C: torch.Tensor,
+    eps: float | torch.Tensor,
+    *,
+    value: Value = "cost",
+    gradient: Gradient = "exact",
+    reduction: Reduction = "mean",
+    **options: Any,
+) -> torch.Tensor:
     """Wasserstein loss between pairs of histograms, differentiable in `a`, `b`, `C` and `eps`.
 
     Parameters
@@ -44,20 +51,21 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     eps : float or tensor of one number
         Regularisation in the unit of `C`.
     value : {"cost", "reg_cost", "entropic_cost"}
-        Which value of `cusink.SinkhornResult` is the loss.
+        The value of `cusink.SinkhornResult` that is the loss.
     gradient : {"exact", "multiplier"}
         "exact" is the gradient of the loss itself. "multiplier" takes the Lagrange multipliers of the marginals, which
         are the gradient of `reg_cost`, for the gradient of `cost` too, as Viehmann's report does: backward needs no
         solve, and is off by what the entropy weighs. The two differ for ``value="cost"`` alone.
     reduction : {"mean", "sum", "none"}
-        What becomes of the losses of a batch.
+        Return the mean or the sum of the losses of a batch, or one loss for each pair.
     **options
-        `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn`. `tol` is also that of the
-        linear system behind the exact gradient of `cost` (1e-6 if it is None).
+        `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn`. `tol` is also the tolerance
+        of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
 
     Returns
     -------
     tensor, shape () or, for ``reduction="none"`` and a batch, (B,)
+        The loss, in the dtype of `C` or, under autocast, in float32.
 
     Raises
     ------
@@ -93,19 +101,16 @@ def sinkhorn_loss(a, b, C, eps, *, value="cost", gradient="exact", reduction="me
     >>> bool(logits.grad[0, 0] < 0 < logits.grad[0, 2])
     True
     """
-    one_of("value", value, values.VALUES)
-    one_of("gradient", gradient, GRADIENTS)
-    one_of("reduction", reduction, REDUCTIONS)
+    given = LossOptions(value, gradient, reduction, options)
     _tensors(a=a, b=b, C=C)
     autocast = torch.is_autocast_enabled(C.device.type)
     if not autocast:
         _one_dtype(a=a, b=b, C=C)
     dtype = C.dtype
     if any(x is not None and x.dtype in HALF for x in (a, b)):
-        reach = solver_checks.reach(options.get("reach"), options.get("method", "auto"))
-        a, b = _float_weights(a, b, C, balanced=reach is None)
+        a, b = _float_weights(a, b, C, balanced=given.reach is None)
     C = C.float() if dtype in HALF else C
-    losses = REDUCTIONS[reduction](_Loss.apply(a, b, C, eps, value, gradient, options))
+    losses = given.reduce(_Loss.apply(a, b, C, eps, given))
     return losses if autocast or dtype not in HALF else losses.to(dtype)
 
 
@@ -116,8 +121,16 @@ class SinkhornLoss(torch.nn.Module):
     ----------
     C : tensor, shape (n, m) or (B, n, m)
         Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``.
-    eps, value, gradient, reduction, **options
+    eps : float or tensor of one number
+        Regularisation in the unit of `C`.
+    value : {"cost", "reg_cost", "entropic_cost"}
+        The value of `cusink.SinkhornResult` that is the loss.
+    gradient : {"exact", "multiplier"}
         As for `sinkhorn_loss`.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the losses of a batch, or one loss for each pair.
+    **options
+        Options of `cusink.sinkhorn`.
 
     Examples
     --------
@@ -128,7 +141,16 @@ class SinkhornLoss(torch.nn.Module):
     0.250
     """
 
-    def __init__(self, C, eps, *, value="cost", gradient="exact", reduction="mean", **options):
+    def __init__(
+        self,
+        C: torch.Tensor,
+        eps: float | torch.Tensor,
+        *,
+        value: Value = "cost",
+        gradient: Gradient = "exact",
+        reduction: Reduction = "mean",
+        **options: Any,
+    ) -> None:
         super().__init__()
         _tensor_given("C", C)
         if isinstance(C, torch.nn.Parameter):
@@ -137,12 +159,31 @@ class SinkhornLoss(torch.nn.Module):
             self.register_buffer("C", C)
         self.options = {"eps": eps, "value": value, "gradient": gradient, "reduction": reduction, **options}
 
-    def forward(self, a, b):
-        """Return the loss between weights `a` (n,) or (B, n) and `b` (m,) or (B, m)."""
+    def forward(self, a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor:
+        """Return the loss between two weights.
+
+        Parameters
+        ----------
+        a : tensor, shape (n,) or (B, n), or None
+            Source weights.
+        b : tensor, shape (m,) or (B, m), or None
+            Target weights.
+
+        Returns
+        -------
+        tensor, shape () or (B,)
+            The loss, as `sinkhorn_loss` returns it.
+        """
         return sinkhorn_loss(a, b, self.C, **self.options)
 
-    def extra_repr(self):
-        """Say what the loss is."""
+    def extra_repr(self) -> str:
+        """Return the options for the module's ``repr``.
+
+        Returns
+        -------
+        str
+            Such as ``eps=0.05, value='cost'``.
+        """
         return ", ".join(f"{name}={option!r}" for name, option in self.options.items())
 
 
@@ -150,47 +191,58 @@ class _Loss(torch.autograd.Function):
     """The losses (B,) or () of checked tensors a, b, C and a regularisation that may be a tensor."""
 
     @staticmethod
-    def forward(ctx, a, b, C, eps, value, gradient, options):
+    def forward(
+        ctx: Any,
+        a: torch.Tensor | None,
+        b: torch.Tensor | None,
+        C: torch.Tensor,
+        eps: float | torch.Tensor,
+        options: LossOptions,
+    ) -> torch.Tensor:
+        number = eps.item() if isinstance(eps, torch.Tensor) else eps
         with _stream(C):
-            shared = (_array(x) for x in (a, b, C))
-            ctx.result = sinkhorn(*shared, eps=eps.item() if isinstance(eps, torch.Tensor) else eps, **options)
-            losses = _tensor(getattr(ctx.result, value), C)
-        # What the result shares memory with: PyTorch notices if it is changed in place before backward.
+            ctx.result = sinkhorn(_array(a), _array(b), _array(C), eps=number, **options.solver)
+            losses = _tensor(getattr(ctx.result, options.value), C)
+        # The result shares memory with these: once saved, PyTorch notices if they change in place before backward.
         ctx.save_for_backward(a, b, C, eps if isinstance(eps, torch.Tensor) else None)
-        ctx.cotangent = f"grad_{'reg_cost' if gradient == 'multiplier' and value == 'cost' else value}"
-        ctx.tol = options.get("tol") or 1e-6
+        ctx.options = options
         return losses
 
     @staticmethod
-    def backward(ctx, grad_losses):
+    def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:4]
-        return *_Gradient.apply(ctx.result, ctx.cotangent, ctx.tol, wanted, grad_losses, *ctx.saved_tensors), *(
-            None,
-        ) * 3
+        return *_Gradient.apply(ctx.result, ctx.options, wanted, grad_losses, *ctx.saved_tensors), None
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradients as a function of what they depend on, which autograd may not differentiate.
+    """The gradients as a function of all that they depend on, which autograd may not differentiate.
 
     PyTorch's once_differentiable is silent where the cotangent is a constant, and a second derivative would be wrong.
     """
 
     @staticmethod
-    def forward(ctx, result, cotangent, tol, wanted, grad_losses, *given):
+    def forward(
+        _ctx: Any,
+        result: SinkhornResult,
+        options: LossOptions,
+        wanted: tuple[bool, ...],
+        grad_losses: torch.Tensor,
+        *given: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, ...]:
         like = given[2]
         with _stream(like):
-            grads = sinkhorn_adjoint(result, **{cotangent: _array(grad_losses)}, tol=tol)
+            grads = sinkhorn_adjoint(result, **options.cotangents(_array(grad_losses)))
             return tuple(
                 _shaped(_tensor(getattr(grads, name), like), x) if asked else None
                 for name, x, asked in zip(("a", "b", "C", "eps"), given, wanted, strict=True)
             )
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(_ctx: Any, *_: torch.Tensor) -> Never:
         raise RuntimeError("sinkhorn_loss can be differentiated once only: its gradient has no derivative")
 
 
-def _tensors(**named):
+def _tensors(**named: Any) -> None:
     """Check that the inputs are tensors, on one device that NumPy or CuPy can use."""
     C = named["C"]
     for name, x in named.items():
@@ -202,17 +254,14 @@ def _tensors(**named):
         raise TypeError(f"tensors must be on the CPU or on a CUDA device; got {C.device}. Move them with .cpu()")
 
 
-def _tensor_given(name, x):
+def _tensor_given(name: str, x: Any) -> None:
     """Check that an input is a tensor."""
-    if isinstance(x, (PointCloud, Grid)):
-        raise TypeError(
-            f"'{name}' must be a tensor; got {kind(x)}. Pass torch.as_tensor(C.dense()), or C itself to cusink.sinkhorn"
-        )
+    stored_cost(name, x, "a tensor", "torch.as_tensor(C.dense())")
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"'{name}' must be a tensor; got {kind(x)}. Convert it with torch.as_tensor")
 
 
-def _one_dtype(**named):
+def _one_dtype(**named: Any) -> None:
     """Check that the tensors of floating-point numbers share one dtype."""
     C = named["C"]
     for name, x in named.items():
@@ -220,25 +269,19 @@ def _one_dtype(**named):
             raise TypeError(f"all tensors must share one dtype; '{name}' is {x.dtype} and 'C' is {C.dtype}")
 
 
-def _float_weights(a, b, C, balanced):
-    """Weights in float32. Rounding to half precision changes the mass: b gets that of a, if that explains it.
-
-    Unless transport is unbalanced, where a difference of the masses has a meaning.
-    """
+def _float_weights(
+    a: torch.Tensor | None, b: torch.Tensor | None, C: torch.Tensor, *, balanced: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights in float32, of balanced transport with equal masses if rounding is all that separates them."""
     a, b = (
         torch.full((k,), 1 / k, device=C.device) if x is None else x.float()
         for x, k in zip((a, b), C.shape[-2:], strict=True)
     )
-    if not balanced:
-        return a, b
-    with torch.no_grad():
-        ratio = a.sum(dim=-1, keepdim=True) / b.sum(dim=-1, keepdim=True)
-        ratio = torch.where(abs(ratio - 1) <= HALF_MASS_TOLERANCE, ratio, 1)
-    return a, b * ratio
+    return a, b * mass_ratio(torch, a.detach(), b.detach()) if balanced else b
 
 
 @contextmanager
-def _stream(like):
+def _stream(like: torch.Tensor) -> Iterator[None]:
     """Make CuPy work on the device and in the stream of PyTorch, so that neither has to wait for the other."""
     if like.device.type == "cpu":
         yield
@@ -250,8 +293,8 @@ def _stream(like):
             yield
 
 
-def _array(x):
-    """The memory of a tensor as a NumPy or CuPy array; None stays None."""
+def _array(x: torch.Tensor | None) -> Array:
+    """Return the memory of a tensor as a NumPy or CuPy array; None stays None."""
     if x is None:
         return None
     x = x.detach()
@@ -262,12 +305,12 @@ def _array(x):
     return cupy.from_dlpack(x)
 
 
-def _tensor(array, like):
-    """The memory of an array as a tensor beside `like`."""
+def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
+    """Return the memory of an array as a tensor on the device of `like`."""
     return torch.from_dlpack(array) if like.device.type == "cuda" else torch.as_tensor(array)
 
 
-def _shaped(grad, x):
-    """The gradient of a batch summed over what was broadcast, in the shape and dtype of `x`."""
+def _shaped(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of a batch summed over the axes that were broadcast, in the shape and dtype of `x`."""
     missing = max(x.ndim - grad.ndim, 0)
     return grad.reshape((1,) * missing + tuple(grad.shape)).sum_to_size(x.shape).to(x.device, x.dtype)

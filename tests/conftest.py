@@ -42,7 +42,7 @@ class ArrayLibrary:
         self._made = []
 
     def __call__(self, values, dtype=None):
-        """An array of this library; NumPy's are read-only."""
+        """Return an array of this library; NumPy's are read-only."""
         host = np.array(values, dtype=dtype)
         if self.name == "numpy":
             array = host
@@ -56,7 +56,7 @@ class ArrayLibrary:
 
     @staticmethod
     def numpy(array):
-        """The values of an array of any library."""
+        """Return the values of an array of any library."""
         return array.get() if hasattr(array, "get") else np.asarray(array)
 
     def owns(self, array):

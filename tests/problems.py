@@ -93,7 +93,7 @@ def permutation(n=7, eps=0.05, seed=0):
 
 
 def two_by_two(a1=0.3, b1=0.6, C=((0.1, 0.9), (0.7, 0.2)), eps=0.25, mass=1.0):
-    """The regularised optimum in closed form.
+    """Return the regularised optimum in closed form.
 
     A 2 x 2 plan has one unknown, t = P_11. At the optimum P_11 P_22 / (P_12 P_21) = r, where
     r = exp(-(C_11 + C_22 - C_12 - C_21) / eps), so t (M - a1 - b1 + t) = r (a1 - t) (b1 - t): a quadratic with one root
@@ -168,7 +168,7 @@ def _random(name, seed, n, m, eps, zeros=0.0, mass=1.0, B=None, shared=True, sca
 
 
 def forbidden(seed=11, B=3, n=12, m=9, eps=0.1):
-    """A band of allowed pairs, all others +inf; a and b are the marginals of a plan on the band, so a plan exists."""
+    """Allow a band of pairs, all others +inf; a and b are the marginals of a plan on the band, so a plan exists."""
     rng = np.random.default_rng(seed)
     C = rng.random((n, m))
     band = np.abs(np.arange(n)[:, None] / n - np.arange(m)[None, :] / m) < 0.25
@@ -226,7 +226,7 @@ HARD = [
 
 
 def drawn(seed):
-    """A hard problem at random: weights and costs of any size, empty bins, eps down to 1e-4 of the costs."""
+    """Draw a hard problem: weights and costs of any size, empty bins, eps down to 1e-4 of the costs."""
     rng = np.random.default_rng(seed)
     B, (n, m) = rng.integers(1, 5), rng.integers(1, 41, 2)
     mass, scale = 10.0 ** rng.choice([0, 0, 3, -5]), 10.0 ** rng.choice([0, 0, 5, -5])

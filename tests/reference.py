@@ -29,13 +29,13 @@ class Values(NamedTuple):
 
 
 def log_weights(weights):
-    """log of the weights, with a true -inf for a zero weight."""
+    """Return the log of the weights, with a true -inf for a zero weight."""
     with np.errstate(divide="ignore"):
         return np.log(weights)
 
 
 def logsumexp(z, axis):
-    """log sum exp along `axis`, -inf where every term is zero."""
+    """Return log sum exp along `axis`, -inf where every term is zero."""
     top = z.max(axis=axis, keepdims=True)
     shift = np.where(np.isfinite(top), top, z.dtype.type(0))
     with np.errstate(divide="ignore"):
@@ -49,7 +49,7 @@ def softmin(C, potential, weights, eps, axis):
 
 
 def plan(a, b, C, eps, f, g):
-    """The plan that potentials f and g stand for."""
+    """Return the plan that potentials f and g stand for."""
     with np.errstate(over="ignore"):
         return np.exp(log_weights(a)[:, None] + log_weights(b)[None, :] + (f[:, None] + g[None, :] - C) / eps)
 
@@ -72,7 +72,7 @@ def sinkhorn(a, b, C, eps, n_iter, f=None, dtype=np.float64):
 
 
 def solve(a, b, C, eps, tol=1e-13):
-    """The optimum by annealed Sinkhorn iterations and Newton's method on the dual, as near to `tol` as rounding lets.
+    """Solve by annealed Sinkhorn iterations and Newton's method on the dual, as near to `tol` as rounding lets.
 
     Newton's method works on the bins with positive weight; the last g- and f-update give every other bin its potential.
     """
@@ -138,21 +138,21 @@ def entropy(p):
 
 
 def kl_to_product(P, a, b):
-    """sum P log(P / (a x b)); logarithms of the weights are added, as their product may underflow."""
+    """Return sum P log(P / (a x b)); logarithms of the weights are added, as their product may underflow."""
     i, j = np.nonzero(P)
     p = P[i, j]
     return float((p * (np.log(p) - np.log(a[i]) - np.log(b[j]))).sum())
 
 
 def values(P, a, b, C, eps):
-    """The three values of a plan, each from its definition."""
+    """Return the three values of a plan, each from its definition."""
     P, a, b, C = (np.asarray(x, dtype=np.float64) for x in (P, a, b, C))
     cost = transport_cost(P, C)
     return Values(cost, cost + eps * kl_to_product(P, a, b), cost - eps * entropy(P))
 
 
 def optimum(a, b, C, eps):
-    """The three values at the optimum."""
+    """Return the three values at the optimum."""
     solution = solve(a, b, C, eps)
     assert solution.error < 1e-9, f"the oracle did not converge: marginal error {solution.error}"
     P = plan(*(np.asarray(x, dtype=np.float64) for x in (a, b, C)), eps, solution.f, solution.g)
@@ -198,7 +198,7 @@ def each(function, a, b, C, *args, **kwargs):
 
 
 def jacobian(a, b, C, eps, f, g):
-    """Derivatives of f, g and the three values by a, b, C and eps, at the optimum (f, g), by dense linear algebra.
+    """Differentiate f, g and the three values with respect to a, b, C and eps at the optimum (f, g), by dense algebra.
 
     The optimality conditions ``f = softmin(g)``, ``g = softmin(f)`` are differentiated as they stand, in all bins,
     and solved by least squares with ``sum(df) = sum(dg)``. Returns ``{output: {input: array (output, input)}}``, the
@@ -254,6 +254,6 @@ def jacobian(a, b, C, eps, f, g):
 
 
 def derivative(value, step=1e-3):
-    """Derivative of a function of a number at 0, by centred differences of fourth order."""
+    """Return the derivative of a function of a number at 0, by centred differences of fourth order."""
     near, far = value(step) - value(-step), value(2 * step) - value(-2 * step)
     return (8 * near - far) / (12 * step)

@@ -223,8 +223,8 @@ def test_uniform_weights_and_one_pair():
         ({"a": -np.ones((3, 7))}, ValueError, "'a' must be non-negative"),
         ({"eps": -1.0}, ValueError, "'eps' must be positive and finite; got -1.0"),
         ({"reach": 0.0}, ValueError, "'reach' must be a positive number"),
-        ({"C": cusink.PointCloud([0.0, 1.0])}, TypeError, "got cusink.geometry.PointCloud. Pass C.dense()"),
-        ({"C": cusink.Grid((7,))}, TypeError, "got cusink.geometry.Grid. Pass C.dense()"),
+        ({"C": cusink.PointCloud([0.0, 1.0])}, TypeError, "got cusink.PointCloud. Pass C.dense()"),
+        ({"C": cusink.Grid((7,))}, TypeError, "got cusink.Grid. Pass C.dense()"),
         ({"max_itr": 5}, TypeError, "unexpected keyword argument 'max_itr'"),
     ],
 )

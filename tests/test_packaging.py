@@ -1,5 +1,6 @@
-"""What gets installed, and the shell that sets up ``.venv``: every kernel is found in a wheel, an sdist, an editable
-install and a bare checkout. ``scripts/test`` goes on from here and runs the whole suite against the installed wheel.
+"""Wheel, sdist, editable install and bare checkout hold every kernel; the shell sets up ``.venv``.
+
+``scripts/test`` goes on from here and runs the whole suite against the installed wheel.
 """
 
 import os
@@ -22,7 +23,8 @@ LISTING = (
 
 
 def names(folder, *patterns):
-    return sorted(path.name for pattern in patterns for path in (ROOT / folder).glob(pattern))
+    top = ROOT / folder
+    return sorted(str(path.relative_to(top)) for pattern in patterns for path in top.rglob(pattern))
 
 
 def call(*command, cwd, **environment):
@@ -41,7 +43,7 @@ def finds_all_kernels(output, place):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A copy of the checkout, and the sdist and the wheel that were built in it."""
+    """Return a copy of the checkout, and the sdist and the wheel that were built in it."""
     pytest.importorskip("setuptools", reason="pip install setuptools, to build without a network")
     folder = tmp_path_factory.mktemp("built")
     copy = folder / "checkout"
@@ -57,10 +59,11 @@ def built(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_package_and_the_kernels_and_nothing_else(built, tmp_path):
+    """A folder that setup.cfg does not list would be missing here."""
     with zipfile.ZipFile(built[2]) as wheel:
         held = [name for name in wheel.namelist() if ".dist-info/" not in name]
         wheel.extractall(tmp_path)
-    wanted = [f"cusink/{name}" for name in names("cusink", "*.py")]
+    wanted = [f"cusink/{name}" for name in names("cusink", "*.py", "py.typed")]
     wanted += [f"cusink/kernels/{name}" for name in names("kernels", "*.cu", "*.cuh")]
     assert sorted(held) == sorted(wanted)
     assert finds_all_kernels(call(sys.executable, "-c", LISTING, cwd=tmp_path), tmp_path)
@@ -171,7 +174,7 @@ esac"""
 
 @pytest.fixture
 def log(tmp_path):
-    """What the stub Python was asked to do, since the last look."""
+    """Return a function that lists the calls of the stub Python since it was last called."""
     (tmp_path / "scripts").mkdir()
     for name in ["pyproject.toml", "setup.cfg", "scripts/_environment.sh"]:
         shutil.copy(ROOT / name, tmp_path / name)

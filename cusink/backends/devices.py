@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 
-from cusink.costs.points import PointCloud, mapped
+from cusink.costs.clouds import PointCloud, mapped
 
 __all__ = [
     "device_error",

@@ -5,12 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
-from cusink.backends.relaxation import OverRelaxation, Rounding
 from cusink.barycenters import checks
-from cusink.barycenters.iteration import Iteration
+from cusink.barycenters.iteration import BarycenterIteration
+from cusink.checks.arrays import narrowed
+from cusink.convergence.options import Options
+from cusink.convergence.relaxation import Relaxation
+from cusink.convergence.stopping import StallDetector, StopState
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.solver import checks as solver_checks
+from cusink.summary import Summary
+from cusink.types import Array, HostArray, Overrelaxation
 
 __all__ = [
     "Barycenter",
@@ -18,8 +22,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Barycenter:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Barycenter(Summary):
     """Barycenter of one set of histograms, or of a batch of sets.
 
     Attributes
@@ -34,27 +38,27 @@ class Barycenter:
         Whether `error` reached the tolerance.
     """
 
-    barycenter: Any
-    error: Any
-    n_iter: Any
-    converged: Any
+    barycenter: Array
+    error: Array
+    n_iter: Array
+    converged: Array
 
 
 @memory_advice("Solve fewer barycenters at a time: pass a part of the batch of 'A' or of 'weights' per call")
 def barycenter(
-    A,
-    C,
-    weights=None,
+    A: Array,
+    C: Any,
+    weights: Array | None = None,
     *,
-    eps,
-    debiased=False,
-    max_iter=1000,
-    tol=1e-6,
-    check_every=10,
-    overrelaxation="auto",
-    memory_limit=None,
-    check=True,
-):
+    eps: float,
+    debiased: bool = False,
+    max_iter: int = 1000,
+    tol: float | None = 1e-6,
+    check_every: int = 10,
+    overrelaxation: Overrelaxation = "auto",
+    memory_limit: int | None = None,
+    check: bool = True,
+) -> Barycenter:
     """Find the histogram with the least weighted sum of regularised transport costs to K given ones.
 
     Parameters
@@ -125,43 +129,45 @@ def barycenter(
     >>> print(result.barycenter.round(3))
     [0. 1. 0. 0. 0.]
     """
-    given = checks.barycenter(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
+    given = checks.problem(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
-    ops = ops_for(given.C)
-    histogram, error, n_iter = _solve(ops, given, eps, debiased, **options)
+    histogram, error, n_iter = _solve(given, eps, debiased, options)
     converged = error <= (np.inf if tol is None else tol)
-    if not converged.all():
+    if tol is not None and not converged.all():
         warn_unconverged(np.count_nonzero(~converged), len(error), error[~converged].max(), tol, max_iter)
-    xp = ops.xp
-    found = {"barycenter": histogram.astype(given.dtype), "error": xp.asarray(error).astype(given.dtype)}
+    xp = given.C.xp
+    found = {"barycenter": narrowed(histogram, given.dtype, xp), "error": xp.asarray(error).astype(given.dtype)}
     found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}
     return Barycenter(**{name: value if given.batched else value[0] for name, value in found.items()})
 
 
-def _solve(ops, given, eps, debiased, *, max_iter, tol, check_every, overrelaxation, **_):
-    """Histograms (B, m), errors and iterations (B,) of the checked problems, the latter two in NumPy."""
-    xp, C, A = ops.xp, given.C, given.A
-    low, high = ops.cost_range(C)
-    plain = overrelaxation == "auto" and (tol is None or debiased)
-    relaxation = OverRelaxation(len(A), None if plain else overrelaxation, (high - low) / eps)
-    rounding = Rounding(len(A), A.dtype, max(abs(low), abs(high)) / eps)
-    iteration = Iteration(ops, A, given.weights, C, eps, debiased)
-    out = xp.empty((len(A), C.shape[1]), A.dtype)
+def _solve(
+    given: checks.BarycenterProblem, eps: float, debiased: bool, options: Options
+) -> tuple[Array, HostArray, HostArray]:
+    """Return histograms (B, m), errors and iterations (B,) of the checked problems, the latter two in NumPy."""
+    C, A, tol = given.C, given.A, options.tol
+    low, high = C.range()
+    plain = options.overrelaxation == "auto" and (tol is None or debiased)
+    rules = StopState(
+        Relaxation.start(len(A), None if plain else options.overrelaxation, (high - low) / eps),
+        StallDetector.start(len(A), A.dtype, max(abs(low), abs(high)) / eps),
+    )
+    iteration = BarycenterIteration(C, A, given.weights, eps, debiased)
+    out = C.xp.empty((len(A), C.shape[1]), A.dtype)
     error, n_iter = np.full(len(A), np.inf), np.zeros(len(A), np.int64)
     active, done = np.arange(len(A)), 0
     while len(active):
-        count = max_iter if tol is None else min(check_every, max_iter - done)
-        reached = ops.to_host(iteration.advance(relaxation.omega, count))
+        count = options.max_iter if tol is None else min(options.check_every, options.max_iter - done)
+        reached = C.to_host(iteration.advance(rules.relaxation.omega, count))
+        rules = rules.observe(reached, count)
         done += count
-        over = np.full(len(active), done >= max_iter)
+        over = np.full(len(active), done >= options.max_iter)
         if tol is not None:
-            over |= (reached <= tol) | rounding.reached(reached)
+            over |= (reached <= tol) | rules.stall.stalled
         if over.any():
             index, at = np.flatnonzero(over), active[over]
             out[at], error[at], n_iter[at] = iteration.histograms(index), reached[index], done
             index = np.flatnonzero(~over)
-            for part in (iteration, relaxation, rounding):
-                part.keep(index)
-            active, reached = active[index], reached[index]
-        relaxation.observe(reached, count)
+            iteration.keep(index)
+            rules, active = rules.select(index), active[index]
     return out, error, n_iter

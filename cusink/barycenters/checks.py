@@ -8,27 +8,32 @@ import numpy as np
 from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import regularisation
 from cusink.checks.weights import MASS_TOLERANCE, weight_values
-from cusink.costs.operand import arrays_of, cost, symmetric
+from cusink.costs.cost import Cost
+from cusink.costs.kinds import named_arrays
+from cusink.operand import operand
+from cusink.types import Array, ArrayModule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Histograms:
+class BarycenterProblem:
     """Checked A (B, K, n), weights (B, K) of sum 1 and C (n, m) in the dtype of the computation."""
 
-    A: Any
-    weights: Any
-    C: Any
+    A: Array
+    weights: Array
+    C: Cost[Any]
     dtype: Any
     batched: bool
 
 
-def barycenter(A, C, weights, *, eps, debiased, check, memory_limit):
-    """Arrays of a call of `cusink.barycenter`."""
+def problem(
+    A: Any, C: Any, weights: Any, *, eps: Any, debiased: Any, check: bool, memory_limit: int | None
+) -> BarycenterProblem:
+    """Check the arrays of a call of `cusink.barycenter`."""
     regularisation(eps)
     if not isinstance(debiased, (bool, np.bool_)):
         raise TypeError(f"'debiased' must be a bool; got {kind(debiased)}")
-    (A, weights, *parts), xp, dtype = arrays(A=A, weights=weights, **arrays_of(C))
-    C, stored = cost(C, xp, dtype, parts, memory_limit, batch=False)
+    (A, weights, *parts), xp, dtype = arrays(A=A, weights=weights, **named_arrays(C))
+    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None")
     n = C.shape[0]
@@ -51,34 +56,34 @@ def barycenter(A, C, weights, *, eps, debiased, check, memory_limit):
     if check:
         weight_values("weights", weights.reshape(-1, count), xp)
         weight_values("A", A.reshape(-1, n), xp)
-        if stored:
-            _costs(C, xp, debiased)
+        if C.stored:
+            _check_costs(C, debiased)
     elif debiased and C.shape[0] != C.shape[1]:
-        _costs(C, xp, debiased)
+        _check_costs(C, debiased)
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
     weights = xp.broadcast_to(weights, (size, count))
-    return Histograms(
+    return BarycenterProblem(
         A=_equal_mass(A, xp, check),
         weights=weights / weights.sum(axis=1, keepdims=True),
-        C=xp.ascontiguousarray(C) if stored else C,
+        C=C,
         dtype=dtype,
         batched=bool(sizes),
     )
 
 
-def _costs(C, xp, debiased):
+def _check_costs(C: Cost[Any], debiased: bool) -> None:
     """Check the entries of a cost."""
-    if not xp.isfinite(C).all():
+    if not C.xp.isfinite(C.data).all():
         raise ValueError("'C' must be finite for a barycenter; got NaN or infinity. Give a forbidden pair a large cost")
-    if debiased and not symmetric(C):
+    if debiased and not C.symmetric:
         raise ValueError(
             f"'C' must be symmetric for a debiased barycenter, between bins that it shares with 'A'; got shape "
             f"{C.shape}. Pass debiased=False"
         )
 
 
-def _equal_mass(A, xp, check):
-    """`A` with the mass of the first histogram of each problem, which all have up to the tolerance of its dtype."""
+def _equal_mass(A: Array, xp: ArrayModule, check: bool) -> Array:
+    """Return `A` with the mass of the first histogram of each problem, which all have up to the tolerance of its dtype."""
     mass = A.sum(axis=2, dtype=np.float64)
     if check:
         tolerance = MASS_TOLERANCE[A.dtype.name]

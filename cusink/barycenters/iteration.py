@@ -1,56 +1,63 @@
 """The iterations of a barycenter, and of its debiased form."""
 
+from typing import Any
+
 import numpy as np
 
+from cusink.convergence.relaxation import overrelaxed_step
+from cusink.costs.cost import Cost
+from cusink.types import Array, ArrayModule, Axis, HostArray
 
-class Iteration:
+
+class BarycenterIteration:
     """Problems under way: logarithms u (B, K, n) and v (B, K, m) of the scalings of K plans each.
 
     The u-update makes the rows of the plans right. The v-update gives all K plans one column marginal p, the weighted
     geometric mean of those they have, times d if the barycenter is debiased.
     """
 
-    def __init__(self, ops, A, weights, C, eps, debiased):
-        xp = ops.xp
-        self.ops, self.eps = ops, eps
-        self.reduce = ops.repeated_softmin(C, eps)
+    def __init__(self, C: Cost[Any], A: Array, weights: Array, eps: float, debiased: bool) -> None:
+        self.xp, self.eps = C.xp, eps
+        xp = self.xp
+        self.reduce = C.repeated_softmin(eps)
         self.A, self.weights, self.mass = A, weights[:, :, None], A[:, 0].sum(axis=1, dtype=np.float64)
         with np.errstate(divide="ignore"):
             self.log_A = xp.log(A)
         self.v = xp.zeros((*A.shape[:2], C.shape[1]), A.dtype)
         self.u = self.plain_u = self._rows()
-        self.p, self.debiasing = None, Debiasing(xp, len(A), C.shape[1], A.dtype) if debiased else None
+        self.p = xp.zeros((len(A), C.shape[1]), A.dtype)
+        self.debiasing = Debiasing(xp, len(A), C.shape[1], A.dtype) if debiased else None
 
-    def _rows(self):
-        """The u that makes the rows right."""
+    def _rows(self) -> Array:
+        """Return the u that makes the rows right."""
         return self.log_A + self._log_sums(self.v, 1)
 
-    def _log_sums(self, logits, axis):
-        """Minus the logarithm of the sums that the kernel makes of scalings (B, K, .)."""
+    def _log_sums(self, logits: Array, axis: Axis) -> Array:
+        """Return minus the logarithm of the products of the kernel with scalings (B, K, .)."""
         flat = self.reduce(logits.reshape(-1, logits.shape[-1]), axis)
         flat /= self.eps
         return flat.reshape(*logits.shape[:-1], -1)
 
-    def advance(self, omega, count):
+    def advance(self, omega: HostArray, count: int) -> Array:
         """Take `count` iterations of every problem; return their errors (B,)."""
-        xp = self.ops.xp
-        omega = None if (omega == 1).all() else xp.asarray(omega, self.A.dtype)[:, None, None]
+        xp = self.xp
+        excess = None if (omega == 1).all() else xp.asarray(omega - 1, self.A.dtype)[:, None, None]
         for _ in range(count):
-            self.u = over_relaxed(xp, self.u, self.plain_u, omega)
+            self.u = over_relaxed(xp, self.u, self.plain_u, excess)
             sums = self._log_sums(self.u, 0)
             self.p = -(self.weights * sums).sum(axis=1)
             if self.debiasing is not None:
                 self.p += self.debiasing.d
             plain = self.p[:, None] + sums
-            self.v = jointly_over_relaxed(xp, self.v, plain, omega, self.weights)
+            self.v = jointly_over_relaxed(xp, self.v, plain, excess, self.weights)
             if self.debiasing is not None:
                 self.debiasing.advance(self.p, self._log_sums(self.debiasing.d, 1))
             self.plain_u = self._rows()
         return self._error(plain)
 
-    def _error(self, plain_v):
-        """The largest error (B,) of a row marginal, of a column marginal, and of what d is to solve."""
-        xp = self.ops.xp
+    def _error(self, plain_v: Array) -> Array:
+        """Return the largest error (B,) of a row marginal, of a column marginal, and of what d is to solve."""
+        xp = self.xp
         p = xp.exp(self.p)
         counted = self.weights[:, :, 0] > 0
         with np.errstate(invalid="ignore", over="ignore"):
@@ -62,12 +69,12 @@ class Iteration:
         error = xp.minimum(error, float(np.finfo(error.dtype.name).max) ** 0.5)
         return error.astype(np.float64) / self.mass
 
-    def histograms(self, index):
-        """The barycenters (., m) of the problems at `index`, with the mass of their histograms."""
-        p = self.ops.xp.exp(self.p[index].astype(np.float64))
+    def histograms(self, index: HostArray) -> Array:
+        """Return the barycenters (., m) of the problems at `index`, with the mass of their histograms."""
+        p = self.xp.exp(self.p[index].astype(np.float64))
         return (p * (self.mass[index] / p.sum(axis=1))[:, None]).astype(self.A.dtype)
 
-    def keep(self, index):
+    def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
         for name in ("A", "log_A", "weights", "mass", "u", "v", "plain_u", "p"):
             setattr(self, name, getattr(self, name)[index])
@@ -82,13 +89,13 @@ class Debiasing:
     slowly, hence Nesterov's momentum, which begins anew for each problem whose residual has risen.
     """
 
-    def __init__(self, xp, problems, bins, dtype):
+    def __init__(self, xp: ArrayModule, problems: int, bins: int, dtype: Any) -> None:
         self.xp = xp
         self.d = self.averaged = xp.zeros((problems, bins), dtype)
         self.age, self.residual = xp.zeros(problems), xp.full(problems, xp.inf)
-        self.excess = None  # log of d K d / p
+        self.excess = xp.zeros((problems, bins), dtype)  # log of d K d / p
 
-    def advance(self, p, image):
+    def advance(self, p: Array, image: Array) -> None:
         """Take a step, given log p and minus the logarithm of the sums ``K d``."""
         xp = self.xp
         self.excess = self.d - p - image
@@ -99,32 +106,32 @@ class Debiasing:
         self.d = averaged + momentum * (averaged - self.averaged)
         self.averaged, self.residual = averaged, residual
 
-    def keep(self, index):
+    def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
         for name in ("d", "averaged", "age", "residual", "excess"):
             setattr(self, name, getattr(self, name)[index])
 
 
-def over_relaxed(xp, old, plain, omega):
-    """Go from `old` to `plain` and beyond, as docs/method.md describes: it never lowers the dual objective."""
-    if omega is None:
+def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None) -> Array:
+    """Go from `old` to `plain` and beyond, see docs/method.md: it never lowers the dual objective."""
+    if excess is None:
         return plain
     with np.errstate(invalid="ignore", divide="ignore"):
         step = xp.where(plain > -xp.inf, plain - old, 0)
-        return plain + xp.log(omega - 1 + xp.maximum(1 - (omega - 1) * xp.exp(-step), 0))
+        return plain + overrelaxed_step(xp, step, excess, 1)
 
 
-def jointly_over_relaxed(xp, old, plain, omega, weights):
+def jointly_over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None, weights: Array) -> Array:
     """Go from `old` to `plain` and beyond, in those columns where that does not lower the dual objective.
 
     The update of column j minimises ``sum_k w_k exp(v_k - sums_k)`` with ``sum_k w_k v_k`` held fixed. Relative to its
     minimum that is ``sum_k w_k exp(-step_k)`` before, and ``sum_k w_k exp((omega - 1) step_k)`` beyond.
     """
-    if omega is None:
+    if excess is None:
         return plain
     step = plain - old
     step -= (weights * step).sum(axis=1, keepdims=True)  # what d has changed in between is no step of the update
     with np.errstate(over="ignore"):
         before = (weights * xp.exp(-step)).sum(axis=1, keepdims=True)
-        beyond = (weights * xp.exp((omega - 1) * step)).sum(axis=1, keepdims=True)
-    return plain + xp.where(beyond <= before, omega - 1, 0) * step
+        beyond = (weights * xp.exp(excess * step)).sum(axis=1, keepdims=True)
+    return plain + xp.where(beyond <= before, excess, 0) * step

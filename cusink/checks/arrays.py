@@ -2,14 +2,18 @@
 
 import numbers
 import sys
-import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from cusink.errors import warn
+from cusink.types import Array, ArrayModule, HostArray
 
 HALF = ("float16", "bfloat16")
 
 
-def arrays(**named):
+def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
     """Return the inputs as arrays of one library and dtype (None stays None), that library, and the user's dtype.
 
     A list or a number follows the arrays that it comes with.
@@ -39,8 +43,8 @@ def arrays(**named):
     return [cast.get(name) for name in named], xp, dtype
 
 
-def _library(name, x):
-    """The array library of `x`: NumPy or CuPy."""
+def _library(name: str, x: object) -> ArrayModule:
+    """Return the array library of `x`: NumPy or CuPy."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"'{name}' must be an array without a mask; got numpy.ma.MaskedArray. Fill it first")
     if isinstance(x, (np.ndarray, np.generic, list, tuple, numbers.Number)):
@@ -53,8 +57,8 @@ def _library(name, x):
     )
 
 
-def _numeric(name, x, xp):
-    """`x` as an array of real numbers in the machine's byte order."""
+def _numeric(name: str, x: Any, xp: ArrayModule) -> Array:
+    """Return `x` as an array of real numbers in the machine's byte order."""
     try:
         x = xp.asarray(x)
     except ValueError:
@@ -71,11 +75,11 @@ def _numeric(name, x, xp):
     return x
 
 
-def _is_floating(dtype):
+def _is_floating(dtype: Any) -> bool:
     return dtype.kind == "f" or dtype.name in HALF
 
 
-def _same(what, by_name, fix):
+def _same(what: str, by_name: Mapping[str, str], fix: str) -> None:
     """Check that all named inputs share one library, device or dtype."""
     if len(set(by_name.values())) > 1:
         (first, one), (second, other) = next(
@@ -84,31 +88,44 @@ def _same(what, by_name, fix):
         raise TypeError(f"all inputs must share one {what}; '{first}' is {one} and '{second}' is {other}. {fix}")
 
 
-def narrowed(array, dtype, xp):
-    """`array` in the user's dtype, with one warning, and not NumPy's, where half precision cannot hold a value."""
+def finite(name: str, array: Array, xp: ArrayModule, advice: str = "") -> None:
+    """Check that all entries are finite; the message shows the first that is not."""
+    wrong = ~xp.isfinite(array)
+    if wrong.any():
+        raise ValueError(f"'{name}' must be finite; got {float(array[wrong][0])}{advice and f'. {advice}'}")
+
+
+def finite_points(name: str, array: Array, xp: ArrayModule) -> None:
+    """Check that coordinates, or other numbers of which no single one matters, are finite."""
+    if not xp.isfinite(array).all():
+        raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+
+
+def narrowed(array: Array, dtype: Any, xp: ArrayModule) -> Array:
+    """Return `array` in the user's dtype; warn, in place of NumPy, where half precision cannot hold a value."""
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
         out = array.astype(dtype)
     if dtype.name in HALF and (xp.isinf(out) & xp.isfinite(array)).any():
-        warnings.warn(
-            f"a result exceeds the range of {dtype.name} and is infinite there. Pass float32",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warn(f"a result exceeds the range of {dtype.name} and is infinite there. Pass float32", RuntimeWarning)
     return out
 
 
-def kind(x):
-    return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+def kind(x: object) -> str:
+    """Return the name of the class of `x` for a message; classes of this package as users import them."""
+    module = type(x).__module__
+    module = "cusink" if module.startswith("cusink.") else module
+    return f"{module}.{type(x).__qualname__}".removeprefix("builtins.")
 
 
-def array_module(array):
-    """The module of an array: numpy or cupy. A CuPy array proves that CuPy is loaded."""
+def array_module(array: Array) -> ArrayModule:
+    """Return the module of an array, numpy or cupy; a CuPy array proves that CuPy is loaded."""
     cupy = sys.modules.get("cupy")
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) and not isinstance(array, np.ndarray) else np
 
 
-def to_host(array):
-    """`array` as a NumPy array."""
-    return array if isinstance(array, np.ndarray) else array_module(array).asnumpy(array)
+def to_host(array: Array) -> HostArray:
+    """Return an array, or what NumPy makes an array of, as a NumPy array."""
+    xp = array_module(array)
+    return np.asanyarray(array) if xp is np else xp.asnumpy(array)

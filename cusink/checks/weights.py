@@ -1,46 +1,91 @@
 """Rules for weights: values, masses, batch axes."""
 
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
+
+from cusink.types import Array, ArrayModule
 
 MASS_TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
 
 
-def weight_values(name, weights, xp):
-    """Check that weights are finite, non-negative, and not all zero."""
-    if not xp.isfinite(weights).all():
-        row, column = first_true(xp, ~xp.isfinite(weights))
-        raise ValueError(f"'{name}' must be finite; got {float(weights[row, column])} at [{row}, {column}]")
-    if (weights < 0).any():
-        row, column = first_true(xp, weights < 0)
+def first_index(mask: Array) -> tuple[int, ...] | None:
+    """Return the index of the first true entry of `mask`; None if there is none."""
+    return tuple(map(int, np.unravel_index(int(mask.argmax()), mask.shape))) if mask.any() else None
+
+
+def first_true(_: ArrayModule, mask: Array) -> tuple[int, int]:
+    """Return row and column of the first true entry of `mask`, which has one."""
+    return divmod(int(mask.argmax()), int(mask.shape[1]))
+
+
+def first_bad_weight(xp: ArrayModule, weights: Array) -> tuple[int, ...] | None:
+    """Return the index of the first entry that is negative, infinite or NaN; None if all are weights."""
+    return first_index(~((weights >= 0) & xp.isfinite(weights)))
+
+
+def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0) -> None:
+    """Check that weights (B, n) are finite, non-negative, and not all zero; messages count from row `first_row`."""
+    if (at := first_bad_weight(xp, weights)) is not None:
+        value = float(weights[at])
+        rule, advice = "finite", ""
+        if math.isfinite(value):
+            rule, advice = "non-negative", ". Weights are masses, not their logarithms"
+        raise ValueError(f"'{name}' must be {rule}; got {value:g} at [{first_row + at[0]}, {at[1]}]{advice}")
+    if (at := first_index(~weights.any(axis=1))) is not None:
         raise ValueError(
-            f"'{name}' must be non-negative; got {float(weights[row, column]):g} at [{row}, {column}]. "
-            "Weights are masses, not their logarithms"
-        )
-    empty = weights.sum(axis=1) == 0
-    if empty.any():
-        raise ValueError(
-            f"'{name}' must have a positive sum; row {int(empty.argmax())} is all zero. Leave empty rows out"
+            f"'{name}' must have a positive sum; row {first_row + at[0]} is all zero. Leave empty rows out"
         )
 
 
-def equal_mass(a, b, xp, check):
-    """`b` scaled to the mass of `a`, which it must have up to the tolerance of its dtype."""
+def first_unequal_mass(
+    xp: ArrayModule, mass: Array, wanted: float | Array, dtype: Any
+) -> tuple[float, tuple[int, ...] | None]:
+    """Return the relative tolerance of `dtype`, and the index of the first mass that differs by more from `wanted`.
+
+    Empty items, of mass zero, are for other rules.
+    """
+    tolerance = MASS_TOLERANCE[dtype.name]
+    return tolerance, first_index((xp.abs(mass - wanted) > tolerance * wanted) & (mass != 0))
+
+
+def same_mass(
+    subject: str,
+    xp: ArrayModule,
+    mass: Array,
+    wanted: float | Array,
+    dtype: Any,
+    *,
+    got: Callable[..., str],
+    advice: str,
+) -> None:
+    """Check that `mass` is `wanted` up to the tolerance of `dtype`; `got(*index)` describes the first that is not."""
+    tolerance, at = first_unequal_mass(xp, mass, wanted, dtype)
+    if at is not None:
+        raise ValueError(f"{subject} must have the same mass (relative {tolerance:g}); {got(*at)}. {advice}")
+
+
+def equal_mass(a: Array, b: Array, xp: ArrayModule, check: bool) -> Array:
+    """Return `b` (B, m) scaled to the mass of `a` (B, n), which it must have up to the tolerance of its dtype."""
     mass_a, mass_b = a.sum(axis=1, dtype=np.float64), b.sum(axis=1, dtype=np.float64)
     if check:
-        tolerance = MASS_TOLERANCE[a.dtype.name]
-        off = xp.abs(mass_a - mass_b) > tolerance * mass_a
-        if off.any():
-            row = int(off.argmax())
-            raise ValueError(
-                f"'a' and 'b' must have the same mass (relative {tolerance:g}); got {float(mass_a[row]):g} and "
-                f"{float(mass_b[row]):g} in row {row}. "
-                "To normalise, divide each by its sum: a / a.sum(axis=-1, keepdims=True). Where the difference has a "
-                "meaning, 'reach' lets mass appear and vanish at a price"
-            )
+        same_mass(
+            "'a' and 'b'",
+            xp,
+            mass_b,
+            mass_a,
+            a.dtype,
+            got=lambda row: f"got {float(mass_a[row]):g} and {float(mass_b[row]):g} in row {row}",
+            advice="To normalise, divide each by its sum: a / a.sum(axis=-1, keepdims=True). Where the difference has "
+            "a meaning, 'reach' lets mass appear and vanish at a price",
+        )
     return b * (mass_a / mass_b).astype(b.dtype)[:, None]
 
 
-def batch_size(sizes):
+def batch_size(sizes: Mapping[str, int]) -> int:
+    """Return the batch size of arrays whose sizes `sizes` names, each that or 1; 1 if there are none."""
     batch = {size for size in sizes.values() if size != 1}
     if len(batch) > 1:
         listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
@@ -51,12 +96,8 @@ def batch_size(sizes):
     return batch.pop() if batch else 1
 
 
-def broadcast_weights(xp, weights, bins, size, dtype):
+def broadcast_weights(xp: ArrayModule, weights: Array | None, bins: int, size: int, dtype: Any) -> Array:
+    """Return weights as (size, bins); None stands for uniform ones."""
     if weights is None:
         return xp.full((size, bins), 1 / bins, dtype)
     return xp.ascontiguousarray(xp.broadcast_to(weights, (size, bins)))
-
-
-def first_true(xp, mask):
-    index = int(mask.argmax())
-    return divmod(index, mask.shape[1])

@@ -1,10 +1,18 @@
-"""What the command line reads: arrays from files, checked so that a message names the file."""
+"""Read arrays from files, and check them so that a message names the file."""
 
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cusink.costs.points import METRICS
+from cusink.checks.weights import first_bad_weight, first_index, first_unequal_mass
+from cusink.costs.clouds import METRICS, PointCloud
+from cusink.costs.grid import Grid
+from cusink.costs.kinds import data_of, named_arrays
+from cusink.costs.matrix import cost_matrix
+from cusink.types import HostArray
 
 __all__ = [
     "InputError",
@@ -20,16 +28,16 @@ NO_UNIT = "--scale-cost: the cost must have a positive entry to be divided by; l
 
 
 class InputError(Exception):
-    """What the user gave cannot be used; the message names it, the rule, what came and the way out."""
+    """Unusable input; the message names it, the rule, the value and the way out."""
 
 
-def line(message):
-    """A message as one line."""
+def line(message: object) -> str:
+    """Return a message as one line."""
     return " ".join(str(message).split()) or type(message).__name__
 
 
-def split_name(name):
-    """Path and inner name of ``file.npy``, ``file.npz``, ``file.npz:array``, ``store.zarr`` or ``store.zarr:array``."""
+def split_name(name: str) -> tuple[Path, str | None]:
+    """Return the path in a name such as ``file.npz`` or ``store.zarr:array``, and the inner name or None."""
     for ending in (".npz", ".zarr"):
         head, separator, key = name.rpartition(ending + ":")
         if separator:
@@ -37,8 +45,8 @@ def split_name(name):
     return Path(name), None
 
 
-def load(name, sparse=False):
-    """Return the array of real numbers in the file that `name` gives; a sparse matrix only where it is wanted."""
+def load(name: str, sparse: bool = False) -> Any:
+    """Return the array of real numbers in the file called `name`; a sparse matrix only where `sparse` allows it."""
     path, key = split_name(name)
     if not path.exists():
         raise InputError(f"{path}: there is no such file")
@@ -63,10 +71,10 @@ def load(name, sparse=False):
     return array
 
 
-def _numpy(path, key):
+def _numpy(path: Path, key: str | None) -> Any:
     if path.suffix == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    with open(path, "rb") as file:  # ours, to be closed even if it is damaged
+    with open(path, "rb") as file:  # closed here even if it is damaged
         array = np.load(file, allow_pickle=False)
         if isinstance(array, np.ndarray):
             return array
@@ -82,7 +90,7 @@ def _numpy(path, key):
         return array[key or array.files[0]]
 
 
-def _zarr(path, key):
+def _zarr(path: Path, key: str | None) -> HostArray:
     try:
         import zarr
     except ImportError:
@@ -90,17 +98,17 @@ def _zarr(path, key):
     try:
         found = zarr.open(path, mode="r", path=key or "")
     except FileNotFoundError:
-        what = "is not a Zarr array" if key is None else f"has no array '{key}'"
+        problem = "is not a Zarr array" if key is None else f"has no array '{key}'"
         raise InputError(
-            f"{path}: {what}; write it with zarr.save_array, or name an array in it as in {path}:name"
+            f"{path}: {problem}; write it with zarr.save_array, or name an array in it as in {path}:name"
         ) from None
     if not isinstance(found, zarr.Array):
         raise InputError(f"{path}: is a Zarr group; name an array in it as in {path}:name")
     return np.asarray(found[...])
 
 
-def problem(given):
-    """Return histograms A, B (None for A with itself) and the cost, checked; arrays in the dtype that was asked for."""
+def problem(given: Namespace) -> tuple[Any, Any, Any]:
+    """Return checked histograms A and B (None for A with itself) and the cost, arrays in the wanted dtype."""
     dtype = np.dtype(given.dtype)
     names = [given.queries] if given.corpus is None else [given.queries, given.corpus]
     sets = [load(name, sparse=True) for name in names]
@@ -110,7 +118,7 @@ def problem(given):
     sets = [_histograms(*item, of_cost, dtype) for item in zip(names, sets, C.shape, strict=False)]
     masses = [np.asarray(array.sum(axis=1, dtype=np.float64)) for array in sets]
     for name, array, mass in zip(names, sets, masses, strict=True):
-        if isinstance(array, np.ndarray) and (wrong := _first(mass <= 0)) is not None:
+        if isinstance(array, np.ndarray) and (wrong := first_index(mass <= 0)) is not None:
             raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is 0. Remove it")
     if given.normalise:
         sets = [_normalised(array, mass) for array, mass in zip(sets, masses, strict=True)]
@@ -119,15 +127,15 @@ def problem(given):
     return sets[0], sets[1] if given.corpus is not None else None, C
 
 
-def cost(given, dtype, sparse):
-    """Return the cost, and words for it in messages."""
+def cost(given: Namespace, dtype: Any, sparse: bool) -> tuple[Any, str]:
+    """Return the cost, and words for it in messages; `sparse` says that the histograms are."""
     metric = given.metric or "sqeuclidean"
     if given.cost is not None:
         C = load(given.cost)
         if C.ndim != 2 or C.size == 0 or (given.corpus is None and C.shape[0] != C.shape[1]):
             rule = "(bins, bins)" if given.corpus is None else "(bins of queries, bins of corpus)"
             raise InputError(f"{given.cost}: the cost must have shape {rule}; got {C.shape}")
-        if (wrong := _first(np.isnan(C) | (C == -np.inf))) is not None:
+        if (wrong := first_index(np.isnan(C) | (C == -np.inf))) is not None:
             raise InputError(f"{given.cost}: a cost must be a number or +inf (forbidden); got {C[wrong]} at {wrong}")
         return _scaled(C.astype(dtype), given.scale_cost), f"the cost of shape {C.shape}"
     if given.grid is not None:
@@ -143,14 +151,12 @@ def cost(given, dtype, sparse):
     return _of_points(points, metric, given.scale_cost, sparse, dtype, "--points"), words
 
 
-def _of_points(points, metric, scale, sparse, dtype, option):
-    from cusink.costs.matrix import cost_matrix
-    from cusink.costs.points import PointCloud
-
+def _of_points(points: list[HostArray], metric: str, scale: bool, sparse: bool, dtype: Any, option: str) -> Any:
     try:
         stays = (len(points[0]) * len(points[-1]) > STORED or sparse) and metric in METRICS
         if stays:
-            cloud = PointCloud(*(p.astype(dtype) for p in points), metric=metric)
+            x, y = (p.astype(dtype) for p in (points * 2)[:2])
+            cloud = PointCloud(x, None if len(points) == 1 else y, metric)
             return _scaled_cloud(cloud) if scale else cloud
         return _scaled(cost_matrix(points[0], points[-1], metric=metric).astype(dtype), scale)
     except (TypeError, ValueError) as error:
@@ -162,12 +168,9 @@ def _of_points(points, metric, scale, sparse, dtype, option):
         ) from None
 
 
-def _scaled_cloud(cloud):
-    """A PointCloud whose costs are those of `cloud` divided by the largest; that is found without storing them."""
-    from cusink.costs.operand import arrays_of, costs_of
-    from cusink.costs.points import PointCloud
-
-    costs = costs_of(cloud, np, np.float64, [p.astype(np.float64) for p in arrays_of(cloud).values()])
+def _scaled_cloud(cloud: PointCloud) -> PointCloud:
+    """Return a PointCloud with the costs of `cloud` divided by the largest, which is found without storing them."""
+    costs = data_of(cloud, np, np.float64, [p.astype(np.float64) for p in named_arrays(cloud).values()])
     if not (largest := _farthest(costs.x, costs.y, costs.norm)) > 0:
         raise InputError(NO_UNIT)
     unit = largest if costs.norm == "cityblock" else largest**0.5
@@ -177,37 +180,36 @@ def _scaled_cloud(cloud):
     return PointCloud(x, None if cloud.x is cloud.y else y, metric)
 
 
-def _farthest(x, y, norm):
-    """The largest distance between points of `x` and of `y`, squared unless city-block.
+def _farthest(x: HostArray, y: HostArray, norm: str) -> float:
+    """Return the largest distance between points of `x` and of `y`, squared unless city-block.
 
-    The points are centred, so that a product tells which are farthest apart; the distance is of their difference.
+    The points are centred, so that a matrix product finds the pair farthest apart; its distance is computed from the
+    difference.
     """
     from scipy.spatial.distance import cdist
 
     largest, rows = 0.0, max(1, STORED // len(y))
     for start in range(0, len(x), rows):
-        part, others = x[start : start + rows], y[start:] if x is y else y
+        block, others = x[start : start + rows], y[start:] if x is y else y
         if norm == "cityblock":
-            found = cdist(part, others, norm).max()
+            found = cdist(block, others, norm).max()
         else:
-            squares = ((p * p).sum(axis=1) for p in (part, others))
-            i, j = divmod(int((np.add.outer(*squares) - 2 * (part @ others.T)).argmax()), len(others))
-            found = ((part[i] - others[j]) ** 2).sum()
+            squares = ((p * p).sum(axis=1) for p in (block, others))
+            i, j = divmod(int((np.add.outer(*squares) - 2 * (block @ others.T)).argmax()), len(others))
+            found = ((block[i] - others[j]) ** 2).sum()
         largest = max(largest, float(found))
     return largest
 
 
-def _grid(shape, metric, scale):
-    from cusink.costs.grid import Grid
-
+def _grid(shape: tuple[int, ...], metric: str, scale: bool) -> Grid:
     if not scale:
         return Grid(shape, metric)
     largest = Grid(shape, metric).max()
     return Grid(shape, metric, spacing=largest**-0.5 if metric == "sqeuclidean" else 1 / largest)
 
 
-def _scaled(C, scale):
-    """The cost divided by its largest finite entry, where that is asked for."""
+def _scaled(C: HostArray, scale: bool) -> HostArray:
+    """Return the cost, divided by its largest finite entry if `scale` asks for it."""
     if not scale:
         return np.ascontiguousarray(C)
     if not (largest := C.max(initial=0, where=np.isfinite(C))) > 0:
@@ -215,22 +217,21 @@ def _scaled(C, scale):
     return np.ascontiguousarray(C / largest)
 
 
-def _histograms(name, array, bins, of_cost, dtype):
-    """The array in `dtype`, after checking that it is (count, bins), finite and non-negative."""
+def _histograms(name: str, array: Any, bins: int, of_cost: str, dtype: Any) -> Any:
+    """Return the array in `dtype`, after checking that it is (count, bins), finite and non-negative."""
     if array.ndim != 2 or array.shape[1] != bins or array.shape[0] == 0:
         raise InputError(f"{name}: must have shape (count, {bins}) to match {of_cost}; got {array.shape}")
     if isinstance(array, np.ndarray):
-        if (wrong := _first(~np.isfinite(array))) is not None:
-            raise InputError(f"{name}: weights must be finite; got {array[wrong]} at row {wrong[0]}, bin {wrong[1]}")
-        if (wrong := _first(array < 0)) is not None:
-            raise InputError(
-                f"{name}: weights must not be negative; got {array[wrong]:g} at row {wrong[0]}, bin {wrong[1]}."
-                " Clip or shift them"
-            )
+        if (wrong := first_bad_weight(np, array)) is not None:
+            value, at = array[wrong], f"at row {wrong[0]}, bin {wrong[1]}"
+            if np.isfinite(value):
+                raise InputError(f"{name}: weights must not be negative; got {value:g} {at}. Clip or shift them")
+            raise InputError(f"{name}: weights must be finite; got {value} {at}")
     return array.astype(dtype, copy=False)
 
 
-def _normalised(array, mass):
+def _normalised(array: Any, mass: HostArray) -> Any:
+    """Return histograms divided by their masses (count,)."""
     if isinstance(array, np.ndarray):
         return np.divide(array, mass[:, None], dtype=array.dtype, casting="same_kind")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -240,26 +241,14 @@ def _normalised(array, mass):
     return array
 
 
-def _one_mass(names, masses, dtype):
-    """Raise unless all histograms have one mass, to the relative tolerance that the solver asks for."""
-    tolerance = 1e-3 if dtype == np.float32 else 1e-6
-    firsts = ((name, _first(mass != 0), mass) for name, mass in zip(names, masses, strict=True))
-    owner, row, mass = next((found for found in firsts if found[1] is not None), (None, None, None))
-    if owner is None:
-        return
-    expected = mass[row]
+def _one_mass(names: Sequence[str], masses: Sequence[HostArray], dtype: Any) -> None:
+    """Raise unless all histograms have one mass, to the relative tolerance of the solver."""
+    firsts = ((name, first_index(mass != 0), mass) for name, mass in zip(names, masses, strict=True))
+    owner, row, expected = next(((name, at[0], mass[at]) for name, at, mass in firsts if at is not None), ("", 0, 0.0))
     for name, mass in zip(names, masses, strict=True):
-        # Empty documents, which have no distances, are left alone.
-        off = (abs(mass - expected) > tolerance * expected) & (mass != 0)
-        if (wrong := _first(off)) is not None:
+        _, wrong = first_unequal_mass(np, mass, expected, dtype)
+        if wrong is not None:
             raise InputError(
-                f"{name}: all histograms must have one mass; row {wrong[0]} has {mass[wrong]:g}, row {row[0]} of"
+                f"{name}: all histograms must have one mass; row {wrong[0]} has {mass[wrong]:g}, row {row} of"
                 f" {owner} has {expected:g}. Pass --normalise to divide each by its own"
             )
-
-
-def _first(condition):
-    """Index of the first true entry as a tuple of int, or None."""
-    position = int(np.argmax(condition))
-    index = tuple(int(i) for i in np.unravel_index(position, condition.shape))
-    return index if condition[index] else None

@@ -1,7 +1,9 @@
-"""What ``cusink info`` tells: versions, device, kernels, and how a problem of some size would be run."""
+"""Versions, device, CUDA kernels, and how a problem of some size would be run, for ``cusink info``."""
 
 import importlib.metadata
 import platform
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +15,8 @@ from cusink.retrieval.tiles import Sizes, tile_shape
 from cusink.version import __version__
 
 __all__ = [
-    "info",
-    "text",
+    "as_text",
+    "installation",
 ]
 
 
@@ -22,8 +24,8 @@ PACKAGES = ("numpy", "scipy", "cupy", "zarr", "dask", "distributed", "tqdm", "to
 OPERATORS = ("softmin", "apply_plan", "transport_cost", "c_transform", "plan_sum", "iterate")
 
 
-def info(pairs, bins, dtype):
-    """Everything as a dict that JSON can hold; `pairs` and `bins` are (Q, D) and (n, m)."""
+def installation(pairs: tuple[int, int], bins: tuple[int, int], dtype: str) -> dict[str, Any]:
+    """Return everything as a dict that JSON can hold; `pairs` and `bins` are (Q, D) and (n, m)."""
     problem = device_error()
     device = None if problem else _device()
     launching = H100 if device is None else Device(device["multiprocessors"], device["shared_memory_per_block"])
@@ -58,7 +60,7 @@ def info(pairs, bins, dtype):
     }
 
 
-def _device():
+def _device() -> dict[str, Any]:
     import cupy
 
     number = cupy.cuda.runtime.getDevice()
@@ -76,7 +78,7 @@ def _device():
     }
 
 
-def _version(name):
+def _version(name: str) -> str | None:
     if name == "cupy":
         name, *_ = importlib.metadata.packages_distributions().get("cupy", ["cupy"])
     try:
@@ -85,13 +87,13 @@ def _version(name):
         return None
 
 
-def _blas():
+def _blas() -> str | None:
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return " ".join(str(blas[key]) for key in ("name", "version") if blas.get(key)) or None
 
 
-def text(found):
-    """`info` for people."""
+def as_text(found: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that tell people of an `installation`."""
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
     missing = ", ".join(name for name, version in found["packages"].items() if not version)
     device, problem = found["device"], found["problem"]

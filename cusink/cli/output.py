@@ -1,4 +1,4 @@
-"""What the command line writes: files that are complete or are not there, and an account of the work."""
+"""Write files that are complete or are not there, and report on the work."""
 
 import contextlib
 import json
@@ -7,6 +7,10 @@ import shutil
 import sys
 import time
 import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, TextIO
 
 import numpy as np
 
@@ -16,8 +20,8 @@ from cusink.errors import ConvergenceWarning
 __all__ = [
     "DiskError",
     "Report",
-    "beside",
     "check_output",
+    "sidecar",
     "target",
     "write_npz",
 ]
@@ -27,7 +31,7 @@ class DiskError(Exception):
     """The disk failed in the middle of the work."""
 
 
-def check_output(given, endings):
+def check_output(given: Namespace, endings: Sequence[str]) -> None:
     """Raise if the output cannot be written, before any work is done."""
     output = given.output
     if output.suffix not in endings:
@@ -42,23 +46,23 @@ def check_output(given, endings):
     inputs = [split_name(name)[0] for name in names if name is not None]
     if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
         raise InputError(f"--output: {output} is one of the inputs; choose another name")
-    begun = beside(output, ".tiles").exists()
-    if (output.exists() and not begun or beside(output, ".part").exists() and not begun) and not given.force:
+    begun = sidecar(output, ".tiles").exists()
+    if (output.exists() or sidecar(output, ".part").exists()) and not begun and not given.force:
         raise InputError(f"--output: {output} exists; choose another name or pass --force to overwrite it")
 
 
-def beside(path, ending):
-    """The file that belongs to the matrix at `path`."""
+def sidecar(path: Path, ending: str) -> Path:
+    """Return the file that belongs to the matrix at `path`."""
     return path.with_name(path.name + ending)
 
 
 @contextlib.contextmanager
-def target(given):
-    """Give the path to write a matrix to: its own, or with --force one that takes the place of what is there."""
-    path = given.output
+def target(given: Namespace) -> Iterator[Path]:
+    """Give the path to write a matrix to: its own, or with --force one that replaces the existing file in the end."""
+    path: Path = given.output
     if not path.exists() or not given.force:
         if given.force:
-            remove(beside(path, ".part"), beside(path, ".tiles"))
+            remove(sidecar(path, ".part"), sidecar(path, ".tiles"))
         yield path
         return
     draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -67,20 +71,20 @@ def target(given):
         yield draft
         os.replace(path, old)
         os.replace(draft, path)
-        os.replace(beside(draft, ".tiles"), beside(path, ".tiles"))
-        remove(beside(path, ".part"))
+        os.replace(sidecar(draft, ".tiles"), sidecar(path, ".tiles"))
+        remove(sidecar(path, ".part"))
     finally:
-        remove(draft, beside(draft, ".part"), beside(draft, ".tiles"), old)
+        remove(draft, sidecar(draft, ".part"), sidecar(draft, ".tiles"), old)
 
 
-def remove(*paths):
+def remove(*paths: Path) -> None:
     """Remove files and folders that may be there."""
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def write_npz(path, **arrays):
+def write_npz(path: Path, **arrays: Any) -> None:
     """Write arrays under the name `path` when they are complete."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -96,21 +100,23 @@ def write_npz(path, **arrays):
 
 
 class Report:
-    """Runs the work in a ``with`` statement, and tells of it: its errors as one line, its warnings, its time."""
+    """Runs the work in a ``with`` statement, and reports on it: its errors as one line, its warnings, its time."""
 
-    def __init__(self, given):
+    def __init__(self, given: Namespace) -> None:
         self.given = given
+        self._stack = contextlib.ExitStack()
+        self._caught: list[warnings.WarningMessage] = []
+        self._start = self._seconds = 0.0
 
-    def __enter__(self):
-        self.stack = contextlib.ExitStack()
-        self.caught = self.stack.enter_context(warnings.catch_warnings(record=True))
+    def __enter__(self) -> Self:
+        self._caught = self._stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
-        self.start = time.perf_counter()
+        self._start = time.perf_counter()
         return self
 
-    def __exit__(self, kind, error, traceback):
-        self.seconds = time.perf_counter() - self.start
-        self.stack.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._seconds = time.perf_counter() - self._start
+        self._stack.close()
         if isinstance(error, MemoryError):
             raise InputError(f"out of memory ({line(error)}); pass a lower --memory-limit") from None
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
@@ -118,13 +124,15 @@ class Report:
         if isinstance(error, (TypeError, ValueError, ImportError, OSError)):
             raise InputError(line(error)) from None
 
-    def tell(self, shape, device, text, more, summary=None):
-        """Print the outcome, and return the exit status; `more` is for JSON, and `summary` where the time goes."""
+    def finish(
+        self, shape: tuple[int, int], device: str, text: str, more: dict[str, Any], summary: TextIO | None = None
+    ) -> int:
+        """Print the outcome, and return the exit status; `more` is for JSON, and `summary` is where the time goes."""
         given = self.given
-        for warning in self.caught:
+        for warning in self._caught:
             print(f"cusink: warning: {line(warning.message)}", file=sys.stderr)
-        missed = any(issubclass(warning.category, ConvergenceWarning) for warning in self.caught)
-        took = f"{self.seconds:.1f} s on {device}"
+        missed = any(issubclass(warning.category, ConvergenceWarning) for warning in self._caught)
+        took = f"{self._seconds:.1f} s on {device}"
         if given.json:
             print(
                 json.dumps(
@@ -135,9 +143,9 @@ class Report:
                         "eps": given.eps,
                         "tol": given.tol,
                         "converged": not missed,
-                        "warnings": [line(warning.message) for warning in self.caught],
-                        "seconds": self.seconds,
-                        "pairs_per_second": shape[0] * shape[1] / self.seconds,
+                        "warnings": [line(warning.message) for warning in self._caught],
+                        "seconds": self._seconds,
+                        "pairs_per_second": shape[0] * shape[1] / self._seconds,
                         "device": device,
                     }
                     | more,

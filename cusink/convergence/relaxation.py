@@ -36,8 +36,17 @@ def overrelaxed(
 
 def overrelaxed_log(xp: ArrayModule, old: Array, plain: Array, excess: Any, unit: Any) -> Array:
     """Return `overrelaxed` of ``exp(old / unit)`` and ``exp(plain / unit)`` as ``unit * log``: for potentials."""
-    ratio = xp.exp(xp.minimum((old - plain) / unit, 700.0))
-    return plain + unit * xp.log(overrelaxed(xp, ratio, 1, excess))
+    return plain + overrelaxed_step(xp, plain - old, excess, unit)
+
+
+def overrelaxed_step(xp: ArrayModule, step: Array, excess: Any, unit: Any) -> Array:
+    """Return how far `overrelaxed` goes beyond a plain update of the potential by `step`.
+
+    It is accurate for steps that are small in comparison with `unit`.
+    """
+    # Beyond 80 the bound below holds for every excess, and exp(80) is within float32.
+    beyond = -excess * xp.expm1(xp.minimum(-step / unit, 80.0))
+    return unit * xp.log1p(xp.maximum(beyond, excess - 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,3 +55,11 @@ class StopState(NamedTuple):
 
     relaxation: Relaxation
     stall: StallDetector
+
+    def observe(self, error: HostArray, iterations: int) -> "StopState":
+        """Return the state after a check that measured the errors (B,) after another `iterations`."""
+        return StopState(self.relaxation.observe(error, iterations), self.stall.observe(error))
+
+    def select(self, index: HostArray) -> "StopState":
+        """Return the state of the problems at `index`."""
+        return StopState(self.relaxation.select(index), self.stall.select(index))

@@ -3,15 +3,17 @@
 import dataclasses
 import math
 import numbers
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-__all__ = [
-    "Grid",
-]
+from cusink.costs.cost import Cost, Index
+from cusink.types import Array, ArrayModule, HostArray
 
-SEPARABLE = ("sqeuclidean", "cityblock")
+__all__ = ["Grid"]
+
+SeparableMetric: TypeAlias = Literal["sqeuclidean", "cityblock"]
+SEPARABLE: tuple[SeparableMetric, ...] = ("sqeuclidean", "cityblock")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,71 +23,129 @@ class GridCosts:
     `axes` are symmetric arrays (n_k, n_k) of one dtype, from 0 up.
     """
 
-    axes: tuple[Any, ...]
+    axes: tuple[Array, ...]
 
     @property
-    def cells(self):
+    def cells(self) -> tuple[int, ...]:
         """Cells along each axis."""
         return tuple(len(axis) for axis in self.axes)
 
     @property
-    def shape(self):
-        """Of the cost that is not there: (n, n)."""
-        cells = 1
-        for axis in self.axes:
-            cells *= len(axis)
+    def shape(self) -> tuple[int, int]:
+        """``(n, n)``, of the cost that is not stored."""
+        cells = math.prod(self.cells)
         return (cells, cells)
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
+        """2: all problems share the cost."""
         return 2
 
     @property
-    def dtype(self):
-        return self.axes[0].dtype
+    def dtype(self) -> np.dtype[Any]:
+        """Of the axes."""
+        dtype: np.dtype[Any] = self.axes[0].dtype
+        return dtype
 
-    def astype(self, dtype):
-        """The same grid in another precision."""
-        return GridCosts(tuple(axis.astype(dtype) for axis in self.axes))
+    def astype(self, dtype: Any) -> Self:
+        """Return the same grid in another precision."""
+        return dataclasses.replace(self, axes=tuple(axis.astype(dtype) for axis in self.axes))
 
-    def at(self, problems):
-        """The costs of some problems: all share them."""
-        return self
-
-    def block(self, xp, problems=slice(None), rows=slice(None)):
-        """Costs (rows, n) of some rows as an array."""
+    def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
+        """Return the costs (rows, n) of some rows as an array."""
+        del problems  # all share them
         of_rows = xp.unravel_index(xp.arange(self.shape[0])[rows], self.cells)
         out = xp.zeros((len(of_rows[0]), *self.cells), self.dtype)
         for k, (axis, cells) in enumerate(zip(self.axes, of_rows, strict=True)):
             out += axis[cells].reshape(len(cells), *(len(axis) if other == k else 1 for other in range(len(self.axes))))
         return out.reshape(len(of_rows[0]), -1)
 
-    def largest(self, xp):
-        """The largest cost."""
-        return sum(float(axis.max()) for axis in self.axes)
+    def at(self, problems: Index) -> Self:
+        """Return the grid itself, which all problems share."""
+        del problems
+        return self
+
+    def largest(self, xp: ArrayModule) -> float:
+        """Return the largest cost."""
+        del xp
+        return float(sum(float(axis.max()) for axis in self.axes))
 
 
-def checked_grid(shape, metric, spacing, periodic):
-    """Cells, spacing and periodicity of each axis of a call of `cusink.Grid`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class GridCost(Cost[GridCosts]):
+    """The cost between the cells of a grid as an operand. It is shared, and needs all cells."""
+
+    divisible: ClassVar[bool] = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n, n)``."""
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the computation."""
+        return self.data.dtype
+
+    @property
+    def symmetric(self) -> bool:
+        """True: a distance is."""
+        return True
+
+    def astype(self, dtype: Any) -> Self:
+        """Return the same cost in another precision."""
+        return dataclasses.replace(self, data=self.data.astype(dtype))
+
+    def at(self, problems: Index) -> Self:
+        """Return the cost itself, which all problems share."""
+        del problems
+        return self
+
+    def between(self, rows: Array, columns: Array) -> Self:
+        """Return the cost between all cells."""
+        del rows, columns
+        return self
+
+    def own(self, side: int) -> Self:
+        """Return the cost itself: both sides are one grid."""
+        del side
+        return self
+
+    def row_bytes(self, copies: int) -> int:
+        """Return 0: an axis is small."""
+        del copies
+        return 0
+
+
+class _Axes(NamedTuple):
+    """One entry for each axis."""
+
+    cells: tuple[int, ...]
+    spacing: tuple[float, ...]
+    periodic: tuple[bool, ...]
+
+
+def _checked_axes(shape: Any, metric: str, spacing: Any, periodic: Any) -> _Axes:
+    """Check the arguments of `Grid`."""
     if metric not in SEPARABLE:
         raise ValueError(
             f"'metric' must be one of {', '.join(map(repr, SEPARABLE))}, which are sums over the axes of a grid; got "
             f"{metric!r}. For another one pass PointCloud(points, metric={metric!r})"
         )
     cells = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if not 1 <= len(cells) <= 3 or not all(isinstance(k, numbers.Integral) and k > 0 for k in cells):
+    if not 1 <= len(cells) <= 3 or not all(isinstance(k, numbers.Integral) and int(k) > 0 for k in cells):
         raise ValueError(f"'shape' must be one, two or three positive numbers of cells; got {shape!r}")
     spacings = _for_each_axis("spacing", spacing, len(cells))
     for value in spacings:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
             raise ValueError(f"'spacing' must be positive and finite, one number or one for each axis; got {spacing!r}")
     around = _for_each_axis("periodic", periodic, len(cells))
     if not all(value in (True, False) for value in around):
         raise ValueError(f"'periodic' must be a bool, or one for each axis; got {periodic!r}")
-    return tuple(map(int, cells)), tuple(map(float, spacings)), tuple(map(bool, around))
+    return _Axes(tuple(map(int, cells)), tuple(map(float, spacings)), tuple(map(bool, around)))
 
 
-def _for_each_axis(name, value, count):
+def _for_each_axis(name: str, value: Any, count: int) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
     if len(values) != count:
         raise ValueError(f"'{name}' must be one value, or {count} for a grid of {count} axes; got {value!r}")
@@ -134,26 +194,33 @@ class Grid:
     25.0000
     """
 
-    def __init__(self, shape, metric="sqeuclidean", *, spacing=1.0, periodic=False):
-        given = checked_grid(shape, metric, spacing, periodic)
-        self.cells, self.spacing, self.periodic = given
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        metric: SeparableMetric = "sqeuclidean",
+        *,
+        spacing: float | tuple[float, ...] = 1.0,
+        periodic: bool | tuple[bool, ...] = False,
+    ) -> None:
+        self.cells, self.spacing, self.periodic = _checked_axes(shape, metric, spacing, periodic)
         self.metric = metric
         count = int(np.prod(self.cells))
         self.shape = (count, count)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Grid({self.cells}, {self.metric!r}, spacing={self.spacing}, periodic={self.periodic})"
 
-    def dense(self):
+    def dense(self) -> HostArray:
         """Return the cost as an array, in float64: memory of its size.
 
         Returns
         -------
         array, shape (N, N)
         """
-        return grid_costs(np, self, np.float64).block(np)
+        cost: HostArray = grid_costs(np, self, np.float64).block(np)
+        return cost
 
-    def max(self):
+    def max(self) -> float:
         """Return the largest cost, a common unit of `eps`.
 
         Returns
@@ -163,8 +230,8 @@ class Grid:
         return grid_costs(np, self, np.float64).largest(np)
 
 
-def grid_costs(xp, grid, dtype):
-    """An array for each axis."""
+def grid_costs(xp: ArrayModule, grid: Grid, dtype: Any) -> GridCosts:
+    """Return an array of costs for each axis of a grid."""
     axes = []
     for cells, spacing, periodic in zip(grid.cells, grid.spacing, grid.periodic, strict=True):
         steps = np.abs(np.arange(cells)[:, None] - np.arange(cells))

@@ -1,11 +1,12 @@
 """Cost matrices between points."""
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
+from cusink.checks.arrays import narrowed
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
-from cusink.costs.points import METRICS
+from cusink.costs.clouds import METRICS
+from cusink.errors import one_call
 
 __all__ = [
     "cost_matrix",
@@ -52,6 +53,8 @@ def cost_matrix(x, y=None, metric="sqeuclidean"):
     """
     (x, y), xp, dtype = checks.points(x, y, metric)
     if xp is np:
+        from scipy.spatial.distance import cdist
+
         try:
             cost = cdist(x, y, metric)
         except (ValueError, TypeError):
@@ -62,9 +65,10 @@ def cost_matrix(x, y=None, metric="sqeuclidean"):
     else:
         one_of("metric", metric, METRICS)
         cost = _pairwise(xp, x, y, metric)
-    return cost.astype(dtype)
+    return narrowed(cost, dtype, xp)
 
 
+@one_call
 def cost_matrix_adjoint(x, y, grad_C, metric="sqeuclidean"):
     """Pull a gradient with respect to a cost matrix back to the points that it was made of.
 
@@ -117,7 +121,7 @@ def cost_matrix_adjoint(x, y, grad_C, metric="sqeuclidean"):
     flat = np.ndim(x) == 1
     gx = gx[:, 0] if flat else gx
     gy = gy[:, 0] if gy is not None and np.ndim(y) == 1 else gy
-    return gx.astype(dtype), gy if gy is None else gy.astype(dtype)
+    return narrowed(gx, dtype, xp), gy if gy is None else narrowed(gy, dtype, xp)
 
 
 def _pairwise(xp, x, y, metric):

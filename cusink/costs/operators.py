@@ -109,6 +109,18 @@ class Iteration(Protocol):
         """Drop all problems but those at `index`."""
 
 
+class HostChecked:
+    """Base of iterations whose checks the host makes."""
+
+    stops_itself = False
+
+    def advance_until_converged(
+        self, state: StopState, tol: float, count: int, checks: int
+    ) -> tuple[StopState, HostArray, HostArray, HostArray]:
+        """Raise: nothing calls it."""
+        raise NotImplementedError
+
+
 class StartIteration(Protocol[DataIn]):
     """Put problems under way from the potentials f (B, n) and g (B, m)."""
 

@@ -1,24 +1,30 @@
-"""Costs between points, never stored: what users pass, and the data that operators take."""
+"""Costs between points as operators take them: the points, never the costs."""
 
 import dataclasses
 import math
-import numbers
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind, narrowed
+from cusink.checks.arrays import narrowed
+from cusink.costs.cost import Cost, GradientBlock, Index
+from cusink.types import Array, ArrayModule
 
-__all__ = [
-    "PointCloud",
-]
+MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
+KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
 
 
-MEAN_BLOCK = 1 << 20  # costs that are averaged at a time
-KEPT = 1 << 30  # bytes that a kernel may take if the caller sets no limit
+class Cloud(Protocol):
+    """The `cusink.PointCloud` that points came from."""
 
-METRICS = ("sqeuclidean", "euclidean", "cityblock", "cosine")
+    x: Array
+    y: Array
+    flat: tuple[bool, bool | None]
+
+    @property
+    def metric(self) -> str:
+        """Of the cloud."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,49 +36,53 @@ class PointCosts:
     `memory_limit` bytes, and recreates the costs in blocks where it would be larger.
     """
 
-    x: Any
-    y: Any
-    norm: str  # "squared" or "cityblock"
+    x: Array
+    y: Array
+    norm: Literal["squared", "cityblock"]
     exponent: float = 1.0
     factor: float = 1.0
-    memory_limit: int = KEPT
-    cloud: Any = None  # the PointCloud that the points came from
+    memory_limit: int = KERNEL_BYTES
+    cloud: Cloud | None = None
     terms: int = 3  # of a product on tensor cores, see point_products.cuh: 1 for plain tf32
 
     @property
-    def shape(self):
-        """Of the cost that is not there: (n, m) or (B, n, m)."""
+    def shape(self) -> tuple[int, ...]:
+        """``(n, m)`` or ``(B, n, m)``, of the cost that is not stored."""
         return (*self.x.shape[:-1], self.y.shape[-2])
 
     @property
-    def ndim(self):
-        return self.x.ndim
+    def ndim(self) -> int:
+        """2 for a cost that all problems share, 3 for one each."""
+        return int(self.x.ndim)
 
     @property
-    def dtype(self):
-        return self.x.dtype
+    def dtype(self) -> np.dtype[Any]:
+        """Of the points."""
+        dtype: np.dtype[Any] = self.x.dtype
+        return dtype
 
     @property
-    def point_bytes(self):
-        """What the points take."""
-        return self.x.nbytes + (0 if self.y is self.x else self.y.nbytes)
+    def point_bytes(self) -> int:
+        """Memory of the points."""
+        return int(self.x.nbytes) + (0 if self.y is self.x else int(self.y.nbytes))
 
-    def astype(self, dtype):
-        """The same points in another precision."""
-        return dataclasses.replace(self, x=self.x.astype(dtype), y=self.y.astype(dtype))
+    def astype(self, dtype: Any) -> Self:
+        """Return the same points in another precision."""
+        x = self.x.astype(dtype)
+        return dataclasses.replace(self, x=x, y=x if self.y is self.x else self.y.astype(dtype))
 
-    def at(self, problems):
-        """The costs of some problems, where each has its own; else the shared one."""
+    def at(self, problems: Index) -> Self:
+        """Return the costs of some problems, where each has its own; else the shared one."""
         if self.ndim == 2:
             return self
         return dataclasses.replace(self, x=self.x[problems], y=self.y[problems])
 
-    def take(self, rows, columns):
-        """The costs between some of the points."""
+    def take(self, rows: Index, columns: Index) -> Self:
+        """Return the costs between some of the points."""
         return dataclasses.replace(self, x=self.x[..., rows, :], y=self.y[..., columns, :])
 
-    def block(self, xp, problems=slice(None), rows=slice(None)):
-        """Costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
+    def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
+        """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
         x, y = (self.x, self.y) if self.ndim == 2 else (self.x[problems], self.y[problems])
         x = x[..., rows, :]
         out = xp.zeros((*x.shape[:-1], y.shape[-2]), self.dtype)
@@ -81,10 +91,12 @@ class PointCosts:
             out += xp.abs(difference) if self.norm == "cityblock" else difference * difference
         return self.of_distances(xp, out)
 
-    def block_adjoint(self, xp, gradient, problems=slice(None), rows=slice(None)):
-        """Pull the `gradient` by a `block` back to the points of its rows (n, d) and to all columns' (m, d).
+    def block_adjoint(
+        self, xp: ArrayModule, gradient: Array, problems: Index = slice(None), rows: Index = slice(None)
+    ) -> tuple[Array, Array]:
+        """Pull the `gradient` of a `block` back to the points of its rows (n, d) and of all columns (m, d).
 
-        Points that coincide take zero where the cost has no derivative, as `cusink.cost_matrix_adjoint` does.
+        Points that coincide get zero where the cost has no derivative, as in `cusink.cost_matrix_adjoint`.
         """
         x, y = (self.x, self.y) if self.ndim == 2 else (self.x[problems], self.y[problems])
         x = x[..., rows, :]
@@ -104,8 +116,8 @@ class PointCosts:
             gx[..., k], gy[..., k] = slope.sum(axis=-1), -slope.sum(axis=-2)
         return gx, gy
 
-    def of_distances(self, xp, s):
-        """Costs of the distances `s`, which are overwritten."""
+    def of_distances(self, xp: ArrayModule, s: Array) -> Array:
+        """Return the costs of the distances `s`, which are overwritten."""
         if self.exponent == 0.5:
             xp.sqrt(s, out=s)
         elif self.exponent != 1:
@@ -114,146 +126,106 @@ class PointCosts:
             s *= s.dtype.type(self.factor)
         return s
 
-    def mean(self, xp):
-        """The mean cost, over the problems too; of squared distances in one pass over the points."""
+    def mean(self, xp: ArrayModule) -> float:
+        """Return the mean cost, over the problems too; of squared distances in one pass over the points."""
         if self.norm == "squared" and self.exponent == 1:
             squares = sum(float(xp.einsum("...ik,...ik->", p, p)) / p[..., 0].size for p in (self.x, self.y))
             between = float((self.x.mean(axis=-2) * self.y.mean(axis=-2)).sum(axis=-1).mean())
-            return self.factor * (squares - 2 * between)
-        total, height = 0.0, max(1, MEAN_BLOCK // self.shape[-1])
+            return float(self.factor * (squares - 2 * between))
+        total, height = 0.0, max(1, MEAN_ENTRIES // self.shape[-1])
         for problem in range(1 if self.ndim == 2 else len(self.x)):
             for start in range(0, self.shape[-2], height):
                 rows = slice(start, start + height)
                 total += float(self.block(xp, slice(problem, problem + 1), rows).sum())
         return total / math.prod(self.shape)
 
-    def largest(self, xp):
-        """A bound that no cost exceeds."""
+    def largest(self, xp: ArrayModule) -> float:
+        """Return a bound that no cost exceeds."""
         with np.errstate(over="ignore"):  # inf is a bound
             own = self._size(xp, self.x)
             other = own if self.y is self.x else self._size(xp, self.y)
             s = own + other if self.norm == "cityblock" else (xp.sqrt(own) + xp.sqrt(other)) ** 2
-            return self.factor * float(s.max() ** self.exponent)
+            return float(self.factor * s.max() ** self.exponent)
 
-    def _size(self, xp, points):
-        """The largest distance of points from the centre, in float64, without a copy of them in it."""
+    def _size(self, xp: ArrayModule, points: Array) -> Array:
+        """Return the largest distance of points from the centre, in float64 without a copy of them in it."""
         if self.norm == "cityblock":
             return xp.abs(points).sum(axis=-1, dtype=np.float64).max(axis=-1)
         return xp.einsum("...ik,...ik->...i", points, points, dtype=np.float64).max(axis=-1)
 
 
-class PointCloud:
-    """The cost of moving a unit of mass between points, recreated from the points wherever it is needed.
+@dataclasses.dataclass(frozen=True, eq=False)
+class PointCost(Cost[PointCosts]):
+    """The cost between points as an operand."""
 
-    It takes the place of `C` in `cusink.sinkhorn` and the functions built on it, with memory for the points and
-    not for all pairs of them. `cusink.sinkhorn_adjoint` then gives gradients by the points.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n, m)`` or ``(B, n, m)``."""
+        return self.data.shape
 
-    Parameters
-    ----------
-    x : array, shape (n, d) or (n,), or (B, n, d)
-        Source points; n numbers are n points on a line. With a batch axis each problem has its own.
-    y : array, shape (m, d) or (m,), or (B, m, d), or None
-        Target points; None stands for `x`.
-    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
-        As for `cusink.cost_matrix`.
-    power : float
-        The cost is the metric to this power.
-    tf32 : bool
-        On a GPU with tensor cores, for 16 coordinates or more in float32: multiply coordinates in plain tf32, which is
-        faster and errs by up to a thousandth of the largest squared length. If False they keep the digits of a float.
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the computation."""
+        return self.data.dtype
 
-    Attributes
-    ----------
-    x, y : array, shape (n, d) and (m, d), or with a batch axis
-        The points, in their own dtype.
-    metric, power, tf32
-        As given.
-    shape : tuple
-        Of the cost, (n, m) or (B, n, m).
+    @property
+    def symmetric(self) -> bool:
+        """Whether both sides are one cloud."""
+        return self.data.x is self.data.y
 
-    Raises
-    ------
-    TypeError
-        Points of different libraries or dtypes.
-    ValueError
-        Points of different dimensions, NaN or infinite coordinates, a metric that does not exist, or a power that is
-        not positive.
+    def astype(self, dtype: Any) -> Self:
+        """Return the same cost in another precision."""
+        return dataclasses.replace(self, data=self.data.astype(dtype))
 
-    Notes
-    -----
-    The points are centred before any distance is taken, so that those far from the origin lose nothing; a cosine
-    is half the squared distance of the points on the unit sphere.
+    def at(self, problems: Index) -> Self:
+        """Return the costs of some problems, where each has its own."""
+        return self if self.shared else dataclasses.replace(self, data=self.data.at(problems))
 
-    Examples
-    --------
-    >>> import cusink
-    >>> C = cusink.PointCloud([0.0, 1.0, 3.0], [0.5, 2.5])
-    >>> result = cusink.sinkhorn(None, [0.5, 0.5], C, eps=0.1)
-    >>> print(C.shape, result.f.shape, f"{result.cost:.4f}")
-    (3, 2) (3,) 0.5833
-    """
+    def between(self, rows: Array, columns: Array) -> Self:
+        """Return the cost between some points."""
+        return dataclasses.replace(self, data=self.data.take(rows, columns))
 
-    def __init__(self, x, y=None, metric="sqeuclidean", *, power=1, tf32=False):
-        given = checked_points(x, y, metric, power, tf32)
-        self.x, self.y, self.metric, self.power, self.tf32 = given.x, given.y, metric, power, tf32
-        self.shape = (*self.x.shape[:-1], self.y.shape[-2])
-        self.flat = given.flat  # which of x and y came as numbers; None for a y that was left out
+    @property
+    def has_own(self) -> bool:
+        """True: each cloud can be compared with itself."""
+        return True
 
-    def __repr__(self):
-        return f"PointCloud(shape={self.shape}, d={self.x.shape[-1]}, metric={self.metric!r}, power={self.power})"
+    def own(self, side: int) -> Self:
+        """Return the cost of the points of one side to themselves."""
+        points = (self.data.x, self.data.y)[side]
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, x=points, y=points))
 
-    def dense(self):
-        """Return the cost as an array: memory of its size.
+    def row_bytes(self, copies: int) -> int:
+        """Return the memory of the kernels that may be kept, and of the points."""
+        n, m = self.shape[-2:]
+        return min(copies * n * m * self.dtype.itemsize, self.data.memory_limit) + self.data.point_bytes
 
-        Returns
-        -------
-        array, shape (n, m) or (B, n, m)
-            In the dtype of the points.
+    def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, Array | None]:
+        """Pull the gradient of all costs, in blocks, back to the points in the shapes that the user passed.
+
+        It is summed over the problems of a shared cloud.
         """
-        (x, y), xp, dtype = arrays(**{"C.x": self.x, "C.y": self.y})
-        return narrowed(point_costs(xp, self, x, y, KEPT).block(xp), dtype, xp)
-
-    def mean(self):
-        """Return the mean of the cost over all pairs of points, a common unit of `eps`.
-
-        Returns
-        -------
-        float
-            Over the batch too, if there is one.
-        """
-        (x, y), xp, _ = arrays(**{"C.x": self.x, "C.y": self.y})
-        return point_costs(xp, self, x, y, KEPT).astype(np.float64).mean(xp)
-
-
-def mapped(cloud, function):
-    """`cloud` between the points that a function makes of its own; one cloud on both sides stays one."""
-    x = function(cloud.x)
-    y = None if cloud.y is cloud.x else function(cloud.y)
-    return PointCloud(x, y, cloud.metric, power=cloud.power, tf32=cloud.tf32)
+        xp, costs = self.xp, self.data
+        gx, gy = (xp.zeros(points.shape, np.float64) for points in (costs.x, costs.y))
+        for problems, rows, gradient in blocks:
+            if self.shared:
+                of_rows, of_columns = costs.block_adjoint(xp, gradient.sum(axis=0), rows=rows)
+                gx[rows] += of_rows
+                gy += of_columns
+            else:
+                of_rows, of_columns = costs.block_adjoint(xp, gradient, problems, rows)
+                gx[problems, rows] += of_rows
+                gy[problems] += of_columns
+        assert costs.cloud is not None
+        if self.ndim < costs.cloud.x.ndim:  # a batch of one
+            gx, gy = gx[None], gy[None]
+        return _to_user_points(xp, costs.cloud, gx, gy)
 
 
-def point_costs(xp, cloud, x, y, memory_limit):
-    """Points that are centred, or for "cosine" on the unit sphere."""
-    dtype, factor, norm, exponent = x.dtype, 1.0, "squared", 1.0
-    if cloud.metric == "cosine":
-        x, y = (p.astype(np.float64) for p in (x, y))
-        x, y = ((p / xp.sqrt((p * p).sum(axis=-1, keepdims=True))).astype(dtype) for p in (x, y))
-        factor = 0.5**cloud.power
-    elif cloud.metric == "cityblock":
-        norm = "cityblock"
-    elif cloud.metric == "euclidean":
-        exponent = 0.5
-    # Subtracted in their own precision: near the centre that is exact, however far away it is.
-    centre = x.mean(axis=-2, keepdims=True, dtype=np.float64).astype(dtype)
-    centred = xp.ascontiguousarray(x - centre)
-    other = centred if cloud.x is cloud.y else xp.ascontiguousarray(y - centre)
-    return PointCosts(centred, other, norm, exponent * cloud.power, factor, memory_limit, cloud, 1 if cloud.tf32 else 3)
+def _to_user_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> tuple[Array, Array | None]:
+    """Return the gradients with respect to the points of a cloud, given those with respect to the centred points.
 
-
-def points_adjoint(xp, cloud, gx, gy):
-    """Gradients by the points of a cloud, in their shape, of those by the points as `costs_of` gives them.
-
-    With one cloud on both sides, gx is by the points as sources and as targets, and gy is None.
+    With one cloud on both sides the first is that of the points as sources and as targets, and the second is None.
     """
     out = []
     for given, flat, gradient in zip((cloud.x, cloud.y), cloud.flat, (gx, gy), strict=True):
@@ -265,57 +237,5 @@ def points_adjoint(xp, cloud, gx, gy):
         out.append(gradient[..., 0] if flat else gradient)
     if cloud.x is cloud.y:
         total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
-        return total.astype(cloud.x.dtype), None
-    return tuple(x.astype(cloud.x.dtype) for x in out)
-
-
-@dataclass(frozen=True, eq=False)
-class Points:
-    """Points (n, d) or (B, n, d) in their own dtype; y is x itself if it was not given."""
-
-    x: Any
-    y: Any
-    flat: tuple[bool, bool | None]
-
-
-def checked_points(x, y, metric, power, tf32):
-    """Points of a call of `cusink.PointCloud`."""
-    if metric not in METRICS:
-        raise ValueError(f"'metric' must be one of {', '.join(map(repr, METRICS))}; got {metric!r}")
-    if isinstance(power, bool) or not isinstance(power, numbers.Real):
-        raise TypeError(f"'power' must be a number; got {kind(power)}")
-    if not (math.isfinite(power) and power > 0):
-        raise ValueError(f"'power' must be positive and finite; got {power}")
-    if tf32 not in (True, False):
-        raise TypeError(f"'tf32' must be True or False; got {tf32!r}")
-    if x is None:
-        raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
-    given = {"x": x} if y is None else {"x": x, "y": y}
-    converted, xp, dtype = arrays(**given)
-    shaped, flat = [], []
-    for name, p in zip(given, converted, strict=True):
-        flat.append(p.ndim == 1)
-        p = p[:, None] if p.ndim == 1 else p
-        if p.ndim not in (2, 3) or 0 in p.shape:
-            raise ValueError(
-                f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one coordinate; "
-                f"got {p.shape}"
-            )
-        if not xp.isfinite(p).all():
-            raise ValueError(f"'{name}' must be finite; got NaN or infinity")
-        if metric == "cosine" and not p.any(axis=-1).all():
-            raise ValueError(f"'{name}' must hold no zero vector for metric 'cosine'; it has one")
-        shaped.append(p)
-    if len(shaped) == 1:
-        x = shaped[0].astype(dtype, copy=False)
-        return Points(x, x, (flat[0], None))
-    x, y = shaped
-    if x.shape[-1] != y.shape[-1]:
-        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {x.shape} and {y.shape}")
-    if x.ndim == 3 or y.ndim == 3:
-        sizes = {len(p) for p in (x, y) if p.ndim == 3 and len(p) > 1}
-        if len(sizes) > 1:
-            raise ValueError(f"'x' and 'y' must have one batch size, or 1; got {x.shape} and {y.shape}")
-        size = sizes.pop() if sizes else 1
-        x, y = (xp.broadcast_to(p, (size, *p.shape[-2:])) for p in (x, y))
-    return Points(x.astype(dtype, copy=False), y.astype(dtype, copy=False), tuple(flat))
+        return narrowed(total, cloud.x.dtype, xp), None
+    return narrowed(out[0], cloud.x.dtype, xp), narrowed(out[1], cloud.x.dtype, xp)

@@ -20,6 +20,7 @@ from cusink.retrieval import checks
 from cusink.retrieval.keywords import SolveKeywords
 from cusink.retrieval.matrix import DistanceMatrix
 from cusink.retrieval.pairs import Field
+from cusink.solver.checks import options as check_options
 from cusink.types import MatrixValue, Method, Overrelaxation
 
 
@@ -128,7 +129,7 @@ def distance_matrix(
     >>> bool((D.compute() == cusink.distance_matrix(A, None, C, eps=0.05)).all())
     True
     """
-    options = checks.options(max_iter, tol, check_every, method, overrelaxation)
+    options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     names: tuple[Field, ...] = tuple(DTYPES) if full_output else ("distances",)
     solve = dask.delayed(partial(tasks.solve_block, names=names, task=job.task), pure=False)
@@ -216,7 +217,7 @@ def nearest(
     The neighbours that `cusink.nearest` finds. Distances are the same up to rounding, and among the rows of A, where a
     pair may be solved from the other side, up to `tol`.
     """
-    options = checks.options(max_iter, tol, check_every, method, overrelaxation)
+    options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     k = checks.neighbours(k, job.shape[1], job.itself)
     left, right = Chunks.of(job.A), Chunks.of(job.B)

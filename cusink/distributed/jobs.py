@@ -13,9 +13,10 @@ from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import one_of, regularisation
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values
-from cusink.costs.operand import arrays_of, cost, symmetric
+from cusink.costs.kinds import named_arrays
 from cusink.distributed import tasks
 from cusink.distributed.tasks import Device, Task
+from cusink.operand import operand
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
 from cusink.retrieval.documents.checks import are_documents
@@ -99,16 +100,16 @@ class Job:
         A = _collection("A", A)
         B = A if itself else _collection("B", B)
         metas = {name: np.empty_like(x._meta, shape=(0, x.shape[1])) for name, x in (("A", A), ("B", B))}
-        (_, _, *parts), xp, dtype = arrays(**metas, **arrays_of(C))
-        costs, stored = cost(C, xp, dtype, parts, kernel_share(limit), batch=False)
+        (_, _, *parts), xp, dtype = arrays(**metas, **named_arrays(C))
+        costs = operand(C, xp, dtype, parts, kernel_share(limit), batch=False)
         checks.shapes(A, None if itself else B, costs)
-        if check and stored:
-            cost_values(costs, xp)
+        if check and costs.stored:
+            cost_values(costs.data, xp)
         if value == "divergence":
             checks.divergence(costs)
-        mirrored = itself and symmetric(costs)
-        tile = tile_shape(Sizes((len(A), len(B)), mirrored, *memory(costs, costs.dtype.itemsize)), limit)
-        C = xp.asarray(C) if stored else C
+        mirrored = itself and costs.symmetric
+        tile = tile_shape(Sizes((len(A), len(B)), mirrored, *memory(costs)), limit)
+        C = xp.asarray(C) if costs.stored else C
         task = Task(
             eps=float(eps),
             value=value,

@@ -10,8 +10,8 @@ import numpy as np
 from cusink.backends.devices import device_error, to_device
 from cusink.checks.arrays import arrays
 from cusink.convergence.options import Options
-from cusink.costs.grid import Grid
-from cusink.costs.points import PointCloud, mapped
+from cusink.costs.cost import Cost
+from cusink.costs.kinds import kind_of, with_arrays
 from cusink.errors import warn_unconverged
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.histograms import HistogramPairs
@@ -78,9 +78,8 @@ def solve_block(
         sink = ArraySink(pairs, None, len(names) > 1, {})
         solve_tiles(values, (len(a), task.width), sink)
         fields, misses = sink.fields, Misses.total(sink.finished.values())
-    if misses.count:
-        tol, max_iter = task.options.tol, task.options.max_iter
-        warn_unconverged(misses.count, pair_count(pairs), misses.worst, tol, max_iter)
+    if misses.count and task.options.tol is not None:
+        warn_unconverged(misses.count, pair_count(pairs), misses.worst, task.options.tol, task.options.max_iter)
     return {name: _like(a, pairs, field) for name, field in fields.items()}
 
 
@@ -100,16 +99,17 @@ def mirror_block(
 def self_terms(x: Array, C: Any, mass: float, *, side: Literal[0, 1], task: Task) -> HostArray:
     """Solve items of A (side 0) or B, each with itself: (items, 3), the value, its error, and whether it converged."""
     other = np.full_like(x, mass / C.shape[1 - side], shape=(1, C.shape[1 - side]))
-    pairs = _pairs(*((x, other) if side == 0 else (other, x)), C, mass, None, task)
+    a, b = (x, other) if side == 0 else (other, x)
+    pairs = _pairs(a, b, C, mass, None, task)
     solved = pairs.solve_selves(side, slice(0, len(x)), task.options)
-    columns = pairs.ops.to_host(solved.distances), solved.error, solved.converged
+    columns = pairs.to_host(solved.distances), solved.error, solved.converged
     return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
 def _solved(pairs: HistogramPairs, terms: HostArray) -> Solved:
     """Return the result of `self_terms` as solved items."""
     none = np.zeros(len(terms), np.int64)
-    return Solved(pairs.ops.xp.asarray(terms[:, 0]), terms[:, 1], none, terms[:, 2] > 0)
+    return Solved(pairs.xp.asarray(terms[:, 0]), terms[:, 1], none, terms[:, 2] > 0)
 
 
 def nearest_in_chunk(
@@ -142,11 +142,11 @@ def nearest_in_chunk(
     }
 
 
-def _in_dtype(C: Any, costs: Any) -> Any:
-    """Return a cost as the user gives it in the dtype of the computation, which has made `costs` of it."""
-    if not isinstance(C, PointCloud):
-        return C if isinstance(C, Grid) else costs
-    return mapped(C, lambda points: points.astype(costs.dtype, copy=False))
+def _in_dtype(C: Any, cost: Cost[Any]) -> Any:
+    """Return a cost as the user gives it in the dtype of the computation; `cost` is its operand."""
+    if kind_of(C) == "dense":
+        return cost.data
+    return with_arrays(C, lambda points: points.astype(cost.dtype, copy=False))
 
 
 def merge_neighbours(found: list[dict[str, Array]], *, k: int) -> dict[str, Array]:
@@ -180,4 +180,4 @@ def _pairs(a: Array, b: Array, C: Any, mass: float, place: Place | None, task: T
 
 def _like(a: Array, pairs: HistogramPairs, result: Array) -> Array:
     """Return a result in the library of the chunks."""
-    return pairs.ops.to_host(result) if isinstance(a, np.ndarray) else result
+    return pairs.to_host(result) if isinstance(a, np.ndarray) else result

@@ -2,25 +2,31 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
 from cusink.divergence import checks
 from cusink.divergence.forward import SinkhornDivergence
+from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
-from cusink.gradients.terms import Terms
+from cusink.gradients.checks import Cotangents
+from cusink.gradients.system import LinearSolve
+from cusink.gradients.terms import GradientTerms
 from cusink.gradients.unbalanced import unbalanced_terms
+from cusink.solver.problem import Problem
+from cusink.summary import Summary
+from cusink.types import Array
 
 __all__ = [
     "DivergenceGradients",
     "sinkhorn_divergence_adjoint",
 ]
 
+NOTHING_TO_SOLVE = LinearSolve(1.0, 1)  # the gradient of `reg_cost` has no linear system
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DivergenceGradients:
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class DivergenceGradients(Summary):
     """Gradients of ``sum(grad * divergence)`` by the inputs of `cusink.sinkhorn_divergence`.
 
     All but `a` and `b` are computed when they are first asked for.
@@ -33,40 +39,44 @@ class DivergenceGradients:
         By the target weights.
     """
 
-    a: Any
-    b: Any
-    _terms: tuple[Any, Any, Any] = field(repr=False)
-    _of_masses: Any = field(repr=False)
+    a: Array
+    b: Array
+    _terms: tuple[GradientTerms, GradientTerms, GradientTerms] = field(repr=False)
+    _of_masses: Array | float = field(repr=False)
     _own_costs: bool = field(repr=False)
 
     @functools.cached_property
-    def eps(self):
+    @one_call
+    def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
-        return sum(terms.by_eps() for terms in self._terms) + self._of_masses
+        return sum(terms.wrt_eps() for terms in self._terms) + self._of_masses
 
     @functools.cached_property
-    def C(self):
+    @one_call
+    def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch, or (B, n, m); None for a cost that is not stored.
 
         Without `C_aa` and `C_bb` it is by the cost of the shared bins, in all three problems.
         """
-        of_pair = self._terms[0].by_cost()
+        of_pair = self._terms[0].wrt_cost()
         if of_pair is None or self._own_costs:
             return of_pair
-        return of_pair + self._terms[1].by_cost() + self._terms[2].by_cost()
+        return of_pair + self._terms[1].wrt_cost() + self._terms[2].wrt_cost()
 
     @functools.cached_property
-    def C_aa(self):
+    @one_call
+    def C_aa(self) -> Array | None:
         """By the cost between the bins of `a`, if it was given; None else."""
-        return self._terms[1].by_cost() if self._own_costs else None
+        return self._terms[1].wrt_cost() if self._own_costs else None
 
     @functools.cached_property
-    def C_bb(self):
+    @one_call
+    def C_bb(self) -> Array | None:
         """By the cost between the bins of `b`, if it was given; None else."""
-        return self._terms[2].by_cost() if self._own_costs else None
+        return self._terms[2].wrt_cost() if self._own_costs else None
 
     @property
-    def x(self):
+    def x(self) -> Array | None:
         """By the source points of a `cusink.PointCloud`, in their shape; summed over the batch for a shared cloud.
 
         By the points as sources and as targets, if the cloud was given as `x` alone. None for other costs.
@@ -74,13 +84,14 @@ class DivergenceGradients:
         return self._points[0]
 
     @property
-    def y(self):
+    def y(self) -> Array | None:
         """By the target points of a `cusink.PointCloud`; None if it was given as `x` alone, and for other costs."""
         return self._points[1]
 
     @functools.cached_property
-    def _points(self):
-        (x, y), (x_self, _), (y_self, _) = (terms.by_points() for terms in self._terms)
+    @one_call
+    def _points(self) -> tuple[Array | None, Array | None]:
+        (x, y), (x_self, _), (y_self, _) = (terms.wrt_points() for terms in self._terms)
         if x is None:
             return None, None
         if y is None:
@@ -88,7 +99,8 @@ class DivergenceGradients:
         return x + x_self.reshape(x.shape), y + y_self.reshape(y.shape)
 
 
-def sinkhorn_divergence_adjoint(result, *, grad=1.0):
+@one_call
+def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | float = 1.0) -> DivergenceGradients:
     """Pull a gradient with respect to Sinkhorn divergences back to what they were computed from.
 
     Parameters
@@ -125,30 +137,28 @@ def sinkhorn_divergence_adjoint(result, *, grad=1.0):
     """
     gradients_checks.instance("result", result, SinkhornDivergence, "cusink.sinkhorn_divergence")
     cross = result.problems[0]
-    grad = checks.cotangent(grad, result)
-    ops = ops_for(cross.C)
-    terms = tuple(
-        _terms(ops, problem, share * grad) for problem, share in zip(result.problems, (1, -0.5, -0.5), strict=True)
+    grad = checks.cotangent(grad, cross, result.f)
+    of_pair, of_aa, of_bb = (
+        _terms(problem, share * grad) for problem, share in zip(result.problems, (1, -0.5, -0.5), strict=True)
     )
-    of_a, of_b = terms[0].by_a() + 2 * terms[1].by_a(), terms[0].by_b() + 2 * terms[2].by_a()
-    of_masses = 0
+    of_a, of_b = of_pair.wrt_a() + 2 * of_aa.wrt_a(), of_pair.wrt_b() + 2 * of_bb.wrt_a()
+    of_masses: Array | float = 0
     if cross.reach is not None:
         excess = cross.a.sum(axis=1, dtype=np.float64) - cross.b.sum(axis=1, dtype=np.float64)
-        of_masses = cross.outward(grad * excess**2 / 2)
+        of_masses = cross.to_user(grad * excess**2 / 2)
         step = (grad * cross.eps * excess)[:, None].astype(cross.a.dtype)
         of_a, of_b = of_a + step, of_b - step
     return DivergenceGradients(
-        a=cross.outward(of_a),
-        b=cross.outward(of_b),
-        _terms=terms,
+        a=cross.to_user(of_a),
+        b=cross.to_user(of_b),
+        _terms=(of_pair, of_aa, of_bb),
         _of_masses=of_masses,
         _own_costs=result.own_costs,
     )
 
 
-def _terms(ops, problem, grad):
-    """What the gradients of ``grad * reg_cost`` (B,) of one of the three problems are made of."""
+def _terms(problem: Problem, grad: Array) -> GradientTerms:
+    """Return the terms of the gradients of ``grad * reg_cost`` (B,) of one of the three problems."""
     if problem.reach is not None:
-        return unbalanced_terms(ops, problem, None, grad, None, None, None, None)[0]
-    absent = dict.fromkeys(("grad_cost", "grad_entropic_cost", "grad_f", "grad_g", "x", "y"))
-    return Terms(problem=problem, level=grad, **absent)
+        return unbalanced_terms(problem, Cotangents(reg_cost=grad), NOTHING_TO_SOLVE)[0]
+    return GradientTerms(problem=problem, level=grad)

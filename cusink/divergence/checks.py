@@ -2,20 +2,23 @@
 
 import math
 import numbers
+from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import arrays
-from cusink.costs.grid import Grid
-from cusink.costs.operand import arrays_of, cost
-from cusink.costs.points import PointCloud
+from cusink.costs.cost import Cost
+from cusink.costs.kinds import kind_of, named_arrays, one_cloud, sides_of
+from cusink.operand import dense_cost, operand
 from cusink.solver import checks as solver_checks
+from cusink.solver.problem import CheckedProblem, Problem
+from cusink.types import Array, ArrayModule, Method
 
 FIX = "Pass the costs within each side as 'C_aa' and 'C_bb', or points as a cusink.PointCloud"
 
 
-def reach(value, method):
-    """The price of both marginals, inf where they are met."""
+def reach(value: Any, method: Method) -> float:
+    """Return the price of both marginals, inf where they are met."""
     if isinstance(value, (tuple, list)):
         raise ValueError(
             f"'reach' must be one number for a divergence, which solves each measure with itself; got {value!r}"
@@ -24,36 +27,38 @@ def reach(value, method):
     return math.inf if prices is None else prices[0]
 
 
-def self_costs(C, C_aa, C_bb, given, memory_limit, check):
-    """Costs of either side to itself as the operators take them; `given` are the checked arrays of the pair."""
+def self_costs(
+    C: Any, C_aa: Any, C_bb: Any, given: CheckedProblem, memory_limit: int | None, check: bool
+) -> tuple[Cost[Any], Cost[Any]]:
+    """Return the costs of either side to itself; `given` is the checked problem of the pair."""
     own = {"C_aa": C_aa, "C_bb": C_bb}
-    if isinstance(C, (PointCloud, Grid)):
+    if not given.C.stored:
         extra = [name for name, x in own.items() if x is not None]
         if extra:
             raise ValueError(f"'{extra[0]}' must be None for a {type(C).__name__}, which knows its own costs; got one")
-        if isinstance(C, Grid) or C.x is C.y:
+        if kind_of(C) == "grid" or one_cloud(C):
             return given.C, given.C
-        return tuple(_cloud(points, C, given, memory_limit) for points in (C.x, C.y))
+        of_a, of_b = (_cloud(cloud, memory_limit) for cloud in sides_of(C))
+        return of_a, of_b
     if C_aa is None and C_bb is None:
         if check:
-            _shared(given.C)
+            _shared(given.C.data)
         return given.C, given.C
     for name, x in own.items():
         if x is None:
             raise ValueError(f"'C_aa' and 'C_bb' must both be given, or neither; '{name}' is None")
     (*checked, _), xp, _ = arrays(**own, C=C)
     n, m = given.C.shape[-2:]
-    return tuple(
-        _own(xp, name, x, bins, len(given.a), check)
-        for (name, x), bins in zip(zip(own, checked, strict=True), (n, m), strict=True)
+    of_a, of_b = (
+        _own(xp, name, x, bins, len(given.a), check) for name, x, bins in zip(own, checked, (n, m), strict=True)
     )
+    return of_a, of_b
 
 
-def cotangent(grad, result):
-    """The gradient (B,) by the divergences of a result, in the dtype of the computation."""
-    cross = result.problems[0]
+def cotangent(grad: Any, cross: Problem, f: Array) -> Array:
+    """Check the gradient (B,) with respect to divergences; `f` is a potential of the result in the user's dtype."""
     size, dtype = len(cross.a), cross.a.dtype
-    (given, _), xp, _ = arrays(grad=None if isinstance(grad, numbers.Real) else grad, result=result.f)
+    (given, _), xp, _ = arrays(grad=None if isinstance(grad, numbers.Real) else grad, result=f)
     if given is None:
         if grad is None:
             raise TypeError("'grad' must be a number or an array of the shape of the divergence; got None")
@@ -66,15 +71,14 @@ def cotangent(grad, result):
     return given.reshape(size)
 
 
-def _cloud(points, C, given, memory_limit):
-    """The cost of a cloud of points to itself."""
-    cloud = PointCloud(points, metric=C.metric, power=C.power, tf32=C.tf32)
-    parts, xp, dtype = arrays(**arrays_of(cloud))
-    costs, _ = cost(cloud, xp, dtype, parts, memory_limit)
-    return costs.at(0) if costs.ndim == 3 and len(costs.x) == 1 else costs
+def _cloud(cloud: Any, memory_limit: int | None) -> Cost[Any]:
+    """Return the cost of a cloud to itself; one for all, if it is a batch of one."""
+    parts, xp, dtype = arrays(**named_arrays(cloud))
+    C = operand(cloud, xp, dtype, parts, memory_limit)
+    return C.at(0) if not C.shared and C.shape[0] == 1 else C
 
 
-def _shared(C):
+def _shared(C: Array) -> None:
     """Check that a cost is between bins that both measures share."""
     n, m = C.shape[-2:]
     if n != m:
@@ -84,8 +88,8 @@ def _shared(C):
     _symmetric("C", C, FIX)
 
 
-def _own(xp, name, C, bins, size, check):
-    """A cost of one side to itself, of shape (n, n) or (B, n, n)."""
+def _own(xp: ArrayModule, name: str, C: Array, bins: int, size: int, check: bool) -> Cost[Any]:
+    """Return the checked cost of one side to itself, of shape (n, n) or (B, n, n)."""
     if C.ndim == 3 and len(C) == 1:
         C = C[0]
     if C.shape not in ((bins, bins), (size, bins, bins)):
@@ -94,10 +98,10 @@ def _own(xp, name, C, bins, size, check):
         if not np.isfinite(float(C.max())) or not np.isfinite(float(C.min())):
             raise ValueError(f"'{name}' must be finite; got {float(C.max() + C.min())}")
         _symmetric(name, C, "Pass the costs between the bins of one side")
-    return xp.ascontiguousarray(C)
+    return dense_cost(xp.ascontiguousarray(C))
 
 
-def _symmetric(name, C, fix):
+def _symmetric(name: str, C: Array, fix: str) -> None:
     """Check that a cost is symmetric, to the rounding of how it may have been made."""
     other = C.swapaxes(-1, -2)
     unequal = C != other

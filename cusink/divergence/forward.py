@@ -3,19 +3,23 @@
 import functools
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
+from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
+from cusink.costs.logits import logits
 from cusink.divergence import checks
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.solver import checks as solver_checks
-from cusink.solver.loop import STEEP, solve
-from cusink.solver.problem import Problem
+from cusink.solver.loop import ANNEAL_ABOVE, Start, solve
+from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.symmetric import self_potentials
 from cusink.solver.unbalanced import UnbalancedIteration, damped
 from cusink.solver.values import values
+from cusink.summary import Summary
+from cusink.types import Array, HostArray, Method, Overrelaxation
 
 __all__ = [
     "SinkhornDivergence",
@@ -23,8 +27,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SinkhornDivergence:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SinkhornDivergence(Summary):
     """The Sinkhorn divergence of one pair of measures, or of a batch.
 
     Attributes
@@ -44,36 +48,36 @@ class SinkhornDivergence:
         Whether all three errors reached the tolerance.
     """
 
-    divergence: Any
-    f: Any
-    g: Any
-    f_self: Any
-    g_self: Any
-    error: Any
-    n_iter: Any
-    converged: Any
+    divergence: Array
+    f: Array
+    g: Array
+    f_self: Array
+    g_self: Array
+    error: Array
+    n_iter: Array
+    converged: Array
     problems: tuple[Problem, Problem, Problem] = field(repr=False)  # of a and b, of a itself, of b itself
     own_costs: bool = field(repr=False)  # whether C_aa and C_bb are arrays that were passed
 
 
 @memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
 def sinkhorn_divergence(
-    a,
-    b,
-    C,
+    a: Array | None,
+    b: Array | None,
+    C: Any,
     *,
-    eps,
-    C_aa=None,
-    C_bb=None,
-    reach=None,
-    max_iter=1000,
-    tol=1e-6,
-    check_every=10,
-    method="auto",
-    overrelaxation="auto",
-    memory_limit=None,
-    check=True,
-):
+    eps: float,
+    C_aa: Array | None = None,
+    C_bb: Array | None = None,
+    reach: float | None = None,
+    max_iter: int = 1000,
+    tol: float | None = 1e-6,
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    memory_limit: int | None = None,
+    check: bool = True,
+) -> SinkhornDivergence:
     """Compare measures by the Sinkhorn divergence, which is zero where they are equal.
 
     Parameters
@@ -137,72 +141,81 @@ def sinkhorn_divergence(
     """
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
-    given = solver_checks.sinkhorn(
-        a, b, C, eps=eps, init=None, check=check, memory_limit=memory_limit, balanced=prices is None
-    )
+    given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
-    C_aa, C_bb = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
-    ops = ops_for(given.C)
-    f_self, g_self, own = _self_problems(ops, given, C_aa, C_bb, eps, rho, options)
-    start = shift = None
+    of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
+    own = _self_problems(given, (of_a, of_b), eps, rho, options)
+    cost, xp = given.C, given.C.xp
+    start: Start | None = None
+    shift = None
     if prices is not None:
-        shift = ops.xp.zeros(len(given.a))
-        start = functools.partial(UnbalancedIteration, ops, prices, shift)
-    low, high = ops.cost_range(given.C)
-    init = (f_self, g_self) if high - low <= 2 * STEEP * eps else None  # the solution, if a and b are equal
-    f, g, _, error, n_iter, _ = solve(ops, given.a, given.b, given.C, eps, init, start=start, **options)
+        shift = xp.zeros(len(given.a))
+        start = functools.partial(UnbalancedIteration, cost, prices, shift)
+    low, high = cost.range()
+    init = (own.f, own.g) if high - low <= 2 * ANNEAL_ABOVE * eps else None  # the solution, if a and b are equal
+    pair = solve(cost, given.a, given.b, eps, options, init=init, start=start)
 
-    cross = Problem.of(given, eps, f, g, prices, shift)
-    alone = replace(cross, shift=None if prices is None else ops.xp.zeros(len(given.a)))
+    cross = Problem.of(given, eps, pair.f, pair.g, prices, shift)
+    alone = replace(cross, shift=None if prices is None else xp.zeros(len(given.a)))
     problems = (
         cross,
-        replace(alone, b=given.a, C=C_aa, f=f_self, g=f_self, batch_of_one=of_one[0]),
-        replace(alone, a=given.b, C=C_bb, f=g_self, g=g_self, batch_of_one=of_one[1]),
+        replace(alone, b=given.a, C=of_a, f=own.f, g=own.f, batch_of_one=of_one[0]),
+        replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1]),
     )
-    error = np.maximum(error, own["error"])
-    divergence = _divergence(ops, problems, own["reg_cost"], error)
+    error = np.maximum(pair.error, own.error)
     converged = error <= (math.inf if tol is None else tol)
-    if not converged.all():
+    if tol is not None and not converged.all():
         warn_unconverged(np.count_nonzero(~converged), len(error), error[~converged].max(), tol, max_iter)
-    numbers = {"divergence": divergence, "error": error}
-    numbers = {name: cross.outward(ops.xp.asarray(value)) for name, value in numbers.items()}
-    counts = {"n_iter": n_iter, "converged": converged}
-    for name, value in counts.items():
-        numbers[name] = ops.xp.asarray(value) if given.batched else ops.xp.asarray(value)[0]
-    potentials = {"f_self": f_self, "g_self": g_self} | dict(zip("fg", cross.potentials(), strict=True))
+    numbers = {"divergence": _divergence(problems, own.reg_cost, error), "error": error}
+    numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
+    for name, value in (("n_iter", pair.n_iter), ("converged", converged)):
+        numbers[name] = xp.asarray(value) if given.batched else xp.asarray(value)[0]
+    f, g = cross.potentials()
     return SinkhornDivergence(
         problems=problems,
-        own_costs=not (C_aa is given.C and C_bb is given.C) and isinstance(C_aa, ops.xp.ndarray),
-        **{name: cross.outward(value) for name, value in potentials.items()},
+        own_costs=of_a.stored and not (of_a is cost and of_b is cost),
+        f=cross.to_user(f),
+        g=cross.to_user(g),
+        f_self=cross.to_user(own.f),
+        g_self=cross.to_user(own.g),
         **numbers,
     )
 
 
-def _self_problems(ops, given, C_aa, C_bb, eps, rho, options):
-    """The potentials (B, n) and (B, m) of both measures with themselves, and their largest errors and half values."""
-    xp = ops.xp
-    potentials, total = [], {"reg_cost": 0, "error": np.zeros(len(given.a))}
-    for weights, C in ((given.a, C_aa), (given.b, C_bb)):
+class SelfTerms(NamedTuple):
+    """Potentials f (B, n), g (B, m) of both measures with themselves, the sum of their half values, the larger error."""
+
+    f: Array
+    g: Array
+    reg_cost: Array
+    error: HostArray
+
+
+def _self_problems(
+    given: CheckedProblem, costs: tuple[Cost[Any], Cost[Any]], eps: float, rho: float, options: Options
+) -> SelfTerms:
+    """Solve both measures with themselves."""
+    xp, potentials, reg_cost = given.C.xp, [], 0
+    error = np.zeros(len(given.a))
+    for weights, C in zip((given.a, given.b), costs, strict=True):
         # One measure that is compared with many is solved once.
-        same = C.ndim == 2 and len(weights) > 1 and bool((weights == weights[:1]).all())
-        once = weights[:1] if same else weights
-        f, reg_cost, error, _, _ = self_potentials(
-            ops, once, C, eps, max_iter=options["max_iter"], tol=options["tol"], rho=rho
-        )
-        potentials.append(xp.ascontiguousarray(xp.broadcast_to(f, weights.shape)))
-        total["reg_cost"] = total["reg_cost"] + reg_cost / 2
-        total["error"] = np.maximum(total["error"], error)
-    return *potentials, total
+        same = C.shared and len(weights) > 1 and bool((weights == weights[:1]).all())
+        own = self_potentials(C, weights[:1] if same else weights, eps, options, rho)
+        potentials.append(xp.ascontiguousarray(xp.broadcast_to(own.f, weights.shape)))
+        reg_cost = reg_cost + own.reg_cost / 2
+        error = np.maximum(error, own.error)
+    return SelfTerms(potentials[0], potentials[1], reg_cost, error)
 
 
-def _divergence(ops, problems, of_self, error):
-    """The divergence (B,) in float64; `of_self` are the two half values of the measures with themselves."""
-    xp, cross = ops.xp, problems[0]
+def _divergence(problems: tuple[Problem, Problem, Problem], of_self: Array, error: HostArray) -> Array:
+    """Return the divergence (B,) in float64; `of_self` is the sum of the half values of both self-terms."""
+    cross = problems[0]
+    xp = cross.xp
     if cross.a.dtype == np.float64:
-        of_pair = values(xp, cross)[0]
+        of_pair = values(cross)[0]
     else:  # differences of values that are almost equal need more digits than the potentials have
-        of_pair, *of_each = (_in_float64(ops, problem, cross) for problem in problems)
+        of_pair, *of_each = (_in_float64(problem, cross) for problem in problems)
         of_self = sum(of_each) / 2
     out = of_pair - of_self
     mass_a, mass_b = (x.sum(axis=1, dtype=np.float64) for x in (cross.a, cross.b))
@@ -214,17 +227,18 @@ def _divergence(ops, problems, of_self, error):
     return xp.where((out < 0) & (out > -explained), 0, out)
 
 
-def _in_float64(ops, problem, cross):
-    """The dual value (B,) of the potential g with the best f for it: as accurate as the square of the error of g."""
-    xp, eps = ops.xp, problem.eps
-    problem = replace(problem, **{name: getattr(problem, name).astype(np.float64) for name in "abCg"})
+def _in_float64(problem: Problem, cross: Problem) -> Array:
+    """Return the dual value (B,) of the potential g with the best f for it.
+
+    It is as accurate as the square of the error of g.
+    """
+    problem = problem.in_float64()
     if problem.reach is None:  # all of one mass, to more digits than the weights were given with
         mass = cross.a.sum(axis=1, keepdims=True, dtype=np.float64)
         a, b = (weights * (mass / weights.sum(axis=1, keepdims=True)) for weights in (problem.a, problem.b))
         problem = replace(problem, a=a, b=b)
-    with np.errstate(divide="ignore"):
-        logits = xp.log(problem.b) + xp.where(problem.b > 0, problem.g, 0) / eps
-    f = ops.repeated_softmin(problem.C, eps)(logits, 1)
-    if problem.reach is not None:
-        f = damped(f, problem.shift[:, None], eps, problem.reach[0])
-    return values(xp, replace(problem, f=f))[0]
+    q = logits(problem.xp, problem.b, problem.g, problem.eps)
+    f = problem.C.repeated_softmin(problem.eps)(q, 1)
+    if problem.reach is not None and problem.shift is not None:
+        f = damped(f, problem.shift[:, None], problem.eps, problem.reach[0])
+    return values(replace(problem, f=f))[0]

@@ -1,19 +1,19 @@
 """Gradients of what a solve returned, from its solution alone: no iteration is stored and none is repeated."""
 
 import functools
-import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
-from cusink.errors import ConvergenceWarning
+from cusink.errors import ConvergenceWarning, one_call, warn
 from cusink.gradients import checks
-from cusink.gradients.system import additive_fit
-from cusink.gradients.terms import Terms, finite, unweighted
+from cusink.gradients.balanced import balanced_terms
+from cusink.gradients.system import LinearSolve
+from cusink.gradients.terms import GradientTerms
 from cusink.gradients.unbalanced import unbalanced_terms
 from cusink.solver.result import SinkhornResult
+from cusink.summary import Summary
+from cusink.types import Array
 
 __all__ = [
     "SinkhornGradients",
@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SinkhornGradients:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SinkhornGradients(Summary):
     """Gradients of ``sum(cotangent * output)`` by the inputs of `cusink.sinkhorn`.
 
     `C`, `eps`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
@@ -38,26 +38,28 @@ class SinkhornGradients:
         Whether the linear system of the problem was solved to the tolerance; True where there was none to solve.
     """
 
-    a: Any
-    b: Any
-    converged: Any
-    _terms: Any = field(repr=False)
+    a: Array
+    b: Array
+    converged: Array
+    _terms: GradientTerms = field(repr=False)
 
     @functools.cached_property
-    def C(self):
+    @one_call
+    def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch, for a shared cost; (B, n, m) else.
 
         None for a `cusink.PointCloud` or `cusink.Grid`, which has no stored cost.
         """
-        return self._terms.by_cost()
+        return self._terms.wrt_cost()
 
     @functools.cached_property
-    def eps(self):
+    @one_call
+    def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
-        return self._terms.by_eps()
+        return self._terms.wrt_eps()
 
     @property
-    def x(self):
+    def x(self) -> Array | None:
         """By the source points of a `cusink.PointCloud`, in their shape; summed over the batch for a shared cloud.
 
         By the points as sources and as targets, if the cloud was given as `x` alone. None for other costs.
@@ -65,26 +67,28 @@ class SinkhornGradients:
         return self._points[0]
 
     @property
-    def y(self):
+    def y(self) -> Array | None:
         """By the target points of a `cusink.PointCloud`; None if it was given as `x` alone, and for other costs."""
         return self._points[1]
 
     @functools.cached_property
-    def _points(self):
-        return self._terms.by_points()
+    @one_call
+    def _points(self) -> tuple[Array | None, Array | None]:
+        return self._terms.wrt_points()
 
 
+@one_call
 def sinkhorn_adjoint(
-    result,
+    result: SinkhornResult,
     *,
-    grad_cost=None,
-    grad_reg_cost=None,
-    grad_entropic_cost=None,
-    grad_f=None,
-    grad_g=None,
-    tol=1e-6,
-    max_iter=1000,
-):
+    grad_cost: Array | float | None = None,
+    grad_reg_cost: Array | float | None = None,
+    grad_entropic_cost: Array | float | None = None,
+    grad_f: Array | None = None,
+    grad_g: Array | None = None,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+) -> SinkhornGradients:
     """Pull gradients with respect to the outputs of `cusink.sinkhorn` back to its inputs.
 
     Parameters
@@ -155,99 +159,39 @@ def sinkhorn_adjoint(
     """
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     checks.linear_solve(tol, max_iter)
-    problem = result.problem
+    problem, C = result.problem, result.problem.C
     given = checks.cotangents(
         problem,
         result.f,
         values={"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost},
         potentials={"grad_f": grad_f, "grad_g": grad_g},
     )
-    ops = ops_for(problem.C)
-    _warn_unconverged(ops, result)
-    terms, converged = (_balanced_terms if problem.reach is None else _unbalanced_terms)(
-        ops, problem, *given, tol, max_iter
-    )
+    _warn_unconverged(result)
+    terms_of = balanced_terms if problem.reach is None else unbalanced_terms
+    terms, converged = terms_of(problem, given, LinearSolve(tol, max_iter))
     if not converged.all():
-        warnings.warn(
+        warn(
             f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
             f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return SinkhornGradients(
-        a=problem.outward(terms.by_a()),
-        b=problem.outward(terms.by_b()),
-        converged=ops.xp.asarray(converged) if problem.batched else ops.xp.asarray(converged)[0],
+        a=problem.to_user(terms.wrt_a()),
+        b=problem.to_user(terms.wrt_b()),
+        converged=C.xp.asarray(converged) if problem.batched else C.xp.asarray(converged)[0],
         _terms=terms,
     )
 
 
-def _unbalanced_terms(ops, problem, grad_cost, grad_reg_cost, grad_entropic_cost, grad_f, grad_g, tol, max_iter):
-    """As `_balanced_terms`, for a result with `reach`."""
-    if grad_entropic_cost is not None:
-        raise ValueError(
-            "'grad_entropic_cost' must be None for unbalanced transport, of whose objective that value is no part; "
-            "got a gradient. Take 'grad_cost' or 'grad_reg_cost'"
-        )
-    return unbalanced_terms(ops, problem, grad_cost, grad_reg_cost, grad_f, grad_g, tol, max_iter)
-
-
-def _balanced_terms(ops, problem, grad_cost, grad_reg_cost, grad_entropic_cost, grad_f, grad_g, tol, max_iter):
-    """What the gradients are made of, and whether the linear system of each problem was solved (B,), in NumPy."""
-    given = (x for x in (grad_cost, grad_reg_cost, grad_entropic_cost) if x is not None)
-    level = sum(given, start=ops.xp.zeros(len(problem.a), problem.a.dtype))
-    if grad_f is not None:  # of the potentials with sum(f) = sum(g)
-        lead = (grad_f.sum(axis=1, keepdims=True) - grad_g.sum(axis=1, keepdims=True)) / (
-            grad_f.shape[1] + grad_g.shape[1]
-        )
-        grad_f, grad_g = grad_f - lead, grad_g + lead
-    x = y = None
-    converged = np.ones(len(problem.a), bool)
-    if grad_cost is not None or grad_f is not None:
-        x, y, converged = _fit(ops, problem, grad_cost, grad_f, grad_g, tol, max_iter)
-    terms = Terms(
-        problem=problem,
-        level=level,
-        grad_cost=grad_cost,
-        grad_entropic_cost=grad_entropic_cost,
-        grad_f=grad_f,
-        grad_g=grad_g,
-        x=x,
-        y=y,
-    )
-    return terms, converged
-
-
-def _fit(ops, problem, grad_cost, grad_f, grad_g, tol, max_iter):
-    """The additive array x_i + y_j by which the potentials part of all gradients goes, and who converged."""
-    xp, C, eps = ops.xp, problem.C, problem.eps
-    a, b, f, g = problem.a, problem.b, finite(xp, problem.f), finite(xp, problem.g)
-    h, k = xp.zeros_like(a), xp.zeros_like(b)
-    if grad_f is not None:
-        h, k = unweighted(ops, C, f, g, eps, grad_f, grad_g)
-
-    def right(index, means):
-        if grad_cost is None:
-            return h[index], k[index]
-        # The means of log(P / a b') = (f + g - C) / eps.
-        every = len(index) == len(a)
-        w, f_, g_, h_, k_ = (v if every else v[index] for v in (grad_cost[:, None], f, g, h, k))
-        rows = (f_ + means.mean(g_, 1) - means.mean_cost(1)) / eps
-        columns = (g_ + means.mean(f_, 0) - means.mean_cost(0)) / eps
-        return (w * rows + h_).astype(a.dtype), (w * columns + k_).astype(b.dtype)
-
-    return additive_fit(ops, C, a, b, f, g, eps, right, tol, max_iter)
-
-
-def _warn_unconverged(ops, result):
+def _warn_unconverged(result: SinkhornResult) -> None:
     """Warn once if the solve had not converged."""
-    missed = ~np.atleast_1d(ops.to_host(result.converged))
+    to_host = result.problem.C.to_host
+    missed = ~np.atleast_1d(to_host(result.converged))
     if missed.any():
-        worst = np.atleast_1d(ops.to_host(result.error))[missed].max()
-        warnings.warn(
+        worst = np.atleast_1d(to_host(result.error))[missed].max()
+        warn(
             f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
             f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
             "where the iteration converges slowly. Solve with a larger 'max_iter'",
             ConvergenceWarning,
-            stacklevel=3,
         )

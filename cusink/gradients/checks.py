@@ -1,31 +1,45 @@
 """Checks of the arguments of the adjoints, in the manner of `cusink.solver.checks`."""
 
 import numbers
+from typing import Any, NamedTuple
 
 from cusink.checks.arrays import arrays, kind
 from cusink.solver.checks import options
+from cusink.solver.problem import Problem
+from cusink.types import Array
 
 
-def instance(name, x, wanted, source):
+class Cotangents(NamedTuple):
+    """Derivatives of the loss with respect to the outputs: values (B,), potentials (B, n) and (B, m)."""
+
+    cost: Array | None = None
+    reg_cost: Array | None = None
+    entropic_cost: Array | None = None
+    f: Array | None = None
+    g: Array | None = None
+
+
+def instance(name: str, x: Any, wanted: type, source: str) -> None:
     """Check that `x` is of the class that `source` returns."""
     if not isinstance(x, wanted):
         raise TypeError(f"'{name}' must be what {source} returned, a {wanted.__name__}; got {kind(x)}")
 
 
-def linear_solve(tol, max_iter):
+def linear_solve(tol: float, max_iter: int) -> None:
     """Check the options of the linear system of `cusink.sinkhorn_adjoint`."""
     if tol is None:
         raise TypeError("'tol' must be a number; got None. Its default is 1e-6")
-    options(max_iter, tol, 1, "auto", None)
+    options(max_iter, tol)
 
 
-def cotangents(problem, f, values, potentials):
-    """Gradients of a call of `cusink.sinkhorn_adjoint`, those of values (B,), those of potentials (B, n) and (B, m).
+def cotangents(problem: Problem, f: Array, values: dict[str, Any], potentials: dict[str, Any]) -> Cotangents:
+    """Check the gradients of a call of `cusink.sinkhorn_adjoint`.
 
     None stays None, but a potential without one has zeros if the other has one. `f` is the result's, in the user's
     dtype.
     """
-    named, out = values | potentials, []
+    named = values | potentials
+    out: list[Array | None] = []
     if all(x is None for x in named.values()):
         raise ValueError(f"at least one of {', '.join(map(repr, named))} must be given; got none. Pass grad_cost=1.0")
     simple = {name: x for name, x in values.items() if isinstance(x, numbers.Real)}
@@ -43,4 +57,4 @@ def cotangents(problem, f, values, potentials):
         out.append(x)
     if any(x is not None for x in out[-2:]):
         out[-2:] = (xp.zeros_like(p) if x is None else x for x, p in zip(out[-2:], (problem.f, problem.g), strict=True))
-    return out
+    return Cotangents(*out)

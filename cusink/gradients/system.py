@@ -1,6 +1,6 @@
-"""The linear system behind every implicit gradient, solved by conjugate gradients over `ops.plan_means`.
+"""The marginal system behind every implicit gradient, solved by conjugate gradients over means under the plans.
 
-With R the means of what a row sends to (``R_ij = P_ij / sum_j P_ij``) and S' those of what a column receives from,
+With R the means over the partners of a row (``R_ij = P_ij / sum_j P_ij``) and S' those over the partners of a column,
 
     x + R y = h        S' x + y = k
 
@@ -9,100 +9,152 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 have factors ``1 / (1 + slack)`` below 1, and the solution is unique, see docs/unbalanced.md.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
 import numpy as np
+
+from cusink.costs.operators import Means
+from cusink.solver.problem import Problem
+from cusink.types import Array, ArrayModule, Axis, HostArray
 
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
 
+RightSide = Callable[[HostArray, Means], tuple[Array, Array]]  # h (., n) and k (., m) of the problems at an index
 
-def additive_fit(ops, C, a, b, f, g, eps, right, tol, max_iter, slack=(0.0, 0.0)):
-    """Solve the system for every problem; return x (B, n), y (B, m) and whether each reached `tol` (B,), in NumPy.
 
-    ``right(index, means)`` gives h and k of the problems at `index`.
-    """
-    x, y = ops.xp.empty_like(a), ops.xp.empty_like(b)
+class MarginalSolution(NamedTuple):
+    """x (B, n), y (B, m), and whether each problem reached the tolerance (B,), in NumPy."""
+
+    x: Array
+    y: Array
+    converged: HostArray
+
+
+@dataclass(frozen=True)
+class LinearSolve:
+    """Relative residual and iterations of the conjugate gradients; `slack` of the equations of rows and columns."""
+
+    tol: float
+    max_iter: int
+    slack: tuple[float, float] = (0.0, 0.0)
+
+
+def solve_marginal_system(problem: Problem, right: RightSide, how: LinearSolve) -> MarginalSolution:
+    """Solve the system for every problem, whose potentials must be finite."""
+    C, a, b = problem.C, problem.a, problem.b
+    x, y = C.xp.empty_like(a), C.xp.empty_like(b)
     converged = np.zeros(len(a), bool)
-    for index, means in ops.plan_means(C, a, b, f, g, eps):
+    for index, means in C.plan_means(a, b, problem.f, problem.g, problem.eps):
         h, k = right(index, means)
-        x[index], y[index], converged[index] = _solve(ops, means, h, k, tol, max_iter, slack)
-    return x, y, converged
+        # The longer side is eliminated.
+        axis: Axis = 1 if h.shape[1] < k.shape[1] else 0
+        system = ReducedSystem(C.xp, C.to_host, means, axis, how)
+        if axis == 1:
+            y[index], x[index], converged[index] = system.solve(k, h)
+        else:
+            x[index], y[index], converged[index] = system.solve(h, k)
+    return MarginalSolution(x, y, converged)
 
 
-def _solve(ops, means, h, k, tol, max_iter, slack):
-    """As `additive_fit`, for problems whose means can all be taken at once."""
-    if h.shape[1] < k.shape[1]:
-        x, y, converged = _solve_side(ops, means, k, h, 1, tol, max_iter, slack[::-1])
-        return y, x, converged
-    return _solve_side(ops, means, h, k, 0, tol, max_iter, slack)
+@dataclass(frozen=True, eq=False)
+class ReducedSystem:
+    """The system of some problems with the unknown of one side eliminated.
 
-
-def _solve_side(ops, means, other, own, axis, tol, max_iter, slack):
-    """Eliminate the unknown of the other side; solve for the own one, whose means sum over the other side by `axis`.
-
-    Returns the other unknown first; `slack` is of the equations of the other side and of the own one.
+    `axis` sums over the other side, whose unknown is eliminated: 0 where the rows are.
     """
-    by_other, by_own = (1 / (1 + s) for s in slack)
-    of_constant = (slack[0] + slack[1] + slack[0] * slack[1]) * by_other * by_own  # 1 - by_other * by_own
-    xp = ops.xp
-    tol = max(tol, 32 * float(np.finfo(own.dtype.name).eps))
-    weights, other_weights = means.marginal(axis), means.marginal(1 - axis)
-    size = xp.sqrt(_dot(xp, other_weights, other, other) + _dot(xp, weights, own, own))
-    target = tol * size
-    y = xp.zeros_like(own)
-    for attempt in range(ROUNDS + 1):
-        x = other - by_other * means.mean(y, 1 - axis)
-        residual = own - by_own * means.mean(x, axis) - y
-        constant = _mean(xp, weights, residual)
-        residual -= constant
-        if of_constant:  # an eigenvector, however near to singular the system is along it
-            y += constant / of_constant
-        reached = _dot(xp, weights, residual, residual)
-        open_problems = np.flatnonzero(~ops.to_host(reached <= target**2))
-        if attempt == ROUNDS or not len(open_problems):
-            break
-        every = len(open_problems) == len(y)
-        chosen = slice(None) if every else open_problems
-        step = _conjugate_gradients(
-            ops,
-            means if every else means.at(open_problems),
-            weights[chosen],
-            xp.where(weights > 0, residual, 0)[chosen],
-            0.5 * target[chosen],
-            axis,
-            max_iter,
-            by_other * by_own,
-        )
-        y[chosen] += step
-    y = y + residual  # the equations themselves: they give empty bins their values, and even out those of light ones
-    x = other - by_other * means.mean(y, 1 - axis)
-    return x, y, ops.to_host(reached <= target**2)
+
+    xp: ArrayModule
+    to_host: Callable[[Array], HostArray]
+    means: Means
+    axis: Axis
+    how: LinearSolve
+
+    @property
+    def other_axis(self) -> Axis:
+        """The axis that sums over the own side."""
+        return 0 if self.axis == 1 else 1
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Factors of R and S' in the equations of the other side and of the own one."""
+        slack = self.how.slack if self.axis == 0 else self.how.slack[::-1]
+        return 1 / (1 + slack[0]), 1 / (1 + slack[1])
+
+    @property
+    def constant_eigenvalue(self) -> float:
+        """``1 - share * share``, without cancellation: the eigenvalue of the constants."""
+        (first, second), (share, other) = self.how.slack, self.shares
+        return (first + second + first * second) * share * other
+
+    def solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
+        """Return the unknowns of the other and of the own side, and which problems converged."""
+        xp, axis, other_axis = self.xp, self.axis, self.other_axis
+        of_other, of_own = self.shares
+        tol = max(self.how.tol, 32 * float(np.finfo(own.dtype.name).eps))
+        weights, other_weights = self.means.marginal(axis), self.means.marginal(other_axis)
+        size = xp.sqrt(_dot(xp, other_weights, other, other) + _dot(xp, weights, own, own))
+        target = tol * size
+        y = xp.zeros_like(own)
+        for attempt in range(ROUNDS + 1):
+            x = other - of_other * self.means.mean(y, other_axis)
+            residual = own - of_own * self.means.mean(x, axis) - y
+            constant = _mean(weights, residual)
+            residual -= constant
+            if self.constant_eigenvalue:  # along the constants the system may be nearly singular
+                y += constant / self.constant_eigenvalue
+            reached = _dot(xp, weights, residual, residual)
+            missed = np.flatnonzero(~self.to_host(reached <= target**2))
+            if attempt == ROUNDS or not len(missed):
+                break
+            every = len(missed) == len(y)
+            chosen = slice(None) if every else missed
+            system = self if every else replace(self, means=self.means.at(missed))
+            start = xp.where(weights > 0, residual, 0)[chosen]
+            y[chosen] += _conjugate_gradients(system, weights[chosen], start, 0.5 * target[chosen])
+        y = y + residual  # one fixed-point step: defines y on empty bins, smooths light ones
+        x = other - of_other * self.means.mean(y, other_axis)
+        return x, y, self.to_host(reached <= target**2)
+
+    def apply(self, y: Array) -> Array:
+        """Return ``y - share^2 S' R y``."""
+        of_other, of_own = self.shares
+        return y - of_other * of_own * self.means.mean(self.means.mean(y, self.other_axis), self.axis)
+
+    def at(self, index: HostArray) -> Self:
+        """Return the system of the problems at `index`."""
+        return replace(self, means=self.means.at(index))
 
 
-def _conjugate_gradients(ops, means, weights, residual, target, axis, max_iter, factor):
-    """Solve ``y - factor S' R y = residual`` to the norm `target` (B,), each problem for itself, in the inner product
-    with `weights`, which is the system preconditioned by its diagonal. A problem that has finished leaves the batch.
+def _conjugate_gradients(system: ReducedSystem, weights: Array, residual: Array, target: Array) -> Array:
+    """Solve ``system.apply(y) = residual`` to the norm `target` (B,), each problem for itself.
+
+    The inner product has `weights`: that is the system preconditioned by its diagonal. A finished problem leaves the
+    batch.
     """
-    xp = ops.xp
+    xp = system.xp
     out = xp.zeros_like(residual)
     active, y, direction = np.arange(len(out)), xp.zeros_like(residual), residual
     size = _dot(xp, weights, residual, residual)
-    for _ in range(max_iter):
-        image = direction - factor * means.mean(means.mean(direction, 1 - axis), axis)
+    for _ in range(system.how.max_iter):
+        image = system.apply(direction)
         curvature = _dot(xp, weights, direction, image)
         sound = curvature > 0
         length = xp.where(sound, size / xp.where(sound, curvature, 1), 0)[:, None]
         y = y + length * direction
         residual = residual - length * image
-        residual = residual - _mean(xp, weights, residual)
+        residual = residual - _mean(weights, residual)
         residual = xp.where(weights > 0, residual, 0)
         previous, size = size, _dot(xp, weights, residual, residual)
-        going = ops.to_host(sound & (size > target**2))
+        going = system.to_host(sound & (size > target**2))
         if not going.any():
             break
         direction = residual + (size / xp.where(previous > 0, previous, 1))[:, None] * direction
         if 2 * np.count_nonzero(going) <= len(going):
             out[active[~going]] = y[~going]
             index = np.flatnonzero(going)
-            active, means = active[index], means.at(index)
+            active, system = active[index], system.at(index)
             weights, y, residual, direction, size, target = (
                 v[index] for v in (weights, y, residual, direction, size, target)
             )
@@ -110,11 +162,11 @@ def _conjugate_gradients(ops, means, weights, residual, target, axis, max_iter, 
     return out
 
 
-def _dot(xp, weights, x, y):
-    """``sum_j weights_j x_j y_j`` (B,)."""
+def _dot(xp: ArrayModule, weights: Array, x: Array, y: Array) -> Array:
+    """Return ``sum_j weights_j x_j y_j`` (B,)."""
     return (xp.where(weights > 0, weights * x, 0) * y).sum(axis=1)
 
 
-def _mean(xp, weights, x):
-    """Weighted means (B, 1)."""
+def _mean(weights: Array, x: Array) -> Array:
+    """Return weighted means (B, 1)."""
     return (weights * x).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)

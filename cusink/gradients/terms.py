@@ -1,41 +1,62 @@
-"""What the gradients of a solve are made of: weights, costs, points and regularisation, block by block of the plans."""
+"""The terms of the gradients of a solve: weights, costs, points and regularisation, block by block of the plans."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
-from cusink.costs.grid import GridCosts
-from cusink.costs.points import PointCosts, points_adjoint
+from cusink.checks.arrays import narrowed
+from cusink.costs.blocks import blocks
+from cusink.costs.cost import Cost
+from cusink.costs.logits import logits
+from cusink.operand import dense_cost
 from cusink.solver.problem import Problem
+from cusink.types import Array, ArrayModule
 
-BLOCK = 1 << 20  # entries of a block of plans, where a gradient needs the plan entry by entry
+BLOCK_ENTRIES = 1 << 20  # of a block of plans, where a gradient needs the plan entry by entry
+
+
+class PlanBlock(NamedTuple):
+    """A block (problems, rows, m) of plans.
+
+    gradient : the gradient with respect to the cost.
+    log_ratio : ``log(P / a b')``.
+    direct : the part ``grad_cost P`` of the gradient. The rest is the part through the plan, which is all that a
+        change of eps acts on.
+    """
+
+    gradient: Array
+    log_ratio: Array
+    direct: Array | float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Terms:
-    """What the gradients are made of, with a batch axis: the solved problem, cotangents, and the additive fit x, y."""
+class GradientTerms:
+    """The solved problem, cotangents, and the solution x (B, n), y (B, m) of the marginal system.
+
+    `level` (B,) is the sum of the cotangents of the three values.
+    """
 
     problem: Problem
-    level: Any
-    grad_cost: Any
-    grad_entropic_cost: Any
-    grad_f: Any
-    grad_g: Any
-    x: Any
-    y: Any
+    level: Array
+    grad_cost: Array | None = None
+    grad_entropic_cost: Array | None = None
+    grad_f: Array | None = None
+    grad_g: Array | None = None
+    x: Array | None = None
+    y: Array | None = None
 
-    def by_a(self):
-        """Gradient (B, n) by the source weights, of mean zero."""
-        return self._by_weights(self.problem.a, self.problem.f, self.x)
+    def wrt_a(self) -> Array:
+        """Return the gradient (B, n) with respect to the source weights, of mean zero."""
+        return self._wrt_weights(self.problem.a, self.problem.f, self.x)
 
-    def by_b(self):
-        """Gradient (B, m) by the target weights, of mean zero."""
-        return self._by_weights(self.problem.b, self.problem.g, self.y)
+    def wrt_b(self) -> Array:
+        """Return the gradient (B, m) with respect to the target weights, of mean zero."""
+        return self._wrt_weights(self.problem.b, self.problem.g, self.y)
 
-    def _by_weights(self, weights, potential, fit):
-        xp = ops_for(weights).xp
+    def _wrt_weights(self, weights: Array, potential: Array, fit: Array | None) -> Array:
+        xp = self.problem.xp
         with np.errstate(invalid="ignore"):
             out = self.level[:, None] * potential
         if fit is not None:
@@ -51,53 +72,41 @@ class Terms:
         out -= mean
         return out
 
-    def by_cost(self):
-        """Gradient by the cost: (n, m) or (1, n, m), summed over the batch, or (B, n, m)."""
-        problem = self.problem
-        ops, C = ops_for(problem.C), problem.C
-        if isinstance(C, (PointCosts, GridCosts)):
+    def wrt_cost(self) -> Array | None:
+        """Return the gradient with respect to a stored cost.
+
+        It is (n, m) or (1, n, m), summed over the batch, or (B, n, m).
+        """
+        problem, C = self.problem, self.problem.C
+        if not C.stored:
             return None
-        shared = C.ndim == 2
-        if shared and self.grad_f is None:
-            out = self._by_shared_cost(ops)
+        if C.shared and self.grad_f is None:
+            out = self._wrt_shared_cost()
         else:
-            out = ops.xp.zeros_like(C)
+            out = C.xp.zeros(C.shape, C.dtype)
             for problems, rows in self._blocks():
-                part = self._block(problems, rows)[0]
-                if shared:
+                part = self._block(problems, rows).gradient
+                if C.shared:
                     out[rows] += part.sum(axis=0)
                 else:
                     out[problems, rows] = part
-        out = out if out.dtype == problem.dtype else out.astype(problem.dtype)
-        if shared:
+        out = narrowed(out, problem.dtype, C.xp)
+        if C.shared:
             return out[None] if problem.batch_of_one else out
         return out if problem.batched else out[0]
 
-    def by_points(self):
-        """Gradients by the points of a cloud, (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d)."""
-        C = self.problem.C
-        if not isinstance(C, PointCosts):
-            return None, None
-        xp = ops_for(C).xp
-        gx, gy = (xp.zeros(points.shape, np.float64) for points in (C.x, C.y))
-        for problems, rows in self._blocks():
-            gradient = self._block(problems, rows)[0]
-            if C.ndim == 2:
-                by_rows, by_columns = C.block_adjoint(xp, gradient.sum(axis=0), rows=rows)
-                gx[rows] += by_rows
-                gy += by_columns
-            else:
-                by_rows, by_columns = C.block_adjoint(xp, gradient, problems, rows)
-                gx[problems, rows] += by_rows
-                gy[problems] += by_columns
-        if C.ndim < C.cloud.x.ndim:  # a batch of one
-            gx, gy = gx[None], gy[None]
-        return points_adjoint(xp, C.cloud, gx, gy)
+    def wrt_points(self) -> tuple[Array | None, Array | None]:
+        """Return the gradients with respect to the points of a cloud, (None, None) for other costs.
 
-    def by_eps(self):
-        """Gradient by the regularisation, (B,) or ()."""
-        problem = self.problem
-        xp = ops_for(problem.C).xp
+        They are (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d).
+        """
+        return self.problem.C.points_adjoint(
+            (problems, rows, self._block(problems, rows).gradient) for problems, rows in self._blocks()
+        )
+
+    def wrt_eps(self) -> Array:
+        """Return the gradient with respect to the regularisation, (B,) or ()."""
+        problem, xp = self.problem, self.problem.xp
         out = xp.zeros(len(problem.a), np.float64)
         for problems, rows in self._blocks():
             gradient, log_ratio, direct = self._block(problems, rows)
@@ -106,68 +115,62 @@ class Terms:
             for weights in (problem.a, problem.b):
                 logs = xp.log(xp.where(weights > 0, weights, 1))
                 out += self.grad_entropic_cost * (weights * logs).sum(axis=1, dtype=np.float64)
-        return problem.outward(out)
+        return problem.to_user(out)
 
-    def _by_shared_cost(self, ops):
-        """As `by_cost`: ``sum_b P_b`` times level, plus ``grad_cost (f + g - C) / eps - x - y``."""
-        xp, problem, w = ops.xp, self.problem, self.grad_cost
+    def _wrt_shared_cost(self) -> Array:
+        """Return ``sum_b P_b`` times ``level``, plus ``grad_cost (f + g - C) / eps - x - y``."""
+        problem, w, xp = self.problem, self.grad_cost, self.problem.xp
         C, eps, a, b = problem.C, problem.eps, problem.a, problem.b
-        f, g = finite(xp, problem.f), finite(xp, problem.g)
+        f, g = replace_inf(xp, problem.f), replace_inf(xp, problem.g)
         rows, columns, costs = self.level[:, None] + xp.zeros_like(a), None, None
         if w is not None:
             rows += w[:, None] * f / eps - self.x
             columns, costs = w[:, None] * g / eps - self.y, -w / eps
-        out = xp.zeros_like(C)
-        for index, means in ops.plan_means(C, a, b, f, g, eps):
-            out += means.plan_sum(*(v if v is None else v[index] for v in (rows, columns, costs)))
+        out = xp.zeros(C.shape, C.dtype)
+        for index, means in C.plan_means(a, b, f, g, eps):
+            of_columns, of_costs = (None if v is None else v[index] for v in (columns, costs))
+            out += means.plan_sum(rows[index], of_columns, of_costs)
         return out
 
-    def _block(self, problems, rows):
-        """Of a block of plans: the gradient by the cost, ``log(P / a b')``, and the part ``grad_cost P`` of the first.
-
-        The rest of the first changes the plan and not its price, and is what a change of eps works through.
-        """
-        problem, eps = self.problem, self.problem.eps
-        ops, xp = ops_for(problem.a), ops_for(problem.a).xp  # of blocks of the cost, which are arrays
-        f, g = finite(xp, problem.f)[problems, rows], finite(xp, problem.g)[problems]
-        with np.errstate(divide="ignore"):
-            p, q = xp.log(problem.a[problems, rows]) + f / eps, xp.log(problem.b[problems]) + g / eps
-        C = ops_for(problem.C).cost_block(problem.C, problems, rows)
-        plan = ops.plan(C, p, q, eps)
-        log_ratio = (f[:, :, None] + g[:, None, :] - finite(xp, C)) / eps
+    def _block(self, problems: slice, rows: slice) -> PlanBlock:
+        problem, eps, xp = self.problem, self.problem.eps, self.problem.xp
+        f, g = replace_inf(xp, problem.f)[problems, rows], replace_inf(xp, problem.g)[problems]
+        p, q = logits(xp, problem.a[problems, rows], f, eps), logits(xp, problem.b[problems], g, eps)
+        costs = problem.C.block(problems, rows)
+        C = dense_cost(costs)
+        plan = C.plan(p, q, eps)
+        log_ratio = (f[:, :, None] + g[:, None, :] - replace_inf(xp, costs)) / eps
         direct, factor = 0, self.level[problems, None, None]
         if self.grad_cost is not None:
             w = self.grad_cost[problems, None, None]
             direct, factor = w * plan, factor + w * log_ratio
-        if self.x is not None:
+        if self.x is not None and self.y is not None:
             factor = factor - self.x[problems, rows, None] - self.y[problems, None, :]
         gradient = plan * factor
-        if self.grad_f is not None:
-            gradient += ops.plan(C, f / eps, q, eps) * self.grad_f[problems, rows, None]
-            gradient += ops.plan(C, p, g / eps, eps) * self.grad_g[problems, None, :]
-        return gradient, log_ratio, direct
+        if self.grad_f is not None and self.grad_g is not None:
+            gradient += C.plan(f / eps, q, eps) * self.grad_f[problems, rows, None]
+            gradient += C.plan(p, g / eps, eps) * self.grad_g[problems, None, :]
+        return PlanBlock(gradient, log_ratio, direct)
 
-    def _blocks(self):
-        """Slices of problems and of rows such that one block holds at most `BLOCK` entries, or one row."""
-        (problems, n), m = self.problem.a.shape, self.problem.b.shape[1]
-        row_step = max(1, min(n, BLOCK // m))
-        problem_step = max(1, BLOCK // (row_step * m))
-        for start in range(0, problems, problem_step):
-            for row in range(0, n, row_step):
-                yield slice(start, min(start + problem_step, problems)), slice(row, min(row + row_step, n))
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        return blocks(*self.problem.a.shape, self.problem.b.shape[1], BLOCK_ENTRIES)
 
 
-def finite(xp, x, instead=0):
-    """`x` with `instead` for the +inf of a forbidden pair, or of a bin that has no other."""
+def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:
+    """Return `x` with `instead` for the +inf of a forbidden pair, or of a bin that has no other."""
     forbidden = xp.isposinf(x)
     return xp.where(forbidden, x.dtype.type(instead), x) if forbidden.any() else x
 
 
-def unweighted(ops, C, f, g, eps, grad_f, grad_g):
-    """``E grad_g`` and ``E' grad_f`` with ``E = P / (a b')``, which between two empty bins may leave the range."""
-    xp = ops.xp
+def apply_density(C: Cost[Any], f: Array, g: Array, eps: float, grad_f: Array, grad_g: Array) -> tuple[Array, Array]:
+    """Return ``E grad_g`` and ``E' grad_f`` with the density ``E = P / (a b')``.
+
+    Between two empty bins it may leave the range, and is clipped.
+    """
+    xp = C.xp
     largest = float(np.finfo(f.dtype.name).max) ** 0.5
     with np.errstate(over="ignore", invalid="ignore"):
-        h = ops.apply_plan(C, f / eps, g / eps, grad_g, eps, 1)
-        k = ops.apply_plan(C, f / eps, g / eps, grad_f, eps, 0)
-    return tuple(xp.clip(xp.nan_to_num(x), -largest, largest) for x in (h, k))
+        h = C.apply_plan(f / eps, g / eps, grad_g, eps, 1)
+        k = C.apply_plan(f / eps, g / eps, grad_f, eps, 0)
+    h, k = (xp.clip(xp.nan_to_num(x), -largest, largest) for x in (h, k))
+    return h, k

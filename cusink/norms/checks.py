@@ -1,64 +1,68 @@
-"""Checks of the arguments of `cusink.kernel_products` and `cusink.kernel_norms`, in the manner of `solver.checks`."""
+"""Checks of the arguments of the kernel products and norms, in the manner of `cusink.solver.checks`."""
 
 import math
 import numbers
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind
-from cusink.checks.weights import weight_values
+from cusink.checks.arrays import arrays, finite_points, narrowed
+from cusink.checks.scalars import positive_number
+from cusink.checks.weights import batch_size, weight_values
+from cusink.types import Array, ArrayModule
 
 KERNELS = ("gaussian", "laplace", "energy")
 LOG_KERNELS = (*KERNELS, "exponential")
+SIDES = {"a": "x", "b": "y", "log_b": "y", "grad": "x"}  # whose points these arrays have a number for
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Measures:
-    """Checked x (B, n, d), y (B, m, d), and numbers per point of either, all in the dtype of the computation."""
+class WeightedPoints:
+    """Checked points x (B, n, d) and y (B, m, d), and arrays with a number per point, in the dtype of the computation.
 
-    x: Any
-    y: Any
-    numbers: dict
-    xp: Any
-    dtype: Any
+    `per_point` has them by the name of the argument: a and grad (B, n), b and log_b (B, m).
+    """
+
+    x: Array
+    y: Array
+    per_point: dict[str, Array]
+    xp: ArrayModule
+    dtype: Any  # of the user
     batched: bool
-    flat: bool
-    shapes: dict
+    flat: bool  # points on a line, given as numbers
+    shapes: dict[str, tuple[int, ...]]
 
-    def outward(self, array):
-        """A result in the user's dtype, without the batch axis if there was none."""
-        return (array if self.batched else array[0]).astype(self.dtype)
+    def to_user(self, array: Array) -> Array:
+        """Return a result (B, ...) in the user's dtype, without the batch axis if there was none."""
+        return narrowed(array if self.batched else array[0], self.dtype, self.xp)
 
-    def gradient(self, name, array):
-        """The gradient by input `name` in the input's own shape: summed over the batch where all problems share it."""
+    def gradient(self, name: str, array: Array) -> Array:
+        """Return the gradient of argument `name` in its shape, summed over the batch where all problems share it."""
         shape = self.shapes[name]
         if math.prod(shape) != array.size:
             array = array.sum(axis=0)
-        return array.reshape(shape).astype(self.dtype)
+        return narrowed(array.reshape(shape), self.dtype, self.xp)
 
 
-def kernel(name, scale, log):
-    """Check a kernel's name and its scale."""
+def kernel(name: object, scale: object, log: bool) -> float:
+    """Check a kernel's name and its scale; return the scale."""
     allowed = LOG_KERNELS if log else KERNELS
     if name not in allowed:
         hint = ". 'exponential' exists in the log form alone: cusink.kernel_product_log" if name in LOG_KERNELS else ""
         raise ValueError(f"'kernel' must be one of {', '.join(map(repr, allowed))}; got {name!r}{hint}")
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
-        raise TypeError(f"'scale' must be a number; got {kind(scale)}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"'scale' must be positive and finite; got {scale}. It is a length in the units of the points")
+    return positive_number("scale", scale, "It is a length in the units of the points")
 
 
-def measures(x, y, log=False, positive=False, **per_point):
-    """Check points and, for each name in `per_point`, ``(numbers, "x" or "y")``; None stands for uniform weights.
+def weighted_points(x: Array, y: Array, per_point: dict[str, Array | None], positive: bool) -> WeightedPoints:
+    """Check points, and by argument name arrays with a number per point; None stands for uniform weights.
 
-    `log` says that the numbers are log weights, which may be -inf; `positive` that they are weights, not all zero.
+    `positive` says that weights are non-negative and not all zero.
     """
-    named = {"x": x, "y": y} | {name: given for name, (given, _) in per_point.items()}
-    checked, xp, dtype = arrays(**named)
-    checked = dict(zip(named, checked, strict=True))
+    named = {"x": x, "y": y} | per_point
+    converted, xp, dtype = arrays(**named)
+    checked = dict(zip(named, converted, strict=True))
     flat = checked["x"] is not None and checked["x"].ndim == 1
     points = {name: _points(name, checked[name], xp) for name in ("x", "y")}
     if points["x"].shape[-1] != points["y"].shape[-1]:
@@ -66,29 +70,37 @@ def measures(x, y, log=False, positive=False, **per_point):
             f"'x' and 'y' must have the same number of coordinates; got shapes {checked['x'].shape} and "
             f"{checked['y'].shape}"
         )
-    for name, (_, side) in per_point.items():
-        _numbers(name, checked[name], side, checked[side].shape, points[side], xp, log and name != "grad")
+    counts = {name: points[SIDES[name]].shape[-2] for name in per_point}
+    for name, count in counts.items():
+        _numbers(name, checked[name], count, checked[SIDES[name]].shape, xp)
     sizes = {name: len(p) for name, p in points.items() if p.ndim == 3}
     sizes |= {name: len(checked[name]) for name in per_point if checked[name] is not None and checked[name].ndim == 2}
-    size = _batch_size(sizes)
-    shapes, full = {name: checked[name].shape for name in points}, {}
-    for name, (_, side) in per_point.items():
-        count = points[side].shape[-2]
+    size = batch_size(sizes)
+    full = {}
+    for name, count in counts.items():
         if checked[name] is None:
-            uniform = -math.log(count) if log else 1 / count
-            checked[name] = xp.full(count, uniform, points[side].dtype)
-        shapes[name] = checked[name].shape
+            uniform = -math.log(count) if name == "log_b" else 1 / count
+            checked[name] = xp.full(count, uniform, points["x"].dtype)
         full[name] = xp.ascontiguousarray(xp.broadcast_to(checked[name], (size, count)))
         if positive and name != "grad":
             weight_values(name, full[name], xp)
     x, y = (xp.ascontiguousarray(xp.broadcast_to(p, (size, *p.shape[-2:]))) for p in points.values())
-    return Measures(x=x, y=y, numbers=full, xp=xp, dtype=dtype, batched=bool(sizes), flat=flat, shapes=shapes)
+    return WeightedPoints(
+        x=x,
+        y=y,
+        per_point=full,
+        xp=xp,
+        dtype=dtype,
+        batched=bool(sizes),
+        flat=flat,
+        shapes={name: array.shape for name, array in checked.items()},
+    )
 
 
-def scale_of(scale, dtype):
+def scale_in_range(scale: float, dtype: Any) -> None:
     """Check that the square of a scale is a number of the dtype of the computation."""
     limits = np.finfo(dtype)
-    if not float(limits.tiny) <= float(scale) ** 2 <= float(limits.max):
+    if not float(limits.tiny) <= scale**2 <= float(limits.max):
         low, high = float(limits.tiny) ** 0.5, float(limits.max) ** 0.5
         raise ValueError(
             f"'scale' must lie between {low:.2g} and {high:.2g} in {dtype}, so that its square does not leave the "
@@ -96,37 +108,34 @@ def scale_of(scale, dtype):
         )
 
 
-def factor(name, value, measures):
-    """Check the derivative by a value of shape () or (B,); return it with a trailing axis, (B, 1)."""
-    size = len(measures.x)
-    if isinstance(value, numbers.Real):
-        value = measures.xp.asarray(float(value), measures.dtype)
-    (value, _), xp, _ = arrays(**{name: value, "x": _sample(measures)})
-    allowed = [(), (size,)] if measures.batched else [()]
-    if value.shape not in allowed:
-        wanted = " or ".join(map(str, allowed))
-        raise ValueError(f"'{name}' must have shape {wanted}, as the value; got {value.shape}")
-    if not xp.isfinite(value).all():
-        raise ValueError(f"'{name}' must be finite; got NaN or infinity")
-    return xp.broadcast_to(value, (size,))[:, None]
+def cotangent(grad: Array, given: WeightedPoints) -> Array:
+    """Check a gradient of shape () or (B,) with respect to a value; return it with a trailing axis, (B, 1)."""
+    size = len(given.x)
+    if isinstance(grad, numbers.Real):
+        grad = given.xp.asarray(float(grad), given.dtype)
+    (grad, _), xp, _ = arrays(grad=grad, x=_sample(given))
+    allowed = [(), (size,)] if given.batched else [()]
+    if grad.shape not in allowed:
+        raise ValueError(f"'grad' must have shape {' or '.join(map(str, allowed))}, as the value; got {grad.shape}")
+    finite_points("grad", grad, xp)
+    return xp.broadcast_to(grad, (size,))[:, None]
 
 
-def field_points(field_at, measures):
-    """Check the points at which a field is wanted; return them as (B, k, d), and the shape of the field."""
-    (points, _), xp, _ = arrays(field_at=field_at, x=_sample(measures))
-    d = measures.x.shape[-1]
-    if points.ndim == 0 or 0 in points.shape or (not measures.flat and points.shape[-1] != d):
-        wanted = "a shape, with a point per number," if measures.flat else f"shape (..., {d}), like 'x',"
+def field_points(field_at: Array, given: WeightedPoints) -> tuple[Array, tuple[int, ...]]:
+    """Check the points of a wanted field; return them as (B, k, d), and the shape of the field."""
+    (points, _), xp, _ = arrays(field_at=field_at, x=_sample(given))
+    d = given.x.shape[-1]
+    if points.ndim == 0 or 0 in points.shape or (not given.flat and points.shape[-1] != d):
+        wanted = "a shape, with a point per number," if given.flat else f"shape (..., {d}), like 'x',"
         raise ValueError(f"'field_at' must have {wanted} and at least one point; got shape {points.shape}")
-    if not xp.isfinite(points).all():
-        raise ValueError("'field_at' must be finite; got NaN or infinity")
-    shape = points.shape if measures.flat else points.shape[:-1]
-    points = xp.broadcast_to(points.reshape(1, -1, d), (len(measures.x), math.prod(shape), d))
+    finite_points("field_at", points, xp)
+    shape = points.shape if given.flat else points.shape[:-1]
+    points = xp.broadcast_to(points.reshape(1, -1, d), (len(given.x), math.prod(shape), d))
     return xp.ascontiguousarray(points), shape
 
 
-def wanted(wrt, names):
-    """Check the names of the inputs by which gradients are wanted; None for all."""
+def wanted(wrt: Collection[str] | None, names: tuple[str, ...]) -> frozenset[str]:
+    """Check the names of the inputs whose gradients are wanted; None for all."""
     if wrt is None:
         return frozenset(names)
     given = (wrt,) if isinstance(wrt, str) else tuple(wrt)
@@ -137,13 +146,13 @@ def wanted(wrt, names):
     return frozenset(given)
 
 
-def _sample(measures):
-    """An array of the library and the dtype of the user."""
-    return measures.x[0, 0].astype(measures.dtype)
+def _sample(given: WeightedPoints) -> Array:
+    """Return an array of the library and the dtype of the user."""
+    return given.x[0, 0].astype(given.dtype)
 
 
-def _points(name, points, xp):
-    """Points as (n, d) or (B, n, d)."""
+def _points(name: str, points: Array | None, xp: ArrayModule) -> Array:
+    """Return points as (n, d) or (B, n, d)."""
     if points is None:
         raise TypeError(f"'{name}' must be an array of points; got None")
     shape = points.shape
@@ -153,31 +162,23 @@ def _points(name, points, xp):
             f"'{name}' must have shape (points, d), (points,) or (B, points, d) with at least one point and one "
             f"coordinate; got {shape}"
         )
-    if not xp.isfinite(points).all():
-        raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+    finite_points(name, points, xp)
     return points
 
 
-def _numbers(name, x, side, shape, points, xp, log):
-    count = points.shape[-2]
+def _numbers(name: str, x: Array | None, count: int, shape: tuple[int, ...], xp: ArrayModule) -> None:
+    """Check an array with a number for each of `count` points, which were given in `shape`."""
     if x is None:
         if name == "grad":
             raise TypeError("'grad' must be an array, the derivative by each entry of the result; got None")
         return
     if x.ndim not in (1, 2) or x.shape[-1] != count or len(x) == 0:
         raise ValueError(
-            f"'{name}' must have shape ({count},) or (B, {count}), a number per point, to match '{side}' of shape "
-            f"{shape}; got {x.shape}"
+            f"'{name}' must have shape ({count},) or (B, {count}), a number per point, to match '{SIDES[name]}' of "
+            f"shape {shape}; got {x.shape}"
         )
-    if log and (xp.isnan(x).any() or (x == xp.inf).any()):
-        what = "NaN" if xp.isnan(x).any() else "+inf"
-        raise ValueError(f"'{name}' must hold log weights, finite or -inf (for a weight of zero); got {what}")
-    if not log and not xp.isfinite(x).all():
-        raise ValueError(f"'{name}' must be finite; got NaN or infinity")
-
-
-def _batch_size(sizes):
-    if len({size for size in sizes.values() if size != 1}) > 1:
-        listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
-        raise ValueError(f"batch sizes must be equal or 1; got {listed}")
-    return max(sizes.values(), default=1)
+    if name != "log_b":
+        finite_points(name, x, xp)
+    elif xp.isnan(x).any() or (x == xp.inf).any():
+        found = "NaN" if xp.isnan(x).any() else "+inf"
+        raise ValueError(f"'{name}' must hold log weights, finite or -inf (for a weight of zero); got {found}")

@@ -1,13 +1,16 @@
-"""Kernel products: sums of a kernel over weighted points, plain and in the log domain."""
+"""Kernel products: sums of a radial kernel over weighted points, plain and in the log domain."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
+from cusink.backends.numpy import sums
 from cusink.errors import memory_advice
 from cusink.norms import checks
+from cusink.norms.checks import WeightedPoints
+from cusink.types import Array
 
 __all__ = [
     "KernelGradients",
@@ -20,51 +23,69 @@ __all__ = [
 
 ADVICE = "Nothing of the size of all pairs is made: pass fewer points or problems at once"
 
+Kernel: TypeAlias = Literal["gaussian", "laplace", "energy"]
+LogKernel: TypeAlias = Literal["gaussian", "laplace", "energy", "exponential"]
+
 
 class Profile(NamedTuple):
-    """A kernel as a function of q = |x - y|^2: log k is rate * q, rate * sqrt(q + shift) or rate * log(q + shift).
+    """A radial kernel k as a function of q = |x - y|^2, in one of three forms of log k.
 
-    By the form "linear", "root" or "log". Its gradient by x is ``slope * (x - y)`` divided by 1, sqrt(q + shift) or
-    q + shift.
+    "linear" is ``rate * q``, "root" ``rate * sqrt(q + shift)``, "log" ``rate * log(q + shift)``. The gradient of log k
+    with respect to x is ``slope * (x - y)`` divided by 1, ``sqrt(q + shift)`` or ``q + shift``.
     """
 
-    form: str
+    form: Literal["linear", "root", "log"]
     rate: float
     shift: float
     slope: float
 
 
+class KernelSums(Protocol):
+    """The sums over pairs that each array library has, see `cusink.backends.numpy.sums`."""
+
+    def kernel_sums(self, x: Array, y: Array, v: Array, profile: Profile) -> Array:
+        """Return ``sum_j k(x_i, y_j) v_j`` (B, n)."""
+
+    def kernel_log_sums(self, x: Array, y: Array, q: Array, profile: Profile) -> Array:
+        """Return ``log(sum_j k(x_i, y_j) exp(q_j))`` (B, n)."""
+
+    def kernel_slopes(
+        self, x: Array, y: Array, v: Array, p: Array | None, q: Array | None, profile: Profile
+    ) -> tuple[Array, Array]:
+        """Return ``sum_j w_ij`` (B, n) and ``sum_j w_ij ∇log k`` (B, n, d) for ``w_ij = k exp(p_i + q_j) v_j``."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KernelGradients:
-    """Gradients in the shapes of the inputs; None for what the function does not take or was not asked for.
+    """Gradients in the shapes of the inputs; None for an input that the function does not take or was not asked for.
 
     Attributes
     ----------
     x, y : array, shape of `x` and of `y`
-        By the points.
+        With respect to the points.
     a, b : array, shape of `a` and of `b`
-        By the weights, each free to change by itself; a zero weight has a gradient as any other has.
+        With respect to the weights, each free to change by itself; a zero weight has its gradient too.
     log_b : array, shape of `log_b`
-        By the log weights; zero where the log weight is -inf.
+        With respect to the log weights; zero where the log weight is -inf.
     """
 
-    x: Any = None
-    a: Any = None
-    y: Any = None
-    b: Any = None
-    log_b: Any = None
+    x: Array = None
+    a: Array = None
+    y: Array = None
+    b: Array = None
+    log_b: Array = None
 
 
 @memory_advice(ADVICE)
-def kernel_product(x, y, b, kernel="gaussian", scale=1.0):
-    """Return the sums ``sum_j k(x_i, y_j) b_j`` of a kernel over weighted points.
+def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussian", scale: float = 1.0) -> Array:
+    """Return the sums ``sum_j k(x_i, y_j) b_j`` of a radial kernel over weighted points.
 
     Parameters
     ----------
     x : array, shape (n, d), (n,) or (B, n, d)
         Points at which the field is wanted; n numbers are n points on a line.
     y : array, shape (m, d), (m,) or (B, m, d)
-        Points that make the field.
+        Points of the measure whose field it is.
     b : array, shape (m,) or (B, m), or None
         Their weights, of any sign; None for 1 / m each.
     kernel : {"gaussian", "laplace", "energy"}
@@ -75,6 +96,7 @@ def kernel_product(x, y, b, kernel="gaussian", scale=1.0):
     Returns
     -------
     array, shape (n,) or (B, n)
+        The sum at each point of `x`.
 
     Raises
     ------
@@ -85,8 +107,8 @@ def kernel_product(x, y, b, kernel="gaussian", scale=1.0):
 
     Notes
     -----
-    Memory is O(n + m): pairs are made as they are summed. With d ≤ 4 differences are taken before squares, so that
-    points far from the origin lose nothing.
+    Memory is O(n + m): pairs are formed block by block. For d ≤ 4 differences are formed before squares, so that points
+    far from the origin lose no digits.
 
     Examples
     --------
@@ -94,27 +116,40 @@ def kernel_product(x, y, b, kernel="gaussian", scale=1.0):
     >>> cusink.kernel_product([0.0, 1.0], [0.0, 1.0, 2.0], [0.5, 0.25, 0.25]).round(3)
     array([0.597, 0.526])
     """
-    measures, profile = prepare(x, y, kernel, scale, b=(b, "y"))
-    return measures.outward(backend(measures).kernel_sums(measures.x, measures.y, measures.numbers["b"], profile))
+    given, profile = prepare(x, y, kernel, scale, b=b)
+    return given.to_user(backend(given).kernel_sums(given.x, given.y, given.per_point["b"], profile))
 
 
 @memory_advice(ADVICE)
-def kernel_product_adjoint(x, y, b, grad, kernel="gaussian", scale=1.0, *, wrt=None):
-    """Pull a gradient by the sums of `cusink.kernel_product` back to its points and weights.
+def kernel_product_adjoint(
+    x: Array,
+    y: Array,
+    b: Array | None,
+    grad: Array,
+    kernel: Kernel = "gaussian",
+    scale: float = 1.0,
+    *,
+    wrt: Collection[str] | None = None,
+) -> KernelGradients:
+    """Pull a gradient of the sums of `cusink.kernel_product` back to its points and weights.
 
     Parameters
     ----------
-    x, y, b, kernel, scale
+    x, y, b : array
         As for `cusink.kernel_product`.
     grad : array, shape (n,) or (B, n)
-        Derivative of the final loss by each entry of the result.
+        Derivative of the final loss with respect to each entry of the result.
+    kernel : {"gaussian", "laplace", "energy"}
+        As for `cusink.kernel_product`.
+    scale : float
+        As for `cusink.kernel_product`.
     wrt : sequence of {"x", "y", "b"}, or None
-        By what gradients are wanted; None for all. Those of "y" and "b" share their work.
+        Inputs whose gradients are wanted; None for all. Those of "y" and "b" share their work.
 
     Returns
     -------
     KernelGradients
-        ``x``, ``y`` and ``b``; summed over the batch for what all problems share.
+        ``x``, ``y`` and ``b``; summed over the batch for an input that all problems share.
 
     Raises
     ------
@@ -132,23 +167,27 @@ def kernel_product_adjoint(x, y, b, grad, kernel="gaussian", scale=1.0, *, wrt=N
     >>> cusink.kernel_product_adjoint([1.0], [0.0], [2.0], [1.0]).b.round(3)
     array([0.368])
     """
-    wrt = checks.wanted(wrt, ("x", "y", "b"))
-    measures, profile = prepare(x, y, kernel, scale, b=(b, "y"), grad=(grad, "x"))
-    return KernelGradients(**bilinear_adjoint(measures, "grad", profile, 1, wrt))
+    names = checks.wanted(wrt, ("x", "y", "b"))
+    given, profile = prepare(x, y, kernel, scale, b=b, grad=grad)
+    return bilinear_adjoint(given, "grad", profile, 1, names)
 
 
 @memory_advice(ADVICE)
-def kernel_product_log(x, y, log_b, kernel="gaussian", scale=1.0):
+def kernel_product_log(
+    x: Array, y: Array, log_b: Array | None, kernel: LogKernel = "gaussian", scale: float = 1.0
+) -> Array:
     """Return ``log(sum_j k(x_i, y_j) exp(log_b_j))``, right where the sum itself leaves the range.
 
     Parameters
     ----------
-    x, y, scale
+    x, y : array
         As for `cusink.kernel_product`.
     log_b : array, shape (m,) or (B, m), or None
         Logarithms of the weights; -inf is a weight of zero. None for weights of 1 / m each.
     kernel : {"gaussian", "laplace", "energy", "exponential"}
         As for `cusink.kernel_product`; "exponential" is exp(-r/s).
+    scale : float
+        As for `cusink.kernel_product`.
 
     Returns
     -------
@@ -162,8 +201,8 @@ def kernel_product_log(x, y, log_b, kernel="gaussian", scale=1.0):
 
     Notes
     -----
-    The largest term is taken out of each sum, in one pass. "exponential" has a kink at r = 0. With d ≥ 5 NumPy takes r
-    from a matrix product, and there points nearer to each other than 4e-8 of the cloud's radius count as equal.
+    The largest term is factored out of each sum, in one pass. "exponential" has a kink at r = 0. For d ≥ 5 NumPy
+    computes r from a matrix product: points nearer to each other than 4e-8 of the radius of the cloud count as equal.
 
     Examples
     --------
@@ -171,24 +210,35 @@ def kernel_product_log(x, y, log_b, kernel="gaussian", scale=1.0):
     >>> cusink.kernel_product_log([100.0], [0.0, 1.0], [0.0, 0.0])  # exp of it is no longer a number
     array([-9801.])
     """
-    measures, profile = prepare(x, y, kernel, scale, log=True, log_b=(log_b, "y"))
-    return measures.outward(
-        backend(measures).kernel_log_sums(measures.x, measures.y, measures.numbers["log_b"], profile)
-    )
+    given, profile = prepare(x, y, kernel, scale, log=True, log_b=log_b)
+    return given.to_user(backend(given).kernel_log_sums(given.x, given.y, given.per_point["log_b"], profile))
 
 
 @memory_advice(ADVICE)
-def kernel_product_log_adjoint(x, y, log_b, grad, kernel="gaussian", scale=1.0, *, wrt=None):
-    """Pull a gradient by the result of `cusink.kernel_product_log` back to its points and log weights.
+def kernel_product_log_adjoint(
+    x: Array,
+    y: Array,
+    log_b: Array | None,
+    grad: Array,
+    kernel: LogKernel = "gaussian",
+    scale: float = 1.0,
+    *,
+    wrt: Collection[str] | None = None,
+) -> KernelGradients:
+    """Pull a gradient of the result of `cusink.kernel_product_log` back to its points and log weights.
 
     Parameters
     ----------
-    x, y, log_b, kernel, scale
+    x, y, log_b : array
         As for `cusink.kernel_product_log`.
     grad : array, shape (n,) or (B, n)
-        Derivative of the final loss by each entry of the result.
+        Derivative of the final loss with respect to each entry of the result.
+    kernel : {"gaussian", "laplace", "energy", "exponential"}
+        As for `cusink.kernel_product_log`.
+    scale : float
+        As for `cusink.kernel_product`.
     wrt : sequence of {"x", "y", "log_b"}, or None
-        By what gradients are wanted; None for all.
+        Inputs whose gradients are wanted; None for all.
 
     Returns
     -------
@@ -204,7 +254,7 @@ def kernel_product_log_adjoint(x, y, log_b, grad, kernel="gaussian", scale=1.0, 
     -----
     With the result L and ``W_ij = exp(log k(x_i, y_j) + log_b_j - L_i)``, whose rows sum to 1: ``glog_b_j = sum_i
     grad_i W_ij``, ``gx_i = grad_i sum_j W_ij ∇log k(x_i - y_j)`` and ``gy_j = sum_i grad_i W_ij ∇log k(y_j - x_i)``.
-    Where points coincide, "exponential" has a kink, whose slope is taken as zero.
+    Where points coincide, "exponential" has a kink; its slope there counts as zero.
 
     Examples
     --------
@@ -212,31 +262,33 @@ def kernel_product_log_adjoint(x, y, log_b, grad, kernel="gaussian", scale=1.0, 
     >>> cusink.kernel_product_log_adjoint([0.0], [-1.0, 1.0], [0.0, 0.0], [1.0]).log_b
     array([0.5, 0.5])
     """
-    wrt = checks.wanted(wrt, ("x", "y", "log_b"))
-    measures, profile = prepare(x, y, kernel, scale, log=True, log_b=(log_b, "y"), grad=(grad, "x"))
-    xp, ops = measures.xp, backend(measures)
-    x, y, log_b, grad = measures.x, measures.y, measures.numbers["log_b"], measures.numbers["grad"]
+    names = checks.wanted(wrt, ("x", "y", "log_b"))
+    given, profile = prepare(x, y, kernel, scale, log=True, log_b=log_b, grad=grad)
+    xp, ops = given.xp, backend(given)
+    x, y, log_b, grad = given.x, given.y, given.per_point["log_b"], given.per_point["grad"]
     log_sum = ops.kernel_log_sums(x, y, log_b, profile)
     p = xp.where(xp.isneginf(log_sum), log_sum, -log_sum)  # an empty sum has no shares
     out = {}
-    if "x" in wrt:
+    if "x" in names:
         slopes = ops.kernel_slopes(x, y, xp.ones_like(log_b), p, log_b, profile)[1]
         out["x"] = grad[..., None] * slopes
-    if wrt & {"y", "log_b"}:
+    if names & {"y", "log_b"}:
         out["log_b"], out["y"] = ops.kernel_slopes(y, x, grad, log_b, p, profile)
-    return gradients(measures, out, wrt)
+    return gradients(given, out, names)
 
 
-def prepare(x, y, kernel, scale, log=False, **per_point):
-    """Checked measures, and the profile of the kernel."""
-    checks.kernel(kernel, scale, log)
-    measures = checks.measures(x, y, log="log_b" in per_point, positive=log and "a" in per_point, **per_point)
-    checks.scale_of(scale, measures.x.dtype)
-    return measures, profile(kernel, scale)
+def prepare(
+    x: Array, y: Array, kernel: str, scale: float, log: bool = False, **per_point: Array | None
+) -> tuple[WeightedPoints, Profile]:
+    """Return checked points with their weights, and the profile of the kernel; `log` allows the log forms."""
+    scale = checks.kernel(kernel, scale, log)
+    given = checks.weighted_points(x, y, per_point, positive=log and "a" in per_point)
+    checks.scale_in_range(scale, given.x.dtype)
+    return given, profile(kernel, scale)
 
 
-def profile(kernel, scale):
-    """The `Profile` of a kernel by its name."""
+def profile(kernel: str, scale: float) -> Profile:
+    """Return the `Profile` of a kernel by its name."""
     s = float(scale)
     return {
         "gaussian": Profile("linear", -1 / s**2, 0.0, -2 / s**2),
@@ -246,31 +298,32 @@ def profile(kernel, scale):
     }[kernel]
 
 
-def backend(measures):
-    """The module with the sums that fit the arrays."""
-    if ops_for(measures.x).xp is np:
-        from cusink.backends.numpy import sums
-
+def backend(given: WeightedPoints) -> KernelSums:
+    """Return the module with the sums for the library of the arrays."""
+    if given.xp is np:
         return sums
-    from cusink.backends.cupy import sums
+    from cusink.backends.cupy import sums as cupy_sums
 
-    return sums
+    return cupy_sums
 
 
-def bilinear_adjoint(measures, left, profile, grad, wrt):
-    """Gradients of ``grad * sum_ij u_i k(x_i, y_j) b_j`` by x, u (the numbers called `left`), y and b."""
-    ops, u, b, out = backend(measures), measures.numbers[left], measures.numbers["b"], {}
+def bilinear_adjoint(
+    given: WeightedPoints, left: str, profile: Profile, grad: Array, names: frozenset[str]
+) -> KernelGradients:
+    """Return gradients of ``grad * sum_ij u_i k(x_i, y_j) b_j`` for x, u (the array called `left`), y and b."""
+    ops, u, b, out = backend(given), given.per_point[left], given.per_point["b"], {}
     for points, weights, others, values, side, name in (
-        (measures.x, u, measures.y, b, "x", left),
-        (measures.y, b, measures.x, u, "y", "b"),
+        (given.x, u, given.y, b, "x", left),
+        (given.y, b, given.x, u, "y", "b"),
     ):
-        if side in wrt:
-            sums, slopes = ops.kernel_slopes(points, others, values, None, None, profile)
-            out[name], out[side] = grad * sums, (grad * weights)[..., None] * slopes
-        elif name in wrt:
+        if side in names:
+            field, slopes = ops.kernel_slopes(points, others, values, None, None, profile)
+            out[name], out[side] = grad * field, (grad * weights)[..., None] * slopes
+        elif name in names:
             out[name] = grad * ops.kernel_sums(points, others, values, profile)
-    return {name: measures.gradient(name, out[name]) for name in wrt}
+    return gradients(given, out, names)
 
 
-def gradients(measures, out, wrt):
-    return KernelGradients(**{name: measures.gradient(name, out[name]) for name in wrt})
+def gradients(given: WeightedPoints, out: dict[str, Array], names: frozenset[str]) -> KernelGradients:
+    """Return the gradients called `names`, each in the shape of its input."""
+    return KernelGradients(**{name: given.gradient(name, out[name]) for name in names})

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.costs.grid import GridCosts
-from cusink.costs.operand import between
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.histograms import HistogramPairs, SolvedProblems
 from cusink.types import Array, HostArray, Value
@@ -35,17 +33,17 @@ class PairBatches:
 
     def __init__(self, pairs: HistogramPairs, value: Value, options: Options, width: int) -> None:
         self.pairs, self.value, self.options, self.width = pairs, value, options, width
-        xp, to_host = pairs.ops.xp, pairs.ops.to_host
+        xp, to_host = pairs.xp, pairs.to_host
         A, B = pairs.A, pairs.B
         self.support = np.concatenate([to_host(A[rows] > 0) for rows in blocks(len(A), ROWS_PER_BLOCK)])
         used = sum((B[rows] > 0).any(axis=0).astype(int) for rows in blocks(len(B), ROWS_PER_BLOCK))
-        if isinstance(pairs.C, GridCosts):  # all cells or none
+        if not pairs.C.divisible:  # all bins or none
             self.support, used = np.ones_like(self.support), used + 1
         self.columns = xp.flatnonzero(used)
 
     def solve(self, rows: HostArray, columns: HostArray, potentials: bool = True) -> SolvedPairs:
         """Solve the pairs (rows[k], columns[k]), with or without `potentials`."""
-        xp, C = self.pairs.ops.xp, self.pairs.C
+        xp, C = self.pairs.xp, self.pairs.C
         order = np.lexsort((columns, rows))
         values, error, converged = np.empty(len(rows)), np.empty(len(rows)), np.empty(len(rows), bool)
         f, g = (xp.zeros((len(rows) if potentials else 0, size), C.dtype) for size in C.shape)
@@ -53,7 +51,7 @@ class PairBatches:
             at, bins = order[batch], xp.asarray(np.flatnonzero(union))
             solved, some_f, some_g = self._solve(rows[at], columns[at], bins)
             values[at], error[at], converged[at] = (
-                self.pairs.ops.to_host(solved.distances),
+                self.pairs.to_host(solved.distances),
                 solved.error,
                 solved.converged,
             )
@@ -64,10 +62,10 @@ class PairBatches:
 
     def _solve(self, rows: HostArray, columns: HostArray, bins: Array) -> SolvedProblems:
         """Solve pairs whose rows have weight in no other `bins`."""
-        pairs, xp = self.pairs, self.pairs.ops.xp
+        pairs, xp = self.pairs, self.pairs.xp
         a = xp.ascontiguousarray(pairs.A[xp.asarray(rows)][:, bins])
         b = xp.ascontiguousarray(pairs.B[xp.asarray(columns)][:, self.columns])
-        C = between(xp, pairs.C, bins, self.columns)
+        C = pairs.C.between(bins, self.columns)
         return pairs.solve_problems(a, b, C, self.value, self.options)
 
     def _batches(self, rows: HostArray) -> Iterator[tuple[slice, HostArray]]:

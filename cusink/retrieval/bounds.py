@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 
-from cusink.costs.operand import between
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.histograms import HistogramPairs
@@ -37,10 +36,10 @@ class RowBounds:
         self, pairs: HistogramPairs, batches: PairBatches, rows: HostArray, centres: Array, sharp: bool
     ) -> None:
         self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
-        self.ops, self.xp, self.eps = pairs.ops, pairs.ops.xp, pairs.eps
+        self.xp, self.eps = pairs.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
-        self.C = between(self.xp, pairs.C, self.bins, batches.columns)
-        self.softmin = self.ops.repeated_softmin(self.C, pairs.eps)
+        self.C = pairs.C.between(self.bins, batches.columns)
+        self.softmin = self.C.repeated_softmin(pairs.eps)
         self.a = self.xp.ascontiguousarray(pairs.A[self.xp.asarray(rows)][:, self.bins])
         self.lower = np.full((len(rows), pairs.shape[1]), -np.inf)
         self.g = self.xp.empty((len(rows), 0, self.C.shape[1]), self.C.dtype)
@@ -82,7 +81,7 @@ class RowBounds:
                 bounds = self.xp.matmul(g[rows].reshape(-1, g.shape[2]), turned)
                 bounds = bounds.reshape(-1, count, turned.shape[1])
                 bounds += constant[rows, :, None].astype(bounds.dtype)
-                bounds = self.ops.to_host(bounds.max(axis=1))
+                bounds = self.C.to_host(bounds.max(axis=1))
                 np.maximum(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
         self.g = self.xp.concatenate([self.g, g], axis=1)
         self.constant = self.xp.concatenate([self.constant, constant], axis=1)
@@ -90,7 +89,7 @@ class RowBounds:
     def _complete(self, a: Array, f: Array) -> Array:
         """Return the potentials g (K, columns) of a cut."""
         if self.sharp:
-            return self.ops.c_transform(self.C, self.xp.where(a > 0, f, -self.xp.inf), 0)
+            return self.C.c_transform(self.xp.where(a > 0, f, -self.xp.inf), 0)
         return self.softmin(_log(self.xp, a) + f / self.eps, 0)
 
     def _tighten(self, rows: HostArray, columns: HostArray) -> None:
@@ -106,15 +105,15 @@ class RowBounds:
             f = self.softmin(log_b + g / eps, 1)
             g = self.softmin(log_a + f / eps, 0)
         if self.sharp:
-            f = self.ops.c_transform(self.C, xp.where(b > 0, g, -xp.inf), 1)
+            f = self.C.c_transform(xp.where(b > 0, g, -xp.inf), 1)
             g = self._complete(a, f)
-        bounds = self.ops.to_host(_dot(xp, a, f) + _dot(xp, b, g))
+        bounds = self.C.to_host(_dot(xp, a, f) + _dot(xp, b, g))
         self.lower[rows, columns] = np.maximum(self.lower[rows, columns], bounds)
 
 
 def prototypes(pairs: HistogramPairs, batches: PairBatches) -> Array:
     """Return centres (R, columns), on the bins in use, of clusters of B: k-means on a sample."""
-    xp, total = pairs.ops.xp, pairs.shape[1]
+    xp, total = pairs.xp, pairs.shape[1]
     count = min(MOST_PROTOTYPES, total // COLUMNS_PER_PROTOTYPE)
     sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLED_PER_PROTOTYPE * count)).astype(int))
     items = pairs.B[xp.asarray(sample)][:, batches.columns]
@@ -129,9 +128,9 @@ def prototypes(pairs: HistogramPairs, batches: PairBatches) -> Array:
 
 def entropies(pairs: HistogramPairs, side: Literal[0, 1]) -> HostArray:
     """Return ``-sum_i w_i log w_i`` of all items of A (side 0) or B (side 1), in NumPy."""
-    xp, items = pairs.ops.xp, (pairs.A, pairs.B)[side]
+    xp, items = pairs.xp, (pairs.A, pairs.B)[side]
     read = (items[rows] for rows in blocks(len(items), ROWS_PER_BLOCK))
-    return np.concatenate([-pairs.ops.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in read])
+    return np.concatenate([-pairs.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in read])
 
 
 def slack(pairs: HistogramPairs, tol: float, mass: float, smallest: float) -> float:
@@ -139,7 +138,7 @@ def slack(pairs: HistogramPairs, tol: float, mass: float, smallest: float) -> fl
 
     `smallest` is the smallest positive weight of the columns.
     """
-    low, high = pairs.ops.cost_range(pairs.C)
+    low, high = pairs.span
     eps, bins, unit = pairs.eps, sum(pairs.C.shape), float(np.finfo(pairs.C.dtype.name).eps) / 2
     span, size = high - low, 4 * max(abs(low), abs(high)) + 2 * eps * abs(math.log(mass))
     rounding = unit * ((bins + 32) * (size + eps) + 4 * span * span / eps)

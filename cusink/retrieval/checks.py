@@ -1,6 +1,5 @@
 """Checks of the arguments of `cusink.distance_matrix` and `cusink.nearest`."""
 
-import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from typing import Any, TypeGuard, get_args
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import positive_bytes, regularisation
-from cusink.checks.weights import MASS_TOLERANCE
-from cusink.convergence.options import Options
+from cusink.checks.scalars import positive_bytes, positive_integer, regularisation
+from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.checks import cost_values
-from cusink.costs.operand import arrays_of, cost, symmetric
-from cusink.costs.points import PointCosts
+from cusink.costs.cost import Cost
+from cusink.costs.kinds import named_arrays
+from cusink.operand import operand
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.solver import checks as solver_checks
-from cusink.types import Array, ArrayModule, MatrixValue, Method, Overrelaxation
+from cusink.types import Array, ArrayModule, MatrixValue
 
 ALL_VALUES = get_args(MatrixValue)
 DTYPES_ON_DISK = ("float16", "float32", "float64")
@@ -48,7 +46,7 @@ class CheckedHistograms:
 
     A: NormalisedRows
     B: NormalisedRows
-    C: Any
+    C: Cost[Any]
     dtype: Any
 
 
@@ -68,25 +66,25 @@ def histograms(
     """
     regularisation(eps)
     itself = B is None
-    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **arrays_of(C))
-    C, stored = cost(C, xp, dtype, parts, memory_limit, batch=False)
+    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
+    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
     shapes(A, B, C)
-    if check and stored:
-        cost_values(C, xp)
+    if check and C.stored:
+        cost_values(C.data, xp)
     if mass is None:
         if check:
-            _weights("A", A[:1], 0, xp)
+            weight_values("A", A[:1], xp)
         mass = float(A[0].sum(dtype=np.float64))
     first = _normalised_rows("A", A, mass, xp, check)
     second = first if itself else _normalised_rows("B", B, mass, xp, check)
-    if check and stored and not xp.isfinite(C).all():
-        _partners(first.weights, second.weights, C, xp)
-    return CheckedHistograms(first, second, xp.ascontiguousarray(C) if stored else C, dtype)
+    if check and C.stored and not xp.isfinite(C.data).all():
+        _partners(first.weights, second.weights, C.data, xp)
+    return CheckedHistograms(first, second, C, dtype)
 
 
-def shapes(A: Array, B: Array | None, C: Any) -> None:
+def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
     """Check that the rows of A and B, None for A itself, are histograms on the bins of C."""
     n, m = C.shape
     for name, x, bins in (("A", A, n), ("B", A if B is None else B, m)):
@@ -107,35 +105,17 @@ def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check:
     mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
     if check:
         for rows in blocks(len(x), ROWS_PER_BLOCK):
-            _weights(name, x[rows], rows.start, xp)
-        tolerance = MASS_TOLERANCE[x.dtype.name]
-        off = xp.abs(mass - wanted) > tolerance * wanted
-        if off.any():
-            row = int(off.argmax())
-            raise ValueError(
-                f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {wanted:g} "
-                f"and '{name}' row {row} has {float(mass[row]):g}. To normalise, divide each row by its sum: "
-                "A / A.sum(axis=1, keepdims=True)"
-            )
-    return NormalisedRows(x, (wanted / mass).astype(x.dtype))
-
-
-def _weights(name: str, x: Array, start: int, xp: ArrayModule) -> None:
-    """Check that weights are finite, non-negative, and not all zero; `start` is the number of the first row."""
-    for wrong, rule, fix in (
-        (~xp.isfinite(x), "finite", ""),
-        (x < 0, "non-negative", ". Weights are masses, not their logarithms"),
-    ):
-        if wrong.any():
-            row, column = divmod(int(wrong.argmax()), x.shape[1])
-            raise ValueError(
-                f"'{name}' must be {rule}; got {float(x[row, column]):g} at [{start + row}, {column}]{fix}"
-            )
-    empty = ~x.any(axis=1)
-    if empty.any():
-        raise ValueError(
-            f"'{name}' must have a positive sum; row {start + int(empty.argmax())} is all zero. Leave empty rows out"
+            weight_values(name, x[rows], xp, rows.start)
+        same_mass(
+            "all histograms",
+            xp,
+            mass,
+            wanted,
+            x.dtype,
+            got=lambda row: f"'A' row 0 has {wanted:g} and '{name}' row {row} has {float(mass[row]):g}",
+            advice="To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)",
         )
+    return NormalisedRows(x, (wanted / mass).astype(x.dtype))
 
 
 def _partners(A: Array, B: Array, C: Array, xp: ArrayModule) -> None:
@@ -156,22 +136,14 @@ def _partners(A: Array, B: Array, C: Array, xp: ArrayModule) -> None:
                     )
 
 
-def options(
-    max_iter: int, tol: float | None, check_every: int, method: Method, overrelaxation: Overrelaxation
-) -> Options:
-    """Check the options of a call."""
-    checked = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
-    return Options(**{name: x for name, x in checked.items() if name != "callback"})
-
-
 def memory_limit(limit: int | None) -> int | None:
     """Check that a memory limit is a whole number of bytes; where the work is cut, it shows whether it is enough."""
     return None if limit is None else positive_bytes(limit)
 
 
-def divergence(C: Any) -> None:
+def divergence(C: Cost[Any]) -> None:
     """Check that both items of a pair can be compared with themselves, as each cloud of points can."""
-    if not (symmetric(C) or isinstance(C, PointCosts)):
+    if not C.has_own:
         how = "is not symmetric" if C.shape[0] == C.shape[1] else f"has shape {tuple(C.shape)}"
         raise ValueError(
             "value='divergence' also compares each histogram with itself: 'C' must be a symmetric cost, between the "
@@ -225,14 +197,11 @@ def output(out: Array | None, shape: tuple[int, int], dtype: Any, xp: ArrayModul
     return out
 
 
-def neighbours(k: int, columns: int, excludes_self: bool) -> int:
+def neighbours(k: object, columns: int, excludes_self: bool) -> int:
     """Check how many neighbours are wanted, among `columns` items or all of them but the one that looks."""
-    if isinstance(k, bool) or not isinstance(k, numbers.Integral):
-        raise TypeError(f"'k' must be an integer; got {kind(k)}")
-    if k < 1:
-        raise ValueError(f"'k' must be at least 1; got {k}")
+    k = positive_integer("k", k)
     most = columns - 1 if excludes_self else columns
     if k > most:
         where = f"the other rows of 'A', of which there are {most}" if excludes_self else f"the rows of 'B', {columns}"
         raise ValueError(f"'k' must be at most the number of neighbours there are: {where}; got {k}. Ask for fewer")
-    return int(k)
+    return k

@@ -16,6 +16,7 @@ from cusink.retrieval.storage.ledger import manifest
 from cusink.retrieval.storage.memory import ArraySink
 from cusink.retrieval.storage.store import TileStore
 from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles, tile_shape, tiles
+from cusink.solver.checks import options as check_options
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation
 
 
@@ -186,7 +187,7 @@ def distance_matrix(
     array([[0.011, 0.455],
            [0.455, 0.011]])
     """
-    options = checks.options(max_iter, tol, check_every, method, overrelaxation)
+    options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)
     pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
@@ -203,7 +204,7 @@ def distance_matrix(
         result = DistanceMatrix(**sink.fields) if full_output else sink.fields["distances"]
         finished = sink.finished.values()
     misses = Misses.total(finished)
-    if misses.count:
+    if misses.count and tol is not None:
         warn_unconverged(misses.count, pair_count(pairs), misses.worst, tol, max_iter)
     return result
 
@@ -214,6 +215,6 @@ def _on_disk(
     """Return the matrix in a store, opened for reading, and the misses of its tiles."""
     pairs, count = values.pairs, sum(1 for _ in tiles(values.pairs, *tile))
     job = manifest(pairs, tile, count, value=values.value, **dataclasses.asdict(values.options))
-    with TileStore(path, job, pairs.ops.to_host) as store:
+    with TileStore(path, job, pairs.to_host) as store:
         solve_tiles(values, tile, store, progress)
         return store.finish(), store.finished.values()

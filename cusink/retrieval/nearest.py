@@ -14,6 +14,7 @@ from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.progress import progress_bar
 from cusink.retrieval.query import Found, Query
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
+from cusink.solver.checks import options as check_options
 from cusink.types import Array, MatrixValue, Method, Overrelaxation
 
 
@@ -177,7 +178,7 @@ def nearest(
     >>> indices
     array([[0, 1]])
     """
-    options = checks.options(max_iter, tol, check_every, method, overrelaxation)
+    options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)
     pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
@@ -186,9 +187,9 @@ def nearest(
     k = checks.neighbours(k, pairs.shape[1], B is None)
     query = Query(k=k, value=value, options=options, excludes_self=B is None, memory_limit=memory_limit)
     (best, counts), pruning = _find(pairs, query, prune, progress)
-    if counts.misses.count:
+    if counts.misses.count and tol is not None:
         warn_unconverged(counts.misses.count, counts.finished, counts.misses.worst, tol, max_iter)
-    xp = pairs.ops.xp
+    xp = pairs.xp
     distances, indices = xp.asarray(best.values.astype(pairs.dtype)), xp.asarray(best.columns)
     if not full_output:
         return distances, indices

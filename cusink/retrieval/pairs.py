@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.types import Array, HostArray, Value
+from cusink.types import Array, ArrayModule, HostArray, Value
 
 Field = Literal["distances", "error", "n_iter", "converged"]
 
@@ -31,8 +31,11 @@ class Pairs(Protocol):
         """The regularisation."""
 
     @property
-    def ops(self) -> Any:
-        """The operators of the cost."""
+    def xp(self) -> ArrayModule:
+        """The array module of the user's arrays."""
+
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
 
     @property
     def dtype(self) -> Any:

@@ -43,7 +43,7 @@ class Duplicates:
         self.first = np.arange(pairs.shape[1])
         seen: dict[bytes, int] = {}
         for block in blocks(len(self.first), ROWS_PER_BLOCK):
-            for index, weights in enumerate(pairs.ops.to_host(pairs.B[block]), block.start):
+            for index, weights in enumerate(pairs.to_host(pairs.B[block]), block.start):
                 content = hashlib.blake2b(weights.tobytes(), digest_size=16).digest()
                 self.first[index] = seen.setdefault(content, index)
         self.order = np.argsort(self.first, kind="stable")

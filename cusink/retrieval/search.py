@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cusink.checks.arrays import narrowed
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, prototypes, slack
@@ -30,7 +31,7 @@ def why_not_prune(pairs: HistogramPairs, query: Query) -> str | None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
     if pairs.shape[1] < max(2 * COLUMNS_PER_PROTOTYPE, 4 * query.first_pairs):
         return "k is not small beside the number of candidates, or they are too few"
-    if isinstance(pairs.C, pairs.ops.xp.ndarray) and not pairs.ops.xp.isfinite(pairs.C).all():
+    if pairs.C.stored and not pairs.xp.isfinite(pairs.C.data).all():
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
     share = search_share(query.memory_limit)
     if share is not None and share < sum(bytes_needed(pairs, query.first_pairs)):
@@ -40,7 +41,7 @@ def why_not_prune(pairs: HistogramPairs, query: Query) -> str | None:
 
 def search_all(values: PairValues, query: Query, tile: tuple[int, int], progress: Progress) -> Found:
     """Solve every pair, as `cusink.distance_matrix` does, in tiles of the shape `tile`."""
-    pairs, counts, to_host = values.pairs, Counts(), values.pairs.ops.to_host
+    pairs, counts, to_host = values.pairs, Counts(), values.pairs.to_host
     best = TopK(pairs.shape[0], query.k, pairs.shape[1])
     for rows, columns in tiles(pairs, *tile):
         fields, misses = values.tile(rows, columns, ("distances", "error", "converged"), progress)
@@ -141,7 +142,8 @@ class PrunedSearch:
         floor = lower - self.slack
         if ours is not None:
             floor = floor - (ours[rows, None] + theirs)
-        return floor.astype(self.pairs.dtype).astype(np.float64)
+        with np.errstate(over="ignore"):
+            return floor.astype(self.pairs.dtype).astype(np.float64)
 
     def _offsets(self, side: Literal[0, 1]) -> HostArray | None:
         """Return the numbers (Q,) or (D,) to subtract from bounded values for distances; None for zeros."""
@@ -154,7 +156,7 @@ class PrunedSearch:
 
         A pair stands for those of its row with equal columns too, so that these get the very same distance.
         """
-        pairs, xp = self.pairs, self.pairs.ops.xp
+        pairs, xp = self.pairs, self.pairs.xp
         key, back = np.unique(rows * pairs.shape[1] + self.duplicates.first[columns], return_inverse=True)
         rows, columns = np.divmod(key, pairs.shape[1])
         solved, f = self._values(rows, columns, potentials)
@@ -168,7 +170,7 @@ class PrunedSearch:
 
     def _values(self, rows: HostArray, columns: HostArray, potentials: bool) -> tuple[Solved, Array]:
         """Return pairs in NumPy, distances in the precision of the report, and if wanted the rows' `potentials`."""
-        pairs, xp = self.pairs, self.pairs.ops.xp
+        pairs, xp = self.pairs, self.pairs.xp
         back: Any = slice(None)
         if pairs.symmetric:  # both orders are one pair, for which a matrix takes the one with the smaller row
             swapped = xp.asarray(rows > columns)[:, None]
@@ -181,7 +183,7 @@ class PrunedSearch:
         if self.self_terms is not None:
             ours, theirs = self.self_terms
             solved = debiased(solved, Solved(*(x[rows] for x in ours)), Solved(*(x[columns] for x in theirs)))
-        distances, f = solved.distances.astype(pairs.dtype).astype(np.float64), batch.f
+        distances, f = narrowed(solved.distances, pairs.dtype, np).astype(np.float64), batch.f
         if pairs.symmetric and potentials:
             at = xp.asarray(back)
             f = xp.where(swapped, batch.g[at], f[at])
@@ -189,4 +191,4 @@ class PrunedSearch:
 
 
 def _on_host(pairs: HistogramPairs, solved: Solved) -> Solved:
-    return solved._replace(distances=pairs.ops.to_host(solved.distances))
+    return solved._replace(distances=pairs.to_host(solved.distances))

@@ -155,7 +155,7 @@ class PairValues:
         progress: Callable[[int], Any] | None = None,
     ) -> SolvedTile:
         """Solve a tile; of a square on the diagonal of a symmetric matrix only the upper triangle."""
-        pairs, xp = self.pairs, self.pairs.ops.xp
+        pairs, xp = self.pairs, self.pairs.xp
         shape = rows.stop - rows.start, columns.stop - columns.start
         dtypes = {"distances": pairs.dtype, "error": float, "n_iter": int, "converged": bool}
         fields = {name: xp.empty(shape, dtypes[name]) for name in names}
@@ -198,7 +198,7 @@ class PairValues:
         solve, width = self.pairs.solve_selves, self.width
         parts = [solve(side, items, self.options) for items in blocks(self.pairs.shape[side], width)]
         distances, *host = zip(*parts, strict=True)
-        return Solved(self.pairs.ops.xp.concatenate(distances), *map(np.concatenate, host))
+        return Solved(self.pairs.xp.concatenate(distances), *map(np.concatenate, host))
 
 
 def solve_tiles(values: PairValues, tile: tuple[int, int], sink: Sink, progress: bool = False) -> None:

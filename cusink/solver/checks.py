@@ -2,48 +2,62 @@
 
 import math
 import numbers
+from typing import Any, get_args
 
 from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import one_of, regularisation
 from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
+from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
-from cusink.costs.operand import arrays_of, cost
-from cusink.solver.problem import Arrays
+from cusink.costs.kinds import named_arrays
+from cusink.operand import operand
+from cusink.solver.loop import Callback
+from cusink.solver.problem import CheckedProblem, Problem, Reach
+from cusink.types import Array, Axis, Method, Overrelaxation
 
-METHODS = ("auto", "log", "scaling")
+METHODS = get_args(Method)
 
 RULE = "'reach' must be a positive number in the unit of 'C', None, or a pair of these for 'a' and 'b'"
 
 
-def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None, balanced=True):
-    """Arrays of a call of `cusink.sinkhorn`; `balanced` says that the masses are to be equal."""
+def problem(
+    a: Any,
+    b: Any,
+    C: Any,
+    *,
+    eps: Any,
+    init: Any = None,
+    check: bool,
+    memory_limit: int | None = None,
+    balanced: bool = True,
+) -> CheckedProblem:
+    """Check the arrays of a call of `cusink.sinkhorn`; `balanced` asks for equal masses."""
     regularisation(eps)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
     f, g = (None, None) if init is None else init
-    (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **arrays_of(C))
-    C, stored = cost(C, xp, dtype, parts, memory_limit)
+    (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
+    C = operand(C, xp, dtype, parts, memory_limit)
     n, m = C.shape[-2:]
-    batch_of_one = C.ndim == 3 and C.shape[0] == 1
+    batch_of_one = not C.shared and C.shape[0] == 1
+    batched = not C.shared
     if batch_of_one:
-        C, batched = C[0] if stored else C.at(0), True  # one cost for all
-    else:
-        batched = C.ndim == 3
+        C = C.at(0)  # one cost for all
     sides = (("a", a, n), ("b", b, m), ("init[0]", f, n), ("init[1]", g, m))
     for name, x, bins in sides:
         if x is not None and (x.ndim not in (1, 2) or x.shape[-1] != bins):
             raise ValueError(_shape_message(name, x.shape, bins, C.shape, a, b))
     sizes = {name: len(x) for name, x, _ in sides if x is not None and x.ndim == 2} | (
-        {"C": C.shape[0]} if C.ndim == 3 else {}
+        {} if C.shared else {"C": C.shape[0]}
     )
     size = batch_size(sizes)
     a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
     if check:
         weight_values("a", a, xp)
         weight_values("b", b, xp)
-        if stored:
-            cost_values(C, xp)
-            partners(a, b, C, xp)
+        if C.stored:
+            cost_values(C.data, xp)
+            partners(a, b, C.data, xp)
     if balanced:
         b = equal_mass(a, b, xp, check)
     if init is not None:
@@ -55,12 +69,18 @@ def sinkhorn(a, b, C, *, eps, init, check, memory_limit=None, balanced=True):
                     )
         f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
         init = (f, g)
-    C = xp.ascontiguousarray(C) if stored else C
-    return Arrays(a=a, b=b, C=C, dtype=dtype, batched=batched or bool(sizes), init=init, batch_of_one=batch_of_one)
+    batched = batched or bool(sizes)
+    return CheckedProblem(a=a, b=b, C=C, dtype=dtype, batched=batched, init=init, batch_of_one=batch_of_one)
 
 
-def options(max_iter, tol, check_every, method, overrelaxation, callback=None):
-    """Check the options of the solver and return them as keywords of `cusink.sinkhorn.solve`."""
+def options(
+    max_iter: int,
+    tol: float | None,
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+) -> Options:
+    """Check the options of the solver."""
     for name, value in (("max_iter", max_iter), ("check_every", check_every)):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"'{name}' must be an integer; got {kind(value)}")
@@ -77,19 +97,16 @@ def options(max_iter, tol, check_every, method, overrelaxation, callback=None):
             raise TypeError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation!r}")
         if not 1 <= overrelaxation < 2:
             raise ValueError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation}")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"'callback' must be callable as callback(iteration, error); got {kind(callback)}")
-    return {
-        "max_iter": int(max_iter),
-        "tol": tol,
-        "check_every": int(check_every),
-        "method": method,
-        "overrelaxation": overrelaxation,
-        "callback": callback,
-    }
+    return Options(int(max_iter), tol, int(check_every), method, overrelaxation)
 
 
-def vector(v, axis, problem):
+def callback(function: Callback | None) -> None:
+    """Check the callback of a call of `cusink.sinkhorn`."""
+    if function is not None and not callable(function):
+        raise TypeError(f"'callback' must be callable as callback(iteration, error); got {kind(function)}")
+
+
+def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     """Check the vectors of `SinkhornResult.apply`; return them with a batch axis."""
     if axis not in (0, 1):
         raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {axis!r}")
@@ -103,7 +120,9 @@ def vector(v, axis, problem):
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
 
 
-def _shape_message(name, shape, bins, cost, a, b):
+def _shape_message(
+    name: str, shape: tuple[int, ...], bins: int, cost: tuple[int, ...], a: Array | None, b: Array | None
+) -> str:
     swapped = (
         a is not None
         and b is not None
@@ -116,8 +135,8 @@ def _shape_message(name, shape, bins, cost, a, b):
     return f"'{name}' must have shape {wanted} to match C of shape {tuple(cost)}; got {shape}{hint}"
 
 
-def reach(value, method="auto"):
-    """The prices (rho_a, rho_b) of both marginals, inf where one is to be met; None where both are."""
+def reach(value: Any, method: Method = "auto") -> Reach | None:
+    """Return the prices (rho_a, rho_b) of both marginals, inf where one is to be met; None where both are."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{RULE}; got {len(pair)} values")
@@ -132,4 +151,4 @@ def reach(value, method="auto"):
         return None
     if method == "scaling":
         raise ValueError("'method' must be 'auto' or 'log' for unbalanced transport; got 'scaling'. Leave it out")
-    return tuple(prices)
+    return prices[0], prices[1]

@@ -1,111 +1,159 @@
 """The solver's loop: iterate, check, stop each problem by itself, anneal where the cost is steep."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.backends.relaxation import OverRelaxation, Rounding
+from cusink.convergence.options import Options
+from cusink.convergence.relaxation import Relaxation
+from cusink.convergence.stopping import StallDetector, StopState
+from cusink.costs.cost import Solvable
+from cusink.costs.operators import Iteration
+from cusink.types import Array, HostArray, Method
 
-STEEP = 1000  # largest cost difference over eps, beyond which to anneal
-CHECKS = 16  # that a launch may hold where it can make them itself
+ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal
+CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
+
+Start = Callable[[Array, Array, float, Array, Array, Method], Iteration]  # a, b, eps, f, g, method
+Callback = Callable[[int, HostArray], Any]
+
+
+class Solution(NamedTuple):
+    """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy."""
+
+    f: Array
+    g: Array
+    cost: Array
+    error: HostArray
+    n_iter: HostArray
+    converged: HostArray
 
 
 def solve(
-    ops,
-    a,
-    b,
-    C,
-    eps,
-    init,
+    C: Solvable,
+    a: Array,
+    b: Array,
+    eps: float,
+    options: Options,
     *,
-    max_iter,
-    tol,
-    check_every,
-    method,
-    overrelaxation,
-    callback=None,
-    start=None,
-    span=None,
-):
-    """Run checked problems to their tolerance; return f, g, cost of the backend and error, n_iter, converged in NumPy.
+    init: tuple[Array, Array] | None = None,
+    callback: Callback | None = None,
+    start: Start | None = None,
+    span: tuple[float, float] | None = None,
+) -> Solution:
+    """Solve checked problems with weights a (B, n) and b (B, m).
 
-    `a` (B, n), `b` (B, m) and `C` (n, m) or (B, n, m) are arrays of one backend; `init` is (f, g) or None. `start`
-    puts problems under way where the iteration of the backend is not the one that is wanted. `span`, numbers between
-    which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
+    `init` is (f, g); `start` puts problems under way where the iteration of the backend is not wanted. `span`, numbers
+    between which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
     """
-    xp = ops.xp
-    low, high = ops.cost_range(C) if span is None else span
-    options = {"check_every": check_every, "method": method, "overrelaxation": overrelaxation, "start": start}
-    options["span"] = low, high
+    low, high = C.range() if span is None else span
     steepness = (high - low) / eps
     if not math.isfinite(steepness):
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
-    spent = 0
-    if tol is not None and init is None:
-        spent, init = anneal(ops, a, b, C, eps, max_iter, options, steepness)
-    max_iter -= int(np.max(spent))
-    f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    iteration = (start or ops.Iteration)(C, a, b, eps, f, g, method)
-    f, g, cost = xp.empty_like(a), xp.empty_like(b), xp.empty(len(a), a.dtype)
-    error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
-    relaxation = OverRelaxation(len(a), None if tol is None and overrelaxation == "auto" else overrelaxation, steepness)
-    rounding = Rounding(len(a), C.dtype, max(abs(low), abs(high)) / eps)
-    in_range = np.ones(len(a), bool)
-    watched = getattr(iteration, "watched", None)
-    active, done = np.arange(len(a)), 0
+    spent = np.zeros(len(a), np.int64)
+    if options.tol is not None and init is None:
+        spent, init = _anneal(C, a, b, eps, options, start, (low, high))
+    f, g = (C.xp.zeros_like(a), C.xp.zeros_like(b)) if init is None else init
+    iteration = (start or C.iteration)(a, b, eps, f, g, options.method)
+    setting = None if options.tol is None and options.overrelaxation == "auto" else options.overrelaxation
+    rules = StopState(
+        Relaxation.start(len(a), setting, steepness),
+        StallDetector.start(len(a), C.dtype, max(abs(low), abs(high)) / eps),
+    )
+    remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
+    out = Solution(
+        C.xp.empty_like(a),
+        C.xp.empty_like(b),
+        C.xp.empty(len(a), a.dtype),
+        np.full(len(a), np.inf),
+        np.zeros(len(a), np.int64),
+        np.ones(len(a), bool),
+    )
+    _iterate(C, iteration, rules, remaining, out, callback, init is not None)
+    reached = out.error <= (math.inf if options.tol is None else options.tol)
+    return out._replace(n_iter=out.n_iter + spent, converged=out.converged & reached)
+
+
+def _iterate(
+    C: Solvable,
+    iteration: Iteration,
+    rules: StopState,
+    options: Options,
+    out: Solution,
+    callback: Callback | None,
+    started: bool,
+) -> None:
+    """Iterate until every problem has stopped, and write what it ends with into `out`.
+
+    There `converged` says whether the problem stayed in range.
+    """
+    tol, max_iter = options.tol, options.max_iter
+    active, done = np.arange(len(out.error)), 0
     while len(active) and done < max_iter:
-        if tol is None and callback is None:
-            count = max_iter
-        elif done == 0 and init is not None:
-            count = 1  # the start may be the solution
+        count = _iterations_until_check(options, done, callback is not None, started)
+        checks = 1
+        if (
+            getattr(iteration, "stops_itself", False)
+            and tol is not None
+            and callback is None
+            and count == options.check_every
+        ):
+            checks = min(CHECKS_PER_LAUNCH, (max_iter - done) // count)
+        if checks > 1 and tol is not None:
+            rules, bound, taken, over = iteration.advance_until_converged(rules, tol, count, checks)
         else:
-            count = min(check_every, max_iter - done)
-        alone = watched is not None and tol is not None and callback is None and count == check_every
-        checks = min(CHECKS, (max_iter - done) // count) if alone else 1
-        if checks > 1:
-            bound, taken, over = watched(relaxation, rounding, tol, count, checks)
-        else:
-            bound, taken = ops.to_host(iteration.advance(relaxation.omega, count)), count
+            bound, taken = C.to_host(iteration.advance(rules.relaxation.omega, count)), np.asarray(count)
+            rules = rules.observe(bound, count)
             over = np.zeros(len(active), bool)
             if tol is not None:
-                over = (bound <= tol) | ~np.isfinite(bound) | rounding.reached(bound)
-        n_iter[active] += taken
+                over = (bound <= tol) | ~np.isfinite(bound) | rules.stall.stalled
+        out.n_iter[active] += taken
         done += checks * count
-        error[active] = bound
+        out.error[active] = bound
         if callback is not None:
-            callback(done, error.copy())
+            callback(done, out.error.copy())
         over |= done >= max_iter
         if over.any():
             index = np.flatnonzero(over)
             at = active[index]
-            in_range[at] = np.isfinite(bound[index])
-            f[at], g[at], cost[at], measured = iteration.finish(index)
-            error[at] = ops.to_host(measured)
+            out.converged[at] = np.isfinite(bound[index])
+            out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
+            out.error[at] = C.to_host(measured)
             if done < max_iter:
                 # Where rounding made the error exceed its bound and the tolerance, the problem goes on.
-                over[index] &= (tol is None) | (error[at] <= tol) | (bound[index] > tol)
+                over[index] &= (tol is None) | (out.error[at] <= tol) | (bound[index] > tol)
                 index = np.flatnonzero(~over)
                 iteration.keep(index)
-                relaxation.keep(index)
-                rounding.keep(index)
-                bound, active = bound[index], active[index]
-        if checks == 1:
-            relaxation.observe(bound, count)
-    return f, g, cost, error, n_iter + spent, in_range & (tol is None or error <= tol)
+                rules, active = rules.select(index), active[index]
 
 
-def anneal(ops, a, b, C, eps, max_iter, options, steepness):
-    """Iterations (B,) spent on larger eps, and potentials found there, or None where `C` is not so steep that it pays.
+def _iterations_until_check(options: Options, done: int, watched: bool, started: bool) -> int:
+    """Return how many iterations to take until the next look at the error."""
+    if options.tol is None and not watched:
+        return options.max_iter
+    if done == 0 and started:
+        return 1  # the start may be the solution
+    return min(options.check_every, options.max_iter - done)
 
-    Only the start depends on it: the problem solved, and its tolerance, stay what they are.
+
+def _anneal(
+    C: Solvable, a: Array, b: Array, eps: float, options: Options, start: Start | None, span: tuple[float, float]
+) -> tuple[HostArray, tuple[Array, Array] | None]:
+    """Return iterations (B,) spent on larger eps and the potentials found there, or None where it does not pay.
+
+    Only the start depends on it: the problem solved, and its tolerance, stay the same.
     """
-    xp = ops.xp
-    stages = math.ceil(math.log(steepness / STEEP, 4)) if steepness > 2 * STEEP else 0
+    steepness = (span[1] - span[0]) / eps
+    stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
     spent, init = np.zeros(len(a), np.int64), None
     for stage in range(stages, 0, -1):
-        budget = max_iter // (4 * stages)
+        budget = options.max_iter // (4 * stages)
         if budget:
-            start = init or (xp.zeros_like(a), xp.zeros_like(b))
-            f, g, _, _, n_iter, _ = solve(ops, a, b, C, eps * 4**stage, start, max_iter=budget, tol=1e-2, **options)
-            spent, init = spent + n_iter, (f, g)
+            begin = init or (C.xp.zeros_like(a), C.xp.zeros_like(b))
+            rough = replace(options, max_iter=budget, tol=1e-2)
+            found = solve(C, a, b, eps * 4**stage, rough, init=begin, start=start, span=span)
+            spent, init = spent + found.n_iter, (found.f, found.g)
     return spent, init

@@ -1,82 +1,98 @@
 """A checked problem, and a solved one."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
 from cusink.checks.arrays import narrowed
+from cusink.costs.cost import Cost
+from cusink.costs.logits import logits
+from cusink.types import Array, ArrayModule
 
-__all__ = [
-    "Problem",
-]
+Reach = tuple[float, float]  # prices (rho_a, rho_b) of the marginals, inf where one is to be met
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Arrays:
-    """Checked a (B, n), b (B, m), C (n, m) or (B, n, m) in the dtype of the computation; `dtype` is the user's.
+class CheckedProblem:
+    """Weights a (B, n), b (B, m) and the cost in the dtype of the computation; `dtype` is the user's."""
 
-    C may be a cost that is not stored, see `cusink.backends.operators`.
-    """
-
-    a: Any
-    b: Any
-    C: Any
+    a: Array
+    b: Array
+    C: Cost[Any]
     dtype: Any
     batched: bool
-    init: Any = None
+    init: tuple[Array, Array] | None = None
     batch_of_one: bool = False  # C came as (1, n, m)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
-    """The solved problem in the precision it was computed in: a, f (B, n); b, g (B, m); C (n, m) or (B, n, m).
+    """The solved problem in the precision it was computed in: a, f (B, n); b, g (B, m).
 
-    Of unbalanced transport, with prices `reach` (rho_a, rho_b), the potentials are ``f + shift`` and ``g - shift`` with
-    `shift` (B,) in float64, and the plan is that of f and g, see `cusink.solver.unbalanced`.
+    Of unbalanced transport, with prices `reach`, the potentials are ``f + shift`` and ``g - shift`` with `shift` (B,)
+    in float64, and the plan is that of f and g, see `cusink.solver.unbalanced`.
     """
 
-    a: Any
-    b: Any
-    C: Any
+    a: Array
+    b: Array
+    C: Cost[Any]
     eps: float
-    f: Any
-    g: Any
+    f: Array
+    g: Array
     dtype: Any
     batched: bool
-    reach: tuple[float, float] | None = None
-    shift: Any = None
+    reach: Reach | None = None
+    shift: Array | None = None
     batch_of_one: bool = False  # C came as (1, n, m)
 
     @classmethod
-    def of(cls, given, eps, f, g, reach, shift):
-        """The problem of checked arrays, `cusink.solver.checks.Arrays`, with its potentials."""
-        names = ("a", "b", "C", "dtype", "batched", "batch_of_one")
-        return cls(**{name: getattr(given, name) for name in names}, eps=float(eps), f=f, g=g, reach=reach, shift=shift)
+    def of(
+        cls, given: CheckedProblem, eps: float, f: Array, g: Array, reach: Reach | None, shift: Array | None
+    ) -> Self:
+        """Return a checked problem with its potentials."""
+        return cls(
+            a=given.a,
+            b=given.b,
+            C=given.C,
+            eps=float(eps),
+            f=f,
+            g=g,
+            dtype=given.dtype,
+            batched=given.batched,
+            reach=reach,
+            shift=shift,
+            batch_of_one=given.batch_of_one,
+        )
 
-    def logits(self):
-        """``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
-        xp, sides = ops_for(self.C).xp, ((self.a, self.f), (self.b, self.g))
-        with np.errstate(divide="ignore"):  # an empty bin that nothing may reach has the potential +inf
-            return tuple(xp.log(w) + xp.where(w > 0, x, x.dtype.type(0)) / self.eps for w, x in sides)
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module."""
+        return self.C.xp
 
-    def potentials(self):
-        """The dual potentials, which of unbalanced transport have the shift and are in float64."""
-        if self.reach is None:
+    def in_float64(self) -> Self:
+        """Return the same problem in float64."""
+        double = {name: getattr(self, name).astype(np.float64) for name in "abfg"}
+        return replace(self, C=self.C.astype(np.float64), **double)
+
+    def logits(self) -> tuple[Array, Array]:
+        """Return ``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
+        return logits(self.xp, self.a, self.f, self.eps), logits(self.xp, self.b, self.g, self.eps)
+
+    def potentials(self) -> tuple[Array, Array]:
+        """Return the dual potentials; those of unbalanced transport have the shift and are in float64."""
+        if self.shift is None:
             return self.f, self.g
         return self.f + self.shift[:, None], self.g - self.shift[:, None]
 
-    def outward(self, array):
-        """`array` (B, ...) in the shape and the dtype of what the user passed."""
-        array = narrowed(array, self.dtype, ops_for(array).xp)
+    def to_user(self, array: Array) -> Array:
+        """Return `array` (B, ...) in the shape and the dtype of the user's arrays."""
+        array = narrowed(array, self.dtype, self.xp)
         return array if self.batched else array[0]
 
-    def rounding(self):
-        """Bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
-        ops, xp = ops_for(self.C), ops_for(self.C).xp
+    def rounding(self) -> Array:
+        """Return a bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
+        xp = self.xp
         sides = ((self.a, self.f), (self.b, self.g))
-        exponent = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in sides) + max(
-            map(abs, ops.cost_range(self.C))
-        )
+        exponent = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in sides) + self.C.largest()
         return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + exponent / self.eps)

@@ -1,17 +1,18 @@
 """Entropy-regularised optimal transport of many pairs of measures at once."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
-from cusink.backends.operators import ops_for
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.solver import checks
-from cusink.solver.loop import solve
+from cusink.solver.loop import Callback, Start, solve
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult
 from cusink.solver.unbalanced import UnbalancedIteration
 from cusink.solver.values import values
+from cusink.types import Array, Method, Overrelaxation
 
 __all__ = [
     "sinkhorn",
@@ -20,22 +21,22 @@ __all__ = [
 
 @memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
 def sinkhorn(
-    a,
-    b,
-    C,
+    a: Array | None,
+    b: Array | None,
+    C: Any,
     *,
-    eps,
-    max_iter=1000,
-    tol=1e-6,
-    check_every=10,
-    method="auto",
-    overrelaxation="auto",
-    init=None,
-    reach=None,
-    callback=None,
-    memory_limit=None,
-    check=True,
-):
+    eps: float,
+    max_iter: int = 1000,
+    tol: float | None = 1e-6,
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    init: tuple[Array, Array] | None = None,
+    reach: float | tuple[float | None, float | None] | None = None,
+    callback: Callback | None = None,
+    memory_limit: int | None = None,
+    check: bool = True,
+) -> SinkhornResult:
     """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
 
     Parameters
@@ -125,21 +126,21 @@ def sinkhorn(
     >>> print(f"{result.cost:.4f}")
     1.0000
     """
-    reach = checks.reach(reach, method)
-    balanced = reach is None
-    given = checks.sinkhorn(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
-    options = checks.options(max_iter, tol, check_every, method, overrelaxation, callback)
-    ops = ops_for(given.C)
-    start = shift = None
-    if reach is not None:
-        shift = ops.xp.zeros(len(given.a))
-        start = functools.partial(UnbalancedIteration, ops, reach, shift)
-    f, g, cost, error, n_iter, converged = solve(
-        ops, given.a, given.b, given.C, eps, given.init, start=start, **options
-    )
-    if tol is not None and not converged.all():
-        warn_unconverged(np.count_nonzero(~converged), len(converged), error[~converged].max(), tol, max_iter)
-    problem = Problem.of(given, eps, f, g, reach, shift)
-    reg_cost, entropic_cost = values(ops.xp, problem)
-    every = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
-    return SinkhornResult.of(problem, every, n_iter, converged)
+    prices = checks.reach(reach, method)
+    balanced = prices is None
+    given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
+    options = checks.options(max_iter, tol, check_every, method, overrelaxation)
+    checks.callback(callback)
+    start: Start | None = None
+    shift = None
+    if prices is not None:
+        shift = given.C.xp.zeros(len(given.a))
+        start = functools.partial(UnbalancedIteration, given.C, prices, shift)
+    found = solve(given.C, given.a, given.b, eps, options, init=given.init, callback=callback, start=start)
+    missed = ~found.converged
+    if tol is not None and missed.any():
+        warn_unconverged(np.count_nonzero(missed), len(missed), found.error[missed].max(), tol, max_iter)
+    problem = Problem.of(given, eps, found.f, found.g, prices, shift)
+    reg_cost, entropic_cost = values(problem)
+    every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
+    return SinkhornResult.of(problem, every, found.n_iter, found.converged)

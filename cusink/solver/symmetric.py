@@ -1,13 +1,16 @@
-"""Transport of measures to themselves, whose two potentials are one: what a divergence takes off."""
+"""Transport of measures to themselves, whose two potentials are one: the terms that a divergence subtracts."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.backends.relaxation import Rounding
-from cusink.costs.operand import costs_at
+from cusink.convergence.options import Options
+from cusink.convergence.stopping import StallDetector
+from cusink.costs.cost import Cost
 from cusink.solver.unbalanced import damped, marginal_error
 from cusink.solver.values import price
+from cusink.types import Array, ArrayModule, HostArray
 
 # Averaging steps f + s (T f - f) for s in turn. T contracts, and so does every such average with s in (0, 1]. Near the
 # solution T f - f falls by 1 - s (1 + eta) with eta in [0, 1] for a positive definite kernel: these s are the inverse
@@ -15,52 +18,44 @@ from cusink.solver.values import price
 STEPS = tuple(1 / (1.5 + 0.5 * np.cos(np.pi * k / 4)) for k in (1, 3))
 
 
-def self_potentials(ops, a, C, eps, *, max_iter, tol, rho=math.inf):
-    """Solve ``OT_eps(a, a)``, whose two potentials are one.
+class SelfSolution(NamedTuple):
+    """Solutions of problems whose two sides are one.
 
-    Parameters
-    ----------
-    ops : module
-        The operators that fit `C`.
-    a : array, shape (B, n)
-        Checked weights.
-    C : array, PointCosts or GridCosts, shape (n, n) or (B, n, n)
-        Checked symmetric cost.
-    eps : float
-        Regularisation.
-    max_iter : int
-        Iterations at most, each with one softmin.
-    tol : float or None
-        Marginal error at which a problem stops; None runs exactly `max_iter` iterations.
-    rho : float
-        The price of both marginals, for unbalanced transport.
-
-    Returns
-    -------
-    f : array, shape (B, n)
-        The potential ``f = kappa softmin(f)`` with ``kappa = rho / (rho + eps)``, of empty bins too.
-    reg_cost : array, shape (B,)
-        In float64, as accurate as the square of `error`.
-    error, n_iter, converged : NumPy array, shape (B,)
-        As in `cusink.SinkhornResult`; `error` is that of an iterate worse than `f`.
+    f : (B, n), the potential ``f = kappa softmin(f)`` with ``kappa = rho / (rho + eps)``, of empty bins too.
+    reg_cost : (B,), in float64, as accurate as the square of `error`.
+    error, n_iter, converged : (B,) in NumPy; `error` is that of an iterate worse than f.
     """
-    xp = ops.xp
-    softmin = ops.repeated_softmin(C, eps)
+
+    f: Array
+    reg_cost: Array
+    error: HostArray
+    n_iter: HostArray
+    converged: HostArray
+
+
+def self_potentials(C: Cost[Any], a: Array, eps: float, options: Options, rho: float = math.inf) -> SelfSolution:
+    """Solve ``OT_eps(a, a)`` of checked weights a (B, n) at a symmetric cost.
+
+    Of the options, `max_iter` counts iterations with one softmin each, and `tol` is the marginal error at which a
+    problem stops, or None. `rho` is the price of both marginals.
+    """
+    xp, tol, max_iter = C.xp, options.tol, options.max_iter
+    softmin = C.repeated_softmin(eps)
     with np.errstate(divide="ignore"):
         log_a = xp.log(a)
     out, reg_cost = xp.empty_like(a), xp.empty(len(a), np.float64)
     error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
-    low, high = ops.cost_range(C)
-    rounding = Rounding(len(a), C.dtype, max(abs(low), abs(high)) / eps)
+    stall = StallDetector.start(len(a), C.dtype, C.largest() / eps)
     active, f, still = np.arange(len(a)), xp.zeros_like(a), xp.zeros((1, 1))
     for done in range(1, max_iter + 1):
         image = softmin(log_a + f / eps, 1)
-        reached = ops.to_host(marginal_error(xp, a, f, image, still, eps, rho))
+        reached = C.to_host(marginal_error(xp, a, f, image, still, eps, rho))
         image = damped(image, still, eps, rho)
         difference = xp.where(a > 0, image - f, 0)
         over = np.full(len(active), done == max_iter)
         if tol is not None:
-            over |= (reached <= tol) | rounding.reached(reached)
+            stall = stall.observe(reached)
+            over |= (reached <= tol) | stall.stalled
         if over.any():
             index = np.flatnonzero(over)
             at = active[index]
@@ -71,15 +66,15 @@ def self_potentials(ops, a, C, eps, *, max_iter, tol, rho=math.inf):
                 break
             index = np.flatnonzero(~over)
             active, a, log_a, f, difference = active[index], a[index], log_a[index], f[index], difference[index]
-            rounding.keep(index)
-            if C.ndim == 3:
-                C = costs_at(C, index)
-                softmin = ops.repeated_softmin(C, eps)
+            stall = stall.select(index)
+            if not C.shared:
+                C = C.at(index)
+                softmin = C.repeated_softmin(eps)
         f = f + f.dtype.type(STEPS[done % len(STEPS)]) * difference
-    return out, reg_cost, error, n_iter, error <= (math.inf if tol is None else tol)
+    return SelfSolution(out, reg_cost, error, n_iter, error <= (math.inf if tol is None else tol))
 
 
-def _self_value(xp, a, f, g, eps, rho):
+def _self_value(xp: ArrayModule, a: Array, f: Array, g: Array, eps: float, rho: float) -> Array:
     """The dual value (B,) of a measure with itself, of potentials f and g of which g is the best for f."""
     a, f, g = (x.astype(np.float64) for x in (a, *(xp.where(a > 0, x, 0) for x in (f, g))))
     out = price(xp, a, f, rho) + price(xp, a, g, rho)

@@ -7,27 +7,45 @@
 at which the marginals of the plan are ``a exp(-f / rho_a)`` and ``b exp(-g / rho_b)``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from cusink.costs.operand import costs_at
+from cusink.convergence.relaxation import overrelaxed_step
+from cusink.costs.cost import Cost
+from cusink.costs.operators import HostChecked
+from cusink.solver.problem import Reach
+from cusink.types import Array, ArrayModule, Axis, HostArray, Method
 
 NO_REACH = 1e12  # times eps: as good as inf where rho only scales an over-relaxation
 
 
-class UnbalancedIteration:
-    """Problems under way, in the manner of ``Iteration`` in `cusink.backends.operators`.
+class UnbalancedIteration(HostChecked):
+    """Problems under way, see `cusink.costs.operators.Iteration`.
 
-    The potentials are ``f + t`` and ``g - t``. After each g-update t becomes what raises the dual objective most
-    (Sejourne, Vialard and Peyre 2022): without it that direction converges like ``kappa_a kappa_b``, which for a large
-    reach is hardly at all. The plan does not depend on t, which may be large: it is kept apart, in float64, and no
-    digit of f and g is lost to it. Updates are over-relaxed such that they never lower the dual objective.
+    The potentials are ``f + t`` and ``g - t``. After each g-update t takes the value that raises the dual objective
+    most (Sejourne, Vialard and Peyre 2022): without it that direction converges like ``kappa_a kappa_b``, which for a
+    large reach is hardly at all. The plan does not depend on t, which may be large: it is kept apart, in float64, and
+    no digit of f and g is lost to it. Updates are over-relaxed such that they never lower the dual objective.
 
-    `shift` (B,) takes the t of each problem that finishes.
+    `shift` (B,) receives the t of each problem that finishes.
     """
 
-    def __init__(self, ops, reach, shift, C, a, b, eps, f, g, method):
-        xp = ops.xp
-        self.ops, self.C, self.eps, self.reach, self.method = ops, C, eps, reach, method
+    def __init__(
+        self,
+        C: Cost[Any],
+        reach: Reach,
+        shift: Array,
+        a: Array,
+        b: Array,
+        eps: float,
+        f: Array,
+        g: Array,
+        method: Method,
+    ) -> None:
+        self.xp = xp = C.xp
+        self.C, self.eps, self.reach, self.method = C, eps, reach, method
         self.shift, self.problems = shift, np.arange(len(a))
         self.a, self.b = a, b
         with np.errstate(divide="ignore"):
@@ -35,90 +53,92 @@ class UnbalancedIteration:
         t = ((f.mean(axis=1) - g.mean(axis=1)) / 2)[:, None]
         self.f, self.g, self.t = self._of_weighted(f - t, a), self._of_weighted(g + t, b), t.astype(np.float64)
         self.softmin = self._softmin_of(C)
-        self.image_f, self.image_g = None, self.softmin(self.log_a + self.f / eps, 0)
+        self.image_f, self.image_g = self.f, self.softmin(self.log_a + self.f / eps, 0)
 
-    def _softmin_of(self, C):
+    def _softmin_of(self, C: Cost[Any]) -> Callable[[Array, Axis], Array]:
         if self.method == "log":
-            return lambda logits, axis: self.ops.softmin(C, logits, self.eps, axis)
-        return self.ops.repeated_softmin(C, self.eps)
+            return lambda logits, axis: C.softmin(logits, self.eps, axis)
+        return C.repeated_softmin(self.eps)
 
-    def _of_weighted(self, potential, weights):
-        """`potential` where there is weight, 0 elsewhere: a bin that nothing may reach has none that is finite."""
-        return self.ops.xp.where(weights > 0, potential, potential.dtype.type(0))
+    def _of_weighted(self, potential: Array, weights: Array) -> Array:
+        """Return `potential` where there is weight, 0 elsewhere: a bin that nothing may reach has no finite one."""
+        return self.xp.where(weights > 0, potential, potential.dtype.type(0))
 
-    def advance(self, omega, count):
+    def advance(self, omega: HostArray, count: int) -> Array:
         """Take `count` iterations of every problem; return bounds (B,) on their errors."""
-        xp, eps, (rho_a, rho_b) = self.ops.xp, self.eps, self.reach
-        omega = None if (omega == 1).all() else xp.asarray(omega, self.a.dtype)[:, None]
+        xp, eps, (rho_a, rho_b) = self.xp, self.eps, self.reach
+        excess = None if (omega == 1).all() else xp.asarray(omega - 1, self.a.dtype)[:, None]
         for _ in range(count):
             plain = damped(self.image_g, -self.t, eps, rho_b)
-            self.g = self._of_weighted(over_relaxed(xp, self.g, plain, omega, eps, rho_b), self.b)
+            self.g = self._of_weighted(over_relaxed(xp, self.g, plain, excess, eps, rho_b), self.b)
             self.t = translation(xp, self.a, self.b, self.f, self.g, self.reach)[:, None]
             self.image_f = self.softmin(self.log_b + self.g / eps, 1)
             plain = damped(self.image_f, self.t, eps, rho_a)
-            self.f = self._of_weighted(over_relaxed(xp, self.f, plain, omega, eps, rho_a), self.a)
+            self.f = self._of_weighted(over_relaxed(xp, self.f, plain, excess, eps, rho_a), self.a)
             self.image_g = self.softmin(self.log_a + self.f / eps, 0)
         error = marginal_error(xp, self.b, self.g, self.image_g, -self.t, eps, rho_b)
-        if omega is not None:
+        if excess is not None:
             error += marginal_error(xp, self.a, self.f, self.image_f, self.t, eps, rho_a)
         return error
 
-    def finish(self, index):
+    def finish(self, index: HostArray) -> tuple[Array, Array, Array, Array]:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update; fill in their shifts."""
-        ops, eps, (rho_a, rho_b) = self.ops, self.eps, self.reach
-        C, a, b, g, t = costs_at(self.C, index), self.a[index], self.b[index], self.g[index], self.t[index]
+        xp, eps, (rho_a, rho_b) = self.xp, self.eps, self.reach
+        C, a, b, g, t = self.C.at(index), self.a[index], self.b[index], self.g[index], self.t[index]
         f = damped(self.image_f[index], t, eps, rho_a)
         p, q = self.log_a[index] + self._of_weighted(f, a) / eps, self.log_b[index] + g / eps
-        image = (self.softmin if C.ndim == 2 else self._softmin_of(C))(p, 0)
-        error = marginal_error(ops.xp, b, g, image, -t, eps, rho_b)
+        image = (self.softmin if C.shared else self._softmin_of(C))(p, 0)
+        error = marginal_error(xp, b, g, image, -t, eps, rho_b)
         self.shift[self.problems[index]] = t[:, 0]
-        return f, ops.xp.where(b > 0, g, damped(image, -t, eps, rho_b)), ops.transport_cost(C, p, q, eps), error
+        return f, xp.where(b > 0, g, damped(image, -t, eps, rho_b)), C.transport_cost(p, q, eps), error
 
-    def keep(self, index):
+    def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
         for name in ("a", "b", "log_a", "log_b", "f", "g", "t", "image_f", "image_g", "problems"):
             setattr(self, name, getattr(self, name)[index])
-        if self.C.ndim == 3:
-            self.C = costs_at(self.C, index)
+        if not self.C.shared:
+            self.C = self.C.at(index)
             self.softmin = self._softmin_of(self.C)
 
 
-def damped(image, shift, eps, rho):
-    """The update ``kappa (image + shift) - shift`` with ``kappa = rho / (rho + eps)``, of a softmin (B, n)."""
+def damped(image: Array, shift: Array, eps: float, rho: float) -> Array:
+    """Return the update ``kappa (image + shift) - shift`` with ``kappa = rho / (rho + eps)``, of a softmin (B, n)."""
     kappa = 1 / (1 + eps / rho)
     return kappa * image - (shift * (kappa * eps / rho)).astype(image.dtype)
 
 
-def over_relaxed(xp, old, plain, omega, eps, rho):
-    """Go from `old` to `plain` and omega (B, 1) - 1 times as far beyond, to first order; None stands for 1.
+def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None, eps: float, rho: float) -> Array:
+    """Go from `old` to `plain` and `excess` (B, 1) = omega - 1 times as far beyond, to first order; None stands for 0.
 
     With ``d = plain - old`` it is ``plain + eps log(omega - (omega - 1) exp(-d / eps))`` upwards and
     ``plain - rho log(omega - (omega - 1) exp(d / rho))`` downwards. docs/unbalanced.md proves that this never lowers
     the dual objective.
     """
-    if omega is None:
+    if excess is None:
         return plain
     step = plain - old
     unit = xp.where(step > 0, old.dtype.type(eps), old.dtype.type(min(rho, NO_REACH * eps)))
-    return plain + xp.sign(step) * unit * xp.log1p((1 - omega) * xp.expm1(-xp.abs(step) / unit))
+    return plain + xp.sign(step) * overrelaxed_step(xp, xp.abs(step), excess, unit)
 
 
-def translation(xp, a, b, f, g, reach):
-    """The t (B,) for which ``f + t`` and ``g - t`` have the highest dual objective: both marginals get one mass."""
+def translation(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
+    """Return the t (B,) for which ``f + t`` and ``g - t`` have the highest dual objective: both marginals get one mass."""
     (sum_a, low_a), (sum_b, low_b) = (_mass(xp, *side) for side in ((a, f, reach[0]), (b, g, reach[1])))
     return (xp.log(sum_a / sum_b) - low_a + low_b) / (1 / reach[0] + 1 / reach[1])
 
 
-def _mass(xp, weights, potential, rho):
-    """The mass ``sum_i a_i exp(-f_i / rho)`` as a pair (s, c) (B,) of ``s exp(-c)``, which does not underflow."""
+def _mass(xp: ArrayModule, weights: Array, potential: Array, rho: float) -> tuple[Array, Array]:
+    """Return the mass ``sum_i a_i exp(-f_i / rho)`` as a pair (s, c) (B,) of ``s exp(-c)``, which does not underflow."""
     scaled = potential.astype(np.float64) / rho
     low = xp.where(weights > 0, scaled, xp.inf).min(axis=1)
     scaled = xp.where(weights > 0, scaled - low[:, None], 0)
     return (weights * xp.exp(-scaled)).sum(axis=1), low
 
 
-def marginal_error(xp, weights, potential, image, shift, eps, rho):
-    """L1 distance (B,) of a marginal from ``a exp(-f / rho)``, relative to the mass of that.
+def marginal_error(
+    xp: ArrayModule, weights: Array, potential: Array, image: Array, shift: Array, eps: float, rho: float
+) -> Array:
+    """Return the L1 distance (B,) of a marginal from ``a exp(-f / rho)``, relative to its mass.
 
     f is `potential` + `shift`, and `image` the softmin that `potential` is compared with.
     """

@@ -134,7 +134,7 @@ class CapturingKernel:
 
 
 def module():
-    """A module object to stand in for cupy."""
+    """Return a module object to stand in for cupy."""
     runtime = types.SimpleNamespace(getDevice=lambda: 0)
     cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream)
     stand_in = types.ModuleType("cupy")

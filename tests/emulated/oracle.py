@@ -1,6 +1,6 @@
 """What the kernels must compute, in plain NumPy; float64 is the oracle, float32 the naive solution to compare with.
 
-Imports nothing of cusink. Arrays as in ``cusink/_ops.py``: C (n, m) or (B, n, m), logits p (B, n) and q (B, m).
+Imports nothing of cusink. Arrays as in ``cusink/costs/operators.py``: C (n, m) or (B, n, m), logits p (B, n), q (B, m).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ def wide(*arrays, dtype=np.float64):
 
 
 def log_sum(x, axis):
-    """log sum exp along `axis`, -inf where every term is zero."""
+    """Return log sum exp along `axis`, -inf where every term is zero."""
     highest = x.max(axis=axis, keepdims=True)
     highest = np.where(np.isfinite(highest), highest, 0)
     with np.errstate(divide="ignore"):
@@ -55,7 +55,7 @@ def logits(weights, potential, eps):
 
 
 def relax(old, plain, omega, eps, weights):
-    """The over-relaxed potential whose every step raises the dual objective; `plain` for omega 1 and zero weights."""
+    """Return the over-relaxed potential that raises the dual objective; `plain` for omega 1 and zero weights."""
     excess = omega[:, None] - 1
     with np.errstate(all="ignore"):
         relaxed = plain + eps * np.log(excess + np.maximum(1 - excess * np.exp((old - plain) / eps), 0))

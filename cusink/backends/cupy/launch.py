@@ -36,7 +36,8 @@ PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1}
 
 class Device(NamedTuple):
     """What of a device decides about a launch: its multiprocessors, the bytes of shared memory a block may have, and
-    whether its tensor cores take tf32."""
+    whether its tensor cores take tf32.
+    """
 
     multiprocessors: int
     shared_memory: int

@@ -198,7 +198,7 @@ def _each_block(pairs, work):
 
 
 def _log_kernel(base, profile, out=None):
-    """log k of what `Pairs.base` gives, in its place unless there is another."""
+    """Log k of what `Pairs.base` gives, in its place unless there is another."""
     out = base if out is None else out
     if profile.form == "log":
         base = np.log(base, out=out)
@@ -206,7 +206,7 @@ def _log_kernel(base, profile, out=None):
 
 
 def _kernel(base, profile):
-    """k of what `Pairs.base` gives, in its place."""
+    """K of what `Pairs.base` gives, in its place."""
     if profile.form == "log" and profile.rate == -0.25:
         np.sqrt(base, out=base)
         np.sqrt(base, out=base)

@@ -4,7 +4,6 @@ The result is on the host: which items have which points, and with what weights.
 made of, stay where they are.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,12 @@ import numpy as np
 
 from cusink.checks.arrays import arrays, kind, to_host
 from cusink.checks.scalars import one_of, regularisation
-from cusink.checks.weights import MASS_TOLERANCE
+from cusink.checks.weights import same_mass
 from cusink.costs.checks import cost_values
-from cusink.costs.operand import arrays_of, cost
-from cusink.costs.points import PointCloud
+from cusink.costs.clouds import PointCloud
+from cusink.costs.kinds import kind_of, named_arrays
+from cusink.errors import warn
+from cusink.operand import operand
 from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device, sums
 from cusink.types import HostArray
@@ -28,9 +29,7 @@ def are_documents(A: object, B: object) -> bool:
     return any(is_sparse(x) or isinstance(x, Measures) for x in (A, B))
 
 
-def check_documents(
-    A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty: str = "nan", stacklevel: int = 5
-) -> CheckedDocuments:
+def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty: str = "nan") -> CheckedDocuments:
     """Check the collections of a call, B None for A itself.
 
     `on_empty` says what to do about items without weight: "nan" warns once and names them, "raise" refuses them.
@@ -53,9 +52,9 @@ def check_documents(
     first = next((mass for side in sides for mass in sums(side.offsets, side.weights) if mass > 0), None)
     scaled = [_one_mass(name, side, first, check) for name, side in zip(given, sides, strict=True)]
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
-    _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty, stacklevel)
+    _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
     found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
-    if check and isinstance(C, xp.ndarray) and not xp.isfinite(C).all():
+    if check and C.stored and not xp.isfinite(C.data).all():
         _partners(found)
     return found
 
@@ -77,15 +76,15 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
         on_device = is_sparse_on_device(x)
         sides[name] = _canonical(name, x.get() if on_device else x, check)
         data[name] = x.data if on_device else sides[name].data  # LIL has lists there, and DOK nothing
-    parts, xp, dtype = arrays(**data, **arrays_of(C))
-    C, stored = cost(C, xp, dtype, parts[len(given) :], batch=False)
-    if not stored and not hasattr(C, "take"):
+    parts, xp, dtype = arrays(**data, **named_arrays(C))
+    if kind_of(C) == "grid":
         raise TypeError(
             "'C' must be an array or a PointCloud where the histograms are sparse; a Grid works on whole images. Pass "
             "them as dense arrays, A.toarray()"
         )
-    if check and stored:
-        cost_values(C, xp)
+    C = operand(C, xp, dtype, parts[len(given) :], batch=False)
+    if check and C.stored:
+        cost_values(C.data, xp)
     for (name, x), words in zip(sides.items(), (C.shape[0], C.shape[-1]), strict=False):
         if x.shape[1] != words:
             raise ValueError(
@@ -140,9 +139,11 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
     named = {f"{name}.weights": x.weights for name, x in given.items()}
     named |= {f"{name}.points": x.points for name, x in given.items()}
     converted, xp, dtype = arrays(**named)
-    cloud = PointCloud(*converted[len(given) :], metric=C)
-    parts, _, _ = arrays(**arrays_of(cloud))
-    costs, _ = cost(cloud, xp, dtype, parts, batch=False)
+    ours, *theirs = converted[len(given) :]
+    metric: Any = C  # which `PointCloud` checks
+    cloud = PointCloud(ours, theirs[0] if theirs else None, metric)
+    parts, _, _ = arrays(**named_arrays(cloud))
+    costs = operand(cloud, xp, dtype, parts, batch=False)
     sides = []
     for x, weights in zip(given.values(), converted, strict=False):
         weights = to_host(weights)
@@ -157,21 +158,22 @@ def _one_mass(name: str, side: RaggedWeights, first: float | None, check: bool) 
     mass = sums(side.offsets, side.weights)
     if first is None:
         return side
-    tolerance = MASS_TOLERANCE[side.weights.dtype.name]
-    off = (np.abs(mass - first) > tolerance * first) & (side.sizes > 0)
-    if check and off.any():
-        row = int(off.argmax())
-        raise ValueError(
-            f"all items must have the same mass (relative {tolerance:g}); the first has {first:g} and '{name}' row "
-            f"{row} has {mass[row]:g}. Divide each row by its sum: sparse counts with "
-            "sklearn.preprocessing.normalize(A, norm='l1') or scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, "
-            "Measures with .normalised()"
+    if check:
+        same_mass(
+            "all items",
+            np,
+            mass,
+            first,
+            side.weights.dtype,
+            got=lambda row: f"the first has {first:g} and '{name}' row {row} has {mass[row]:g}",
+            advice="Divide each row by its sum: sparse counts with sklearn.preprocessing.normalize(A, norm='l1') or "
+            "scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, Measures with .normalised()",
         )
     factor = np.repeat(first / np.where(side.sizes > 0, mass, 1), side.sizes)
     return RaggedWeights(side.offsets, (side.weights * factor).astype(side.weights.dtype), side.places)
 
 
-def _report_empty(empty: Mapping[str, HostArray], on_empty: str, stacklevel: int) -> None:
+def _report_empty(empty: Mapping[str, HostArray], on_empty: str) -> None:
     """Refuse empty items, or warn of the NaN that they lead to."""
     if not empty:
         return
@@ -184,14 +186,14 @@ def _report_empty(empty: Mapping[str, HostArray], on_empty: str, stacklevel: int
         raise ValueError(
             f"every item must have a word with weight; empty are {listed}. Leave them out, or pass on_empty='nan'"
         )
-    warnings.warn(f"Items without weight have no distance to anything: NaN for {listed}.", stacklevel=stacklevel + 1)
+    warn(f"Items without weight have no distance to anything: NaN for {listed}.")
 
 
 def _partners(found: CheckedDocuments) -> None:
     """Check that `C` leaves every word with weight a partner in every item of the other side."""
     from scipy import sparse
 
-    allowed = np.isfinite(to_host(found.C)).astype(np.float32)
+    allowed = np.isfinite(to_host(found.C.data)).astype(np.float32)
     patterns = [
         sparse.csr_array((np.ones(len(s.places), np.float32), s.places, s.offsets), shape=(len(s), words))
         for s, words in zip((found.A, found.B), allowed.shape, strict=True)

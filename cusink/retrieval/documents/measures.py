@@ -153,7 +153,7 @@ def _as_given(x: Any) -> Any:
     return np.asarray(x) if isinstance(x, numbers.Number) else x
 
 
-def _joined(clouds: Sequence[Any], weights: Sequence[Any] | None) -> tuple[HostArray, Array, Array]:
+def _joined(clouds: Any, weights: Sequence[Any] | None) -> tuple[HostArray, Array, Array]:
     """Return offsets, weights and points of separate clouds."""
     if isinstance(clouds, np.ndarray) and clouds.ndim < 2:
         raise TypeError("'clouds' must be a sequence of arrays of points, one for each item; got one array")

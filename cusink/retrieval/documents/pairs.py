@@ -8,9 +8,8 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from cusink.backends.numpy.documents.buffers import Buffers
-from cusink.backends.operators import ops_for
 from cusink.convergence.options import Options
-from cusink.costs.operand import symmetric
+from cusink.costs.cost import Cost
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, sums
 from cusink.retrieval.documents.tiles import (
     DocumentSolutions,
@@ -22,7 +21,7 @@ from cusink.retrieval.documents.tiles import (
 )
 from cusink.retrieval.pairs import Solved
 from cusink.retrieval.tiles import Sizes, tile_shape
-from cusink.types import HostArray, Value
+from cusink.types import Array, ArrayModule, HostArray, Value
 
 ROWS_PER_CALL = 8  # solved at once: a round of iterations costs as much for few pairs as for many
 KERNELS_PER_PAIR = 6  # copies of its kernel that a pair takes: costs, kernel, and what finishing it needs
@@ -39,14 +38,12 @@ class DocumentPairs:
 
     A: RaggedWeights
     B: RaggedWeights
-    C: Any
+    C: Cost[Any]
     eps: float
-    ops: Any
     dtype: Any
     span: tuple[float, float]
     symmetric: bool
     on_host: bool
-    stored: bool  # whether the cost is an array
     point_bytes: int  # of a cost that is not stored
     pair_bytes: int
     shared_bytes: int
@@ -56,27 +53,23 @@ class DocumentPairs:
     def of(cls, given: CheckedDocuments, eps: float, memory_limit: int | None = None) -> Self:
         """Return the pairs of checked documents; `memory_limit` bytes decide how many rows are solved at once."""
         A, B, C = given.A, given.B, given.C
-        stored = isinstance(C, given.xp.ndarray)
-        mirrored = A is B and (symmetric(C) if stored else C.x is C.y)
-        point_bytes = 0 if stored else C.point_bytes
+        mirrored = A is B and C.symmetric
+        point_bytes = 0 if C.stored else C.data.point_bytes
         sizes = _sizes(given, mirrored, point_bytes, memory_limit)
         rows_per_call = ROWS_PER_CALL
         if memory_limit is not None:
             _, width = tile_shape(sizes, memory_limit)
             row_bytes = sizes.shared_bytes - point_bytes + min(width, len(B)) * sizes.pair_bytes
             rows_per_call = max(1, min((memory_limit - point_bytes) // row_bytes, ROWS_PER_CALL))
-        ops = ops_for(C)
         return cls(
             A=A,
             B=B,
             C=C,
             eps=eps,
-            ops=ops,
             dtype=given.dtype,
-            span=ops.cost_range(C),
+            span=C.range(),
             symmetric=mirrored,
             on_host=given.xp is np,
-            stored=stored,
             point_bytes=point_bytes,
             pair_bytes=sizes.pair_bytes,
             shared_bytes=sizes.shared_bytes,
@@ -87,6 +80,15 @@ class DocumentPairs:
     def shape(self) -> tuple[int, int]:
         """Items of A and of B."""
         return len(self.A), len(self.B)
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module of the cost."""
+        return self.C.xp
+
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
+        return self.C.to_host(array)
 
     @functools.cached_property
     def setting(self) -> Setting:
@@ -117,10 +119,7 @@ class DocumentPairs:
 
     def solve_selves(self, side: Literal[0, 1], items: slice, options: Options) -> Solved:
         """Solve items of one side, each with itself; see `Pairs`."""
-        own, C = (self.A, self.B)[side], self.C
-        if not self.stored:
-            points = (C.x, C.y)[side]
-            C = dataclasses.replace(C, x=points, y=points)
+        own, C = (self.A, self.B)[side], self.C.own(side)
         at = np.arange(len(own))[items]
         found, filled = DocumentSolutions.empty(len(at)), np.flatnonzero(own.sizes[at])
         if len(filled):
@@ -135,7 +134,7 @@ class DocumentPairs:
 
     def content(self) -> dict[str, Any]:
         """Return the inputs by name, for fingerprints; see `Pairs`."""
-        return {"A": self.A.content(), "B": None if self.B is self.A else self.B.content(), "C": self.C}
+        return {"A": self.A.content(), "B": None if self.B is self.A else self.B.content(), "C": self.C.data}
 
     @functools.cached_property
     def _entropies(self) -> tuple[HostArray, HostArray]:
@@ -151,7 +150,7 @@ class DocumentPairs:
         return [documents.on_device(side.offsets, side.places, side.weights) for side in (self.A, self.B)]
 
     def _on_device(
-        self, ours: int, theirs: int, rows: HostArray, columns: HostArray, C: Any, options: Options
+        self, ours: int, theirs: int, rows: HostArray, columns: HostArray, C: Cost[Any], options: Options
     ) -> DocumentSolutions:
         """Solve pairs of items of two sides, by the numbers 0 and 1 of the sides: arrays (len(rows),)."""
         from cusink.backends.cupy import documents
@@ -159,11 +158,11 @@ class DocumentPairs:
         sizes = [int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs)]
         sides = self._uploaded[ours], self._uploaded[theirs]
         keywords = dataclasses.asdict(options)
-        return DocumentSolutions(**documents.solve_pairs(*sides, sizes, rows, columns, C, self.eps, keywords))
+        return DocumentSolutions(**documents.solve_pairs(*sides, sizes, rows, columns, C.data, self.eps, keywords))
 
     def _solved(self, distances: HostArray, found: DocumentSolutions) -> Solved:
         """Return distances in the user's library, the rest in NumPy."""
-        return Solved(self.ops.xp.asarray(distances), found.error, found.n_iter, found.converged)
+        return Solved(self.xp.asarray(distances), found.error, found.n_iter, found.converged)
 
 
 def _sizes(given: CheckedDocuments, mirrored: bool, point_bytes: int, memory_limit: int | None) -> Sizes:

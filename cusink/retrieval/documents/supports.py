@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cusink.costs.cost import Cost
 from cusink.types import ArrayModule, HostArray
 
 
@@ -44,7 +45,7 @@ class CheckedDocuments:
 
     A: RaggedWeights
     B: RaggedWeights
-    C: Any
+    C: Cost[Any]
     xp: ArrayModule
     dtype: Any
 

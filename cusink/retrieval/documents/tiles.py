@@ -1,23 +1,21 @@
 """Documents on the CPU: some against many, every pair with its costs gathered from one array for all of them."""
 
-import dataclasses
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.backends.numpy import dense
-from cusink.backends.numpy.documents import iteration
 from cusink.backends.numpy.documents.buffers import Buffers, PairCosts
 from cusink.backends.numpy.documents.costs import costs_between
+from cusink.backends.numpy.documents.iteration import Iteration
 from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
+from cusink.operand import dense_cost
 from cusink.retrieval.documents.supports import RaggedWeights
-from cusink.solver.loop import solve
-from cusink.solver.problem import Problem
+from cusink.solver.loop import Solution, solve
 from cusink.solver.symmetric import self_potentials
-from cusink.solver.values import values
-from cusink.types import HostArray
+from cusink.solver.values import weighted_sum
+from cusink.types import Array, ArrayModule, HostArray, Method
 
 
 class DocumentSolutions(NamedTuple):
@@ -72,14 +70,14 @@ class Queries:
     costs: HostArray
 
     @classmethod
-    def of(cls, items: list[tuple[HostArray, HostArray]], columns: PaddedDocuments, C: Any) -> "Queries":
+    def of(cls, items: list[tuple[HostArray, HostArray]], columns: PaddedDocuments, C: Cost[Any]) -> "Queries":
         """Return items, each (weights (n,), places (n,))."""
         longest = max(len(places) for _, places in items)
         weights = np.zeros((len(items), longest), items[0][0].dtype)
         costs = np.empty((len(items), len(columns.used), longest), weights.dtype)
         for k, (own, places) in enumerate(items):
             weights[k, : len(places)] = own
-            costs[k, :, : len(places)] = costs_between(C, places, columns.used)
+            costs[k, :, : len(places)] = costs_between(C.data, places, columns.used)
             costs[k, :, len(places) :] = costs[k, :, :1]
         return cls(weights, costs)
 
@@ -101,29 +99,47 @@ def solve_listed(
     block = queries.costs.reshape(-1, longest)
     costs = PairCosts(block, index, columns.sizes[j], setting.span, setting.buffers)
     a, b = queries.weights[i], columns.weights[j]
-    f, g, cost, error, n_iter, converged = _solve(a, b, costs, setting.eps, options)
-    problem = Problem(a=a, b=b, C=costs, eps=setting.eps, f=f, g=g, dtype=a.dtype, batched=True)
-    reg_cost, _ = values(np, problem)
-    return DocumentSolutions(cost, reg_cost, error, n_iter, converged)
+    found = _solve(a, b, costs, setting.eps, options)
+    reg_cost = weighted_sum(np, a, found.f) + weighted_sum(np, b, found.g)
+    return DocumentSolutions(found.cost, reg_cost, found.error, found.n_iter, found.converged)
 
 
-def solve_self(weights: HostArray, places: HostArray, C: Any, eps: float, options: Options) -> DocumentSolutions:
+def solve_self(weights: HostArray, places: HostArray, C: Cost[Any], eps: float, options: Options) -> DocumentSolutions:
     """Solve one item with itself: arrays (1,), without `cost`."""
-    block = costs_between(C, places, places)
-    limits = {"max_iter": options.max_iter, "tol": options.tol}
-    _, reg_cost, error, n_iter, converged = self_potentials(dense, weights[None], block, eps, **limits)
-    return DocumentSolutions(np.full(1, np.nan), reg_cost, error, n_iter, converged)
+    own = self_potentials(dense_cost(costs_between(C.data, places, places)), weights[None], eps, options)
+    return DocumentSolutions(np.full(1, np.nan), own.reg_cost, own.error, own.n_iter, own.converged)
 
 
-# In place of the operators of a stored cost: only what the loop needs.
-_OPERATORS = SimpleNamespace(xp=np, to_host=np.asarray, cost_range=iteration.cost_range, Iteration=iteration.Iteration)
+@dataclass(frozen=True, eq=False)
+class DocumentCost:
+    """`PairCosts` as the loop of the solver takes them, see `cusink.costs.cost.Solvable`."""
+
+    costs: PairCosts
+    xp: ArrayModule = np
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the computation."""
+        dtype: np.dtype[Any] = self.costs.dtype
+        return dtype
+
+    def to_host(self, array: HostArray) -> HostArray:
+        """Return the array, which is on the host."""
+        return array
+
+    def range(self) -> tuple[float, float]:
+        """Return numbers between which all costs of the collection lie."""
+        return self.costs.span
+
+    def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Any:
+        """Put problems under way."""
+        return Iteration(self.costs, a, b, eps, f, g, method)
 
 
-def _solve(a: HostArray, b: HostArray, costs: PairCosts, eps: float, options: Options) -> Any:
+def _solve(a: HostArray, b: HostArray, costs: PairCosts, eps: float, options: Options) -> Solution:
     """Solve problems a (D, n), b (D, m) with `PairCosts`; method "log" has no use for their kernels."""
-    keywords = dataclasses.asdict(options)
     if options.method != "log":
-        return solve(_OPERATORS, a, b, costs, eps, None, **keywords)
+        return solve(DocumentCost(costs), a, b, eps, options)
     costs.buffers.restart()  # the pairs before are solved
     C = np.ascontiguousarray(np.swapaxes(costs.gather(np.arange(len(a))), 1, 2))
-    return solve(dense, a, b, C, eps, None, **keywords)
+    return solve(dense_cost(C), a, b, eps, options)

@@ -50,7 +50,7 @@ def manifest(pairs: Pairs, tile: tuple[int, int], count: int, **arguments: objec
         "tile": list(tile),
         "tiles": count,
         "symmetric": pairs.symmetric,
-        "library": pairs.ops.xp.__name__,
+        "library": pairs.xp.__name__,
         "version": __version__,
     }
 

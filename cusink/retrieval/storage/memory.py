@@ -13,7 +13,7 @@ class ArraySink:
     """Takes tiles in, as `TileStore` does, into arrays in memory; `inputs` by name must not share memory with `out`."""
 
     def __init__(self, pairs: Pairs, out: Array | None, full_output: bool, inputs: Mapping[str, Any]) -> None:
-        xp = pairs.ops.xp
+        xp = pairs.xp
         self.symmetric = pairs.symmetric
         self.finished: dict[tuple[int, int], Misses] = {}
         self.fields: dict[Field, Array] = {"distances": checks.output(out, pairs.shape, pairs.dtype, xp, inputs)}

@@ -98,7 +98,7 @@ class AbsorbedProblem:
             self.row_error = float(marginal_error(self.a[None], new[None], plain[None], eps)[0])
 
     def potentials(self):
-        """f and g as they are now."""
+        """F and g as they are now."""
         return (
             self.f + self.eps * np.log(self.u, dtype=np.float64),
             self.g + self.eps * np.log(self.v, dtype=np.float64),

@@ -162,7 +162,7 @@ class Columns:
 
 
 def extended(v, absent=0):
-    """v (m,) with the entry of absent columns."""
+    """V (m,) with the entry of absent columns."""
     out = np.empty(len(v) + 1, v.dtype)
     out[:-1], out[-1] = v, absent
     return out

@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy as xp
 
 from cusink.backends.numpy.certificate import relax
 from cusink.backends.numpy.forms.log import error_log, finish_log, logits, relax_log
@@ -16,7 +17,14 @@ from cusink.backends.ranges import flush
 __all__ = [
     "Iteration",
     "cost_range",
+    "to_host",
+    "xp",
 ]
+
+
+def to_host(array):
+    """Return `array`, which is NumPy's."""
+    return array
 
 
 GROUP_BYTES = 1 << 22  # of the kernels that are multiplied one after the other: they stay in the cache meanwhile

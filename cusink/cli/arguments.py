@@ -1,0 +1,167 @@
+"""The arguments of the commands, and the help that explains them."""
+
+import argparse
+import contextlib
+import math
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from cusink.cli.files import InputError
+from cusink.retrieval.checks import ALL_VALUES
+
+__all__ = [
+    "INFO",
+    "MATRIX",
+    "NEAREST",
+    "Parser",
+    "info_arguments",
+    "matrix_arguments",
+    "nearest_arguments",
+    "positive",
+]
+
+
+UNITS = {"": 1} | {prefix: 1000**power for power, prefix in enumerate("KMGT", start=1)}
+UNITS |= {f"{prefix}i": 1024**power for power, prefix in enumerate("KMGT", start=1)}
+
+FILES = """
+A file of histograms is one array of shape (count, bins), or with --grid also (count, *grid), of non-negative numbers;
+all histograms have one mass. Files are .npy, .npz (of several arrays name one, as in corpus.npz:train; or a sparse
+matrix as scipy.sparse.save_npz writes it) or Zarr arrays (store.zarr, or store.zarr:array of a group).
+
+The cost of moving mass from bin i to bin j is given once: a matrix (--cost), the cells of a grid that the bins are
+(--grid), or the points at which they lie (--points). --eps is the regularisation, in the unit of the cost: with
+--scale-cost 0.01 is a good start; smaller is sharper and takes longer.
+"""
+STATUS = """
+Exit status
+  0  every pair converged
+  2  wrong input; nothing was written, and one line on stderr says what is wrong and how to correct it
+  3  the result was written, but some pairs did not reach --tol within --max-iter iterations
+  4  the disk failed (it is full, say){kept}
+  129, 130 or 143  interrupted{kept}
+"""
+MATRIX = f"""
+Write the Sinkhorn distances between two sets of histograms, or within one set, as a .npy file or a Zarr array.
+
+    cusink distance-matrix queries.npy corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o distances.npy
+    cusink distance-matrix histograms.npy --cost cost.npy --eps 0.05 --dtype float32 -o distances.zarr
+{FILES}
+The output appears under its name only when it is complete. A command that was stopped goes on when it is given again:
+distances.npy.part holds the finished tiles and distances.npy.tiles lists them.
+{STATUS.format(kept="; what is finished is kept, and the same command goes on")}"""
+NEAREST = f"""
+Find the histograms of a corpus that are nearest to each query, without solving all pairs.
+
+    cusink nearest queries.npy corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -k 10
+    cusink nearest histograms.npy --cost cost.npy --eps 0.05 -k 5 -o neighbours.npz
+{FILES}
+With one set the neighbours of each histogram are looked for among the others. Without -o they are printed, nearest
+first, a line for each query: number: neighbour (distance), ... The .npz file holds the arrays 'distances' and
+'indices', both of shape (queries, k).
+{STATUS.format(kept="")}"""
+INFO = """
+Tell the versions, the device, the CUDA kernels, and how a problem of some size would be tiled and launched.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise InputError(message)
+
+
+def matrix_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``cusink distance-matrix``."""
+    _problem_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", required=True, type=Path, help="the .npy file or .zarr store to write")
+    output.add_argument("--force", action="store_true", help="overwrite the output if it exists; start again")
+
+
+def nearest_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``cusink nearest``."""
+    _problem_arguments(parser)
+    parser.add_argument("-k", "--neighbours", required=True, type=count, metavar="K", help="how many for each query")
+    parser.add_argument("--no-prune", action="store_true", help="solve all pairs; the answer is the same")
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", type=Path, help="the .npz file to write; left out: print the neighbours")
+    output.add_argument("--force", action="store_true", help="overwrite the output if it exists")
+
+
+def info_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``cusink info``."""
+    parser.add_argument("--pairs", type=sizes, default=(100, 1000), metavar="QxD", help="queries x corpus (100x1000)")
+    parser.add_argument("--bins", type=sizes, default=(64, 64), metavar="N[xM]", help="bins of a histogram (64)")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="(default: %(default)s)")
+
+
+def _problem_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queries", help="histograms, one per row of the result")
+    parser.add_argument("corpus", nargs="?", help="histograms to compare with; left out: the queries among themselves")
+    cost = parser.add_argument_group("cost of moving mass from bin i to bin j (one of --cost, --grid, --points)")
+    cost.add_argument("--cost", metavar="FILE", help="matrix of shape (bins, bins); +inf forbids a move")
+    cost.add_argument("--grid", type=sizes, metavar="HxW", help="the bins are cells of a grid: 100, 8x8, 4x4x4")
+    cost.add_argument(
+        "--points",
+        nargs="+",
+        metavar="FILE",
+        help="where the bins lie (bins, d); a second file for those of the corpus",
+    )
+    cost.add_argument("--metric", help="between cells or points: sqeuclidean (default), or another name cdist knows")
+    cost.add_argument("--scale-cost", action="store_true", help="divide the cost by its largest finite entry")
+    solver = parser.add_argument_group("solver")
+    solver.add_argument("--eps", required=True, type=positive, help="regularisation, in units of the cost")
+    solver.add_argument(
+        "--tol", type=positive, default=1e-6, help="marginal error of each pair, L1 (default: %(default)s)"
+    )
+    solver.add_argument("--max-iter", type=count, default=1000, help="iterations at most (default: %(default)s)")
+    solver.add_argument(
+        "--value",
+        choices=ALL_VALUES,
+        default="cost",
+        help="<P, C>; with eps KL(P|ab) added; with eps H(P) taken off; or the reg_cost of a pair less half"
+        " the reg_cost of each with itself (default: %(default)s)",
+    )
+    solver.add_argument("--normalise", action="store_true", help="divide every histogram by its mass")
+    solver.add_argument("--dtype", choices=["float32", "float64"], default="float64", help="(default: %(default)s)")
+    solver.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is cuda where it works")
+    solver.add_argument("--memory-limit", type=size, metavar="SIZE", help="working memory: 500M, 2G, 512MiB")
+    solver.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="a bar with rate and remaining time (needs tqdm; by default on a terminal)",
+    )
+
+
+def positive(text: str) -> float:
+    """Return the positive, finite number in `text`, for argparse."""
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a positive number; got '{text}'")
+
+
+def count(text: str) -> int:
+    """Return the positive whole number in `text`."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a positive whole number; got '{text}'")
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Return sizes joined by x as a tuple."""
+    if re.fullmatch(r"\d+(x\d+)*", text) and 0 not in (shape := tuple(map(int, text.split("x")))):
+        return shape
+    raise argparse.ArgumentTypeError(f"must be positive sizes joined by x, such as 8x8; got '{text}'")
+
+
+def size(text: str) -> int:
+    """Return a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)((?:[kKMGT]i?)?)B?", text)
+    if match and (number := int(float(match[1]) * UNITS[match[2].replace("k", "K")])) > 0:
+        return number
+    raise argparse.ArgumentTypeError(f"must be bytes, such as 500M, 2G or 512MiB; got '{text}'")

@@ -1,0 +1,188 @@
+"""`cusink.PointCloud`: a cost between points that is never stored, as users pass it."""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from cusink.checks.arrays import arrays, kind, narrowed
+from cusink.costs.points import KERNEL_BYTES, PointCosts
+from cusink.types import Array, ArrayModule
+
+__all__ = ["PointCloud"]
+
+Metric: TypeAlias = Literal["sqeuclidean", "euclidean", "cityblock", "cosine"]
+METRICS: tuple[Metric, ...] = ("sqeuclidean", "euclidean", "cityblock", "cosine")
+
+
+class PointCloud:
+    """The cost of moving a unit of mass between points, recreated from the points wherever it is needed.
+
+    It takes the place of `C` in `cusink.sinkhorn` and the functions built on it, with memory for the points and
+    not for all pairs of them. `cusink.sinkhorn_adjoint` then gives gradients by the points.
+
+    Parameters
+    ----------
+    x : array, shape (n, d) or (n,), or (B, n, d)
+        Source points; n numbers are n points on a line. With a batch axis each problem has its own.
+    y : array, shape (m, d) or (m,), or (B, m, d), or None
+        Target points; None stands for `x`.
+    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
+        As for `cusink.cost_matrix`.
+    power : float
+        The cost is the metric to this power.
+    tf32 : bool
+        On a GPU with tensor cores, for 16 coordinates or more in float32: multiply coordinates in plain tf32, which is
+        faster and errs by up to a thousandth of the largest squared length. If False they keep the digits of a float.
+
+    Attributes
+    ----------
+    x, y : array, shape (n, d) and (m, d), or with a batch axis
+        The points, in their own dtype.
+    metric, power, tf32
+        As given.
+    shape : tuple
+        Of the cost, (n, m) or (B, n, m).
+
+    Raises
+    ------
+    TypeError
+        Points of different libraries or dtypes.
+    ValueError
+        Points of different dimensions, NaN or infinite coordinates, a metric that does not exist, or a power that is
+        not positive.
+
+    Notes
+    -----
+    The points are centred before any distance is taken, so that those far from the origin lose nothing; a cosine
+    is half the squared distance of the points on the unit sphere.
+
+    Examples
+    --------
+    >>> import cusink
+    >>> C = cusink.PointCloud([0.0, 1.0, 3.0], [0.5, 2.5])
+    >>> result = cusink.sinkhorn(None, [0.5, 0.5], C, eps=0.1)
+    >>> print(C.shape, result.f.shape, f"{result.cost:.4f}")
+    (3, 2) (3,) 0.5833
+    """
+
+    def __init__(
+        self, x: Any, y: Any = None, metric: Metric = "sqeuclidean", *, power: float = 1, tf32: bool = False
+    ) -> None:
+        given = _checked_points(x, y, metric, power, tf32)
+        self.x, self.y, self.metric, self.power, self.tf32 = given.x, given.y, metric, power, tf32
+        self.shape: tuple[int, ...] = (*self.x.shape[:-1], self.y.shape[-2])
+        self.flat = given.flat  # which of x and y came as numbers; None for a y that was left out
+
+    def __repr__(self) -> str:
+        return f"PointCloud(shape={self.shape}, d={self.x.shape[-1]}, metric={self.metric!r}, power={self.power})"
+
+    def dense(self) -> Array:
+        """Return the cost as an array: memory of its size.
+
+        Returns
+        -------
+        array, shape (n, m) or (B, n, m)
+            In the dtype of the points.
+        """
+        (x, y), xp, dtype = arrays(**{"C.x": self.x, "C.y": self.y})
+        return narrowed(point_costs(xp, self, x, y).block(xp), dtype, xp)
+
+    def mean(self) -> float:
+        """Return the mean of the cost over all pairs of points, a common unit of `eps`.
+
+        Returns
+        -------
+        float
+            Over the batch too, if there is one.
+        """
+        (x, y), xp, _ = arrays(**{"C.x": self.x, "C.y": self.y})
+        return point_costs(xp, self, x, y).astype(np.float64).mean(xp)
+
+
+def mapped(cloud: PointCloud, function: Callable[[Array], Array]) -> PointCloud:
+    """Return `cloud` between the points that a function makes of its own; one cloud on both sides stays one."""
+    x = function(cloud.x)
+    y = None if cloud.y is cloud.x else function(cloud.y)
+    return PointCloud(x, y, cloud.metric, power=cloud.power, tf32=cloud.tf32)
+
+
+def point_costs(xp: ArrayModule, cloud: PointCloud, x: Array, y: Array, memory_limit: int = KERNEL_BYTES) -> PointCosts:
+    """Return the costs between the points x and y of a cloud, centred, or for "cosine" on the unit sphere."""
+    dtype, factor, exponent = x.dtype, 1.0, 1.0
+    norm: Literal["squared", "cityblock"] = "squared"
+    if cloud.metric == "cosine":
+        x, y = (p.astype(np.float64) for p in (x, y))
+        x, y = ((p / xp.sqrt((p * p).sum(axis=-1, keepdims=True))).astype(dtype) for p in (x, y))
+        factor = 0.5**cloud.power
+    elif cloud.metric == "cityblock":
+        norm = "cityblock"
+    elif cloud.metric == "euclidean":
+        exponent = 0.5
+    # Subtracted in their own precision: near the centre that is exact, however far away it is.
+    centre = x.mean(axis=-2, keepdims=True, dtype=np.float64).astype(dtype)
+    centred = xp.ascontiguousarray(x - centre)
+    other = centred if cloud.x is cloud.y else xp.ascontiguousarray(y - centre)
+    return PointCosts(
+        centred,
+        other,
+        norm,
+        exponent=exponent * cloud.power,
+        factor=factor,
+        memory_limit=memory_limit,
+        cloud=cloud,
+        terms=1 if cloud.tf32 else 3,
+    )
+
+
+class _Points(NamedTuple):
+    """Points (n, d) or (B, n, d) in their own dtype; y is x itself if it was not given."""
+
+    x: Array
+    y: Array
+    flat: tuple[bool, bool | None]
+
+
+def _checked_points(x: Any, y: Any, metric: str, power: Any, tf32: bool) -> _Points:
+    """Check the arguments of `PointCloud`."""
+    if metric not in METRICS:
+        raise ValueError(f"'metric' must be one of {', '.join(map(repr, METRICS))}; got {metric!r}")
+    if isinstance(power, bool) or not isinstance(power, numbers.Real):
+        raise TypeError(f"'power' must be a number; got {kind(power)}")
+    if not 0 < float(power) < math.inf:
+        raise ValueError(f"'power' must be positive and finite; got {power}")
+    if tf32 not in (True, False):
+        raise TypeError(f"'tf32' must be True or False; got {tf32!r}")
+    if x is None:
+        raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
+    given = {"x": x} if y is None else {"x": x, "y": y}
+    converted, xp, dtype = arrays(**given)
+    shaped, flat = [], []
+    for name, p in zip(given, converted, strict=True):
+        flat.append(p.ndim == 1)
+        p = p[:, None] if p.ndim == 1 else p
+        if p.ndim not in (2, 3) or 0 in p.shape:
+            raise ValueError(
+                f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one coordinate; "
+                f"got {p.shape}"
+            )
+        if not xp.isfinite(p).all():
+            raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+        if metric == "cosine" and not p.any(axis=-1).all():
+            raise ValueError(f"'{name}' must hold no zero vector for metric 'cosine'; it has one")
+        shaped.append(p)
+    if len(shaped) == 1:
+        x = shaped[0].astype(dtype, copy=False)
+        return _Points(x, x, (flat[0], None))
+    x, y = shaped
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {x.shape} and {y.shape}")
+    if x.ndim == 3 or y.ndim == 3:
+        sizes = {len(p) for p in (x, y) if p.ndim == 3 and len(p) > 1}
+        if len(sizes) > 1:
+            raise ValueError(f"'x' and 'y' must have one batch size, or 1; got {x.shape} and {y.shape}")
+        size = sizes.pop() if sizes else 1
+        x, y = (xp.broadcast_to(p, (size, *p.shape[-2:])) for p in (x, y))
+    return _Points(x.astype(dtype, copy=False), y.astype(dtype, copy=False), (flat[0], flat[1]))

@@ -1,0 +1,162 @@
+"""The operand of a call: a checked cost together with the operators of its kind and library."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, Self
+
+import numpy as np
+
+from cusink.costs.operators import Data, Iteration, Means, Operators
+from cusink.types import Array, ArrayModule, Axis, HostArray, Method
+
+Index = slice | HostArray | Array
+GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
+
+
+class Solvable(Protocol):
+    """What the solver's loop needs of a cost; documents offer no more."""
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the computation."""
+
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
+
+    def range(self) -> tuple[float, float]:
+        """Return numbers between which all finite costs lie."""
+
+    def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
+        """Put problems under way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cost(ABC, Generic[Data]):
+    """A cost (n, m), or (B, n, m) with one for each problem, as the solver takes it.
+
+    It is made once per call, see `cusink.operand`. The operators are methods here, whose meaning
+    `cusink.costs.operators` states.
+    """
+
+    data: Data
+    ops: Operators[Data]
+
+    stored: ClassVar[bool] = False  # whether `data` is an array of the costs themselves
+    divisible: ClassVar[bool] = True  # whether `between` leaves bins out
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """``(n, m)`` or ``(B, n, m)``."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype[Any]:
+        """Of the computation: float32 or float64."""
+
+    @property
+    @abstractmethod
+    def symmetric(self) -> bool:
+        """Whether the cost is symmetric; for points, whether both sides are one cloud."""
+
+    @abstractmethod
+    def astype(self, dtype: Any) -> Self:
+        """Return the same cost in another precision."""
+
+    @abstractmethod
+    def at(self, problems: Index) -> Self:
+        """Return the costs of some problems, where each has its own; else the shared one."""
+
+    @abstractmethod
+    def between(self, rows: Array, columns: Array) -> Self:
+        """Return the cost between some bins of a shared cost, or itself where it is not divisible."""
+
+    @abstractmethod
+    def own(self, side: int) -> Self:
+        """Return the cost of side 0 (rows) or 1 (columns) to itself."""
+
+    @property
+    def has_own(self) -> bool:
+        """Whether `own` is a cost of each side to itself."""
+        return self.symmetric
+
+    @abstractmethod
+    def row_bytes(self, copies: int) -> int:
+        """Return the memory of a row of pairs, for work that would take some copies of a stored cost."""
+
+    def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array | None, Array | None]:
+        """Pull the gradient of all costs, in blocks, back to the points of a cloud; (None, None) for other costs."""
+        del blocks
+        return None, None
+
+    @property
+    def ndim(self) -> int:
+        """2 for a cost that all problems share, 3 for one each."""
+        return len(self.shape)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all problems have this cost."""
+        return self.ndim == 2
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module."""
+        return self.ops.xp
+
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
+        return self.ops.to_host(array)
+
+    def softmin(self, logits: Array, eps: float, axis: Axis) -> Array:
+        """Return the soft minimum over `axis`."""
+        return self.ops.softmin(self.data, logits, eps, axis)
+
+    def repeated_softmin(self, eps: float) -> Callable[[Array, Axis], Array]:
+        """Return `softmin` as a function of logits and axis, prepared for many calls."""
+        return self.ops.repeated_softmin(self.data, eps)
+
+    def plan(self, p: Array, q: Array, eps: float) -> Array:
+        """Return the plans (B, n, m) of logits."""
+        return self.ops.plan(self.data, p, q, eps)
+
+    def apply_plan(self, p: Array, q: Array, v: Array, eps: float, axis: Axis) -> Array:
+        """Multiply the plans of logits with vectors."""
+        return self.ops.apply_plan(self.data, p, q, v, eps, axis)
+
+    def transport_cost(self, p: Array, q: Array, eps: float) -> Array:
+        """Return ``<P, C>`` (B,)."""
+        return self.ops.transport_cost(self.data, p, q, eps)
+
+    def c_transform(self, potential: Array, axis: Axis) -> Array:
+        """Return the minimum of ``C - potential`` over `axis`."""
+        return self.ops.c_transform(self.data, potential, axis)
+
+    def range(self) -> tuple[float, float]:
+        """Return numbers between which all finite costs lie."""
+        return self.ops.cost_range(self.data)
+
+    def largest(self) -> float:
+        """Return a number that no finite cost exceeds in size."""
+        return max(map(abs, self.range()))
+
+    def block(self, problems: slice, rows: slice) -> Array:
+        """Return the costs of some rows as an array (rows, m) or (problems, rows, m)."""
+        return self.ops.cost_block(self.data, problems, rows)
+
+    def bilinear(self, x: Array, y: Array) -> Array:
+        """Return ``x' C y`` (B,)."""
+        return self.ops.bilinear(self.data, x, y)
+
+    def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
+        """Put problems under way."""
+        return self.ops.iteration(self.data, a, b, eps, f, g, method)
+
+    def plan_means(self, a: Array, b: Array, f: Array, g: Array, eps: float) -> Iterator[tuple[HostArray, Means]]:
+        """Iterate over groups of problems and the means under their plans."""
+        return self.ops.plan_means(self.data, a, b, f, g, eps)

@@ -1,0 +1,53 @@
+"""The kinds of cost that users pass: an array, a `cusink.PointCloud` or a `cusink.Grid`."""
+
+from typing import Any, Literal, TypeAlias
+
+from cusink.costs.clouds import PointCloud, mapped, point_costs
+from cusink.costs.grid import Grid, grid_costs
+from cusink.costs.points import KERNEL_BYTES
+from cusink.types import Array, ArrayModule
+
+Kind: TypeAlias = Literal["dense", "points", "grid"]
+
+
+def kind_of(C: Any) -> Kind:
+    """Return the kind of a cost as users pass it."""
+    if isinstance(C, PointCloud):
+        return "points"
+    return "grid" if isinstance(C, Grid) else "dense"
+
+
+def named_arrays(C: Any) -> dict[str, Any]:
+    """Return the arrays inside a cost, by argument name, to be checked with the other arrays of a call."""
+    if isinstance(C, PointCloud):
+        return {"C.x": C.x, "C.y": C.y}
+    return {} if isinstance(C, Grid) else {"C": C}
+
+
+def data_of(C: Any, xp: ArrayModule, dtype: Any, parts: list[Array], memory_limit: int = KERNEL_BYTES) -> Any:
+    """Return a cost as operators take it: an array, `PointCosts` or `GridCosts`.
+
+    `parts` are the arrays of `named_arrays`, converted to `dtype`; a kernel may take `memory_limit` bytes.
+    """
+    if isinstance(C, PointCloud):
+        x, y = parts
+        return point_costs(xp, C, x, y, memory_limit)
+    return grid_costs(xp, C, dtype) if isinstance(C, Grid) else parts[0]
+
+
+def with_arrays(C: Any, function: Any) -> Any:
+    """Return a cost with `function` of each of its arrays."""
+    if isinstance(C, PointCloud):
+        return mapped(C, function)
+    return C if isinstance(C, Grid) else function(C)
+
+
+def one_cloud(C: Any) -> bool:
+    """Whether a cost is a cloud to itself."""
+    return isinstance(C, PointCloud) and C.x is C.y
+
+
+def sides_of(C: PointCloud) -> tuple[PointCloud, PointCloud]:
+    """Return the clouds of the sources and of the targets to themselves."""
+    x, y = (PointCloud(points, metric=C.metric, power=C.power, tf32=C.tf32) for points in (C.x, C.y))
+    return x, y

@@ -1,0 +1,81 @@
+"""Make the operand of a call: the cost, checked and converted, with the operators of its kind and library."""
+
+from typing import Any
+
+import numpy as np
+
+from cusink.backends.numpy import dense, grid, points
+from cusink.checks.arrays import HALF, array_module
+from cusink.checks.scalars import positive_bytes
+from cusink.costs.cost import Cost
+from cusink.costs.dense import DenseCost
+from cusink.costs.grid import GridCost
+from cusink.costs.kinds import Kind, data_of, kind_of
+from cusink.costs.operators import Operators
+from cusink.costs.points import PointCost
+from cusink.types import Array, ArrayModule
+
+OPERANDS: dict[Kind, Any] = {"dense": DenseCost, "points": PointCost, "grid": GridCost}
+HOST: dict[Kind, Operators[Any]] = {"dense": dense.OPERATORS, "points": points.OPERATORS, "grid": grid.OPERATORS}
+
+
+def operators(kind: Kind, xp: ArrayModule) -> Operators[Any]:
+    """Return the operators of a kind of cost in an array library; a CuPy array proves that CuPy can be imported."""
+    if xp is np:
+        return HOST[kind]
+    from cusink.backends.cupy import dense, grid, points
+
+    device: dict[Kind, Operators[Any]] = {
+        "dense": dense.OPERATORS,
+        "points": points.OPERATORS,
+        "grid": grid.OPERATORS,
+    }
+    return device[kind]
+
+
+def dense_cost(C: Array) -> DenseCost:
+    """Return a checked array of costs as an operand."""
+    return DenseCost(C, operators("dense", array_module(C)))
+
+
+def operand(
+    C: Any, xp: ArrayModule, dtype: Any, parts: list[Array], memory_limit: int | None = None, batch: bool = True
+) -> Cost[Any]:
+    """Return the operand of a cost, whose shape and range are checked.
+
+    Parameters
+    ----------
+    C : array, PointCloud or Grid
+        As the user passed it.
+    xp, dtype, parts
+        The library, the dtype of the user, and the arrays of `cusink.costs.kinds.named_arrays` as
+        `cusink.checks.arrays.arrays` returns them.
+    memory_limit : int, optional
+        Bytes that the kernel of a cloud may take.
+    batch : bool
+        Whether each problem may have a cost of its own.
+
+    Returns
+    -------
+    Cost
+    """
+    kind = kind_of(C)
+    computing = np.dtype(np.float32) if dtype.name in HALF else dtype
+    limit = {} if memory_limit is None else {"memory_limit": positive_bytes(memory_limit)}
+    data = data_of(C, xp, computing, parts, **limit)
+    check_shape(data, batch)
+    cost: Cost[Any] = OPERANDS[kind](data, operators(kind, xp))
+    if not cost.stored and cost.largest() > float(np.finfo(cost.dtype.name).max):
+        raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {cost.dtype}. Scale the points")
+    return cost
+
+
+def check_shape(C: Any, batch: bool = True) -> None:
+    """Check the shape of a cost."""
+    wanted = "(n, m) or (B, n, m)" if batch else "(n, m)"
+    if C is None:
+        raise TypeError("'C' must be an array of costs; got None. cusink.cost_matrix makes one from points")
+    if C.ndim not in ((2, 3) if batch else (2,)):
+        raise ValueError(f"'C' must have shape {wanted}; got {C.shape}")
+    if 0 in C.shape:
+        raise ValueError(f"'C' must have at least one row and one column; got shape {C.shape}")

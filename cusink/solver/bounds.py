@@ -1,0 +1,96 @@
+"""Certified bounds on the unregularised problem, converged or not."""
+
+import numpy as np
+
+from cusink.solver.problem import Problem
+from cusink.solver.unbalanced import translation
+from cusink.solver.values import price, weighted_sum
+from cusink.types import Array, ArrayModule
+
+
+def bounds(solved: Problem) -> tuple[Array, Array]:
+    """Return numbers (B,) between which the minimum lies: dual potentials made feasible, and a plan made feasible."""
+    if solved.reach is not None:
+        return _unbalanced_bounds(solved, solved.reach)
+    # In float32 the entries of a plan are only known to some (C / eps) roundings: too few digits to certify with.
+    problem = solved.in_float64()
+    xp, a, b, C, eps = problem.xp, problem.a, problem.b, problem.C, problem.eps
+    mass = a.sum(axis=1)
+    g = xp.where(b > 0, problem.g, -xp.inf)
+    f = C.c_transform(g, axis=1)
+    g = C.c_transform(xp.where(a > 0, f, -xp.inf), axis=0)
+    lower = weighted_sum(xp, a, f) + weighted_sum(xp, b, g)
+
+    p, q = problem.logits()
+    one = xp.ones_like(b)
+    rows = C.apply_plan(p, q, one, eps, axis=1)
+    p = p + xp.log(_shrink(xp, a, rows))
+    columns = C.apply_plan(p, q, xp.ones_like(a), eps, axis=0)
+    q = q + xp.log(_shrink(xp, b, columns))
+    short_a = xp.maximum(a - C.apply_plan(p, q, one, eps, axis=1), 0)
+    short_b = xp.maximum(b - C.apply_plan(p, q, xp.ones_like(a), eps, axis=0), 0)
+    missing = xp.maximum(short_a.sum(axis=1), short_b.sum(axis=1))
+    rest = C.bilinear(short_a, short_b)
+    rest = xp.where(missing > 0, rest / xp.where(missing > 0, missing, 1), 0)
+    upper = C.transport_cost(p, q, eps) + rest
+
+    carried = xp.where(a > 0, xp.abs(f), 0).max(axis=1), xp.where(b > 0, xp.abs(g), 0).max(axis=1)
+    slack = 8 * float(np.finfo(solved.C.dtype.name).eps) * mass * (carried[0] + carried[1])
+    # Each scaling recomputes the plan; allow for its rounding in the upper bound.
+    upper = upper + problem.rounding() * (xp.abs(upper) + mass * C.largest())
+    return solved.to_user(lower - slack), solved.to_user(upper + slack)
+
+
+def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Array, Array]:
+    """Return numbers (B,) between which ``min <P, C> + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)`` lies."""
+    rounding = 8 * float(np.finfo(solved.C.dtype.name).eps)
+    problem = solved.in_float64()
+    xp, a, b, C, eps = problem.xp, problem.a, problem.b, problem.C, problem.eps
+    g = xp.where(b > 0, problem.g, -xp.inf)
+    f = C.c_transform(g, axis=1)
+    g = C.c_transform(xp.where(a > 0, f, -xp.inf), axis=0)
+    f, g = xp.where(a > 0, f, 0), xp.where(b > 0, g, 0)
+    shift = translation(xp, a, b, f, g, reach)[:, None]
+    (rho_a, rho_b), f, g = reach, f + shift, g - shift
+    lower = price(xp, a, f, rho_a) + price(xp, b, g, rho_b)
+
+    p, q = problem.logits()
+    rows, columns = (C.apply_plan(p, q, xp.ones_like(x), eps, axis) for x, axis in ((b, 1), (a, 0)))
+    if rho_a == np.inf:  # the marginal that is to be met is met by scaling, and the other one follows
+        p = p + _log_ratio(xp, a, rows)
+        columns = C.apply_plan(p, q, xp.ones_like(a), eps, 0)
+    if rho_b == np.inf:
+        q = q + _log_ratio(xp, b, columns)
+        rows = C.apply_plan(p, q, xp.ones_like(b), eps, 1)
+    upper = C.transport_cost(p, q, eps)
+    moved = xp.abs(upper) + a.sum(axis=1) * C.largest()  # by rounding of the plan's entries
+    slack = 0
+    for weights, potential, marginal, rho in ((a, f, rows, rho_a), (b, g, columns, rho_b)):
+        if rho < np.inf:
+            upper = upper + rho * marginal_divergence(xp, marginal, weights)
+        else:  # a bin that no mass reaches, for underflow, cannot be scaled to what it is to have
+            lost = ((weights > 0) & (marginal == 0)).any(axis=1)
+            upper = xp.where(lost, xp.inf, upper)
+        carried = xp.maximum(weights, weights * xp.exp(-potential / rho)).sum(axis=1)
+        slack = slack + rounding * carried * xp.abs(potential).max(axis=1)
+        moved = moved + carried * xp.abs(potential).max(axis=1)
+    return solved.to_user(lower - slack), solved.to_user(upper + slack + problem.rounding() * moved)
+
+
+def marginal_divergence(xp: ArrayModule, marginal: Array, weights: Array) -> Array:
+    """Return ``KL(p | a) = sum_i p_i log(p_i / a_i) - p_i + a_i`` (B,)."""
+    both = (marginal > 0) & (weights > 0)
+    ratio = xp.where(both, marginal, 1) / xp.where(both, weights, 1)
+    return (marginal * xp.log(ratio) - marginal + weights).sum(axis=1)
+
+
+def _log_ratio(xp: ArrayModule, wanted: Array, have: Array) -> Array:
+    """Return the logarithm of the factors from marginals `have` to `wanted`; 0 where nothing can be scaled."""
+    both = (wanted > 0) & (have > 0)
+    return xp.log(xp.where(both, wanted, 1) / xp.where(both, have, 1))
+
+
+def _shrink(xp: ArrayModule, wanted: Array, have: Array) -> Array:
+    """Return factors of at most 1 that bring marginals `have` down to `wanted`."""
+    largest = xp.maximum(have, wanted)
+    return xp.where(largest > 0, wanted / xp.where(largest > 0, largest, 1), 1)

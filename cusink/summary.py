@@ -1,0 +1,20 @@
+"""A short repr for results: shapes instead of values."""
+
+from dataclasses import fields
+from typing import Any
+
+
+class Summary:
+    """Mixin for dataclasses whose fields are arrays of any size."""
+
+    def __repr__(self) -> str:
+        parts = (f"{part.name}={_short(getattr(self, part.name))}" for part in fields(self) if part.repr)  # type: ignore[arg-type]  # of a dataclass
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _short(value: Any) -> str:
+    """Return a scalar as it is, and an array as its dtype and shape."""
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        return repr(value)
+    return f"{value.item():.6g}" if shape == () else f"{value.dtype}{list(shape)}"

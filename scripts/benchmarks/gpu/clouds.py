@@ -1,0 +1,251 @@
+"""More rows of ``gpu/kernels.py``: costs and kernels between points, documents, and a whole solve.
+
+Each is called as a user calls it, or one layer below; each has its own judge, in float64 and with none of our kernels.
+"""
+
+import dataclasses
+import importlib
+
+import numpy as np
+from benchmarks.gpu.cases import CHECKED, EPS, Case
+
+NEAR = 0.01  # eps, of the mean cost
+BLOCK = 1 << 26  # entries of the judge's blocks
+TOL = 1e-4
+FLASH = "flash_sinkhorn_iterations"
+
+
+@dataclasses.dataclass(frozen=True)
+class PointCase(Case):
+    """One operator between `n` and `m` points of `d` coordinates, or bins."""
+
+    d: int = 0
+
+    @property
+    def exps(self):
+        """Exponentials that the operation asks for; None where it is not bound by them."""
+        if self.operator == "solve":
+            return None
+        return self.B * self.n * self.m * (2 * self.count if self.count > 1 else 1)
+
+    @property
+    def bytes(self):
+        """Bytes that must cross the memory bus: every input once and every output once."""
+        numbers = self.n * self.m if self.operator == "solve" else self.B * (self.n + self.m) * self.d
+        return (numbers + self.B * 2 * (self.n + self.m)) * np.dtype(self.dtype).itemsize
+
+
+def point_cases(points=100_000, many=10_000, items=64, words=50, problems=256, bins=100):
+    """Yield the rows; the sizes are those of the goals."""
+    for dtype in ("float32", "float64"):
+        for operator in ("softmin_points", "kernel_product"):
+            yield PointCase(operator, "points", "d=3", 1, points, points, dtype, d=3)
+        yield PointCase("documents", "points", "d=64", items**2, words, words, dtype, 20, d=64)
+        yield PointCase("solve", "shared", f"tol {TOL:g}", problems, bins, bins, dtype)
+    for operator in ("softmin_products", FLASH):
+        yield PointCase(operator, "points", "d=64", 1, many, many, "float32", 10, d=64)
+
+
+def prepare(case, xp):
+    """Return (call, judge): `call()` does the work once, `judge(result)` says (error, allowed); None without a peer."""
+    return WORK[case.operator](case, xp, np.random.default_rng(case.n))
+
+
+def softmin_points(case, xp, rng):
+    from cusink.backends.operators import ops_for
+
+    x, y = clouds(case, xp, rng)
+    logits, eps = xp.asarray(rng.normal(size=(1, case.m)).astype(case.dtype)), NEAR * case.d / 6
+    rows = xp.asarray(rng.choice(case.n, min(64, case.n), replace=False))
+    costs = stored_as_points(xp, x, y)
+    ops = ops_for(costs)
+
+    def answer(dtype):
+        return softmin(xp, x[rows].astype(dtype), y.astype(dtype), logits[0].astype(dtype), eps)
+
+    return lambda: ops.softmin(costs, logits, eps, 1), judged(
+        case, xp, lambda found: found[0][rows], answer, unit=case.d
+    )
+
+
+def kernel_product(case, xp, rng):
+    import cusink
+
+    x, y = clouds(case, xp, rng)
+    weights, scale = xp.asarray(rng.random(case.m).astype(case.dtype) / case.m), 0.5
+    rows = xp.asarray(rng.choice(case.n, min(64, case.n), replace=False))
+
+    def answer(dtype):
+        q = squares(xp, x[rows].astype(dtype), y.astype(dtype))
+        return xp.exp(q / -(np.dtype(dtype).type(scale) ** 2)) @ weights.astype(dtype)
+
+    return lambda: cusink.kernel_product(x, y, weights, "gaussian", scale), judged(
+        case, xp, lambda found: found[rows], answer
+    )
+
+
+def softmin_products(case, xp, rng):
+    """Alternating iterations, g first, that start at 0."""
+    from cusink.backends.operators import ops_for
+
+    x, y = clouds(case, xp, rng)
+    a, b, eps, answer = alternating(case, xp, x, y)
+    costs = dataclasses.replace(stored_as_points(xp, x, y), memory_limit=0)
+    iteration = ops_for(costs).Iteration(costs, a[None], b[None], eps, 0 * a[None], 0 * b[None], "log")
+    omega, first = np.ones(1), np.arange(1)
+
+    def potentials(_):
+        return xp.concatenate([w[0] for w in start.finish(first)[:2]])
+
+    # Timed is one object that goes on; judged is another that has just started.
+    start = ops_for(costs).Iteration(costs, a[None], b[None], eps, 0 * a[None], 0 * b[None], "log")
+    start.advance(omega, case.count)
+    return lambda: iteration.advance(omega, case.count), judged(case, xp, potentials, answer, unit=case.d)
+
+
+def flash_sinkhorn(case, xp, rng):
+    """Return the same iterations by flash-sinkhorn, which updates its first side first, in the digits of a float."""
+    try:
+        solve = importlib.import_module("flash_sinkhorn.sinkhorn_solvers").sinkhorn_flashstyle_alternating
+        torch = importlib.import_module("torch")
+    except (ImportError, AttributeError):
+        return None
+    x, y = clouds(case, xp, rng)
+    a, b, eps, answer = alternating(case, xp, x, y)
+    given = [torch.from_dlpack(array) for array in (y, x, b, a)]
+
+    def potentials(found):
+        g, f = map(xp.from_dlpack, found)
+        return xp.concatenate([f, g])
+
+    return lambda: solve(*given, eps=eps, n_iters=case.count, allow_tf32=False), judged(
+        case, xp, potentials, answer, unit=case.d
+    )
+
+
+def documents(case, xp, rng):
+    import cusink
+
+    items = round(case.B**0.5)
+    offsets, dtype, eps = np.arange(items + 1) * case.n, np.dtype(case.dtype), NEAR * case.d / 6
+    points = [rng.random((items * case.n, case.d)).astype(dtype) for _ in range(2)]
+    measures = [cusink.Measures(offsets, None, xp.asarray(p)) for p in points]
+    pairs = rng.choice(items, (min(CHECKED, items), 2))
+
+    def answer(dtype):
+        return np.array(
+            [
+                plain(*(p.reshape(items, case.n, -1)[k] for p, k in zip(points, pair, strict=True)), dtype)
+                for pair in pairs
+            ]
+        )
+
+    def plain(x, y, dtype):
+        C = squares(np, x.astype(dtype), y.astype(dtype))
+        f, one = np.zeros(len(x), dtype), np.dtype(dtype).type(1)
+        weight, scale = -np.log(one * case.n), one * eps
+        for _ in range(case.count):
+            g = -scale * logsumexp(np, (weight + f / scale)[:, None] - C / scale, 0)
+            f = -scale * logsumexp(np, (weight + g / scale) - C / scale, 1)
+        return (np.exp(2 * weight + (f[:, None] + g - C) / scale) * C).sum()
+
+    def call():
+        return cusink.distance_matrix(*measures, "sqeuclidean", eps=eps, tol=None, max_iter=case.count)
+
+    return call, judged(case, np, lambda found: host(xp, found)[pairs[:, 0], pairs[:, 1]], answer)
+
+
+def solve(case, xp, rng):
+    """Measure a solve to its tolerance, checks and all; the marginals of the plan of its potentials judge it."""
+    import cusink
+
+    C = ((rng.random((case.n, 1, 2)) - rng.random((1, case.m, 2))) ** 2).sum(axis=2)
+    parts = rng.dirichlet(np.ones(case.n), case.B), rng.dirichlet(np.ones(case.m), case.B), C / C.max()
+    a, b, C = (part.astype(case.dtype) for part in parts)
+    given = [xp.asarray(part) for part in (a, b, C)]
+
+    def judge(found):
+        f, g = (host(xp, w).astype(np.float64) for w in (found.f, found.g))
+        errors = []
+        for k in range(min(CHECKED, case.B)):
+            P = a[k][:, None] * np.exp((f[k][:, None] + g[k] - C) / EPS) * b[k]
+            errors.append(max(np.abs(P.sum(axis=1) - a[k]).sum(), np.abs(P.sum(axis=0) - b[k]).sum()))
+        return float(max(errors)), 2 * TOL
+
+    return lambda: cusink.sinkhorn(*given, eps=EPS, tol=TOL, max_iter=100_000), judge
+
+
+WORK = {
+    "softmin_points": softmin_points,
+    "kernel_product": kernel_product,
+    "softmin_products": softmin_products,
+    FLASH: flash_sinkhorn,
+    "documents": documents,
+    "solve": solve,
+}
+
+
+def clouds(case, xp, rng):
+    """Two clouds in the unit cube."""
+    return (xp.asarray(rng.random((size, case.d)).astype(case.dtype)) for size in (case.n, case.m))
+
+
+def stored_as_points(xp, x, y):
+    """Return the costs between two clouds as the operators take them."""
+    import cusink
+    from cusink.costs.operand import costs_of
+
+    return costs_of(cusink.PointCloud(x, y), xp, x.dtype, (x, y))
+
+
+def alternating(case, xp, x, y):
+    """Equal weights, eps, and what the iterations give in a dtype."""
+    a, b = (xp.full(size, 1 / size, case.dtype) for size in (case.n, case.m))
+    eps = NEAR * case.d / 6
+
+    def answer(dtype):
+        u, v = ((p - x.mean(axis=0)).astype(dtype) for p in (x, y))
+        f, logs = xp.zeros(case.n, dtype), [np.dtype(dtype).type(-np.log(size)) for size in (case.n, case.m)]
+        for _ in range(case.count):
+            g = softmin(xp, v, u, logs[0] + f / np.dtype(dtype).type(eps), eps)
+            f = softmin(xp, u, v, logs[1] + g / np.dtype(dtype).type(eps), eps)
+        return xp.concatenate([f, g])
+
+    return a, b, eps, answer
+
+
+def softmin(xp, x, y, logits, eps):
+    """-eps log sum_j exp(logits_j - |x_i - y_j|^2 / eps), in blocks."""
+    scale, step = logits.dtype.type(eps), max(1, BLOCK // len(y))
+    parts = (x[start : start + step] for start in range(0, len(x), step))
+    return xp.concatenate([-scale * logsumexp(xp, logits - squares(xp, part, y) / scale, 1) for part in parts])
+
+
+def logsumexp(xp, terms, axis):
+    largest = terms.max(axis=axis, keepdims=True)
+    return xp.log(xp.exp(terms - largest).sum(axis=axis)) + largest.squeeze(axis)
+
+
+def squares(xp, x, y):
+    """|x_i - y_j|^2: by differences for few coordinates."""
+    if x.shape[1] > 4:
+        return xp.maximum((x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1) - 2 * (x @ y.T), 0)
+    return sum((x[:, k][:, None] - y[:, k]) ** 2 for k in range(x.shape[1]))
+
+
+def judged(case, xp, read, answer, unit=0):
+    """Return a judge that allows 4 times the rounding error of plain NumPy or CuPy, as `cases.check` does."""
+
+    def judge(result):
+        found, exact, single = (
+            host(xp, values).astype(np.float64) for values in (read(result), answer("float64"), answer("float32"))
+        )
+        scale = max(np.abs(exact).max(), unit)
+        error, granted = (np.abs(values - exact).max() / scale for values in (found, single))
+        return float(error), float(4 * (granted / np.finfo(np.float32).eps + 1) * np.finfo(case.dtype).eps)
+
+    return judge
+
+
+def host(xp, array):
+    return getattr(xp, "asnumpy", np.asarray)(array)

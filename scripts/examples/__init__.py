@@ -1,0 +1,1 @@
+"""The examples, a package so that no other folder of this name is taken for it; each file runs by itself."""

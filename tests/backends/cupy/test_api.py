@@ -1,0 +1,199 @@
+"""The public API on arrays that are no NumPy arrays, by emulated kernels: NumPy's answers, in their library.
+
+`emulated.device_arrays` refuses what CuPy refuses, so that a NumPy function or array on the way fails here and not
+first on a GPU.
+"""
+
+import dataclasses
+
+import emulated
+import numpy as np
+import pytest
+from cusink.backends.operators import ops_for
+from cusink.costs.operand import costs_of
+from emulated import device_arrays
+
+import cusink
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import PLAIN_SHARED_MEMORY, Launch
+
+pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
+
+RNG = np.random.default_rng(0)
+B, N, M = 5, 9, 7
+a, b, s, t = (RNG.dirichlet(np.ones(size), count) for size, count in ((N, B), (M, B), (N, B), (N, 4)))
+a[0, :3] = 0
+a /= a.sum(axis=1, keepdims=True)
+C, S = RNG.random((N, M)), RNG.random((N, N))
+S = S + S.T
+np.fill_diagonal(S, 0)
+x, y, X, Y = (RNG.normal(size=size) for size in ((N, 3), (M, 3), (B, N, 3), (B, M, 3)))
+far, near = RNG.normal(size=(N, 40)), RNG.normal(size=(M, 40))
+images, others = RNG.dirichlet(np.ones(12), 3), RNG.dirichlet(np.ones(12), 3)
+GRID = cusink.Grid((3, 4))
+sizes = np.array([2, 4, 3, 5])
+offsets = np.concatenate([[0], np.cumsum(sizes)])
+places = RNG.normal(size=(14, 2))
+
+
+def everything(result):
+    """Return a result with all that its methods give, and the gradients of both its values."""
+    ones = result.cost * 0 + 1
+    methods = result.plan(), result.apply(result.g, 1), result.apply(result.f, 0), *result.bounds()
+    gradients = [cusink.sinkhorn_adjoint(result, **{name: ones}) for name in ("grad_cost", "grad_reg_cost")]
+    return result, methods, gradients
+
+
+def solved(*args, **options):
+    return everything(cusink.sinkhorn(*args, **{"tol": 1e-9} | options))
+
+
+def cloud(xp, *points, **options):
+    return cusink.PointCloud(*map(xp, points), **options)
+
+
+def divergence(*args, **options):
+    result = cusink.sinkhorn_divergence(*args, **options)
+    return result, cusink.sinkhorn_divergence_adjoint(result)
+
+
+def documents(xp):
+    return cusink.Measures(offsets, None, xp(places))
+
+
+CALLS = {
+    "sinkhorn": lambda xp: solved(xp(a), xp(b), xp(C), eps=0.05),
+    "a cost each": lambda xp: solved(xp(a), xp(b), xp(np.stack([C + k for k in range(B)])), eps=0.05),
+    "float32, one problem": lambda xp: solved(*(xp(w.astype("f")) for w in (a[1], b[1], C)), eps=0.1, tol=1e-5),
+    "a place for the matrix": lambda xp: cusink.distance_matrix(
+        xp(a), None, xp(S), eps=0.1, out=xp(np.empty((len(a), len(a))))
+    ),
+    "float16": lambda xp: cusink.sinkhorn(*(xp(w.astype("e")) for w in (a[1], a[1], S)), eps=0.1, tol=1e-3),
+    "callback": lambda xp: cusink.sinkhorn(xp(a), None, xp(C), eps=0.05, callback=lambda *_: None),
+    "start": lambda xp: cusink.sinkhorn(xp(a), xp(b), xp(C), eps=0.05, init=(xp(a * 0), xp(b * 0))),
+    "unbalanced": lambda xp: solved(xp(a), xp(2 * b), xp(C), eps=0.05, reach=1.0),
+    "points": lambda xp: solved(xp(a), xp(b), cloud(xp, x, y), eps=0.3),
+    "points each": lambda xp: solved(xp(a), xp(b), cloud(xp, X, Y, metric="euclidean"), eps=0.3),
+    "points on a sphere": lambda xp: solved(xp(a), xp(b), cloud(xp, x, y, metric="cosine"), eps=0.3),
+    "many coordinates": lambda xp: cusink.sinkhorn(
+        *(xp(w.astype("f")) for w in (a, b)), cloud(xp, *(w.astype("f") for w in (far, near))), eps=8.0, tol=1e-5
+    ),
+    "unbalanced points": lambda xp: cusink.sinkhorn(xp(a), xp(2 * b), cloud(xp, x, y), eps=0.3, reach=1.0),
+    "grid": lambda xp: solved(xp(images), xp(others), GRID, eps=1.0),
+    "steep grid": lambda xp: cusink.sinkhorn(xp(images), xp(others), GRID, eps=0.02, tol=1e-4),
+    "costs": lambda xp: [cusink.cost_matrix(xp(x), xp(y), metric) for metric in ("sqeuclidean", "cosine")],
+    "costs' gradient": lambda xp: cusink.cost_matrix_adjoint(xp(x), xp(y), xp(C), "euclidean"),
+    "distances": lambda xp: cusink.distance_matrix(xp(s), xp(t), xp(S), eps=0.05, value="divergence", full_output=True),
+    "distances of one set": lambda xp: cusink.distance_matrix(xp(s), None, xp(S), eps=0.2),
+    "distances by parts": lambda xp: cusink.distance_matrix(xp(s), xp(t), xp(S), eps=0.05, memory_limit=200_000),
+    "neighbours": lambda xp: cusink.nearest(xp(s), xp(t), xp(S), k=2, eps=0.05, full_output=True),
+    "neighbours without bounds": lambda xp: cusink.nearest(xp(s), None, xp(S), k=2, eps=0.2, prune=False),
+    "documents": lambda xp: cusink.distance_matrix(documents(xp), documents(xp), "euclidean", eps=0.3, tol=1e-10),
+    "nearest documents": lambda xp: cusink.nearest(documents(xp), None, "sqeuclidean", k=2, eps=0.3, tol=1e-10),
+    "divergence": lambda xp: divergence(xp(s[:4]), xp(t), xp(S), eps=0.05),
+    "divergence of points": lambda xp: divergence(xp(a[1]), xp(b[1]), cloud(xp, x, y), eps=0.3),
+    "barycenter": lambda xp: cusink.barycenter(xp(s), xp(S), eps=0.05),
+    "barycenter of images": lambda xp: cusink.barycenter(xp(images), GRID, eps=1.0),
+    "kernel": lambda xp: cusink.kernel_product(xp(x), xp(y), xp(b[1]), "laplace", 0.7),
+    "kernel's logarithm": lambda xp: cusink.kernel_product_log(xp(x), xp(y), xp(np.log(b[1])), "exponential", 0.7),
+    "kernel's gradient": lambda xp: cusink.kernel_product_adjoint(xp(x), xp(y), xp(b[1]), xp(a[1])),
+    "kernel norm": lambda xp: cusink.kernel_distance(xp(x), xp(a[1]), xp(y), xp(b[1]), kernel="energy", scale=0.7),
+    "likelihood": lambda xp: cusink.kernel_neg_log_likelihood(xp(x), xp(a[1]), xp(y), xp(b[1])),
+}
+# With little shared memory: cuBLAS, graphs of launches, and blocks of costs where the points do not fit either.
+APART = ("sinkhorn", "a cost each", "points", "points each", "many coordinates", "divergence of points")
+
+
+def arrays(found):
+    """All arrays in a result, in their order."""
+    if dataclasses.is_dataclass(found):
+        found = [getattr(found, field.name) for field in dataclasses.fields(found) if not field.name.startswith("_")]
+    if isinstance(found, (list, tuple)):
+        return [array for part in found for array in arrays(part)]
+    return [found] if hasattr(found, "dtype") else []
+
+
+def compare(call, memory):
+    expected = arrays(CALLS[call](np.asarray))
+    with device_arrays.device(memory) as (cupy, launched):
+        found = arrays(CALLS[call](cupy.asarray))
+    assert len(found) == len(expected)
+    for got, right in zip(found, expected, strict=True):
+        assert isinstance(got, device_arrays.ndarray)
+        assert (got.shape, got.dtype) == (right.shape, right.dtype)
+        single = 1e-3 if right.dtype == np.float16 else 3e-5 if right.dtype == np.float32 else 1e-7
+        scale = np.abs(right[np.isfinite(right)]).max(initial=1) if right.ndim else max(1, abs(right))
+        np.testing.assert_allclose(got.get(), right, rtol=0, atol=single * scale)
+    return launched
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_answers_are_numpy_s(call):
+    compare(call, 99 << 10)
+
+
+@pytest.mark.parametrize("call", APART)
+def test_answers_are_numpy_s_without_shared_memory(call):
+    assert not any(name.startswith("iterate") for name in compare(call, 2100))
+
+
+def test_near_points_of_many_coordinates_keep_their_distance():
+    """A root raises the rounding of a small difference of large squares, which products on tensor cores leave."""
+    given = far.astype(np.float32)
+    moved = given + np.float32(1e-3) * np.arange(N, dtype=np.float32)[:, None]
+    logits, eps = np.full((1, N), -np.inf, np.float32), 1e-3
+    logits[0, 4] = 0  # the softmin is the distance to this point
+    with device_arrays.device() as (cupy, launched):
+        parts = cupy.asarray(given), cupy.asarray(moved)
+        costs = costs_of(cusink.PointCloud(*parts, metric="euclidean"), cupy, given.dtype, parts)
+        found = [ops_for(costs).softmin(costs, cupy.asarray(logits), eps, axis).get()[0] for axis in (0, 1)]
+    assert "softmin_products" in launched
+    difference = given[:, None].astype(np.float64) - moved
+    exact = np.sqrt((difference**2).sum(axis=2))
+    for values, right in zip(found, (exact[4], exact[:, 4]), strict=True):
+        # Centred points have a rounding of their own; 2^-20 / CLOSE is what a distance may lose above it.
+        np.testing.assert_allclose(values, right, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda cupy, z: np.where(z > 0, z, 0),
+        lambda cupy, z: cupy.where(np.ones(3, bool), z, 0),
+        lambda cupy, z: z + np.ones(3),
+        lambda cupy, z: np.asarray(z),
+        lambda cupy, z: z.__setitem__(slice(None), np.ones(3)),
+        lambda cupy, z: z.max(initial=0),
+        lambda cupy, z: np.add.reduce(z),
+        lambda cupy, z: z.flags.writeable,
+        lambda cupy, z: cupy.no_such_function(z),
+    ],
+)
+def test_what_cupy_refuses_is_refused(mistake):
+    with device_arrays.device() as (cupy, _), pytest.raises((TypeError, AttributeError)):
+        mistake(cupy, cupy.asarray(np.ones(3)))
+
+
+def test_arrays_of_the_device_compute():
+    with device_arrays.device() as (cupy, _):
+        z = cupy.asarray([3.0, 1.0, 2.0])
+        assert isinstance(z.sum(), device_arrays.ndarray) and z.sum().shape == () and float(z.sum()) == 6
+        assert (np.float64(2) * z)[np.array([2, 0])].get().tolist() == [4.0, 6.0]
+        assert cupy.asnumpy(cupy.where(z > 1, z, 0)).tolist() == [3.0, 0.0, 2.0]
+
+
+def test_a_kernel_s_own_shared_memory_counts_too():
+    """A block has 48 KiB without being asked for, for what is static and dynamic together."""
+
+    class Static:
+        max_dynamic_shared_size_bytes = PLAIN_SHARED_MEMORY - 144
+
+        def __call__(self, grid, block, arguments, *, shared_mem):
+            assert shared_mem <= self.max_dynamic_shared_size_bytes
+
+    with device_arrays.device(), pytest.MonkeyPatch.context() as patch:
+        from cusink.backends.cupy import run
+
+        patch.setattr(loader, "function", lambda *_: Static())
+        for shared in (0, PLAIN_SHARED_MEMORY - 144, PLAIN_SHARED_MEMORY - 100, PLAIN_SHARED_MEMORY, 99 << 10):
+            run.run(Launch("iterate.cu", "iterate_1", 1, 32, shared), np.float32)

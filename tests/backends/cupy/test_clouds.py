@@ -1,0 +1,307 @@
+"""The CuPy operators for costs between points, on emulated kernels: values, forms, launches, broken kernels."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import emulated
+import numpy as np
+import pytest
+from emulated import oracle
+from emulated.cupy_stand_in import operators
+from emulated.oracle import assert_as_good
+
+import cusink
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import BAND, H100, PAD, POINTS, STATE, SUMMED, Launch, configure
+from cusink.backends.numpy import points as numpy_points
+from cusink.costs.points import PointCosts
+from cusink.gradients.system import additive_fit
+from cusink.solver.loop import solve
+
+pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
+
+DTYPES = (np.float32, np.float64)
+LAUNCHES = ((1, 1), (2, 3), (7, 16))
+# Problems, points and coordinates: more than one tile of either side, one point, a dimension that is not compiled in.
+SHAPES = ((1, 1, 1, 1), (2, 70, 35, 2), (3, 33, 130, 3), (1, 5, 70, 7))
+METRICS = (("squared", 1.0, 1.0), ("squared", 0.5, 1.0), ("squared", 1.5, 0.7), ("cityblock", 1.0, 2.0))
+
+
+def make(B, n, m, d, own, metric, dtype, rng):
+    """``(points, stored cost, p, q, v, eps)``, zero weights and coinciding points among them."""
+    norm, exponent, factor = metric
+    x, y = (rng.normal(size=((B,) if own else ()) + (size, d)).astype(dtype) for size in (n, m))
+    y[..., 0, :] = x[..., 0, :]
+    points = PointCosts(x, y, norm, exponent, factor)
+    p, q = (rng.normal(size=(B, size)) - 3 for size in (n, m))
+    if n > 1 and m > 1:
+        p[:, 1], q[:, -1] = -np.inf, -np.inf
+    v = rng.normal(size=(B, m))
+    return points, points.astype(np.float64).block(np), *(array.astype(dtype) for array in (p, q, v)), 0.5
+
+
+def calls(C, p, q, v, eps, axis):
+    """Name and arguments of each operator."""
+    kept, summed = (p, q) if axis else (q, p)
+    vector = v if axis else np.ascontiguousarray(p).clip(-2, 2)
+    yield "softmin", (C, summed, eps, axis)
+    yield "apply_plan", (C, p, q, vector, eps, axis)
+    yield "c_transform", (C, summed, axis)
+    if axis:
+        yield "transport_cost", (C, p, q, eps)
+        yield "plan", (C, p, q, eps)
+        yield "plan_sum", (C, p, q, np.linspace(-1, 1, len(p)).astype(p.dtype), eps)
+
+
+def forced(grid, warps, less_shared=0):
+    """Return a `configure` with this launch for every reduction over points."""
+
+    def choose(operator, B, n, m, dtype, device, *, d=1, **options):
+        launch = configure(operator, B, n, m, dtype, device, d=d, **options)
+        if launch is None or not operator.endswith("_points") or operator == "cost_points":
+            return launch
+        term = operator.removesuffix("_points")
+        points = d * (POINTS + 32 * warps) + 32 * warps * SUMMED[term]
+        shared = np.dtype(dtype).itemsize * max(points, POINTS * warps * STATE[term])
+        return Launch(launch.file, launch.kernel, grid, 32 * warps, shared - less_shared)
+
+    return choose
+
+
+def compare(metrics=METRICS, dtypes=DTYPES, shapes=SHAPES, launches=LAUNCHES, less_shared=0):
+    rng = np.random.default_rng(1)
+    reductions, turn = sys.modules["cusink.backends.cupy.clouds.reductions"], 0
+    for dtype in dtypes:
+        for metric in metrics:
+            for shape in shapes:
+                own = turn % 2 == 1
+                emulated.shuffle(turn)
+                if launches:
+                    reductions.configure = forced(*launches[turn % len(launches)], less_shared)
+                points, C, p, q, v, eps = make(*shape, own, metric, dtype, rng)
+                for axis in (0, 1):
+                    for (name, args), (_, stored) in zip(
+                        calls(points, p, q, v, eps, axis), calls(C, p, q, v, eps, axis), strict=True
+                    ):
+                        with np.errstate(all="ignore"):
+                            exact = getattr(oracle, name)(*stored)
+                            naive = getattr(oracle, name)(*stored, dtype=np.float32)
+                            actual = getattr(reductions, name)(*args)
+                        exponent = np.abs(C).max() / eps + 10 if name not in ("softmin", "c_transform") else 0
+                        assert_as_good(actual, exact, naive, exponent)
+                turn += 1
+
+
+def test_reductions_over_points_agree_with_those_over_a_stored_cost():
+    with operators():
+        compare()
+
+
+def test_points_with_many_coordinates_go_by_blocks_of_costs():
+    """Few bytes of shared memory stand for many coordinates."""
+    with operators(shared_memory=4096) as ops:
+        sys.modules["cusink.backends.cupy.clouds.reductions"].BLOCK = 200  # so that there are several
+        compare(metrics=METRICS[:1], shapes=[(3, 9, 40, 30)], launches=())
+        assert "cost_points" in ops.launched and "softmin_points" not in ops.launched
+
+
+def products(terms, own, shape, warps, metric=METRICS[0]):
+    """Largest error of softmin and of apply_plan on tensor cores, in units of what `terms` should leave."""
+    rng = np.random.default_rng(4)
+    reductions = sys.modules["cusink.backends.cupy.clouds.reductions"]
+    points, _, p, q, v, eps = make(*shape, own, metric, np.float32, rng)
+    points, eps = dataclasses.replace(points, terms=terms), 20.0
+    C = points.astype(np.float64).block(np)
+    lengths = sum(np.sqrt((side.astype(np.float64) ** 2).sum(axis=-1).max()) for side in (points.x, points.y))
+    # Of the product of two points, as a part of the cost; a plain tf32 has 11 bits, two have 22.
+    unit = lengths**2 * (2.0**-20 if terms == 3 else 2.0**-10)
+    reductions.configure = lambda operator, B, n, m, dtype, device, **options: (
+        launch
+        if (launch := configure(operator, B, n, m, dtype, device, **options)) is None or "_products" not in operator
+        else launch._replace(block=32 * warps, grid=2, shared=products_memory(operator, options["d"], warps))
+    )
+    errors = []
+    for axis in (0, 1):
+        kept, summed = (p, q) if axis else (q, p)
+        with np.errstate(all="ignore"):
+            actual = reductions.softmin(points, summed, eps, axis)
+            exact = oracle.softmin(C, summed, eps, axis)
+            finite = np.isfinite(exact)
+            assert (finite == np.isfinite(actual)).all()
+            errors.append(np.abs(actual - exact)[finite].max() / unit)
+            vector = v if axis else p.clip(-2, 2)
+            applied = reductions.apply_plan(points, p, q, vector, eps, axis)
+            exact = oracle.apply_plan(C, p, q, vector, eps, axis)
+            scale = oracle.apply_plan(C, p, q, np.abs(vector), eps, axis)
+            errors.append((np.abs(applied - exact) / np.where(scale > 0, scale, 1)).max() * eps / unit)
+    return max(errors)
+
+
+def products_memory(operator, d, warps):
+    d8, term = -(-d // 8) * 8, operator.removesuffix("_products")
+    points = d8 * (BAND + PAD + BAND * warps + PAD) + BAND * warps * (1 + SUMMED[term])
+    return 4 * max(points, 128 * warps * STATE[term])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_products_on_tensor_cores_have_the_digits_of_a_float(own):
+    with operators() as ops:
+        sys.modules["cupy"].shared_memory(232448)
+        for turn, (shape, warps) in enumerate((((2, 37, 70, 17), 1), ((1, 33, 130, 24), 4), ((3, 5, 3, 40), 2))):
+            emulated.shuffle(turn)
+            fine, coarse = (products(terms, own, shape, warps) for terms in (3, 1))
+            assert fine < 1
+            assert 2.0**-8 < coarse < 1  # plain tf32 is what was asked for: beyond all that three terms may lose
+        assert {"softmin_products", "apply_plan_products"} <= set(ops.launched)
+        assert products(3, own, (2, 20, 20, 16), 2, ("squared", 1.0, 0.25)) < 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("__syncthreads();  // the last points have been used", ""),
+        ("tensor_core_tf32(sums[m][n], low, other_high);", ""),
+        ("points.summed_stride ? b * summed : 0", "0"),
+    ],
+)
+def test_broken_products_are_found(old, new):
+    assert old in loader.source("point_products.cu")
+
+    def function(file, name, dtype):
+        return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
+
+    def run():
+        for turn in range(6):
+            emulated.shuffle(turn)
+            assert products(3, True, (2, 37, 130, 17), 2 + turn % 3) < 1
+
+    with operators(function=function), pytest.raises((AssertionError, emulated.EmulationError)):
+        run()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_launch_is_legal(dtype):
+    size = np.dtype(dtype).itemsize
+    for d in (1, 3, 4, 16, 64, 128, 300):
+        for B, n, m in ((1, 10, 10), (1, 100_000, 100_000), (300, 70, 20)):
+            for term in STATE:
+                launch = configure(f"{term}_points", B, n, m, dtype, H100, d=d)
+                assert launch.block % 32 == 0 and 32 <= launch.block <= 512 and launch.grid >= 1
+                needed = size * (d * (POINTS + launch.block) + launch.block * SUMMED[term])
+                assert max(needed, size * POINTS * launch.block // 32 * STATE[term]) <= launch.shared
+                assert launch.shared < H100.shared_memory
+    assert configure("softmin_points", 1, 10, 10, dtype, H100, d=2000) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("points.cu", "__syncthreads();  // all have used the points", ""),
+        ("points.cu", "w < warps; w++) state[r].merge", "w < warps - 1; w++) state[r].merge"),
+        ("points.cu", "b * points.kept_stride", "0 * points.kept_stride"),
+    ],
+)
+def test_broken_kernels_are_found(file, old, new):
+    assert old in loader.source(file)
+
+    def function(name_of_file, name, dtype):
+        return emulated.Kernel(name_of_file, name, dtype, change=lambda text: text.replace(old, new))
+
+    with operators(function=function), pytest.raises((AssertionError, emulated.EmulationError)):
+        compare(dtypes=DTYPES[:1], metrics=METRICS[:1], shapes=SHAPES[1:3] * 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("((C.x, C.y), C.norms) if axis", "((C.x, C.y), C.norms) if not axis"),
+        ("(*strides, B, *self.sizes)", "(*strides, B, *self.sizes[::-1])"),
+        ("0 if self.shared else points", "0 if True else points"),
+        ("kept, summed, v, *scalars", "summed, kept, v, *scalars"),
+        ("C.factor ** (1 / degree)", "C.factor"),
+    ],
+)
+def test_swapped_arguments_are_found(old, new):
+    assert old in (Path(cusink.__file__).parent / "backends/cupy/clouds/reductions.py").read_text(encoding="utf-8")
+
+    def change(text):
+        return text.replace(old, new)
+
+    with operators(change=change), pytest.raises((AssertionError, emulated.EmulationError, IndexError)):
+        compare(dtypes=DTYPES[1:], shapes=SHAPES[1:3] * 2)
+
+
+def test_too_little_shared_memory_is_found():
+    with operators(), pytest.raises((AssertionError, emulated.EmulationError)):
+        compare(dtypes=DTYPES[:1], metrics=METRICS[:1], shapes=SHAPES[2:3], less_shared=512)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("own", [False, True])
+def test_iterations_on_points_follow_the_oracle(own, dtype):
+    rng = np.random.default_rng(2)
+    with operators(shared_memory=16384) as ops:
+        points_ops = sys.modules["cusink.backends.cupy.points"]
+        points, C, *_ = make(3, 70, 68, 2, own, METRICS[0], dtype, rng)
+        a, b = (rng.dirichlet(np.ones(size), 3).astype(dtype) for size in (70, 68))
+        a[0, :5] = 0
+        a[0] /= a[0].sum()
+        eps, omega = 0.5, np.array([1.0, 1.3, 1.6])
+        exact = naive = np.zeros_like(a), np.zeros_like(b)
+        iteration = points_ops.Iteration(points, a, b, eps, *exact, "auto")
+        assert type(iteration.problems).__name__ == "Streamed"
+        stored = C.astype(dtype)
+        exponent = 10 * C.max() / eps
+        keep = np.array([2, 0])
+        for turn in range(3):
+            bound = iteration.advance(omega, 2)
+            with np.errstate(all="ignore"):
+                *exact, exact_bound = oracle.iterate(stored, a, b, eps, *exact, omega, 2)
+                *naive, naive_bound = oracle.iterate(stored, a, b, eps, *naive, omega, 2, dtype=np.float32)
+            assert_as_good(np.asarray(bound, dtype), exact_bound, naive_bound, exponent, 1)
+            if turn == 0:
+                iteration.keep(keep)
+                a, b, omega = a[keep], b[keep], omega[keep]
+                exact, naive = ([x[keep] for x in side] for side in (exact, naive))
+                stored = stored[keep] if own else stored
+        f, g, cost, error = iteration.finish(np.array([1]))
+        one = stored[1:] if own else stored
+        with np.errstate(all="ignore"):
+            expected = oracle.finish(one, a[1:], b[1:], eps, exact[1][1:])
+            rough = oracle.finish(one, a[1:], b[1:], eps, naive[1][1:], dtype=np.float32)
+        for actual, right, allowed, scale in zip(
+            (f, g, cost, error.astype(dtype)), expected, rough, (eps, eps, None, 1), strict=True
+        ):
+            assert_as_good(actual, right, allowed, exponent, scale)
+        assert "softmin_points" in ops.launched and "softmin_rows" not in ops.launched
+
+
+def test_public_functions_run_on_points_through_the_emulated_backend():
+    """Solve, bounds, products with the plan and gradients, as arrays of the stand-in, beside NumPy's."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(40, 3)), rng.normal(size=(33, 3))
+    costs = PointCosts(x, y, "squared")
+    a, b = rng.dirichlet(np.ones(40), 2), rng.dirichlet(np.ones(33), 2)
+    options = {"max_iter": 500, "tol": 1e-8, "check_every": 10, "method": "auto", "overrelaxation": "auto"}
+    with operators(shared_memory=8192):
+        theirs = sys.modules["cusink.backends.cupy.points"]
+        results = [solve(ops, a, b, costs, 0.5, None, **options) for ops in (theirs, numpy_points)]
+        emulated_parts, numpy_parts = (
+            [f[:, :, None] + g[:, None, :], cost, error < 1e-8, converged]
+            for f, g, cost, error, _, converged in results
+        )
+        for mine, other in zip(emulated_parts, numpy_parts, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
+        f, g = results[1][:2]
+        fits = [
+            additive_fit(
+                ops, costs, a, b, f, g, 0.5, lambda index, means: (means.mean_cost(1), means.mean_cost(0)), 1e-10, 500
+            )
+            for ops in (theirs, numpy_points)
+        ]
+        sums = [fit[0][:, :, None] + fit[1][:, None, :] for fit in fits]
+        np.testing.assert_allclose(*sums, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(
+            theirs.bilinear(costs, a, b), np.einsum("bi,ij,bj->b", a, cusink.cost_matrix(x, y), b), rtol=1e-12
+        )

@@ -1,0 +1,629 @@
+"""The CuPy backend above the kernels, on emulated kernels and NumPy arrays: iterations in all forms, and plumbing."""
+
+import collections
+import itertools
+import sys
+
+import emulated
+import numpy as np
+import pytest
+from emulated import oracle
+from emulated.cupy_stand_in import Memory, operators
+from emulated.oracle import assert_as_good
+
+import cusink
+from cusink.backends.cupy import loader
+from cusink.backends.cupy.launch import Launch, shared_memory
+from cusink.backends.relaxation import OverRelaxation, Rounding
+
+pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
+
+DTYPES = (np.float32, np.float64)
+# The shared memory that a block may have, which decides about the form.
+FUSED, APART = 99 << 10, 0
+FORMS = (
+    ("Fused", FUSED, "auto", False),
+    ("Fused", FUSED, "auto", True),
+    ("Fused", FUSED, "log", False),
+    ("Products", APART, "auto", False),
+    ("LogDomain", APART, "log", False),
+    ("LogDomain", APART, "auto", True),
+)
+INPUTS = ("plain", "zero weights", "forbidden", "far apart", "wide range", "small eps", "large costs", "warm start")
+OMEGA = np.array([1.0, 1.25, 1.0, 1.5, 1.75])
+
+
+def make(inputs, B, n, m, own, dtype, seed=0):
+    """``(C, a, b, eps, f, g)``: B problems of the given dtype."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.random((B if own else 1, n, 1)), rng.random((B if own else 1, 1, m))
+    C, a, b, eps = (x - y) ** 2, rng.random((B, n)) + 0.05, rng.random((B, m)) + 0.05, 0.05
+    f, g = np.zeros((B, n)), np.zeros((B, m))
+    if inputs == "zero weights":
+        a[rng.random(a.shape) < 0.4], b[rng.random(b.shape) < 0.4] = 0, 0
+        a[:, 0] = b[:, 0] = 1
+    elif inputs == "forbidden":
+        C[rng.random(C.shape) < 0.3] = np.inf
+        C[:, 0], C[..., 0] = 0.5, 0.5  # so that every weight finds a way
+        if n > 1:
+            C[:, -1], a[:, -1] = np.inf, 0  # and a bin without any has no weight
+    elif inputs == "far apart":
+        C = np.broadcast_to(np.subtract.outer(np.arange(n) / n, np.arange(m) / m)[None] ** 2, C.shape).copy()
+        width = 0.06 + 0.01 * np.arange(B)[:, None]
+        a, b = (np.exp(-0.5 * ((np.arange(k) / k - centre) / width) ** 2) for k, centre in ((n, 0.1), (m, 0.9)))
+        eps = 2e-3
+    elif inputs == "wide range":
+        # Kernels from 1 to far below the smallest number; the corner is one where scalings must not pass the cap.
+        eps, bits = 1.0, 180 if dtype == np.float32 else 1900
+        C = rng.random(C.shape) * bits * np.log(2)
+        C[:, :2, :2] = bits / 180 * np.log(2) * np.array([[144, 0], [174, 50]])[:n, :m]
+    elif inputs == "small eps":
+        eps = 1e-4
+    elif inputs == "large costs":
+        C += 300
+    elif inputs == "warm start":
+        f, g = rng.normal(size=f.shape) * 0.3, rng.normal(size=g.shape) * 0.3
+    a, b = (w / w.sum(axis=1, keepdims=True) for w in (a, b))
+    return *(array.astype(dtype) for array in ((C if own else C[0]), a, b)), eps, f.astype(dtype), g.astype(dtype)
+
+
+def check(form, method, problem, dtype, counts=(2, 3)):
+    """Iterate, drop problems, iterate, finish; after each step compare with the oracle in the log domain."""
+    C, a, b, eps, f, g = problem
+    ops = sys.modules["cusink.backends.cupy.dense"]
+    omega = OMEGA[np.arange(len(a)) % len(OMEGA)]
+    iteration = ops.Iteration(C, a, b, eps, f, g, method)
+    assert type(iteration.form).__name__ == form
+    # Subnormals are zeros to a GPU.
+    a, b = (np.where(w < np.finfo(dtype).tiny, 0, w) for w in (a, b))
+    exact = naive = f, g
+    # Each iteration rounds exponents of this size anew.
+    exponent = sum(counts) * np.abs(C[np.isfinite(C)]).max() / eps
+    with np.errstate(all="ignore"):
+        for turn, count in enumerate(counts):
+            omega = np.roll(omega, turn)
+            bound = iteration.advance(omega, count)
+            *exact, exact_bound = oracle.iterate(C, a, b, eps, *exact, omega, count)
+            *naive, naive_bound = oracle.iterate(C, a, b, eps, *naive, omega, count, dtype=np.float32)
+            assert_as_good(bound.astype(dtype), exact_bound, naive_bound, exponent, 1)
+            if turn == 0:
+                keep = np.arange(len(a))[::-2]
+                iteration.keep(keep)
+                C, omega = (C if C.ndim == 2 else C[keep]), omega[keep]
+                a, b, *exact = (x[keep] for x in (a, b, *exact))
+                naive = [x[keep] for x in naive]
+        chosen = np.array([len(a) - 1, 0])
+        C = C if C.ndim == 2 else C[chosen]
+        f, g, cost, error = iteration.finish(chosen)
+        expected = oracle.finish(C, a[chosen], b[chosen], eps, exact[1][chosen])
+        allowed = oracle.finish(C, a[chosen], b[chosen], eps, naive[1][chosen], dtype=np.float32)
+    results, scales = (f, g, cost, error.astype(dtype)), (eps, eps, None, 1)
+    for actual, right, rough, scale in zip(results, expected, allowed, scales, strict=True):
+        assert_as_good(actual, right, rough, exponent, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize(("form", "memory", "method", "own"), FORMS)
+def test_iteration_follows_the_oracle(form, memory, method, own, inputs, dtype):
+    with operators(shared_memory=memory):
+        for seed, (B, n, m) in enumerate([(5, 13, 37), (1, 1, 1), (9, 34, 5)]):
+            emulated.shuffle(seed)
+            check(form, method, make(inputs, B, n, m, own, dtype, seed), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inputs", ["plain", "zero weights", "large costs", "warm start"])
+@pytest.mark.parametrize(("form", "memory"), [("Fused", FUSED), ("Products", APART)])
+def test_no_sum_in_range_is_left_to_the_fallback(form, memory, inputs, dtype):
+    with operators(shared_memory=memory):
+        check(form, "scaling", make(inputs, 5, 13, 37, False, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("problems", [1, 2, 4])
+def test_the_fused_kernel_is_right_for_any_launch(problems, dtype):
+    with operators() as ops:
+        sizes = [(5, 13, 37), (9, 70, 33), (3, 1, 40), (2, 33, 1)]
+        for turn, (grid, warps) in enumerate([(1, 1), (1, 3), (2, 8), (30, 16), (1, 16), (3, 2)]):
+            emulated.shuffle(turn)
+            force(ops, problems, grid, warps)
+            for method, inputs in (("auto", "plain"), ("auto", "far apart"), ("log", "zero weights")):
+                own = problems == 1 and turn % 2 == 0
+                check("Fused", method, make(inputs, *sizes[turn % 4], own, dtype, turn), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("grid", "warps"), [(1, 1), (3, 2), (1, 16), (50, 5)])
+def test_the_elementwise_kernels_are_right_for_any_launch(grid, warps, dtype):
+    for form, memory, method, own in FORMS:
+        with operators(shared_memory=memory):
+            force_elementwise(grid, warps)
+            for turn, inputs in enumerate(("zero weights", "far apart")):
+                emulated.shuffle(turn)
+                check(form, method, make(inputs, 5, 70, 33, own, dtype, turn), dtype)
+
+
+def force_elementwise(grid, warps):
+    """Give every kernel of ``scaling.cu`` this launch."""
+    real = sys.modules["cusink.backends.cupy.launch"].configure
+
+    def configure(*sizes, **options):
+        launch = real(*sizes, **options)
+        elementwise = launch is not None and launch.file == "scaling.cu"
+        return launch._replace(grid=grid, block=32 * warps) if elementwise else launch
+
+    for name in ("iteration", "forms"):
+        sys.modules[f"cusink.backends.cupy.{name}"].configure = configure
+
+
+def force(ops, problems, grid, warps, less_shared=0):
+    """Give every fused kernel of the emulated backend this launch."""
+    real = sys.modules["cusink.backends.cupy.launch"].configure
+
+    def configure(operator, B, n, m, dtype, device, **options):
+        if operator != "iterate":
+            return real(operator, B, n, m, dtype, device, **options)
+        shared = shared_memory(problems, n, m, warps, np.dtype(dtype).itemsize) - less_shared
+        return Launch("iterate.cu", f"iterate_{problems}", grid, 32 * warps, shared)
+
+    sys.modules["cusink.backends.cupy.forms"].configure = configure
+
+
+@pytest.mark.parametrize("form", ["Fused", "Products"])
+def test_scaling_alone_says_what_it_loses_and_auto_loses_nothing(form):
+    problem = make("far apart", 3, 40, 37, False, np.float32)
+    C, a, b, eps, f, g = problem
+    with operators(shared_memory=FUSED if form == "Fused" else APART) as ops:
+        alone, auto = (ops.Iteration(C, a, b, eps, f, g, method) for method in ("scaling", "auto"))
+        omega = np.ones(3)
+        assert np.isinf(alone.advance(omega, 10)).all()
+        assert np.isfinite(auto.advance(omega, 10)).all()
+        for iteration in (alone, auto):
+            assert all(np.isfinite(part).all() for part in iteration.finish(np.arange(3)))
+    with np.errstate(all="ignore"):
+        _, g, _ = oracle.iterate(C, a, b, eps, f, g, omega, 10)
+        expected = oracle.finish(C, a, b, eps, g)
+    with operators(shared_memory=FUSED if form == "Fused" else APART) as ops:
+        np.testing.assert_allclose(auto.finish(np.arange(3))[2], expected[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("form", "memory", "method", "own"), FORMS)
+def test_iterations_converge_and_say_so(form, memory, method, own):
+    C, a, b, eps, f, g = make("zero weights", 6, 12, 17, own, np.float64)
+    with operators(shared_memory=memory) as ops:
+        iteration = ops.Iteration(C, a, b, eps, f, g, method)
+        for _ in range(40):
+            bound = iteration.advance(np.full(6, 1.4), 10)
+            if bound.max() < 1e-12:
+                break
+        f, g, cost, error = iteration.finish(np.arange(6))
+        P = ops.plan(C, oracle.logits(a, f, eps), oracle.logits(b, g, eps), eps)
+    assert (error <= bound + 1e-14).all() and bound.max() < 1e-12
+    np.testing.assert_allclose(P.sum(axis=2), a, atol=1e-13)
+    np.testing.assert_allclose(P.sum(axis=1), b, atol=1e-12)
+    np.testing.assert_allclose((P * C).sum(axis=(1, 2)), cost, rtol=1e-12)
+
+
+def test_the_bound_holds_for_over_relaxed_iterations():
+    C, a, b, eps, f, g = make("plain", 5, 12, 17, False, np.float64)
+    with operators() as ops:
+        iteration = ops.Iteration(C, a, b, eps, f, g, "auto")
+        for count in (1, 1, 2, 5, 10):
+            bound = iteration.advance(OMEGA, count)
+            error = iteration.finish(np.arange(5))[3]
+            assert (error <= bound * (1 + 1e-12)).all()
+            np.testing.assert_allclose(error[OMEGA == 1], bound[OMEGA == 1], rtol=1e-9)
+
+
+def test_repeated_launches_become_a_graph_that_reads_the_new_omega():
+    C, a, b, eps, f, g = make("plain", 5, 9, 17, False, np.float64)
+    with operators(shared_memory=APART) as ops:
+        iteration = ops.Iteration(C, a, b, eps, f, g, "log")
+        exact = f, g
+        for turn, count in enumerate([3, 3, 3, 1, 3, 1]):
+            omega = np.roll(OMEGA, turn)
+            bound = iteration.advance(omega, count)
+            *exact, exact_bound = oracle.iterate(C, a, b, eps, *exact, omega, count)
+            np.testing.assert_allclose(bound, exact_bound, rtol=1e-9)
+        assert set(iteration.form.graphs) == {1, 3}
+        assert len(iteration.form.graphs[3].launches) == 2 * (2 * 3 + 1)
+        iteration.keep(np.array([3, 1]))
+        bound = iteration.advance(omega[[3, 1]], 3)
+        *_, exact_bound = oracle.iterate(C, a, b, eps, *exact, omega, 3)
+        np.testing.assert_allclose(bound, exact_bound[[3, 1]], rtol=1e-9)
+
+
+def test_arrays_that_are_not_contiguous_are_made_so():
+    rng = np.random.default_rng(0)
+    C, a, b, eps, f, g = make("plain", 9, 8, 6, False, np.float64)
+    p, q, v = (rng.normal(size=shape)[::-1].T for shape in ((8, 9), (6, 9), (6, 9)))
+    C = np.asfortranarray(C)
+    with operators() as ops:
+        for args in (
+            (ops.softmin, C, q, eps, 1),
+            (ops.apply_plan, C, p, q, v, eps, 1),
+            (ops.transport_cost, C, p, q, eps),
+        ):
+            function, *args = args
+            np.testing.assert_allclose(function(*args), getattr(oracle, function.__name__)(*args), rtol=1e-12)
+        for args in ((ops.plan, C, p, q, eps), (ops.plan_sum, C, p, q, p[:, 0], eps), (ops.c_transform, C, p, 0)):
+            function, *args = args
+            np.testing.assert_allclose(function(*args), getattr(oracle, function.__name__)(*args), rtol=1e-12)
+        iteration = ops.Iteration(C, *(np.asfortranarray(x) for x in (a, b)), eps, f.T.copy().T, g, "auto")
+        iteration.advance(np.ones(18)[::2], 2)
+        exact = oracle.iterate(C, a, b, eps, f, g, np.ones(9), 2)
+        np.testing.assert_allclose(
+            iteration.finish(np.arange(9))[0], oracle.finish(C, a, b, eps, exact[1])[0], atol=1e-13
+        )
+
+
+# What the emulation is for: mistakes in the backend and in the kernels are found
+
+
+def exercise(memory=FUSED):
+    """Run every operator and form for a short time, and compare with the oracle."""
+    rng = np.random.default_rng(0)
+    ops = sys.modules["cusink.backends.cupy.dense"]
+    for own, B in ((False, 9), (False, 3), (True, 3)):
+        C, a, b, eps, f, g = make("plain", B, 13, 37, own, np.float64)
+        p, q = oracle.logits(a, f, eps), oracle.logits(b, g, eps)
+        for axis, logits in ((0, p), (1, q)):
+            v = rng.normal(size=logits.shape)
+            np.testing.assert_allclose(ops.softmin(C, logits, eps, axis), oracle.softmin(C, logits, eps, axis))
+            np.testing.assert_allclose(ops.apply_plan(C, p, q, v, eps, axis), oracle.apply_plan(C, p, q, v, eps, axis))
+            np.testing.assert_allclose(ops.c_transform(C, logits, axis), oracle.c_transform(C, logits, axis))
+        np.testing.assert_allclose(ops.plan(C, p, q, eps), oracle.plan(C, p, q, eps))
+        np.testing.assert_allclose(ops.plan_sum(C, p, q, a[:, 0], eps), oracle.plan_sum(C, p, q, a[:, 0], eps))
+        np.testing.assert_allclose(ops.transport_cost(C, p, q, eps), oracle.transport_cost(C, p, q, eps))
+    for form, memory, method, own in FORMS:
+        sys.modules["cusink.backends.cupy.run"]._device.cache_clear()
+        sys.modules["cupy"].shared_memory(memory)
+        check(form, method, make("zero weights", 5, 13, 37, own, np.float64), np.float64, counts=(2, 2, 2))
+        check(form, method, make("far apart", 5, 13, 37, own, np.float32), np.float32)
+
+
+def test_the_exercise_passes_and_runs_every_kernel():
+    with operators() as ops:
+        exercise()
+        run = set(ops.launched)
+    files = ("apply_plan.cu", "c_transform.cu", "iterate.cu", "plan.cu", "scaling.cu", "softmin.cu")
+    missing = {name for file in files for name in loader.names(file)} - run
+    # Half precision and other numbers of problems per block have tests of their own.
+    assert missing == {name for name in missing if name.endswith("_half")} | {"iterate_4"}
+
+
+SWAPS = {
+    "weights of the fused kernel": ("NO_INDEX, state.a, state.b)", "NO_INDEX, state.b, state.a)"),
+    "scalings and logits": (
+        "inout = (state.u, state.p, state.v, state.q)",
+        "inout = (state.p, state.u, state.v, state.q)",
+    ),
+    "method and count": (
+        "np.int32(method_of(self, count)), np.int32(count)",
+        "np.int32(count), np.int32(method_of(self, count))",
+    ),
+    "rows and columns": ("np.int64(B), np.int32(n), np.int32(m))", "np.int64(B), np.int32(m), np.int32(n))"),
+    "logits of an update": ("T, state.a, state.q)", "T, state.a, state.p)"),
+    "strides of an update": ("(m, 1, n, m) if axis else (1, m, m, n)", "(1, m, n, m) if axis else (m, 1, m, n)"),
+    "sums and deviations": ("arguments = (logit, deviation, sums,", "arguments = (logit, sums, deviation,"),
+    "potentials of the start": ("q, level, a, b, f, g, offset", "q, level, a, b, g, f, offset"),
+    "gauge of the finish": ("state.offset + state.level, -state.level", "state.offset - state.level, state.level"),
+    "sides of a plan": ("kept, summed = (p, q) if axis else (q, p)", "kept, summed = (q, p) if axis else (p, q)"),
+    "scales of a softmin": ("LOG2_E / eps, LOG2_E, -eps / LOG2_E, axis)", "LOG2_E, LOG2_E / eps, -eps / LOG2_E, axis)"),
+    "logits and values": ("(C, kept, summed, v, *_cost", "(C, kept, v, summed, *_cost"),
+    "a scalar of the wrong type": (
+        "np.float64(self.cost_scale), np.int32(method_of",
+        "np.float32(self.cost_scale), np.int32(method_of",
+    ),
+    "a size of the wrong type": ("return tuple(np.int64(size)", "return tuple(np.int32(size)"),
+    "a bare Python number": ("*_sizes(B, n, m))", "B, n, m)"),
+    "a stride that is left out": ("0 if C.ndim == 2 else C.shape[1] * C.shape[2]", "0"),
+    "an array made while a stream captures": ("state.index, out=sums)", "state.index)"),
+    "a graph that keeps the old omega": ("workspace[0][...] = omega", "pass"),
+    "strides that a kernel would ignore": (
+        "cp.ascontiguousarray(part[chosen])",
+        "part[chosen][:, ::1] if part.ndim == 2 else part[chosen][::-1]",
+    ),
+    "a limit on shared memory that is not raised": ("kernel.max_dynamic_shared_size_bytes = launch.shared", "pass"),
+}
+
+
+@pytest.mark.parametrize("what", SWAPS)
+def test_a_mistake_in_the_backend_is_found(what):
+    old, new = SWAPS[what]
+    places = 0
+
+    def change(text):
+        nonlocal places
+        places += text.count(old)
+        return text.replace(old, new)
+
+    def run():
+        exercise()
+        force(sys.modules["cusink.backends.cupy.dense"], 1, 3, 4)
+        check("Fused", "auto", make("plain", 2, 100, 110, False, np.float64), np.float64)
+
+    with operators(change=change):
+        assert places in (1, 2) or what == "a bare Python number"  # in one of the backends, or in both
+        with pytest.raises((AssertionError, emulated.EmulationError, IndexError, ValueError, TypeError)):
+            run()
+
+
+SYNC = "__syncthreads();"
+BROKEN = {
+    "no barrier before slices are added": (
+        f"multiply<PROBLEMS>(parts, K, kept, summed);\n        {SYNC}",
+        "multiply<PROBLEMS>(parts, K, kept, summed);",
+    ),
+    "no barrier after an update": (f"        }}\n    }}\n    {SYNC}\n}}", "        }\n    }\n}"),
+    "no barrier before the first half-step": (
+        f"        }}\n        {SYNC}\n        bool plain",
+        "        }\n        bool plain",
+    ),
+    "padding that is not zero": (
+        "u[t * rows + i] = inside ? x.u[(b0 + t) * x.n + i] : REAL(0);",
+        "if (inside) u[t * rows + i] = x.u[(b0 + t) * x.n + i];",
+    ),
+    "a row behind the cost": ("i < x.n && j < x.m ? C[", "j < x.m ? C["),
+    "the other side's weights": ("x.b + b0 * x.m, 1, 1};", "x.a + b0 * x.n, 1, 1};"),
+    "no range check": ("return sum > REAL(terms) * Range<REAL>::CERTAIN && sum < infinity();", "return sum > 0;"),
+    "no cap": ("return scaling <= Range<REAL>::CAP ? scaling : infinity();", "return scaling;"),
+    "a relaxation that takes all": ("omega == 1 ? REAL(1)", "omega >= 1 ? REAL(1)"),
+    "a shuffle in a divergent branch": (
+        "bool carries = weight > 0;",
+        "bool carries = weight > 0;\n    if (!carries) return {REAL(0), -infinity(), REAL(0)};",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_fused_kernel_is_caught(what):
+    old, new = BROKEN[what]
+    assert old in loader.source("iterate.cu")
+
+    def function(file, name, dtype):
+        change = (lambda text: text.replace(old, new)) if file == "iterate.cu" else None
+        return emulated.Kernel(file, name, dtype, change=change)
+
+    def run(ops):
+        for turn in range(6):
+            emulated.shuffle(turn)
+            force(ops, 2, 1 + turn % 2, 3 + turn)
+            for inputs in ("plain", "zero weights", "wide range"):
+                check("Fused", "auto", make(inputs, 5, 13, 37, False, np.float32, turn), np.float32)
+            check("Fused", "scaling", make("plain", 5, 13, 37, False, np.float32, turn), np.float32)
+            check("Fused", "auto", make("wide range", 5, 2, 2, False, np.float32, turn), np.float32)
+
+    with operators(function=function) as ops, pytest.raises((AssertionError, emulated.EmulationError)):
+        run(ops)
+
+
+BROKEN_ELEMENTWISE = {
+    "an update that starts behind its problem": ("bool inside = k < kept;", "bool inside = k <= kept;"),
+    "an update of the wrong entry": ("logit[at] = entry.logit;", "logit[at] = entry.scaling;"),
+    "a deviation that is not summed": ("REAL total = warp_sum(entry.deviation);", "REAL total = entry.deviation;"),
+    "problems that are left out": ("k < B; k += all_warps())", "k < B; k += B)"),
+    "a gauge that goes one way only": (
+        "moved(v[j], q[j], level)",
+        "moved(v[j], q[j], -level)",
+    ),
+    "a gauge that is not noted": ("gauge[k] += level;", ";"),
+    "a kernel without its smallest cost": (
+        "kernel_entry(C[e] - minimum[0], cost_scale)",
+        "kernel_entry(C[e], cost_scale)",
+    ),
+    "potentials of empty bins": ("REAL(logarithm / cost_scale) : plain[e]", "REAL(logarithm / cost_scale) : REAL(0)"),
+    "logits of another problem": ("costs, k, summed, logits + b * summed)", "costs, k, summed, logits)"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_ELEMENTWISE)
+def test_a_broken_elementwise_kernel_is_caught(what):
+    old, new = BROKEN_ELEMENTWISE[what]
+    assert old in loader.source("scaling.cu")
+
+    def function(file, name, dtype):
+        change = (lambda text: text.replace(old, new)) if file == "scaling.cu" else None
+        return emulated.Kernel(file, name, dtype, change=change)
+
+    def run():
+        for form, memory, method, own in FORMS:
+            with operators(function=function, shared_memory=memory):
+                force_elementwise(2, 2)
+                for inputs, dtype in itertools.product(("zero weights", "far apart", "large costs"), DTYPES):
+                    check(form, method, make(inputs, 5, 70, 33, own, dtype), dtype)
+
+    with pytest.raises((AssertionError, emulated.EmulationError)):
+        run()
+
+
+def test_too_little_shared_memory_is_caught():
+    with operators() as ops:
+        force(ops, 2, 1, 4, less_shared=8)
+        with pytest.raises(emulated.EmulationError, match="behind the dynamic shared memory"):
+            check("Fused", "auto", make("plain", 5, 13, 37, False, np.float32), np.float32)
+
+
+# The public functions on top
+
+
+def use(monkeypatch, ops):
+    """Let the public functions run on `ops`."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("cusink.") and "ops_for" in vars(module):
+            monkeypatch.setattr(module, "ops_for", lambda array: ops)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("memory", "own"), [(FUSED, False), (FUSED, True), (APART, False), (APART, True)])
+def test_sinkhorn_agrees_with_numpy(monkeypatch, memory, own, dtype):
+    C, a, b, eps, *_ = make("zero weights", 6, 12, 17, own, dtype)
+    tol = 1e-9 if dtype == np.float64 else 1e-5
+    expected = cusink.sinkhorn(a, b, C, eps=eps, tol=tol)
+    with operators(shared_memory=memory) as ops:
+        use(monkeypatch, ops)
+        result = cusink.sinkhorn(a, b, C, eps=eps, tol=tol)
+        plan, (lower, upper) = result.plan(), result.bounds()
+    assert result.converged.all() and (result.error <= tol).all()
+    for field in ("cost", "reg_cost", "entropic_cost"):
+        np.testing.assert_allclose(getattr(result, field), getattr(expected, field), rtol=100 * tol)
+    np.testing.assert_allclose(plan.sum(axis=1), b, atol=10 * tol)
+    assert (lower <= result.cost).all() and (upper >= lower).all()
+
+
+@pytest.mark.parametrize("memory", [FUSED, APART])
+def test_distance_matrix_agrees_with_numpy(monkeypatch, memory):
+    C, A, _, eps, *_ = make("zero weights", 5, 9, 9, False, np.float64)
+    _, B, _, *_ = make("plain", 4, 9, 9, False, np.float64, 1)
+    expected = [cusink.distance_matrix(A, other, C, eps=eps, tol=1e-10) for other in (B, None)]
+    with operators(shared_memory=memory) as ops:
+        use(monkeypatch, ops)
+        actual = [cusink.distance_matrix(A, other, C, eps=eps, tol=1e-10) for other in (B, None)]
+    for right, found in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-7)
+
+
+def test_a_solve_of_small_problems_tests_for_its_end_on_the_device(monkeypatch):
+    """`docs/gpu.md` states these numbers of launches; NumPy's results and iterations are the same."""
+    C, a, b, eps, *_ = make("plain", 9, 20, 30, False, np.float64)
+    for check_every in (2, 20):
+        options = {"eps": eps, "tol": 1e-9, "check_every": check_every}
+        expected = cusink.sinkhorn(a, b, C, **options)
+        with operators() as ops:
+            use(monkeypatch, ops)
+            result = cusink.sinkhorn(a, b, C, **options)
+            monkeypatch.undo()
+            launched = collections.Counter(name.partition("_")[0] for name in ops.launched)
+        assert result.converged.all()
+        np.testing.assert_array_equal(result.n_iter, expected.n_iter)
+        np.testing.assert_allclose(result.cost, expected.cost, rtol=1e-9)
+        # 16 checks in a launch, and one more plain update of all that have ended by then.
+        turns = -(-result.n_iter // (16 * check_every))
+        assert result.n_iter.max() // check_every > 2 and (check_every > 2 or turns.max() > 1)
+        assert launched["iterate"] == turns.max() + len(set(turns.tolist()))
+        assert launched["balance"] == 0 and launched["start"] == 1
+    with operators() as ops:
+        use(monkeypatch, ops)
+        cusink.sinkhorn(a, b, C, eps=eps, tol=None, max_iter=40)
+        assert sum(name.startswith("iterate") for name in ops.launched) == 2
+
+
+@pytest.mark.parametrize("inputs", ["plain", "far apart", "wide range", "zero weights"])
+@pytest.mark.parametrize(("own", "B"), [(False, 9), (True, 3)])
+def test_checks_on_the_device_are_the_checks_of_the_host(own, B, inputs):
+    """The same omegas, errors and stops from the kernel as from `OverRelaxation` and `Rounding`, check by check."""
+    problem = C, a, b, eps, f, g = make(inputs, B, 21, 34, own, np.float64)
+    checks, count, tol = 6, 5, 1e-7
+    steepness = np.abs(C).max() / eps
+    with operators():
+        emulated.shuffle(B)
+        sinkhorn = sys.modules["cusink.backends.cupy.dense"].Iteration
+        device, host = sinkhorn(*problem, "auto"), sinkhorn(*problem, "auto")
+        sides = []
+        for _ in range(2):
+            relaxation = OverRelaxation(B, "auto", steepness)
+            rounding = Rounding(B, np.dtype(np.float64), 0.0 if inputs == "plain" else 1e9)
+            rounding.checks[:] = 7  # so that rounding, too, stops some
+            sides.append((relaxation, rounding))
+        bound, taken, over = device.watched(*sides[0], tol, count, checks)
+        relaxation, rounding = sides[1]
+        rows, expected = np.arange(B), np.zeros((3, B))
+        for check in range(checks):
+            error = np.asarray(host.advance(relaxation.omega[: len(rows)], count))
+            stop = (error <= tol) | ~np.isfinite(error) | rounding.reached(error)
+            relaxation.observe(error, count)
+            expected[:, rows] = error, np.full(len(rows), (check + 1) * count), stop
+            if stop.any():
+                left = np.flatnonzero(~stop)
+                host.keep(left)
+                relaxation.keep(left)
+                rounding.keep(left)
+                rows = rows[left]
+            if not len(rows):
+                break
+    np.testing.assert_array_equal(taken, expected[1])
+    np.testing.assert_array_equal(over, expected[2])
+    np.testing.assert_allclose(bound, expected[0], rtol=1e-6, atol=1e-14)
+    np.testing.assert_allclose(sides[0][0].omega[rows], relaxation.omega, rtol=1e-6)
+
+
+# Out of memory, and arrays that cannot be computed with
+
+
+def distances(a, b, C, **options):
+    """`cusink.distance_matrix` of a square problem."""
+    return cusink.distance_matrix(a, b, C, tol=None, **options)
+
+
+def solved(a, b, C, **options):
+    """`cusink.sinkhorn` with a look at every check."""
+    return cusink.sinkhorn(a, b, C, tol=None, callback=lambda *_: None, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "lower"), [(solved, "part of the rows of 'a' and 'b'"), (distances, "'memory_limit'")]
+)
+@pytest.mark.parametrize(("memory", "method"), [(FUSED, "auto"), (APART, "auto"), (APART, "log")])
+def test_a_full_device_says_what_to_lower_and_nothing_stays_allocated(monkeypatch, memory, method, call, lower):
+    C, a, b, eps, *_ = make("plain", 2, 3, 4, False, np.float64)
+    with operators(shared_memory=memory) as ops:
+        use(monkeypatch, ops)
+        for allowed in itertools.count():
+            Memory.left, Memory.made = allowed, []
+            error = None
+            try:
+                call(a, b, C, eps=eps, max_iter=4, check_every=2, method=method)
+                break
+            except MemoryError as raised:
+                error = raised
+            # The test holds the error, and with it the frames of the call.
+            message = str(error)
+            assert lower in message and "512 bytes" in message
+            assert error.__context__ is None and type(error) is MemoryError
+            assert len(Memory.made) == allowed and Memory.held() == 0
+        assert allowed > 10
+
+
+@pytest.mark.parametrize(
+    ("call", "lower"), [(solved, "part of the rows of 'a' and 'b'"), (distances, "'memory_limit'")]
+)
+def test_a_full_host_says_what_to_lower(call, lower):
+    endless = np.broadcast_to(np.ones(1), (10**17, 1))  # more than any address space, should somebody copy it
+    with pytest.raises(MemoryError, match=r"ran out of memory \(Unable to allocate .*\)\. ") as caught:
+        call(endless, endless, np.zeros((1, 1)), eps=1.0, max_iter=1, check_every=1)
+    assert lower in str(caught.value)
+
+
+class OnDevice:
+    """An array that is not NumPy's and lies on a device."""
+
+    def __init__(self, values, device=0):
+        self.values, self.device = values, f"<CUDA Device {device}>"
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("place", "array", "parts"),
+    [
+        ("a", OnDevice(np.ones(2), device=1), ("'a' is <CUDA Device 1> and 'b' is <CUDA Device 0>", "one device")),
+        ("C", OnDevice(np.zeros((2, 2)), device=1), ("'a' is <CUDA Device 0> and 'C' is <CUDA Device 1>",)),
+        ("b", OnDevice(np.ones(2, np.float32)), ("'a' is float64 and 'b' is float32",)),
+        ("b", OnDevice(np.ones(2).astype(">f8")), ("'b'", "byte order", ">f8")),
+        ("C", OnDevice(np.zeros((2, 2), object)), ("'C'", "real numbers", "object")),
+        ("a", np.ones(2), ("'a' is numpy and 'b' is cupy",)),
+    ],
+)
+@pytest.mark.parametrize("matrix", [False, True])
+def test_device_arrays_that_cannot_be_computed_with(monkeypatch, place, array, parts, matrix):
+    given = {"a": OnDevice(np.ones(2)), "b": OnDevice(np.ones(2)), "C": OnDevice(np.zeros((2, 2)))} | {place: array}
+    a, b, C = given.values()
+    with operators():
+        monkeypatch.setattr(sys.modules["cupy"], "ndarray", OnDevice, raising=False)
+        with pytest.raises(TypeError) as caught:
+            cusink.distance_matrix(a, b, C, eps=1.0) if matrix else cusink.sinkhorn(a, b, C, eps=1.0)
+    for part in parts:
+        part = part.replace("'a'", "'A'").replace("'b'", "'B'") if matrix else part
+        assert part in str(caught.value), caught.value

@@ -1,0 +1,155 @@
+"""Barycenters: stationary points of the objective that the oracle computes, and the closed form of Gaussians."""
+
+import numpy as np
+import problems
+import pytest
+import reference
+
+import cusink
+
+
+def objective(p, A, C, weights, eps, debiased):
+    """Return the objective of a barycenter, from its definition."""
+    if debiased:
+        own = reference.optimum(p, p, C, eps).reg_cost / 2
+        return sum(w * (reference.optimum(a, p, C, eps).reg_cost - own) for a, w in zip(A, weights, strict=True))
+    return sum(w * reference.optimum(a, p, C, eps).entropic_cost for a, w in zip(A, weights, strict=True))
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize("eps", [0.1, 0.02])
+def test_no_histogram_near_by_is_better(eps, debiased):
+    rng = np.random.default_rng(1)
+    A, weights, C = problems.histograms(rng, 3, 6), np.array([0.5, 0.2, 0.3]), problems.line_cost(6)
+    if debiased:
+        A = 0.2 + A  # the barycenter keeps away from the edge of the simplex, where it would have no derivative
+        A /= A.sum(axis=1, keepdims=True)
+    result = cusink.barycenter(A, C, weights, eps=eps, debiased=debiased, tol=1e-8, max_iter=5000)
+    p = result.barycenter
+    assert result.converged and abs(p.sum() - 1) <= 1e-12 and p.min() > 0
+    best = objective(p, A, C, weights, eps, debiased)
+    for _ in range(3):
+        way = rng.normal(size=6)
+        way -= way.mean()
+        up, down = (objective(p + sign * 1e-3 * p.min() * way, A, C, weights, eps, debiased) for sign in (1, -1))
+        assert up > best and down > best
+        # Stationary: of the change to either side next to nothing is linear.
+        assert abs(up - down) <= 2e-2 * (up + down - 2 * best)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_gaussians_in_closed_form(dtype):
+    """Equal variances s2: the mean of the means; the variance is s2 when debiased, and s2 + eps / 2 when not."""
+    x = np.linspace(-5, 5, 161)
+    A = np.exp(-(((x - np.array([[-2.0], [1.0]])) / 0.5) ** 2) / 2)
+    A = (A / A.sum(axis=1, keepdims=True)).astype(dtype)
+    C, weights = cusink.cost_matrix(x).astype(dtype), np.array([0.3, 0.7], dtype)
+    for eps in (1.0, 0.1):
+        for debiased in (False, True):
+            tol = 1e-7 if dtype == np.float64 else 1e-4
+            p = cusink.barycenter(A, C, weights, eps=eps, debiased=debiased, tol=tol, max_iter=3000).barycenter
+            assert p.dtype == dtype
+            mean = (p * x).sum()
+            variance = (p * (x - mean) ** 2).sum()
+            within = 1e-6 if dtype == np.float64 else 2e-3
+            assert abs(mean - 0.1) <= within and abs(variance - 0.25 - (0 if debiased else eps / 2)) <= within
+
+
+def test_one_histogram_is_its_own_barycenter_if_debiased_and_blurred_if_not():
+    a = problems.histograms(np.random.default_rng(3), 1, 20) + 0.02
+    a /= a.sum()
+    C, eps = problems.line_cost(20), 0.002
+    blurred = cusink.barycenter(a, C, eps=eps, tol=1e-10).barycenter
+    K = np.exp(-C / eps)
+    np.testing.assert_allclose(blurred, (a[0] / K.sum(axis=1)) @ K, rtol=0, atol=1e-10)
+    sharp = cusink.barycenter(a, C, eps=eps, debiased=True, tol=1e-7).barycenter
+    np.testing.assert_allclose(sharp, a[0], rtol=0, atol=1e-5)
+
+
+def test_a_batch_is_its_problems_and_each_stops_by_itself():
+    rng = np.random.default_rng(5)
+    A, weights, C = problems.histograms(rng, 4, 15, zeros=0.5, mass=3.0), rng.random((3, 4)), problems.line_cost(15, 12)
+    weights[0] = (0, 0, 5, 0)
+    result = cusink.barycenter(A, C, weights, eps=0.01, check_every=3)
+    assert result.barycenter.shape == (3, 12) and len(set(result.n_iter)) > 1 and result.converged.all()
+    np.testing.assert_allclose(result.barycenter.sum(axis=1), 3, rtol=1e-12)
+    stacked = cusink.barycenter(np.stack([A] * 3), C, weights, eps=0.01, check_every=3)
+    np.testing.assert_array_equal(stacked.barycenter, result.barycenter)
+    for k in range(3):
+        one = cusink.barycenter(A, C, weights[k], eps=0.01, check_every=3)
+        assert one.n_iter == result.n_iter[k] and one.barycenter.shape == (12,)
+        np.testing.assert_allclose(one.barycenter, result.barycenter[k], rtol=0, atol=1e-12)
+    order = [2, 0, 3, 1]
+    turned = cusink.barycenter(A[order], C, weights[:, order], eps=0.01, check_every=3)
+    np.testing.assert_allclose(turned.barycenter, result.barycenter, rtol=0, atol=1e-12)
+    alone = cusink.barycenter(A[2:3], C, eps=0.01, tol=1e-9)  # what weighs nothing counts for nothing
+    np.testing.assert_allclose(result.barycenter[0], alone.barycenter, rtol=0, atol=1e-5)
+
+
+def test_over_relaxation_is_quicker_and_changes_nothing():
+    A, C = problems.histograms(np.random.default_rng(6), 3, 30, zeros=0.5), problems.line_cost(30)
+    plain, auto, fixed = (
+        cusink.barycenter(A, C, eps=0.003, tol=1e-9, max_iter=5000, overrelaxation=o) for o in (None, "auto", 1.9)
+    )
+    assert auto.n_iter * 3 < plain.n_iter
+    np.testing.assert_allclose(auto.barycenter, plain.barycenter, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(fixed.barycenter, plain.barycenter, rtol=0, atol=1e-7)
+
+
+def test_small_eps_stays_in_range():
+    """Costs of 1e5 eps: every kernel entry off the diagonal underflows."""
+    A = np.zeros((2, 21))
+    A[0, 0] = A[1, -1] = 1
+    C = problems.line_cost(21)
+    p = cusink.barycenter(A, C, eps=1e-5, tol=1e-9, max_iter=3000).barycenter
+    assert np.isfinite(p).all() and p.argmax() == 10 and p[10] > 0.999
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_costs_that_are_not_stored_and_both_libraries(xp, debiased):
+    rng = np.random.default_rng(7)
+    A = problems.histograms(rng, 3, 20, zeros=0.3)
+    grid, points = cusink.Grid((4, 5), spacing=0.4), rng.random((20, 2))
+    options = {"eps": 0.1, "debiased": debiased, "tol": 1e-3, "max_iter": 3000}
+    for C, dense in ((grid, grid.dense()), (cusink.PointCloud(xp(points)), cusink.cost_matrix(points))):
+        result = cusink.barycenter(xp(A), C, **options)
+        assert xp.owns(result.barycenter) and xp.owns(result.error) and xp.owns(result.converged)
+        best = cusink.barycenter(A, dense, **options)
+        np.testing.assert_allclose(xp.numpy(result.barycenter), best.barycenter, rtol=0, atol=1e-6)
+
+
+def test_a_miss_is_said_and_none_runs_all():
+    A, C = problems.histograms(np.random.default_rng(8), 2, 9), problems.line_cost(9)
+    with pytest.warns(cusink.ConvergenceWarning, match="did not reach tol=1e-12") as record:
+        result = cusink.barycenter(A, C, eps=0.001, tol=1e-12, max_iter=5)
+    assert record[0].filename == __file__ and not result.converged and result.n_iter == 5
+    exact = cusink.barycenter(A, C, eps=0.001, tol=None, max_iter=7)
+    assert exact.n_iter == 7 and exact.converged
+
+
+A = np.full((3, 4), 0.25)
+BAD = [
+    ({"A": None}, TypeError, "'A' must be an array of histograms; got None"),
+    ({"A": A[0]}, ValueError, r"'A' must have shape \(K, 4\) or \(B, K, 4\)"),
+    ({"A": A[:, :3]}, ValueError, r"to match C of shape \(4, 4\); got \(3, 3\)"),
+    ({"A": -A}, ValueError, "'A' must be non-negative"),
+    ({"A": A * [[1], [2], [1]]}, ValueError, "row 0 has 1 and row 1 has 2 in problem 0. To normalise"),
+    ({"weights": [1.0, 2.0]}, ValueError, r"'weights' must have shape \(3,\) or \(B, 3\)"),
+    ({"weights": [1.0, -2.0, 3.0]}, ValueError, "'weights' must be non-negative"),
+    ({"weights": [0.0, 0.0, 0.0]}, ValueError, "'weights' must have a positive sum"),
+    ({"A": np.stack([A, A]), "weights": np.ones((3, 3))}, ValueError, "batch sizes must be equal or 1; got 'A' 2"),
+    ({"C": np.full((4, 4), np.inf)}, ValueError, "'C' must be finite for a barycenter"),
+    ({"C": np.zeros((2, 4, 4))}, ValueError, r"'C' must have shape \(n, m\)"),
+    ({"C": np.arange(16.0).reshape(4, 4), "debiased": True}, ValueError, "'C' must be symmetric for a debiased"),
+    ({"C": np.ones((4, 5)), "debiased": True}, ValueError, "'C' must be symmetric for a debiased"),
+    ({"debiased": "yes"}, TypeError, "'debiased' must be a bool"),
+    ({"eps": 0}, ValueError, "'eps' must be positive"),
+    ({"tol": -1}, ValueError, "'tol' must be positive"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD)
+def test_bad_input(options, error, message):
+    given = {"A": A, "C": problems.line_cost(4), "eps": 0.1} | options
+    with pytest.raises(error, match=message):
+        cusink.barycenter(**given)

@@ -1,0 +1,82 @@
+"""``scripts/test-gpu`` says what is missing, and lets no GPU test be skipped; a stub stands for the GPU's tools."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "test-gpu"
+if not SCRIPT.exists():
+    pytest.skip("the scripts are not beside the tests", allow_module_level=True)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a copy of the script whose Python and tools are stubs that print how they were called."""
+    checkout, tools = tmp_path / "checkout", tmp_path / "tools"
+
+    def stub(path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def call(*arguments, smi="echo 'GPU 0: a stub'", sanitizer=None, python="exit 0"):
+        (checkout / "scripts").mkdir(parents=True)
+        shutil.copy(SCRIPT, checkout / "scripts")
+        (checkout / "scripts" / "_environment.sh").write_text(
+            'fail() { echo "$1" >&2; exit 1; }\nensure_environment() { echo "environment: $1"; }\n'
+        )
+        stub(checkout / ".venv/bin/python", f'echo "python: $CUSINK_REQUIRE_GPU $*"; {python}')
+        stub(tools / "nvidia-smi", smi)
+        if sanitizer:
+            stub(tools / "compute-sanitizer", sanitizer)
+        return subprocess.run(
+            [checkout / "scripts" / "test-gpu", *arguments],
+            env=os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "CUDA_HOME": str(tmp_path / "none")},
+            capture_output=True,
+            text=True,
+        )
+
+    return call
+
+
+@pytest.mark.parametrize("smi", ["exit 9", "echo 'No devices were found'"])
+def test_no_gpu(run, smi):
+    done = run(smi=smi)
+    assert done.returncode == 1
+    assert "no NVIDIA GPU to test on" in done.stderr
+    assert "python:" not in done.stdout
+
+
+def test_all_three_runs_need_the_gpu_and_get_the_arguments(run):
+    done = run("-k", "softmin", sanitizer='echo "sanitizer: $1 $2 $3 $4"; shift 4; exec "$@"')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "python: 1 -m pytest -m gpu -k softmin" in lines
+    for tool in ("memcheck", "racecheck"):
+        assert f"sanitizer: --tool {tool} --error-exitcode 1" in lines
+    assert sum(line.endswith("-m gpu -p no:cacheprovider -k softmin") for line in lines) == 2
+    assert "All passed" in done.stdout
+
+
+def test_a_failing_test_or_sanitizer_fails_the_script(run):
+    done = run(python='case "$2" in pytest) exit 1;; esac')
+    assert done.returncode == 1
+    assert "sanitizer" not in done.stdout + done.stderr
+
+
+def test_an_error_seen_by_the_sanitizer_fails_the_script(run):
+    done = run(sanitizer="exit 1")
+    assert done.returncode == 1
+    assert "under memcheck" in done.stdout
+    assert "under racecheck" not in done.stdout
+
+
+def test_a_missing_sanitizer_is_no_success(run):
+    if shutil.which("compute-sanitizer") or list(Path("/usr/local").glob("cuda-*/bin/compute-sanitizer")):
+        pytest.skip("this machine has a compute-sanitizer")
+    done = run()
+    assert done.returncode == 1
+    assert "the GPU tests passed, but compute-sanitizer was not found" in done.stderr
