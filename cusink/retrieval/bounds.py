@@ -1,45 +1,42 @@
 """Lower bounds on a value of many pairs of histograms, from dual potentials: theorems and proofs in docs/retrieval.md.
 
 Potentials f of a row give, by one more reduction over its bins, potentials g for which ``<a, f> + <b, g>`` bounds the
-value from below *whatever b is*: a cut. One matrix product bounds a row against all columns by many cuts. They come
-from problems between the row and a few prototypes of the columns, and from pairs that have been solved. What they leave
-undecided is tightened pair by pair, by a few iterations that start from the best cut.
+value from below *for any b*: a cut. One matrix product bounds a row against all columns by many cuts. They come from
+problems between the row and a few prototypes of the columns, and from pairs that have been solved. Pairs that they
+leave undecided are tightened one by one, with a few iterations that start from the best cut.
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 
-from cusink.retrieval.tiles import ROWS, parts
+from cusink.retrieval.batches import PairBatches
+from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
+from cusink.retrieval.histograms import HistogramPairs
+from cusink.types import Array, ArrayModule, HostArray
 
-__all__ = [
-    "RowBounds",
-    "bytes_needed",
-    "entropies",
-    "prototypes",
-    "slack",
-]
-
-
-PROTOTYPES = 32  # that a row is solved against, at most
-GROUP = 16  # columns that each stands for, at least
-SAMPLE = 64  # columns looked at for each of them, at most
-ROUNDS = 5  # of k-means
-COARSE = {True: 16, False: 8}  # iterations for a prototype: for the transport cost, for the other values
-FINE = 2  # iterations for a pair
-BLOCK = 1 << 20  # bounds computed at once
+MOST_PROTOTYPES = 32  # that a row is solved against
+COLUMNS_PER_PROTOTYPE = 16  # at least
+SAMPLED_PER_PROTOTYPE = 64  # columns, at most
+KMEANS_ROUNDS = 5
+PROTOTYPE_ITERATIONS = {"cost": 16, "reg_cost": 8}
+TIGHTENING_ITERATIONS = 2
+BLOCK_BOUNDS = 1 << 20  # bounds computed at once
 
 
 class RowBounds:
-    """Bounds on the values of some rows of `pairs`, NumPy indices one after the other, with all columns.
+    """Bounds on the values of some rows of `pairs`, successive NumPy indices, with all columns.
 
     ``lower`` (rows, D), in NumPy, is the best bound of each pair so far: of the transport cost if `sharp`, else of the
-    regularised cost.
+    regularised cost; inf for pairs that are closed.
     """
 
-    def __init__(self, pairs, batches, rows, centres, sharp):
+    def __init__(
+        self, pairs: HistogramPairs, batches: PairBatches, rows: HostArray, centres: Array, sharp: bool
+    ) -> None:
         self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
-        self.ops, self.xp, self.eps = pairs.ops, pairs.ops.xp, pairs.eps
+        self.xp, self.eps = pairs.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
         self.C = pairs.C.between(self.bins, batches.columns)
         self.softmin = self.C.repeated_softmin(pairs.eps)
@@ -49,49 +46,53 @@ class RowBounds:
         self.constant = self.xp.empty((len(rows), 0))
         self._add(self._against(centres))
 
-    def add(self, potentials):
-        """Cuts from the potentials (rows, K, n) of K solved pairs of each row."""
+    def add(self, potentials: Array) -> None:
+        """Add cuts from the potentials (rows, K, n) of K solved pairs of each row."""
         self._add(potentials[..., self.bins])
 
-    def tighten(self, rows, columns):
-        """Raise the bounds of single pairs, by NumPy indices: ordered rows of these, and columns."""
-        for part in parts(len(rows), self.batches.width):
-            self._tighten(rows[part], columns[part])
+    def close(self, rows: HostArray, columns: HostArray) -> None:
+        """Take out pairs that need no bound any more, by indices of `pairs`."""
+        self.lower[rows - self.first, columns] = np.inf
 
-    def _against(self, centres):
-        """Potentials (rows, R, bins) after a few iterations of the rows with each of the centres (R, columns)."""
+    def tighten(self, rows: HostArray, columns: HostArray) -> None:
+        """Raise the bounds of single pairs, by NumPy indices: ordered rows of these bounds, and columns."""
+        for block in blocks(len(rows), self.batches.width):
+            self._tighten(rows[block], columns[block])
+
+    def _against(self, centres: Array) -> Array:
+        """Return potentials (rows, R, bins) after a few iterations of the rows with each centre (R, columns)."""
         xp, eps = self.xp, self.eps
         log_a, log_b = _log(xp, self.a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(self.a), 1)))
         f = xp.zeros_like(log_a)
-        for _ in range(COARSE[self.sharp]):
+        for _ in range(PROTOTYPE_ITERATIONS["cost" if self.sharp else "reg_cost"]):
             g = self.softmin(log_a + f / eps, 0)
             f = self.softmin(log_b + g / eps, 1)
         return f.reshape(len(self.a), len(centres), -1)
 
-    def _add(self, f):
-        """Cuts from potentials f (rows, K, bins)."""
+    def _add(self, f: Array) -> None:
+        """Add cuts from potentials f (rows, K, bins)."""
         count, size = f.shape[1:]
         a, f = self.a.repeat(count, axis=0), self.xp.ascontiguousarray(f).reshape(-1, size)
         g = self._complete(a, f).reshape(len(self.a), count, -1)
         constant = _dot(self.xp, a, f).reshape(len(self.a), count)
-        for columns in parts(self.pairs.shape[1], ROWS):
+        for columns in blocks(self.pairs.shape[1], ROWS_PER_BLOCK):
             turned = self.pairs.B[columns][:, self.batches.columns].T
-            for rows in parts(len(g), max(1, BLOCK // (count * turned.shape[1]))):
+            for rows in blocks(len(g), max(1, BLOCK_BOUNDS // (count * turned.shape[1]))):
                 bounds = self.xp.matmul(g[rows].reshape(-1, g.shape[2]), turned)
                 bounds = bounds.reshape(-1, count, turned.shape[1])
                 bounds += constant[rows, :, None].astype(bounds.dtype)
-                bounds = self.ops.to_host(bounds.max(axis=1))
+                bounds = self.C.to_host(bounds.max(axis=1))
                 np.maximum(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
         self.g = self.xp.concatenate([self.g, g], axis=1)
         self.constant = self.xp.concatenate([self.constant, constant], axis=1)
 
-    def _complete(self, a, f):
-        """The potentials g (K, columns) of a cut."""
+    def _complete(self, a: Array, f: Array) -> Array:
+        """Return the potentials g (K, columns) of a cut."""
         if self.sharp:
             return self.C.c_transform(self.xp.where(a > 0, f, -self.xp.inf), 0)
         return self.softmin(_log(self.xp, a) + f / self.eps, 0)
 
-    def _tighten(self, rows, columns):
+    def _tighten(self, rows: HostArray, columns: HostArray) -> None:
         xp, eps = self.xp, self.eps
         b = xp.ascontiguousarray(self.pairs.B[xp.asarray(columns)][:, self.batches.columns])
         a, g = self.a[xp.asarray(rows)], xp.empty_like(b)
@@ -100,40 +101,40 @@ class RowBounds:
             best = (xp.matmul(b[start:stop], self.g[row].T) + self.constant[row]).argmax(axis=1)
             g[start:stop] = self.g[row][best]
         log_a, log_b = _log(xp, a), _log(xp, b)
-        for _ in range(FINE):
+        for _ in range(TIGHTENING_ITERATIONS):
             f = self.softmin(log_b + g / eps, 1)
             g = self.softmin(log_a + f / eps, 0)
         if self.sharp:
             f = self.C.c_transform(xp.where(b > 0, g, -xp.inf), 1)
             g = self._complete(a, f)
-        bounds = self.ops.to_host(_dot(xp, a, f) + _dot(xp, b, g))
+        bounds = self.C.to_host(_dot(xp, a, f) + _dot(xp, b, g))
         self.lower[rows, columns] = np.maximum(self.lower[rows, columns], bounds)
 
 
-def prototypes(pairs, batches):
-    """Centres (R, columns), on the bins in use, of groups of items of B that are alike: k-means on a sample."""
-    xp, documents = pairs.ops.xp, pairs.shape[1]
-    count = min(PROTOTYPES, documents // GROUP)
-    sample = np.unique(np.linspace(0, documents - 1, min(documents, SAMPLE * count)).astype(int))
+def prototypes(pairs: HistogramPairs, batches: PairBatches) -> Array:
+    """Return centres (R, columns), on the bins in use, of clusters of B: k-means on a sample."""
+    xp, total = pairs.xp, pairs.shape[1]
+    count = min(MOST_PROTOTYPES, total // COLUMNS_PER_PROTOTYPE)
+    sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLED_PER_PROTOTYPE * count)).astype(int))
     items = pairs.B[xp.asarray(sample)][:, batches.columns]
     centres = items[xp.asarray(np.linspace(0, len(sample) - 1, count).astype(int))]
-    for _ in range(ROUNDS):
-        group = ((centres * centres).sum(axis=1) / 2 - xp.matmul(items, centres.T)).argmin(axis=1)
-        member = (group == xp.arange(count)[:, None]).astype(items.dtype)
+    for _ in range(KMEANS_ROUNDS):
+        cluster = ((centres * centres).sum(axis=1) / 2 - xp.matmul(items, centres.T)).argmin(axis=1)
+        member = (cluster == xp.arange(count)[:, None]).astype(items.dtype)
         size = member.sum(axis=1, keepdims=True)
         centres = xp.where(size > 0, xp.matmul(member, items) / xp.maximum(size, 1), centres)
     return xp.ascontiguousarray(centres)
 
 
-def entropies(pairs, side):
-    """``-sum_i w_i log w_i`` of all items of A (side 0) or B (side 1), in NumPy."""
-    xp, items = pairs.ops.xp, (pairs.A, pairs.B)[side]
-    blocks = (items[part] for part in parts(len(items), ROWS))
-    return np.concatenate([-pairs.ops.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in blocks])
+def entropies(pairs: HistogramPairs, side: Literal[0, 1]) -> HostArray:
+    """Return ``-sum_i w_i log w_i`` of all items of A (side 0) or B (side 1), in NumPy."""
+    xp, items = pairs.xp, (pairs.A, pairs.B)[side]
+    read = (items[rows] for rows in blocks(len(items), ROWS_PER_BLOCK))
+    return np.concatenate([-pairs.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in read])
 
 
-def slack(pairs, tol, mass, smallest):
-    """What the tolerance and rounding can make a reported value fall below its lower bound, at most.
+def slack(pairs: HistogramPairs, tol: float, mass: float, smallest: float) -> float:
+    """Return the most that tolerance and rounding can make a reported value fall below its lower bound.
 
     `smallest` is the smallest positive weight of the columns.
     """
@@ -141,21 +142,21 @@ def slack(pairs, tol, mass, smallest):
     eps, bins, unit = pairs.eps, sum(pairs.C.shape), float(np.finfo(pairs.C.dtype.name).eps) / 2
     span, size = high - low, 4 * max(abs(low), abs(high)) + 2 * eps * abs(math.log(mass))
     rounding = unit * ((bins + 32) * (size + eps) + 4 * span * span / eps)
-    return mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding)
+    return float(mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding))
 
 
-def bytes_needed(pairs, solved):
-    """What the bounds take at least, and what those of one row with cuts from `solved` pairs add."""
-    items, itemsize = min(ROWS, pairs.shape[1]), pairs.C.dtype.itemsize
-    cuts = min(PROTOTYPES, pairs.shape[1] // GROUP) + solved
+def bytes_needed(pairs: HistogramPairs, solved: int) -> tuple[int, int]:
+    """Return the least bytes that bounds take, and what one row with cuts from `solved` pairs adds."""
+    items, itemsize = min(ROWS_PER_BLOCK, pairs.shape[1]), pairs.C.dtype.itemsize
+    cuts = min(MOST_PROTOTYPES, pairs.shape[1] // COLUMNS_PER_PROTOTYPE) + solved
     return 4 * items * pairs.C.shape[1] * itemsize, 48 * pairs.shape[1] + 8 * cuts * sum(pairs.C.shape) * itemsize
 
 
-def _log(xp, weights):
+def _log(xp: ArrayModule, weights: Array) -> Array:
     with np.errstate(divide="ignore"):
         return xp.log(weights)
 
 
-def _dot(xp, weights, values):
-    """``sum_i weights_i values_i`` (K,) in float64."""
+def _dot(xp: ArrayModule, weights: Array, values: Array) -> Array:
+    """Return ``sum_i weights_i values_i`` (K,) in float64."""
     return xp.einsum("bi,bi->b", weights.astype(np.float64, copy=False), values.astype(np.float64, copy=False))

@@ -1,66 +1,69 @@
 """Checks of the arguments of `cusink.distance_matrix` and `cusink.nearest`."""
 
-import dataclasses
-import numbers
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import positive_bytes, regularisation
-from cusink.checks.weights import MASS_TOLERANCE
+from cusink.checks.scalars import positive_bytes, positive_integer, regularisation
+from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.checks import cost_values
+from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
-from cusink.solver import values
+from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
+from cusink.types import Array, ArrayModule, MatrixValue
 
-__all__ = [
-    "ALL_VALUES",
-    "Histograms",
-    "Rows",
-    "divergence",
-    "histograms",
-    "is_path",
-    "memory_limit",
-    "neighbours",
-    "output_path",
-    "shapes",
-]
+ALL_VALUES = get_args(MatrixValue)
+DTYPES_ON_DISK = ("float16", "float32", "float64")
 
 
-ALL_VALUES = (*values.VALUES, "divergence")
-STORED = ("float16", "float32", "float64")
-ROWS = 4096  # histograms looked at together: a collection may be larger than the memory
+@dataclass(frozen=True, eq=False)
+class NormalisedRows:
+    """Histograms (Q, n) as given, and factors (Q,) that bring those that are read to one mass."""
 
+    weights: Array
+    factors: Array
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
-    """Histograms (Q, n) as they came, and factors (Q,) that bring them to one mass when they are taken out."""
-
-    weights: Any
-    factors: Any
-
-    def __getitem__(self, items):
+    def __getitem__(self, items: Any) -> Array:
         return self.weights[items] * self.factors[items, None]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.weights)
 
+    def content(self) -> tuple[Any, ...]:
+        """Return a word for the kind, and the data, for fingerprints."""
+        return "rows", self.weights, self.factors
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Histograms:
-    """Checked `Rows` A and B (A itself for a collection with itself), the cost, and the dtype of the user."""
 
-    A: Rows
-    B: Rows
-    C: Any
+@dataclass(frozen=True, eq=False)
+class CheckedHistograms:
+    """Histograms A and B (A itself for a collection with itself), the cost, and the dtype of the user."""
+
+    A: NormalisedRows
+    B: NormalisedRows
+    C: Cost[Any]
     dtype: Any
 
 
-def histograms(A, B, C, *, eps, check, memory_limit=None, mass=None):
-    """Rows of A against rows of B, B None for A itself; brought to `mass`, or to that of the first row of A."""
+def histograms(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float,
+    check: bool,
+    memory_limit: int | None = None,
+    mass: float | None = None,
+) -> CheckedHistograms:
+    """Check histograms A and B, B None for A itself; scale them to `mass`, or to the mass of the first row of A.
+
+    The Gibbs kernel of a cost that is not stored may take `memory_limit` bytes.
+    """
     regularisation(eps)
     itself = B is None
     (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
@@ -72,17 +75,17 @@ def histograms(A, B, C, *, eps, check, memory_limit=None, mass=None):
         cost_values(C.data, xp)
     if mass is None:
         if check:
-            _weights("A", A[:1], 0, xp)
+            weight_values("A", A[:1], xp)
         mass = float(A[0].sum(dtype=np.float64))
-    first = _rows("A", A, mass, xp, check)
-    second = first if itself else _rows("B", B, mass, xp, check)
+    first = _normalised_rows("A", A, mass, xp, check)
+    second = first if itself else _normalised_rows("B", B, mass, xp, check)
     if check and C.stored and not xp.isfinite(C.data).all():
         _partners(first.weights, second.weights, C.data, xp)
-    return Histograms(first, second, C, dtype)
+    return CheckedHistograms(first, second, C, dtype)
 
 
-def shapes(A, B, C):
-    """Check that A and B, None for A itself, have histograms on the bins of C as their rows."""
+def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
+    """Check that the rows of A and B, None for A itself, are histograms on the bins of C."""
     n, m = C.shape
     for name, x, bins in (("A", A, n), ("B", A if B is None else B, m)):
         if x.ndim != 2 or x.shape[1] != bins:
@@ -96,67 +99,49 @@ def shapes(A, B, C):
             raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
 
 
-def _rows(name, x, wanted, xp, check):
-    """Rows of one mass, which they must have up to the tolerance of their dtype."""
+def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check: bool) -> NormalisedRows:
+    """Return rows scaled to the mass `wanted`, which they must have up to the tolerance of their dtype."""
     x = xp.ascontiguousarray(x)
-    mass = xp.concatenate([x[start : start + ROWS].sum(axis=1, dtype=np.float64) for start in range(0, len(x), ROWS)])
+    mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
     if check:
-        for start in range(0, len(x), ROWS):
-            _weights(name, x[start : start + ROWS], start, xp)
-        tolerance = MASS_TOLERANCE[x.dtype.name]
-        off = xp.abs(mass - wanted) > tolerance * wanted
-        if off.any():
-            row = int(off.argmax())
-            raise ValueError(
-                f"all histograms must have the same mass (relative {tolerance:g}); 'A' row 0 has {wanted:g} "
-                f"and '{name}' row {row} has {float(mass[row]):g}. To normalise, divide each row by its sum: "
-                "A / A.sum(axis=1, keepdims=True)"
-            )
-    return Rows(x, (wanted / mass).astype(x.dtype))
-
-
-def _weights(name, x, start, xp):
-    """Check that weights are finite, non-negative, and not all zero; `start` is the number of the first row."""
-    for wrong, rule, fix in (
-        (~xp.isfinite(x), "finite", ""),
-        (x < 0, "non-negative", ". Weights are masses, not their logarithms"),
-    ):
-        if wrong.any():
-            row, column = divmod(int(wrong.argmax()), x.shape[1])
-            raise ValueError(
-                f"'{name}' must be {rule}; got {float(x[row, column]):g} at [{start + row}, {column}]{fix}"
-            )
-    empty = ~x.any(axis=1)
-    if empty.any():
-        raise ValueError(
-            f"'{name}' must have a positive sum; row {start + int(empty.argmax())} is all zero. Leave empty rows out"
+        for rows in blocks(len(x), ROWS_PER_BLOCK):
+            weight_values(name, x[rows], xp, rows.start)
+        same_mass(
+            "all histograms",
+            xp,
+            mass,
+            wanted,
+            x.dtype,
+            got=lambda row: f"'A' row 0 has {wanted:g} and '{name}' row {row} has {float(mass[row]):g}",
+            advice="To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)",
         )
+    return NormalisedRows(x, (wanted / mass).astype(x.dtype))
 
 
-def _partners(A, B, C, xp):
+def _partners(A: Array, B: Array, C: Array, xp: ArrayModule) -> None:
     """Check that every bin with weight may send some of it to a bin with weight, in every pair of rows."""
     allowed = xp.isfinite(C).astype(A.dtype)
     for names, weights, others, pairs in (("AB", A, B, allowed), ("BA", B, A, allowed.T)):
-        for begin in range(0, len(others), ROWS):
-            reached = xp.matmul((others[begin : begin + ROWS] > 0).astype(A.dtype), pairs.T) > 0
-            for start in range(0, len(weights), ROWS):
-                carried = (weights[start : start + ROWS] > 0).astype(A.dtype)
+        for columns in blocks(len(others), ROWS_PER_BLOCK):
+            reached = xp.matmul((others[columns] > 0).astype(A.dtype), pairs.T) > 0
+            for rows in blocks(len(weights), ROWS_PER_BLOCK):
+                carried = (weights[rows] > 0).astype(A.dtype)
                 lone = xp.matmul(carried, (~reached).T.astype(A.dtype)) > 0
                 if lone.any():
                     row, other = divmod(int(lone.argmax()), lone.shape[1])
                     raise ValueError(
                         "'C' must allow every bin with weight a partner with weight; "
-                        f"'{names[0]}' row {start + row} has weight where 'C' forbids (+inf) all partners in "
-                        f"'{names[1]}' row {begin + other}. Allow a pair, or drop the row"
+                        f"'{names[0]}' row {rows.start + row} has weight where 'C' forbids (+inf) all partners in "
+                        f"'{names[1]}' row {columns.start + other}. Allow a pair, or drop the row"
                     )
 
 
-def memory_limit(limit):
-    """Check that a memory limit is one, whole; whether it is enough is for whoever cuts the work."""
+def memory_limit(limit: int | None) -> int | None:
+    """Check that a memory limit is a whole number of bytes; where the work is cut, it shows whether it is enough."""
     return None if limit is None else positive_bytes(limit)
 
 
-def divergence(C):
+def divergence(C: Cost[Any]) -> None:
     """Check that both items of a pair can be compared with themselves, as each cloud of points can."""
     if not C.has_own:
         how = "is not symmetric" if C.shape[0] == C.shape[1] else f"has shape {tuple(C.shape)}"
@@ -166,13 +151,13 @@ def divergence(C):
         )
 
 
-def is_path(out):
-    """Whether `out` names a store on disk."""
+def is_path(out: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Say whether `out` names a store on disk."""
     return isinstance(out, (str, os.PathLike))
 
 
-def output_path(out, dtype, full_output):
-    """The path of a store that can be made, of the distances alone."""
+def output_path(out: str | os.PathLike[str], dtype: Any, full_output: bool) -> Path:
+    """Return the path of a store that can be made, for the distances alone."""
     path = Path(out)
     if path.suffix not in (".npy", ".zarr"):
         raise ValueError(f"'out' must end in .npy or .zarr to be written to disk; got '{path}'")
@@ -181,9 +166,9 @@ def output_path(out, dtype, full_output):
             f"'full_output' must be False where the distances go to disk; got True with out='{path}'. Errors and "
             "iterations are kept for arrays in memory alone: pass an array as 'out', or leave 'full_output' out"
         )
-    if np.dtype(dtype).name not in STORED:
+    if np.dtype(dtype).name not in DTYPES_ON_DISK:
         raise TypeError(
-            f"'out' on disk holds {', '.join(STORED)}; got histograms of {dtype}. Convert them with .astype"
+            f"'out' on disk holds {', '.join(DTYPES_ON_DISK)}; got histograms of {dtype}. Convert them with .astype"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"'out' must lie in a folder that exists; there is no '{path.parent}'. Make it first")
@@ -192,8 +177,8 @@ def output_path(out, dtype, full_output):
     return path
 
 
-def output(out, shape, dtype, xp, inputs):
-    """`out` if it can take the result, a new array if it is None; it must not share memory with the inputs."""
+def output(out: Array | None, shape: tuple[int, int], dtype: Any, xp: ArrayModule, inputs: Mapping[str, Any]) -> Array:
+    """Return `out` if it can take the result and shares no memory with the inputs, or for None a new array."""
     if out is None:
         return xp.empty(shape, dtype)
     if not isinstance(out, xp.ndarray):
@@ -212,14 +197,11 @@ def output(out, shape, dtype, xp, inputs):
     return out
 
 
-def neighbours(k, documents, alone):
-    """How many neighbours are wanted: `k`, of `documents` items, or of those but one that looks for the others."""
-    if isinstance(k, bool) or not isinstance(k, numbers.Integral):
-        raise TypeError(f"'k' must be an integer; got {kind(k)}")
-    if k < 1:
-        raise ValueError(f"'k' must be at least 1; got {k}")
-    most = documents - 1 if alone else documents
+def neighbours(k: object, columns: int, excludes_self: bool) -> int:
+    """Check how many neighbours are wanted, among `columns` items or all of them but the one that looks."""
+    k = positive_integer("k", k)
+    most = columns - 1 if excludes_self else columns
     if k > most:
-        where = f"the other rows of 'A', of which there are {most}" if alone else f"the rows of 'B', {documents}"
+        where = f"the other rows of 'A', of which there are {most}" if excludes_self else f"the rows of 'B', {columns}"
         raise ValueError(f"'k' must be at most the number of neighbours there are: {where}; got {k}. Ask for fewer")
-    return int(k)
+    return k

@@ -1,84 +1,119 @@
-"""Pairs of two collections, solved a row against many columns at a time: the parts of a distance matrix."""
+"""Pairs of histograms on common bins, solved one row against many columns at a time."""
 
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
+from cusink.retrieval.checks import CheckedHistograms, NormalisedRows
+from cusink.retrieval.pairs import Solved
 from cusink.solver.loop import solve
 from cusink.solver.problem import Problem
 from cusink.solver.symmetric import self_potentials
 from cusink.solver.values import values
+from cusink.types import Array, ArrayModule, HostArray, Value
 
-__all__ = [
-    "HistogramPairs",
-    "memory",
-]
-
-
-ARRAYS = 12  # of a problem's size, that one problem takes while it is solved
-COPIES = 6  # of the cost, that a row against many takes: the bins in use, its kernels, and work on them
+ARRAYS_PER_PROBLEM = 12  # arrays (n,) and (m,) that a problem takes while it is solved
+COSTS_PER_ROW = 6  # copies of the cost that a row takes: the bins in use, its kernels, and work on them
 
 
-def memory(C):
-    """The bytes of `HistogramPairs.pair_bytes` and `shared_bytes` for a cost."""
-    return ARRAYS * sum(C.shape) * C.dtype.itemsize, C.row_bytes(COPIES)
+def memory(C: Cost[Any]) -> tuple[int, int]:
+    """Return `pair_bytes` and `shared_bytes` of `Pairs` for a cost."""
+    return ARRAYS_PER_PROBLEM * sum(C.shape) * C.dtype.itemsize, C.row_bytes(COSTS_PER_ROW)
 
 
+class SolvedProblems(NamedTuple):
+    """Solved pairs (K,) with their potentials f (K, n) and g (K, m)."""
+
+    pairs: Solved
+    f: Array
+    g: Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HistogramPairs:
-    """`Rows` of A (Q, n) with those of B (D, m) at a cost C (n, m); where B is A, each with each.
+    """`Pairs` of histograms A (Q, n) and B (D, m); `span` are numbers between which the costs C (n, m) lie."""
 
-    Every kind of pairs has these attributes:
+    A: NormalisedRows
+    B: NormalisedRows
+    C: Cost[Any]
+    eps: float
+    dtype: Any
+    span: tuple[float, float]
+    symmetric: bool
+    pair_bytes: int
+    shared_bytes: int
+    rows_per_call: int = 1
 
-    shape : (Q, D)
-    C, eps, ops : cost, regularisation and operators of the computation
-    span : numbers between which the costs lie
-    dtype : of the user, which the distances get
-    symmetric : whether the pair (j, i) has the distances of the pair (i, j), both from one collection
-    pair_bytes : what one pair takes while it is solved
-    shared_bytes : what a row takes, however many columns it is solved against
-    """
+    @classmethod
+    def of(cls, given: CheckedHistograms, eps: float) -> Self:
+        """Return the pairs of checked histograms."""
+        C = given.C
+        pair_bytes, shared_bytes = memory(C)
+        return cls(
+            A=given.A,
+            B=given.B,
+            C=C,
+            eps=eps,
+            dtype=given.dtype,
+            span=C.range(),
+            symmetric=given.A is given.B and C.symmetric,
+            pair_bytes=pair_bytes,
+            shared_bytes=shared_bytes,
+        )
 
-    def __init__(self, A, B, C, eps, dtype):
-        self.A, self.B, self.C, self.eps, self.dtype = A, B, C, eps, dtype
-        self.ops = C.ops
-        self.span = C.range()
-        self.shape = (len(A), len(B))
-        self.symmetric = A is B and C.symmetric
-        self.pair_bytes, self.shared_bytes = memory(C)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Items of A and of B."""
+        return len(self.A), len(self.B)
 
-    def solve(self, row, columns, value, options):
-        """Solve one row against `columns`, a slice or an index array; a dict of arrays (len(columns),).
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module."""
+        return self.C.xp
 
-        `options` are keywords of `cusink.sinkhorn.solve`. A result may depend on the columns it is solved beside by as
-        much as `tol` allows, and on nothing else.
-        """
-        xp = self.ops.xp
-        a, B, C = self.A[row], self.B[columns], self.C
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
+        return self.C.to_host(array)
+
+    def solve(self, rows: slice, columns: slice, value: Value, options: Options) -> Solved:
+        """Solve one row, a slice of length 1, against columns; see `Pairs`."""
+        xp = self.xp
+        a, B, C = self.A[rows.start], self.B[columns], self.C
         # Empty bins leave the problem, where the cost can be had without them.
         if C.divisible:
-            rows, used = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
-            C = C.between(rows, used)
-            B = B[:, used] if len(used) < B.shape[1] else B
-            a = a[rows] if len(rows) < len(a) else a
+            used, reached = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
+            C = C.between(used, reached)
+            B = B[:, reached] if len(reached) < B.shape[1] else B
+            a = a[used] if len(used) < len(a) else a
         a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
-        return self.solve_problems(a, xp.ascontiguousarray(B), C, value, options)
+        found = self.solve_problems(a, xp.ascontiguousarray(B), C, value, options)
+        return Solved(*(field[None] for field in found.pairs))
 
-    def solve_problems(self, a, b, C, value, options):
-        """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them; as `solve`, and f and g."""
+    def solve_problems(self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options) -> SolvedProblems:
+        """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them."""
         found = solve(C, a, b, self.eps, options, span=self.span)
         distances = found.cost
         if value != "cost":
             problem = Problem(a=a, b=b, C=C, eps=self.eps, f=found.f, g=found.g, dtype=a.dtype, batched=True)
-            distances = dict(zip(("reg_cost", "entropic_cost"), values(problem), strict=True))[value]
-        rest = {name: getattr(found, name) for name in ("error", "n_iter", "converged", "f", "g")}
-        return {"distances": distances, **rest}
+            reg_cost, entropic_cost = values(problem)
+            distances = reg_cost if value == "reg_cost" else entropic_cost
+        return SolvedProblems(Solved(distances, found.error, found.n_iter, found.converged), found.f, found.g)
 
-    def solve_selves(self, side, items, options):
-        """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
-        xp, C = self.ops.xp, self.C.own(side)
+    def solve_selves(self, side: Literal[0, 1], items: slice, options: Options) -> Solved:
+        """Solve items of one side, each with itself; see `Pairs`."""
+        xp, C = self.xp, self.C.own(side)
         weights = (self.A, self.B)[side][items]
         if C.divisible:
             used = xp.flatnonzero((weights > 0).any(axis=0))
             weights, C = xp.ascontiguousarray(weights[:, used]), C.between(used, used)
         own = self_potentials(C, weights, self.eps, options)
-        return {"distances": own.reg_cost, "error": own.error, "n_iter": own.n_iter, "converged": own.converged}
+        return Solved(own.reg_cost, own.error, own.n_iter, own.converged)
 
-    def content(self):
-        """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
-        return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C.data}
+    def content(self) -> dict[str, Any]:
+        """Return the inputs by name, for fingerprints; see `Pairs`."""
+        return {
+            "A": self.A.content(),
+            "B": None if self.B is self.A else self.B.content(),
+            "C": self.C.data,
+        }

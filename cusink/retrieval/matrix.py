@@ -1,55 +1,113 @@
 """Distances between all pairs of two collections of histograms."""
 
 import dataclasses
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Unpack, overload
 
 from cusink.checks.scalars import one_of
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks
-from cusink.retrieval.pairs import pairs_of
-from cusink.retrieval.storage.memory import Arrays
-from cusink.retrieval.tiles import PairValues, pair_count, solve_tiles, tile_shape, tiles
-from cusink.solver import checks as solver_checks
-
-__all__ = [
-    "DistanceMatrix",
-    "distance_matrix",
-]
+from cusink.retrieval.collections import check_collections
+from cusink.retrieval.keywords import RetrievalKeywords
+from cusink.retrieval.storage.ledger import manifest
+from cusink.retrieval.storage.memory import ArraySink
+from cusink.retrieval.storage.store import TileStore
+from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles, tile_shape, tiles
+from cusink.solver.checks import options as check_options
+from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DistanceMatrix:
-    """Arrays (Q, D): the `distances`, and of each pair its `error`, its `n_iter`, and whether it `converged`."""
+    """Distances of all pairs, and how each was solved.
 
-    distances: Any
-    error: Any
-    n_iter: Any
-    converged: Any
+    Attributes
+    ----------
+    distances : array, shape (Q, D)
+        The distances.
+    error : array, shape (Q, D)
+        Marginal error of each pair.
+    n_iter : array of int, shape (Q, D)
+        Iterations that it took.
+    converged : array of bool, shape (Q, D)
+        Whether it reached the tolerance.
+    """
+
+    distances: Array
+    error: Array
+    n_iter: Array
+    converged: Array
 
 
+@overload
+def distance_matrix(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float,
+    out: str | os.PathLike[str],
+    full_output: Literal[False] = ...,
+    **keywords: Unpack[RetrievalKeywords],
+) -> HostArray | Any: ...  # numpy.memmap or zarr.Array
+@overload
+def distance_matrix(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float,
+    out: Array | None = ...,
+    full_output: Literal[False] = ...,
+    **keywords: Unpack[RetrievalKeywords],
+) -> Array: ...
+@overload
+def distance_matrix(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float,
+    out: Array | None = ...,
+    full_output: Literal[True],
+    **keywords: Unpack[RetrievalKeywords],
+) -> DistanceMatrix: ...
+@overload
+def distance_matrix(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float,
+    out: Array | None = ...,
+    full_output: bool,
+    **keywords: Unpack[RetrievalKeywords],
+) -> DistanceMatrix | Array: ...
 @memory_advice(
     "Pass a lower 'memory_limit', the bytes of a tile; a path as 'out' takes a result that exceeds the memory"
 )
 def distance_matrix(
-    A,
-    B,
-    C,
+    A: Any,
+    B: Any,
+    C: Any,
     *,
-    eps,
-    value="cost",
-    max_iter=1000,
-    tol=1e-6,
-    check_every=10,
-    method="auto",
-    overrelaxation="auto",
-    out=None,
-    progress=False,
-    memory_limit=None,
-    full_output=False,
-    on_empty="nan",
-    check=True,
-):
+    eps: float,
+    value: MatrixValue = "cost",
+    max_iter: int = 1000,
+    tol: float | None = 1e-6,
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    out: Any = None,
+    progress: bool = False,
+    memory_limit: int | None = None,
+    full_output: bool = False,
+    on_empty: Literal["nan", "raise"] = "nan",
+    check: bool = True,
+) -> Any:
     """Return the Sinkhorn distances between all rows of A and all rows of B.
 
     Parameters
@@ -67,20 +125,28 @@ def distance_matrix(
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         Which value of `cusink.SinkhornResult` to return, or the Sinkhorn divergence: the `reg_cost` of a pair less half
         of that of each of the two histograms with itself.
-    max_iter, tol, check_every, method, overrelaxation
+    max_iter : int
+        Iterations at most, as for `cusink.sinkhorn`.
+    tol : float or None
+        L1 marginal error at which a pair stops, as for `cusink.sinkhorn`.
+    check_every : int
+        Iterations between checks.
+    method : {"auto", "log", "scaling"}
+        As for `cusink.sinkhorn`.
+    overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
     out : array, shape (Q, D), or path, optional
         Where to write the distances: an array of the dtype of the histograms, or the name of a ``.npy`` file or a
-        ``.zarr`` store for matrices that exceed the memory. A file or store outlasts a run that was stopped, by
-        whatever: the same call goes on with what is missing.
+        ``.zarr`` store for matrices that exceed the memory. A file or store outlasts a run that was stopped for any
+        reason: the same call goes on with the tiles that are missing.
     progress : bool
         Show a bar of the pairs done (needs tqdm).
     memory_limit : int, optional
         Bytes that may be used at a time beyond input and output: tiles are made to fit. If not given, 1024 pairs.
     full_output : bool
-        Return a `DistanceMatrix`, which also tells error, iterations and convergence of every pair. Not for a path.
+        Return a `DistanceMatrix`, which also has error, iterations and convergence of every pair. Not for a path.
     on_empty : {"nan", "raise"}
-        What to do about documents without a word: their distances are NaN, with a warning, or it is an error.
+        What to do about documents without a word: give NaN as their distances, with a warning, or raise an error.
     check : bool
         False skips the checks of the values of the input, for speed.
 
@@ -91,10 +157,12 @@ def distance_matrix(
 
     Raises
     ------
-    TypeError, ValueError
-        As for `cusink.sinkhorn`; and ValueError if `out` names a store of another job.
+    TypeError
+        As for `cusink.sinkhorn`.
+    ValueError
+        As for `cusink.sinkhorn`; and if `out` names a store of another job.
     OSError
-        If the store cannot be written, with what to do; no finished tile is lost.
+        If the store cannot be written, with advice; no finished tile is lost.
     MemoryError
         Names `memory_limit`; nothing of the failed call stays allocated.
 
@@ -105,9 +173,9 @@ def distance_matrix(
 
     Notes
     -----
-    A row of A meets a tile of rows of B at a time. The empty bins of the one and the bins that are empty in all of
-    the tile leave the problem. Pairs that are done leave the tile. No tile depends on another, so that the same call
-    with the same `memory_limit` gives the same bytes into an array, a file or a store, interrupted or not.
+    A row of A is solved against many rows of B at a time. The bins that are empty in that row, or in all those of B,
+    leave the problem, and so does each pair once it is done. No tile depends on another, so that the same call with
+    the same `memory_limit` gives the same bytes in an array, a file or a store, interrupted or not.
 
     Examples
     --------
@@ -119,31 +187,34 @@ def distance_matrix(
     array([[0.011, 0.455],
            [0.455, 0.011]])
     """
-    options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
+    options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)
-    pairs = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
     tile = tile_shape(pairs, memory_limit)
-    on_disk = checks.is_path(out)
-    if on_disk:
-        from cusink.retrieval.storage.ledger import manifest
-        from cusink.retrieval.storage.store import TileStore
-
-        path = checks.output_path(out, pairs.dtype, full_output)
-        count = sum(1 for _ in tiles(pairs, *tile))
-        job = manifest(pairs, tile, count, value=value, **dataclasses.asdict(options))
-        sink = TileStore(path, job, pairs.ops.to_host)
-    else:
-        sink = Arrays(pairs, out, full_output, {"A": A, "B": B, "C": C})
     values = PairValues(pairs, value, options, tile[1])
-    with sink:
+    if checks.is_path(out):
+        path = checks.output_path(out, pairs.dtype, full_output)
+        result, finished = _on_disk(values, tile, path, progress)
+    else:
+        sink = ArraySink(pairs, out, full_output, {"A": A, "B": B, "C": C})
         solve_tiles(values, tile, sink, progress)
-        result = sink.finish()
-    missed, worst = zip(*sink.finished.values(), strict=True)
-    if any(missed):
-        warn_unconverged(sum(missed), pair_count(pairs), max(worst), tol, max_iter)
-    if on_disk:
-        return result
-    return DistanceMatrix(**result) if full_output else result["distances"]
+        result = DistanceMatrix(**sink.fields) if full_output else sink.fields["distances"]
+        finished = sink.finished.values()
+    misses = Misses.total(finished)
+    if misses.count and tol is not None:
+        warn_unconverged(misses.count, pair_count(pairs), misses.worst, tol, max_iter)
+    return result
+
+
+def _on_disk(
+    values: PairValues, tile: tuple[int, int], path: Path, progress: bool
+) -> tuple[HostArray | Any, Iterable[Misses]]:
+    """Return the matrix in a store, opened for reading, and the misses of its tiles."""
+    pairs, count = values.pairs, sum(1 for _ in tiles(values.pairs, *tile))
+    job = manifest(pairs, tile, count, value=values.value, **dataclasses.asdict(values.options))
+    with TileStore(path, job, pairs.to_host) as store:
+        solve_tiles(values, tile, store, progress)
+        return store.finish(), store.finished.values()

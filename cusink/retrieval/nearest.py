@@ -1,29 +1,26 @@
 """The nearest neighbours of histograms: those that all distances would give, from few of them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
-from cusink.checks.scalars import one_of, regularisation
+from cusink.checks.scalars import one_of
 from cusink.errors import memory_advice, warn_unconverged
-from cusink.retrieval import checks
-from cusink.retrieval.documents import search
+from cusink.retrieval import checks, search
+from cusink.retrieval.collections import check_collections
+from cusink.retrieval.documents import search as document_search
 from cusink.retrieval.documents.pairs import DocumentPairs
-from cusink.retrieval.pairs import pairs_of
+from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.progress import progress_bar
-from cusink.retrieval.ranking import Closest
-from cusink.retrieval.search import Count, obstacle, search_all, search_pruned
+from cusink.retrieval.query import Found, Query
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
-from cusink.solver import checks as solver_checks
-
-__all__ = [
-    "Neighbours",
-    "nearest",
-]
+from cusink.solver.checks import options as check_options
+from cusink.types import Array, MatrixValue, Method, Overrelaxation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Neighbours:
-    """Nearest neighbours, and what it took to find them.
+    """Nearest neighbours, and how many pairs it took to find them.
 
     Attributes
     ----------
@@ -43,40 +40,65 @@ class Neighbours:
         Pairs that were solved.
     pruning : str
         "dual" where pairs were left out because a dual lower bound exceeds the distance of the k-th neighbour; "words"
-        where, among documents, what single words have to pay does; else "none: " and the reason.
+        where, among documents, a bound from the costs of single words does; else "none: " and the reason.
     """
 
-    distances: Any
-    indices: Any
-    error: Any
-    converged: Any
+    distances: Array
+    indices: Array
+    error: Array
+    converged: Array
     bounded: int
     started: int
     finished: int
     pruning: str
 
 
+class NearestKeywords(RetrievalKeywords, total=False):
+    """The optional keywords of `nearest`."""
+
+    prune: bool
+
+
+@overload
+def nearest(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    k: int,
+    eps: float,
+    full_output: Literal[False] = ...,
+    **keywords: Unpack[NearestKeywords],
+) -> tuple[Array, Array]: ...
+@overload
+def nearest(
+    A: Any, B: Any, C: Any, *, k: int, eps: float, full_output: Literal[True], **keywords: Unpack[NearestKeywords]
+) -> Neighbours: ...
+@overload
+def nearest(
+    A: Any, B: Any, C: Any, *, k: int, eps: float, full_output: bool, **keywords: Unpack[NearestKeywords]
+) -> tuple[Array, Array] | Neighbours: ...
 @memory_advice("Pass a lower 'memory_limit', the bytes that may be used at a time")
 def nearest(
-    A,
-    B,
-    C,
+    A: Any,
+    B: Any,
+    C: Any,
     *,
-    k,
-    eps,
-    value="cost",
-    prune=True,
-    max_iter=1000,
-    tol=1e-6,
-    check_every=10,
-    method="auto",
-    overrelaxation="auto",
-    progress=False,
-    memory_limit=None,
-    full_output=False,
-    on_empty="nan",
-    check=True,
-):
+    k: int,
+    eps: float,
+    value: MatrixValue = "cost",
+    prune: bool = True,
+    max_iter: int = 1000,
+    tol: float | None = 1e-6,
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    progress: bool = False,
+    memory_limit: int | None = None,
+    full_output: bool = False,
+    on_empty: Literal["nan", "raise"] = "nan",
+    check: bool = True,
+) -> tuple[Array, Array] | Neighbours:
     """Return the k rows of B at the smallest Sinkhorn distance from each row of A.
 
     Parameters
@@ -96,16 +118,24 @@ def nearest(
         The distance, as for `cusink.distance_matrix`.
     prune : bool
         Leave out pairs whose lower bound shows that they are not among the nearest. False solves all pairs.
-    max_iter, tol, check_every, method, overrelaxation
+    max_iter : int
+        Iterations at most, as for `cusink.sinkhorn`.
+    tol : float or None
+        L1 marginal error at which a pair stops, as for `cusink.sinkhorn`.
+    check_every : int
+        Iterations between checks.
+    method : {"auto", "log", "scaling"}
+        As for `cusink.sinkhorn`.
+    overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
     progress : bool
         Show a bar of the pairs decided (needs tqdm).
     memory_limit : int, optional
         Bytes that may be used at a time beyond input and output.
     full_output : bool
-        Return `Neighbours`, which also tells errors and convergence, and how many pairs were solved.
+        Return `Neighbours`, which also has errors and convergence, and how many pairs were solved.
     on_empty : {"nan", "raise"}
-        What to do about documents without a word, as for `cusink.distance_matrix`; those with distance NaN come last.
+        What to do about documents without a word, as for `cusink.distance_matrix`; distances of NaN come last.
     check : bool
         False skips the checks of the values of the input, for speed.
 
@@ -118,8 +148,10 @@ def nearest(
 
     Raises
     ------
-    TypeError, ValueError
-        As for `cusink.distance_matrix`; `k` below 1 or above the number of candidates.
+    TypeError
+        As for `cusink.distance_matrix`.
+    ValueError
+        As for `cusink.distance_matrix`; and if `k` is below 1 or above the number of candidates.
     MemoryError
         Names `memory_limit`; nothing of the failed call stays allocated.
 
@@ -131,10 +163,10 @@ def nearest(
     Notes
     -----
     The same as sorting ``distance_matrix(A, B, C, ...)``, stably, and taking the first k columns: a pair is left out
-    only when what its distance cannot fall below, tolerance and rounding included, exceeds the distances of k others.
+    only when a lower bound on its distance, tolerance and rounding included, exceeds the distances of k others.
     The distances of the pairs that remain are those of the matrix up to rounding. docs/retrieval.md has the bounds and
-    proofs, and what holds for pairs that do not converge. With ``tol=None``, forbidden pairs of bins or
-    few candidates all pairs are solved; ``full_output=True`` tells.
+    proofs, also for pairs that do not converge. With ``tol=None``, forbidden pairs of bins or few candidates all pairs
+    are solved; `Neighbours.pruning` says so.
 
     Examples
     --------
@@ -146,33 +178,18 @@ def nearest(
     >>> indices
     array([[0, 1]])
     """
-    options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
+    options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)
-    regularisation(eps)
-    eps, alone = float(eps), B is None  # a NumPy scalar would make float64 of float32 arrays
-    pairs = pairs_of(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
-    k = checks.neighbours(k, pairs.shape[1], alone)
-    tile = tile_shape(pairs, memory_limit)
-    values = PairValues(pairs, value, options, tile[1])
-    documents, reason = isinstance(pairs, DocumentPairs), "not asked for"
-    if prune and documents:
-        reason = search.obstacle(pairs, k, value, options, alone, memory_limit)
-    elif prune:
-        reason = obstacle(pairs, k, options, memory_limit)
-    with progress_bar(pair_count(pairs) if reason else pairs.shape[0] * pairs.shape[1], 0, progress) as bar:
-        if reason:
-            best, count = search_all(pairs, values, k, alone, tile, bar.update)
-        elif documents:
-            best, count = Closest(pairs.shape[0], k, pairs.shape[1]), Count()
-            search.search_documents(pairs, options, k, alone, memory_limit, best, count, bar.update)
-        else:
-            best, count = search_pruned(pairs, values, k, alone, memory_limit, bar.update)
-    if count.missed:
-        warn_unconverged(count.missed, count.finished, count.worst, tol, max_iter)
-    xp = pairs.ops.xp
+    k = checks.neighbours(k, pairs.shape[1], B is None)
+    query = Query(k=k, value=value, options=options, excludes_self=B is None, memory_limit=memory_limit)
+    (best, counts), pruning = _find(pairs, query, prune, progress)
+    if counts.misses.count and tol is not None:
+        warn_unconverged(counts.misses.count, counts.finished, counts.misses.worst, tol, max_iter)
+    xp = pairs.xp
     distances, indices = xp.asarray(best.values.astype(pairs.dtype)), xp.asarray(best.columns)
     if not full_output:
         return distances, indices
@@ -181,8 +198,27 @@ def nearest(
         indices=indices,
         error=xp.asarray(best.error),
         converged=xp.asarray(best.converged),
-        bounded=count.bounded,
-        started=count.started,
-        finished=count.finished,
-        pruning=f"none: {reason}" if reason else "words" if documents else "dual",
+        bounded=counts.bounded,
+        started=counts.started,
+        finished=counts.finished,
+        pruning=pruning,
     )
+
+
+def _find(pairs: HistogramPairs | DocumentPairs, query: Query, prune: bool, progress: bool) -> tuple[Found, str]:
+    """Return the neighbours, and which pairs were left out: the text of `Neighbours.pruning`."""
+    tile = tile_shape(pairs, query.memory_limit)
+    values = PairValues(pairs, query.value, query.options, tile[1])
+    reason = _why_not_prune(pairs, query) if prune else "not asked for"
+    with progress_bar(pair_count(pairs) if reason else pairs.shape[0] * pairs.shape[1], 0, progress) as bar:
+        if reason:
+            return search.search_all(values, query, tile, bar.update), f"none: {reason}"
+        if isinstance(pairs, DocumentPairs):
+            return document_search.search_documents(pairs, query, bar.update), "words"
+        return search.search_pruned(values, pairs, query, bar.update), "dual"
+
+
+def _why_not_prune(pairs: HistogramPairs | DocumentPairs, query: Query) -> str | None:
+    if isinstance(pairs, DocumentPairs):
+        return document_search.why_not_prune(pairs, query)
+    return search.why_not_prune(pairs, query)

@@ -1,22 +1,83 @@
-"""The pairs of two collections, whatever they hold."""
+"""What every kind of pairs offers: `HistogramPairs` on common bins, `DocumentPairs` with points of their own."""
 
-from cusink.retrieval import checks
-from cusink.retrieval.documents.checks import are_documents
-from cusink.retrieval.documents.pairs import document_pairs
-from cusink.retrieval.histograms import HistogramPairs
+from typing import Any, Literal, NamedTuple, Protocol
 
-__all__ = [
-    "pairs_of",
-]
+import numpy as np
+
+from cusink.convergence.options import Options
+from cusink.types import Array, ArrayModule, HostArray, Value
+
+Field = Literal["distances", "error", "n_iter", "converged"]
 
 
-def pairs_of(A, B, C, *, eps, check, memory_limit=None, on_empty="nan", mass=None):
-    """The checked pairs of all items of A with all items of B (None: of A) at the cost C.
+class Solved(NamedTuple):
+    """Solved pairs, arrays of one shape: the distances in the user's library, the rest in NumPy."""
 
-    Histograms are brought to `mass`, or to that of the first one.
+    distances: Array
+    error: HostArray
+    n_iter: HostArray
+    converged: HostArray
+
+
+class Pairs(Protocol):
+    """All pairs of an item of A, a row, and an item of B, a column."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def eps(self) -> float:
+        """The regularisation."""
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module of the user's arrays."""
+
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the user's arrays, which the distances get."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether B is A and the pair (j, i) has the distance of the pair (i, j)."""
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes that a pair takes while it is solved."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that a row takes besides, for any number of columns."""
+
+    @property
+    def rows_per_call(self) -> int:
+        """How many rows `solve` takes at most."""
+
+    def solve(self, rows: slice, columns: slice, value: Value, options: Options) -> Solved:
+        """Solve rows against columns: arrays (rows, columns).
+
+        A result may depend on the pairs it is solved with by as much as `tol` allows, and on nothing else.
+        """
+
+    def solve_selves(self, side: Literal[0, 1], items: slice, options: Options) -> Solved:
+        """Solve items of A (side 0) or B (side 1), each with itself: arrays (items,) with `reg_cost` as distances."""
+
+    def content(self) -> dict[str, Any]:
+        """Return the inputs by name, for fingerprints; B is None where it is A."""
+
+
+def debiased(solved: Solved, ours: Solved, theirs: Solved) -> Solved:
+    """Return the divergences of pairs from their `reg_cost` and those of both items with themselves.
+
+    Arrays broadcast. The error of a divergence is the largest of its three parts.
     """
-    if are_documents(A, B):
-        return document_pairs(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
-    kernel = None if memory_limit is None else memory_limit // 2  # what a cost that is not stored may take
-    given = checks.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel, mass=mass)
-    return HistogramPairs(given.A, given.B, given.C, eps, given.dtype)
+    return Solved(
+        solved.distances - (ours.distances + theirs.distances) / 2,
+        np.maximum(np.maximum(ours.error, theirs.error), solved.error),
+        solved.n_iter,
+        ours.converged & theirs.converged & solved.converged,
+    )

@@ -1,43 +1,53 @@
-"""How the pairs of two collections are cut into tiles, and what a tile holds.
+"""How the pairs of two collections are cut into tiles, and how a tile is solved.
 
-The cut follows from the problem and the memory limit alone, and no tile from another: whoever solves a tile, in
-whatever order, gets the same bytes.
+The cut follows from the problem and the memory limit alone, and no tile depends on another: in any order, on any
+machine, a tile gets the same bytes.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from cusink.checks.arrays import narrowed
-from cusink.checks.scalars import tile
+from cusink.checks.scalars import tile as fitting
+from cusink.convergence.options import Options
+from cusink.retrieval.blocks import blocks
+from cusink.retrieval.budget import tile_share
+from cusink.retrieval.pairs import Field, Pairs, Solved, debiased
 from cusink.retrieval.progress import progress_bar
+from cusink.types import Array, HostArray, MatrixValue
 
-__all__ = [
-    "PairValues",
-    "Sizes",
-    "pair_count",
-    "parts",
-    "solve_tiles",
-    "tile_shape",
-    "tiles",
-]
-
-ROWS = 4096  # items looked at together: a collection may be larger than the memory
-
-WIDTH = 1024  # pairs solved at once at most: more would leave the cache and gain nothing
-HEIGHT = 128  # rows of a tile at most
-WORK = 1 << 30  # bytes that all pairs of a tile would take at once: what may be lost when a run is killed
-SMALL = 32  # rows of a tile at least where a triangle stands for both, for tiles are square then
+COLUMNS_PER_TILE = 1024  # pairs solved at once at most: more would leave the cache and gain nothing
+ROWS_PER_TILE = 128
+ROWS_PER_SQUARE = 32  # of a tile at least where a triangle stands for both, because tiles are square then
+TILE_BYTES = 1 << 30  # that all pairs of a tile would take at once: the work that may be lost when a run is killed
 
 
-def parts(count, size):
-    """Slices of at most `size` that cover ``range(count)``."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+class HasSizes(Protocol):
+    """The part of `Pairs` that says how to cut them."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether one triangle stands for both."""
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes that a pair takes while it is solved."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that a row takes besides, for any number of columns."""
 
 
 class Sizes(NamedTuple):
-    """What `tile_shape` asks of pairs, for pairs that are not there."""
+    """The sizes of pairs that do not exist yet."""
 
     shape: tuple[int, int]
     symmetric: bool
@@ -45,109 +55,157 @@ class Sizes(NamedTuple):
     shared_bytes: int
 
 
-def tile_shape(pairs, memory_limit):
-    """Rows and columns of a tile: a row with its columns is solved at once and must fit into the limit.
+def tile_shape(pairs: HasSizes, memory_limit: int | None) -> tuple[int, int]:
+    """Return the rows and columns of a tile: a row with its columns is solved at once and must fit into the limit.
 
     The columns are a multiple of the rows where one triangle stands for both: its mirror image is whole tiles then.
     """
     if memory_limit is not None:
-        # A quarter is for what the allocator keeps of freed arrays. One pair at a time, if what all share is too much.
-        rest = memory_limit - memory_limit // 4 - pairs.shared_bytes
+        # One pair at a time, if the shared arrays leave no room for it.
+        rest = tile_share(memory_limit) - pairs.shared_bytes
         memory_limit = max(rest, min(memory_limit, pairs.pair_bytes))
-    width = tile(memory_limit, pairs.pair_bytes, WIDTH)
-    height = max(WORK // (width * pairs.pair_bytes), SMALL if pairs.symmetric else 1)
-    height = min(height, HEIGHT, width)
+    width: int = fitting(memory_limit, pairs.pair_bytes, COLUMNS_PER_TILE)
+    height = max(TILE_BYTES // (width * pairs.pair_bytes), ROWS_PER_SQUARE if pairs.symmetric else 1)
+    height = min(height, ROWS_PER_TILE, width)
     return height, width // height * height if pairs.symmetric else width
 
 
-def tiles(pairs, height, width):
-    """Yield the tiles to be solved as slices of rows and columns, columns by columns.
+def tiles(pairs: HasSizes, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the tiles to be solved as slices of rows and columns, one range of columns after the other.
 
-    Where the pairs are symmetric, the tiles hold those on and above the diagonal, and what lies below in a square.
+    Where the pairs are symmetric, the tiles hold those on and above the diagonal, and the rest of a square on it.
     """
-    queries, documents = pairs.shape
-    for start in range(0, documents, width):
-        stop = min(start + width, documents)
-        for row in range(0, stop if pairs.symmetric else queries, height):
-            yield slice(row, min(row + height, queries)), slice(max(row, start) if pairs.symmetric else start, stop)
+    count, total = pairs.shape
+    for columns in blocks(total, width):
+        for rows in blocks(columns.stop if pairs.symmetric else count, height):
+            yield rows, slice(max(rows.start, columns.start) if pairs.symmetric else columns.start, columns.stop)
 
 
-def pair_count(pairs, rows=None, columns=None):
-    """How many pairs are to be solved, in all or in a tile."""
-    queries, documents = pairs.shape if rows is None else (rows.stop - rows.start, columns.stop - columns.start)
-    on_diagonal = pairs.symmetric and (rows is None or rows.start == columns.start)
-    return queries * documents - (queries * (queries - 1) // 2 if on_diagonal else 0)
+def pair_count(pairs: HasSizes, rows: slice | None = None, columns: slice | None = None) -> int:
+    """Return how many pairs are to be solved, in all or in a tile."""
+    if rows is None or columns is None:
+        (height, width), on_diagonal = pairs.shape, pairs.symmetric
+    else:
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        on_diagonal = pairs.symmetric and rows.start == columns.start
+    return height * width - (height * (height - 1) // 2 if on_diagonal else 0)
 
 
+@dataclass(frozen=True)
+class Misses:
+    """How many pairs missed their tolerance, and the largest error among them."""
+
+    count: int = 0
+    worst: float = 0.0
+
+    @classmethod
+    def among(cls, error: HostArray, missed: HostArray) -> Self:
+        """Count the pairs that `missed`."""
+        count = int(np.count_nonzero(missed))
+        return cls(count, float(error[missed].max()) if count else 0.0)
+
+    @classmethod
+    def total(cls, parts: Iterable["Misses"]) -> Self:
+        """Return the sum of several."""
+        parts = list(parts)
+        return cls(sum(part.count for part in parts), max((part.worst for part in parts), default=0.0))
+
+
+class SolvedTile(NamedTuple):
+    """Arrays (rows, columns) of a tile by the names of fields."""
+
+    fields: dict[Field, Array]
+    misses: Misses
+
+
+class Sink(Protocol):
+    """Takes tiles in."""
+
+    @property
+    def names(self) -> tuple[Field, ...]:
+        """The fields that it keeps."""
+
+    @property
+    def finished(self) -> Mapping[tuple[int, int], Misses]:
+        """The misses of each finished tile, by its first row and column."""
+
+    def write(self, rows: slice, columns: slice, tile: SolvedTile) -> None:
+        """Keep a tile, and its mirror image where the matrix is symmetric."""
+
+
+@dataclass(frozen=True, eq=False)
 class PairValues:
-    """One value of all pairs, a tile or a row at a time; a divergence takes the terms of each item with itself off."""
+    """One value of all pairs, to be computed by tiles.
 
-    def __init__(self, pairs, value, options, width):
-        self.pairs, self.value, self.options, self.width = pairs, value, options, width
+    Of a divergence the terms of each item with itself are solved when they are first needed, `width` items at once,
+    unless they are `given`, those of A and of B.
+    """
 
-    def tile(self, rows, columns, names=("distances",), progress=None):
-        """Solve a tile: a dict of arrays (rows, columns), how many pairs missed their tolerance, the worst error."""
-        xp = self.pairs.ops.xp
-        dtypes = {"distances": self.pairs.dtype, "error": float, "n_iter": int, "converged": bool}
+    pairs: Pairs
+    value: MatrixValue
+    options: Options
+    width: int
+    given: tuple[Solved, Solved] | None = None
+
+    def tile(
+        self,
+        rows: slice,
+        columns: slice,
+        names: tuple[Field, ...] = ("distances",),
+        progress: Callable[[int], Any] | None = None,
+    ) -> SolvedTile:
+        """Solve a tile; of a square on the diagonal of a symmetric matrix only the upper triangle."""
+        pairs, xp = self.pairs, self.pairs.xp
         shape = rows.stop - rows.start, columns.stop - columns.start
-        tile = {name: xp.empty(shape, dtypes[name]) for name in names}
-        square = self.pairs.symmetric and rows.start == columns.start
-        missed, worst = 0, 0.0
-        for row in range(rows.start, rows.stop):
-            part = slice(row if square else columns.start, columns.stop)
-            solved = self.strip(row, part)
-            for name, block in tile.items():
-                block[row - rows.start, part.start - columns.start :] = narrowed(
-                    xp.asarray(solved[name]), block.dtype, xp
-                )
-            if self.options.tol is not None and not solved["converged"].all():
-                missed += np.count_nonzero(~solved["converged"])
-                worst = max(worst, solved["error"][~solved["converged"]].max())
+        dtypes = {"distances": pairs.dtype, "error": float, "n_iter": int, "converged": bool}
+        fields = {name: xp.empty(shape, dtypes[name]) for name in names}
+        square = pairs.symmetric and rows.start == columns.start
+        misses = []
+        for block in blocks(shape[0], pairs.rows_per_call, rows.start):
+            part = slice(block.start if square else columns.start, columns.stop)
+            solved = self.solve(block, part)
+            for name, field in fields.items():
+                found = narrowed(xp.asarray(getattr(solved, name)), field.dtype, xp)
+                field[block.start - rows.start : block.stop - rows.start, part.start - columns.start :] = found
+            if self.options.tol is not None:
+                missed = ~solved.converged
+                misses.append(Misses.among(solved.error, np.triu(missed) if square else missed))
             if progress is not None:
-                progress(part.stop - part.start)
+                progress(pair_count(pairs, block, part))
         if square:
             upper = xp.arange(shape[0])[:, None] <= xp.arange(shape[0])
-            for block in tile.values():
-                block[:, : shape[0]] = xp.where(upper, block[:, : shape[0]], block[:, : shape[0]].T)
-        return tile, missed, worst
+            for field in fields.values():
+                field[:, : shape[0]] = xp.where(upper, field[:, : shape[0]], field[:, : shape[0]].T)
+        return SolvedTile(fields, Misses.total(misses))
 
-    def strip(self, row, columns):
-        """Solve a row against columns, a slice or an index array; a dict of arrays (columns,)."""
+    def solve(self, rows: slice, columns: slice) -> Solved:
+        """Solve at most `rows_per_call` rows against columns: arrays (rows, columns)."""
         if self.value != "divergence":
-            return self.pairs.solve(row, columns, self.value, self.options)
-        solved = self.pairs.solve(row, columns, "reg_cost", self.options)
-        ours, theirs = (
-            {name: x[at] for name, x in side.items()} for side, at in zip(self.selves, (row, columns), strict=True)
-        )
-        return {
-            "distances": solved["distances"] - (ours["distances"] + theirs["distances"]) / 2,
-            "error": np.maximum(np.maximum(ours["error"], theirs["error"]), solved["error"]),
-            "n_iter": solved["n_iter"],
-            "converged": ours["converged"] & theirs["converged"] & solved["converged"],
-        }
+            return self.pairs.solve(rows, columns, self.value, self.options)
+        solved = self.pairs.solve(rows, columns, "reg_cost", self.options)
+        ours, theirs = self.self_terms
+        return debiased(solved, Solved(*(x[rows, None] for x in ours)), Solved(*(x[columns] for x in theirs)))
 
     @functools.cached_property
-    def selves(self):
-        """Each item of both sides against itself: two dicts of arrays."""
-        first = self._selves(0)
-        return first, first if self.pairs.symmetric else self._selves(1)
+    def self_terms(self) -> tuple[Solved, Solved]:
+        """The items of A and of B, each with itself."""
+        if self.given is not None:
+            return self.given
+        ours = self._self_terms(0)
+        return ours, ours if self.pairs.symmetric else self._self_terms(1)
 
-    def _selves(self, side):
-        count, xp = self.pairs.shape[side], self.pairs.ops.xp
-        parts = [
-            self.pairs.solve_selves(side, slice(start, min(start + self.width, count)), self.options)
-            for start in range(0, count, self.width)
-        ]
-        return {
-            name: (xp if name == "distances" else np).concatenate([part[name] for part in parts]) for name in parts[0]
-        }
+    def _self_terms(self, side: Literal[0, 1]) -> Solved:
+        solve, width = self.pairs.solve_selves, self.width
+        parts = [solve(side, items, self.options) for items in blocks(self.pairs.shape[side], width)]
+        distances, *host = zip(*parts, strict=True)
+        return Solved(self.pairs.xp.concatenate(distances), *map(np.concatenate, host))
 
 
-def solve_tiles(values, tile, sink, progress=False):
-    """Solve the tiles of `PairValues` that a sink, which takes them in, has not finished."""
+def solve_tiles(values: PairValues, tile: tuple[int, int], sink: Sink, progress: bool = False) -> None:
+    """Solve the tiles, of the shape `tile`, that the sink has not finished."""
     pairs = values.pairs
     todo = [at for at in tiles(pairs, *tile) if (at[0].start, at[1].start) not in sink.finished]
     total, left = pair_count(pairs), sum(pair_count(pairs, *at) for at in todo)
     with progress_bar(total, total - left, progress) as bar:
         for rows, columns in todo:
-            sink.write(rows, columns, *values.tile(rows, columns, sink.names, bar.update))
+            sink.write(rows, columns, values.tile(rows, columns, sink.names, bar.update))

@@ -115,14 +115,14 @@ def test_a_part_is_what_it_costs(monkeypatch):
     """Lazy: nothing is read before it is asked for, and no more than is asked for."""
     from cusink.retrieval import tiles
 
-    read, solved, original = [], [], tiles.PairValues.strip
+    read, solved, original = [], [], tiles.PairValues.solve
 
     def load(block_info):
         read.append(block_info[None]["chunk-location"][0])
         return histograms(40)[slice(*block_info[None]["array-location"][0])]
 
     A = da.map_blocks(load, chunks=((10,) * 4, (16,)), dtype=float, meta=np.empty((0, 0)))
-    monkeypatch.setattr(tiles.PairValues, "strip", lambda *at: solved.append(at[1]) or original(*at))
+    monkeypatch.setattr(tiles.PairValues, "solve", lambda *at: solved.append(at[1]) or original(*at))
     D = distributed.distance_matrix(A, histograms(10, seed=1), C, **OPTIONS)
     assert D.chunks == ((10,) * 4, (10,)) and read == [] and solved == []
     D[25:30].compute()

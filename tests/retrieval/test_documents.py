@@ -13,13 +13,10 @@ from cusink.backends.numpy import dense
 from cusink.backends.numpy.documents import iteration
 from cusink.backends.numpy.documents.buffers import Buffers, Loan, PairCosts
 from cusink.backends.numpy.documents.costs import squared_distances
-from cusink.backends.numpy.documents.groups import Group
-from cusink.backends.numpy.documents.operators import pair_operators
+from cusink.convergence.options import Options
+from cusink.retrieval.collections import check_collections
 from cusink.retrieval.documents import pairs as documents_pairs
-from cusink.retrieval.documents import tiles as documents_tiles
-from cusink.retrieval.documents.pairs import document_pairs
 from cusink.retrieval.nearest import nearest
-from cusink.solver import checks as solver_checks
 
 DTYPES = (np.float32, np.float64)
 SIZES = (17, 3, 70, 33, 1, 9, 34, 35)  # words of the documents
@@ -225,7 +222,7 @@ def test_empty_documents_give_nan_and_one_warning_that_names_them():
     np.testing.assert_array_equal(np.isnan(result.error), expected)
     assert result.converged.all() and (result.n_iter[expected] == 0).all()
     with pytest.raises(ValueError, match="on_empty='nan'"):
-        document_pairs(A, B, C, eps=2.0, check=True, on_empty="raise")
+        check_collections(A, B, C, eps=2.0, check=True, on_empty="raise")
     with pytest.warns(UserWarning, match="NaN"):
         D = cusink.distance_matrix(A, None, C, eps=2.0, value="divergence", tol=1e-4)
     assert np.isnan(D[1]).all() and np.isfinite(D[[0, 2]][:, [0, 2]]).all()
@@ -329,13 +326,13 @@ def test_pairs_have_the_operators_of_their_costs_as_an_array():
 
 @pytest.mark.parametrize("method", ["auto", "log"])
 def test_what_one_row_took_is_free_for_the_next(method):
-    pairs = document_pairs(corpus(), corpus(), cusink.cost_matrix(vectors()), eps=2.0, check=True, memory_limit=400_000)
-    pairs.together = 1
-    held, options = set(), solver_checks.options(2, None, 10, method, None)
+    pairs = check_collections(corpus(), corpus(), cusink.cost_matrix(vectors()), eps=2.0, check=True)
+    held, options = set(), Options(max_iter=2, tol=None, method=method, overrelaxation=None)
+    buffers = pairs.setting.buffers
     for _ in range(3):
         for row in range(len(SIZES)):
-            pairs.solve(row, slice(None), "cost", options)
-        held.add(sum(map(len, pairs.buffers.free)))
+            pairs.solve(slice(row, row + 1), slice(None), "cost", options)
+        held.add(sum(map(len, buffers.free + buffers.taken)))
     assert len(held) == 1
 
 
@@ -343,7 +340,7 @@ def test_a_limit_counts_the_points_of_a_cost_that_is_not_stored():
     A, C = corpus(), cusink.PointCloud(vectors(), metric="euclidean")
     free = cusink.distance_matrix(A, None, C, eps=0.3, tol=1e-6)
     for limit, few in ((400_000, True), (4_000_000, False)):
-        pairs = document_pairs(A, A, C, eps=0.3, check=True, memory_limit=limit)
+        pairs = check_collections(A, A, C, eps=0.3, check=True, memory_limit=limit)
         assert pairs.point_bytes == C.x.nbytes
         assert (pairs.shared_bytes == C.x.nbytes) == few  # too few documents at once for all words to be among them
         limited = cusink.distance_matrix(A, None, C, eps=0.3, tol=1e-6, memory_limit=limit)
@@ -455,22 +452,21 @@ def test_unconverged_pairs_are_counted_once():
         cusink.distance_matrix(corpus((3,)), corpus((4,)), COST, eps=30.0)
 
 
-@pytest.mark.parametrize("columns", [slice(2, 7), np.array([5, 0, 3])])
-def test_rows_solved_together_are_told_apart(columns, monkeypatch):
-    """Any row against any columns, whatever was asked before, and few rounds of iterations for many rows."""
-    rounds, real = [], documents_tiles.queries_of
-    monkeypatch.setattr(documents_tiles, "queries_of", lambda *args: rounds.append(len(args[0])) or real(*args))
-    monkeypatch.setattr(documents_pairs, "TOGETHER", 3)
+def test_rows_solved_together_are_told_apart(monkeypatch):
+    """Any block of rows against any columns, and few rounds of iterations for many rows."""
     A, B = corpus((5, 40, 1, 22), seed=1), corpus()
-    options = solver_checks.options(9, None, 10, "auto", None)
-    pairs = document_pairs(A, B, COST, eps=2.0, check=True)
+    options = Options(max_iter=9, tol=None, overrelaxation=None)
+    pairs = check_collections(A, B, COST, eps=2.0, check=True)
     right = table(A, B, COST, 2.0, 9)
-    for row in (0, 2, 3, 1, 1):
+    for rows, columns in ((slice(0, 3), slice(2, 7)), (slice(3, 4), slice(0, 1)), (slice(1, 3), slice(None))):
         for value, values in zip(VALUES, right, strict=True):
-            found = pairs.solve(row, columns, value, options)["distances"]
-            np.testing.assert_allclose(found, values[row, columns], rtol=1e-11)
-    assert rounds == [3, 1, 3]
-    np.testing.assert_allclose(pairs.solve(1, slice(0, 1), "cost", options)["distances"], right[0][1, :1], rtol=1e-11)
+            found = pairs.solve(rows, columns, value, options).distances
+            np.testing.assert_allclose(found, values[rows, columns], rtol=1e-11)
+    rounds, real = [], documents_pairs.Queries.of
+    monkeypatch.setattr(documents_pairs.Queries, "of", lambda *args: rounds.append(len(args[0])) or real(*args))
+    monkeypatch.setattr(documents_pairs, "ROWS_PER_CALL", 3)
+    cusink.distance_matrix(A, B, COST, eps=2.0, **exactly(9))
+    assert rounds == [3, 1]
 
 
 def test_a_library_gets_arrays_of_its_own(xp):

@@ -470,11 +470,10 @@ def test_divergence_needs_a_cost_within_one_space(columns, how):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("memory_limit", [70_000, 200_000, None])
 def test_tiles_hold_every_pair_once(symmetric, memory_limit):
-    from cusink.retrieval import pairs as collections
-    from cusink.retrieval import tiles
+    from cusink.retrieval import collections, tiles
 
     A, B, C = digits(queries=53, corpus=71)
-    pairs = collections.pairs_of(A, None if symmetric else B, C, eps=EPS, check=True)
+    pairs = collections.check_collections(A, None if symmetric else B, C, eps=EPS, check=True)
     shape = tiles.tile_shape(pairs, memory_limit)
     seen = np.zeros(pairs.shape, int)
     for rows, columns in tiles.tiles(pairs, *shape):

@@ -1,5 +1,6 @@
 """`cusink.nearest`: the neighbours that all distances give, the bounds that spare most of them, and what it refuses."""
 
+import dataclasses
 import sys
 import warnings
 
@@ -13,12 +14,12 @@ from emulated.cupy_stand_in import operators
 
 import cusink
 from cusink.backends.relaxation import STEEP
+from cusink.convergence.options import Options
 from cusink.retrieval import bounds as retrieval_bounds
 from cusink.retrieval import search
 from cusink.retrieval.batches import PairBatches
-from cusink.retrieval.pairs import pairs_of
-from cusink.retrieval.ranking import Closest
-from cusink.solver import checks as solver_checks
+from cusink.retrieval.collections import check_collections
+from cusink.retrieval.ranking import TopK
 
 VALUES = ["cost", "reg_cost", "entropic_cost", "divergence"]
 EPS = 0.01
@@ -210,8 +211,8 @@ def test_bounds_hold_and_grow(sharp):
     A, B, C = collection(2, 32, 4)
     A, B, C = A[:, :15], B / 1, C[:15]  # not square
     A /= A.sum(axis=1, keepdims=True)
-    pairs = pairs_of(A, B, C, eps=0.05, check=True)
-    batches = PairBatches(pairs, "cost" if sharp else "reg_cost", options(), 1024)
+    pairs = check_collections(A, B, C, eps=0.05, check=True)
+    batches = PairBatches(pairs, "cost" if sharp else "reg_cost", Options(), 1024)
     if sharp:
         value = np.array([[reference.exact_cost(a, b, C) for b in B[:6]] for a in A])
     else:
@@ -234,12 +235,7 @@ def test_bounds_hold_and_grow(sharp):
     np.testing.assert_allclose(steps[2][:, :2], value[:, :2], rtol=0.3 if sharp else 1e-5)
 
 
-def options(**changed):
-    given = {"max_iter": 1000, "tol": 1e-6, "check_every": 10, "method": "auto", "overrelaxation": "auto"}
-    return solver_checks.options(**(given | changed))
-
-
-def test_pairs_picked_one_by_one_have_the_values_of_the_matrix(monkeypatch):
+def test_pairs_picked_one_by_one_have_the_values_of_the_matrix():
     """Also where some rows by themselves would begin with over-relaxation, and others not."""
     A, B, C = collection(12, 50)
     A[:3, 14] += 1  # A blot in the middle keeps the costs below what starts over-relaxation.
@@ -247,16 +243,16 @@ def test_pairs_picked_one_by_one_have_the_values_of_the_matrix(monkeypatch):
     A /= A.sum(axis=1, keepdims=True)
     eps = 1 / 90
     matrix = cusink.distance_matrix(A, B, C, eps=eps)
-    pairs = pairs_of(A, B, C, eps=eps, check=True)
-    batches = PairBatches(pairs, "cost", options(), 16)
+    pairs = check_collections(A, B, C, eps=eps, check=True)
+    batches = PairBatches(pairs, "cost", Options(), 16)
     steep = [np.ptp(C[np.ix_(a > 0, (B > 0).any(axis=0))]) / eps >= STEEP for a in A]
     assert any(steep) and not all(steep)
     rng = np.random.default_rng(3)
     rows, columns = rng.integers(12, size=100), rng.integers(50, size=100)
     solved = batches.solve(rows, columns)
     np.testing.assert_allclose(solved.values, matrix[rows, columns], rtol=1e-12)
-    monkeypatch.setattr(pairs, "span", (0.0, 0.0))
-    begun_otherwise = batches.solve(rows, columns)
+    flat = dataclasses.replace(pairs, span=(0.0, 0.0))
+    begun_otherwise = PairBatches(flat, "cost", Options(), 16).solve(rows, columns)
     assert np.abs(begun_otherwise.values / matrix[rows, columns] - 1).max() > 1e-11  # it does make a difference
     potentials = cusink.sinkhorn(A[rows[0]], B[columns[0]], C, eps=eps).f
     used = A[rows[0]] > 0
@@ -289,7 +285,7 @@ def test_what_cannot_be_pruned_is_solved_and_told():
 def test_any_memory_limit_gives_the_same(monkeypatch):
     A, B, C = collection()
     want = cusink.nearest(A, B, C, k=K, eps=EPS)
-    monkeypatch.setattr(search, "MEMORY", 1)  # a row at a time
+    monkeypatch.setattr(search, "BOUND_BYTES", 1)  # a row at a time
     for limit in (None, 300_000):
         distances, indices = cusink.nearest(A, B, C, k=K, eps=EPS, memory_limit=limit)
         np.testing.assert_array_equal(indices, want[1])
@@ -312,13 +308,13 @@ def test_progress_counts_all_pairs(capsys):
 
 
 def test_the_closest_are_kept_in_order():
-    kept = Closest(2, 2, 10)
-    kept.take(np.array([1]), np.array([7]), np.array([3.0]), np.array([0.1]), np.array([True]))
+    kept = TopK(2, 2, 10)
+    kept.add(np.array([1]), np.array([7]), np.array([3.0]), np.array([0.1]), np.array([True]))
     assert kept.columns.tolist() == [[10, 10], [7, 10]] and kept.values[1].tolist() == [3, np.inf]
     rows, columns, values = np.array([1, 1, 0]), np.array([9, 5, 4]), np.array([np.nan, 3.0, 1.0])
-    kept.take(rows, columns, values, np.zeros(3), np.zeros(3, bool))
+    kept.add(rows, columns, values, np.zeros(3), np.zeros(3, bool))
     assert kept.columns.tolist() == [[4, 10], [5, 7]] and kept.error[1].tolist() == [0, 0.1]
-    kept.take(np.array([0]), np.array([2]), np.array([np.nan]), np.zeros(1), np.ones(1, bool))
+    kept.add(np.array([0]), np.array([2]), np.array([np.nan]), np.zeros(1), np.ones(1, bool))
     assert kept.columns.tolist() == [[4, 2], [5, 7]] and np.isnan(kept.values[0, 1])
 
 

@@ -7,9 +7,9 @@ from retrieval.test_documents import WORDS, core, corpus, vectors
 from scipy import sparse
 
 import cusink
+from cusink.retrieval.collections import check_collections
 from cusink.retrieval.documents import search
-from cusink.retrieval.documents.pairs import document_pairs
-from cusink.retrieval.documents.tiles import padded
+from cusink.retrieval.documents.tiles import PaddedDocuments
 from cusink.retrieval.nearest import nearest
 
 DTYPES = (np.float32, np.float64)
@@ -38,15 +38,15 @@ def topics(dtype=np.float64):
 
 @pytest.mark.parametrize("steps", [1, 3, 100])
 def test_bounds_hold_and_are_those_of_their_relaxations(steps, monkeypatch):
-    monkeypatch.setattr(search, "STEPS", steps)
+    monkeypatch.setattr(search, "WORDS_TO_FILL", steps)
     A, B, C = corpus((9, 2), seed=1), corpus(), cusink.cost_matrix(vectors(), metric="euclidean")
-    pairs = document_pairs(A, B, C, eps=1.0, check=True)
-    documents = padded(pairs.B, np.arange(len(pairs.B)), WORDS)
+    pairs = check_collections(A, B, C, eps=1.0, check=True)
+    documents = PaddedDocuments.of(pairs.B, np.arange(len(pairs.B)), WORDS)
     places = np.searchsorted(documents.used, pairs.B.places)
     for row in range(2):
         a, words = pairs.A.item(row)
         costs = C[np.ix_(documents.used, words)]
-        ours, theirs = search.lower_bounds(a, costs, places, pairs.B.weights, pairs.B.offsets[:-1])
+        ours, theirs = search.lower_bounds(a, costs, search.Words(places, pairs.B.weights, pairs.B.offsets[:-1]))
         for k, dense in enumerate(B.toarray()):
             own, b, cost = core(A.toarray()[row], dense, C)
             exact = reference.exact_cost(own, b, cost)

@@ -16,6 +16,7 @@ import pytest
 
 import cusink
 from cusink.retrieval import tiles as retrieval_tiles
+from cusink.retrieval.collections import check_collections
 from cusink.retrieval.storage import ledger
 
 C = problems.grid_cost(4, 4)
@@ -267,6 +268,53 @@ def test_another_version_or_library_is_another_job(tmp_path, monkeypatch):
         matrix(A, None, path)
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_record_of_another_layout_is_refused(tmp_path, ending):
+    """As 0.1.0 wrote it; nothing is touched, and the message says what to delete."""
+    path, digest = tmp_path / f"matrix.{ending}", "0" * 64
+    job = {
+        "format": 1,
+        "shape": [40, 40],
+        "dtype": "float64",
+        "inputs": {"A": digest, "B": None, "C": digest},
+        "arguments": {"eps": 0.05, "max_iter": 1000, "tol": 0.001, "value": "cost"},
+        "tile": [10, 10],
+        "tiles": 10,
+        "symmetric": True,
+        "library": "numpy",
+        "version": "0.1.0",
+    }
+    tile = {"at": [0, 0], "missed": 0, "worst": 0.0}
+    part, tiles = (tmp_path / (path.name + suffix) for suffix in (".part", ".tiles"))
+    tiles.write_text("".join(json.dumps(line) + "\n" for line in (job, tile)))
+    part.write_bytes(b"an unfinished matrix")
+    before = held(tmp_path)
+    for version, age in ((1, "an older"), (99, "a newer")):
+        tiles.write_text(tiles.read_text().replace('"format": 1,', f'"format": {version},'))
+        with pytest.raises(ValueError, match=rf"begun by {age} version of cusink \(0\.1\.0\)") as caught:
+            matrix(histograms(40), None, path, memory_limit=LIMIT)
+        for said in ("Finish it with that version", f"'{tiles}'", f"'{part}'"):
+            assert said in str(caught.value)
+        tiles.write_text(tiles.read_text().replace(f'"format": {version},', '"format": 1,'))
+    assert held(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("cost", "fingerprints"),
+    [
+        (np.array([[0.0, 1.0], [1.0, 0.0]]), ("07ce919f8631", "b5876c3ed193")),
+        (cusink.PointCloud([0.0, 1.0]), ("07ce919f8631", "6f66f7b597a3")),
+        (cusink.Grid((2,)), ("07ce919f8631", "064a82ba6fe4")),
+    ],
+    ids=["array", "points", "grid"],
+)
+def test_a_fingerprint_changes_with_the_format_alone(cost, fingerprints):
+    """Or else unfinished stores would become those of another job: when one changes, `ledger.FORMAT` must too."""
+    pairs = check_collections(np.array([[0.5, 0.5], [0.25, 0.75]]), None, cost, eps=0.1, check=True)
+    inputs = ledger.manifest(pairs, (1, 1), 1)["inputs"]
+    assert (inputs["A"][:12], inputs["C"][:12]) == fingerprints and ledger.FORMAT == 2
+
+
 def test_costs_that_are_not_stored_have_fingerprints():
     points = np.random.default_rng(0).random((16, 2))
     prints = set()
@@ -286,9 +334,7 @@ def test_costs_that_are_not_stored_have_fingerprints():
 
 
 def _tiles_of(cost):
-    from cusink.retrieval.pairs import pairs_of
-
-    return pairs_of(histograms(3), None, cost, eps=0.1, check=True)
+    return check_collections(histograms(3), None, cost, eps=0.1, check=True)
 
 
 @pytest.mark.parametrize("name", ["matrix.npy", "matrix.npy.part", "matrix.zarr"])

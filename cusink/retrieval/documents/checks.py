@@ -1,46 +1,36 @@
 """Checks of collections whose items have supports of their own: sparse rows over a vocabulary, and `Measures`.
 
-What comes out is on the host: which items have which points, and with what weights. Only the costs, or the points they
-are made of, stay where they are.
+The result is on the host: which items have which points, and with what weights. Only the costs, or the points they are
+made of, stay where they are.
 """
 
-import numbers
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind
+from cusink.checks.arrays import arrays, kind, to_host
 from cusink.checks.scalars import one_of, regularisation
-from cusink.checks.weights import MASS_TOLERANCE
+from cusink.checks.weights import same_mass
 from cusink.costs.checks import cost_values
 from cusink.costs.clouds import PointCloud
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.errors import warn
 from cusink.operand import operand
-from cusink.retrieval.documents.supports import (
-    Documents,
-    Supports,
-    host_array,
-    is_cupy,
-    is_measures,
-    is_on_device,
-    is_sparse,
-    library_of,
-    sums,
-)
-
-__all__ = [
-    "are_documents",
-    "documents",
-    "joined",
-    "measures",
-]
-
+from cusink.retrieval.documents.measures import Measures
+from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device, sums
+from cusink.types import HostArray
 
 SUPPORTED = "scipy.sparse rows over a vocabulary"
 
 
-def documents(A, B, C, *, eps, check, on_empty="nan"):
-    """The checked collections of a call, B None for A itself.
+def are_documents(A: object, B: object) -> bool:
+    """Say whether one of the collections has supports of its own."""
+    return any(is_sparse(x) or isinstance(x, Measures) for x in (A, B))
+
+
+def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty: str = "nan") -> CheckedDocuments:
+    """Check the collections of a call, B None for A itself.
 
     `on_empty` says what to do about items without weight: "nan" warns once and names them, "raise" refuses them.
     """
@@ -48,7 +38,7 @@ def documents(A, B, C, *, eps, check, on_empty="nan"):
     one_of("on_empty", on_empty, ("nan", "raise"))
     given = {"A": A} if B is None else {"A": A, "B": B}
     for name, x in given.items():
-        if not (is_sparse(x) or is_measures(x)):
+        if not are_documents(x, None):
             raise TypeError(
                 f"'A' and 'B' must be of one kind, {SUPPORTED} or cusink.Measures; '{name}' is {kind(x)}. "
                 "scipy.sparse.csr_array makes sparse rows of an array"
@@ -58,84 +48,21 @@ def documents(A, B, C, *, eps, check, on_empty="nan"):
             f"'A' and 'B' must be of one kind, {SUPPORTED} or cusink.Measures; got {kind(A)} and {kind(B)}. "
             "Sparse rows have a vocabulary in common, Measures have points of their own"
         )
-    read = _sparse if is_sparse(A) else _clouds
-    sides, C, xp, dtype = read(given, C, check)
+    sides, C, xp, dtype = _sparse(given, C, check) if is_sparse(A) else _clouds(given, C)
     first = next((mass for side in sides for mass in sums(side.offsets, side.weights) if mass > 0), None)
     scaled = [_one_mass(name, side, first, check) for name, side in zip(given, sides, strict=True)]
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
     _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
-    found = Documents(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
+    found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
     if check and C.stored and not xp.isfinite(C.data).all():
         _partners(found)
     return found
 
 
-def measures(offsets, weights, points):
-    """Offsets on the host, weights and points (N, d) of a call of `cusink.Measures`."""
-    if points is None:
-        raise TypeError("'points' must be an array; got None")
-    (weights, points), xp, _ = arrays(weights=_as_given(weights), points=_as_given(points))
-    offsets = np.asarray(offsets.get() if is_cupy(offsets) else offsets)
-    if offsets.dtype.kind not in "iu":
-        raise TypeError(f"'offsets' must be integers; got dtype {offsets.dtype}")
-    points = points[:, None] if points.ndim == 1 else points
-    if points.ndim != 2 or points.shape[1] == 0:
-        raise ValueError(f"'points' must have shape (N, d) or (N,); got {points.shape}")
-    N = len(points)
-    if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != N or (np.diff(offsets) < 0).any():
-        ends = f"{offsets[0]} ... {offsets[-1]}" if offsets.ndim == 1 and len(offsets) else "none"
-        raise ValueError(
-            f"'offsets' must rise from 0 to the number of points, {N}, with one more entry than there are items; got "
-            f"{ends} of shape {offsets.shape}. For clouds of sizes n they are numpy.concatenate([[0], numpy.cumsum(n)])"
-        )
-    offsets = offsets.astype(np.int64)
-    if weights is None:
-        sizes = np.diff(offsets)
-        floating = points.dtype if points.dtype.kind == "f" else np.dtype(np.float64)
-        weights = xp.asarray(np.repeat(1 / np.maximum(sizes, 1), sizes), floating)
-    if weights.shape != (N,):
-        raise ValueError(f"'weights' must have shape ({N},), one for each point; got {weights.shape}")
-    if not xp.isfinite(weights).all() or (weights < 0).any():
-        at = int((~(xp.isfinite(weights) & (weights >= 0))).argmax())
-        raise ValueError(f"'weights' must be finite and non-negative; got {float(weights[at]):g} at [{at}]")
-    if not xp.isfinite(points).all():
-        at = int((~xp.isfinite(points)).any(axis=1).argmax())
-        item = int(np.searchsorted(offsets, at, side="right")) - 1
-        raise ValueError(
-            f"'points' must be finite; got NaN or infinity in point {at}, of item {item}. Leave out the points, such "
-            "as words, that have no coordinates"
-        )
-    return offsets, weights, points
-
-
-def joined(clouds, weights):
-    """Offsets, weights and points of separate clouds."""
-    if isinstance(clouds, np.ndarray) and clouds.ndim < 2:
-        raise TypeError("'clouds' must be a sequence of arrays of points, one for each item; got one array")
-    clouds = list(clouds)
-    if not clouds:
-        raise ValueError("'clouds' must hold at least one array of points; got none")
-    xp = library_of(clouds[0])
-    clouds = [xp.asarray(cloud) for cloud in clouds]
-    clouds = [cloud[:, None] if cloud.ndim == 1 else cloud for cloud in clouds]
-    widths = {cloud.shape[-1] for cloud in clouds}
-    if len(widths) > 1 or any(cloud.ndim != 2 for cloud in clouds):
-        raise ValueError(
-            f"'clouds' must be arrays (n, d) of one d; got shapes {sorted({c.shape for c in clouds})[:4]}. An item "
-            "without points is an array of shape (0, d)"
-        )
-    offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
-    if weights is not None:
-        weights = [xp.asarray(w) for w in weights]
-        if [w.shape for w in weights] != [(len(cloud),) for cloud in clouds]:
-            raise ValueError("'weights' must hold one array for each of 'clouds', with a weight for each of its points")
-        weights = xp.concatenate(weights)
-    return offsets, weights, xp.concatenate(clouds)
-
-
-def _sparse(given, C, check):
-    """Sparse rows over the words that the cost is between."""
-    sides, data = {}, {}
+def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedWeights], Any, Any, Any]:
+    """Return sparse rows over the words that the cost is between, the cost, its library, and the user's dtype."""
+    sides: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     if isinstance(C, str):
         raise TypeError(
             f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={C!r}); got {C!r}. A name "
@@ -146,7 +73,7 @@ def _sparse(given, C, check):
             raise ValueError(f"'{name}' must be sparse rows of shape (items, words); got {x.shape}")
         if x.dtype.kind not in "fiub":
             raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
-        on_device = is_on_device(x)
+        on_device = is_sparse_on_device(x)
         sides[name] = _canonical(name, x.get() if on_device else x, check)
         data[name] = x.data if on_device else sides[name].data  # LIL has lists there, and DOK nothing
     parts, xp, dtype = arrays(**data, **named_arrays(C))
@@ -168,14 +95,14 @@ def _sparse(given, C, check):
         raise ValueError(f"'B' must be given with a 'C' that is not square; got None, and 'C' of shape {C.shape}")
     computing = parts[0].dtype
     supports = [
-        Supports(x.indptr.astype(np.int64), x.data.astype(computing), x.indices.astype(np.int64))
+        RaggedWeights(x.indptr.astype(np.int64), x.data.astype(computing), x.indices.astype(np.int64))
         for x in sides.values()
     ]
     return supports, C, xp, dtype
 
 
-def _canonical(name, x, check):
-    """A copy in CSR form with sorted words, duplicates summed and zeros left out."""
+def _canonical(name: str, x: Any, check: bool) -> Any:
+    """Return a copy in CSR form with sorted words, duplicates summed and zeros left out."""
     try:
         x = x.tocsr(copy=True)
         if check:
@@ -198,8 +125,8 @@ def _canonical(name, x, check):
     return x
 
 
-def _clouds(given, C, check):
-    """Measures, each with its own points, and the metric between them."""
+def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights], Any, Any, Any]:
+    """Return measures, each with its own points, the cost between these, its library, and the user's dtype."""
     if not isinstance(C, str):
         raise TypeError(f"'C' must be the name of a metric between the points of cusink.Measures; got {kind(C)}")
     points = [x.points for x in given.values()]
@@ -212,58 +139,61 @@ def _clouds(given, C, check):
     named = {f"{name}.weights": x.weights for name, x in given.items()}
     named |= {f"{name}.points": x.points for name, x in given.items()}
     converted, xp, dtype = arrays(**named)
-    cloud = PointCloud(*converted[len(given) :], metric=C)
+    ours, *theirs = converted[len(given) :]
+    metric: Any = C  # which `PointCloud` checks
+    cloud = PointCloud(ours, theirs[0] if theirs else None, metric)
     parts, _, _ = arrays(**named_arrays(cloud))
     costs = operand(cloud, xp, dtype, parts, batch=False)
     sides = []
     for x, weights in zip(given.values(), converted, strict=False):
-        weights = host_array(weights)
+        weights = to_host(weights)
         kept = np.flatnonzero(weights)
         offsets = np.searchsorted(kept, x.offsets)
-        sides.append(Supports(offsets, weights[kept], kept))
+        sides.append(RaggedWeights(offsets, weights[kept], kept))
     return sides, costs, xp, dtype
 
 
-def _one_mass(name, side, first, check):
-    """`side` with every item scaled to the mass `first`, which it must have up to the tolerance of its dtype."""
+def _one_mass(name: str, side: RaggedWeights, first: float | None, check: bool) -> RaggedWeights:
+    """Scale every item to the mass `first`, which it must have up to the tolerance of its dtype."""
     mass = sums(side.offsets, side.weights)
     if first is None:
         return side
-    tolerance = MASS_TOLERANCE[side.weights.dtype.name]
-    off = (np.abs(mass - first) > tolerance * first) & (side.sizes > 0)
-    if check and off.any():
-        row = int(off.argmax())
-        raise ValueError(
-            f"all items must have the same mass (relative {tolerance:g}); the first has {first:g} and '{name}' row "
-            f"{row} has {mass[row]:g}. Divide each row by its sum: sparse counts with "
-            "sklearn.preprocessing.normalize(A, norm='l1') or scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, "
-            "Measures with .normalised()"
+    if check:
+        same_mass(
+            "all items",
+            np,
+            mass,
+            first,
+            side.weights.dtype,
+            got=lambda row: f"the first has {first:g} and '{name}' row {row} has {mass[row]:g}",
+            advice="Divide each row by its sum: sparse counts with sklearn.preprocessing.normalize(A, norm='l1') or "
+            "scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, Measures with .normalised()",
         )
     factor = np.repeat(first / np.where(side.sizes > 0, mass, 1), side.sizes)
-    return Supports(side.offsets, (side.weights * factor).astype(side.weights.dtype), side.places)
+    return RaggedWeights(side.offsets, (side.weights * factor).astype(side.weights.dtype), side.places)
 
 
-def _report_empty(empty, on_empty):
+def _report_empty(empty: Mapping[str, HostArray], on_empty: str) -> None:
     """Refuse empty items, or warn of the NaN that they lead to."""
     if not empty:
         return
-    rows = "; ".join(
+    listed = "; ".join(
         f"'{name}' {'rows' if len(rows) > 1 else 'row'} {', '.join(map(str, rows[:10]))}"
         + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
         for name, rows in empty.items()
     )
     if on_empty == "raise":
         raise ValueError(
-            f"every item must have a word with weight; empty are {rows}. Leave them out, or pass on_empty='nan'"
+            f"every item must have a word with weight; empty are {listed}. Leave them out, or pass on_empty='nan'"
         )
-    warn(f"Items without weight have no distance to anything: NaN for {rows}.")
+    warn(f"Items without weight have no distance to anything: NaN for {listed}.")
 
 
-def _partners(found):
+def _partners(found: CheckedDocuments) -> None:
     """Check that `C` leaves every word with weight a partner in every item of the other side."""
     from scipy import sparse
 
-    allowed = np.isfinite(host_array(found.C)).astype(np.float32)
+    allowed = np.isfinite(to_host(found.C.data)).astype(np.float32)
     patterns = [
         sparse.csr_array((np.ones(len(s.places), np.float32), s.places, s.offsets), shape=(len(s), words))
         for s, words in zip((found.A, found.B), allowed.shape, strict=True)
@@ -278,12 +208,3 @@ def _partners(found):
                 f"'C' must allow every word with weight a partner; '{names[0]}' row {row} has weight where 'C' forbids "
                 f"(+inf) all words of '{names[1]}' row {other}. Allow a pair, or drop the row"
             )
-
-
-def _as_given(x):
-    return np.asarray(x) if isinstance(x, numbers.Number) else x
-
-
-def are_documents(A, B):
-    """Whether a call with these collections is one of `document_pairs`."""
-    return any(is_sparse(x) or is_measures(x) for x in (A, B))

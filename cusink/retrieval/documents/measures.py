@@ -1,12 +1,14 @@
 """Collections of weighted points: each item has its own support, of any size."""
 
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from cusink.retrieval.documents import checks, supports
-
-__all__ = [
-    "Measures",
-]
+from cusink.checks.arrays import array_module, arrays, to_host
+from cusink.retrieval.documents.supports import sums
+from cusink.types import Array, HostArray
 
 
 class Measures:
@@ -26,8 +28,12 @@ class Measures:
 
     Attributes
     ----------
-    offsets, weights, points
-        As given, the points as (N, d).
+    offsets : array of int, shape (K + 1,)
+        As given, in NumPy.
+    weights : array, shape (N,)
+        As given.
+    points : array, shape (N, d)
+        As given.
 
     Raises
     ------
@@ -50,11 +56,15 @@ class Measures:
     [[2.5]]
     """
 
-    def __init__(self, offsets, weights, points):
-        self.offsets, self.weights, self.points = checks.measures(offsets, weights, points)
+    offsets: HostArray
+    weights: Array
+    points: Array
+
+    def __init__(self, offsets: Any, weights: Any, points: Any) -> None:
+        self.offsets, self.weights, self.points = _checked(offsets, weights, points)
 
     @classmethod
-    def of(cls, clouds, weights=None):
+    def of(cls, clouds: Sequence[Any], weights: Sequence[Any] | None = None) -> "Measures":
         """Join separate point clouds.
 
         Parameters
@@ -67,13 +77,14 @@ class Measures:
         Returns
         -------
         Measures
+            An item for each cloud.
         """
-        return cls(*checks.joined(clouds, weights))
+        return cls(*_joined(clouds, weights))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, items):
+    def __getitem__(self, items: slice) -> "Measures":
         """Return the items of a slice."""
         if not isinstance(items, slice) or items.step not in (None, 1):
             raise TypeError(f"items of Measures are taken by slices with step 1, as in measures[3:5]; got {items!r}")
@@ -82,10 +93,10 @@ class Measures:
         points = slice(int(offsets[0]), int(offsets[-1]))
         return Measures(offsets - offsets[0], self.weights[points], self.points[points])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Measures({len(self)} items, {len(self.points)} points, d={self.points.shape[1]})"
 
-    def normalised(self):
+    def normalised(self) -> "Measures":
         """Return the same measures, each divided by its sum.
 
         Returns
@@ -93,9 +104,75 @@ class Measures:
         Measures
             Empty items stay empty. Integer weights become float64.
         """
-        sums = supports.sums(self.offsets, self.weights)
+        total = sums(self.offsets, to_host(self.weights))
         sizes = np.diff(self.offsets)
         floating = self.weights.dtype if self.weights.dtype.kind == "f" else np.dtype(np.float64)
-        xp = supports.library_of(self.weights)
-        factor = xp.asarray(np.repeat(1 / np.where(sums > 0, sums, 1), sizes))
+        factor = array_module(self.weights).asarray(np.repeat(1 / np.where(total > 0, total, 1), sizes))
         return Measures(self.offsets, (self.weights * factor).astype(floating), self.points)
+
+
+def _checked(offsets: Any, weights: Any, points: Any) -> tuple[HostArray, Array, Array]:
+    """Return offsets in NumPy, weights (N,) and points (N, d)."""
+    if points is None:
+        raise TypeError("'points' must be an array; got None")
+    (weights, points), xp, _ = arrays(weights=_as_given(weights), points=_as_given(points))
+    offsets = np.asarray(to_host(offsets) if hasattr(offsets, "dtype") else offsets)
+    if offsets.dtype.kind not in "iu":
+        raise TypeError(f"'offsets' must be integers; got dtype {offsets.dtype}")
+    points = points[:, None] if points.ndim == 1 else points
+    if points.ndim != 2 or points.shape[1] == 0:
+        raise ValueError(f"'points' must have shape (N, d) or (N,); got {points.shape}")
+    N = len(points)
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != N or (np.diff(offsets) < 0).any():
+        ends = f"{offsets[0]} ... {offsets[-1]}" if offsets.ndim == 1 and len(offsets) else "none"
+        raise ValueError(
+            f"'offsets' must rise from 0 to the number of points, {N}, with one more entry than there are items; got "
+            f"{ends} of shape {offsets.shape}. For clouds of sizes n they are numpy.concatenate([[0], numpy.cumsum(n)])"
+        )
+    offsets = offsets.astype(np.int64)
+    if weights is None:
+        sizes = np.diff(offsets)
+        floating = points.dtype if points.dtype.kind == "f" else np.dtype(np.float64)
+        weights = xp.asarray(np.repeat(1 / np.maximum(sizes, 1), sizes), floating)
+    if weights.shape != (N,):
+        raise ValueError(f"'weights' must have shape ({N},), one for each point; got {weights.shape}")
+    if not xp.isfinite(weights).all() or (weights < 0).any():
+        at = int((~(xp.isfinite(weights) & (weights >= 0))).argmax())
+        raise ValueError(f"'weights' must be finite and non-negative; got {float(weights[at]):g} at [{at}]")
+    if not xp.isfinite(points).all():
+        at = int((~xp.isfinite(points)).any(axis=1).argmax())
+        item = int(np.searchsorted(offsets, at, side="right")) - 1
+        raise ValueError(
+            f"'points' must be finite; got NaN or infinity in point {at}, of item {item}. Leave out the points, such "
+            "as words, that have no coordinates"
+        )
+    return offsets, weights, points
+
+
+def _as_given(x: Any) -> Any:
+    return np.asarray(x) if isinstance(x, numbers.Number) else x
+
+
+def _joined(clouds: Any, weights: Sequence[Any] | None) -> tuple[HostArray, Array, Array]:
+    """Return offsets, weights and points of separate clouds."""
+    if isinstance(clouds, np.ndarray) and clouds.ndim < 2:
+        raise TypeError("'clouds' must be a sequence of arrays of points, one for each item; got one array")
+    clouds = list(clouds)
+    if not clouds:
+        raise ValueError("'clouds' must hold at least one array of points; got none")
+    xp = array_module(clouds[0])
+    clouds = [xp.asarray(cloud) for cloud in clouds]
+    clouds = [cloud[:, None] if cloud.ndim == 1 else cloud for cloud in clouds]
+    widths = {cloud.shape[-1] for cloud in clouds}
+    if len(widths) > 1 or any(cloud.ndim != 2 for cloud in clouds):
+        raise ValueError(
+            f"'clouds' must be arrays (n, d) of one d; got shapes {sorted({c.shape for c in clouds})[:4]}. An item "
+            "without points is an array of shape (0, d)"
+        )
+    offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
+    if weights is not None:
+        weights = [xp.asarray(w) for w in weights]
+        if [w.shape for w in weights] != [(len(cloud),) for cloud in clouds]:
+            raise ValueError("'weights' must hold one array for each of 'clouds', with a weight for each of its points")
+        weights = xp.concatenate(weights)
+    return offsets, weights, xp.concatenate(clouds)

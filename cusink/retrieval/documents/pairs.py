@@ -1,146 +1,182 @@
 """Pairs of items that each have a support of their own: documents over a vocabulary, and ragged point clouds."""
 
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
 import numpy as np
 
 from cusink.backends.numpy.documents.buffers import Buffers
-from cusink.retrieval.documents import tiles
-from cusink.retrieval.documents.checks import documents
-from cusink.retrieval.documents.supports import sums
-from cusink.retrieval.tiles import tile_shape
+from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
+from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, sums
+from cusink.retrieval.documents.tiles import (
+    DocumentSolutions,
+    PaddedDocuments,
+    Queries,
+    Setting,
+    solve_listed,
+    solve_self,
+)
+from cusink.retrieval.pairs import Solved
+from cusink.retrieval.tiles import Sizes, tile_shape
+from cusink.types import Array, ArrayModule, HostArray, Value
 
-__all__ = [
-    "DocumentPairs",
-    "document_pairs",
-]
+ROWS_PER_CALL = 8  # solved at once: a round of iterations costs as much for few pairs as for many
+KERNELS_PER_PAIR = 6  # copies of its kernel that a pair takes: costs, kernel, and what finishing it needs
+COSTS_PER_ROW = 3  # copies of the costs to a row's words that making them takes
 
 
-def document_pairs(A, B, C, *, eps, check, memory_limit=None, on_empty="nan"):
-    """The checked pairs of all items of A with all items of B (None: of A) at the cost C."""
-    return DocumentPairs(documents(A, B, C, eps=eps, check=check, on_empty=on_empty), eps, memory_limit)
-
-
-TOGETHER = 8  # rows that are solved at once
-COPIES = 6  # of its kernel that a pair takes: costs, kernel, and what finishing it needs
-BLOCKS = 3  # of the costs to a row's words, that making them takes
-
-
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DocumentPairs:
-    """Items of A with items of B, see `cusink.retrieval.histograms.HistogramPairs` for the attributes.
+    """`Pairs` of documents; `span` are numbers between which the costs lie.
 
     Only the points that an item has enter its problems. A pair with an empty item has the distance NaN and the error
     NaN; there is nothing to converge, so it counts as converged.
-
-    Some rows of a tile are solved at once, and kept for the calls that ask for them: a round of an iteration costs as
-    much for few pairs as for many. Which rows these are follows from `cusink.retrieval.tiles.tile_shape` alone.
     """
 
-    def __init__(self, given, eps, memory_limit=None):
-        self.A, self.B, self.C, self.eps, self.dtype = given.A, given.B, given.C, eps, given.dtype
-        self.ops = given.C.ops
-        self.shape = (len(given.A), len(given.B))
-        self.dense = given.C.stored
-        self.symmetric = given.C.symmetric and given.A is given.B
-        self.entropy_A, self.entropy_B = (_entropies(side) for side in (given.A, given.B))
-        self.on_host, self.buffers = given.xp is np, Buffers()
-        self.span = given.C.range()
-        self._key = self._columns = self._kept = self._uploaded = None
-        itemsize, sizes = given.A.weights.itemsize, (given.A.sizes, given.B.sizes)
-        # A limit holds for the largest items; without one the average says well enough how much work a pair is.
-        n, m = (max(1, int(side.max() if memory_limit is not None else side.mean())) for side in sizes)
-        used = min(self.C.shape[-1], len(given.B.places))
-        self.pair_bytes = COPIES * n * m * itemsize
-        self.point_bytes = 0 if self.dense else self.C.data.point_bytes
-        self.shared_bytes = self.point_bytes + BLOCKS * n * used * itemsize
-        if memory_limit is not None and tile_shape(self, memory_limit)[1] * m < used:
-            # The costs to the words of so few documents are less than those to all words.
-            self.pair_bytes, self.shared_bytes = (COPIES + BLOCKS) * n * m * itemsize, self.point_bytes
-        self.height, width = tile_shape(self, memory_limit)
-        self.together = TOGETHER
+    A: RaggedWeights
+    B: RaggedWeights
+    C: Cost[Any]
+    eps: float
+    dtype: Any
+    span: tuple[float, float]
+    symmetric: bool
+    on_host: bool
+    point_bytes: int  # of a cost that is not stored
+    pair_bytes: int
+    shared_bytes: int
+    rows_per_call: int
+
+    @classmethod
+    def of(cls, given: CheckedDocuments, eps: float, memory_limit: int | None = None) -> Self:
+        """Return the pairs of checked documents; `memory_limit` bytes decide how many rows are solved at once."""
+        A, B, C = given.A, given.B, given.C
+        mirrored = A is B and C.symmetric
+        point_bytes = 0 if C.stored else C.data.point_bytes
+        sizes = _sizes(given, mirrored, point_bytes, memory_limit)
+        rows_per_call = ROWS_PER_CALL
         if memory_limit is not None:
-            row_bytes = self.shared_bytes - self.point_bytes + min(width, self.shape[1]) * self.pair_bytes
-            self.together = max(1, min((memory_limit - self.point_bytes) // row_bytes, TOGETHER))
+            _, width = tile_shape(sizes, memory_limit)
+            row_bytes = sizes.shared_bytes - point_bytes + min(width, len(B)) * sizes.pair_bytes
+            rows_per_call = max(1, min((memory_limit - point_bytes) // row_bytes, ROWS_PER_CALL))
+        return cls(
+            A=A,
+            B=B,
+            C=C,
+            eps=eps,
+            dtype=given.dtype,
+            span=C.range(),
+            symmetric=mirrored,
+            on_host=given.xp is np,
+            point_bytes=point_bytes,
+            pair_bytes=sizes.pair_bytes,
+            shared_bytes=sizes.shared_bytes,
+            rows_per_call=rows_per_call,
+        )
 
-    def solve(self, row, columns, value, options):
-        """Solve one item against `columns`, a slice or an index array; a dict of arrays (len(columns),)."""
-        columns = np.arange(len(self.B))[columns]
-        start = row - row % self.height
-        first = row - (row - start) % self.together
-        key = first, options
-        if self._key != key or not np.isin(columns, self._columns).all():
-            rows = np.arange(first, min(first + self.together, start + self.height, len(self.A)))
-            self._key, self._columns = key, np.unique(columns)
-            self._kept = self._solved(rows, self._columns, options)
-        place = np.searchsorted(self._columns, columns)
-        kept = {name: part[row - first, place] for name, part in self._kept.items()}
-        kept["entropic_cost"] = kept["reg_cost"] - self.eps * (self.entropy_A[row] + self.entropy_B[columns])
-        return self._outward(kept, value)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Items of A and of B."""
+        return len(self.A), len(self.B)
 
-    def solve_selves(self, side, items, options):
-        """Solve items, a slice, of A (side 0) or B (side 1) each against itself; a dict as from `solve`, `reg_cost`."""
-        ours, C = (self.A, self.B)[side], self.C.own(side)
-        items = np.arange(len(ours))[items]
-        found, filled = _nothing(len(items)), np.flatnonzero(ours.sizes[items])
-        if len(filled):
-            if self.on_host:
-                solved = [tiles.solve_self(*ours.item(k), C, self.eps, options) for k in items[filled]]
-                solved = {name: np.concatenate([part[name] for part in solved]) for name in solved[0]}
-            else:
-                solved = self._on_device(side, side, items[filled], items[filled], C, options)
-            for name, part in solved.items():
-                found[name][filled] = part
-        return self._outward(found, "reg_cost")
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module of the cost."""
+        return self.C.xp
 
-    def content(self):
-        """What the distances depend on beside the options, by name, for a fingerprint; B is None where it is A."""
-        return {"A": self.A, "B": None if self.B is self.A else self.B, "C": self.C.data}
+    def to_host(self, array: Array) -> HostArray:
+        """Return an array of this library as a NumPy array."""
+        return self.C.to_host(array)
 
-    def _solved(self, rows, columns, options):
-        """A dict of arrays (len(rows), len(columns))."""
-        found = _nothing((len(rows), len(columns)))
-        i, j = np.flatnonzero(self.A.sizes[rows]), np.flatnonzero(self.B.sizes[columns])
+    @functools.cached_property
+    def setting(self) -> Setting:
+        """What solving on the host needs besides the pairs."""
+        return Setting(self.eps, self.span, Buffers())
+
+    def solve(self, rows: slice, columns: slice, value: Value, options: Options) -> Solved:
+        """Solve rows against columns; see `Pairs`."""
+        at, to = np.arange(len(self.A))[rows], np.arange(len(self.B))[columns]
+        found = DocumentSolutions.empty(len(at), len(to))
+        i, j = np.flatnonzero(self.A.sizes[at]), np.flatnonzero(self.B.sizes[to])
         if len(i) and len(j):
             if self.on_host:
-                against = tiles.padded(self.B, columns[j], self.C.shape[-1])
-                queries = tiles.queries_of([self.A.item(k) for k in rows[i]], against, self.C)
+                documents = PaddedDocuments.of(self.B, to[j], self.C.shape[-1])
+                queries = Queries.of([self.A.item(k) for k in at[i]], documents, self.C)
                 pairs = np.repeat(np.arange(len(i)), len(j)), np.tile(np.arange(len(j)), len(i))
-                shared = self.span, self.buffers
-                solved = tiles.solve_listed(queries, against, *pairs, *shared, self.eps, options)
+                solved = solve_listed(queries, documents, *pairs, self.setting, options)
             else:
-                pairs = np.repeat(rows[i], len(j)), np.tile(columns[j], len(i))
+                pairs = np.repeat(at[i], len(j)), np.tile(to[j], len(i))
                 solved = self._on_device(0, 1, *pairs, self.C, options)
-            for name, part in solved.items():
-                found[name][np.ix_(i, j)] = part.reshape(len(i), len(j))
-        return found
+            for whole, part in zip(found, solved, strict=True):
+                whole[np.ix_(i, j)] = part.reshape(len(i), len(j))
+        distances = found.cost if value == "cost" else found.reg_cost
+        if value == "entropic_cost":
+            ours, theirs = self._entropies
+            distances = distances - self.eps * (ours[at, None] + theirs[to])
+        return self._solved(distances, found)
 
-    def _on_device(self, ours, theirs, rows, columns, C, options):
-        """Solve pairs of items of two sides, by their numbers 0 and 1; a dict of arrays (len(rows),)."""
+    def solve_selves(self, side: Literal[0, 1], items: slice, options: Options) -> Solved:
+        """Solve items of one side, each with itself; see `Pairs`."""
+        own, C = (self.A, self.B)[side], self.C.own(side)
+        at = np.arange(len(own))[items]
+        found, filled = DocumentSolutions.empty(len(at)), np.flatnonzero(own.sizes[at])
+        if len(filled):
+            if self.on_host:
+                each = [solve_self(*own.item(k), C, self.eps, options) for k in at[filled]]
+                solved = DocumentSolutions(*map(np.concatenate, zip(*each, strict=True)))
+            else:
+                solved = self._on_device(side, side, at[filled], at[filled], C, options)
+            for whole, part in zip(found, solved, strict=True):
+                whole[filled] = part
+        return self._solved(found.reg_cost, found)
+
+    def content(self) -> dict[str, Any]:
+        """Return the inputs by name, for fingerprints; see `Pairs`."""
+        return {"A": self.A.content(), "B": None if self.B is self.A else self.B.content(), "C": self.C.data}
+
+    @functools.cached_property
+    def _entropies(self) -> tuple[HostArray, HostArray]:
+        """The entropies of the items of A and of B, 0 for an empty one."""
+        ours = _entropies(self.A)
+        return ours, ours if self.B is self.A else _entropies(self.B)
+
+    @functools.cached_property
+    def _uploaded(self) -> list[Any]:
+        """Both collections on the device."""
         from cusink.backends.cupy import documents
 
-        if self._uploaded is None:
-            sides = ((side.offsets, side.places, side.weights) for side in (self.A, self.B))
-            self._uploaded = [documents.on_device(*parts) for parts in sides]
+        return [documents.on_device(side.offsets, side.places, side.weights) for side in (self.A, self.B)]
+
+    def _on_device(
+        self, ours: int, theirs: int, rows: HostArray, columns: HostArray, C: Cost[Any], options: Options
+    ) -> DocumentSolutions:
+        """Solve pairs of items of two sides, by the numbers 0 and 1 of the sides: arrays (len(rows),)."""
+        from cusink.backends.cupy import documents
+
         sizes = [int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs)]
         sides = self._uploaded[ours], self._uploaded[theirs]
-        return documents.solve_pairs(*sides, sizes, rows, columns, C.data, self.eps, options)
+        keywords = dataclasses.asdict(options)
+        return DocumentSolutions(**documents.solve_pairs(*sides, sizes, rows, columns, C.data, self.eps, keywords))
 
-    def _outward(self, found, value):
-        """The result of `solve`: distances in the user's library, the rest in NumPy."""
-        rest = {name: found[name] for name in ("error", "n_iter", "converged")}
-        return {"distances": self.ops.xp.asarray(found[value]), **rest}
-
-
-def _nothing(shape):
-    """The result of pairs of which none can be solved."""
-    return {
-        "cost": np.full(shape, np.nan),
-        "reg_cost": np.full(shape, np.nan),
-        "error": np.full(shape, np.nan),
-        "n_iter": np.zeros(shape, np.int64),
-        "converged": np.ones(shape, bool),
-    }
+    def _solved(self, distances: HostArray, found: DocumentSolutions) -> Solved:
+        """Return distances in the user's library, the rest in NumPy."""
+        return Solved(self.xp.asarray(distances), found.error, found.n_iter, found.converged)
 
 
-def _entropies(side):
-    """The entropy of each item, 0 for an empty one."""
+def _sizes(given: CheckedDocuments, mirrored: bool, point_bytes: int, memory_limit: int | None) -> Sizes:
+    """Return the bytes of pairs: a limit holds for the largest items, without one the average tells the work."""
+    itemsize, used = given.A.weights.itemsize, min(given.C.shape[-1], len(given.B.places))
+    n, m = (max(1, int(x.sizes.mean() if memory_limit is None else x.sizes.max())) for x in (given.A, given.B))
+    shape, entries = (len(given.A), len(given.B)), n * m * itemsize
+    sizes = Sizes(shape, mirrored, KERNELS_PER_PAIR * entries, point_bytes + COSTS_PER_ROW * n * used * itemsize)
+    if memory_limit is not None and tile_shape(sizes, memory_limit)[1] * m < used:
+        # The costs to the words of so few documents are less than those to all words.
+        return Sizes(shape, mirrored, (KERNELS_PER_PAIR + COSTS_PER_ROW) * entries, point_bytes)
+    return sizes
+
+
+def _entropies(side: RaggedWeights) -> HostArray:
     weights = side.weights.astype(np.float64)
     return -sums(side.offsets, weights * np.log(weights))

@@ -1,126 +1,145 @@
-"""Documents on the CPU: some against many, every pair with its costs cut out of one block for all of them."""
+"""Documents on the CPU: some against many, every pair with its costs gathered from one array for all of them."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.backends.numpy.documents.buffers import PairCosts
+from cusink.backends.numpy.documents.buffers import Buffers, PairCosts
 from cusink.backends.numpy.documents.costs import costs_between
 from cusink.backends.numpy.documents.iteration import Iteration
+from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
 from cusink.operand import dense_cost
-from cusink.solver.loop import solve
+from cusink.retrieval.documents.supports import RaggedWeights
+from cusink.solver.loop import Solution, solve
 from cusink.solver.symmetric import self_potentials
 from cusink.solver.values import weighted_sum
+from cusink.types import Array, ArrayModule, HostArray, Method
 
-__all__ = [
-    "Padded",
-    "Queries",
-    "padded",
-    "queries_of",
-    "solve_listed",
-    "solve_self",
-]
+
+class DocumentSolutions(NamedTuple):
+    """Solved pairs in NumPy, arrays of one shape."""
+
+    cost: HostArray
+    reg_cost: HostArray
+    error: HostArray
+    n_iter: HostArray
+    converged: HostArray
+
+    @classmethod
+    def empty(cls, *shape: int) -> "DocumentSolutions":
+        """Return the result of pairs of which none can be solved."""
+        cost, reg_cost, error = np.full((3, *shape), np.nan)
+        return cls(cost, reg_cost, error, np.zeros(shape, np.int64), np.ones(shape, bool))
 
 
 @dataclass(frozen=True, eq=False)
-class Padded:
+class PaddedDocuments:
     """Documents as arrays (D, m): `weights`, 0 beyond the `sizes`, and `index` into the points `used` by all of them.
 
     Beyond its size a document's index repeats its first point.
     """
 
-    used: np.ndarray
-    index: np.ndarray
-    weights: np.ndarray
-    sizes: np.ndarray
+    used: HostArray
+    index: HostArray
+    weights: HostArray
+    sizes: HostArray
 
-
-def padded(side, items, points):
-    """The `items`, an index array of a `Supports`, none of them empty; `points` is how many there are in all."""
-    sizes = side.sizes[items]
-    step = np.arange(sizes.max())
-    inside = step < sizes[:, None]
-    entries = side.offsets[items][:, None] + np.where(inside, step, 0)
-    places = side.places[entries]
-    mask = np.zeros(points, bool)
-    mask[places] = True
-    used = np.flatnonzero(mask)
-    position = np.empty(points, np.int64)
-    position[used] = np.arange(len(used))
-    return Padded(used, position[places], np.where(inside, side.weights[entries], 0), sizes)
+    @classmethod
+    def of(cls, side: RaggedWeights, items: HostArray, points: int) -> "PaddedDocuments":
+        """Return the `items`, an index array, none of them empty; `points` is the number of points in all."""
+        sizes = side.sizes[items]
+        step = np.arange(sizes.max())
+        inside = step < sizes[:, None]
+        entries = side.offsets[items][:, None] + np.where(inside, step, 0)
+        places = side.places[entries]
+        mask = np.zeros(points, bool)
+        mask[places] = True
+        used = np.flatnonzero(mask)
+        position = np.empty(points, np.int64)
+        position[used] = np.arange(len(used))
+        return cls(used, position[places], np.where(inside, side.weights[entries], 0), sizes)
 
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Items as `weights` (Q, n), 0 beyond their sizes, with `costs` (Q, words, n) to the words that `Padded` uses."""
+    """Items as `weights` (Q, n), 0 beyond their sizes, and `costs` (Q, words, n) to the words of `PaddedDocuments`."""
 
-    weights: np.ndarray
-    costs: np.ndarray
+    weights: HostArray
+    costs: HostArray
+
+    @classmethod
+    def of(cls, items: list[tuple[HostArray, HostArray]], columns: PaddedDocuments, C: Cost[Any]) -> "Queries":
+        """Return items, each (weights (n,), places (n,))."""
+        longest = max(len(places) for _, places in items)
+        weights = np.zeros((len(items), longest), items[0][0].dtype)
+        costs = np.empty((len(items), len(columns.used), longest), weights.dtype)
+        for k, (own, places) in enumerate(items):
+            weights[k, : len(places)] = own
+            costs[k, :, : len(places)] = costs_between(C.data, places, columns.used)
+            costs[k, :, len(places) :] = costs[k, :, :1]
+        return cls(weights, costs)
 
 
-def queries_of(items, documents, C):
-    """`Queries` of items, each (weights (n,), places (n,)), for `Padded` documents."""
-    longest = max(len(places) for _, places in items)
-    weights = np.zeros((len(items), longest), items[0][0].dtype)
-    costs = np.empty((len(items), len(documents.used), longest), weights.dtype)
-    for k, (own, places) in enumerate(items):
-        weights[k, : len(places)] = own
-        costs[k, :, : len(places)] = costs_between(C.data, places, documents.used)
-        costs[k, :, len(places) :] = costs[k, :, :1]
-    return Queries(weights, costs)
+class Setting(NamedTuple):
+    """The regularisation, numbers that enclose the costs of the collection, and memory that calls share."""
+
+    eps: float
+    span: tuple[float, float]
+    buffers: Buffers
 
 
-def solve_listed(queries, documents, i, j, span, buffers, eps, options):
-    """Solve the pairs of `Queries` i (K,) with `Padded` documents j (K,); a dict of arrays (K,).
-
-    `span` encloses the costs of the collection; `buffers` is memory that calls share.
-    """
+def solve_listed(
+    queries: Queries, columns: PaddedDocuments, i: HostArray, j: HostArray, setting: Setting, options: Options
+) -> DocumentSolutions:
+    """Solve the pairs of queries i (K,) with documents j (K,): arrays (K,)."""
     count, words, longest = queries.costs.shape
-    index = documents.index[j] + (i * words)[:, None]
-    costs = PairCosts(queries.costs.reshape(-1, longest), index, documents.sizes[j], span, buffers)
-    a, b = queries.weights[i], documents.weights[j]
-    f, g, cost, error, n_iter, converged = solve_pairs(a, b, costs, eps, options)
-    reg_cost = weighted_sum(np, a, f) + weighted_sum(np, b, g)
-    return {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+    index = columns.index[j] + (i * words)[:, None]
+    block = queries.costs.reshape(-1, longest)
+    costs = PairCosts(block, index, columns.sizes[j], setting.span, setting.buffers)
+    a, b = queries.weights[i], columns.weights[j]
+    found = _solve(a, b, costs, setting.eps, options)
+    reg_cost = weighted_sum(np, a, found.f) + weighted_sum(np, b, found.g)
+    return DocumentSolutions(found.cost, reg_cost, found.error, found.n_iter, found.converged)
 
 
-def solve_self(weights, places, C, eps, options):
-    """Solve one item against itself; a dict of arrays (1,)."""
-    block = dense_cost(costs_between(C.data, places, places))
-    _, reg_cost, error, n_iter, converged = self_potentials(block, weights[None], eps, options)
-    return {"reg_cost": reg_cost, "error": error, "n_iter": n_iter, "converged": converged}
+def solve_self(weights: HostArray, places: HostArray, C: Cost[Any], eps: float, options: Options) -> DocumentSolutions:
+    """Solve one item with itself: arrays (1,), without `cost`."""
+    own = self_potentials(dense_cost(costs_between(C.data, places, places)), weights[None], eps, options)
+    return DocumentSolutions(np.full(1, np.nan), own.reg_cost, own.error, own.n_iter, own.converged)
 
 
 @dataclass(frozen=True, eq=False)
 class DocumentCost:
-    """`PairCosts` as the solver's loop takes them, see `cusink.costs.cost.Solvable`."""
+    """`PairCosts` as the loop of the solver takes them, see `cusink.costs.cost.Solvable`."""
 
     costs: PairCosts
-    xp = np
+    xp: ArrayModule = np
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype[Any]:
         """Of the computation."""
-        return self.costs.dtype
+        dtype: np.dtype[Any] = self.costs.dtype
+        return dtype
 
-    @staticmethod
-    def to_host(array):
-        """Return `array`, which is NumPy's."""
+    def to_host(self, array: HostArray) -> HostArray:
+        """Return the array, which is on the host."""
         return array
 
-    def range(self):
+    def range(self) -> tuple[float, float]:
         """Return numbers between which all costs of the collection lie."""
         return self.costs.span
 
-    def iteration(self, a, b, eps, f, g, method):
+    def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Any:
         """Put problems under way."""
         return Iteration(self.costs, a, b, eps, f, g, method)
 
 
-def solve_pairs(a, b, costs, eps, options):
+def _solve(a: HostArray, b: HostArray, costs: PairCosts, eps: float, options: Options) -> Solution:
     """Solve problems a (D, n), b (D, m) with `PairCosts`; method "log" has no use for their kernels."""
     if options.method != "log":
         return solve(DocumentCost(costs), a, b, eps, options)
-    costs.buffers.restart()  # of the pairs before
+    costs.buffers.restart()  # the pairs before are solved
     C = np.ascontiguousarray(np.swapaxes(costs.gather(np.arange(len(a))), 1, 2))
     return solve(dense_cost(C), a, b, eps, options)

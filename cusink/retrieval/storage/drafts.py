@@ -1,19 +1,47 @@
 """Unfinished matrices on disk: `.npy` and Zarr."""
 
 import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from cusink.retrieval.storage.ledger import write
+from cusink.retrieval.storage.ledger import FORMAT, Job, write
+from cusink.types import HostArray
+
+
+class Draft(Protocol):
+    """An unfinished matrix."""
+
+    def create(self, job: Job) -> None:
+        """Make an empty matrix."""
+
+    def open(self, job: Job) -> None:
+        """Open the matrix to write more tiles."""
+
+    def write(self, rows: slice, columns: slice, block: HostArray) -> None:
+        """Write a tile."""
+
+    def sync(self) -> None:
+        """Bring all that was written to the disk."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+    def read(self, path: Path) -> Any:
+        """Open a finished matrix for reading: `numpy.memmap` or `zarr.Array`."""
 
 
 class NpyDraft:
     """A ``.npy`` file, all of whose space is taken at once."""
 
-    def __init__(self, path):
-        self.path, self.file = path, None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: FileIO | None = None
 
-    def create(self, job):
+    def create(self, job: Job) -> None:
         """Make the file."""
         shape, dtype = tuple(job["shape"]), np.dtype(job["dtype"])
         with open(self.path, "wb", buffering=0) as file:
@@ -27,7 +55,7 @@ class NpyDraft:
             os.fsync(file.fileno())
         self.open(job)
 
-    def open(self, job):
+    def open(self, job: Job) -> None:
         """Open the file to write more tiles."""
         matrix = self.read(self.path)
         if matrix.shape != tuple(job["shape"]) or matrix.dtype != job["dtype"]:
@@ -35,47 +63,52 @@ class NpyDraft:
         self.columns, self.itemsize, self.start = matrix.shape[1], matrix.itemsize, matrix.offset
         self.file = open(self.path, "r+b", buffering=0)
 
-    def write(self, rows, columns, block):
+    def write(self, rows: slice, columns: slice, block: HostArray) -> None:
         """Write a tile row by row: through a memory map, a failing disk would kill the process."""
+        file = self._opened()
         for row, values in zip(range(rows.start, rows.stop), block, strict=True):
-            self.file.seek(self.start + (row * self.columns + columns.start) * self.itemsize)
-            write(self.file, np.ascontiguousarray(values))
+            file.seek(self.start + (row * self.columns + columns.start) * self.itemsize)
+            write(file, np.ascontiguousarray(values))
 
-    def sync(self):
-        """Bring what was written to the disk."""
-        os.fsync(self.file.fileno())
+    def sync(self) -> None:
+        """Bring all that was written to the disk."""
+        os.fsync(self._opened().fileno())
 
-    def close(self):
+    def close(self) -> None:
         """Close the file."""
         if self.file is not None:
             self.file.close()
 
-    @staticmethod
-    def read(path):
+    def read(self, path: Path) -> Any:
         """Open for reading."""
         return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def _opened(self) -> FileIO:
+        assert self.file is not None
+        return self.file
 
 
 class ZarrDraft:
     """A Zarr array of format 3 with a chunk for each tile; what is missing reads as NaN."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         try:
             import zarr
         except ImportError:
             raise ImportError(
                 "'out' with the ending .zarr needs Zarr; install it with pip install 'cusink[zarr]', or choose .npy"
             ) from None
-        self.zarr, self.path, self.written = zarr, path, []
+        self.zarr, self.path = zarr, path
+        self.written: list[Path] = []
 
-    def create(self, job):
+    def create(self, job: Job) -> None:
         """Make the array, and no chunk of it."""
-        (queries, documents), (height, width) = job["shape"], job["tile"]
+        (rows, columns), (height, width) = job["shape"], job["tile"]
         self.array = self.zarr.create_array(
             self.path,
             shape=tuple(job["shape"]),
             dtype=job["dtype"],
-            chunks=(min(height, queries), min(height if job["symmetric"] else width, documents)),
+            chunks=(min(height, rows), min(height if job["symmetric"] else width, columns)),
             fill_value=float("nan"),
             compressors=None,  # distances are all digits: a tenth of the space for much of the time
             attributes={"cusink": job},
@@ -86,26 +119,26 @@ class ZarrDraft:
         self.written.append(self.path / "zarr.json")
         self.sync()
 
-    def open(self, job):
-        """Open the array to write more tiles, and clear away what a killed process had half written."""
+    def open(self, job: Job) -> None:  # noqa: ARG002
+        """Open the array to write more tiles, and delete files that a killed process had half written."""
         for rest in self.path.rglob("*.partial"):
             rest.unlink(missing_ok=True)
         self.array = self.zarr.open_array(self.path, mode="r+", config={"write_empty_chunks": True})
 
-    def write(self, rows, columns, block):
+    def write(self, rows: slice, columns: slice, block: HostArray) -> None:
         """Write a tile: whole chunks."""
         self.array[rows, columns] = block
         for row, column in self._chunks(rows, columns):
             self.written.append(self.path / self.array.metadata.encode_chunk_key((row, column)))
 
-    def _chunks(self, rows, columns):
+    def _chunks(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
         height, width = self.array.chunks
         for row in range(rows.start // height, -(-rows.stop // height)):
             for column in range(columns.start // width, -(-columns.stop // width)):
                 yield row, column
 
-    def sync(self):
-        """Bring what was written to the disk: the files, and the folders that name them."""
+    def sync(self) -> None:
+        """Bring all that was written to the disk: the files, and the folders that name them."""
         for file in self.written:
             descriptor = os.open(file, os.O_RDONLY)
             try:
@@ -120,15 +153,15 @@ class ZarrDraft:
             sync_folder(folder)
         self.written = []
 
-    def close(self):
+    def close(self) -> None:
         """Zarr keeps no file open."""
 
-    def read(self, path):
+    def read(self, path: Path) -> Any:
         """Open for reading."""
         return self.zarr.open_array(path, mode="r")
 
 
-def sync_folder(folder):
+def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, where folders can be synced."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
@@ -138,8 +171,18 @@ def sync_folder(folder):
             os.close(descriptor)
 
 
-def of_another_job(path, what, here, there):
-    """The message for a store that holds something else than the call asks for."""
+def of_another_layout(path: Path, part: Path, tiles: Path, found: Job) -> str:
+    """Return the message for a store whose record has another layout."""
+    age, version = "an older" if found.get("format", 0) < FORMAT else "a newer", found.get("version", "unknown")
+    return (
+        f"'out' was begun by {age} version of cusink ({version}), and '{tiles}' has a layout that this version does "
+        f"not go on with. Finish it with that version, or delete '{tiles}' and '{part if part.exists() else path}' to "
+        "begin again"
+    )
+
+
+def of_another_job(path: Path, what: str, here: object, there: object) -> str:
+    """Return the message for a store that holds something else than the call asks for."""
     if what in ("A", "B", "C"):
         return (
             f"'out' holds another job: '{path}' was begun with another '{what}'. Choose another name, or delete it and "

@@ -5,91 +5,103 @@ safely on the disk. A process that is killed leaves at most one line torn, at th
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import to_host
+from cusink.costs.grid import GridCosts
+from cusink.costs.points import PointCosts
+from cusink.retrieval.pairs import Pairs
+from cusink.retrieval.tiles import Misses
 from cusink.version import __version__
-
-__all__ = [
-    "Ledger",
-    "differences",
-    "manifest",
-    "write",
-]
-
 
 try:
     import fcntl
-except ImportError:  # not on Windows: two processes must then not be let loose on one store
-    fcntl = None
+except ImportError:  # not on Windows: there, two processes must not write one store
+    fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
-BLOCK = 1 << 24  # bytes hashed at a time
+FORMAT = 2  # raise it whenever a manifest or a fingerprint changes
+HASHED_BYTES = 1 << 24  # at a time
+
+Job = dict[str, Any]  # a manifest, in JSON's types
+
+# How a cost that is not stored enters a fingerprint: a word and its attributes. Neither may follow a renamed class.
+COSTS = {
+    PointCosts: ("points", ("x", "y", "norm", "exponent", "factor", "terms", "memory_limit")),
+    GridCosts: ("grid", ("axes",)),
+}
 
 
-def manifest(pairs, tile, count, **arguments):
-    """What tells one job, of `count` tiles, from another, in JSON's types."""
-    arguments = {name: _plain(value) for name, value in sorted(arguments.items())}
+def manifest(pairs: Pairs, tile: tuple[int, int], count: int, **arguments: object) -> Job:
+    """Return the description of a job of `count` tiles that tells it from any other."""
     return {
         "format": FORMAT,
         "shape": list(pairs.shape),
         "dtype": np.dtype(pairs.dtype).name,
         "inputs": {name: fingerprint(x) for name, x in pairs.content().items()},
-        "arguments": {"eps": float(pairs.eps)} | arguments,
+        "arguments": {"eps": float(pairs.eps)} | {name: _plain(value) for name, value in sorted(arguments.items())},
         "tile": list(tile),
         "tiles": count,
         "symmetric": pairs.symmetric,
-        "library": pairs.ops.xp.__name__,
+        "library": pairs.xp.__name__,
         "version": __version__,
     }
 
 
-def _plain(value):
+def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def fingerprint(thing):
-    """SHA-256 of an array, of a dataclass or a tuple of arrays, or of anything with a telling repr; None of None."""
+def fingerprint(thing: Any) -> str | None:
+    """Return the SHA-256 of an array, a number or word, a cost, or a tuple of these; None of None."""
     if thing is None:
         return None
     digest = hashlib.sha256()
-    _digest(digest, thing)
+    for part in _parts(thing):
+        digest.update(part)
     return digest.hexdigest()
 
 
-def _digest(digest, thing):
-    if dataclasses.is_dataclass(thing):
-        digest.update(type(thing).__name__.encode())
-        for field in dataclasses.fields(thing):
-            _digest(digest, getattr(thing, field.name))
-    elif isinstance(thing, (tuple, list)):
+def _parts(thing: Any) -> Iterator[Any]:
+    if type(thing) in COSTS:
+        word, names = COSTS[type(thing)]
+        thing = (word, *(getattr(thing, name) for name in names))
+    if isinstance(thing, tuple):
         for part in thing:
-            _digest(digest, part)
+            yield from _parts(part)
     elif hasattr(thing, "dtype") and hasattr(thing, "shape"):
-        digest.update(f"{thing.dtype}{tuple(thing.shape)}".encode())
+        yield f"{thing.dtype}{tuple(thing.shape)}".encode()
         flat = thing.reshape(-1)  # contiguous, as all checked arrays are
-        step = max(BLOCK // thing.dtype.itemsize, 1)
+        step = max(HASHED_BYTES // thing.dtype.itemsize, 1)
         for start in range(0, len(flat), step):
-            digest.update(np.ascontiguousarray(to_host(flat[start : start + step])).view(np.uint8))
+            yield np.ascontiguousarray(to_host(flat[start : start + step])).view(np.uint8)
     else:
-        digest.update(repr(thing).encode())
+        yield repr(thing).encode()
 
 
 class Ledger:
     """The open file of a job; one process at a time holds it."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = None
+        self._file: FileIO | None = None
 
-    def open(self):
+    @property
+    def file(self) -> FileIO:
+        """The file, which must be open."""
+        assert self._file is not None
+        return self._file
+
+    def open(self) -> None:
         """Open or make the file and keep other processes out; an error if one is in."""
-        self.file = open(self.path, "a+b", buffering=0)
+        self._file = open(self.path, "a+b", buffering=0)
         if fcntl is not None:
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,14 +114,14 @@ class Ledger:
             except OSError:  # a file system without locks
                 pass
 
-    def close(self):
+    def close(self) -> None:
         """Let other processes in."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def read(self):
-        """The job (None if none was begun) and its finished tiles, by their first row and column."""
+    def read(self) -> tuple[Job | None, dict[tuple[int, int], Misses]]:
+        """Return the job (None if none was begun) and its finished tiles, by their first row and column."""
         self.file.seek(0)
         lines = self.file.read().split(b"\n")
         whole = lines[:-1]  # what follows the last line end is nothing, or torn
@@ -119,42 +131,42 @@ class Ledger:
             return None, {}
         try:
             job, *finished = (json.loads(line) for line in whole)
-            return job, {tuple(tile["at"]): (tile["missed"], tile["worst"]) for tile in finished}
-        except (ValueError, TypeError, KeyError):
+            return job, {(tile["at"][0], tile["at"][1]): Misses(tile["missed"], tile["worst"]) for tile in finished}
+        except (ValueError, TypeError, KeyError, IndexError):
             raise ValueError(
                 f"'{self.path}' is damaged; it tells which tiles of 'out' are finished. Delete it and what lies beside "
                 "it, or choose another name"
             ) from None
 
-    def begin(self, job):
+    def begin(self, job: Job) -> None:
         """Forget what the file held, and write down the job."""
         self.file.truncate(0)
         self._line(job)
 
-    def add(self, rows, columns, missed, worst):
+    def add(self, rows: slice, columns: slice, misses: Misses) -> None:
         """Write down that a tile is finished, and how many of its pairs missed their tolerance."""
-        self._line({"at": [rows.start, columns.start], "missed": int(missed), "worst": float(worst)})
+        self._line({"at": [rows.start, columns.start], "missed": int(misses.count), "worst": float(misses.worst)})
 
-    def _line(self, entry):
+    def _line(self, entry: Job) -> None:
         end = self.file.seek(0, os.SEEK_END)
         try:
             write(self.file, json.dumps(entry).encode() + b"\n")
             os.fsync(self.file.fileno())
-        except OSError:  # what got through of the line must not stay
+        except OSError:  # a part of the line that got through must not stay
             with contextlib.suppress(OSError):
                 self.file.truncate(end)
             raise
 
 
-def write(file, data):
+def write(file: FileIO, data: Any) -> None:
     """Write all of `data` to an unbuffered file: a disk that fills up may take a part of it before it is an error."""
-    data = memoryview(data).cast("B")
-    while len(data):
-        data = data[file.write(data) :]
+    rest = memoryview(data).cast("B")
+    while len(rest):
+        rest = rest[file.write(rest) :]
 
 
-def differences(job, found):
-    """Name what two jobs differ in, as (what, here, there)."""
+def differences(job: Job, found: Job) -> Iterator[tuple[str, object, object]]:
+    """Yield each entry in which two jobs differ, as (name, here, there)."""
     for name in ("arguments", "inputs"):
         here, there = job[name], found.get(name, {})
         for key in sorted(here | there):

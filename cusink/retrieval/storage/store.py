@@ -9,18 +9,27 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
-from cusink.retrieval.storage.drafts import NpyDraft, ZarrDraft, of_another_job, sync_folder
-from cusink.retrieval.storage.ledger import Ledger, differences
+from cusink.retrieval.pairs import Field
+from cusink.retrieval.storage.drafts import (
+    Draft,
+    NpyDraft,
+    ZarrDraft,
+    of_another_job,
+    of_another_layout,
+    sync_folder,
+)
+from cusink.retrieval.storage.ledger import FORMAT, Job, Ledger, differences
+from cusink.retrieval.tiles import Misses, SolvedTile
+from cusink.types import Array, HostArray
 
-__all__ = [
-    "TileStore",
-]
-
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TileStore:
@@ -30,16 +39,16 @@ class TileStore:
     the worst error among them.
     """
 
-    names = ("distances",)
+    names: tuple[Field, ...] = ("distances",)
 
-    def __init__(self, path, job, to_host):
+    def __init__(self, path: Path, job: Job, to_host: Callable[[Array], HostArray]) -> None:
         self.path, self.job, self.to_host = path, job, to_host
         self.part = path.with_name(path.name + ".part")
         self.ledger = Ledger(path.with_name(path.name + ".tiles"))
-        self.draft = (ZarrDraft if path.suffix == ".zarr" else NpyDraft)(self.part)
-        self.finished = {}
+        self.draft: Draft = ZarrDraft(self.part) if path.suffix == ".zarr" else NpyDraft(self.part)
+        self.finished: dict[tuple[int, int], Misses] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         with self._failures():
             if not self.ledger.path.exists():
                 self._keep_off()
@@ -55,24 +64,26 @@ class TileStore:
                 raise
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if error is not None and not self.finished:
             self._clear()
         self.draft.close()
         self.ledger.close()
 
-    def write(self, rows, columns, solved, missed, worst):
-        """Keep a tile, and its mirror image if it has one; on return it outlasts whatever may happen."""
-        block = self.to_host(solved["distances"])
+    def write(self, rows: slice, columns: slice, tile: SolvedTile) -> None:
+        """Keep a tile, and its mirror image if it has one; on return it is safe on the disk."""
+        block = self.to_host(tile.fields["distances"])
         with self._failures():
             self.draft.write(rows, columns, block)
             if self.job["symmetric"]:
                 self.draft.write(columns, rows, np.ascontiguousarray(block.T))
             self.draft.sync()
-            self.ledger.add(rows, columns, missed, worst)
-        self.finished[rows.start, columns.start] = missed, worst
+            self.ledger.add(rows, columns, tile.misses)
+        self.finished[rows.start, columns.start] = tile.misses
 
-    def finish(self):
+    def finish(self) -> Any:
         """Give the complete matrix its name, and return it, opened for reading."""
         with self._failures():
             self.draft.close()
@@ -82,8 +93,8 @@ class TileStore:
                 sync_folder(self.path.parent)
             return self.draft.read(self.path)
 
-    def _keep_off(self, *paths):
-        """Raise if something is there that no ledger tells of."""
+    def _keep_off(self, *paths: Path) -> None:
+        """Raise if a file is there that no ledger accounts for."""
         for path in paths or (self.path, self.part):
             if path.exists():
                 raise FileExistsError(
@@ -91,7 +102,7 @@ class TileStore:
                     "another name"
                 )
 
-    def _begin(self):
+    def _begin(self) -> None:
         """Make an empty matrix and write down what it is for; clear up if that fails."""
         try:
             self._keep_off(self.path)
@@ -103,18 +114,20 @@ class TileStore:
             self._clear()
             raise
 
-    def _clear(self):
+    def _clear(self) -> None:
         """Leave nothing behind."""
         self._remove()
         self.ledger.path.unlink(missing_ok=True)
 
-    def _remove(self):
+    def _remove(self) -> None:
         self.draft.close()
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.part) if self.part.is_dir() else self.part.unlink()
 
-    def _go_on(self, found, finished):
-        """Take up a job where it was left."""
+    def _go_on(self, found: Job, finished: dict[tuple[int, int], Misses]) -> None:
+        """Go on with a job where it was left."""
+        if found.get("format") != FORMAT:
+            raise ValueError(of_another_layout(self.path, self.part, self.ledger.path, found))
         for what, here, there in differences(self.job, found):
             raise ValueError(of_another_job(self.path, what, here, there))
         self.finished = finished
@@ -126,7 +139,7 @@ class TileStore:
             self.draft.open(self.job)
 
     @contextlib.contextmanager
-    def _failures(self):
+    def _failures(self) -> Iterator[None]:
         """Say what a failure of the disk means for the job."""
         try:
             yield
@@ -135,7 +148,7 @@ class TileStore:
                 raise
             reason, where = error.strerror or str(error), error.filename or self.path
             kept = f"{len(self.finished)} finished tiles are kept: call again to go on" if self.finished else ""
-            if error.errno in FULL:
+            if error.errno in DISK_FULL:
                 what = f"the disk is full or the file may not grow ({reason})"
                 fix = f"Free some space{'; ' + kept if kept else ''}"
             else:

@@ -1,5 +1,7 @@
 """Documents on emulated kernels: the values of the oracle and of the CPU, for any launch and any size of the tile."""
 
+import dataclasses
+
 import emulated
 import numpy as np
 import pytest
@@ -9,9 +11,8 @@ from retrieval.test_documents import VALUES, core, corpus, exactly, table, vecto
 
 import cusink
 from cusink.backends.cupy import launch as cupy_launch
-from cusink.retrieval.documents import checks as documents_checks
-from cusink.retrieval.documents.pairs import DocumentPairs
-from cusink.solver import checks as solver_checks
+from cusink.convergence.options import Options
+from cusink.retrieval.collections import check_collections
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -29,13 +30,9 @@ def device(request):
 
 def on_device(A, B, C, eps, **options):
     """Every value and outcome of all pairs of sparse rows, solved by the emulated kernel."""
-    given = documents_checks.documents(A, B, C, eps=eps, check=True)
-    pairs = DocumentPairs(given, eps)
-    pairs.on_host = False
-    options = solver_checks.options(*(options[k] for k in ("max_iter", "tol")), 10, "auto", options["overrelaxation"])
-    rows = [[pairs.solve(k, slice(None), value, options) for k in range(pairs.shape[0])] for value in VALUES]
-    found = {value: np.array([row["distances"] for row in part]) for value, part in zip(VALUES, rows, strict=True)}
-    return pairs, found | {name: np.array([row[name] for row in rows[0]]) for name in ("error", "n_iter", "converged")}
+    pairs = dataclasses.replace(check_collections(A, B, C, eps=eps, check=True), on_host=False)
+    solved = {value: pairs.solve(slice(None), slice(None), value, Options(**options)) for value in VALUES}
+    return pairs, {value: part.distances for value, part in solved.items()} | solved["cost"]._asdict()
 
 
 def costs(kind, dtype):
@@ -101,8 +98,8 @@ def test_what_does_not_converge_says_so_and_rounding_ends_it(device):
 def test_items_meet_themselves(device):
     A, C = corpus((9, 1, 20)), cusink.PointCloud(vectors(), metric="euclidean")
     pairs, _ = on_device(A, None, C, 0.5, **exactly(1))
-    options = solver_checks.options(500, 1e-9, 10, "auto", "auto")
-    found = pairs.solve_selves(0, slice(0, 3), options)["distances"]
+    options = Options(max_iter=500, tol=1e-9)
+    found = pairs.solve_selves(0, slice(0, 3), options).distances
     dense = cusink.cost_matrix(vectors(), metric="euclidean")
     for value, a in zip(found, A.toarray(), strict=True):
         assert abs(value - reference.optimum(*core(a, a, dense), 0.5).reg_cost) < 1e-8

@@ -1,0 +1,66 @@
+"""Assemble a lazy matrix from blocks, each a task."""
+
+from typing import Any, TypeAlias
+
+import dask
+import dask.array as da
+import numpy as np
+
+from cusink.distributed import tasks
+from cusink.distributed.jobs import Chunks, Delayed, Job, LazyArray
+from cusink.distributed.tasks import Place
+from cusink.retrieval.pairs import Field
+
+Blocks: TypeAlias = list[list[Delayed]]  # by chunks of rows and of columns; each a dict of arrays by field
+
+DTYPES: dict[Field, Any] = {"distances": None, "error": np.float64, "n_iter": np.int64, "converged": np.bool_}
+
+
+def rectangle(job: Job, left: Chunks, right: Chunks, solve: Delayed) -> Blocks:
+    """Return the blocks of a matrix of two collections."""
+    columns = list(zip(right, job.terms(1, right), strict=True))
+    return [
+        [solve(a, b, job.C, job.mass, (ours, theirs), Place(row, column)) for (b, column, _), theirs in columns]
+        for (a, row, _), ours in zip(left, job.terms(0, left), strict=True)
+    ]
+
+
+def triangle(job: Job, left: Chunks, right: Chunks, solve: Delayed) -> Blocks:
+    """Return the blocks of a symmetric matrix: the tiles on and above the diagonal are solved, the others mirrored.
+
+    A tile of the rows from `row` on has the columns from ``max(row, column)`` on; all of it is above the diagonal
+    unless it is a square.
+    """
+    ours, theirs, width = job.terms(0, left), job.terms(1, right), job.tile[1]
+    tiles = {}
+    for i, (a, row, _) in enumerate(left):
+        for j, (b, column, _) in enumerate(right):
+            if row < column + width:
+                place, skip = Place(row, max(row, column)), max(row - column, 0)
+                tiles[i, j] = solve(a, b, job.C, job.mass, (ours[i], theirs[j]), place, skip, row >= column)
+    mirror = dask.delayed(tasks.mirror_block, pure=False)
+    blocks: Blocks = []
+    for i, (_, row, height) in enumerate(left):
+        blocks.append([])
+        for j, (_, column, _) in enumerate(right):
+            pieces = []
+            for k, (_, above, _) in enumerate(left):  # the rows that are the columns left of the block's own tile
+                if column <= above < min(row, column + width):
+                    start = row - max(above, right[row // width].start)
+                    pieces.append((tiles[k, row // width], start, start + height))
+            blocks[-1].append(mirror(pieces, tiles.get((i, j))) if pieces else tiles[i, j])
+    return blocks
+
+
+def assembled(job: Job, left: Chunks, right: Chunks, blocks: Blocks, name: Field) -> LazyArray:
+    """Return the lazy array of a field of blocks."""
+    meta = job.like(DTYPES[name] or job.dtype)
+    return da.block(
+        [
+            [
+                da.from_delayed(block[name], (rows, columns), meta=meta)
+                for block, columns in zip(line, right.sizes, strict=True)
+            ]
+            for line, rows in zip(blocks, left.sizes, strict=True)
+        ]
+    )

@@ -1,0 +1,192 @@
+"""A distributed call, checked as far as it can be without reading the collections."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
+
+import dask
+import dask.array as da
+import numpy as np
+
+from cusink.checks.arrays import arrays, kind
+from cusink.checks.scalars import one_of, regularisation
+from cusink.convergence.options import Options
+from cusink.costs.checks import cost_values
+from cusink.costs.kinds import named_arrays
+from cusink.distributed import tasks
+from cusink.distributed.tasks import Device, Task
+from cusink.operand import operand
+from cusink.retrieval import checks
+from cusink.retrieval.budget import kernel_share
+from cusink.retrieval.documents.checks import are_documents
+from cusink.retrieval.histograms import memory
+from cusink.retrieval.tiles import Sizes, tile_shape
+from cusink.types import Array, ArrayModule, MatrixValue
+
+LazyArray: TypeAlias = Any  # dask.array.Array, which is not typed
+Delayed: TypeAlias = Any  # a result of dask.delayed
+
+CHUNK_ROWS = {"A": 128, "B": 1 << 15}  # of a collection that comes without chunks
+
+
+class Chunk(NamedTuple):
+    """Some rows of a collection, and where they are in it."""
+
+    rows: Delayed
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """A collection in chunks of rows."""
+
+    chunks: list[Chunk]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: LazyArray) -> Self:
+        """Return the chunks of a dask.array with all bins in one chunk."""
+        sizes = x.chunks[0]
+        starts = np.cumsum((0, *sizes[:-1])).tolist()
+        return cls([Chunk(*at) for at in zip(x.to_delayed()[:, 0].tolist(), starts, sizes, strict=True)], sizes)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self.chunks)
+
+    def __getitem__(self, k: int) -> Chunk:
+        return self.chunks[k]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """The collections, B the same as A for `itself`, and what all tasks share."""
+
+    A: LazyArray
+    B: LazyArray
+    itself: bool
+    symmetric: bool
+    xp: ArrayModule
+    dtype: Any
+    tile: tuple[int, int]
+    C: Delayed
+    mass: Delayed
+    task: Task
+
+    @classmethod
+    def of(
+        cls,
+        A: Any,
+        B: Any,
+        C: Any,
+        client: Any,
+        *,
+        eps: float,
+        value: MatrixValue,
+        options: Options,
+        limit: int | None,
+        check: bool,
+        device: Device,
+    ) -> Self:
+        """Check the arguments of a call."""
+        regularisation(eps)
+        one_of("value", value, checks.ALL_VALUES)
+        one_of("device", device, get_args(Device))
+        limit = checks.memory_limit(limit)
+        if A is None:
+            raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
+        itself = B is None
+        A = _collection("A", A)
+        B = A if itself else _collection("B", B)
+        metas = {name: np.empty_like(x._meta, shape=(0, x.shape[1])) for name, x in (("A", A), ("B", B))}
+        (_, _, *parts), xp, dtype = arrays(**metas, **named_arrays(C))
+        costs = operand(C, xp, dtype, parts, kernel_share(limit), batch=False)
+        checks.shapes(A, None if itself else B, costs)
+        if check and costs.stored:
+            cost_values(costs.data, xp)
+        if value == "divergence":
+            checks.divergence(costs)
+        mirrored = itself and costs.symmetric
+        tile = tile_shape(Sizes((len(A), len(B)), mirrored, *memory(costs)), limit)
+        C = xp.asarray(C) if costs.stored else C
+        task = Task(
+            eps=float(eps),
+            value=value,
+            options=options,
+            width=tile[1],
+            memory_limit=limit,
+            check=check,
+            device=device,
+        )
+        return cls(
+            A=A,
+            B=B,
+            itself=itself,
+            symmetric=mirrored,
+            xp=xp,
+            dtype=dtype,
+            tile=tile,
+            C=dask.delayed(C, pure=False, traverse=False) if client is None else client.scatter(C, broadcast=True),
+            mass=dask.delayed(tasks.first_mass, pure=False)(A[:1].to_delayed()[0, 0]),
+            task=task,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Items of A and of B."""
+        return len(self.A), len(self.B)
+
+    def cut(self) -> tuple[Chunks, Chunks]:
+        """Return rows and columns of a matrix in chunks that hold whole tiles, or of a symmetric one are tiles."""
+        height, width = self.tile
+        if self.symmetric:
+            return Chunks.of(self.A.rechunk((height, -1))), Chunks.of(self.B.rechunk((width, -1)))
+        return Chunks.of(self.A), Chunks.of(_in_multiples(self.B, width))
+
+    def like(self, dtype: Any) -> Array:
+        """Return an empty array of the library of the result."""
+        return self.xp.empty((0, 0), dtype)
+
+    def terms(self, side: Literal[0, 1], chunks: Chunks) -> list[Delayed]:
+        """Return the terms of a divergence of the items of a side with themselves, by chunks; else None for each."""
+        x = (self.A, self.B)[side]
+        if self.task.value != "divergence":
+            return [None] * len(chunks.sizes)
+        # Solved in the batches in which one machine would, whatever the chunks are.
+        solve = dask.delayed(partial(tasks.self_terms, side=side, task=self.task), pure=False)
+        batches = [
+            da.from_delayed(solve(items, self.C, self.mass), (size, 3), meta=np.empty((0, 0)))
+            for items, _, size in Chunks.of(x.rechunk((self.tile[1], -1)))
+        ]
+        terms: list[Delayed] = da.concatenate(batches).rechunk((chunks.sizes, -1)).to_delayed()[:, 0].tolist()
+        return terms
+
+
+def _collection(name: str, x: Any) -> LazyArray:
+    """Return a collection as a dask.array with all bins in one chunk."""
+    rows = getattr(x, "_meta", x)
+    if are_documents(rows, None):
+        raise TypeError(
+            f"'{name}' must be an array of histograms; got {kind(rows)}. Documents are compared by "
+            "cusink.distance_matrix and cusink.nearest, without Dask; sparse rows can be made dense with .toarray()"
+        )
+    if not isinstance(x, da.Array):
+        _, xp, _ = arrays(**{name: x})
+        x = xp.asarray(x)  # in its own dtype: that of the result depends on the cost too
+        if x.ndim == 2 and 0 not in x.shape:
+            x = da.from_array(x, chunks=(CHUNK_ROWS[name], -1))
+    if x.ndim != 2 or 0 in x.shape:
+        hint = ". A single histogram is A[None, :]" if x.ndim == 1 else ""
+        raise ValueError(f"'{name}' must have shape (Q, n), one histogram per row; got {x.shape}{hint}")
+    if np.isnan(x.shape[0]):
+        raise ValueError(f"'{name}' must have chunks of known sizes; call {name}.compute_chunk_sizes() first")
+    return x.rechunk({1: -1})
+
+
+def _in_multiples(x: LazyArray, width: int) -> LazyArray:
+    """Return `x` in chunks of multiples of `width` rows, close to its own."""
+    starts = np.cumsum((0, *x.chunks[0][:-1]))
+    if not (starts % width).any():
+        return x
+    return x.rechunk((max(round(max(x.chunks[0]) / width), 1) * width, -1))

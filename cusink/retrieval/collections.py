@@ -1,0 +1,32 @@
+"""Make the checked pairs of two collections of any kind."""
+
+from typing import Any
+
+from cusink.retrieval import checks
+from cusink.retrieval.budget import kernel_share
+from cusink.retrieval.documents.checks import are_documents, check_documents
+from cusink.retrieval.documents.pairs import DocumentPairs
+from cusink.retrieval.histograms import HistogramPairs
+
+
+def check_collections(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float,
+    check: bool,
+    memory_limit: int | None = None,
+    on_empty: str = "nan",
+    mass: float | None = None,
+) -> HistogramPairs | DocumentPairs:
+    """Return the pairs of all items of A with all items of B (None: of A) at the cost C.
+
+    Histograms are scaled to `mass`, or to the mass of the first one.
+    """
+    if are_documents(A, B):
+        documents = check_documents(A, B, C, eps=eps, check=check, on_empty=on_empty)
+        return DocumentPairs.of(documents, float(eps), memory_limit)  # a NumPy scalar would make float64 of float32
+    kernel = kernel_share(memory_limit)
+    histograms = checks.histograms(A, B, C, eps=eps, check=check, memory_limit=kernel, mass=mass)
+    return HistogramPairs.of(histograms, float(eps))

@@ -1,0 +1,25 @@
+"""The optional keywords that the overloads of `distance_matrix` and `nearest` have in common."""
+
+from typing import Literal, TypedDict
+
+from cusink.types import MatrixValue, Method, Overrelaxation
+
+
+class SolveKeywords(TypedDict, total=False):
+    """How pairs are solved, on one machine or on many."""
+
+    value: MatrixValue
+    max_iter: int
+    tol: float | None
+    check_every: int
+    method: Method
+    overrelaxation: Overrelaxation
+    memory_limit: int | None
+    check: bool
+
+
+class RetrievalKeywords(SolveKeywords, total=False):
+    """The same, and what only one machine offers."""
+
+    progress: bool
+    on_empty: Literal["nan", "raise"]
