@@ -97,7 +97,7 @@ def solve_listed(
     count, words, longest = queries.costs.shape
     index = columns.index[j] + (i * words)[:, None]
     block = queries.costs.reshape(-1, longest)
-    costs = PairCosts(block, index, columns.sizes[j], setting.span, setting.buffers)
+    costs = DocumentCost(PairCosts(block, index, columns.sizes[j], setting.span), setting.buffers)
     a, b = queries.weights[i], columns.weights[j]
     found = _solve(a, b, costs, setting.eps, options)
     reg_cost = weighted_sum(np, a, found.f) + weighted_sum(np, b, found.g)
@@ -115,6 +115,7 @@ class DocumentCost:
     """`PairCosts` as the loop of the solver takes them, see `cusink.costs.cost.Solvable`."""
 
     costs: PairCosts
+    buffers: Buffers
     xp: ArrayModule = np
 
     @property
@@ -133,13 +134,11 @@ class DocumentCost:
 
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Any:
         """Put problems under way."""
-        return Iteration(self.costs, a, b, eps, f, g, method)
+        return Iteration(self.costs, a, b, eps, f, g, method, buffers=self.buffers)
 
 
-def _solve(a: HostArray, b: HostArray, costs: PairCosts, eps: float, options: Options) -> Solution:
-    """Solve problems a (D, n), b (D, m) with `PairCosts`; method "log" has no use for their kernels."""
-    if options.method != "log":
-        return solve(DocumentCost(costs), a, b, eps, options)
-    costs.buffers.restart()  # the pairs before are solved
-    C = np.ascontiguousarray(np.swapaxes(costs.gather(np.arange(len(a))), 1, 2))
-    return solve(dense_cost(C), a, b, eps, options)
+def _solve(a: HostArray, b: HostArray, C: DocumentCost, eps: float, options: Options) -> Solution:
+    """Solve problems a (D, n), b (D, m); method "log" has no use for the kernels of pairs."""
+    if options.method == "log":
+        return solve(dense_cost(C.costs.array()), a, b, eps, options)
+    return solve(C, a, b, eps, options)
