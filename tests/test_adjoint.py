@@ -697,8 +697,7 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
     want = pull(result, **cotangent, tol=1e-13)
     want = {name: getattr(want, name) for name in INPUTS}
     sharp = pull(result, grad_cost=1.0, tol=1e-13).C
-    with operators() as ops:
-        monkeypatch.setattr(sys.modules["cusink.backends.cupy.means"], "BLOCK", block)
+    with operators(block_entries=block) as ops:
         for module in (adjoint, terms):
             monkeypatch.setattr(module, "ops_for", lambda array: ops)
         grads = pull(result, **cotangent, tol=1e-12)

@@ -114,13 +114,13 @@ def test_folder_of_a_wheel_and_of_a_checkout(tmp_path, monkeypatch, inside):
     if inside:  # a stranger's folder beside the installed package
         (package.parent / "kernels").mkdir()
         (package.parent / "kernels" / "stranger.cu").write_text("")
-    monkeypatch.setattr(loader, "__file__", str(package / "_kernels.py"))
+    monkeypatch.setattr(loader, "__file__", str(package / "backends" / "cupy" / "loader.py"))
     assert loader.folder.__wrapped__() == kernels
 
 
 def test_an_installation_without_sources_says_so(tmp_path, monkeypatch):
     (tmp_path / "kernels").mkdir()
-    monkeypatch.setattr(loader, "__file__", str(tmp_path / "cusink" / "_kernels.py"))
+    monkeypatch.setattr(loader, "__file__", str(tmp_path / "cusink" / "backends" / "cupy" / "loader.py"))
     with pytest.raises(FileNotFoundError, match=r"no CUDA sources \(kernels/\*\.cu\); reinstall"):
         loader.folder.__wrapped__()
 
@@ -267,7 +267,7 @@ def test_the_loader_alone_makes_kernels():
         if (isinstance(node, ast.Attribute) and node.attr in makers)
         or (isinstance(node, ast.ImportFrom) and makers & {name.name for name in node.names})
     }
-    assert users == {"_kernels.py"}
+    assert users == {"loader.py"}
 
 
 @pytest.fixture

@@ -23,8 +23,6 @@ apply_plan(C, p, q, v, eps, axis)
     ``P v`` (axis 1, v ``(B, m)``) or ``P' v`` (axis 0, v ``(B, n)``), v of any sign, no ``B*n*m`` memory.
 transport_cost(C, p, q, eps)
     ``(B,)``: ``sum_ij P_ij C_ij`` with ``0 * inf = 0``, no ``B*n*m`` memory.
-plan_sum(C, p, q, weights, eps)
-    ``(n, m)``: ``sum_b weights_b P_b``, the gradient of a shared cost.
 c_transform(C, potential, axis)
     ``min_j (C_ij - potential_j)``: the softmin at eps = 0.
 cost_range(C)
@@ -67,7 +65,6 @@ OPERATORS = (
     "plan",
     "apply_plan",
     "transport_cost",
-    "plan_sum",
     "c_transform",
     "cost_range",
     "cost_block",

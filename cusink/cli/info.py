@@ -19,7 +19,7 @@ __all__ = [
 
 
 PACKAGES = ("numpy", "scipy", "cupy", "zarr", "dask", "distributed", "tqdm", "torch", "jax", "matplotlib")
-OPERATORS = ("softmin", "apply_plan", "transport_cost", "c_transform", "plan_sum", "iterate")
+OPERATORS = ("softmin", "apply_plan", "transport_cost", "c_transform", "iterate")
 
 
 def info(pairs, bins, dtype):

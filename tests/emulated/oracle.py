@@ -1,6 +1,6 @@
 """What the kernels must compute, in plain NumPy; float64 is the oracle, float32 the naive solution to compare with.
 
-Imports nothing of cusink. Arrays as in ``cusink/_ops.py``: C (n, m) or (B, n, m), logits p (B, n) and q (B, m).
+Imports nothing of cusink. Arrays as in ``cusink/costs/operators.py``: C (n, m) or (B, n, m), logits p (B, n) and q (B, m).
 """
 
 import numpy as np
@@ -38,10 +38,6 @@ def apply_plan(C, p, q, v, eps, axis, dtype=np.float64):
 def transport_cost(C, p, q, eps, dtype=np.float64):
     cost = np.broadcast_to(C, (len(p), *C.shape[-2:]))
     return (plan(C, p, q, eps, dtype) * np.where(np.isposinf(cost), 0, cost)).sum(axis=(1, 2), dtype=dtype)
-
-
-def plan_sum(C, p, q, weights, eps, dtype=np.float64):
-    return (plan(C, p, q, eps, dtype) * weights[:, None, None]).sum(axis=0, dtype=dtype)
 
 
 def c_transform(C, potential, axis, dtype=np.float64):

@@ -6,6 +6,7 @@ import numpy as np
 
 from cusink.backends.numpy.documents.buffers import Buffers
 from cusink.backends.operators import ops_for
+from cusink.convergence.options import Options
 from cusink.costs.operand import symmetric
 from cusink.retrieval.documents import tiles
 from cusink.retrieval.documents.checks import documents
@@ -129,7 +130,8 @@ class DocumentPairs:
             self._uploaded = [documents.on_device(*parts) for parts in sides]
         sizes = [int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs)]
         sides = self._uploaded[ours], self._uploaded[theirs]
-        return documents.solve_pairs(*sides, sizes, rows, columns, C, self.eps, options)
+        options = Options(**{name: value for name, value in options.items() if name != "callback"})
+        return documents.solve_pairs(*sides, tuple(sizes), (rows, columns), C, self.eps, options)
 
     def _outward(self, found, value):
         """The result of `solve`: distances in the user's library, the rest in NumPy."""
