@@ -68,8 +68,8 @@ class Graph:
         self.launches = launches
 
     def launch(self):
-        for launch in self.launches:
-            launch()
+        for run in self.launches:
+            run()
 
 
 class Stream:
