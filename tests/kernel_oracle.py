@@ -7,7 +7,7 @@ LOG_KERNELS = (*KERNELS, "exponential")
 
 
 def log_kernel(x, y, kernel, scale, dtype=np.float64):
-    """log k (n, m) of points (n, d) and (m, d)."""
+    """Return log k (n, m) of points (n, d) and (m, d)."""
     x, y, s = x.astype(dtype), y.astype(dtype), dtype(scale)
     q = ((x[:, None] - y[None]) ** 2).sum(axis=2)
     if kernel == "gaussian":

@@ -3,7 +3,6 @@
 The kernels run behind the functions of the backend; only the launch (which kernel, blocks, threads) is forced here.
 """
 
-
 import emulated
 import numpy as np
 import pytest
@@ -44,7 +43,7 @@ def make(inputs, B, n, m, own, dtype, rng):
 
 
 def forced(variant, grid, warps, less_shared=0):
-    """A `configure` that launches `variant` of any kernel with the given grid and block."""
+    """Return a `configure` that launches `variant` of any kernel with the given grid and block."""
 
     def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False):
         size, threads = np.dtype(dtype).itemsize, 32 * warps
