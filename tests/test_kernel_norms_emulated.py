@@ -13,7 +13,7 @@ from emulated.oracle import assert_as_good
 
 import cusink
 from cusink.backends.cupy import loader
-from cusink.backends.cupy.launch import CHUNK, GROUP, H100, NEAR, PAIR_STATE, Launch, configure, wide_shared
+from cusink.backends.cupy.launch import COORDINATES, GROUP, H100, NEAR, PAIR_STATE, Launch, configure, wide_shared
 from cusink.backends.numpy import sums
 from cusink.norms import norms as kernel_norms
 from cusink.norms import products as kernel_products
@@ -30,7 +30,7 @@ SHAPES = (
     (2, 33, 40, 3),
     (1, 5, 70, NEAR),
     (2, 32, 3, NEAR + 1),
-    (1, 40, 66, 2 * CHUNK + 3),
+    (1, 40, 66, 2 * COORDINATES + 3),
 )
 
 
@@ -49,7 +49,7 @@ def forced(grid, warps, operator, B, n, m, dtype, device, *, d, less_shared=0):
         return Launch(
             "kernel_product.cu", operator, grid, 32 * warps, 32 * warps * (32 if size == 4 else 48) - less_shared
         )
-    shared = size * wide_shared(warps, PAIR_STATE[operator] + CHUNK * (operator == "kernel_slopes"))
+    shared = size * wide_shared(warps, PAIR_STATE[operator] + COORDINATES * (operator == "kernel_slopes"))
     return Launch("kernel_product.cu", operator + "_wide", grid, 32 * warps, shared - less_shared)
 
 
@@ -192,5 +192,5 @@ def test_launches_fill_the_device():
     assert (few.block, many.block) == (512, 128)
     assert few.shared == 512 * 32 and many.grid == 3125
     wide = configure("kernel_slopes", 1, 10_000, 10_000, "float32", H100, d=64)
-    assert wide == Launch("kernel_product.cu", "kernel_slopes_wide", 313 * 4, 128, 4 * 32 * 4 * (1 + CHUNK))
-    assert wide_shared(1, 1) == CHUNK * GROUP + 32 * (CHUNK + 1) + 2 * GROUP
+    assert wide == Launch("kernel_product.cu", "kernel_slopes_wide", 313 * 4, 128, 4 * 32 * 4 * (1 + COORDINATES))
+    assert wide_shared(1, 1) == COORDINATES * GROUP + 32 * (COORDINATES + 1) + 2 * GROUP
