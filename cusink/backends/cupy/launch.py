@@ -29,7 +29,7 @@ PLAIN_SHARED_MEMORY = 48 << 10  # bytes of a block; a kernel has to opt in to mo
 OWN_SHARED_MEMORY = 1024  # bytes that cover the static shared memory of a kernel and what the system keeps
 TILED_FROM = 8  # problems from which on a shared cost is read once for several of them
 
-# REALs of the state of a thread, and of what it reads per summed index.
+# REALs of the state of a thread, and REALs that it reads per summed index.
 STATE = {"softmin": 2, "apply_plan": 2, "c_transform": 1, "transport_cost": 2}
 SUMMED = {"softmin": 1, "apply_plan": 2, "c_transform": 1, "transport_cost": 1}
 FILE = {"softmin": "softmin.cu", "apply_plan": "apply_plan.cu", "c_transform": "c_transform.cu"}
@@ -60,7 +60,7 @@ class Launch(NamedTuple):
 
 
 class DocumentLaunch(NamedTuple):
-    """The launch of ``documents``, and what its blocks keep in global memory."""
+    """The launch of ``documents``, and the global memory of its blocks."""
 
     launch: Launch
     scratch: int  # REALs of global memory of each block, 0 for none
