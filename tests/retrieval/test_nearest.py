@@ -10,10 +10,10 @@ import problems
 import pytest
 import reference
 import scipy.sparse
+from cusink.backends.relaxation import STEEP
 from emulated.cupy_stand_in import operators
 
 import cusink
-from cusink.backends.relaxation import STEEP
 from cusink.convergence.options import Options
 from cusink.retrieval import bounds as retrieval_bounds
 from cusink.retrieval import search

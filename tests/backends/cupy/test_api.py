@@ -9,7 +9,7 @@ import dataclasses
 import emulated
 import numpy as np
 import pytest
-from emulated import device_arrays
+from emulated import cupy_stand_in, device_arrays
 
 import cusink
 from cusink.backends.cupy import loader
@@ -37,7 +37,7 @@ places = RNG.normal(size=(14, 2))
 
 
 def everything(result):
-    """Return a result with all that its methods give, and the gradients of both its values."""
+    """Return a result, the results of its methods, and the gradients of both its values."""
     ones = result.cost * 0 + 1
     methods = result.plan(), result.apply(result.g, 1), result.apply(result.f, 0), *result.bounds()
     gradients = [cusink.sinkhorn_adjoint(result, **{name: ones}) for name in ("grad_cost", "grad_reg_cost")]
@@ -199,3 +199,12 @@ def test_a_kernel_s_own_shared_memory_counts_too():
         patch.setattr(loader, "function", lambda *_: Static())
         for shared in (0, PLAIN_SHARED_MEMORY - 144, PLAIN_SHARED_MEMORY - 100, PLAIN_SHARED_MEMORY, 99 << 10):
             run.run(Launch("iterate.cu", "iterate_1", 1, 32, shared), np.float32)
+
+
+def test_the_stand_in_has_no_name_that_cupy_lacks():
+    """An attribute that the stand-in invents lets code pass that fails on every device."""
+    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+    assert all(hasattr(cupy.cuda.runtime, f"cudaDevAttr{name}") for name in cupy_stand_in.ATTRIBUTES)
+    ours = cupy_stand_in.module().cuda
+    for name in ("Device", "Stream"):
+        assert all(hasattr(getattr(cupy.cuda, name), part) for part in vars(getattr(ours, name)) if part[0] != "_")
