@@ -1,5 +1,7 @@
 """Entropy-regularised Wasserstein distances for many pairs at once, on NumPy and on CuPy."""
 
+from cusink import operand as _operand
+from cusink.backends import doors as _doors
 from cusink.barycenters.barycenter import Barycenter, barycenter
 from cusink.costs.clouds import PointCloud
 from cusink.costs.grid import Grid
@@ -28,6 +30,9 @@ from cusink.retrieval.nearest import Neighbours, nearest
 from cusink.solver.result import SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn
 from cusink.version import __version__ as __version__
+
+_operand.connect("numpy", _doors.numpy_operators)
+_operand.connect("cupy", _doors.cupy_operators)
 
 __all__ = [
     "Barycenter",

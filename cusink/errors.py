@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
+from cusink.types import HostArray
+
 __all__ = [
     "ConvergenceWarning",
 ]
@@ -45,6 +47,13 @@ def warn_unconverged(missed: int, total: int, worst: float, tol: float, max_iter
         f"marginal error is {worst:.2g}. Raise 'max_iter' or 'eps', or accept a larger 'tol'.",
         ConvergenceWarning,
     )
+
+
+def warn_if_unconverged(converged: HostArray, error: HostArray, tol: float | None, max_iter: int) -> None:
+    """Emit one `ConvergenceWarning` at the user's call if a problem (B,) missed `tol`."""
+    missed = ~converged
+    if tol is not None and missed.any():
+        warn_unconverged(int(missed.sum()), len(missed), float(error[missed].max()), tol, max_iter)
 
 
 def one_call(function: Callable[P, R]) -> Callable[P, R]:

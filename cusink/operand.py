@@ -1,10 +1,10 @@
 """Make the operand of a call: the cost, checked and converted, with the operators of its kind and library."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from cusink.backends.numpy import dense, grid, points
 from cusink.checks.arrays import HALF, array_module
 from cusink.checks.scalars import positive_bytes
 from cusink.costs.cost import Cost
@@ -15,22 +15,20 @@ from cusink.costs.operators import Operators
 from cusink.costs.points import PointCost
 from cusink.types import Array, ArrayModule
 
+Doors = Callable[[], Mapping[Kind, Operators[Any]]]
+
 OPERANDS: dict[Kind, Any] = {"dense": DenseCost, "points": PointCost, "grid": GridCost}
-HOST: dict[Kind, Operators[Any]] = {"dense": dense.OPERATORS, "points": points.OPERATORS, "grid": grid.OPERATORS}
+_doors: dict[str, Doors] = {}  # by the name of the array module
+
+
+def connect(library: str, doors: Doors) -> None:
+    """Let arrays of a library have these operators. `cusink/__init__.py` does it, so that no room imports backends."""
+    _doors[library] = doors
 
 
 def operators(kind: Kind, xp: ArrayModule) -> Operators[Any]:
-    """Return the operators of a kind of cost in an array library; a CuPy array proves that CuPy can be imported."""
-    if xp is np:
-        return HOST[kind]
-    from cusink.backends.cupy import dense, grid, points
-
-    device: dict[Kind, Operators[Any]] = {
-        "dense": dense.OPERATORS,
-        "points": points.OPERATORS,
-        "grid": grid.OPERATORS,
-    }
-    return device[kind]
+    """Return the operators of a kind of cost in an array library."""
+    return _doors[xp.__name__]()[kind]
 
 
 def dense_cost(C: Array) -> DenseCost:

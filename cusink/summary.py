@@ -8,7 +8,8 @@ class Summary:
     """Mixin for dataclasses whose fields are arrays of any size."""
 
     def __repr__(self) -> str:
-        parts = (f"{part.name}={_short(getattr(self, part.name))}" for part in fields(self) if part.repr)  # type: ignore[arg-type]  # of a dataclass
+        shown = [part.name for part in fields(self) if part.repr]  # type: ignore[arg-type]  # subclasses are dataclasses
+        parts = (f"{name}={_short(getattr(self, name))}" for name in shown)
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -17,4 +18,7 @@ def _short(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is None:
         return repr(value)
-    return f"{value.item():.6g}" if shape == () else f"{value.dtype}{list(shape)}"
+    if shape != ():
+        return f"{value.dtype}{list(shape)}"
+    number = value.item()
+    return f"{number:.6g}" if isinstance(number, float) else repr(number)

@@ -5,6 +5,7 @@ skipped where there is no GPU, the last line of the run counts them, and ``CUSIN
 a failure.
 """
 
+import dataclasses
 import functools
 import os
 import sys
@@ -73,6 +74,17 @@ def xp(request):
     library = ArrayLibrary(request.param)
     yield library
     library.check_untouched()
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """Replace limits of the NumPy backend for one test: ``limits(dense_block_entries=50)``."""
+    from cusink.backends.numpy import limits as module
+
+    def replace(**fields):
+        monkeypatch.setattr(module, "LIMITS", dataclasses.replace(module.LIMITS, **fields))
+
+    return replace
 
 
 def pytest_configure(config):

@@ -167,6 +167,16 @@ def test_importing_the_package_loads_no_gpu_library_and_nothing_optional():
     assert answer.stdout.strip() == "[]" and answer.stderr == ""
 
 
+def test_importing_the_package_loads_what_every_call_needs_and_no_more():
+    """Each of these takes milliseconds, and SciPy a fifth of a second: they are imported where they are used."""
+    code = (
+        "import sys, numpy; before = set(sys.modules); import cusink; "
+        "print(sorted({'scipy', 'concurrent', 'logging', 'hashlib', 'json', 'shutil'} & set(sys.modules) - before))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
 def test_the_package_works_where_cupy_cannot_be_imported():
     code = (
         "import sys; sys.modules['cupy'] = None; import cusink; "

@@ -11,7 +11,7 @@ from cusink.checks.arrays import narrowed
 from cusink.convergence.options import Options
 from cusink.convergence.relaxation import Relaxation
 from cusink.convergence.stopping import StallDetector, StopState
-from cusink.errors import memory_advice, warn_unconverged
+from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, Overrelaxation
@@ -133,8 +133,7 @@ def barycenter(
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
     histogram, error, n_iter = _solve(given, eps, debiased, options)
     converged = error <= (np.inf if tol is None else tol)
-    if tol is not None and not converged.all():
-        warn_unconverged(np.count_nonzero(~converged), len(error), error[~converged].max(), tol, max_iter)
+    warn_if_unconverged(converged, error, tol, max_iter)
     xp = given.C.xp
     found = {"barycenter": narrowed(histogram, given.dtype, xp), "error": xp.asarray(error).astype(given.dtype)}
     found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}

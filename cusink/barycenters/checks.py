@@ -7,7 +7,7 @@ import numpy as np
 
 from cusink.checks.arrays import arrays, kind
 from cusink.checks.scalars import regularisation
-from cusink.checks.weights import MASS_TOLERANCE, weight_values
+from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
@@ -57,9 +57,9 @@ def problem(
         weight_values("weights", weights.reshape(-1, count), xp)
         weight_values("A", A.reshape(-1, n), xp)
         if C.stored:
-            _check_costs(C, debiased)
+            _check_costs(C, bool(debiased))
     elif debiased and C.shape[0] != C.shape[1]:
-        _check_costs(C, debiased)
+        _check_costs(C, bool(debiased))
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
     weights = xp.broadcast_to(weights, (size, count))
     return BarycenterProblem(
@@ -83,16 +83,19 @@ def _check_costs(C: Cost[Any], debiased: bool) -> None:
 
 
 def _equal_mass(A: Array, xp: ArrayModule, check: bool) -> Array:
-    """Return `A` with the mass of the first histogram of each problem, which all have up to the tolerance of its dtype."""
+    """Return `A` with the mass of the first histogram of each problem, which all have up to their tolerance."""
     mass = A.sum(axis=2, dtype=np.float64)
     if check:
-        tolerance = MASS_TOLERANCE[A.dtype.name]
-        off = xp.abs(mass - mass[:, :1]) > tolerance * mass[:, :1]
-        if off.any():
-            problem, row = divmod(int(off.argmax()), mass.shape[1])
-            raise ValueError(
-                f"the histograms of a barycenter must have the same mass (relative {tolerance:g}); row 0 has "
-                f"{float(mass[problem, 0]):g} and row {row} has {float(mass[problem, row]):g} in problem {problem}. "
-                "To normalise, divide each by its sum: A / A.sum(axis=-1, keepdims=True)"
-            )
+        same_mass(
+            "the histograms of a barycenter",
+            xp,
+            mass,
+            mass[:, :1],
+            A.dtype,
+            got=lambda problem, row: (
+                f"row 0 has {float(mass[problem, 0]):g} and row {row} has {float(mass[problem, row]):g} in problem "
+                f"{problem}"
+            ),
+            advice="To normalise, divide each by its sum: A / A.sum(axis=-1, keepdims=True)",
+        )
     return A * (mass[:, :1] / mass).astype(A.dtype)[:, :, None]

@@ -79,24 +79,24 @@ def _is_floating(dtype: Any) -> bool:
     return dtype.kind == "f" or dtype.name in HALF
 
 
-def _same(what: str, by_name: Mapping[str, str], fix: str) -> None:
+def _same(shared: str, by_name: Mapping[str, str], fix: str) -> None:
     """Check that all named inputs share one library, device or dtype."""
     if len(set(by_name.values())) > 1:
         (first, one), (second, other) = next(
             (pair, next(p for p in by_name.items() if p[1] != pair[1])) for pair in by_name.items()
         )
-        raise TypeError(f"all inputs must share one {what}; '{first}' is {one} and '{second}' is {other}. {fix}")
+        raise TypeError(f"all inputs must share one {shared}; '{first}' is {one} and '{second}' is {other}. {fix}")
 
 
-def finite(name: str, array: Array, xp: ArrayModule, advice: str = "") -> None:
+def finite_entries(name: str, array: Array, xp: ArrayModule, advice: str = "") -> None:
     """Check that all entries are finite; the message shows the first that is not."""
     wrong = ~xp.isfinite(array)
     if wrong.any():
         raise ValueError(f"'{name}' must be finite; got {float(array[wrong][0])}{advice and f'. {advice}'}")
 
 
-def finite_points(name: str, array: Array, xp: ArrayModule) -> None:
-    """Check that coordinates, or other numbers of which no single one matters, are finite."""
+def finite(name: str, array: Array, xp: ArrayModule) -> None:
+    """Check that all entries are finite; the message shows none of them."""
     if not xp.isfinite(array).all():
         raise ValueError(f"'{name}' must be finite; got NaN or infinity")
 
@@ -126,6 +126,6 @@ def array_module(array: Array) -> ArrayModule:
 
 
 def to_host(array: Array) -> HostArray:
-    """Return an array, or what NumPy makes an array of, as a NumPy array."""
+    """Return an array, or a list or number, as a NumPy array."""
     xp = array_module(array)
     return np.asanyarray(array) if xp is np else xp.asnumpy(array)

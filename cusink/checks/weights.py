@@ -16,11 +16,6 @@ def first_index(mask: Array) -> tuple[int, ...] | None:
     return tuple(map(int, np.unravel_index(int(mask.argmax()), mask.shape))) if mask.any() else None
 
 
-def first_true(_: ArrayModule, mask: Array) -> tuple[int, int]:
-    """Return row and column of the first true entry of `mask`, which has one."""
-    return divmod(int(mask.argmax()), int(mask.shape[1]))
-
-
 def first_bad_weight(xp: ArrayModule, weights: Array) -> tuple[int, ...] | None:
     """Return the index of the first entry that is negative, infinite or NaN; None if all are weights."""
     return first_index(~((weights >= 0) & xp.isfinite(weights)))

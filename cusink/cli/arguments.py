@@ -123,7 +123,7 @@ def _problem_arguments(parser: argparse.ArgumentParser) -> None:
         "--value",
         choices=ALL_VALUES,
         default="cost",
-        help="<P, C>; with eps KL(P|ab) added; with eps H(P) taken off; or the reg_cost of a pair less half"
+        help="<P, C>; with eps KL(P|ab) added; with eps H(P) subtracted; or the reg_cost of a pair less half"
         " the reg_cost of each with itself (default: %(default)s)",
     )
     solver.add_argument("--normalise", action="store_true", help="divide every histogram by its mass")

@@ -44,7 +44,7 @@ DESCRIPTION = """Sinkhorn distances from the command line.
     cusink nearest queries.npy corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -k 10 -o neighbours.npz
     cusink info
 
-`cusink COMMAND --help` tells more of each.
+`cusink COMMAND --help` explains each.
 """
 
 

@@ -1,11 +1,14 @@
 """Rules for costs: entries, partners, points and gradients."""
 
-from cusink.checks.arrays import arrays, kind
-from cusink.checks.weights import first_true
+from typing import Any
+
+from cusink.checks.arrays import arrays, finite, kind
+from cusink.checks.weights import first_index
+from cusink.types import Array, ArrayModule
 
 
-def points(x, y, metric):
-    """Points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
+def points(x: Any, y: Any, metric: str) -> tuple[list[Array], ArrayModule, Any]:
+    """Check the points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
     (x, y), xp, dtype = arrays(x=x, y=y)
     shaped = []
     for name, p in (("x", x), ("y", x if y is None else y)):
@@ -14,8 +17,7 @@ def points(x, y, metric):
             raise ValueError(
                 f"'{name}' must have shape (points, d) with at least one point and one coordinate; got {p.shape}"
             )
-        if not xp.isfinite(p).all():
-            raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+        finite(name, p, xp)
         if metric == "cosine" and not p.any(axis=1).all():
             raise ValueError(
                 f"'{name}' must hold no zero vector for metric 'cosine'; got row {int((~p.any(axis=1)).argmax())}"
@@ -26,7 +28,7 @@ def points(x, y, metric):
     return shaped, xp, dtype
 
 
-def cost_values(C, xp):
+def cost_values(C: Array, xp: ArrayModule) -> None:
     """Check the entries of a cost: no NaN, no -inf; +inf is a forbidden pair."""
     if not xp.isfinite(C.min()) or xp.isnan(C).any():
         what = "NaN" if xp.isnan(C).any() else "-inf" if xp.isneginf(C).any() else "+inf alone"
@@ -35,15 +37,15 @@ def cost_values(C, xp):
         )
 
 
-def partners(a, b, C, xp):
+def partners(a: Array, b: Array, C: Array, xp: ArrayModule) -> None:
     """Check that every bin with weight may send some of it to a bin with weight."""
     allowed = xp.isfinite(C)
     if allowed.all():
         return
     for name, weights, others, pairs in (("a", a, b, allowed), ("b", b, a, xp.swapaxes(allowed, -1, -2))):
         lone = (weights > 0) & ~_reached(others, pairs, xp)
-        if lone.any():
-            problem, index = first_true(xp, lone)
+        if (at := first_index(lone)) is not None:
+            problem, index = at
             line = "row" if name == "a" else "column"
             raise ValueError(
                 f"'C' must allow every bin with weight a partner with weight; in problem {problem}, {line} {index} of "
@@ -52,13 +54,13 @@ def partners(a, b, C, xp):
             )
 
 
-def _reached(others, pairs, xp):
-    """Bins (B, n) with a partner that `pairs` (n, m) or (B, n, m) allow and `others` (B, m) give weight."""
+def _reached(others: Array, pairs: Array, xp: ArrayModule) -> Array:
+    """Return the bins (B, n) with a partner that `pairs` (n, m) or (B, n, m) allow and `others` (B, m) give weight."""
     count = xp.matmul((others > 0)[:, None, :].astype(others.dtype), xp.swapaxes(pairs, -1, -2).astype(others.dtype))
     return count[:, 0, :] > 0
 
 
-def cost_gradient(grad_C, x, y, like):
+def cost_gradient(grad_C: Any, x: Array, y: Array, like: Any) -> Array:
     """Check the gradient of a cost between points x (n, d) and y (m, d) in the library and dtype of `like`."""
     (grad_C, _), xp, _ = arrays(grad_C=grad_C, x=like)
     if grad_C is None or grad_C.shape != (len(x), len(y)):

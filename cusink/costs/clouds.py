@@ -1,13 +1,12 @@
 """`cusink.PointCloud`: a cost between points that is never stored, as users pass it."""
 
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind, narrowed
+from cusink.checks.arrays import arrays, finite, narrowed
+from cusink.checks.scalars import one_of, positive_number
 from cusink.costs.points import KERNEL_BYTES, PointCosts
 from cusink.types import Array, ArrayModule
 
@@ -147,12 +146,8 @@ class _Points(NamedTuple):
 
 def _checked_points(x: Any, y: Any, metric: str, power: Any, tf32: bool) -> _Points:
     """Check the arguments of `PointCloud`."""
-    if metric not in METRICS:
-        raise ValueError(f"'metric' must be one of {', '.join(map(repr, METRICS))}; got {metric!r}")
-    if isinstance(power, bool) or not isinstance(power, numbers.Real):
-        raise TypeError(f"'power' must be a number; got {kind(power)}")
-    if not 0 < float(power) < math.inf:
-        raise ValueError(f"'power' must be positive and finite; got {power}")
+    one_of("metric", metric, METRICS)
+    positive_number("power", power)
     if tf32 not in (True, False):
         raise TypeError(f"'tf32' must be True or False; got {tf32!r}")
     if x is None:
@@ -168,8 +163,7 @@ def _checked_points(x: Any, y: Any, metric: str, power: Any, tf32: bool) -> _Poi
                 f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one coordinate; "
                 f"got {p.shape}"
             )
-        if not xp.isfinite(p).all():
-            raise ValueError(f"'{name}' must be finite; got NaN or infinity")
+        finite(name, p, xp)
         if metric == "cosine" and not p.any(axis=-1).all():
             raise ValueError(f"'{name}' must hold no zero vector for metric 'cosine'; it has one")
         shaped.append(p)

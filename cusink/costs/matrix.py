@@ -5,8 +5,9 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
-from cusink.costs.clouds import METRICS
+from cusink.costs.clouds import METRICS, Metric
 from cusink.errors import one_call
+from cusink.types import Array, ArrayModule
 
 __all__ = [
     "cost_matrix",
@@ -14,7 +15,7 @@ __all__ = [
 ]
 
 
-def cost_matrix(x, y=None, metric="sqeuclidean"):
+def cost_matrix(x: Array, y: Array | None = None, metric: str = "sqeuclidean") -> Array:
     """Return the cost of moving a unit of mass between points.
 
     Parameters
@@ -69,7 +70,9 @@ def cost_matrix(x, y=None, metric="sqeuclidean"):
 
 
 @one_call
-def cost_matrix_adjoint(x, y, grad_C, metric="sqeuclidean"):
+def cost_matrix_adjoint(
+    x: Array, y: Array | None, grad_C: Array, metric: Metric = "sqeuclidean"
+) -> tuple[Array, Array | None]:
     """Pull a gradient with respect to a cost matrix back to the points that it was made of.
 
     Parameters
@@ -120,12 +123,12 @@ def cost_matrix_adjoint(x, y, grad_C, metric="sqeuclidean"):
         gx, gy = gx + gy, None
     flat = np.ndim(x) == 1
     gx = gx[:, 0] if flat else gx
-    gy = gy[:, 0] if gy is not None and np.ndim(y) == 1 else gy
+    gy = gy[:, 0] if y is not None and np.ndim(y) == 1 else gy
     return narrowed(gx, dtype, xp), gy if gy is None else narrowed(gy, dtype, xp)
 
 
-def _pairwise(xp, x, y, metric):
-    """Costs (n, m) one coordinate at a time: no (n, m, d) array, and differences before squares."""
+def _pairwise(xp: ArrayModule, x: Array, y: Array, metric: str) -> Array:
+    """Return the costs (n, m) one coordinate at a time: no (n, m, d) array, and differences before squares."""
     if metric == "cosine":
         x, y = (p / xp.sqrt((p * p).sum(axis=1, keepdims=True)) for p in (x, y))
         return xp.clip(1 - x @ y.T, 0, 2)
@@ -136,8 +139,8 @@ def _pairwise(xp, x, y, metric):
     return xp.sqrt(cost) if metric == "euclidean" else cost
 
 
-def _pairwise_adjoint(xp, x, y, grad_C, metric):
-    """Gradients (n, d) and (m, d), one coordinate at a time: differences before sums."""
+def _pairwise_adjoint(xp: ArrayModule, x: Array, y: Array, grad_C: Array, metric: str) -> tuple[Array, Array]:
+    """Return the gradients (n, d) and (m, d), one coordinate at a time: differences before sums."""
     gx, gy = xp.empty_like(x), xp.empty_like(y)
     if metric == "cosine":
         norms = [xp.sqrt((p * p).sum(axis=1, keepdims=True)) for p in (x, y)]

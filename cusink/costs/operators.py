@@ -110,9 +110,9 @@ class Iteration(Protocol):
 
 
 class HostChecked:
-    """Base of iterations whose checks the host makes."""
+    """An iteration whose checks are made on the host, one at a time."""
 
-    stops_itself = False
+    stops_itself: bool = False
 
     def advance_until_converged(
         self, state: StopState, tol: float, count: int, checks: int

@@ -92,7 +92,7 @@ class DivergenceGradients(Summary):
     @one_call
     def _points(self) -> tuple[Array | None, Array | None]:
         (x, y), (x_self, _), (y_self, _) = (terms.wrt_points() for terms in self._terms)
-        if x is None:
+        if x is None or x_self is None or y_self is None:
             return None, None
         if y is None:
             return x + x_self.reshape(x.shape) + y_self.reshape(x.shape), None

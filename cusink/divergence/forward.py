@@ -11,7 +11,7 @@ from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
 from cusink.divergence import checks
-from cusink.errors import memory_advice, warn_unconverged
+from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.loop import ANNEAL_ABOVE, Start, solve
 from cusink.solver.problem import CheckedProblem, Problem
@@ -165,8 +165,7 @@ def sinkhorn_divergence(
     )
     error = np.maximum(pair.error, own.error)
     converged = error <= (math.inf if tol is None else tol)
-    if tol is not None and not converged.all():
-        warn_unconverged(np.count_nonzero(~converged), len(error), error[~converged].max(), tol, max_iter)
+    warn_if_unconverged(converged, error, tol, max_iter)
     numbers = {"divergence": _divergence(problems, own.reg_cost, error), "error": error}
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
     for name, value in (("n_iter", pair.n_iter), ("converged", converged)):
@@ -184,7 +183,7 @@ def sinkhorn_divergence(
 
 
 class SelfTerms(NamedTuple):
-    """Potentials f (B, n), g (B, m) of both measures with themselves, the sum of their half values, the larger error."""
+    """Potentials f (B, n), g (B, m) of both measures with themselves, the sum of half values, the larger error."""
 
     f: Array
     g: Array

@@ -153,7 +153,8 @@ class GradientTerms:
         return PlanBlock(gradient, log_ratio, direct)
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
-        return blocks(*self.problem.a.shape, self.problem.b.shape[1], BLOCK_ENTRIES)
+        (problems, n), m = self.problem.a.shape, self.problem.b.shape[1]
+        return blocks(problems, n, m, BLOCK_ENTRIES)
 
 
 def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite_points, narrowed
+from cusink.checks.arrays import arrays, finite, narrowed
 from cusink.checks.scalars import positive_number
 from cusink.checks.weights import batch_size, weight_values
 from cusink.types import Array, ArrayModule
@@ -117,7 +117,7 @@ def cotangent(grad: Array, given: WeightedPoints) -> Array:
     allowed = [(), (size,)] if given.batched else [()]
     if grad.shape not in allowed:
         raise ValueError(f"'grad' must have shape {' or '.join(map(str, allowed))}, as the value; got {grad.shape}")
-    finite_points("grad", grad, xp)
+    finite("grad", grad, xp)
     return xp.broadcast_to(grad, (size,))[:, None]
 
 
@@ -128,7 +128,7 @@ def field_points(field_at: Array, given: WeightedPoints) -> tuple[Array, tuple[i
     if points.ndim == 0 or 0 in points.shape or (not given.flat and points.shape[-1] != d):
         wanted = "a shape, with a point per number," if given.flat else f"shape (..., {d}), like 'x',"
         raise ValueError(f"'field_at' must have {wanted} and at least one point; got shape {points.shape}")
-    finite_points("field_at", points, xp)
+    finite("field_at", points, xp)
     shape = points.shape if given.flat else points.shape[:-1]
     points = xp.broadcast_to(points.reshape(1, -1, d), (len(given.x), math.prod(shape), d))
     return xp.ascontiguousarray(points), shape
@@ -162,7 +162,7 @@ def _points(name: str, points: Array | None, xp: ArrayModule) -> Array:
             f"'{name}' must have shape (points, d), (points,) or (B, points, d) with at least one point and one "
             f"coordinate; got {shape}"
         )
-    finite_points(name, points, xp)
+    finite(name, points, xp)
     return points
 
 
@@ -178,7 +178,7 @@ def _numbers(name: str, x: Array | None, count: int, shape: tuple[int, ...], xp:
             f"shape {shape}; got {x.shape}"
         )
     if name != "log_b":
-        finite_points(name, x, xp)
+        finite(name, x, xp)
     elif xp.isnan(x).any() or (x == xp.inf).any():
         found = "NaN" if xp.isnan(x).any() else "+inf"
         raise ValueError(f"'{name}' must hold log weights, finite or -inf (for a weight of zero); got {found}")

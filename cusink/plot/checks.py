@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import finite_points, to_host
+from cusink.checks.arrays import finite, to_host
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array, HostArray
 
@@ -119,5 +119,5 @@ def history(history: Iterable[tuple[int, Array]]) -> tuple[HostArray, HostArray]
 def host(name: str, array: Array) -> HostArray:
     """Return `array` as finite float64 numbers of NumPy."""
     found = np.asarray(to_host(array), np.float64)
-    finite_points(name, found, np)
+    finite(name, found, np)
     return found

@@ -1,6 +1,5 @@
 """The k nearest columns of each row, kept while pairs are being solved, and which columns are equal."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,8 @@ class Duplicates:
     """Equal items of B: ``first`` (D,), in NumPy, is for each item the first one that is equal to it."""
 
     def __init__(self, pairs: HistogramPairs) -> None:
+        import hashlib
+
         self.first = np.arange(pairs.shape[1])
         seen: dict[bytes, int] = {}
         for block in blocks(len(self.first), ROWS_PER_BLOCK):

@@ -55,7 +55,7 @@ def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Arr
     lower = price(xp, a, f, rho_a) + price(xp, b, g, rho_b)
 
     p, q = problem.logits()
-    rows, columns = (C.apply_plan(p, q, xp.ones_like(x), eps, axis) for x, axis in ((b, 1), (a, 0)))
+    rows, columns = C.apply_plan(p, q, xp.ones_like(b), eps, 1), C.apply_plan(p, q, xp.ones_like(a), eps, 0)
     if rho_a == np.inf:  # the marginal that is to be met is met by scaling, and the other one follows
         p = p + _log_ratio(xp, a, rows)
         columns = C.apply_plan(p, q, xp.ones_like(a), eps, 0)

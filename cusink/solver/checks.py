@@ -1,11 +1,10 @@
 """Checks of the arguments of `cusink.sinkhorn`, once per call, before any work."""
 
 import math
-import numbers
 from typing import Any, get_args
 
-from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import one_of, regularisation
+from cusink.checks.arrays import arrays, finite_entries, kind
+from cusink.checks.scalars import is_real, one_of, positive_integer, positive_number, regularisation
 from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
@@ -63,10 +62,7 @@ def problem(
     if init is not None:
         if check:
             for name, x in (("init[0]", f), ("init[1]", g)):
-                if not xp.isfinite(x).all():
-                    raise ValueError(
-                        f"'{name}' must be finite; got {float(x[~xp.isfinite(x)][0])}. Start without 'init'"
-                    )
+                finite_entries(name, x, xp, "Start without 'init'")
         f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
         init = (f, g)
     batched = batched or bool(sizes)
@@ -81,23 +77,18 @@ def options(
     overrelaxation: Overrelaxation = "auto",
 ) -> Options:
     """Check the options of the solver."""
-    for name, value in (("max_iter", max_iter), ("check_every", check_every)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"'{name}' must be an integer; got {kind(value)}")
-        if value < 1:
-            raise ValueError(f"'{name}' must be at least 1; got {value}")
+    max_iter, check_every = positive_integer("max_iter", max_iter), positive_integer("check_every", check_every)
     if tol is not None:
-        if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
-            raise TypeError(f"'tol' must be a number or None; got {kind(tol)}")
-        if not (math.isfinite(tol) and tol > 0):
-            raise ValueError(f"'tol' must be positive and finite, or None for exactly 'max_iter' iterations; got {tol}")
+        tol = positive_number(
+            "tol", tol, wanted="a number or None", rule="positive and finite, or None for exactly 'max_iter' iterations"
+        )
     one_of("method", method, METHODS)
     if overrelaxation is not None and overrelaxation != "auto":
-        if isinstance(overrelaxation, bool) or not isinstance(overrelaxation, numbers.Real):
+        if not is_real(overrelaxation):
             raise TypeError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation!r}")
         if not 1 <= overrelaxation < 2:
             raise ValueError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation}")
-    return Options(int(max_iter), tol, int(check_every), method, overrelaxation)
+    return Options(max_iter, tol, check_every, method, overrelaxation)
 
 
 def callback(function: Callback | None) -> None:
@@ -142,7 +133,7 @@ def reach(value: Any, method: Method = "auto") -> Reach | None:
         raise ValueError(f"{RULE}; got {len(pair)} values")
     prices = []
     for rho in pair:
-        if rho is not None and (isinstance(rho, bool) or not isinstance(rho, numbers.Real)):
+        if rho is not None and not is_real(rho):
             raise TypeError(f"{RULE}; got {kind(rho)}")
         if rho is not None and not rho > 0:
             raise ValueError(f"{RULE}; got {rho}. A small reach leaves far mass behind, None transports all of it")

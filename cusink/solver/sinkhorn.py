@@ -3,9 +3,7 @@
 import functools
 from typing import Any
 
-import numpy as np
-
-from cusink.errors import memory_advice, warn_unconverged
+from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.loop import Callback, Start, solve
 from cusink.solver.problem import Problem
@@ -137,9 +135,7 @@ def sinkhorn(
         shift = given.C.xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, given.C, prices, shift)
     found = solve(given.C, given.a, given.b, eps, options, init=given.init, callback=callback, start=start)
-    missed = ~found.converged
-    if tol is not None and missed.any():
-        warn_unconverged(np.count_nonzero(missed), len(missed), found.error[missed].max(), tol, max_iter)
+    warn_if_unconverged(found.converged, found.error, tol, max_iter)
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}

@@ -75,7 +75,7 @@ def self_potentials(C: Cost[Any], a: Array, eps: float, options: Options, rho: f
 
 
 def _self_value(xp: ArrayModule, a: Array, f: Array, g: Array, eps: float, rho: float) -> Array:
-    """The dual value (B,) of a measure with itself, of potentials f and g of which g is the best for f."""
+    """Return the dual value (B,) of a measure with itself, of potentials f and g of which g is the best for f."""
     a, f, g = (x.astype(np.float64) for x in (a, *(xp.where(a > 0, x, 0) for x in (f, g))))
     out = price(xp, a, f, rho) + price(xp, a, g, rho)
     if rho == math.inf:

@@ -122,13 +122,13 @@ def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None
 
 
 def translation(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
-    """Return the t (B,) for which ``f + t`` and ``g - t`` have the highest dual objective: both marginals get one mass."""
+    """Return the t (B,) of the highest dual objective for ``f + t`` and ``g - t``: both marginals get one mass."""
     (sum_a, low_a), (sum_b, low_b) = (_mass(xp, *side) for side in ((a, f, reach[0]), (b, g, reach[1])))
     return (xp.log(sum_a / sum_b) - low_a + low_b) / (1 / reach[0] + 1 / reach[1])
 
 
 def _mass(xp: ArrayModule, weights: Array, potential: Array, rho: float) -> tuple[Array, Array]:
-    """Return the mass ``sum_i a_i exp(-f_i / rho)`` as a pair (s, c) (B,) of ``s exp(-c)``, which does not underflow."""
+    """Return the mass ``sum_i a_i exp(-f_i / rho)`` as s and c (B,) of ``s exp(-c)``, which does not underflow."""
     scaled = potential.astype(np.float64) / rho
     low = xp.where(weights > 0, scaled, xp.inf).min(axis=1)
     scaled = xp.where(weights > 0, scaled - low[:, None], 0)

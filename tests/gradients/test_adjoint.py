@@ -310,18 +310,18 @@ def test_half_precision_comes_back_as_it_went_in():
 # The forms of the means on NumPy
 
 
-def forced_to_tiles(monkeypatch, tile_bytes):
-    monkeypatch.setattr(numpy_means, "TILE_BYTES", tile_bytes)
+def forced_to_tiles(monkeypatch, limits, tile_bytes):
+    limits(kernel_tile_bytes=tile_bytes)
     monkeypatch.setattr(numpy_means, "_shared", lambda C, a, *_: (None, np.zeros(len(a), bool)), raising=True)
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 1 << 10, 1 << 20])
 @pytest.mark.parametrize("p", DENSE, **named)
-def test_tiles_agree_with_products(monkeypatch, p, tile_bytes):
+def test_tiles_agree_with_products(monkeypatch, limits, p, tile_bytes):
     cotangent, result = cotangents(p), solve(np.asarray, p)
     want = pull(result, **cotangent, tol=1e-13)
     want = {name: getattr(want, name) for name in INPUTS}
-    forced_to_tiles(monkeypatch, tile_bytes)
+    forced_to_tiles(monkeypatch, limits, tile_bytes)
     tiled = pull(result, **cotangent, tol=1e-13)
     for name in INPUTS:
         np.testing.assert_allclose(

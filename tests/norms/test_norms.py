@@ -12,7 +12,6 @@ from emulated.oracle import assert_as_good
 from kernels import oracle
 
 import cusink
-from cusink.backends.numpy import sums
 
 DTYPES = (np.float32, np.float64)
 VALUES = {
@@ -100,20 +99,19 @@ def test_close_points_in_many_coordinates(xp):
 
 
 @pytest.mark.parametrize("d", [2, 6])
-def test_blocks_and_threads_change_nothing(monkeypatch, d):
+def test_blocks_and_threads_change_nothing(limits, d):
     n, m = 50, 47
+    calls = {}
     for name in VALUES:
         given = inputs(name, n, m, d)
         grad = (np.ones(n),) if name.startswith("kernel_product") else ()
         whole = getattr(cusink, name)(*given.values(), kernel="laplace")
         gradients = getattr(cusink, f"{name}_adjoint")(*given.values(), *grad, kernel="laplace")
-        with monkeypatch.context() as patch:
-            patch.setattr(sums, "COLUMNS", 9)
-            patch.setattr(sums, "ENTRIES", 40)
-            patch.setattr(sums, "THREADED_FROM", 1)
-            patch.setattr(sums.os, "cpu_count", lambda: 3)
-            np.testing.assert_allclose(getattr(cusink, name)(*given.values(), kernel="laplace"), whole, rtol=1e-13)
-            again = getattr(cusink, f"{name}_adjoint")(*given.values(), *grad, kernel="laplace")
+        calls[name] = given, grad, whole, gradients
+    limits(sum_block_columns=9, sum_block_entries=40, threaded_pairs=1, threads=3)
+    for name, (given, grad, whole, gradients) in calls.items():
+        np.testing.assert_allclose(getattr(cusink, name)(*given.values(), kernel="laplace"), whole, rtol=1e-13)
+        again = getattr(cusink, f"{name}_adjoint")(*given.values(), *grad, kernel="laplace")
         for key in given:
             np.testing.assert_allclose(getattr(again, key), getattr(gradients, key), rtol=1e-11, atol=1e-13)
 
@@ -242,7 +240,7 @@ def test_points_on_a_line_are_numbers():
 
 
 def slopes(value, given, key):
-    """Return derivatives of ``value(**given)`` with respect to every entry of one array, by centred differences."""
+    """Return derivatives of ``value(**given)`` by every entry of one array, by centred differences."""
     out = np.zeros(given[key].shape)
     for at in np.ndindex(out.shape):
 

@@ -9,9 +9,12 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import cusink
+from cusink.backends.numpy import dense
 from cusink.backends.numpy.documents import iteration
-from cusink.backends.numpy.documents.buffers import Buffers
+from cusink.backends.numpy.documents.buffers import Buffers, Loan, PairCosts
 from cusink.backends.numpy.documents.costs import squared_distances
+from cusink.backends.numpy.documents.groups import Group
+from cusink.backends.numpy.documents.operators import pair_operators
 from cusink.convergence.options import Options
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.documents import pairs as documents_pairs
@@ -81,10 +84,9 @@ def test_every_pair_has_the_value_of_its_dense_problem(cost, dtype):
 
 
 @pytest.mark.parametrize("group", [1, 1 << 30])
-def test_neither_padding_nor_company_shows_in_a_value(group, monkeypatch):
+def test_neither_padding_nor_company_shows_in_a_value(group, limits):
     """Alone, in any order, in groups of one or all in one: only the order of sums may differ."""
-    monkeypatch.setattr(iteration, "GROUP_BYTES", group)
-    monkeypatch.setattr(iteration, "FEWEST", 100)
+    limits(document_group_bytes=group, document_group_pairs=100)
     A, B, C = corpus((12, 30), seed=1), corpus(), cusink.cost_matrix(vectors(), metric="euclidean")
     both = cusink.distance_matrix(A, B, C, eps=0.2, **exactly(9))
     order = np.random.default_rng(3).permutation(B.shape[0])
@@ -102,8 +104,8 @@ def test_neither_padding_nor_company_shows_in_a_value(group, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_pairs_stop_by_themselves_and_converge_to_the_optimum(dtype, monkeypatch):
-    monkeypatch.setattr(iteration, "FEWEST", 2)  # several groups, that are joined as pairs leave
+def test_pairs_stop_by_themselves_and_converge_to_the_optimum(dtype, limits, monkeypatch):
+    limits(document_group_pairs=2)  # several groups, that are joined as pairs leave
     joins = []
     real = iteration.joined
     monkeypatch.setattr(iteration, "joined", lambda groups: joins.append(len(groups)) or real(groups))
@@ -137,8 +139,8 @@ def test_steep_costs_leave_the_fast_form_and_lose_nothing(steep, dtype):
 
 
 def test_steep_costs_take_log_sum_exp_where_they_must(monkeypatch):
-    taken, real = [], iteration._Group._log_step
-    monkeypatch.setattr(iteration._Group, "_log_step", lambda *args: taken.append(len(args[1])) or real(*args))
+    taken, real = [], Group._log_step
+    monkeypatch.setattr(Group, "_log_step", lambda *args: taken.append(len(args[1])) or real(*args))
     C = cusink.cost_matrix(vectors(np.float32, d=2), metric="euclidean")
     A = corpus((40,), np.float32, 1)
     for eps, steps in ((float(C.max()), False), (float(C.max()) / 20000, True)):
@@ -294,11 +296,34 @@ def test_equal_words_cost_nothing_and_near_ones_what_they_are_apart():
 def test_buffers_of_ever_other_sizes_take_no_more_than_the_largest():
     buffers = Buffers()
     for size in (*range(1000, 2000), *range(3000, 100, -7), *range(100, 3000, 7)):
-        buffers.restart()
-        for part in (buffers.take((size, 2), np.float32), buffers.take((size // 2,), np.float64)):
+        loan = Loan(buffers)
+        for part in (loan.take((size, 2), np.float32), loan.take((size // 2,), np.float64)):
             part[...] = 0
-    buffers.restart()
+        del loan
     assert sum(map(len, buffers.free)) <= 2 * 3000 * 8
+
+
+def test_an_array_has_one_owner():
+    """Nobody else gets the memory of a loan before it is gone."""
+    buffers = Buffers()
+    first = Loan(buffers)
+    ours = first.take((100,), np.float32)
+    second = Loan(buffers)
+    assert not np.shares_memory(ours, second.take((100,), np.float32))
+    del first
+    third = Loan(buffers)
+    assert np.shares_memory(ours, third.take((50,), np.float64))
+
+
+def test_pairs_have_the_operators_of_their_costs_as_an_array():
+    rng = np.random.default_rng(0)
+    block, index = rng.random((9, 4)), np.array([[0, 2, 8], [5, 5, 5]])
+    C, ops = PairCosts(block, index, np.array([3, 1]), (0.0, 1.0)), pair_operators(Buffers())
+    array, p, q = np.moveaxis(block[index], 1, 2), rng.random((2, 4)), rng.random((2, 3))
+    np.testing.assert_array_equal(C.array(), array)
+    np.testing.assert_array_equal(ops.softmin(C, q, 0.5, 1), dense.softmin(array, q, 0.5, 1))
+    np.testing.assert_array_equal(ops.plan(C, p, q, 0.5), dense.plan(array, p, q, 0.5))
+    assert ops.cost_range(C) == C.span
 
 
 @pytest.mark.parametrize("method", ["auto", "log"])
@@ -309,7 +334,7 @@ def test_what_one_row_took_is_free_for_the_next(method):
     for _ in range(3):
         for row in range(len(SIZES)):
             pairs.solve(slice(row, row + 1), slice(None), "cost", options)
-        held.add(sum(map(len, buffers.free + buffers.taken)))
+        held.add(sum(map(len, buffers.free)))
     assert len(held) == 1
 
 
@@ -470,10 +495,8 @@ def test_a_library_gets_arrays_of_its_own(xp):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_very_steep_costs_are_annealed(dtype, monkeypatch):
     """Beyond 2000 eps a problem starts from potentials of a larger eps, which its kernel absorbs."""
-    starts, real = [], iteration._Group.__init__
-    monkeypatch.setattr(
-        iteration._Group, "__init__", lambda self, *args: starts.append(bool(args[5].any())) or real(self, *args)
-    )
+    starts, real = [], iteration.start_group
+    monkeypatch.setattr(iteration, "start_group", lambda *args: starts.append(bool(args[5].any())) or real(*args))
     X, A, B = vectors(dtype, d=2), corpus((8, 1), dtype, 1), corpus((20, 5, 33), dtype)
     C = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean").astype(dtype)
     eps, tol = float(C.max()) / 5000, 1e-4

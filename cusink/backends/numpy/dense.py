@@ -1,4 +1,4 @@
-"""The operators of `cusink.backends.operators` for NumPy arrays, gathered under the names that the solver calls."""
+"""The operators of stored costs in NumPy."""
 
 import numpy as xp
 
@@ -11,15 +11,15 @@ from cusink.backends.numpy.reductions import (
     cost_block,
     cost_range,
     plan,
-    plan_sum,
     softmin,
     transport_cost,
 )
 from cusink.backends.numpy.softmin import repeated_softmin
 from cusink.costs.operators import Operators
-from cusink.types import Array
+from cusink.types import Array, HostArray
 
 __all__ = [
+    "OPERATORS",
     "Iteration",
     "apply_plan",
     "bilinear",
@@ -28,7 +28,6 @@ __all__ = [
     "cost_range",
     "plan",
     "plan_means",
-    "plan_sum",
     "repeated_softmin",
     "softmin",
     "to_host",
@@ -37,9 +36,10 @@ __all__ = [
 ]
 
 
-def to_host(array):
+def to_host(array: Array) -> HostArray:
     """Return `array` as a NumPy array; here it is one already."""
-    return array
+    host: HostArray = array
+    return host
 
 
 OPERATORS: Operators[Array] = Operators(

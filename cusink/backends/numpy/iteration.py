@@ -2,28 +2,36 @@
 
 `SharedKernel` serves all problems with one matrix product per half-step. A problem that leaves its range goes back to
 where it stood and on to `OwnKernel`, which holds a kernel for each problem and falls back to log-sum-exp where that
-fails too. `LogDomain` is log-sum-exp throughout.
+fails too. `LogForm` is log-sum-exp throughout.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from cusink.backends.numpy.forms.form import Finished, Form
 from cusink.backends.numpy.forms.kernel import DenseKernel
-from cusink.backends.numpy.forms.log import LogDomain
+from cusink.backends.numpy.forms.log import LogForm
 from cusink.backends.numpy.forms.own import OwnKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
+from cusink.backends.ranges import REPEATED_ITERATIONS
+from cusink.costs.operators import HostChecked
+from cusink.types import Array, HostArray, Method
 
-RETREAT = 25  # iterations that a problem repeats at most when it leaves the range of a form
 
+class Iteration(HostChecked):
+    """Problems under way, see `cusink.costs.operators`: the fastest form first, then forms that reach further."""
 
-class Iteration:
-    """Problems under way, see `operators`: the fastest form first, each followed by one that reaches further."""
-
-    def __init__(self, C, a, b, eps, f, g, method):
+    def __init__(
+        self, C: Array, a: HostArray, b: HostArray, eps: float, f: HostArray, g: HostArray, method: Method
+    ) -> None:
         self.dtype = a.dtype
         self.forms = self._forms(C, a.dtype, eps, method)
-        self.rows, left = [], np.arange(len(a))
+        self.rows: list[HostArray] = []  # of each form: the numbers of its problems
+        left = np.arange(len(a))
         for form in self.forms:
-            fits = form.fits(a[left], b[left], f[left], g[left]) if self.rows else form.fits(a, b, f, g)
+            fits = form.can_start(a[left], b[left], f[left], g[left]) if self.rows else form.can_start(a, b, f, g)
             rows, left = left[fits], left[~fits]
             form.append(*((a, b, f, g) if len(rows) == len(a) else (x[rows] for x in (a, b, f, g))))
             self.rows.append(rows)
@@ -33,20 +41,20 @@ class Iteration:
             self.forms[-1].append(a[left], b[left], f[left], g[left])
             self.rows[-1] = np.concatenate([self.rows[-1], left])
 
-    def _forms(self, C, dtype, eps, method):
-        """The forms that a problem may go through, in this order."""
+    def _forms(self, C: Any, dtype: np.dtype[Any], eps: float, method: Method) -> Sequence[Form]:
+        """Return the forms that a problem may go through, in this order."""
         if method == "log":
-            return [LogDomain(C, dtype, eps)]
+            return [LogForm(C, dtype, eps)]
         if C.ndim == 3:
             return [OwnKernel(C, dtype, eps)]
-        # What leaves the range of float32 is mostly well within that of float64, at half the speed of one product.
+        # A problem that leaves the range of float32 is mostly well within that of float64, at half the speed.
         kernels = [DenseKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
         return [*map(SharedKernel, kernels), *([OwnKernel(C, np.float64, eps)] if method == "auto" else [])]
 
-    def advance(self, omega, count):
+    def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations of every problem; return bounds (B,) on their errors, inf for one out of range."""
-        for start in range(0, count, RETREAT):
-            self._advance(omega, min(RETREAT, count - start))
+        for start in range(0, count, REPEATED_ITERATIONS):
+            self._advance(omega, min(REPEATED_ITERATIONS, count - start))
         error = np.full(len(omega), np.inf)
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows):
@@ -54,8 +62,8 @@ class Iteration:
         error[self.stuck] = np.inf
         return error
 
-    def _advance(self, omega, count):
-        """As `advance`, for so few iterations that a problem that leaves the range of a form may well repeat them."""
+    def _advance(self, omega: HostArray, count: int) -> None:
+        """Take so few iterations that a problem that leaves the range of a form can repeat them in the next one."""
         for k, form in enumerate(self.forms):
             rows = self.rows[k]
             if len(rows):
@@ -69,12 +77,13 @@ class Iteration:
                     else:
                         self.stuck[rows[outside]] = True
 
-    def finish(self, index):
+    def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         for form, rows in zip(self.forms, self.rows, strict=True):
-            if len(rows) == len(self.stuck):  # as most often
+            if len(rows) == len(self.stuck):  # the usual case: one form has all problems
                 f, g, cost, error = form.finish(np.argsort(rows)[index])
-                return *(x.astype(self.dtype, order="C", copy=False) for x in (f, g, cost)), error
+                f, g, cost = (x.astype(self.dtype, order="C", copy=False) for x in (f, g, cost))
+                return f, g, cost, error
         n, m = self.forms[0].C.shape[-2:]
         f, g = np.empty((len(index), n), self.dtype), np.empty((len(index), m), self.dtype)
         cost, error = np.empty(len(index), self.dtype), np.empty(len(index))
@@ -83,15 +92,15 @@ class Iteration:
                 f[place], g[place], cost[place], error[place] = form.finish(local)
         return f, g, cost, error
 
-    def keep(self, index):
+    def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`; they are numbered in its order from now on."""
         for k, (place, local) in enumerate(self._places(index)):
             self.forms[k].keep(local)
             self.rows[k] = place
         self.stuck = self.stuck[index]
 
-    def _places(self, index):
-        """For each form: which entries of `index` it holds, and the rows it holds them at."""
+    def _places(self, index: HostArray) -> list[tuple[HostArray, HostArray]]:
+        """Return for each form which entries of `index` it has, and its own numbers of them."""
         total = sum(map(len, self.rows))
         places = []
         for rows in self.rows:

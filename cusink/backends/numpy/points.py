@@ -1,4 +1,4 @@
-"""The operators of `backends.operators` for costs between points, gathered under the names that the solver calls."""
+"""The operators of costs between points in NumPy."""
 
 import numpy as xp
 
@@ -11,7 +11,6 @@ from cusink.backends.numpy.clouds.reductions import (
     cost_block,
     cost_range,
     plan,
-    plan_sum,
     repeated_softmin,
     softmin,
     transport_cost,
@@ -21,6 +20,7 @@ from cusink.costs.operators import Operators
 from cusink.costs.points import PointCosts
 
 __all__ = [
+    "OPERATORS",
     "Iteration",
     "apply_plan",
     "bilinear",
@@ -29,7 +29,6 @@ __all__ = [
     "cost_range",
     "plan",
     "plan_means",
-    "plan_sum",
     "repeated_softmin",
     "softmin",
     "to_host",

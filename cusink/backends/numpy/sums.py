@@ -1,54 +1,67 @@
-"""Sums of a kernel over all pairs of points, in NumPy: pairs are made in blocks that stay in cache, and never kept.
+"""Sums of a radial kernel over all pairs of points, in NumPy: in blocks that stay in the cache and are never kept.
 
-Arrays have a batch axis and one dtype: points x (B, n, d) and y (B, m, d), numbers per point (B, n) or (B, m). What the
-kernel is, its `profile` says (`cusink.kernel_products.Profile`):
-
-    "linear"   log k = rate * q                 q = |x - y|^2
-    "root"     log k = rate * sqrt(q + shift)
-    "log"      log k = rate * log(q + shift)
+Arrays have a batch axis and one dtype: points x (B, n, d) and y (B, m, d), numbers per point (B, n) or (B, m). A
+`Profile` gives the kernel.
 
 Up to four coordinates, differences are taken before squares, in the dtype of the points: that is exact far from the
 origin, and as fast as the alternative. From five on ``|x|^2 + |y|^2 - 2 x y`` is one matrix product of centred points,
-in float64 whatever the dtype, and the error of q is about 1e-16 of the squared diameter of the cloud.
+in float64 for both dtypes, and the error of q is about 1e-16 of the squared diameter of the cloud.
 
 Sums within a block are in the dtype of the points, sums of blocks in float64.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-DIFFERENCES = 4  # most coordinates that are taken one by one
-COLUMNS, ENTRIES = 4096, 1 << 16  # of a block: long rows, and two or three arrays that fit into the cache of a core
-THREADED_FROM = 1 << 21  # pairs that take longer than starting threads
+from cusink.backends.numpy import limits
+from cusink.backends.numpy.distances import fill_distances
+from cusink.backends.numpy.workers import cores, run_all
+from cusink.backends.profile import Profile
+from cusink.types import HostArray
+
+DIFFERENCE_DIMENSIONS = 4  # at most, in which differences are taken coordinate by coordinate
 
 
-def kernel_sums(x, y, v, profile):
-    """``sum_j k(x_i, y_j) v_j`` (B, n)."""
+def kernel_sums(x: HostArray, y: HostArray, v: HostArray, profile: Profile) -> HostArray:
+    """Return ``sum_j k(x_i, y_j) v_j`` (B, n)."""
     out = np.empty(x.shape[:2], x.dtype)
     for problem, (points, sources, value) in enumerate(zip(x, y, v, strict=True)):
-        pairs = Pairs(points, sources, profile)
+        pairs = PointPairs(points, sources, profile)
 
-        def rows_done(rows, memory, pairs=pairs, value=value, problem=problem):
-            total = np.float64(0)
+        def sum_rows(
+            rows: slice,
+            memory: Memory,
+            pairs: PointPairs = pairs,
+            value: HostArray = value,
+            problem: int = problem,
+        ) -> None:
+            total: Any = np.float64(0)
             for columns in pairs.columns():
                 total = total + np.vecdot(_kernel(pairs.base(rows, columns, memory), profile), value[columns])
             out[problem, rows] = total
 
-        _each_block(pairs, rows_done)
+        _for_blocks(pairs, sum_rows)
     return out
 
 
-def kernel_log_sums(x, y, q, profile):
-    """``log(sum_j k(x_i, y_j) exp(q_j))`` (B, n); -inf where every term is zero."""
+def kernel_log_sums(x: HostArray, y: HostArray, q: HostArray, profile: Profile) -> HostArray:
+    """Return ``log(sum_j k(x_i, y_j) exp(q_j))`` (B, n); -inf where every term is zero."""
     out = np.empty(x.shape[:2], x.dtype)
     lowest = np.finfo(x.dtype).min  # not -inf: -inf - lowest is -inf, and never NaN
     for problem, (points, sources, logit) in enumerate(zip(x, y, q, strict=True)):
-        pairs = Pairs(points, sources, profile)
+        pairs = PointPairs(points, sources, profile)
 
-        def rows_done(rows, memory, pairs=pairs, logit=logit, problem=problem):
-            maximum, total = lowest, 0
+        def sum_rows(
+            rows: slice,
+            memory: Memory,
+            pairs: PointPairs = pairs,
+            logit: HostArray = logit,
+            problem: int = problem,
+        ) -> None:
+            maximum: Any = lowest
+            total: Any = 0
             for columns in pairs.columns():
                 term = _log_kernel(pairs.base(rows, columns, memory), profile)
                 term += logit[columns]
@@ -59,23 +72,33 @@ def kernel_log_sums(x, y, q, profile):
                 maximum = highest
             out[problem, rows] = maximum + np.log(total)
 
-        _each_block(pairs, rows_done)
+        _for_blocks(pairs, sum_rows)
     return out
 
 
-def kernel_slopes(x, y, v, p, q, profile):
-    """``sum_j w_ij`` (B, n) and ``sum_j w_ij grad_x log k(x_i, y_j)`` (B, n, d) with ``w_ij = k exp(p_i + q_j) v_j``.
+def kernel_slopes(
+    x: HostArray, y: HostArray, v: HostArray, p: HostArray | None, q: HostArray | None, profile: Profile
+) -> tuple[HostArray, HostArray]:
+    """Return ``sum_j w_ij`` (B, n) and ``sum_j w_ij grad_x log k(x_i, y_j)`` (B, n, d).
 
-    `p` and `q` are both None for zeros: then these are the kernel sums and their gradients by x. Where points coincide
-    and the kernel has a kink, its slope is zero.
+    The weights are ``w_ij = k exp(p_i + q_j) v_j``. `p` and `q` are both None for zeros: these are then the kernel sums
+    and their gradients with respect to x. Where points coincide and the kernel has a kink, its slope is zero.
     """
     sums, slopes = np.empty(x.shape[:2], x.dtype), np.empty_like(x)
     for problem, (points, sources, value) in enumerate(zip(x, y, v, strict=True)):
-        pairs = Pairs(points, sources, profile)
-        logits = None if p is None else (p[problem], q[problem])
+        pairs = PointPairs(points, sources, profile)
+        logits = None if p is None or q is None else (p[problem], q[problem])
 
-        def rows_done(rows, memory, pairs=pairs, value=value, logits=logits, problem=problem):
-            total = slope = np.float64(0)
+        def sum_rows(
+            rows: slice,
+            memory: Memory,
+            pairs: PointPairs = pairs,
+            value: HostArray = value,
+            logits: tuple[HostArray, HostArray] | None = logits,
+            problem: int = problem,
+        ) -> None:
+            total: Any = np.float64(0)
+            slope: Any = np.float64(0)
             for columns in pairs.columns():
                 base = pairs.base(rows, columns, memory)
                 term = _log_kernel(base, profile, memory.take(1, base.shape))
@@ -92,16 +115,35 @@ def kernel_slopes(x, y, v, p, q, profile):
             sums[problem, rows] = total
             slopes[problem, rows] = profile.slope * slope
 
-        _each_block(pairs, rows_done)
+        _for_blocks(pairs, sum_rows)
     return sums, slopes
 
 
-class Pairs:
+class Memory:
+    """The work arrays of one thread; a block of any shape is contiguous in them."""
+
+    def __init__(self, entries: int, dtype: np.dtype[Any]) -> None:
+        self.arrays = [np.empty(entries, dtype) for _ in range(2)]
+        self.entries = entries
+        self.product: HostArray | None = None
+
+    def take(self, number: int, shape: tuple[int, ...]) -> HostArray:
+        """Return an uninitialised block in array 0 or 1."""
+        return self.arrays[number][: shape[0] * shape[1]].reshape(shape)
+
+    def wide(self, shape: tuple[int, ...]) -> HostArray:
+        """Return an uninitialised block in float64."""
+        if self.product is None:
+            self.product = np.empty(self.entries)
+        return self.product[: shape[0] * shape[1]].reshape(shape)
+
+
+class PointPairs:
     """The pairs of x (n, d) with y (m, d), a block at a time."""
 
-    def __init__(self, x, y, profile):
+    def __init__(self, x: HostArray, y: HostArray, profile: Profile) -> None:
         (self.n, self.d), self.m, self.dtype, self.profile = x.shape, len(y), x.dtype, profile
-        self.direct = self.d <= DIFFERENCES
+        self.direct = self.d <= DIFFERENCE_DIMENSIONS
         if self.direct:
             self.x, self.y = np.ascontiguousarray(x.T), np.ascontiguousarray(y.T)
             return
@@ -112,29 +154,26 @@ class Pairs:
         self.left = np.column_stack([x, squares[0], np.ones(self.n)])
         self.right = np.ascontiguousarray(np.column_stack([-2 * y, np.ones(self.m), squares[1]]).T)
         self.x, self.y = x, np.column_stack([y, np.ones(self.m)])
-        # Nearer points than this cannot be told from equal ones; a kernel with a kink takes them as equal.
+        # Points nearer than this cannot be told from equal ones; for a kernel with a kink they count as equal.
         largest = squares[0].max() + squares[1].max()
         self.floor = 8 * np.finfo(np.float64).eps * largest if profile.shift == 0 and profile.form == "root" else 0
 
-    def rows(self):
-        size = max(1, ENTRIES // min(self.m, COLUMNS))
+    def rows(self) -> list[slice]:
+        """Return the rows of each block."""
+        size = max(1, limits.LIMITS.sum_block_entries // min(self.m, limits.LIMITS.sum_block_columns))
         return [slice(first, min(first + size, self.n)) for first in range(0, self.n, size)]
 
-    def columns(self):
-        return [slice(first, min(first + COLUMNS, self.m)) for first in range(0, self.m, COLUMNS)]
+    def columns(self) -> list[slice]:
+        """Return the columns of each block."""
+        size = limits.LIMITS.sum_block_columns
+        return [slice(first, min(first + size, self.m)) for first in range(0, self.m, size)]
 
-    def base(self, rows, columns, memory):
-        """q, sqrt(q + shift) or q + shift of a block, by the form of the profile; in the first array of `memory`."""
+    def base(self, rows: slice, columns: slice, memory: Memory) -> HostArray:
+        """Return q, sqrt(q + shift) or q + shift of a block, by the form; in the first array of `memory`."""
         shape = rows.stop - rows.start, columns.stop - columns.start
         out = memory.take(0, shape)
         if self.direct:
-            other = memory.take(1, shape)
-            for k in range(self.d):
-                difference = other if k else out
-                np.subtract(self.x[k, rows, None], self.y[k, columns], out=difference)
-                difference *= difference
-                if k:
-                    out += other
+            fill_distances(self.x[:, rows, None], self.y[:, columns], out, memory.take(1, shape))
         else:
             wide = memory.wide(shape)
             np.matmul(self.left[rows], self.right[:, columns], out=wide)
@@ -148,13 +187,14 @@ class Pairs:
                 np.sqrt(out, out=out)
         return out
 
-    def differences(self, factors, rows, columns, memory):
-        """``sum_j factors_ij (x_i - y_j)`` (rows, d) of a block."""
+    def differences(self, factors: HostArray, rows: slice, columns: slice, memory: Memory) -> HostArray:
+        """Return ``sum_j factors_ij (x_i - y_j)`` (rows, d) of a block."""
         if not self.direct:
             wide = memory.wide(factors.shape)
             wide[:] = factors
             sums = wide @ self.y[columns]
-            return self.x[rows] * sums[:, -1:] - sums[:, :-1]
+            slopes: HostArray = self.x[rows] * sums[:, -1:] - sums[:, :-1]
+            return slopes
         out = np.empty((len(factors), self.d), factors.dtype)
         difference = memory.take(0, factors.shape)
         for k in range(self.d):
@@ -163,50 +203,31 @@ class Pairs:
         return out
 
 
-class Memory:
-    """The work arrays of one thread; a block of any shape is contiguous in them."""
-
-    def __init__(self, entries, dtype):
-        self.arrays = [np.empty(entries, dtype) for _ in range(2)]
-        self.entries, self.product = entries, None
-
-    def take(self, number, shape):
-        return self.arrays[number][: shape[0] * shape[1]].reshape(shape)
-
-    def wide(self, shape):
-        if self.product is None:
-            self.product = np.empty(self.entries)
-        return self.product[: shape[0] * shape[1]].reshape(shape)
-
-
-def _each_block(pairs, work):
+def _for_blocks(pairs: PointPairs, work: Callable[[slice, Memory], None]) -> None:
     """Call ``work(rows, memory)`` for all blocks of rows, on all cores if there is enough to do."""
-    blocks = pairs.rows()
-    workers = min(os.cpu_count() or 1, len(blocks)) if pairs.n * pairs.m >= THREADED_FROM else 1
+    blocks, sizes = pairs.rows(), limits.LIMITS
+    workers = min(cores(), len(blocks)) if pairs.n * pairs.m >= sizes.threaded_pairs else 1
 
-    def share(first):
-        memory = Memory((blocks[0].stop - blocks[0].start) * min(pairs.m, COLUMNS), pairs.dtype)
+    def run(first: int) -> None:
+        memory = Memory((blocks[0].stop - blocks[0].start) * min(pairs.m, sizes.sum_block_columns), pairs.dtype)
         with np.errstate(all="ignore"):  # exp underflows by design, and far points may have an infinite q
             for rows in blocks[first::workers]:
                 work(rows, memory)
 
-    if workers == 1:
-        share(0)
-        return
-    with ThreadPoolExecutor(workers) as pool:  # NumPy lets go of the interpreter inside each operation
-        list(pool.map(share, range(workers)))
+    run_all(run, range(workers))
 
 
-def _log_kernel(base, profile, out=None):
-    """Log k of what `Pairs.base` gives, in its place unless there is another."""
+def _log_kernel(base: HostArray, profile: Profile, out: HostArray | None = None) -> HostArray:
+    """Return log k of a `PointPairs.base`, in its place unless there is another."""
     out = base if out is None else out
     if profile.form == "log":
         base = np.log(base, out=out)
-    return np.multiply(base, base.dtype.type(profile.rate), out=out)
+    np.multiply(base, base.dtype.type(profile.rate), out=out)
+    return out
 
 
-def _kernel(base, profile):
-    """K of what `Pairs.base` gives, in its place."""
+def _kernel(base: HostArray, profile: Profile) -> HostArray:
+    """Return k of a `PointPairs.base`, in its place."""
     if profile.form == "log" and profile.rate == -0.25:
         np.sqrt(base, out=base)
         np.sqrt(base, out=base)

@@ -1,11 +1,35 @@
-"""How many threads the NumPy backend may use, and from what size on they pay."""
+"""Threads of the NumPy backend: NumPy releases the GIL inside each operation."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-THREADED = 1 << 21  # entries from which threads pay
+from cusink.backends.numpy import limits
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+R = TypeVar("R")
 
 
-def threads():
-    """A pool for `Side.for_parts`: NumPy lets go of the interpreter inside each operation."""
-    return ThreadPoolExecutor(os.cpu_count())
+def cores() -> int:
+    """Return how many threads may run at the same time."""
+    return limits.LIMITS.threads or os.cpu_count() or 1
+
+
+def thread_pool() -> "ThreadPoolExecutor":
+    """Return a pool of a thread per core, for `run_all`."""
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and not needed by small problems
+
+    return ThreadPoolExecutor(cores())
+
+
+def run_all(run: Callable[..., R], *arguments: Iterable[Any], pool: "ThreadPoolExecutor | None" = None) -> list[R]:
+    """Return the results of ``run(*each)`` for all tuples of arguments, in order; on threads if there are several."""
+    calls = list(zip(*arguments, strict=True))
+    if len(calls) < 2:
+        return [run(*each) for each in calls]
+    if pool is not None:
+        return list(pool.map(lambda each: run(*each), calls))
+    with thread_pool() as pool:
+        return list(pool.map(lambda each: run(*each), calls))

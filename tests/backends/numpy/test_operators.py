@@ -7,18 +7,17 @@ import reference
 from scipy.special import logsumexp
 
 from cusink.backends import operators
-from cusink.backends.numpy import dense, reductions
-from cusink.backends.numpy.certificate import relax
-from cusink.backends.numpy.forms.log import relax_log
+from cusink.backends.numpy import dense
+from cusink.convergence.relaxation import overrelaxed, overrelaxed_log
 
 FLOATS = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 7, 1), (3, 31, 33), (5, 32, 64), (4, 65, 3), (2, 100, 100)]
 
 
 @pytest.fixture(params=[1, 50, 1 << 16], ids=["blocks of a row", "blocks of 50", "default blocks"])
-def block(request, monkeypatch):
+def block(request, limits):
     """How many entries a block may have: results must not depend on where blocks end."""
-    monkeypatch.setattr(reductions, "BLOCK", request.param)
+    limits(dense_block_entries=request.param)
 
 
 def make(shape, dtype, shared, seed=0, eps=0.1, hard=True):
@@ -136,18 +135,6 @@ def test_transport_cost_of_costs_below_zero():
     assert (want < 0).all()
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_plan_sum(shape, dtype, block):
-    C, p, q, eps = make(shape, dtype, True)
-    weights = np.random.default_rng(2).normal(size=shape[0]).astype(dtype)
-    P = np.exp(exponents(C, p, q, eps))
-    want, size = (np.einsum("b,bij->ij", w, P) for w in (weights.astype(float), np.abs(weights).astype(float)))
-    found = dense.plan_sum(C, p, q, weights, eps)
-    assert found.dtype == dtype and found.shape == C.shape
-    assert (np.abs(found - want) <= rounding(C, eps, dtype, 310) * size + np.finfo(dtype).tiny).all()
-
-
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -178,7 +165,6 @@ def test_no_operator_forms_the_whole_batch():
         "softmin": lambda: [dense.softmin(C, x, eps, axis) for x, axis in ((q, 1), (p, 0))],
         "apply_plan": lambda: [dense.apply_plan(C, p, q, v, eps, axis) for axis in (0, 1)],
         "transport_cost": lambda: dense.transport_cost(C, p, q, eps),
-        "plan_sum": lambda: dense.plan_sum(C, p, q, np.ones(64), eps),
         "c_transform": lambda: [dense.c_transform(C, x, axis) for x, axis in ((q, 1), (p, 0))],
     }
     for name, call in calls.items():
@@ -259,8 +245,8 @@ def test_over_relaxation_raises_the_dual_value_entry_by_entry(omega):
     """
     d = np.concatenate([np.linspace(-8, 8, 3001), [-300.0, 300.0]])
     scaled = np.exp(d)[:, None].copy()
-    relax(scaled, np.ones_like(scaled), omega - 1, np.empty_like(scaled))
-    stepped = relax_log(0.3 * d, np.zeros_like(d), omega - 1, 0.3) / 0.3
+    overrelaxed(np, scaled, np.ones_like(scaled), omega - 1, scratch=np.empty_like(scaled), out=scaled)
+    stepped = overrelaxed_log(np, 0.3 * d, np.zeros_like(d), omega - 1, 0.3) / 0.3
     np.testing.assert_allclose(stepped, np.log(scaled[:, 0]), rtol=0, atol=1e-12)
 
     def share(x):

@@ -1,74 +1,86 @@
 """Sinkhorn iterations of problems between clouds in NumPy: which form runs which problem, see docs/point-clouds.md."""
 
 import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from cusink.backends.numpy import iteration as dense
-from cusink.backends.numpy.clouds import reductions
-from cusink.backends.numpy.clouds.absorbed import AbsorbedProblem
-from cusink.backends.numpy.clouds.layout import SMALL, pairs_for
-from cusink.backends.numpy.clouds.shared import CloudKernel
-from cusink.backends.numpy.forms.log import LogDomain
+from cusink.backends.numpy import limits
+from cusink.backends.numpy.clouds.absorbed import StabilisedProblem
+from cusink.backends.numpy.clouds.layout import sorted_clouds
+from cusink.backends.numpy.clouds.shared import CLOUDS, CloudKernel
+from cusink.backends.numpy.forms.form import Finished, Form
+from cusink.backends.numpy.forms.log import LogForm
 from cusink.backends.numpy.forms.own import OwnKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
-from cusink.backends.numpy.workers import THREADED, threads
+from cusink.backends.numpy.workers import thread_pool
+from cusink.costs.points import PointCosts
+from cusink.types import Array, HostArray, Method
 
 
 class Iteration(dense.Iteration):
-    """Problems under way, see `cusink.backends.operators`."""
+    """Problems under way, see `cusink.costs.operators`."""
 
-    def __init__(self, C, a, b, eps, f, g, method):
+    def __init__(
+        self, C: PointCosts, a: HostArray, b: HostArray, eps: float, f: HostArray, g: HostArray, method: Method
+    ) -> None:
         self.alone = len(a) == 1
         super().__init__(C, a, b, eps, f, g, method)
 
-    def _forms(self, C, dtype, eps, method):
+    def _forms(self, C: PointCosts, dtype: np.dtype[Any], eps: float, method: Method) -> Sequence[Form]:
         if method == "log":
-            return [LogClouds(C, dtype, eps, reductions)]
-        if C.shape[-2] * C.shape[-1] <= SMALL:
-            return [Tiles(C, dtype, eps)] if C.ndim == 3 else super()._forms(C.block(np), dtype, eps, method)
+            return [CloudLogForm(C, dtype, eps, CLOUDS)]
+        if C.shape[-2] * C.shape[-1] <= limits.LIMITS.cloud_array_pairs:
+            return [CloudTiles(C, dtype, eps)] if C.ndim == 3 else super()._forms(C.block(np), dtype, eps, method)
         if C.ndim == 3 or self.alone:
-            return [Absorbed(C, dtype, eps)]
+            return [StabilisedForm(C, dtype, eps)]
         kernels = [CloudKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
-        return [*map(SharedKernel, kernels), *([Absorbed(C, dtype, eps)] if method == "auto" else [])]
+        return [*map(SharedKernel, kernels), *([StabilisedForm(C, dtype, eps)] if method == "auto" else [])]
 
 
-class LogClouds(LogDomain):
+class CloudLogForm(LogForm):
     """Log-sum-exp over blocks of points."""
 
-    def cost(self, index=slice(None)):
-        """The shared cost, or the costs of the problems at `index`."""
-        return self.C if self.problems is None else self.C.at(self.problems[index])
+    def cost(self, index: slice | HostArray = slice(None)) -> PointCosts:
+        """Return the shared cost, or the costs of the problems at `index`."""
+        C: PointCosts = self.C if self.problems is None else self.C.at(self.problems[index])
+        return C
 
 
-class Tiles(OwnKernel):
+class CloudTiles(OwnKernel):
     """Many small problems with clouds of their own: costs as arrays for a tile of problems at a time."""
 
-    def cost(self, index=slice(None)):
-        """The costs of the problems at `index` as an array."""
+    def cost(self, index: slice | HostArray = slice(None)) -> Array:
+        """Return the costs of the problems at `index` as an array."""
+        assert self.problems is not None  # each problem has a cost of its own
         return self.C.block(np, self.problems[index])
 
 
-class Absorbed:
-    """Problems one after another, each with an `AbsorbedProblem`."""
+class StabilisedForm:
+    """Problems one after another, each as a `StabilisedProblem`."""
 
-    def __init__(self, C, dtype, eps):
+    def __init__(self, C: PointCosts, dtype: Any, eps: float) -> None:
         self.C, self.dtype, self.eps = C, np.dtype(dtype), eps
-        self.problems = []
+        self.problems: list[StabilisedProblem] = []
+        self.error: HostArray = np.empty(0)
 
-    def fits(self, a, b, f, g):
-        """Which problems can start here: all."""
+    def can_start(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> HostArray:
+        """Return which problems can start here: all."""
+        del b, f, g
         return np.ones(len(a), bool)
 
-    def append(self, a, b, f, g):
+    def append(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> None:
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
         a, b = a.astype(self.dtype, copy=False), b.astype(self.dtype, copy=False)
         budget = self.C.memory_limit // max(1, len(a) + len(self.problems))
         self.problems += [
-            AbsorbedProblem(pairs_for(self.C, k), a[k], b[k], f[k], g[k], self.eps, budget) for k in range(len(a))
+            StabilisedProblem(sorted_clouds(self.C, k), a[k], b[k], f[k], g[k], self.eps, budget) for k in range(len(a))
         ]
 
-    def advance(self, omega, count):
+    def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations; return which problems left the range: none."""
         with self._pool() as pool:
             self.error = np.array(
@@ -76,20 +88,26 @@ class Absorbed:
             )
         return np.zeros(len(omega), bool)
 
-    def bound(self):
-        """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
+    def bound(self) -> HostArray:
+        """Return bounds on the marginal errors after one more plain f-update, for omega = 1 the errors."""
         return self.error
 
-    def finish(self, index):
+    def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         with self._pool() as pool:
             every = [self.problems[k].finish(pool) for k in index]
-        return tuple(np.stack(x) for x in zip(*every, strict=True))
+        f, g, cost, error = (np.stack(x) for x in zip(*every, strict=True))
+        return f, g, cost, error
 
-    def keep(self, index):
+    def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
         self.problems = [self.problems[k] for k in index]
 
-    def _pool(self):
+    def state(self, chosen: HostArray) -> Finished:
+        """Raise an error: no problem leaves this form."""
+        raise NotImplementedError
+
+    def _pool(self) -> contextlib.AbstractContextManager[ThreadPoolExecutor | None]:
+        """Return threads for all blocks of all problems, if they pay."""
         n, m = self.C.shape[-2:]
-        return threads() if n * m >= THREADED else contextlib.nullcontext()
+        return thread_pool() if n * m >= limits.LIMITS.threaded_pairs else contextlib.nullcontext()

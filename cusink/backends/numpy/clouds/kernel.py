@@ -1,81 +1,126 @@
 """The kernel of one problem between two clouds in NumPy, with its potentials absorbed, in blocks of rows.
 
 Near the solution every sum of ``A = exp((f + g - C) / eps)`` is about 1, whatever the range of C / eps, and most pairs
-have no part in it: a block holds the columns only in which it has an entry above `least`. As its rows are neighbours,
-these are few where eps is small. Blocks are kept as far as memory allows, and made anew whenever they are needed
-beyond that.
+add nothing to it: a block holds only the columns in which it has an entry above `least`. As its rows are neighbours,
+these are few where eps is small. Blocks are kept as far as memory allows, and made when they are needed beyond that.
 """
 
 import math
-import os
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
+from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds.exponents import Exponents, multiply, row_sums
-from cusink.backends.numpy.clouds.layout import ABSENT, ENTRIES, Columns, extended
+from cusink.backends.numpy.clouds.layout import ABSENT, CloudSide, Columns, Workspace, extended
+from cusink.backends.numpy.workers import cores
+from cusink.types import HostArray
 
-SPARSE = 1 << 21  # pairs of points from which it pays to leave some out
-SHALLOW = 18  # rows of a factor, from which it is made anew faster than it is multiplied
-MOST = 0.8  # share of the columns up to which a block takes them one by one
+# Rows of the right factor of a block, up to which it is kept: to make a block from it is then fast.
+KEPT_FACTOR_ROWS = 18
+ALL_COLUMNS_ABOVE = 0.8  # share of the columns that a block needs, from which it has all of them
+
+Weigh = Callable[[slice, HostArray], HostArray]  # the weights p of some rows from their sums ``A q``
+
+
+class CostSums(NamedTuple):
+    """Sums of A, and in float64 the same with ``A_ij C_ij`` for A."""
+
+    T: HostArray  # A q (n,)
+    S: HostArray  # A' p (m,)
+    TC: HostArray
+    SC: HostArray
 
 
 class PlanKernel:
     """A for potentials f (n,) and g (m,) in float64; all vectors are in the order of the `side`.
 
-    ``weigh(rows, sums)`` tells the weights p of a block's rows, which may depend on the sums over its columns: so one
-    pass over A serves both. What is left out of a sum with a vector q is at most ``least * sum q``; `least` may be 0.
-    Between two bins that are `empty`, (n,) and (m,), A would be as large as it likes; it is 0.
+    ``weigh(rows, sums)`` gives the weights p of some rows, which may depend on the sums over their columns: so one
+    pass over A serves both. A sum with a vector q lacks at most ``least * sum q``; `least` may be 0. Between two bins
+    that are `empty`, (n,) and (m,), A could be a number of any size; it is 0.
     """
 
-    def __init__(self, side, f, g, eps, budget, least=0.0, empty=None):
+    def __init__(
+        self,
+        side: CloudSide,
+        f: HostArray,
+        g: HostArray,
+        eps: float,
+        budget: int,
+        least: float = 0.0,
+        empty: tuple[HostArray, HostArray] | None = None,
+    ) -> None:
         self.side, self.f, self.g, self.eps = side, f, g, eps
         self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
         n, m = side.shape
-        self.least = least if n * m >= SPARSE else 0.0
-        block = side.rows * side.all.padded * side.dtype.itemsize
-        # Bytes to keep; what workspaces take comes off, and a part that the allocator may need to cut it up.
-        self.room = budget * 3 // 4 - 3 * block * min(os.cpu_count(), len(side.blocks))
-        self.kept, self.factors, self.lock = {}, {}, threading.Lock()
-        self.store, self.used = None, 0
-        self.columns = [None] * len(side.blocks) if self.least else [side.all] * len(side.blocks)
+        self.least = least if n * m >= limits.LIMITS.cloud_sparse_pairs else 0.0
+        block_bytes = side.rows * side.all.padded * side.dtype.itemsize
+        # Bytes to keep: less the workspaces, and a quarter that the allocator may need to cut the memory up.
+        self.room = budget * 3 // 4 - 3 * block_bytes * min(cores(), len(side.blocks))
+        self.kept: dict[int, HostArray] = {}
+        self.factors: dict[int, tuple[HostArray, HostArray]] = {}
+        self.lock = threading.Lock()
+        self.store: HostArray | None = None
+        self.used = 0
+        # The columns that each block needs; None before that is known.
+        self.columns: list[Columns | None] = [None if self.least else side.all] * len(side.blocks)
         self.empty = empty
         self.lowest = side.dtype.type(np.log(float(np.finfo(side.dtype).tiny)) + 1e-3)  # denormals are slow
 
-    def sums(self, q, weigh, pool):
-        """``T = A q`` (n,) and ``S = A' p`` (m,); without q or `weigh` None in their places."""
+    def row_sums(self, q: HostArray, pool: ThreadPoolExecutor | None) -> HostArray:
+        """Return ``A q`` (n,)."""
+        return self._sums(q, None, pool)[0]
+
+    def column_sums(self, p: HostArray, pool: ThreadPoolExecutor | None) -> HostArray:
+        """Return ``A' p`` (m,)."""
+        return self._sums(None, lambda rows, _: p[rows], pool)[1]
+
+    def sums(self, q: HostArray, weigh: Weigh, pool: ThreadPoolExecutor | None) -> tuple[HostArray, HostArray]:
+        """Return ``T = A q`` (n,) and ``S = A' p`` (m,)."""
+        return self._sums(q, weigh, pool)
+
+    def _sums(
+        self, q: HostArray | None, weigh: Weigh | None, pool: ThreadPoolExecutor | None
+    ) -> tuple[HostArray, HostArray]:
+        """Return T and S; without q or `weigh` one of them means nothing."""
         side = self.side
-        T = None
-        if q is not None:
-            T, q = np.empty(side.shape[0], side.dtype), extended(q)
-            every = side.all.tiled(q)
+        T = np.empty(side.shape[0] if q is not None else 0, side.dtype)
+        vector = None if q is None else extended(q)
+        every = None if vector is None else side.all.tiled(vector)
+
+        def tiles_of(columns: Columns) -> HostArray | None:
+            return every if vector is None or columns is side.all else columns.tiled(vector)
 
         @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # for the caller to find in the sums
-        def run(blocks, work):
+        def run(blocks: Sequence[int], work: Workspace) -> HostArray:
             S = np.zeros(side.shape[1] + 1)
             for k in blocks:
                 if k not in self.kept:
-                    rows, A = side.blocks[k], self._block(k, work)
-                    columns = self.columns[k]
-                    if q is not None:
-                        T[rows] = row_sums(A, every if columns is side.all else columns.tiled(q))
+                    rows = side.blocks[k]
+                    A, columns = self._block(k, work)
+                    here = tiles_of(columns)
+                    if here is not None:
+                        T[rows] = row_sums(A, here)
                     if weigh is not None:
-                        columns.add(S, np.vecmat(weigh(rows, None if T is None else T[rows]), A))
+                        columns.add(S, np.vecmat(weigh(rows, T[rows]), A))
                     continue
-                A, columns = self.kept[k], self.columns[k]
-                here = None if q is None else (every if columns is side.all else columns.tiled(q)).reshape(-1)
-                for rows, part in self._parts(k, A):
-                    if q is not None:
-                        np.matmul(part, here, out=T[rows])
+                A, columns = self.kept[k], self._columns_of(k)
+                here = tiles_of(columns)
+                for rows, part in self._row_parts(k, A):
+                    if here is not None:
+                        np.matmul(part, here.reshape(-1), out=T[rows])
                     if weigh is not None:
-                        columns.add(S, np.matmul(weigh(rows, None if T is None else T[rows]), part))
+                        columns.add(S, np.matmul(weigh(rows, T[rows]), part))
             return S
 
-        parts = side.for_parts(run, pool)
-        return T, None if weigh is None else sum(parts)[:-1].astype(side.dtype)
+        S: HostArray = sum(side.for_blocks(run, pool), np.zeros(1))
+        return T, S[:-1].astype(side.dtype)
 
-    def priced_sums(self, q, weigh, pool, columns=True):
-        """T and S as `sums`, and the same with ``A_ij C_ij`` in the place of A: ``(T, S, TC, SC)``, these in float64.
+    def cost_sums(self, q: HostArray, weigh: Weigh, pool: ThreadPoolExecutor | None, columns: bool = True) -> CostSums:
+        """Return `sums`, and the same with ``A_ij C_ij`` for A.
 
         Without `columns` SC means nothing. With ``E = log A`` the cost is ``f + g - eps E``: it takes no second block.
         """
@@ -84,7 +129,7 @@ class PlanKernel:
         q, qg = extended(q), extended((q * (self.g - level)).astype(side.dtype))
 
         @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-        def run(blocks, work):
+        def run(blocks: Sequence[int], work: Workspace) -> tuple[HostArray, HostArray]:
             S, SC = np.zeros((2, side.shape[1] + 1))
             for k in blocks:
                 rows = side.blocks[k]
@@ -99,11 +144,11 @@ class PlanKernel:
                     some.add(SC, np.vecmat((p * f).astype(p.dtype), A) - self.eps * np.vecmat(p, AE))
             return S, SC
 
-        S, SC = (sum(parts)[:-1] for parts in zip(*side.for_parts(run, pool), strict=True))
-        return T, S.astype(side.dtype), TC, SC + (self.g - level) * S
+        S, SC = (sum(shares)[:-1] for shares in zip(*side.for_blocks(run, pool), strict=True))
+        return CostSums(T, S.astype(side.dtype), TC, SC + (self.g - level) * S)
 
-    def priced(self, k, work):
-        """Blocks k of A and of ``A_ij C_ij``, and their columns."""
+    def with_costs(self, k: int, work: Workspace) -> tuple[HostArray, HostArray, Columns]:
+        """Return block k of A and of ``A_ij C_ij``, and their columns."""
         A, AE, columns = self._with_exponents(k, work)
         g = columns.tiled(extended(self.g.astype(A.dtype)))
         AE *= A.dtype.type(-self.eps)
@@ -111,25 +156,25 @@ class PlanKernel:
         return A, AE, columns
 
     @np.errstate(over="ignore")
-    def _block(self, k, work):
-        """Block k of A (tiles, rows, width), which is kept as rows if there is room."""
-        block = self._exponents(k, work)
-        if not self._afford(block.nbytes, self.columns[k]):
-            return np.exp(block, out=block)
+    def _block(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
+        """Return block k of A (tiles, rows, width), which is kept if there is room, and its columns."""
+        block, columns = self._exponents(k, work)
+        if not self._afford(block.nbytes, columns):
+            return np.exp(block, out=block), columns
         tiles, rows, width = block.shape
         self.kept[k] = self._place((rows, tiles * width))
-        return np.exp(block, out=self.kept[k].reshape(rows, tiles, width).transpose(1, 0, 2))
+        return np.exp(block, out=self.kept[k].reshape(rows, tiles, width).transpose(1, 0, 2)), columns
 
-    def _parts(self, k, A):
-        """Slices of rows, and those rows of a kept block: as many as BLAS takes on the thread that calls it."""
+    def _row_parts(self, k: int, A: HostArray) -> Iterator[tuple[slice, HostArray]]:
+        """Iterate over slices of rows of a kept block, with as many entries as BLAS takes on the thread that calls."""
         start, stop = self.side.blocks[k].start, self.side.blocks[k].stop
-        step = max(1, ENTRIES // A.shape[1])
+        step = max(1, limits.LIMITS.cloud_block_entries // A.shape[1])
         for row in range(start, stop, step):
             rows = slice(row, min(row + step, stop))
             yield rows, A[rows.start - start : rows.stop - start]
 
-    def _place(self, shape):
-        """An uninitialised block in the one array of all, whose memory comes in larger pages than that of many."""
+    def _place(self, shape: tuple[int, int]) -> HostArray:
+        """Return an uninitialised block of one store: its memory comes in larger pages than that of many arrays."""
         with self.lock:
             if self.store is None:
                 n, dtype = self.side.shape[0], self.side.dtype
@@ -140,39 +185,44 @@ class PlanKernel:
             return self.store[start : self.used].reshape(shape)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _with_exponents(self, k, work):
-        """Block k of A, that of ``A E``, and their columns."""
-        exponents = self._exponents(k, work)
+    def _with_exponents(self, k: int, work: Workspace) -> tuple[HostArray, HostArray, Columns]:
+        """Return block k of A and of ``A E``, and their columns."""
+        exponents, columns = self._exponents(k, work)
         A = self.kept.get(k)
         if A is not None:
             tiles, rows, width = exponents.shape
             A = A.reshape(rows, tiles, width).transpose(1, 0, 2)
         else:
-            A = np.exp(exponents, out=work.second(exponents.shape[1], self.columns[k]))
+            A = np.exp(exponents, out=work.second(exponents.shape[1], columns))
         exponents *= A
-        return A, exponents, self.columns[k]
+        return A, exponents, columns
 
-    def _exponents(self, k, work):
-        """Block k of E; the first time all columns are looked at, to see which it needs."""
-        side = self.side
-        if self.columns[k] is None:
-            exponents = self._made(k, work, side.all)
+    def _exponents(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
+        """Return block k of E and its columns, which are chosen the first time, when all columns are looked at."""
+        side, columns = self.side, self.columns[k]
+        if columns is None:
+            exponents = self._make(k, work, side.all)
             needed = np.flatnonzero(exponents.max(axis=1).reshape(-1)[: side.shape[1]] > np.log(self.least))
-            self.columns[k] = side.all
-            if len(needed) > MOST * side.shape[1] or not self._afford(4 * len(needed)):
-                return np.maximum(exponents, self.lowest, out=exponents)
-            self.columns[k] = Columns(side, needed)
-        exponents = self._made(k, work, self.columns[k])
-        return np.maximum(exponents, self.lowest, out=exponents)
+            if len(needed) > ALL_COLUMNS_ABOVE * side.shape[1] or not self._afford(4 * len(needed)):
+                self.columns[k] = side.all
+                return np.maximum(exponents, self.lowest, out=exponents), side.all
+            columns = self.columns[k] = Columns(side.shape[1], side.tile_columns, needed)
+        exponents = self._make(k, work, columns)
+        return np.maximum(exponents, self.lowest, out=exponents), columns
 
-    def _made(self, k, work, columns):
+    def _columns_of(self, k: int) -> Columns:
+        """Return the columns of a block that was made before."""
+        return self.columns[k] or self.side.all
+
+    def _make(self, k: int, work: Workspace, columns: Columns) -> HostArray:
+        """Return block k of E for these columns, with -1e30 between empty bins."""
         if k in self.factors:
             left, right = self.factors[k]
             exponents = multiply(left, right, work.block(len(left), columns))
         elif self.side.squared:
             left, right, _ = self.exponents.factors(k, work, columns)
             exponents = multiply(left, right, work.block(len(left), columns))
-            if columns is self.columns[k] and len(right) <= SHALLOW and self._afford(right.nbytes):
+            if columns is self.columns[k] and len(right) <= KEPT_FACTOR_ROWS and self._afford(right.nbytes):
                 self.factors[k] = left, right.copy()
         else:
             exponents, _ = self.exponents.block(k, work, columns)
@@ -182,8 +232,8 @@ class PlanKernel:
             exponents[:, rows] = np.where(none[:, None, :], ABSENT, exponents[:, rows])
         return exponents
 
-    def _afford(self, size, columns=None):
-        """Whether so many bytes may be kept; a block, which has `columns`, leaves room for the factors of all."""
+    def _afford(self, size: int, columns: Columns | None = None) -> bool:
+        """Return whether so many bytes may be kept; a block, given by its `columns`, leaves room for all factors."""
         reserve = 0
         if columns is not None:
             each = columns.padded * (4 + self.side.dtype.itemsize * (len(self.side.y) + 2))

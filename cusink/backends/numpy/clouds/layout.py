@@ -1,74 +1,81 @@
-"""Exponents ``rows_i + columns_j - C_ij / eps`` of point costs in NumPy, in blocks that stay in the cache.
+"""Points of clouds in orders that put neighbours together, and the blocks in which reductions pass over their pairs.
 
-For squared distances a block is one matrix product. Rows are in an order that puts neighbours together, and each block
-takes its own centre c for the origin,
-
-    |x - y|**2 = |x - c|**2 - 2 (x - c)(y - c) + |y - c|**2,
-
-so that what cancels is hardly larger than the squared distances themselves, wherever the clouds lie. The terms of one
-index are summed in float64, where potentials cancel with squares; the product adds them up as two more coordinates.
-Other costs take differences first.
+A block is some rows against all columns, or some of them. It comes as an array (tiles, rows, width): tiles of columns
+whose matrix product BLAS leaves to the thread that calls it.
 """
 
+import functools
+import threading
 import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
-from cusink.backends.numpy.workers import THREADED, threads
+from cusink.backends.numpy import limits
+from cusink.backends.numpy.workers import run_all
+from cusink.backends.spare import Spare
+from cusink.costs.points import PointCosts
+from cusink.types import Axis, HostArray
 
-ENTRIES = 1 << 18  # of a block, which is to stay in the cache, and of a matrix that BLAS multiplies with on one thread
-PRODUCT = 1 << 18  # multiplications up to which OpenBLAS leaves a matrix product to the thread that calls it
-DIRECT = 8  # dimensions up to which differences first are fast enough where every digit counts
-ROWS = 64, 256  # of a block, least and most
-DEPTH = 62  # coordinates in one matrix product
-DEEP = 16  # dimensions from which neighbours are so far apart that a centre of their own gains nothing
-LEAF = 64  # points that may lie in any order
-PARTS = 16  # of the rows, which threads take as they come; sums do not depend on who took which
-SMALL = 1 << 16  # pairs of points up to which the costs of a problem, or of a tile of problems, are an array
-ABSENT = -1e30  # log of what is not there; finite, for -inf times 0 is NaN
+R = TypeVar("R")
 
-_pairs = weakref.WeakKeyDictionary()
+PRODUCT_COORDINATES = 62  # at most, in one matrix product
+LOCAL_DIMENSIONS = 16  # at most; beyond, neighbours are so far apart that a centre of their own gains nothing
+EXACT_DIMENSIONS = 8  # at most, in which differences first are fast enough where every digit counts
+ABSENT = -1e30  # log of zero; finite, for -inf times 0 is NaN
+
+# Operators are functions of a cost: the order of its points, made by the first of them, is kept while the cost lives.
+_sorted: weakref.WeakKeyDictionary[PointCosts, list["SortedClouds"]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
 
 
-def pairs_of(C):
-    """The `Pairs` of each problem: one for a shared cost, a list of B for costs of their own; made once for a cost."""
-    if C not in _pairs:
-        clouds = [(C.x, C.y)] if C.ndim == 2 else zip(C.x, C.y, strict=True)
+def sorted_clouds(C: PointCosts, problem: int) -> "SortedClouds":
+    """Return the two clouds of one problem, which are sorted once for a cost."""
+    with _lock:
+        found = _sorted.get(C)
+    if found is None:
+        clouds = [(C.x, C.y)] if C.ndim == 2 else list(zip(C.x, C.y, strict=True))
         rule = C.take(slice(0), slice(0))  # without the points, which would keep the key alive for ever
-        _pairs[C] = [Pairs(rule, x, y) for x, y in clouds]
-    return _pairs[C]
+        found = [SortedClouds(rule, x, y) for x, y in clouds]
+        with _lock:
+            found = _sorted.setdefault(C, found)
+    return found[0 if C.ndim == 2 else problem]
 
 
-def pairs_for(C, problem):
-    """`Pairs` of one problem."""
-    return pairs_of(C)[0 if C.ndim == 2 else problem]
-
-
-class Pairs:
+class SortedClouds:
     """Two clouds in orders that put neighbours together, and the sides from which to see them."""
 
-    def __init__(self, costs, x, y):
-        leaf = max(LEAF, min(ROWS[1], ENTRIES // max(len(x), len(y))))
+    def __init__(self, costs: PointCosts, x: HostArray, y: HostArray) -> None:
+        sizes = limits.LIMITS
+        leaf = max(
+            sizes.cloud_leaf_points,
+            min(sizes.cloud_block_rows[1], sizes.cloud_block_entries // max(len(x), len(y))),
+        )
         order = neighbours(x, leaf)
         orders = order, order if y is x else neighbours(y, leaf)
         self.costs, self.orders, self.points = costs, orders, (x[orders[0]], y[orders[1]])
         self.shape = len(x), len(y)
 
-    def side(self, axis, rows=None, columns=None):
-        """Rows and columns for a sum over `axis`: x and y for axis 1, y and x for axis 0, or the chosen ones."""
+    def side(self, axis: Axis, rows: HostArray | None = None, columns: HostArray | None = None) -> "CloudSide":
+        """Return rows and columns for a sum over `axis`: x and y for axis 1, y and x for axis 0.
+
+        `rows` and `columns` are masks of the points to take; None for all.
+        """
         kept, summed = (0, 1) if axis == 1 else (1, 0)
         sides = []
         for which, chosen in ((kept, rows), (summed, columns)):
             points, order = self.points[which], self.orders[which]
             if chosen is not None and not chosen.all():
                 points, order = points[chosen[order]], order[chosen[order]]
-            sides += [points, order]
-        x, order, y, columns = sides
-        return Side(self.costs, x, y, order, columns)
+            sides.append((points, order))
+        (x, row_order), (y, column_order) = sides
+        return CloudSide(self.costs, x, y, row_order, column_order)
 
 
-def neighbours(x, leaf):
-    """An order of the points x (n, d) in which neighbours are together: halved along the widest axis, again and again.
+def neighbours(x: HostArray, leaf: int) -> HostArray:
+    """Return an order of the points x (n, d) that puts neighbours together: halved along the widest axis, recursively.
 
     All parts but the last have whole leaves.
     """
@@ -86,118 +93,125 @@ def neighbours(x, leaf):
     return np.concatenate(parts)
 
 
-class Side:
-    """Rows x (n, d) against columns y (m, d), cut into blocks; `order` and `columns` are their places outside."""
+class CloudSide:
+    """Rows x (n, d) against columns y (m, d), cut into blocks of rows.
 
-    def __init__(self, costs, x, y, order, columns):
+    `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m).
+    """
+
+    def __init__(self, costs: PointCosts, x: HostArray, y: HostArray, order: HostArray, columns: HostArray) -> None:
+        sizes = limits.LIMITS
         self.costs, self.dtype, self.order, self.columns = costs, x.dtype, order, columns
         (n, d), m = x.shape, len(y)
         self.shape, self.x = (n, m), x
-        self.rows = int(np.clip(ENTRIES // m // ROWS[0] * ROWS[0], *ROWS))
+        least, most = sizes.cloud_block_rows
+        self.rows = int(np.clip(sizes.cloud_block_entries // m // least * least, least, most))
         self.blocks = [slice(start, min(start + self.rows, n)) for start in range(0, n, self.rows)]
         self.squared = costs.norm == "squared" and costs.exponent == 1
-        self.product = self.squared or (costs.norm == "squared" and (costs.exponent > 1 or d > DIRECT))
-        self.local = d <= DEEP
-        self.spare = []  # workspaces
-        self.most = max(LEAF, PRODUCT // (self.rows * (min(d, DEPTH) + 2)))
-        self.y, self.all = np.ascontiguousarray(y.T), Columns(self)
+        self.product = self.squared or (costs.norm == "squared" and (costs.exponent > 1 or d > EXACT_DIMENSIONS))
+        self.local = d <= LOCAL_DIMENSIONS
+        multiplied = self.rows * (min(d, PRODUCT_COORDINATES) + 2)
+        self.tile_columns = max(sizes.cloud_leaf_points, sizes.product_multiplications // multiplied)
+        self.y, self.all = np.ascontiguousarray(y.T), Columns(m, self.tile_columns)
+        self.workspaces = Spare(functools.partial(Workspace, self.rows * self.all.padded, self.dtype))
 
-    def for_parts(self, run, pool=None, blocks=None):
-        """``run(blocks, workspace)`` for parts of the blocks, at the same time where that pays; answers in order."""
+    def for_blocks(
+        self,
+        run: Callable[[Sequence[int], "Workspace"], R],
+        pool: ThreadPoolExecutor | None = None,
+        blocks: Sequence[int] | None = None,
+    ) -> list[R]:
+        """Return ``run(numbers of blocks, workspace)`` for shares of the blocks, in order; on threads if that pays."""
         blocks = range(len(self.blocks)) if blocks is None else blocks
-        count = len(blocks)
-        if count * self.rows * self.shape[1] < THREADED or count < 2:
-            return [self._with_workspace(run, blocks)]
-        if pool is None:
-            with threads() as pool:
-                return self.for_parts(run, pool, blocks)
-        cuts = [count * part // PARTS for part in range(PARTS + 1)]
-        parts = [blocks[first:last] for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
-        return list(pool.map(lambda part: self._with_workspace(run, part), parts))
+        count, sizes = len(blocks), limits.LIMITS
 
-    def _with_workspace(self, run, blocks):
-        """Workspaces are used again: to fetch memory costs about as much as to fill it."""
-        work = self.spare.pop() if self.spare else Workspace(self)
-        try:
-            return run(blocks, work)
-        finally:
-            self.spare.append(work)
+        def run_share(share: Sequence[int]) -> R:
+            with self.workspaces.borrow() as work:
+                return run(share, work)
+
+        if count * self.rows * self.shape[1] < sizes.threaded_pairs or count < 2:
+            return [run_share(blocks)]
+        cuts = [count * share // sizes.cloud_shares for share in range(sizes.cloud_shares + 1)]
+        shares = [blocks[first:last] for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
+        return run_all(run_share, shares, pool=pool)
 
 
 class Columns:
-    """All columns of a side, or those at `index`.
+    """All `total` columns of a side, or those at `index`, in tiles of at most about `most` columns.
 
-    They come in whole tiles, the last ones absent: `tiles` of `width` each, whose product BLAS leaves to the thread
-    that calls it. A vector over all columns that is to be cut into tiles has one more entry, the absent columns'.
+    They come in whole tiles, the last columns absent: `tiles` of `width` each. A vector over all columns that is to be
+    cut into tiles has one more entry, for the absent columns.
     """
 
-    def __init__(self, side, index=None):
-        self.count = side.shape[1] if index is None else len(index)
-        self.tiles = max(1, -(-self.count // side.most))
+    def __init__(self, total: int, most: int, index: HostArray | None = None) -> None:
+        self.count = total if index is None else len(index)
+        self.tiles = max(1, -(-self.count // most))
         self.width = max(8, -(-self.count // (8 * self.tiles)) * 8)
         self.padded = self.tiles * self.width
-        self.index = None
+        self.index: HostArray | None = None
         if index is not None:
-            self.index = np.full(self.padded, side.shape[1], np.int32)
+            self.index = np.full(self.padded, total, np.int32)
             self.index[: self.count] = index
 
-    def of(self, v):
-        """The entries of v (..., m) that belong to these columns."""
+    def of(self, v: HostArray) -> HostArray:
+        """Return the entries of v (..., m) that belong to these columns."""
         return v if self.index is None else np.take(v, self.index[: self.count], axis=-1)
 
-    def tiled(self, v):
-        """A vector v (m + 1,) as tiles (tiles, width) of these columns."""
+    def tiled(self, v: HostArray) -> HostArray:
+        """Return a vector v (m + 1,) as tiles (tiles, width) of these columns."""
         if self.index is not None:
             return v.take(self.index).reshape(self.tiles, self.width)
         out = np.full(self.padded, v[-1])
         out[: self.count] = v[:-1]
         return out.reshape(self.tiles, self.width)
 
-    def add(self, sums, tiles):
-        """Add what the tiles of these columns hold to `sums` (m + 1,)."""
+    def add(self, sums: HostArray, tiles: HostArray) -> None:
+        """Add the entries of the tiles of these columns to `sums` (m + 1,)."""
         if self.index is None:
             sums[:-1] += tiles.reshape(-1)[: self.count]
         else:
             sums[self.index] += tiles.reshape(-1)
 
 
-def extended(v, absent=0):
-    """V (m,) with the entry of absent columns."""
+def extended(v: HostArray, absent: float = 0) -> HostArray:
+    """Return v (m,) with one more entry, for absent columns."""
     out = np.empty(len(v) + 1, v.dtype)
     out[:-1], out[-1] = v, absent
     return out
 
 
 class Workspace:
-    """Arrays for a block of a side, made once for many blocks. It knows no side, which has it in a list."""
+    """Arrays for a block of a side, made once for many blocks; `size` is the number of entries of a block."""
 
-    def __init__(self, side):
-        self.size, self.dtype = side.rows * side.all.padded, side.dtype
-        self.first = self.other = self.factors = None
+    def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
+        self.size, self.dtype = size, dtype
+        self._first: HostArray | None = None
+        self._second: HostArray | None = None
+        self._factors: HostArray | None = None
 
-    def block(self, rows, columns):
-        """Uninitialised (tiles, rows, width)."""
-        if self.first is None:
-            self.first = np.empty(self.size, self.dtype)
-        return _shaped(self.first, rows, columns)
+    def block(self, rows: int, columns: Columns) -> HostArray:
+        """Return an uninitialised block (tiles, rows, width)."""
+        if self._first is None:
+            self._first = np.empty(self.size, self.dtype)
+        return _shaped(self._first, rows, columns)
 
-    def second(self, rows, columns):
-        """Another one."""
-        if self.other is None:
-            self.other = np.empty(self.size, self.dtype)
-        return _shaped(self.other, rows, columns)
+    def second(self, rows: int, columns: Columns) -> HostArray:
+        """Return another block."""
+        if self._second is None:
+            self._second = np.empty(self.size, self.dtype)
+        return _shaped(self._second, rows, columns)
 
-    def right(self, side, columns):
-        """Right factor (d + 2, padded) of a product of coordinates, with rows for y and for two terms, the first 1."""
+    def right(self, side: CloudSide, columns: Columns) -> HostArray:
+        """Return the right factor (d + 2, padded) of a product of coordinates: y, ones, and an uninitialised row."""
         d = len(side.y)
-        if self.factors is None:
-            self.factors = np.zeros((d + 2) * side.all.padded, self.dtype)
-        out = self.factors[: (d + 2) * columns.padded].reshape(d + 2, columns.padded)
+        if self._factors is None:
+            self._factors = np.zeros((d + 2) * side.all.padded, self.dtype)
+        out = self._factors[: (d + 2) * columns.padded].reshape(d + 2, columns.padded)
         if not side.local:
             out[:d, : columns.count] = columns.of(side.y)
         out[d] = 1
         return out
 
 
-def _shaped(array, rows, columns):
+def _shaped(array: HostArray, rows: int, columns: Columns) -> HostArray:
     return array[: rows * columns.padded].reshape(columns.tiles, rows, columns.width)

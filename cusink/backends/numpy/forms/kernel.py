@@ -1,12 +1,55 @@
 """The kernel of a stored cost, shared by all problems."""
 
 import functools
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from cusink.backends.numpy.certificate import repair
+from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import finish_log
-from cusink.backends.ranges import KERNEL, Loss, scaled_kernel
+from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, scaled_kernel
+from cusink.types import Array, Axis, HostArray
+
+
+class Kernel(Protocol):
+    """``K = 2**s exp((shift - C) / eps)`` (n, m) of one cost, whatever its form. Problems are columns."""
+
+    C: Any
+    eps: float
+    dtype: np.dtype[Any]
+    shift: float
+    s: int
+
+    @property
+    def K(self) -> HostArray:  # noqa: N802
+        """The kernel as an array (n, m)."""
+
+    @property
+    def costs(self) -> HostArray:
+        """The cost as an array (n, m)."""
+
+    @property
+    def unit(self) -> float:
+        """The unit of `cost_product`."""
+
+    def product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
+        """Return ``K factor`` (axis 1) or ``K' factor`` (axis 0)."""
+
+    def product_of_rows(self, factor: HostArray, axis: Axis) -> HostArray:
+        """Return the `product` with problems as rows, (B, n) or (B, m)."""
+
+    def cost_product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
+        """Return the `product` with ``K * C / unit`` for K."""
+
+    def underflow_bound(self, axis: Axis) -> UnderflowBound:
+        """Return what `product` may lose."""
+
+    def repair(self, potential: HostArray, sound: HostArray | Literal[True], logits: HostArray, axis: Axis) -> None:
+        """Overwrite the entries of `potential` (B, rows) that are not `sound` (rows, B) by their softmin."""
+
+    def finish_log(self, a: HostArray, b: HostArray, g: HostArray) -> Finished:
+        """Return ``(f, g, cost, error)`` after a plain f-update as log-sum-exp."""
 
 
 class DenseKernel:
@@ -15,59 +58,64 @@ class DenseKernel:
     Problems are columns.
     """
 
-    def __init__(self, C, dtype, eps):
+    def __init__(self, C: HostArray, dtype: Any, eps: float) -> None:
         self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)
-        self.shift, self.s = float(C.min()), KERNEL[self.dtype.name]
+        self.shift, self.s = float(C.min()), KERNEL_EXPONENT[self.dtype.name]
 
     @functools.cached_property
-    def K(self):
+    def K(self) -> HostArray:  # noqa: N802
+        """The kernel (n, m)."""
         return scaled_kernel(self.C, self.dtype, self.eps, self.shift)
 
-    def product(self, factor, axis, out=None):
-        """``K factor`` (axis 1) or ``K' factor`` (axis 0)."""
+    def product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
+        """Return ``K factor`` (axis 1) or ``K' factor`` (axis 0)."""
         return np.matmul(self.K if axis == 1 else self.K.T, factor, out=out)
 
-    def product_of_rows(self, factor, axis):
-        """As `product` with problems as rows."""
-        return np.matmul(factor, self.K.T if axis == 1 else self.K)
+    def product_of_rows(self, factor: HostArray, axis: Axis) -> HostArray:
+        """Return the `product` with problems as rows."""
+        out: HostArray = np.matmul(factor, self.K.T if axis == 1 else self.K)
+        return out
 
-    def cost_product(self, factor, axis, out=None):
-        """As `product` with ``K * C / unit`` in the place of K, for its largest entry may overflow without."""
-        KC = self._priced[0]
+    def cost_product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
+        """Return the `product` with ``K * C / unit`` for K: without the unit, its largest entry may overflow."""
+        KC = self._cost_kernel[0]
         return np.matmul(KC if axis == 1 else KC.T, factor, out=out)
 
     @property
-    def costs(self):
+    def costs(self) -> HostArray:
         """The cost (n, m)."""
         return self.C
 
     @property
-    def unit(self):
+    def unit(self) -> float:
         """The unit of `cost_product`."""
-        return self._priced[1]
+        return self._cost_kernel[1]
 
     @functools.cached_property
-    def _priced(self):
+    def _cost_kernel(self) -> tuple[HostArray, float]:
         carry = self.K > 0
         unit = float(np.abs(self.C[carry]).max(initial=0)) or 1.0
         return np.divide(self.C, unit, where=carry, out=np.zeros_like(self.K)) * self.K, unit
 
-    def loss(self, axis):
-        """What `product` may lose."""
-        return Loss.of_product(self.C.shape[axis], 2.0**self.s)
+    def underflow_bound(self, axis: Axis) -> UnderflowBound:
+        """Return what `product` may lose."""
+        return UnderflowBound.of_product(self.C.shape[axis], 2.0**self.s)
 
-    def repair(self, potential, sound, logits, axis):
+    def repair(self, potential: HostArray, sound: HostArray | Literal[True], logits: HostArray, axis: Axis) -> None:
         """Overwrite the entries of `potential` (B, rows) that are not `sound` (rows, B) by their softmin."""
         repair(potential, sound, self.C, logits, self.eps, axis)
 
-    def finish_log(self, a, b, g):
-        """``(f, g, cost, error)`` after a plain f-update, as log-sum-exp."""
+    def finish_log(self, a: HostArray, b: HostArray, g: HostArray) -> Finished:
+        """Return ``(f, g, cost, error)`` after a plain f-update as log-sum-exp."""
         return finish_log(self.C, a, b, g, self.eps)
 
 
-def log_scaled(x, exponent):
-    """``log(x * 2**exponent)`` of columns x (n, B), transposed, in float64, with no digit lost to a large exponent."""
-    log = np.multiply(x, np.exp2(exponent), dtype=np.float64)
+def log_scaled(x: Array, exponent: HostArray) -> HostArray:
+    """Return ``log(x * 2**exponent)`` of columns x (n, B), transposed, in float64.
+
+    No digit is lost to a large exponent.
+    """
+    log: HostArray = np.multiply(x, np.exp2(exponent), dtype=np.float64)
     if log.min(initial=1) >= np.finfo(np.float64).tiny and log.max(initial=1) < np.inf:
         return np.log(log, out=log).T
     mantissa, power = np.frexp(x)

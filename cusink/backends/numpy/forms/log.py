@@ -1,28 +1,47 @@
 """Sinkhorn iterations in the log domain: one exp per problem, i and j in every half-step, right for any range."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from cusink.backends.numpy import reductions as dense
+from cusink.backends.numpy.forms.form import Finished
+from cusink.convergence.marginals import marginal_error
+from cusink.convergence.relaxation import overrelaxed_log
+from cusink.costs.logits import logits
+from cusink.costs.operators import Softmin, TransportCost
+from cusink.types import Array, HostArray
 
 
-class LogDomain:
-    """Problems as potentials in float64; the reductions run in the dtype of the weights.
+class LogReductions(NamedTuple):
+    """The reductions of one kind of cost that an iteration in the log domain is made of."""
 
-    `reductions` has the operators `softmin` and `transport_cost` for this kind of cost.
-    """
+    softmin: Softmin[Any]
+    transport_cost: TransportCost[Any]
 
-    def __init__(self, C, dtype, eps, reductions=dense):
+
+DENSE = LogReductions(dense.softmin, dense.transport_cost)
+
+
+class LogForm:
+    """Problems as potentials in float64; the reductions run in the dtype of the weights."""
+
+    def __init__(self, C: Array, dtype: Any, eps: float, reductions: LogReductions = DENSE) -> None:
         self.C, self.eps, self.dtype, self.reductions = C, eps, np.dtype(dtype), reductions
         self.problems = np.arange(0) if C.ndim == 3 else None  # which of the costs are still in use
         n, m = C.shape[-2:]
-        self.a, self.b = np.empty((0, n), dtype), np.empty((0, m), dtype)
-        self.f, self.g = np.empty((0, n)), np.empty((0, m))
+        self.a: HostArray = np.empty((0, n), dtype)
+        self.b: HostArray = np.empty((0, m), dtype)
+        self.f: HostArray = np.empty((0, n))
+        self.g: HostArray = np.empty((0, m))
+        self.error: HostArray = np.empty(0)
 
-    def fits(self, a, b, f, g):
-        """Which problems can start here: all."""
+    def can_start(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> HostArray:
+        """Return which problems can start here: all."""
+        del b, f, g
         return np.ones(len(a), bool)
 
-    def append(self, a, b, f, g):
+    def append(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> None:
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
         if self.problems is not None:
             self.problems = np.arange(len(a))
@@ -30,67 +49,71 @@ class LogDomain:
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, new.astype(old.dtype)]))
 
-    def advance(self, omega, count):
+    def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations; return which problems left the range: none."""
         C, a, b, eps, softmin = self.cost(), self.a, self.b, self.eps, self.reductions.softmin
         excess = omega[:, None] - 1
         for _ in range(count):
-            self.g = relax_log(self.g, softmin(C, logits(a, self.f, eps), eps, axis=0), excess, eps)
-            plain = softmin(C, logits(b, self.g, eps), eps, axis=1)
-            self.f = relax_log(self.f, plain, excess, eps)
+            after = softmin(C, logits(np, a, self.f, eps), eps, axis=0)
+            self.g = overrelaxed_log(np, self.g, after, excess, eps)
+            plain = softmin(C, logits(np, b, self.g, eps), eps, axis=1)
+            self.f = overrelaxed_log(np, self.f, plain, excess, eps)
         self.error = error_log(C, a, b, self.f, self.g, plain, eps, self.reductions)
         return np.zeros(len(a), bool)
 
-    def bound(self):
-        """Bounds on the marginal errors after one more plain f-update; for omega = 1 they are the errors themselves."""
+    def bound(self) -> HostArray:
+        """Return bounds on the marginal errors after one more plain f-update, for omega = 1 the errors."""
         return self.error
 
-    def finish(self, index):
+    def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         C = self.cost(index)
         return finish_log(C, self.a[index], self.b[index], self.g[index], self.eps, self.reductions)
 
-    def keep(self, index):
+    def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
         if self.problems is not None:
             self.problems = self.problems[index]
         self.a, self.b, self.f, self.g = self.a[index], self.b[index], self.f[index], self.g[index]
 
-    def cost(self, index=slice(None)):
-        """The shared cost, or the costs of the problems at `index`."""
+    def state(self, chosen: HostArray) -> Finished:
+        """Return ``(a, b, f, g)`` of the problems `chosen`."""
+        return self.a[chosen], self.b[chosen], self.f[chosen], self.g[chosen]
+
+    def cost(self, index: slice | HostArray = slice(None)) -> Array:
+        """Return the shared cost, or the costs of the problems at `index`."""
         return self.C if self.problems is None else self.C[self.problems[index]]
 
 
-def logits(weights, potential, eps):
-    """``log weights + potential / eps`` in the dtype of the weights; -inf for a zero weight."""
-    with np.errstate(divide="ignore"):
-        log_weights = np.log(weights, dtype=np.float64)
-    return (log_weights + potential / eps).astype(weights.dtype)
+def error_log(
+    C: Array,
+    a: HostArray,
+    b: HostArray,
+    f: HostArray,
+    g: HostArray,
+    plain: HostArray,
+    eps: float,
+    reductions: LogReductions = DENSE,
+) -> HostArray:
+    """Return bounds (B,) on the marginal errors after one more plain f-update.
+
+    `plain` is the potential that the last plain f-update would have given.
+    """
+    after = reductions.softmin(C, logits(np, a, f, eps), eps, axis=0)
+    error: HostArray = marginal_error(np, b, g, after, eps) + marginal_error(np, a, f, plain, eps)
+    return error
 
 
-def relax_log(old, plain, excess, eps):
-    """`cusink.backends.numpy.certificate.relax` for potentials."""
-    backward = np.exp(np.minimum((old - plain) / eps, 700.0))
-    return plain + eps * np.log(excess + np.maximum(1 - excess * backward, 0))
+def finish_log(
+    C: Array, a: HostArray, b: HostArray, g: HostArray, eps: float, reductions: LogReductions = DENSE
+) -> Finished:
+    """Return ``(f, g, cost, error)`` after a plain f-update from g (B, m).
 
-
-def marginal_error(weights, before, after, eps):
-    """``sum_j w_j |1 - exp((before_j - after_j) / eps)|`` relative to the mass: a marginal's error without the plan."""
-    ratio = np.exp(np.minimum((before - after) / eps, 700.0))
-    return (weights * np.abs(1 - ratio)).sum(axis=1) / weights.sum(axis=1, dtype=np.float64)
-
-
-def error_log(C, a, b, f, g, plain, eps, reductions=dense):
-    """Bound (B,) on the marginal error after one more plain f-update, `plain` being the target of the last one."""
-    after = reductions.softmin(C, logits(a, f, eps), eps, axis=0)
-    return marginal_error(b, g, after, eps) + marginal_error(a, f, plain, eps)
-
-
-def finish_log(C, a, b, g, eps, reductions=dense):
-    """``(f, g, cost, error)`` after a plain f-update from g (B, m); a zero weight gets its own softmin as potential."""
-    q = logits(b, g, eps)
+    A zero weight gets its own softmin as potential.
+    """
+    q = logits(np, b, g, eps)
     f = reductions.softmin(C, q, eps, axis=1)
-    p = logits(a, f, eps)
+    p = logits(np, a, f, eps)
     after = reductions.softmin(C, p, eps, axis=0)
-    error = marginal_error(b, g, after, eps)
+    error = marginal_error(np, b, g, after, eps)
     return f, np.where(b > 0, g, after).astype(b.dtype), reductions.transport_cost(C, p, q, eps), error

@@ -1,0 +1,39 @@
+"""Sizes from which on the NumPy backend works in another way, in one place.
+
+Speed and memory depend on them, results only by rounding. They are read when a call is made: a test replaces `LIMITS`
+so that small problems meet every branch.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits by their unit and subject."""
+
+    threads: int | None = None  # None for one per core
+    threaded_pairs: int = 1 << 21  # pairs of points that take longer than starting threads
+
+    dense_block_entries: int = 1 << 16  # of a block of exponents of a stored cost
+    kernel_tile_bytes: int = 1 << 20  # of the kernels of a tile of problems: the second-level cache of a core
+    grid_plan_bytes: int = 1 << 28  # of the plan between the cells of a grid, up to which means are taken with it
+
+    cloud_array_pairs: int = 1 << 16  # pairs up to which the costs of a problem, or of a tile of problems, are an array
+    cloud_block_entries: int = 1 << 18  # of a block of rows in the cache, and of a matrix that BLAS takes on one thread
+    cloud_block_rows: tuple[int, int] = 64, 256  # least and most
+    cloud_leaf_points: int = 64  # that may lie in any order
+    cloud_shares: int = 16  # of the blocks, which threads take one by one; sums do not depend on who took which
+    cloud_sparse_pairs: int = 1 << 21  # from which it pays to leave out columns without an entry that counts
+    cloud_kernel_entries: int = 1 << 22  # of a shared kernel that are made at a time where it is not kept
+    product_multiplications: int = 1 << 18  # up to which OpenBLAS leaves a product to the thread that calls it
+    difference_coordinates: int = 1 << 18  # that are subtracted at a time where near points are repaired
+
+    document_group_bytes: int = 1 << 22  # of kernels that are multiplied in turn: they stay in the cache meanwhile
+    document_group_pairs: int = 32  # from which on a group takes only pairs of like sizes
+    document_size_ratio: float = 1.5  # between the largest and the smallest pair of such a group
+
+    sum_block_columns: int = 4096  # long rows
+    sum_block_entries: int = 1 << 16  # two or three arrays that fit into the cache of a core
+
+
+LIMITS = Limits()

@@ -1,0 +1,14 @@
+"""How far the marginals of a plan are from the weights, told from potentials, without the plan."""
+
+import numpy as np
+
+from cusink.types import Array, ArrayModule
+
+
+def marginal_error(xp: ArrayModule, weights: Array, before: Array, after: Array, eps: float) -> Array:
+    """Return ``sum_j w_j |1 - exp((before_j - after_j) / eps)|`` (B,) relative to the mass.
+
+    `after` is the plain update of the potential `before` (B, m). The exponential is the marginal over its weight.
+    """
+    ratio = xp.exp(xp.minimum((before - after) / eps, 700.0))
+    return (weights * xp.abs(1 - ratio)).sum(axis=1) / weights.sum(axis=1, dtype=np.float64)
