@@ -8,11 +8,9 @@ import numpy as np
 from cusink.checks.arrays import HALF, array_module
 from cusink.checks.scalars import positive_bytes
 from cusink.costs.cost import Cost
-from cusink.costs.dense import DenseCost
-from cusink.costs.grid import GridCost
 from cusink.costs.kinds import Kind, data_of, kind_of
+from cusink.costs.operands import DenseCost, GridCost, PointCost
 from cusink.costs.operators import Operators
-from cusink.costs.points import PointCost
 from cusink.types import Array, ArrayModule
 
 Doors = Callable[[], Mapping[Kind, Operators[Any]]]

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Array: TypeAlias = Any  # a NumPy or a CuPy array: no static type covers both
 HostArray: TypeAlias = npt.NDArray[Any]  # a NumPy array, where nothing else can come
+Index: TypeAlias = slice | HostArray | Array  # of problems, rows or columns
 ArrayModule: TypeAlias = ModuleType  # numpy or cupy, called xp
 
 Value: TypeAlias = Literal["cost", "reg_cost", "entropic_cost"]
@@ -14,3 +15,4 @@ MatrixValue: TypeAlias = Literal["cost", "reg_cost", "entropic_cost", "divergenc
 Method: TypeAlias = Literal["auto", "log", "scaling"]
 Overrelaxation: TypeAlias = Literal["auto"] | float | None
 Axis: TypeAlias = Literal[0, 1]  # of one cost matrix, the axis that is summed over
+Reach: TypeAlias = tuple[float, float]  # prices (rho_a, rho_b) of the marginals, inf where one is to be met

@@ -1,19 +1,25 @@
-"""The operators of all kinds of cost, by array library. Only `cusink/__init__.py` imports this file."""
+"""The operators of all kinds of cost, by array library. Only `cusink/__init__.py` imports this file.
 
+The backends are loaded by the first call that needs them: `import cusink` stays fast, and needs no CuPy.
+"""
+
+import functools
 from typing import Any
 
-from cusink.backends.numpy import dense, grid, points
 from cusink.costs.kinds import Kind
 from cusink.costs.operators import Operators
 
 
+@functools.cache
 def numpy_operators() -> dict[Kind, Operators[Any]]:
     """Return the operators in NumPy."""
+    from cusink.backends.numpy import dense, grid, points
+
     return {"dense": dense.OPERATORS, "points": points.OPERATORS, "grid": grid.OPERATORS}
 
 
 def cupy_operators() -> dict[Kind, Operators[Any]]:
-    """Return the operators in CuPy, which must be installed; loaded at the first array that asks for them."""
+    """Return the operators in CuPy, which must be installed."""
     from cusink.backends.cupy import dense, grid, points
 
     return {"dense": dense.OPERATORS, "points": points.OPERATORS, "grid": grid.OPERATORS}

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Generic, Protocol, Self
 import numpy as np
 
 from cusink.costs.operators import Data, Iteration, Means, Operators
-from cusink.types import Array, ArrayModule, Axis, HostArray, Method
+from cusink.types import Array, ArrayModule, Axis, HostArray, Index, Method
 
-Index = slice | HostArray | Array
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
 
 

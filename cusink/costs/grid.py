@@ -3,12 +3,11 @@
 import dataclasses
 import math
 import numbers
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from cusink.costs.cost import Cost, Index
-from cusink.types import Array, ArrayModule, HostArray
+from cusink.types import Array, ArrayModule, HostArray, Index
 
 __all__ = ["Grid"]
 
@@ -69,52 +68,6 @@ class GridCosts:
         """Return the largest cost."""
         del xp
         return float(sum(float(axis.max()) for axis in self.axes))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class GridCost(Cost[GridCosts]):
-    """The cost between the cells of a grid as an operand. It is shared, and needs all cells."""
-
-    divisible: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(n, n)``."""
-        return self.data.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the computation."""
-        return self.data.dtype
-
-    @property
-    def symmetric(self) -> bool:
-        """True: a distance is."""
-        return True
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the same cost in another precision."""
-        return dataclasses.replace(self, data=self.data.astype(dtype))
-
-    def at(self, problems: Index) -> Self:
-        """Return the cost itself, which all problems share."""
-        del problems
-        return self
-
-    def between(self, rows: Array, columns: Array) -> Self:
-        """Return the cost between all cells."""
-        del rows, columns
-        return self
-
-    def own(self, side: int) -> Self:
-        """Return the cost itself: both sides are one grid."""
-        del side
-        return self
-
-    def row_bytes(self, copies: int) -> int:
-        """Return 0: an axis is small."""
-        del copies
-        return 0
 
 
 class _Axes(NamedTuple):

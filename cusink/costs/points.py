@@ -2,14 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from cusink.checks.arrays import narrowed
-from cusink.costs.cost import Cost, GradientBlock, Index
-from cusink.types import Array, ArrayModule
+from cusink.types import Array, ArrayModule, Index
 
 MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
 KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
@@ -152,90 +149,3 @@ class PointCosts:
         if self.norm == "cityblock":
             return xp.abs(points).sum(axis=-1, dtype=np.float64).max(axis=-1)
         return xp.einsum("...ik,...ik->...i", points, points, dtype=np.float64).max(axis=-1)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PointCost(Cost[PointCosts]):
-    """The cost between points as an operand."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(n, m)`` or ``(B, n, m)``."""
-        return self.data.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the computation."""
-        return self.data.dtype
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether both sides are one cloud."""
-        return self.data.x is self.data.y
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the same cost in another precision."""
-        return dataclasses.replace(self, data=self.data.astype(dtype))
-
-    def at(self, problems: Index) -> Self:
-        """Return the costs of some problems, where each has its own."""
-        return self if self.shared else dataclasses.replace(self, data=self.data.at(problems))
-
-    def between(self, rows: Array, columns: Array) -> Self:
-        """Return the cost between some points."""
-        return dataclasses.replace(self, data=self.data.take(rows, columns))
-
-    @property
-    def has_own(self) -> bool:
-        """True: each cloud can be compared with itself."""
-        return True
-
-    def own(self, side: int) -> Self:
-        """Return the cost of the points of one side to themselves."""
-        points = (self.data.x, self.data.y)[side]
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, x=points, y=points))
-
-    def row_bytes(self, copies: int) -> int:
-        """Return the memory of the kernels that may be kept, and of the points."""
-        n, m = self.shape[-2:]
-        return min(copies * n * m * self.dtype.itemsize, self.data.memory_limit) + self.data.point_bytes
-
-    def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, Array | None]:
-        """Pull the gradient of all costs, in blocks, back to the points in the shapes that the user passed.
-
-        It is summed over the problems of a shared cloud.
-        """
-        xp, costs = self.xp, self.data
-        gx, gy = (xp.zeros(points.shape, np.float64) for points in (costs.x, costs.y))
-        for problems, rows, gradient in blocks:
-            if self.shared:
-                of_rows, of_columns = costs.block_adjoint(xp, gradient.sum(axis=0), rows=rows)
-                gx[rows] += of_rows
-                gy += of_columns
-            else:
-                of_rows, of_columns = costs.block_adjoint(xp, gradient, problems, rows)
-                gx[problems, rows] += of_rows
-                gy[problems] += of_columns
-        assert costs.cloud is not None
-        if self.ndim < costs.cloud.x.ndim:  # a batch of one
-            gx, gy = gx[None], gy[None]
-        return _to_user_points(xp, costs.cloud, gx, gy)
-
-
-def _to_user_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> tuple[Array, Array | None]:
-    """Return the gradients with respect to the points of a cloud, given those with respect to the centred points.
-
-    With one cloud on both sides the first is that of the points as sources and as targets, and the second is None.
-    """
-    out = []
-    for given, flat, gradient in zip((cloud.x, cloud.y), cloud.flat, (gx, gy), strict=True):
-        if cloud.metric == "cosine":
-            given = given.astype(np.float64)
-            norm = xp.sqrt((given * given).sum(axis=-1, keepdims=True))
-            unit = given / norm
-            gradient = (gradient - unit * (unit * gradient).sum(axis=-1, keepdims=True)) / norm
-        out.append(gradient[..., 0] if flat else gradient)
-    if cloud.x is cloud.y:
-        total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
-        return narrowed(total, cloud.x.dtype, xp), None
-    return narrowed(out[0], cloud.x.dtype, xp), narrowed(out[1], cloud.x.dtype, xp)

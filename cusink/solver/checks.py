@@ -11,8 +11,8 @@ from cusink.costs.checks import cost_values, partners
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
 from cusink.solver.loop import Callback
-from cusink.solver.problem import CheckedProblem, Problem, Reach
-from cusink.types import Array, Axis, Method, Overrelaxation
+from cusink.solver.problem import CheckedProblem, Problem
+from cusink.types import Array, Axis, Method, Overrelaxation, Reach
 
 METHODS = get_args(Method)
 

@@ -95,12 +95,7 @@ def _iterate(
     while len(active) and done < max_iter:
         count = _iterations_until_check(options, done, callback is not None, started)
         checks = 1
-        if (
-            getattr(iteration, "stops_itself", False)
-            and tol is not None
-            and callback is None
-            and count == options.check_every
-        ):
+        if iteration.stops_itself and tol is not None and callback is None and count == options.check_every:
             checks = min(CHECKS_PER_LAUNCH, (max_iter - done) // count)
         if checks > 1 and tol is not None:
             rules, bound, taken, over = iteration.advance_until_converged(rules, tol, count, checks)

@@ -8,9 +8,7 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
-from cusink.types import Array, ArrayModule
-
-Reach = tuple[float, float]  # prices (rho_a, rho_b) of the marginals, inf where one is to be met
+from cusink.types import Array, ArrayModule, Reach
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

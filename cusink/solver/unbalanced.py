@@ -15,8 +15,7 @@ import numpy as np
 from cusink.convergence.relaxation import overrelaxed_step
 from cusink.costs.cost import Cost
 from cusink.costs.operators import HostChecked
-from cusink.solver.problem import Reach
-from cusink.types import Array, ArrayModule, Axis, HostArray, Method
+from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 NO_REACH = 1e12  # times eps: as good as inf where rho only scales an over-relaxation
 

@@ -15,7 +15,7 @@ from emulated.cupy_stand_in import operators
 
 import cusink
 from cusink.backends.numpy import means as numpy_means
-from cusink.costs.dense import DenseCost
+from cusink.costs.operands import DenseCost
 from cusink.gradients import system as gradients_system
 from cusink.gradients import terms
 

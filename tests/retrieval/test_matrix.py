@@ -10,7 +10,7 @@ import pytest
 import reference
 
 import cusink
-from cusink.costs.dense import DenseCost
+from cusink.costs.operands import DenseCost
 
 FLOATS = [np.float32, np.float64]
 VALUES = ["cost", "reg_cost", "entropic_cost"]

@@ -18,9 +18,6 @@ class Buffers:
     def __init__(self) -> None:
         self.free: list[HostArray] = []
 
-    def restart(self) -> None:
-        """Do nothing: a loan returns its arrays itself. For callers that still say when one iteration ends."""
-
 
 class Loan:
     """Arrays of some `Buffers` for one iteration, returned when the loan is no longer referenced."""
@@ -60,7 +57,6 @@ class PairCosts:
     index: HostArray
     sizes: HostArray
     span: tuple[float, float]
-    buffers: Buffers | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:

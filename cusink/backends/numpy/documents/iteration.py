@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy as xp
 
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.documents.buffers import Buffers, Loan, PairCosts
@@ -11,25 +10,7 @@ from cusink.backends.numpy.documents.groups import Group, joined, start_group
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.workers import run_all
 from cusink.costs.operators import HostChecked
-from cusink.types import Array, HostArray, Method
-
-__all__ = [
-    "Iteration",
-    "cost_range",
-    "to_host",
-    "xp",
-]
-
-
-def to_host(array: Array) -> HostArray:
-    """Return `array` as a NumPy array; here it is one already."""
-    host: HostArray = array
-    return host
-
-
-def cost_range(C: PairCosts) -> tuple[float, float]:
-    """Return numbers between which all costs of the collection lie."""
-    return C.span
+from cusink.types import HostArray, Method
 
 
 class Iteration(HostChecked):
@@ -48,11 +29,11 @@ class Iteration(HostChecked):
         f: HostArray,
         g: HostArray,
         method: Method,
-        buffers: Buffers | None = None,
+        buffers: Buffers,
     ) -> None:
         del method  # every problem falls back to log-sum-exp where it has to
         self.m = b.shape[1]
-        self.loan = Loan(buffers or C.buffers or Buffers())
+        self.loan = Loan(buffers)
         self.rows = list(cut_by_size(C.sizes, a.shape[1] * a.itemsize))
         self.groups = []
         for rows in self.rows:
