@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.pairs import PairsOnBins
 from cusink.types import HostArray
 
 
@@ -38,7 +38,7 @@ class TopK:
 class Duplicates:
     """Equal items of B: ``first`` (D,), in NumPy, is for each item the first one that is equal to it."""
 
-    def __init__(self, pairs: HistogramPairs) -> None:
+    def __init__(self, pairs: PairsOnBins) -> None:
         import hashlib
 
         self.first = np.arange(pairs.shape[1])

@@ -7,13 +7,12 @@ import numpy as np
 
 from cusink.backends.numpy.documents.buffers import Buffers, PairCosts
 from cusink.backends.numpy.documents.costs import costs_between
-from cusink.backends.numpy.documents.iteration import Iteration
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.costs.operators import Iteration
 from cusink.operand import dense_cost
 from cusink.retrieval.documents.supports import RaggedWeights
 from cusink.solver.loop import solve
-from cusink.solver.symmetric import self_potentials
 from cusink.solver.values import weighted_sum
 from cusink.types import Array, ArrayModule, HostArray, Method
 
@@ -113,7 +112,9 @@ class DocumentCost:
 
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""
-        return Iteration(self.costs, a, b, eps, f, g, method, self.buffers)
+        from cusink.backends.numpy.documents import iteration
+
+        return iteration.Iteration(self.costs, a, b, eps, f, g, method, self.buffers)
 
 
 def solve_listed(
@@ -130,9 +131,3 @@ def solve_listed(
     found = solve(C, a, b, setting.eps, options)
     reg_cost = weighted_sum(np, a, found.f) + weighted_sum(np, b, found.g)
     return DocumentSolutions(found.cost, reg_cost, found.error, found.n_iter, found.converged)
-
-
-def solve_self(weights: HostArray, places: HostArray, C: Cost[Any], eps: float, options: Options) -> DocumentSolutions:
-    """Solve one item with itself: arrays (1,), without `cost`."""
-    own = self_potentials(dense_cost(costs_between(C.data, places, places)), weights[None], eps, options)
-    return DocumentSolutions(np.full(1, np.nan), own.reg_cost, own.error, own.n_iter, own.converged)
