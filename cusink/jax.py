@@ -18,7 +18,7 @@ from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.operand import check_shape
 from cusink.solver import checks
 from cusink.solver.problem import Problem
-from cusink.solver.result import SinkhornResult
+from cusink.solver.result import make_result
 from cusink.solver.sinkhorn import sinkhorn
 from cusink.types import Array, Value
 
@@ -180,7 +180,7 @@ def _pull_back(
     shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)
     problem = Problem.of(given, float(eps), f, g, reach, shift)
     every = {name: solved[name].reshape(-1) for name in NUMBERS}
-    result = SinkhornResult.of(problem, every, solved["n_iter"].reshape(-1), solved["converged"].reshape(-1))
+    result = make_result(problem, every, solved["n_iter"].reshape(-1), solved["converged"].reshape(-1))
     grads = sinkhorn_adjoint(result, **options.cotangents(grad_losses))
     return tuple(_shaped(getattr(grads, name), x) for name, x in (("a", a), ("b", b), ("C", C), ("eps", eps)))
 

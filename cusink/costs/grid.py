@@ -169,6 +169,7 @@ class Grid:
         Returns
         -------
         array, shape (N, N)
+            The costs.
         """
         cost: HostArray = grid_costs(np, self, np.float64).block(np)
         return cost
@@ -179,6 +180,7 @@ class Grid:
         Returns
         -------
         float
+            In the unit of `spacing`, squared for "sqeuclidean".
         """
         return grid_costs(np, self, np.float64).largest(np)
 

@@ -113,7 +113,7 @@ def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | flo
     Returns
     -------
     DivergenceGradients
-        a, b, eps, C, and for a `cusink.PointCloud` x and y.
+        Gradients a, b, eps, C, and for a `cusink.PointCloud` x and y.
 
     Raises
     ------

@@ -82,10 +82,13 @@ def sinkhorn_divergence(
 
     Parameters
     ----------
-    a, b, C
-        As for `cusink.sinkhorn`. A `cusink.PointCloud` or `cusink.Grid` knows the costs within `a` and within `b`. An
-        array stands for bins that `a` and `b` share, so that it must be symmetric with a zero diagonal, unless `C_aa`
-        and `C_bb` are given.
+    a : array, shape (n,) or (B, n), or None
+        Source weights, as for `cusink.sinkhorn`.
+    b : array, shape (m,) or (B, m), or None
+        Target weights.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
+        Cost. A `cusink.PointCloud` or `cusink.Grid` knows the costs within `a` and within `b`. An array stands for bins
+        that `a` and `b` share, so that it must be symmetric with a zero diagonal, unless `C_aa` and `C_bb` are given.
     eps : float
         Regularisation in the unit of `C`.
     C_aa : array, shape (n, n) or (B, n, n), optional
@@ -94,8 +97,20 @@ def sinkhorn_divergence(
         Cost between the bins of `b`, symmetric.
     reach : float, optional
         Price of marginals that differ, as for `cusink.sinkhorn`, one for both sides; masses may then be unequal.
-    max_iter, tol, check_every, method, overrelaxation, memory_limit, check
-        As for `cusink.sinkhorn`; `tol` is for each of the three problems.
+    max_iter : int
+        Iterations at most, of each of the three problems.
+    tol : float or None
+        Marginal error at which a problem stops, as for `cusink.sinkhorn`.
+    check_every : int
+        Iterations between two looks at the error.
+    method : {"auto", "log", "scaling"}
+        As for `cusink.sinkhorn`.
+    overrelaxation : "auto", float in [1, 2) or None
+        As for `cusink.sinkhorn`, for the problem of `a` and `b`.
+    memory_limit : int, optional
+        Bytes that the kernel of a `cusink.PointCloud` may take.
+    check : bool
+        False skips the checks of the values of the input.
 
     Returns
     -------

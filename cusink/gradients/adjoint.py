@@ -111,7 +111,7 @@ def sinkhorn_adjoint(
     Returns
     -------
     SinkhornGradients
-        a, b, C, eps and converged; x and y for a `cusink.PointCloud`.
+        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`.
 
     Raises
     ------

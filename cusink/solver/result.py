@@ -1,7 +1,6 @@
 """What a solve returns: potentials, values, and what can be made of them without solving again."""
 
 from dataclasses import dataclass, field
-from typing import Self
 
 from cusink.errors import one_call
 from cusink.solver import checks
@@ -52,15 +51,6 @@ class SinkhornResult(Summary):
     converged: Array
     problem: Problem = field(repr=False)
 
-    @classmethod
-    def of(cls, problem: Problem, every: dict[str, Array], n_iter: HostArray, converged: HostArray) -> Self:
-        """Return the result of a problem, given its values (B,) by name, in the user's shape and library."""
-        xp = problem.xp
-        every = {name: problem.to_user(xp.asarray(value)) for name, value in every.items()}
-        n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
-        f, g = (problem.to_user(x) for x in problem.potentials())
-        return cls(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **every)
-
     def plan(self) -> Array:
         """Return the transport plan, shape (n, m) or (B, n, m): memory of that size.
 
@@ -85,6 +75,7 @@ class SinkhornResult(Summary):
         Returns
         -------
         array, shape (n,) or (B, n) for axis 1; (m,) or (B, m) for axis 0
+            The products.
         """
         problem = self.problem
         v = checks.vector(v, axis, problem)
@@ -96,9 +87,11 @@ class SinkhornResult(Summary):
 
         Returns
         -------
-        lower, upper : array, shape () or (B,)
-            Numbers between which ``min <P, C>`` over all plans lies, converged or not; with `reach` the minimum is
-            that of ``<P, C> + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``.
+        lower : array, shape () or (B,)
+            A number below ``min <P, C>`` over all plans, converged or not; with `reach` the minimum is that of
+            ``<P, C> + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``.
+        upper : array, shape () or (B,)
+            A number above it.
 
         Notes
         -----
@@ -107,3 +100,12 @@ class SinkhornResult(Summary):
         what rounding can have done to them.
         """
         return bounds(self.problem)
+
+
+def make_result(problem: Problem, values: dict[str, Array], n_iter: HostArray, converged: HostArray) -> SinkhornResult:
+    """Return the result of a problem, given its values (B,) by name, in the user's shape and library."""
+    xp = problem.xp
+    values = {name: problem.to_user(xp.asarray(value)) for name, value in values.items()}
+    n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
+    f, g = (problem.to_user(x) for x in problem.potentials())
+    return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)

@@ -7,7 +7,7 @@ from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.loop import Callback, Start, solve
 from cusink.solver.problem import Problem
-from cusink.solver.result import SinkhornResult
+from cusink.solver.result import SinkhornResult, make_result
 from cusink.solver.unbalanced import UnbalancedIteration
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation
@@ -139,4 +139,4 @@ def sinkhorn(
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
-    return SinkhornResult.of(problem, every, found.n_iter, found.converged)
+    return make_result(problem, every, found.n_iter, found.converged)
