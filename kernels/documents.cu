@@ -1,4 +1,4 @@
-// uses: online_softmax.cuh overrelaxation.cuh
+// uses: convergence.cuh
 // documents: distances between items that each have a few points of their own, one block per pair, in one launch.
 //
 // The costs between the points of a pair are read or recreated once, into a tile in shared memory (or in `scratch`,
@@ -14,8 +14,6 @@
 constexpr int LANES = 8;        // of a warp, that sum one entry together
 constexpr int COORDINATES = 8;  // of the points, that are in shared memory at once
 constexpr int SQUARED = 0, CITYBLOCK = 1, STORED = 2;
-constexpr int STALLED = 10;  // checks without progress, as in cusink/sinkhorn.py
-constexpr double FIRST = 1.5, LARGEST = 1.97;  // as in cusink/_overrelaxation.py
 
 // Items by offsets into places and weights; a place is a row of `points` (d,), or a row or column of a stored cost.
 struct Collection {
@@ -30,10 +28,11 @@ struct DocumentArguments {
     const long long *rows, *columns;
     Collection a, b;
     int kind;
-    double factor, exponent, cost_scale, tol, level, omega;
-    int adaptive, steep, max_iter, check_every;
+    double factor, exponent, cost_scale, omega;
+    StopRules rules;
+    int max_iter, check_every;
     long long pairs, d;
-    int most_rows, most_columns;
+    int most_rows, most_columns, stage_outside;
 };
 
 // One side of a pair: its logits log2(weight) + potential * log2(e) / eps, its weights, and the stride of the tile.
@@ -49,7 +48,7 @@ __device__ inline REAL cost_of(REAL s, const DocumentArguments& x) {
 }
 
 // tile (n, stride): the costs of the pair. Every thread must come here.
-__device__ void fill_tile(REAL* tile, REAL* chunk, const DocumentArguments& x, const long long* row_places,
+__device__ void fill_tile(REAL* tile, REAL* staged, const DocumentArguments& x, const long long* row_places,
                           const long long* column_places, int n, int m, int stride) {
     if (x.kind == STORED) {
         for (int e = threadIdx.x; e < n * m; e += blockDim.x)
@@ -65,11 +64,11 @@ __device__ void fill_tile(REAL* tile, REAL* chunk, const DocumentArguments& x, c
             int point = e / COORDINATES, k = e % COORDINATES;
             const REAL* coordinates = point < n ? x.a.points + row_places[point] * x.d
                                                 : x.b.points + column_places[point - n] * x.d;
-            chunk[point * width + k] = k < count ? coordinates[first + k] : REAL(0);
+            staged[point * width + k] = k < count ? coordinates[first + k] : REAL(0);
         }
         __syncthreads();
         for (int e = threadIdx.x; e < n * m; e += blockDim.x) {
-            const REAL *u = chunk + e / m * width, *v = chunk + (n + e % m) * width;
+            const REAL *u = staged + e / m * width, *v = staged + (n + e % m) * width;
             REAL sum = tile[e / m * stride + e % m];
 #pragma unroll
             for (int k = 0; k < COORDINATES; k++) {
@@ -117,7 +116,7 @@ __device__ inline REAL log_sum(const REAL* tile, REAL scale, const Points& kept,
 // threads. Every thread must come here.
 __device__ REAL half_step(const REAL* tile, REAL scale, const Points& kept, const Points& summed, REAL omega,
                           bool measure) {
-    REAL excess = omega - 1, deviation = 0;
+    REAL deviation = 0;
     int per_block = blockDim.x / LANES, padded = (kept.size + per_block - 1) / per_block * per_block;
     for (int k = threadIdx.x / LANES; k < padded; k += per_block) {
         bool inside = k < kept.size;
@@ -125,20 +124,14 @@ __device__ REAL half_step(const REAL* tile, REAL scale, const Points& kept, cons
         if (inside && threadIdx.x % LANES == 0) {
             REAL weight = kept.weights[k], plain = log_two(weight) - sum;
             REAL ratio = power_of_two(kept.logits[k] - plain);  // old scaling / plain new one
-            REAL taken = excess > 0 ? excess + larger(1 - excess * ratio, REAL(0)) : REAL(1);
+            REAL taken = relaxation(omega, ratio);
             deviation += weight * magnitude(1 - (measure ? ratio : taken));
-            if (!measure) kept.logits[k] = plain + (excess > 0 ? log_two(taken) : REAL(0));
+            if (!measure) kept.logits[k] = plain + log_two(taken);
         }
     }
     PlainSum total = merge_block(PlainSum{deviation});  // its barriers also show the new logits to all
     __syncthreads();
     return total.sum;
-}
-
-// The next omega, from how far the error fell; 0 for `previous` before the first check.
-__device__ inline double next_omega(double omega, double error, double previous, int iterations, bool steep) {
-    if (previous == 0) return steep ? omega : FIRST;
-    return estimated_omega(omega, exp2(log2(error / previous) / iterations), LARGEST);
 }
 
 // cost, reg_cost, error (P,) and n_iter (P,) of the pairs (rows[k], columns[k]); items in a and b by offsets (A + 1,),
@@ -148,22 +141,27 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scratch, const long long* rows,
           const long long* columns, const long long* a_offsets, const long long* a_places, const REAL* a_weights,
           const REAL* x_points, const long long* b_offsets, const long long* b_places, const REAL* b_weights,
-          const REAL* y_points, int kind, double factor, double exponent, double cost_scale, double tol, double level,
-          double omega, int adaptive, int steep, int max_iter, int check_every, long long pairs, long long d,
-          int most_rows, int most_columns) {
+          const REAL* y_points, int kind, double factor, double exponent, double cost_scale, double omega, double tol,
+          double level, double progress, double first_omega, double largest_omega, int stalled_checks, int adaptive,
+          int max_iter, int check_every, long long pairs, long long d, int most_rows, int most_columns,
+          int stage_outside) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
     DocumentArguments x = {cost, reg_cost, error, n_iter, scratch, rows, columns,
                            {a_offsets, a_places, a_weights, x_points}, {b_offsets, b_places, b_weights, y_points},
-                           kind, factor, exponent, cost_scale, tol, level, omega, adaptive, steep, max_iter,
-                           check_every, pairs, d, most_rows, most_columns};
-    // Dynamic shared memory: p | q | a | b | chunk | tile; `document_memory` in _launch_cupy.py counts the same.
+                           kind, factor, exponent, cost_scale, omega, rules, max_iter, check_every, pairs, d,
+                           most_rows, most_columns, stage_outside};
+    // Dynamic shared memory: p | q | a | b | coordinates | tile; `configure_documents` in cusink/backends/cupy/launch.py
+    // counts the same. Where they do not fit, the tile and after it the coordinates lie in `scratch`.
     REAL* p = reinterpret_cast<REAL*>(dynamic_shared);
     REAL* q = p + x.most_rows;
     REAL* a = q + x.most_columns;
     REAL* b = a + x.most_rows;
-    REAL* chunk = b + x.most_columns;
-    int most_stride = x.most_columns | 1;
-    REAL* tile = x.scratch ? x.scratch + blockIdx.x * ((long long)x.most_rows * most_stride)
-                           : chunk + (x.most_rows + x.most_columns) * (COORDINATES + 1);
+    long long tile_size = x.most_rows * (long long)(x.most_columns | 1);
+    long long staged_size = (x.most_rows + x.most_columns) * (COORDINATES + 1);
+    REAL* outside = x.scratch + blockIdx.x * (tile_size + (x.stage_outside ? staged_size : 0));
+    REAL* staged = x.stage_outside ? outside + tile_size : b + x.most_columns;
+    REAL* tile = x.scratch ? outside : staged + staged_size;
+    __shared__ StopState state;  // of the block's pair; in shared memory it takes no register
     REAL scale = REAL(x.cost_scale);
     for (long long pair = blockIdx.x; pair < x.pairs; pair += gridDim.x) {
         long long row = x.rows[pair], column = x.columns[pair];
@@ -181,30 +179,28 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
             mass += b[j];
         }
         mass = merge_block(PlainSum{mass}).sum;
-        fill_tile(tile, chunk, x, x.a.places + from, x.b.places + to, n, m, stride);
+        if (threadIdx.x == 0) state = {x.omega, infinity(), infinity(), 0, 0};
+        fill_tile(tile, staged, x, x.a.places + from, x.b.places + to, n, m, stride);
         Points sources = {n, stride, a, p}, targets = {m, 1, b, q};
-        double now = x.omega, previous = 0, best = infinity();
         REAL left = 0;
-        int done = 0, stalled = 0;
+        int done = 0;
         while (done < x.max_iter) {
-            int count = x.tol < 0 || x.max_iter - done < x.check_every ? x.max_iter - done : x.check_every;
-            REAL beyond = 0;
+            int count = x.rules.tol < 0 || x.max_iter - done < x.check_every ? x.max_iter - done : x.check_every;
+            REAL beyond = 0, omega = REAL(state.omega);
             for (int step = 0; step < count; step++) {
-                half_step(tile, scale, targets, sources, REAL(now), false);
-                beyond = half_step(tile, scale, sources, targets, REAL(now), false);
+                half_step(tile, scale, targets, sources, omega, false);
+                beyond = half_step(tile, scale, sources, targets, omega, false);
             }
             done += count;
-            if (x.tol < 0) break;
+            if (x.rules.tol < 0) break;
             double bound = (half_step(tile, scale, targets, sources, REAL(1), true) + beyond) / mass;
-            stalled = bound < 0.99 * best ? 0 : stalled + 1;
-            best = bound < 0.99 * best ? bound : best;
-            if (bound <= x.tol || (stalled >= STALLED && best <= x.level)) {
+            if (threadIdx.x == 0) x.rules.observe(state, bound, count, done == count);
+            __syncthreads();
+            if (state.stopped) {
                 half_step(tile, scale, sources, targets, REAL(1), false);
                 left = half_step(tile, scale, targets, sources, REAL(1), true) / mass;
-                if (left <= x.tol || bound > x.tol) break;  // else rounding made the error exceed its bound
+                if (left <= x.rules.tol || bound > x.rules.tol) break;  // else rounding made the error exceed its bound
             }
-            if (x.adaptive) now = next_omega(now, bound, previous, count, x.steep);
-            previous = bound;
         }
         // A plain f-update more, if that was the last one, changes nothing.
         half_step(tile, scale, sources, targets, REAL(1), false);

@@ -1,4 +1,4 @@
-// uses: scaling.cuh overrelaxation.cuh
+// uses: scaling.cuh
 // iterate: all iterations of a tile of small problems in one launch, with the kernel K in shared memory.
 //
 // One iteration is one g-update and one f-update, over-relaxed by the problem's own omega; K enters as multiply-adds
@@ -7,9 +7,9 @@
 // f-update. deviation (B,) is what the last f-update left of its step plus the marginal error of the columns at the
 // end: for omega = 1 the L1 marginal error itself, for others a bound on it after one more plain f-update.
 //
-// With `watch` a block does so up to `checks` times and tests after each whether its problems may stop, and by how much
-// to over-relax the others: the rules of cusink/_overrelaxation.py and of Rounding in cusink/sinkhorn.py. A problem that
-// may stop stays where it is, and a block ends when all of its problems may.
+// With `states` a block repeats this up to `checks` times. After each time it checks which of its problems may stop, and
+// chooses omega for the others (convergence.cuh). A problem that may stop no longer changes, and a block ends when all of
+// its problems may stop.
 //
 // Per half-step a block of P problems reads n * m / 32 + P * n * m / 128 warp-wide words of shared memory (each K
 // once for all problems, four scalings at a time) for P * n * m / 32 warp-wide multiply-adds, and meets at two
@@ -25,43 +25,18 @@ __device__ inline int larger_int(int x, int y) {
     return x > y ? x : y;
 }
 
-// What is known of a problem at a check; `over` says that it may stop.
-struct Watch {
-    double omega, error, best, stalled, over;
-};
-
-struct WatchRules {
-    double tol, level, first, largest;
-    int adaptive, observed, stalled_after;
-
-    // Take the error after another `count` iterations.
-    __device__ void look(Watch& at, double error, int count, int check) const {
-        bool better = error < 0.99 * at.best;
-        at.stalled = better ? 0 : at.stalled + 1;
-        at.best = better ? error : at.best;
-        bool rounded = at.stalled >= stalled_after && at.best <= level;
-        at.over = error <= tol || !(error < 1e300) || rounded;
-        if (adaptive && observed + check > 0) {
-            at.omega = estimated_omega(at.omega, exp2(log2(error / at.error) / count), largest);
-        } else if (adaptive && first > 0) {
-            at.omega = first;
-        }
-        at.error = error;
-    }
-};
-
 struct IterateArguments {
     REAL *u, *p, *v, *q, *deviation;
     double* gauge;
-    Watch* watch;
+    StopState* states;
     long long* taken;
     const REAL *C, *cost_minimum;
     const long long* cost_index;
     const REAL *a, *b, *omega;
     const double* mass;
-    WatchRules rules;
+    StopRules rules;
     double cost_scale;
-    int method, count, checks;
+    int method, count, checks, earlier_checks;
     long long cost_stride, B;
     int n, m;
 };
@@ -101,12 +76,12 @@ __device__ void multiply(REAL* parts, const REAL* K, const Side& kept, const Sid
     }
 }
 
-// Update (or only measure) the kept side of all problems that are not over from the summed side. Every thread of the
+// Update (or only measure) the kept side of all problems that have not stopped from the summed side. Every thread of the
 // block must come here.
 template <int PROBLEMS>
 __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const Side& summed, const REAL* omega,
-                            const int* over, int problems, int method, bool plain, bool measure, bool sum_deviation, const REAL* C,
-                            REAL minimum, REAL cost_scale) {
+                            const int* stopped, int problems, int method, bool plain, bool measure,
+                            bool sum_deviation, const REAL* C, REAL minimum, REAL cost_scale) {
     int lane = threadIdx.x % 32, warps = blockDim.x / 32, slices = larger_int(1, warps / kept.chunks);
     if (method != LOG) {
         multiply<PROBLEMS>(parts, K, kept, summed);
@@ -126,7 +101,7 @@ __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const 
         Entry entry = half_step(old, sum, inside ? kept.weights[t * (long long)kept.size + k] : REAL(0),
                                 plain ? REAL(1) : omega[t], measure, method, costs, k, summed.size,
                                 summed.logit + t * summed.width);
-        if (inside && !measure && !over[t]) {
+        if (inside && !measure && !stopped[t]) {
             kept.scaling[at] = entry.scaling;
             kept.logit[at] = entry.logit;
         }
@@ -142,9 +117,9 @@ template <int PROBLEMS>
 __device__ void iterate(const IterateArguments& x) {
     __shared__ Side sides[2];
     __shared__ REAL omega[PROBLEMS];
-    __shared__ int over[PROBLEMS];
-    // Dynamic shared memory: K | u | p | v | q | parts | deviations; `shared_memory` in _launch_cupy.py counts the
-    // same.
+    __shared__ int stopped[PROBLEMS];
+    // Dynamic shared memory: K | u | p | v | q | parts | deviations; `shared_memory` in
+    // cusink/backends/cupy/launch.py counts the same.
     int warps = blockDim.x / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int rows = padded(x.n), columns = padded(x.m), stride = columns + 1;  // odd: no bank conflict along either axis
     int row_chunks = (x.n + 31) / 32, column_chunks = (x.m + 31) / 32;
@@ -190,8 +165,8 @@ __device__ void iterate(const IterateArguments& x) {
         }
         int t = threadIdx.x;
         if (t < PROBLEMS) {
-            over[t] = t >= problems;
-            if (!over[t]) omega[t] = x.watch ? REAL(x.watch[b0 + t].omega) : x.omega[b0 + t];
+            stopped[t] = t >= problems;
+            if (!stopped[t]) omega[t] = x.states ? REAL(x.states[b0 + t].omega) : x.omega[b0 + t];
         }
         __syncthreads();
         bool plain = x.count == 0;
@@ -202,30 +177,32 @@ __device__ void iterate(const IterateArguments& x) {
             int last = plain ? 2 : 2 * x.count;
 #pragma unroll 1
             for (int half = plain ? 1 : 0; half <= last; half++) {
-                update_side<PROBLEMS>(parts, K, sides[half & 1], sides[1 - (half & 1)], omega, over, problems, x.method,
+                update_side<PROBLEMS>(parts, K, sides[half & 1], sides[1 - (half & 1)], omega, stopped, problems, x.method,
                                       plain, half == last, half >= last - 1, C, minimum, REAL(x.cost_scale));
             }
-            if (t < problems && !over[t]) {
+            if (t < problems && !stopped[t]) {
                 REAL total = 0;
                 for (int c = 0; c < row_chunks; c++) total += sides[1].deviation[t * row_chunks + c];
                 for (int c = 0; c < column_chunks; c++) total += sides[0].deviation[t * column_chunks + c];
                 x.deviation[b0 + t] = total;
-                if (x.watch) {
-                    Watch at = x.watch[b0 + t];
-                    x.rules.look(at, double(total) / x.mass[b0 + t], x.count, check);
-                    x.watch[b0 + t] = at;
+                if (x.states) {
+                    StopState state = x.states[b0 + t];
+                    double error = double(total) / x.mass[b0 + t];
+                    x.rules.observe(state, error, x.count, x.earlier_checks + check == 0);
+                    if (!(error < 1e300)) state.stopped = 1;  // the problem left the range of method SCALING
+                    x.states[b0 + t] = state;
                     x.taken[b0 + t] = (check + 1) * (long long)x.count;
-                    over[t] = at.over != 0;
-                    omega[t] = REAL(at.omega);
+                    stopped[t] = state.stopped != 0;
+                    omega[t] = REAL(state.omega);
                 }
             }
             __syncthreads();
             bool ended = true;
 #pragma unroll
-            for (int k = 0; k < PROBLEMS; k++) ended = ended && over[k];
+            for (int k = 0; k < PROBLEMS; k++) ended = ended && stopped[k];
             if (ended || check + 1 == x.checks) break;  // all threads agree
             for (int k = warp; k < problems; k += warps) {
-                if (over[k]) continue;
+                if (stopped[k]) continue;
                 REAL level = balance(u + k * rows, p + k * rows, x.n, v + k * columns, q + k * columns, x.m);
                 if (lane == 0) x.gauge[b0 + k] += level;
             }
@@ -248,39 +225,40 @@ __device__ void iterate(const IterateArguments& x) {
 }
 
 // u, p (B, n) and v, q (B, m) in place; deviation (B,); C (n, m) with cost_stride 0 or (costs, n, m), cost_minimum of
-// each cost; cost_index (B,) or null; a (B, n), b (B, m). Without watch (null): omega (B,), and checks = 1. With it:
-// gauge (B,) and watch (B, 5) in place, taken (B,) iterations, mass (B,). One problem per block.
+// each cost; cost_index (B,) or null; a (B, n), b (B, m). Without states (null): omega (B,), and checks = 1. With them:
+// gauge (B,) and states (B, 5) in place, taken (B,) iterations, mass (B,); earlier_checks of these problems came before
+// this launch. One problem per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* watch, long long* taken,
+iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
-          const REAL* omega, const double* mass, double tol, double level, double first, double largest, int adaptive,
-          int observed, int stalled_after, double cost_scale, int method, int count, int checks, long long cost_stride,
-          long long B, int n, int m) {
-    WatchRules rules = {tol, level, first, largest, adaptive, observed, stalled_after};
-    iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<Watch*>(watch), taken, C, cost_minimum, cost_index, a, b,
-                omega, mass, rules, cost_scale, method, count, checks, cost_stride, B, n, m});
+          const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
+          double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
+          int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
+    iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index, a,
+                b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }
 
 // The same for a shared C (cost_stride 0): two problems per block, each entry of K read once for both.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-iterate_2(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* watch, long long* taken,
+iterate_2(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
-          const REAL* omega, const double* mass, double tol, double level, double first, double largest, int adaptive,
-          int observed, int stalled_after, double cost_scale, int method, int count, int checks, long long cost_stride,
-          long long B, int n, int m) {
-    WatchRules rules = {tol, level, first, largest, adaptive, observed, stalled_after};
-    iterate<2>({u, p, v, q, deviation, gauge, reinterpret_cast<Watch*>(watch), taken, C, cost_minimum, cost_index, a, b,
-                omega, mass, rules, cost_scale, method, count, checks, cost_stride, B, n, m});
+          const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
+          double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
+          int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
+    iterate<2>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index, a,
+                b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }
 
 // The same for a shared C (cost_stride 0): four problems per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-iterate_4(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* watch, long long* taken,
+iterate_4(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
-          const REAL* omega, const double* mass, double tol, double level, double first, double largest, int adaptive,
-          int observed, int stalled_after, double cost_scale, int method, int count, int checks, long long cost_stride,
-          long long B, int n, int m) {
-    WatchRules rules = {tol, level, first, largest, adaptive, observed, stalled_after};
-    iterate<4>({u, p, v, q, deviation, gauge, reinterpret_cast<Watch*>(watch), taken, C, cost_minimum, cost_index, a, b,
-                omega, mass, rules, cost_scale, method, count, checks, cost_stride, B, n, m});
+          const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
+          double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
+          int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
+    iterate<4>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index, a,
+                b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }

@@ -1,4 +1,4 @@
-// uses: online_softmax.cuh
+// uses: convergence.cuh
 // One Sinkhorn half-step of single entries: the certified multiplicative form, and log-sum-exp for what it cannot
 // certify.
 //
@@ -55,12 +55,6 @@ __device__ inline REAL kernel_entry(REAL cost, double cost_scale) {
     REAL whole = nearest_whole(product);
     REAL fraction = (product - whole) + multiply_add(cost, rest, multiply_add(cost, scale, -product));
     return power_of_two(Range<REAL>::SHIFT - whole) * power_of_two(-fraction);
-}
-
-// How much of an update is taken. ratio = old scaling / plain new scaling. To first order this is over-relaxation by
-// omega; the exact form never lowers the dual objective, so that no omega in [1, 2) can diverge.
-__device__ inline REAL relaxation(REAL omega, REAL ratio) {
-    return omega == 1 ? REAL(1) : (omega - 1) + larger(1 - (omega - 1) * ratio, REAL(0));
 }
 
 // Where an entry's logarithmic sums read the cost, by kept and by summed index. `minimum` as in K.

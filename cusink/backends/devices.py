@@ -1,19 +1,15 @@
 """Whether there is a GPU to use, and how the arrays of a call get there."""
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
 from cusink.costs.clouds import PointCloud, mapped
 
-__all__ = [
-    "device_error",
-    "to_device",
-]
 
-
-def device_error():
-    """Why no GPU can be used, and what to do; None where one can."""
+def device_error() -> str | None:
+    """Return why no GPU can be used, and what to do; None where one can."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed: pip install 'cusink[cuda12]' (NVIDIA driver 580 or newer: 'cusink[cuda13]')"
     try:
@@ -22,13 +18,13 @@ def device_error():
         if cupy.cuda.runtime.getDeviceCount() > 0:
             return None
         reason = "no device"
-    except Exception as error:  # no one class covers a missing driver, missing libraries and a driver too old
+    except Exception as error:  # no single class covers a missing driver, missing libraries and an old driver
         reason = " ".join(str(error).split()) or type(error).__name__
     return f"CuPy cannot use a GPU ({reason}); see whether nvidia-smi lists one and whether CuPy fits its driver"
 
 
-def to_device(*things):
-    """Arrays and costs on the GPU; None stays None."""
+def to_device(*things: Any) -> list[Any]:
+    """Return NumPy arrays and point clouds on the GPU, and anything else as it is."""
     import cupy
 
     moved = []

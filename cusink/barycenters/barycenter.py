@@ -9,8 +9,7 @@ from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
 from cusink.checks.arrays import narrowed
 from cusink.convergence.options import Options
-from cusink.convergence.relaxation import Relaxation
-from cusink.convergence.stopping import StallDetector, StopState
+from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.summary import Summary

@@ -22,7 +22,7 @@ __all__ = [
 
 
 PACKAGES = ("numpy", "scipy", "cupy", "zarr", "dask", "distributed", "tqdm", "torch", "jax", "matplotlib")
-OPERATORS = ("softmin", "apply_plan", "transport_cost", "c_transform", "plan_sum", "iterate")
+OPERATORS = ("softmin", "apply_plan", "transport_cost", "c_transform", "iterate")
 
 
 def installation(pairs: tuple[int, int], bins: tuple[int, int], dtype: str) -> dict[str, Any]:

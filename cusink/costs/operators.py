@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
-from cusink.convergence.stopping import StopState
+from cusink.convergence.rules import StopState
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method
 
 Data = TypeVar("Data")

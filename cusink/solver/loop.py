@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.relaxation import Relaxation
-from cusink.convergence.stopping import StallDetector, StopState
+from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.costs.cost import Solvable
 from cusink.costs.operators import Iteration
 from cusink.types import Array, HostArray, Method

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.stopping import StallDetector
+from cusink.convergence.rules import StallDetector
 from cusink.costs.cost import Cost
 from cusink.solver.unbalanced import damped, marginal_error
 from cusink.solver.values import price

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.convergence.relaxation import overrelaxed_step
+from cusink.convergence.rules import overrelaxed_step
 from cusink.costs.cost import Cost
 from cusink.costs.operators import HostChecked
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -104,7 +105,7 @@ class Kernel:
         library = build(text, tuple(loader.names(file)), np.dtype(dtype).name)
         signature = getattr(library, f"signature_{name}")
         signature.restype = ctypes.c_char_p
-        self.name = name
+        self.name, self.names = name, parameter_names(text, name)
         self.parameters = signature().decode().split()
         self.max_dynamic_shared_size_bytes = PLAIN_SHARED_MEMORY
         self._launch = getattr(library, f"launch_{name}")
@@ -150,6 +151,12 @@ class Kernel:
         if parameter[0] == "w":
             copies[key][1].written = True
         return ctypes.c_void_p(copies[key][1].address)
+
+
+def parameter_names(text, name):
+    """Names of the parameters of kernel `name` in the source `text`."""
+    declared = re.search(rf"\b{name}\s*\(([^)]*)\)\s*{{", text)[1]
+    return [re.findall(r"\w+", parameter)[-1] for parameter in declared.split(",")]
 
 
 class GuardedMemory:

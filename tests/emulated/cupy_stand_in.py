@@ -6,8 +6,9 @@ would get wrong on a real device (argument order, dtypes, sizes, contiguity, sca
 """
 
 import contextlib
+import dataclasses
 import functools
-import importlib.util
+import importlib
 import sys
 import types
 import weakref
@@ -15,21 +16,11 @@ import weakref
 import numpy as np
 
 import emulated
-from cusink.backends.cupy import loader
+from cusink.backends.cupy import launch, limits, loader
 
-MODULES = (
-    "cusink.backends.cupy.run",
-    "cusink.backends.cupy.reductions",
-    "cusink.backends.cupy.forms",
-    "cusink.backends.cupy.iteration",
-    "cusink.backends.cupy.means",
-    "cusink.backends.cupy.dense",
-    "cusink.backends.cupy.clouds.reductions",
-    "cusink.backends.cupy.clouds.iteration",
-    "cusink.backends.cupy.points",
-    "cusink.backends.cupy.grid",
-)
-ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10, "ComputeCapabilityMajor": 8}
+PACKAGE = "cusink.backends.cupy"
+HOST = {"launch", "limits", "loader", "clouds"}  # without CuPy: they stay loaded
+ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}  # of CuPy's Device.attributes
 
 
 class Capture:
@@ -102,35 +93,43 @@ class Stream:
 
 
 class Device:
+    compute_capability = "80"
+
     def __init__(self, number):
         self.attributes = ATTRIBUTES
 
 
 class CapturingKernel:
-    """A kernel that is noted down instead of run while a stream captures."""
+    """A kernel that is noted down instead of run while a stream captures, and that has the limits of the device.
 
-    def __init__(self, kernel, log):
-        object.__setattr__(self, "_parts", (kernel, log))
+    `arguments` maps the kernel and its arguments to others: for tests that exchange them on purpose.
+    """
+
+    def __init__(self, kernel, log, arguments=None):
+        object.__setattr__(self, "_parts", (kernel, log, arguments))
         kernel.max_dynamic_shared_size_bytes = emulated.PLAIN_SHARED_MEMORY
 
     def __getattr__(self, name):
         return getattr(self._parts[0], name)
 
     def __setattr__(self, name, value):
+        if name == "max_dynamic_shared_size_bytes" and value > ATTRIBUTES["MaxSharedMemoryPerBlockOptin"]:
+            raise emulated.EmulationError(f"{self.name}: a block of this device cannot have {value} bytes")
         setattr(self._parts[0], name, value)
 
     def __call__(self, grid, block, args, *, shared_mem=0):
-        kernel, log = self._parts
+        kernel, log, arguments = self._parts
         log.append(kernel.name)
+        args = arguments(kernel, args) if arguments else args
 
-        def launch():
+        def run():
             with np.errstate(all="ignore"):
                 kernel(grid, block, args, shared_mem=shared_mem)
 
         if Capture.launches is None:
-            launch()
+            run()
         else:
-            Capture.launches.append(launch)
+            Capture.launches.append(run)
 
 
 def module():
@@ -147,30 +146,77 @@ def module():
 
 
 @contextlib.contextmanager
-def operators(change=None, function=emulated.function, shared_memory=99 << 10):
-    """``backends.cupy.dense`` on emulated kernels; its attribute `launched` lists the kernels that have run.
-
-    `change` maps the source text of a module of the backend to another one, and `function` is what kernels come from:
-    for tests that break either on purpose. `shared_memory` is what the device gives a block.
-    """
-    names = ("cupy", *MODULES)
-    saved = {name: sys.modules.pop(name, None) for name in names}
-    real, launched = loader.function, []
-    sys.modules["cupy"] = module()
-    ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = shared_memory
-    loader.function = functools.cache(lambda *args: CapturingKernel(function(*args), launched))
+def backend(cupy, kernel_of):
+    """Within it ``cupy`` is the module `cupy`, `kernel_of` gives kernels, and the CuPy backend is loaded afresh."""
+    saved = {name: sys.modules[name] for name in ("cupy", *loaded_backend()) if name in sys.modules}
+    for name in saved:
+        put_back(name, None)
+    function, configure, given = loader.function, launch.configure, limits.LIMITS
+    attributes = dict(ATTRIBUTES)
+    sys.modules["cupy"] = cupy
+    loader.function = functools.cache(kernel_of)
     try:
-        for name in MODULES:
-            _load(name, change)
-        ops = sys.modules["cusink.backends.cupy.dense"]
-        ops.launched = launched
-        yield ops
+        yield
     finally:
-        loader.function = real
+        loader.function, launch.configure, limits.LIMITS = function, configure, given
+        ATTRIBUTES.update(attributes)
         Capture.launches = None
         Memory.left, Memory.made = None, []
-        for name, old in saved.items():
-            put_back(name, old)
+        for name in {"cupy", *loaded_backend(), *saved}:
+            put_back(name, saved.get(name))
+
+
+def loaded_backend():
+    """Names of the loaded modules of the backend that hold the array module ``cupy``."""
+    return [name for name in sys.modules if name.startswith(f"{PACKAGE}.") and name[len(PACKAGE) + 1 :] not in HOST]
+
+
+def part(name):
+    """Return a module of the backend, as it is loaded now."""
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+@contextlib.contextmanager
+def operators(function=emulated.function, shared_memory=99 << 10, arguments=None, **lowered):
+    """``backends.cupy.dense`` on emulated kernels; its attribute `launched` lists the kernels that have run.
+
+    `function` is what kernels come from and `arguments` maps a kernel and its arguments to others: for tests that
+    break either on purpose. `shared_memory` is what the device gives a block, `lowered` are fields of `limits.Limits`.
+    """
+    launched = []
+    with backend(module(), lambda *args: CapturingKernel(function(*args), launched, arguments)):
+        ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = shared_memory
+        limits.LIMITS = dataclasses.replace(limits.LIMITS, **lowered)
+        ops = part("dense")
+        ops.launched = launched
+        part("points")
+        part("grid")
+        yield ops
+
+
+def changed(prefix, change):
+    """Return `arguments` of `operators` that change those of kernels whose names begin with `prefix`.
+
+    `change` maps the arguments by name to the new ones by name.
+    """
+
+    def arguments(kernel, args):
+        if not kernel.name.startswith(prefix):
+            return args
+        given = dict(zip(kernel.names, args, strict=True))
+        return tuple((given | change(given)).values())
+
+    return arguments
+
+
+def swapped(one, other):
+    """Return a `change` that exchanges two arguments."""
+    return lambda given: {one: given[other], other: given[one]}
+
+
+def force(configure):
+    """Let `configure` choose the launches in place of `cusink.backends.cupy.launch.configure`, until the backend ends."""
+    launch.configure = configure
 
 
 def put_back(name, module):
@@ -183,15 +229,3 @@ def put_back(name, module):
         setattr(sys.modules[package], attribute, module)
     elif package:
         vars(sys.modules[package]).pop(attribute, None)
-
-
-def _load(name, change):
-    """Import module `name` anew, from its text as `change` leaves it."""
-    spec = importlib.util.find_spec(name)
-    loaded = importlib.util.module_from_spec(spec)
-    text = spec.loader.get_source(name)
-    changed = change(text) if change else text
-    sys.modules[name] = loaded
-    exec(compile(changed, spec.origin, "exec"), loaded.__dict__)
-    package, _, attribute = name.rpartition(".")
-    setattr(sys.modules[package], attribute, loaded)

@@ -6,7 +6,6 @@ dimension where NumPy gives a scalar. Kernels run in the emulator, as with `cupy
 """
 
 import contextlib
-import functools
 import importlib.util
 import sys
 import types
@@ -14,7 +13,6 @@ import types
 import numpy as np
 
 import emulated
-from cusink.backends.cupy import loader
 from emulated import cupy_stand_in
 
 ATTRIBUTES = ("shape", "ndim", "dtype", "size", "nbytes", "itemsize", "strides")
@@ -197,32 +195,15 @@ class Kernel:
         self._kernel(grid, block, tuple(map(taken_in, args)), shared_mem=shared_mem)
 
 
-def loaded_backend():
-    """Names of the loaded modules that hold the array module ``cupy``."""
-    package, host = "cusink.backends.cupy", {"loader", "launch", "clouds"}
-    return [name for name in sys.modules if name.startswith(package + ".") and name[len(package) + 1 :] not in host]
-
-
 @contextlib.contextmanager
 def device(shared_memory=99 << 10):
     """Within it ``cupy`` is the stand-in, and cusink runs on its arrays; yields the module and the kernels launched."""
     real = sys.modules.get("cupy") or (importlib.util.find_spec("cupy") and importlib.import_module("cupy"))
-    saved, function, launched = {name: sys.modules.pop(name) for name in loaded_backend()}, loader.function, []
-    before, stand_in = sys.modules.get("cupy"), module(real)
-    sys.modules["cupy"] = stand_in
-    limit, cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = 99 << 10, shared_memory
-    loader.function = functools.cache(
-        lambda *args: Kernel(cupy_stand_in.CapturingKernel(emulated.function(*args), launched))
-    )
-    try:
+    stand_in, launched = module(real), []
+
+    def kernel_of(*args):
+        return Kernel(cupy_stand_in.CapturingKernel(emulated.function(*args), launched))
+
+    with cupy_stand_in.backend(stand_in, kernel_of):
+        cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = shared_memory
         yield stand_in, launched
-    finally:
-        loader.function = function
-        cupy_stand_in.Capture.launches = None
-        cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = limit
-        for name in loaded_backend():
-            cupy_stand_in.put_back(name, saved.get(name))
-        if before is None:
-            del sys.modules["cupy"]
-        else:
-            sys.modules["cupy"] = before

@@ -40,10 +40,6 @@ def transport_cost(C, p, q, eps, dtype=np.float64):
     return (plan(C, p, q, eps, dtype) * np.where(np.isposinf(cost), 0, cost)).sum(axis=(1, 2), dtype=dtype)
 
 
-def plan_sum(C, p, q, weights, eps, dtype=np.float64):
-    return (plan(C, p, q, eps, dtype) * weights[:, None, None]).sum(axis=0, dtype=dtype)
-
-
 def c_transform(C, potential, axis, dtype=np.float64):
     C, potential = wide(C, potential, dtype=dtype)
     return (C - (potential[:, None, :] if axis else potential[:, :, None])).min(axis=2 if axis else 1)

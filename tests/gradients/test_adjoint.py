@@ -1,7 +1,6 @@
 """`cusink.sinkhorn_adjoint` against dense linear algebra, finite differences of an independent solver, and POT."""
 
 import functools
-import sys
 import tracemalloc
 import warnings
 from dataclasses import replace
@@ -701,8 +700,7 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
     want = pull(result, **cotangent, tol=1e-13)
     want = {name: getattr(want, name) for name in INPUTS}
     sharp = pull(result, grad_cost=1.0, tol=1e-13).C
-    with operators() as ops:
-        monkeypatch.setattr(sys.modules["cusink.backends.cupy.means"], "BLOCK", block)
+    with operators(block_entries=block) as ops:
         monkeypatch.setattr(terms, "dense_cost", lambda block: DenseCost(block, ops.OPERATORS))
         result = with_operators(result, ops.OPERATORS)
         grads = pull(result, **cotangent, tol=1e-12)

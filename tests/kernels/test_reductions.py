@@ -1,19 +1,17 @@
 """Every reduction kernel, emulated: dtypes, blocks, grids, thread orders, adversarial inputs, a float64 oracle.
 
-The kernels run behind ``_ops_cupy``'s own functions; only the launch (which kernel, blocks, threads) is forced here.
+The kernels run behind the functions of the backend; only the launch (which kernel, blocks, threads) is forced here.
 """
-
-import sys
 
 import emulated
 import numpy as np
 import pytest
 from emulated import oracle
-from emulated.cupy_stand_in import operators
+from emulated.cupy_stand_in import force, operators, part
 from emulated.oracle import assert_as_good
 
 from cusink.backends.cupy import loader
-from cusink.backends.cupy.launch import FILE, STATE, SUM_ROWS, SUMMED, TILE, TILE_PROBLEMS, Launch
+from cusink.backends.cupy.launch import FILE, STATE, SUMMED, TILE, TILE_PROBLEMS, Launch
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -50,8 +48,8 @@ def forced(variant, grid, warps, less_shared=0):
     def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False):
         size, threads = np.dtype(dtype).itemsize, 32 * warps
         name, shared = operator + ("_rows" if axis else "_columns") + variant, 0
-        if operator in ("plan", "plan_sum"):
-            name, shared = operator, threads * SUM_ROWS * size if operator == "plan_sum" else 0
+        if operator == "plan":
+            name = operator
         elif variant.startswith("_tiled"):
             shared = size * (TILE * (TILE + 1) + warps * TILE_PROBLEMS * TILE * SUMMED[operator])
         elif not axis:
@@ -63,7 +61,7 @@ def forced(variant, grid, warps, less_shared=0):
 
 def compare(operator, C, p, q, eps, axis, rng):
     """Run one operator of the emulated backend and the oracle on the same arrays."""
-    ops = sys.modules["cusink.backends.cupy.reductions"]
+    ops = part("reductions")
     kept, summed = (p, q) if axis else (q, p)
     dtype = p.dtype.type
     if operator == "softmin":
@@ -72,8 +70,6 @@ def compare(operator, C, p, q, eps, axis, rng):
         args = (C, p, q, rng.normal(size=summed.shape).astype(dtype), eps, axis)
     elif operator == "c_transform":
         args = (C, summed, axis)
-    elif operator == "plan_sum":
-        args = (C, p, q, rng.normal(size=len(p)).astype(dtype), eps)
     else:
         args = (C, p, q, eps)
     function = getattr(oracle, operator)
@@ -104,7 +100,7 @@ def cases(operator, variant, axis, dtype, shapes=SHAPES, inputs=INPUTS, launches
                 grid, warps = launches[turn % len(launches)]
                 turn += 1
                 emulated.shuffle(turn)
-                sys.modules["cusink.backends.cupy.reductions"].configure = forced(variant, grid, warps)
+                force(forced(variant, grid, warps))
                 try:
                     assert_as_good(*compare(operator, C, p, q, eps, axis, rng))
                 except AssertionError as error:
@@ -121,7 +117,6 @@ CASES = [
     ),
     *(("transport_cost", variant, 1) for variant in ("", "_tiled")),
     ("plan", "", 1),
-    ("plan_sum", "", 1),
 ]
 
 
@@ -149,7 +144,7 @@ def test_softmin_of_a_cost_in_half_precision(variant, B, own, axis):
         C, p, q, eps = make("forbidden", B, 37, 45, own, np.float16, rng)
         # Subnormals, the largest number, both zeros and a negative cost.
         C.flat[:6] = 6e-8, 3e-5, 65504, 0.0, -0.0, -2.5
-        sys.modules["cusink.backends.cupy.reductions"].configure = forced(variant, 3, 2)
+        force(forced(variant, 3, 2))
         p, q = p.astype(np.float32), q.astype(np.float32)
         actual, exact, _, _ = compare("softmin", C, p, q, eps, axis, rng)
         naive = oracle.softmin(C.astype(np.float32), q if axis else p, eps, axis, dtype=np.float32)
@@ -160,11 +155,11 @@ def test_softmin_knows_where_a_cost_lies_after_problems_were_dropped():
     rng = np.random.default_rng(4)
     with operators():
         C, _, q, eps = make("plain", 6, 5, 40, True, np.float64, rng)
-        reductions = sys.modules["cusink.backends.cupy.reductions"]
+        reductions = part("reductions")
         chosen = np.array([4, 1, 1, 5])
         for axis, logits in ((1, q[:4]), (0, q[:4, :5].copy())):
             scales = (1 / (eps * np.log(2)), 1 / np.log(2), -eps * np.log(2))
-            actual = reductions.log_sums(C, logits, *scales, axis, chosen)
+            actual = reductions.log_sums(C, logits, scales, axis, chosen)
             np.testing.assert_allclose(actual, oracle.softmin(C[chosen], logits, eps, axis), rtol=1e-13)
 
 
@@ -179,8 +174,8 @@ def far_cost():
 def softmin_of_the_last(axis):
     C, p, q = far_cost()
     logits = q if axis else p
-    reductions = sys.modules["cusink.backends.cupy.reductions"]
-    actual = reductions.log_sums(C, logits, 1.0, 1.0, 1.0, axis, np.array([len(C) - 1]))
+    reductions = part("reductions")
+    actual = reductions.log_sums(C, logits, (1.0, 1.0, 1.0), axis, np.array([len(C) - 1]))
     exact = oracle.softmin(C[-1], logits * np.log(2), 1 / np.log(2), axis) * -1
     np.testing.assert_allclose(actual, exact, rtol=1e-5)
 
@@ -240,8 +235,6 @@ BROKEN = {
         f"            {SYNC}\n            for (int s = 0",
         "            for (int s = 0",
     ),
-    "no barrier before rows are summed": ("plan_sum", "", 1, f"{SYNC}\n        for (int r = warp", "for (int r = warp"),
-    "no barrier before the next rows": ("plan_sum", "", 1, f"{SYNC}  // the next tile", "// the next tile"),
     "a cost read behind its row": ("softmin", "", 1, "j < m ? to_real", "j <= m ? to_real"),
     "a logit read behind its row": ("softmin", "", 0, "i < n ? term.read", "i <= n ? term.read"),
     "a piece read without a guard": ("softmin", "_tiled", 1, "i0 + r < n && j < m ?", "i0 + r < n ?"),
@@ -316,8 +309,8 @@ def test_a_broken_kernel_is_caught(what):
 def test_too_little_shared_memory_is_caught():
     with operators():
         C, p, q, eps = make("plain", 9, 40, 70, False, np.float64, np.random.default_rng(0))
-        for operator, variant, axis in (("softmin", "_tiled", 1), ("softmin", "", 0), ("plan_sum", "", 1)):
-            sys.modules["cusink.backends.cupy.reductions"].configure = forced(variant, 2, 4, less_shared=8)
+        for operator, variant, axis in (("softmin", "_tiled", 1), ("softmin", "", 0)):
+            force(forced(variant, 2, 4, less_shared=8))
             with pytest.raises(emulated.EmulationError, match="behind the dynamic shared memory"):
                 compare(operator, C, p, q, eps, axis, np.random.default_rng(1))
 

@@ -1,4 +1,4 @@
-"""The operators of `cusink.backends.operators` for CuPy arrays, gathered under the names that the solver calls."""
+"""The operators for stored costs, for CuPy arrays."""
 
 import cupy as xp
 
@@ -11,35 +11,18 @@ from cusink.backends.cupy.reductions import (
     cost_block,
     cost_range,
     plan,
-    plan_sum,
     repeated_softmin,
     softmin,
     transport_cost,
 )
 from cusink.costs.operators import Operators
-from cusink.types import Array
-
-__all__ = [
-    "Iteration",
-    "apply_plan",
-    "bilinear",
-    "c_transform",
-    "cost_block",
-    "cost_range",
-    "plan",
-    "plan_means",
-    "plan_sum",
-    "repeated_softmin",
-    "softmin",
-    "to_host",
-    "transport_cost",
-    "xp",
-]
+from cusink.types import Array, HostArray
 
 
-def to_host(array):
+def to_host(array: Array) -> HostArray:
     """Return `array` as a NumPy array."""
-    return xp.asnumpy(array)
+    host: HostArray = xp.asnumpy(array)
+    return host
 
 
 OPERATORS: Operators[Array] = Operators(

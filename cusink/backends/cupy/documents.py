@@ -1,59 +1,93 @@
 """Documents on a GPU: all iterations of all pairs in one launch of ``documents.cu``, one block per pair."""
 
+from typing import Any, NamedTuple
+
 import cupy as cp
 import numpy as np
 
-from cusink.backends.cupy.launch import configure_documents
-from cusink.backends.cupy.run import LOG2_E, NO_INDEX, device, run
-from cusink.backends.relaxation import FIRST_IF_STEEP, STEEP
+from cusink.backends.cupy import launch as launches
+from cusink.backends.cupy.run import LOG2_E, NULL, device, run, sizes
+from cusink.backends.cupy.stopping import StopRules
+from cusink.convergence.options import Options
+from cusink.convergence.rules import Relaxation, StallDetector, StopState
+from cusink.costs.points import PointCosts
+from cusink.types import Array, HostArray
 
 SQUARED, CITYBLOCK, STORED = 0, 1, 2  # as in documents.cu
-ROUNDING = 64  # roundings of C / eps that an error which no longer falls may be, as in cusink.sinkhorn
 
 
-def on_device(offsets, places, weights):
-    """A collection as the kernel takes it."""
-    return tuple(cp.asarray(part) for part in (offsets, places, weights))
+class Collection(NamedTuple):
+    """Items on the device: item k has the entries ``offsets[k]:offsets[k + 1]`` of places and weights."""
+
+    offsets: Array
+    places: Array
+    weights: Array
 
 
-def solve_pairs(ours, theirs, sizes, rows, columns, costs, eps, options):
-    """Solve the pairs (rows[k], columns[k]) of collections `on_device`; a dict of NumPy arrays (P,).
+def on_device(offsets: HostArray, places: HostArray, weights: HostArray) -> Collection:
+    """Return a collection as the CUDA kernel takes it."""
+    return Collection(*(cp.asarray(part) for part in (offsets, places, weights)))
 
-    `sizes` are the largest numbers of points of the items in both; `costs` is an array (V, W) or `PointCosts`.
+
+class Costs(NamedTuple):
+    """The costs between places as the CUDA kernel takes them."""
+
+    kind: int
+    factor: float
+    exponent: float
+    x: Array  # (V, d), or the costs themselves (V, W)
+    y: Array
+    largest: float
+
+    @classmethod
+    def of(cls, costs: Array | PointCosts) -> "Costs":
+        """Return stored costs (V, W) or costs between points."""
+        if isinstance(costs, PointCosts):
+            kind = SQUARED if costs.norm == "squared" else CITYBLOCK
+            return cls(kind, costs.factor, costs.exponent, costs.x, costs.y, costs.largest(cp))
+        largest = float(cp.where(cp.isfinite(costs), cp.abs(costs), 0).max())
+        return cls(STORED, 1.0, 1.0, costs, costs, largest)
+
+
+def solve_pairs(
+    ours: Collection,
+    theirs: Collection,
+    largest: tuple[int, int],
+    pairs: tuple[HostArray, HostArray],
+    costs: Array | PointCosts,
+    eps: float,
+    options: Options,
+) -> dict[str, HostArray]:
+    """Solve the pairs ``(rows[k], columns[k])`` of items of two collections.
+
+    `largest` are the numbers of points of the largest items of both; `costs` is an array (V, W) or `PointCosts`.
+    Returns NumPy arrays (P,) by name: cost, reg_cost, error, n_iter, converged.
     """
-    weights, pairs, tol = ours[2], len(rows), options["tol"]
-    dtype, most = weights.dtype, np.finfo(weights.dtype)
-    rows, columns = (cp.asarray(np.ascontiguousarray(index, np.int64)) for index in (rows, columns))
-    if isinstance(costs, cp.ndarray):
-        kind, factor, exponent, d, x, y = STORED, 1.0, 1.0, costs.shape[1], costs, costs
-        high = float(cp.where(cp.isfinite(costs), cp.abs(costs), 0).max())
-    else:
-        kind = SQUARED if costs.norm == "squared" else CITYBLOCK
-        factor, exponent, d, x, y = costs.factor, costs.exponent, costs.x.shape[1], costs.x, costs.y
-        high = costs.largest(cp)
-    adaptive = options["overrelaxation"] == "auto" and tol is not None
-    steep = adaptive and high / eps >= STEEP
-    omega = FIRST_IF_STEEP if steep else 1.0
-    if options["overrelaxation"] not in ("auto", None):
-        omega = float(options["overrelaxation"])
-    launch, tile = configure_documents(pairs, *sizes, dtype.name, device())
-    scratch = cp.empty(launch.grid * tile, dtype) if tile else NO_INDEX
-    cost, reg_cost, error, n_iter = (cp.empty(pairs, kind) for kind in (dtype, dtype, dtype, np.int64))
-    level = ROUNDING * float(most.eps) * (1 + high / eps)
-    real = (factor, exponent, LOG2_E / eps, -1.0 if tol is None else tol, level, omega)
-    whole = (adaptive, steep, options["max_iter"], options["check_every"])
+    dtype, tol, count = ours.weights.dtype, options.tol, len(pairs[0])
+    rows, columns = (cp.asarray(np.ascontiguousarray(index, np.int64)) for index in pairs)
+    given = Costs.of(costs)
+    exponent = given.largest / eps
+    setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
+    start = StopState(Relaxation.start(1, setting, exponent), StallDetector.start(1, dtype, exponent))
+    rules = StopRules.of(start, -1.0 if tol is None else tol)
+    launch, reals, stage_outside = launches.configure_documents(count, *largest, dtype.name, device())
+    scratch = cp.empty(launch.grid * reals, dtype) if reals else NULL
+    found = {name: cp.empty(count, dtype) for name in ("cost", "reg_cost", "error")}
+    found["n_iter"] = cp.empty(count, np.int64)
+    real: tuple[Any, ...] = (given.factor, given.exponent, LOG2_E / eps, start.relaxation.omega[0])
     run(
         launch,
         dtype,
-        *(cost, reg_cost, error, n_iter, scratch, rows, columns),
-        *(*ours, cp.ascontiguousarray(x), *theirs, cp.ascontiguousarray(y)),
-        np.int32(kind),
+        *found.values(),
+        *(scratch, rows, columns),
+        *(*ours, cp.ascontiguousarray(given.x), *theirs, cp.ascontiguousarray(given.y)),
+        np.int32(given.kind),
         *map(np.float64, real),
-        *map(np.int32, whole),
-        *map(np.int64, (pairs, d)),
-        *map(np.int32, sizes),
+        *rules,
+        *map(np.int32, (options.max_iter, options.check_every)),
+        *sizes(count, given.x.shape[1]),
+        *map(np.int32, (*largest, stage_outside)),
     )
-    found = {"cost": cost, "reg_cost": reg_cost, "error": error, "n_iter": n_iter}
-    found = {name: cp.asnumpy(part) for name, part in found.items()}
-    found["converged"] = np.isfinite(found["error"]) if tol is None else found["error"] <= tol
-    return found
+    host = {name: cp.asnumpy(part) for name, part in found.items()}
+    host["converged"] = np.isfinite(host["error"]) if tol is None else host["error"] <= tol
+    return host

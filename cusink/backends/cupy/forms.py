@@ -1,89 +1,171 @@
-"""The forms in which the iterations of a stored cost run on a GPU: fused, as products, in the log domain."""
+"""The forms in which the iterations of a stored cost run on a GPU: fused, as matrix products, in the log domain."""
+
+from typing import Any, NamedTuple, Protocol, Self
 
 import cupy as cp
 import numpy as np
 
-from cusink.backends.cupy.launch import configure
-from cusink.backends.cupy.reductions import log_sums
-from cusink.backends.cupy.run import NO_INDEX, device, run
+from cusink.backends.cupy import reductions
+from cusink.backends.cupy.reductions import Scales
+from cusink.backends.cupy.run import NULL, choose_launch, find_launch, run, sizes
+from cusink.backends.cupy.state import State
+from cusink.backends.cupy.stopping import NO_RULES, StopRules
+from cusink.types import Array, Axis, Method
 
 SCALING, AUTO, LOG = 0, 1, 2  # as in scaling.cuh
 METHODS = {"scaling": SCALING, "auto": AUTO, "log": LOG}
 SHIFT = {np.dtype(np.float32): 44, np.dtype(np.float64): 476}  # Range::SHIFT in scaling.cuh
 
 
-def choose_form(C, B, n, m, cost_scale, method, dtype):
-    """The form that a problem's size and method ask for."""
-    if configure("iterate", B, n, m, dtype.name, device(), shared_cost=C.ndim == 2) is not None:
-        return Fused(C, cost_scale, METHODS[method])
+class Form(Protocol):
+    """A way to iterate; it holds the cost, and `State` holds the problems."""
+
+    def offsets(self, B: int, index: Array | None) -> Array:
+        """Return what the form takes out of the logits of the rows (B,)."""
+
+    def run(self, state: State, omega: Array, count: int) -> Array:
+        """Take `count` iterations, or for 0 one plain f-update; return the marginal errors (B,), as mass."""
+
+    def log_sums(self, logits: Array, scales: Scales, axis: Axis, index: Array | None) -> Array:
+        """Return `reductions.log_sums` for the cost."""
+
+    def row_costs(self, p: Array, q: Array, index: Array | None) -> Array:
+        """Return `reductions.row_costs` for the cost."""
+
+    def select(self, problems: Array) -> Self:
+        """Return the form for some of the problems."""
+
+
+def choose_form(C: Array, B: int, n: int, m: int, cost_scale: float, method: Method) -> "StoredForm":
+    """Return the form that fits the sizes and the method."""
+    if find_launch("iterate", B, n, m, C.dtype, shared_cost=C.ndim == 2) is not None:
+        return FusedForm(C, cost_scale, method)
     if C.ndim == 2 and method != "log":
-        return Products(C, cost_scale, METHODS[method])
-    return LogDomain(C, cost_scale)
+        return MatmulForm(C, cost_scale, method)
+    return LogForm(C, cost_scale)
 
 
-class Fused:
+class StoredForm:
+    """The cost (n, m) or (costs, n, m) as an array."""
+
+    def __init__(self, C: Array, cost_scale: float) -> None:
+        self.C, self.cost_scale = C, cost_scale
+
+    def offsets(self, B: int, index: Array | None) -> Array:  # noqa: ARG002 - other forms need it
+        """See `Form`."""
+        return cp.zeros(B, np.float64)
+
+    def run(self, state: State, omega: Array, count: int) -> Array:
+        """See `Form`."""
+        raise NotImplementedError
+
+    def log_sums(
+        self, logits: Array, scales: Scales, axis: Axis, index: Array | None, out: Array | None = None
+    ) -> Array:
+        """See `Form`."""
+        return reductions.log_sums(self.C, logits, scales, axis, index, out)
+
+    def row_costs(self, p: Array, q: Array, index: Array | None) -> Array:
+        """See `Form`."""
+        return reductions.row_costs(self.C, p, q, self.cost_scale, index)
+
+    def select(self, problems: Array) -> Self:  # noqa: ARG002 - the state says which cost a problem has
+        """See `Form`."""
+        return self
+
+
+class ScalingForm(StoredForm):
+    """A form with scalings, and with the smallest cost and the shift of K in the logits of the rows."""
+
+    def __init__(self, C: Array, cost_scale: float, method: Method) -> None:
+        super().__init__(C, cost_scale)
+        self.method = METHODS[method]
+        smallest = C.reshape(-1, C.shape[-2] * C.shape[-1]).min(axis=1)
+        self.minimum = cp.where(cp.isfinite(smallest), smallest, C.dtype.type(0))  # (costs,)
+
+    def offsets(self, B: int, index: Array | None) -> Array:
+        """See `Form`."""
+        offset = self.minimum.astype(np.float64) * self.cost_scale
+        if self.method != LOG:
+            offset += SHIFT[self.C.dtype]
+        return offset[index] if index is not None else cp.repeat(offset, B)
+
+    def method_of(self, count: int) -> np.int32:
+        """Return the method of a run. The last f-update (count 0) must not lose a problem, as scalings alone may."""
+        return np.int32(self.method if count else max(self.method, AUTO))
+
+
+class FusedForm(ScalingForm):
     """All iterations in one launch, with K (or C, for method "log") in shared memory."""
 
-    def __init__(self, C, cost_scale, method):
-        self.C, self.cost_scale, self.method = C, cost_scale, method
-        self.minimum = smallest(C)
-
-    def offsets(self, B, index):
-        """What the rows' logits lack (B,): the shift of K and the smallest cost."""
-        shift = self.minimum.astype(np.float64) * self.cost_scale
-        if self.method != LOG:
-            shift += SHIFT[self.C.dtype]
-        return shift[index] if index is not None else cp.repeat(shift, B)
-
-    def run(self, state, omega, count):
-        """`count` iterations, or for 0 one plain f-update; return how far the marginals are off (B,), as mass."""
+    def run(self, state: State, omega: Array, count: int) -> Array:
+        """See `Form`."""
         deviation = cp.empty(len(omega), self.C.dtype)
-        nothing = (NO_INDEX, NO_INDEX, NO_INDEX)  # to watch
-        rules = (np.float64(0), np.float64(0), np.float64(0), np.float64(0), np.int32(0), np.int32(0), np.int32(0))
-        self._launch(state, (deviation, *nothing), (omega, NO_INDEX), rules, count, 1)
+        self._launch(state, (deviation, NULL, NULL, NULL), (omega, NULL), NO_RULES, (count, 1, 0))
         return deviation
 
-    def run_watched(self, state, table, rules, count, checks):
-        """Up to `checks` times `count` iterations, with the stopping test after each; return the deviations and the
-        iterations taken (B,). `table` is the `Watch` of every problem, in iterate.cu.
+    def run_until_converged(
+        self, state: State, table: Array, rules: StopRules, earlier_checks: int, count: int, checks: int
+    ) -> Array:
+        """Take `count` iterations and check, up to `checks` times; return the iterations taken (B,).
+
+        `table` (B, 5) holds the ``StopState`` of ``convergence.cuh`` of every problem, and is brought up to date.
         """
-        B, dtype = len(table), self.C.dtype
-        deviation, taken = cp.empty(B, dtype), cp.empty(B, np.int64)
-        self._launch(state, (deviation, state.level, table, taken), (NO_INDEX, state.mass), rules, count, checks)
-        return deviation, taken
+        B = len(table)
+        deviation, taken = cp.empty(B, self.C.dtype), cp.empty(B, np.int64)
+        outputs, inputs = (deviation, state.level, table, taken), (NULL, state.mass)
+        self._launch(state, outputs, inputs, rules, (count, checks, earlier_checks))
+        return taken
 
-    def _launch(self, state, outputs, inputs, rules, count, checks):
+    def _launch(
+        self,
+        state: State,
+        outputs: tuple[Any, ...],
+        inputs: tuple[Any, ...],
+        rules: StopRules,
+        counts: tuple[int, int, int],
+    ) -> None:
         (B, n, m), dtype, own = state.sizes, self.C.dtype, state.index is not None
-        launch = configure("iterate", B, n, m, dtype.name, device(), shared_cost=not own)
-        costs = (self.C, self.minimum, state.index if own else NO_INDEX, state.a, state.b)
-        scalars = (np.float64(self.cost_scale), np.int32(method_of(self, count)), np.int32(count), np.int32(checks))
-        sizes = (np.int64(n * m if own else 0), np.int64(B), np.int32(n), np.int32(m))
+        count, checks, earlier_checks = map(np.int32, counts)
+        launch = choose_launch("iterate", B, n, m, dtype, shared_cost=not own)
+        costs = (self.C, self.minimum, state.index if own else NULL, state.a, state.b)
+        scalars = (np.float64(self.cost_scale), self.method_of(counts[0]), count, checks, earlier_checks)
+        shape = (np.int64(n * m if own else 0), np.int64(B), np.int32(n), np.int32(m))
         inout = (state.u, state.p, state.v, state.q)
-        run(launch, dtype, *inout, *outputs, *costs, *inputs, *rules, *scalars, *sizes)
+        run(launch, dtype, *inout, *outputs, *costs, *inputs, *rules, *scalars, *shape)
 
 
-class Products:
-    """A matrix product with a shared K and one elementwise kernel per half-step.
+class HalfStep(NamedTuple):
+    """Arrays of ``scaling_update``: what a half-step changes, and what it reads."""
+
+    scaling: Array  # (B, kept)
+    logit: Array  # (B, kept)
+    deviation: Array  # (B, kept / 32)
+    sums: Array  # (B, kept)
+    weights: Array  # (B, kept)
+    other_logit: Array  # (B, summed)
+
+
+class MatmulForm(ScalingForm):
+    """A matrix product with a shared K and one elementwise CUDA kernel per half-step.
 
     CuPy refuses cuBLAS inside a stream capture, so that these launches cannot become a CUDA graph.
     """
 
-    def __init__(self, C, cost_scale, method):
-        self.C, self.cost_scale, self.method = C, cost_scale, method
-        self.minimum = smallest(C)
-        self.K = cp.empty_like(C)
-        launch = configure("scaled_kernel", 1, *C.shape, C.dtype.name, device())
+    def __init__(self, C: Array, cost_scale: float, method: Method) -> None:
+        super().__init__(C, cost_scale, method)
+        self.K, (n, m) = cp.empty_like(C), C.shape
+        launch = choose_launch("scaled_kernel", 1, n, m, C.dtype)
         run(launch, C.dtype, self.K, C, self.minimum, np.float64(cost_scale), np.int64(C.size))
 
-    offsets = Fused.offsets
-
-    def run(self, state, omega, count):
-        """See `Fused.run`."""
+    def run(self, state: State, omega: Array, count: int) -> Array:
+        """See `Form`."""
         (B, n, m), dtype = state.sizes, self.C.dtype
         T, S = cp.empty((B, n), dtype), cp.empty((B, m), dtype)
-        rows = (state.u, state.p, cp.empty((B, -(-n // 32)), dtype), T, state.a, state.q)
-        columns = (state.v, state.q, cp.empty((B, -(-m // 32)), dtype), S, state.b, state.p)
-        method = method_of(self, count)
+        row_deviation, column_deviation = (cp.empty((B, -(-size // 32)), dtype) for size in (n, m))
+        rows = HalfStep(state.u, state.p, row_deviation, T, state.a, state.q)
+        columns = HalfStep(state.v, state.q, column_deviation, S, state.b, state.p)
+        method = self.method_of(count)
         for _ in range(count):
             cp.dot(state.u, self.K, out=S)
             self._update(columns, omega, method, False, 0)
@@ -94,82 +176,87 @@ class Products:
             self._update(rows, omega, method, False, 1)
         cp.dot(state.u, self.K, out=S)
         self._update(columns, omega, method, True, 0)
-        return rows[2].sum(axis=1) + columns[2].sum(axis=1)
+        return row_deviation.sum(axis=1) + column_deviation.sum(axis=1)
 
-    def _update(self, side, omega, method, measure, axis):
+    def _update(self, side: HalfStep, omega: Array, method: np.int32, measure: bool, axis: Axis) -> None:
         n, m = self.C.shape
-        launch = configure("scaling_update", len(omega), n, m, self.C.dtype.name, device(), axis=axis)
+        launch = choose_launch("scaling_update", len(omega), n, m, self.C.dtype, axis=axis)
         kept = (m, 1, n, m) if axis else (1, m, m, n)  # strides of the kept and the summed index, and their ends
-        scalars = (self.C.dtype.type(self.cost_scale), np.int32(method), np.int32(measure))
-        sizes = map(np.int64, (*kept[:2], len(omega), *kept[2:]))
-        run(launch, self.C.dtype, *side, self.C, self.minimum, omega, *scalars, *sizes)
+        scalars = (self.C.dtype.type(self.cost_scale), method, np.int32(measure))
+        shape = sizes(*kept[:2], len(omega), *kept[2:])
+        run(launch, self.C.dtype, *side, self.C, self.minimum, omega, *scalars, *shape)
 
 
-class LogDomain:
-    """A log-sum-exp reduction and one elementwise kernel per half-step, replayed as a CUDA graph once they repeat."""
+class Workspace(NamedTuple):
+    """Arrays of `LogForm` whose addresses a CUDA graph holds."""
 
-    log_sums = staticmethod(log_sums)
-    replayed = True  # False where a reduction allocates: a graph would write to memory that is others' by then
+    omega: Array  # (B,)
+    T: Array  # (B, n), log-sums
+    S: Array  # (B, m)
+    row_deviation: Array  # (B, n / 32)
+    column_deviation: Array  # (B, m / 32)
 
-    def __init__(self, C, cost_scale):
-        self.C, self.cost_scale = C, cost_scale
-        self.state = self.graphs = None
+    def deviation(self) -> Array:
+        """Return the marginal errors (B,), as mass."""
+        return self.row_deviation.sum(axis=1) + self.column_deviation.sum(axis=1)
 
-    def offsets(self, B, index):
-        """Nothing is taken out of the logits."""
-        return cp.zeros(B, np.float64)
 
-    def run(self, state, omega, count):
-        """See `Fused.run`."""
-        if state is not self.state:
-            # A graph holds addresses: it lives as long as these arrays. The first run goes without, to load kernels.
-            (B, n, m), dtype = state.sizes, self.C.dtype
-            sums, partial = (cp.empty((B, n), dtype), cp.empty((B, m), dtype)), [(B, -(-size // 32)) for size in (n, m)]
-            workspace = (omega.copy(), *sums, *(cp.empty(shape, dtype) for shape in partial))
-            state.u.fill(0)  # the logits are all there is: no scaling may be taken for one
-            state.v.fill(0)
-            self._launches(state, workspace, count)
-            if count:  # a state that only finishes is not met again
-                self.state, self.workspace, self.graphs = state, workspace, {}
-            return workspace[3].sum(axis=1) + workspace[4].sum(axis=1)
-        workspace = self.workspace
-        workspace[0][...] = omega
+class LogForm(StoredForm):
+    """A log-sum-exp reduction and one elementwise CUDA kernel per half-step, replayed as a CUDA graph.
+
+    The graph belongs to the arrays of one state and is captured in the second run, when all kernels are loaded.
+    """
+
+    replayed = True  # False where a reduction allocates: a graph would write to memory that is no longer its own
+
+    def __init__(self, C: Array, cost_scale: float) -> None:
+        super().__init__(C, cost_scale)
+        self.captured: tuple[State, Workspace] | None = None
+        self.graphs: dict[int, Any] = {}
+
+    def run(self, state: State, omega: Array, count: int) -> Array:
+        """See `Form`."""
+        if self.captured is None or self.captured[0] is not state:
+            workspace = self._first_run(state, omega, count)
+            if count:  # a state that only finishes does not come back
+                self.captured, self.graphs = (state, workspace), {}
+            return workspace.deviation()
+        workspace = self.captured[1]
+        workspace.omega[...] = omega
         if self.replayed:
             if count not in self.graphs:
                 stream = cp.cuda.Stream(non_blocking=True)
                 with stream:
                     stream.begin_capture()
-                    self._launches(state, workspace, count)
+                    self._half_steps(state, workspace, count)
                     self.graphs[count] = stream.end_capture()
             self.graphs[count].launch()
         else:
-            self._launches(state, workspace, count)
-        return workspace[3].sum(axis=1) + workspace[4].sum(axis=1)
+            self._half_steps(state, workspace, count)
+        return workspace.deviation()
 
-    def _launches(self, state, workspace, count):
-        omega, T, S, rows, columns = workspace
+    def _first_run(self, state: State, omega: Array, count: int) -> Workspace:
+        (B, n, m), dtype = state.sizes, omega.dtype
+        shapes = ((B, n), (B, m), (B, -(-n // 32)), (B, -(-m // 32)))
+        workspace = Workspace(omega.copy(), *(cp.empty(shape, dtype) for shape in shapes))
+        state.u.fill(0)  # this form keeps logits alone: nothing may read an old scaling
+        state.v.fill(0)
+        self._half_steps(state, workspace, count)
+        return workspace
+
+    def _half_steps(self, state: State, workspace: Workspace, count: int) -> None:
         for _ in range(count):
-            self._half_step(state, omega, S, columns, False, 0)
-            self._half_step(state, omega, T, rows, False, 1)
+            self._half_step(state, workspace, False, 0)
+            self._half_step(state, workspace, False, 1)
         if count == 0:
-            self._half_step(state, omega, T, rows, False, 1)
-        self._half_step(state, omega, S, columns, True, 0)
+            self._half_step(state, workspace, False, 1)
+        self._half_step(state, workspace, True, 0)
 
-    def _half_step(self, state, omega, sums, deviation, measure, axis):
-        (B, n, m), dtype = state.sizes, self.C.dtype
+    def _half_step(self, state: State, workspace: Workspace, measure: bool, axis: Axis) -> None:
+        (B, n, m), (omega, T, S, row_deviation, column_deviation) = state.sizes, workspace
         logit, weights, other = (state.p, state.a, state.q) if axis else (state.q, state.b, state.p)
-        self.log_sums(self.C, other, self.cost_scale, 1.0, 1.0, axis, state.index, out=sums)
-        launch = configure("logit_update", B, n, m, dtype.name, device(), axis=axis)
-        arguments = (logit, deviation, sums, weights, omega, np.int32(measure), np.int64(B), np.int64(n if axis else m))
-        run(launch, dtype, *arguments)
-
-
-def method_of(form, count):
-    """The multiplicative form alone may lose a problem, but what is handed out in the end (count 0) is measured."""
-    return form.method if count else max(form.method, AUTO)
-
-
-def smallest(C):
-    """The smallest entry of each cost (costs,); 0 where all are forbidden."""
-    smallest = C.reshape(-1, C.shape[-2] * C.shape[-1]).min(axis=1)
-    return cp.where(cp.isfinite(smallest), smallest, C.dtype.type(0))
+        sums, deviation = (T, row_deviation) if axis else (S, column_deviation)
+        self.log_sums(other, Scales(self.cost_scale, 1.0, 1.0), axis, state.index, out=sums)
+        launch = choose_launch("logit_update", B, n, m, omega.dtype, axis=axis)
+        inputs = (sums, weights, omega, np.int32(measure))
+        run(launch, omega.dtype, logit, deviation, *inputs, *sizes(B, n if axis else m))

@@ -1,4 +1,4 @@
-"""Which kernel runs, and how: a pure function of sizes, dtype and device, so that it can be printed and tested.
+"""Which CUDA kernel runs, and how: a pure function of sizes, dtype and device, so that it can be printed and tested.
 
 >>> configure("softmin", 256, 1000, 1000, "float32", H100, axis=0)
 Launch(file='softmin.cu', kernel='softmin_columns_tiled', grid=512, block=128, shared=6272)
@@ -12,43 +12,45 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+
+from cusink.types import Axis
 
 MOST_BLOCKS = 2**31 - 1
 MOST_THREADS = 512  # __launch_bounds__ of every kernel but those of point_products.cu
 MOST_PRODUCT_THREADS = 256
-TILE, TILE_PROBLEMS, SUM_ROWS = 32, 4, 4  # as in cost_reduction.cuh and plan.cu
+TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, CHUNK, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
-BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; the coordinates from which on it is faster
+BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
 POINTS = 64  # that a block keeps, as in point_reduction.cuh
-DOCUMENT_CHUNK = 8  # coordinates at once, as in documents.cu
-DOCUMENT_BLOCKS = 4  # for a multiprocessor, where each needs memory of its own
-PLAIN_SHARED_MEMORY = 48 << 10  # beyond it a kernel has to be told
-TILED_FROM = 8  # problems from which on it pays to read a shared cost once for several of them
+DOCUMENT_COORDINATES = 8  # staged at once, as in documents.cu
+DOCUMENT_BLOCKS = 4  # per multiprocessor, where each block needs global memory of its own
+PLAIN_SHARED_MEMORY = 48 << 10  # bytes of a block; a kernel has to opt in to more
+OWN_SHARED_MEMORY = 1024  # bytes that cover the static shared memory of a kernel and what the system keeps
+TILED_FROM = 8  # problems from which on a shared cost is read once for several of them
 
-# REALs of one thread's state, and of what is read per summed index.
+# REALs of the state of a thread, and of what it reads per summed index.
 STATE = {"softmin": 2, "apply_plan": 2, "c_transform": 1, "transport_cost": 2}
 SUMMED = {"softmin": 1, "apply_plan": 2, "c_transform": 1, "transport_cost": 1}
 FILE = {"softmin": "softmin.cu", "apply_plan": "apply_plan.cu", "c_transform": "c_transform.cu"}
-FILE |= {"transport_cost": "apply_plan.cu", "plan": "plan.cu", "plan_sum": "plan.cu", "iterate": "iterate.cu"}
-# REALs of one thread's state in a walk through pairs of points, without the slopes by coordinates.
+FILE |= {"transport_cost": "apply_plan.cu", "plan": "plan.cu", "iterate": "iterate.cu"}
+# REALs of the state of a thread that walks through pairs of points, without the slopes.
 PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1}
 
 
 class Device(NamedTuple):
-    """What of a device decides about a launch: its multiprocessors, the bytes of shared memory a block may have, and
-    whether its tensor cores take tf32.
-    """
+    """The properties of a device that launches depend on."""
 
     multiprocessors: int
-    shared_memory: int
-    tensor_cores: bool = False
+    shared_memory: int  # bytes that a block may have
+    tensor_cores: bool = False  # whether they multiply tf32 numbers
 
 
 H100 = Device(132, 232448, True)
 
 
 class Launch(NamedTuple):
-    """A kernel, its blocks, the threads of each, and the bytes of dynamic shared memory of each."""
+    """A CUDA kernel, its blocks, the threads of each, and the bytes of dynamic shared memory of each."""
 
     file: str
     kernel: str
@@ -57,15 +59,35 @@ class Launch(NamedTuple):
     shared: int
 
 
+class DocumentLaunch(NamedTuple):
+    """The launch of ``documents``, and what its blocks keep in global memory."""
+
+    launch: Launch
+    scratch: int  # REALs of global memory of each block, 0 for none
+    stage_outside: bool  # whether they hold coordinates too
+
+
 @functools.lru_cache(maxsize=4096)
-def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, half=False, d=1):
+def configure(
+    operator: str,
+    B: int,
+    n: int,
+    m: int,
+    dtype: npt.DTypeLike,
+    device: Device,
+    *,
+    axis: Axis = 1,
+    shared_cost: bool = True,
+    half: bool = False,
+    d: int = 1,
+) -> Launch | None:
     """Return the `Launch` of `operator`, or None where the device's shared memory cannot hold a tile.
 
     Parameters
     ----------
     operator : str
-        An operator of `backends.operators`, ``"iterate"``, a kernel of ``scaling.cu`` or ``points.cu``, or a sum of
-        ``kernel_product.cu``.
+        An operator of `cusink.costs.operators`, ``"iterate"``, a kernel of ``scaling.cu``, ``points.cu`` or
+        ``point_products.cu``, or a sum of ``kernel_product.cu``.
     B, n, m : int
         Problems, and rows and columns of each cost.
     dtype : str or dtype
@@ -79,16 +101,16 @@ def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, hal
         Whether the cost is stored in half precision.
     d : int
         Coordinates of the points, where pairs of points are summed.
+
+    Returns
+    -------
+    Launch or None
     """
     size = np.dtype(dtype).itemsize
     if operator == "iterate":
         return _iterate(B, n, m, size, device, shared_cost)
     if operator == "plan":
         return Launch("plan.cu", "plan", _blocks(B * n, 8), 256, 0)
-    if operator == "plan_sum":
-        warps = _clamp(B // 4, 1, 8)
-        tiles = -(-n // SUM_ROWS) * -(-m // 32)
-        return Launch("plan.cu", "plan_sum", _blocks(tiles), 32 * warps, 32 * warps * SUM_ROWS * size)
     if operator in STATE:
         return _reduction(operator, B, n, m, size, device, axis, shared_cost, half)
     if operator in PAIR_STATE:
@@ -110,8 +132,8 @@ def configure(operator, B, n, m, dtype, device, *, axis=1, shared_cost=True, hal
     raise ValueError(f"no kernel for {operator!r}")
 
 
-def shared_memory(problems, n, m, warps, itemsize):
-    """Bytes of dynamic shared memory of ``iterate.cu``: K | u | p | v | q | parts | deviations."""
+def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int) -> int:
+    """Return the bytes of dynamic shared memory of ``iterate.cu``: K | u | p | v | q | parts | deviations."""
     rows, columns, row_chunks, column_chunks = -(-n // 4) * 4, -(-m // 4) * 4, -(-n // 32), -(-m // 32)
     kernel = rows * (columns + 1)
     state = 2 * problems * (rows + columns)
@@ -119,26 +141,38 @@ def shared_memory(problems, n, m, warps, itemsize):
     return itemsize * (kernel + state + parts + problems * (row_chunks + column_chunks))
 
 
-def document_memory(n, m, itemsize):
-    """Bytes of dynamic shared memory of ``documents.cu``: p | q | a | b | chunk, and REALs of its tile of costs."""
-    return itemsize * (n + m) * (2 + DOCUMENT_CHUNK + 1), n * (m | 1)
+def configure_documents(pairs: int, n: int, m: int, dtype: npt.DTypeLike, device: Device) -> DocumentLaunch:
+    """Return the launch of ``documents`` for items of up to `n` and `m` points.
 
+    Shared memory holds ``p | q | a | b | coordinates | tile of costs``. Where that is too much, the tile lies in global
+    memory, and if need be the coordinates too.
 
-def configure_documents(pairs, n, m, dtype, device):
-    """Return the `Launch` of ``documents`` for items of up to `n` and `m` points, and the REALs of a block's tile.
-
-    The second is 0 where the tile lies in shared memory, else each block has it in memory of its own.
+    Raises
+    ------
+    ValueError
+        If not even the potentials and weights fit.
     """
     size = np.dtype(dtype).itemsize
-    shared, tile = document_memory(n, m, size)
-    block = 256 if max(n, m) > 32 else 128
-    if shared + tile * size <= device.shared_memory - 1024:
-        return Launch("documents.cu", "documents", _blocks(pairs), block, shared + tile * size), 0
+    state, coordinates, tile = 2 * (n + m), (DOCUMENT_COORDINATES + 1) * (n + m), n * (m | 1)
+    block, limit = 256 if max(n, m) > 32 else 128, (device.shared_memory - OWN_SHARED_MEMORY) // size
+    if state + coordinates + tile <= limit:
+        shared = size * (state + coordinates + tile)
+        return DocumentLaunch(Launch("documents.cu", "documents", _blocks(pairs), block, shared), 0, False)
     grid = _clamp(pairs, 1, DOCUMENT_BLOCKS * device.multiprocessors)
-    return Launch("documents.cu", "documents", grid, block, shared), tile
+    if state + coordinates <= limit:
+        launch = Launch("documents.cu", "documents", grid, block, size * (state + coordinates))
+        return DocumentLaunch(launch, tile, False)
+    if state > limit:
+        raise ValueError(
+            f"items of {n} and {m} points do not fit into the shared memory of this device, which holds "
+            f"{limit // 2} points of a pair in {np.dtype(dtype)}. Solve such pairs with cusink.sinkhorn"
+        )
+    return DocumentLaunch(Launch("documents.cu", "documents", grid, block, size * state), tile + coordinates, True)
 
 
-def _reduction(operator, B, n, m, size, device, axis, shared_cost, half):
+def _reduction(
+    operator: str, B: int, n: int, m: int, size: int, device: Device, axis: Axis, shared_cost: bool, half: bool
+) -> Launch:
     kept, summed = (n, m) if axis else (m, n)
     name, end = operator + ("_rows" if axis else "_columns"), "_half" if half else ""
     if shared_cost and B >= TILED_FROM:
@@ -148,7 +182,7 @@ def _reduction(operator, B, n, m, size, device, axis, shared_cost, half):
         return Launch(FILE[operator], f"{name}_tiled{end}", _blocks(tiles), 32 * warps, shared)
     name += end
     if axis:
-        # About 8 entries per thread: enough loads in flight, and little to merge.
+        # About 8 entries per thread: enough loads in flight, and few states to merge.
         return Launch(FILE[operator], name, _blocks(B * n), 32 * _power_of_two(-(-summed // 256), 16), 0)
     tiles = B * -(-m // 32)
     few = tiles < 4 * device.multiprocessors
@@ -156,7 +190,7 @@ def _reduction(operator, B, n, m, size, device, axis, shared_cost, half):
     return Launch(FILE[operator], name, _blocks(tiles), 32 * warps, 32 * warps * STATE[operator] * size)
 
 
-def _pairs(operator, B, n, m, d, size, device):
+def _pairs(operator: str, B: int, n: int, m: int, d: int, size: int, device: Device) -> Launch:
     slopes = operator == "kernel_slopes"
     units = B * -(-n // 32) * (-(-d // CHUNK) if slopes and d > NEAR else 1)
     few = units < 8 * device.multiprocessors
@@ -168,63 +202,62 @@ def _pairs(operator, B, n, m, d, size, device):
     return Launch("kernel_product.cu", operator + "_wide", _blocks(units), 32 * warps, shared)
 
 
-def wide_shared(warps, state):
-    """REALs of dynamic shared memory of ``walk_wide``: y | x | values | logits, or a state per thread."""
+def wide_shared(warps: int, state: int) -> int:
+    """Return the REALs of dynamic shared memory of ``walk_wide``: y | x | values | logits, or a state per thread."""
     sources = GROUP * warps
     return max(CHUNK * sources + 32 * (CHUNK + 1) + 2 * sources, 32 * warps * state)
 
 
-def _points(operator, B, kept, summed, d, size, device):
-    """The most warps, up to 16, for which work and shared memory are there; None where not even one has the memory."""
+def _points(operator: str, B: int, kept: int, summed: int, d: int, size: int, device: Device) -> Launch | None:
+    """Return a launch with as many warps, up to 16, as have work and shared memory; None if not even one fits."""
     term = operator.removesuffix("_points")
     most = _power_of_two(-(-summed // 32), 16 if B * -(-kept // POINTS) < 4 * device.multiprocessors else 8)
     for warps in (16, 8, 4, 2, 1):
         points = d * (POINTS + 32 * warps) + 32 * warps * SUMMED[term]
         shared = size * max(points, POINTS * warps * STATE[term])
-        # One warp may take what has to be asked for; more of them leave room for other blocks.
-        limit = device.shared_memory - 1024
+        # A single warp may opt in to more shared memory; larger blocks stay within the default, for occupancy.
+        limit = device.shared_memory - OWN_SHARED_MEMORY
         limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
         if warps <= most and shared <= limit:
             return Launch("points.cu", operator, _blocks(B * -(-kept // POINTS)), 32 * warps, shared)
     return None
 
 
-def _products(operator, B, kept, summed, d, size, device):
-    """None too where the device, the dtype or so few coordinates do not ask for tensor cores."""
+def _products(operator: str, B: int, kept: int, summed: int, d: int, size: int, device: Device) -> Launch | None:
+    """Return a launch on tensor cores; None if it does not fit, or if device, dtype or `d` are not for tensor cores."""
     if not device.tensor_cores or size != 4 or d < PRODUCTS_FROM:
         return None
     term, d8 = operator.removesuffix("_products"), -(-d // 8) * 8
     for warps in (MOST_PRODUCT_THREADS // 32, 4, 2, 1):
         points = d8 * (BAND + PAD + BAND * warps + PAD) + BAND * warps * (1 + SUMMED[term])
         shared = size * max(points, 4 * 32 * warps * STATE[term])
-        limit = device.shared_memory - 1024
+        limit = device.shared_memory - OWN_SHARED_MEMORY
         limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
         if warps <= _power_of_two(-(-summed // BAND), 8) and shared <= limit:
             return Launch("point_products.cu", operator, _blocks(B * -(-kept // BAND)), 32 * warps, shared)
     return None
 
 
-def _iterate(B, n, m, size, device, shared_cost):
+def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: bool) -> Launch | None:
     warps = _clamp(4 * -(-max(n, m) // 32), 4, MOST_THREADS // 32)
-    # As many problems per block as leave no multiprocessor without one; each entry of K is read once for all of them.
+    # As many problems per block as leave no multiprocessor idle; each entry of K is read once for all of them.
     wanted = -(-B // device.multiprocessors) if shared_cost else 1
     for problems in (4, 2, 1):
         shared = shared_memory(problems, n, m, warps, size)
-        # 1 KiB is the kernel's own static shared memory and what the system keeps.
-        if (problems <= wanted or problems == 1) and shared <= device.shared_memory - 1024:
+        if (problems <= wanted or problems == 1) and shared <= device.shared_memory - OWN_SHARED_MEMORY:
             return Launch("iterate.cu", f"iterate_{problems}", _blocks(B, problems), 32 * warps, shared)
     return None
 
 
-def _blocks(units, per_block=1):
-    """Blocks for `units`; kernels walk on by the grid's size, so that fewer are right as well."""
+def _blocks(units: int, per_block: int = 1) -> int:
+    """Return the blocks for `units` of work. Kernels step by the size of the grid, so that fewer are right too."""
     return _clamp(-(-units // per_block), 1, MOST_BLOCKS)
 
 
-def _clamp(value, least, most):
+def _clamp(value: int, least: int, most: int) -> int:
     return max(least, min(value, most))
 
 
-def _power_of_two(value, most):
-    """The power of two that is at least `value`, between 1 and `most`."""
+def _power_of_two(value: int, most: int) -> int:
+    """Return the least power of two that is at least `value`, between 1 and `most`."""
     return min(1 << max(value - 1, 0).bit_length(), most)

@@ -1,9 +1,9 @@
-"""Find, compile and memoise the CUDA C kernels; the only user of ``cupy.RawModule`` in the project.
+"""Find, compile and memoise the CUDA kernels; the only user of ``cupy.RawModule`` in the project.
 
 A kernel file names the shared device code it needs with ``// uses: name.cuh`` lines; `source` puts each such file, once
 and before its users, in front of it. There is no ``#include`` between our files: CuPy keys its disk cache by the source
-text it is given and does not look into included files, so that an edited header would go on running its old binary. A
-``#line`` directive before each file makes the compiler's messages name the file and line that a person would edit.
+text it is given and does not look into included files, so that an edited header would keep running its old binary. A
+``#line`` directive before each file makes the messages of the compiler name the file and line to edit.
 
 CuPy is imported by `function` alone; everything else here works without it.
 """
@@ -11,8 +11,10 @@ CuPy is imported by `function` alone; everything else here works without it.
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
@@ -27,41 +29,41 @@ class KernelCompileError(RuntimeError):
 
 
 @functools.cache
-def folder():
-    """Return the folder of the CUDA sources: inside an installed package, beside the package in a checkout."""
+def folder() -> Path:
+    """Return the folder of the CUDA sources: inside an installed package, next to the package in a checkout."""
     package = Path(__file__).resolve().parents[2]
     for candidate in (package / "kernels", package.parent / "kernels"):
-        # A site-packages folder may hold a stranger's 'kernels'; ours is the one with CUDA files in it.
+        # site-packages may hold the folder 'kernels' of another package; ours has CUDA files in it.
         if any(candidate.glob("*.cu")):
             return candidate
     raise FileNotFoundError("this installation of cusink has no CUDA sources (kernels/*.cu); reinstall it")
 
 
-def kernel_files():
+def kernel_files() -> list[str]:
     """Return the names of all kernel files, sorted: ``["softmin.cu", ...]``."""
     return sorted(path.name for path in folder().glob("*.cu"))
 
 
-def source(file):
+def source(file: str) -> str:
     """Return the text that is compiled for `file`: every file it uses, then the file itself.
 
     Parameters
     ----------
     file : str
-        Name of a file in `folder`, or the absolute path of a file elsewhere; what it uses lies beside it.
+        Name of a file in `folder`, or the absolute path of a file elsewhere; the files it uses are in the same folder.
 
     Returns
     -------
     str
     """
     path = Path(file)
-    parts = []
+    parts: list[str] = []
     _collect(path if path.is_absolute() else folder() / path, (), set(), parts)
     return "".join(parts)
 
 
-def _collect(path, users, done, parts):
-    """Append `path` to `parts` after all it uses; `users` are the files that lead here."""
+def _collect(path: Path, users: tuple[Path, ...], done: set[Path], parts: list[str]) -> None:
+    """Append the text of `path` to `parts` after all files it uses; `users` are the files that lead here."""
     if path in done:
         return
     chain = " -> ".join(user.name for user in (*users, path))
@@ -76,16 +78,16 @@ def _collect(path, users, done, parts):
         for name in re.split(r"[,\s]+", line):
             _collect(path.parent / name, (*users, path), done, parts)
     done.add(path)
-    # The folder's own name finds the file well enough, and keeps the text, hence CuPy's cache key, equal everywhere.
+    # The name of the folder is enough to find the file; the whole path would make CuPy's cache key differ by machine.
     parts.append(f'#line 1 "{path.parent.name}/{path.name}"\n{text.rstrip()}\n')
 
 
-def names(file):
+def names(file: str) -> list[str]:
     """Return the names of the kernels that `file` defines, in the order of their definition."""
     return _ENTRY.findall(_COMMENT.sub(" ", source(file)))
 
 
-def options(dtype):
+def options(dtype: npt.DTypeLike) -> tuple[str, str]:
     """Return the compiler options for `dtype`; TypeError for anything but float32 and float64."""
     try:
         real = REAL[np.dtype(dtype)]
@@ -94,10 +96,10 @@ def options(dtype):
     return ("-std=c++17", f"-DREAL={real}")
 
 
-def function(file, name, dtype):
+def function(file: str, name: str, dtype: npt.DTypeLike) -> Any:
     """Return kernel `name` of `file`, compiled for `dtype` and the current device.
 
-    The sources are read once per process, as Python modules are, and a kernel is compiled at its first use. A launch is
+    The sources are read once per process, and a kernel is compiled at its first use. A launch is
     ``function(...)(grid, block, args, shared_mem=bytes)``.
 
     Parameters
@@ -107,7 +109,7 @@ def function(file, name, dtype):
     name : str
         Name of an ``extern "C" __global__`` function.
     dtype : dtype
-        float32 or float64, which becomes ``REAL``.
+        float32 or float64: the type ``REAL`` of the source.
 
     Returns
     -------
@@ -116,7 +118,7 @@ def function(file, name, dtype):
     Raises
     ------
     KernelCompileError
-        With file, kernel, dtype, architecture and the compiler's first error.
+        With file, kernel, dtype, architecture and the first error of the compiler.
     """
     import cupy
 
@@ -124,7 +126,7 @@ def function(file, name, dtype):
 
 
 @functools.cache
-def _function(file, name, dtype, device):
+def _function(file: str, name: str, dtype: np.dtype[Any], device: int) -> Any:
     import cupy
 
     module = _module(file, dtype, device)
@@ -140,15 +142,15 @@ def _function(file, name, dtype, device):
 
 
 @functools.cache
-def _module(file, dtype, device):
-    # One module per device, though 'device' is not used: what CuPy loads belongs to the device that is current.
+def _module(file: str, dtype: np.dtype[Any], device: int) -> Any:  # noqa: ARG001 - one module per device
+    # CuPy loads a module on the current device.
     import cupy
 
     return cupy.RawModule(code=source(file), options=options(dtype), backend="nvrtc")
 
 
-def _first_error(log):
-    """Return the line of a compiler's log (or of any other message) that says what is wrong."""
+def _first_error(log: str) -> str:
+    """Return the line of a compiler log (or of any other message) that says what is wrong."""
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
     first = next((line for line in lines if re.search(r"\berror\b", line)), lines[0])
     if "libnvrtc" in log:

@@ -1,4 +1,4 @@
-"""The operators of `cusink.backends.operators` for costs between points, for CuPy arrays."""
+"""The operators for costs between points, for CuPy arrays."""
 
 import cupy as xp
 
@@ -10,7 +10,6 @@ from cusink.backends.cupy.clouds.reductions import (
     cost_block,
     cost_range,
     plan,
-    plan_sum,
     repeated_softmin,
     softmin,
     transport_cost,
@@ -18,23 +17,6 @@ from cusink.backends.cupy.clouds.reductions import (
 from cusink.backends.cupy.dense import to_host
 from cusink.costs.operators import Operators
 from cusink.costs.points import PointCosts
-
-__all__ = [
-    "Iteration",
-    "apply_plan",
-    "bilinear",
-    "c_transform",
-    "cost_block",
-    "cost_range",
-    "plan",
-    "plan_means",
-    "plan_sum",
-    "repeated_softmin",
-    "softmin",
-    "to_host",
-    "transport_cost",
-    "xp",
-]
 
 OPERATORS: Operators[PointCosts] = Operators(
     xp=xp,

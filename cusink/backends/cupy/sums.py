@@ -1,44 +1,70 @@
-"""Sums of a kernel over all pairs of points, in CuPy: as `cusink.backends.numpy.sums`, by ``kernel_product.cu``."""
+"""Sums of a radial function over all pairs of points, in CuPy: the operators of `cusink.backends.numpy.sums`."""
+
+from typing import Any, Literal, Protocol
 
 import cupy as cp
 import numpy as np
 
-from cusink.backends.cupy.launch import configure
-from cusink.backends.cupy.run import LOG2_E, NO_INDEX, device, run
+from cusink.backends.cupy.run import LOG2_E, NULL, choose_launch, run, sizes
+from cusink.types import Array
 
 FORMS = ("linear", "root", "log")  # by their numbers in kernel_product.cu
 
 
-def kernel_sums(x, y, v, profile):
-    """``sum_j k(x_i, y_j) v_j`` (B, n)."""
+class Profile(Protocol):
+    """The function of the distance, see `cusink.backends.numpy.sums`."""
+
+    @property
+    def form(self) -> str: ...  # noqa: D102
+    @property
+    def rate(self) -> float: ...  # noqa: D102
+    @property
+    def shift(self) -> float: ...  # noqa: D102
+    @property
+    def slope(self) -> float: ...  # noqa: D102
+
+
+def kernel_sums(x: Array, y: Array, v: Array, profile: Profile) -> Array:
+    """Return ``sum_j k(x_i, y_j) v_j`` (B, n) of points x (B, n, d) and y (B, m, d) and values v (B, m)."""
     x, y, v = map(cp.ascontiguousarray, (x, y, v))
     out = cp.empty(x.shape[:2], x.dtype)
     _launch("kernel_sums", profile, x, y, (out, x, y, v))
     return out
 
 
-def kernel_log_sums(x, y, q, profile):
-    """``log(sum_j k(x_i, y_j) exp(q_j))`` (B, n); -inf where every term is zero."""
+def kernel_log_sums(x: Array, y: Array, q: Array, profile: Profile) -> Array:
+    """Return ``log(sum_j k(x_i, y_j) exp(q_j))`` (B, n); -inf where every term is zero."""
     x, y, q = map(cp.ascontiguousarray, (x, y, q))
     out = cp.empty(x.shape[:2], x.dtype)
     _launch("kernel_log_sums", profile, x, y, (out, x, y, q))
     return out
 
 
-def kernel_slopes(x, y, v, p, q, profile):
-    """``sum_j w_ij`` (B, n) and ``sum_j w_ij grad_x log k(x_i, y_j)`` (B, n, d), ``w_ij = k exp(p_i + q_j) v_j``."""
+def kernel_slopes(
+    x: Array, y: Array, v: Array, p: Array | None, q: Array | None, profile: Profile
+) -> tuple[Array, Array]:
+    """Return ``sum_j w_ij`` (B, n) and ``sum_j w_ij grad_x log k(x_i, y_j)`` (B, n, d).
+
+    The weights are ``w_ij = k exp(p_i + q_j) v_j``; None stands for logits that are 0.
+    """
     x, y, v = map(cp.ascontiguousarray, (x, y, v))
-    p, q = (NO_INDEX if logits is None else cp.ascontiguousarray(logits) for logits in (p, q))
+    p, q = (NULL if logits is None else cp.ascontiguousarray(logits) for logits in (p, q))
     sums, slopes = cp.empty(x.shape[:2], x.dtype), cp.empty(x.shape, x.dtype)
     _launch("kernel_slopes", profile, x, y, (sums, slopes, x, y, v, p, q), x.dtype.type(profile.slope))
     return sums, slopes
 
 
-def _launch(operator, profile, x, y, arrays, *slope):
+def _launch(
+    operator: Literal["kernel_sums", "kernel_log_sums", "kernel_slopes"],
+    profile: Profile,
+    x: Array,
+    y: Array,
+    arrays: tuple[Array, ...],
+    *slope: np.floating[Any],
+) -> None:
     (B, n, d), m, dtype = x.shape, y.shape[1], x.dtype
-    # The exponent in base 2; a logarithm has the base of its argument's own.
+    # Exponents are in base 2. For the form "log" the logarithm is in base 2 already.
     rate = profile.rate if profile.form == "log" else profile.rate * LOG2_E
-    launch = configure(operator, B, n, m, dtype.name, device(), d=d)
+    launch = choose_launch(operator, B, n, m, dtype, d=d)
     scalars = (dtype.type(rate), dtype.type(profile.shift), *slope)
-    sizes = (np.int64(number) for number in (FORMS.index(profile.form), B, n, m, d))
-    run(launch, dtype, *arrays, *scalars, *sizes)
+    run(launch, dtype, *arrays, *scalars, *sizes(FORMS.index(profile.form), B, n, m, d))

@@ -15,7 +15,7 @@ from cusink.backends.grid import reductions as grid
 from cusink.backends.grid.kernel import GridKernel
 from cusink.backends.ranges import REPEATED_ITERATIONS, SCALING_EXPONENT
 from cusink.convergence.marginals import marginal_error
-from cusink.convergence.relaxation import overrelaxed, overrelaxed_log
+from cusink.convergence.rules import overrelaxed, overrelaxed_log
 from cusink.costs.grid import GridCosts
 from cusink.costs.logits import logits
 from cusink.costs.operators import HostChecked, Operators

@@ -1,6 +1,5 @@
 """Pairs of items that each have a support of their own: documents over a vocabulary, and ragged point clouds."""
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -157,10 +156,10 @@ class DocumentPairs:
         """Solve pairs of items of two sides, by the numbers 0 and 1 of the sides: arrays (len(rows),)."""
         from cusink.backends.cupy import documents
 
-        sizes = [int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs)]
+        first, second = (int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs))
         sides = self._uploaded[ours], self._uploaded[theirs]
-        keywords = dataclasses.asdict(options)
-        return DocumentSolutions(**documents.solve_pairs(*sides, sizes, rows, columns, C.data, self.eps, keywords))
+        found = documents.solve_pairs(*sides, (first, second), (rows, columns), C.data, self.eps, options)
+        return DocumentSolutions(**found)
 
     def _solved(self, distances: HostArray, found: DocumentSolutions) -> Solved:
         """Return distances in the user's library, the rest in NumPy."""

@@ -39,7 +39,6 @@ class Case:
             "apply_plan": B * 2 * (n + m),
             "plan": B * (n + m + n * m),
             "transport_cost": B * (n + m + 1),
-            "plan_sum": B * (n + m + 1) + n * m,
             "iterations": B * 4 * (n + m),
             "report_iterations": B * 4 * (n + m),
         }
@@ -58,7 +57,7 @@ def all_cases(sizes=((256, 100, 100), (256, 1000, 1000), (1024, 784, 784))):
                 yield Case("softmin", "own", axis, *size, dtype)
                 yield Case("apply_plan", "shared", axis, *size, dtype)
                 yield Case("c_transform", "shared", axis, *size, dtype)
-            for operator in ("transport_cost", "plan", "plan_sum"):
+            for operator in ("transport_cost", "plan"):
                 yield Case(operator, "shared", None, *size, dtype)
             yield Case("report_iterations", "shared", None, *size, dtype, count=100)
             for form in ("log", "scaling", "auto"):
@@ -87,17 +86,16 @@ class Data:
             self.p = np.log(self.a) + rng.normal(size=(B, n)).astype(self.dtype)
             self.q = np.log(self.b) + rng.normal(size=(B, m)).astype(self.dtype)
         self.v = rng.normal(size=(B, m if case.detail == 1 else n)).astype(self.dtype)
-        self.weights = rng.normal(size=B).astype(self.dtype)
-        names = ("cost", "a", "b", "p", "q", "v", "weights")
+        names = ("cost", "a", "b", "p", "q", "v")
         self.device = {name: xp.asarray(getattr(self, name)) for name in names}
         if case.cost == "own":
             self.device["cost"] = self.device["cost"][None] * xp.asarray(self.factors)[:, None, None]
 
     def problems(self, case, dtype):
-        """Yield the problems to be checked as (index, cost, a, b, p, q, v), on the host and in `dtype`."""
-        for k in range(case.B) if case.operator == "plan_sum" else self.checked:
+        """Yield the problems to be checked as (cost, a, b, p, q, v), on the host and in `dtype`."""
+        for k in self.checked:
             cost = self.cost * self.factors[k] if case.cost == "own" else self.cost
-            yield k, *(x.astype(dtype) for x in (cost, self.a[k], self.b[k], self.p[k], self.q[k], self.v[k]))
+            yield tuple(x.astype(dtype) for x in (cost, self.a[k], self.b[k], self.p[k], self.q[k], self.v[k]))
 
 
 def softmin(C, logits, axis, eps):
@@ -111,7 +109,7 @@ def naive(case, data, dtype):
     """Return the answers in plain NumPy: the oracle if `dtype` is float64, a measure of rounding if it is float32."""
     eps, axis = np.dtype(dtype).type(EPS), case.detail
 
-    def answer(k, C, a, b, p, q, v):
+    def answer(C, a, b, p, q, v):
         if case.operator in ("softmin", "report_softmin"):
             return softmin(C, q if axis == 1 else p, axis, eps)
         if case.operator == "c_transform":
@@ -125,12 +123,9 @@ def naive(case, data, dtype):
         P = np.exp(p[:, None] + q - C / eps)
         if case.operator == "apply_plan":
             return P @ v if axis == 1 else v @ P
-        return {"plan": P, "transport_cost": (P * C).sum(), "plan_sum": P * data.weights[k].astype(dtype)}[
-            case.operator
-        ]
+        return {"plan": P, "transport_cost": (P * C).sum()}[case.operator]
 
-    answers = (answer(*problem) for problem in data.problems(case, dtype))
-    return sum(answers) if case.operator == "plan_sum" else np.array(list(answers))
+    return np.array([answer(*problem) for problem in data.problems(case, dtype)])
 
 
 _answers = {}
@@ -174,8 +169,6 @@ def operation(case, data, ops, xp):
         return lambda: ops.apply_plan(x["cost"], x["p"], x["q"], x["v"], eps, axis), rows
     if case.operator in ("transport_cost", "plan"):
         return lambda: getattr(ops, case.operator)(x["cost"], x["p"], x["q"], eps), rows
-    if case.operator == "plan_sum":
-        return lambda: ops.plan_sum(x["cost"], x["p"], x["q"], x["weights"], eps), host
     if case.operator != "iterations":
         raise ValueError(f"no operation for {case}")
     omega = xp.ones(case.B, data.dtype)

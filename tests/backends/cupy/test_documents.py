@@ -6,7 +6,7 @@ import emulated
 import numpy as np
 import pytest
 import reference
-from emulated.cupy_stand_in import operators, put_back
+from emulated.cupy_stand_in import operators
 from retrieval.test_documents import VALUES, core, corpus, exactly, table, vectors
 
 import cusink
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to b
 SIZES = (17, 3, 1, 40)
 
 
-@pytest.fixture(params=[99 << 10, 8 << 10], ids=["tile shared", "tile apart"])
+@pytest.fixture(
+    params=[99 << 10, 8 << 10, 3 << 10], ids=["all in shared memory", "the tile outside", "the coordinates outside too"]
+)
 def device(request):
-    """Run on the stand-in for CuPy, with so much shared memory for a block."""
-    name = "cusink.backends.cupy.documents"
+    """The stand-in for CuPy, with so much shared memory for a block."""
     with operators(shared_memory=request.param) as ops:
         yield ops
-        put_back(name, None)
 
 
 def on_device(A, B, C, eps, **options):
@@ -110,8 +110,8 @@ def test_any_launch_is_right(grid, warps, device, monkeypatch):
     real = cupy_launch.configure_documents
 
     def configure(*arguments):
-        launch, tile = real(*arguments)
-        return launch._replace(grid=grid, block=32 * warps), tile
+        chosen = real(*arguments)
+        return chosen._replace(launch=chosen.launch._replace(grid=grid, block=32 * warps))
 
     monkeypatch.setattr(cupy_launch, "configure_documents", configure)
     emulated.shuffle(grid)
@@ -122,8 +122,22 @@ def test_any_launch_is_right(grid, warps, device, monkeypatch):
 
 
 def test_the_launch_follows_from_the_sizes():
-    launch, tile = cupy_launch.configure_documents(1000, 40, 66, "float32", cupy_launch.H100)
-    assert (launch.grid, launch.block, tile) == (1000, 256, 0)
+    launch, scratch, _ = cupy_launch.configure_documents(1000, 40, 66, "float32", cupy_launch.H100)
+    assert (launch.grid, launch.block, scratch) == (1000, 256, 0)
     assert launch.shared == 4 * (2 * 106 + 9 * 106 + 40 * 67)
-    launch, tile = cupy_launch.configure_documents(1000, 400, 600, "float64", cupy_launch.H100)
-    assert (launch.grid, tile) == (4 * 132, 400 * 601) and launch.shared == 8 * 11 * 1000
+    launch, scratch, stage_outside = cupy_launch.configure_documents(1000, 400, 600, "float64", cupy_launch.H100)
+    assert (launch.grid, scratch, stage_outside) == (4 * 132, 400 * 601, False) and launch.shared == 8 * 11 * 1000
+
+
+@pytest.mark.parametrize("device", [cupy_launch.H100, cupy_launch.Device(40, 64 << 10)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_launch_asks_for_more_shared_memory_than_the_device_has(dtype, device):
+    size = np.dtype(dtype).itemsize
+    for n in (10, 200, 745, 1490, 2642, 4000):
+        try:
+            launch, scratch, stage_outside = cupy_launch.configure_documents(10**6, n, n, dtype, device)
+        except ValueError as error:
+            assert 4 * n * size > device.shared_memory - 1024 and "do not fit into the shared memory" in str(error)
+            continue
+        assert launch.shared <= device.shared_memory - 1024
+        assert scratch == (n * (n | 1) + 18 * n * stage_outside) * bool(scratch)

@@ -120,7 +120,7 @@ def test_folder_of_a_wheel_and_of_a_checkout(tmp_path, monkeypatch, inside):
 
 def test_an_installation_without_sources_says_so(tmp_path, monkeypatch):
     (tmp_path / "kernels").mkdir()
-    monkeypatch.setattr(loader, "__file__", str(tmp_path / "cusink" / "_kernels.py"))
+    monkeypatch.setattr(loader, "__file__", str(tmp_path / "cusink" / "backends" / "cupy" / "loader.py"))
     with pytest.raises(FileNotFoundError, match=r"no CUDA sources \(kernels/\*\.cu\); reinstall"):
         loader.folder.__wrapped__()
 

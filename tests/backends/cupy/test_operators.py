@@ -1,6 +1,7 @@
 """The CuPy backend above the kernels, on emulated kernels and NumPy arrays: iterations in all forms, and plumbing."""
 
 import collections
+import dataclasses
 import itertools
 import sys
 
@@ -8,13 +9,13 @@ import emulated
 import numpy as np
 import pytest
 from emulated import oracle
-from emulated.cupy_stand_in import Memory, operators
+from emulated.cupy_stand_in import Memory, changed, force, operators, part, swapped
 from emulated.oracle import assert_as_good
 
 import cusink
 from cusink.backends.cupy import loader
-from cusink.backends.cupy.launch import Launch, shared_memory
-from cusink.backends.relaxation import OverRelaxation, Rounding
+from cusink.backends.cupy.launch import Launch, configure, shared_memory
+from cusink.convergence.rules import Relaxation, StallDetector, StopState
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -22,12 +23,12 @@ DTYPES = (np.float32, np.float64)
 # The shared memory that a block may have, which decides about the form.
 FUSED, APART = 99 << 10, 0
 FORMS = (
-    ("Fused", FUSED, "auto", False),
-    ("Fused", FUSED, "auto", True),
-    ("Fused", FUSED, "log", False),
-    ("Products", APART, "auto", False),
-    ("LogDomain", APART, "log", False),
-    ("LogDomain", APART, "auto", True),
+    ("FusedForm", FUSED, "auto", False),
+    ("FusedForm", FUSED, "auto", True),
+    ("FusedForm", FUSED, "log", False),
+    ("MatmulForm", APART, "auto", False),
+    ("LogForm", APART, "log", False),
+    ("LogForm", APART, "auto", True),
 )
 INPUTS = ("plain", "zero weights", "forbidden", "far apart", "wide range", "small eps", "large costs", "warm start")
 OMEGA = np.array([1.0, 1.25, 1.0, 1.5, 1.75])
@@ -70,7 +71,7 @@ def make(inputs, B, n, m, own, dtype, seed=0):
 def check(form, method, problem, dtype, counts=(2, 3)):
     """Iterate, drop problems, iterate, finish; after each step compare with the oracle in the log domain."""
     C, a, b, eps, f, g = problem
-    ops = sys.modules["cusink.backends.cupy.dense"]
+    ops = part("dense")
     omega = OMEGA[np.arange(len(a)) % len(OMEGA)]
     iteration = ops.Iteration(C, a, b, eps, f, g, method)
     assert type(iteration.form).__name__ == form
@@ -114,7 +115,7 @@ def test_iteration_follows_the_oracle(form, memory, method, own, inputs, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("inputs", ["plain", "zero weights", "large costs", "warm start"])
-@pytest.mark.parametrize(("form", "memory"), [("Fused", FUSED), ("Products", APART)])
+@pytest.mark.parametrize(("form", "memory"), [("FusedForm", FUSED), ("MatmulForm", APART)])
 def test_no_sum_in_range_is_left_to_the_fallback(form, memory, inputs, dtype):
     with operators(shared_memory=memory):
         check(form, "scaling", make(inputs, 5, 13, 37, False, dtype), dtype)
@@ -123,14 +124,14 @@ def test_no_sum_in_range_is_left_to_the_fallback(form, memory, inputs, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("problems", [1, 2, 4])
 def test_the_fused_kernel_is_right_for_any_launch(problems, dtype):
-    with operators() as ops:
+    with operators():
         sizes = [(5, 13, 37), (9, 70, 33), (3, 1, 40), (2, 33, 1)]
         for turn, (grid, warps) in enumerate([(1, 1), (1, 3), (2, 8), (30, 16), (1, 16), (3, 2)]):
             emulated.shuffle(turn)
-            force(ops, problems, grid, warps)
+            force_fused(problems, grid, warps)
             for method, inputs in (("auto", "plain"), ("auto", "far apart"), ("log", "zero weights")):
                 own = problems == 1 and turn % 2 == 0
-                check("Fused", method, make(inputs, *sizes[turn % 4], own, dtype, turn), dtype)
+                check("FusedForm", method, make(inputs, *sizes[turn % 4], own, dtype, turn), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -146,35 +147,32 @@ def test_the_elementwise_kernels_are_right_for_any_launch(grid, warps, dtype):
 
 def force_elementwise(grid, warps):
     """Give every kernel of ``scaling.cu`` this launch."""
-    real = sys.modules["cusink.backends.cupy.launch"].configure
 
-    def configure(*sizes, **options):
-        launch = real(*sizes, **options)
+    def choose(*sizes, **options):
+        launch = configure(*sizes, **options)
         elementwise = launch is not None and launch.file == "scaling.cu"
         return launch._replace(grid=grid, block=32 * warps) if elementwise else launch
 
-    for name in ("iteration", "forms"):
-        sys.modules[f"cusink.backends.cupy.{name}"].configure = configure
+    force(choose)
 
 
-def force(ops, problems, grid, warps, less_shared=0):
-    """Give every fused kernel of the emulated backend this launch."""
-    real = sys.modules["cusink.backends.cupy.launch"].configure
+def force_fused(problems, grid, warps, less_shared=0):
+    """Give every fused kernel this launch."""
 
-    def configure(operator, B, n, m, dtype, device, **options):
+    def choose(operator, B, n, m, dtype, device, **options):
         if operator != "iterate":
-            return real(operator, B, n, m, dtype, device, **options)
+            return configure(operator, B, n, m, dtype, device, **options)
         shared = shared_memory(problems, n, m, warps, np.dtype(dtype).itemsize) - less_shared
         return Launch("iterate.cu", f"iterate_{problems}", grid, 32 * warps, shared)
 
-    sys.modules["cusink.backends.cupy.forms"].configure = configure
+    force(choose)
 
 
-@pytest.mark.parametrize("form", ["Fused", "Products"])
+@pytest.mark.parametrize("form", ["FusedForm", "MatmulForm"])
 def test_scaling_alone_says_what_it_loses_and_auto_loses_nothing(form):
     problem = make("far apart", 3, 40, 37, False, np.float32)
     C, a, b, eps, f, g = problem
-    with operators(shared_memory=FUSED if form == "Fused" else APART) as ops:
+    with operators(shared_memory=FUSED if form == "FusedForm" else APART) as ops:
         alone, auto = (ops.Iteration(C, a, b, eps, f, g, method) for method in ("scaling", "auto"))
         omega = np.ones(3)
         assert np.isinf(alone.advance(omega, 10)).all()
@@ -184,7 +182,7 @@ def test_scaling_alone_says_what_it_loses_and_auto_loses_nothing(form):
     with np.errstate(all="ignore"):
         _, g, _ = oracle.iterate(C, a, b, eps, f, g, omega, 10)
         expected = oracle.finish(C, a, b, eps, g)
-    with operators(shared_memory=FUSED if form == "Fused" else APART) as ops:
+    with operators(shared_memory=FUSED if form == "FusedForm" else APART) as ops:
         np.testing.assert_allclose(auto.finish(np.arange(3))[2], expected[2], rtol=1e-4)
 
 
@@ -247,7 +245,7 @@ def test_arrays_that_are_not_contiguous_are_made_so():
         ):
             function, *args = args
             np.testing.assert_allclose(function(*args), getattr(oracle, function.__name__)(*args), rtol=1e-12)
-        for args in ((ops.plan, C, p, q, eps), (ops.plan_sum, C, p, q, p[:, 0], eps), (ops.c_transform, C, p, 0)):
+        for args in ((ops.plan, C, p, q, eps), (ops.c_transform, C, p, 0)):
             function, *args = args
             np.testing.assert_allclose(function(*args), getattr(oracle, function.__name__)(*args), rtol=1e-12)
         iteration = ops.Iteration(C, *(np.asfortranarray(x) for x in (a, b)), eps, f.T.copy().T, g, "auto")
@@ -261,10 +259,16 @@ def test_arrays_that_are_not_contiguous_are_made_so():
 # What the emulation is for: mistakes in the backend and in the kernels are found
 
 
-def exercise(memory=FUSED):
-    """Run every operator and form for a short time, and compare with the oracle."""
+def give(memory):
+    """Let the device give a block so much shared memory from now on."""
+    part("run")._device.cache_clear()
+    sys.modules["cupy"].shared_memory(memory)
+
+
+def exercise():
+    """A short run through every operator and form that compares with the oracle."""
     rng = np.random.default_rng(0)
-    ops = sys.modules["cusink.backends.cupy.dense"]
+    ops = part("dense")
     for own, B in ((False, 9), (False, 3), (True, 3)):
         C, a, b, eps, f, g = make("plain", B, 13, 37, own, np.float64)
         p, q = oracle.logits(a, f, eps), oracle.logits(b, g, eps)
@@ -274,11 +278,9 @@ def exercise(memory=FUSED):
             np.testing.assert_allclose(ops.apply_plan(C, p, q, v, eps, axis), oracle.apply_plan(C, p, q, v, eps, axis))
             np.testing.assert_allclose(ops.c_transform(C, logits, axis), oracle.c_transform(C, logits, axis))
         np.testing.assert_allclose(ops.plan(C, p, q, eps), oracle.plan(C, p, q, eps))
-        np.testing.assert_allclose(ops.plan_sum(C, p, q, a[:, 0], eps), oracle.plan_sum(C, p, q, a[:, 0], eps))
         np.testing.assert_allclose(ops.transport_cost(C, p, q, eps), oracle.transport_cost(C, p, q, eps))
     for form, memory, method, own in FORMS:
-        sys.modules["cusink.backends.cupy.run"]._device.cache_clear()
-        sys.modules["cupy"].shared_memory(memory)
+        give(memory)
         check(form, method, make("zero weights", 5, 13, 37, own, np.float64), np.float64, counts=(2, 2, 2))
         check(form, method, make("far apart", 5, 13, 37, own, np.float32), np.float32)
 
@@ -293,61 +295,104 @@ def test_the_exercise_passes_and_runs_every_kernel():
     assert missing == {name for name in missing if name.endswith("_half")} | {"iterate_4"}
 
 
-SWAPS = {
-    "weights of the fused kernel": ("NO_INDEX, state.a, state.b)", "NO_INDEX, state.b, state.a)"),
-    "scalings and logits": (
-        "inout = (state.u, state.p, state.v, state.q)",
-        "inout = (state.p, state.u, state.v, state.q)",
+def of_type(name, kind):
+    return lambda given: {name: kind(given[name])}
+
+
+class Kept:
+    """A `change` that goes on passing what an argument was in the first launch."""
+
+    def __init__(self, name):
+        self.name, self.first = name, None
+
+    def __call__(self, given):
+        if self.first is None or self.first.shape != given[self.name].shape:
+            self.first = given[self.name].copy()
+        return {self.name: self.first}
+
+
+# The kernels that get wrong arguments, by the beginning of their names, and what is wrong.
+WRONG = {
+    "weights of the fused kernel": ("iterate_", swapped("a", "b")),
+    "scalings and logits": ("iterate_", swapped("u", "p")),
+    "method and count": ("iterate_", swapped("method", "count")),
+    "rows and columns": ("iterate_", swapped("n", "m")),
+    "logits of an update": ("scaling_update", lambda given: {"logits": given["logit"]}),
+    "strides of an update": ("scaling_update", swapped("kept_stride", "summed_stride")),
+    "sums and deviations": ("logit_update", swapped("log_sums", "deviation")),
+    "potentials of the start": ("start_scalings", swapped("f", "g")),
+    "gauge of the finish": ("read_potentials", lambda given: {"constant": -given["constant"]}),
+    "sides of a plan": ("apply_plan", swapped("x", "y")),
+    "scales of a softmin": ("softmin", swapped("cost_scale", "logit_scale")),
+    "logits and values": ("apply_plan", swapped("y", "v")),
+    "a scalar of the wrong type": ("iterate_", of_type("cost_scale", np.float32)),
+    "a size of the wrong type": ("softmin", of_type("n", np.int32)),
+    "a bare Python number": ("softmin", of_type("B", int)),
+    "a stride that is left out": (
+        "softmin_rows",
+        lambda given: {"cost_stride": np.int64(0)} if "cost_stride" in given else {},
     ),
-    "method and count": (
-        "np.int32(method_of(self, count)), np.int32(count)",
-        "np.int32(count), np.int32(method_of(self, count))",
-    ),
-    "rows and columns": ("np.int64(B), np.int32(n), np.int32(m))", "np.int64(B), np.int32(m), np.int32(n))"),
-    "logits of an update": ("T, state.a, state.q)", "T, state.a, state.p)"),
-    "strides of an update": ("(m, 1, n, m) if axis else (1, m, m, n)", "(1, m, n, m) if axis else (m, 1, m, n)"),
-    "sums and deviations": ("arguments = (logit, deviation, sums,", "arguments = (logit, sums, deviation,"),
-    "potentials of the start": ("q, level, a, b, f, g, offset", "q, level, a, b, g, f, offset"),
-    "gauge of the finish": ("state.offset + state.level, -state.level", "state.offset - state.level, state.level"),
-    "sides of a plan": ("kept, summed = (p, q) if axis else (q, p)", "kept, summed = (q, p) if axis else (p, q)"),
-    "scales of a softmin": ("LOG2_E / eps, LOG2_E, -eps / LOG2_E, axis)", "LOG2_E, LOG2_E / eps, -eps / LOG2_E, axis)"),
-    "logits and values": ("(C, kept, summed, v, *_cost", "(C, kept, v, summed, *_cost"),
-    "a scalar of the wrong type": (
-        "np.float64(self.cost_scale), np.int32(method_of",
-        "np.float32(self.cost_scale), np.int32(method_of",
-    ),
-    "a size of the wrong type": ("return tuple(np.int64(size)", "return tuple(np.int32(size)"),
-    "a bare Python number": ("*_sizes(B, n, m))", "B, n, m)"),
-    "a stride that is left out": ("0 if C.ndim == 2 else C.shape[1] * C.shape[2]", "0"),
-    "an array made while a stream captures": ("state.index, out=sums)", "state.index)"),
-    "a graph that keeps the old omega": ("workspace[0][...] = omega", "pass"),
-    "strides that a kernel would ignore": (
-        "cp.ascontiguousarray(part[chosen])",
-        "part[chosen][:, ::1] if part.ndim == 2 else part[chosen][::-1]",
-    ),
-    "a limit on shared memory that is not raised": ("kernel.max_dynamic_shared_size_bytes = launch.shared", "pass"),
+    "a graph that keeps the old omega": ("logit_update", Kept("omega")),
+    "strides that a kernel would ignore": ("apply_plan", lambda given: {"v": np.asfortranarray(given["v"])}),
 }
 
 
-@pytest.mark.parametrize("what", SWAPS)
-def test_a_mistake_in_the_backend_is_found(what):
-    old, new = SWAPS[what]
-    places = 0
-
-    def change(text):
-        nonlocal places
-        places += text.count(old)
-        return text.replace(old, new)
-
-    def run():
+def found():
+    """Whether a mistake shows in any form."""
+    try:
         exercise()
-        force(sys.modules["cusink.backends.cupy.dense"], 1, 3, 4)
-        check("Fused", "auto", make("plain", 2, 100, 110, False, np.float64), np.float64)
+        give(FUSED)
+        force_fused(1, 3, 4)
+        check("FusedForm", "auto", make("plain", 2, 100, 110, False, np.float64), np.float64)
+    except (AssertionError, emulated.EmulationError, IndexError, ValueError, TypeError):
+        return True
+    return False
 
-    with operators(change=change):
-        assert places in (1, 2) or what == "a bare Python number"  # in one of the backends, or in both
-        with pytest.raises((AssertionError, emulated.EmulationError, IndexError, ValueError, TypeError)):
-            run()
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_arguments_of_a_kernel_are_found(what):
+    with operators(arguments=changed(*WRONG[what])):
+        assert found()
+
+
+def test_no_mistake_is_found_where_there_is_none():
+    with operators(arguments=changed("", dict)):
+        assert not found()
+
+
+def test_an_array_made_while_a_stream_captures_is_found(monkeypatch):
+    with operators():
+        forms = part("forms")
+        log_sums = forms.reductions.log_sums
+
+        def allocating(*arguments):
+            arguments[-1][...] = log_sums(*arguments[:-1])
+
+        monkeypatch.setattr(forms.reductions, "log_sums", allocating)
+        assert found()
+
+
+def test_a_limit_on_shared_memory_that_is_not_raised_is_found(monkeypatch):
+    with operators():
+        monkeypatch.setattr(part("run"), "PLAIN_SHARED_MEMORY", 1 << 30)
+        assert found()
+
+
+def test_more_shared_memory_than_the_device_has_is_found():
+    with operators(shared_memory=64 << 10):
+        force_fused(1, 3, 4)
+        with pytest.raises(emulated.EmulationError, match="cannot have"):
+            check("FusedForm", "auto", make("plain", 2, 130, 130, False, np.float64), np.float64)
+
+
+def test_the_properties_of_a_device_are_read_from_what_cupy_has(monkeypatch):
+    """`Device.attributes` has no compute capability, which real devices have as a string."""
+    with operators():
+        device = sys.modules["cupy"].cuda.Device
+        for capability, tensor_cores in (("75", False), ("80", True), ("100", True)):
+            part("run")._device.cache_clear()
+            monkeypatch.setattr(device, "compute_capability", capability)
+            assert part("run").device() == (4, FUSED, tensor_cores)
 
 
 SYNC = "__syncthreads();"
@@ -386,17 +431,14 @@ def test_a_broken_fused_kernel_is_caught(what):
         change = (lambda text: text.replace(old, new)) if file == "iterate.cu" else None
         return emulated.Kernel(file, name, dtype, change=change)
 
-    def run(ops):
+    with operators(function=function), pytest.raises((AssertionError, emulated.EmulationError)):
         for turn in range(6):
             emulated.shuffle(turn)
-            force(ops, 2, 1 + turn % 2, 3 + turn)
+            force_fused(2, 1 + turn % 2, 3 + turn)
             for inputs in ("plain", "zero weights", "wide range"):
-                check("Fused", "auto", make(inputs, 5, 13, 37, False, np.float32, turn), np.float32)
-            check("Fused", "scaling", make("plain", 5, 13, 37, False, np.float32, turn), np.float32)
-            check("Fused", "auto", make("wide range", 5, 2, 2, False, np.float32, turn), np.float32)
-
-    with operators(function=function) as ops, pytest.raises((AssertionError, emulated.EmulationError)):
-        run(ops)
+                check("FusedForm", "auto", make(inputs, 5, 13, 37, False, np.float32, turn), np.float32)
+            check("FusedForm", "scaling", make("plain", 5, 13, 37, False, np.float32, turn), np.float32)
+            check("FusedForm", "auto", make("wide range", 5, 2, 2, False, np.float32, turn), np.float32)
 
 
 BROKEN_ELEMENTWISE = {
@@ -439,10 +481,10 @@ def test_a_broken_elementwise_kernel_is_caught(what):
 
 
 def test_too_little_shared_memory_is_caught():
-    with operators() as ops:
-        force(ops, 2, 1, 4, less_shared=8)
+    with operators():
+        force_fused(2, 1, 4, less_shared=8)
         with pytest.raises(emulated.EmulationError, match="behind the dynamic shared memory"):
-            check("Fused", "auto", make("plain", 5, 13, 37, False, np.float32), np.float32)
+            check("FusedForm", "auto", make("plain", 5, 13, 37, False, np.float32), np.float32)
 
 
 # The public functions on top
@@ -512,40 +554,43 @@ def test_a_solve_of_small_problems_tests_for_its_end_on_the_device(monkeypatch):
 @pytest.mark.parametrize("inputs", ["plain", "far apart", "wide range", "zero weights"])
 @pytest.mark.parametrize(("own", "B"), [(False, 9), (True, 3)])
 def test_checks_on_the_device_are_the_checks_of_the_host(own, B, inputs):
-    """The same omegas, errors and stops from the kernel as from `OverRelaxation` and `Rounding`, check by check."""
+    """The same omegas, errors and stops from the kernel as from the rules in Python, check by check."""
     problem = C, a, b, eps, f, g = make(inputs, B, 21, 34, own, np.float64)
     checks, count, tol = 6, 5, 1e-7
     steepness = np.abs(C).max() / eps
     with operators():
         emulated.shuffle(B)
-        sinkhorn = sys.modules["cusink.backends.cupy.dense"].Iteration
-        device, host = sinkhorn(*problem, "auto"), sinkhorn(*problem, "auto")
-        sides = []
-        for _ in range(2):
-            relaxation = OverRelaxation(B, "auto", steepness)
-            rounding = Rounding(B, np.dtype(np.float64), 0.0 if inputs == "plain" else 1e9)
-            rounding.checks[:] = 7  # so that rounding, too, stops some
-            sides.append((relaxation, rounding))
-        bound, taken, over = device.watched(*sides[0], tol, count, checks)
-        relaxation, rounding = sides[1]
+        start = part("dense").Iteration
+        device, host = start(*problem, "auto"), start(*problem, "auto")
+        assert device.stops_itself
+        stall = StallDetector.start(B, np.dtype(np.float64), 0.0 if inputs == "plain" else 1e9)
+        stall = dataclasses.replace(stall, checks=np.full(B, 7))  # so that rounding, too, stops some
+        state = StopState(Relaxation.start(B, "auto", steepness), stall)
+        before = [array.copy() for array in (state.relaxation.omega, state.stall.best, state.stall.checks)]
+        after, bound, taken, over = device.advance_until_converged(state, tol, count, checks)
+        for array, old in zip((state.relaxation.omega, state.stall.best, state.stall.checks), before, strict=True):
+            np.testing.assert_array_equal(array, old)
+        relaxation, stall = state
         rows, expected = np.arange(B), np.zeros((3, B))
         for check in range(checks):
-            error = np.asarray(host.advance(relaxation.omega[: len(rows)], count))
-            stop = (error <= tol) | ~np.isfinite(error) | rounding.reached(error)
-            relaxation.observe(error, count)
+            error = np.asarray(host.advance(relaxation.omega, count))
+            stall = stall.observe(error)
+            stop = (error <= tol) | ~np.isfinite(error) | stall.stalled
+            relaxation = relaxation.observe(error, count)
             expected[:, rows] = error, np.full(len(rows), (check + 1) * count), stop
             if stop.any():
                 left = np.flatnonzero(~stop)
                 host.keep(left)
-                relaxation.keep(left)
-                rounding.keep(left)
+                relaxation, stall = relaxation.select(left), stall.select(left)
                 rows = rows[left]
             if not len(rows):
                 break
     np.testing.assert_array_equal(taken, expected[1])
     np.testing.assert_array_equal(over, expected[2])
     np.testing.assert_allclose(bound, expected[0], rtol=1e-6, atol=1e-14)
-    np.testing.assert_allclose(sides[0][0].omega[rows], relaxation.omega, rtol=1e-6)
+    np.testing.assert_allclose(after.relaxation.omega[rows], relaxation.omega, rtol=1e-6)
+    np.testing.assert_array_equal(after.stall.checks[rows], stall.checks)
+    np.testing.assert_allclose(after.stall.best[rows], stall.best, rtol=1e-6, atol=1e-14)
 
 
 # Out of memory, and arrays that cannot be computed with

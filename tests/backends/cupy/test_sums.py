@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import inspect
-import sys
 
 import emulated
 import numpy as np
@@ -32,19 +31,15 @@ SHAPES = (
     (2, 32, 3, NEAR + 1),
     (1, 40, 66, 2 * CHUNK + 3),
 )
-NAME = "cusink.backends.cupy.sums"
 
 
 @contextlib.contextmanager
 def backend(launch=None, function=emulated.function):
-    """``_kernel_sums_cupy`` on the stand-in; `launch`: a grid and a number of warps instead of what is configured."""
+    """`cusink.backends.cupy.sums` on the stand-in; `launch` is a grid and a number of warps for every kernel."""
     with cupy_stand_in.operators(function=function):
-        cupy_stand_in._load(NAME, None)
-        module = sys.modules[NAME]
-        cupy_stand_in.put_back(NAME, None)
         if launch:
-            module.configure = functools.partial(forced, *launch)
-        yield module
+            cupy_stand_in.force(functools.partial(forced, *launch))
+        yield cupy_stand_in.part("sums")
 
 
 def forced(grid, warps, operator, B, n, m, dtype, device, *, d, less_shared=0):
@@ -120,10 +115,9 @@ def test_less_shared_memory_than_configured_is_too_little(shape):
         return forced(3, 2, *arguments, **options, less_shared=64)
 
     for operator in PAIR_STATE:
-        with backend() as ops:
-            ops.configure = short
-            with pytest.raises(emulated.EmulationError):
-                compare(ops, operator, shape, "gaussian", np.float64, 0)
+        with backend() as ops, pytest.raises(emulated.EmulationError):
+            cupy_stand_in.force(short)
+            compare(ops, operator, shape, "gaussian", np.float64, 0)
 
 
 @pytest.mark.parametrize("barrier", range(4))
@@ -187,7 +181,8 @@ def test_public_functions_run_on_the_device_side(monkeypatch):
 def test_both_sides_have_equal_signatures():
     with backend() as ops:
         for operator in PAIR_STATE:
-            assert inspect.signature(getattr(ops, operator)) == inspect.signature(getattr(sums, operator))
+            ours, theirs = (inspect.signature(getattr(module, operator)).parameters for module in (ops, sums))
+            assert list(ours) == list(theirs)
 
 
 def test_launches_fill_the_device():

@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 
 from cusink.backends import operators
 from cusink.backends.numpy import dense
-from cusink.convergence.relaxation import overrelaxed, overrelaxed_log
+from cusink.convergence.rules import overrelaxed, overrelaxed_log
 
 FLOATS = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 7, 1), (3, 31, 33), (5, 32, 64), (4, 65, 3), (2, 100, 100)]

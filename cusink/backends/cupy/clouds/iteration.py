@@ -1,108 +1,84 @@
 """Sinkhorn iterations and conditional means for costs between points, in CuPy."""
 
 import math
+from collections.abc import Iterator
+from typing import Self
 
 import cupy as cp
 import numpy as np
 
-from cusink.backends.cupy import forms, means
 from cusink.backends.cupy import iteration as dense
-from cusink.backends.cupy.clouds.reductions import Sides, apply_plan, cost_block, costs_of_rows, folded, log_sums
-from cusink.backends.cupy.launch import configure
-from cusink.backends.cupy.run import LOG2_E, device
+from cusink.backends.cupy import limits
+from cusink.backends.cupy.clouds import reductions
+from cusink.backends.cupy.clouds.reductions import KernelArguments, apply_plan, cost_block
+from cusink.backends.cupy.forms import LogForm
+from cusink.backends.cupy.means import DenseMeans
+from cusink.backends.cupy.reductions import Scales
+from cusink.backends.cupy.run import LOG2_E, find_launch
+from cusink.costs.points import PointCosts
+from cusink.types import Array, Axis, HostArray, Method
 
-MANY = 4  # problems from which on products with a kept kernel beat exponentials that are taken anew
 
-
-class Iteration:
+class Iteration(dense.Iteration):
     """Problems under way, on a stored cost where that fits and is faster, else on the points."""
 
-    def __init__(self, C, a, b, eps, f, g, method):
-        sizes, shared = (len(a), *C.shape[-2:]), C.ndim == 2
-        stored = 2 * math.prod(C.shape) * a.dtype.itemsize  # the cost and its kernel
-        fused = configure("iterate", *sizes, a.dtype.name, device(), shared_cost=shared) is not None
-        products = shared and len(a) >= MANY and method != "log"
-        if stored <= C.memory_limit and (fused or products):
-            self.problems = dense.Iteration(cost_block(C, slice(None), slice(None)), a, b, eps, f, g, method)
+    def __init__(self, C: PointCosts, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> None:
+        (n, m), shared = C.shape[-2:], C.ndim == 2
+        stored = 2 * math.prod(C.shape) * a.dtype.itemsize  # bytes of the cost and its kernel
+        fused = find_launch("iterate", len(a), n, m, a.dtype, shared_cost=shared) is not None
+        matmul = shared and len(a) >= limits.LIMITS.stored_from and method != "log"
+        if stored <= C.memory_limit and (fused or matmul):
+            super().__init__(cost_block(C, slice(None), slice(None)), a, b, eps, f, g, method)
         else:
-            self.problems = Streamed(folded(C), a, b, eps, f, g)
-
-    def advance(self, omega, count):
-        """Take `count` iterations of every problem; return bounds (B,) on the marginal errors."""
-        return self.problems.advance(omega, count)
-
-    @property
-    def watched(self):
-        """As that of the stored cost, where there is one."""
-        return self.problems.watched
-
-    def finish(self, index):
-        """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
-        return self.problems.finish(index)
-
-    def keep(self, index):
-        """Drop all problems but those at `index`; they are numbered in its order from now on."""
-        self.problems.keep(index)
+            self._start(StreamedForm(KernelArguments.of(C), LOG2_E / float(eps)), a, b, eps, f, g)
 
 
-class Reductions(forms.LogDomain):
-    """The log-domain form with reductions over points."""
+class StreamedForm(LogForm):
+    """The log-domain form with reductions over points: the cost is never in memory."""
 
-    log_sums = staticmethod(log_sums)
+    C: KernelArguments
 
-    def __init__(self, C, cost_scale):
+    def __init__(self, C: KernelArguments, cost_scale: float) -> None:
         super().__init__(C, cost_scale)
-        # Without a launch of its own a reduction makes blocks of the cost on the way.
-        self.replayed = all(Sides(C, axis).configure("softmin", 1)[0] is not None for axis in (0, 1))
+        # Without a launch of its own a reduction makes blocks of the cost, which allocates.
+        axes: tuple[Axis, Axis] = (0, 1)
+        self.replayed = all(KernelArguments.of(C, axis).find_launch("softmin", 1) is not None for axis in axes)
+
+    def log_sums(
+        self,
+        logits: Array,
+        scales: Scales,
+        axis: Axis,
+        index: Array | None,  # noqa: ARG002 - None, as `select` takes the points themselves
+        out: Array | None = None,
+    ) -> Array:
+        """See `cusink.backends.cupy.forms.Form`."""
+        return reductions.log_sums(self.C, logits, scales, axis, out)
+
+    def row_costs(self, p: Array, q: Array, index: Array | None) -> Array:  # noqa: ARG002
+        """See `cusink.backends.cupy.forms.Form`."""
+        return reductions.row_costs(self.C, p, q, self.cost_scale)
+
+    def select(self, problems: Array) -> Self:
+        """See `cusink.backends.cupy.forms.Form`."""
+        return self if self.C.ndim == 2 else type(self)(self.C.at(problems), self.cost_scale)
 
 
-class Streamed(dense.Iteration):
-    """Problems in the log domain that never have a cost in memory."""
-
-    log_sums = staticmethod(log_sums)
-
-    def __init__(self, C, a, b, eps, f, g):
-        self._start(C, a, b, eps, f, g, Reductions(C, LOG2_E / float(eps)), None)
-        self.whole, self.places = C, np.arange(len(a))
-
-    @staticmethod
-    def costs_of_rows(C, p, q, cost_scale, index):
-        """The costs of the rows of the problems in hand."""
-        return costs_of_rows(C, p, q, cost_scale)
-
-    def finish(self, index):
-        """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
-        if self.C.ndim == 2:
-            return super().finish(index)
-        ours, form = self.C, self.form
-        self.C = self.whole.at(cp.asarray(self.places[index]))
-        self.form = Reductions(self.C, self.cost_scale)
-        try:
-            return super().finish(index)
-        finally:
-            self.C, self.form = ours, form
-
-    def keep(self, index):
-        """Drop all problems but those at `index`; they are numbered in its order from now on."""
-        super().keep(index)
-        if self.C.ndim == 3:
-            self.places = self.places[index]
-            self.C = self.whole.at(cp.asarray(self.places))
-            self.form = Reductions(self.C, self.cost_scale)
+def plan_means(
+    C: PointCosts, a: Array, b: Array, f: Array, g: Array, eps: float
+) -> Iterator[tuple[HostArray, "PointMeans"]]:
+    """Iterate over ``(index, means)``, see `cusink.costs.operators`: all problems at once."""
+    yield np.arange(len(a)), PointMeans.of(KernelArguments.of(C), a, b, f, g, eps)
 
 
-def plan_means(C, a, b, f, g, eps):
-    """Iterate over ``(index, means)``, see `cusink.backends.operators`: all problems at once."""
-    yield np.arange(len(a)), Means.of(folded(C), a, b, f, g, eps)
-
-
-class Means(means.Means):
+class PointMeans(DenseMeans):
     """Means of which each is a pass over the points."""
 
     apply_plan = staticmethod(apply_plan)
+    C: KernelArguments
 
-    def _costs(self, index):
+    def _costs(self, index: HostArray) -> KernelArguments:
         return self.C.at(cp.asarray(index))
 
-    def _cost(self, problems, rows):
-        return cost_block(self.C, problems, rows)
+    def _cost(self, problems: slice, rows: slice) -> Array:
+        return self.C.block(problems, rows)

@@ -12,7 +12,7 @@ from cusink.backends.numpy.clouds.kernel import CostSums, PlanKernel
 from cusink.backends.numpy.clouds.layout import SortedClouds
 from cusink.backends.numpy.clouds.reductions import hardmin_of, softmin_of
 from cusink.convergence.marginals import marginal_error
-from cusink.convergence.relaxation import overrelaxed, overrelaxed_log
+from cusink.convergence.rules import overrelaxed, overrelaxed_log
 from cusink.types import Axis, HostArray
 
 Pool = ThreadPoolExecutor | None

@@ -10,7 +10,7 @@ from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import error_log, finish_log
 from cusink.backends.numpy.reductions import softmin
 from cusink.backends.ranges import flush
-from cusink.convergence.relaxation import overrelaxed, overrelaxed_log
+from cusink.convergence.rules import overrelaxed, overrelaxed_log
 from cusink.costs.logits import logits
 from cusink.types import Axis, HostArray
 

@@ -7,7 +7,7 @@ import numpy as np
 from cusink.backends.numpy import reductions as dense
 from cusink.backends.numpy.forms.form import Finished
 from cusink.convergence.marginals import marginal_error
-from cusink.convergence.relaxation import overrelaxed_log
+from cusink.convergence.rules import overrelaxed_log
 from cusink.costs.logits import logits
 from cusink.costs.operators import Softmin, TransportCost
 from cusink.types import Array, HostArray

@@ -10,7 +10,7 @@ from cusink.backends.numpy.forms.log import LogForm, error_log, finish_log
 from cusink.backends.numpy.reductions import softmin
 from cusink.backends.numpy.workers import run_all
 from cusink.backends.ranges import UnderflowBound
-from cusink.convergence.relaxation import overrelaxed, overrelaxed_log
+from cusink.convergence.rules import overrelaxed, overrelaxed_log
 from cusink.costs.logits import logits
 from cusink.types import Axis, HostArray
 

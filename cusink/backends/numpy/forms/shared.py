@@ -8,7 +8,7 @@ from cusink.backends.numpy.certificate import certified, in_range
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.kernel import Kernel, log_scaled
 from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT, flush
-from cusink.convergence.relaxation import overrelaxed
+from cusink.convergence.rules import overrelaxed
 from cusink.types import HostArray
 
 

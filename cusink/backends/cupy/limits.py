@@ -1,0 +1,14 @@
+"""Sizes above which the CuPy backend works in blocks, and from which it takes another path: tests lower them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits that are read at every call, as ``limits.LIMITS``."""
+
+    block_entries: int = 1 << 24  # of a block of costs or of plans, where an operator has to form one
+    stored_from: int = 4  # problems that share points, from which on a stored kernel beats recreated exponentials
+
+
+LIMITS = Limits()

@@ -1,0 +1,44 @@
+// uses: online_softmax.cuh
+// When a problem stops and how far its updates are over-relaxed: the rules of cusink/convergence for checks that run on
+// the device. Python passes the constants, so that they are written down once; a test compares both sides.
+
+// The share of a plain update that is taken; ratio = old scaling / plain new scaling. To first order this is
+// over-relaxation by omega. The exact form never lowers the dual objective, so that no omega in [1, 2) can diverge.
+__device__ inline REAL relaxation(REAL omega, REAL ratio) {
+    return omega == 1 ? REAL(1) : (omega - 1) + larger(1 - (omega - 1) * ratio, REAL(0));
+}
+
+// The best omega by Young's theory for the rate at which the error fell in one iteration with the current omega.
+__device__ inline double estimated_omega(double omega, double rate, double largest) {
+    rate = fmax(fmin(rate, 1 - 1e-5), 1e-3);  // fmin and fmax leave no NaN
+    double excess = omega - 1;
+    double eta = fmin((rate + excess) * (rate + excess) / (rate * omega * omega), 1 - 1e-5);
+    double best = rate <= 1.03 * excess ? 1 + 0.9 * excess : 2 / (1 + sqrt(1 - eta));
+    return fmax(1.0, fmin(best, largest));
+}
+
+// What a problem carries from one check to the next.
+struct StopState {
+    double omega, error;   // the factor in use, the error at the last check
+    double best, stalled;  // the smallest error so far, and the checks since it fell
+    double stopped;        // whether the problem may stop
+};
+
+struct StopRules {
+    double tol, level, progress;        // a stall at an error above `level` is no reason to stop
+    double first_omega, largest_omega;  // omega after the first check, and the largest one
+    int stalled_checks, adaptive;
+
+    // Update the state of a problem whose error was measured after another `count` iterations.
+    __device__ void observe(StopState& state, double error, int count, bool first) const {
+        bool better = error < progress * state.best;
+        state.best = better ? error : state.best;
+        state.stalled = better ? 0 : state.stalled + 1;
+        state.stopped = error <= tol || (state.stalled >= stalled_checks && state.best <= level);
+        if (adaptive) {
+            double rate = exp2(log2(error / state.error) / count);
+            state.omega = first ? first_omega : estimated_omega(state.omega, rate, largest_omega);
+        }
+        state.error = error;
+    }
+};
