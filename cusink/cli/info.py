@@ -10,6 +10,7 @@ import numpy as np
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import H100, Device, configure
 from cusink.backends.devices import device_error
+from cusink.operand import dense_cost
 from cusink.retrieval.histograms import memory
 from cusink.retrieval.tiles import Sizes, tile_shape
 from cusink.version import __version__
@@ -29,7 +30,7 @@ def installation(pairs: tuple[int, int], bins: tuple[int, int], dtype: str) -> d
     problem = device_error()
     device = None if problem else _device()
     launching = H100 if device is None else Device(device["multiprocessors"], device["shared_memory_per_block"])
-    sizes = Sizes(pairs, False, *memory(np.broadcast_to(0.0, bins), np.dtype(dtype).itemsize))
+    sizes = Sizes(pairs, False, *memory(dense_cost(np.broadcast_to(np.zeros((), dtype), bins))))
     tile = tile_shape(sizes, None)
     launches = {
         operator: launch and launch._asdict()

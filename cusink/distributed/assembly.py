@@ -1,14 +1,14 @@
 """Assemble a lazy matrix from blocks, each a task."""
 
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import dask
 import dask.array as da
 import numpy as np
 
 from cusink.distributed import tasks
-from cusink.distributed.jobs import Chunks, Delayed, Job, LazyArray
-from cusink.distributed.tasks import Place
+from cusink.distributed.jobs import Chunks, Delayed, Job, LazyArray, Place
 from cusink.retrieval.pairs import Field
 
 Blocks: TypeAlias = list[list[Delayed]]  # by chunks of rows and of columns; each a dict of arrays by field
@@ -18,10 +18,10 @@ DTYPES: dict[Field, Any] = {"distances": None, "error": np.float64, "n_iter": np
 
 def rectangle(job: Job, left: Chunks, right: Chunks, solve: Delayed) -> Blocks:
     """Return the blocks of a matrix of two collections."""
-    columns = list(zip(right, job.terms(1, right), strict=True))
+    columns = list(zip(right, _terms(job, 1, right), strict=True))
     return [
         [solve(a, b, job.C, job.mass, (ours, theirs), Place(row, column)) for (b, column, _), theirs in columns]
-        for (a, row, _), ours in zip(left, job.terms(0, left), strict=True)
+        for (a, row, _), ours in zip(left, _terms(job, 0, left), strict=True)
     ]
 
 
@@ -31,7 +31,7 @@ def triangle(job: Job, left: Chunks, right: Chunks, solve: Delayed) -> Blocks:
     A tile of the rows from `row` on has the columns from ``max(row, column)`` on; all of it is above the diagonal
     unless it is a square.
     """
-    ours, theirs, width = job.terms(0, left), job.terms(1, right), job.tile[1]
+    ours, theirs, width = _terms(job, 0, left), _terms(job, 1, right), job.tile[1]
     tiles = {}
     for i, (a, row, _) in enumerate(left):
         for j, (b, column, _) in enumerate(right):
@@ -64,3 +64,17 @@ def assembled(job: Job, left: Chunks, right: Chunks, blocks: Blocks, name: Field
             for line, rows in zip(blocks, left.sizes, strict=True)
         ]
     )
+
+
+def _terms(job: Job, side: Literal[0, 1], chunks: Chunks) -> list[Delayed]:
+    """Return the terms of a divergence of the items of a side with themselves, by chunks; else None for each."""
+    if job.task.value != "divergence":
+        return [None] * len(chunks.sizes)
+    # Solved in the batches in which one machine would, whatever the chunks are.
+    whole = Chunks.of((job.A, job.B)[side].rechunk((job.tile[1], -1)))
+    solve = dask.delayed(partial(tasks.self_terms, side=side, task=job.task), pure=False)
+    batches = [
+        da.from_delayed(solve(items, job.C, job.mass), (size, 3), meta=np.empty((0, 0))) for items, _, size in whole
+    ]
+    terms: list[Delayed] = da.concatenate(batches).rechunk((chunks.sizes, -1)).to_delayed()[:, 0].tolist()
+    return terms

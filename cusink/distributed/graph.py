@@ -12,10 +12,9 @@ import dask
 import dask.array as da
 import numpy as np
 
-from cusink.distributed import tasks
+from cusink.distributed import neighbours, tasks
 from cusink.distributed.assembly import DTYPES, assembled, rectangle, triangle
-from cusink.distributed.jobs import Chunks, Job, LazyArray
-from cusink.distributed.tasks import Device, Place
+from cusink.distributed.jobs import Chunks, Device, Job, LazyArray, Place
 from cusink.retrieval import checks
 from cusink.retrieval.keywords import SolveKeywords
 from cusink.retrieval.matrix import DistanceMatrix
@@ -216,13 +215,24 @@ def nearest(
     -----
     The neighbours that `cusink.nearest` finds. Distances are the same up to rounding, and among the rows of A, where a
     pair may be solved from the other side, up to `tol`.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> import cusink, cusink.distributed
+    >>> A = da.from_array(np.eye(4), chunks=(2, 4))
+    >>> C = cusink.cost_matrix(np.arange(4.0)) / 9
+    >>> distances, indices = cusink.distributed.nearest(A, None, C, k=1, eps=0.05)
+    >>> indices.compute().ravel().tolist()
+    [1, 0, 1, 2]
     """
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     k = checks.neighbours(k, job.shape[1], job.itself)
     left, right = Chunks.of(job.A), Chunks.of(job.B)
-    look = dask.delayed(partial(tasks.nearest_in_chunk, k=k, prune=prune, task=job.task), pure=False)
-    merge = dask.delayed(partial(tasks.merge_neighbours, k=k), pure=False)
+    look = dask.delayed(partial(neighbours.nearest_in_chunk, k=k, prune=prune, task=job.task), pure=False)
+    merge = dask.delayed(partial(neighbours.merge_neighbours, k=k), pure=False)
     distances, indices = [], []
     for i, (a, row, size) in enumerate(left):
         near = merge(

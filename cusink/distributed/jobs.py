@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import dask
@@ -14,8 +13,6 @@ from cusink.checks.scalars import one_of, regularisation
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values
 from cusink.costs.kinds import named_arrays
-from cusink.distributed import tasks
-from cusink.distributed.tasks import Device, Task
 from cusink.operand import operand
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
@@ -27,7 +24,29 @@ from cusink.types import Array, ArrayModule, MatrixValue
 LazyArray: TypeAlias = Any  # dask.array.Array, which is not typed
 Delayed: TypeAlias = Any  # a result of dask.delayed
 
+Device = Literal["cpu", "cuda"]
+
 CHUNK_ROWS = {"A": 128, "B": 1 << 15}  # of a collection that comes without chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """The arguments that all tasks of a call share; `width` items are solved at once."""
+
+    eps: float
+    value: MatrixValue
+    options: Options
+    width: int
+    memory_limit: int | None
+    check: bool
+    device: Device
+
+
+class Place(NamedTuple):
+    """The first row and column of a block in the matrix."""
+
+    row: int
+    column: int
 
 
 class Chunk(NamedTuple):
@@ -128,7 +147,7 @@ class Job:
             dtype=dtype,
             tile=tile,
             C=dask.delayed(C, pure=False, traverse=False) if client is None else client.scatter(C, broadcast=True),
-            mass=dask.delayed(tasks.first_mass, pure=False)(A[:1].to_delayed()[0, 0]),
+            mass=dask.delayed(first_mass, pure=False)(A[:1].to_delayed()[0, 0]),
             task=task,
         )
 
@@ -148,19 +167,11 @@ class Job:
         """Return an empty array of the library of the result."""
         return self.xp.empty((0, 0), dtype)
 
-    def terms(self, side: Literal[0, 1], chunks: Chunks) -> list[Delayed]:
-        """Return the terms of a divergence of the items of a side with themselves, by chunks; else None for each."""
-        x = (self.A, self.B)[side]
-        if self.task.value != "divergence":
-            return [None] * len(chunks.sizes)
-        # Solved in the batches in which one machine would, whatever the chunks are.
-        solve = dask.delayed(partial(tasks.self_terms, side=side, task=self.task), pure=False)
-        batches = [
-            da.from_delayed(solve(items, self.C, self.mass), (size, 3), meta=np.empty((0, 0)))
-            for items, _, size in Chunks.of(x.rechunk((self.tile[1], -1)))
-        ]
-        terms: list[Delayed] = da.concatenate(batches).rechunk((chunks.sizes, -1)).to_delayed()[:, 0].tolist()
-        return terms
+
+def first_mass(a: Array) -> float:
+    """Return the mass of the first row of a chunk, to which all others are scaled."""
+    (a,), _, _ = arrays(A=a)
+    return float(a[0].sum(dtype=np.float64))
 
 
 def _collection(name: str, x: Any) -> LazyArray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.histograms import HistogramPairs, SolvedProblems
+from cusink.retrieval.pairs import PairsOnBins, SolvedProblems
 from cusink.types import Array, HostArray, Value
 
 CALL_ENTRIES = 150_000  # entries of the cost, times pairs, whose iteration takes as long as the overhead of a call
@@ -25,13 +25,13 @@ class SolvedPairs:
 
 
 class PairBatches:
-    """Solves pairs (row, column) of `HistogramPairs` in any order and mixture, at most `width` at once.
+    """Solves pairs (row, column) of `PairsOnBins` in any order and mixture, at most `width` at once.
 
     Results do not depend on the batch: each problem converges alone and is annealed by the range of all costs. They
     agree with those of a matrix, which solves a row with the bins of that row alone, up to rounding.
     """
 
-    def __init__(self, pairs: HistogramPairs, value: Value, options: Options, width: int) -> None:
+    def __init__(self, pairs: PairsOnBins, value: Value, options: Options, width: int) -> None:
         self.pairs, self.value, self.options, self.width = pairs, value, options, width
         xp, to_host = pairs.xp, pairs.to_host
         A, B = pairs.A, pairs.B

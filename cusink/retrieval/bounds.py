@@ -13,7 +13,7 @@ import numpy as np
 
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.pairs import PairsOnBins
 from cusink.types import Array, ArrayModule, HostArray
 
 MOST_PROTOTYPES = 32  # that a row is solved against
@@ -32,9 +32,7 @@ class RowBounds:
     regularised cost; inf for pairs that are closed.
     """
 
-    def __init__(
-        self, pairs: HistogramPairs, batches: PairBatches, rows: HostArray, centres: Array, sharp: bool
-    ) -> None:
+    def __init__(self, pairs: PairsOnBins, batches: PairBatches, rows: HostArray, centres: Array, sharp: bool) -> None:
         self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
         self.xp, self.eps = pairs.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
@@ -111,7 +109,7 @@ class RowBounds:
         self.lower[rows, columns] = np.maximum(self.lower[rows, columns], bounds)
 
 
-def prototypes(pairs: HistogramPairs, batches: PairBatches) -> Array:
+def prototypes(pairs: PairsOnBins, batches: PairBatches) -> Array:
     """Return centres (R, columns), on the bins in use, of clusters of B: k-means on a sample."""
     xp, total = pairs.xp, pairs.shape[1]
     count = min(MOST_PROTOTYPES, total // COLUMNS_PER_PROTOTYPE)
@@ -126,14 +124,14 @@ def prototypes(pairs: HistogramPairs, batches: PairBatches) -> Array:
     return xp.ascontiguousarray(centres)
 
 
-def entropies(pairs: HistogramPairs, side: Literal[0, 1]) -> HostArray:
+def entropies(pairs: PairsOnBins, side: Literal[0, 1]) -> HostArray:
     """Return ``-sum_i w_i log w_i`` of all items of A (side 0) or B (side 1), in NumPy."""
     xp, items = pairs.xp, (pairs.A, pairs.B)[side]
     read = (items[rows] for rows in blocks(len(items), ROWS_PER_BLOCK))
     return np.concatenate([-pairs.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in read])
 
 
-def slack(pairs: HistogramPairs, tol: float, mass: float, smallest: float) -> float:
+def slack(pairs: PairsOnBins, tol: float, mass: float, smallest: float) -> float:
     """Return the most that tolerance and rounding can make a reported value fall below its lower bound.
 
     `smallest` is the smallest positive weight of the columns.
@@ -145,7 +143,7 @@ def slack(pairs: HistogramPairs, tol: float, mass: float, smallest: float) -> fl
     return float(mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding))
 
 
-def bytes_needed(pairs: HistogramPairs, solved: int) -> tuple[int, int]:
+def bytes_needed(pairs: PairsOnBins, solved: int) -> tuple[int, int]:
     """Return the least bytes that bounds take, and what one row with cuts from `solved` pairs adds."""
     items, itemsize = min(ROWS_PER_BLOCK, pairs.shape[1]), pairs.C.dtype.itemsize
     cuts = min(MOST_PROTOTYPES, pairs.shape[1] // COLUMNS_PER_PROTOTYPE) + solved

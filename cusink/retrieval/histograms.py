@@ -1,12 +1,12 @@
 """Pairs of histograms on common bins, solved one row against many columns at a time."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.retrieval.checks import CheckedHistograms, NormalisedRows
-from cusink.retrieval.pairs import Solved
+from cusink.retrieval.pairs import Solved, SolvedProblems
 from cusink.solver.loop import solve
 from cusink.solver.problem import Problem
 from cusink.solver.symmetric import self_potentials
@@ -22,17 +22,9 @@ def memory(C: Cost[Any]) -> tuple[int, int]:
     return ARRAYS_PER_PROBLEM * sum(C.shape) * C.dtype.itemsize, C.row_bytes(COSTS_PER_ROW)
 
 
-class SolvedProblems(NamedTuple):
-    """Solved pairs (K,) with their potentials f (K, n) and g (K, m)."""
-
-    pairs: Solved
-    f: Array
-    g: Array
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HistogramPairs:
-    """`Pairs` of histograms A (Q, n) and B (D, m); `span` are numbers between which the costs C (n, m) lie."""
+    """`PairsOnBins` that leave out the bins a row does not use."""
 
     A: NormalisedRows
     B: NormalisedRows
@@ -91,7 +83,7 @@ class HistogramPairs:
         return Solved(*(field[None] for field in found.pairs))
 
     def solve_problems(self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options) -> SolvedProblems:
-        """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them."""
+        """Solve problems a (K, n), b (K, m) on some bins; see `PairsOnBins`."""
         found = solve(C, a, b, self.eps, options, span=self.span)
         distances = found.cost
         if value != "cost":

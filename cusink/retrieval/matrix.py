@@ -12,9 +12,7 @@ from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.keywords import RetrievalKeywords
-from cusink.retrieval.storage.ledger import manifest
 from cusink.retrieval.storage.memory import ArraySink
-from cusink.retrieval.storage.store import TileStore
 from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles, tile_shape, tiles
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation
@@ -213,6 +211,9 @@ def _on_disk(
     values: PairValues, tile: tuple[int, int], path: Path, progress: bool
 ) -> tuple[HostArray | Any, Iterable[Misses]]:
     """Return the matrix in a store, opened for reading, and the misses of its tiles."""
+    from cusink.retrieval.storage.ledger import manifest
+    from cusink.retrieval.storage.store import TileStore
+
     pairs, count = values.pairs, sum(1 for _ in tiles(values.pairs, *tile))
     job = manifest(pairs, tile, count, value=values.value, **dataclasses.asdict(values.options))
     with TileStore(path, job, pairs.to_host) as store:

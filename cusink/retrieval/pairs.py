@@ -1,10 +1,14 @@
-"""What every kind of pairs offers: `HistogramPairs` on common bins, `DocumentPairs` with points of their own."""
+"""What every kind of pairs offers, and what those on common bins offer besides.
+
+The searches are written over these contracts; `HistogramPairs` and `DocumentPairs` are the kinds.
+"""
 
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
 from cusink.types import Array, ArrayModule, HostArray, Value
 
 Field = Literal["distances", "error", "n_iter", "converged"]
@@ -17,6 +21,14 @@ class Solved(NamedTuple):
     error: HostArray
     n_iter: HostArray
     converged: HostArray
+
+
+class SolvedProblems(NamedTuple):
+    """Solved pairs (K,) with their potentials f (K, n) and g (K, m)."""
+
+    pairs: Solved
+    f: Array
+    g: Array
 
 
 class Pairs(Protocol):
@@ -68,6 +80,36 @@ class Pairs(Protocol):
 
     def content(self) -> dict[str, Any]:
         """Return the inputs by name, for fingerprints; B is None where it is A."""
+
+
+class Rows(Protocol):
+    """Histograms of one mass, read by slices and index arrays."""
+
+    def __getitem__(self, items: Any) -> Array: ...
+    def __len__(self) -> int: ...
+
+
+class PairsOnBins(Pairs, Protocol):
+    """Pairs of histograms A (Q, n) and B (D, m) on common bins."""
+
+    @property
+    def A(self) -> Rows:
+        """The rows."""
+
+    @property
+    def B(self) -> Rows:
+        """The columns."""
+
+    @property
+    def C(self) -> Cost[Any]:
+        """The cost (n, m)."""
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Numbers between which the costs lie."""
+
+    def solve_problems(self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options) -> SolvedProblems:
+        """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them."""
 
 
 def debiased(solved: Solved, ours: Solved, theirs: Solved) -> Solved:

@@ -1,12 +1,11 @@
 """The k nearest columns of each row, kept while pairs are being solved, and which columns are equal."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
 
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.pairs import PairsOnBins
 from cusink.types import HostArray
 
 
@@ -39,7 +38,9 @@ class TopK:
 class Duplicates:
     """Equal items of B: ``first`` (D,), in NumPy, is for each item the first one that is equal to it."""
 
-    def __init__(self, pairs: HistogramPairs) -> None:
+    def __init__(self, pairs: PairsOnBins) -> None:
+        import hashlib
+
         self.first = np.arange(pairs.shape[1])
         seen: dict[bytes, int] = {}
         for block in blocks(len(self.first), ROWS_PER_BLOCK):

@@ -10,8 +10,7 @@ from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, prototypes, slack
 from cusink.retrieval.budget import BOUND_BYTES, search_share
-from cusink.retrieval.histograms import HistogramPairs
-from cusink.retrieval.pairs import Solved, debiased
+from cusink.retrieval.pairs import PairsOnBins, Solved, debiased
 from cusink.retrieval.query import Counts, Found, Query
 from cusink.retrieval.ranking import Duplicates, TopK, smallest_per_row
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape, tiles
@@ -25,7 +24,7 @@ TIGHTENING_QUANTILE = 0.8  # tightening must rule out a pair in one of five case
 Progress = Callable[[int], Any]
 
 
-def why_not_prune(pairs: HistogramPairs, query: Query) -> str | None:
+def why_not_prune(pairs: PairsOnBins, query: Query) -> str | None:
     """Return why no pair can be left out, or None if some may."""
     if query.options.tol is None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
@@ -64,7 +63,7 @@ def _add_block(best: TopK, rows: slice, columns: slice, block: list[HostArray], 
     best.add(at[kept], to[kept], distances.astype(float), error, converged)
 
 
-def search_pruned(values: PairValues, pairs: HistogramPairs, query: Query, progress: Progress) -> Found:
+def search_pruned(values: PairValues, pairs: PairsOnBins, query: Query, progress: Progress) -> Found:
     """Solve the pairs that can be among the k nearest of their row; `values` are those of `pairs`."""
     share = search_share(query.memory_limit)
     search = PrunedSearch(values, pairs, query, tile_shape(pairs, share)[1])
@@ -78,7 +77,7 @@ def search_pruned(values: PairValues, pairs: HistogramPairs, query: Query, progr
 class PrunedSearch:
     """The state that the searches for the neighbours of different rows share; `width` pairs are solved at once."""
 
-    def __init__(self, values: PairValues, pairs: HistogramPairs, query: Query, width: int) -> None:
+    def __init__(self, values: PairValues, pairs: PairsOnBins, query: Query, width: int) -> None:
         self.pairs, self.query, self.value = pairs, query, values.value
         self.best, self.counts = TopK(pairs.shape[0], query.k, pairs.shape[1]), Counts()
         solved = "reg_cost" if values.value == "divergence" else values.value
@@ -190,5 +189,5 @@ class PrunedSearch:
         return Solved(*(x[back] for x in (distances, *solved[1:]))), f
 
 
-def _on_host(pairs: HistogramPairs, solved: Solved) -> Solved:
+def _on_host(pairs: PairsOnBins, solved: Solved) -> Solved:
     return solved._replace(distances=pairs.to_host(solved.distances))

@@ -1,7 +1,6 @@
 """`cusink.nearest`: the neighbours that all distances give, the bounds that spare most of them, and what it refuses."""
 
 import dataclasses
-import sys
 import warnings
 
 import emulated
@@ -10,11 +9,12 @@ import problems
 import pytest
 import reference
 import scipy.sparse
-from cusink.backends.relaxation import STEEP
 from emulated.cupy_stand_in import operators
 
 import cusink
+from cusink import operand
 from cusink.convergence.options import Options
+from cusink.convergence.rules import RELAX_ABOVE
 from cusink.retrieval import bounds as retrieval_bounds
 from cusink.retrieval import search
 from cusink.retrieval.batches import PairBatches
@@ -191,9 +191,7 @@ def test_the_cuda_kernels_find_the_same(monkeypatch):
     A, B, C = collection(2, 33, 4)
     want = [cusink.nearest(A, B, C, k=2, eps=0.05, value=value) for value in ("cost", "reg_cost")]
     with operators() as ops:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("cusink.") and "ops_for" in vars(module):
-                monkeypatch.setattr(module, "ops_for", lambda array: ops)
+        monkeypatch.setitem(operand._doors, "numpy", lambda: {"dense": ops.OPERATORS})
         found = [
             cusink.nearest(A, B, C, k=2, eps=0.05, value=value, full_output=True) for value in ("cost", "reg_cost")
         ]
@@ -245,7 +243,7 @@ def test_pairs_picked_one_by_one_have_the_values_of_the_matrix():
     matrix = cusink.distance_matrix(A, B, C, eps=eps)
     pairs = check_collections(A, B, C, eps=eps, check=True)
     batches = PairBatches(pairs, "cost", Options(), 16)
-    steep = [np.ptp(C[np.ix_(a > 0, (B > 0).any(axis=0))]) / eps >= STEEP for a in A]
+    steep = [np.ptp(C[np.ix_(a > 0, (B > 0).any(axis=0))]) / eps >= RELAX_ABOVE for a in A]
     assert any(steep) and not all(steep)
     rng = np.random.default_rng(3)
     rows, columns = rng.integers(12, size=100), rng.integers(50, size=100)

@@ -7,8 +7,10 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from cusink.backends.numpy.documents.buffers import Buffers
+from cusink.backends.numpy.documents.costs import costs_between
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.operand import dense_cost
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, sums
 from cusink.retrieval.documents.tiles import (
     DocumentSolutions,
@@ -16,10 +18,10 @@ from cusink.retrieval.documents.tiles import (
     Queries,
     Setting,
     solve_listed,
-    solve_self,
 )
 from cusink.retrieval.pairs import Solved
 from cusink.retrieval.tiles import Sizes, tile_shape
+from cusink.solver.symmetric import self_potentials
 from cusink.types import Array, ArrayModule, HostArray, Value
 
 ROWS_PER_CALL = 8  # solved at once: a round of iterations costs as much for few pairs as for many
@@ -123,7 +125,7 @@ class DocumentPairs:
         found, filled = DocumentSolutions.empty(len(at)), np.flatnonzero(own.sizes[at])
         if len(filled):
             if self.on_host:
-                each = [solve_self(*own.item(k), C, self.eps, options) for k in at[filled]]
+                each = [_solve_self(*own.item(k), C, self.eps, options) for k in at[filled]]
                 solved = DocumentSolutions(*map(np.concatenate, zip(*each, strict=True)))
             else:
                 solved = self._on_device(side, side, at[filled], at[filled], C, options)
@@ -174,6 +176,12 @@ def _sizes(given: CheckedDocuments, mirrored: bool, point_bytes: int, memory_lim
         # The costs to the words of so few documents are less than those to all words.
         return Sizes(shape, mirrored, (KERNELS_PER_PAIR + COSTS_PER_ROW) * entries, point_bytes)
     return sizes
+
+
+def _solve_self(weights: HostArray, places: HostArray, C: Cost[Any], eps: float, options: Options) -> DocumentSolutions:
+    """Solve one item with itself: arrays (1,), without `cost`."""
+    own = self_potentials(dense_cost(costs_between(C.data, places, places)), weights[None], eps, options)
+    return DocumentSolutions(np.full(1, np.nan), own.reg_cost, own.error, own.n_iter, own.converged)
 
 
 def _entropies(side: RaggedWeights) -> HostArray:

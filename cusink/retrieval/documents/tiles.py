@@ -7,13 +7,12 @@ import numpy as np
 
 from cusink.backends.numpy.documents.buffers import Buffers, PairCosts
 from cusink.backends.numpy.documents.costs import costs_between
-from cusink.backends.numpy.documents.iteration import Iteration
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.costs.operators import Iteration
 from cusink.operand import dense_cost
 from cusink.retrieval.documents.supports import RaggedWeights
-from cusink.solver.loop import Solution, solve
-from cusink.solver.symmetric import self_potentials
+from cusink.solver.loop import solve
 from cusink.solver.values import weighted_sum
 from cusink.types import Array, ArrayModule, HostArray, Method
 
@@ -90,29 +89,9 @@ class Setting(NamedTuple):
     buffers: Buffers
 
 
-def solve_listed(
-    queries: Queries, columns: PaddedDocuments, i: HostArray, j: HostArray, setting: Setting, options: Options
-) -> DocumentSolutions:
-    """Solve the pairs of queries i (K,) with documents j (K,): arrays (K,)."""
-    count, words, longest = queries.costs.shape
-    index = columns.index[j] + (i * words)[:, None]
-    block = queries.costs.reshape(-1, longest)
-    costs = DocumentCost(PairCosts(block, index, columns.sizes[j], setting.span), setting.buffers)
-    a, b = queries.weights[i], columns.weights[j]
-    found = _solve(a, b, costs, setting.eps, options)
-    reg_cost = weighted_sum(np, a, found.f) + weighted_sum(np, b, found.g)
-    return DocumentSolutions(found.cost, reg_cost, found.error, found.n_iter, found.converged)
-
-
-def solve_self(weights: HostArray, places: HostArray, C: Cost[Any], eps: float, options: Options) -> DocumentSolutions:
-    """Solve one item with itself: arrays (1,), without `cost`."""
-    own = self_potentials(dense_cost(costs_between(C.data, places, places)), weights[None], eps, options)
-    return DocumentSolutions(np.full(1, np.nan), own.reg_cost, own.error, own.n_iter, own.converged)
-
-
 @dataclass(frozen=True, eq=False)
 class DocumentCost:
-    """`PairCosts` as the loop of the solver takes them, see `cusink.costs.cost.Solvable`."""
+    """`PairCosts` as the loop of the solver takes them, see `cusink.costs.cost.Solvable`, and memory for kernels."""
 
     costs: PairCosts
     buffers: Buffers
@@ -121,8 +100,7 @@ class DocumentCost:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the computation."""
-        dtype: np.dtype[Any] = self.costs.dtype
-        return dtype
+        return self.costs.dtype
 
     def to_host(self, array: HostArray) -> HostArray:
         """Return the array, which is on the host."""
@@ -132,13 +110,24 @@ class DocumentCost:
         """Return numbers between which all costs of the collection lie."""
         return self.costs.span
 
-    def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Any:
+    def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""
-        return Iteration(self.costs, a, b, eps, f, g, method, buffers=self.buffers)
+        from cusink.backends.numpy.documents import iteration
+
+        return iteration.Iteration(self.costs, a, b, eps, f, g, method, self.buffers)
 
 
-def _solve(a: HostArray, b: HostArray, C: DocumentCost, eps: float, options: Options) -> Solution:
-    """Solve problems a (D, n), b (D, m); method "log" has no use for the kernels of pairs."""
-    if options.method == "log":
-        return solve(dense_cost(C.costs.array()), a, b, eps, options)
-    return solve(C, a, b, eps, options)
+def solve_listed(
+    queries: Queries, columns: PaddedDocuments, i: HostArray, j: HostArray, setting: Setting, options: Options
+) -> DocumentSolutions:
+    """Solve the pairs of queries i (K,) with documents j (K,): arrays (K,)."""
+    count, words, longest = queries.costs.shape
+    index = columns.index[j] + (i * words)[:, None]
+    block = queries.costs.reshape(-1, longest)
+    costs = PairCosts(block, index, columns.sizes[j], setting.span)
+    a, b = queries.weights[i], columns.weights[j]
+    # Method "log" has no use for the kernels of pairs.
+    C = dense_cost(costs.array()) if options.method == "log" else DocumentCost(costs, setting.buffers)
+    found = solve(C, a, b, setting.eps, options)
+    reg_cost = weighted_sum(np, a, found.f) + weighted_sum(np, b, found.g)
+    return DocumentSolutions(found.cost, reg_cost, found.error, found.n_iter, found.converged)

@@ -1,0 +1,82 @@
+"""How a typed program calls every public function. mypy reads this file, see test_typed_usage.py; nothing runs it.
+
+Return types follow from `full_output`, `out` and `field_at`. Under ``--strict`` an ignored error that does not occur is
+an error: the lines that ignore one show that it is found.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import cusink
+
+Floats = npt.NDArray[np.float32]
+
+
+def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
+    """Solve problems, and pull gradients back."""
+    result: cusink.SinkhornResult = cusink.sinkhorn(a, b, C, eps=0.1, reach=(1.0, None), method="log", tol=None)
+    cusink.sinkhorn(a, b, cusink.PointCloud(x, y, metric="euclidean"), eps=0.1, init=(result.f, result.g))
+    cusink.sinkhorn(None, None, cusink.Grid((8, 8), periodic=True), eps=0.1, overrelaxation=1.5)
+    gradients: cusink.SinkhornGradients = cusink.sinkhorn_adjoint(result, grad_cost=1.0)
+    lower, upper = result.bounds()
+    print(lower, upper, result.plan(), result.apply(b, 1), gradients.C)
+    divergence: cusink.SinkhornDivergence = cusink.sinkhorn_divergence(a, b, C, eps=0.1, reach=1.0)
+    pulled: cusink.DivergenceGradients = cusink.sinkhorn_divergence_adjoint(divergence)
+    mean: cusink.Barycenter = cusink.barycenter(a, C, eps=0.1, debiased=True)
+    gx, gy = cusink.cost_matrix_adjoint(x, None, cusink.cost_matrix(x), "cosine")
+    print(pulled, mean, gx, gy)
+    cusink.sinkhorn(a, b, C, eps=0.1, method="fast")  # type: ignore[arg-type]
+    cusink.PointCloud(x, metric="euclid")  # type: ignore[arg-type]
+
+
+def retrieve(A: Floats, B: Floats, C: Floats, path: Path) -> None:
+    """Compare collections."""
+    cusink.distance_matrix(A, None, C, eps=0.1, out=np.empty((len(A), len(A)), np.float32)).min()
+    cusink.distance_matrix(A, B, C, eps=0.1, out="matrix.npy", memory_limit=1 << 30, progress=True)
+    print(cusink.distance_matrix(A, B, C, eps=0.1, out=path / "matrix.zarr").shape)
+    whole: cusink.DistanceMatrix = cusink.distance_matrix(A, B, C, eps=0.1, value="divergence", full_output=True)
+    d, i = cusink.nearest(A, B, C, k=3, eps=0.1)
+    found: cusink.Neighbours = cusink.nearest(A, B, C, k=3, eps=0.1, prune=False, full_output=True)
+    print(whole.converged, d.min(), i.max(), found.pruning)
+    clouds: cusink.Measures = cusink.Measures.of([A, B]).normalised()
+    cusink.nearest(clouds[:1], clouds[1:], "euclidean", k=1, eps=0.1, on_empty="raise")
+    cusink.nearest(A, B, C, k=3, eps=0.1, full_output=True)[0]  # type: ignore[index]
+    cusink.nearest(A, B, C, k=3, eps=0.1, value="emd")  # type: ignore[call-overload]
+    print(cusink.distance_matrix(A, B, C, eps=0.1, full_output=True).indices)  # type: ignore[attr-defined]
+
+
+def distribute(A: Floats, C: Floats) -> None:
+    """Compare collections on many machines."""
+    import cusink.distributed
+
+    lazy: cusink.DistanceMatrix = cusink.distributed.distance_matrix(A, None, C, eps=0.1, full_output=True)
+    distances, indices = cusink.distributed.nearest(A, None, C, k=1, eps=0.1, device="cuda")
+    print(lazy.error, distances, indices)
+
+
+def draw(A: Floats, C: Floats) -> None:
+    """Draw into axes."""
+    import cusink.plot
+
+    print(cusink.plot.plan(cusink.sinkhorn(A[0], A[1], C, eps=0.1)).figure)
+    cusink.plot.transport_lines(C, A, A)
+    cusink.plot.convergence([(10, A[0])], tol=1e-6)
+    cusink.plot.contact_sheet(A, A, np.zeros((2, 2), int), shape=(8, 8))
+
+
+def smooth(x: Floats, a: Floats, y: Floats, b: Floats) -> None:
+    """Take kernel products and norms."""
+    cusink.kernel_product(x, y, b, "laplace", 0.5).sum()
+    cusink.kernel_product_log(x, y, None, "exponential").sum()
+    gradients: cusink.KernelGradients = cusink.kernel_product_adjoint(x, y, b, a, wrt=("x",))
+    print(gradients, cusink.kernel_product_log_adjoint(x, y, None, a))
+    cusink.kernel_scalar_product(x, a, y, b, kernel="energy")
+    cusink.kernel_scalar_product_adjoint(x, a, y, b)
+    distance, field = cusink.kernel_distance(x, a, y, b, field_at=x)
+    likelihood, other = cusink.kernel_neg_log_likelihood(x, a, y, b, field_at=x)
+    print(distance, field, likelihood, other, cusink.kernel_distance(x, a, y, b) > 0)
+    cusink.kernel_neg_log_likelihood_adjoint(x, a, y, b, scale=0.5)
+    cusink.kernel_distance_adjoint(x, a, y, b, 2.0)
+    cusink.kernel_product(x, y, b, "exponential")  # type: ignore[arg-type]
