@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.costs.clouds import PointCloud, mapped
+from cusink.costs.kinds import with_arrays
 
 
 def device_error() -> str | None:
@@ -24,13 +24,10 @@ def device_error() -> str | None:
 
 
 def to_device(*things: Any) -> list[Any]:
-    """Return NumPy arrays and point clouds on the GPU, and anything else as it is."""
+    """Return NumPy arrays and costs of such on the GPU, and anything else as it is."""
     import cupy
 
-    moved = []
-    for thing in things:
-        if isinstance(thing, PointCloud):
-            moved.append(mapped(thing, cupy.asarray))
-        else:
-            moved.append(cupy.asarray(thing) if isinstance(thing, np.ndarray) else thing)
-    return moved
+    def move(array: Any) -> Any:
+        return cupy.asarray(array) if isinstance(array, np.ndarray) else array
+
+    return [with_arrays(thing, move) for thing in things]

@@ -53,7 +53,7 @@ def kernel_neg_log_likelihood(
     scale: float = 1.0,
     field_at: Array | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Return ``-sum_j b_j log(sum_i a_i k(y_j, x_i))``, the negative log likelihood of a sample under a model.
+    """Return the negative log likelihood ``-sum_j b_j log(sum_i a_i k(y_j, x_i))`` of a sample.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from cusink.backends.cupy.run import LOG2_E, NULL, device, run, sizes
 from cusink.backends.cupy.stopping import StopRules
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
-from cusink.costs.points import PointCosts
+from cusink.costs.cost import Cost
 from cusink.types import Array, HostArray
 
 SQUARED, CITYBLOCK, STORED = 0, 1, 2  # as in documents.cu
@@ -40,13 +40,13 @@ class Costs(NamedTuple):
     largest: float
 
     @classmethod
-    def of(cls, costs: Array | PointCosts) -> "Costs":
+    def of(cls, C: Cost[Any]) -> "Costs":
         """Return stored costs (V, W) or costs between points."""
-        if isinstance(costs, PointCosts):
-            kind = SQUARED if costs.norm == "squared" else CITYBLOCK
-            return cls(kind, costs.factor, costs.exponent, costs.x, costs.y, costs.largest(cp))
-        largest = float(cp.where(cp.isfinite(costs), cp.abs(costs), 0).max())
-        return cls(STORED, 1.0, 1.0, costs, costs, largest)
+        costs, largest = C.data, C.largest()
+        if C.stored:
+            return cls(STORED, 1.0, 1.0, costs, costs, largest)
+        kind = SQUARED if costs.norm == "squared" else CITYBLOCK
+        return cls(kind, costs.factor, costs.exponent, costs.x, costs.y, largest)
 
 
 def solve_pairs(
@@ -54,18 +54,18 @@ def solve_pairs(
     theirs: Collection,
     largest: tuple[int, int],
     pairs: tuple[HostArray, HostArray],
-    costs: Array | PointCosts,
+    C: Cost[Any],
     eps: float,
     options: Options,
 ) -> dict[str, HostArray]:
     """Solve the pairs ``(rows[k], columns[k])`` of items of two collections.
 
-    `largest` are the numbers of points of the largest items of both; `costs` is an array (V, W) or `PointCosts`.
+    `largest` are the numbers of points of the largest items of both.
     Returns NumPy arrays (P,) by name: cost, reg_cost, error, n_iter, converged.
     """
     dtype, tol, count = ours.weights.dtype, options.tol, len(pairs[0])
     rows, columns = (cp.asarray(np.ascontiguousarray(index, np.int64)) for index in pairs)
-    given = Costs.of(costs)
+    given = Costs.of(C)
     exponent = given.largest / eps
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     start = StopState(Relaxation.start(1, setting, exponent), StallDetector.start(1, dtype, exponent))

@@ -158,7 +158,7 @@ class DocumentPairs:
 
         first, second = (int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs))
         sides = self._uploaded[ours], self._uploaded[theirs]
-        found = documents.solve_pairs(*sides, (first, second), (rows, columns), C.data, self.eps, options)
+        found = documents.solve_pairs(*sides, (first, second), (rows, columns), C, self.eps, options)
         return DocumentSolutions(**found)
 
     def _solved(self, distances: HostArray, found: DocumentSolutions) -> Solved:
