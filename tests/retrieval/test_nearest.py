@@ -13,8 +13,8 @@ from emulated.cupy_stand_in import operators
 
 import cusink
 from cusink import operand
-from cusink.backends.relaxation import STEEP
 from cusink.convergence.options import Options
+from cusink.convergence.rules import RELAX_ABOVE
 from cusink.retrieval import bounds as retrieval_bounds
 from cusink.retrieval import search
 from cusink.retrieval.batches import PairBatches
@@ -243,7 +243,7 @@ def test_pairs_picked_one_by_one_have_the_values_of_the_matrix():
     matrix = cusink.distance_matrix(A, B, C, eps=eps)
     pairs = check_collections(A, B, C, eps=eps, check=True)
     batches = PairBatches(pairs, "cost", Options(), 16)
-    steep = [np.ptp(C[np.ix_(a > 0, (B > 0).any(axis=0))]) / eps >= STEEP for a in A]
+    steep = [np.ptp(C[np.ix_(a > 0, (B > 0).any(axis=0))]) / eps >= RELAX_ABOVE for a in A]
     assert any(steep) and not all(steep)
     rng = np.random.default_rng(3)
     rows, columns = rng.integers(12, size=100), rng.integers(50, size=100)
