@@ -2,8 +2,8 @@
 // apply_plan: out_k = sum_s exp(x_k + y_s - C_ks / eps) * v_s, over one axis of C; and the transport cost of each row.
 //
 // x (B, kept) are the natural logits of the side that is kept, y (B, summed) those of the side that is summed over, v
-// (B, summed) has any sign; cost_scale = log2(e) / eps. No maximum has to be tracked: both logits are in the
-// exponent, so a term is an entry of the plan, at most the smaller of two weights near convergence. -inf is a legal
+// (B, summed) has any sign; cost_scale = log2(e) / eps. No maximum is tracked: both logits are in the exponent,
+// so a term is an entry of the plan, which near convergence is at most the smaller of two weights. -inf is a legal
 // logit, +inf a legal cost. Correct for any grid and any block that is a multiple of 32 (at most 512). All arrays
 // C-contiguous; `out` overlaps no input.
 //     apply_plan_rows     axis 1, out (B, n): P v
@@ -43,7 +43,7 @@ apply_plan_columns_tiled(REAL* out, const REAL* C, const REAL* x, const REAL* y,
     reduce_tiles<0>(term, C, B, n, m);
 }
 
-// out (B, n): what row i of the plan of problem b costs; C (n, m) with cost_stride 0 or (costs, n, m); x (B, n); y
+// out (B, n): the cost of row i of the plan of problem b; C (n, m) with cost_stride 0 or (costs, n, m); x (B, n); y
 // (B, m).
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 transport_cost_rows(REAL* out, const REAL* C, const REAL* x, const REAL* y, const long long* cost_index,
@@ -52,7 +52,7 @@ transport_cost_rows(REAL* out, const REAL* C, const REAL* x, const REAL* y, cons
     reduce_rows(term, C, cost_index, cost_stride, B, n, m);
 }
 
-// out (B, n): what row i of the plan of problem b costs; C (n, m); x (B, n); y (B, m).
+// out (B, n): the cost of row i of the plan of problem b; C (n, m); x (B, n); y (B, m).
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 transport_cost_rows_tiled(REAL* out, const REAL* C, const REAL* x, const REAL* y, REAL cost_scale, long long B,
                           long long n, long long m) {

@@ -1,7 +1,7 @@
 // uses: reduction_terms.cuh
 // c_transform: out_k = min_s (C_ks - potential_s) over one axis of C, the softmin at eps = 0.
 //
-// +inf is a legal cost and -inf a legal potential: such a pair takes no part in the minimum; +inf where none is left.
+// +inf is a legal cost and -inf a legal potential: such a pair does not enter the minimum; +inf where no pair enters.
 // Correct for any grid and any block that is a multiple of 32 (at most 512). All arrays C-contiguous; `out` overlaps
 // no input.
 

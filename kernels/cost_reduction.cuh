@@ -1,7 +1,7 @@
 // uses: online_softmax.cuh
-// How a reduction over one axis of the cost walks through memory: three ways, for any term.
+// Three ways in which a reduction over one axis of the cost goes through memory, for any term.
 //
-// A Term says what is summed: its State, what it reads for one summed index (Summed), and how it ends.
+// A Term defines the sum: its State, the values it reads for one summed index (Summed), and the output.
 //     Summed nothing()                  adds nothing to any state
 //     Summed read(b, s)                 of problem b at the summed index s
 //     State  start(b, k)                of the output at the kept index k
@@ -10,8 +10,7 @@
 // With axis 1 row i of C is kept and j is summed over; with axis 0 column j is kept and i is summed over. Offsets are
 // 64-bit.
 
-// Half-precision storage of a cost. Bits are taken apart by hand: NVRTC has no fp16 header, and ftz would flush
-// subnormals.
+// A cost in half precision. It is decoded by hand: NVRTC has no fp16 header, and ftz would flush subnormals.
 struct Half {
     unsigned short bits;
 };
@@ -26,7 +25,7 @@ __device__ inline REAL to_real(Half half) {
     return half.bits >> 15 ? -magnitude : magnitude;
 }
 
-// Costs of problem b: the shared matrix (stride 0), its own, or the one that it had before other problems were dropped.
+// The costs of problem b: the shared matrix (stride 0), or its own, which cost_index finds after problems were dropped.
 template <class Cost>
 __device__ inline const Cost* cost_of(const Cost* C, const long long* cost_index, long long cost_stride, long long b) {
     return C + (cost_index ? cost_index[b] : b) * cost_stride;
@@ -90,12 +89,12 @@ __device__ void reduce_columns(const Term& term, const Cost* C, const long long*
     }
 }
 
-// Either axis, a cost that all problems share: a block takes TILE_PROBLEMS problems per warp and TILE kept indices,
-// one per lane, and reads each TILE x TILE piece of C once for all of them. The piece is read along j whatever the
-// axis, and is used by row or by column from shared memory (rows of TILE + 1: no bank conflict either way), so no
-// transposed copy is needed. Per term and thread: 1 exp2 + 5 arithmetic instructions + 1/2 shared load (4 costs and 4
-// vectors for 16 terms), below the 8 issue slots that one exp2 takes on the exponential unit, which is therefore the
-// bound. Dynamic shared memory: TILE * (TILE + 1) REAL, then warps * TILE_PROBLEMS * TILE Summed.
+// Either axis, a cost that all problems share: a block computes TILE_PROBLEMS problems per warp and TILE kept indices,
+// one per lane, and reads each TILE x TILE piece of C once for all of them. The piece is read along j for either axis,
+// and is used by row or by column from shared memory (rows of TILE + 1: no bank conflict either way), so no transposed
+// copy is needed. Per term and thread: 1 exp2 + 5 arithmetic instructions + 1/2 shared load (4 costs and 4 vectors for
+// 16 terms), below the 8 issue slots of one exp2 on the exponential unit, which is therefore the bound. Dynamic shared
+// memory: TILE * (TILE + 1) REAL, then warps * TILE_PROBLEMS * TILE Summed.
 constexpr int TILE = 32, TILE_PROBLEMS = 4;
 
 template <int axis, class Term, class Cost>

@@ -3,16 +3,16 @@
 //
 // The costs between the points of a pair are read or recreated once, into a tile in shared memory (or in `scratch`,
 // where it does not fit), times log2(e) / eps. Then all iterations run on it in the log domain, right for any range of
-// C / eps: a g-update and an f-update by online log-sum-exp, over-relaxed; every `check_every` of them the pair's own
-// test for its end, and its own choice of omega, as in cusink/sinkhorn.py and cusink/_overrelaxation.py. What is left
-// is one plain f-update, the two values, and the marginal error of the columns.
+// C / eps: a g-update and an f-update by online log-sum-exp, over-relaxed. After `check_every` of them each pair checks
+// whether it may stop, and chooses its own omega (convergence.cuh). At the end come one plain f-update, the two values,
+// and the marginal error of the columns.
 //
-// Per half-step a block takes n * m exp2 and as many loads from shared memory; an entry is summed by LANES lanes, which
-// merge in 3 shuffles. All threads know the block's sums, and decide alike. Correct for any grid and any block that is
-// a multiple of 32 (at most 512); items must have at least one point, and weights that are not 0.
+// Per half-step a block needs n * m exp2 and as many loads from shared memory; an entry is summed by LANES lanes, which
+// merge in 3 shuffles. All threads know the sums of the block, and take the same branches. Correct for any grid and any
+// block that is a multiple of 32 (at most 512); items must have at least one point, and weights that are not 0.
 
 constexpr int LANES = 8;        // of a warp, that sum one entry together
-constexpr int COORDINATES = 8;  // of the points, that are in shared memory at once
+constexpr int COORDINATES = 8;  // of the points, that are staged at once
 constexpr int SQUARED = 0, CITYBLOCK = 1, STORED = 2;
 
 // Items by offsets into places and weights; a place is a row of `points` (d,), or a row or column of a stored cost.
@@ -47,7 +47,7 @@ __device__ inline REAL cost_of(REAL s, const DocumentArguments& x) {
     return cost * REAL(x.factor);
 }
 
-// tile (n, stride): the costs of the pair. Every thread must come here.
+// tile (n, stride): the costs of the pair. All threads of the block must call this.
 __device__ void fill_tile(REAL* tile, REAL* staged, const DocumentArguments& x, const long long* row_places,
                           const long long* column_places, int n, int m, int stride) {
     if (x.kind == STORED) {
@@ -86,7 +86,7 @@ __device__ void fill_tile(REAL* tile, REAL* staged, const DocumentArguments& x, 
     __syncthreads();
 }
 
-// log2 sum_s 2^(logits_s) K_ks of one entry, in all LANES lanes of it. The whole warp must come here.
+// log2 sum_s 2^(logits_s) K_ks of one entry, in all LANES lanes of it. The whole warp must call this.
 __device__ inline REAL log_sum(const REAL* tile, REAL scale, const Points& kept, const Points& summed, int k,
                                bool inside) {
     int lane = threadIdx.x % LANES;
@@ -112,8 +112,8 @@ __device__ inline REAL log_sum(const REAL* tile, REAL scale, const Points& kept,
     return highest + log_two(sum);
 }
 
-// Update the kept side by omega, or only measure it; returns how far the old values of it deviate, as mass, in all
-// threads. Every thread must come here.
+// Update the kept side by omega, or only measure it; return the deviation of its old values, as mass, in all threads.
+// All threads of the block must call this.
 __device__ REAL half_step(const REAL* tile, REAL scale, const Points& kept, const Points& summed, REAL omega,
                           bool measure) {
     REAL deviation = 0;
@@ -150,8 +150,9 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
                            {a_offsets, a_places, a_weights, x_points}, {b_offsets, b_places, b_weights, y_points},
                            kind, factor, exponent, cost_scale, omega, rules, max_iter, check_every, pairs, d,
                            most_rows, most_columns, stage_outside};
-    // Dynamic shared memory: p | q | a | b | coordinates | tile; `configure_documents` in cusink/backends/cupy/launch.py
-    // counts the same. Where they do not fit, the tile and after it the coordinates lie in `scratch`.
+    // Dynamic shared memory: p | q | a | b | coordinates | tile; `configure_documents` in
+    // cusink/backends/cupy/launch.py counts the same. Where they do not fit, the tile and after it the coordinates lie
+    // in `scratch`.
     REAL* p = reinterpret_cast<REAL*>(dynamic_shared);
     REAL* q = p + x.most_rows;
     REAL* a = q + x.most_columns;
@@ -161,7 +162,7 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
     REAL* outside = x.scratch + blockIdx.x * (tile_size + (x.stage_outside ? staged_size : 0));
     REAL* staged = x.stage_outside ? outside + tile_size : b + x.most_columns;
     REAL* tile = x.scratch ? outside : staged + staged_size;
-    __shared__ StopState state;  // of the block's pair; in shared memory it takes no register
+    __shared__ StopState state;  // of the pair; shared memory saves registers
     REAL scale = REAL(x.cost_scale);
     for (long long pair = blockIdx.x; pair < x.pairs; pair += gridDim.x) {
         long long row = x.rows[pair], column = x.columns[pair];
@@ -202,7 +203,7 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
                 if (left <= x.rules.tol || bound > x.rules.tol) break;  // else rounding made the error exceed its bound
             }
         }
-        // A plain f-update more, if that was the last one, changes nothing.
+        // If the last update was plain, this one changes nothing.
         half_step(tile, scale, sources, targets, REAL(1), false);
         left = half_step(tile, scale, targets, sources, REAL(1), true) / mass;
         REAL moved = 0, dual = 0;

@@ -1,15 +1,16 @@
 // uses: scaling.cuh
 // iterate: all iterations of a tile of small problems in one launch, with the kernel K in shared memory.
 //
-// One iteration is one g-update and one f-update, over-relaxed by the problem's own omega; K enters as multiply-adds
-// and no exponential is taken in the loop, unless an entry's sum is not certified (scaling.cuh): that entry alone is
-// then summed in the log domain. method LOG keeps C in shared memory and sums every entry so. count = 0 is one plain
-// f-update. deviation (B,) is what the last f-update left of its step plus the marginal error of the columns at the
-// end: for omega = 1 the L1 marginal error itself, for others a bound on it after one more plain f-update.
+// One iteration is one g-update and one f-update, over-relaxed by the omega of the problem. K enters as multiply-adds;
+// the loop needs no exponential unless the sum of an entry is not certified (scaling.cuh): that entry alone is then
+// summed in the log domain. Method LOG keeps C in shared memory and sums every entry in the log domain. count = 0 is
+// one plain f-update. deviation (B,) is the distance of the last f-update from a plain one plus the marginal error of
+// the columns at the end: for omega = 1 the L1 marginal error itself, for others a bound on it after one more plain
+// f-update.
 //
-// With `states` a block repeats this up to `checks` times. After each time it checks which of its problems may stop, and
-// chooses omega for the others (convergence.cuh). A problem that may stop no longer changes, and a block ends when all of
-// its problems may stop.
+// With `states` a block repeats this up to `checks` times. After each time it checks which of its problems may stop,
+// and chooses omega for the others (convergence.cuh). A problem that may stop no longer changes, and a block ends when
+// all of its problems may stop.
 //
 // Per half-step a block of P problems reads n * m / 32 + P * n * m / 128 warp-wide words of shared memory (each K
 // once for all problems, four scalings at a time) for P * n * m / 32 warp-wide multiply-adds, and meets at two
@@ -44,20 +45,19 @@ struct IterateArguments {
 // One side of a tile: its bins, scalings and logits (problem by problem, rows of `width`), weights, and the strides
 // of K and C.
 struct Side {
-    int size, width, chunks;
+    int size, width, tiles;
     REAL *scaling, *logit, *deviation;
     const REAL* weights;
     int kernel_stride;
     long long cost_stride;
 };
 
-// parts (slices, PROBLEMS, kept chunks * 32): sums over s of scaling_s K_ks, each slice of the warps summing its
-// share of s.
+// parts (slices, PROBLEMS, kept tiles * 32): sums over s of scaling_s K_ks; each slice of the warps sums some s.
 template <int PROBLEMS>
 __device__ void multiply(REAL* parts, const REAL* K, const Side& kept, const Side& summed) {
-    int lane = threadIdx.x % 32, warps = blockDim.x / 32, slices = larger_int(1, warps / kept.chunks);
-    for (int unit = threadIdx.x / 32; unit < slices * kept.chunks; unit += warps) {
-        int slice = unit / kept.chunks, place = unit % kept.chunks * 32 + lane;
+    int lane = threadIdx.x % 32, warps = blockDim.x / 32, slices = larger_int(1, warps / kept.tiles);
+    for (int unit = threadIdx.x / 32; unit < slices * kept.tiles; unit += warps) {
+        int slice = unit / kept.tiles, place = unit % kept.tiles * 32 + lane;
         const REAL* row = K + (place < kept.size ? place : 0) * kept.kernel_stride;
         REAL sum[PROBLEMS] = {};
         for (int s = slice * GROUP; s < summed.width; s += slices * GROUP) {
@@ -72,31 +72,31 @@ __device__ void multiply(REAL* parts, const REAL* K, const Side& kept, const Sid
             }
         }
 #pragma unroll
-        for (int t = 0; t < PROBLEMS; t++) parts[((slice * PROBLEMS + t) * kept.chunks) * 32 + place] = sum[t];
+        for (int t = 0; t < PROBLEMS; t++) parts[((slice * PROBLEMS + t) * kept.tiles) * 32 + place] = sum[t];
     }
 }
 
-// Update (or only measure) the kept side of all problems that have not stopped from the summed side. Every thread of the
-// block must come here.
+// Update (or only measure) the kept side of all problems that have not stopped from the summed side. All threads of the
+// block must call this.
 template <int PROBLEMS>
 __device__ void update_side(REAL* parts, const REAL* K, const Side& kept, const Side& summed, const REAL* omega,
                             const int* stopped, int problems, int method, bool plain, bool measure,
                             bool sum_deviation, const REAL* C, REAL minimum, REAL cost_scale) {
-    int lane = threadIdx.x % 32, warps = blockDim.x / 32, slices = larger_int(1, warps / kept.chunks);
+    int lane = threadIdx.x % 32, warps = blockDim.x / 32, slices = larger_int(1, warps / kept.tiles);
     if (method != LOG) {
         multiply<PROBLEMS>(parts, K, kept, summed);
         __syncthreads();
     }
-    // For method LOG it is the cost that lies in shared memory.
+    // For method LOG the cost lies in shared memory.
     Costs costs = {method == LOG ? K : C, method == LOG ? kept.kernel_stride : kept.cost_stride,
                    method == LOG ? summed.kernel_stride : summed.cost_stride, minimum, cost_scale};
-    for (int unit = threadIdx.x / 32; unit < problems * kept.chunks; unit += warps) {
-        int t = unit / kept.chunks, k = unit % kept.chunks * 32 + lane, at = t * kept.width + k;
+    for (int unit = threadIdx.x / 32; unit < problems * kept.tiles; unit += warps) {
+        int t = unit / kept.tiles, k = unit % kept.tiles * 32 + lane, at = t * kept.width + k;
         bool inside = k < kept.size;
         REAL sum = 0;
         if (method != LOG)
 #pragma unroll 1
-            for (int slice = 0; slice < slices; slice++) sum += parts[((slice * PROBLEMS + t) * kept.chunks) * 32 + k];
+            for (int slice = 0; slice < slices; slice++) sum += parts[((slice * PROBLEMS + t) * kept.tiles) * 32 + k];
         Entry old = {inside ? kept.scaling[at] : REAL(0), inside ? kept.logit[at] : REAL(0), REAL(0)};
         Entry entry = half_step(old, sum, inside ? kept.weights[t * (long long)kept.size + k] : REAL(0),
                                 plain ? REAL(1) : omega[t], measure, method, costs, k, summed.size,
@@ -122,14 +122,14 @@ __device__ void iterate(const IterateArguments& x) {
     // cusink/backends/cupy/launch.py counts the same.
     int warps = blockDim.x / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int rows = padded(x.n), columns = padded(x.m), stride = columns + 1;  // odd: no bank conflict along either axis
-    int row_chunks = (x.n + 31) / 32, column_chunks = (x.m + 31) / 32;
+    int row_tiles = (x.n + 31) / 32, column_tiles = (x.m + 31) / 32;
     REAL* K = reinterpret_cast<REAL*>(dynamic_shared);
     REAL* u = K + rows * stride;
     REAL* p = u + PROBLEMS * rows;
     REAL* v = p + PROBLEMS * rows;
     REAL* q = v + PROBLEMS * columns;
     REAL* parts = q + PROBLEMS * columns;
-    REAL* deviations = parts + PROBLEMS * 32 * larger_int(warps, larger_int(row_chunks, column_chunks));
+    REAL* deviations = parts + PROBLEMS * 32 * larger_int(warps, larger_int(row_tiles, column_tiles));
     bool own_cost = x.cost_stride != 0, first = true;
     for (long long b0 = blockIdx.x * (long long)PROBLEMS; b0 < x.B; b0 += gridDim.x * (long long)PROBLEMS) {
         int problems = x.B - b0 < PROBLEMS ? int(x.B - b0) : PROBLEMS;
@@ -158,10 +158,10 @@ __device__ void iterate(const IterateArguments& x) {
                 q[t * columns + j] = inside ? x.q[(b0 + t) * x.m + j] : -infinity();
             }
         }
-        // Which side is kept changes with each half-step; in shared memory this takes no register.
+        // The kept side changes with each half-step; shared memory saves registers.
         if (threadIdx.x == 0) {
-            sides[0] = {x.m, columns, column_chunks, v, q, deviations + PROBLEMS * row_chunks, x.b + b0 * x.m, 1, 1};
-            sides[1] = {x.n, rows, row_chunks, u, p, deviations, x.a + b0 * x.n, stride, x.m};
+            sides[0] = {x.m, columns, column_tiles, v, q, deviations + PROBLEMS * row_tiles, x.b + b0 * x.m, 1, 1};
+            sides[1] = {x.n, rows, row_tiles, u, p, deviations, x.a + b0 * x.n, stride, x.m};
         }
         int t = threadIdx.x;
         if (t < PROBLEMS) {
@@ -172,18 +172,19 @@ __device__ void iterate(const IterateArguments& x) {
         bool plain = x.count == 0;
 #pragma unroll 1
         for (int check = 0; check < x.checks; check++) {
-            // Half-steps alternate, g first; the last one only measures. The code is there once for both sides: fewer
-            // registers.
+            // Half-steps alternate, g first; the last one only measures. One copy of the code serves both sides, which
+            // saves registers.
             int last = plain ? 2 : 2 * x.count;
 #pragma unroll 1
             for (int half = plain ? 1 : 0; half <= last; half++) {
-                update_side<PROBLEMS>(parts, K, sides[half & 1], sides[1 - (half & 1)], omega, stopped, problems, x.method,
-                                      plain, half == last, half >= last - 1, C, minimum, REAL(x.cost_scale));
+                update_side<PROBLEMS>(parts, K, sides[half & 1], sides[1 - (half & 1)], omega, stopped, problems,
+                                      x.method, plain, half == last, half >= last - 1, C, minimum,
+                                      REAL(x.cost_scale));
             }
             if (t < problems && !stopped[t]) {
                 REAL total = 0;
-                for (int c = 0; c < row_chunks; c++) total += sides[1].deviation[t * row_chunks + c];
-                for (int c = 0; c < column_chunks; c++) total += sides[0].deviation[t * column_chunks + c];
+                for (int c = 0; c < row_tiles; c++) total += sides[1].deviation[t * row_tiles + c];
+                for (int c = 0; c < column_tiles; c++) total += sides[0].deviation[t * column_tiles + c];
                 x.deviation[b0 + t] = total;
                 if (x.states) {
                     StopState state = x.states[b0 + t];
@@ -235,8 +236,8 @@ iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, do
           double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
           int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
     StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
-    iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index, a,
-                b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
+    iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
+                a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }
 
 // The same for a shared C (cost_stride 0): two problems per block, each entry of K read once for both.
@@ -247,8 +248,8 @@ iterate_2(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, do
           double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
           int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
     StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
-    iterate<2>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index, a,
-                b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
+    iterate<2>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
+                a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }
 
 // The same for a shared C (cost_stride 0): four problems per block.
@@ -259,6 +260,6 @@ iterate_4(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, do
           double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
           int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
     StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
-    iterate<4>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index, a,
-                b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
+    iterate<4>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
+                a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }

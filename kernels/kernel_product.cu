@@ -6,10 +6,10 @@
 //     kernel_slopes    sums_i = sum_j w_ij and slopes_i = sum_j w_ij grad_x log k(x_i, y_j), w_ij = k exp(p_i + q_j) v_j
 //     ..._wide         the same for more than 4 coordinates
 //
-// A kernel is a function of q = |x - y|^2. In base 2 its logarithm is rate * q (form 0), rate * sqrt(q + shift) (form 1)
-// or rate * log2(q + shift) (form 2), and its gradient by x is slope * (x - y) over 1, sqrt(q + shift) or q + shift; where
-// that is 0, so is the gradient. -inf is a legal p and q. Correct for any grid and any block that is a multiple of 32
-// (at most 512); what dynamic shared memory a block needs is in point_pairs.cuh. All arrays C-contiguous; outputs
+// A kernel is a function of q = |x - y|^2. In base 2 its logarithm is rate * q (form 0), rate * sqrt(q + shift) (form
+// 1) or rate * log2(q + shift) (form 2), and its gradient by x is slope * (x - y) over 1, sqrt(q + shift) or q + shift;
+// where that is 0, so is the gradient. -inf is a legal p and q. Correct for any grid and any block that is a multiple
+// of 32 (at most 512); point_pairs.cuh states the dynamic shared memory of a block. All arrays C-contiguous; outputs
 // overlap no input.
 
 constexpr REAL LOG2_E = REAL(1.4426950408889634), LN_2 = REAL(0.6931471805599453);
@@ -19,7 +19,7 @@ struct Profile {
     long long form;
     REAL rate, shift, slope;
 
-    // The form is one for all threads: asked once per group.
+    // All threads have the same form, which is read once per GROUP.
     __device__ void exponents(const REAL (&q)[GROUP], REAL (&base)[GROUP], REAL (&exponent)[GROUP]) const {
         if (form == LINEAR) {
 #pragma unroll
@@ -181,8 +181,8 @@ kernel_log_sums_wide(REAL* out, const REAL* x, const REAL* y, const REAL* q, REA
     walk_wide(term, x, y, B, n, m, d);
 }
 
-// sums (B, n); slopes (B, n, d); x (B, n, d) with d <= 4; y (B, m, d); v (B, m); p (B, n) and q (B, m) or null. One block
-// per (b, 32 i).
+// sums (B, n); slopes (B, n, d); x (B, n, d) with d <= 4; y (B, m, d); v (B, m); p (B, n) and q (B, m) or null. One
+// block per (b, 32 i).
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 kernel_slopes(REAL* sums, REAL* slopes, const REAL* x, const REAL* y, const REAL* v, const REAL* p, const REAL* q,
               REAL rate, REAL shift, REAL slope, long long form, long long B, long long n, long long m, long long d) {
@@ -191,11 +191,11 @@ kernel_slopes(REAL* sums, REAL* slopes, const REAL* x, const REAL* y, const REAL
 }
 
 // sums (B, n); slopes (B, n, d); x (B, n, d); y (B, m, d); v (B, m); p (B, n) and q (B, m) or null. One block per (b,
-// 32 i, 16 coordinates), each of which makes the pairs anew.
+// 32 i, 16 coordinates), each of which recomputes the pairs.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 kernel_slopes_wide(REAL* sums, REAL* slopes, const REAL* x, const REAL* y, const REAL* v, const REAL* p, const REAL* q,
                    REAL rate, REAL shift, REAL slope, long long form, long long B, long long n, long long m,
                    long long d) {
-    Slopes<CHUNK> term = {{form, rate, shift, slope}, sums, slopes, v, p, q, d};
+    Slopes<COORDINATES> term = {{form, rate, shift, slope}, sums, slopes, v, p, q, d};
     walk_wide(term, x, y, B, n, m, d);
 }

@@ -1,14 +1,14 @@
 // The online log-sum-exp that the kernels share, and the reductions over a warp and over a block.
 //
-// Everything is in base 2: the machine has exp2, and the factor log2(e) is folded into scales that are multiplied
-// anyway. REAL (float or double) is chosen by the compiler's command line. NVRTC offers no header, hence no INFINITY
-// and no limits.
+// Everything is in base 2: the hardware has exp2, and the factor log2(e) is folded into scales that are multiplied
+// anyway. REAL (float or double) is defined on the command line of the compiler. NVRTC has no headers, hence no
+// INFINITY and no limits.
 
 #ifndef REAL
 #define REAL float
 #endif
 
-// Dynamic shared memory of whatever kernel runs; each kernel states its layout.
+// Dynamic shared memory; each kernel states its layout.
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 
 constexpr unsigned FULL_WARP = 0xffffffffu;
@@ -180,7 +180,7 @@ struct Minimum {
     }
 };
 
-// All threads of the block end with the block's state. Every thread must come here.
+// All threads of the block end with the state of the block. All threads of the block must call this.
 template <class State>
 __device__ State merge_block(State state) {
     __shared__ State parts[MOST_THREADS / 32];

@@ -1,18 +1,18 @@
 // uses: online_softmax.cuh
-// How a reduction over all pairs of points walks through them: twice, for few and for many coordinates.
+// Two ways in which a reduction goes through all pairs of points, for few and for many coordinates.
 //
-// Every lane keeps one point x_i, the warps of a block share out the points y_j and merge at the end. A Term says what
-// is summed:
+// Every lane keeps one point x_i, the warps of a block share out the points y_j and merge at the end. A Term
+// defines the sum:
 //     State                             of the output at a kept point, with merge(other)
 //     HAS_SLOPES                        whether State has slope[], which gets factor_j * (x_i - y_j) of every pair
-//     REAL   row(i)                     what it needs of the kept point i, counted through all problems
-//     REAL   value(j), logit(j)         and of the summed point j
+//     REAL   row(i)                     the logit of the kept point i, counted through all problems
+//     REAL   value(j), logit(j)         those of the summed point j
 //     void   push(state, q, value, logit, row, factor)   GROUP squared distances q; sets as many factors
 //     void   write(i, state)            and write_slope(i, coordinate, slope), if it has slopes
-// nothing of a pair beyond the end may be pushed, so its value is 0 and its logit -inf. Offsets are 64-bit.
+// Pairs beyond the end have the value 0 and the logit -inf. Offsets are 64-bit.
 
 constexpr int NEAR = 4;    // coordinates that fit into one wide load
-constexpr int CHUNK = 16;  // coordinates of more than that are staged so many at a time
+constexpr int COORDINATES = 16;  // that are staged at once where there are more than NEAR
 
 // A summed point in shared memory.
 struct alignas(16) Source {
@@ -40,7 +40,7 @@ __device__ void walk_near(const Term& term, const REAL* x, const REAL* y, long l
         typename Term::State state = Term::State::empty();
         for (long long first = 0; first < m; first += blockDim.x) {
             long long j = first + threadIdx.x, summed = b * m + (j < m ? j : 0);
-            __syncthreads();  // the last tile, or what was merged, has been read
+            __syncthreads();  // the last tile, or the merged states, have been read
             Source mine;
 #pragma unroll
             for (int k = 0; k < NEAR; k++) mine.at[k] = k < d ? y[summed * d + k] : REAL(0);
@@ -89,21 +89,23 @@ __device__ void walk_near(const Term& term, const REAL* x, const REAL* y, long l
     }
 }
 
-// Any number of coordinates, CHUNK of them at a time: GROUP points y_j per warp are staged by coordinate, 32 points x_i
-// by row (rows of CHUNK + 1: no bank conflict). With slopes a block keeps those of one chunk, which it stages last and so
-// still has when the factors are known. Dynamic shared memory in REALs: y CHUNK * sources | x 32 * (CHUNK + 1) | values,
-// logits: sources each; or one State per thread, whichever is more.
+// Any number of coordinates, COORDINATES of them at a time: GROUP points y_j per warp are staged by coordinate, 32
+// points x_i by row (rows of COORDINATES + 1: no bank conflict). With slopes a block computes those of COORDINATES
+// coordinates, which it stages last, so that it still has them when the factors are known. Dynamic shared memory in
+// REALs: y COORDINATES * sources | x 32 * (COORDINATES + 1) | values, logits: sources each; or one State per thread,
+// whichever is more.
 template <class Term>
 __device__ void walk_wide(const Term& term, const REAL* x, const REAL* y, long long B, long long n, long long m,
                           long long d) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, sources = GROUP * warps;
     REAL* y_tile = reinterpret_cast<REAL*>(dynamic_shared);
-    REAL* x_tile = y_tile + CHUNK * sources;
-    REAL* values = x_tile + 32 * (CHUNK + 1);
+    REAL* x_tile = y_tile + COORDINATES * sources;
+    REAL* values = x_tile + 32 * (COORDINATES + 1);
     REAL* logits = values + sources;
     const Four<REAL>* groups = reinterpret_cast<const Four<REAL>*>(y_tile);
     typename Term::State* parts = reinterpret_cast<typename Term::State*>(dynamic_shared);
-    long long tiles = (n + 31) / 32, chunks = (d + CHUNK - 1) / CHUNK, shares = Term::HAS_SLOPES ? chunks : 1;
+    long long tiles = (n + 31) / 32, stages = (d + COORDINATES - 1) / COORDINATES;
+    long long shares = Term::HAS_SLOPES ? stages : 1;
     for (long long unit = blockIdx.x; unit < B * tiles * shares; unit += gridDim.x) {
         long long share = unit % shares, b = unit / shares / tiles, i0 = unit / shares % tiles * 32, i = i0 + lane;
         bool inside = i < n;
@@ -112,16 +114,18 @@ __device__ void walk_wide(const Term& term, const REAL* x, const REAL* y, long l
         typename Term::State state = Term::State::empty();
         for (long long first = 0; first < m; first += sources) {
             REAL q[GROUP] = {0, 0, 0, 0}, value[GROUP], logit[GROUP], factor[GROUP];
-            for (long long c = 1; c <= chunks; c++) {
-                long long k0 = (share + c) % chunks * CHUNK;
-                __syncthreads();  // the last chunk, or what was merged, has been read
-                for (int t = threadIdx.x; t < CHUNK * sources; t += blockDim.x) {
-                    long long j = first + t / CHUNK, k = k0 + t % CHUNK;
-                    y_tile[t % CHUNK * sources + t / CHUNK] = j < m && k < d ? y[(b * m + j) * d + k] : REAL(0);
+            for (long long c = 1; c <= stages; c++) {
+                long long k0 = (share + c) % stages * COORDINATES;
+                __syncthreads();  // the last coordinates, or the merged states, have been read
+                for (int t = threadIdx.x; t < COORDINATES * sources; t += blockDim.x) {
+                    long long j = first + t / COORDINATES, k = k0 + t % COORDINATES;
+                    y_tile[t % COORDINATES * sources + t / COORDINATES] =
+                        j < m && k < d ? y[(b * m + j) * d + k] : REAL(0);
                 }
-                for (int t = threadIdx.x; t < CHUNK * 32; t += blockDim.x) {
-                    long long r = i0 + t / CHUNK, k = k0 + t % CHUNK;
-                    x_tile[t / CHUNK * (CHUNK + 1) + t % CHUNK] = r < n && k < d ? x[(b * n + r) * d + k] : REAL(0);
+                for (int t = threadIdx.x; t < COORDINATES * 32; t += blockDim.x) {
+                    long long r = i0 + t / COORDINATES, k = k0 + t % COORDINATES;
+                    x_tile[t / COORDINATES * (COORDINATES + 1) + t % COORDINATES] =
+                        r < n && k < d ? x[(b * n + r) * d + k] : REAL(0);
                 }
                 if (c == 1 && int(threadIdx.x) < sources) {
                     long long j = first + threadIdx.x;
@@ -130,8 +134,8 @@ __device__ void walk_wide(const Term& term, const REAL* x, const REAL* y, long l
                 }
                 __syncthreads();
 #pragma unroll
-                for (int k = 0; k < CHUNK; k++) {
-                    REAL own = x_tile[lane * (CHUNK + 1) + k];
+                for (int k = 0; k < COORDINATES; k++) {
+                    REAL own = x_tile[lane * (COORDINATES + 1) + k];
                     Four<REAL> other = groups[k * warps + warp];
 #pragma unroll
                     for (int g = 0; g < GROUP; g++) {
@@ -148,8 +152,8 @@ __device__ void walk_wide(const Term& term, const REAL* x, const REAL* y, long l
             term.push(state, q, value, logit, row, factor);
             if constexpr (Term::HAS_SLOPES) {
 #pragma unroll
-                for (int k = 0; k < CHUNK; k++) {
-                    REAL own = x_tile[lane * (CHUNK + 1) + k];
+                for (int k = 0; k < COORDINATES; k++) {
+                    REAL own = x_tile[lane * (COORDINATES + 1) + k];
                     Four<REAL> other = groups[k * warps + warp];
 #pragma unroll
                     for (int g = 0; g < GROUP; g++)
@@ -165,8 +169,8 @@ __device__ void walk_wide(const Term& term, const REAL* x, const REAL* y, long l
             if (share == 0) term.write(kept, state);
             if constexpr (Term::HAS_SLOPES) {
 #pragma unroll
-                for (int k = 0; k < CHUNK; k++)
-                    if (share * CHUNK + k < d) term.write_slope(kept, share * CHUNK + k, state.slope[k]);
+                for (int k = 0; k < COORDINATES; k++)
+                    if (share * COORDINATES + k < d) term.write_slope(kept, share * COORDINATES + k, state.slope[k]);
             }
         }
     }

@@ -2,8 +2,8 @@
 // softmin and apply_plan with a cost made from points of many coordinates, on tensor cores: see points.cu and
 // point_products.cuh.
 //
-// For the squared norm, in float, from compute capability 8.0 on. x_norms (B or 1, kept) and y_norms (B or 1, summed) are
-// the squares of the points' lengths; terms is 3, or 1 for products in plain tf32.
+// For the squared norm, in float, from compute capability 8.0 on. x_norms (B or 1, kept) and y_norms (B or 1, summed)
+// are the squares of the points' lengths; terms is 3, or 1 for products in plain tf32.
 
 // out (B, kept); x (B or 1, kept, d); y (B or 1, summed, d); logits (B, summed).
 extern "C" __global__ void __launch_bounds__(MOST_PRODUCT_THREADS, 1)

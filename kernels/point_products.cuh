@@ -1,18 +1,18 @@
 // uses: point_reduction.cuh
 // A reduction over costs made from points of many coordinates: their products on tensor cores, for any Term.
 //
-// s = |x|^2 + |y|^2 - 2 x y, clamped at 0, for points that are centred. Tensor cores multiply tf32 numbers, which have 11
-// of the 24 bits of a float, and add in float. With `terms` 3 each number is split into two of them, high and low, and
-// high * high + high * low + low * high keeps 22 bits of each product; with 1 there is no second part: 3 times fewer
-// products, and errors of 1e-3 of the largest |x| |y|.
+// s = |x|^2 + |y|^2 - 2 x y, clamped at 0, for points that are centred. Tensor cores multiply tf32 numbers, which have
+// 11 of the 24 bits of a float, and add in float. With `terms` 3 each number is split into two of them, high and low,
+// and high * high + high * low + low * high keeps 22 bits of each product; with 1 there is no second part: 3 times
+// fewer products, and errors of 1e-3 of the largest |x| |y|.
 //
-// What is left of near points is rounding, which the root of a distance would raise: for exponents below 1 their
-// distance is taken anew from differences. Of a share CLOSE of |x|^2 + |y|^2 or more, the digits lost do no harm.
+// For near points the result is mostly rounding, which the root of a distance would raise: for exponents below 1 their
+// distance is recomputed from differences. From a share CLOSE of |x|^2 + |y|^2 on, the lost digits do no harm.
 //
 // One block per problem and BAND kept points; each warp takes BAND summed points at a time, as 2 x 4 fragments of
 // m16n8k8, and all merge at the end. Dynamic shared memory, in REAL, with d8 the coordinates in full eights:
-// d8 * (BAND + PAD) kept | d8 * (BAND * warps + PAD) summed | BAND * warps norms | BAND * warps Summed; in its place at the
-// end one State for each lane and row of a fragment.
+//     d8 * (BAND + PAD) kept | d8 * (BAND * warps + PAD) summed | BAND * warps norms | BAND * warps Summed
+// and in its place at the end one State for each lane and row of a fragment.
 constexpr int MOST_PRODUCT_THREADS = 256;  // per block: the sums of a warp take many registers
 constexpr REAL CLOSE = REAL(1e-2);
 constexpr int BAND = 32, PAD = 8;  // rows 8 apart in their banks: the lanes of a fragment never meet in one

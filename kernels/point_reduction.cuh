@@ -1,15 +1,14 @@
 // uses: cost_reduction.cuh
-// A reduction over costs that are not stored but made from points, for any Term: the fourth way beside those of
-// cost_reduction.cuh.
+// A reduction over costs that are not stored but recreated from points, for any Term of cost_reduction.cuh.
 //
 // C_ks = s ** exponent, with s the squared Euclidean or the city-block distance of kept point k and summed point s. Any
 // factor is in the points. Differences are taken before squares, so that near points keep their digits.
 //
-// One block per problem and 64 kept points: each lane holds KEPT of them, and the warps share out the summed points
-// and merge at the end, so that few points still fill the machine. Per term for d = 3: 6 instructions for the distance, 1
-// exp2, 4 others, 1 shared load; the exponential unit takes 8 issue slots for each exp2.
-// Dynamic shared memory, in REAL: d * 64 kept points | d * 32 * warps summed points | 32 * warps Summed; in its place
-// at the end one State for each kept point and warp.
+// One block per problem and 64 kept points: each lane holds KEPT of them, and the warps share out the summed points and
+// merge at the end, so that few points still fill the machine. Per term for d = 3: 6 instructions for the distance, 1
+// exp2, 4 others, 1 shared load; the exponential unit takes 8 issue slots for each exp2. Dynamic shared memory, in REAL:
+//     d * 64 kept points | d * 32 * warps summed points | 32 * warps Summed
+// and in its place at the end one State for each kept point and warp.
 constexpr int KEPT = 2;
 
 enum Norm { SQUARED = 0, CITYBLOCK = 1 };
@@ -107,7 +106,7 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
     }
 }
 
-// Of dimension 2 and 3 the compiler is told, where that is worth its time.
+// The compiler knows the dimensions 2 and 3 for terms that are used often enough to be worth its time.
 template <class Term>
 __device__ void reduce_points(const Term& term, const PointPairs& points, long long B, long long kept,
                               long long summed) {

@@ -1,6 +1,6 @@
 // uses: point_reduction.cuh reduction_terms.cuh
-// softmin, apply_plan, transport_cost and c_transform with a cost made from points: what each computes is told in
-// softmin.cu, apply_plan.cu and c_transform.cu.
+// softmin, apply_plan, transport_cost and c_transform with a cost recreated from points; softmin.cu, apply_plan.cu and
+// c_transform.cu say what each computes.
 //
 // Either axis, as both are the same with the clouds exchanged: x (B or 1, kept, d) are the points of the side that is
 // kept, y (B or 1, summed, d) those of the side that is summed over. Correct for any grid and any block that is a
@@ -25,7 +25,7 @@ apply_plan_points(REAL* out, const REAL* x, const REAL* y, const REAL* p, const 
     reduce_points(term, {x, y, x_stride, y_stride, d, norm, exponent}, B, kept, summed);
 }
 
-// out (B, kept): what row k of the plan costs; x (B or 1, kept, d); y (B or 1, summed, d); p (B, kept); q (B, summed).
+// out (B, kept): the cost of row k of the plan; x (B or 1, kept, d); y (B or 1, summed, d); p (B, kept); q (B, summed).
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 transport_cost_points(REAL* out, const REAL* x, const REAL* y, const REAL* p, const REAL* q, REAL cost_scale,
                       REAL exponent, int norm, int d, long long x_stride, long long y_stride, long long B,

@@ -1,6 +1,6 @@
 // uses: cost_reduction.cuh
-// What is summed: the Terms (see cost_reduction.cuh) of the kernels in softmin.cu, apply_plan.cu, c_transform.cu and
-// points.cu, which tell there what they compute.
+// The Terms (see cost_reduction.cuh) of the kernels in softmin.cu, apply_plan.cu, c_transform.cu, points.cu and
+// point_products.cu; the first three say what they compute.
 
 struct Softmin {
     static constexpr bool OFTEN = true;  // called in every iteration

@@ -13,7 +13,7 @@ __device__ inline double start_logit(REAL weight, REAL potential, double cost_sc
 }
 
 // u, p (B, n), v, q (B, m), gauge (B,) from weights a (B, n), b (B, m), potentials f (B, n), g (B, m), offset (B,).
-// One warp per problem. The gauge makes the largest u 1: the first half-step then is in range whatever f.
+// One warp per problem. The gauge makes the largest u 1, so that the first half-step is in range for any f.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 start_scalings(REAL* u, REAL* p, REAL* v, REAL* q, double* gauge, const REAL* a, const REAL* b, const REAL* f,
                const REAL* g, const double* offset, double cost_scale, long long B, long long n, long long m) {
@@ -58,7 +58,7 @@ scaled_kernel(REAL* K, const REAL* C, const REAL* minimum, double cost_scale, lo
     }
 }
 
-// scaling, logit (B, kept) in place; deviation (B, chunks) of 32 entries each; sums, weights (B, kept); logits (B,
+// scaling, logit (B, kept) in place; deviation (B, tiles) of 32 entries each; sums, weights (B, kept); logits (B,
 // summed) of the other side; C (n, m) shared, minimum (1,), omega (B,). The strides of C say which of its axes is
 // kept. One warp per 32 entries.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
@@ -66,10 +66,10 @@ scaling_update(REAL* scaling, REAL* logit, REAL* deviation, const REAL* sums, co
                const REAL* C, const REAL* minimum, const REAL* omega, REAL cost_scale, int method, int measure,
                long long kept_stride, long long summed_stride, long long B, long long kept, long long summed) {
     int lane = threadIdx.x % 32;
-    long long chunks = (kept + 31) / 32;
+    long long tiles = (kept + 31) / 32;
     Costs costs = {C, kept_stride, summed_stride, minimum[0], cost_scale};
-    for (long long unit = first_warp(); unit < B * chunks; unit += all_warps()) {
-        long long b = unit / chunks, k = unit % chunks * 32 + lane, at = b * kept + k;
+    for (long long unit = first_warp(); unit < B * tiles; unit += all_warps()) {
+        long long b = unit / tiles, k = unit % tiles * 32 + lane, at = b * kept + k;
         bool inside = k < kept;
         Entry old = {inside ? scaling[at] : REAL(0), inside ? logit[at] : REAL(0), REAL(0)};
         REAL sum = inside ? sums[at] : REAL(0), weight = inside ? weights[at] : REAL(0);
@@ -83,15 +83,15 @@ scaling_update(REAL* scaling, REAL* logit, REAL* deviation, const REAL* sums, co
     }
 }
 
-// logit (B, kept) in place; deviation (B, chunks) of 32 entries each; log_sums (B, kept) in base 2, weights (B,
+// logit (B, kept) in place; deviation (B, tiles) of 32 entries each; log_sums (B, kept) in base 2, weights (B,
 // kept), omega (B,). One warp per 32 entries.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 logit_update(REAL* logit, REAL* deviation, const REAL* log_sums, const REAL* weights, const REAL* omega, int measure,
              long long B, long long kept) {
     int lane = threadIdx.x % 32;
-    long long chunks = (kept + 31) / 32;
-    for (long long unit = first_warp(); unit < B * chunks; unit += all_warps()) {
-        long long b = unit / chunks, k = unit % chunks * 32 + lane, at = b * kept + k;
+    long long tiles = (kept + 31) / 32;
+    for (long long unit = first_warp(); unit < B * tiles; unit += all_warps()) {
+        long long b = unit / tiles, k = unit % tiles * 32 + lane, at = b * kept + k;
         Entry entry = {REAL(0), -infinity(), REAL(0)};
         if (k < kept && weights[at] > 0)
             entry = updated_by_log({REAL(0), logit[at], REAL(0)}, log_sums[at], weights[at], omega[b], measure);

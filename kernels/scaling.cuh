@@ -2,17 +2,16 @@
 // One Sinkhorn half-step of single entries: the certified multiplicative form, and log-sum-exp for what it cannot
 // certify.
 //
-// A problem is held as scalings U = a exp(f / eps), V = b exp(g / eps) and, beside them, their base-2 logarithms
-// ("logits"), which stay right where a scaling leaves the range of REAL. A sum S_j = sum_i U_i K_ij gives the plain
-// update V_j = b_j / S_j.
+// A problem is stored as scalings U = a exp(f / eps), V = b exp(g / eps) and as their base-2 logarithms ("logits"),
+// which stay right where a scaling leaves the range of REAL. A sum S_j = sum_i U_i K_ij gives the plain update
+// V_j = b_j / S_j.
 //
 // Range. K = 2^SHIFT exp(-(C - min C) / eps) <= 2^SHIFT, and a scaling above CAP becomes +inf, so that every sum it
-// touches is inf or NaN. What underflow to zero takes from a sum of n terms is then below n * tiny * (2^SHIFT + CAP),
-// whether K, U or their product underflowed. A finite sum above n * CERTAIN, which is that loss over the rounding
-// unit, is right to rounding. SHIFT splits the exponents between K and the scalings: without it half of the range
-// that a problem may span is lost. The shift (none for method LOG, which would lose digits to it) and min C are
-// absorbed by the logits of the rows; a power of 2 that moves between rows and columns ("gauge") balances the two
-// sides.
+// touches is inf or NaN. Underflow to zero then takes less than n * tiny * (2^SHIFT + CAP) from a sum of n terms,
+// whether K, U or their product underflowed. A finite sum above n * CERTAIN, which is that loss over the rounding unit,
+// is right to rounding. SHIFT splits the exponents between K and the scalings: without it half of the range that a
+// problem may span is lost. The shift (none for method LOG, which would lose digits to it) and min C are absorbed by
+// the logits of the rows; a power of 2 that moves between rows and columns ("gauge") balances the two sides.
 
 template <class T>
 struct Range;
@@ -27,7 +26,7 @@ struct Range<double> {
     static constexpr double CAP = 0x1p480, CERTAIN = 0x1p-489;  // 2^(-1022 + 480 + 1 + 52)
 };
 
-// Method: the multiplicative form alone, certified with log-sum-exp for what fails, log-sum-exp alone.
+// Method: scalings alone; scalings, with log-sum-exp for entries that are not certified; log-sum-exp alone.
 constexpr int SCALING = 0, AUTO = 1, LOG = 2;
 
 __device__ inline REAL shift_of(int method) {
@@ -68,7 +67,7 @@ struct Costs {
     }
 };
 
-// log2 sum_s 2^(logits_s) K_ks, but for K's shift, for the lanes that want it. The whole warp must come here.
+// log2 sum_s 2^(logits_s) K_ks, without the shift of K, for the lanes that are `wanted`. The whole warp must call this.
 __device__ inline REAL log_sum(bool wanted, const Costs& costs, long long k, long long terms, const REAL* logits) {
     unsigned left = __ballot_sync(FULL_WARP, wanted);
     int lane = threadIdx.x % 32;
@@ -109,7 +108,7 @@ struct Entry {
     REAL scaling, logit, deviation;
 };
 
-// The update that a certified sum asks for; with measure, only what the old entry deviates by.
+// The update of an entry whose sum is certified; with measure, only the deviation of the old entry.
 __device__ inline Entry updated_by_sum(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure) {
     REAL ratio = in_range(old.scaling) ? old.scaling * (sum / weight)
                                        : power_of_two(old.logit + (log_two(sum) - log_two(weight)));
@@ -128,8 +127,8 @@ __device__ inline Entry updated_by_log(const Entry& old, REAL log_sum, REAL weig
     return {capped(power_of_two(logit)), logit, weight * magnitude(1 - factor)};
 }
 
-// A half-step of one entry per lane: range check, update or measurement. The whole warp must come here; a lane
-// without an entry has weight 0. `logits` and `terms` belong to the other side, which is summed over.
+// A half-step of one entry per lane: range check, update or measurement. The whole warp must call this; a lane without
+// an entry has weight 0. `logits` and `terms` belong to the other side, which is summed over.
 __device__ inline Entry half_step(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure, int method,
                                   const Costs& costs, long long k, long long terms, const REAL* logits) {
     bool carries = weight > 0;
@@ -137,12 +136,12 @@ __device__ inline Entry half_step(const Entry& old, REAL sum, REAL weight, REAL 
     REAL logarithm = method == SCALING ? REAL(0) : log_sum(fails, costs, k, terms, logits) + shift_of(method);
     if (!carries) return {REAL(0), -infinity(), REAL(0)};
     if (!fails) return updated_by_sum(old, sum, weight, omega, measure);
-    if (method == SCALING) return {old.scaling, old.logit, infinity()};  // stands still, and says so
+    if (method == SCALING) return {old.scaling, old.logit, infinity()};  // the host sees the error
     return updated_by_log(old, logarithm, weight, omega, measure);
 }
 
 __device__ inline REAL moved(REAL scaling, REAL logit, REAL by) {
-    // A power of 2 changes no digit; what was out of range comes back from its logarithm.
+    // A power of 2 changes no digit; a scaling that was out of range is recomputed from its logarithm.
     return capped(in_range(scaling) && magnitude(by) < 60 ? scaling * power_of_two(by) : power_of_two(logit));
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cusink.checks.weights import first_bad_weight, first_index, first_unequal_mass
 from cusink.costs.clouds import METRICS, PointCloud
-from cusink.costs.grid import Grid
+from cusink.costs.grid import SEPARABLE, Grid
 from cusink.costs.kinds import data_of, named_arrays
 from cusink.costs.matrix import cost_matrix
 from cusink.types import HostArray
@@ -23,7 +23,6 @@ __all__ = [
 
 
 STORED = 1 << 20  # entries of a cost up to which it is a matrix; beyond, it stays points or a grid
-SEPARABLE = ("sqeuclidean", "cityblock")
 NO_UNIT = "--scale-cost: the cost must have a positive entry to be divided by; leave it out"
 
 
@@ -151,7 +150,7 @@ def cost(given: Namespace, dtype: Any, sparse: bool) -> tuple[Any, str]:
     return _of_points(points, metric, given.scale_cost, sparse, dtype, "--points"), words
 
 
-def _of_points(points: list[HostArray], metric: str, scale: bool, sparse: bool, dtype: Any, option: str) -> Any:
+def _of_points(points: list[HostArray], metric: Any, scale: bool, sparse: bool, dtype: Any, option: str) -> Any:
     try:
         stays = (len(points[0]) * len(points[-1]) > STORED or sparse) and metric in METRICS
         if stays:
@@ -201,7 +200,7 @@ def _farthest(x: HostArray, y: HostArray, norm: str) -> float:
     return largest
 
 
-def _grid(shape: tuple[int, ...], metric: str, scale: bool) -> Grid:
+def _grid(shape: tuple[int, ...], metric: Any, scale: bool) -> Grid:
     if not scale:
         return Grid(shape, metric)
     largest = Grid(shape, metric).max()

@@ -1,4 +1,4 @@
-"""Blocks: pieces of the pairs of a batch of problems, for work whose memory must not grow with their number."""
+"""Blocks of the pairs of bins of many problems, for work whose memory must not grow with their number."""
 
 from collections.abc import Iterator
 

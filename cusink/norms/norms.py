@@ -5,6 +5,7 @@ from typing import overload
 
 import numpy as np
 
+from cusink.backends.profile import Profile
 from cusink.errors import memory_advice
 from cusink.norms import checks
 from cusink.norms.checks import WeightedPoints
@@ -12,7 +13,6 @@ from cusink.norms.products import (
     ADVICE,
     Kernel,
     KernelGradients,
-    Profile,
     backend,
     bilinear_adjoint,
     gradients,

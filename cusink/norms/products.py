@@ -2,11 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from cusink.backends.numpy import sums
+from cusink.backends.profile import Profile
 from cusink.errors import memory_advice
 from cusink.norms import checks
 from cusink.norms.checks import WeightedPoints
@@ -25,19 +26,6 @@ ADVICE = "Nothing of the size of all pairs is made: pass fewer points or problem
 
 Kernel: TypeAlias = Literal["gaussian", "laplace", "energy"]
 LogKernel: TypeAlias = Literal["gaussian", "laplace", "energy", "exponential"]
-
-
-class Profile(NamedTuple):
-    """A radial kernel k as a function of q = |x - y|^2, in one of three forms of log k.
-
-    "linear" is ``rate * q``, "root" ``rate * sqrt(q + shift)``, "log" ``rate * log(q + shift)``. The gradient of log k
-    with respect to x is ``slope * (x - y)`` divided by 1, ``sqrt(q + shift)`` or ``q + shift``.
-    """
-
-    form: Literal["linear", "root", "log"]
-    rate: float
-    shift: float
-    slope: float
 
 
 class KernelSums(Protocol):

@@ -68,8 +68,8 @@ class Graph:
         self.launches = launches
 
     def launch(self):
-        for launch in self.launches:
-            launch()
+        for run in self.launches:
+            run()
 
 
 class Stream:
@@ -167,7 +167,7 @@ def backend(cupy, kernel_of):
 
 
 def loaded_backend():
-    """Names of the loaded modules of the backend that hold the array module ``cupy``."""
+    """Return the names of the loaded modules of the backend that hold the array module ``cupy``."""
     return [name for name in sys.modules if name.startswith(f"{PACKAGE}.") and name[len(PACKAGE) + 1 :] not in HOST]
 
 
@@ -215,7 +215,7 @@ def swapped(one, other):
 
 
 def force(configure):
-    """Let `configure` choose the launches in place of `cusink.backends.cupy.launch.configure`, until the backend ends."""
+    """Let `configure` choose launches in place of `cusink.backends.cupy.launch.configure`, until the backend ends."""
     launch.configure = configure
 
 

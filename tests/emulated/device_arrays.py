@@ -115,7 +115,7 @@ def index_of(key):
 
 
 def taken_in(x):
-    """Return the values that NumPy is to compute with; refuse an array of NumPy's own."""
+    """Return the array that NumPy computes with; an array of NumPy's own is refused."""
     if isinstance(x, ndarray):
         return x._host
     if isinstance(x, np.ndarray):
@@ -124,14 +124,14 @@ def taken_in(x):
 
 
 def given_out(x):
-    """Return NumPy's results as arrays of the device."""
+    """Return results of NumPy as arrays of the device."""
     if isinstance(x, (np.ndarray, np.generic)):
         return ndarray(np.asarray(x))
     return type(x)(map(given_out, x)) if type(x) in (list, tuple) else x
 
 
 def on_device(name, function):
-    """Return a function or method of NumPy's as one of the device."""
+    """Return a function or method of NumPy as one of the device."""
 
     def call(*args, **options):
         if cupy_stand_in.Capture.launches is not None:
@@ -145,7 +145,7 @@ def on_device(name, function):
 
 
 def from_host(name):
-    """Return a function that takes arrays of either library; a list of device arrays would be copied one by one."""
+    """Return a function that takes arrays of either library; it copies a list of device arrays one by one."""
 
     def call(x, *args, **options):
         if isinstance(x, ndarray):
@@ -156,7 +156,7 @@ def from_host(name):
 
 
 def module(real):
-    """Return a module object to stand in for cupy; `real`, the installed one or None, says which names there are."""
+    """Return a module object to stand in for cupy; `real`, if installed, says which names there are."""
     stand_in = types.ModuleType("cupy")
     base = cupy_stand_in.module()
 

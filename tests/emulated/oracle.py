@@ -1,6 +1,7 @@
 """What the kernels must compute, in plain NumPy; float64 is the oracle, float32 the naive solution to compare with.
 
-Imports nothing of cusink. Arrays as in ``cusink/costs/operators.py``: C (n, m) or (B, n, m), logits p (B, n), q (B, m).
+Imports nothing of cusink. Arrays as in ``cusink/costs/operators.py``: C (n, m) or (B, n, m), logits p (B, n) and
+q (B, m).
 """
 
 import numpy as np
@@ -51,7 +52,7 @@ def logits(weights, potential, eps):
 
 
 def relax(old, plain, omega, eps, weights):
-    """Return the over-relaxed potential that raises the dual objective; `plain` for omega 1 and zero weights."""
+    """Return the over-relaxed potential of which every step raises the dual; `plain` for omega 1 and zero weights."""
     excess = omega[:, None] - 1
     with np.errstate(all="ignore"):
         relaxed = plain + eps * np.log(excess + np.maximum(1 - excess * np.exp((old - plain) / eps), 0))

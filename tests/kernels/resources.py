@@ -150,7 +150,7 @@ def compile_all(files, dtypes=DTYPES, architectures=ARCHITECTURES, processes=2):
 
 
 def allowance(used):
-    """Return the budget for a measured `used`: registers up to the next multiple of 8 with 2 free, the rest as is.
+    """Return the budget for a measured `used`: registers up to the next multiple of 8 that leaves 2 free.
 
     The hardware hands out registers by 8, so fewer cannot be told apart; 2 are for the next release of the compiler.
     """

@@ -12,7 +12,7 @@ import cusink
 from cusink.backends.numpy.documents import iteration
 from cusink.backends.numpy.documents.buffers import Buffers, Loan, PairCosts
 from cusink.backends.numpy.documents.costs import squared_distances
-from cusink.backends.numpy.documents.groups import Group
+from cusink.backends.numpy.documents.tiles import PairTile
 from cusink.convergence.options import Options
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.documents import pairs as documents_pairs
@@ -84,7 +84,7 @@ def test_every_pair_has_the_value_of_its_dense_problem(cost, dtype):
 @pytest.mark.parametrize("group", [1, 1 << 30])
 def test_neither_padding_nor_company_shows_in_a_value(group, limits):
     """Alone, in any order, in groups of one or all in one: only the order of sums may differ."""
-    limits(document_group_bytes=group, document_group_pairs=100)
+    limits(document_tile_bytes=group, document_tile_pairs=100)
     A, B, C = corpus((12, 30), seed=1), corpus(), cusink.cost_matrix(vectors(), metric="euclidean")
     both = cusink.distance_matrix(A, B, C, eps=0.2, **exactly(9))
     order = np.random.default_rng(3).permutation(B.shape[0])
@@ -103,10 +103,10 @@ def test_neither_padding_nor_company_shows_in_a_value(group, limits):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pairs_stop_by_themselves_and_converge_to_the_optimum(dtype, limits, monkeypatch):
-    limits(document_group_pairs=2)  # several groups, that are joined as pairs leave
+    limits(document_tile_pairs=2)  # several groups, that are joined as pairs leave
     joins = []
-    real = iteration.joined
-    monkeypatch.setattr(iteration, "joined", lambda groups: joins.append(len(groups)) or real(groups))
+    real = iteration.join_tiles
+    monkeypatch.setattr(iteration, "join_tiles", lambda tiles: joins.append(len(tiles)) or real(tiles))
     X, A, eps, tol = vectors(dtype), corpus((3, 9, 34), dtype, 1), 1.0, 1e-9 if dtype == np.float64 else 1e-5
     B = sparse.vstack([corpus(dtype=dtype), A], format="csr")  # each of A meets itself as well
     C = cdist(X.astype(np.float64), X.astype(np.float64))
@@ -137,8 +137,8 @@ def test_steep_costs_leave_the_fast_form_and_lose_nothing(steep, dtype):
 
 
 def test_steep_costs_take_log_sum_exp_where_they_must(monkeypatch):
-    taken, real = [], Group._log_step
-    monkeypatch.setattr(Group, "_log_step", lambda *args: taken.append(len(args[1])) or real(*args))
+    taken, real = [], PairTile._log_step
+    monkeypatch.setattr(PairTile, "_log_step", lambda *args: taken.append(len(args[1])) or real(*args))
     C = cusink.cost_matrix(vectors(np.float32, d=2), metric="euclidean")
     A = corpus((40,), np.float32, 1)
     for eps, steps in ((float(C.max()), False), (float(C.max()) / 20000, True)):
@@ -489,8 +489,8 @@ def test_a_library_gets_arrays_of_its_own(xp):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_very_steep_costs_are_annealed(dtype, monkeypatch):
     """Beyond 2000 eps a problem starts from potentials of a larger eps, which its kernel absorbs."""
-    starts, real = [], iteration.start_group
-    monkeypatch.setattr(iteration, "start_group", lambda *args: starts.append(bool(args[5].any())) or real(*args))
+    starts, real = [], iteration.start_tile
+    monkeypatch.setattr(iteration, "start_tile", lambda *args: starts.append(bool(args[5].any())) or real(*args))
     X, A, B = vectors(dtype, d=2), corpus((8, 1), dtype, 1), corpus((20, 5, 33), dtype)
     C = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean").astype(dtype)
     eps, tol = float(C.max()) / 5000, 1e-4

@@ -21,7 +21,7 @@ class Form(Protocol):
     """A way to iterate; it holds the cost, and `State` holds the problems."""
 
     def offsets(self, B: int, index: Array | None) -> Array:
-        """Return what the form takes out of the logits of the rows (B,)."""
+        """Return the constants (B,) that the form subtracts from the logits of the rows."""
 
     def run(self, state: State, omega: Array, count: int) -> Array:
         """Take `count` iterations, or for 0 one plain f-update; return the marginal errors (B,), as mass."""
@@ -136,7 +136,7 @@ class FusedForm(ScalingForm):
 
 
 class HalfStep(NamedTuple):
-    """Arrays of ``scaling_update``: what a half-step changes, and what it reads."""
+    """Arrays of ``scaling_update``: a half-step changes the first three and reads the others."""
 
     scaling: Array  # (B, kept)
     logit: Array  # (B, kept)

@@ -20,7 +20,7 @@ MOST_BLOCKS = 2**31 - 1
 MOST_THREADS = 512  # __launch_bounds__ of every kernel but those of point_products.cu
 MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
-NEAR, CHUNK, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
+NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
 POINTS = 64  # that a block keeps, as in point_reduction.cuh
 DOCUMENT_COORDINATES = 8  # staged at once, as in documents.cu
@@ -29,7 +29,7 @@ PLAIN_SHARED_MEMORY = 48 << 10  # bytes of a block; a kernel has to opt in to mo
 OWN_SHARED_MEMORY = 1024  # bytes that cover the static shared memory of a kernel and what the system keeps
 TILED_FROM = 8  # problems from which on a shared cost is read once for several of them
 
-# REALs of the state of a thread, and of what it reads per summed index.
+# REALs of the state of a thread, and REALs that it reads per summed index.
 STATE = {"softmin": 2, "apply_plan": 2, "c_transform": 1, "transport_cost": 2}
 SUMMED = {"softmin": 1, "apply_plan": 2, "c_transform": 1, "transport_cost": 1}
 FILE = {"softmin": "softmin.cu", "apply_plan": "apply_plan.cu", "c_transform": "c_transform.cu"}
@@ -60,7 +60,7 @@ class Launch(NamedTuple):
 
 
 class DocumentLaunch(NamedTuple):
-    """The launch of ``documents``, and what its blocks keep in global memory."""
+    """The launch of ``documents``, and the global memory of its blocks."""
 
     launch: Launch
     scratch: int  # REALs of global memory of each block, 0 for none
@@ -134,11 +134,11 @@ def configure(
 
 def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int) -> int:
     """Return the bytes of dynamic shared memory of ``iterate.cu``: K | u | p | v | q | parts | deviations."""
-    rows, columns, row_chunks, column_chunks = -(-n // 4) * 4, -(-m // 4) * 4, -(-n // 32), -(-m // 32)
+    rows, columns, row_tiles, column_tiles = -(-n // 4) * 4, -(-m // 4) * 4, -(-n // 32), -(-m // 32)
     kernel = rows * (columns + 1)
     state = 2 * problems * (rows + columns)
-    parts = problems * 32 * max(warps, row_chunks, column_chunks)
-    return itemsize * (kernel + state + parts + problems * (row_chunks + column_chunks))
+    parts = problems * 32 * max(warps, row_tiles, column_tiles)
+    return itemsize * (kernel + state + parts + problems * (row_tiles + column_tiles))
 
 
 def configure_documents(pairs: int, n: int, m: int, dtype: npt.DTypeLike, device: Device) -> DocumentLaunch:
@@ -192,20 +192,20 @@ def _reduction(
 
 def _pairs(operator: str, B: int, n: int, m: int, d: int, size: int, device: Device) -> Launch:
     slopes = operator == "kernel_slopes"
-    units = B * -(-n // 32) * (-(-d // CHUNK) if slopes and d > NEAR else 1)
+    units = B * -(-n // 32) * (-(-d // COORDINATES) if slopes and d > NEAR else 1)
     few = units < 8 * device.multiprocessors
     if d <= NEAR:
         warps = _power_of_two(-(-m // 32), 16 if few else 4)
         return Launch("kernel_product.cu", operator, _blocks(units), 32 * warps, 32 * warps * -(-6 * size // 16) * 16)
     warps = _power_of_two(-(-m // GROUP), 8 if few else 4)
-    shared = size * wide_shared(warps, PAIR_STATE[operator] + CHUNK * slopes)
+    shared = size * wide_shared(warps, PAIR_STATE[operator] + COORDINATES * slopes)
     return Launch("kernel_product.cu", operator + "_wide", _blocks(units), 32 * warps, shared)
 
 
 def wide_shared(warps: int, state: int) -> int:
     """Return the REALs of dynamic shared memory of ``walk_wide``: y | x | values | logits, or a state per thread."""
     sources = GROUP * warps
-    return max(CHUNK * sources + 32 * (CHUNK + 1) + 2 * sources, 32 * warps * state)
+    return max(COORDINATES * sources + 32 * (COORDINATES + 1) + 2 * sources, 32 * warps * state)
 
 
 def _points(operator: str, B: int, kept: int, summed: int, d: int, size: int, device: Device) -> Launch | None:

@@ -150,7 +150,7 @@ def _module(file: str, dtype: np.dtype[Any], device: int) -> Any:  # noqa: ARG00
 
 
 def _first_error(log: str) -> str:
-    """Return the line of a compiler log (or of any other message) that says what is wrong."""
+    """Return the line of a compiler log (or of any other message) with the first error."""
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
     first = next((line for line in lines if re.search(r"\berror\b", line)), lines[0])
     if "libnvrtc" in log:

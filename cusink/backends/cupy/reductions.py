@@ -124,10 +124,10 @@ def bilinear(C: Array, x: Array, y: Array) -> Array:
 
 
 def _cost_index(launch: Launch, index: Array | None) -> tuple[Array, ...]:
-    """Return the argument that says which cost a problem has, if the kernel takes it: tiled ones share one cost."""
+    """Return the index of the cost of each problem, if the kernel has this parameter: tiled ones share one cost."""
     return () if "_tiled" in launch.kernel else (NULL if index is None else index,)
 
 
 def _cost_stride(launch: Launch, C: Array) -> tuple[np.int64, ...]:
-    """Return the argument that says how far apart the costs of two problems lie, if the kernel takes it."""
+    """Return the distance between the costs of two problems, if the kernel has this parameter."""
     return () if "_tiled" in launch.kernel else (np.int64(0 if C.ndim == 2 else C.shape[1] * C.shape[2]),)

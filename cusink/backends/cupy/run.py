@@ -16,7 +16,7 @@ NULL = np.int64(0)  # a null pointer
 
 
 def find_launch(operator: str, B: int, n: int, m: int, dtype: np.dtype[Any], **options: int) -> Launch | None:
-    """Return what `cusink.backends.cupy.launch.configure` chooses for the current device."""
+    """Return the launch that `cusink.backends.cupy.launch.configure` chooses for the current device."""
     launch: Launch | None = launches.configure(operator, B, n, m, dtype.name, device(), **options)
     return launch
 

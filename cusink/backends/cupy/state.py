@@ -20,8 +20,8 @@ class State:
     p: Array  # (B, n), logits of the rows
     v: Array  # (B, m)
     q: Array  # (B, m)
-    level: Array  # (B,), the gauge: what balancing has moved from the rows to the columns
-    offset: Array  # (B,), what the form has taken out of the logits of the rows
+    level: Array  # (B,), the gauge: the logits that balancing has moved from the rows to the columns
+    offset: Array  # (B,), the constants of `Form.offsets`
     mass: Array  # (B,), kept so that a check does not have to sum the weights again
     index: Array | None  # (B,), which of the costs each problem has; None for a shared cost
 

@@ -15,7 +15,7 @@ from cusink.backends.numpy.dense import to_host
 from cusink.backends.numpy.forms.form import Finished, Form
 from cusink.backends.numpy.forms.log import LogForm, LogReductions, finish_log
 from cusink.backends.numpy.forms.shared import SharedKernel
-from cusink.backends.numpy.means import Group, shared_means, tile_means
+from cusink.backends.numpy.means import IndexedMeans, shared_means, tile_means
 from cusink.backends.numpy.softmin import KernelSoftmin
 from cusink.backends.numpy.softmin import repeated_softmin as repeated_dense
 from cusink.costs.grid import GridCosts
@@ -90,7 +90,9 @@ def bilinear(C: GridCosts, x: HostArray, y: HostArray) -> Array:
     return grid.bilinear(np, C, x, y)
 
 
-def plan_means(C: GridCosts, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float) -> Iterator[Group]:
+def plan_means(
+    C: GridCosts, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float
+) -> Iterator[IndexedMeans]:
     """Iterate over ``(index, means)``, see `cusink.costs.operators`."""
     rest = np.arange(len(a))
     for dtype in dict.fromkeys((a.dtype, np.dtype(np.float64))):

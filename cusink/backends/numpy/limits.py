@@ -28,9 +28,9 @@ class Limits:
     product_multiplications: int = 1 << 18  # up to which OpenBLAS leaves a product to the thread that calls it
     difference_coordinates: int = 1 << 18  # that are subtracted at a time where near points are repaired
 
-    document_group_bytes: int = 1 << 22  # of kernels that are multiplied in turn: they stay in the cache meanwhile
-    document_group_pairs: int = 32  # from which on a group takes only pairs of like sizes
-    document_size_ratio: float = 1.5  # between the largest and the smallest pair of such a group
+    document_tile_bytes: int = 1 << 22  # of kernels that are multiplied in turn: they stay in the cache meanwhile
+    document_tile_pairs: int = 32  # from which on a tile takes only pairs of like sizes
+    document_size_ratio: float = 1.5  # between the largest and the smallest pair of such a tile
 
     sum_block_columns: int = 4096  # long rows
     sum_block_entries: int = 1 << 16  # two or three arrays that fit into the cache of a core

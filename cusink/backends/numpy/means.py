@@ -17,10 +17,12 @@ from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.costs.operators import Means
 from cusink.types import Array, Axis, HostArray
 
-Group = tuple[HostArray, Means]  # numbers of problems, and their means
+IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 
 
-def plan_means(C: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float) -> Iterator[Group]:
+def plan_means(
+    C: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float
+) -> Iterator[IndexedMeans]:
     """Iterate over ``(index, means)``, see `cusink.costs.operators`."""
     rest = np.arange(len(a))
     if C.ndim == 2:
@@ -31,7 +33,7 @@ def plan_means(C: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostAr
 
 def tile_means(
     C: HostArray, rest: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float
-) -> Iterator[Group]:
+) -> Iterator[IndexedMeans]:
     """Iterate over ``(index, means)`` of the problems at `rest`, for any range of costs."""
     size = max(1, limits.LIMITS.kernel_tile_bytes // (C.shape[-2] * C.shape[-1] * 8))
     for start in range(0, len(rest), size):
@@ -41,7 +43,7 @@ def tile_means(
 
 def shared_means(
     kernel: Kernel, rest: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostArray
-) -> Generator[Group, None, HostArray]:
+) -> Generator[IndexedMeans, None, HostArray]:
     """Iterate over ``(index, means)`` of those problems at `rest` that are in the range of their common kernel.
 
     Returns the others.

@@ -52,20 +52,15 @@ def prepare(case, xp):
 
 
 def softmin_points(case, xp, rng):
-    from cusink.backends.operators import ops_for
-
     x, y = clouds(case, xp, rng)
     logits, eps = xp.asarray(rng.normal(size=(1, case.m)).astype(case.dtype)), NEAR * case.d / 6
     rows = xp.asarray(rng.choice(case.n, min(64, case.n), replace=False))
-    costs = stored_as_points(xp, x, y)
-    ops = ops_for(costs)
+    C = point_cost(xp, x, y)
 
     def answer(dtype):
         return softmin(xp, x[rows].astype(dtype), y.astype(dtype), logits[0].astype(dtype), eps)
 
-    return lambda: ops.softmin(costs, logits, eps, 1), judged(
-        case, xp, lambda found: found[0][rows], answer, unit=case.d
-    )
+    return lambda: C.softmin(logits, eps, 1), judged(case, xp, lambda found: found[0][rows], answer, unit=case.d)
 
 
 def kernel_product(case, xp, rng):
@@ -86,19 +81,18 @@ def kernel_product(case, xp, rng):
 
 def softmin_products(case, xp, rng):
     """Alternating iterations, g first, that start at 0."""
-    from cusink.backends.operators import ops_for
-
     x, y = clouds(case, xp, rng)
     a, b, eps, answer = alternating(case, xp, x, y)
-    costs = dataclasses.replace(stored_as_points(xp, x, y), memory_limit=0)
-    iteration = ops_for(costs).Iteration(costs, a[None], b[None], eps, 0 * a[None], 0 * b[None], "log")
+    C = point_cost(xp, x, y)
+    C = dataclasses.replace(C, data=dataclasses.replace(C.data, memory_limit=0))
+    iteration = C.iteration(a[None], b[None], eps, 0 * a[None], 0 * b[None], "log")
     omega, first = np.ones(1), np.arange(1)
 
     def potentials(_):
         return xp.concatenate([w[0] for w in start.finish(first)[:2]])
 
     # Timed is one object that goes on; judged is another that has just started.
-    start = ops_for(costs).Iteration(costs, a[None], b[None], eps, 0 * a[None], 0 * b[None], "log")
+    start = C.iteration(a[None], b[None], eps, 0 * a[None], 0 * b[None], "log")
     start.advance(omega, case.count)
     return lambda: iteration.advance(omega, case.count), judged(case, xp, potentials, answer, unit=case.d)
 
@@ -190,12 +184,12 @@ def clouds(case, xp, rng):
     return (xp.asarray(rng.random((size, case.d)).astype(case.dtype)) for size in (case.n, case.m))
 
 
-def stored_as_points(xp, x, y):
-    """Return the costs between two clouds as the operators take them."""
+def point_cost(xp, x, y):
+    """Return the cost between two clouds as an operand."""
     import cusink
-    from cusink.costs.operand import costs_of
+    from cusink.operand import operand
 
-    return costs_of(cusink.PointCloud(x, y), xp, x.dtype, (x, y))
+    return operand(cusink.PointCloud(x, y), xp, x.dtype, [x, y])
 
 
 def alternating(case, xp, x, y):

@@ -23,7 +23,7 @@ SIZES = (17, 3, 1, 40)
     params=[99 << 10, 8 << 10, 3 << 10], ids=["all in shared memory", "the tile outside", "the coordinates outside too"]
 )
 def device(request):
-    """The stand-in for CuPy, with so much shared memory for a block."""
+    """Yield the stand-in for CuPy, with so much shared memory for a block."""
     with operators(shared_memory=request.param) as ops:
         yield ops
 
@@ -134,10 +134,11 @@ def test_the_launch_follows_from_the_sizes():
 def test_no_launch_asks_for_more_shared_memory_than_the_device_has(dtype, device):
     size = np.dtype(dtype).itemsize
     for n in (10, 200, 745, 1490, 2642, 4000):
-        try:
-            launch, scratch, stage_outside = cupy_launch.configure_documents(10**6, n, n, dtype, device)
-        except ValueError as error:
-            assert 4 * n * size > device.shared_memory - 1024 and "do not fit into the shared memory" in str(error)
+        sizes = 10**6, n, n, dtype, device
+        if 4 * n * size > device.shared_memory - 1024:
+            with pytest.raises(ValueError, match="do not fit into the shared memory"):
+                cupy_launch.configure_documents(*sizes)
             continue
+        launch, scratch, stage_outside = cupy_launch.configure_documents(*sizes)
         assert launch.shared <= device.shared_memory - 1024
         assert scratch == (n * (n | 1) + 18 * n * stage_outside) * bool(scratch)

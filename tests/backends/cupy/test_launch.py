@@ -102,7 +102,7 @@ def test_the_fused_kernel_takes_what_fits_and_fills_the_device():
 
 
 def test_shared_memory_counts_what_the_fused_kernel_lays_out():
-    # K 4 x 5; u, p 4 each; v, q 4 each; 32 words for each of 2 warps; one chunk of rows and one of columns.
+    # K 4 x 5; u, p 4 each; v, q 4 each; 32 words for each of 2 warps; one tile of rows and one of columns.
     assert shared_memory(1, 3, 4, 2, 8) == 8 * (20 + 8 + 8 + 64 + 2)
     assert shared_memory(2, 3, 4, 2, 8) == 8 * (20 + 2 * (8 + 8 + 64 + 2))
 

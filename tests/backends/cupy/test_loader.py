@@ -272,7 +272,7 @@ def test_the_loader_alone_makes_kernels():
 
 @pytest.fixture
 def cupy_disk_cache(tmp_path, monkeypatch):
-    """Return a function that compiles with the real CuPy and its disk cache, without a driver, to a binary."""
+    """Return a function from source to binary: the compiler and disk cache of the real CuPy, without a driver."""
     pytest.importorskip("cupy", exc_type=ImportError)
     from cupy.cuda import compiler
 

@@ -1,6 +1,6 @@
 """The kernel of one problem between two clouds in NumPy, with its potentials absorbed, in blocks of rows.
 
-Near the solution every sum of ``A = exp((f + g - C) / eps)`` is about 1, whatever the range of C / eps, and most pairs
+Near the solution every sum of ``A = exp((f + g - C) / eps)`` is about 1 for any range of C / eps, and most pairs
 add nothing to it: a block holds only the columns in which it has an entry above `least`. As its rows are neighbours,
 these are few where eps is small. Blocks are kept as far as memory allows, and made when they are needed beyond that.
 """
@@ -109,7 +109,7 @@ class PlanKernel:
                     continue
                 A, columns = self.kept[k], self._columns_of(k)
                 here = tiles_of(columns)
-                for rows, part in self._row_parts(k, A):
+                for rows, part in self._kept_rows(k, A):
                     if here is not None:
                         np.matmul(part, here.reshape(-1), out=T[rows])
                     if weigh is not None:
@@ -165,7 +165,7 @@ class PlanKernel:
         self.kept[k] = self._place((rows, tiles * width))
         return np.exp(block, out=self.kept[k].reshape(rows, tiles, width).transpose(1, 0, 2)), columns
 
-    def _row_parts(self, k: int, A: HostArray) -> Iterator[tuple[slice, HostArray]]:
+    def _kept_rows(self, k: int, A: HostArray) -> Iterator[tuple[slice, HostArray]]:
         """Iterate over slices of rows of a kept block, with as many entries as BLAS takes on the thread that calls."""
         start, stop = self.side.blocks[k].start, self.side.blocks[k].stop
         step = max(1, limits.LIMITS.cloud_block_entries // A.shape[1])

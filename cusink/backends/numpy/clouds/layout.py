@@ -77,20 +77,20 @@ class SortedClouds:
 def neighbours(x: HostArray, leaf: int) -> HostArray:
     """Return an order of the points x (n, d) that puts neighbours together: halved along the widest axis, recursively.
 
-    All parts but the last have whole leaves.
+    Whole leaves come first; only the last one may have fewer points.
     """
-    parts, stack = [], [np.arange(len(x))]
+    leaves, stack = [], [np.arange(len(x))]
     while stack:
         index = stack.pop()
         if len(index) <= leaf:
-            parts.append(index)
+            leaves.append(index)
             continue
         points = x[index]
         along = points[:, np.argmax(points.max(axis=0) - points.min(axis=0))]
         half = -(-len(index) // (2 * leaf)) * leaf
         index = index[np.argpartition(along, half)]
         stack += [index[half:], index[:half]]
-    return np.concatenate(parts)
+    return np.concatenate(leaves)
 
 
 class CloudSide:

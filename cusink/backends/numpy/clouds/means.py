@@ -18,7 +18,7 @@ from cusink.types import Array, Axis, HostArray
 
 def plan_means(
     C: PointCosts, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float
-) -> Iterator[dense.Group]:
+) -> Iterator[dense.IndexedMeans]:
     """Iterate over ``(index, means)``, see `cusink.costs.operators`."""
     rest = np.arange(len(a))
     n, m = C.shape[-2:]

@@ -13,7 +13,7 @@ from cusink.types import Array, Axis, HostArray
 
 
 class Kernel(Protocol):
-    """``K = 2**s exp((shift - C) / eps)`` (n, m) of one cost, whatever its form. Problems are columns."""
+    """``K = 2**s exp((shift - C) / eps)`` (n, m) of a cost of any kind. Problems are columns."""
 
     C: Any
     eps: float

@@ -18,7 +18,7 @@ from cusink.types import Axis, HostArray
 class OwnKernel(LogForm):
     """Problems as float64 potentials, which the kernels ``A = exp((f + g - C) / eps)`` of a running tile absorb.
 
-    Near the solution all sums with A are about 1, whatever the range of C / eps; A itself is at most 1 / weight.
+    Near the solution all sums with A are about 1 for any range of C / eps; A itself is at most 1 / weight.
     Where a product cannot be certified nevertheless, the problem takes that half-step as log-sum-exp and absorbs its
     potentials again. At most a tile of kernels exists at a time, never one for every problem.
     """

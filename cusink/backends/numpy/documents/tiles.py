@@ -18,7 +18,7 @@ FAR = 2.0**40  # a scaling by which potentials have moved so far that the kernel
 
 
 class Extent(NamedTuple):
-    """Bounds on the numbers of a group, for the certificate of its sums."""
+    """Bounds on the numbers of a tile, for the certificate of its sums."""
 
     lost: tuple[float, float]  # what a sum over one side can lose, per unit of the entries, over the machine epsilon
     heaviest: tuple[float, float]  # weights
@@ -26,7 +26,7 @@ class Extent(NamedTuple):
 
 
 @dataclasses.dataclass(eq=False)
-class Group:
+class PairTile:
     """Problems with kernels ``A = exp((f + g - C) / eps)`` (B, m, n), transposed as they were gathered.
 
     The kernels absorb potentials f, g and stay, while the scalings p (B, n) and q (B, m), weights included, move on: at
@@ -119,8 +119,8 @@ class Group:
             f[lost], g[lost], cost[lost], error[lost] = finish_log(own, a[lost], b[lost], g[lost], eps)
         return f, g, cost, error
 
-    def at(self, index: HostArray) -> "Group":
-        """Return the group of the problems at `index`."""
+    def at(self, index: HostArray) -> "PairTile":
+        """Return the tile of the problems at `index`."""
         names = ("A", "rows", "a", "b", "f", "g", "p", "q", "largest")
         return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
 
@@ -206,13 +206,13 @@ class Group:
         return np.ascontiguousarray(np.swapaxes(self.C[self.rows[rows]], 1, 2))
 
 
-def start_group(
+def start_tile(
     C: HostArray, A: HostArray, a: HostArray, b: HostArray, eps: float, f: HostArray, g: HostArray
-) -> Group:
+) -> PairTile:
     """Return problems that start from the potentials f (B, n) and g (B, m); their kernels are made in A.
 
     Without a start g is the c-transform of f = 0: each column has 1 as its largest entry, and no sum can
-    begin out of range, whatever C / eps. (A c-transform for f as well is a worse start: on documents it took twice the
+    begin out of range, for any C / eps. (A c-transform for f as well is a worse start: on documents it took twice the
     iterations.)
     """
     every = np.arange(len(a))
@@ -224,15 +224,15 @@ def start_group(
         A -= top
         g = -eps * top[:, :, 0].astype(np.float64)
         flush(np.exp(A, out=A))
-    group = Group(C, A, eps, a, b, f, g, a.copy(), b.copy(), np.ones(len(a)), every)
+    tile = PairTile(C, A, eps, a, b, f, g, a.copy(), b.copy(), np.ones(len(a)), every)
     if warm:
-        group.absorb(every)
-    return group
+        tile.absorb(every)
+    return tile
 
 
-def joined(groups: Sequence[Group]) -> Group:
-    """Return one group of several, padded to the width of the last by each problem's first word, without weight."""
-    width = groups[-1].b.shape[1]
+def join_tiles(tiles: Sequence[PairTile]) -> PairTile:
+    """Return one tile of several, padded to the width of the last by each problem's first word, without weight."""
+    width = tiles[-1].b.shape[1]
 
     def together(parts: list[HostArray], weights: bool = False) -> HostArray:
         padded = []
@@ -244,14 +244,14 @@ def joined(groups: Sequence[Group]) -> Group:
             padded.append(part)
         return np.concatenate(padded)
 
-    rest = {name: np.concatenate([getattr(group, name) for group in groups]) for name in ("a", "f", "p", "largest")}
-    return Group(
-        C=together([group.C[group.rows] for group in groups]),
-        A=together([group.A for group in groups]),
-        eps=groups[0].eps,
-        b=together([group.b for group in groups], weights=True),
-        g=together([group.g for group in groups]),
-        q=together([group.q for group in groups], weights=True),
+    rest = {name: np.concatenate([getattr(tile, name) for tile in tiles]) for name in ("a", "f", "p", "largest")}
+    return PairTile(
+        C=together([tile.C[tile.rows] for tile in tiles]),
+        A=together([tile.A for tile in tiles]),
+        eps=tiles[0].eps,
+        b=together([tile.b for tile in tiles], weights=True),
+        g=together([tile.g for tile in tiles]),
+        q=together([tile.q for tile in tiles], weights=True),
         rows=np.arange(len(rest["a"])),
         **rest,
     )
