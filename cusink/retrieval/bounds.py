@@ -144,7 +144,7 @@ def slack(pairs: PairsOnBins, tol: float, mass: float, smallest: float) -> float
 
 
 def bytes_needed(pairs: PairsOnBins, solved: int) -> tuple[int, int]:
-    """Return the least bytes that bounds take, and what one row with cuts from `solved` pairs adds."""
+    """Return the least bytes that bounds take, and those that a row with cuts from `solved` pairs adds."""
     items, itemsize = min(ROWS_PER_BLOCK, pairs.shape[1]), pairs.C.dtype.itemsize
     cuts = min(MOST_PROTOTYPES, pairs.shape[1] // COLUMNS_PER_PROTOTYPE) + solved
     return 4 * items * pairs.C.shape[1] * itemsize, 48 * pairs.shape[1] + 8 * cuts * sum(pairs.C.shape) * itemsize

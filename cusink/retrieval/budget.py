@@ -1,4 +1,4 @@
-"""What share of `memory_limit` is for what; None, for no limit, stays None."""
+"""The shares of `memory_limit` and their uses; None, for no limit, stays None."""
 
 BOUND_BYTES = 1 << 28  # that the bounds of a search take if there is no limit
 

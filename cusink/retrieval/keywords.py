@@ -19,7 +19,7 @@ class SolveKeywords(TypedDict, total=False):
 
 
 class RetrievalKeywords(SolveKeywords, total=False):
-    """The same, and what only one machine offers."""
+    """The same, and the keywords that only one machine offers."""
 
     progress: bool
     on_empty: Literal["nan", "raise"]

@@ -121,8 +121,8 @@ def distance_matrix(
     eps : float
         Regularisation in the unit of `C`.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
-        Which value of `cusink.SinkhornResult` to return, or the Sinkhorn divergence: the `reg_cost` of a pair less half
-        of that of each of the two histograms with itself.
+        Which value of `cusink.SinkhornResult` to return, or the Sinkhorn divergence: the `reg_cost` of a pair minus
+        half the `reg_cost` of each of the two histograms with itself.
     max_iter : int
         Iterations at most, as for `cusink.sinkhorn`.
     tol : float or None

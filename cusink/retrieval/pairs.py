@@ -1,6 +1,6 @@
-"""What every kind of pairs offers, and what those on common bins offer besides.
+"""The contract of pairs of two collections, and that of pairs on common bins.
 
-The searches are written over these contracts; `HistogramPairs` and `DocumentPairs` are the kinds.
+Tiles and searches are written over these contracts; `HistogramPairs` and `DocumentPairs` fulfil them.
 """
 
 from typing import Any, Literal, NamedTuple, Protocol
@@ -63,7 +63,7 @@ class Pairs(Protocol):
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes that a row takes besides, for any number of columns."""
+        """Bytes that a row takes in addition, for any number of columns."""
 
     @property
     def rows_per_call(self) -> int:

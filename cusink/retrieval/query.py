@@ -1,4 +1,4 @@
-"""A search for neighbours: what is asked for, what is found, and how many pairs that took."""
+"""A search for neighbours: the query, the result, and how many pairs it took."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

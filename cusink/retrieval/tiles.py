@@ -43,7 +43,7 @@ class HasSizes(Protocol):
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes that a row takes besides, for any number of columns."""
+        """Bytes that a row takes in addition, for any number of columns."""
 
 
 class Sizes(NamedTuple):

@@ -25,7 +25,7 @@ from cusink.solver.symmetric import self_potentials
 from cusink.types import Array, ArrayModule, HostArray, Value
 
 ROWS_PER_CALL = 8  # solved at once: a round of iterations costs as much for few pairs as for many
-KERNELS_PER_PAIR = 6  # copies of its kernel that a pair takes: costs, kernel, and what finishing it needs
+KERNELS_PER_PAIR = 6  # copies of its kernel that a pair takes: costs, kernel, and the arrays that finish it
 COSTS_PER_ROW = 3  # copies of the costs to a row's words that making them takes
 
 
@@ -93,7 +93,7 @@ class DocumentPairs:
 
     @functools.cached_property
     def setting(self) -> Setting:
-        """What solving on the host needs besides the pairs."""
+        """Regularisation, range of the costs, and memory for solving on the host."""
         return Setting(self.eps, self.span, Buffers())
 
     def solve(self, rows: slice, columns: slice, value: Value, options: Options) -> Solved:

@@ -89,7 +89,7 @@ class NpyDraft:
 
 
 class ZarrDraft:
-    """A Zarr array of format 3 with a chunk for each tile; what is missing reads as NaN."""
+    """A Zarr array of format 3 with a chunk for each tile; missing chunks read as NaN."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -119,8 +119,9 @@ class ZarrDraft:
         self.written.append(self.path / "zarr.json")
         self.sync()
 
-    def open(self, job: Job) -> None:  # noqa: ARG002
+    def open(self, job: Job) -> None:
         """Open the array to write more tiles, and delete files that a killed process had half written."""
+        del job  # an array describes itself
         for rest in self.path.rglob("*.partial"):
             rest.unlink(missing_ok=True)
         self.array = self.zarr.open_array(self.path, mode="r+", config={"write_empty_chunks": True})
@@ -173,7 +174,7 @@ def sync_folder(folder: Path) -> None:
 
 def of_another_layout(path: Path, part: Path, tiles: Path, found: Job) -> str:
     """Return the message for a store whose record has another layout."""
-    age, version = "an older" if found.get("format", 0) < FORMAT else "a newer", found.get("version", "unknown")
+    age, version = "an older" if found["format"] < FORMAT else "a newer", found.get("version", "unknown")
     return (
         f"'out' was begun by {age} version of cusink ({version}), and '{tiles}' has a layout that this version does "
         f"not go on with. Finish it with that version, or delete '{tiles}' and '{part if part.exists() else path}' to "

@@ -1,6 +1,6 @@
-"""The record of a job on disk: what it computes, and which of its tiles are finished.
+"""The record of a job on disk: its inputs and arguments, and which of its tiles are finished.
 
-A file of lines of JSON. The first says what the job is; each further one is a tile, written when its distances are
+A file of lines of JSON. The first describes the job; each further one is a tile, written when its distances are
 safely on the disk. A process that is killed leaves at most one line torn, at the end, where it is recognised.
 """
 
@@ -121,16 +121,22 @@ class Ledger:
             self._file = None
 
     def read(self) -> tuple[Job | None, dict[tuple[int, int], Misses]]:
-        """Return the job (None if none was begun) and its finished tiles, by their first row and column."""
+        """Return the job (None if none was begun) and its finished tiles, by their first row and column.
+
+        The tiles of a job of another format are not read.
+        """
         self.file.seek(0)
         lines = self.file.read().split(b"\n")
-        whole = lines[:-1]  # what follows the last line end is nothing, or torn
+        whole = lines[:-1]  # after the last line end comes nothing, or a torn line
         if lines[-1]:
             self.file.truncate(sum(len(line) + 1 for line in whole))
         if not whole:
             return None, {}
         try:
-            job, *finished = (json.loads(line) for line in whole)
+            job = json.loads(whole[0])
+            if job["format"] != FORMAT:
+                return job, {}
+            finished = (json.loads(line) for line in whole[1:])
             return job, {(tile["at"][0], tile["at"][1]): Misses(tile["missed"], tile["worst"]) for tile in finished}
         except (ValueError, TypeError, KeyError, IndexError):
             raise ValueError(

@@ -1,8 +1,8 @@
 """A matrix on disk that is written tile by tile: a ``.npy`` file or a Zarr array.
 
-While it is written, ``matrix.npy`` is called ``matrix.npy.part``; ``matrix.npy.tiles`` tells what it is and which tiles
-are finished (`Ledger`). A tile is brought to the disk before its line is. So whatever stops the process, a tile that
-is marked is there, and one that is not is written again, to the same bytes.
+While it is written, ``matrix.npy`` is called ``matrix.npy.part``; ``matrix.npy.tiles`` describes the job and lists the
+finished tiles (`Ledger`). A tile reaches the disk before its line does: wherever the process stops, a tile in the list
+is there, and any other is written again, to the same bytes.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ class TileStore:
                 )
 
     def _begin(self) -> None:
-        """Make an empty matrix and write down what it is for; clear up if that fails."""
+        """Make an empty matrix and write down its job; clear up if that fails."""
         try:
             self._keep_off(self.path)
             self._remove()  # of a process that was stopped right here
@@ -126,7 +126,7 @@ class TileStore:
 
     def _go_on(self, found: Job, finished: dict[tuple[int, int], Misses]) -> None:
         """Go on with a job where it was left."""
-        if found.get("format") != FORMAT:
+        if found["format"] != FORMAT:
             raise ValueError(of_another_layout(self.path, self.part, self.ledger.path, found))
         for what, here, there in differences(self.job, found):
             raise ValueError(of_another_job(self.path, what, here, there))
