@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -331,3 +332,15 @@ def test_neighbours_are_an_order_of_neighbours():
     assert sorted(order) == list(range(1000))
     radius = [np.ptp(x[order[k : k + 64]], axis=0).prod() for k in range(0, 960, 64)]
     assert np.median(radius) < 0.1 * np.ptp(x, axis=0).prod()
+
+
+def test_threads_share_one_order_and_no_workspace():
+    C = given(points((900, 2), np.float32), points((800, 2), np.float32, 1))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: sorted_clouds(C, 0), range(16)))
+    assert len(set(map(id, found))) == 1
+    spare = found[0].side(1).workspaces
+    with spare.borrow() as first, spare.borrow() as second:
+        assert first is not second
+    with spare.borrow() as third:
+        assert third in (first, second)

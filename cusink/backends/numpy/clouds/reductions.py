@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from cusink.backends.numpy import limits
-from cusink.backends.numpy import softmin as dense
 from cusink.backends.numpy.clouds.exponents import Exponents, costs, exp_shifted, flat, row_sums
 from cusink.backends.numpy.clouds.layout import ABSENT, CloudSide, Workspace, extended, sorted_clouds
 from cusink.costs.points import PointCosts
@@ -49,13 +47,6 @@ def hardmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolE
         return top
 
     return _each_row(side, largest, pool) * -eps
-
-
-def repeated_softmin(C: PointCosts, eps: float) -> Callable[[Array, Axis], Array]:
-    """Return a function (logits, axis) that is `softmin`; small clouds that problems share become an array."""
-    if C.ndim == 2 and C.shape[0] * C.shape[1] <= limits.LIMITS.cloud_array_pairs:
-        return dense.repeated_softmin(C.block(np), eps)
-    return lambda logits, axis: softmin(C, logits, eps, axis)
 
 
 def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: float, axis: Axis) -> HostArray:

@@ -1,5 +1,6 @@
 """Sinkhorn iterations in the log domain: one exp per problem, i and j in every half-step, right for any range."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,15 +10,14 @@ from cusink.backends.numpy.forms.form import Finished
 from cusink.convergence.marginals import marginal_error
 from cusink.convergence.rules import overrelaxed_log
 from cusink.costs.logits import logits
-from cusink.costs.operators import Softmin, TransportCost
-from cusink.types import Array, HostArray
+from cusink.types import Array, Axis, HostArray
 
 
 class LogReductions(NamedTuple):
     """The reductions of one kind of cost that an iteration in the log domain is made of."""
 
-    softmin: Softmin[Any]
-    transport_cost: TransportCost[Any]
+    softmin: Callable[[Array, HostArray, float, Axis], HostArray]  # of a cost, logits, eps and axis
+    transport_cost: Callable[[Array, HostArray, HostArray, float], HostArray]  # of a cost, logits and eps
 
 
 DENSE = LogReductions(dense.softmin, dense.transport_cost)
@@ -54,9 +54,9 @@ class LogForm:
         C, a, b, eps, softmin = self.cost(), self.a, self.b, self.eps, self.reductions.softmin
         excess = omega[:, None] - 1
         for _ in range(count):
-            after = softmin(C, logits(np, a, self.f, eps), eps, axis=0)
+            after = softmin(C, logits(np, a, self.f, eps), eps, 0)
             self.g = overrelaxed_log(np, self.g, after, excess, eps)
-            plain = softmin(C, logits(np, b, self.g, eps), eps, axis=1)
+            plain = softmin(C, logits(np, b, self.g, eps), eps, 1)
             self.f = overrelaxed_log(np, self.f, plain, excess, eps)
         self.error = error_log(C, a, b, self.f, self.g, plain, eps, self.reductions)
         return np.zeros(len(a), bool)
@@ -99,7 +99,7 @@ def error_log(
 
     `plain` is the potential that the last plain f-update would have given.
     """
-    after = reductions.softmin(C, logits(np, a, f, eps), eps, axis=0)
+    after = reductions.softmin(C, logits(np, a, f, eps), eps, 0)
     error: HostArray = marginal_error(np, b, g, after, eps) + marginal_error(np, a, f, plain, eps)
     return error
 
@@ -112,8 +112,8 @@ def finish_log(
     A zero weight gets its own softmin as potential.
     """
     q = logits(np, b, g, eps)
-    f = reductions.softmin(C, q, eps, axis=1)
+    f = reductions.softmin(C, q, eps, 1)
     p = logits(np, a, f, eps)
-    after = reductions.softmin(C, p, eps, axis=0)
+    after = reductions.softmin(C, p, eps, 0)
     error = marginal_error(np, b, g, after, eps)
     return f, np.where(b > 0, g, after).astype(b.dtype), reductions.transport_cost(C, p, q, eps), error
