@@ -10,5 +10,7 @@ def marginal_error(xp: ArrayModule, weights: Array, before: Array, after: Array,
 
     `after` is the plain update of the potential `before` (B, m). The exponential is the marginal over its weight.
     """
-    ratio = xp.exp(xp.minimum((before - after) / eps, 700.0))
+    with np.errstate(invalid="ignore"):  # inf - inf in an empty bin, which counts nothing
+        step = xp.where(weights > 0, before - after, 0)
+    ratio = xp.exp(xp.minimum(step / eps, 700.0))
     return (weights * xp.abs(1 - ratio)).sum(axis=1) / weights.sum(axis=1, dtype=np.float64)

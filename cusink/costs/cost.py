@@ -30,6 +30,19 @@ class Solvable(Protocol):
     def range(self) -> tuple[float, float]:
         """Return numbers between which all finite costs lie."""
 
+    @property
+    def stored(self) -> bool:
+        """Whether `costs_of` can be called."""
+
+    def costs_of(self, problem: int) -> Array:
+        """Return the stored costs (n, m) of one problem."""
+
+    def exponent_rounding(self) -> float:
+        """Return the relative rounding of an exponent ``(f + g - C) / eps`` in an iteration."""
+
+    def widened(self) -> Self:
+        """Return the cost in the largest precision that its iterations can have."""
+
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""
 
@@ -45,7 +58,11 @@ class Cost(ABC, Generic[Data]):
     data: Data
     ops: Operators[Data]
 
-    stored: ClassVar[bool] = False  # whether `data` is an array of the costs themselves
+    @property
+    def stored(self) -> bool:
+        """Whether `data` is an array of the costs themselves."""
+        return False
+
     divisible: ClassVar[bool] = True  # whether `between` leaves bins out
 
     @property
@@ -151,6 +168,19 @@ class Cost(ABC, Generic[Data]):
     def bilinear(self, x: Array, y: Array) -> Array:
         """Return ``x' C y`` (B,)."""
         return self.ops.bilinear(self.data, x, y)
+
+    def costs_of(self, problem: int) -> Array:
+        """Return the stored costs (n, m) of one problem."""
+        data: Array = self.data
+        return data if self.shared else data[problem]
+
+    def exponent_rounding(self) -> float:
+        """Return the relative rounding of an exponent ``(f + g - C) / eps`` in an iteration."""
+        return float(np.finfo(self.dtype.name).eps) / 2
+
+    def widened(self) -> Self:
+        """Return the cost in float64."""
+        return self.astype(np.float64)
 
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""

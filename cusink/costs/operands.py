@@ -17,7 +17,10 @@ from cusink.types import Array, ArrayModule, Index
 class DenseCost(Cost[Array]):
     """An array (n, m) or (B, n, m) of costs; +inf forbids a pair."""
 
-    stored: ClassVar[bool] = True
+    @property
+    def stored(self) -> bool:
+        """True: `data` is the array."""
+        return True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,6 +56,10 @@ class DenseCost(Cost[Array]):
         """Return the cost itself, which is between bins that both sides share."""
         del side
         return self
+
+    def exponent_rounding(self) -> float:
+        """Return the rounding of float64 on the host, which takes exponents in it, and of the dtype on a device."""
+        return float(np.finfo("float64" if self.xp is np else self.dtype.name).eps) / 2
 
     def row_bytes(self, copies: int) -> int:
         """Return the size of that many copies."""
@@ -185,6 +192,10 @@ class GridCost(Cost[GridCosts]):
         """Return the cost itself: both sides are one grid."""
         del side
         return self
+
+    def exponent_rounding(self) -> float:
+        """Return the rounding of float64, in which exponents are taken."""
+        return float(np.finfo("float64").eps) / 2
 
     def row_bytes(self, copies: int) -> int:
         """Return 0: an axis is small."""

@@ -139,7 +139,8 @@ def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | flo
     cross = result.problems[0]
     grad = checks.cotangent(grad, cross, result.f)
     of_pair, of_aa, of_bb = (
-        _terms(problem, share * grad) for problem, share in zip(result.problems, (1, -0.5, -0.5), strict=True)
+        _terms(problem.in_one_dtype(), share * grad)
+        for problem, share in zip(result.problems, (1, -0.5, -0.5), strict=True)
     )
     of_a, of_b = of_pair.wrt_a() + 2 * of_aa.wrt_a(), of_pair.wrt_b() + 2 * of_bb.wrt_a()
     of_masses: Array | float = 0

@@ -168,7 +168,7 @@ def sinkhorn_adjoint(
     )
     _warn_unconverged(result)
     terms_of = balanced_terms if problem.reach is None else unbalanced_terms
-    terms, converged = terms_of(problem, given, LinearSolve(tol, max_iter))
+    terms, converged = terms_of(problem.in_one_dtype(), given, LinearSolve(tol, max_iter))
     if not converged.all():
         warn(
             f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "

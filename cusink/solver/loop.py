@@ -11,9 +11,12 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.costs.cost import Solvable
 from cusink.costs.operators import Iteration
+from cusink.solver.gauge import in_gauge
 from cusink.types import Array, HostArray, Method
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal
+CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
+UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
 
 Start = Callable[[Array, Array, float, Array, Array, Method], Iteration]  # a, b, eps, f, g, method
@@ -52,28 +55,60 @@ def solve(
     steepness = (high - low) / eps
     if not math.isfinite(steepness):
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
+    xp, dtype = C.xp, a.dtype
+    exponent = max(abs(low), abs(high)) / eps
+    if _needs_float64(C, dtype, options.tol, exponent):
+        C, a, b = C.widened(), a.astype(np.float64), b.astype(np.float64)
+    size = None if start else _size(xp, a)
+    if size is not None:  # exact: the sizes are powers of two
+        a, b = a / size[:, None].astype(a.dtype), b / size[:, None].astype(b.dtype)
+        lift = (eps / 2 * np.log(2)) * xp.log2(size)[:, None]
+        init = None if init is None else (init[0] + lift, init[1] + lift)
+    rounding = CARRIED * float(np.finfo(a.dtype.name).eps) / 2
+    wanted = tol = options.tol
+    if tol is not None:  # leave room for the rounding that is added to the error
+        tol -= rounding + min(2 * C.exponent_rounding() * exponent, tol / 2)
+    options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
-    if options.tol is not None and init is None:
+    if tol is not None and init is None:
         spent, init = _anneal(C, a, b, eps, options, start, (low, high))
-    f, g = (C.xp.zeros_like(a), C.xp.zeros_like(b)) if init is None else init
+    f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     iteration = (start or C.iteration)(a, b, eps, f, g, options.method)
-    setting = None if options.tol is None and options.overrelaxation == "auto" else options.overrelaxation
-    rules = StopState(
-        Relaxation.start(len(a), setting, steepness),
-        StallDetector.start(len(a), C.dtype, max(abs(low), abs(high)) / eps),
-    )
+    setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
+    rules = StopState(Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, exponent))
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
-    out = Solution(
-        C.xp.empty_like(a),
-        C.xp.empty_like(b),
-        C.xp.empty(len(a), a.dtype),
+    found = Solution(
+        xp.empty(a.shape),
+        xp.empty(b.shape),
+        xp.empty(len(a), a.dtype),
         np.full(len(a), np.inf),
         np.zeros(len(a), np.int64),
         np.ones(len(a), bool),
     )
-    _iterate(C, iteration, rules, remaining, out, callback, init is not None)
-    reached = out.error <= (math.inf if options.tol is None else options.tol)
-    return out._replace(n_iter=out.n_iter + spent, converged=out.converged & reached)
+    _iterate(C, iteration, rules, remaining, found, callback, init is not None)
+    f, g, cost, error, n_iter, in_range = found
+    if start is None:
+        f, g = in_gauge(C, a, b, f, g, eps)
+    reached = in_range & (error <= (math.inf if tol is None else tol))
+    largest = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in ((a, f), (b, g)))
+    error = error + rounding + C.exponent_rounding() * C.to_host(largest) / eps
+    if wanted is not None:
+        reached &= error <= wanted
+    if size is not None:
+        f, g, cost = f - lift, g - lift, cost * size
+    return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached)
+
+
+def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float) -> bool:
+    """Return whether float32 has too few digits for the exponents, or for the tolerance."""
+    rounding = CARRIED * float(np.finfo(dtype.name).eps) / 2 + C.exponent_rounding() * exponent
+    return bool(dtype == np.float32 and rounding > (UNCHECKED if tol is None else tol / 2))
+
+
+def _size(xp: Any, weights: Array) -> Array | None:
+    """Return powers of two (B,) near the masses; None where all are 1."""
+    size = xp.exp2(xp.round(xp.log2(weights.sum(axis=1, dtype=np.float64))))
+    return None if (size == 1).all() else size
 
 
 def _iterate(
@@ -149,5 +184,5 @@ def _anneal(
             begin = init or (C.xp.zeros_like(a), C.xp.zeros_like(b))
             rough = replace(options, max_iter=budget, tol=1e-2)
             found = solve(C, a, b, eps * 4**stage, rough, init=begin, start=start, span=span)
-            spent, init = spent + found.n_iter, (found.f, found.g)
+            spent, init = spent + found.n_iter, in_gauge(C, a, b, found.f, found.g, eps * 4**stage)
     return spent, init

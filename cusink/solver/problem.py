@@ -10,6 +10,8 @@ from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
 from cusink.types import Array, ArrayModule, Reach
 
+NARROW = 1e-4  # relative rounding of the plan up to which gradients are taken in float32
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CheckedProblem:
@@ -68,9 +70,19 @@ class Problem:
         """The array module."""
         return self.C.xp
 
+    def in_one_dtype(self) -> Self:
+        """Return the same problem with the potentials in the dtype of the cost, or all in float64.
+
+        A dtype serves if it has the digits of the exponents.
+        """
+        if self.C.dtype == np.float64 or float(self.rounding().max()) > NARROW:
+            return self.in_float64()
+        f, g = (x.astype(self.C.dtype) for x in (self.f, self.g))
+        return replace(self, f=f, g=g)
+
     def in_float64(self) -> Self:
         """Return the same problem in float64."""
-        double = {name: getattr(self, name).astype(np.float64) for name in "abfg"}
+        double = {name: getattr(self, name).astype(np.float64, copy=False) for name in "abfg"}
         return replace(self, C=self.C.astype(np.float64), **double)
 
     def logits(self) -> tuple[Array, Array]:
@@ -82,6 +94,21 @@ class Problem:
         if self.shift is None:
             return self.f, self.g
         return self.f + self.shift[:, None], self.g - self.shift[:, None]
+
+    def shown_potentials(self) -> tuple[Array, Array]:
+        """Return the potentials with finite values for bins that no weight can reach, which have +inf inside.
+
+        Such a bin gets the value at which a pair of it and an empty bin of the other side would enter the plan, and 0
+        if all its pairs are forbidden.
+        """
+        xp, (f, g) = self.xp, self.potentials()
+        if bool(xp.isfinite(f).all()) and bool(xp.isfinite(g).all()):
+            return f, g
+        C = self.C.astype(f.dtype)
+        through_g = C.c_transform(xp.where(xp.isfinite(g), g, -xp.inf), 1)
+        through_f = C.c_transform(xp.where(xp.isfinite(f), f, -xp.inf), 0)
+        f, g = (xp.where(xp.isfinite(x), x, other) for x, other in ((f, through_g), (g, through_f)))
+        return xp.where(xp.isfinite(f), f, 0), xp.where(xp.isfinite(g), g, 0)
 
     def to_user(self, array: Array) -> Array:
         """Return `array` (B, ...) in the shape and the dtype of the user's arrays."""

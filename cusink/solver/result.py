@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cusink.errors import one_call
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
@@ -59,7 +61,7 @@ class SinkhornResult(Summary):
         array, shape (n, m) or (B, n, m)
             ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``.
         """
-        problem = self.problem
+        problem = self.problem.in_float64()
         return problem.to_user(problem.C.plan(*problem.logits(), problem.eps))
 
     def apply(self, v: Array, axis: Axis) -> Array:
@@ -77,8 +79,8 @@ class SinkhornResult(Summary):
         array, shape (n,) or (B, n) for axis 1; (m,) or (B, m) for axis 0
             The products.
         """
-        problem = self.problem
-        v = checks.vector(v, axis, problem)
+        problem = self.problem.in_float64()
+        v = checks.vector(v, axis, problem).astype(np.float64)
         return problem.to_user(problem.C.apply_plan(*problem.logits(), v, problem.eps, axis))
 
     @one_call
@@ -107,5 +109,5 @@ def make_result(problem: Problem, values: dict[str, Array], n_iter: HostArray, c
     xp = problem.xp
     values = {name: problem.to_user(xp.asarray(value)) for name, value in values.items()}
     n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
-    f, g = (problem.to_user(x) for x in problem.potentials())
+    f, g = (problem.to_user(x) for x in problem.shown_potentials())
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)

@@ -23,7 +23,9 @@ def values(problem: Problem) -> tuple[Array, Array]:
     if problem.reach is not None:
         return _unbalanced_values(problem)
     xp, a, b = problem.xp, problem.a, problem.b
-    reg_cost = weighted_sum(xp, a, problem.f) + weighted_sum(xp, b, problem.g)
+    # <a, f> + <b, g>, in the gauge in which <a, f> is zero: there nothing cancels.
+    level = weighted_sum(xp, a, problem.f) / a.sum(axis=1, dtype=np.float64)
+    reg_cost = weighted_sum(xp, b, problem.g + level[:, None])
     return reg_cost, reg_cost - problem.eps * (_entropy(xp, a) + _entropy(xp, b))
 
 

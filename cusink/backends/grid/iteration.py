@@ -76,7 +76,7 @@ class GridIteration(HostChecked):
         if method != "log":
             self.forms += [AxisScalings(dense, C, dtype, self.eps) for dtype in dict.fromkeys((self.dtype, wide))]
         if method != "scaling":
-            self.forms.append(AxisLogs(dense, C, self.dtype if method == "log" else wide, self.eps))
+            self.forms.append(AxisLogs(dense, C, np.float64, self.eps))
         self.level = np.zeros(len(a), int)  # the form of each problem; len(forms) for one that is out of all ranges
 
     def advance(self, omega: HostArray, count: int) -> Array:
@@ -98,10 +98,10 @@ class GridIteration(HostChecked):
     def finish(self, index: HostArray) -> tuple[Array, Array, Array, Array]:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         xp, shape = self.xp, (len(index), self.C.shape[0])
-        f, g, cost = xp.empty(shape, self.dtype), xp.empty(shape, self.dtype), xp.empty(len(index), self.dtype)
+        f, g, cost = xp.empty(shape), xp.empty(shape), xp.empty(len(index), self.dtype)
         error = xp.empty(len(index), np.float64)
         level = self.level[index]
-        for k, form in enumerate([*self.forms, AxisLogs(self.dense, self.C, self.dtype, self.eps)]):
+        for k, form in enumerate([*self.forms, AxisLogs(self.dense, self.C, np.float64, self.eps)]):
             places = np.flatnonzero(level == k)
             if len(places):
                 chosen = xp.asarray(index[places])

@@ -82,10 +82,9 @@ class Iteration(HostChecked):
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows) == len(self.stuck):  # the usual case: one form has all problems
                 f, g, cost, error = form.finish(np.argsort(rows)[index])
-                f, g, cost = (x.astype(self.dtype, order="C", copy=False) for x in (f, g, cost))
-                return f, g, cost, error
+                return f, g, cost.astype(self.dtype, copy=False), error
         n, m = self.forms[0].C.shape[-2:]
-        f, g = np.empty((len(index), n), self.dtype), np.empty((len(index), m), self.dtype)
+        f, g = np.empty((len(index), n)), np.empty((len(index), m))
         cost, error = np.empty(len(index), self.dtype), np.empty(len(index))
         for form, (place, local) in zip(self.forms, self._places(index), strict=True):
             if len(place):

@@ -47,7 +47,7 @@ def softmin_entries(
 def plan(C: HostArray, p: HostArray, q: HostArray, eps: float) -> HostArray:
     """Return the plans (B, n, m) of the logits p (B, n) and q (B, m)."""
     out: HostArray = p[:, :, None] + q[:, None, :]
-    out -= C / eps
+    out -= C / p.dtype.type(eps)
     return np.exp(out, out=out)
 
 

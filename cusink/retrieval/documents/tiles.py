@@ -110,6 +110,23 @@ class DocumentCost:
         """Return numbers between which all costs of the collection lie."""
         return self.costs.span
 
+    @property
+    def stored(self) -> bool:
+        """True: the costs of each pair can be gathered."""
+        return True
+
+    def costs_of(self, problem: int) -> Array:
+        """Return the costs (n, m) of one pair, with padding."""
+        return self.costs.array()[problem]
+
+    def exponent_rounding(self) -> float:
+        """Return the rounding of float64, in which exponents are taken."""
+        return float(np.finfo("float64").eps) / 2
+
+    def widened(self) -> "DocumentCost":
+        """Return the same costs: their kernels have the dtype of the weights."""
+        return self
+
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""
         from cusink.backends.numpy.documents import iteration

@@ -55,7 +55,7 @@ class Iteration(HostChecked):
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update; g is 0 where padded."""
         n, dtype = self.tiles[0].a.shape[1], self.tiles[0].a.dtype
-        f, g = np.empty((len(index), n), dtype), np.zeros((len(index), self.m), dtype)
+        f, g = np.empty((len(index), n)), np.zeros((len(index), self.m))
         cost, error = np.empty(len(index), dtype), np.empty(len(index))
         for tile, (place, local) in zip(self.tiles, self._places(index), strict=True):
             if len(place):

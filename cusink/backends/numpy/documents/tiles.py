@@ -99,7 +99,7 @@ class PairTile:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
-        dtype, eps, A, C = self.a.dtype, self.eps, self.A[index], self.C[self.rows[index]]
+        eps, A, C = self.eps, self.A[index], self.C[self.rows[index]]
         a, b, q, largest = self.a[index], self.b[index], self.q[index], self.largest[index]
         T = np.vecmat(q, A)
         p = a / T
@@ -111,8 +111,8 @@ class PairTile:
         if not np.isfinite(A).all():
             A[forbidden] = 0
         cost = np.vecdot(q, np.matvec(A, p))
-        f = (self.f[index] - eps * np.log(T, dtype=np.float64)).astype(dtype)
-        g = self._potentials(index)[1].astype(dtype)
+        f = self.f[index] - eps * np.log(T, dtype=np.float64)
+        g = self._potentials(index)[1]
         lost = np.flatnonzero(~(sound & np.isfinite(cost)))
         if len(lost):
             own = np.ascontiguousarray(np.swapaxes(C[lost], 1, 2))

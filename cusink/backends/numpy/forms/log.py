@@ -24,7 +24,7 @@ DENSE = LogReductions(dense.softmin, dense.transport_cost)
 
 
 class LogForm:
-    """Problems as potentials in float64; the reductions run in the dtype of the weights."""
+    """Problems as potentials in float64, in which the reductions run too: an exponent has the digits of C / eps."""
 
     def __init__(self, C: Array, dtype: Any, eps: float, reductions: LogReductions = DENSE) -> None:
         self.C, self.eps, self.dtype, self.reductions = C, eps, np.dtype(dtype), reductions
@@ -54,9 +54,9 @@ class LogForm:
         C, a, b, eps, softmin = self.cost(), self.a, self.b, self.eps, self.reductions.softmin
         excess = omega[:, None] - 1
         for _ in range(count):
-            after = softmin(C, logits(np, a, self.f, eps), eps, 0)
+            after = softmin(C, logits(np, a, self.f, eps, np.float64), eps, 0)
             self.g = overrelaxed_log(np, self.g, after, excess, eps)
-            plain = softmin(C, logits(np, b, self.g, eps), eps, 1)
+            plain = softmin(C, logits(np, b, self.g, eps, np.float64), eps, 1)
             self.f = overrelaxed_log(np, self.f, plain, excess, eps)
         self.error = error_log(C, a, b, self.f, self.g, plain, eps, self.reductions)
         return np.zeros(len(a), bool)
@@ -99,7 +99,7 @@ def error_log(
 
     `plain` is the potential that the last plain f-update would have given.
     """
-    after = reductions.softmin(C, logits(np, a, f, eps), eps, 0)
+    after = reductions.softmin(C, logits(np, a, f, eps, np.float64), eps, 0)
     error: HostArray = marginal_error(np, b, g, after, eps) + marginal_error(np, a, f, plain, eps)
     return error
 
@@ -111,9 +111,9 @@ def finish_log(
 
     A zero weight gets its own softmin as potential.
     """
-    q = logits(np, b, g, eps)
+    q = logits(np, b, g, eps, np.float64)
     f = reductions.softmin(C, q, eps, 1)
-    p = logits(np, a, f, eps)
+    p = logits(np, a, f, eps, np.float64)
     after = reductions.softmin(C, p, eps, 0)
     error = marginal_error(np, b, g, after, eps)
-    return f, np.where(b > 0, g, after).astype(b.dtype), reductions.transport_cost(C, p, q, eps), error
+    return f, np.where(b > 0, g, after), reductions.transport_cost(C, p, q, eps), error

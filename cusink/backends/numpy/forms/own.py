@@ -38,7 +38,7 @@ class OwnKernel(LogForm):
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         dtype = self.a.dtype
-        f, g = np.empty((len(index), self.a.shape[1]), dtype), np.empty((len(index), self.b.shape[1]), dtype)
+        f, g = np.empty((len(index), self.a.shape[1])), np.empty((len(index), self.b.shape[1]))
         cost, error = np.empty(len(index), dtype), np.empty(len(index))
 
         def run(places: HostArray) -> None:
@@ -95,7 +95,7 @@ class _Tile:
         if len(lost):
             C = stored.select(self.C, lost)
             f, g = (x[lost] for x in self.potentials())
-            plain = softmin(C, logits(np, b[lost], g, self.eps), self.eps, axis=1)
+            plain = softmin(C, logits(np, b[lost], g, self.eps, np.float64), self.eps, axis=1)
             error[lost] = error_log(C, a[lost], b[lost], f, g, plain, self.eps)
         return error
 
@@ -117,9 +117,9 @@ class _Tile:
         f = self.f - eps * np.log(T, dtype=np.float64)
         g = self.g.copy()
         if self.no_a is not None:
-            repair(f, ~self.no_a.T, self.C, logits(np, b, self.g, eps), eps, axis=1)
+            repair(f, ~self.no_a.T, self.C, logits(np, b, self.g, eps, np.float64), eps, axis=1)
         if self.no_b is not None:
-            repair(g, ~self.no_b.T, self.C, logits(np, a, f, eps), eps, axis=0)
+            repair(g, ~self.no_b.T, self.C, logits(np, a, f, eps, np.float64), eps, axis=0)
         if self.no_a is not None:
             self.A[self.no_a] = 0  # a row without weight may hold numbers of any size
         if self.no_b is not None:
@@ -128,7 +128,6 @@ class _Tile:
         self.A *= p[:, :, None]
         self.A *= stored.replace_inf(np, self.C)
         cost = self.A.sum(axis=(1, 2))
-        f, g = f.astype(a.dtype), g.astype(b.dtype)
         lost = np.flatnonzero(~inside)
         if len(lost):
             f[lost], g[lost], cost[lost], error[lost] = finish_log(
@@ -148,7 +147,9 @@ class _Tile:
         """Update the potentials of one side of `rows` by log-sum-exp, over-relaxed, and absorb them."""
         f, g = (x[rows] for x in self.potentials())
         old, summed = (
-            (g, logits(np, self.a[rows], f, self.eps)) if axis == 0 else (f, logits(np, self.b[rows], g, self.eps))
+            (g, logits(np, self.a[rows], f, self.eps, np.float64))
+            if axis == 0
+            else (f, logits(np, self.b[rows], g, self.eps, np.float64))
         )
         plain = softmin(stored.select(self.C, rows), summed, self.eps, axis)
         new = overrelaxed_log(np, old, plain, excess, self.eps)
@@ -159,7 +160,8 @@ class _Tile:
     def _absorb(self, rows: slice | HostArray) -> None:
         """Make the kernels of `rows` from their potentials."""
         # float64 first: f + g - C cancels, and (f + g - C) / eps in float32 would keep few digits.
-        exponents: HostArray = self.f[rows, :, None] + self.g[rows, None, :]
+        f, g = (stored.replace_inf(np, x[rows]) for x in (self.f, self.g))  # of bins that no weight can reach
+        exponents: HostArray = f[:, :, None] + g[:, None, :]
         exponents -= stored.select(self.C, rows)
         exponents *= 1 / self.eps
         # After a half-step A is at most 1 / weight where both weights are positive; before, the cap may hit there too.

@@ -182,7 +182,7 @@ class SharedKernel:
         gamma = np.exp2(self.s - eu - ev)
         carried = V > 0
         if carried.all():
-            g = log_scaled(V / b, ev)
+            g = _log_quotient(V, b, ev)
             g *= eps
             g += self.shift
         else:  # a weight of zero has the potential of its own softmin
@@ -195,8 +195,8 @@ class SharedKernel:
             kernel.repair(f, sound_f, (log_scaled(V, ev) + self.shift / eps).astype(T.dtype), axis=1)
             kernel.repair(g, sound_g | carried, log_scaled(U, eu).astype(T.dtype), axis=0)
         if not carried.all():
-            ratio = np.divide(V, b, where=carried, out=np.ones_like(b))
-            g = np.where(carried.T, eps * log_scaled(ratio, ev) + self.shift, g)
+            quotient = _log_quotient(np.where(carried, V, 1), np.where(carried, b, 1), ev)
+            g = np.where(carried.T, eps * quotient + self.shift, g)
         lost = np.flatnonzero(~inside)
         if len(lost):
             a, b, _, start = self.state(index[lost])
@@ -304,4 +304,13 @@ def _log_ratio(scaling: HostArray, weights: HostArray, exponent: HostArray) -> H
     positive = weights > 0
     tiny = np.finfo(scaling.dtype).tiny  # reached only in problems that no form can go on with
     scaling, weights = (np.where(positive, x, 1).astype(np.float64) for x in (np.maximum(scaling, tiny), weights))
-    return np.where(positive, np.log(scaling / weights) + exponent * np.log(2), 0.0)
+    return np.where(positive, np.log(scaling) - np.log(weights) + exponent * np.log(2), 0.0)
+
+
+def _log_quotient(scaling: HostArray, weights: HostArray, exponent: HostArray) -> HostArray:
+    """Return ``log(scaling * 2**exponent / weights)`` of columns, transposed, in float64."""
+    with np.errstate(over="ignore"):
+        quotient = scaling / weights
+    if np.isfinite(quotient).all():
+        return log_scaled(quotient, exponent)
+    return log_scaled(scaling, exponent) - np.log(weights.T, dtype=np.float64)
