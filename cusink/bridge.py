@@ -40,7 +40,8 @@ class LossOptions:
         """Return the keywords of `cusink.sinkhorn_adjoint` for the gradient `grad_losses` (B,) or () of the losses."""
         multiplier = self.gradient == "multiplier" and self.value == "cost"
         value = "reg_cost" if multiplier else self.value
-        return {f"grad_{value}": grad_losses, "tol": self.solver.get("tol") or 1e-6}
+        tol = self.solver.get("tol", "auto")
+        return {f"grad_{value}": grad_losses, "tol": 1e-6 if tol in (None, "auto") else tol}
 
     def reduce(self, losses: Any) -> Any:
         """Return the mean or the sum of the losses (B,), or the losses themselves."""

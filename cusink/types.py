@@ -13,6 +13,7 @@ ArrayModule: TypeAlias = ModuleType  # numpy or cupy, called xp
 Value: TypeAlias = Literal["cost", "reg_cost", "entropic_cost"]
 MatrixValue: TypeAlias = Literal["cost", "reg_cost", "entropic_cost", "divergence"]
 Method: TypeAlias = Literal["auto", "log", "scaling"]
+Tolerance: TypeAlias = float | Literal["auto"] | None
 Overrelaxation: TypeAlias = Literal["auto"] | float | None
 Axis: TypeAlias = Literal[0, 1]  # of one cost matrix, the axis that is summed over
 Reach: TypeAlias = tuple[float, float]  # prices (rho_a, rho_b) of the marginals, inf where one is to be met

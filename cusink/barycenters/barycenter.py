@@ -8,12 +8,13 @@ import numpy as np
 from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
 from cusink.checks.arrays import narrowed
+from cusink.checks.scalars import tolerance
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.summary import Summary
-from cusink.types import Array, HostArray, Overrelaxation
+from cusink.types import Array, HostArray, Overrelaxation, Tolerance
 
 __all__ = [
     "Barycenter",
@@ -52,7 +53,7 @@ def barycenter(
     eps: float,
     debiased: bool = False,
     max_iter: int = 1000,
-    tol: float | None = 1e-6,
+    tol: Tolerance = "auto",
     check_every: int = 10,
     overrelaxation: Overrelaxation = "auto",
     memory_limit: int | None = None,
@@ -75,7 +76,7 @@ def barycenter(
         Whether to minimise the Sinkhorn divergence, which undoes the blur that eps causes. `C` must be symmetric.
     max_iter : int
         Iterations at most; one is an update of both potentials of each of the K plans.
-    tol : float or None
+    tol : "auto", float or None
         Marginal error at which a barycenter stops, relative to the mass; each by itself. None runs exactly `max_iter`
         plain iterations.
     check_every : int
@@ -128,6 +129,7 @@ def barycenter(
     >>> print(result.barycenter.round(3))
     [0. 1. 0. 0. 0.]
     """
+    tol = tolerance(tol, A, C)
     given = checks.problem(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
     histogram, error, n_iter = _solve(given, eps, debiased, options)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TypeGuard
 
 from cusink.checks.arrays import kind
+from cusink.types import Tolerance
 
 
 def is_real(value: object) -> TypeGuard[float]:
@@ -66,3 +67,20 @@ def positive_bytes(memory_limit: object) -> int:
     if memory_limit < 0:
         raise ValueError(f"'memory_limit' must be a number of bytes; got {memory_limit}")
     return int(memory_limit)
+
+
+DEFAULT_TOLERANCE = {"float16": 1e-5, "bfloat16": 1e-5, "float32": 1e-5}  # what the dtype can reach; else 1e-6
+
+
+def tolerance(tol: Tolerance, *given: object) -> float | None:
+    """Return the marginal error that is asked for: for "auto" the default for the dtype of what was given."""
+    if not isinstance(tol, str) or tol != "auto":
+        return tol  # checked with the other options
+    dtypes = {
+        str(getattr(x, name).dtype)
+        for x in given
+        for name in ("x", "weights")
+        if hasattr(getattr(x, name, None), "dtype")
+    }
+    dtypes |= {str(x.dtype) for x in given if hasattr(x, "dtype")}
+    return min((DEFAULT_TOLERANCE.get(dtype, 1e-6) for dtype in dtypes), default=1e-6)

@@ -12,6 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 
+from cusink.checks.scalars import tolerance
 from cusink.distributed import neighbours, tasks
 from cusink.distributed.assembly import DTYPES, assembled, rectangle, triangle
 from cusink.distributed.jobs import Chunks, Device, Job, LazyArray, Place
@@ -20,7 +21,7 @@ from cusink.retrieval.keywords import SolveKeywords
 from cusink.retrieval.matrix import DistanceMatrix
 from cusink.retrieval.pairs import Field
 from cusink.solver.checks import options as check_options
-from cusink.types import MatrixValue, Method, Overrelaxation
+from cusink.types import MatrixValue, Method, Overrelaxation, Tolerance
 
 
 class DistributedKeywords(SolveKeywords, total=False):
@@ -50,7 +51,7 @@ def distance_matrix(
     eps: float,
     value: MatrixValue = "cost",
     max_iter: int = 1000,
-    tol: float | None = 1e-6,
+    tol: Tolerance = "auto",
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
@@ -78,7 +79,7 @@ def distance_matrix(
         As for `cusink.distance_matrix`.
     max_iter : int
         As for `cusink.sinkhorn`.
-    tol : float or None
+    tol : "auto", float or None
         As for `cusink.sinkhorn`.
     check_every : int
         As for `cusink.sinkhorn`.
@@ -128,6 +129,7 @@ def distance_matrix(
     >>> bool((D.compute() == cusink.distance_matrix(A, None, C, eps=0.05)).all())
     True
     """
+    tol = tolerance(tol, A, B, C)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     names: tuple[Field, ...] = tuple(DTYPES) if full_output else ("distances",)
@@ -148,7 +150,7 @@ def nearest(
     value: MatrixValue = "cost",
     prune: bool = True,
     max_iter: int = 1000,
-    tol: float | None = 1e-6,
+    tol: Tolerance = "auto",
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
@@ -178,7 +180,7 @@ def nearest(
         As for `cusink.nearest`.
     max_iter : int
         As for `cusink.sinkhorn`.
-    tol : float or None
+    tol : "auto", float or None
         As for `cusink.sinkhorn`.
     check_every : int
         As for `cusink.sinkhorn`.
@@ -227,6 +229,7 @@ def nearest(
     >>> indices.compute().ravel().tolist()
     [1, 0, 1, 2]
     """
+    tol = tolerance(tol, A, B, C)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     k = checks.neighbours(k, job.shape[1], job.itself)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cusink.checks.scalars import tolerance
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
@@ -19,7 +20,7 @@ from cusink.solver.symmetric import self_potentials
 from cusink.solver.unbalanced import UnbalancedIteration, damped
 from cusink.solver.values import values
 from cusink.summary import Summary
-from cusink.types import Array, HostArray, Method, Overrelaxation
+from cusink.types import Array, HostArray, Method, Overrelaxation, Tolerance
 
 __all__ = [
     "SinkhornDivergence",
@@ -71,7 +72,7 @@ def sinkhorn_divergence(
     C_bb: Array | None = None,
     reach: float | None = None,
     max_iter: int = 1000,
-    tol: float | None = 1e-6,
+    tol: Tolerance = "auto",
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
@@ -99,7 +100,7 @@ def sinkhorn_divergence(
         Price of marginals that differ, as for `cusink.sinkhorn`, one for both sides; masses may then be unequal.
     max_iter : int
         Iterations at most, of each of the three problems.
-    tol : float or None
+    tol : "auto", float or None
         Marginal error at which a problem stops, as for `cusink.sinkhorn`.
     check_every : int
         Iterations between two looks at the error.
@@ -154,6 +155,7 @@ def sinkhorn_divergence(
     >>> print(f"{cusink.sinkhorn_divergence(a, a, C, eps=0.5).divergence:.4f}")
     0.0000
     """
+    tol = tolerance(tol, a, b, C)
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None)

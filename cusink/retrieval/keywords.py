@@ -2,7 +2,7 @@
 
 from typing import Literal, TypedDict
 
-from cusink.types import MatrixValue, Method, Overrelaxation
+from cusink.types import MatrixValue, Method, Overrelaxation, Tolerance
 
 
 class SolveKeywords(TypedDict, total=False):
@@ -10,7 +10,7 @@ class SolveKeywords(TypedDict, total=False):
 
     value: MatrixValue
     max_iter: int
-    tol: float | None
+    tol: Tolerance
     check_every: int
     method: Method
     overrelaxation: Overrelaxation

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from cusink.checks.scalars import one_of
+from cusink.checks.scalars import one_of, tolerance
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
@@ -16,7 +16,7 @@ from cusink.retrieval.storage.memory import ArraySink
 from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles, tile_shape, tiles
 from cusink.solver.checks import options as check_options
 from cusink.summary import Summary
-from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation
+from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -96,7 +96,7 @@ def distance_matrix(
     eps: float,
     value: MatrixValue = "cost",
     max_iter: int = 1000,
-    tol: float | None = 1e-6,
+    tol: Tolerance = "auto",
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
@@ -126,7 +126,7 @@ def distance_matrix(
         half the `reg_cost` of each of the two histograms with itself.
     max_iter : int
         Iterations at most, as for `cusink.sinkhorn`.
-    tol : float or None
+    tol : "auto", float or None
         L1 marginal error at which a pair stops, as for `cusink.sinkhorn`.
     check_every : int
         Iterations between checks.
@@ -186,6 +186,7 @@ def distance_matrix(
     array([[0.011, 0.455],
            [0.455, 0.011]])
     """
+    tol = tolerance(tol, A, B, C)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)

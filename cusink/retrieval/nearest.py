@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
-from cusink.checks.scalars import one_of
+from cusink.checks.scalars import one_of, tolerance
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks, search
 from cusink.retrieval.collections import check_collections
@@ -16,7 +16,7 @@ from cusink.retrieval.query import Found, Query
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
 from cusink.solver.checks import options as check_options
 from cusink.summary import Summary
-from cusink.types import Array, MatrixValue, Method, Overrelaxation
+from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -90,7 +90,7 @@ def nearest(
     value: MatrixValue = "cost",
     prune: bool = True,
     max_iter: int = 1000,
-    tol: float | None = 1e-6,
+    tol: Tolerance = "auto",
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
@@ -121,7 +121,7 @@ def nearest(
         Leave out pairs whose lower bound shows that they are not among the nearest. False solves all pairs.
     max_iter : int
         Iterations at most, as for `cusink.sinkhorn`.
-    tol : float or None
+    tol : "auto", float or None
         L1 marginal error at which a pair stops, as for `cusink.sinkhorn`.
     check_every : int
         Iterations between checks.
@@ -179,6 +179,7 @@ def nearest(
     >>> indices
     array([[0, 1]])
     """
+    tol = tolerance(tol, A, B, C)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)

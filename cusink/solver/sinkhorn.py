@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from cusink.checks.scalars import tolerance
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.loop import Callback, Start, solve
@@ -10,7 +11,7 @@ from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult, make_result
 from cusink.solver.unbalanced import UnbalancedIteration
 from cusink.solver.values import values
-from cusink.types import Array, Method, Overrelaxation
+from cusink.types import Array, Method, Overrelaxation, Tolerance
 
 __all__ = [
     "sinkhorn",
@@ -25,7 +26,7 @@ def sinkhorn(
     *,
     eps: float,
     max_iter: int = 1000,
-    tol: float | None = 1e-6,
+    tol: Tolerance = "auto",
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
@@ -50,9 +51,11 @@ def sinkhorn(
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p.
     max_iter : int
         Iterations at most; one iteration is one update of g and one of f.
-    tol : float or None
+    tol : "auto", float or None
         Marginal error at which a problem stops: ``sum_j |sum_i P_ij - b_j|`` relative to the mass. Each problem stops
-        by itself. None runs exactly `max_iter` iterations, which are plain ones unless `overrelaxation` is a number.
+        by itself. "auto" is 1e-6, and 1e-5 where everything given is float32 or half precision: what sums of such
+        weights can be told apart by. None runs exactly `max_iter` iterations, which are plain ones unless
+        `overrelaxation` is a number.
     check_every : int
         Iterations between two looks at the error.
     method : {"auto", "log", "scaling"}
@@ -124,6 +127,7 @@ def sinkhorn(
     >>> print(f"{result.cost:.4f}")
     1.0000
     """
+    tol = tolerance(tol, a, b, C)
     prices = checks.reach(reach, method)
     balanced = prices is None
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
