@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import reference
-from cusink.costs.operand import arrays_of, costs_of
+from cusink.costs.kinds import data_of, named_arrays
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
@@ -48,7 +48,7 @@ def points(shape, dtype, seed=0, offset=0.0):
 def given(x, y, metric="sqeuclidean", power=1, memory_limit=1 << 30):
     """Return the cost as the operators take it."""
     C = cusink.PointCloud(x, y, metric, power=power)
-    return costs_of(C, np, x.dtype, list(arrays_of(C).values()), memory_limit)
+    return data_of(C, np, x.dtype, list(named_arrays(C).values()), memory_limit)
 
 
 def dense(x, y, metric="sqeuclidean", power=1):

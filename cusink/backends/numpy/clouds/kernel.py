@@ -216,16 +216,16 @@ class PlanKernel:
 
     def _make(self, k: int, work: Workspace, columns: Columns) -> HostArray:
         """Return block k of E for these columns, with -1e30 between empty bins."""
-        if k in self.factors:
-            left, right = self.factors[k]
-            exponents = multiply(left, right, work.block(len(left), columns))
-        elif self.side.squared:
-            left, right, _ = self.exponents.factors(k, work, columns)
-            exponents = multiply(left, right, work.block(len(left), columns))
-            if columns is self.columns[k] and len(right) <= KEPT_FACTOR_ROWS and self._afford(right.nbytes):
-                self.factors[k] = left, right.copy()
-        else:
+        kept = self.factors.get(k)
+        factors = kept or (self.exponents.factors(k, work, columns) if self.side.squared else None)
+        if factors is None:
             exponents, _ = self.exponents.block(k, work, columns)
+        else:
+            left, right, *_ = factors
+            exponents = multiply(left, right, work.block(len(left), columns))
+            short = columns is self.columns[k] and len(right) <= KEPT_FACTOR_ROWS
+            if kept is None and short and self._afford(right.nbytes):
+                self.factors[k] = left, right.copy()
         if self.empty is not None:
             rows = np.flatnonzero(self.empty[0][self.side.blocks[k]])
             none = columns.tiled(extended(self.empty[1]))
