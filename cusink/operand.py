@@ -35,7 +35,13 @@ def dense_cost(C: Array) -> DenseCost:
 
 
 def operand(
-    C: Any, xp: ArrayModule, dtype: Any, parts: list[Array], memory_limit: int | None = None, batch: bool = True
+    C: Any,
+    xp: ArrayModule,
+    dtype: Any,
+    parts: list[Array],
+    memory_limit: int | None = None,
+    batch: bool = True,
+    weighted: tuple[Array, Array] | None = None,
 ) -> Cost[Any]:
     """Return the operand of a cost, whose shape and range are checked.
 
@@ -50,6 +56,9 @@ def operand(
         Bytes that the kernel of a cloud may take.
     batch : bool
         Whether each problem may have a cost of its own.
+    weighted : (array, array), optional
+        Masks, shape (n,) or (B, n) and (m,) or (B, m), of the bins that have weight: points without any do not decide
+        how large the costs of a cloud are, or about which point its squares are taken.
 
     Returns
     -------
@@ -63,7 +72,7 @@ def operand(
     cost: Cost[Any] = OPERANDS[kind](data, operators(kind, xp))
     if not cost.stored and cost.largest() > float(np.finfo(cost.dtype.name).max):
         raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {cost.dtype}. Scale the points")
-    return cost
+    return cost if weighted is None else cost.weighted(*weighted)
 
 
 def check_shape(C: Any, batch: bool = True) -> None:

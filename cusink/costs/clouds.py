@@ -7,7 +7,7 @@ import numpy as np
 
 from cusink.checks.arrays import arrays, finite, narrowed
 from cusink.checks.scalars import one_of, positive_number
-from cusink.costs.points import KERNEL_BYTES, PointCosts
+from cusink.costs.points import KERNEL_BYTES, PointCosts, directions
 from cusink.types import Array, ArrayModule
 
 __all__ = ["PointCloud"]
@@ -55,8 +55,8 @@ class PointCloud:
 
     Notes
     -----
-    The points are centred before any distance is taken, so that those far from the origin lose nothing; a cosine
-    is half the squared distance of the points on the unit sphere.
+    Distances are taken from differences, or about centres near the points, so that those far from the origin or from
+    each other lose nothing; a cosine is half the squared distance of the points on the unit sphere.
 
     Examples
     --------
@@ -109,30 +109,29 @@ def mapped(cloud: PointCloud, function: Callable[[Array], Array]) -> PointCloud:
 
 
 def point_costs(xp: ArrayModule, cloud: PointCloud, x: Array, y: Array, memory_limit: int = KERNEL_BYTES) -> PointCosts:
-    """Return the costs between the points x and y of a cloud, centred, or for "cosine" on the unit sphere."""
-    dtype, factor, exponent = x.dtype, 1.0, 1.0
+    """Return the costs between the points x and y of a cloud, or for "cosine" between their directions."""
+    factor, exponent, given = 1.0, 1.0, None
     norm: Literal["squared", "cityblock"] = "squared"
+    x = xp.ascontiguousarray(x)
+    y = x if cloud.x is cloud.y else xp.ascontiguousarray(y)
     if cloud.metric == "cosine":
-        x, y = (p.astype(np.float64) for p in (x, y))
-        x, y = ((p / xp.sqrt((p * p).sum(axis=-1, keepdims=True))).astype(dtype) for p in (x, y))
+        given = x, y
+        x, y = directions(x, y, x.dtype)
         factor = 0.5**cloud.power
     elif cloud.metric == "cityblock":
         norm = "cityblock"
     elif cloud.metric == "euclidean":
         exponent = 0.5
-    # Subtracted in their own precision: near the centre that is exact, however far away it is.
-    centre = x.mean(axis=-2, keepdims=True, dtype=np.float64).astype(dtype)
-    centred = xp.ascontiguousarray(x - centre)
-    other = centred if cloud.x is cloud.y else xp.ascontiguousarray(y - centre)
     return PointCosts(
-        centred,
-        other,
+        x,
+        y,
         norm,
         exponent=exponent * cloud.power,
         factor=factor,
         memory_limit=memory_limit,
         cloud=cloud,
         terms=1 if cloud.tf32 else 3,
+        given=given,
     )
 
 

@@ -104,8 +104,11 @@ class PointCost(Cost[PointCosts]):
 
     def own(self, side: int) -> Self:
         """Return the cost of the points of one side to themselves."""
-        points = (self.data.x, self.data.y)[side]
-        return replace(self, data=replace(self.data, x=points, y=points))
+        return replace(self, data=self.data.own(side))
+
+    def weighted(self, x: Array, y: Array) -> Self:
+        """Return the same cost with masks of the points that have weight, which alone decide how large it is."""
+        return replace(self, data=self.data.weighted(x, y))
 
     def row_bytes(self, copies: int) -> int:
         """Return the memory of the kernels that may be kept, and of the points."""
@@ -135,7 +138,7 @@ class PointCost(Cost[PointCosts]):
 
 
 def _to_user_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> tuple[Array, Array | None]:
-    """Return the gradients with respect to the points of a cloud, given those with respect to the centred points.
+    """Return the gradients with respect to the points of a cloud, given those by the points or their directions.
 
     With one cloud on both sides the first is that of the points as sources and as targets, and the second is None.
     """

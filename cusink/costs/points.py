@@ -1,6 +1,7 @@
 """Costs between points as operators take them: the points, never the costs."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, Protocol, Self
 
@@ -29,8 +30,9 @@ class PointCosts:
     """``C_ij = factor * s_ij ** exponent`` with s the squared Euclidean distance, or the city-block distance.
 
     `x` (n, d) or (B, n, d) and `y` (m, d) or (B, m, d), C-contiguous, of one dtype; both have a batch axis or neither.
-    They are centred, so that no digit is lost far from the origin. An operator may keep a kernel of
-    `memory_limit` bytes, and recreates the costs in blocks where it would be larger.
+    They are the points of the user, to the last digit: to move them would cost those near 0 their digits. What takes
+    squares apart does so about a centre of its own. An operator may keep a kernel of `memory_limit` bytes, and
+    recreates the costs in blocks where it would be larger.
     """
 
     x: Array
@@ -41,6 +43,8 @@ class PointCosts:
     memory_limit: int = KERNEL_BYTES
     cloud: Cloud | None = None
     terms: int = 3  # of a product on tensor cores, see point_products.cuh: 1 for plain tf32
+    given: tuple[Array, Array] | None = None  # the points of the user, where x and y are their directions
+    filled: tuple[Array, Array] | None = None  # masks (n,) or (B, n) and (m,) or (B, m) of points with weight; all
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,20 +67,63 @@ class PointCosts:
         """Memory of the points."""
         return int(self.x.nbytes) + (0 if self.y is self.x else int(self.y.nbytes))
 
+    @functools.cached_property
+    def origin(self) -> Array:
+        """The mean of the points x with weight, (1, d) or (B, 1, d), about which those that lie together are small."""
+        if self.filled is None:
+            return self.x.mean(axis=-2, keepdims=True, dtype=np.float64).astype(self.dtype)
+        weights = self.filled[0].astype(np.float64)[..., None, :]
+        weights = weights + (weights.max(axis=-1, keepdims=True) == 0)  # without any weight all count
+        return (weights @ self.x / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
+
+    def centred(self) -> tuple[Array, Array]:
+        """Return x and y about the `origin`."""
+        x = self.x - self.origin
+        return x, x if self.y is self.x else self.y - self.origin
+
+    def weighted(self, x: Array, y: Array) -> Self:
+        """Return the same costs with masks of the points that have weight: no other decides how large the costs are."""
+        x, y = (_like(mask, points) for mask, points in ((x, self.x), (y, self.y)))
+        return dataclasses.replace(self, filled=(x, y))
+
     def astype(self, dtype: Any) -> Self:
-        """Return the same points in another precision."""
+        """Return the same points in another precision; directions are those of the points of the user."""
+        if dtype == self.dtype:
+            return self
+        if self.given is not None:
+            x, y = directions(*self.given, dtype)
+            return dataclasses.replace(self, x=x, y=y)
         x = self.x.astype(dtype)
         return dataclasses.replace(self, x=x, y=x if self.y is self.x else self.y.astype(dtype))
 
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own; else the shared one."""
-        if self.ndim == 2:
-            return self
-        return dataclasses.replace(self, x=self.x[problems], y=self.y[problems])
+        return self if self.ndim == 2 else self._select((problems,), (problems,))
 
     def take(self, rows: Index, columns: Index) -> Self:
         """Return the costs between some of the points."""
-        return dataclasses.replace(self, x=self.x[..., rows, :], y=self.y[..., columns, :])
+        return self._select((..., rows), (..., columns))
+
+    def own(self, side: int) -> Self:
+        """Return the costs of the points of side 0 (x) or 1 (y) to themselves."""
+
+        def twice(pair: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
+            return None if pair is None else (pair[side], pair[side])
+
+        x = (self.x, self.y)[side]
+        return dataclasses.replace(self, x=x, y=x, given=twice(self.given), filled=twice(self.filled))
+
+    def _select(self, rows: tuple[Any, ...], columns: tuple[Any, ...]) -> Self:
+        """Return the costs between some of the points, given by indices of masks."""
+        rest = (slice(None),) if rows[0] is ... else ()  # the coordinates
+
+        def chosen(pair: tuple[Array, Array], *rest: Any) -> tuple[Array, Array]:
+            return pair[0][(*rows, *rest)], pair[1][(*columns, *rest)]
+
+        x, y = chosen((self.x, self.y), *rest)
+        given = None if self.given is None else chosen(self.given, *rest)
+        filled = None if self.filled is None else chosen(self.filled)
+        return dataclasses.replace(self, x=x, y=y, given=given, filled=filled)
 
     def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
         """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
@@ -103,10 +150,8 @@ class PointCosts:
             gradient = gradient * xp.power(s, s.dtype.type(self.exponent - 1))
         gradient = gradient * gradient.dtype.type(self.factor * self.exponent)
         if self.norm == "squared":
-            turned = xp.swapaxes(gradient, -1, -2)
-            gx = gradient.sum(axis=-1)[..., None] * x - xp.matmul(gradient, y)
-            gy = turned.sum(axis=-1)[..., None] * y - xp.matmul(turned, x)
-            return 2 * gx, 2 * gy
+            origin = self.origin if self.ndim == 2 else self.origin[problems]
+            return _squares_adjoint(xp, gradient, *(points.astype(np.float64) - origin for points in (x, y)))
         gx, gy = xp.empty_like(x), xp.empty_like(y)
         for k in range(x.shape[-1]):
             slope = xp.sign(x[..., :, None, k] - y[..., None, :, k]) * gradient
@@ -126,8 +171,9 @@ class PointCosts:
     def mean(self, xp: ArrayModule) -> float:
         """Return the mean cost, over the problems too; of squared distances in one pass over the points."""
         if self.norm == "squared" and self.exponent == 1:
-            squares = sum(float(xp.einsum("...ik,...ik->", p, p)) / p[..., 0].size for p in (self.x, self.y))
-            between = float((self.x.mean(axis=-2) * self.y.mean(axis=-2)).sum(axis=-1).mean())
+            x, y = self.centred()
+            squares = sum(float(xp.einsum("...ik,...ik->", p, p)) / p[..., 0].size for p in (x, y))
+            between = float((x.mean(axis=-2) * y.mean(axis=-2)).sum(axis=-1).mean())
             return float(self.factor * (squares - 2 * between))
         total, height = 0.0, max(1, MEAN_ENTRIES // self.shape[-1])
         for problem in range(1 if self.ndim == 2 else len(self.x)):
@@ -137,15 +183,46 @@ class PointCosts:
         return total / math.prod(self.shape)
 
     def largest(self, xp: ArrayModule) -> float:
-        """Return a bound that no cost exceeds."""
+        """Return a bound that no cost between points with weight exceeds."""
         with np.errstate(over="ignore"):  # inf is a bound
-            own = self._size(xp, self.x)
-            other = own if self.y is self.x else self._size(xp, self.y)
+            own, other = (self._size(xp, side) for side in (0, 1))
             s = own + other if self.norm == "cityblock" else (xp.sqrt(own) + xp.sqrt(other)) ** 2
             return float(self.factor * s.max() ** self.exponent)
 
-    def _size(self, xp: ArrayModule, points: Array) -> Array:
-        """Return the largest distance of points from the centre, in float64 without a copy of them in it."""
+    def _size(self, xp: ArrayModule, side: int) -> Array:
+        """Return the largest distance of points with weight from the origin, in float64 without a copy in it."""
+        points = (self.x, self.y)[side] - self.origin
         if self.norm == "cityblock":
-            return xp.abs(points).sum(axis=-1, dtype=np.float64).max(axis=-1)
-        return xp.einsum("...ik,...ik->...i", points, points, dtype=np.float64).max(axis=-1)
+            sizes = xp.abs(points).sum(axis=-1, dtype=np.float64)
+        else:
+            sizes = xp.einsum("...ik,...ik->...i", points, points, dtype=np.float64)
+        if self.filled is not None:
+            sizes = xp.where(self.filled[side], sizes, 0)
+        return sizes.max(axis=-1)
+
+
+def _squares_adjoint(xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Pull a `gradient` of squared distances back to points in float64, where those far from others do not cancel."""
+    gx, gy = xp.empty_like(x), xp.zeros_like(y)
+    step = max(1, MEAN_ENTRIES * gradient.shape[-2] // gradient.size)
+    for start in range(0, x.shape[-2], step):
+        rows = slice(start, start + step)
+        part, near = gradient[..., rows, :].astype(np.float64), x[..., rows, :]
+        gx[..., rows, :] = part.sum(axis=-1)[..., None] * near - xp.matmul(part, y)
+        gy += part.sum(axis=-2)[..., None] * y - xp.matmul(xp.swapaxes(part, -1, -2), near)
+    return 2 * gx, 2 * gy
+
+
+def directions(x: Array, y: Array, dtype: Any) -> tuple[Array, Array]:
+    """Return the directions of points about the mean of those of x, rounded once."""
+    u, v = (p.astype(np.float64) for p in (x, y))
+    u, v = (p / (p * p).sum(axis=-1, keepdims=True) ** 0.5 for p in (u, v))
+    centre = u.mean(axis=-2, keepdims=True)
+    of_x = (u - centre).astype(dtype)
+    return of_x, of_x if x is y else (v - centre).astype(dtype)
+
+
+def _like(mask: Array, points: Array) -> Array:
+    """Return a mask of points (n, d) or (B, n, d) in the shape of these without coordinates."""
+    mask = mask if mask.ndim < points.ndim else mask.any(axis=0)
+    return mask if mask.ndim == points.ndim - 1 else mask[None].repeat(len(points), axis=0)

@@ -40,7 +40,8 @@ class KernelArguments:
             return C if axis else cls(C.summed, C.kept, C.norms[::-1], C.norm, C.exponent, C.terms)
         degree = C.exponent * (2 if C.norm == "squared" else 1)
         scale = C.dtype.type(C.factor ** (1 / degree))
-        x, y = (C.x, C.y) if C.factor == 1 else (C.x * scale, C.y * scale)
+        x, y = C.centred()  # squares are taken apart about the origin
+        x, y = (x, y) if C.factor == 1 else (x * scale, y * scale)
         x_norms, y_norms = ((points * points).sum(axis=-1) for points in (x, y))
         return cls.of(cls(x, y, (x_norms, y_norms), C.norm, C.exponent, C.terms), axis)
 

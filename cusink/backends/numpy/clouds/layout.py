@@ -36,18 +36,22 @@ def sorted_clouds(C: PointCosts, problem: int) -> "SortedClouds":
     with _lock:
         found = _sorted.get(C)
     if found is None:
-        clouds = [(C.x, C.y)] if C.ndim == 2 else list(zip(C.x, C.y, strict=True))
+        sides = C.x, C.y, C.origin
+        clouds = [sides] if C.ndim == 2 else list(zip(*sides, strict=True))
         rule = C.take(slice(0), slice(0))  # without the points, which would keep the key alive for ever
-        found = [SortedClouds(rule, x, y) for x, y in clouds]
+        found = [SortedClouds(rule, x, y, origin[0]) for x, y, origin in clouds]
         with _lock:
             found = _sorted.setdefault(C, found)
     return found[0 if C.ndim == 2 else problem]
 
 
 class SortedClouds:
-    """Two clouds in orders that put neighbours together, and the sides from which to see them."""
+    """Two clouds in orders that put neighbours together, and the sides from which to see them.
 
-    def __init__(self, costs: PointCosts, x: HostArray, y: HostArray) -> None:
+    Most of the points lie about their `origin` (d,).
+    """
+
+    def __init__(self, costs: PointCosts, x: HostArray, y: HostArray, origin: HostArray) -> None:
         sizes = limits.LIMITS
         leaf = max(
             sizes.cloud_leaf_points,
@@ -56,7 +60,7 @@ class SortedClouds:
         order = neighbours(x, leaf)
         orders = order, order if y is x else neighbours(y, leaf)
         self.costs, self.orders, self.points = costs, orders, (x[orders[0]], y[orders[1]])
-        self.shape = len(x), len(y)
+        self.shape, self.origin = (len(x), len(y)), origin
 
     def side(self, axis: Axis, rows: HostArray | None = None, columns: HostArray | None = None) -> "CloudSide":
         """Return rows and columns for a sum over `axis`: x and y for axis 1, y and x for axis 0.
@@ -71,7 +75,7 @@ class SortedClouds:
                 points, order = points[chosen[order]], order[chosen[order]]
             sides.append((points, order))
         (x, row_order), (y, column_order) = sides
-        return CloudSide(self.costs, x, y, row_order, column_order)
+        return CloudSide(self.costs, x, y, row_order, column_order, self.origin)
 
 
 def neighbours(x: HostArray, leaf: int) -> HostArray:
@@ -99,9 +103,17 @@ class CloudSide:
     `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m).
     """
 
-    def __init__(self, costs: PointCosts, x: HostArray, y: HostArray, order: HostArray, columns: HostArray) -> None:
+    def __init__(
+        self,
+        costs: PointCosts,
+        x: HostArray,
+        y: HostArray,
+        order: HostArray,
+        columns: HostArray,
+        origin: HostArray,
+    ) -> None:
         sizes = limits.LIMITS
-        self.costs, self.dtype, self.order, self.columns = costs, x.dtype, order, columns
+        self.costs, self.dtype, self.order, self.columns, self.origin = costs, x.dtype, order, columns, origin
         (n, d), m = x.shape, len(y)
         self.shape, self.x = (n, m), x
         least, most = sizes.cloud_block_rows
@@ -202,14 +214,15 @@ class Workspace:
         return _shaped(self._second, rows, columns)
 
     def right(self, side: CloudSide, columns: Columns) -> HostArray:
-        """Return the right factor (d + 2, padded) of a product of coordinates: y, ones, and an uninitialised row."""
+        """Return an uninitialised right factor (d + 2, padded) of a product of coordinates.
+
+        Row d has ones, and columns that are absent have coordinates of zero.
+        """
         d = len(side.y)
         if self._factors is None:
             self._factors = np.zeros((d + 2) * side.all.padded, self.dtype)
         out = self._factors[: (d + 2) * columns.padded].reshape(d + 2, columns.padded)
-        if not side.local:
-            out[:d, : columns.count] = columns.of(side.y)
-        out[d] = 1
+        out[:d, columns.count :], out[d] = 0, 1
         return out
 
 

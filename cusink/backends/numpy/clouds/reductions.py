@@ -30,7 +30,7 @@ def softmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolE
         logs: HostArray = np.log(row_sums(block, ones)) + (top + offset)
         return logs
 
-    out = _each_row(side, log_sums, pool)
+    out = each_row(side, log_sums, pool)
     out[out < ABSENT / 2] = -np.inf
     out *= -eps
     return out
@@ -46,7 +46,7 @@ def hardmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolE
         top += offset
         return top
 
-    return _each_row(side, largest, pool) * -eps
+    return each_row(side, largest, pool) * -eps
 
 
 def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: float, axis: Axis) -> HostArray:
@@ -64,7 +64,7 @@ def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: flo
             factor: HostArray = np.exp(rows[side.blocks[k]] + (top + offset))
             return factor * row_sums(block, vector)
 
-        return _each_row(side, sums)
+        return each_row(side, sums)
 
     return _each(C, axis, p, one)
 
@@ -128,7 +128,7 @@ def c_transform(C: PointCosts, potential: HostArray, axis: Axis) -> HostArray:
             out: HostArray = slack.min(axis=0).min(axis=1)
             return out
 
-        return _each_row(side, smallest)
+        return each_row(side, smallest)
 
     out = _each(C, axis, potential, one)
     out[out > -ABSENT / 2] = np.inf
@@ -156,11 +156,16 @@ def bilinear(C: PointCosts, x: HostArray, y: HostArray) -> HostArray:
 
 
 def _squared_bilinear(side: CloudSide, x: HostArray, y: HostArray) -> float:
-    """Return the sum without the pairs: about the mean of x the mixed terms vanish, and no terms cancel."""
+    """Return the sum without the pairs: about the mean of x the mixed terms vanish, and no terms cancel.
+
+    The mean is taken twice: it is rounded like the points, and they may all lie far from zero.
+    """
     mass_x, mass_y = float(x.sum()), float(y.sum())
     if not mass_x > 0:
         return 0.0
     points_x, points_y = side.x.astype(np.float64), side.y.T.astype(np.float64)
+    centre = (x @ points_x) / mass_x
+    points_x, points_y = points_x - centre, points_y - centre
     centre = (x @ points_x) / mass_x
     about_x, about_y = (
         float(weights @ ((points - centre) ** 2).sum(axis=1)) for weights, points in ((x, points_x), (y, points_y))
@@ -177,7 +182,7 @@ def _bilinear(side: CloudSide, x: HostArray, y: HostArray) -> float:
     return sum(side.for_blocks(run))
 
 
-def _each_row(
+def each_row(
     side: CloudSide, reduce: Callable[[int, Workspace], HostArray], pool: ThreadPoolExecutor | None = None
 ) -> HostArray:
     """Return the results (rows,) of all blocks as one array (n,)."""

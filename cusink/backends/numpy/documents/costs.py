@@ -18,7 +18,9 @@ def costs_between(C: HostArray | PointCosts, rows: HostArray, columns: HostArray
         return np.ascontiguousarray(C.take(rows, axis=0).take(columns, axis=1).T)
     if C.norm != "squared" or C.x.shape[1] <= DIFFERENCE_DIMENSIONS:
         return np.ascontiguousarray(C.take(rows, columns).block(np).T)
-    return C.of_distances(np, squared_distances(C.y[columns], C.x[rows]))
+    x = C.x[rows]
+    centre = x.mean(axis=0)
+    return C.of_distances(np, squared_distances(C.y[columns] - centre, x - centre))
 
 
 def squared_distances(y: HostArray, x: HostArray) -> HostArray:
