@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import regularisation
+from cusink.checks.arrays import arrays
+from cusink.checks.scalars import flags, regularisation
 from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
@@ -30,8 +30,7 @@ def problem(
 ) -> BarycenterProblem:
     """Check the arrays of a call of `cusink.barycenter`."""
     regularisation(eps)
-    if not isinstance(debiased, (bool, np.bool_)):
-        raise TypeError(f"'debiased' must be a bool; got {kind(debiased)}")
+    flags(debiased=debiased, check=check)
     (A, weights, *parts), xp, dtype = arrays(A=A, weights=weights, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     if A is None:
@@ -63,7 +62,7 @@ def problem(
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
     weights = xp.broadcast_to(weights, (size, count))
     return BarycenterProblem(
-        A=_equal_mass(A, xp, check),
+        A=_equal_mass(A, xp, check, dtype),
         weights=weights / weights.sum(axis=1, keepdims=True),
         C=C,
         dtype=dtype,
@@ -82,7 +81,7 @@ def _check_costs(C: Cost[Any], debiased: bool) -> None:
         )
 
 
-def _equal_mass(A: Array, xp: ArrayModule, check: bool) -> Array:
+def _equal_mass(A: Array, xp: ArrayModule, check: bool, dtype: Any) -> Array:
     """Return `A` with the mass of the first histogram of each problem, which all have up to their tolerance."""
     mass = A.sum(axis=2, dtype=np.float64)
     if check:
@@ -91,7 +90,7 @@ def _equal_mass(A: Array, xp: ArrayModule, check: bool) -> Array:
             xp,
             mass,
             mass[:, :1],
-            A.dtype,
+            dtype,
             got=lambda problem, row: (
                 f"row 0 has {float(mass[problem, 0]):g} and row {row} has {float(mass[problem, row]):g} in problem "
                 f"{problem}"

@@ -43,10 +43,17 @@ def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
     return [cast.get(name) for name in named], xp, dtype
 
 
+def one_array(name: str, x: Any) -> Array:
+    """Return one input as an array of real numbers, in its own library and dtype."""
+    return _numeric(name, x, _library(name, x))
+
+
 def _library(name: str, x: object) -> ArrayModule:
     """Return the array library of `x`: NumPy or CuPy."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"'{name}' must be an array without a mask; got numpy.ma.MaskedArray. Fill it first")
+    if isinstance(x, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in x):
+        raise TypeError(f"'{name}' must hold arrays without a mask; got numpy.ma.MaskedArray. Fill them first")
     if isinstance(x, (np.ndarray, np.generic, list, tuple, numbers.Number)):
         return np
     cupy = sys.modules.get("cupy")
@@ -63,8 +70,13 @@ def _numeric(name: str, x: Any, xp: ArrayModule) -> Array:
         x = xp.asarray(x)
     except ValueError:
         raise TypeError(f"'{name}' must be a rectangular array of numbers; got lists of unequal lengths") from None
+    except (TypeError, OverflowError) as error:
+        raise TypeError(
+            f"'{name}' must be an array of numbers; got {kind(x)}, of which none can be made: {error}"
+        ) from None
     if x.dtype.kind not in "fiub" and x.dtype.name not in HALF:
-        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
+        advice = ". Convert it with .astype(float)" if x.dtype.kind == "O" else ""
+        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}{advice}")
     if not x.dtype.isnative:
         raise TypeError(
             f"'{name}' must have the machine's byte order; got dtype {x.dtype.str}. "
@@ -129,3 +141,13 @@ def to_host(array: Array) -> HostArray:
     """Return an array, or a list or number, as a NumPy array."""
     xp = array_module(array)
     return np.asanyarray(array) if xp is np else xp.asnumpy(array)
+
+
+def owned(array: Array, *given: Any) -> Array:
+    """Return `array`, or a copy where it shares memory with an array that the caller gave.
+
+    What a result keeps must be its own: the caller may change his arrays at any time.
+    """
+    xp = array_module(array)
+    shared = any(isinstance(x, xp.ndarray) and xp.may_share_memory(array, x) for x in given)
+    return array.copy() if shared else array

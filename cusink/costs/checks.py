@@ -9,6 +9,10 @@ from cusink.types import Array, ArrayModule
 
 def points(x: Any, y: Any, metric: str) -> tuple[list[Array], ArrayModule, Any]:
     """Check the points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
+    if not isinstance(metric, str):
+        raise TypeError(f"'metric' must be the name of a metric; got {kind(metric)}. A usual one is 'sqeuclidean'")
+    if x is None:
+        raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
     (x, y), xp, dtype = arrays(x=x, y=y)
     shaped = []
     for name, p in (("x", x), ("y", x if y is None else y)):
@@ -66,4 +70,5 @@ def cost_gradient(grad_C: Any, x: Array, y: Array, like: Any) -> Array:
     if grad_C is None or grad_C.shape != (len(x), len(y)):
         got = kind(None) if grad_C is None else grad_C.shape
         raise ValueError(f"'grad_C' must have shape {(len(x), len(y))} to match these points; got {got}")
+    finite("grad_C", grad_C, xp)
     return xp.ascontiguousarray(grad_C)

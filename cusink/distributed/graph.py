@@ -12,6 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 
+from cusink.checks.scalars import flag
 from cusink.distributed import neighbours, tasks
 from cusink.distributed.assembly import DTYPES, assembled, rectangle, triangle
 from cusink.distributed.jobs import Chunks, Device, Job, LazyArray, Place
@@ -128,6 +129,7 @@ def distance_matrix(
     >>> bool((D.compute() == cusink.distance_matrix(A, None, C, eps=0.05)).all())
     True
     """
+    flag("full_output", full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     names: tuple[Field, ...] = tuple(DTYPES) if full_output else ("distances",)
@@ -227,6 +229,7 @@ def nearest(
     >>> indices.compute().ravel().tolist()
     [1, 0, 1, 2]
     """
+    flag("prune", prune)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     k = checks.neighbours(k, job.shape[1], job.itself)

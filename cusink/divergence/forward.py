@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cusink.checks.scalars import regularisation
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
@@ -154,6 +155,7 @@ def sinkhorn_divergence(
     >>> print(f"{cusink.sinkhorn_divergence(a, a, C, eps=0.5).divergence:.4f}")
     0.0000
     """
+    eps = regularisation(eps)
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None)
@@ -179,8 +181,8 @@ def sinkhorn_divergence(
         replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1]),
     )
     error = np.maximum(pair.error, own.error)
-    converged = error <= (math.inf if tol is None else tol)
-    warn_if_unconverged(converged, error, tol, max_iter)
+    converged = error <= (math.inf if options.tol is None else options.tol)
+    warn_if_unconverged(converged, error, options.tol, options.max_iter)
     numbers = {"divergence": _divergence(problems, own.reg_cost, error), "error": error}
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
     for name, value in (("n_iter", pair.n_iter), ("converged", converged)):

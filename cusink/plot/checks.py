@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from cusink.checks.arrays import finite, to_host
+from cusink.checks.arrays import finite, kind, one_array, to_host
+from cusink.checks.scalars import integer, real, shown
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array, HostArray
 
@@ -52,8 +54,8 @@ def images(name: str, given: Array, shape: tuple[int, int] | None) -> HostArray:
     images = host(name, given)
     if images.ndim == 2:
         side = math.isqrt(images.shape[1])
-        size = (side, side) if shape is None else tuple(shape)
-        if len(size) != 2 or math.prod(size) != images.shape[1]:
+        size = (side, side) if shape is None else _size(shape)
+        if math.prod(size) != images.shape[1]:
             raise ValueError(
                 f"'{name}' has rows of {images.shape[1]} numbers, which are no image of shape {size}. "
                 "Pass shape=(height, width)"
@@ -72,11 +74,19 @@ def images(name: str, given: Array, shape: tuple[int, int] | None) -> HostArray:
     return shares
 
 
+def _size(shape: Any) -> tuple[int, int]:
+    """Check the size of images that came as rows of numbers."""
+    sides = [integer(side) for side in shape] if isinstance(shape, (tuple, list)) else []
+    if len(sides) != 2 or sides[0] is None or sides[1] is None or min(sides[0], sides[1]) < 1:
+        raise ValueError(f"'shape' must be a pair (height, width) of positive integers; got {shown(repr(shape))}")
+    return sides[0], sides[1]
+
+
 def neighbours(
     indices: Array, distances: Array | None, queries: int, corpus: int
 ) -> tuple[HostArray, HostArray | None]:
     """Return indices (queries, k) into the corpus and, where given, distances of the same shape."""
-    indices = to_host(indices)
+    indices = numbers("indices", indices)
     if indices.ndim != 2 or 0 in indices.shape or len(indices) != queries or indices.dtype.kind not in "iu":
         raise ValueError(
             f"'indices' must be whole numbers of shape ({queries}, k), a row for each query; "
@@ -92,6 +102,10 @@ def neighbours(
 
 def labels(name: str, values: Sequence[Any] | None, length: int) -> Sequence[Any] | None:
     """Return `values` as they are, if there are `length` of them."""
+    if values is not None and (isinstance(values, str) or not hasattr(values, "__len__")):
+        raise TypeError(f"'{name}' must be a sequence, one entry for each image; got {kind(values)}")
+    if values is not None and np.ndim(values) == 0:
+        raise TypeError(f"'{name}' must be a sequence, one entry for each image; got {kind(values)}")
     if values is not None and len(values) != length:
         raise ValueError(f"'{name}' must have length {length}, one for each image; got {len(values)}")
     return values
@@ -102,22 +116,52 @@ def history(history: Iterable[tuple[int, Array]]) -> tuple[HostArray, HostArray]
 
     Checks with no finite error at all are left out.
     """
-    history = list(history)
-    if not history:
+    try:
+        checks = [(iteration, error) for iteration, error in history]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"'history' must be a sequence of pairs (iteration, error); got {kind(history)}. Collect what callback gets"
+        ) from None
+    if not checks:
         raise ValueError("'history' must hold at least one (iteration, error); got none. Collect what callback gets")
-    rows = [np.ravel(to_host(error)).astype(np.float64) for _, error in history]
+    rows = [np.ravel(numbers("history", error)).astype(np.float64) for _, error in checks]
     sizes = sorted({len(row) for row in rows})
     if len(sizes) > 1 or sizes[0] == 0:
         raise ValueError(f"'history' must hold the errors of the same problems at each check; got {sizes} of them")
     errors = np.array(rows)
     finite = np.isfinite(errors)
     some = finite.any(axis=1)
-    iterations = np.array([iteration for iteration, _ in history])
+    if any(real(iteration) is None for iteration, _ in checks):
+        raise TypeError("'history' must have a number of iterations first in each pair. Collect what callback gets")
+    iterations = np.array([real(iteration) for iteration, _ in checks])
     return iterations[some], np.where(finite, errors, np.nan)[some]
 
 
 def host(name: str, array: Array) -> HostArray:
     """Return `array` as finite float64 numbers of NumPy."""
-    found = np.asarray(to_host(array), np.float64)
+    found = numbers(name, array).astype(np.float64)
     finite(name, found, np)
     return found
+
+
+def numbers(name: str, array: Array) -> HostArray:
+    """Return `array` as real numbers of NumPy in their own dtype."""
+    if array is None:
+        raise TypeError(f"'{name}' must be an array; got None")
+    return to_host(one_array(name, array))
+
+
+def number(name: str, value: Any, least: float = 0.0) -> float:
+    """Check a finite number of at least `least`."""
+    found = real(value)
+    if found is None:
+        raise TypeError(f"'{name}' must be a number; got {kind(value)}")
+    if not least <= found < math.inf:
+        raise ValueError(f"'{name}' must be finite and at least {least:g}; got {shown(value)}")
+    return found
+
+
+def axes(ax: Any) -> None:
+    """Check the axes to draw into."""
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"'ax' must be matplotlib Axes or None; got {kind(ax)}")

@@ -66,10 +66,15 @@ def histograms(
     """
     regularisation(eps)
     itself = B is None
-    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
-    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
+    if isinstance(C, str):
+        raise TypeError(
+            "'C' must be an array of costs between the bins, a cusink.PointCloud or a cusink.Grid; got a word. Names "
+            "of metrics go with cusink.Measures; cusink.cost_matrix makes an array from points"
+        )
+    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
+    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     shapes(A, B, C)
     if check and C.stored:
         cost_values(C.data, xp)
@@ -77,8 +82,8 @@ def histograms(
         if check:
             weight_values("A", A[:1], xp)
         mass = float(A[0].sum(dtype=np.float64))
-    first = _normalised_rows("A", A, mass, xp, check)
-    second = first if itself else _normalised_rows("B", B, mass, xp, check)
+    first = _normalised_rows("A", A, mass, xp, check, dtype)
+    second = first if itself else _normalised_rows("B", B, mass, xp, check, dtype)
     if check and C.stored and not xp.isfinite(C.data).all():
         _partners(first.weights, second.weights, C.data, xp)
     return CheckedHistograms(first, second, C, dtype)
@@ -89,7 +94,8 @@ def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
     n, m = C.shape
     for name, x, bins in (("A", A, n), ("B", A if B is None else B, m)):
         if x.ndim != 2 or x.shape[1] != bins:
-            hint = ". Did you swap 'A' and 'B'?" if B is not None and n != m and x.shape[-1] == n + m - bins else ""
+            swapped = B is not None and n != m and x.ndim > 0 and x.shape[-1] == n + m - bins
+            hint = ". Did you swap 'A' and 'B'?" if swapped else ""
             hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
             raise ValueError(
                 f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
@@ -99,8 +105,8 @@ def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
             raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
 
 
-def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check: bool) -> NormalisedRows:
-    """Return rows scaled to the mass `wanted`, which they must have up to the tolerance of their dtype."""
+def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check: bool, dtype: Any) -> NormalisedRows:
+    """Return rows scaled to the mass `wanted`, which they must have up to the tolerance of the user's dtype."""
     x = xp.ascontiguousarray(x)
     mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
     if check:
@@ -111,7 +117,7 @@ def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check:
             xp,
             mass,
             wanted,
-            x.dtype,
+            dtype,
             got=lambda row: f"'A' row 0 has {wanted:g} and '{name}' row {row} has {float(mass[row]):g}",
             advice="To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)",
         )

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from cusink.checks.scalars import regularisation
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.loop import Callback, Start, solve
@@ -124,6 +125,7 @@ def sinkhorn(
     >>> print(f"{result.cost:.4f}")
     1.0000
     """
+    eps = regularisation(eps)
     prices = checks.reach(reach, method)
     balanced = prices is None
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
@@ -135,7 +137,7 @@ def sinkhorn(
         shift = given.C.xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, given.C, prices, shift)
     found = solve(given.C, given.a, given.b, eps, options, init=given.init, callback=callback, start=start)
-    warn_if_unconverged(found.converged, found.error, tol, max_iter)
+    warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter)
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind, to_host
-from cusink.checks.scalars import one_of, regularisation
+from cusink.checks.scalars import regularisation
 from cusink.checks.weights import same_mass
 from cusink.costs.checks import cost_values
 from cusink.costs.clouds import PointCloud
@@ -35,7 +35,6 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
     `on_empty` says what to do about items without weight: "nan" warns once and names them, "raise" refuses them.
     """
     regularisation(eps)
-    one_of("on_empty", on_empty, ("nan", "raise"))
     given = {"A": A} if B is None else {"A": A, "B": B}
     for name, x in given.items():
         if not are_documents(x, None):
@@ -50,7 +49,7 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
         )
     sides, C, xp, dtype = _sparse(given, C, check) if is_sparse(A) else _clouds(given, C)
     first = next((mass for side in sides for mass in sums(side.offsets, side.weights) if mass > 0), None)
-    scaled = [_one_mass(name, side, first, check) for name, side in zip(given, sides, strict=True)]
+    scaled = [_one_mass(name, side, first, check, dtype) for name, side in zip(given, sides, strict=True)]
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
     _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
     found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
@@ -153,18 +152,23 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
     return sides, costs, xp, dtype
 
 
-def _one_mass(name: str, side: RaggedWeights, first: float | None, check: bool) -> RaggedWeights:
-    """Scale every item to the mass `first`, which it must have up to the tolerance of its dtype."""
+def _one_mass(name: str, side: RaggedWeights, first: float | None, check: bool, dtype: Any) -> RaggedWeights:
+    """Scale every item to the mass `first`, which it must have up to the tolerance of the user's dtype."""
     mass = sums(side.offsets, side.weights)
     if first is None:
         return side
     if check:
+        if not np.isfinite(mass).all():
+            raise ValueError(
+                f"'{name}' must have sums of weights within the range; that of row {int(np.isinf(mass).argmax())} "
+                "exceeds it. Divide the weights by a number"
+            )
         same_mass(
             "all items",
             np,
             mass,
             first,
-            side.weights.dtype,
+            dtype,
             got=lambda row: f"the first has {first:g} and '{name}' row {row} has {mass[row]:g}",
             advice="Divide each row by its sum: sparse counts with sklearn.preprocessing.normalize(A, norm='l1') or "
             "scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, Measures with .normalised()",
