@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cusink.bridge import Gradient, LossOptions, Reduction, lost, mass_ratio, stored_cost
-from cusink.checks.arrays import HALF, kind
-from cusink.checks.scalars import regularisation
+from cusink.checks.arrays import HALF, as_dtype, one_array
+from cusink.checks.scalars import price_in_range, regularisation
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.operand import check_shape
 from cusink.solver import checks
@@ -207,15 +207,10 @@ def _floating(**named: Any) -> list[Any]:
 def _array(name: str, x: Any) -> jax.Array:
     """Return `x` as an array of real numbers of JAX, itself if it is one: under ``grad``, ``jnp.asarray`` copies."""
     if not isinstance(x, jax.Array):
-        if isinstance(x, np.ma.MaskedArray):
-            raise TypeError(f"'{name}' must be an array without a mask; got numpy.ma.MaskedArray. Fill it first")
-        try:
-            x = jnp.asarray(x)
-        except (TypeError, ValueError, OverflowError):
-            raise TypeError(
-                f"'{name}' must be an array of JAX, or numbers to make one of; got {kind(x)}. Convert it with "
-                "jax.numpy.asarray"
-            ) from None
+        if not isinstance(x, (list, tuple)) or not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+            x = one_array(name, x)
+            x = as_dtype(name, x, jax.dtypes.canonicalize_dtype(x.dtype))
+        x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
     return x
@@ -224,13 +219,15 @@ def _array(name: str, x: Any) -> jax.Array:
 def _one_number(eps: Any, dtype: Any) -> jax.Array:
     """Return the regularisation as an array () of `dtype`; its sign is checked when the solver is called."""
     if not isinstance(eps, (jax.Array, np.ndarray)):
-        return jnp.asarray(regularisation(eps), dtype)
+        eps = regularisation(eps)
+        price_in_range("eps", eps, dtype)
+        return jnp.asarray(eps, dtype)
     eps = _array("eps", eps)
     if eps.size != 1:
         raise ValueError(f"'eps' must be a number, or an array of one; got shape {eps.shape}")
     if eps.dtype == jnp.bool_:
         raise TypeError(f"'eps' must be a real number; got an array of {eps.dtype}")
-    return jnp.reshape(eps.astype(dtype), ())
+    return jnp.reshape(eps, ()).astype(dtype)
 
 
 def _call(function: Callable[..., Any], shapes: Any, *arguments: Any) -> Any:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from cusink.checks.arrays import arrays
-from cusink.checks.scalars import flags, regularisation
+from cusink.checks.scalars import flags, price_in_range, regularisation
 from cusink.checks.weights import same_mass, weight_values
+from cusink.costs.checks import costs_in_range
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
@@ -29,10 +30,11 @@ def problem(
     A: Any, C: Any, weights: Any, *, eps: Any, debiased: Any, check: bool, memory_limit: int | None
 ) -> BarycenterProblem:
     """Check the arrays of a call of `cusink.barycenter`."""
-    regularisation(eps)
+    eps = regularisation(eps)
     flags(debiased=debiased, check=check)
     (A, weights, *parts), xp, dtype = arrays(A=A, weights=weights, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
+    price_in_range("eps", eps, C.dtype.name)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None")
     n = C.shape[0]
@@ -74,6 +76,7 @@ def _check_costs(C: Cost[Any], debiased: bool) -> None:
     """Check the entries of a cost."""
     if not C.xp.isfinite(C.data).all():
         raise ValueError("'C' must be finite for a barycenter; got NaN or infinity. Give a forbidden pair a large cost")
+    costs_in_range("C", C.data, C.xp)
     if debiased and not C.symmetric:
         raise ValueError(
             f"'C' must be symmetric for a debiased barycenter, between bins that it shares with 'A'; got shape "

@@ -11,6 +11,7 @@ from cusink.errors import warn
 from cusink.types import Array, ArrayModule, HostArray
 
 HALF = ("float16", "bfloat16")
+ROOM = 2.0**-20  # share of the range of a dtype that inputs may fill
 
 
 def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
@@ -39,8 +40,17 @@ def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
     _same("dtype", {name: dtype.name for name, dtype in floating.items()}, "Convert one of them with .astype")
     dtype = next(iter(floating.values()), np.dtype(np.float64))
     computing = np.dtype(np.float32) if dtype.name in HALF else dtype
-    cast = {name: x.astype(computing, copy=False) for name, x in converted.items()}
+    cast = {name: as_dtype(name, x, computing) for name, x in converted.items()}
     return [cast.get(name) for name in named], xp, dtype
+
+
+def as_dtype(name: str, x: Array, dtype: Any) -> Array:
+    """Return `x` in another dtype, in whose range it must lie: a number beyond must not become +inf."""
+    try:
+        with np.errstate(over="raise"):
+            return x.astype(dtype, copy=False)
+    except FloatingPointError:
+        raise ValueError(f"'{name}' must lie in the range of {dtype}, the dtype of the other inputs") from None
 
 
 def one_array(name: str, x: Any) -> Array:
@@ -70,7 +80,7 @@ def _numeric(name: str, x: Any, xp: ArrayModule) -> Array:
         x = xp.asarray(x)
     except ValueError:
         raise TypeError(f"'{name}' must be a rectangular array of numbers; got lists of unequal lengths") from None
-    except (TypeError, OverflowError) as error:
+    except Exception as error:  # by a class of the user, anything
         raise TypeError(
             f"'{name}' must be an array of numbers; got {kind(x)}, of which none can be made: {error}"
         ) from None
@@ -105,6 +115,22 @@ def finite_entries(name: str, array: Array, xp: ArrayModule, advice: str = "") -
     wrong = ~xp.isfinite(array)
     if wrong.any():
         raise ValueError(f"'{name}' must be finite; got {float(array[wrong][0])}{advice and f'. {advice}'}")
+
+
+def largest(dtype: Any) -> float:
+    """Return the largest magnitude of an input of `dtype`: sums and products of a million such stay in the range."""
+    return float(np.finfo(dtype).max) * ROOM
+
+
+def in_range(name: str, array: Array, xp: ArrayModule, advice: str = "") -> None:
+    """Check that all entries are finite, and so far from the end of the range that sums of them do not leave it."""
+    finite_entries(name, array, xp, advice)
+    most = largest(array.dtype.name)
+    if array.size and not max(float(array.max()), -float(array.min())) <= most:
+        raise ValueError(
+            f"'{name}' must be at most {most:.2g} in {array.dtype}, so that sums do not leave the range; got "
+            f"{float(abs(array).max()):.3g}. Change the unit"
+        )
 
 
 def finite(name: str, array: Array, xp: ArrayModule) -> None:

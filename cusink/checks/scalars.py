@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import HALF, array_module, kind
+from cusink.checks.arrays import HALF, array_module, kind, largest
 
 LONGEST = 40  # digits of a number in a message
 
@@ -72,6 +72,15 @@ def positive_integer(name: str, value: object) -> int:
 def regularisation(eps: object) -> float:
     """Check the regularisation."""
     return positive_number("eps", eps, "A usual start is 0.01 times the largest cost")
+
+
+def price_in_range(name: str, value: float, dtype: Any) -> None:
+    """Check that a number in the unit of the costs, `eps` or `reach`, is one of the dtype of the computation too."""
+    low, high = float(np.finfo(dtype).tiny), largest(dtype)
+    if not low <= value <= high:
+        raise ValueError(
+            f"'{name}' must lie between {low:.2g} and {high:.2g} in {dtype}; got {value:g}. Change the unit of 'C'"
+        )
 
 
 def one_of(name: str, value: object, allowed: Collection[str], advice: str = "") -> None:

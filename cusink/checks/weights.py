@@ -38,17 +38,19 @@ def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0
         raise ValueError(
             f"'{name}' must have a positive sum; row {first_row + at[0]} is all zero. Leave empty rows out"
         )
-    finite_mass(name, weights, xp, first_row)
+    mass_in_range(name, weights, first_row)
 
 
-def finite_mass(name: str, weights: Array, xp: ArrayModule, first_row: int = 0) -> None:
-    """Check that the sums of weights (B, n) are numbers of their dtype; messages count from row `first_row`."""
+def mass_in_range(name: str, weights: Array, first_row: int = 0) -> None:
+    """Check that sums of weights (B, n) are normal numbers of their dtype; messages count from row `first_row`."""
+    limits = np.finfo(weights.dtype.name)
+    low, high = float(limits.tiny), float(limits.max)
     with np.errstate(over="ignore"):
         mass = weights.sum(axis=1)
-    if (at := first_index(~xp.isfinite(mass))) is not None:
+    if (at := first_index(~((mass >= low) & (mass <= high)))) is not None:
         raise ValueError(
-            f"'{name}' must have a sum that {weights.dtype} can hold; that of row {first_row + at[0]} exceeds it. "
-            "Divide the weights by a number"
+            f"'{name}' must have a sum between {low:.2g} and {high:.2g}, a number of {weights.dtype}; got "
+            f"{float(mass[at]):.3g} in row {first_row + at[0]}. Divide the weights by their sum"
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cusink.checks.arrays import arrays, finite, kind
+from cusink.checks.arrays import arrays, finite, in_range, kind, largest
 from cusink.checks.weights import first_index
 from cusink.types import Array, ArrayModule
 
@@ -39,6 +39,17 @@ def cost_values(C: Array, xp: ArrayModule) -> None:
         raise ValueError(
             f"'C' must hold finite costs, and +inf only for forbidden pairs; got {what}. Check how the cost was made"
         )
+    costs_in_range("C", C, xp)
+
+
+def costs_in_range(name: str, C: Array, xp: ArrayModule) -> None:
+    """Check that finite costs are so far from the end of the range of their dtype that sums do not leave it."""
+    most = largest(C.dtype.name)
+    if float(C.min()) < -most or (float(C.max()) > most and (xp.isfinite(C) & (C > most)).any()):
+        raise ValueError(
+            f"'{name}' must hold costs of at most {most:.2g} in {C.dtype}; got more. Forbid a pair with +inf, or "
+            "change the unit"
+        )
 
 
 def partners(a: Array, b: Array, C: Array, xp: ArrayModule) -> None:
@@ -70,5 +81,5 @@ def cost_gradient(grad_C: Any, x: Array, y: Array, like: Any) -> Array:
     if grad_C is None or grad_C.shape != (len(x), len(y)):
         got = kind(None) if grad_C is None else grad_C.shape
         raise ValueError(f"'grad_C' must have shape {(len(x), len(y))} to match these points; got {got}")
-    finite("grad_C", grad_C, xp)
+    in_range("grad_C", grad_C, xp)
     return xp.ascontiguousarray(grad_C)

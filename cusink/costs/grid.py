@@ -82,11 +82,11 @@ class _Axes(NamedTuple):
 
 def _checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes:
     """Check the arguments of `Grid`."""
-    one_of("metric", metric, SEPARABLE, f"Sums over axes are of no other kind: pass PointCloud(points, {metric!r})")
+    one_of("metric", metric, SEPARABLE, "Only these are sums over axes: for another one pass a cusink.PointCloud")
     given = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     cells = [integer(k) for k in given]
     if not 1 <= len(cells) <= 3 or not all(k is not None and k > 0 for k in cells):
-        raise ValueError(f"'shape' must be one, two or three positive numbers of cells; got {shown(repr(shape))}")
+        raise ValueError(f"'shape' must be one, two or three positive numbers of cells; got {shown(shape)}")
     counts = tuple(int(k) for k in cells if k is not None)
     if math.prod(counts) > MOST_CELLS or max(counts) ** 2 > MOST_CELLS:
         raise ValueError(

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, kind, owned
+from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
 from cusink.checks.scalars import real
+from cusink.costs.checks import costs_in_range
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import kind_of, named_arrays, one_cloud, sides_of
 from cusink.operand import dense_cost, operand
@@ -63,12 +64,12 @@ def cotangent(grad: Any, cross: Problem, f: Array) -> Array:
     number = None if isinstance(grad, array_module(f).ndarray) else real(grad)
     (given, _), xp, _ = arrays(grad=grad if number is None else None, result=f)
     if given is None:
-        given = xp.full(size if cross.batched else (), number, dtype)
+        with np.errstate(over="ignore"):
+            given = xp.full(size if cross.batched else (), number, dtype)
     wanted = (size,) if cross.batched else ()
     if given.shape != wanted:
         raise ValueError(f"'grad' must have shape {wanted} to match the result; got {given.shape}")
-    if not xp.isfinite(given).all():
-        raise ValueError(f"'grad' must be finite; got {float(given[~xp.isfinite(given)][0])}")
+    in_range("grad", given, xp)
     return owned(given, grad).reshape(size)  # gradients are taken of it later
 
 
@@ -98,6 +99,7 @@ def _own(xp: ArrayModule, name: str, C: Array, bins: int, size: int, check: bool
     if check:
         if not np.isfinite(float(C.max())) or not np.isfinite(float(C.min())):
             raise ValueError(f"'{name}' must be finite; got {float(C.max() + C.min())}")
+        costs_in_range(name, C, xp)
         _symmetric(name, C, "Pass the costs between the bins of one side")
     return dense_cost(owned(xp.ascontiguousarray(C), C))  # the result keeps it
 

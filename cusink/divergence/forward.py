@@ -160,13 +160,14 @@ def sinkhorn_divergence(
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
-    of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
+    of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     own = _self_problems(given, (of_a, of_b), eps, rho, options)
     cost, xp = given.C, given.C.xp
     start: Start | None = None
     shift = None
     if prices is not None:
+        solver_checks.reach_in_range(prices, cost.dtype.name)
         shift = xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, cost, prices, shift)
     low, high = cost.range()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, kind, narrowed
+from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed
 from cusink.checks.scalars import one_of, positive_number, real, shown
 from cusink.checks.weights import batch_size, weight_values
 from cusink.types import Array, ArrayModule
@@ -99,7 +99,7 @@ def weighted_points(x: Array, y: Array, per_point: dict[str, Array | None], posi
 def scale_in_range(scale: float, dtype: Any) -> None:
     """Check that the square of a scale is a number of the dtype of the computation."""
     limits = np.finfo(dtype)
-    if not float(limits.tiny) <= scale**2 <= float(limits.max):
+    if not float(limits.tiny) <= scale * scale <= float(limits.max):
         low, high = float(limits.tiny) ** 0.5, float(limits.max) ** 0.5
         raise ValueError(
             f"'scale' must lie between {low:.2g} and {high:.2g} in {dtype}, so that its square does not leave the "
@@ -114,14 +114,15 @@ def cotangent(grad: Array, given: WeightedPoints) -> Array:
         raise TypeError("'grad' must be a number or an array of the shape of the value; got None")
     number = None if isinstance(grad, given.xp.ndarray) else real(grad)
     if number is not None:
-        grad = given.xp.asarray(number, given.x.dtype)
-        finite("grad", grad, given.xp)
+        with np.errstate(over="ignore"):
+            grad = given.xp.asarray(number, given.x.dtype)
+        in_range("grad", grad, given.xp)
         grad = grad.astype(given.dtype)
     (grad, _), xp, _ = arrays(grad=grad, x=_sample(given))
     allowed = [(), (size,)] if given.batched else [()]
     if grad.shape not in allowed:
         raise ValueError(f"'grad' must have shape {' or '.join(map(str, allowed))}, as the value; got {grad.shape}")
-    finite("grad", grad, xp)
+    in_range("grad", grad, xp)
     return xp.broadcast_to(grad, (size,))[:, None]
 
 
@@ -186,7 +187,7 @@ def _numbers(name: str, x: Array | None, count: int, shape: tuple[int, ...], xp:
             f"shape {shape}; got {x.shape}"
         )
     if name != "log_b":
-        finite(name, x, xp)
+        in_range(name, x, xp)
     elif xp.isnan(x).any() or (x == xp.inf).any():
         found = "NaN" if xp.isnan(x).any() else "+inf"
         raise ValueError(f"'{name}' must hold log weights, finite or -inf (for a weight of zero); got {found}")

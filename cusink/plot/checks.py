@@ -1,16 +1,18 @@
 """Checks of the arguments of `cusink.plot`: they come out as float64 arrays of NumPy."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from cusink.checks.arrays import finite, kind, one_array, to_host
+from cusink.checks.arrays import in_range, kind, one_array, to_host
 from cusink.checks.scalars import integer, real, shown
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array, HostArray
+
+SMALLEST = 1e-100
 
 
 def plan(P: Array | SinkhornResult) -> HostArray:
@@ -78,7 +80,7 @@ def _size(shape: Any) -> tuple[int, int]:
     """Check the size of images that came as rows of numbers."""
     sides = [integer(side) for side in shape] if isinstance(shape, (tuple, list)) else []
     if len(sides) != 2 or sides[0] is None or sides[1] is None or min(sides[0], sides[1]) < 1:
-        raise ValueError(f"'shape' must be a pair (height, width) of positive integers; got {shown(repr(shape))}")
+        raise ValueError(f"'shape' must be a pair (height, width) of positive integers; got {shown(shape)}")
     return sides[0], sides[1]
 
 
@@ -100,15 +102,19 @@ def neighbours(
     return indices, distances
 
 
-def labels(name: str, values: Sequence[Any] | None, length: int) -> Sequence[Any] | None:
-    """Return `values` as they are, if there are `length` of them."""
-    if values is not None and (isinstance(values, str) or not hasattr(values, "__len__")):
-        raise TypeError(f"'{name}' must be a sequence, one entry for each image; got {kind(values)}")
-    if values is not None and np.ndim(values) == 0:
-        raise TypeError(f"'{name}' must be a sequence, one entry for each image; got {kind(values)}")
-    if values is not None and len(values) != length:
-        raise ValueError(f"'{name}' must have length {length}, one for each image; got {len(values)}")
-    return values
+def labels(name: str, values: Any, length: int) -> list[Any] | None:
+    """Return the labels of `length` images as a list."""
+    if values is None:
+        return None
+    try:
+        entries = [] if isinstance(values, str) else list(values)
+    except Exception:  # by a class of the user, anything
+        raise TypeError(f"'{name}' must be a sequence, with one entry for each image; got {kind(values)}") from None
+    if any(hasattr(entry, "__len__") and not isinstance(entry, (str, tuple)) for entry in entries):
+        raise TypeError(f"'{name}' must be a sequence of words or numbers; got one of arrays or containers")
+    if len(entries) != length:
+        raise ValueError(f"'{name}' must have length {length}, one for each image; got {len(entries)}")
+    return entries
 
 
 def history(history: Iterable[tuple[int, Array]]) -> tuple[HostArray, HostArray]:
@@ -140,7 +146,7 @@ def history(history: Iterable[tuple[int, Array]]) -> tuple[HostArray, HostArray]
 def host(name: str, array: Array) -> HostArray:
     """Return `array` as finite float64 numbers of NumPy."""
     found = numbers(name, array).astype(np.float64)
-    finite(name, found, np)
+    in_range(name, found, np)
     return found
 
 
@@ -151,13 +157,14 @@ def numbers(name: str, array: Array) -> HostArray:
     return to_host(one_array(name, array))
 
 
-def number(name: str, value: Any, least: float = 0.0) -> float:
-    """Check a finite number of at least `least`."""
+def number(name: str, value: Any, *, zero: bool = True) -> float:
+    """Check a number that can be drawn with, positive or, where `zero` allows it, zero."""
     found = real(value)
     if found is None:
         raise TypeError(f"'{name}' must be a number; got {kind(value)}")
-    if not least <= found < math.inf:
-        raise ValueError(f"'{name}' must be finite and at least {least:g}; got {shown(value)}")
+    if not (SMALLEST <= found <= 1 / SMALLEST or (zero and found == 0)):
+        rule = f"{'zero, or ' if zero else ''}between {SMALLEST:g} and {1 / SMALLEST:g}"
+        raise ValueError(f"'{name}' must be {rule}; got {shown(value)}")
     return found
 
 

@@ -155,9 +155,10 @@ def transport_lines(
     checks.axes(ax)
     P = checks.plan(P)
     x, y = (checks.points(name, p, count) for name, p, count in (("x", x, P.shape[0]), ("y", y, P.shape[1])))
-    least, size, linewidth = (
-        checks.number(name, value) for name, value in (("least", least), ("size", size), ("linewidth", linewidth))
-    )
+    least, size = checks.number("least", least), checks.number("size", size)
+    linewidth = checks.number("linewidth", linewidth, zero=False)
+    if P.min() < 0:
+        raise ValueError(f"'P' must be non-negative, masses that are moved; got {P.min():g}")
     ax = new_axes(5, 5) if ax is None else ax
     a, b = P.sum(axis=1), P.sum(axis=0)
     i, j = np.nonzero((P >= least * a[:, None]) & (P > 0))
@@ -230,7 +231,7 @@ def convergence(
     >>> ax = cusink.plot.convergence(history, tol=1e-6)
     """
     checks.axes(ax)
-    tol = None if tol is None else checks.number("tol", tol)
+    tol = None if tol is None else checks.number("tol", tol, zero=False)
     iterations, errors = checks.history(history)
     ax = new_axes(6, 4) if ax is None else ax
     if color is None:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, get_args
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import positive_bytes, positive_integer, regularisation
+from cusink.checks.scalars import positive_bytes, positive_integer, price_in_range, regularisation, shown
 from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
@@ -64,17 +64,18 @@ def histograms(
 
     The Gibbs kernel of a cost that is not stored may take `memory_limit` bytes.
     """
-    regularisation(eps)
+    eps = regularisation(eps)
     itself = B is None
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
     if isinstance(C, str):
         raise TypeError(
-            "'C' must be an array of costs between the bins, a cusink.PointCloud or a cusink.Grid; got a word. Names "
-            "of metrics go with cusink.Measures; cusink.cost_matrix makes an array from points"
+            "'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got a word, which goes with 'A' and "
+            f"'B' that are cusink.Measures, and 'A' is {kind(A)}. cusink.cost_matrix makes costs from points"
         )
     (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
+    price_in_range("eps", eps, C.dtype.name)
     shapes(A, B, C)
     if check and C.stored:
         cost_values(C.data, xp)
@@ -108,10 +109,11 @@ def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
 def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check: bool, dtype: Any) -> NormalisedRows:
     """Return rows scaled to the mass `wanted`, which they must have up to the tolerance of the user's dtype."""
     x = xp.ascontiguousarray(x)
-    mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
     if check:
         for rows in blocks(len(x), ROWS_PER_BLOCK):
             weight_values(name, x[rows], xp, rows.start)
+    mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
+    if check:
         same_mass(
             "all histograms",
             xp,
@@ -209,5 +211,7 @@ def neighbours(k: object, columns: int, excludes_self: bool) -> int:
     most = columns - 1 if excludes_self else columns
     if k > most:
         where = f"the other rows of 'A', of which there are {most}" if excludes_self else f"the rows of 'B', {columns}"
-        raise ValueError(f"'k' must be at most the number of neighbours there are: {where}; got {k}. Ask for fewer")
+        raise ValueError(
+            f"'k' must be at most the number of neighbours there are: {where}; got {shown(k)}. Ask for fewer"
+        )
     return k

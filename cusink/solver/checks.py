@@ -4,8 +4,18 @@ import math
 from dataclasses import replace
 from typing import Any, get_args
 
-from cusink.checks.arrays import arrays, finite_entries, kind, owned
-from cusink.checks.scalars import flag, integer, one_of, positive_integer, positive_number, real, regularisation, shown
+from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
+from cusink.checks.scalars import (
+    flag,
+    integer,
+    one_of,
+    positive_integer,
+    positive_number,
+    price_in_range,
+    real,
+    regularisation,
+    shown,
+)
 from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
@@ -25,21 +35,24 @@ def problem(
     b: Any,
     C: Any,
     *,
-    eps: Any,
+    eps: float,
     init: Any = None,
     check: bool,
     memory_limit: int | None = None,
     balanced: bool = True,
 ) -> CheckedProblem:
     """Check the arrays of a call of `cusink.sinkhorn`; `balanced` asks for equal masses."""
-    regularisation(eps)
+    eps = regularisation(eps)
     flag("check", check)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
     f, g = (None, None) if init is None else init
+    if init is not None and (f is None or g is None):
+        raise TypeError("'init' must be a pair (f, g) of potentials; got None for one. Pass (result.f, result.g)")
     users = (a, b, *named_arrays(C).values())
     (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit)
+    price_in_range("eps", eps, C.dtype.name)
     n, m = C.shape[-2:]
     batch_of_one = not C.shared and C.shape[0] == 1
     batched = not C.shared
@@ -102,6 +115,13 @@ def options(
     return Options(max_iter, tol, check_every, method, overrelaxation)
 
 
+def reach_in_range(prices: Reach, dtype: Any) -> None:
+    """Check that the prices of the marginals are numbers of the dtype of the computation."""
+    for price in prices:
+        if price < math.inf:
+            price_in_range("reach", price, dtype)
+
+
 def callback(function: Callback | None) -> None:
     """Check the callback of a call of `cusink.sinkhorn`."""
     if function is not None and not callable(function):
@@ -122,7 +142,7 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     if v.shape not in allowed:
         wanted = " or ".join(map(str, allowed))
         raise ValueError(f"'v' must have shape {wanted} for axis={axis}; got {v.shape}. Did you mean axis={1 - axis}?")
-    finite_entries("v", v, xp)
+    in_range("v", v, xp)
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
 
 

@@ -134,6 +134,7 @@ def sinkhorn(
     start: Start | None = None
     shift = None
     if prices is not None:
+        checks.reach_in_range(prices, given.C.dtype.name)
         shift = given.C.xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, given.C, prices, shift)
     found = solve(given.C, given.a, given.b, eps, options, init=given.init, callback=callback, start=start)

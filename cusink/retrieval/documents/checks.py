@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind, to_host
-from cusink.checks.scalars import regularisation
-from cusink.checks.weights import same_mass
+from cusink.checks.scalars import one_of, price_in_range, regularisation
+from cusink.checks.weights import mass_in_range, same_mass
 from cusink.costs.checks import cost_values
-from cusink.costs.clouds import PointCloud
+from cusink.costs.clouds import METRICS, PointCloud
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.errors import warn
 from cusink.operand import operand
@@ -34,7 +34,7 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
 
     `on_empty` says what to do about items without weight: "nan" warns once and names them, "raise" refuses them.
     """
-    regularisation(eps)
+    eps = regularisation(eps)
     given = {"A": A} if B is None else {"A": A, "B": B}
     for name, x in given.items():
         if not are_documents(x, None):
@@ -49,6 +49,7 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
         )
     sides, C, xp, dtype = _sparse(given, C, check) if is_sparse(A) else _clouds(given, C)
     first = next((mass for side in sides for mass in sums(side.offsets, side.weights) if mass > 0), None)
+    price_in_range("eps", eps, C.dtype.name)
     scaled = [_one_mass(name, side, first, check, dtype) for name, side in zip(given, sides, strict=True)]
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
     _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
@@ -64,8 +65,8 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
     data: dict[str, Any] = {}
     if isinstance(C, str):
         raise TypeError(
-            f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={C!r}); got {C!r}. A name "
-            "of a metric goes with cusink.Measures, which have points"
+            "'C' must be an array of costs between the words, or a cusink.PointCloud of their vectors, where 'A' is "
+            "sparse; got a word. A name of a metric goes with cusink.Measures, which have points"
         )
     for name, x in given.items():
         if x.ndim != 2 or 0 in x.shape:
@@ -128,6 +129,7 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
     """Return measures, each with its own points, the cost between these, its library, and the user's dtype."""
     if not isinstance(C, str):
         raise TypeError(f"'C' must be the name of a metric between the points of cusink.Measures; got {kind(C)}")
+    one_of("C", C, METRICS)
     points = [x.points for x in given.values()]
     if len({p.shape[1] for p in points}) > 1:
         raise ValueError(
@@ -158,11 +160,7 @@ def _one_mass(name: str, side: RaggedWeights, first: float | None, check: bool, 
     if first is None:
         return side
     if check:
-        if not np.isfinite(mass).all():
-            raise ValueError(
-                f"'{name}' must have sums of weights within the range; that of row {int(np.isinf(mass).argmax())} "
-                "exceeds it. Divide the weights by a number"
-            )
+        mass_in_range(name, mass[mass > 0][:, None].astype(side.weights.dtype))
         same_mass(
             "all items",
             np,
