@@ -38,18 +38,18 @@ def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0
         raise ValueError(
             f"'{name}' must have a positive sum; row {first_row + at[0]} is all zero. Leave empty rows out"
         )
-    mass_in_range(name, weights, first_row)
-
-
-def mass_in_range(name: str, weights: Array, first_row: int = 0) -> None:
-    """Check that sums of weights (B, n) are normal numbers of their dtype; messages count from row `first_row`."""
-    limits = np.finfo(weights.dtype.name)
-    low, high = float(limits.tiny), float(limits.max)
     with np.errstate(over="ignore"):
-        mass = weights.sum(axis=1)
+        mass = weights.sum(axis=1, dtype=np.float64)
+    mass_in_range(name, mass, weights.dtype, first_row)
+
+
+def mass_in_range(name: str, mass: Array, dtype: Any, first_row: int = 0) -> None:
+    """Check that masses (B,) are normal numbers of the dtype of the weights; messages count from row `first_row`."""
+    limits = np.finfo(dtype.name)
+    low, high = float(limits.tiny), float(limits.max)
     if (at := first_index(~((mass >= low) & (mass <= high)))) is not None:
         raise ValueError(
-            f"'{name}' must have a sum between {low:.2g} and {high:.2g}, a number of {weights.dtype}; got "
+            f"'{name}' must have a sum between {low:.2g} and {high:.2g}, a number of {dtype}; got "
             f"{float(mass[at]):.3g} in row {first_row + at[0]}. Divide the weights by their sum"
         )
 

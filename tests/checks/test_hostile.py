@@ -6,19 +6,20 @@ import warnings
 from decimal import Decimal
 from fractions import Fraction
 
-import jax
-import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import pytest
 import scipy.sparse
-import torch
 
 import cusink
-import cusink.distributed
-import cusink.jax
-import cusink.plot
-import cusink.torch
+
+jax, torch, _, mpl = (pytest.importorskip(name) for name in ("jax", "torch", "dask", "matplotlib"))
+
+import jax.numpy as jnp  # noqa: E402
+
+import cusink.distributed  # noqa: E402
+import cusink.jax  # noqa: E402
+import cusink.plot  # noqa: E402
+import cusink.torch  # noqa: E402
 
 mpl.use("Agg")
 
@@ -330,6 +331,7 @@ CALLS = {
 OTHERS_TO_BLAME = {
     ("sinkhorn_divergence", "C"): "C_aa",
     ("distance_matrix of documents", "A"): "C",
+    ("distance_matrix of measures", "A"): "C",
     ("Measures", "points"): "offsets",
     ("Measures.of", "clouds"): "points",
     ("plot.transport_lines", "P"): "x",
