@@ -85,7 +85,8 @@ def sinkhorn_loss(
     Pass a batch as one: ``vmap`` gives the same numbers but calls the solver once per element. Under ``jit`` on a GPU
     the arrays travel to the host and are solved there. The gradients for `a` and `b` have mean zero: weights vary on
     the simplex. With `reach` masses may vary and nothing is projected; `entropic_cost` has no gradient there. float16
-    and bfloat16 are computed in float32.
+    and bfloat16 are computed in float32. Lists and whole numbers follow the arrays that they come with, and have the
+    default float of JAX where there are none.
 
     References
     ----------

@@ -79,7 +79,8 @@ def price_in_range(name: str, value: float, dtype: Any) -> None:
     low, high = float(np.finfo(dtype).tiny), largest(dtype)
     if not low <= value <= high:
         raise ValueError(
-            f"'{name}' must lie between {low:.2g} and {high:.2g} in {dtype}; got {value:g}. Change the unit of 'C'"
+            f"'{name}' must be such that C / {name} is finite, between {low:.2g} and {high:.2g} in {dtype}; got "
+            f"{value:g}. Change the unit of 'C'"
         )
 
 
@@ -127,6 +128,6 @@ def positive_bytes(memory_limit: object) -> int:
 
 def _is_array(value: object) -> bool:
     """Return whether `value` is an array or an array scalar, without a mask."""
-    if isinstance(value, np.ma.MaskedArray):
-        return False
-    return isinstance(value, (np.ndarray, np.generic)) or array_module(value) is not np
+    if isinstance(value, (np.ndarray, np.generic)):
+        return not isinstance(value, np.ma.MaskedArray)
+    return not isinstance(value, (numbers.Number, str)) and array_module(value) is not np

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 import numpy as np
 
 from cusink.checks.arrays import kind
-from cusink.checks.scalars import flag, integer, one_of, real, shown
+from cusink.checks.scalars import integer, one_of, real, shown
 from cusink.types import Array, ArrayModule, HostArray, Index
 
 __all__ = ["Grid"]
@@ -94,8 +94,11 @@ def _checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes
             f"{shown(max(counts))} along an axis. Take a coarser grid"
         )
     spacings = _spacings(spacing, counts)
-    around = tuple(flag("periodic", value) for value in _for_each_axis("periodic", periodic, len(counts)))
-    return _Axes(counts, spacings, around)
+    around = _for_each_axis("periodic", periodic, len(counts))
+    for value in around:
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"'periodic' must be a bool, or one for each axis; got {kind(value)}")
+    return _Axes(counts, spacings, tuple(map(bool, around)))
 
 
 def _spacings(spacing: Any, counts: tuple[int, ...]) -> tuple[float, ...]:
