@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink.bridge import Gradient, LossOptions, Reduction, mass_ratio, stored_cost
-from cusink.checks.arrays import HALF
+from cusink.bridge import Gradient, LossOptions, Reduction, lost, mass_ratio, stored_cost
+from cusink.checks.arrays import HALF, as_dtype, one_array
+from cusink.checks.scalars import price_in_range, regularisation
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.operand import check_shape
 from cusink.solver import checks
@@ -84,7 +85,8 @@ def sinkhorn_loss(
     Pass a batch as one: ``vmap`` gives the same numbers but calls the solver once per element. Under ``jit`` on a GPU
     the arrays travel to the host and are solved there. The gradients for `a` and `b` have mean zero: weights vary on
     the simplex. With `reach` masses may vary and nothing is projected; `entropic_cost` has no gradient there. float16
-    and bfloat16 are computed in float32.
+    and bfloat16 are computed in float32. Lists and whole numbers follow the arrays that they come with, and have the
+    default float of JAX where there are none.
 
     References
     ----------
@@ -107,10 +109,10 @@ def sinkhorn_loss(
             raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
     stored_cost("C", C, "an array", "C.dense()")
     reach = given.reach
-    C = _array(C)
+    C, a, b = _floating(C=C, a=a, b=b)
     check_shape(C)
     n, m = C.shape[-2:]
-    a, b = (jnp.full(k, 1 / k, C.dtype) if x is None else _array(x) for x, k in ((a, n), (b, m)))
+    a, b = (jnp.full(k, 1 / k, C.dtype) if x is None else x for x, k in ((a, n), (b, m)))
     for name, x, bins in (("a", a, n), ("b", b, m)):
         if x.ndim not in (1, 2) or x.shape[-1] != bins:
             raise ValueError(f"'{name}' must have {bins} bins to match C of shape {C.shape}; got shape {x.shape}")
@@ -121,7 +123,7 @@ def sinkhorn_loss(
         a, b, C = (x.astype(jnp.float32) for x in (a, b, C))
         if reach is None:
             b = b * jax.lax.stop_gradient(mass_ratio(jnp, a, b))
-    eps = jnp.reshape(jnp.asarray(eps, C.dtype), ())
+    eps = _one_number(eps, C.dtype)
     losses = given.reduce(_loss(given, a, b, C, eps))
     return losses if dtype is None else losses.astype(dtype)
 
@@ -182,12 +184,51 @@ def _pull_back(
     every = {name: solved[name].reshape(-1) for name in NUMBERS}
     result = make_result(problem, every, solved["n_iter"].reshape(-1), solved["converged"].reshape(-1))
     grads = sinkhorn_adjoint(result, **options.cotangents(grad_losses))
-    return tuple(_shaped(getattr(grads, name), x) for name, x in (("a", a), ("b", b), ("C", C), ("eps", eps)))
+    inputs = (("a", a), ("b", b), ("C", C), ("eps", eps))
+    return tuple(_shaped(lost(name, getattr(grads, name), grad_losses), x) for name, x in inputs)
 
 
-def _array(x: Any) -> jax.Array:
-    """Return `x` as an array of JAX, itself if it is one: under ``grad``, ``jnp.asarray`` copies."""
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+def _floating(**named: Any) -> list[Any]:
+    """Return the inputs as arrays of JAX of floating-point numbers; None stays None.
+
+    Lists and integers follow the arrays that they come with, or have the default float of JAX.
+    """
+    converted = {name: _array(name, x) for name, x in named.items() if x is not None}
+    floats = [converted[name].dtype for name in converted if not isinstance(named[name], (list, tuple, int, float))]
+    floats = [dtype for dtype in floats if jnp.issubdtype(dtype, jnp.floating)]
+    default = floats[0] if floats else jnp.result_type(float)
+    loose = {
+        name: isinstance(named[name], (list, tuple, int, float)) or not jnp.issubdtype(x.dtype, jnp.floating)
+        for name, x in converted.items()
+    }
+    cast = {name: x.astype(default) if loose[name] and x.dtype != default else x for name, x in converted.items()}
+    return [cast.get(name) for name in named]
+
+
+def _array(name: str, x: Any) -> jax.Array:
+    """Return `x` as an array of real numbers of JAX, itself if it is one: under ``grad``, ``jnp.asarray`` copies."""
+    if not isinstance(x, jax.Array):
+        if not isinstance(x, (list, tuple)) or not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+            x = one_array(name, x)
+            x = as_dtype(name, x, jax.dtypes.canonicalize_dtype(x.dtype))
+        x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
+    return x
+
+
+def _one_number(eps: Any, dtype: Any) -> jax.Array:
+    """Return the regularisation as an array () of `dtype`; its sign is checked when the solver is called."""
+    if not isinstance(eps, (jax.Array, np.ndarray)):
+        eps = regularisation(eps)
+        price_in_range("eps", eps, dtype)
+        return jnp.asarray(eps, dtype)
+    eps = _array("eps", eps)
+    if eps.size != 1:
+        raise ValueError(f"'eps' must be a number, or an array of one; got shape {eps.shape}")
+    if eps.dtype == jnp.bool_:
+        raise TypeError(f"'eps' must be a real number; got an array of {eps.dtype}")
+    return jnp.reshape(eps, ()).astype(dtype)
 
 
 def _call(function: Callable[..., Any], shapes: Any, *arguments: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import HALF, array_module
+from cusink.checks.arrays import HALF, array_module, largest
 from cusink.checks.scalars import positive_bytes
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import Kind, data_of, kind_of
@@ -70,7 +70,7 @@ def operand(
     data = data_of(C, xp, computing, parts, **limit)
     check_shape(data, batch)
     cost: Cost[Any] = OPERANDS[kind](data, operators(kind, xp))
-    if not cost.stored and cost.largest() > float(np.finfo(cost.dtype.name).max):
+    if not cost.stored and cost.largest() > largest(cost.dtype.name):
         raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {cost.dtype}. Scale the points")
     return cost if weighted is None else cost.weighted(*weighted)
 

@@ -10,7 +10,7 @@ from typing import Any, Never
 
 import torch
 
-from cusink.bridge import Gradient, LossOptions, Reduction, mass_ratio, stored_cost
+from cusink.bridge import Gradient, LossOptions, Reduction, lost, mass_ratio, stored_cost
 from cusink.checks.arrays import kind
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.solver.result import SinkhornResult
@@ -103,6 +103,7 @@ def sinkhorn_loss(
     """
     given = LossOptions(value, gradient, reduction, options)
     _tensors(a=a, b=b, C=C)
+    _one_number(eps)
     autocast = torch.is_autocast_enabled(C.device.type)
     if not autocast:
         _one_dtype(a=a, b=b, C=C)
@@ -122,7 +123,7 @@ class SinkhornLoss(torch.nn.Module):
     C : tensor, shape (n, m) or (B, n, m)
         Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``.
     eps : float or tensor of one number
-        Regularisation in the unit of `C`.
+        Regularisation in the unit of `C`; a tensor is a buffer, or learnt if it is a ``torch.nn.Parameter``.
     value : {"cost", "reg_cost", "entropic_cost"}
         The value of `cusink.SinkhornResult` that is the loss.
     gradient : {"exact", "multiplier"}
@@ -157,7 +158,12 @@ class SinkhornLoss(torch.nn.Module):
             self.C = C
         else:
             self.register_buffer("C", C)
-        self.options = {"eps": eps, "value": value, "gradient": gradient, "reduction": reduction, **options}
+        self.eps: float | torch.Tensor
+        if isinstance(eps, torch.Tensor) and not isinstance(eps, torch.nn.Parameter):
+            self.register_buffer("eps", eps)
+        else:
+            self.eps = eps
+        self.options = {"value": value, "gradient": gradient, "reduction": reduction, **options}
 
     def forward(self, a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor:
         """Return the loss between two weights.
@@ -174,7 +180,7 @@ class SinkhornLoss(torch.nn.Module):
         tensor, shape () or (B,)
             The loss, as `sinkhorn_loss` returns it.
         """
-        return sinkhorn_loss(a, b, self.C, **self.options)
+        return sinkhorn_loss(a, b, self.C, self.eps, **self.options)
 
     def extra_repr(self) -> str:
         """Return the options for the module's ``repr``.
@@ -184,7 +190,9 @@ class SinkhornLoss(torch.nn.Module):
         str
             Such as ``eps=0.05, value='cost'``.
         """
-        return ", ".join(f"{name}={option!r}" for name, option in self.options.items())
+        eps = self.eps.item() if isinstance(self.eps, torch.Tensor) else self.eps
+        shown = {"eps": eps, **self.options}
+        return ", ".join(f"{name}={option!r}" for name, option in shown.items())
 
 
 class _Loss(torch.autograd.Function):
@@ -203,7 +211,7 @@ class _Loss(torch.autograd.Function):
         with _stream(C):
             ctx.result = sinkhorn(_array(a), _array(b), _array(C), eps=number, **options.solver)
             losses = _tensor(getattr(ctx.result, options.value), C)
-        # The result shares memory with these: once saved, PyTorch notices if they change in place before backward.
+        # Once these are saved, PyTorch notices if they change in place before backward, as for functions of its own.
         ctx.save_for_backward(a, b, C, eps if isinstance(eps, torch.Tensor) else None)
         ctx.options = options
         return losses
@@ -231,9 +239,10 @@ class _Gradient(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         like = given[2]
         with _stream(like):
-            grads = sinkhorn_adjoint(result, **options.cotangents(_array(grad_losses)))
+            cotangent = _array(grad_losses)
+            grads = sinkhorn_adjoint(result, **options.cotangents(cotangent))
             return tuple(
-                _shaped(_tensor(getattr(grads, name), like), x) if asked else None
+                _shaped(_tensor(lost(name, getattr(grads, name), cotangent), like), x) if asked else None
                 for name, x, asked in zip(("a", "b", "C", "eps"), given, wanted, strict=True)
             )
 
@@ -259,6 +268,20 @@ def _tensor_given(name: str, x: Any) -> None:
     stored_cost(name, x, "a tensor", "torch.as_tensor(C.dense())")
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"'{name}' must be a tensor; got {kind(x)}. Convert it with torch.as_tensor")
+    if x.layout != torch.strided or x.is_complex() or x.is_quantized:
+        raise TypeError(
+            f"'{name}' must be a dense tensor of real numbers; got {x.layout} of {x.dtype}. Convert it with "
+            ".to_dense() or .real"
+        )
+
+
+def _one_number(eps: Any) -> None:
+    """Check a regularisation that is a tensor; others are checked by `cusink.sinkhorn`."""
+    if isinstance(eps, torch.Tensor):
+        if eps.numel() != 1:
+            raise ValueError(f"'eps' must be a number, or a tensor of one; got shape {tuple(eps.shape)}")
+        if eps.is_complex() or eps.dtype == torch.bool:
+            raise TypeError(f"'eps' must be a real number; got a tensor of {eps.dtype}")
 
 
 def _one_dtype(**named: Any) -> None:

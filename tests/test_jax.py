@@ -251,3 +251,68 @@ def test_a_loss_that_has_not_converged_warns():
     a, b, C, _ = case()
     with pytest.warns(cusink.ConvergenceWarning, match="did not reach tol"):
         sinkhorn_loss(a, b, C, 0.001, max_iter=3)
+
+
+# ---- whole numbers, overflow ---------------------------------------------------------------------------------------
+
+
+def whole(kind):
+    """Return a, b and C in whole numbers: lists, or arrays of NumPy or JAX."""
+    make = {"list": list, "numpy": np.array, "jax": jnp.array}[kind]
+    return make([3, 1]), make([1, 3]), make([[0, 5], [5, 0]])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("kind", ["list", "numpy", "jax"])
+@pytest.mark.parametrize(("eps", "right"), [(4.9, -15.802027), (0.5, 7.397310)])
+def test_whole_numbers_become_the_default_float(kind, eps, right, wide):
+    jax.config.update("jax_enable_x64", wide)
+    a, b, C = whole(kind)
+    loss = sinkhorn_loss(a, b, C, eps, value="reg_cost")
+    assert loss.dtype == (jnp.float64 if wide else jnp.float32)
+    x, y, cost = (np.asarray(v, float) for v in (a, b, C))
+    np.testing.assert_allclose(loss, oracle.optimum(x, y, cost, eps).reg_cost, rtol=1e-5)
+    np.testing.assert_allclose(loss, right, rtol=1e-6)
+
+
+def test_lists_and_whole_numbers_follow_the_arrays_that_they_come_with():
+    C = jnp.asarray([[0.0, 5.0], [5.0, 0.0]], jnp.float32)
+    for a, b in (([0.75, 0.25], [0.25, 0.75]), (jnp.array([3, 1]), np.array([1, 3]))):
+        assert sinkhorn_loss(a, b, C, 0.5).dtype == jnp.float32
+    assert sinkhorn_loss(jnp.asarray([0.75, 0.25], jnp.float32), None, [[0, 5], [5, 0]], 0.5).dtype == jnp.float32
+    slope = jax.grad(lambda eps: sinkhorn_loss([3, 1], [1, 3], [[0, 5], [5, 0]], eps, value="reg_cost"))(4.9)
+    assert np.isfinite(slope) and slope != 0
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_gradient_that_overflowed_reaches_the_inputs_of_its_problem(traced):
+    a, b, C, eps = case()
+    scale = jnp.array([1.0, jnp.inf, 1.0])
+
+    def total(a, b, C, scale):
+        return (sinkhorn_loss(a, b, C, eps, reduction="none") * scale).sum()
+
+    slopes = jax.grad(total, argnums=(0, 1, 2))
+    slopes = jax.jit(slopes) if traced else slopes
+    found, expected = slopes(a, b, C, scale), slopes(a, b, C, jnp.ones(3))
+    for grad, finite in zip(found[:2], expected[:2], strict=True):
+        assert not np.isfinite(grad[1]).any()
+        np.testing.assert_array_equal(grad[::2], finite[::2])
+    assert not np.isfinite(found[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("a", "C", "eps", "error"),
+    [
+        (None, None, 0.1, "'C'"),
+        (None, "abc", 0.1, "'C' must be a NumPy or CuPy array"),
+        (None, [[1j]], 0.1, "'C' must hold real numbers"),
+        ([10**400], [[1.0]], 0.1, "'a' must hold real numbers"),
+        (None, jnp.eye(2), jnp.array([0.1, 0.2]), "'eps' must be a number, or an array of one"),
+        (None, jnp.eye(2), True, "'eps' must be a number"),
+        (None, jnp.eye(2, dtype=jnp.float32), 1e300, "'eps' must be such that"),
+    ],
+)
+def test_what_is_no_array_of_numbers(a, C, eps, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        sinkhorn_loss(a, None, C, eps)

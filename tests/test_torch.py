@@ -385,3 +385,53 @@ def test_on_a_gpu_the_numbers_are_those_of_the_cpu(value):
         answers.append([x.detach().cpu() for x in (loss, *grads)])
     for cpu, gpu in zip(*answers, strict=True):
         torch.testing.assert_close(gpu, cpu, rtol=1e-6, atol=1e-10)
+
+
+# ---- learnt eps, overflow ------------------------------------------------------------------------------------------
+
+
+def test_a_learnt_eps_is_a_parameter_of_the_module():
+    a, b, C, _ = case()
+    loss = SinkhornLoss(C, eps=torch.nn.Parameter(torch.tensor(0.5, dtype=C.dtype)))
+    assert [name for name, _ in loss.named_parameters()] == ["eps"]
+    loss(a, b).backward()
+    assert torch.isfinite(loss.eps.grad) and loss.eps.grad != 0
+    fixed = SinkhornLoss(C, eps=torch.tensor(0.5, dtype=C.dtype))
+    assert not list(fixed.parameters()) and "eps" in dict(fixed.named_buffers())
+    assert torch.equal(fixed(a, b), loss(a, b)) and "eps=0.5" in repr(fixed)
+
+
+@pytest.mark.parametrize("value", ["cost", "reg_cost", "entropic_cost"])
+def test_a_gradient_that_overflowed_reaches_the_inputs_of_its_problem(value):
+    a, b, C, eps = case()
+    leaves = [x.clone().requires_grad_() for x in (a, b, C)]
+    cotangent = torch.ones(len(a), dtype=C.dtype)
+    losses = sinkhorn_loss(*leaves, eps, value=value, reduction="none")
+    expected = torch.autograd.grad(losses, leaves, cotangent, retain_graph=True)
+    cotangent[1] = torch.inf
+    for grad, finite in zip(torch.autograd.grad(losses, leaves, cotangent), expected, strict=True):
+        assert not grad[1 if grad.shape[0] == len(a) and grad.shape != C.shape else slice(None)].isfinite().any()
+        if grad.shape != C.shape:
+            assert torch.equal(grad[0], finite[0])
+
+
+def test_a_scaler_of_half_precision_sees_the_overflow():
+    """A loss of 2 times 65536 is infinite in float16; the scaler then skips the step."""
+    a = torch.full((4,), 0.25, dtype=torch.float16, requires_grad=True)
+    b, C = torch.tensor([0.0, 0, 0, 1], dtype=torch.float16), 2 * torch.ones(4, 4, dtype=torch.float16)
+    (sinkhorn_loss(a, b, C, eps=0.5) * 65536.0).backward()
+    assert a.grad.dtype == torch.float16 and not a.grad.isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("C", "eps", "error"),
+    [
+        (torch.eye(2).to_sparse(), 0.1, "'C' must be a dense tensor"),
+        (torch.eye(2) * 1j, 0.1, "'C' must be a dense tensor"),
+        (torch.eye(2), torch.tensor([0.1, 0.2]), "'eps' must be a number, or a tensor of one"),
+        (torch.eye(2), torch.tensor(0.1j), "'eps' must be a real number"),
+    ],
+)
+def test_tensors_that_are_no_costs_or_numbers(C, eps, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        sinkhorn_loss(None, None, C, eps)

@@ -8,7 +8,7 @@ import numpy as np
 from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
 from cusink.checks.arrays import narrowed
-from cusink.checks.scalars import tolerance
+from cusink.checks.scalars import regularisation, tolerance
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.errors import memory_advice, warn_if_unconverged
@@ -130,11 +130,12 @@ def barycenter(
     [0. 1. 0. 0. 0.]
     """
     tol = tolerance(tol, A, C)
+    eps = regularisation(eps)
     given = checks.problem(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
     histogram, error, n_iter = _solve(given, eps, debiased, options)
-    converged = error <= (np.inf if tol is None else tol)
-    warn_if_unconverged(converged, error, tol, max_iter)
+    converged = error <= (np.inf if options.tol is None else options.tol)
+    warn_if_unconverged(converged, error, options.tol, options.max_iter)
     xp = given.C.xp
     found = {"barycenter": narrowed(histogram, given.dtype, xp), "error": xp.asarray(error).astype(given.dtype)}
     found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}

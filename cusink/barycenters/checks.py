@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import regularisation
+from cusink.checks.arrays import arrays
+from cusink.checks.scalars import flags, price_in_range, regularisation
 from cusink.checks.weights import same_mass, weight_values
+from cusink.costs.checks import costs_in_range
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
@@ -29,11 +30,11 @@ def problem(
     A: Any, C: Any, weights: Any, *, eps: Any, debiased: Any, check: bool, memory_limit: int | None
 ) -> BarycenterProblem:
     """Check the arrays of a call of `cusink.barycenter`."""
-    regularisation(eps)
-    if not isinstance(debiased, (bool, np.bool_)):
-        raise TypeError(f"'debiased' must be a bool; got {kind(debiased)}")
+    eps = regularisation(eps)
+    flags(debiased=debiased, check=check)
     (A, weights, *parts), xp, dtype = arrays(A=A, weights=weights, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
+    price_in_range("eps", eps, C.dtype.name)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None")
     n = C.shape[0]
@@ -63,7 +64,7 @@ def problem(
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
     weights = xp.broadcast_to(weights, (size, count))
     return BarycenterProblem(
-        A=_equal_mass(A, xp, check),
+        A=_equal_mass(A, xp, check, dtype),
         weights=weights / weights.sum(axis=1, keepdims=True),
         C=C,
         dtype=dtype,
@@ -75,6 +76,7 @@ def _check_costs(C: Cost[Any], debiased: bool) -> None:
     """Check the entries of a cost."""
     if not C.xp.isfinite(C.data).all():
         raise ValueError("'C' must be finite for a barycenter; got NaN or infinity. Give a forbidden pair a large cost")
+    costs_in_range("C", C.data, C.xp)
     if debiased and not C.symmetric:
         raise ValueError(
             f"'C' must be symmetric for a debiased barycenter, between bins that it shares with 'A'; got shape "
@@ -82,7 +84,7 @@ def _check_costs(C: Cost[Any], debiased: bool) -> None:
         )
 
 
-def _equal_mass(A: Array, xp: ArrayModule, check: bool) -> Array:
+def _equal_mass(A: Array, xp: ArrayModule, check: bool, dtype: Any) -> Array:
     """Return `A` with the mass of the first histogram of each problem, which all have up to their tolerance."""
     mass = A.sum(axis=2, dtype=np.float64)
     if check:
@@ -91,7 +93,7 @@ def _equal_mass(A: Array, xp: ArrayModule, check: bool) -> Array:
             xp,
             mass,
             mass[:, :1],
-            A.dtype,
+            dtype,
             got=lambda problem, row: (
                 f"row 0 has {float(mass[problem, 0]):g} and row {row} has {float(mass[problem, row]):g} in problem "
                 f"{problem}"

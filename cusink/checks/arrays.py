@@ -11,6 +11,7 @@ from cusink.errors import warn
 from cusink.types import Array, ArrayModule, HostArray
 
 HALF = ("float16", "bfloat16")
+ROOM = 2.0**-20  # share of the range of a dtype that inputs may fill
 
 
 def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
@@ -39,14 +40,30 @@ def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
     _same("dtype", {name: dtype.name for name, dtype in floating.items()}, "Convert one of them with .astype")
     dtype = next(iter(floating.values()), np.dtype(np.float64))
     computing = np.dtype(np.float32) if dtype.name in HALF else dtype
-    cast = {name: x.astype(computing, copy=False) for name, x in converted.items()}
+    cast = {name: as_dtype(name, x, computing) for name, x in converted.items()}
     return [cast.get(name) for name in named], xp, dtype
+
+
+def as_dtype(name: str, x: Array, dtype: Any) -> Array:
+    """Return `x` in another dtype, in whose range it must lie: a number beyond must not become +inf."""
+    try:
+        with np.errstate(over="raise"):
+            return x.astype(dtype, copy=False)
+    except FloatingPointError:
+        raise ValueError(f"'{name}' must lie in the range of {dtype}, the dtype of the other inputs") from None
+
+
+def one_array(name: str, x: Any) -> Array:
+    """Return one input as an array of real numbers, in its own library and dtype."""
+    return _numeric(name, x, _library(name, x))
 
 
 def _library(name: str, x: object) -> ArrayModule:
     """Return the array library of `x`: NumPy or CuPy."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"'{name}' must be an array without a mask; got numpy.ma.MaskedArray. Fill it first")
+    if isinstance(x, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in x):
+        raise TypeError(f"'{name}' must hold arrays without a mask; got numpy.ma.MaskedArray. Fill them first")
     if isinstance(x, (np.ndarray, np.generic, list, tuple, numbers.Number)):
         return np
     cupy = sys.modules.get("cupy")
@@ -63,8 +80,13 @@ def _numeric(name: str, x: Any, xp: ArrayModule) -> Array:
         x = xp.asarray(x)
     except ValueError:
         raise TypeError(f"'{name}' must be a rectangular array of numbers; got lists of unequal lengths") from None
+    except Exception as error:  # by a class of the user, anything
+        raise TypeError(
+            f"'{name}' must be an array of numbers; got {kind(x)}, of which none can be made: {error}"
+        ) from None
     if x.dtype.kind not in "fiub" and x.dtype.name not in HALF:
-        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
+        advice = ". Convert it with .astype(float)" if x.dtype.kind == "O" else ""
+        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}{advice}")
     if not x.dtype.isnative:
         raise TypeError(
             f"'{name}' must have the machine's byte order; got dtype {x.dtype.str}. "
@@ -93,6 +115,22 @@ def finite_entries(name: str, array: Array, xp: ArrayModule, advice: str = "") -
     wrong = ~xp.isfinite(array)
     if wrong.any():
         raise ValueError(f"'{name}' must be finite; got {float(array[wrong][0])}{advice and f'. {advice}'}")
+
+
+def largest(dtype: Any) -> float:
+    """Return the largest magnitude of an input of `dtype`: sums and products of a million such stay in the range."""
+    return float(np.finfo(dtype).max) * ROOM
+
+
+def in_range(name: str, array: Array, xp: ArrayModule, advice: str = "") -> None:
+    """Check that all entries are finite, and so far from the end of the range that sums of them do not leave it."""
+    finite_entries(name, array, xp, advice)
+    most = largest(array.dtype.name)
+    if array.size and not max(float(array.max()), -float(array.min())) <= most:
+        raise ValueError(
+            f"'{name}' must be at most {most:.2g} in {array.dtype}, so that sums do not leave the range; got "
+            f"{float(abs(array).max()):.3g}. Change the unit"
+        )
 
 
 def finite(name: str, array: Array, xp: ArrayModule) -> None:
@@ -129,3 +167,13 @@ def to_host(array: Array) -> HostArray:
     """Return an array, or a list or number, as a NumPy array."""
     xp = array_module(array)
     return np.asanyarray(array) if xp is np else xp.asnumpy(array)
+
+
+def owned(array: Array, *given: Any) -> Array:
+    """Return `array`, or a copy where it shares memory with an array that the caller gave.
+
+    What a result keeps must be its own: the caller may change his arrays at any time.
+    """
+    xp = array_module(array)
+    shared = any(isinstance(x, xp.ndarray) and xp.may_share_memory(array, x) for x in given)
+    return array.copy() if shared else array

@@ -2,13 +2,17 @@
 
 from typing import Any
 
-from cusink.checks.arrays import arrays, finite, kind
+from cusink.checks.arrays import arrays, finite, in_range, kind, largest
 from cusink.checks.weights import first_index
 from cusink.types import Array, ArrayModule
 
 
 def points(x: Any, y: Any, metric: str) -> tuple[list[Array], ArrayModule, Any]:
     """Check the points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
+    if not isinstance(metric, str):
+        raise TypeError(f"'metric' must be the name of a metric; got {kind(metric)}. A usual one is 'sqeuclidean'")
+    if x is None:
+        raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
     (x, y), xp, dtype = arrays(x=x, y=y)
     shaped = []
     for name, p in (("x", x), ("y", x if y is None else y)):
@@ -34,6 +38,17 @@ def cost_values(C: Array, xp: ArrayModule) -> None:
         what = "NaN" if xp.isnan(C).any() else "-inf" if xp.isneginf(C).any() else "+inf alone"
         raise ValueError(
             f"'C' must hold finite costs, and +inf only for forbidden pairs; got {what}. Check how the cost was made"
+        )
+    costs_in_range("C", C, xp)
+
+
+def costs_in_range(name: str, C: Array, xp: ArrayModule) -> None:
+    """Check that finite costs are so far from the end of the range of their dtype that sums do not leave it."""
+    most = largest(C.dtype.name)
+    if float(C.min()) < -most or (float(C.max()) > most and (xp.isfinite(C) & (C > most)).any()):
+        raise ValueError(
+            f"'{name}' must hold costs of at most {most:.2g} in {C.dtype}; got more. Forbid a pair with +inf, or "
+            "change the unit"
         )
 
 
@@ -66,4 +81,5 @@ def cost_gradient(grad_C: Any, x: Array, y: Array, like: Any) -> Array:
     if grad_C is None or grad_C.shape != (len(x), len(y)):
         got = kind(None) if grad_C is None else grad_C.shape
         raise ValueError(f"'grad_C' must have shape {(len(x), len(y))} to match these points; got {got}")
+    in_range("grad_C", grad_C, xp)
     return xp.ascontiguousarray(grad_C)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from cusink.checks.arrays import arrays, finite, narrowed
-from cusink.checks.scalars import one_of, positive_number
+from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.points import KERNEL_BYTES, PointCosts, directions
 from cusink.types import Array, ArrayModule
 
@@ -71,7 +71,7 @@ class PointCloud:
         self, x: Any, y: Any = None, metric: Metric = "sqeuclidean", *, power: float = 1, tf32: bool = False
     ) -> None:
         given = _checked_points(x, y, metric, power, tf32)
-        self.x, self.y, self.metric, self.power, self.tf32 = given.x, given.y, metric, power, tf32
+        self.x, self.y, self.metric, self.power, self.tf32 = given.x, given.y, metric, given.power, given.tf32
         self.shape: tuple[int, ...] = (*self.x.shape[:-1], self.y.shape[-2])
         self.flat = given.flat  # which of x and y came as numbers; None for a y that was left out
 
@@ -141,14 +141,15 @@ class _Points(NamedTuple):
     x: Array
     y: Array
     flat: tuple[bool, bool | None]
+    power: float
+    tf32: bool
 
 
-def _checked_points(x: Any, y: Any, metric: str, power: Any, tf32: bool) -> _Points:
+def _checked_points(x: Any, y: Any, metric: Any, power: Any, tf32: Any) -> _Points:
     """Check the arguments of `PointCloud`."""
     one_of("metric", metric, METRICS)
-    positive_number("power", power)
-    if tf32 not in (True, False):
-        raise TypeError(f"'tf32' must be True or False; got {tf32!r}")
+    power = positive_number("power", power)
+    tf32 = flag("tf32", tf32)
     if x is None:
         raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
     given = {"x": x} if y is None else {"x": x, "y": y}
@@ -168,7 +169,7 @@ def _checked_points(x: Any, y: Any, metric: str, power: Any, tf32: bool) -> _Poi
         shaped.append(p)
     if len(shaped) == 1:
         x = shaped[0].astype(dtype, copy=False)
-        return _Points(x, x, (flat[0], None))
+        return _Points(x, x, (flat[0], None), power, tf32)
     x, y = shaped
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {x.shape} and {y.shape}")
@@ -178,4 +179,4 @@ def _checked_points(x: Any, y: Any, metric: str, power: Any, tf32: bool) -> _Poi
             raise ValueError(f"'x' and 'y' must have one batch size, or 1; got {x.shape} and {y.shape}")
         size = sizes.pop() if sizes else 1
         x, y = (xp.broadcast_to(p, (size, *p.shape[-2:])) for p in (x, y))
-    return _Points(x.astype(dtype, copy=False), y.astype(dtype, copy=False), (flat[0], flat[1]))
+    return _Points(x.astype(dtype, copy=False), y.astype(dtype, copy=False), (flat[0], flat[1]), power, tf32)

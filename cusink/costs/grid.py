@@ -2,17 +2,19 @@
 
 import dataclasses
 import math
-import numbers
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
+from cusink.checks.arrays import kind
+from cusink.checks.scalars import integer, one_of, real, shown
 from cusink.types import Array, ArrayModule, HostArray, Index
 
 __all__ = ["Grid"]
 
 SeparableMetric: TypeAlias = Literal["sqeuclidean", "cityblock"]
 SEPARABLE: tuple[SeparableMetric, ...] = ("sqeuclidean", "cityblock")
+MOST_CELLS = np.iinfo(np.intp).max // 8  # numbers of float64 in an array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,30 +80,47 @@ class _Axes(NamedTuple):
     periodic: tuple[bool, ...]
 
 
-def _checked_axes(shape: Any, metric: str, spacing: Any, periodic: Any) -> _Axes:
+def _checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes:
     """Check the arguments of `Grid`."""
-    if metric not in SEPARABLE:
+    one_of("metric", metric, SEPARABLE, "Only these are sums over axes: for another one pass a cusink.PointCloud")
+    given = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    cells = [integer(k) for k in given]
+    if not 1 <= len(cells) <= 3 or not all(k is not None and k > 0 for k in cells):
+        raise ValueError(f"'shape' must be one, two or three positive numbers of cells; got {shown(shape)}")
+    counts = tuple(int(k) for k in cells if k is not None)
+    if math.prod(counts) > MOST_CELLS or max(counts) ** 2 > MOST_CELLS:
         raise ValueError(
-            f"'metric' must be one of {', '.join(map(repr, SEPARABLE))}, which are sums over the axes of a grid; got "
-            f"{metric!r}. For another one pass PointCloud(points, metric={metric!r})"
+            f"'shape' must be of cells that arrays can hold; got {shown(math.prod(counts))} cells, of which "
+            f"{shown(max(counts))} along an axis. Take a coarser grid"
         )
-    cells = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if not 1 <= len(cells) <= 3 or not all(isinstance(k, numbers.Integral) and int(k) > 0 for k in cells):
-        raise ValueError(f"'shape' must be one, two or three positive numbers of cells; got {shape!r}")
-    spacings = _for_each_axis("spacing", spacing, len(cells))
-    for value in spacings:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
-            raise ValueError(f"'spacing' must be positive and finite, one number or one for each axis; got {spacing!r}")
-    around = _for_each_axis("periodic", periodic, len(cells))
-    if not all(value in (True, False) for value in around):
-        raise ValueError(f"'periodic' must be a bool, or one for each axis; got {periodic!r}")
-    return _Axes(tuple(map(int, cells)), tuple(map(float, spacings)), tuple(map(bool, around)))
+    spacings = _spacings(spacing, counts)
+    around = _for_each_axis("periodic", periodic, len(counts))
+    for value in around:
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"'periodic' must be a bool, or one for each axis; got {kind(value)}")
+    return _Axes(counts, spacings, tuple(map(bool, around)))
+
+
+def _spacings(spacing: Any, counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Check the distances between cells, of which there are `counts` along the axes."""
+    rule = "'spacing' must be positive and finite, one number or one for each axis"
+    out = []
+    for value in _for_each_axis("spacing", spacing, len(counts)):
+        number = real(value)
+        if number is None:
+            raise TypeError(f"{rule}; got {kind(value)}")
+        if not 0 < number < math.inf:
+            raise ValueError(f"{rule}; got {shown(value)}")
+        out.append(number)
+    if not math.isfinite(sum((number * k) * (number * k) for number, k in zip(out, counts, strict=True))):
+        raise ValueError(f"'spacing' must be such that costs are finite; got {shown(spacing)}. Change its unit")
+    return tuple(out)
 
 
 def _for_each_axis(name: str, value: Any, count: int) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
     if len(values) != count:
-        raise ValueError(f"'{name}' must be one value, or {count} for a grid of {count} axes; got {value!r}")
+        raise ValueError(f"'{name}' must be one value, or {count} for a grid of {count} axes; got {len(values)}")
     return values
 
 
@@ -157,7 +176,7 @@ class Grid:
     ) -> None:
         self.cells, self.spacing, self.periodic = _checked_axes(shape, metric, spacing, periodic)
         self.metric = metric
-        count = int(np.prod(self.cells))
+        count = math.prod(self.cells)
         self.shape = (count, count)
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cusink.checks.arrays import narrowed
+from cusink.checks.arrays import HALF, narrowed
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
 from cusink.costs.clouds import METRICS, Metric
@@ -66,7 +66,10 @@ def cost_matrix(x: Array, y: Array | None = None, metric: str = "sqeuclidean") -
     else:
         one_of("metric", metric, METRICS)
         cost = _pairwise(xp, x, y, metric)
-    return narrowed(cost, dtype, xp)
+    out = narrowed(cost, dtype, xp)
+    if dtype.name not in HALF and xp.isinf(out).any():  # for half precision it warns
+        raise ValueError(f"'x' and 'y' must be so near that costs are finite in {dtype}; got +inf. Scale the points")
+    return out
 
 
 @one_call

@@ -12,7 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 
-from cusink.checks.scalars import tolerance
+from cusink.checks.scalars import flag, tolerance
 from cusink.distributed import neighbours, tasks
 from cusink.distributed.assembly import DTYPES, assembled, rectangle, triangle
 from cusink.distributed.jobs import Chunks, Device, Job, LazyArray, Place
@@ -130,6 +130,7 @@ def distance_matrix(
     True
     """
     tol = tolerance(tol, A, B, C)
+    flag("full_output", full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     names: tuple[Field, ...] = tuple(DTYPES) if full_output else ("distances",)
@@ -230,6 +231,7 @@ def nearest(
     [1, 0, 1, 2]
     """
     tol = tolerance(tol, A, B, C)
+    flag("prune", prune)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
     k = checks.neighbours(k, job.shape[1], job.itself)

@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import one_of, regularisation
+from cusink.checks.scalars import flag, one_of, regularisation
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values
 from cusink.costs.kinds import named_arrays
@@ -109,7 +109,8 @@ class Job:
         device: Device,
     ) -> Self:
         """Check the arguments of a call."""
-        regularisation(eps)
+        eps = regularisation(eps)
+        flag("check", check)
         one_of("value", value, checks.ALL_VALUES)
         one_of("device", device, get_args(Device))
         limit = checks.memory_limit(limit)
@@ -130,7 +131,7 @@ class Job:
         tile = tile_shape(Sizes((len(A), len(B)), mirrored, *memory(costs)), limit)
         C = xp.asarray(C) if costs.stored else C
         task = Task(
-            eps=float(eps),
+            eps=eps,
             value=value,
             options=options,
             width=tile[1],

@@ -1,12 +1,13 @@
 """Checks of the arguments of `cusink.sinkhorn_divergence` and its adjoint, in the manner of `cusink.solver.checks`."""
 
 import math
-import numbers
 from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays
+from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
+from cusink.checks.scalars import real
+from cusink.costs.checks import costs_in_range
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import kind_of, named_arrays, one_cloud, sides_of
 from cusink.operand import dense_cost, operand
@@ -21,7 +22,7 @@ def reach(value: Any, method: Method) -> float:
     """Return the price of both marginals, inf where they are met."""
     if isinstance(value, (tuple, list)):
         raise ValueError(
-            f"'reach' must be one number for a divergence, which solves each measure with itself; got {value!r}"
+            f"'reach' must be one number for a divergence, which solves each measure with itself; got {kind(value)}"
         )
     prices = solver_checks.reach(value, method)
     return math.inf if prices is None else prices[0]
@@ -58,17 +59,18 @@ def self_costs(
 def cotangent(grad: Any, cross: Problem, f: Array) -> Array:
     """Check the gradient (B,) with respect to divergences; `f` is a potential of the result in the user's dtype."""
     size, dtype = len(cross.a), cross.a.dtype
-    (given, _), xp, _ = arrays(grad=None if isinstance(grad, numbers.Real) else grad, result=f)
+    if grad is None:
+        raise TypeError("'grad' must be a number or an array of the shape of the divergence; got None")
+    number = None if isinstance(grad, array_module(f).ndarray) else real(grad)
+    (given, _), xp, _ = arrays(grad=grad if number is None else None, result=f)
     if given is None:
-        if grad is None:
-            raise TypeError("'grad' must be a number or an array of the shape of the divergence; got None")
-        given = xp.full(size if cross.batched else (), grad, dtype)
+        with np.errstate(over="ignore"):
+            given = xp.full(size if cross.batched else (), number, dtype)
     wanted = (size,) if cross.batched else ()
     if given.shape != wanted:
         raise ValueError(f"'grad' must have shape {wanted} to match the result; got {given.shape}")
-    if not xp.isfinite(given).all():
-        raise ValueError(f"'grad' must be finite; got {float(given[~xp.isfinite(given)][0])}")
-    return given.reshape(size)
+    in_range("grad", given, xp)
+    return owned(given, grad).reshape(size)  # gradients are taken of it later
 
 
 def _cloud(cloud: Any, memory_limit: int | None) -> Cost[Any]:
@@ -97,8 +99,9 @@ def _own(xp: ArrayModule, name: str, C: Array, bins: int, size: int, check: bool
     if check:
         if not np.isfinite(float(C.max())) or not np.isfinite(float(C.min())):
             raise ValueError(f"'{name}' must be finite; got {float(C.max() + C.min())}")
+        costs_in_range(name, C, xp)
         _symmetric(name, C, "Pass the costs between the bins of one side")
-    return dense_cost(xp.ascontiguousarray(C))
+    return dense_cost(owned(xp.ascontiguousarray(C), C))  # the result keeps it
 
 
 def _symmetric(name: str, C: Array, fix: str) -> None:

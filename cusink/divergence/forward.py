@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.checks.scalars import tolerance
+from cusink.checks.scalars import regularisation, tolerance
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
@@ -156,17 +156,19 @@ def sinkhorn_divergence(
     0.0000
     """
     tol = tolerance(tol, a, b, C)
+    eps = regularisation(eps)
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
-    of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
+    of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     own = _self_problems(given, (of_a, of_b), eps, rho, options)
     cost, xp = given.C, given.C.xp
     start: Start | None = None
     shift = None
     if prices is not None:
+        solver_checks.reach_in_range(prices, cost.dtype.name)
         shift = xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, cost, prices, shift)
     low, high = cost.range()
@@ -181,8 +183,8 @@ def sinkhorn_divergence(
         replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1]),
     )
     error = np.maximum(pair.error, own.error)
-    converged = error <= (math.inf if tol is None else tol)
-    warn_if_unconverged(converged, error, tol, max_iter)
+    converged = error <= (math.inf if options.tol is None else options.tol)
+    warn_if_unconverged(converged, error, options.tol, options.max_iter)
     numbers = {"divergence": _divergence(problems, own.reg_cost, error), "error": error}
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
     for name, value in (("n_iter", pair.n_iter), ("converged", converged)):

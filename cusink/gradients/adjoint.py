@@ -158,7 +158,7 @@ def sinkhorn_adjoint(
     [ 3.333  0.352 -3.685] (3, 3)
     """
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
-    checks.linear_solve(tol, max_iter)
+    tol, max_iter = checks.linear_solve(tol, max_iter)
     problem, C = result.problem, result.problem.C
     given = checks.cotangents(
         problem,

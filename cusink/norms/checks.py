@@ -1,15 +1,14 @@
 """Checks of the arguments of the kernel products and norms, in the manner of `cusink.solver.checks`."""
 
 import math
-import numbers
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, narrowed
-from cusink.checks.scalars import positive_number
+from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed
+from cusink.checks.scalars import one_of, positive_number, real, shown
 from cusink.checks.weights import batch_size, weight_values
 from cusink.types import Array, ArrayModule
 
@@ -49,9 +48,9 @@ class WeightedPoints:
 def kernel(name: object, scale: object, log: bool) -> float:
     """Check a kernel's name and its scale; return the scale."""
     allowed = LOG_KERNELS if log else KERNELS
-    if name not in allowed:
-        hint = ". 'exponential' exists in the log form alone: cusink.kernel_product_log" if name in LOG_KERNELS else ""
-        raise ValueError(f"'kernel' must be one of {', '.join(map(repr, allowed))}; got {name!r}{hint}")
+    only_log = isinstance(name, str) and name in LOG_KERNELS
+    hint = "'exponential' exists in the log form alone: cusink.kernel_product_log" if only_log else ""
+    one_of("kernel", name, allowed, hint)
     return positive_number("scale", scale, "It is a length in the units of the points")
 
 
@@ -100,7 +99,7 @@ def weighted_points(x: Array, y: Array, per_point: dict[str, Array | None], posi
 def scale_in_range(scale: float, dtype: Any) -> None:
     """Check that the square of a scale is a number of the dtype of the computation."""
     limits = np.finfo(dtype)
-    if not float(limits.tiny) <= scale**2 <= float(limits.max):
+    if not float(limits.tiny) <= scale * scale <= float(limits.max):
         low, high = float(limits.tiny) ** 0.5, float(limits.max) ** 0.5
         raise ValueError(
             f"'scale' must lie between {low:.2g} and {high:.2g} in {dtype}, so that its square does not leave the "
@@ -111,13 +110,19 @@ def scale_in_range(scale: float, dtype: Any) -> None:
 def cotangent(grad: Array, given: WeightedPoints) -> Array:
     """Check a gradient of shape () or (B,) with respect to a value; return it with a trailing axis, (B, 1)."""
     size = len(given.x)
-    if isinstance(grad, numbers.Real):
-        grad = given.xp.asarray(float(grad), given.dtype)
+    if grad is None:
+        raise TypeError("'grad' must be a number or an array of the shape of the value; got None")
+    number = None if isinstance(grad, given.xp.ndarray) else real(grad)
+    if number is not None:
+        with np.errstate(over="ignore"):
+            grad = given.xp.asarray(number, given.x.dtype)
+        in_range("grad", grad, given.xp)
+        grad = grad.astype(given.dtype)
     (grad, _), xp, _ = arrays(grad=grad, x=_sample(given))
     allowed = [(), (size,)] if given.batched else [()]
     if grad.shape not in allowed:
         raise ValueError(f"'grad' must have shape {' or '.join(map(str, allowed))}, as the value; got {grad.shape}")
-    finite("grad", grad, xp)
+    in_range("grad", grad, xp)
     return xp.broadcast_to(grad, (size,))[:, None]
 
 
@@ -138,12 +143,16 @@ def wanted(wrt: Collection[str] | None, names: tuple[str, ...]) -> frozenset[str
     """Check the names of the inputs whose gradients are wanted; None for all."""
     if wrt is None:
         return frozenset(names)
-    given = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    unknown = [name for name in given if name not in names]
-    if unknown or not given:
-        listed = ", ".join(map(repr, names))
-        raise ValueError(f"'wrt' must name some of {listed}, or be None for all; got {wrt!r}")
-    return frozenset(given)
+    rule = f"'wrt' must name some of {', '.join(map(repr, names))}, or be None for all"
+    try:
+        given = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    except TypeError:
+        raise TypeError(f"{rule}; got {kind(wrt)}") from None
+    if not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{rule}; got entries of {', '.join(sorted({kind(name) for name in given}))}")
+    if not given or not set(given) <= set(names):
+        raise ValueError(f"{rule}; got {shown(given)}")
+    return frozenset(map(str, given))
 
 
 def _sample(given: WeightedPoints) -> Array:
@@ -178,7 +187,7 @@ def _numbers(name: str, x: Array | None, count: int, shape: tuple[int, ...], xp:
             f"shape {shape}; got {x.shape}"
         )
     if name != "log_b":
-        finite(name, x, xp)
+        in_range(name, x, xp)
     elif xp.isnan(x).any() or (x == xp.inf).any():
         found = "NaN" if xp.isnan(x).any() else "+inf"
         raise ValueError(f"'{name}' must hold log weights, finite or -inf (for a weight of zero); got {found}")

@@ -1,14 +1,18 @@
 """Checks of the arguments of `cusink.plot`: they come out as float64 arrays of NumPy."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from cusink.checks.arrays import finite, to_host
+from cusink.checks.arrays import in_range, kind, one_array, to_host
+from cusink.checks.scalars import integer, real, shown
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array, HostArray
+
+SMALLEST = 1e-100
 
 
 def plan(P: Array | SinkhornResult) -> HostArray:
@@ -52,8 +56,8 @@ def images(name: str, given: Array, shape: tuple[int, int] | None) -> HostArray:
     images = host(name, given)
     if images.ndim == 2:
         side = math.isqrt(images.shape[1])
-        size = (side, side) if shape is None else tuple(shape)
-        if len(size) != 2 or math.prod(size) != images.shape[1]:
+        size = (side, side) if shape is None else _size(shape)
+        if math.prod(size) != images.shape[1]:
             raise ValueError(
                 f"'{name}' has rows of {images.shape[1]} numbers, which are no image of shape {size}. "
                 "Pass shape=(height, width)"
@@ -72,11 +76,19 @@ def images(name: str, given: Array, shape: tuple[int, int] | None) -> HostArray:
     return shares
 
 
+def _size(shape: Any) -> tuple[int, int]:
+    """Check the size of images that came as rows of numbers."""
+    sides = [integer(side) for side in shape] if isinstance(shape, (tuple, list)) else []
+    if len(sides) != 2 or sides[0] is None or sides[1] is None or min(sides[0], sides[1]) < 1:
+        raise ValueError(f"'shape' must be a pair (height, width) of positive integers; got {shown(shape)}")
+    return sides[0], sides[1]
+
+
 def neighbours(
     indices: Array, distances: Array | None, queries: int, corpus: int
 ) -> tuple[HostArray, HostArray | None]:
     """Return indices (queries, k) into the corpus and, where given, distances of the same shape."""
-    indices = to_host(indices)
+    indices = numbers("indices", indices)
     if indices.ndim != 2 or 0 in indices.shape or len(indices) != queries or indices.dtype.kind not in "iu":
         raise ValueError(
             f"'indices' must be whole numbers of shape ({queries}, k), a row for each query; "
@@ -90,11 +102,19 @@ def neighbours(
     return indices, distances
 
 
-def labels(name: str, values: Sequence[Any] | None, length: int) -> Sequence[Any] | None:
-    """Return `values` as they are, if there are `length` of them."""
-    if values is not None and len(values) != length:
-        raise ValueError(f"'{name}' must have length {length}, one for each image; got {len(values)}")
-    return values
+def labels(name: str, values: Any, length: int) -> list[Any] | None:
+    """Return the labels of `length` images as a list."""
+    if values is None:
+        return None
+    try:
+        entries = [] if isinstance(values, str) else list(values)
+    except Exception:  # by a class of the user, anything
+        raise TypeError(f"'{name}' must be a sequence, with one entry for each image; got {kind(values)}") from None
+    if any(hasattr(entry, "__len__") and not isinstance(entry, (str, tuple)) for entry in entries):
+        raise TypeError(f"'{name}' must be a sequence of words or numbers; got one of arrays or containers")
+    if len(entries) != length:
+        raise ValueError(f"'{name}' must have length {length}, one for each image; got {len(entries)}")
+    return entries
 
 
 def history(history: Iterable[tuple[int, Array]]) -> tuple[HostArray, HostArray]:
@@ -102,22 +122,53 @@ def history(history: Iterable[tuple[int, Array]]) -> tuple[HostArray, HostArray]
 
     Checks with no finite error at all are left out.
     """
-    history = list(history)
-    if not history:
+    try:
+        checks = [(iteration, error) for iteration, error in history]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"'history' must be a sequence of pairs (iteration, error); got {kind(history)}. Collect what callback gets"
+        ) from None
+    if not checks:
         raise ValueError("'history' must hold at least one (iteration, error); got none. Collect what callback gets")
-    rows = [np.ravel(to_host(error)).astype(np.float64) for _, error in history]
+    rows = [np.ravel(numbers("history", error)).astype(np.float64) for _, error in checks]
     sizes = sorted({len(row) for row in rows})
     if len(sizes) > 1 or sizes[0] == 0:
         raise ValueError(f"'history' must hold the errors of the same problems at each check; got {sizes} of them")
     errors = np.array(rows)
     finite = np.isfinite(errors)
     some = finite.any(axis=1)
-    iterations = np.array([iteration for iteration, _ in history])
+    if any(real(iteration) is None for iteration, _ in checks):
+        raise TypeError("'history' must have a number of iterations first in each pair. Collect what callback gets")
+    iterations = np.array([real(iteration) for iteration, _ in checks])
     return iterations[some], np.where(finite, errors, np.nan)[some]
 
 
 def host(name: str, array: Array) -> HostArray:
     """Return `array` as finite float64 numbers of NumPy."""
-    found = np.asarray(to_host(array), np.float64)
-    finite(name, found, np)
+    found = numbers(name, array).astype(np.float64)
+    in_range(name, found, np)
     return found
+
+
+def numbers(name: str, array: Array) -> HostArray:
+    """Return `array` as real numbers of NumPy in their own dtype."""
+    if array is None:
+        raise TypeError(f"'{name}' must be an array; got None")
+    return to_host(one_array(name, array))
+
+
+def number(name: str, value: Any, *, zero: bool = True) -> float:
+    """Check a number that can be drawn with, positive or, where `zero` allows it, zero."""
+    found = real(value)
+    if found is None:
+        raise TypeError(f"'{name}' must be a number; got {kind(value)}")
+    if not (SMALLEST <= found <= 1 / SMALLEST or (zero and found == 0)):
+        rule = f"{'zero, or ' if zero else ''}between {SMALLEST:g} and {1 / SMALLEST:g}"
+        raise ValueError(f"'{name}' must be {rule}; got {shown(value)}")
+    return found
+
+
+def axes(ax: Any) -> None:
+    """Check the axes to draw into."""
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"'ax' must be matplotlib Axes or None; got {kind(ax)}")

@@ -73,6 +73,7 @@ def plan(
     >>> ax = cusink.plot.plan(result)
     >>> ax.figure.savefig("plan.png")  # doctest: +SKIP
     """
+    checks.axes(ax)
     P = checks.plan(P)
     positions = [checks.positions(name, p, count) for name, p, count in (("x", x, P.shape[0]), ("y", y, P.shape[1]))]
     ax = new_axes(5, 5) if ax is None else ax
@@ -151,8 +152,13 @@ def transport_lines(
     >>> result = cusink.sinkhorn(None, None, cusink.cost_matrix(x, y), eps=0.1)
     >>> ax = cusink.plot.transport_lines(result, x, y)
     """
+    checks.axes(ax)
     P = checks.plan(P)
     x, y = (checks.points(name, p, count) for name, p, count in (("x", x, P.shape[0]), ("y", y, P.shape[1])))
+    least, size = checks.number("least", least), checks.number("size", size)
+    linewidth = checks.number("linewidth", linewidth, zero=False)
+    if P.min() < 0:
+        raise ValueError(f"'P' must be non-negative, masses that are moved; got {P.min():g}")
     ax = new_axes(5, 5) if ax is None else ax
     a, b = P.sum(axis=1), P.sum(axis=0)
     i, j = np.nonzero((P >= least * a[:, None]) & (P > 0))
@@ -224,6 +230,8 @@ def convergence(
     >>> result = cusink.sinkhorn(a, b, C, eps=0.01, callback=lambda *check: history.append(check))
     >>> ax = cusink.plot.convergence(history, tol=1e-6)
     """
+    checks.axes(ax)
+    tol = None if tol is None else checks.number("tol", tol, zero=False)
     iterations, errors = checks.history(history)
     ax = new_axes(6, 4) if ax is None else ax
     if color is None:

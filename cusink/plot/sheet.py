@@ -112,6 +112,7 @@ def contact_sheet(
     >>> nearest = D.argsort(axis=1)[:, :4]
     >>> ax = cusink.plot.contact_sheet(A[:2], A, nearest, distances=np.take_along_axis(D, nearest, axis=1))
     """
+    checks.axes(ax)
     queries, corpus = checks.images("queries", queries, shape), checks.images("corpus", corpus, shape)
     indices, distances = checks.neighbours(indices, distances, len(queries), len(corpus))
     query_labels = checks.labels("query_labels", query_labels, len(queries))

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, get_args
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind
-from cusink.checks.scalars import positive_bytes, positive_integer, regularisation
+from cusink.checks.scalars import positive_bytes, positive_integer, price_in_range, regularisation, shown
 from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
@@ -64,12 +64,18 @@ def histograms(
 
     The Gibbs kernel of a cost that is not stored may take `memory_limit` bytes.
     """
-    regularisation(eps)
+    eps = regularisation(eps)
     itself = B is None
-    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
-    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
+    if isinstance(C, str):
+        raise TypeError(
+            "'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got a word, which goes with 'A' and "
+            f"'B' that are cusink.Measures, and 'A' is {kind(A)}. cusink.cost_matrix makes costs from points"
+        )
+    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
+    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
+    price_in_range("eps", eps, C.dtype.name)
     shapes(A, B, C)
     if check and C.stored:
         cost_values(C.data, xp)
@@ -77,8 +83,8 @@ def histograms(
         if check:
             weight_values("A", A[:1], xp)
         mass = float(A[0].sum(dtype=np.float64))
-    first = _normalised_rows("A", A, mass, xp, check)
-    second = first if itself else _normalised_rows("B", B, mass, xp, check)
+    first = _normalised_rows("A", A, mass, xp, check, dtype)
+    second = first if itself else _normalised_rows("B", B, mass, xp, check, dtype)
     if check and C.stored and not xp.isfinite(C.data).all():
         _partners(first.weights, second.weights, C.data, xp)
     return CheckedHistograms(first, second, C, dtype)
@@ -89,7 +95,8 @@ def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
     n, m = C.shape
     for name, x, bins in (("A", A, n), ("B", A if B is None else B, m)):
         if x.ndim != 2 or x.shape[1] != bins:
-            hint = ". Did you swap 'A' and 'B'?" if B is not None and n != m and x.shape[-1] == n + m - bins else ""
+            swapped = B is not None and n != m and x.ndim > 0 and x.shape[-1] == n + m - bins
+            hint = ". Did you swap 'A' and 'B'?" if swapped else ""
             hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
             raise ValueError(
                 f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
@@ -99,19 +106,20 @@ def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
             raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
 
 
-def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check: bool) -> NormalisedRows:
-    """Return rows scaled to the mass `wanted`, which they must have up to the tolerance of their dtype."""
+def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check: bool, dtype: Any) -> NormalisedRows:
+    """Return rows scaled to the mass `wanted`, which they must have up to the tolerance of the user's dtype."""
     x = xp.ascontiguousarray(x)
-    mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
     if check:
         for rows in blocks(len(x), ROWS_PER_BLOCK):
             weight_values(name, x[rows], xp, rows.start)
+    mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
+    if check:
         same_mass(
             "all histograms",
             xp,
             mass,
             wanted,
-            x.dtype,
+            dtype,
             got=lambda row: f"'A' row 0 has {wanted:g} and '{name}' row {row} has {float(mass[row]):g}",
             advice="To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)",
         )
@@ -203,5 +211,7 @@ def neighbours(k: object, columns: int, excludes_self: bool) -> int:
     most = columns - 1 if excludes_self else columns
     if k > most:
         where = f"the other rows of 'A', of which there are {most}" if excludes_self else f"the rows of 'B', {columns}"
-        raise ValueError(f"'k' must be at most the number of neighbours there are: {where}; got {k}. Ask for fewer")
+        raise ValueError(
+            f"'k' must be at most the number of neighbours there are: {where}; got {shown(k)}. Ask for fewer"
+        )
     return k

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from cusink.checks.scalars import flag, one_of
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
 from cusink.retrieval.documents.checks import are_documents, check_documents
 from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.histograms import HistogramPairs
+
+ON_EMPTY = ("nan", "raise")
 
 
 def check_collections(
@@ -24,6 +27,8 @@ def check_collections(
 
     Histograms are scaled to `mass`, or to the mass of the first one.
     """
+    flag("check", check)
+    one_of("on_empty", on_empty, ON_EMPTY)
     if are_documents(A, B):
         documents = check_documents(A, B, C, eps=eps, check=check, on_empty=on_empty)
         return DocumentPairs.of(documents, float(eps), memory_limit)  # a NumPy scalar would make float64 of float32

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from cusink.checks.scalars import one_of, tolerance
+from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
@@ -187,6 +187,7 @@ def distance_matrix(
            [0.455, 0.011]])
     """
     tol = tolerance(tol, A, B, C)
+    flags(progress=progress, full_output=full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)
@@ -204,8 +205,8 @@ def distance_matrix(
         result = DistanceMatrix(**sink.fields) if full_output else sink.fields["distances"]
         finished = sink.finished.values()
     misses = Misses.total(finished)
-    if misses.count and tol is not None:
-        warn_unconverged(misses.count, pair_count(pairs), misses.worst, tol, max_iter)
+    if misses.count and options.tol is not None:
+        warn_unconverged(misses.count, pair_count(pairs), misses.worst, options.tol, options.max_iter)
     return result
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
-from cusink.checks.scalars import one_of, tolerance
+from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks, search
 from cusink.retrieval.collections import check_collections
@@ -180,6 +180,7 @@ def nearest(
     array([[0, 1]])
     """
     tol = tolerance(tol, A, B, C)
+    flags(prune=prune, progress=progress, full_output=full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit = checks.memory_limit(memory_limit)
@@ -189,8 +190,8 @@ def nearest(
     k = checks.neighbours(k, pairs.shape[1], B is None)
     query = Query(k=k, value=value, options=options, excludes_self=B is None, memory_limit=memory_limit)
     (best, counts), pruning = _find(pairs, query, prune, progress)
-    if counts.misses.count and tol is not None:
-        warn_unconverged(counts.misses.count, counts.finished, counts.misses.worst, tol, max_iter)
+    if counts.misses.count and options.tol is not None:
+        warn_unconverged(counts.misses.count, counts.finished, counts.misses.worst, options.tol, options.max_iter)
     xp = pairs.xp
     distances, indices = xp.asarray(best.values.astype(pairs.dtype)), xp.asarray(best.columns)
     if not full_output:

@@ -1,10 +1,21 @@
 """Checks of the arguments of `cusink.sinkhorn`, once per call, before any work."""
 
 import math
+from dataclasses import replace
 from typing import Any, get_args
 
-from cusink.checks.arrays import arrays, finite_entries, kind
-from cusink.checks.scalars import is_real, one_of, positive_integer, positive_number, regularisation
+from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
+from cusink.checks.scalars import (
+    flag,
+    integer,
+    one_of,
+    positive_integer,
+    positive_number,
+    price_in_range,
+    real,
+    regularisation,
+    shown,
+)
 from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
@@ -12,7 +23,7 @@ from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
 from cusink.solver.loop import Callback
 from cusink.solver.problem import CheckedProblem, Problem
-from cusink.types import Array, Axis, Method, Overrelaxation, Reach
+from cusink.types import Array, Axis, Method, Reach
 
 METHODS = get_args(Method)
 
@@ -24,19 +35,24 @@ def problem(
     b: Any,
     C: Any,
     *,
-    eps: Any,
+    eps: float,
     init: Any = None,
     check: bool,
     memory_limit: int | None = None,
     balanced: bool = True,
 ) -> CheckedProblem:
     """Check the arrays of a call of `cusink.sinkhorn`; `balanced` asks for equal masses."""
-    regularisation(eps)
+    eps = regularisation(eps)
+    flag("check", check)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
     f, g = (None, None) if init is None else init
+    if init is not None and (f is None or g is None):
+        raise TypeError("'init' must be a pair (f, g) of potentials; got None for one. Pass (result.f, result.g)")
+    users = (a, b, *named_arrays(C).values())
     (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit)
+    price_in_range("eps", eps, C.dtype.name)
     n, m = C.shape[-2:]
     batch_of_one = not C.shared and C.shape[0] == 1
     batched = not C.shared
@@ -59,7 +75,7 @@ def problem(
             cost_values(C.data, xp)
             partners(a, b, C.data, xp)
     if balanced:
-        b = equal_mass(a, b, xp, check)
+        b = equal_mass(a, b, xp, check, dtype)
     if init is not None:
         if check:
             for name, x in (("init[0]", f), ("init[1]", g)):
@@ -67,6 +83,10 @@ def problem(
         f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
         init = (f, g)
     batched = batched or bool(sizes)
+    # The result keeps these.
+    a, b = owned(a, *users), owned(b, *users)
+    if C.stored:
+        C = replace(C, data=owned(C.data, *users))
     return CheckedProblem(a=a, b=b, C=C, dtype=dtype, batched=batched, init=init, batch_of_one=batch_of_one)
 
 
@@ -75,7 +95,7 @@ def options(
     tol: float | None,
     check_every: int = 10,
     method: Method = "auto",
-    overrelaxation: Overrelaxation = "auto",
+    overrelaxation: Any = "auto",
 ) -> Options:
     """Check the options of the solver."""
     max_iter, check_every = positive_integer("max_iter", max_iter), positive_integer("check_every", check_every)
@@ -84,12 +104,23 @@ def options(
             "tol", tol, wanted="a number or None", rule="positive and finite, or None for exactly 'max_iter' iterations"
         )
     one_of("method", method, METHODS)
-    if overrelaxation is not None and overrelaxation != "auto":
-        if not is_real(overrelaxation):
-            raise TypeError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation!r}")
-        if not 1 <= overrelaxation < 2:
-            raise ValueError(f"'overrelaxation' must be 'auto', a number in [1, 2) or None; got {overrelaxation}")
+    if overrelaxation is not None and not (isinstance(overrelaxation, str) and overrelaxation == "auto"):
+        rule = "'overrelaxation' must be 'auto', a number in [1, 2) or None"
+        number = real(overrelaxation)
+        if number is None:
+            got = repr(overrelaxation) if isinstance(overrelaxation, str) else kind(overrelaxation)
+            raise TypeError(f"{rule}; got {got}")
+        if not 1 <= number < 2:
+            raise ValueError(f"{rule}; got {shown(overrelaxation)}")
+        overrelaxation = number
     return Options(max_iter, tol, check_every, method, overrelaxation)
+
+
+def reach_in_range(prices: Reach, dtype: Any) -> None:
+    """Check that the prices of the marginals are numbers of the dtype of the computation."""
+    for price in prices:
+        if price < math.inf:
+            price_in_range("reach", price, dtype)
 
 
 def callback(function: Callback | None) -> None:
@@ -100,8 +131,11 @@ def callback(function: Callback | None) -> None:
 
 def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     """Check the vectors of `SinkhornResult.apply`; return them with a batch axis."""
-    if axis not in (0, 1):
-        raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {axis!r}")
+    if integer(axis) not in (0, 1):
+        got = shown(axis) if integer(axis) is not None else kind(axis)
+        raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {got}")
+    if v is None:
+        raise TypeError("'v' must be an array of vectors; got None")
     (v, _), xp, _ = arrays(v=v, plan=problem.f[:0].astype(problem.dtype))
     bins = problem.C.shape[axis - 2]
     size = len(problem.a)
@@ -109,6 +143,7 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     if v.shape not in allowed:
         wanted = " or ".join(map(str, allowed))
         raise ValueError(f"'v' must have shape {wanted} for axis={axis}; got {v.shape}. Did you mean axis={1 - axis}?")
+    in_range("v", v, xp)
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
 
 
@@ -134,13 +169,16 @@ def reach(value: Any, method: Method = "auto") -> Reach | None:
         raise ValueError(f"{RULE}; got {len(pair)} values")
     prices = []
     for rho in pair:
-        if rho is not None and not is_real(rho):
+        price = math.inf if rho is None else real(rho)
+        if price is None:
             raise TypeError(f"{RULE}; got {kind(rho)}")
-        if rho is not None and not rho > 0:
-            raise ValueError(f"{RULE}; got {rho}. A small reach leaves far mass behind, None transports all of it")
-        prices.append(math.inf if rho is None else float(rho))
+        if not price > 0:
+            raise ValueError(
+                f"{RULE}; got {shown(rho)}. A small reach leaves far mass behind, None transports all of it"
+            )
+        prices.append(price)
     if prices == [math.inf] * 2:
         return None
-    if method == "scaling":
+    if isinstance(method, str) and method == "scaling":
         raise ValueError("'method' must be 'auto' or 'log' for unbalanced transport; got 'scaling'. Leave it out")
     return prices[0], prices[1]

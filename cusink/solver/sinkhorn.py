@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from cusink.checks.scalars import tolerance
+from cusink.checks.scalars import regularisation, tolerance
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.loop import Callback, Start, solve
@@ -104,12 +104,14 @@ def sinkhorn(
     Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials
     of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision;
     float16 and bfloat16 in float32 and returned as they came; lists and integers follow the arrays beside them, and
-    become float64 where there are none. `b` is scaled to the mass of `a` within the tolerance of the check.
+    become float64 where there are none. `b` is scaled to the mass of `a`, from which it may differ by 1e-2 in half
+    precision, 1e-3 in float32 and 1e-6 in float64, relative to it.
 
     With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
     with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
 
-    Memory is that of the input and about six arrays of the size of `a` and `b`; with `reach`, about twelve.
+    Memory is about six arrays of the size of `a` and `b`; with `reach`, about twelve; and a copy of a stored `C`, which
+    the result keeps so that it does not follow when arrays of the caller change.
 
     References
     ----------
@@ -128,6 +130,7 @@ def sinkhorn(
     1.0000
     """
     tol = tolerance(tol, a, b, C)
+    eps = regularisation(eps)
     prices = checks.reach(reach, method)
     balanced = prices is None
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
@@ -136,10 +139,11 @@ def sinkhorn(
     start: Start | None = None
     shift = None
     if prices is not None:
+        checks.reach_in_range(prices, given.C.dtype.name)
         shift = given.C.xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, given.C, prices, shift)
     found = solve(given.C, given.a, given.b, eps, options, init=given.init, callback=callback, start=start)
-    warn_if_unconverged(found.converged, found.error, tol, max_iter)
+    warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter)
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}

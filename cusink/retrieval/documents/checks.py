@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind, to_host
-from cusink.checks.scalars import one_of, regularisation
-from cusink.checks.weights import same_mass
+from cusink.checks.scalars import one_of, price_in_range, regularisation, shown
+from cusink.checks.weights import mass_in_range, same_mass
 from cusink.costs.checks import cost_values
-from cusink.costs.clouds import PointCloud
+from cusink.costs.clouds import METRICS, PointCloud
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.errors import warn
 from cusink.operand import operand
@@ -34,8 +34,7 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
 
     `on_empty` says what to do about items without weight: "nan" warns once and names them, "raise" refuses them.
     """
-    regularisation(eps)
-    one_of("on_empty", on_empty, ("nan", "raise"))
+    eps = regularisation(eps)
     given = {"A": A} if B is None else {"A": A, "B": B}
     for name, x in given.items():
         if not are_documents(x, None):
@@ -49,8 +48,16 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
             "Sparse rows have a vocabulary in common, Measures have points of their own"
         )
     sides, C, xp, dtype = _sparse(given, C, check) if is_sparse(A) else _clouds(given, C)
-    first = next((mass for side in sides for mass in sums(side.offsets, side.weights) if mass > 0), None)
-    scaled = [_one_mass(name, side, first, check) for name, side in zip(given, sides, strict=True)]
+    price_in_range("eps", eps, C.dtype.name)
+    with np.errstate(over="ignore"):
+        masses = [sums(side.offsets, side.weights) for side in sides]
+    if check:
+        for name, side, mass in zip(given, sides, masses, strict=True):
+            mass_in_range(name, np.where(mass > 0, mass, 1), side.weights.dtype)
+    first = next((mass for all_masses in masses for mass in all_masses if mass > 0), None)
+    scaled = [
+        _one_mass(name, side, mass, first, check, dtype) for name, side, mass in zip(given, sides, masses, strict=True)
+    ]
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
     _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
     found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
@@ -65,8 +72,8 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
     data: dict[str, Any] = {}
     if isinstance(C, str):
         raise TypeError(
-            f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={C!r}); got {C!r}. A name "
-            "of a metric goes with cusink.Measures, which have points"
+            f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={shown(C)!r}); got "
+            f"{shown(C)!r}. A name of a metric goes with cusink.Measures, which have points"
         )
     for name, x in given.items():
         if x.ndim != 2 or 0 in x.shape:
@@ -129,6 +136,7 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
     """Return measures, each with its own points, the cost between these, its library, and the user's dtype."""
     if not isinstance(C, str):
         raise TypeError(f"'C' must be the name of a metric between the points of cusink.Measures; got {kind(C)}")
+    one_of("metric", C, METRICS, "'C' is the metric between the points of cusink.Measures")
     points = [x.points for x in given.values()]
     if len({p.shape[1] for p in points}) > 1:
         raise ValueError(
@@ -153,9 +161,10 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
     return sides, costs, xp, dtype
 
 
-def _one_mass(name: str, side: RaggedWeights, first: float | None, check: bool) -> RaggedWeights:
-    """Scale every item to the mass `first`, which it must have up to the tolerance of its dtype."""
-    mass = sums(side.offsets, side.weights)
+def _one_mass(
+    name: str, side: RaggedWeights, mass: HostArray, first: float | None, check: bool, dtype: Any
+) -> RaggedWeights:
+    """Scale items from their masses `mass` to `first`, from which these differ by the user's tolerance at most."""
     if first is None:
         return side
     if check:
@@ -164,7 +173,7 @@ def _one_mass(name: str, side: RaggedWeights, first: float | None, check: bool) 
             np,
             mass,
             first,
-            side.weights.dtype,
+            dtype,
             got=lambda row: f"the first has {first:g} and '{name}' row {row} has {mass[row]:g}",
             advice="Divide each row by its sum: sparse counts with sklearn.preprocessing.normalize(A, norm='l1') or "
             "scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, Measures with .normalised()",

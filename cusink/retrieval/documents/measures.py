@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, to_host
+from cusink.checks.arrays import array_module, arrays, kind, one_array, to_host
 from cusink.retrieval.documents.supports import sums
 from cusink.types import Array, HostArray
 
@@ -116,9 +116,10 @@ def _checked(offsets: Any, weights: Any, points: Any) -> tuple[HostArray, Array,
     if points is None:
         raise TypeError("'points' must be an array; got None")
     (weights, points), xp, _ = arrays(weights=_as_given(weights), points=_as_given(points))
-    offsets = np.asarray(to_host(offsets) if hasattr(offsets, "dtype") else offsets)
+    offsets = to_host(one_array("offsets", offsets))
     if offsets.dtype.kind not in "iu":
         raise TypeError(f"'offsets' must be integers; got dtype {offsets.dtype}")
+    offsets = offsets.astype(np.int64)
     points = points[:, None] if points.ndim == 1 else points
     if points.ndim != 2 or points.shape[1] == 0:
         raise ValueError(f"'points' must have shape (N, d) or (N,); got {points.shape}")
@@ -129,7 +130,6 @@ def _checked(offsets: Any, weights: Any, points: Any) -> tuple[HostArray, Array,
             f"'offsets' must rise from 0 to the number of points, {N}, with one more entry than there are items; got "
             f"{ends} of shape {offsets.shape}. For clouds of sizes n they are numpy.concatenate([[0], numpy.cumsum(n)])"
         )
-    offsets = offsets.astype(np.int64)
     if weights is None:
         sizes = np.diff(offsets)
         floating = points.dtype if points.dtype.kind == "f" else np.dtype(np.float64)
@@ -153,25 +153,35 @@ def _as_given(x: Any) -> Any:
     return np.asarray(x) if isinstance(x, numbers.Number) else x
 
 
+def _items(name: str, given: Any) -> list[Array]:
+    """Return the arrays of a sequence."""
+    try:
+        items = list(given)
+    except TypeError:
+        raise TypeError(f"'{name}' must be a sequence of arrays, one for each item; got {kind(given)}") from None
+    return [one_array(f"{name}[{k}]", item) for k, item in enumerate(items)]
+
+
 def _joined(clouds: Any, weights: Sequence[Any] | None) -> tuple[HostArray, Array, Array]:
     """Return offsets, weights and points of separate clouds."""
     if isinstance(clouds, np.ndarray) and clouds.ndim < 2:
         raise TypeError("'clouds' must be a sequence of arrays of points, one for each item; got one array")
-    clouds = list(clouds)
+    clouds = _items("clouds", clouds)
     if not clouds:
         raise ValueError("'clouds' must hold at least one array of points; got none")
     xp = array_module(clouds[0])
-    clouds = [xp.asarray(cloud) for cloud in clouds]
+    for k, cloud in enumerate(clouds):
+        if array_module(cloud) is not xp:
+            raise TypeError(f"all inputs must share one library; 'clouds[0]' and 'clouds[{k}]' do not")
     clouds = [cloud[:, None] if cloud.ndim == 1 else cloud for cloud in clouds]
-    widths = {cloud.shape[-1] for cloud in clouds}
-    if len(widths) > 1 or any(cloud.ndim != 2 for cloud in clouds):
+    if any(cloud.ndim != 2 for cloud in clouds) or len({cloud.shape[1] for cloud in clouds}) > 1:
         raise ValueError(
             f"'clouds' must be arrays (n, d) of one d; got shapes {sorted({c.shape for c in clouds})[:4]}. An item "
             "without points is an array of shape (0, d)"
         )
     offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
     if weights is not None:
-        weights = [xp.asarray(w) for w in weights]
+        weights = _items("weights", weights)
         if [w.shape for w in weights] != [(len(cloud),) for cloud in clouds]:
             raise ValueError("'weights' must hold one array for each of 'clouds', with a weight for each of its points")
         weights = xp.concatenate(weights)
