@@ -68,7 +68,15 @@ def sinkhorn(a, b, C, eps, n_iter, f=None, dtype=np.float64):
     for _ in range(n_iter):
         g = softmin(C, f, a, eps, axis=0)
         f = softmin(C, g, b, eps, axis=1)
+    f, g = in_gauge(f, g, a, b)
     return Solution(f, g, marginal_error(plan(a, b, C, eps, f, g), b), n_iter)
+
+
+def in_gauge(f, g, a, b):
+    """Return potentials with equal sums over the bins with weight: the constant that may move between them, removed."""
+    used_f, used_g = f[np.asarray(a) > 0], g[np.asarray(b) > 0]
+    constant = (used_g.sum() - used_f.sum()) / (len(used_f) + len(used_g))
+    return f + constant, g - constant
 
 
 def solve(a, b, C, eps, tol=1e-13):

@@ -41,7 +41,7 @@ class DenseCost(Cost[Array]):
 
     def astype(self, dtype: Any) -> Self:
         """Return the same cost in another precision."""
-        return replace(self, data=self.data.astype(dtype))
+        return replace(self, data=self.data.astype(dtype, copy=False))
 
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own."""

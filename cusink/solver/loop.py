@@ -59,6 +59,8 @@ def solve(
     exponent = max(abs(low), abs(high)) / eps
     if _needs_float64(C, dtype, options.tol, exponent):
         C, a, b = C.widened(), a.astype(np.float64), b.astype(np.float64)
+        if start is None:  # masses that were equal in float32 are so in float64, or the error would not fall
+            b *= (a.sum(axis=1) / b.sum(axis=1))[:, None]
     size = None if start else _size(xp, a)
     if size is not None:  # exact: the sizes are powers of two
         a, b = a / size[:, None].astype(a.dtype), b / size[:, None].astype(b.dtype)
@@ -87,15 +89,13 @@ def solve(
     )
     _iterate(C, iteration, rules, remaining, found, callback, init is not None)
     f, g, cost, error, n_iter, in_range = found
-    if start is None:
-        f, g = in_gauge(C, a, b, f, g, eps)
-    reached = in_range & (error <= (math.inf if tol is None else tol))
-    largest = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in ((a, f), (b, g)))
-    error = error + rounding + C.exponent_rounding() * C.to_host(largest) / eps
-    if wanted is not None:
-        reached &= error <= wanted
     if size is not None:
         f, g, cost = f - lift, g - lift, cost * size
+    if start is None:
+        f, g = in_gauge(C, a, b, f, g, eps)
+    largest = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in ((a, f), (b, g)))
+    error = error + rounding + C.exponent_rounding() * C.to_host(largest) / eps
+    reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached)
 
 
@@ -148,9 +148,9 @@ def _iterate(
         if over.any():
             index = np.flatnonzero(over)
             at = active[index]
-            out.converged[at] = np.isfinite(bound[index])
             out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
             out.error[at] = C.to_host(measured)
+            out.converged[at] = np.isfinite(bound[index] if tol is None else out.error[at])
             if done < max_iter:
                 # Where rounding made the error exceed its bound and the tolerance, the problem goes on.
                 over[index] &= (tol is None) | (out.error[at] <= tol) | (bound[index] > tol)
