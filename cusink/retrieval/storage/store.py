@@ -74,7 +74,8 @@ class TileStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self.finished:
+        # An interrupt may come between a tile's line in the record and its entry here.
+        if error is not None and not self.finished and not self.ledger.read()[1]:
             self._clear()
         self.draft.close()
         self.ledger.close()
