@@ -15,11 +15,12 @@ from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.storage.memory import ArraySink
 from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles, tile_shape, tiles
 from cusink.solver.checks import options as check_options
+from cusink.summary import Summary
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DistanceMatrix:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class DistanceMatrix(Summary):
     """Distances of all pairs, and how each was solved.
 
     Attributes

@@ -15,11 +15,12 @@ from cusink.retrieval.progress import progress_bar
 from cusink.retrieval.query import Found, Query
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
 from cusink.solver.checks import options as check_options
+from cusink.summary import Summary
 from cusink.types import Array, MatrixValue, Method, Overrelaxation
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Neighbours:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Neighbours(Summary):
     """Nearest neighbours, and how many pairs it took to find them.
 
     Attributes

@@ -335,6 +335,16 @@ def test_pairs_that_do_not_converge_are_reported_once(xp):
     assert np.isfinite(xp.numpy(result.distances)).all()
 
 
+def test_a_result_shows_shapes_and_not_values():
+    A, B, C = digits(queries=2, corpus=3)
+    shown = repr(cusink.distance_matrix(A, B, C, eps=EPS, full_output=True))
+    assert (
+        shown
+        == "DistanceMatrix(distances=float64[2, 3], error=float64[2, 3], n_iter=int64[2, 3], converged=bool[2, 3])"
+    )
+    assert "indices=int64[2, 1]" in repr(cusink.nearest(A, B, C, k=1, eps=EPS, full_output=True))
+
+
 def test_progress_shows_a_bar_and_silence_is_the_default(capfd):
     pytest.importorskip("tqdm")
     A, B, C = digits()

@@ -120,7 +120,7 @@ def test_the_picture_counts_right_and_wrong_neighbours(tmp_path):
         demo.draw(path, queries[:2], query_digits[:2], corpus, digits, found, 0.01)
     import matplotlib.image
 
-    from cusink.plot import draw
+    from cusink.plot import style as draw
 
     def share(path, colour):
         rgb = matplotlib.image.imread(path)[..., :3]

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import reference
-from cusink.costs.operand import arrays_of, costs_of
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 import cusink
 from cusink.backends.numpy import points as ops
 from cusink.backends.numpy.clouds.layout import neighbours, sorted_clouds
+from cusink.costs.kinds import data_of, named_arrays
 
 FLOATS = [np.float32, np.float64]
 METRICS = [("sqeuclidean", 1), ("sqeuclidean", 1.5), ("euclidean", 1), ("cityblock", 1), ("cosine", 1)]
@@ -48,7 +48,7 @@ def points(shape, dtype, seed=0, offset=0.0):
 def given(x, y, metric="sqeuclidean", power=1, memory_limit=1 << 30):
     """Return the cost as the operators take it."""
     C = cusink.PointCloud(x, y, metric, power=power)
-    return costs_of(C, np, x.dtype, list(arrays_of(C).values()), memory_limit)
+    return data_of(C, np, x.dtype, list(named_arrays(C).values()), memory_limit)
 
 
 def dense(x, y, metric="sqeuclidean", power=1):

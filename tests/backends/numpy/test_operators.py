@@ -6,7 +6,7 @@ import pytest
 import reference
 from scipy.special import logsumexp
 
-from cusink.backends import operators
+from cusink import operand
 from cusink.backends.numpy import dense
 from cusink.convergence.rules import overrelaxed, overrelaxed_log
 
@@ -259,4 +259,4 @@ def test_over_relaxation_raises_the_dual_value_entry_by_entry(omega):
 
 
 def test_operators_are_chosen_by_the_array():
-    assert operators.ops_for(np.zeros(2)) is dense
+    assert operand.operators("dense", np) is dense.OPERATORS
