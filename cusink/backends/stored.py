@@ -2,12 +2,19 @@
 
 import numpy as np
 
+from cusink.costs.blocks import blocks
 from cusink.types import Array, ArrayModule, HostArray
+
+RANGE_ENTRIES = 1 << 16  # of a block: a range takes no memory that a limit would count
 
 
 def cost_range(xp: ArrayModule, C: Array) -> tuple[float, float]:
-    """Return the smallest and the largest finite cost."""
-    return float(C.min()), float(xp.where(xp.isfinite(C), C, -np.inf).max())
+    """Return the smallest and the largest finite cost, without a copy of all."""
+    rows = C.reshape(-1, C.shape[-1])
+    largest = -np.inf
+    for _, block in blocks(1, len(rows), C.shape[-1], RANGE_ENTRIES):
+        largest = max(largest, float(xp.where(xp.isfinite(rows[block]), rows[block], -np.inf).max()))
+    return float(C.min()), largest
 
 
 def cost_block(xp: ArrayModule, C: Array, problems: slice | HostArray, rows: slice | HostArray) -> Array:

@@ -5,9 +5,10 @@ import contextlib
 import math
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cusink.cli.files import InputError
+from cusink.cli.output import tell
 from cusink.retrieval.checks import ALL_VALUES
 
 __all__ = [
@@ -39,8 +40,9 @@ Exit status
   0  every pair converged
   2  wrong input; nothing was written, and one line on stderr says what is wrong and how to correct it
   3  the result was written, but some pairs did not reach --tol within --max-iter iterations
-  4  the disk failed (it is full, say){kept}
+  4  the disk failed (it is full, say){kept}; or standard output did
   129, 130 or 143  interrupted{kept}
+  141  nobody reads standard output any more; nothing is said
 """
 MATRIX = f"""
 Write the Sinkhorn distances between two sets of histograms, or within one set, as a .npy file or a Zarr array.
@@ -72,6 +74,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise InputError(message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # of --help and --version
+        del file
+        tell(message.rstrip("\n"))
 
 
 def matrix_arguments(parser: argparse.ArgumentParser) -> None:

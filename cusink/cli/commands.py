@@ -27,7 +27,7 @@ from cusink.cli.arguments import (
 )
 from cusink.cli.files import InputError, problem
 from cusink.cli.info import as_text, installation
-from cusink.cli.output import DiskError, Report, check_output, sidecar, target, write_npz
+from cusink.cli.output import DiskError, OutputError, Report, check_output, note, sidecar, target, tell, write_npz
 from cusink.retrieval.matrix import distance_matrix
 from cusink.retrieval.nearest import nearest
 from cusink.version import __version__
@@ -48,6 +48,9 @@ DESCRIPTION = """Sinkhorn distances from the command line.
 """
 
 
+CLOSED_PIPE = 141  # as a shell reports a process that SIGPIPE ended
+
+
 class Interrupted(BaseException):
     """The process was told to end; like KeyboardInterrupt, not for ``except Exception`` to catch."""
 
@@ -55,16 +58,23 @@ class Interrupted(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser, given = make_parser(), None
+    given = Namespace()
     try:
         with interruptible():
-            given = parser.parse_args(arguments or ["--help"])
+            make_parser().parse_args(arguments or ["--help"], given)
             status: int = given.run(given)
             return status
     except InputError as error:
         return _failed(arguments, str(error), 2)
     except DiskError as error:
         return _failed(arguments, str(error), 4)
+    except OutputError as error:
+        if error.closed:
+            return CLOSED_PIPE
+        output = getattr(given, "output", None)
+        done = f"; {output} is written" if output is not None and output.exists() else ""
+        note(f"cusink: standard output cannot be written: {error}{done}")
+        return 4
     except Interrupted as interruption:
         output = getattr(given, "output", None)
         kept = output is not None and sidecar(output, ".tiles").exists() and not output.exists()
@@ -74,9 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(arguments: Sequence[str], message: str, status: int) -> int:
     """Say what is wrong on stderr, and with --json on stdout too."""
-    print(f"cusink: {message}", file=sys.stderr)
+    note(f"cusink: {message}")
     if "--json" in arguments:
-        print(json.dumps({"error": message, "status": status}))
+        with contextlib.suppress(OutputError):  # the first failure is the one to tell
+            tell(json.dumps({"error": message, "status": status}))
     return status
 
 
@@ -142,7 +153,7 @@ def run_nearest(given: Namespace) -> int:
         )
         numbers = [[d if math.isfinite(d) else None for d in row] for row in distances.tolist()]
         more |= {"indices": indices.tolist(), "distances": numbers}
-        return report.finish(shape, device, "\n".join(lines), more, summary=sys.stderr)
+        return report.finish(shape, device, "\n".join(lines), more, summarise=True)
     write_npz(given.output, distances=distances, indices=indices)
     text = f"{given.output}: {given.neighbours} of {shape[1]} for {shape[0]}, {given.value}, eps {given.eps:g}"
     return report.finish(shape, device, text, more | {"output": str(given.output)})
@@ -153,7 +164,7 @@ def run_info(given: Namespace) -> int:
     if len(given.pairs) != 2 or len(given.bins) > 2:
         raise InputError("--pairs must be two numbers, as in 100x1000, and --bins one or two, as in 64 or 64x100")
     found = installation(given.pairs, (given.bins * 2)[:2], given.dtype)
-    print(json.dumps(found) if given.json else "\n".join(as_text(found)))
+    tell(json.dumps(found) if given.json else "\n".join(as_text(found)))
     return 0
 
 

@@ -19,10 +19,15 @@ from cusink.errors import ConvergenceWarning
 
 __all__ = [
     "DiskError",
+    "OutputError",
     "Report",
+    "abandon",
     "check_output",
+    "followed",
+    "note",
     "sidecar",
     "target",
+    "tell",
     "write_npz",
 ]
 
@@ -31,9 +36,55 @@ class DiskError(Exception):
     """The disk failed in the middle of the work."""
 
 
+class OutputError(Exception):
+    """Standard output took no more: `closed` says that nobody reads it."""
+
+    def __init__(self, reason: str, closed: bool) -> None:
+        super().__init__(reason)
+        self.closed = closed
+
+
+def tell(text: str) -> None:
+    """Print to standard output, now: at the end of the process a failure could no longer be told."""
+    if sys.stdout is None:
+        raise OutputError("it is closed", False)
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        abandon(sys.stdout)
+        raise OutputError(error.strerror or line(error), isinstance(error, BrokenPipeError)) from None
+
+
+def note(text: str) -> None:
+    """Print to standard error; if it takes nothing, there is nowhere to say so."""
+    if sys.stderr is not None:
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except OSError:
+            abandon(sys.stderr)
+
+
+def abandon(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere, for Python would write it again when the process ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def followed(path: Path) -> Path:
+    """Return the file that a symbolic link leads to, or the path itself if it is none."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if not target.exists():
+        raise InputError(f"--output: {path} is a symbolic link to {target}, which does not exist; delete the link")
+    return target
+
+
 def check_output(given: Namespace, endings: Sequence[str]) -> None:
     """Raise if the output cannot be written, before any work is done."""
-    output = given.output
+    output = followed(given.output)
     if output.suffix not in endings:
         raise InputError(f"--output: must be a {' or '.join(endings)} file; got '{output}'")
     if output.is_dir() and output.suffix != ".zarr":
@@ -59,7 +110,7 @@ def sidecar(path: Path, ending: str) -> Path:
 @contextlib.contextmanager
 def target(given: Namespace) -> Iterator[Path]:
     """Give the path to write a matrix to: its own, or with --force one that replaces the existing file in the end."""
-    path: Path = given.output
+    path = followed(given.output)
     if not path.exists() or not given.force:
         if given.force:
             remove(sidecar(path, ".part"), sidecar(path, ".tiles"))
@@ -86,6 +137,7 @@ def remove(*paths: Path) -> None:
 
 def write_npz(path: Path, **arrays: Any) -> None:
     """Write arrays under the name `path` when they are complete."""
+    path = followed(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(draft, "wb") as file:
@@ -125,16 +177,19 @@ class Report:
             raise InputError(line(error)) from None
 
     def finish(
-        self, shape: tuple[int, int], device: str, text: str, more: dict[str, Any], summary: TextIO | None = None
+        self, shape: tuple[int, int], device: str, text: str, more: dict[str, Any], summarise: bool = False
     ) -> int:
-        """Print the outcome, and return the exit status; `more` is for JSON, and `summary` is where the time goes."""
+        """Print the outcome, and return the exit status; `more` is for JSON.
+
+        With `summarise` the text is the result, and a line about the work goes to standard error.
+        """
         given = self.given
         for warning in self._caught:
-            print(f"cusink: warning: {line(warning.message)}", file=sys.stderr)
+            note(f"cusink: warning: {line(warning.message)}")
         missed = any(issubclass(warning.category, ConvergenceWarning) for warning in self._caught)
         took = f"{self._seconds:.1f} s on {device}"
         if given.json:
-            print(
+            tell(
                 json.dumps(
                     {
                         "shape": shape,
@@ -152,11 +207,9 @@ class Report:
                     allow_nan=False,
                 )
             )
-        elif summary is None:
-            print(f"{text}, {took}")
+        elif not summarise:
+            tell(f"{text}, {took}")
         else:
-            print(text)
-            print(
-                f"cusink: {shape[0]} queries among {shape[1]}, {given.value}, eps {given.eps:g}, {took}", file=summary
-            )
+            tell(text)
+            note(f"cusink: {shape[0]} queries among {shape[1]}, {given.value}, eps {given.eps:g}, {took}")
         return 3 if missed else 0

@@ -15,6 +15,7 @@ from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule
 
 BLOCK_ENTRIES = 1 << 20  # of a block of plans, where a gradient needs the plan entry by entry
+COPIES_PER_BLOCK = 16  # of float64 that a block takes at most, and what the allocator keeps of them
 
 
 class PlanBlock(NamedTuple):
@@ -154,7 +155,9 @@ class GradientTerms:
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
         (problems, n), m = self.problem.a.shape, self.problem.b.shape[1]
-        return blocks(problems, n, m, BLOCK_ENTRIES)
+        limit = getattr(self.problem.C.data, "memory_limit", None)  # of costs that are not stored
+        entries = BLOCK_ENTRIES if limit is None else min(BLOCK_ENTRIES, limit // (8 * COPIES_PER_BLOCK))
+        return blocks(problems, n, m, entries)
 
 
 def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:

@@ -165,8 +165,16 @@ def is_path(out: object) -> TypeGuard[str | os.PathLike[str]]:
 
 
 def output_path(out: str | os.PathLike[str], dtype: Any, full_output: bool) -> Path:
-    """Return the path of a store that can be made, for the distances alone."""
+    """Return the path of a store that can be made, for the distances alone; a symbolic link is followed."""
     path = Path(out)
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))
+        if not target.exists():
+            raise FileNotFoundError(
+                f"'out' is a symbolic link to '{target}', which does not exist; got '{path}'. Pass the name that it "
+                "leads to, or delete the link"
+            )
+        path = target
     if path.suffix not in (".npy", ".zarr"):
         raise ValueError(f"'out' must end in .npy or .zarr to be written to disk; got '{path}'")
     if full_output:

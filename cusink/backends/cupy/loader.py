@@ -118,7 +118,8 @@ def function(file: str, name: str, dtype: npt.DTypeLike) -> Any:
     Raises
     ------
     KernelCompileError
-        With file, kernel, dtype, architecture and the first error of the compiler.
+        With file, kernel, dtype, architecture and the first error of the compiler; or if CuPy's cache cannot be
+        written.
     """
     import cupy
 
@@ -138,6 +139,11 @@ def _function(file: str, name: str, dtype: np.dtype[Any], device: int) -> Any:
         arch = cupy.cuda.Device(device).compute_capability
         raise KernelCompileError(
             f"kernel '{name}' of {file} ({dtype}, sm_{arch}) cannot be built: {_first_error(str(error))}"
+        ) from error
+    except OSError as error:
+        raise KernelCompileError(
+            f"kernel '{name}' of {file} ({dtype}) cannot be kept in CuPy's cache: {error}. Set CUPY_CACHE_DIR to a "
+            "folder that can be written to"
         ) from error
 
 

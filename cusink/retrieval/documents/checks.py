@@ -17,10 +17,12 @@ from cusink.costs.clouds import METRICS, PointCloud
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.errors import warn
 from cusink.operand import operand
+from cusink.retrieval.blocks import blocks
 from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device, sums
 from cusink.types import HostArray
 
+PARTNER_ENTRIES = 1 << 16  # of costs that are looked at, and of pairs of words and items
 SUPPORTED = "scipy.sparse rows over a vocabulary"
 
 
@@ -61,7 +63,7 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
     empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
     _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
     found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
-    if check and C.stored and not xp.isfinite(C.data).all():
+    if check and C.stored and not xp.isfinite(C.data.max()):
         _partners(found)
     return found
 
@@ -202,18 +204,21 @@ def _partners(found: CheckedDocuments) -> None:
     """Check that `C` leaves every word with weight a partner in every item of the other side."""
     from scipy import sparse
 
-    allowed = np.isfinite(to_host(found.C.data)).astype(np.float32)
+    count, words = found.C.shape
     patterns = [
-        sparse.csr_array((np.ones(len(s.places), np.float32), s.places, s.offsets), shape=(len(s), words))
-        for s, words in zip((found.A, found.B), allowed.shape, strict=True)
+        sparse.csr_array((np.ones(len(s.places), np.float32), s.places, s.offsets), shape=(len(s), length))
+        for s, length in zip((found.A, found.B), (count, words), strict=True)
     ]
-    for names, ours, others, pairs in (("AB", *patterns, allowed), ("BA", *patterns[::-1], allowed.T)):
-        unreached = ((others @ pairs.T) == 0).astype(np.float32)
-        unreached[np.diff(others.indptr) == 0] = 0
-        lone = ours @ unreached.T
-        if lone.any():
-            row, other = np.argwhere(lone)[0]
-            raise ValueError(
-                f"'C' must allow every word with weight a partner; '{names[0]}' row {row} has weight where 'C' forbids "
-                f"(+inf) all words of '{names[1]}' row {other}. Allow a pair, or drop the row"
-            )
+    for names, ours, others, C in (("AB", *patterns, found.C.data), ("BA", *patterns[::-1], found.C.data.T)):
+        filled, by_word = np.diff(others.indptr) > 0, ours.tocsc()
+        for block in blocks(len(C), max(1, PARTNER_ENTRIES // (C.shape[1] + len(filled)))):
+            allowed = np.isfinite(to_host(C[block])).astype(np.float32)
+            unreached = sparse.csr_array((((others @ allowed.T) == 0) & filled[:, None]).T.astype(np.float32))
+            lone = (by_word[:, block] @ unreached).tocoo()
+            if lone.nnz:
+                at = np.lexsort((lone.col, lone.row))[0]
+                row, other = lone.row[at], lone.col[at]
+                raise ValueError(
+                    f"'C' must allow every word with weight a partner; '{names[0]}' row {row} has weight where 'C' "
+                    f"forbids (+inf) all words of '{names[1]}' row {other}. Allow a pair, or drop the row"
+                )

@@ -33,7 +33,7 @@ def why_not_prune(pairs: DocumentPairs, query: Query) -> str | None:
         return "documents on a device are all solved at once"
     if query.options.tol is None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
-    if not np.isfinite(pairs.span).all() or (pairs.C.stored and not np.isfinite(pairs.C.data).all()):
+    if not np.isfinite(pairs.span).all() or (pairs.C.stored and not np.isfinite(pairs.C.data.max())):
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
     if np.count_nonzero(pairs.B.sizes) - query.excludes_self < 2 * query.first_pairs:
         return "k is not small beside the number of candidates"

@@ -1,5 +1,6 @@
 """Unfinished matrices on disk: `.npy` and Zarr."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from io import FileIO
@@ -13,13 +14,16 @@ from cusink.types import HostArray
 
 
 class Draft(Protocol):
-    """An unfinished matrix."""
+    """A matrix on disk, unfinished or finished."""
 
     def create(self, job: Job) -> None:
-        """Make an empty matrix."""
+        """Make an empty matrix, where nothing may be, and open it to write tiles."""
 
-    def open(self, job: Job) -> None:
-        """Open the matrix to write more tiles."""
+    def open(self, path: Path, job: Job, writable: bool) -> None:
+        """Open the matrix at `path`; raise `DamagedError` if it is not of the form that the job asks for."""
+
+    def read_tile(self, rows: slice, columns: slice) -> HostArray:
+        """Return a tile as it is on the disk."""
 
     def write(self, rows: slice, columns: slice, block: HostArray) -> None:
         """Write a tile."""
@@ -34,6 +38,10 @@ class Draft(Protocol):
         """Open a finished matrix for reading: `numpy.memmap` or `zarr.Array`."""
 
 
+class DamagedError(Exception):
+    """A matrix on disk is not what it was when it was written; the message says in what."""
+
+
 class NpyDraft:
     """A ``.npy`` file, all of whose space is taken at once."""
 
@@ -44,7 +52,7 @@ class NpyDraft:
     def create(self, job: Job) -> None:
         """Make the file."""
         shape, dtype = tuple(job["shape"]), np.dtype(job["dtype"])
-        with open(self.path, "wb", buffering=0) as file:
+        with open(self.path, "xb", buffering=0) as file:
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             size = file.tell() + dtype.itemsize * shape[0] * shape[1]
@@ -53,22 +61,50 @@ class NpyDraft:
             else:
                 file.truncate(size)
             os.fsync(file.fileno())
-        self.open(job)
+        self.open(self.path, job, True)
 
-    def open(self, job: Job) -> None:
-        """Open the file to write more tiles."""
-        matrix = self.read(self.path)
-        if matrix.shape != tuple(job["shape"]) or matrix.dtype != job["dtype"]:
-            raise ValueError(f"'{self.path}' is not what '{job['dtype']}' of shape {job['shape']} needs. Delete it")
-        self.columns, self.itemsize, self.start = matrix.shape[1], matrix.itemsize, matrix.offset
-        self.file = open(self.path, "r+b", buffering=0)
+    def open(self, path: Path, job: Job, writable: bool) -> None:
+        """Open the file."""
+        shape, dtype = tuple(job["shape"]), np.dtype(job["dtype"])
+        try:
+            matrix = np.lib.format.open_memmap(path, mode="r")
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header raises ValueError, SyntaxError, TokenError, ...
+            raise DamagedError(f"it is no .npy file of numbers, or was cut ({' '.join(str(error).split())})") from None
+        found = matrix.shape, matrix.dtype, "C" if matrix.flags.c_contiguous else "Fortran"
+        self.columns, self.dtype, self.start = shape[1], dtype, matrix.offset
+        del matrix
+        if found != (shape, dtype, "C"):
+            raise DamagedError(
+                f"it holds {found[1]} of shape {found[0]} in {found[2]} order, not {dtype} of shape {shape} in C order"
+            )
+        if path.stat().st_size != self.start + dtype.itemsize * shape[0] * shape[1]:
+            raise DamagedError("something follows the matrix in the file")
+        self.file = open(path, "r+b" if writable else "rb", buffering=0)
+
+    def read_tile(self, rows: slice, columns: slice) -> HostArray:
+        """Return a tile, read row by row: pages of a memory map would stay in memory."""
+        block = np.empty((rows.stop - rows.start, columns.stop - columns.start), self.dtype)
+        for row, values in zip(range(rows.start, rows.stop), block, strict=True):
+            file = self._at(row, columns)
+            rest = memoryview(values).cast("B")
+            while len(rest):
+                count = file.readinto(rest)
+                if not count:
+                    raise DamagedError("it ends too early")
+                rest = rest[count:]
+        return block
+
+    def _at(self, row: int, columns: slice) -> FileIO:
+        file = self._opened()
+        file.seek(self.start + (row * self.columns + columns.start) * self.dtype.itemsize)
+        return file
 
     def write(self, rows: slice, columns: slice, block: HostArray) -> None:
         """Write a tile row by row: through a memory map, a failing disk would kill the process."""
-        file = self._opened()
         for row, values in zip(range(rows.start, rows.stop), block, strict=True):
-            file.seek(self.start + (row * self.columns + columns.start) * self.itemsize)
-            write(file, np.ascontiguousarray(values))
+            write(self._at(row, columns), np.ascontiguousarray(values))
 
     def sync(self) -> None:
         """Bring all that was written to the disk."""
@@ -103,12 +139,12 @@ class ZarrDraft:
 
     def create(self, job: Job) -> None:
         """Make the array, and no chunk of it."""
-        (rows, columns), (height, width) = job["shape"], job["tile"]
+        rows, columns = job["shape"]
         self.array = self.zarr.create_array(
             self.path,
-            shape=tuple(job["shape"]),
+            shape=(rows, columns),
             dtype=job["dtype"],
-            chunks=(min(height, rows), min(height if job["symmetric"] else width, columns)),
+            chunks=self._chunk_shape(job),
             fill_value=float("nan"),
             compressors=None,  # distances are all digits: a tenth of the space for much of the time
             attributes={"cusink": job},
@@ -119,12 +155,37 @@ class ZarrDraft:
         self.written.append(self.path / "zarr.json")
         self.sync()
 
-    def open(self, job: Job) -> None:
-        """Open the array to write more tiles, and delete files that a killed process had half written."""
-        del job  # an array describes itself
-        for rest in self.path.rglob("*.partial"):
-            rest.unlink(missing_ok=True)
-        self.array = self.zarr.open_array(self.path, mode="r+", config={"write_empty_chunks": True})
+    def open(self, path: Path, job: Job, writable: bool) -> None:
+        """Open the array, and to write delete the files that a killed process had half written."""
+        if writable:
+            for rest in path.rglob("*.partial"):
+                rest.unlink(missing_ok=True)
+        with _damage():
+            array = self.zarr.open_array(
+                path, mode="r+" if writable else "r", config={"write_empty_chunks": True}, zarr_format=3
+            )
+            found = tuple(array.shape), np.dtype(array.dtype), tuple(array.chunks), len(array.compressors)
+            described = array.attrs.asdict().get("cusink")
+        shape, dtype, chunks = tuple(job["shape"]), np.dtype(job["dtype"]), self._chunk_shape(job)
+        if found != (shape, dtype, chunks, 0):
+            raise DamagedError(
+                f"it holds {found[1]} of shape {found[0]} in {'compressed ' if found[3] else ''}chunks of {found[2]}, "
+                f"not {dtype} of shape {shape} in chunks of {chunks}"
+            )
+        if described != job:
+            raise DamagedError("its attributes describe another job")
+        self.array = array
+
+    @staticmethod
+    def _chunk_shape(job: Job) -> tuple[int, int]:
+        (rows, columns), (height, width) = job["shape"], job["tile"]
+        return min(height, rows), min(height if job["symmetric"] else width, columns)
+
+    def read_tile(self, rows: slice, columns: slice) -> HostArray:
+        """Return a tile; a chunk that is missing is NaN."""
+        with _damage():
+            block: HostArray = np.asarray(self.array[rows, columns])
+        return block
 
     def write(self, rows: slice, columns: slice, block: HostArray) -> None:
         """Write a tile: whole chunks."""
@@ -162,6 +223,18 @@ class ZarrDraft:
         return self.zarr.open_array(path, mode="r")
 
 
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Raise `DamagedError` for all that Zarr raises over files, but for lack of permission or memory."""
+    try:
+        yield
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # JSON, keys, lengths of chunks, nodes that are missing: any class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedError(f"it is no Zarr array, or a part of it cannot be read ({reason})") from None
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, where folders can be synced."""
     if os.name == "posix":
@@ -170,6 +243,11 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def of_damage(path: Path, tiles: Path, what: object) -> str:
+    """Return the message for a matrix that is not as it was written."""
+    return f"'{path}' is damaged: {what}. Delete it and '{tiles}' to begin again, or choose another name"
 
 
 def of_another_layout(path: Path, part: Path, tiles: Path, found: Job) -> str:
@@ -187,7 +265,7 @@ def of_another_job(path: Path, what: str, here: object, there: object) -> str:
     if what in ("A", "B", "C"):
         return (
             f"'out' holds another job: '{path}' was begun with another '{what}'. Choose another name, or delete it and "
-            f"'{path}.tiles' to start anew"
+            f"'{path}.tiles' to begin again"
         )
     hint = ", which 'memory_limit' sets" if what == "tile" else ""
     return (

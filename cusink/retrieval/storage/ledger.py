@@ -1,17 +1,19 @@
 """The record of a job on disk: its inputs and arguments, and which of its tiles are finished.
 
-A file of lines of JSON. The first describes the job; each further one is a tile, written when its distances are
-safely on the disk. A process that is killed leaves at most one line torn, at the end, where it is recognised.
+A file of lines of JSON. The first describes the job; each further one is a tile with the checksum of its distances,
+written when these are safely on the disk. A process that is killed leaves at most one line torn, at the end, where it
+is recognised.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from cusink.costs.grid import GridCosts
 from cusink.costs.points import PointCosts
 from cusink.retrieval.pairs import Pairs
 from cusink.retrieval.tiles import Misses
+from cusink.types import HostArray
 from cusink.version import __version__
 
 try:
@@ -29,6 +32,7 @@ except ImportError:  # not on Windows: there, two processes must not write one s
 
 FORMAT = 2  # raise it whenever a manifest or a fingerprint changes
 HASHED_BYTES = 1 << 24  # at a time
+BEGINNING = b'{"format": '  # of every record
 
 Job = dict[str, Any]  # a manifest, in JSON's types
 
@@ -86,6 +90,19 @@ def _parts(thing: Any) -> Iterator[Any]:
         yield repr(thing).encode()
 
 
+class Mark(NamedTuple):
+    """A finished tile in the record: how many of its pairs missed their tolerance, and the checksum."""
+
+    misses: Misses
+    checksum: int
+
+
+def checksum(rows: slice, columns: slice, misses: Misses, block: HostArray) -> int:
+    """Return the CRC-32 of a tile: of its line in the record, and of its distances (rows, columns)."""
+    line = json.dumps([rows.start, columns.start, int(misses.count), float(misses.worst)])
+    return zlib.crc32(np.ascontiguousarray(block).data, zlib.crc32(line.encode()))
+
+
 class Ledger:
     """The open file of a job; one process at a time holds it."""
 
@@ -101,6 +118,21 @@ class Ledger:
 
     def open(self) -> None:
         """Open or make the file and keep other processes out; an error if one is in."""
+        if os.path.lexists(self.path) and not self.path.is_file():  # a folder, a pipe, a link to nothing
+            raise self._foreign()
+        self._open()
+        while not self._current():
+            self.close()
+            self._open()
+
+    def _current(self) -> bool:
+        """Say whether the path still names the file: a process that gave up its job deletes it while another waits."""
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> None:
         self._file = open(self.path, "a+b", buffering=0)
         if fcntl is not None:
             try:
@@ -120,38 +152,63 @@ class Ledger:
             self._file.close()
             self._file = None
 
-    def read(self) -> tuple[Job | None, dict[tuple[int, int], Misses]]:
+    def read(self) -> tuple[Job | None, dict[tuple[int, int], Mark]]:
         """Return the job (None if none was begun) and its finished tiles, by their first row and column.
 
-        The tiles of a job of another format are not read.
+        Of a record of another format only the job is read.
         """
         self.file.seek(0)
-        lines = self.file.read().split(b"\n")
-        whole = lines[:-1]  # after the last line end comes nothing, or a torn line
+        data = self.file.read()
+        if not data.startswith(BEGINNING[: len(data)]):
+            raise self._foreign()
+        lines = data.split(b"\n")
+        whole = lines[:-1]  # what follows the last line end is nothing, or torn
         if lines[-1]:
             self.file.truncate(sum(len(line) + 1 for line in whole))
         if not whole:
             return None, {}
+        marks: dict[tuple[int, int], Mark] = {}
         try:
             job = json.loads(whole[0])
-            if job["format"] != FORMAT:
-                return job, {}
-            finished = (json.loads(line) for line in whole[1:])
-            return job, {(tile["at"][0], tile["at"][1]): Misses(tile["missed"], tile["worst"]) for tile in finished}
-        except (ValueError, TypeError, KeyError, IndexError):
-            raise ValueError(
-                f"'{self.path}' is damaged; it tells which tiles of 'out' are finished. Delete it and what lies beside "
-                "it, or choose another name"
-            ) from None
+            if not all(isinstance(job[name], dict) for name in ("arguments", "inputs")):
+                raise TypeError
+            for line in whole[1:] if job["format"] == FORMAT else ():
+                tile = json.loads(line)
+                row, column = map(int, tile["at"])
+                marks[row, column] = Mark(Misses(int(tile["missed"]), float(tile["worst"])), int(tile["crc32"]))
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError):
+            raise self.damaged(1 + len(marks)) from None
+        return job, marks
+
+    def damaged(self, number: int) -> ValueError:
+        """Return the error for line `number`, which cannot be read."""
+        matrix = str(self.path).removesuffix(".tiles")
+        return ValueError(
+            f"'{self.path}' is damaged in line {number}; it tells which tiles of 'out' are finished. Delete it and "
+            f"'{matrix}.part' or '{matrix}' to begin again, or choose another name"
+        )
+
+    def _foreign(self) -> FileExistsError:
+        return FileExistsError(
+            f"'out' would overwrite '{self.path}', which is not the record of a job. Delete it, or choose another name"
+        )
 
     def begin(self, job: Job) -> None:
         """Forget what the file held, and write down the job."""
         self.file.truncate(0)
         self._line(job)
 
-    def add(self, rows: slice, columns: slice, misses: Misses) -> None:
-        """Write down that a tile is finished, and how many of its pairs missed their tolerance."""
-        self._line({"at": [rows.start, columns.start], "missed": int(misses.count), "worst": float(misses.worst)})
+    def add(self, rows: slice, columns: slice, mark: Mark) -> None:
+        """Write down that a tile is finished."""
+        misses = mark.misses
+        self._line(
+            {
+                "at": [rows.start, columns.start],
+                "missed": int(misses.count),
+                "worst": float(misses.worst),
+                "crc32": mark.checksum,
+            }
+        )
 
     def _line(self, entry: Job) -> None:
         end = self.file.seek(0, os.SEEK_END)
@@ -174,7 +231,7 @@ def write(file: FileIO, data: Any) -> None:
 def differences(job: Job, found: Job) -> Iterator[tuple[str, object, object]]:
     """Yield each entry in which two jobs differ, as (name, here, there)."""
     for name in ("arguments", "inputs"):
-        here, there = job[name], found.get(name, {})
+        here, there = job[name], found[name]
         for key in sorted(here | there):
             if here.get(key) != there.get(key):
                 yield key, here.get(key), there.get(key)

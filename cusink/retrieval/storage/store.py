@@ -2,7 +2,8 @@
 
 While it is written, ``matrix.npy`` is called ``matrix.npy.part``; ``matrix.npy.tiles`` describes the job and lists the
 finished tiles (`Ledger`). A tile reaches the disk before its line does: wherever the process stops, a tile in the list
-is there, and any other is written again, to the same bytes.
+is there, and any other is written again, to the same bytes. The tiles of earlier processes are read and compared with
+their checksums before anything is written or returned.
 """
 
 import contextlib
@@ -18,15 +19,17 @@ import numpy as np
 
 from cusink.retrieval.pairs import Field
 from cusink.retrieval.storage.drafts import (
+    DamagedError,
     Draft,
     NpyDraft,
     ZarrDraft,
     of_another_job,
     of_another_layout,
+    of_damage,
     sync_folder,
 )
-from cusink.retrieval.storage.ledger import FORMAT, Job, Ledger, differences
-from cusink.retrieval.tiles import Misses, SolvedTile
+from cusink.retrieval.storage.ledger import FORMAT, Job, Ledger, Mark, checksum, differences
+from cusink.retrieval.tiles import Misses, Sizes, SolvedTile, tiles
 from cusink.types import Array, HostArray
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -50,16 +53,20 @@ class TileStore:
 
     def __enter__(self) -> Self:
         with self._failures():
-            if not self.ledger.path.exists():
+            if not os.path.lexists(self.ledger.path):
                 self._keep_off()
             self.ledger.open()
             try:
-                found, finished = self.ledger.read()
-                if found is None or not (self.path.exists() or self.part.exists()):
+                found, marks = self.ledger.read()
+                if found is None:
+                    self._keep_off()
+                    self._begin()
+                elif not (self.path.exists() or self.part.exists()):
                     self._begin()
                 else:
-                    self._go_on(found, finished)
+                    self._go_on(found, marks)
             except BaseException:
+                self.draft.close()
                 self.ledger.close()
                 raise
         return self
@@ -67,7 +74,8 @@ class TileStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self.finished:
+        # An interrupt may come between a tile's line in the record and its entry here.
+        if error is not None and not self.finished and not self.ledger.read()[1]:
             self._clear()
         self.draft.close()
         self.ledger.close()
@@ -80,7 +88,7 @@ class TileStore:
             if self.job["symmetric"]:
                 self.draft.write(columns, rows, np.ascontiguousarray(block.T))
             self.draft.sync()
-            self.ledger.add(rows, columns, tile.misses)
+            self.ledger.add(rows, columns, Mark(tile.misses, checksum(rows, columns, tile.misses, block)))
         self.finished[rows.start, columns.start] = tile.misses
 
     def finish(self) -> Any:
@@ -96,7 +104,7 @@ class TileStore:
     def _keep_off(self, *paths: Path) -> None:
         """Raise if a file is there that no ledger accounts for."""
         for path in paths or (self.path, self.part):
-            if path.exists():
+            if os.path.lexists(path):
                 raise FileExistsError(
                     f"'out' would overwrite '{path}', which no unfinished job accounts for. Delete it, or choose "
                     "another name"
@@ -106,9 +114,9 @@ class TileStore:
         """Make an empty matrix and write down its job; clear up if that fails."""
         try:
             self._keep_off(self.path)
-            self._remove()  # of a process that was stopped right here
+            self.ledger.begin(self.job)  # first: it accounts for the matrix, of which a killed process may leave a part
+            self._remove()
             self.draft.create(self.job)
-            self.ledger.begin(self.job)
             sync_folder(self.path.parent)
         except BaseException:
             self._clear()
@@ -124,19 +132,46 @@ class TileStore:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.part) if self.part.is_dir() else self.part.unlink()
 
-    def _go_on(self, found: Job, finished: dict[tuple[int, int], Misses]) -> None:
+    def _go_on(self, found: Job, marks: dict[tuple[int, int], Mark]) -> None:
         """Go on with a job where it was left."""
         if found["format"] != FORMAT:
             raise ValueError(of_another_layout(self.path, self.part, self.ledger.path, found))
         for what, here, there in differences(self.job, found):
             raise ValueError(of_another_job(self.path, what, here, there))
-        self.finished = finished
-        if self.part.exists():
+        if not marks or self.part.exists():
             self._keep_off(self.path)
-        elif len(finished) < self.job["tiles"]:
+        if not marks:
+            self._begin()
+            return
+        self._verify(marks)
+        self.finished = {at: mark.misses for at, mark in marks.items()}
+        if not self.part.exists() and len(marks) < self.job["tiles"]:
             os.replace(self.path, self.part)
-        if self.part.exists():
-            self.draft.open(self.job)
+            self.draft.close()
+            self.draft.open(self.part, self.job, True)
+
+    def _verify(self, marks: dict[tuple[int, int], Mark]) -> None:
+        """Open the matrix and compare every finished tile, and its mirror image, with its checksum."""
+        path, symmetric = (self.part if self.part.exists() else self.path), self.job["symmetric"]
+        sizes = Sizes(tuple(self.job["shape"]), symmetric, 0, 0)
+        every = {(rows.start, columns.start): (rows, columns) for rows, columns in tiles(sizes, *self.job["tile"])}
+        if marks.keys() - every.keys():
+            raise self.ledger.damaged(2 + next(k for k, at in enumerate(marks) if at not in every))
+        try:
+            self.draft.open(path, self.job, path == self.part)
+            for at, mark in marks.items():
+                rows, columns = every[at]
+                kept = [(rows, columns, self.draft.read_tile(rows, columns))]
+                if symmetric:
+                    kept.append((columns, rows, self.draft.read_tile(columns, rows).T))
+                for down, across, block in kept:
+                    if checksum(rows, columns, mark.misses, block) != mark.checksum:
+                        raise DamagedError(
+                            f"rows {down.start} to {down.stop - 1} of columns {across.start} to {across.stop - 1} are "
+                            "not as they were written"
+                        )
+        except DamagedError as damage:
+            raise ValueError(of_damage(path, self.ledger.path, damage)) from None
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:

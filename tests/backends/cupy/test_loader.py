@@ -270,6 +270,18 @@ def test_the_loader_alone_makes_kernels():
     assert users == {"loader.py"}
 
 
+def test_a_cache_that_cannot_be_written_says_what_to_set(kernels, cupy, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied", "/home/cache")
+
+    kernels(add_cuh=ADD, sum_cu=SUM)
+    with monkeypatch.context() as patch:
+        patch.setattr(cupy.RawModule, "get_function", refuse)
+        with pytest.raises(loader.KernelCompileError, match=r"Permission denied: '/home/cache'\. Set CUPY_CACHE_DIR"):
+            loader.function("sum.cu", "pair_sum", np.float32)
+    assert loader.function("sum.cu", "pair_sum", np.float32).name == "pair_sum"  # a failure is not kept
+
+
 @pytest.fixture
 def cupy_disk_cache(tmp_path, monkeypatch):
     """Return a function from source to binary: the compiler and disk cache of the real CuPy, without a driver."""
@@ -334,3 +346,18 @@ def test_cupy_would_run_a_stale_binary_if_files_were_included(kernels, cupy_disk
     plus, first = cupy_disk_cache(text, options)
     kernels(add_cuh=ADD.replace("x + y", "x - y"))
     assert cupy_disk_cache(text, options) == (plus, first)
+
+
+def test_a_binary_that_was_damaged_in_cupy_s_cache_is_built_again(kernels, cupy_disk_cache, tmp_path):
+    def compiled():
+        return cupy_disk_cache(loader.source("sum.cu"), loader.options(np.float32))
+
+    kernels(add_cuh=ADD, sum_cu=SUM)
+    binary, count = compiled()
+    for damage in (lambda data: data[:-8] + bytes(8), lambda data: data[:40], lambda data: b""):
+        files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+        assert files
+        for path in files:
+            path.write_bytes(damage(path.read_bytes()))
+        count += 1
+        assert compiled() == (binary, count)

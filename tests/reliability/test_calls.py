@@ -1,0 +1,178 @@
+"""The same bytes whenever and wherever a call runs; inputs as they were; memory within its limit."""
+
+import os
+import subprocess
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import problems
+import pytest
+import scipy.sparse
+
+import cusink
+from cusink.retrieval import tiles as retrieval_tiles
+
+rng = np.random.default_rng(0)
+C = problems.grid_cost(4, 4)
+A, B = problems.histograms(rng, 14, 16, 0.4), problems.histograms(rng, 11, 16, 0.4)
+X, Y = rng.random((2, 40, 2))
+WORDS = [scipy.sparse.csr_array(x) for x in (A, B)]
+CLOUDS = [cusink.Measures.of(list(x.reshape(8, 5, 2))) for x in (X, Y)]
+
+
+def gradients(result, **cotangents):
+    """List the gradients of a result as arrays."""
+    found = cusink.sinkhorn_adjoint(result, **cotangents)
+    return [x for name in ("a", "b", "C", "x", "y", "eps") if (x := getattr(found, name)) is not None]
+
+
+def solved(cost, a=A[:11], b=B, **options):
+    """List the arrays of a solve."""
+    result = cusink.sinkhorn(a, b, cost, eps=0.05, tol=1e-4, **options)
+    return [result.f, result.g, result.cost, result.error, result.n_iter, result.plan()]
+
+
+PAIRS = {"eps": 0.05, "tol": 1e-4}
+CALLS = {
+    "dense": lambda: solved(C),
+    "log": lambda: solved(C, method="log"),
+    "a cost each": lambda: solved(np.stack([C * (1 + k / 10) for k in range(11)])),
+    "cloud": lambda: solved(cusink.PointCloud(X, Y), None, None),
+    "grid": lambda: solved(cusink.Grid((4, 4))),
+    "unbalanced": lambda: solved(C, reach=1.0),
+    "gradients": lambda: gradients(cusink.sinkhorn(A[:11], B, C, **PAIRS), grad_cost=np.ones(11)),
+    "gradients of a cloud": lambda: gradients(
+        cusink.sinkhorn(None, None, cusink.PointCloud(X, Y), **PAIRS), grad_cost=1.0
+    ),
+    "divergence": lambda: [cusink.sinkhorn_divergence(A[:11], B, C, **PAIRS).divergence],
+    "matrix": lambda: [cusink.distance_matrix(A, B, C, memory_limit=60_004, **PAIRS)],
+    "matrix of divergences": lambda: [cusink.distance_matrix(A, None, C, value="divergence", **PAIRS)],
+    "neighbours": lambda: list(cusink.nearest(A, B, C, k=3, **PAIRS)),
+    "documents": lambda: [cusink.distance_matrix(*WORDS, C, **PAIRS), *cusink.nearest(*WORDS, C, k=2, **PAIRS)],
+    "measures": lambda: [cusink.distance_matrix(*CLOUDS, "sqeuclidean", **PAIRS)],
+    "barycenter": lambda: [cusink.barycenter(A, C, eps=0.1, tol=1e-4).barycenter],
+}
+
+
+def bytes_of(arrays):
+    """Every byte of some arrays."""
+    return [np.ascontiguousarray(x).tobytes() for x in arrays]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_gives_the_same_bytes_again_and_in_many_threads_at_once(name):
+    want = bytes_of(CALLS[name]())
+    assert bytes_of(CALLS[name]()) == want
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: bytes_of(CALLS[name]()), range(4)):
+            assert found == want
+
+
+def test_different_calls_at_once_do_not_touch_each_other():
+    want = {name: bytes_of(call()) for name, call in CALLS.items()}
+    with ThreadPoolExecutor(8) as pool:
+        names = [name for name in CALLS for _ in range(2)]
+        for name, found in zip(names, pool.map(lambda name: bytes_of(CALLS[name]()), names), strict=True):
+            assert found == want[name], name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_gives_the_same_bytes(tmp_path):
+    """After calls of the parent, whose caches and threads the child inherits or lacks."""
+    code = """
+import os, sys
+sys.path[:0] = sys.argv[1:]
+import test_calls as t
+want = {name: t.bytes_of(call()) for name, call in t.CALLS.items()}
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(t.bytes_of(call()) == want[name] for name, call in t.CALLS.items()) else 1)
+    assert os.waitpid(child, 0)[1] == 0, "the child has other bytes"
+assert all(t.bytes_of(call()) == want[name] for name, call in t.CALLS.items())
+"""
+    here, package = Path(__file__).parent, Path(cusink.__file__).parents[1]
+    command = [sys.executable, "-c", code, *map(str, (package, here, here.parent))]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("value", ["cost", "divergence"])
+def test_tiles_in_any_order_give_the_same_bytes(monkeypatch, symmetric, value):
+    def call():
+        return cusink.distance_matrix(A, None if symmetric else B, C, value=value, memory_limit=20_000, **PAIRS)
+
+    want, original, orders = call().tobytes(), retrieval_tiles.tiles, []
+
+    def shuffled(*args):
+        found = list(original(*args))
+        order = np.random.default_rng(len(orders)).permutation(len(found))
+        orders.append(order.tolist())
+        return [found[k] for k in order]
+
+    monkeypatch.setattr(retrieval_tiles, "tiles", shuffled)
+    for _ in range(3):
+        assert call().tobytes() == want
+    assert len(orders[0]) > 4 and all(order != sorted(order) for order in orders)
+
+
+def test_no_call_writes_to_its_inputs():
+    inputs = [A, B, C, X, Y, *(x.data for x in WORDS), *(x.points for x in CLOUDS), *(x.weights for x in CLOUDS)]
+    before = bytes_of(inputs)
+    for call in CALLS.values():
+        call()
+    assert bytes_of(inputs) == before
+
+
+def peak(call):
+    """Return the largest memory that Python and NumPy took at a time in a call, beyond what was there."""
+    tracemalloc.start()
+    try:
+        kept = call()
+        return tracemalloc.get_traced_memory()[1] if kept is not None else None
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_documents_with_a_large_cost_keep_to_the_memory_limit(forbidden):
+    """The input does not count; no array of its size is made."""
+    many = 1500
+    points = np.random.default_rng(1).random((many, 2))
+    costs = ((points[:, None] - points) ** 2).sum(axis=-1)
+    if forbidden:
+        costs[0, 1] = costs[1, 0] = np.inf
+    chosen = np.random.default_rng(2).integers(2, many, (45, 10))
+    rows = np.zeros((45, many))
+    np.put_along_axis(rows, chosen, 0.1, axis=1)
+    rows /= rows.sum(axis=1, keepdims=True)
+    first, second = scipy.sparse.csr_array(rows[:5]), scipy.sparse.csr_array(rows[5:])
+    limit = 2_000_000
+    assert costs.nbytes > 8 * limit
+    for call in (
+        lambda: cusink.distance_matrix(first, second, costs, memory_limit=limit, **PAIRS),
+        lambda: cusink.distance_matrix(first, None, costs, memory_limit=limit, value="divergence", **PAIRS),
+        lambda: cusink.nearest(first, second, costs, k=3, memory_limit=limit, **PAIRS),
+    ):
+        assert peak(call) < limit
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("cotangents", [{"grad_cost": 1.0}, {"grad_reg_cost": 1.0}])
+def test_gradients_of_a_cloud_keep_to_the_memory_limit(metric, cotangents):
+    x, y = np.random.default_rng(3).random((2, 1200, 2))
+    limit, found = 2_000_000, {}
+    for memory_limit in (limit, None):
+        cloud = cusink.PointCloud(x, y, metric=metric)
+        result = cusink.sinkhorn(None, None, cloud, eps=0.1, tol=1e-3, memory_limit=memory_limit)
+        adjoint = cusink.sinkhorn_adjoint(result, **cotangents)
+        assert memory_limit is None or peak(lambda: adjoint.x) < limit  # noqa: B023
+        assert memory_limit is None or peak(lambda: adjoint.eps) < limit  # noqa: B023
+        found[memory_limit] = adjoint.x, adjoint.y
+    assert len(x) * len(y) * 8 > 4 * limit
+    for blocks, whole in zip(found[limit], found[None], strict=True):
+        np.testing.assert_allclose(blocks, whole, rtol=1e-6, atol=1e-9)

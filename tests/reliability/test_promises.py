@@ -1,0 +1,36 @@
+"""The table of promises in docs/reliability.md names tests that exist, in every row."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def defined(path):
+    """Name the tests of a file."""
+    return {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _ in NAMED.findall(PAGE.read_text())}))
+def test_every_test_that_is_named_exists(path):
+    named = {name for file, name in NAMED.findall(PAGE.read_text()) if file == path}
+    assert named <= defined(path), named - defined(path)
+
+
+def test_every_promise_is_held_by_a_test():
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    promises = [row for row in rows if not row.startswith("| promise |")]
+    assert len(promises) > 30 and all(NAMED.search(row) for row in promises)
+
+
+def test_every_test_of_reliability_is_named():
+    named = {name for _, name in NAMED.findall(PAGE.read_text())}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        if path != Path(__file__):
+            tests = {name for name in defined(path.relative_to(ROOT)) if name.startswith("test_")}
+            assert tests <= named, tests - named
