@@ -1,4 +1,4 @@
-"""``scripts/fuzz`` holds on fixed seeds, finds and shrinks wrong answers that are planted, and goes on where it stopped."""
+"""``scripts/fuzz`` holds on fixed seeds, finds and shrinks planted failures, and goes on where it was stopped."""
 
 import dataclasses
 import json
