@@ -5,6 +5,7 @@ roundings of the result's dtype, plus the error that the result admits to.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -237,7 +238,11 @@ def exact_cost(problem: Problem) -> float | None:
     kept = np.ix_(a > 0, b > 0)
     a, b, C = a[a > 0], b[b > 0], C[kept]
     if np.isfinite(C).all() and _pot() is not None:
-        return float(_pot().emd2(a / a.sum(), b / b.sum(), np.ascontiguousarray(C)) * a.sum())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            answer, log = _pot().emd2(a / a.sum(), b / b.sum(), np.ascontiguousarray(C), log=True)
+        if log["warning"] is None:  # it finds some problems of one pair infeasible
+            return float(answer * a.sum())
     allowed = np.isfinite(C)
     i, j = np.nonzero(allowed)
     A = np.zeros((len(a) + len(b), len(i)))

@@ -39,7 +39,7 @@ def draw(rng: Generator, seed: int) -> Case:
             arrays["weights"][0] = 0
     options: dict[str, Any] = {
         "eps": float(f"{drawing.scale_of(C) * 10 ** rng.uniform(-2, 0.5):.3g}"),
-        "max_iter": 3000,
+        "max_iter": 1000,
     }
     if debiased:
         options |= {"debiased": True, "tol": 1e-4}

@@ -58,7 +58,7 @@ def draw(rng: Generator, seed: int) -> Case:
         arrays["C"], axes["C"] = cdist(x, x, "sqeuclidean"), "nn"
     else:
         arrays["x"], axes["x"] = x, "nd"
-    options = {"eps": float(f"{d * 10 ** rng.uniform(-2, 0.5):.3g}"), "max_iter": 3000}
+    options = {"eps": float(f"{d * 10 ** rng.uniform(-2, 0.5):.3g}"), "max_iter": 1000}
     extra: dict[str, Any] = {"value": value, "k": int(rng.integers(1, 4))}
     if kind == "measures":
         extra["measures"] = True

@@ -50,7 +50,7 @@ def draw(rng: Generator, seed: int) -> Case:
         arrays["B"], axes["B"] = B, "Dn" if square else "Dm"
     options: dict[str, Any] = {
         "eps": float(f"{drawing.scale_of(C) * 10 ** rng.uniform(-2, 0.5):.3g}"),
-        "max_iter": 3000,
+        "max_iter": 1000,
     }
     k = int(rng.integers(1, len(arrays.get("B", A)) + (not alone)))
     return Case(
