@@ -129,9 +129,9 @@ def _findings(
         if vector is not None and np.isfinite(P).all():
             product = np.atleast_2d(found["apply"])[k].astype(np.float64)
             v = vector.astype(np.float64)
-            slack = (claims.allowance(problem, claimed, case.dtype, tol) + claimed.error) * (
-                P @ abs(v)
-            ) + P.size * UNITS[case.dtype][1]
+            own = claims.allowance(problem, claimed, case.dtype, tol) + claimed.error
+            tiny = 4 * u * np.abs(np.where(P > 0, claims.log(P), 0))  # exponentials of large numbers
+            slack = (P * (own + tiny)) @ abs(v) + P.size * UNITS[case.dtype][1]
             if np.isnan(product).any() or (claimed.error < 0.1 and (abs(product - P @ v) > slack).any()):
                 yield Finding(NAN if np.isnan(product).any() else WRONG, "apply is plan @ v", str(product), str(P @ v))
         if "again" in found and claimed.converged and tol is not None and case.dtype == "float64":
