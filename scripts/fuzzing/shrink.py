@@ -80,7 +80,7 @@ def _decimals(v: float, digits: int) -> float:
     return float(f"{v:.{digits}e}")
 
 
-NEEDED = ("eps", "k", "ending", "damage", "library", "function", "parameter")
+NEEDED = ("eps", "k", "ending", "damage", "library", "function", "parameter", "value", "dtype")
 RULES: tuple[Callable[[float], float], ...] = (
     lambda v: 0.0,  # noqa: ARG005
     lambda v: 1.0,  # noqa: ARG005

@@ -72,7 +72,8 @@ def _compared(case: Case, result: Any) -> Iterator[Finding]:
     P = np.asarray(result.barycenter, dtype=np.float64).reshape(len(A), -1)
     error, converged = np.atleast_1d(result.error), np.atleast_1d(result.converged)
     if not np.isfinite(P).all() or not np.isfinite(error).all():
-        yield Finding(NAN, "the barycenter is finite", str(P.tolist()), "finite numbers")
+        said = f"{P.tolist()}, error {error.tolist()}"
+        yield Finding(NAN, "the barycenter and its error are finite", said, "finite numbers")
         return
     for p, a, e, done in zip(P, A, error, converged, strict=True):
         mass = float(a[0].sum())

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 
 import cusink
-from fuzzing.case import NAN, RIGHT, WRONG, Case, Finding, Seen, observe
+from fuzzing.case import NAN, WRONG, Case, Finding, Seen, observe
 
 C = np.array([[0.0, 1.0, 4.0], [1.0, 0.0, 1.0], [4.0, 1.0, 0.0]])
 A = np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]])
@@ -271,10 +271,10 @@ CALLS: dict[str, _Call] = {
 SHOW = """\
 import sys
 sys.path.insert(0, "scripts")
-from fuzzing.subjects.input import CALLS
-call = CALLS[function]
-print(function, parameter, repr(call.bad[parameter][value]))
-print(call.function(**{**call.good, parameter: call.bad[parameter][value]}))
+from fuzzing.subjects.input import CALLS, arguments
+given = arguments(function, parameter, value, dtype)
+print(function, parameter, repr(given[parameter]))
+print(CALLS[function].function(**given))
 """
 EVERY = [(f, p, v) for f, call in CALLS.items() for p, values in call.bad.items() for v in values]
 
@@ -282,29 +282,27 @@ EVERY = [(f, p, v) for f, call in CALLS.items() for p, values in call.bad.items(
 def draw(rng: Generator, seed: int) -> Case:
     """Draw a call, a parameter and a bad value: each once, as seeds go on from a multiple of their number."""
     function, parameter, value = EVERY[seed % len(EVERY)]
-    dtype = "float64" if seed < len(EVERY) else str(rng.choice(["float64", "float32"]))
-    return Case("input", seed, {}, {}, dtype, {}, {"function": function, "parameter": parameter, "value": value})
+    dtype = "float64" if seed < len(EVERY) or value == "another dtype" else str(rng.choice(["float64", "float32"]))
+    extra = {"function": function, "parameter": parameter, "value": value, "dtype": dtype}
+    return Case("input", seed, {}, {}, "float64", {}, extra)
+
+
+def arguments(function: str, parameter: str, value: str, dtype: str) -> dict[str, Any]:
+    """Return the arguments of a good call in a dtype, one of them replaced by a bad value."""
+    call = CALLS[function]
+    good = {k: v.astype(dtype) if isinstance(v, np.ndarray) else v for k, v in call.good.items()}
+    return good | {parameter: call.bad[parameter][value]}
 
 
 def check(case: Case) -> Seen:
     """Call with one bad value."""
-    extra = case.extra
-    if len(extra) < 3:
-        return Seen(RIGHT, [])
-    call = CALLS[extra["function"]]
-    value = call.bad[extra["parameter"]][extra["value"]]
-    arguments = call.good | {extra["parameter"]: value}
-    arguments = {
-        k: v.astype(case.dtype) if k in call.good and v is call.good[k] and isinstance(v, np.ndarray) else v
-        for k, v in arguments.items()
-    }
-    names = {extra["parameter"], *call.good, *inspect.signature(call.function).parameters}
-    copied = {k: v for k, v in arguments.items() if isinstance(v, np.ndarray) and v.dtype != object}
-    seen = observe(lambda: call.function(**arguments), copied, names)
-    where = f"{extra['function']}({extra['parameter']}=<{extra['value']}>)"
+    function, parameter, value = (case.extra[k] for k in ("function", "parameter", "value"))
+    call, given = CALLS[function], arguments(function, parameter, value, case.extra.get("dtype", "float64"))
+    names = {parameter, *call.good, *inspect.signature(call.function).parameters}
+    copied = {k: v for k, v in given.items() if isinstance(v, np.ndarray) and v.dtype != object}
+    seen = observe(lambda: call.function(**given), copied, names)
+    where = f"{function}({parameter}=<{value}>)"
     if seen.value is not None and seen.value.value is not None:
-        verdict = NAN if "nan" in repr(seen.value.value) else WRONG
-        return seen.having(
-            [Finding(verdict, f"{where} is refused", "a TypeError or ValueError", repr(seen.value.value)[:200])]
-        )
+        said = repr(seen.value.value)[:200]
+        return seen.having([Finding(NAN if "nan" in said else WRONG, f"{where} is refused", "an error", said)])
     return seen._replace(findings=[f._replace(claim=f"{where}: {f.claim}") for f in seen.findings])

@@ -32,6 +32,7 @@ DAMAGE = {
         "wrong record",
         "list record",
         "foreign record",
+        "foreign line",
         "link",
     ),
     ".zarr": (
@@ -44,8 +45,10 @@ DAMAGE = {
         "flipped",
         "list record",
         "foreign record",
+        "foreign line",
     ),
 }
+FRESH = ("foreign record", "foreign line", "link")  # before anything was written
 SHOW = """\
 import sys, tempfile
 from pathlib import Path
@@ -54,7 +57,7 @@ from fuzzing.subjects.stores import hurt
 out = Path(tempfile.mkdtemp()) / f"matrix{ending}"
 call = lambda out: cusink.distance_matrix(A, globals().get("B"), C, eps=eps, out=out, **options)
 wanted = call(None)
-if damage not in ("foreign record", "link"):
+if damage not in ("foreign record", "foreign line", "link"):
     call(out)
 hurt(out, damage)
 print(np.asarray(call(out)[:]) - wanted)
@@ -99,6 +102,8 @@ def hurt(path: Path, damage: str) -> None:
         record.write_bytes(b"[]\n")
     elif damage == "foreign record":
         record.write_text("notes of somebody\nnot of this program\n")
+    elif damage == "foreign line":
+        record.write_text("a line of somebody")
     elif damage == "link":
         path.symlink_to(path.with_name("elsewhere.npy"))
     elif path.suffix == ".npy":
@@ -154,7 +159,7 @@ def check(case: Case) -> Seen:
         wanted = observe(lambda: cusink.distance_matrix(*args, **case.options), arrays, PARAMETERS)
         if wanted.value is None or wanted.value.value is None:
             return wanted
-        if damage not in ("foreign record", "link"):
+        if damage not in FRESH:
             first = observe(
                 lambda: np.asarray(cusink.distance_matrix(*args, out=out, **case.options)[:]), arrays, PARAMETERS
             )
@@ -179,7 +184,7 @@ def check(case: Case) -> Seen:
     found = []
     if not _same(again.value, wanted.value):
         found.append(Finding(WRONG, f"{ending} with {damage}: right bytes or refused", "returned", "other bytes"))
-    if damage in ("foreign record", "link") and any(after.get(k) != v for k, v in before.items()):
+    if damage in FRESH and any(after.get(k) != v for k, v in before.items()):
         found.append(Finding(WRONG, f"{damage}: what is not ours is left alone", "left", json.dumps(sorted(before))))
     return Seen(RIGHT, []).having(found)
 
