@@ -111,7 +111,6 @@ POINTS = {
     k: v for k, v in ARRAYS.items() if k not in ("swapped", "long", "a number", "another dtype", "empty", "none")
 } | {
     "inf": np.array([[np.inf], [0.0]]),
-    "another dimension": np.ones((3, 2)),
     "swapped": np.ones((3, 1), ">f8"),
 }
 RETRIEVAL = _solver() | {"value": WORDS, "on_empty": WORDS}
@@ -160,6 +159,7 @@ CALLS: dict[str, _Call] = {
         cusink.barycenter,
         {"A": A, "C": C, "eps": 1.0},
         {k: v for k, v in _solver().items() if k != "method"}
+        | {"C": ARRAYS | {"wrong size": np.ones((4, 3)), "inf": np.full((3, 3), np.inf)}}
         | _histograms("A")
         | {
             "weights": {k: v for k, v in ARRAYS.items() if k != "another dtype"}
@@ -186,12 +186,19 @@ CALLS: dict[str, _Call] = {
         },
     ),
     "cost_matrix": _Call(
-        cusink.cost_matrix, {"x": np.arange(3.0)}, {"x": POINTS | {"none": None}, "y": POINTS, "metric": WORDS}
+        cusink.cost_matrix,
+        {"x": np.arange(3.0)},
+        {"x": POINTS | {"none": None}, "y": POINTS | {"another dimension": np.ones((3, 2))}, "metric": WORDS},
     ),
     "PointCloud": _Call(
         cusink.PointCloud,
         {"x": np.arange(3.0)},
-        {"x": POINTS | {"none": None}, "y": POINTS, "metric": WORDS, "power": NUMBERS},
+        {
+            "x": POINTS | {"none": None},
+            "y": POINTS | {"another dimension": np.ones((3, 2))},
+            "metric": WORDS,
+            "power": NUMBERS,
+        },
     ),
     "Grid": _Call(
         cusink.Grid,
