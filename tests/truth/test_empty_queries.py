@@ -46,11 +46,14 @@ def test_matrices_without_weight(sides):
 
 @pytest.mark.parametrize("prune", [True, False])
 def test_clouds_without_points(prune):
-    empty = cusink.Measures(np.array([0, 0, 0]), np.zeros(0), np.zeros((0, 2)))
     full = cusink.Measures.of([np.random.default_rng(k).random((3, 2)) for k in range(40)])
+    empty = cusink.Measures(np.array([0, 2, 4]), np.zeros(4), np.zeros((4, 2)))
     with pytest.warns(UserWarning, match="without weight"):
         distances, _ = cusink.nearest(empty, full, "sqeuclidean", k=2, eps=0.1, prune=prune)
     assert np.isnan(distances).all()
+    nothing = cusink.Measures(np.array([0, 0, 0]), np.zeros(0), np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="at least one point"):
+        cusink.nearest(nothing, full, "sqeuclidean", k=2, eps=0.1, prune=prune)
 
 
 def test_one_query_of_many_has_weight():
@@ -63,5 +66,5 @@ def test_one_query_of_many_has_weight():
 
 
 def test_empty_queries_can_be_refused():
-    with pytest.raises(ValueError, match="without"):
+    with pytest.raises(ValueError, match="on_empty"):
         cusink.nearest(EMPTY, FULL, C, k=1, eps=0.1, on_empty="raise")

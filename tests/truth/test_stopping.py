@@ -164,23 +164,18 @@ def test_a_start_never_costs_more_than_none(method, eps):
 # W: weights of any size.
 
 
-@pytest.mark.parametrize("eps", [0.03, 0.01, 1e-3])
+@pytest.mark.parametrize("seed", [80, 89, 91, 92])
 @pytest.mark.parametrize("layout", ["shared cost", "a cost each"])
-def test_small_weights_need_no_more_than_log(layout, eps):
-    more = []
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        n = int(rng.integers(4, 14))
-        a, b = 10.0 ** rng.uniform(-300, 0, (2, n))
-        a, b, C = a / a.sum(), b / b.sum(), rng.random((n, n))
-        C = C if layout == "shared cost" else np.stack([C])
-        counts = [
-            int(np.ravel(attempt(cusink.sinkhorn, a, b, C, eps=eps, method=m, max_iter=5000).result.n_iter)[0])
-            for m in ("auto", "log")
-        ]
-        if counts[0] > 2 * counts[1] + 10:
-            more.append((seed, *counts))
-    assert not more, f"(seed, auto, log): {more}"
+@pytest.mark.parametrize("eps", [0.01, 1e-3, 3e-4])
+def test_small_weights_need_no_more_than_log(eps, layout, seed):
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(3, 16, 2)
+    a, b = 10.0 ** rng.uniform(-300, 0, n), 10.0 ** rng.uniform(-300, 0, m)
+    C = rng.random((n, m))
+    a, b, C = a / a.sum(), b / b.sum(), C if layout == "shared cost" else np.stack([C])
+    outcomes = [attempt(cusink.sinkhorn, a, b, C, eps=eps, method=method) for method in ("auto", "log")]
+    auto, log = (int(np.ravel(outcome.result.n_iter)[0]) for outcome in outcomes)
+    assert auto <= 2 * log + 10, f"{auto} against {log} in the log domain"
 
 
 # H: the default tolerance is one that float32 reaches, and a warning says what helps.
