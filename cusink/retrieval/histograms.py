@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.checks import CheckedHistograms, NormalisedRows
-from cusink.retrieval.pairs import Solved, SolvedProblems
+from cusink.retrieval.pairs import Solved, SolvedProblems, digest
 from cusink.solver.loop import solve
 from cusink.solver.problem import Problem
 from cusink.solver.symmetric import self_potentials
@@ -101,6 +104,17 @@ class HistogramPairs:
             weights, C = xp.ascontiguousarray(weights[:, used]), C.between(used, used)
         own = self_potentials(C, weights, self.eps, options)
         return Solved(own.reg_cost, own.error, own.n_iter, own.converged)
+
+    @property
+    def mass(self) -> float:
+        """The mass of the items."""
+        return float(self.A[:1].sum(dtype=np.float64)) if len(self.A) else 0.0
+
+    def digests(self, side: Literal[0, 1]) -> list[bytes]:
+        """Return a digest of each item; see `Pairs`."""
+        rows = (self.A, self.B)[side]
+        read = (self.to_host(rows[block]) for block in blocks(len(rows), ROWS_PER_BLOCK))
+        return [digest(weights) for block in read for weights in block]
 
     def content(self) -> dict[str, Any]:
         """Return the inputs by name, for fingerprints; see `Pairs`."""

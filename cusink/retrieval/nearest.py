@@ -1,5 +1,6 @@
 """The nearest neighbours of histograms: those that all distances would give, from few of them."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
@@ -13,6 +14,7 @@ from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.progress import progress_bar
 from cusink.retrieval.query import Found, Query
+from cusink.retrieval.ranking import Duplicates
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
 from cusink.solver.checks import options as check_options
 from cusink.summary import Summary
@@ -210,12 +212,15 @@ def nearest(
 
 def _find(pairs: HistogramPairs | DocumentPairs, query: Query, prune: bool, progress: bool) -> tuple[Found, str]:
     """Return the neighbours, and which pairs were left out: the text of `Neighbours.pruning`."""
+    reason = _why_not_prune(pairs, query) if prune else "not asked for"
+    duplicates = Duplicates(pairs) if reason and pairs.shape[1] else None
+    if duplicates is not None and duplicates.any and pairs.symmetric:
+        pairs = dataclasses.replace(pairs, symmetric=False)  # equal columns would be solved in two roles
     tile = tile_shape(pairs, query.memory_limit)
     values = PairValues(pairs, query.value, query.options, tile[1])
-    reason = _why_not_prune(pairs, query) if prune else "not asked for"
     with progress_bar(pair_count(pairs) if reason else pairs.shape[0] * pairs.shape[1], 0, progress) as bar:
         if reason:
-            return search.search_all(values, query, tile, bar.update), f"none: {reason}"
+            return search.search_all(values, query, tile, duplicates, bar.update), f"none: {reason}"
         if isinstance(pairs, DocumentPairs):
             return document_search.search_documents(pairs, query, bar.update), "words"
         return search.search_pruned(values, pairs, query, bar.update), "dual"

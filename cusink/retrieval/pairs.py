@@ -11,6 +11,8 @@ from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.types import Array, ArrayModule, HostArray, Value
 
+ROUNDINGS = 64  # of the values of a pair, that may make a divergence fall below 0
+
 Field = Literal["distances", "error", "n_iter", "converged"]
 
 
@@ -78,6 +80,13 @@ class Pairs(Protocol):
     def solve_selves(self, side: Literal[0, 1], items: slice, options: Options) -> Solved:
         """Solve items of A (side 0) or B (side 1), each with itself: arrays (items,) with `reg_cost` as distances."""
 
+    @property
+    def mass(self) -> float:
+        """The mass of the items."""
+
+    def digests(self, side: Literal[0, 1]) -> list[bytes]:
+        """Return a digest of each item of A (side 0) or B (side 1), the same for equal items of both."""
+
     def content(self) -> dict[str, Any]:
         """Return the inputs by name, for fingerprints; B is None where it is A."""
 
@@ -112,14 +121,34 @@ class PairsOnBins(Pairs, Protocol):
         """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them."""
 
 
-def debiased(solved: Solved, ours: Solved, theirs: Solved) -> Solved:
+def digest(*parts: HostArray) -> bytes:
+    """Return a digest of an item."""
+    import hashlib
+
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hashed.update(part.tobytes())
+    return hashed.digest()
+
+
+def labels(pairs: Pairs) -> tuple[HostArray, HostArray]:
+    """Return a number for each item of A and of B, the same for equal items."""
+    seen: dict[bytes, int] = {}
+    ours, theirs = (np.array([seen.setdefault(x, len(seen)) for x in pairs.digests(side)], int) for side in (0, 1))
+    return ours, theirs
+
+
+def debiased(pairs: Pairs, solved: Solved, ours: Solved, theirs: Solved, equal: HostArray) -> Solved:
     """Return the divergences of pairs from their `reg_cost` and those of both items with themselves.
 
-    Arrays broadcast. The error of a divergence is the largest of its three parts.
+    Arrays broadcast. The error of a divergence is the largest of its three parts. That of `equal` items is 0, and what
+    the error and rounding explain below 0 is 0 too.
     """
-    return Solved(
-        solved.distances - (ours.distances + theirs.distances) / 2,
-        np.maximum(np.maximum(ours.error, theirs.error), solved.error),
-        solved.n_iter,
-        ours.converged & theirs.converged & solved.converged,
-    )
+    xp, of_selves = pairs.xp, (ours.distances + theirs.distances) / 2
+    error = np.maximum(np.maximum(ours.error, theirs.error), solved.error)
+    out = solved.distances - of_selves
+    scale = pairs.eps * pairs.mass
+    rounding = ROUNDINGS * float(np.finfo(np.dtype(str(solved.distances.dtype))).eps)
+    explained = scale * xp.asarray(error) + rounding * (xp.abs(solved.distances) + xp.abs(of_selves) + scale)
+    zero = xp.asarray(equal) & xp.isfinite(out) | ((out < 0) & (out > -explained))
+    return Solved(xp.where(zero, 0, out), error, solved.n_iter, ours.converged & theirs.converged & solved.converged)

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.pairs import PairsOnBins
+from cusink.retrieval.pairs import Pairs
 from cusink.types import HostArray
 
 
@@ -38,18 +37,31 @@ class TopK:
 class Duplicates:
     """Equal items of B: ``first`` (D,), in NumPy, is for each item the first one that is equal to it."""
 
-    def __init__(self, pairs: PairsOnBins) -> None:
-        import hashlib
-
-        self.first = np.arange(pairs.shape[1])
+    def __init__(self, pairs: Pairs) -> None:
         seen: dict[bytes, int] = {}
-        for block in blocks(len(self.first), ROWS_PER_BLOCK):
-            for index, weights in enumerate(pairs.to_host(pairs.B[block]), block.start):
-                content = hashlib.blake2b(weights.tobytes(), digest_size=16).digest()
-                self.first[index] = seen.setdefault(content, index)
+        self.first = np.array([seen.setdefault(x, index) for index, x in enumerate(pairs.digests(1))], int)
         self.order = np.argsort(self.first, kind="stable")
         self.size = np.bincount(self.first, minlength=len(self.first))
         self.start = np.cumsum(self.size) - self.size
+
+    @property
+    def any(self) -> bool:
+        """Whether any two items are equal."""
+        return bool((self.size > 1).any())
+
+    def repeat(self, columns: slice, fields: list[HostArray], seen: dict[int, list[HostArray]]) -> None:
+        """Give equal columns of `fields` (rows, columns) the values of the first of them.
+
+        `seen` holds those of the columns before, for the same rows.
+        """
+        for at, (column, first) in enumerate(zip(range(columns.start, columns.stop), self.first[columns], strict=True)):
+            if self.size[first] == 1:
+                continue
+            if first == column:
+                seen[int(first)] = [field[:, at].copy() for field in fields]
+            else:
+                for field, values in zip(fields, seen[int(first)], strict=True):
+                    field[:, at] = values
 
     def of(self, firsts: HostArray) -> tuple[HostArray, HostArray]:
         """Return all items that are equal to one of the `firsts`: positions in `firsts`, and the items."""

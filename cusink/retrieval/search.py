@@ -1,5 +1,6 @@
 """Two searches for the nearest columns of each row: one solves all pairs, one those that no lower bound rules out."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -38,13 +39,24 @@ def why_not_prune(pairs: PairsOnBins, query: Query) -> str | None:
     return None
 
 
-def search_all(values: PairValues, query: Query, tile: tuple[int, int], progress: Progress) -> Found:
-    """Solve every pair, as `cusink.distance_matrix` does, in tiles of the shape `tile`."""
+def search_all(
+    values: PairValues, query: Query, tile: tuple[int, int], duplicates: Duplicates | None, progress: Progress
+) -> Found:
+    """Solve every pair, as `cusink.distance_matrix` does, in tiles of the shape `tile`.
+
+    Where columns are equal, each has the values of the first of them.
+    """
     pairs, counts, to_host = values.pairs, Counts(), values.pairs.to_host
+    repeated: dict[int, list[HostArray]] = {}
     best = TopK(pairs.shape[0], query.k, pairs.shape[1])
-    for rows, columns in tiles(pairs, *tile):
+    rows_first = itertools.product(*map(blocks, pairs.shape, tile))  # an equal column comes with the first one's rows
+    for rows, columns in tiles(pairs, *tile) if pairs.symmetric else rows_first:
         fields, misses = values.tile(rows, columns, ("distances", "error", "converged"), progress)
         block = [to_host(field) for field in fields.values()]
+        if columns.start == 0:
+            repeated.clear()
+        if duplicates is not None and duplicates.any:
+            duplicates.repeat(columns, block, repeated)
         _add_block(best, rows, columns, block, query.excludes_self)
         beyond = max(rows.stop, columns.start)
         if pairs.symmetric and beyond < columns.stop:
@@ -83,6 +95,7 @@ class PrunedSearch:
         solved = "reg_cost" if values.value == "divergence" else values.value
         self.batches = PairBatches(pairs, solved, values.options, width)
         self.centres, self.duplicates = prototypes(pairs, self.batches), Duplicates(pairs)
+        self.labels = values.labels if values.value == "divergence" else None
         self.self_terms = [_on_host(pairs, x) for x in values.self_terms] if values.value == "divergence" else None
         self.offsets = self._offsets(0), self._offsets(1)
         mass = float(pairs.B[:1].sum(dtype=np.float64))
@@ -179,9 +192,11 @@ class PrunedSearch:
             rows, columns = np.divmod(key, len(pairs.B))
         batch = self.batches.solve(rows, columns, potentials)
         solved = Solved(batch.values, batch.error, np.zeros(len(rows), int), batch.converged)
-        if self.self_terms is not None:
+        if self.self_terms is not None and self.labels is not None:
             ours, theirs = self.self_terms
-            solved = debiased(solved, Solved(*(x[rows] for x in ours)), Solved(*(x[columns] for x in theirs)))
+            equal = self.labels[0][rows] == self.labels[1][columns]
+            ours, theirs = Solved(*(x[rows] for x in ours)), Solved(*(x[columns] for x in theirs))
+            solved = debiased(pairs, solved, ours, theirs, equal)
         distances, f = narrowed(solved.distances, pairs.dtype, np).astype(np.float64), batch.f
         if pairs.symmetric and potentials:
             at = xp.asarray(back)

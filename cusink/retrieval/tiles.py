@@ -16,7 +16,7 @@ from cusink.checks.scalars import tile as fitting
 from cusink.convergence.options import Options
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.budget import tile_share
-from cusink.retrieval.pairs import Field, Pairs, Solved, debiased
+from cusink.retrieval.pairs import Field, Pairs, Solved, debiased, labels
 from cusink.retrieval.progress import progress_bar
 from cusink.types import Array, HostArray, MatrixValue
 
@@ -184,7 +184,15 @@ class PairValues:
             return self.pairs.solve(rows, columns, self.value, self.options)
         solved = self.pairs.solve(rows, columns, "reg_cost", self.options)
         ours, theirs = self.self_terms
-        return debiased(solved, Solved(*(x[rows, None] for x in ours)), Solved(*(x[columns] for x in theirs)))
+        labels = self.labels
+        equal = labels[0][rows, None] == labels[1][columns]
+        ours, theirs = Solved(*(x[rows, None] for x in ours)), Solved(*(x[columns] for x in theirs))
+        return debiased(self.pairs, solved, ours, theirs, equal)
+
+    @functools.cached_property
+    def labels(self) -> tuple[HostArray, HostArray]:
+        """Numbers of the items of A and of B, the same for equal ones."""
+        return labels(self.pairs)
 
     @functools.cached_property
     def self_terms(self) -> tuple[Solved, Solved]:

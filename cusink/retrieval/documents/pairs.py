@@ -19,7 +19,7 @@ from cusink.retrieval.documents.tiles import (
     Setting,
     solve_listed,
 )
-from cusink.retrieval.pairs import Solved
+from cusink.retrieval.pairs import Solved, digest
 from cusink.retrieval.tiles import Sizes, tile_shape
 from cusink.solver.symmetric import self_potentials
 from cusink.types import Array, ArrayModule, HostArray, Value
@@ -132,6 +132,18 @@ class DocumentPairs:
             for whole, part in zip(found, solved, strict=True):
                 whole[filled] = part
         return self._solved(found.reg_cost, found)
+
+    @property
+    def mass(self) -> float:
+        """The mass of the items that are not empty."""
+        return float(self.A.weights.sum(dtype=np.float64)) / max(1, int(np.count_nonzero(self.A.sizes)))
+
+    def digests(self, side: Literal[0, 1]) -> list[bytes]:
+        """Return a digest of each item; see `Pairs`. Words are told apart by their places, points by where they are."""
+        items = (self.A, self.B)[side]
+        points = None if self.C.stored else self.to_host((self.C.data.x, self.C.data.y)[side])
+        each = (items.item(k) for k in range(len(items)))
+        return [digest(weights, places if points is None else points[places]) for weights, places in each]
 
     def content(self) -> dict[str, Any]:
         """Return the inputs by name, for fingerprints; see `Pairs`."""

@@ -46,7 +46,7 @@ def why_not_prune(pairs: DocumentPairs, query: Query) -> str | None:
 def _row_bytes(pairs: DocumentPairs) -> int:
     """Return the bytes of the bounds of one row: the costs to all words, and to the words of all documents."""
     longest, words = int(pairs.A.sizes.max()), len(pairs.B.places)
-    return pairs.A.weights.itemsize * longest * 3 * (words + min(words, int(pairs.C.shape[-1])))
+    return pairs.A.weights.itemsize * max(1, longest) * 3 * (words + min(words, int(pairs.C.shape[-1])))
 
 
 class Words(NamedTuple):
