@@ -123,7 +123,7 @@ class Exponents:
     def _factors(self, k: int, x: HostArray, squares: HostArray, last: HostArray, right: HostArray) -> Factors:
         """Return the factors of a block, given its rows `x` and the terms of its columns, which are overwritten."""
         d, count = x.shape[1], len(last)
-        offset = float(last.max())
+        offset = float(last.max(initial=ABSENT))  # of no column at all, where none counts
         last -= offset
         right[d + 1, :count], right[d + 1, count:] = last, ABSENT
         terms = -squares
