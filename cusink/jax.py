@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 
+# Potentials are float64, which JAX may not hold: what an array lacks of them is a second one.
+POTENTIALS = {"f": ("f", "f_rest"), "g": ("g", "g_rest")}
 NUMBERS = (*get_args(Value), "error")  # of a result, one for each problem
 
 
@@ -141,8 +143,11 @@ def _forward(
     batch = jnp.broadcast_shapes(a.shape[:-1], b.shape[:-1], C.shape[:-2])
     number = jax.ShapeDtypeStruct(batch, C.dtype)
     shapes = dict.fromkeys((*NUMBERS, "shift"), number) | {
-        "f": jax.ShapeDtypeStruct((*batch, C.shape[-2]), C.dtype),
-        "g": jax.ShapeDtypeStruct((*batch, C.shape[-1]), C.dtype),
+        name: jax.ShapeDtypeStruct((*batch, bins), C.dtype)
+        for parts, bins in zip(POTENTIALS.values(), C.shape[-2:], strict=True)
+        for name in parts
+    }
+    shapes |= {
         "n_iter": jax.ShapeDtypeStruct(batch, jnp.int32),
         "converged": jax.ShapeDtypeStruct(batch, jnp.bool_),
     }
@@ -168,7 +173,12 @@ def _solve(options: LossOptions, a: Array, b: Array, C: Array, eps: Array) -> di
     result = sinkhorn(a, b, C, eps=float(eps), **options.solver)
     problem = result.problem
     shift = result.error * 0 if problem.reach is None else problem.to_user(problem.shift)
-    potentials = {"f": problem.to_user(problem.f), "g": problem.to_user(problem.g), "shift": shift}
+    potentials = {"shift": shift}
+    for name, parts in POTENTIALS.items():
+        exact = getattr(problem, name)
+        rounded = problem.to_user(exact)
+        rest = exact - rounded.reshape(exact.shape)
+        potentials |= dict(zip(parts, (rounded, problem.to_user(rest)), strict=True))
     return potentials | {name: getattr(result, name) for name in (*NUMBERS, "n_iter", "converged")}
 
 
@@ -178,7 +188,8 @@ def _pull_back(
     """Return the gradients for a, b, C and eps, in their shapes."""
     reach = options.reach
     given = checks.problem(a, b, C, eps=float(eps), init=None, check=False, balanced=reach is None)
-    f, g = solved["f"].reshape(given.a.shape), solved["g"].reshape(given.b.shape)
+    f, g = (sum(solved[part].astype(np.float64) for part in parts) for parts in POTENTIALS.values())
+    f, g = f.reshape(given.a.shape), g.reshape(given.b.shape)
     shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)
     problem = Problem.of(given, float(eps), f, g, reach, shift)
     every = {name: solved[name].reshape(-1) for name in NUMBERS}

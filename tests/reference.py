@@ -68,7 +68,6 @@ def sinkhorn(a, b, C, eps, n_iter, f=None, dtype=np.float64):
     for _ in range(n_iter):
         g = softmin(C, f, a, eps, axis=0)
         f = softmin(C, g, b, eps, axis=1)
-    f, g = in_gauge(f, g, a, b)
     return Solution(f, g, marginal_error(plan(a, b, C, eps, f, g), b), n_iter)
 
 
@@ -77,6 +76,13 @@ def in_gauge(f, g, a, b):
     used_f, used_g = f[np.asarray(a) > 0], g[np.asarray(b) > 0]
     constant = (used_g.sum() - used_f.sum()) / (len(used_f) + len(used_g))
     return f + constant, g - constant
+
+
+def iterated(a, b, C, eps, n_iter, **options):
+    """Return what `sinkhorn` does, with the potentials in the gauge of a result."""
+    found = sinkhorn(a, b, C, eps, n_iter, **options)
+    f, g = in_gauge(found.f, found.g, a, b)
+    return found._replace(f=f, g=g)
 
 
 def solve(a, b, C, eps, tol=1e-13):

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, narrowed
+from cusink.checks.arrays import arrays, finite, narrowed, owned
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.points import KERNEL_BYTES, PointCosts, directions
 from cusink.types import Array, ArrayModule
@@ -112,8 +112,8 @@ def point_costs(xp: ArrayModule, cloud: PointCloud, x: Array, y: Array, memory_l
     """Return the costs between the points x and y of a cloud, or for "cosine" between their directions."""
     factor, exponent, given = 1.0, 1.0, None
     norm: Literal["squared", "cityblock"] = "squared"
-    x = xp.ascontiguousarray(x)
-    y = x if cloud.x is cloud.y else xp.ascontiguousarray(y)
+    x = owned(xp.ascontiguousarray(x), cloud.x, cloud.y)
+    y = x if cloud.x is cloud.y else owned(xp.ascontiguousarray(y), cloud.x, cloud.y)
     if cloud.metric == "cosine":
         given = x, y
         x, y = directions(x, y, x.dtype)

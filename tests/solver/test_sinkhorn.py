@@ -32,8 +32,8 @@ def largest(C):
 def fixed_iterations(p, dtype, count):
     """Per problem, `count` iterations of the oracle, on inputs rounded to dtype, and of the naive solver in dtype."""
     a, b, C = (np.asarray(x, dtype) for x in (p.a, p.b, p.C))
-    exact = reference.each(reference.sinkhorn, a, b, C, p.eps, count, dtype=ABOVE[dtype])
-    naive = reference.each(reference.sinkhorn, a, b, C, p.eps, count, dtype=dtype)
+    exact = reference.each(reference.iterated, a, b, C, p.eps, count, dtype=ABOVE[dtype])
+    naive = reference.each(reference.iterated, a, b, C, p.eps, count, dtype=dtype)
     # The g of an empty bin is that of the last f, not of the one before: nothing in the iteration depends on it.
     for solutions, kind in ((exact, ABOVE[dtype]), (naive, dtype)):
         for k, (one_a, one_b, one_C) in enumerate(reference.each(lambda *one: one, a, b, C)):
@@ -115,7 +115,7 @@ def test_scaling_form_agrees_where_it_stays_in_range(xp, p, dtype):
 @pytest.mark.parametrize("method", ["auto", "log", "scaling"])
 def test_an_iteration_is_one_g_update_and_then_one_f_update(xp, method, count):
     p = BY_NAME["one problem, no batch axis"]
-    want = reference.sinkhorn(p.a, p.b, p.C, p.eps, count)
+    want = reference.iterated(p.a, p.b, p.C, p.eps, count)
     result = solve(xp, p, max_iter=count, tol=None, method=method)
     np.testing.assert_allclose(xp.numpy(result.f), want.f, rtol=0, atol=1e-13)
     np.testing.assert_allclose(xp.numpy(result.g), want.g, rtol=0, atol=1e-13)
@@ -155,7 +155,7 @@ def test_converged_problems_agree_with_the_oracle(xp, p):
 def test_far_apart_gaussians_stay_right_after_a_hundred_iterations(xp, method):
     """Where unguarded code gives NaN: float64 within 1e-9, float32 within 1e-4 of the float64 log-domain cost."""
     p = BY_NAME["far-apart Gaussians"]
-    exact = reference.each(reference.sinkhorn, p.a, p.b, p.C, p.eps, 100)
+    exact = reference.each(reference.iterated, p.a, p.b, p.C, p.eps, 100)
     triples = reference.each(lambda *one: one, p.a, p.b, p.C)
     cost = [
         reference.transport_cost(reference.plan(*one, p.eps, s.f, s.g), one[2])
@@ -215,9 +215,9 @@ def test_plain_iteration_stops_at_the_first_check_below_tol(xp):
     assert len(set(n_iter.tolist())) > 1  # or the test proves nothing about stopping apart
     for k, count in enumerate(n_iter):
         a, b = p.a[k], p.b[k]
-        assert reference.sinkhorn(a, b, p.C, p.eps, int(count)).error <= 1e-5
-        assert reference.sinkhorn(a, b, p.C, p.eps, int(count) - 3).error > 1e-5
-        f = reference.sinkhorn(a, b, p.C, p.eps, int(count)).f
+        assert reference.iterated(a, b, p.C, p.eps, int(count)).error <= 1e-5
+        assert reference.iterated(a, b, p.C, p.eps, int(count) - 3).error > 1e-5
+        f = reference.iterated(a, b, p.C, p.eps, int(count)).f
         np.testing.assert_allclose(xp.numpy(result.f)[k], f, rtol=0, atol=1e-12)
 
 
@@ -229,7 +229,7 @@ def test_max_iter_is_kept_and_reported(xp, max_iter):
     assert len(caught) == 1
     assert (xp.numpy(result.n_iter) == max_iter).all()
     assert not xp.numpy(result.converged).any()
-    want = [reference.sinkhorn(p.a[k], p.b[k], p.C, p.eps, max_iter) for k in range(5)]
+    want = [reference.iterated(p.a[k], p.b[k], p.C, p.eps, max_iter) for k in range(5)]
     np.testing.assert_allclose(xp.numpy(result.f), [s.f for s in want], rtol=0, atol=1e-12)
     np.testing.assert_allclose(xp.numpy(result.error), [s.error for s in want], rtol=1e-6, atol=1e-13)
 
@@ -262,7 +262,7 @@ def test_warning_points_at_the_caller(xp):
 def test_fixed_count_warns_of_nothing_and_tells_its_error(xp):
     p = BY_NAME["n < m, shared cost"]
     result = solve(xp, p, tol=None, max_iter=3)
-    want = [reference.sinkhorn(p.a[k], p.b[k], p.C, p.eps, 3).error for k in range(5)]
+    want = [reference.iterated(p.a[k], p.b[k], p.C, p.eps, 3).error for k in range(5)]
     np.testing.assert_allclose(xp.numpy(result.error), want, rtol=1e-9)
 
 
@@ -411,7 +411,7 @@ def test_one_start_serves_a_batch(xp):
     p = BY_NAME["n < m, shared cost"]
     f, g = xp(np.linspace(0, 1, 37)), xp(np.zeros(53))
     result = solve(xp, p, max_iter=4, tol=None, init=(f, g))
-    want = [reference.sinkhorn(p.a[k], p.b[k], p.C, p.eps, 4, f=np.linspace(0, 1, 37)).f for k in range(5)]
+    want = [reference.iterated(p.a[k], p.b[k], p.C, p.eps, 4, f=np.linspace(0, 1, 37)).f for k in range(5)]
     np.testing.assert_allclose(xp.numpy(result.f), want, rtol=0, atol=1e-13)
 
 
@@ -489,7 +489,7 @@ def test_batch_axes_broadcast(xp, side_a, side_b, side_C):
     assert shapes == {batch}
     assert result.plan().shape == (*batch, 4, 6)
     a, b = (np.full((1, bins), 1 / bins) if x is None else x for x, bins in ((a, 4), (b, 6)))
-    want = reference.each(reference.sinkhorn, a, b, C, 0.2, 20)
+    want = reference.each(reference.iterated, a, b, C, 0.2, 20)
     f = np.broadcast_to(xp.numpy(result.f), (len(want), 4))
     np.testing.assert_allclose(f, [s.f for s in want], rtol=0, atol=1e-13)
 
@@ -571,8 +571,8 @@ def test_problems_drawn_at_random(xp, seed, dtype, method):
     for k, (a, b, C) in enumerate(triples):
         if method == "scaling" and not xp.numpy(result.converged)[k]:
             continue  # it left the range, and says so
-        exact = reference.sinkhorn(a, b, C, p.eps, count)
-        naive = reference.sinkhorn(p.a[k], p.b[k], C.astype(dtype), p.eps, count, dtype=dtype)
+        exact = reference.iterated(a, b, C, p.eps, count)
+        naive = reference.iterated(p.a[k], p.b[k], C.astype(dtype), p.eps, count, dtype=dtype)
         used = b > 0
         want, rough = ((s.f.astype(float)[:, None] + s.g)[:, used] for s in (exact, naive))
         tolerance = 8 * np.abs(want - rough).max() + 64 * float(np.finfo(dtype).eps) * (size + p.eps)
