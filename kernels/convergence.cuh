@@ -21,7 +21,8 @@ __device__ inline double estimated_omega(double omega, double rate, double large
 struct StopState {
     double omega, error;   // the factor in use, the error at the last check
     double best, stalled;  // the smallest error so far, and the checks since it fell
-    double stopped;        // whether the problem may stop
+    double stopped;        // 1: it may be within the tolerance, its error has to be measured; 2: it no longer falls
+    double retry;          // the number of checks before which the error is not worth measuring
 };
 
 struct StopRules {
@@ -29,16 +30,23 @@ struct StopRules {
     double first_omega, largest_omega;  // omega after the first check, and the largest one
     int stalled_checks, adaptive;
 
-    // Update the state of a problem whose error was measured after another `count` iterations.
-    __device__ void observe(StopState& state, double error, int count, bool first) const {
+    // Update the state of a problem whose bound `error` was taken after another `count` iterations; `checks` came before.
+    __device__ void observe(StopState& state, double error, int count, int checks) const {
+        bool promising = error * (2 - state.omega) <= tol * state.omega && checks >= state.retry;
         bool better = error < progress * state.best;
         state.best = better ? error : state.best;
         state.stalled = better ? 0 : state.stalled + 1;
-        state.stopped = error <= tol || (state.stalled >= stalled_checks && state.best <= level);
+        state.stopped = error <= tol || promising;
+        if (state.stalled >= stalled_checks && state.best <= level) state.stopped = 2;
         if (adaptive) {
             double rate = exp2(log2(error / state.error) / count);
-            state.omega = first ? first_omega : estimated_omega(state.omega, rate, largest_omega);
+            state.omega = checks == 0 ? first_omega : estimated_omega(state.omega, rate, largest_omega);
         }
         state.error = error;
+    }
+
+    // The problem that had `checks` by now turned out not to be within the tolerance.
+    __device__ static void refuse(StopState& state, int checks) {
+        state.retry = checks + checks / 4;
     }
 };

@@ -180,11 +180,11 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
             mass += b[j];
         }
         mass = merge_block(PlainSum{mass}).sum;
-        if (threadIdx.x == 0) state = {x.omega, infinity(), infinity(), 0, 0};
+        if (threadIdx.x == 0) state = {x.omega, infinity(), infinity(), 0, 0, 0};
         fill_tile(tile, staged, x, x.a.places + from, x.b.places + to, n, m, stride);
         Points sources = {n, stride, a, p}, targets = {m, 1, b, q};
         REAL left = 0;
-        int done = 0;
+        int done = 0, checks = 0;
         while (done < x.max_iter) {
             int count = x.rules.tol < 0 || x.max_iter - done < x.check_every ? x.max_iter - done : x.check_every;
             REAL beyond = 0, omega = REAL(state.omega);
@@ -195,12 +195,15 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
             done += count;
             if (x.rules.tol < 0) break;
             double bound = (half_step(tile, scale, targets, sources, REAL(1), true) + beyond) / mass;
-            if (threadIdx.x == 0) x.rules.observe(state, bound, count, done == count);
+            if (threadIdx.x == 0) x.rules.observe(state, bound, count, checks);
+            checks++;
             __syncthreads();
             if (state.stopped) {
                 half_step(tile, scale, sources, targets, REAL(1), false);
                 left = half_step(tile, scale, targets, sources, REAL(1), true) / mass;
-                if (left <= x.rules.tol || bound > x.rules.tol) break;  // else rounding made the error exceed its bound
+                if (left <= x.rules.tol || state.stopped == 2 || !(bound < infinity())) break;
+                // Else the bound promised too much, or rounding made the error exceed it.
+                if (threadIdx.x == 0) x.rules.refuse(state, checks);
             }
         }
         // If the last update was plain, this one changes nothing.

@@ -189,7 +189,7 @@ __device__ void iterate(const IterateArguments& x) {
                 if (x.states) {
                     StopState state = x.states[b0 + t];
                     double error = double(total) / x.mass[b0 + t];
-                    x.rules.observe(state, error, x.count, x.earlier_checks + check == 0);
+                    x.rules.observe(state, error, x.count, x.earlier_checks + check);
                     if (!(error < 1e300)) state.stopped = 1;  // the problem left the range of method SCALING
                     x.states[b0 + t] = state;
                     x.taken[b0 + t] = (check + 1) * (long long)x.count;
@@ -227,7 +227,7 @@ __device__ void iterate(const IterateArguments& x) {
 
 // u, p (B, n) and v, q (B, m) in place; deviation (B,); C (n, m) with cost_stride 0 or (costs, n, m), cost_minimum of
 // each cost; cost_index (B,) or null; a (B, n), b (B, m). Without states (null): omega (B,), and checks = 1. With them:
-// gauge (B,) and states (B, 5) in place, taken (B,) iterations, mass (B,); earlier_checks of these problems came before
+// gauge (B,) and states (B, 6) in place, taken (B,) iterations, mass (B,); earlier_checks of these problems came before
 // this launch. One problem per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,

@@ -149,7 +149,7 @@ def _solve(
     C, A, tol = given.C, given.A, options.tol
     low, high = C.range()
     plain = options.overrelaxation == "auto" and (tol is None or debiased)
-    rules = StopState(
+    rules = StopState.start(
         Relaxation.start(len(A), None if plain else options.overrelaxation, (high - low) / eps),
         StallDetector.start(len(A), A.dtype, max(abs(low), abs(high)) / eps),
     )

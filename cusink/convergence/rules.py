@@ -17,6 +17,9 @@ from cusink.types import Array, ArrayModule, HostArray, Overrelaxation
 FIRST_OMEGA = 1.5
 FIRST_OMEGA_IF_STEEP = 1.6
 RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
+# Beyond it the first iterations are plain again. They leave modes that hardly converge as small as a plain solve does,
+# over-relaxed ones need not; ordinary problems are so slow there that they do not notice.
+RELAX_LATER_ABOVE = 500
 LARGEST_OMEGA = 1.97
 
 STALLED_CHECKS = 10  # checks without progress, at an error that rounding explains, after which a problem stops
@@ -72,7 +75,7 @@ class Relaxation:
     @classmethod
     def start(cls, problems: int, setting: Overrelaxation, steepness: float) -> Self:
         """Return the factors to begin with; `steepness` is the range of the costs over eps."""
-        adaptive, steep = setting == "auto", steepness >= RELAX_ABOVE
+        adaptive, steep = setting == "auto", RELAX_ABOVE <= steepness < RELAX_LATER_ABOVE
         if adaptive:
             first = FIRST_OMEGA_IF_STEEP if steep else 1.0
         else:
@@ -138,15 +141,40 @@ class StallDetector:
 
 
 class StopState(NamedTuple):
-    """All that the checks of problems under way carry from one to the next."""
+    """All that the checks of problems under way carry from one to the next.
+
+    The error after a plain update is often much smaller than its bound: a mode that hardly converges moves by
+    ``omega / (2 - omega)`` times a plain step in every iteration, and so far the bound exceeds the error. Where this
+    factor may explain why the bound exceeds the tolerance, the error is worth measuring. A problem that is measured in
+    vain is not measured again before a quarter more checks have passed.
+    """
 
     relaxation: Relaxation
     stall: StallDetector
+    retry: HostArray  # (B,), the number of checks before which the error is not worth measuring
+
+    @classmethod
+    def start(cls, relaxation: Relaxation, stall: StallDetector) -> "StopState":
+        """Return the state of problems that have not been checked."""
+        return cls(relaxation, stall, np.zeros(len(stall.best), np.int64))
+
+    def may_end(self, bound: HostArray, tol: float) -> HostArray:
+        """Return which problems (B,) may be within `tol`; `bound` (B,) is that of the check to be observed next."""
+        omega = self.relaxation.omega
+        promising = (bound * (2 - omega) <= tol * omega) & (self.relaxation.checks >= self.retry)
+        ends: HostArray = (bound <= tol) | promising
+        return ends
+
+    def refuse(self, index: HostArray) -> "StopState":
+        """Return the state after the problems at `index` turned out not to be within the tolerance."""
+        retry, checks = self.retry.copy(), self.relaxation.checks
+        retry[index] = checks + checks // 4
+        return self._replace(retry=retry)
 
     def observe(self, error: HostArray, iterations: int) -> "StopState":
         """Return the state after a check that measured the errors (B,) after another `iterations`."""
-        return StopState(self.relaxation.observe(error, iterations), self.stall.observe(error))
+        return self._replace(relaxation=self.relaxation.observe(error, iterations), stall=self.stall.observe(error))
 
     def select(self, index: HostArray) -> "StopState":
         """Return the state of the problems at `index`."""
-        return StopState(self.relaxation.select(index), self.stall.select(index))
+        return StopState(self.relaxation.select(index), self.stall.select(index), self.retry[index])

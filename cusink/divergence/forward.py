@@ -14,7 +14,8 @@ from cusink.costs.logits import logits
 from cusink.divergence import checks
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
-from cusink.solver.loop import ANNEAL_ABOVE, Start, solve
+from cusink.solver.annealing import ANNEAL_ABOVE
+from cusink.solver.loop import Start, solve
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.symmetric import self_potentials
 from cusink.solver.unbalanced import UnbalancedIteration, damped
@@ -173,7 +174,9 @@ def sinkhorn_divergence(
         start = functools.partial(UnbalancedIteration, cost, prices, shift)
     low, high = cost.range()
     init = (own.f, own.g) if high - low <= 2 * ANNEAL_ABOVE * eps else None  # the solution, if a and b are equal
-    pair = solve(cost, given.a, given.b, eps, options, init=init, start=start)
+    pair = solve(
+        cost, given.a, given.b, eps, options, init=init, start=start, costs_of=cost.at if prices is None else None
+    )
 
     cross = Problem.of(given, eps, pair.f, pair.g, prices, shift)
     alone = replace(cross, shift=None if prices is None else xp.zeros(len(given.a)))

@@ -87,7 +87,7 @@ class HistogramPairs:
 
     def solve_problems(self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options) -> SolvedProblems:
         """Solve problems a (K, n), b (K, m) on some bins; see `PairsOnBins`."""
-        found = solve(C, a, b, self.eps, options, span=self.span)
+        found = solve(C, a, b, self.eps, options, span=self.span, costs_of=C.at)
         distances = found.cost
         if value != "cost":
             problem = Problem(a=a, b=b, C=C, eps=self.eps, f=found.f, g=found.g, dtype=a.dtype, batched=True)

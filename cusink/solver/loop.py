@@ -1,5 +1,6 @@
 """The solver's loop: iterate, check, stop each problem by itself, anneal where the cost is steep."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,10 +12,10 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.costs.cost import Solvable
 from cusink.costs.operators import Iteration
+from cusink.solver.annealing import HALVING, Patience, halved, halvings, quartered
 from cusink.solver.gauge import in_gauge
 from cusink.types import Array, HostArray, Method
 
-ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
@@ -24,7 +25,11 @@ Callback = Callable[[int, HostArray], Any]
 
 
 class Solution(NamedTuple):
-    """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy."""
+    """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy.
+
+    `needed` (B,) estimates how many iterations a problem that ran out of them takes in all: inf where the error does
+    not fall, NaN for other problems.
+    """
 
     f: Array
     g: Array
@@ -32,6 +37,7 @@ class Solution(NamedTuple):
     error: HostArray
     n_iter: HostArray
     converged: HostArray
+    needed: HostArray
 
 
 def solve(
@@ -45,11 +51,13 @@ def solve(
     callback: Callback | None = None,
     start: Start | None = None,
     span: tuple[float, float] | None = None,
+    costs_of: Callable[[HostArray], Solvable] | None = None,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
 
     `init` is (f, g); `start` puts problems under way where the iteration of the backend is not wanted. `span`, numbers
     between which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
+    `costs_of` returns the costs of some of the problems; with it, those that hardly converge begin again, annealed.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -57,7 +65,8 @@ def solve(
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
     xp, dtype = C.xp, a.dtype
     exponent = max(abs(low), abs(high)) / eps
-    if _needs_float64(C, dtype, options.tol, exponent):
+    widened = _needs_float64(C, dtype, options.tol, exponent)
+    if widened:
         C, a, b = C.widened(), a.astype(np.float64), b.astype(np.float64)
         if start is None:  # masses that were equal in float32 are so in float64, or the error would not fall
             b *= (a.sum(axis=1) / b.sum(axis=1))[:, None]
@@ -73,11 +82,14 @@ def solve(
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
     if tol is not None and init is None:
-        spent, init = _anneal(C, a, b, eps, options, start, (low, high))
+        rough = functools.partial(solve, start=start, span=(low, high))
+        spent, init = quartered(rough, C, a, b, eps, options, steepness)
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     iteration = (start or C.iteration)(a, b, eps, f, g, options.method)
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
-    rules = StopState(Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, exponent))
+    rules = StopState.start(
+        Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, exponent)
+    )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
     found = Solution(
         xp.empty(a.shape),
@@ -86,9 +98,19 @@ def solve(
         np.full(len(a), np.inf),
         np.zeros(len(a), np.int64),
         np.ones(len(a), bool),
+        np.full(len(a), np.nan),
     )
-    _iterate(C, iteration, rules, remaining, found, callback, init is not None)
-    f, g, cost, error, n_iter, in_range = found
+    patience = None
+    if costs_of is not None and setting == "auto":
+        patience = Patience.start(len(a), steepness, remaining.max_iter)
+    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience)
+    for so_far in np.unique(found.n_iter[slow]):
+        assert costs_of is not None  # else there is no patience, and nothing is given up
+        part = slow[found.n_iter[slow] == so_far]
+        costs = costs_of(part).widened() if widened else costs_of(part)
+        resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high))
+        _restart(resume, costs, (a[part], b[part]), eps, remaining, found, part, steepness)
+    f, g, cost, error, n_iter, in_range, needed = found
     if size is not None:
         f, g, cost = f - lift, g - lift, cost * size
     if start is None:
@@ -96,7 +118,7 @@ def solve(
     largest = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in ((a, f), (b, g)))
     error = error + rounding + C.exponent_rounding() * C.to_host(largest) / eps
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
-    return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached)
+    return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent)
 
 
 def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float) -> bool:
@@ -119,44 +141,108 @@ def _iterate(
     out: Solution,
     callback: Callback | None,
     started: bool,
-) -> None:
+    patience: Patience | None = None,
+) -> HostArray:
     """Iterate until every problem has stopped, and write what it ends with into `out`.
 
-    There `converged` says whether the problem stayed in range.
+    There `converged` says whether the problem stayed in range. Return which problems `patience` gave up.
     """
     tol, max_iter = options.tol, options.max_iter
-    active, done = np.arange(len(out.error)), 0
+    active, done, given_up = np.arange(len(out.error)), 0, np.zeros(len(out.error), bool)
+    earlier, since = np.full(len(out.error), np.nan), 0  # the bounds after about half of the iterations
     while len(active) and done < max_iter:
-        count = _iterations_until_check(options, done, callback is not None, started)
+        # A problem that a device stopped in vain is behind the others.
+        count = _iterations_until_check(options, int(out.n_iter[active].max()), callback is not None, started)
         checks = 1
         if iteration.stops_itself and tol is not None and callback is None and count == options.check_every:
-            checks = min(CHECKS_PER_LAUNCH, (max_iter - done) // count)
+            ahead = max_iter if patience is None else min(max_iter, -(-patience.due // count) * count)
+            checks = max(1, min(CHECKS_PER_LAUNCH, (ahead - int(out.n_iter[active].max())) // count))
         if checks > 1 and tol is not None:
             rules, bound, taken, over = iteration.advance_until_converged(rules, tol, count, checks)
         else:
             bound, taken = C.to_host(iteration.advance(rules.relaxation.omega, count)), np.asarray(count)
+            over = np.zeros(len(active), bool) if tol is None else ~np.isfinite(bound) | rules.may_end(bound, tol)
             rules = rules.observe(bound, count)
-            over = np.zeros(len(active), bool)
-            if tol is not None:
-                over = (bound <= tol) | ~np.isfinite(bound) | rules.stall.stalled
+            over |= (tol is not None) & rules.stall.stalled
         out.n_iter[active] += taken
-        done += checks * count
+        done = int(out.n_iter[active].min())
         out.error[active] = bound
         if callback is not None:
             callback(done, out.error.copy())
-        over |= done >= max_iter
+        spent = out.n_iter[active] >= max_iter
+        if tol is not None and spent.any():
+            out.needed[active[spent]] = done + _remaining(earlier[active], bound, tol, done - since)[spent]
+        if done >= 2 * since:
+            earlier[active], since = bound, done
+        over |= spent
+        if patience is not None and tol is not None and done >= patience.due:
+            patience, slow = patience.look(rules, bound, done, tol)
+            given_up[active[slow]] = True
+            over |= slow
         if over.any():
             index = np.flatnonzero(over)
             at = active[index]
             out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
             out.error[at] = C.to_host(measured)
-            out.converged[at] = np.isfinite(bound[index] if tol is None else out.error[at])
-            if done < max_iter:
-                # Where rounding made the error exceed its bound and the tolerance, the problem goes on.
-                over[index] &= (tol is None) | (out.error[at] <= tol) | (bound[index] > tol)
-                index = np.flatnonzero(~over)
-                iteration.keep(index)
-                rules, active = rules.select(index), active[index]
+            out.converged[at] = np.isfinite(out.error[at] if tol is not None else bound[index])
+            vain = np.zeros(len(active), bool)
+            if tol is not None:
+                # The error is not within the tolerance, or rounding made it exceed its bound: the problem goes on.
+                on = (out.error[at] > tol) & (out.n_iter[at] < max_iter) & ~rules.stall.stalled[index]
+                vain[index] = on & (bound[index] != np.inf) & ~given_up[at]
+                given_up[at] &= on
+            rules = rules.refuse(np.flatnonzero(vain))
+            index = np.flatnonzero(~over | vain)
+            iteration.keep(index)
+            rules, active = rules.select(index), active[index]
+            patience = patience and patience.select(index)
+    return np.flatnonzero(given_up)
+
+
+def _restart(
+    resume: Callable[..., Solution],
+    C: Solvable,
+    weights: tuple[Array, Array],
+    eps: float,
+    options: Options,
+    out: Solution,
+    slow: HostArray,
+    steepness: float,
+) -> None:
+    """Solve the problems `slow` again, from annealed potentials, and keep in `out` what is better.
+
+    They have taken equally many iterations; `C` and `weights` are theirs. `resume` takes a cost, weights, eps, options
+    and `init`.
+    """
+    init = halved(C, *weights, eps, options, steepness)
+    out.n_iter[slow] += HALVING * halvings(steepness)
+    rest = replace(options, max_iter=options.max_iter - int(out.n_iter[slow[0]]))
+    found = resume(C, *weights, eps, rest, init=init)
+    out.n_iter[slow] += found.n_iter
+    index = np.flatnonzero(found.error <= out.error[slow])
+    at = slow[index]
+    out.f[at], out.g[at], out.cost[at], out.error[at] = (x[index] for x in found[:4])
+    out.needed[slow] = found.needed + (out.n_iter[slow] - found.n_iter)
+
+
+def _later(callback: Callback | None, out: Solution, slow: HostArray) -> Callback | None:
+    """Return the callback for the problems `slow` of `out`, which have iterated before."""
+    if callback is None:
+        return None
+
+    def watch(iteration: int, error: HostArray) -> None:
+        every = out.error.copy()
+        every[slow] = error
+        callback(int(out.n_iter[slow].max()) + iteration, every)
+
+    return watch
+
+
+def _remaining(earlier: HostArray, bound: HostArray, tol: float, count: int) -> HostArray:
+    """Return how many iterations (B,) are left at the rate of the last `count`; inf where the bound did not fall."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gained: HostArray = np.log(earlier / bound)
+        return np.where(gained > 0, count * np.log(bound / tol) / gained, np.inf)
 
 
 def _iterations_until_check(options: Options, done: int, watched: bool, started: bool) -> int:
@@ -166,23 +252,3 @@ def _iterations_until_check(options: Options, done: int, watched: bool, started:
     if done == 0 and started:
         return 1  # the start may be the solution
     return min(options.check_every, options.max_iter - done)
-
-
-def _anneal(
-    C: Solvable, a: Array, b: Array, eps: float, options: Options, start: Start | None, span: tuple[float, float]
-) -> tuple[HostArray, tuple[Array, Array] | None]:
-    """Return iterations (B,) spent on larger eps and the potentials found there, or None where it does not pay.
-
-    Only the start depends on it: the problem solved, and its tolerance, stay the same.
-    """
-    steepness = (span[1] - span[0]) / eps
-    stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
-    spent, init = np.zeros(len(a), np.int64), None
-    for stage in range(stages, 0, -1):
-        budget = options.max_iter // (4 * stages)
-        if budget:
-            begin = init or (C.xp.zeros_like(a), C.xp.zeros_like(b))
-            rough = replace(options, max_iter=budget, tol=1e-2)
-            found = solve(C, a, b, eps * 4**stage, rough, init=begin, start=start, span=span)
-            spent, init = spent + found.n_iter, in_gauge(C, a, b, found.f, found.g, eps * 4**stage)
-    return spent, init

@@ -137,13 +137,15 @@ def sinkhorn(
     options = checks.options(max_iter, tol, check_every, method, overrelaxation)
     checks.callback(callback)
     start: Start | None = None
-    shift = None
+    shift, costs_of = None, given.C.at if balanced else None
     if prices is not None:
         checks.reach_in_range(prices, given.C.dtype.name)
         shift = given.C.xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, given.C, prices, shift)
-    found = solve(given.C, given.a, given.b, eps, options, init=given.init, callback=callback, start=start)
-    warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter)
+    C, a, b, init = given.C, given.a, given.b, given.init
+    found = solve(C, a, b, eps, options, init=init, callback=callback, start=start, costs_of=costs_of)
+    effort, dtype = (found.n_iter, found.needed), given.C.dtype
+    warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}

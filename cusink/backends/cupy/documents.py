@@ -68,7 +68,7 @@ def solve_pairs(
     given = Costs.of(C)
     exponent = given.largest / eps
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
-    start = StopState(Relaxation.start(1, setting, exponent), StallDetector.start(1, dtype, exponent))
+    start = StopState.start(Relaxation.start(1, setting, exponent), StallDetector.start(1, dtype, exponent))
     rules = StopRules.of(start, -1.0 if tol is None else tol)
     launch, reals, stage_outside = launches.configure_documents(count, *largest, dtype.name, device())
     scratch = cp.empty(launch.grid * reals, dtype) if reals else NULL

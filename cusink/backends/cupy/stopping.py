@@ -31,7 +31,7 @@ class StopRules(NamedTuple):
     @classmethod
     def of(cls, state: StopState, tol: float) -> Self:
         """Return the rules for problems in this state; a negative `tol` is one that no error reaches."""
-        relaxation, stall = state
+        relaxation, stall = state.relaxation, state.stall
         first = FIRST_OMEGA_IF_STEEP if relaxation.steep else FIRST_OMEGA  # omega after the first check
         return cls(
             *(np.float64(tol), np.float64(stall.level), np.float64(PROGRESS)),
@@ -44,15 +44,15 @@ NO_RULES = StopRules(*(np.float64(0),) * 5, *(np.int32(0),) * 2)
 
 
 def to_table(state: StopState) -> Array:
-    """Return the ``StopState`` of ``convergence.cuh`` of every problem (B, 5); none has stopped."""
-    relaxation, stall = state
-    columns = (relaxation.omega, relaxation.error, stall.best, stall.checks, np.zeros(len(stall.best)))
+    """Return the ``StopState`` of ``convergence.cuh`` of every problem (B, 6); none has stopped."""
+    relaxation, stall, retry = state
+    columns = (relaxation.omega, relaxation.error, stall.best, stall.checks, np.zeros(len(retry)), retry)
     return cp.asarray(np.stack(columns, axis=1))
 
 
 def from_table(table: Array, before: StopState, checks: int) -> tuple[StopState, HostArray]:
     """Return the state after another `checks`, and which problems stopped (B,)."""
-    omega, error, best, stalled, stopped = np.ascontiguousarray(cp.asnumpy(table).T)
+    omega, error, best, stalled, stopped, _ = np.ascontiguousarray(cp.asnumpy(table).T)
     relaxation = replace(before.relaxation, omega=omega, error=error, checks=before.relaxation.checks + checks)
     stall = replace(before.stall, best=best, checks=stalled.astype(np.int64))
-    return StopState(relaxation, stall), stopped != 0
+    return before._replace(relaxation=relaxation, stall=stall), stopped != 0

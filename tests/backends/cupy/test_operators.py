@@ -550,7 +550,8 @@ def test_a_solve_of_small_problems_tests_for_its_end_on_the_device(monkeypatch):
         # 16 checks in a launch, and one more plain update of all that have ended by then.
         turns = -(-result.n_iter // (16 * check_every))
         assert result.n_iter.max() // check_every > 2 and (check_every > 2 or turns.max() > 1)
-        assert launched["iterate"] == turns.max() + len(set(turns.tolist()))
+        # A problem whose error was measured in vain took one more launch for that, and one to catch up.
+        assert 0 <= launched["iterate"] - (turns.max() + len(set(turns.tolist()))) <= 4
         assert launched["balance"] == 0 and launched["start"] == 1
     with operators() as ops:
         use(monkeypatch, ops)
@@ -572,32 +573,31 @@ def test_checks_on_the_device_are_the_checks_of_the_host(own, B, inputs):
         assert device.stops_itself
         stall = StallDetector.start(B, np.dtype(np.float64), 0.0 if inputs == "plain" else 1e9)
         stall = dataclasses.replace(stall, checks=np.full(B, 7))  # so that rounding, too, stops some
-        state = StopState(Relaxation.start(B, "auto", steepness), stall)
+        state = StopState.start(Relaxation.start(B, "auto", steepness), stall)
         before = [array.copy() for array in (state.relaxation.omega, state.stall.best, state.stall.checks)]
         after, bound, taken, over = device.advance_until_converged(state, tol, count, checks)
         for array, old in zip((state.relaxation.omega, state.stall.best, state.stall.checks), before, strict=True):
             np.testing.assert_array_equal(array, old)
-        relaxation, stall = state
         rows, expected = np.arange(B), np.zeros((3, B))
         for check in range(checks):
-            error = np.asarray(host.advance(relaxation.omega, count))
-            stall = stall.observe(error)
-            stop = (error <= tol) | ~np.isfinite(error) | stall.stalled
-            relaxation = relaxation.observe(error, count)
+            error = np.asarray(host.advance(state.relaxation.omega, count))
+            stop = state.may_end(error, tol) | ~np.isfinite(error)
+            state = state.observe(error, count)
+            stop |= state.stall.stalled
             expected[:, rows] = error, np.full(len(rows), (check + 1) * count), stop
             if stop.any():
                 left = np.flatnonzero(~stop)
                 host.keep(left)
-                relaxation, stall = relaxation.select(left), stall.select(left)
+                state = state.select(left)
                 rows = rows[left]
             if not len(rows):
                 break
     np.testing.assert_array_equal(taken, expected[1])
     np.testing.assert_array_equal(over, expected[2])
     np.testing.assert_allclose(bound, expected[0], rtol=1e-6, atol=1e-14)
-    np.testing.assert_allclose(after.relaxation.omega[rows], relaxation.omega, rtol=1e-6)
-    np.testing.assert_array_equal(after.stall.checks[rows], stall.checks)
-    np.testing.assert_allclose(after.stall.best[rows], stall.best, rtol=1e-6, atol=1e-14)
+    np.testing.assert_allclose(after.relaxation.omega[rows], state.relaxation.omega, rtol=1e-6)
+    np.testing.assert_array_equal(after.stall.checks[rows], state.stall.checks)
+    np.testing.assert_allclose(after.stall.best[rows], state.stall.best, rtol=1e-6, atol=1e-14)
 
 
 # Out of memory, and arrays that cannot be computed with

@@ -1,0 +1,113 @@
+"""Starts for problems that hardly converge: their solutions at larger eps. Only the start depends on it.
+
+Costs that differ by thousands of eps are annealed before the first iteration. Any other problem is annealed once it
+has shown that it converges more slowly than that would take.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+
+from cusink.convergence.options import Options
+from cusink.convergence.rules import StopState
+from cusink.costs.cost import Solvable
+from cusink.solver.gauge import in_gauge
+from cusink.types import Array, HostArray
+
+ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
+HALVING = 20  # iterations at each eps of `halved`
+PATIENCE = 200  # iterations that every problem gets before it may be annealed
+WORTH = 2  # times the iterations of `halved` must be left before it pays
+
+Potentials = tuple[Array, Array]
+
+
+class Found(Protocol):
+    """What `quartered` needs of a solution."""
+
+    @property
+    def f(self) -> Array:
+        """Potentials (B, n)."""
+
+    @property
+    def g(self) -> Array:
+        """Potentials (B, m)."""
+
+    @property
+    def n_iter(self) -> HostArray:
+        """Iterations (B,)."""
+
+
+def quartered(
+    solve: Callable[..., Found], C: Solvable, a: Array, b: Array, eps: float, options: Options, steepness: float
+) -> tuple[HostArray, Potentials | None]:
+    """Return iterations (B,) spent on ..., 16 and 4 times eps and the potentials found; None where it does not pay.
+
+    `solve` takes weights, eps, options and `init`; `steepness` is the range of the costs over eps.
+    """
+    stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
+    spent, init = np.zeros(len(a), np.int64), None
+    for stage in range(stages, 0, -1):
+        budget = options.max_iter // (4 * stages)
+        if budget:
+            begin = init or (C.xp.zeros_like(a), C.xp.zeros_like(b))
+            found = solve(C, a, b, eps * 4**stage, replace(options, max_iter=budget, tol=1e-2), init=begin)
+            spent, init = spent + found.n_iter, in_gauge(C, a, b, found.f, found.g, eps * 4**stage)
+    return spent, init
+
+
+def halved(C: Solvable, a: Array, b: Array, eps: float, options: Options, steepness: float) -> Potentials:
+    """Return potentials (B, n) and (B, m) found by halving eps every `HALVING` plain iterations, down to twice eps."""
+    f, g = C.xp.zeros_like(a), C.xp.zeros_like(b)
+    every, plain = np.arange(len(a)), np.ones(len(a))
+    for stage in range(halvings(steepness), 0, -1):
+        iteration = C.iteration(a, b, eps * 2**stage, f, g, options.method)
+        iteration.advance(plain, HALVING)
+        f, g = in_gauge(C, a, b, *iteration.finish(every)[:2], eps * 2**stage)
+    return f, g
+
+
+def halvings(steepness: float) -> int:
+    """Return how often eps is halved until it is what it is, from the range of the costs on."""
+    return max(0, math.ceil(math.log2(max(steepness, 1))))
+
+
+@dataclass(frozen=True, eq=False)
+class Patience:
+    """Tells which problems converge so slowly that `halved` and a new start take less."""
+
+    cost: int  # iterations that `halved` takes
+    latest: int  # iterations after which it is too late for that
+    due: int  # iterations at which to look
+    since: int  # iterations at the last look
+    level: HostArray  # (B,), the error of a plain iteration, estimated at the last look
+
+    @classmethod
+    def start(cls, problems: int, steepness: float, max_iter: int) -> Self | None:
+        """Return the patience with problems at their start; None where `max_iter` leaves nothing to save."""
+        cost = HALVING * halvings(steepness)
+        # Plateaus are common before ordinary problems begin to converge; those annealed at once are past them.
+        first = max(PATIENCE, cost if steepness > 2 * ANNEAL_ABOVE else 2 * cost)
+        latest = max_iter - cost - PATIENCE // 2
+        if not cost or first > latest:
+            return None
+        return cls(cost, latest, first // 2, 0, np.full(problems, np.inf))
+
+    def look(self, rules: StopState, bound: HostArray, done: int, tol: float) -> tuple[Self, HostArray]:
+        """Return the patience after a look at the bounds (B,) after `done` iterations, and who is given up (B,)."""
+        omega = rules.relaxation.omega
+        level = bound * (2 - omega) / omega
+        if self.since and done <= self.latest:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                gained, missing = np.log(self.level / level), np.log(bound / tol)
+            slow = ~(missing * (done - self.since) <= WORTH * self.cost * gained) & np.isfinite(bound)
+        else:
+            slow = np.zeros(len(bound), bool)
+        return replace(self, due=2 * done, since=done, level=level), slow
+
+    def select(self, index: HostArray) -> Self:
+        """Return the patience with the problems at `index`."""
+        return replace(self, level=self.level[index])
