@@ -6,6 +6,8 @@ from cusink.checks.arrays import arrays, finite, in_range, kind, largest
 from cusink.checks.weights import first_index
 from cusink.types import Array, ArrayModule
 
+ENTRIES = 1 << 16  # that are looked at at once
+
 
 def points(x: Any, y: Any, metric: str) -> tuple[list[Array], ArrayModule, Any]:
     """Check the points (n, d) and (m, d) of `cusink.cost_matrix`; y None for x."""
@@ -44,8 +46,9 @@ def cost_values(C: Array, xp: ArrayModule) -> None:
 
 def costs_in_range(name: str, C: Array, xp: ArrayModule) -> None:
     """Check that finite costs are so far from the end of the range of their dtype that sums do not leave it."""
-    most = largest(C.dtype.name)
-    if float(C.min()) < -most or (float(C.max()) > most and (xp.isfinite(C) & (C > most)).any()):
+    most, rows = largest(C.dtype.name), max(1, ENTRIES * len(C) // C.size)
+    parts = (C[start : start + rows] for start in range(0, len(C), rows))  # without an array of the size of C
+    if float(C.min()) < -most or (float(C.max()) > most and any((xp.isfinite(p) & (p > most)).any() for p in parts)):
         raise ValueError(
             f"'{name}' must hold costs of at most {most:.2g} in {C.dtype}; got more. Forbid a pair with +inf, or "
             "change the unit"

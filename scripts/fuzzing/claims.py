@@ -21,6 +21,7 @@ UNITS = {
     "float16": (2.0**-10, 6e-8),
     "bfloat16": (2.0**-7, 1e-40),
 }
+DEFAULT_TOL = {"float64": 1e-6, "float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-5}
 
 
 class Problem(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import cusink
 from fuzzing import claims, oracle
 from fuzzing.case import NAN, WRONG, Case, Finding, Seen, observe
-from fuzzing.claims import UNITS, Claimed, Problem
+from fuzzing.claims import DEFAULT_TOL, UNITS, Claimed, Problem
 
 PARAMETERS = (*inspect.signature(cusink.sinkhorn).parameters, "x", "y")
 NUMBERS = ("cost", "reg_cost", "entropic_cost", "error", "n_iter", "converged")
@@ -110,7 +110,7 @@ def of_problem(found: dict[str, Any], k: int, size: int) -> Claimed:
 def _findings(
     case: Case, found: dict[str, Any], each: list[Problem], unconverged: bool, vector: np.ndarray | None
 ) -> Iterator[Finding]:
-    tol, max_iter = case.options.get("tol", 1e-6), case.options.get("max_iter", 1000)
+    tol, max_iter = case.options.get("tol", DEFAULT_TOL[case.dtype]), case.options.get("max_iter", 1000)
     u = UNITS[case.dtype][0]
     if tol is not None and not found["converged"].all() and not unconverged:
         yield Finding(WRONG, "a warning where not converged", "none", str(found["converged"]))

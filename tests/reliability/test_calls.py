@@ -158,6 +158,7 @@ def test_documents_with_a_large_cost_keep_to_the_memory_limit(forbidden):
         lambda: cusink.distance_matrix(first, None, costs, memory_limit=limit, value="divergence", **PAIRS),
         lambda: cusink.nearest(first, second, costs, k=3, memory_limit=limit, **PAIRS),
     ):
+        call()  # modules that are imported now do not count
         assert peak(call) < limit
 
 

@@ -10,7 +10,7 @@ from numpy.random import Generator
 import cusink
 from fuzzing import draw as drawing
 from fuzzing.case import NAN, WRONG, Case, Finding, Seen, observe
-from fuzzing.claims import UNITS, log
+from fuzzing.claims import DEFAULT_TOL, UNITS, log
 from fuzzing.oracle import reference
 
 PARAMETERS = tuple(inspect.signature(cusink.barycenter).parameters)
@@ -65,7 +65,7 @@ def check(case: Case) -> Seen:
 
 
 def _compared(case: Case, result: Any) -> Iterator[Finding]:
-    exact, u, tol = case.exact(), UNITS[case.dtype][0], case.options.get("tol", 1e-6)
+    exact, u, tol = case.exact(), UNITS[case.dtype][0], case.options.get("tol", DEFAULT_TOL[case.dtype])
     A, C = exact["A"].reshape(-1, *exact["A"].shape[-2:]), exact["C"]
     w = exact.get("weights", np.ones(A.shape[1]))
     w = w / w.sum()
