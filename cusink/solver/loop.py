@@ -28,7 +28,7 @@ class Solution(NamedTuple):
     """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy.
 
     `needed` (B,) estimates how many iterations a problem that ran out of them takes in all: inf where the error does
-    not fall, NaN for other problems.
+    not fall, NaN for other problems. `computed` is the dtype of the iterations.
     """
 
     f: Array
@@ -38,6 +38,7 @@ class Solution(NamedTuple):
     n_iter: HostArray
     converged: HostArray
     needed: HostArray
+    computed: Any
 
 
 def solve(
@@ -99,6 +100,7 @@ def solve(
         np.zeros(len(a), np.int64),
         np.ones(len(a), bool),
         np.full(len(a), np.nan),
+        a.dtype,
     )
     patience = None
     if costs_of is not None and setting == "auto":
@@ -110,7 +112,7 @@ def solve(
         costs = costs_of(part).widened() if widened else costs_of(part)
         resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high))
         _restart(resume, costs, (a[part], b[part]), eps, remaining, found, part, steepness)
-    f, g, cost, error, n_iter, in_range, needed = found
+    f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
         f, g, cost = f - lift, g - lift, cost * size
     if start is None:
@@ -118,7 +120,7 @@ def solve(
     largest = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in ((a, f), (b, g)))
     error = error + rounding + C.exponent_rounding() * C.to_host(largest) / eps
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
-    return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent)
+    return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
 
 
 def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float) -> bool:

@@ -144,7 +144,7 @@ def sinkhorn(
         start = functools.partial(UnbalancedIteration, given.C, prices, shift)
     C, a, b, init = given.C, given.a, given.b, given.init
     found = solve(C, a, b, eps, options, init=init, callback=callback, start=start, costs_of=costs_of)
-    effort, dtype = (found.n_iter, found.needed), given.C.dtype
+    effort, dtype = (found.n_iter, found.needed), found.computed
     warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)
     reg_cost, entropic_cost = values(problem)

@@ -159,8 +159,8 @@ def advice(*args, **options):
 def test_the_warning_says_what_helps():
     C = np.random.default_rng(0).random((12, 12))
     w = np.full(12, 1 / 12, np.float32)
-    text = advice(w, w, C.astype(np.float32), eps=0.01, tol=1e-9, max_iter=100_000)
-    assert "rounding of float32" in text and "float64" in text and "does not help" in text
+    text = advice(w, w, C.astype(np.float32), eps=0.01, tol=1e-17, max_iter=100_000)
+    assert "rounding of float64" in text and "raise 'eps'" in text and "does not help" in text
     limit = float(text.rpartition(" of ")[2].rstrip("."))
     assert cusink.sinkhorn(w, w, C.astype(np.float32), eps=0.01, tol=limit, max_iter=100_000).converged
 
