@@ -24,7 +24,8 @@ class SinkhornResult(Summary):
     ----------
     f : array, shape (n,) or (B, n)
         Dual potential of the source, in the unit of the cost. Finite for empty bins too: the derivative of `reg_cost`
-        with respect to their weight, up to a constant.
+        with respect to their weight, up to a constant. Sums of f and g over the bins with weight are equal. Plans and
+        gradients are computed from float64 potentials, which these are in the dtype of the inputs.
     g : array, shape (m,) or (B, m)
         Dual potential of the target.
     cost : array, shape () or (B,)
