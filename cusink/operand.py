@@ -72,7 +72,7 @@ def operand(
     cost: Cost[Any] = OPERANDS[kind](data, operators(kind, xp))
     if not cost.stored and cost.largest() > float(np.finfo(cost.dtype.name).max):
         raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {cost.dtype}. Scale the points")
-    return cost.weighted(*weighted) if weighted is not None and isinstance(cost, PointCost) else cost
+    return cost if weighted is None else cost.weighted(*weighted)
 
 
 def check_shape(C: Any, batch: bool = True) -> None:

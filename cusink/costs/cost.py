@@ -88,6 +88,11 @@ class Cost(ABC, Generic[Data]):
     def row_bytes(self, copies: int) -> int:
         """Return the memory of a row of pairs, for work that would take some copies of a stored cost."""
 
+    def weighted(self, x: Array, y: Array) -> Self:
+        """Return the same cost with masks (n,) or (B, n) and (m,) or (B, m) of the bins that have weight."""
+        del x, y
+        return self
+
     def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array | None, Array | None]:
         """Pull the gradient of all costs, in blocks, back to the points of a cloud; (None, None) for other costs."""
         del blocks

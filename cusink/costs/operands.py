@@ -100,7 +100,7 @@ class PointCost(Cost[PointCosts]):
         return replace(self, data=self.data.own(side))
 
     def weighted(self, x: Array, y: Array) -> Self:
-        """Return the same cost with masks of the points that have weight, see `PointCosts.weighted`."""
+        """Return the same cost with masks of the points that have weight, which alone decide how large it is."""
         return replace(self, data=self.data.weighted(x, y))
 
     def row_bytes(self, copies: int) -> int:

@@ -51,6 +51,7 @@ def problem(
     )
     size = batch_size(sizes)
     a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
+    C = C.weighted(a > 0, b > 0)
     if check:
         weight_values("a", a, xp)
         weight_values("b", b, xp)

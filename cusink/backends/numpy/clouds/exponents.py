@@ -26,10 +26,11 @@ from cusink.backends.numpy.distances import LOST_DIGITS, fill_distances, repair_
 from cusink.types import Array, HostArray
 
 
-# Squared radius of a block, in the exponent, up to which a product has digits enough: with 256 float32 errs by 2**-16.
-# In many dimensions no two points are near, and costs are of the order of the squared radius.
+# Squared radius of a block, in the exponent, up to which a product has digits enough: with 256 float32 errs by 2**-16,
+# with 2**20 float64 by 2**-33. In many dimensions no two points are near, and costs are like the squared radius.
 SINGLE_RADIUS, SINGLE_RADIUS_PER_COORDINATE = 2.0**8, 2.0**4
-DOUBLE_RADIUS = 2.0**24
+DOUBLE_RADIUS = 2.0**20
+ROUNDED_RADIUS = 2.0**30  # of products in float64 that are rounded to float32
 
 NEAR = np.float32(2.5 * LOST_DIGITS)  # of the squared distance of a row from the centre: about half of both together
 MOSTLY_NEAR = 1 / 16  # share of a block from which on differences of all its pairs are faster
@@ -53,14 +54,23 @@ class Exponents:
             y = side.y - side.origin.astype(np.float64)[:, None]
             self.linear = np.vstack([y, self.columns - self.scale * np.einsum("kj,kj->j", y, y)])
 
-    def block(self, k: int, work: Workspace, columns: Columns | None = None) -> tuple[HostArray, float]:
-        """Return block k as an array (tiles, rows, width) in ``work.block``, and its offset; all columns, or some."""
+    def block(self, k: int, work: Workspace, columns: Columns | None = None) -> tuple[HostArray, HostArray | float]:
+        """Return block k as an array (tiles, rows, width) in ``work.block``, and its offset, a number or (rows,).
+
+        All columns, or some.
+        """
         side = self.side
         rows, chosen = side.blocks[k], columns or side.all
         factors = self.factors(k, work, chosen) if side.squared else None
         if factors is not None:
             left, right, offset = factors
-            return multiply(left, right, work.block(len(left), chosen)), offset
+            out = work.block(len(left), chosen)
+            if self.rows is not None or left.dtype == out.dtype:
+                return multiply(left, right, out), offset
+            whole = multiply(left, right, np.empty(out.shape))  # of rows far apart, each with a largest of its own
+            top = whole.max(axis=0).max(axis=1)
+            np.subtract(whole, top[:, None], out=out, casting="same_kind")
+            return out, offset + top
         out = differences(side, rows, work, chosen) if side.squared else costs(side, rows, work, chosen)
         out *= side.dtype.type(-self.scale)
         offset = float(self.columns.max()) if self.rows is None else 0.0
@@ -103,7 +113,7 @@ class Exponents:
         centre = x.mean(axis=0)
         x -= centre
         squares = self.scale * np.einsum("ik,ik->i", x, x)
-        if not squares.max() <= DOUBLE_RADIUS:
+        if not squares.max() <= (ROUNDED_RADIUS if side.dtype == np.float32 else DOUBLE_RADIUS):
             return None
         right = np.zeros((d + 2, chosen.padded))
         right[d] = 1

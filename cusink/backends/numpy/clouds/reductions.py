@@ -156,11 +156,16 @@ def bilinear(C: PointCosts, x: HostArray, y: HostArray) -> HostArray:
 
 
 def _squared_bilinear(side: CloudSide, x: HostArray, y: HostArray) -> float:
-    """Return the sum without the pairs: about the mean of x the mixed terms vanish, and no terms cancel."""
+    """Return the sum without the pairs: about the mean of x the mixed terms vanish, and no terms cancel.
+
+    The mean is taken twice: it is rounded like the points, and they may all lie far from zero.
+    """
     mass_x, mass_y = float(x.sum()), float(y.sum())
     if not mass_x > 0:
         return 0.0
     points_x, points_y = side.x.astype(np.float64), side.y.T.astype(np.float64)
+    centre = (x @ points_x) / mass_x
+    points_x, points_y = points_x - centre, points_y - centre
     centre = (x @ points_x) / mass_x
     about_x, about_y = (
         float(weights @ ((points - centre) ** 2).sum(axis=1)) for weights, points in ((x, points_x), (y, points_y))
