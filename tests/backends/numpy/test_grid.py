@@ -8,7 +8,7 @@ import tracemalloc
 import emulated
 import numpy as np
 import pytest
-from cusink.costs.operand import costs_of
+from cusink.costs.kinds import data_of as costs_of
 from emulated import oracle
 from emulated.cupy_stand_in import operators
 from emulated.oracle import assert_as_good

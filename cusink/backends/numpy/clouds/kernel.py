@@ -15,7 +15,7 @@ import numpy as np
 
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds.exponents import Exponents, multiply, row_sums
-from cusink.backends.numpy.clouds.layout import ABSENT, CloudSide, Columns, Workspace, extended
+from cusink.backends.numpy.clouds.layout import CloudSide, Columns, Workspace, extended
 from cusink.backends.numpy.workers import cores
 from cusink.types import HostArray
 
@@ -39,8 +39,7 @@ class PlanKernel:
     """A for potentials f (n,) and g (m,) in float64; all vectors are in the order of the `side`.
 
     ``weigh(rows, sums)`` gives the weights p of some rows, which may depend on the sums over their columns: so one
-    pass over A serves both. A sum with a vector q lacks at most ``least * sum q``; `least` may be 0. Between two bins
-    that are `empty`, (n,) and (m,), A could be a number of any size; it is 0.
+    pass over A serves both. A sum with a vector q lacks at most ``least * sum q``; `least` may be 0.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class PlanKernel:
         eps: float,
         budget: int,
         least: float = 0.0,
-        empty: tuple[HostArray, HostArray] | None = None,
     ) -> None:
         self.side, self.f, self.g, self.eps = side, f, g, eps
         self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
@@ -67,7 +65,6 @@ class PlanKernel:
         self.used = 0
         # The columns that each block needs; None before that is known.
         self.columns: list[Columns | None] = [None if self.least else side.all] * len(side.blocks)
-        self.empty = empty
         self.lowest = side.dtype.type(np.log(float(np.finfo(side.dtype).tiny)) + 1e-3)  # denormals are slow
 
     def row_sums(self, q: HostArray, pool: ThreadPoolExecutor | None) -> HostArray:
@@ -215,7 +212,7 @@ class PlanKernel:
         return self.columns[k] or self.side.all
 
     def _make(self, k: int, work: Workspace, columns: Columns) -> HostArray:
-        """Return block k of E for these columns, with -1e30 between empty bins."""
+        """Return block k of E for these columns."""
         kept = self.factors.get(k)
         factors = kept or (self.exponents.factors(k, work, columns) if self.side.squared else None)
         if factors is None:
@@ -226,10 +223,6 @@ class PlanKernel:
             short = columns is self.columns[k] and len(right) <= KEPT_FACTOR_ROWS
             if kept is None and short and self._afford(right.nbytes):
                 self.factors[k] = left, right.copy()
-        if self.empty is not None:
-            rows = np.flatnonzero(self.empty[0][self.side.blocks[k]])
-            none = columns.tiled(extended(self.empty[1]))
-            exponents[:, rows] = np.where(none[:, None, :], ABSENT, exponents[:, rows])
         return exponents
 
     def _afford(self, size: int, columns: Columns | None = None) -> bool:

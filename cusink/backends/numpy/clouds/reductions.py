@@ -30,7 +30,7 @@ def softmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolE
         logs: HostArray = np.log(row_sums(block, ones)) + (top + offset)
         return logs
 
-    out = _each_row(side, log_sums, pool)
+    out = each_row(side, log_sums, pool)
     out[out < ABSENT / 2] = -np.inf
     out *= -eps
     return out
@@ -46,7 +46,7 @@ def hardmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolE
         top += offset
         return top
 
-    return _each_row(side, largest, pool) * -eps
+    return each_row(side, largest, pool) * -eps
 
 
 def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: float, axis: Axis) -> HostArray:
@@ -64,7 +64,7 @@ def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: flo
             factor: HostArray = np.exp(rows[side.blocks[k]] + (top + offset))
             return factor * row_sums(block, vector)
 
-        return _each_row(side, sums)
+        return each_row(side, sums)
 
     return _each(C, axis, p, one)
 
@@ -128,7 +128,7 @@ def c_transform(C: PointCosts, potential: HostArray, axis: Axis) -> HostArray:
             out: HostArray = slack.min(axis=0).min(axis=1)
             return out
 
-        return _each_row(side, smallest)
+        return each_row(side, smallest)
 
     out = _each(C, axis, potential, one)
     out[out > -ABSENT / 2] = np.inf
@@ -182,7 +182,7 @@ def _bilinear(side: CloudSide, x: HostArray, y: HostArray) -> float:
     return sum(side.for_blocks(run))
 
 
-def _each_row(
+def each_row(
     side: CloudSide, reduce: Callable[[int, Workspace], HostArray], pool: ThreadPoolExecutor | None = None
 ) -> HostArray:
     """Return the results (rows,) of all blocks as one array (n,)."""
