@@ -6,8 +6,8 @@
 // and high * high + high * low + low * high keeps 22 bits of each product; with 1 there is no second part: 3 times
 // fewer products, and errors of 1e-3 of the largest |x| |y|.
 //
-// For near points the result is mostly rounding, which the root of a distance would raise: for exponents below 1 their
-// distance is recomputed from differences. From a share CLOSE of |x|^2 + |y|^2 on, the lost digits do no harm.
+// For near points the result is mostly rounding: their distance is recomputed from differences. From a share CLOSE of
+// |x|^2 + |y|^2 on, the lost digits do no harm.
 //
 // One block per problem and BAND kept points; each warp takes BAND summed points at a time, as 2 x 4 fragments of
 // m16n8k8, and all merge at the end. Dynamic shared memory, in REAL, with d8 the coordinates in full eights:
@@ -143,7 +143,7 @@ __device__ void reduce_point_products(const Term& term, const PointPairs& points
                     for (int g = 0; g < GROUP; g++) {
                         REAL product = sums[r / 2][n + g / 2][r % 2 * 2 + g % 2], both = norm[r] + other[g];
                         REAL s = larger(multiply_add(REAL(-2), product, both), REAL(0));
-                        if (points.exponent < REAL(1) && s < CLOSE * both)
+                        if (s < CLOSE * both)
                             s = squared_distance(mine + row + 8 * r, BAND + PAD, others + places[g], theirs + PAD, d);
                         cost[g] = points.cost(s);
                     }

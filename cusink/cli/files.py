@@ -170,11 +170,11 @@ def _of_points(points: list[HostArray], metric: Any, scale: bool, sparse: bool, 
 def _scaled_cloud(cloud: PointCloud) -> PointCloud:
     """Return a PointCloud with the costs of `cloud` divided by the largest, which is found without storing them."""
     costs = data_of(cloud, np, np.float64, [p.astype(np.float64) for p in named_arrays(cloud).values()])
-    centred = costs.centred()
-    if not (largest := _farthest(*centred, costs.norm)) > 0:
+    x, y = costs.centred()
+    if not (largest := _farthest(x, y, costs.norm)) > 0:
         raise InputError(NO_UNIT)
     unit = largest if costs.norm == "cityblock" else largest**0.5
-    x, y = ((p / unit).astype(cloud.x.dtype) for p in centred)
+    x, y = ((p / unit).astype(cloud.x.dtype) for p in (x, y))
     # A cosine is half the squared distance on the unit sphere, where these points are.
     metric = "sqeuclidean" if cloud.metric == "cosine" else cloud.metric
     return PointCloud(x, None if cloud.x is cloud.y else y, metric)

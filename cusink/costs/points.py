@@ -98,30 +98,28 @@ class PointCosts:
 
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own; else the shared one."""
-        return self if self.ndim == 2 else self._select((problems,), (problems,))
+        return self if self.ndim == 2 else self._select((problems,), (problems,), ())
 
     def take(self, rows: Index, columns: Index) -> Self:
         """Return the costs between some of the points."""
-        return self._select((..., rows), (..., columns))
+        return self._select((..., rows), (..., columns), (slice(None),))
 
     def own(self, side: int) -> Self:
         """Return the costs of the points of side 0 (x) or 1 (y) to themselves."""
-        pairs = {"x": (self.x, self.y), "given": self.given, "filled": self.filled}
-        both = {name: (pair[side],) * 2 if pair is not None else None for name, pair in pairs.items()}
-        x, y = both.pop("x") or ()
-        return dataclasses.replace(self, x=x, y=y, **both)
+        given, filled = (None if pair is None else (pair[side],) * 2 for pair in (self.given, self.filled))
+        points = (self.x, self.y)[side]
+        return dataclasses.replace(self, x=points, y=points, given=given, filled=filled)
 
-    def _select(self, rows: tuple[Any, ...], columns: tuple[Any, ...]) -> Self:
-        """Return the costs between some of the points, given by indices of masks."""
+    def _select(self, rows: tuple[Any, ...], columns: tuple[Any, ...], coordinates: tuple[Any, ...]) -> Self:
+        """Return the costs between some of the points, given by indices of masks and of the axis after theirs."""
 
-        def chosen(pair: tuple[Array, Array] | None, *rest: Any) -> tuple[Array, Array] | None:
-            return None if pair is None else (pair[0][(*rows, *rest)], pair[1][(*columns, *rest)])
+        def chosen(x: Array, y: Array, rest: tuple[Any, ...]) -> tuple[Array, Array]:
+            return x[(*rows, *rest)], y[(*columns, *rest)]
 
-        rest = (slice(None),) if rows[0] is ... else ()
-        x, y = chosen((self.x, self.y), *rest) or ()
-        return dataclasses.replace(
-            self, x=x, y=y, given=chosen(self.given, *rest), filled=chosen(self.filled)
-        )
+        x, y = chosen(self.x, self.y, coordinates)
+        given = None if self.given is None else chosen(*self.given, coordinates)
+        filled = None if self.filled is None else chosen(*self.filled, ())
+        return dataclasses.replace(self, x=x, y=y, given=given, filled=filled)
 
     def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
         """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
@@ -188,7 +186,7 @@ class PointCosts:
             return float(self.factor * s.max() ** self.exponent)
 
     def _size(self, xp: ArrayModule, side: int) -> Array:
-        """Return the largest distance of points with weight from the origin, in float64 without a copy of them in it."""
+        """Return the largest distance of points with weight from the origin, in float64, of which no copy is made."""
         points = (self.x, self.y)[side] - self.origin
         if self.norm == "cityblock":
             sizes = xp.abs(points).sum(axis=-1, dtype=np.float64)

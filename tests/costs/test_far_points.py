@@ -17,7 +17,7 @@ EPS = 0.02
 
 
 def padded(rng, d, far, pads=1, n=70):
-    """Points in the unit cube, and as many without weight at `far`."""
+    """Return points in the unit cube, and as many without weight at `far`."""
     x, y = rng.random((n, d)), rng.random((n + 5, d))
     x[rng.choice(n, pads, replace=False)] = far
     y[rng.choice(n + 5, pads, replace=False)] = far
@@ -26,7 +26,7 @@ def padded(rng, d, far, pads=1, n=70):
 
 
 def towns(rng, d, apart, n=70):
-    """Two unit cubes, half of the points of either side in each."""
+    """Return two unit cubes, half of the points of either side in each."""
     x, y = rng.random((n, d)), rng.random((n, d))
     x[::2, 0] += apart
     y[n // 2 :, 0] += apart
@@ -34,14 +34,14 @@ def towns(rng, d, apart, n=70):
 
 
 def outlier(rng, d, far, n=70):
-    """The unit cube, and a point with weight far off on both sides."""
+    """Return the unit cube, and a point with weight far off on both sides."""
     x, y = rng.random((n, d)), rng.random((n, d))
     x[3] = y[-1] = far
     return x, y, np.ones(n), np.ones(n)
 
 
 def elsewhere(rng, d, far, n=70):
-    """The unit cube, moved; with padding at the origin."""
+    """Return the unit cube, moved; with padding at the origin."""
     x, y, a, b = padded(rng, d, 0.0, 20, n)
     return np.where(x == 0, x, x + far), np.where(y == 0, y, y + far), a, b
 

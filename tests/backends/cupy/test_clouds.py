@@ -160,9 +160,33 @@ def test_products_on_tensor_cores_have_the_digits_of_a_float(own):
         assert products(3, own, (2, 20, 20, 16), 2, ("squared", 1.0, 0.25)) < 1
 
 
+def far_products():
+    """Largest error of softmin on tensor cores between two towns 1000 apart, in units of what it may be."""
+    rng, d, n = np.random.default_rng(5), 17, 40
+    x, y = rng.random((n, d)), rng.random((n, d))
+    x[::2, 0] += 1000
+    y[n // 2 :, 0] += 1000
+    x[0] = y[0] = -9999
+    points = PointCosts(x.astype(np.float32), y.astype(np.float32), "squared")
+    C, q, eps = points.astype(np.float64).block(np), np.zeros((1, n), np.float32), 0.5
+    q[0, 0] = -np.inf
+    exact = oracle.softmin(C, q, eps, 1)
+    found = part("clouds.reductions").softmin(points, q, eps, 1)
+    # A distance that is not recomputed is at least a hundredth of |x|^2 + |y|^2, of which it lost 2^-20.
+    return (np.abs(found - exact) / np.abs(exact)).max() / (100 * 2.0**-20)
+
+
+def test_products_of_far_points_keep_the_distances_of_near_ones():
+    with operators() as ops:
+        sys.modules["cupy"].shared_memory(232448)
+        assert far_products() < 1
+        assert "softmin_products" in ops.launched
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        ("s < CLOSE * both", "false"),
         ("__syncthreads();  // the last points have been used", ""),
         ("tensor_core_tf32(sums[m][n], low, other_high);", ""),
         ("points.summed_stride ? b * summed : 0", "0"),
@@ -178,8 +202,10 @@ def test_broken_products_are_found(old, new):
         for turn in range(6):
             emulated.shuffle(turn)
             yield products(3, True, (2, 37, 130, 17), 2 + turn % 3)
+        yield far_products()
 
     with operators(function=function), pytest.raises((AssertionError, emulated.EmulationError)):
+        sys.modules["cupy"].shared_memory(232448)
         assert max(errors()) < 1
 
 

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import reference
-from cusink.costs.kinds import data_of, named_arrays
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 import cusink
 from cusink.backends.numpy import points as ops
 from cusink.backends.numpy.clouds.layout import neighbours, sorted_clouds
+from cusink.costs.kinds import data_of, named_arrays
 
 FLOATS = [np.float32, np.float64]
 METRICS = [("sqeuclidean", 1), ("sqeuclidean", 1.5), ("euclidean", 1), ("cityblock", 1), ("cosine", 1)]

@@ -8,7 +8,6 @@ import tracemalloc
 import emulated
 import numpy as np
 import pytest
-from cusink.costs.kinds import data_of as costs_of
 from emulated import oracle
 from emulated.cupy_stand_in import operators
 from emulated.oracle import assert_as_good
@@ -18,6 +17,7 @@ from cusink.backends.numpy import grid as numpy_grid
 from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.grid import NumpyGridKernel
 from cusink.backends.ranges import SCALING_LIMIT, flush
+from cusink.costs.grid import grid_costs
 
 NO_COMPILER = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 LIBRARIES = ("numpy", pytest.param("cupy", marks=NO_COMPILER))
@@ -61,7 +61,7 @@ def parts(grid, dtype, seed=0, B=5):
         p[rng.random(p.shape) < 0.3], q[rng.random(q.shape) < 0.3] = -np.inf, -np.inf
         p[0], q[0] = -np.inf, -np.inf  # and one with nothing in it
         p[1:, 0] = q[1:, 0] = 0
-    return costs_of(grid, np, np.dtype(dtype), []), cost(grid), *(x.astype(dtype) for x in (p, q, v))
+    return grid_costs(np, grid, np.dtype(dtype)), cost(grid), *(x.astype(dtype) for x in (p, q, v))
 
 
 @pytest.mark.parametrize("eps", [2.0, 0.01])
@@ -144,7 +144,7 @@ def test_iterations_follow_the_oracle(library, inputs, dtype, method):
     exact = naive = f, g
     exponent = 5 * full.max() / eps  # each iteration rounds exponents of this size anew
     with grid_operators(library) as ops, np.errstate(all="ignore"):
-        C = costs_of(grid, np, np.dtype(dtype), [])
+        C = grid_costs(np, grid, np.dtype(dtype))
         iteration = ops.Iteration(C, a, b, eps, f, g, method)
         for count in (2, 3):
             bound = iteration.advance(omega, count)
@@ -171,7 +171,7 @@ def test_iterations_follow_the_oracle(library, inputs, dtype, method):
 def test_the_scaling_form_alone_says_which_problem_it_lost(library):
     grid, a, b, eps, f, g = problem("very far apart", np.float32)
     with grid_operators(library) as ops:
-        iteration = ops.Iteration(costs_of(grid, np, np.dtype(np.float32), []), a, b, eps, f, g, "scaling")
+        iteration = ops.Iteration(grid_costs(np, grid, np.dtype(np.float32)), a, b, eps, f, g, "scaling")
         lost = ~np.isfinite(iteration.advance(np.ones(5), 10))
         assert lost.tolist() == [True, True, True, False, False]
         assert all(np.isfinite(x).all() for x in iteration.finish(np.arange(5)))
@@ -184,7 +184,7 @@ def test_a_certified_sum_lost_nothing(cells, dtype):
     rng, outcome = np.random.default_rng(2), []
     for steepness, spread in itertools.product((1, 200, 1500, 6000), (0, 1000)):
         grid = cusink.Grid(cells)
-        C = costs_of(grid, np, np.dtype(dtype), [])
+        C = grid_costs(np, grid, np.dtype(dtype))
         kernel = NumpyGridKernel(C, dtype, grid.max() / steepness)
         factor = np.exp2(-rng.uniform(0, spread, (grid.shape[0], 4)))
         weights = rng.random(factor.shape) < 0.5
@@ -238,7 +238,7 @@ def test_means_are_those_of_the_plan(library, kind, dtype, limits):
     tolerance = {"rtol": 8 * precision * (45 + exponent)}
     tolerance["atol"] = tolerance["rtol"]
     with grid_operators(library) as ops:
-        groups = list(ops.plan_means(costs_of(grid, np, np.dtype(dtype), []), *arguments, eps))
+        groups = list(ops.plan_means(grid_costs(np, grid, np.dtype(dtype)), *arguments, eps))
         assert sorted(i for index, _ in groups for i in index) == [0, 1, 2]
         if library == "numpy":
             expected = {"a plan": "TileMeans", "logs": "LogMeans"}.get(kind, "SharedMeans")

@@ -13,7 +13,7 @@ import numpy as np
 
 from cusink.backends.cupy import limits
 from cusink.backends.cupy import reductions as dense
-from cusink.backends.cupy.launch import Launch
+from cusink.backends.cupy.launch import PRODUCTS_FROM, Launch
 from cusink.backends.cupy.reductions import Scales
 from cusink.backends.cupy.run import LOG2_E, choose_launch, find_launch, run, sizes
 from cusink.costs.points import PointCosts
@@ -28,7 +28,8 @@ class KernelArguments:
 
     kept: Array  # (n, d) or (B, n, d), the points of the axis that is kept
     summed: Array  # (m, d) or (B, m, d), those of the axis that is summed over
-    norms: tuple[Array, Array]  # squared lengths of both, (n,) or (B, n) and (m,) or (B, m)
+    centred: tuple[Array, Array]  # both about the origin, for products on tensor cores
+    norms: tuple[Array, Array]  # squared lengths of those, (n,) or (B, n) and (m,) or (B, m)
     norm: str
     exponent: float
     terms: int
@@ -37,12 +38,17 @@ class KernelArguments:
     def of(cls, C: "PointCosts | KernelArguments", axis: Axis = 1) -> "KernelArguments":
         """Return the arguments for a sum over `axis`; those that are given are for axis 1."""
         if isinstance(C, KernelArguments):
-            return C if axis else cls(C.summed, C.kept, C.norms[::-1], C.norm, C.exponent, C.terms)
+            return C if axis else cls(C.summed, C.kept, C.centred[::-1], C.norms[::-1], C.norm, C.exponent, C.terms)
         degree = C.exponent * (2 if C.norm == "squared" else 1)
         scale = C.dtype.type(C.factor ** (1 / degree))
         x, y = (C.x, C.y) if C.factor == 1 else (C.x * scale, C.y * scale)
-        x_norms, y_norms = ((points * points).sum(axis=-1) for points in (x, y))
-        return cls.of(cls(x, y, (x_norms, y_norms), C.norm, C.exponent, C.terms), axis)
+        products = C.norm == "squared" and x.shape[-1] >= PRODUCTS_FROM
+        centred = x, y
+        if products:
+            centred_x, centred_y = C.centred()
+            centred = centred_x * scale, centred_y * scale
+        norms = tuple((points * points).sum(axis=-1) for points in centred)
+        return cls.of(cls(x, y, centred, (norms[0], norms[1]), C.norm, C.exponent, C.terms), axis)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,8 +69,10 @@ class KernelArguments:
         """Return the costs of some problems, where each has its own; else the shared one."""
         if self.ndim == 2:
             return self
-        kept, summed, *norms = (part[problems] for part in (self.kept, self.summed, *self.norms))
-        return type(self)(kept, summed, (norms[0], norms[1]), self.norm, self.exponent, self.terms)
+        kept, summed = self.kept[problems], self.summed[problems]
+        x, y = (points[problems] for points in self.centred)
+        of_x, of_y = (norms[problems] for norms in self.norms)
+        return type(self)(kept, summed, (x, y), (of_x, of_y), self.norm, self.exponent, self.terms)
 
     def find_launch(self, term: str, B: int, products: bool = True) -> Launch | None:
         """Return the launch of an operator, on tensor cores if that pays; None where the coordinates do not fit."""
@@ -75,7 +83,7 @@ class KernelArguments:
 
     def arrays(self, launch: Launch) -> tuple[Array, ...]:
         """Return the arrays of points that the kernel takes."""
-        return (self.kept, self.summed, *(self.norms if launch.kernel.endswith("_products") else ()))
+        return (*self.centred, *self.norms) if launch.kernel.endswith("_products") else (self.kept, self.summed)
 
     def scalars(self, launch: Launch, B: int) -> tuple[Any, ...]:
         """Return the arguments that every kernel takes last."""

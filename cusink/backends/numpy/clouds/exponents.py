@@ -25,7 +25,6 @@ from cusink.backends.numpy.clouds.layout import (
 from cusink.backends.numpy.distances import LOST_DIGITS, fill_distances, repair_near
 from cusink.types import Array, HostArray
 
-
 # Squared radius of a block, in the exponent, up to which a product has digits enough: with 256 float32 errs by 2**-16,
 # with 2**20 float64 by 2**-33. In many dimensions no two points are near, and costs are like the squared radius.
 SINGLE_RADIUS, SINGLE_RADIUS_PER_COORDINATE = 2.0**8, 2.0**4
@@ -124,7 +123,7 @@ class Exponents:
     def _factors(self, k: int, x: HostArray, squares: HostArray, last: HostArray, right: HostArray) -> Factors:
         """Return the factors of a block, given its rows `x` and the terms of its columns, which are overwritten."""
         d, count = x.shape[1], len(last)
-        offset = float(last.max())
+        offset = float(last.max(initial=ABSENT))  # of no column at all, where none counts
         last -= offset
         right[d + 1, :count], right[d + 1, count:] = last, ABSENT
         terms = -squares

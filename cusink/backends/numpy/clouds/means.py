@@ -59,9 +59,10 @@ class CloudMeans:
             if min(self.sums.T.min(), self.sums.S.min()) >= np.exp(-LOG_SLACK):
                 break  # the columns left out of a sum are less than its rounding
         self.empty: dict[Axis, EmptyMeans] = {}
-        for axis, none, others, weights, potential in ((1, ~filled[0], filled[1], b, g), (0, ~filled[1], filled[0], a, f)):
-            if none.any():
-                side = clouds.side(axis, none, others)
+        sides: tuple[tuple[Axis, HostArray, HostArray], ...] = (1, b, g), (0, a, f)
+        for axis, weights, potential in sides:
+            if not filled[1 - axis].all():
+                side = clouds.side(axis, ~filled[1 - axis], filled[axis])
                 logits = np.log(weights[side.columns], dtype=np.float64) + potential[side.columns] / eps
                 self.empty[axis] = EmptyMeans(side, logits, eps, C.memory_limit // 4)
 
