@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
@@ -9,6 +10,7 @@ import cusink
 from cusink.backends.numpy import points as ops
 from cusink.backends.numpy.clouds.exponents import DOUBLE_RADIUS
 from cusink.costs.kinds import data_of, named_arrays
+from cusink.operand import operand
 
 FLOATS = (np.float32, np.float64)
 DIMENSIONS = (1, 2, 3, 10, 20, 70)
@@ -131,3 +133,136 @@ def test_operators(name, d, metric, power, dtype):
     near(ops.c_transform(C, q, 1)[0], least, rounding * (np.abs(least) + 8))
     near(ops.cost_block(C, slice(None), slice(3, 9)), D[3:9], rounding * D[3:9])
     near(ops.bilinear(C, a.astype(dtype)[None], b.astype(dtype)[None])[0], a @ D @ b, rounding * (a @ D @ b))
+
+
+def solved(name, d, dtype, metric="sqeuclidean", power=1):
+    """Return a cloud with its weights, and the solution between the points with weight as the oracle has it."""
+    x, y, a, b = made(name, d, dtype)
+    eps = EPS * d
+    rows, columns = np.flatnonzero(a), np.flatnonzero(b)
+    D = dense(x[rows], y[columns], metric, power)
+    want = reference.optimum(a[rows], b[columns], D, eps)
+    return (x, y, a, b, eps), (rows, columns), D, want
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("d", [2, 20])
+@pytest.mark.parametrize("name", [name for name in CLOUDS if "padd" in name])
+def test_padding_changes_nothing(name, d, metric, dtype):
+    """Neither the solution and its bounds, nor the gradients and the divergence."""
+    (x, y, a, b, eps), (rows, columns), D, want = solved(name, d, dtype, metric)
+    some = cusink.sinkhorn(None, None, cusink.PointCloud(x[rows], y[columns], metric), eps=eps, tol=1e-5)
+    cloud, (a, b) = cusink.PointCloud(x, y, metric), (w.astype(dtype) for w in (a, b))
+    found = cusink.sinkhorn(a, b, cloud, eps=eps, tol=1e-5)
+    allowed = 16 * np.finfo(dtype).eps * (8 + D.max() / eps) + 4e-5
+    assert found.converged and float(found.cost) == pytest.approx(want.cost, rel=allowed)
+    P = found.plan()
+    np.testing.assert_allclose(P.sum(axis=1), a, rtol=0, atol=allowed * a.max())
+    np.testing.assert_allclose(P[np.ix_(rows, columns)], some.plan(), rtol=0, atol=allowed * P.max())
+    np.testing.assert_allclose(found.bounds(), some.bounds(), rtol=allowed)
+    grads, alone = (cusink.sinkhorn_adjoint(r, grad_cost=1.0, grad_reg_cost=0.5) for r in (found, some))
+    for mine, other, kept in ((grads.x, alone.x, rows), (grads.y, alone.y, columns)):
+        np.testing.assert_allclose(mine[kept], other, rtol=0, atol=20 * allowed * np.abs(other).max())
+        assert not np.delete(mine, kept, axis=0).any()
+    divergence = cusink.sinkhorn_divergence(a, b, cloud, eps=eps, tol=1e-5).divergence
+    assert float(divergence) == pytest.approx(
+        float(
+            cusink.sinkhorn_divergence(None, None, cusink.PointCloud(x[rows], y[columns], metric), eps=eps).divergence
+        ),
+        rel=allowed,
+        abs=allowed * eps,
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_means_given_empty_bins_are_those_of_a_first_bit_of_weight(dtype, limits):
+    """Wherever they lie: a potential of theirs would have no digit left."""
+    limits(cloud_array_pairs=0)
+    x, y, a, b = made("padded with 1e3", 2, dtype)
+    x[~(a > 0)] = 3  # far, but near enough for its means to be known
+    D, eps = dense(x, y), 0.1
+    g = np.random.default_rng(1).normal(size=len(b)) * eps
+    f = -eps * logsumexp(log(b) + (g - D) / eps, axis=1)
+    shares = np.exp(log(b) + (g - D) / eps + f[:, None] / eps)
+    v = np.random.default_rng(2).normal(size=(1, len(b))).astype(dtype)
+    for limit in (0, 1 << 30):
+        C = cusink.PointCloud(x, y)
+        C = data_of(C, np, dtype, [x, y], limit)
+        ((_, means),) = ops.plan_means(C, *(w.astype(dtype)[None] for w in (a, b, f, g)), eps)
+        rounding = 8 * np.finfo(dtype).eps * (4 + D[:, b > 0].max() / eps)
+        np.testing.assert_allclose(means.mean(v, 1)[0], shares @ v[0], rtol=0, atol=rounding * np.abs(v).max())
+        np.testing.assert_allclose(means.mean_cost(1)[0], (shares * D).sum(axis=1), rtol=rounding)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_batch_of_clouds_is_a_loop(dtype):
+    each = [
+        made(name, 3, dtype, seed) for seed, name in enumerate(["padded with 1e3", "padded with -9999", "two towns"])
+    ]
+    size = min(len(y) for _, y, _, _ in each)
+    each = [(x, y[-size:], a, b[-size:] / b[-size:].sum()) for x, y, a, b in each]
+    x, y, a, b = (np.stack(part).astype(dtype) for part in zip(*each, strict=True))
+    found = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=0.5, tol=1e-4)
+    for k in range(len(each)):
+        alone = cusink.sinkhorn(a[k], b[k], cusink.PointCloud(x[k], y[k]), eps=0.5, tol=1e-4)
+        assert float(found.cost[k]) == pytest.approx(float(alone.cost), rel=1e-3)
+        np.testing.assert_allclose(found.plan()[k].sum(axis=1), a[k], rtol=0, atol=2e-3 * a[k].max())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_many_problems_on_a_padded_cloud(dtype):
+    """They share a kernel, in which the padding has no part."""
+    x, y, a, b = made("padded with 1e3", 2, dtype)
+    rng = np.random.default_rng(3)
+    A, B = (rng.dirichlet(np.ones(len(w)), 9) * (w > 0) for w in (a, b))
+    A, B = ((w / w.sum(axis=1, keepdims=True)).astype(dtype) for w in (A, B))
+    found = cusink.sinkhorn(A, B, cusink.PointCloud(x, y), eps=0.05, tol=1e-5)
+    D = dense(x, y)
+    kept = np.ix_(a > 0, b > 0)
+    for k in range(9):
+        p, q = (w.astype(float)[v > 0] for w, v in ((A[k], a), (B[k], b)))
+        want = reference.optimum(p / p.sum(), q / q.sum(), D[kept], 0.05)
+        assert float(found.cost[k]) == pytest.approx(want.cost, rel=1e-4)
+    np.testing.assert_allclose(found.plan().sum(axis=2), A, rtol=0, atol=1e-4 * A.max())
+
+
+def test_padding_does_not_decide_how_large_costs_are():
+    x, y, a, b = made("padded with 1e8", 2, np.float32)
+    parts, masks = [x, y], (a > 0, b > 0)
+    plain, weighted = (operand(cusink.PointCloud(x, y), np, x.dtype, parts, weighted=w) for w in (None, masks))
+    assert plain.largest() > 1e15 and 1 < weighted.largest() < 10
+    assert weighted.own(0).largest() < 10 and weighted.between(np.arange(60), np.arange(50)).largest() < 10
+    batch = operand(cusink.PointCloud(x[None], y[None]), np, x.dtype, [x[None], y[None]], weighted=masks)
+    assert batch.at(0).largest() == weighted.largest() == batch.at([0]).largest()
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock", "cosine"])
+def test_costs_in_float64_are_those_between_the_points_of_the_user(metric):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(2, 9, 4)).astype(np.float32) + 5 for _ in range(2))
+    C = operand(cusink.PointCloud(x, y, metric), np, x.dtype, [x, y])
+    want = np.stack([dense(*each, metric) for each in zip(x, y, strict=True)])
+    rows, columns = np.array([5, 2, 2]), np.array([0, 7])
+    for cost, exact in (
+        (C, want),
+        (C.at([1]), want[[1]]),
+        (C.at(0), want[0]),
+        (C.between(rows, columns), want[:, rows][:, :, columns]),
+        (C.own(1), np.stack([dense(z, z, metric) for z in y])),
+    ):
+        found = cost.astype(np.float64).block(slice(None), slice(None))
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-13 * want.max())
+    same = C.astype(np.float32)
+    np.testing.assert_array_equal(same.data.x, C.data.x)
+
+
+def test_a_cosine_far_from_a_right_angle_keeps_its_digits():
+    """Directions that lie together are rounded about their mean."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(40, 5)).astype(np.float32) + 100 for _ in range(2))
+    D = dense(x, y, "cosine")
+    eps = 0.05 * D.mean()
+    found = ops.softmin(given(x, y, "cosine"), np.zeros((1, 40), np.float32), eps, 1)[0]
+    want = -eps * logsumexp(-D / eps, axis=1)
+    np.testing.assert_allclose(found, want, rtol=0, atol=8 * np.finfo(np.float32).eps * (D.max() + 8 * eps))
