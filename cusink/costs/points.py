@@ -10,6 +10,8 @@ import numpy as np
 from cusink.types import Array, ArrayModule, Index
 
 MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
+SUM_ENTRIES = 1 << 18  # of a gradient that are summed at a time, in float64
+LEAST_DIFFERENCE = 2.0**-6  # of its terms, that has digits enough in float32
 KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
 
 
@@ -198,15 +200,29 @@ class PointCosts:
 
 
 def _squares_adjoint(xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """Pull a `gradient` of squared distances back to points in float64, where those far from others do not cancel."""
-    gx, gy = xp.empty_like(x), xp.zeros_like(y)
-    step = max(1, MEAN_ENTRIES * gradient.shape[-2] // gradient.size)
-    for start in range(0, x.shape[-2], step):
-        rows = slice(start, start + step)
-        part, near = gradient[..., rows, :].astype(np.float64), x[..., rows, :]
-        gx[..., rows, :] = part.sum(axis=-1)[..., None] * near - xp.matmul(part, y)
-        gy += part.sum(axis=-2)[..., None] * y - xp.matmul(xp.swapaxes(part, -1, -2), near)
-    return 2 * gx, 2 * gy
+    """Pull a `gradient` of squared distances back to points: in float64, if its own precision loses too many digits."""
+    pulled = [_pull(xp, gradient, *(points.astype(gradient.dtype) for points in (x, y)))]
+    if gradient.dtype == np.float32 and not all(_has_digits(xp, *side) for side in pulled[0]):
+        step = max(1, SUM_ENTRIES * gradient.shape[-2] // gradient.size)
+        slices = [slice(start, start + step) for start in range(0, x.shape[-2], step)]
+        pulled = [_pull(xp, gradient[..., rows, :].astype(np.float64), x[..., rows, :], y) for rows in slices]
+    of_x, of_y = zip(*pulled, strict=True)
+    return 2 * xp.concatenate([kept - taken for kept, taken in of_x], axis=-2), 2 * sum(k - t for k, t in of_y)
+
+
+def _pull(xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Return for both sides ``sum_j G_ij x_i`` and ``sum_j G_ij y_j``, whose difference is half the gradient."""
+    both = (gradient, x, y), (xp.swapaxes(gradient, -1, -2), y, x)
+    # With a coordinate of ones one product gives the sums of the gradient too.
+    sums = [xp.matmul(G, xp.concatenate([q, xp.ones_like(q[..., :1])], axis=-1)) for G, _, q in both]
+    of_x, of_y = ((total[..., -1:] * p, total[..., :-1]) for (_, p, _), total in zip(both, sums, strict=True))
+    return of_x, of_y
+
+
+def _has_digits(xp: ArrayModule, kept: Array, taken: Array) -> bool:
+    """Whether a difference is not much less than its terms."""
+    terms = max(float(xp.abs(part).max()) for part in (kept, taken))
+    return bool(xp.abs(kept - taken).max() >= LEAST_DIFFERENCE * terms)
 
 
 def directions(x: Array, y: Array, dtype: Any) -> tuple[Array, Array]:

@@ -266,3 +266,19 @@ def test_a_cosine_far_from_a_right_angle_keeps_its_digits():
     found = ops.softmin(given(x, y, "cosine"), np.zeros((1, 40), np.float32), eps, 1)[0]
     want = -eps * logsumexp(-D / eps, axis=1)
     np.testing.assert_allclose(found, want, rtol=0, atol=8 * np.finfo(np.float32).eps * (D.max() + 8 * eps))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", CLOUDS)
+def test_gradients_by_points_keep_the_digits_of_near_ones(name, dtype):
+    """A point is pulled to those that it shares mass with, from wherever all are."""
+    x, y, a, b = made(name, 3, dtype)
+    rows = log(b) - dense(x, y) / EPS
+    G = (a[:, None] * np.exp(rows - logsumexp(rows, axis=1, keepdims=True))).astype(dtype)
+    found = given(x, y).block_adjoint(np, G)
+    pulls = 2 * G[..., None].astype(np.float64) * (x[:, None].astype(np.float64) - y)
+    least = 8 * np.finfo(np.float64).eps * max(np.abs(x).max(), np.abs(y).max()) / np.count_nonzero(a)  # of its sums
+    for gradient, want, size in zip(
+        found, (pulls.sum(axis=1), -pulls.sum(axis=0)), (np.abs(pulls).sum(axis=k) for k in (1, 0)), strict=True
+    ):
+        np.testing.assert_allclose(gradient, want, rtol=0, atol=2.0**8 * np.finfo(dtype).eps * size.max() + least)

@@ -188,10 +188,12 @@ def products(side: CloudSide, rows: slice, work: Workspace, columns: Columns) ->
     left = np.empty((len(x), d + 2), side.dtype)
     left[:, :d], left[:, d], left[:, d + 1] = -2 * x, np.einsum("ik,ik->i", x, x), 1
     out = multiply(left, right, work.block(len(x), columns))
-    tile, row, column = near = np.nonzero(out < NEAR * left[:, d, None])
-    if len(row) > MOSTLY_NEAR * out.size:
+    places = np.flatnonzero(out < NEAR * left[:, d, None])
+    if len(places) > MOSTLY_NEAR * out.size:
         return differences(side, rows, work, columns)
-    repair_near(out, near, side.x[rows], row, columns.of(side.y).T, tile * columns.width + column)
+    if len(places):
+        tile, row, column = near = np.unravel_index(places, out.shape)
+        repair_near(out, near, side.x[rows], row, columns.of(side.y).T, tile * columns.width + column)
     return np.maximum(out, 0, out=out)
 
 
