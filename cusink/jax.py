@@ -177,7 +177,8 @@ def _solve(options: LossOptions, a: Array, b: Array, C: Array, eps: Array) -> di
     for name, parts in POTENTIALS.items():
         exact = getattr(problem, name)
         rounded = problem.to_user(exact)
-        rest = exact - rounded.reshape(exact.shape)
+        with np.errstate(invalid="ignore"):  # +inf has no rest
+            rest = np.nan_to_num(exact - rounded.reshape(exact.shape))
         potentials |= dict(zip(parts, (rounded, problem.to_user(rest)), strict=True))
     return potentials | {name: getattr(result, name) for name in (*NUMBERS, "n_iter", "converged")}
 

@@ -30,8 +30,8 @@ def bounds(solved: Problem) -> tuple[Array, Array]:
     short_a = xp.maximum(a - C.apply_plan(p, q, one, eps, axis=1), 0)
     short_b = xp.maximum(b - C.apply_plan(p, q, xp.ones_like(a), eps, axis=0), 0)
     missing = xp.maximum(short_a.sum(axis=1), short_b.sum(axis=1))
-    rest = C.bilinear(short_a, short_b)
-    rest = xp.where(missing > 0, rest / xp.where(missing > 0, missing, 1), 0)
+    share = short_a / xp.where(missing > 0, missing, 1)[:, None]  # first, as products of masses may leave the range
+    rest = xp.where(missing > 0, C.bilinear(share, short_b), 0)
     upper = C.transport_cost(p, q, eps) + rest
 
     carried = xp.where(a > 0, xp.abs(f), 0).max(axis=1), xp.where(b > 0, xp.abs(g), 0).max(axis=1)

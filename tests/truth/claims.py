@@ -47,11 +47,13 @@ class Claim(NamedTuple):
         return f"problem {self.problem}: {self.text}"
 
 
-def assert_claims_hold(result, a, b, C, eps, *, tol=1e-6, reach=None, flags=(), exact=None):
+def assert_claims_hold(result, a, b, C, eps, *, tol="auto", reach=None, flags=(), exact=None):
     """Check all claims of a result; `C` is the dense cost, in the digits that were passed or more.
 
     `flags` are the ConvergenceWarnings of the call, and `exact` the cost (B,) without regularisation, if it is known.
     """
+    if tol == "auto":
+        tol = 1e-6 if np.asarray(result.cost).dtype == np.float64 else 1e-5
     failed = list(_broken(result, a, b, C, eps, tol, reach, exact))
     converged = np.ravel(np.asarray(result.converged))
     if tol is not None and bool(converged.all()) == bool(flags):

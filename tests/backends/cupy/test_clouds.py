@@ -315,7 +315,7 @@ def test_public_functions_run_on_points_through_the_emulated_backend():
         results = [solve(C, a, b, 0.5, options) for C in operands]
         emulated_parts, numpy_parts = (
             [f[:, :, None] + g[:, None, :], cost, error < 1e-8, converged]
-            for f, g, cost, error, _, converged in results
+            for f, g, cost, error, _, converged, *_ in results
         )
         for mine, other in zip(emulated_parts, numpy_parts, strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
