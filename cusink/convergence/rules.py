@@ -43,7 +43,10 @@ def overrelaxed(
 
 def overrelaxed_log(xp: ArrayModule, old: Array, plain: Array, excess: Any, unit: Any) -> Array:
     """Return `overrelaxed` of ``exp(old / unit)`` and ``exp(plain / unit)`` as ``unit * log``: for potentials."""
-    return plain + overrelaxed_step(xp, plain - old, excess, unit)
+    with np.errstate(invalid="ignore"):
+        step = plain - old
+    step = xp.where(xp.isnan(step), 0, step)  # +inf, where a bin without weight reaches nothing, stays
+    return plain + overrelaxed_step(xp, step, excess, unit)
 
 
 def overrelaxed_step(xp: ArrayModule, step: Array, excess: Any, unit: Any) -> Array:
