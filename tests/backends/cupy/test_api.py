@@ -66,7 +66,7 @@ CALLS = {
     "a cost each": lambda xp: solved(xp(a), xp(b), xp(np.stack([C + k for k in range(B)])), eps=0.05),
     "float32, one problem": lambda xp: solved(*(xp(w.astype("f")) for w in (a[1], b[1], C)), eps=0.1, tol=1e-5),
     "a place for the matrix": lambda xp: cusink.distance_matrix(
-        xp(a), None, xp(S), eps=0.1, max_iter=3000, out=xp(np.empty((len(a), len(a))))
+        xp(a), None, xp(S), eps=0.3, tol=1e-8, max_iter=5000, out=xp(np.empty((len(a), len(a))))
     ),
     "float16": lambda xp: cusink.sinkhorn(*(xp(w.astype("e")) for w in (a[1], a[1], S)), eps=0.1, tol=1e-3),
     "callback": lambda xp: cusink.sinkhorn(xp(a), None, xp(C), eps=0.05, callback=lambda *_: None),
