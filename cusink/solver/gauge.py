@@ -7,7 +7,7 @@ import numpy as np
 from cusink.costs.cost import Solvable
 from cusink.types import Array, ArrayModule
 
-DIGITS = 1e-9  # rounding of exponents from which on the islands of a plan get gauges of their own
+DIGITS = 2e6  # size of potentials over eps from which on the islands of a plan get gauges of their own
 NEGLIGIBLE = -100.0  # exponent of an entry that carries no mass
 
 
@@ -22,12 +22,16 @@ def in_gauge(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) ->
     (sum_f, count_f), (sum_g, count_g) = (_sum(xp, w > 0, x) for w, x in ((a, f), (b, g)))
     constant = (sum_g - sum_f) / (count_f + count_g)
     f, g = f + constant, g - constant
-    largest = C.to_host(sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in ((a, f), (b, g))))
-    rows = np.flatnonzero(float(np.finfo("float64").eps) * largest / eps > DIGITS)
-    if len(rows) and C.stored:
-        for row in rows:
+    if C.stored and float(max(abs(x).max() for x in (f, g))) / eps > DIGITS:  # as in hardly any call
+        for row in np.flatnonzero(C.to_host(size(xp, a, b, f, g)) / eps > DIGITS):
             f[row], g[row] = _by_island(C, C.costs_of(int(row)), a[row], b[row], f[row], g[row], eps)
     return f, g
+
+
+def size(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array) -> Array:
+    """Return the largest ``|f_i| + |g_j|`` (B,) of bins with weight."""
+    sides = ((a, f), (b, g))
+    return sum((xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in sides), start=xp.zeros(len(a)))
 
 
 def _by_island(C: Solvable, costs: Array, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array]:

@@ -12,8 +12,8 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.costs.cost import Solvable
 from cusink.costs.operators import Iteration
+from cusink.solver import gauge
 from cusink.solver.annealing import HALVING, Patience, halved, halvings, quartered
-from cusink.solver.gauge import in_gauge
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
@@ -116,9 +116,8 @@ def solve(
     if size is not None:
         f, g, cost = f - lift, g - lift, cost * size
     if start is None:
-        f, g = in_gauge(C, a, b, f, g, eps)
-    largest = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in ((a, f), (b, g)))
-    error = error + rounding + C.exponent_rounding() * C.to_host(largest) / eps
+        f, g = gauge.in_gauge(C, a, b, f, g, eps)
+    error = error + rounding + C.exponent_rounding() * C.to_host(gauge.size(xp, a, b, f, g)) / eps
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
 

@@ -8,6 +8,7 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
+from cusink.solver.gauge import size
 from cusink.types import Array, ArrayModule, Reach
 
 NARROW = 1e-4  # relative rounding of the plan up to which gradients are taken in float32
@@ -117,7 +118,5 @@ class Problem:
 
     def rounding(self) -> Array:
         """Return a bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
-        xp = self.xp
-        sides = ((self.a, self.f), (self.b, self.g))
-        exponent = sum(xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in sides) + self.C.largest()
+        exponent = size(self.xp, self.a, self.b, self.f, self.g) + self.C.largest()
         return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + exponent / self.eps)
