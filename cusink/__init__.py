@@ -1,38 +1,16 @@
 """Entropy-regularised Wasserstein distances for many pairs at once, on NumPy and on CuPy."""
 
-from cusink import operand as _operand
+import typing as _typing
+
+from cusink import connection as _connection
 from cusink.backends import doors as _doors
-from cusink.barycenters.barycenter import Barycenter, barycenter
-from cusink.costs.clouds import PointCloud
-from cusink.costs.grid import Grid
-from cusink.costs.matrix import cost_matrix, cost_matrix_adjoint
-from cusink.divergence.adjoint import DivergenceGradients, sinkhorn_divergence_adjoint
-from cusink.divergence.forward import SinkhornDivergence, sinkhorn_divergence
-from cusink.errors import ConvergenceWarning
-from cusink.gradients.adjoint import SinkhornGradients, sinkhorn_adjoint
-from cusink.norms.likelihood import kernel_neg_log_likelihood, kernel_neg_log_likelihood_adjoint
-from cusink.norms.norms import (
-    kernel_distance,
-    kernel_distance_adjoint,
-    kernel_scalar_product,
-    kernel_scalar_product_adjoint,
-)
-from cusink.norms.products import (
-    KernelGradients,
-    kernel_product,
-    kernel_product_adjoint,
-    kernel_product_log,
-    kernel_product_log_adjoint,
-)
-from cusink.retrieval.documents.measures import Measures
-from cusink.retrieval.matrix import DistanceMatrix, distance_matrix
-from cusink.retrieval.nearest import Neighbours, nearest
-from cusink.solver.result import SinkhornResult
-from cusink.solver.sinkhorn import sinkhorn
 from cusink.version import __version__ as __version__
 
-_operand.connect("numpy", _doors.numpy_operators)
-_operand.connect("cupy", _doors.cupy_operators)
+if _typing.TYPE_CHECKING:
+    from cusink.public import *  # what __getattr__ finds when the program runs
+
+_connection.connect("numpy", _doors.numpy_operators)
+_connection.connect("cupy", _doors.cupy_operators)
 
 __all__ = [
     "Barycenter",
@@ -67,3 +45,17 @@ __all__ = [
     "sinkhorn_divergence",
     "sinkhorn_divergence_adjoint",
 ]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    """Load the public names when the first is asked for: it takes as long as importing NumPy does."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cusink import public
+
+    globals().update({each: getattr(public, each) for each in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

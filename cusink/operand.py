@@ -1,32 +1,25 @@
 """Make the operand of a call: the cost, checked and converted, with the operators of its kind and library."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import HALF, array_module, largest
 from cusink.checks.scalars import positive_bytes
+from cusink.connection import doors_of
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import Kind, data_of, kind_of
 from cusink.costs.operands import DenseCost, GridCost, PointCost
 from cusink.costs.operators import Operators
 from cusink.types import Array, ArrayModule
 
-Doors = Callable[[], Mapping[Kind, Operators[Any]]]
-
 OPERANDS: dict[Kind, Any] = {"dense": DenseCost, "points": PointCost, "grid": GridCost}
-_doors: dict[str, Doors] = {}  # by the name of the array module
-
-
-def connect(library: str, doors: Doors) -> None:
-    """Let arrays of a library have these operators. `cusink/__init__.py` does it, so that no room imports backends."""
-    _doors[library] = doors
 
 
 def operators(kind: Kind, xp: ArrayModule) -> Operators[Any]:
     """Return the operators of a kind of cost in an array library."""
-    return _doors[xp.__name__]()[kind]
+    found: Operators[Any] = doors_of(xp.__name__)[kind]
+    return found
 
 
 def dense_cost(C: Array) -> DenseCost:

@@ -25,8 +25,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 # A room may import only from those before it, and from itself.
 ORDER = """
-    types version errors checks summary convergence costs backends operand solver norms gradients retrieval
-    barycenters plot divergence distributed cli bridge torch jax __init__ __main__
+    types version connection errors checks summary convergence costs backends operand solver norms gradients retrieval
+    barycenters plot divergence distributed cli bridge torch jax public __init__ __main__
 """.split()
 # One room for each library that is not a dependency; nothing else may import it.
 OPTIONAL = {"torch", "jax", "distributed", "plot"}
@@ -159,7 +159,7 @@ def test_raw_kernels_are_made_in_one_place():
 
 def test_importing_the_package_loads_no_gpu_library_and_nothing_optional():
     code = (
-        "import sys, cusink; "
+        "import sys, cusink; cusink.sinkhorn; "
         "print([name for name in sys.modules if name.split('.')[0] in "
         "{'cupy', 'cupyx', 'torch', 'jax', 'tqdm', 'matplotlib', 'sklearn', 'dask', 'ot', 'pandas'}])"
     )
@@ -167,10 +167,19 @@ def test_importing_the_package_loads_no_gpu_library_and_nothing_optional():
     assert answer.stdout.strip() == "[]" and answer.stderr == ""
 
 
+def test_importing_the_package_loads_no_numpy_before_a_name_is_used():
+    code = (
+        "import sys, cusink; print('numpy' in sys.modules, 'sinkhorn' in dir(cusink)); "
+        "from cusink import sinkhorn; print('numpy' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False", "True", "True"]
+
+
 def test_importing_the_package_loads_what_every_call_needs_and_no_more():
     """Each of these takes milliseconds, and SciPy a fifth of a second: they are imported where they are used."""
     code = (
-        "import sys, numpy; before = set(sys.modules); import cusink; "
+        "import sys, numpy; before = set(sys.modules); import cusink; cusink.sinkhorn; "
         "print(sorted({'scipy', 'concurrent', 'logging', 'hashlib', 'json', 'shutil'} & set(sys.modules) - before))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,21 +4,22 @@ The backends are loaded by the first call that needs them: `import cusink` stays
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cusink.costs.kinds import Kind
-from cusink.costs.operators import Operators
+if TYPE_CHECKING:
+    from cusink.costs.kinds import Kind
+    from cusink.costs.operators import Operators
 
 
 @functools.cache
-def numpy_operators() -> dict[Kind, Operators[Any]]:
+def numpy_operators() -> "dict[Kind, Operators[Any]]":
     """Return the operators in NumPy."""
     from cusink.backends.numpy import dense, grid, points
 
     return {"dense": dense.OPERATORS, "points": points.OPERATORS, "grid": grid.OPERATORS}
 
 
-def cupy_operators() -> dict[Kind, Operators[Any]]:
+def cupy_operators() -> "dict[Kind, Operators[Any]]":
     """Return the operators in CuPy, which must be installed."""
     from cusink.backends.cupy import dense, grid, points
 

@@ -1,0 +1,33 @@
+"""The public names of the package, which `cusink` loads when one of them is asked for first."""
+
+from cusink.barycenters.barycenter import Barycenter as Barycenter
+from cusink.barycenters.barycenter import barycenter as barycenter
+from cusink.costs.clouds import PointCloud as PointCloud
+from cusink.costs.grid import Grid as Grid
+from cusink.costs.matrix import cost_matrix as cost_matrix
+from cusink.costs.matrix import cost_matrix_adjoint as cost_matrix_adjoint
+from cusink.divergence.adjoint import DivergenceGradients as DivergenceGradients
+from cusink.divergence.adjoint import sinkhorn_divergence_adjoint as sinkhorn_divergence_adjoint
+from cusink.divergence.forward import SinkhornDivergence as SinkhornDivergence
+from cusink.divergence.forward import sinkhorn_divergence as sinkhorn_divergence
+from cusink.errors import ConvergenceWarning as ConvergenceWarning
+from cusink.gradients.adjoint import SinkhornGradients as SinkhornGradients
+from cusink.gradients.adjoint import sinkhorn_adjoint as sinkhorn_adjoint
+from cusink.norms.likelihood import kernel_neg_log_likelihood as kernel_neg_log_likelihood
+from cusink.norms.likelihood import kernel_neg_log_likelihood_adjoint as kernel_neg_log_likelihood_adjoint
+from cusink.norms.norms import kernel_distance as kernel_distance
+from cusink.norms.norms import kernel_distance_adjoint as kernel_distance_adjoint
+from cusink.norms.norms import kernel_scalar_product as kernel_scalar_product
+from cusink.norms.norms import kernel_scalar_product_adjoint as kernel_scalar_product_adjoint
+from cusink.norms.products import KernelGradients as KernelGradients
+from cusink.norms.products import kernel_product as kernel_product
+from cusink.norms.products import kernel_product_adjoint as kernel_product_adjoint
+from cusink.norms.products import kernel_product_log as kernel_product_log
+from cusink.norms.products import kernel_product_log_adjoint as kernel_product_log_adjoint
+from cusink.retrieval.documents.measures import Measures as Measures
+from cusink.retrieval.matrix import DistanceMatrix as DistanceMatrix
+from cusink.retrieval.matrix import distance_matrix as distance_matrix
+from cusink.retrieval.nearest import Neighbours as Neighbours
+from cusink.retrieval.nearest import nearest as nearest
+from cusink.solver.result import SinkhornResult as SinkhornResult
+from cusink.solver.sinkhorn import sinkhorn as sinkhorn
