@@ -12,7 +12,7 @@ import scipy.sparse
 from emulated.cupy_stand_in import operators
 
 import cusink
-from cusink import operand
+from cusink import connection
 from cusink.convergence.options import Options
 from cusink.convergence.rules import RELAX_ABOVE
 from cusink.retrieval import bounds as retrieval_bounds
@@ -191,7 +191,7 @@ def test_the_cuda_kernels_find_the_same(monkeypatch):
     A, B, C = collection(2, 33, 4)
     want = [cusink.nearest(A, B, C, k=2, eps=0.05, value=value) for value in ("cost", "reg_cost")]
     with operators() as ops:
-        monkeypatch.setitem(operand._doors, "numpy", lambda: {"dense": ops.OPERATORS})
+        monkeypatch.setitem(connection._doors, "numpy", lambda: {"dense": ops.OPERATORS})
         found = [
             cusink.nearest(A, B, C, k=2, eps=0.05, value=value, full_output=True) for value in ("cost", "reg_cost")
         ]

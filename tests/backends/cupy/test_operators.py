@@ -13,7 +13,7 @@ from emulated.cupy_stand_in import Memory, changed, force, operators, part, swap
 from emulated.oracle import assert_as_good
 
 import cusink
-from cusink import operand
+from cusink import connection
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import Launch, configure, shared_memory
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
@@ -501,7 +501,7 @@ def test_too_little_shared_memory_is_caught():
 
 def use(monkeypatch, ops):
     """Let the public functions run on `ops` with arrays of NumPy."""
-    monkeypatch.setitem(operand._doors, "numpy", lambda: {"dense": ops.OPERATORS})
+    monkeypatch.setitem(connection._doors, "numpy", lambda: {"dense": ops.OPERATORS})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
