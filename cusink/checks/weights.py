@@ -28,6 +28,11 @@ def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0
 
     Messages count from row `first_row`.
     """
+    with np.errstate(over="ignore"):
+        mass = weights.sum(axis=1, dtype=np.float64)
+    limits = np.finfo(weights.dtype.name)
+    if (weights.min() >= 0) & (mass.min() >= float(limits.tiny)) & (mass.max() <= float(limits.max)):
+        return  # as in nearly all calls; NaN is in none of these ranges
     if (at := first_bad_weight(xp, weights)) is not None:
         value = float(weights[at])
         rule, advice = "finite", ""
@@ -38,8 +43,6 @@ def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0
         raise ValueError(
             f"'{name}' must have a positive sum; row {first_row + at[0]} is all zero. Leave empty rows out"
         )
-    with np.errstate(over="ignore"):
-        mass = weights.sum(axis=1, dtype=np.float64)
     mass_in_range(name, mass, weights.dtype, first_row)
 
 

@@ -15,13 +15,15 @@ def in_gauge(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) ->
     """Return potentials f (B, n) and g (B, m) in float64 with equal sums over the bins that have weight.
 
     A constant of any size would cost digits of ``f + g``. Islands of the plan, between which no mass moves, each have a
-    constant of their own; where the potentials are too large for their digits, these are equalised too.
+    constant of their own; where the potentials are too large for their digits, these are equalised too. `f` and `g` may
+    be overwritten.
     """
     xp = C.xp
     f, g = f.astype(np.float64, copy=False), g.astype(np.float64, copy=False)
     (sum_f, count_f), (sum_g, count_g) = (_sum(xp, w > 0, x) for w, x in ((a, f), (b, g)))
     constant = (sum_g - sum_f) / (count_f + count_g)
-    f, g = f + constant, g - constant
+    f += constant
+    g -= constant
     if C.stored and float(max(abs(x).max() for x in (f, g))) / eps > DIGITS:  # as in hardly any call
         for row in np.flatnonzero(C.to_host(size(xp, a, b, f, g)) / eps > DIGITS):
             f[row], g[row] = _by_island(C, C.costs_of(int(row)), a[row], b[row], f[row], g[row], eps)
@@ -31,7 +33,14 @@ def in_gauge(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) ->
 def size(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array) -> Array:
     """Return the largest ``|f_i| + |g_j|`` (B,) of bins with weight."""
     sides = ((a, f), (b, g))
-    return sum((xp.where(w > 0, xp.abs(x), 0).max(axis=1) for w, x in sides), start=xp.zeros(len(a)))
+    return sum((_largest(xp, w > 0, x) for w, x in sides), start=xp.zeros(len(a)))
+
+
+def _largest(xp: ArrayModule, used: Array, potential: Array) -> Array:
+    """Return the largest size (B,) of the potential of a used bin."""
+    if not used.all():
+        potential = xp.where(used, potential, 0)
+    return xp.maximum(potential.max(axis=1), -potential.min(axis=1))
 
 
 def _by_island(C: Solvable, costs: Array, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array]:

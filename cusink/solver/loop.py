@@ -182,7 +182,7 @@ def _iterate(
             over |= slow
         if over.any():
             index = np.flatnonzero(over)
-            at = active[index]
+            at = slice(None) if len(index) == len(out.error) else active[index]
             out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
             out.error[at] = C.to_host(measured)
             out.converged[at] = np.isfinite(out.error[at] if tol is not None else bound[index])
@@ -192,8 +192,11 @@ def _iterate(
                 on = (out.error[at] > tol) & (out.n_iter[at] < max_iter) & ~rules.stall.stalled[index]
                 vain[index] = on & (bound[index] != np.inf) & ~given_up[at]
                 given_up[at] &= on
-            rules = rules.refuse(np.flatnonzero(vain))
+            if vain.any():
+                rules = rules.refuse(np.flatnonzero(vain))
             index = np.flatnonzero(~over | vain)
+            if not len(index):
+                break
             iteration.keep(index)
             rules, active = rules.select(index), active[index]
             patience = patience and patience.select(index)
