@@ -99,7 +99,7 @@ class Relaxation:
         return replace(self, omega=self.omega[index], error=self.error[index])
 
     def _estimate(self, error: HostArray, iterations: int) -> HostArray:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):  # an error may be infinite, or larger than all but the largest numbers
             rate = (error / self.error) ** (1 / iterations)
         rate = np.fmax(np.fmin(rate, 1 - 1e-5), 1e-3)  # fmin and fmax leave no NaN
         excess = self.omega - 1

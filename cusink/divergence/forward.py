@@ -178,19 +178,24 @@ def sinkhorn_divergence(
         cost, given.a, given.b, eps, options, init=init, start=start, costs_of=cost.at if prices is None else None
     )
 
-    cross = Problem.of(given, eps, pair.f, pair.g, prices, shift)
+    equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
+    error = np.maximum(pair.error, own.error)
+    f, g = pair.f, pair.g
+    if equal.any():  # one problem three times: with one solution, all of its terms cancel
+        f, g = (xp.where(equal[:, None], own.f, x) for x in (f, g))
+        own = own._replace(g=xp.where(equal[:, None], own.f, own.g))
+        error = np.where(cost.to_host(equal), own.error, error)
+        shift = None if shift is None else xp.where(equal, 0, shift)
+    cross = Problem.of(given, eps, f, g, prices, shift)
     alone = replace(cross, shift=None if prices is None else xp.zeros(len(given.a)))
     problems = (
         cross,
         replace(alone, b=given.a, C=of_a, f=own.f, g=own.f, batch_of_one=of_one[0]),
         replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1]),
     )
-    error = np.maximum(pair.error, own.error)
     converged = error <= (math.inf if options.tol is None else options.tol)
     warn_if_unconverged(converged, error, options.tol, options.max_iter)
-    divergence = xp.where(
-        _equal(given, of_a, of_b, C_aa is None and C_bb is None), 0, _divergence(problems, own.reg_cost, error)
-    )
+    divergence = xp.where(equal, 0, _divergence(problems, own.reg_cost, error))
     numbers = {"divergence": divergence, "error": error}
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
     for name, value in (("n_iter", pair.n_iter), ("converged", converged)):
@@ -232,15 +237,16 @@ def _self_problems(
     return SelfTerms(potentials[0], potentials[1], reg_cost, error)
 
 
-def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: bool) -> Array | bool:
-    """Return for which problems (B,) both measures are the same, False for none."""
+def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: bool) -> Array:
+    """Return for which problems (B,) both measures are the same."""
     C, a, b = given.C, given.a, given.b
+    none: Array = C.xp.zeros(len(a), bool)
     if a.shape != b.shape:
-        return False
+        return none
     if of_a is C and of_b is C:
         return (a == b).all(axis=1)
     if not one_metric or C.stored or C.data.x.shape != C.data.y.shape:
-        return False
+        return none
     x, y = C.data.x, C.data.y
     same = True if x is y else (x == y).all(axis=(-1, -2))
     return (a == b).all(axis=1) & same

@@ -85,9 +85,25 @@ def test_equal_measures_are_zero_apart_and_unequal_ones_are_not(eps, dtype):
         assert (result.divergence >= 0).all()
         assert (result.divergence <= 1e-13 * (eps + 1)).all()  # no digit of float32 cancels either
         grads = cusink.sinkhorn_divergence_adjoint(result)
-        assert max(np.abs(grads.a).max(), np.abs(grads.b).max()) <= 1e-4 * eps
+        assert not any(g.any() for g in (grads.a, grads.b, grads.eps))
+        assert np.abs(grads.C).max() < np.finfo(dtype).tiny  # halves of the smallest numbers are rounded
         apart = cusink.sinkhorn_divergence(a, b, C, eps=eps, reach=reach, tol=1e-5)
         assert (apart.divergence > 1e-3).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("reach", [None, 0.3])
+def test_the_gradient_is_zero_for_the_equal_pairs_of_a_batch(reach, dtype):
+    a, b, x, _ = drawn(n=14, m=14)
+    mixed = np.concatenate([a[:1], b[1:2], a[2:]]).astype(dtype)
+    cloud = cusink.PointCloud(x.astype(dtype), x.astype(dtype))
+    result = cusink.sinkhorn_divergence(a.astype(dtype), mixed, cloud, eps=0.05, reach=reach, tol=1e-5)
+    grads = cusink.sinkhorn_divergence_adjoint(result)
+    equal = (a.astype(dtype) == mixed).all(axis=1)
+    assert equal.sum() == len(a) - 1
+    np.testing.assert_array_equal(grads.a.any(axis=1), ~equal)
+    np.testing.assert_array_equal(grads.b.any(axis=1), ~equal)
+    np.testing.assert_array_equal(result.divergence > 0, ~equal)
 
 
 def test_what_is_almost_equal_is_told_apart_in_float32():
