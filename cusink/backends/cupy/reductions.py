@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cupy as cp
 import numpy as np
 
+from cusink.backends import stored
 from cusink.backends.cupy.launch import Launch
 from cusink.backends.cupy.run import LOG2_E, NULL, choose_launch, run, sizes
 from cusink.types import Array, Axis, HostArray
@@ -111,16 +112,12 @@ def cost_range(C: Array) -> tuple[float, float]:
 
 def cost_block(C: Array, problems: slice | HostArray, rows: slice | HostArray) -> Array:
     """Return the costs (rows, m) or (problems, rows, m)."""
-    return cp.ascontiguousarray(C[rows] if C.ndim == 2 else C[problems, rows])
+    return stored.cost_block(cp, C, problems, rows)
 
 
 def bilinear(C: Array, x: Array, y: Array) -> Array:
     """Return ``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y; +inf only where a forbidden pair meets mass."""
-    forbidden = cp.isposinf(C)
-    if not forbidden.any():
-        return (cp.matmul(x[:, None, :], C)[:, 0, :] * y).sum(axis=1)
-    met = (cp.matmul(x[:, None, :], forbidden.astype(x.dtype))[:, 0, :] * y).sum(axis=1)
-    return cp.where(met > 0, cp.inf, bilinear(cp.where(forbidden, 0, C), x, y))
+    return stored.bilinear(cp, C, x, y)
 
 
 def _cost_index(launch: Launch, index: Array | None) -> tuple[Array, ...]:
