@@ -1,13 +1,13 @@
 """Starts for problems that hardly converge: their solutions at larger eps. Only the start depends on it.
 
-Costs that differ by thousands of eps are annealed before the first iteration. Any other problem is annealed once it
-has shown that it converges more slowly than that would take.
+Costs that differ by thousands of eps are annealed before the first iteration. Any other problem gets a start of another
+kind once it has shown that it converges more slowly than that would take: one found by Newton's method, or annealed.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -15,10 +15,12 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import StopState
 from cusink.costs.cost import Solvable
 from cusink.solver.gauge import in_gauge
+from cusink.solver.newton import worth
 from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
 HALVING = 20  # iterations at each eps of `halved`
+FIRST_LOOK = 50  # iterations after which the first look is taken; each later one after twice as many
 PATIENCE = 200  # iterations that every problem gets before it may be annealed
 WORTH = 2  # times the iterations of `halved` must be left before it pays
 
@@ -75,39 +77,52 @@ def halvings(steepness: float) -> int:
     return max(0, math.ceil(math.log2(max(steepness, 1))))
 
 
+class Slow(NamedTuple):
+    """Which problems (B,) are to begin again: from a start by `newton`, from one by `halved`."""
+
+    by_newton: HostArray
+    by_halving: HostArray
+
+
 @dataclass(frozen=True, eq=False)
 class Patience:
-    """Tells which problems converge so slowly that `halved` and a new start take less."""
+    """Tells which problems converge so slowly that a new start takes less."""
 
+    shape: tuple[int, int]  # of the costs
     cost: int  # iterations that `halved` takes
-    latest: int  # iterations after which it is too late for that
+    first: int  # iterations before which it is too early for `halved`,
+    latest: int  # and after which it is too late
     due: int  # iterations at which to look
     since: int  # iterations at the last look
-    level: HostArray  # (B,), the error of a plain iteration, estimated at the last look
+    bound: HostArray  # (B,), the bound on the error at the last look
+    level: HostArray  # (B,), the error of a plain iteration, estimated then
 
     @classmethod
-    def start(cls, problems: int, steepness: float, max_iter: int) -> Self | None:
-        """Return the patience with problems at their start; None where `max_iter` leaves nothing to save."""
+    def start(cls, problems: int, shape: tuple[int, int], steepness: float, max_iter: int) -> Self:
+        """Return the patience with problems at their start."""
         cost = HALVING * halvings(steepness)
         # Plateaus are common before ordinary problems begin to converge; those annealed at once are past them.
         first = max(PATIENCE, cost if steepness > 2 * ANNEAL_ABOVE else 2 * cost)
-        latest = max_iter - cost - PATIENCE // 2
-        if not cost or first > latest:
-            return None
-        return cls(cost, latest, first // 2, 0, np.full(problems, np.inf))
+        latest = max_iter - cost - PATIENCE // 2 if cost else 0
+        return cls(shape, cost, first, latest, FIRST_LOOK, 0, *np.full((2, problems), np.inf))
 
-    def look(self, rules: StopState, bound: HostArray, done: int, tol: float) -> tuple[Self, HostArray]:
-        """Return the patience after a look at the bounds (B,) after `done` iterations, and who is given up (B,)."""
+    def look(self, rules: StopState, bound: HostArray, done: int, tol: float) -> tuple[Self, Slow]:
+        """Return the patience after a look at the bounds (B,) after `done` iterations, and who is given up."""
         omega = rules.relaxation.omega
         level = bound * (2 - omega) / omega
-        if self.since and done <= self.latest:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                gained, missing = np.log(self.level / level), np.log(bound / tol)
-            slow = ~(missing * (done - self.since) <= WORTH * self.cost * gained) & np.isfinite(bound)
-        else:
-            slow = np.zeros(len(bound), bool)
-        return replace(self, due=2 * done, since=done, level=level), slow
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            gained = np.log(self.level / level), np.log(self.bound / bound)
+            rates = [gain / (done - self.since) for gain in gained]
+            missing = np.log(bound / tol)
+        # Before the first look nothing is known. Neither number alone tells much: a larger omega makes one larger and
+        # the other smaller.
+        promising, worse = rates[0], np.minimum(*rates)
+        known = np.isfinite(bound) & (missing > 0) & (self.since > 0)
+        by_newton = known & ~(missing <= worth(*self.shape, len(bound)) * worse)
+        late = not self.first <= done <= self.latest
+        by_halving = known & ~(missing <= WORTH * self.cost * promising) & ~by_newton & (not late)
+        return replace(self, due=2 * done, since=done, bound=bound, level=level), Slow(by_newton, by_halving)
 
     def select(self, index: HostArray) -> Self:
         """Return the patience with the problems at `index`."""
-        return replace(self, level=self.level[index])
+        return replace(self, bound=self.bound[index], level=self.level[index])

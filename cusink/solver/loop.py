@@ -10,10 +10,11 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
-from cusink.costs.cost import Solvable
+from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import gauge
-from cusink.solver.annealing import HALVING, Patience, halved, halvings, quartered
+from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
+from cusink.solver.newton import newton
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
@@ -52,13 +53,15 @@ def solve(
     callback: Callback | None = None,
     start: Start | None = None,
     span: tuple[float, float] | None = None,
-    costs_of: Callable[[HostArray], Solvable] | None = None,
+    costs_of: Callable[[HostArray], Cost[Any]] | None = None,
+    annealed: bool = False,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
 
     `init` is (f, g); `start` puts problems under way where the iteration of the backend is not wanted. `span`, numbers
     between which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
-    `costs_of` returns the costs of some of the problems; with it, those that hardly converge begin again, annealed.
+    `costs_of` returns the costs of some of the problems; with it, those that hardly converge begin again from another
+    start, one by Newton's method alone if `init` is `annealed`.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -71,6 +74,7 @@ def solve(
         C, a, b = C.widened(), a.astype(np.float64), b.astype(np.float64)
         if start is None:  # masses that were equal in float32 are so in float64, or the error would not fall
             b *= (a.sum(axis=1) / b.sum(axis=1))[:, None]
+        costs_of = None if costs_of is None else _widened(costs_of)
     size = None if start else _size(xp, a)
     if size is not None:  # exact: the sizes are powers of two
         a, b = a / size[:, None].astype(a.dtype), b / size[:, None].astype(b.dtype)
@@ -83,7 +87,7 @@ def solve(
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
     if tol is not None and init is None:
-        rough = functools.partial(solve, start=start, span=(low, high))
+        rough = functools.partial(solve, start=start, span=(low, high), costs_of=costs_of)
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     iteration = (start or C.iteration)(a, b, eps, f, g, options.method)
@@ -104,14 +108,19 @@ def solve(
     )
     patience = None
     if costs_of is not None and setting == "auto":
-        patience = Patience.start(len(a), steepness, remaining.max_iter)
+        shape = a.shape[1], b.shape[1]
+        patience = Patience.start(len(a), shape, 1.0 if annealed else steepness, remaining.max_iter)
     slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience)
-    for so_far in np.unique(found.n_iter[slow]):
-        assert costs_of is not None  # else there is no patience, and nothing is given up
-        part = slow[found.n_iter[slow] == so_far]
-        costs = costs_of(part).widened() if widened else costs_of(part)
-        resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high))
-        _restart(resume, costs, (a[part], b[part]), eps, remaining, found, part, steepness)
+    if patience is not None and costs_of is not None:
+        parts = [np.asarray([row]) for row in slow.by_newton]
+        for so_far in np.unique(found.n_iter[slow.by_halving]):
+            parts.append(slow.by_halving[found.n_iter[slow.by_halving] == so_far])
+        for part in parts:
+            costs, weights, by_newton = costs_of(part), (a[part], b[part]), part[0] in slow.by_newton
+            resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high))
+            if not by_newton:
+                resume = functools.partial(resume, costs_of=costs.at, annealed=True)
+            _restart(resume, costs, weights, eps, remaining, found, part, steepness, by_newton)
     f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
         f, g, cost = f - lift, g - lift, cost * size
@@ -120,6 +129,11 @@ def solve(
     error = error + rounding + C.exponent_rounding() * C.to_host(gauge.size(xp, a, b, f, g)) / eps
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
+
+
+def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray], Cost[Any]]:
+    """Return the same costs in float64."""
+    return lambda part: costs_of(part).widened()
 
 
 def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float) -> bool:
@@ -143,13 +157,14 @@ def _iterate(
     callback: Callback | None,
     started: bool,
     patience: Patience | None = None,
-) -> HostArray:
+) -> Slow:
     """Iterate until every problem has stopped, and write what it ends with into `out`.
 
     There `converged` says whether the problem stayed in range. Return which problems `patience` gave up.
     """
     tol, max_iter = options.tol, options.max_iter
-    active, done, given_up = np.arange(len(out.error)), 0, np.zeros(len(out.error), bool)
+    active, done = np.arange(len(out.error)), 0
+    given_up = Slow(*np.zeros((2, len(out.error)), bool))
     earlier, since = np.full(len(out.error), np.nan), 0  # the bounds after about half of the iterations
     while len(active) and done < max_iter:
         # A problem that a device stopped in vain is behind the others.
@@ -178,8 +193,9 @@ def _iterate(
         over |= spent
         if patience is not None and tol is not None and done >= patience.due:
             patience, slow = patience.look(rules, bound, done, tol)
-            given_up[active[slow]] = True
-            over |= slow
+            for chosen, marked in zip(slow, given_up, strict=True):
+                marked[active[chosen]] = True
+                over |= chosen
         if over.any():
             index = np.flatnonzero(over)
             at = slice(None) if len(index) == len(out.error) else active[index]
@@ -190,8 +206,9 @@ def _iterate(
             if tol is not None:
                 # The error is not within the tolerance, or rounding made it exceed its bound: the problem goes on.
                 on = (out.error[at] > tol) & (out.n_iter[at] < max_iter) & ~rules.stall.stalled[index]
-                vain[index] = on & (bound[index] != np.inf) & ~given_up[at]
-                given_up[at] &= on
+                for marked in given_up:
+                    marked[at] &= on
+                vain[index] = on & (bound[index] != np.inf) & ~(given_up.by_newton | given_up.by_halving)[at]
             if vain.any():
                 rules = rules.refuse(np.flatnonzero(vain))
             index = np.flatnonzero(~over | vain)
@@ -200,27 +217,40 @@ def _iterate(
             iteration.keep(index)
             rules, active = rules.select(index), active[index]
             patience = patience and patience.select(index)
-    return np.flatnonzero(given_up)
+    return Slow(*map(np.flatnonzero, given_up))
 
 
 def _restart(
     resume: Callable[..., Solution],
-    C: Solvable,
+    C: Cost[Any],
     weights: tuple[Array, Array],
     eps: float,
     options: Options,
     out: Solution,
     slow: HostArray,
     steepness: float,
+    by_newton: bool,
 ) -> None:
-    """Solve the problems `slow` again, from annealed potentials, and keep in `out` what is better.
+    """Solve the problems `slow` again, from another start, and keep in `out` what is better.
 
     They have taken equally many iterations; `C` and `weights` are theirs. `resume` takes a cost, weights, eps, options
-    and `init`.
+    and `init`. `by_newton`, for a single problem, tries that first.
     """
-    init = halved(C, *weights, eps, options, steepness)
-    out.n_iter[slow] += HALVING * halvings(steepness)
-    rest = replace(options, max_iter=options.max_iter - int(out.n_iter[slow[0]]))
+    left = options.max_iter - int(out.n_iter[slow[0]]) - 1
+    init, taken = None, 0
+    if by_newton and options.tol is not None:
+        wide, a, b = C.widened(), *(x.astype(np.float64) for x in weights)
+        b *= a.sum() / b.sum()
+        start = out.f[slow], out.g[slow]
+        *potentials, error, taken = newton(wide, a, b, eps, start, options.tol / 2, steepness, left)
+        init = tuple(potentials) if error < out.error[slow[0]] else None
+    annealed = HALVING * halvings(steepness)
+    if init is None and taken + annealed <= left:
+        init, taken = halved(C, *weights, eps, options, steepness), taken + annealed
+    out.n_iter[slow] += taken
+    if init is None:
+        init = out.f[slow], out.g[slow]
+    rest = replace(options, max_iter=max(1, left + 1 - taken))
     found = resume(C, *weights, eps, rest, init=init)
     out.n_iter[slow] += found.n_iter
     index = np.flatnonzero(found.error <= out.error[slow])
