@@ -264,3 +264,23 @@ def test_self_terms_are_the_optimum_and_take_the_steps_of_their_rule(rho, own):
     assert short.n_iter.tolist() == [4] * 4 and not short.converged.any()
     fixed = self_potentials(dense_cost(cost), A, 0.01, Options(tol=None, max_iter=4), rho)
     assert fixed.converged.all() and fixed.n_iter.tolist() == [4] * 4
+
+
+# ---- what a result is asked -------------------------------------------------------------------------------------------
+
+
+def test_apply_says_what_is_no_vector():
+    result = cusink.sinkhorn(A, B, C, eps=EPS)
+    with pytest.raises(TypeError, match="'v' must be an array of vectors; got None"):
+        result.apply(None, 1)
+    for axis in (2, -1, 0.5, None):
+        with pytest.raises(ValueError, match="'axis' must be 0"):
+            result.apply(np.ones(6), axis)
+    for v in (np.ones(5), np.ones((3, 6)), np.ones((4, 6, 1))):
+        with pytest.raises(ValueError, match=r"'v' must have shape \(6,\) or \(4, 6\) for axis=1; got .*axis=0"):
+            result.apply(v, 1)
+    with pytest.raises(ValueError, match=r"'v' must have shape \(5,\) for axis=0"):
+        cusink.sinkhorn(A[0], B[0], C, eps=EPS).apply(np.ones((1, 5)), 0)
+    for v, axis in ((rng.normal(size=6), 1), (rng.normal(size=(4, 5)), 0)):
+        want = np.einsum("bij,bj->bi" if axis else "bij,bi->bj", result.plan(), np.broadcast_to(v, (4, v.shape[-1])))
+        np.testing.assert_allclose(result.apply(v, axis), want, atol=1e-14)
