@@ -266,7 +266,7 @@ def test_self_terms_are_the_optimum_and_take_the_steps_of_their_rule(rho, own):
     assert fixed.converged.all() and fixed.n_iter.tolist() == [4] * 4
 
 
-# ---- what a result is asked -------------------------------------------------------------------------------------------
+# ---- what a result is asked -----------------------------------------------------------------------------------------
 
 
 def test_apply_says_what_is_no_vector():
