@@ -16,7 +16,8 @@ from typing import NamedTuple
 from mutating.mutant import Mutant
 
 KILLED, TIMEOUT, SURVIVED, INVALID = "killed", "timeout", "survived", "invalid"
-COPIED = ("cusink", "kernels", "tests", "pyproject.toml", "setup.cfg", "README.md")
+# The emulator's builds of the kernels as they are take minutes; their names are hashes of all that they depend on.
+COPIED = ("cusink", "kernels", "tests", ".cache/emulated", "pyproject.toml", "setup.cfg", "README.md")
 PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", "--no-header", "--tb=line", "--durations=0")
 MEMORY = 12 << 30  # bytes of addresses; the emulator maps more than it uses
 # g++ says so of sources that no compiler takes; a test did not find these.

@@ -89,6 +89,16 @@ def test_the_solution_is_a_start_that_needs_one_iteration():
         np.testing.assert_allclose(one.plan(), result.plan(), rtol=1e-12, atol=1e-15)
 
 
+def test_when_a_problem_ends_does_not_depend_on_the_others():
+    """Also where the error of some is measured in vain, before it is within tol."""
+    random = np.random.default_rng(8)
+    a, b = random.dirichlet(np.full(12, 0.5), (2, 40))
+    costs, options = random.random((12, 12)), {"eps": 0.02, "tol": 1e-9, "check_every": 3, "max_iter": 5000}
+    together = cusink.sinkhorn(a, b, costs, **options)
+    alone = [int(cusink.sinkhorn(*pair, costs, **options).n_iter) for pair in zip(a, b, strict=True)]
+    assert together.n_iter.tolist() == alone and len(set(alone)) > 5
+
+
 @pytest.mark.parametrize(
     ("tol", "watched", "started", "done", "count"),
     [
