@@ -64,19 +64,27 @@ def _changes(tokens: list[re.Match[str]], k: int) -> Iterator[tuple[str, str]]:
         case "operator" if written in OPERATORS:
             if written in "*<>&" and (before in TYPES or after in TYPES or before in ("template", "static_cast")):
                 return  # a pointer, or what a template takes
+            if written in "<>" and _is_template([t.group() for t in tokens[max(0, k - 4) : k + 5]]):
+                return
             if VALUE.search(before) and before != "return":
                 yield ("comparison" if written[0] in "<>=!&|" else "arithmetic"), OPERATORS[written]
             elif written == "-" and before not in ("operator",):
                 yield "sign", ""
 
 
+def _is_template(words: list[str]) -> bool:
+    """Return whether there is a short list of template arguments, before a call, in the middle of some tokens."""
+    return re.search(r"\w <( [\w:,]+)+ > [({:]", " ".join(words)) is not None
+
+
 def _statements(tokens: list[re.Match[str]]) -> Iterator[tuple[int, int]]:
     """Yield where statements lie that assign, call, or jump: those without which the rest still compiles."""
-    first = 0
+    first = depth = 0
     for k, token in enumerate(tokens):
+        depth += (token.group() == "(") - (token.group() == ")")
         if token.group() in "{}" or token.lastgroup == "none":
             first = k + 1
-        elif token.group() == ";":
+        elif token.group() == ";" and depth == 0:
             words = [t.group() for t in tokens[first:k]]
             if words and _may_be_left_out(words):
                 yield tokens[first].start(), token.end()

@@ -64,6 +64,9 @@ def test_types_and_comments_of_cuda_are_left_alone():
         "#include <a>\ntemplate <class T>\n__global__ void f(const REAL* x, T& y) {\n    // 1 + 2\n    int k = x[y];\n}"
     )
     assert changes(cuda.mutants, text) == []
+    text = "for (int r = w; r < n; r += 2)\n    x[r] = f<0>(y);"
+    kinds = [kind for kind, _ in changes(cuda.mutants, text)]
+    assert sorted(kinds) == ["arithmetic", "comparison", "constant"]  # nothing of f<0>
 
 
 def test_every_source_has_mutants_that_parse_and_a_place_in_the_table():

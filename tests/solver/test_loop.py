@@ -10,6 +10,7 @@ import pytest
 import reference
 
 import cusink
+from cusink.backends.numpy.iteration import Iteration
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
@@ -207,6 +208,25 @@ def test_who_is_given_up():
     assert not first.look(rules, bound, 9701, 1e-6)[1].any()
     assert first.look(rules, bound, 9700, 1e-6)[1].any()
     assert second.select(np.array([2, 0])).level.tolist() == second.level[[2, 0]].tolist()
+
+
+CRAWLS = np.where(np.arange(16).reshape(4, 4) == 7, -1.85, 0.0), np.full(4, 0.25), np.full(4, 0.25), 0.01
+TIES = 1 - np.eye(2), np.array([0.5, 0.5]), np.array([0.25, 0.75]), 1e-4
+
+
+@pytest.mark.parametrize(("problem", "max_iter"), [(CRAWLS, 20_000), (TIES, 1000), (TIES, 200)])
+def test_iterations_of_every_start_are_counted(monkeypatch, problem, max_iter):
+    """Of a problem that is annealed at once, or after it has crawled."""
+    taken, original = [], Iteration.advance
+
+    def counted(self, omega, count):
+        taken.append(count)
+        return original(self, omega, count)
+
+    monkeypatch.setattr(Iteration, "advance", counted)
+    costs, a, b, eps = problem
+    result = unconverged(a, b, costs, eps=eps, max_iter=max_iter)
+    assert result.n_iter == sum(taken) <= max_iter and result.n_iter > 100
 
 
 # ---- gauges ----------------------------------------------------------------------------------------------------------
