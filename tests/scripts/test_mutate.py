@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-if not (ROOT / "scripts" / "mutating").exists():
-    pytest.skip("the scripts are not beside the tests", allow_module_level=True)
+if not (ROOT / "scripts" / "mutating").exists() or not (ROOT / "cusink").exists():
+    pytest.skip("the scripts and the sources are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from mutating import areas, cuda, python, run, trial  # noqa: E402
