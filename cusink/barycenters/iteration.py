@@ -62,10 +62,11 @@ class BarycenterIteration:
         counted = self.weights[:, :, 0] > 0
         with np.errstate(invalid="ignore", over="ignore"):
             rows = xp.where(self.A > 0, self.A * xp.abs(xp.expm1(self.u - self.plain_u)), 0).sum(axis=2)
-            columns = (p[:, None] * xp.abs(xp.expm1(self.v - plain_v))).sum(axis=2)
+            columns = xp.where(p[:, None] > 0, p[:, None] * xp.abs(xp.expm1(self.v - plain_v)), 0).sum(axis=2)
             error = xp.where(counted, rows + columns, 0).max(axis=1)
             if self.debiasing is not None:
-                error = xp.maximum(error, (p * xp.abs(xp.expm1(self.debiasing.excess))).sum(axis=1))
+                off = xp.where(p > 0, p * xp.abs(xp.expm1(self.debiasing.excess)), 0)
+                error = xp.maximum(error, off.sum(axis=1))
         error = xp.minimum(error, float(np.finfo(error.dtype.name).max) ** 0.5)
         return error.astype(np.float64) / self.mass
 
@@ -131,7 +132,7 @@ def jointly_over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Arra
         return plain
     step = plain - old
     step -= (weights * step).sum(axis=1, keepdims=True)  # what d has changed in between is no step of the update
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # of a histogram whose weight is 0
         before = (weights * xp.exp(-step)).sum(axis=1, keepdims=True)
         beyond = (weights * xp.exp(excess * step)).sum(axis=1, keepdims=True)
     return plain + xp.where(beyond <= before, excess, 0) * step

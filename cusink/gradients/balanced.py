@@ -41,11 +41,11 @@ def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tup
 
 def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolution:
     """Solve for the x and y through which all gradients of the cost and the potentials go."""
-    xp, C, eps, a, b = problem.xp, problem.C, problem.eps, problem.a, problem.b
+    xp, eps, a, b = problem.xp, problem.eps, problem.a, problem.b
     f, g = replace_inf(xp, problem.f), replace_inf(xp, problem.g)
     h, k = xp.zeros_like(a), xp.zeros_like(b)
     if given.f is not None and given.g is not None:
-        h, k = apply_density(C, f, g, eps, given.f, given.g)
+        h, k = apply_density(replace(problem, f=f, g=g), given.f, given.g)
 
     def right(index: HostArray, means: Means) -> tuple[Array, Array]:
         if given.cost is None:

@@ -100,7 +100,7 @@ class ReducedSystem:
         for attempt in range(ROUNDS + 1):
             x = other - of_other * self.means.mean(y, other_axis)
             residual = own - of_own * self.means.mean(x, axis) - y
-            constant = _mean(weights, residual)
+            constant = _mean(xp, weights, residual)
             residual -= constant
             if self.constant_eigenvalue:  # along the constants the system may be nearly singular
                 y += constant / self.constant_eigenvalue
@@ -144,7 +144,7 @@ def _conjugate_gradients(system: ReducedSystem, weights: Array, residual: Array,
         length = xp.where(sound, size / xp.where(sound, curvature, 1), 0)[:, None]
         y = y + length * direction
         residual = residual - length * image
-        residual = residual - _mean(weights, residual)
+        residual = residual - _mean(xp, weights, residual)
         residual = xp.where(weights > 0, residual, 0)
         previous, size = size, _dot(xp, weights, residual, residual)
         going = system.to_host(sound & (size > target**2))
@@ -167,6 +167,7 @@ def _dot(xp: ArrayModule, weights: Array, x: Array, y: Array) -> Array:
     return (xp.where(weights > 0, weights * x, 0) * y).sum(axis=1)
 
 
-def _mean(weights: Array, x: Array) -> Array:
+def _mean(xp: ArrayModule, weights: Array, x: Array) -> Array:
     """Return weighted means (B, 1)."""
-    return (weights * x).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
+    mass = weights.sum(axis=1, keepdims=True)  # 0 of a plan that underflows, where all mass stays behind
+    return (weights * x).sum(axis=1, keepdims=True) / xp.where(mass > 0, mass, 1)

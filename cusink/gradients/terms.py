@@ -1,5 +1,6 @@
 """The terms of the gradients of a solve: weights, costs, points and regularisation, block by block of the plans."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,7 +9,6 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
-from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
 from cusink.operand import dense_cost
 from cusink.solver.problem import Problem
@@ -56,10 +56,10 @@ class GradientTerms:
         """Return the gradient (B, m) with respect to the target weights, of mean zero."""
         return self._wrt_weights(self.problem.b, self.problem.g, self.y)
 
+    @np.errstate(invalid="ignore")
     def _wrt_weights(self, weights: Array, potential: Array, fit: Array | None) -> Array:
         xp = self.problem.xp
-        with np.errstate(invalid="ignore"):
-            out = self.level[:, None] * potential
+        out = self.level[:, None] * potential
         if fit is not None:
             out -= self.problem.eps * fit
         if self.grad_entropic_cost is not None:
@@ -105,6 +105,7 @@ class GradientTerms:
             (problems, rows, self._block(problems, rows).gradient) for problems, rows in self._blocks()
         )
 
+    @np.errstate(invalid="ignore")
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation, (B,) or ()."""
         problem, xp = self.problem, self.problem.xp
@@ -133,6 +134,7 @@ class GradientTerms:
             out += means.plan_sum(rows[index], of_columns, of_costs)
         return out
 
+    @np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
     def _block(self, problems: slice, rows: slice) -> PlanBlock:
         problem, eps, xp = self.problem, self.problem.eps, self.problem.xp
         f, g = replace_inf(xp, problem.f)[problems, rows], replace_inf(xp, problem.g)[problems]
@@ -149,8 +151,9 @@ class GradientTerms:
             factor = factor - self.x[problems, rows, None] - self.y[problems, None, :]
         gradient = plan * factor
         if self.grad_f is not None and self.grad_g is not None:
-            gradient += C.plan(f / eps, q, eps) * self.grad_f[problems, rows, None]
-            gradient += C.plan(p, g / eps, eps) * self.grad_g[problems, None, :]
+            of_f, of_g = C.plan(f / eps, q, eps), C.plan(p, g / eps, eps)  # may overflow at a bin without weight
+            gradient += in_range(xp, of_f, problem.dtype) * self.grad_f[problems, rows, None]
+            gradient += in_range(xp, of_g, problem.dtype) * self.grad_g[problems, None, :]
         return PlanBlock(gradient, log_ratio, direct)
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
@@ -166,15 +169,24 @@ def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:
     return xp.where(forbidden, x.dtype.type(instead), x) if forbidden.any() else x
 
 
-def apply_density(C: Cost[Any], f: Array, g: Array, eps: float, grad_f: Array, grad_g: Array) -> tuple[Array, Array]:
+def apply_density(problem: Problem, grad_f: Array, grad_g: Array) -> tuple[Array, Array]:
     """Return ``E grad_g`` and ``E' grad_f`` with the density ``E = P / (a b')``.
 
     Between two empty bins it may leave the range, and is clipped.
     """
-    xp = C.xp
-    largest = float(np.finfo(f.dtype.name).max) ** 0.5
+    xp, C, eps, f, g = problem.xp, problem.C, problem.eps, problem.f, problem.g
     with np.errstate(over="ignore", invalid="ignore"):
         h = C.apply_plan(f / eps, g / eps, grad_g, eps, 1)
         k = C.apply_plan(f / eps, g / eps, grad_f, eps, 0)
-    h, k = (xp.clip(xp.nan_to_num(x), -largest, largest) for x in (h, k))
-    return h, k
+    return in_range(xp, xp.nan_to_num(h), problem.dtype), in_range(xp, xp.nan_to_num(k), problem.dtype)
+
+
+def in_range(xp: ArrayModule, x: Array, dtype: Any) -> Array:
+    """Return `x` clipped to numbers whose products are finite in the user's `dtype`, of half precision in float32."""
+    largest = largest_factor(dtype)
+    return xp.clip(x, -largest, largest)
+
+
+def largest_factor(dtype: Any) -> float:
+    """Return the root of the largest number of the user's dtype, or of float32 if that is a narrower one."""
+    return math.sqrt(np.finfo(np.float64 if dtype == np.float64 else np.float32).max)

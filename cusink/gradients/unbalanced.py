@@ -16,7 +16,7 @@ import numpy as np
 from cusink.costs.operators import Means
 from cusink.gradients.checks import Cotangents
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
-from cusink.gradients.terms import GradientTerms, apply_density, replace_inf
+from cusink.gradients.terms import GradientTerms, apply_density, largest_factor, replace_inf
 from cusink.solver.problem import Problem
 from cusink.solver.values import sides
 from cusink.types import Array, HostArray
@@ -62,7 +62,9 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
         )
     assert problem.reach is not None
     xp, eps, dtype = problem.xp, problem.eps, problem.a.dtype
-    scaled = tuple(replace_inf(xp, side.potential / side.rho) for side in sides(problem))
+    # The derivative by a first bit of weight may leave the range of the user's dtype: it is clipped.
+    least = -float(np.log(largest_factor(problem.dtype)))
+    scaled = tuple(xp.maximum(replace_inf(xp, side.potential / side.rho), least) for side in sides(problem))
     kept = tuple(xp.exp(-x) for x in scaled)  # fraction of its weight that each bin keeps; the limit for empty bins
     f, g = ((replace_inf(xp, x) + eps * s).astype(dtype) for x, s in zip((problem.f, problem.g), scaled, strict=True))
     a, b = ((weights * k).astype(dtype) for weights, k in zip((problem.a, problem.b), kept, strict=True))
@@ -71,10 +73,10 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
     if given.reg_cost is not None:
         mass_a, mass_b, mass = (x.sum(axis=1, dtype=np.float64) for x in (problem.a, problem.b, a))
         lost = given.reg_cost * (mass_a * mass_b - mass)
-        for out, (_, potential, rho), keeps, other in zip(
-            of_weights, sides(problem), kept, (mass_b, mass_a), strict=True
+        for out, (_, potential, rho), of_rho, keeps, other in zip(
+            of_weights, sides(problem), scaled, kept, (mass_b, mass_a), strict=True
         ):
-            gain = potential if rho == np.inf else -rho * xp.expm1(-potential / rho)
+            gain = potential if rho == np.inf else -rho * xp.expm1(-of_rho)
             out += given.reg_cost[:, None] * (gain + eps * (other[:, None] - keeps))
     x = y = None
     converged = np.ones(len(a), bool)
@@ -120,10 +122,10 @@ class MeanCosts(NamedTuple):
 
 def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[MeanCosts, MarginalSolution]:
     """Return the mean costs and the solution of the damped system."""
-    xp, eps, C, a, b = problem.xp, problem.eps, problem.C, problem.a, problem.b
+    xp, eps, a, b = problem.xp, problem.eps, problem.a, problem.b
     costs, h, k = MeanCosts(xp.zeros_like(a), xp.zeros_like(b)), xp.zeros_like(a), xp.zeros_like(b)
     if given.f is not None and given.g is not None:
-        h, k = apply_density(C, problem.f, problem.g, eps, given.f, given.g)
+        h, k = apply_density(problem, given.f, given.g)
 
     def right(index: HostArray, means: Means) -> tuple[Array, Array]:
         if given.cost is None:

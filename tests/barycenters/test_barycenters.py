@@ -127,6 +127,20 @@ def test_a_miss_is_said_and_none_runs_all():
     assert exact.n_iter == 7 and exact.converged
 
 
+def test_a_histogram_of_weight_zero_counts_nothing_however_far_it_is():
+    A = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], np.float32)
+    C = np.array([[0, 0.1, 0.4], [0.1, 0, 0.1], [0.4, 0.1, 0]], np.float32)
+    found = cusink.barycenter(A, C, np.float32([0, 2]), eps=0.003)
+    np.testing.assert_allclose(found.barycenter, cusink.barycenter(A[1:], C, eps=0.003).barycenter, rtol=1e-5)
+
+
+def test_the_error_of_bins_without_mass_is_a_number():
+    C = np.array([[0, 0.25, 1], [0.25, 0, 0.25], [1, 0.25, 0]], np.float32)
+    found = cusink.barycenter(np.float32([[1, 0, 0]]), C, eps=0.003, debiased=True, tol=1e-4)
+    assert found.converged and found.error <= 1e-4
+    np.testing.assert_allclose(found.barycenter, [1, 0, 0], atol=1e-6)
+
+
 A = np.full((3, 4), 0.25)
 BAD = [
     ({"A": None}, TypeError, "'A' must be an array of histograms; got None"),

@@ -715,3 +715,17 @@ def test_the_cupy_operators_give_the_same(monkeypatch, p, block):
 def test_the_gradient_has_the_batch_axis_of_the_cost():
     C = problems.grid_cost(2, 2)[None]
     assert pull(cusink.sinkhorn(None, None, C, eps=0.5), grad_cost=1.0).C.shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize(("n", "m"), [(4, 7), (7, 4), (5, 5)])
+def test_conjugate_gradients_run_on_the_shorter_side(monkeypatch, n, m):
+    sizes, original = [], gradients_system._conjugate_gradients
+
+    def watched(system, weights, residual, target):
+        sizes.append(residual.shape[1])
+        return original(system, weights, residual, target)
+
+    monkeypatch.setattr(gradients_system, "_conjugate_gradients", watched)
+    p = problem("", 3, n, m, 0.05)
+    cusink.sinkhorn_adjoint(cusink.sinkhorn(p.a, p.b, p.C, eps=p.eps, tol=1e-9), grad_cost=1.0)
+    assert sizes and set(sizes) == {min(n, m)}

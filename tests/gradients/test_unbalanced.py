@@ -104,3 +104,26 @@ def test_the_entropic_cost_is_refused():
     result = cusink.sinkhorn(*(drawn()[name] for name in "abC"), eps=EPS, reach=0.3)
     with pytest.raises(ValueError, match="'grad_entropic_cost' must be None for unbalanced transport"):
         cusink.sinkhorn_adjoint(result, grad_entropic_cost=1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_costs_beyond_all_reach_leave_finite_gradients(dtype):
+    """The derivative by a first bit of weight is clipped to the dtype; a plan that underflows carries nothing."""
+    weights, C = [np.array(x, dtype) for x in ([1, 0], [0.3, 0.2])], np.array([[90, 0], [0, 0]], dtype)
+    result = cusink.sinkhorn(*weights, C, eps=0.02, reach=0.04)
+    for cotangents in ({"grad_cost": 1.0}, {"grad_reg_cost": 1.0}, {"grad_f": np.ones(2, dtype)}):
+        found = cusink.sinkhorn_adjoint(result, **cotangents)
+        assert all(np.isfinite(x).all() for x in (found.a, found.b, found.C, found.eps)), cotangents
+        assert found.a[0] == pytest.approx(0, abs=0.06) and (found.C[1] == 0).all()
+    a, b = np.array([1], dtype), np.array([0.2], dtype)
+    result = cusink.sinkhorn(a, b, np.array([[40000]], dtype), eps=0.1, reach=0.1)
+    for value in ("grad_cost", "grad_reg_cost"):
+        found = cusink.sinkhorn_adjoint(result, **{value: 1.0})
+        assert found.C.tolist() == [[0]] and np.isfinite([found.a, found.b]).all() and np.isfinite(found.eps)
+
+
+def test_densities_between_empty_bins_stay_in_the_dtype_of_the_user():
+    weights, C = np.float32([1, 0]), np.float32([[0, 90], [0, 2]])
+    result = cusink.sinkhorn(weights, weights, C, eps=0.1)
+    found = cusink.sinkhorn_adjoint(result, grad_entropic_cost=1.2, grad_f=np.float32([0.7, 0]))
+    assert all(np.isfinite(x).all() for x in (found.a, found.b, found.C, found.eps))

@@ -128,6 +128,63 @@ def test_no_call_writes_to_its_inputs():
     assert bytes_of(inputs) == before
 
 
+@pytest.mark.parametrize("name", ["divergence", "divergence of clouds", "barycenter", "matrix", "neighbours"])
+def test_results_of_many_problems_keep_no_view_of_their_inputs(name):
+    a, b, costs, x, y = (v.copy() for v in (A[:11], B, C, X, Y))
+    if name.startswith("divergence"):
+        cost = cusink.PointCloud(x) if name != "divergence" else costs
+        weights = (a, b) if name == "divergence" else (None, None)
+        result = cusink.sinkhorn_divergence(*weights, cost, **PAIRS)
+
+        def tell():
+            found = cusink.sinkhorn_divergence_adjoint(result, grad=np.ones_like(result.divergence))
+            return [result.divergence, found.a, found.b]
+
+    else:
+        result = {
+            "barycenter": lambda: [cusink.barycenter(a, costs, eps=0.1, tol=1e-4).barycenter],
+            "matrix": lambda: [cusink.distance_matrix(a, b, costs, **PAIRS)],
+            "neighbours": lambda: list(cusink.nearest(a, b, costs, k=3, **PAIRS)),
+        }[name]()
+
+        def tell():
+            return result
+
+    want = bytes_of(tell())
+    for v in (a, b, costs, x, y):
+        v[...] = v[::-1] + 1
+    assert bytes_of(tell()) == want
+    assert not any(np.shares_memory(v, w) for v in (a, b, costs, x, y) for w in tell())
+
+
+def test_measures_keep_no_view_of_their_points():
+    x, w = X.copy(), np.full(40, 1 / 20)
+    made = cusink.Measures.of([x[:20], x[20:]], [w[:20], w[20:]])
+    want = bytes_of([cusink.distance_matrix(made, None, "sqeuclidean", **PAIRS)])
+    x[...], w[...] = 0.5, 0.7
+    assert bytes_of([cusink.distance_matrix(made, None, "sqeuclidean", **PAIRS)]) == want
+
+
+@pytest.mark.parametrize("name", ["dense", "log", "unbalanced", "cloud", "grid"])
+def test_an_interrupt_leaves_nothing_behind(name):
+    """Ctrl-C in a callback ends the call at once; the next one gives the bytes that it always gave."""
+    want = bytes_of(CALLS[name]())
+    arguments = {"dense": (C, {}), "log": (C, {"method": "log"}), "unbalanced": (C, {"reach": 1.0})}
+    arguments |= {"cloud": (cusink.PointCloud(X, Y), {}), "grid": (cusink.Grid((4, 4)), {})}
+    cost, options = arguments[name]
+    weights = (None, None) if name == "cloud" else (A[:11], B)
+    seen = []
+
+    def stop(done, error):
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cusink.sinkhorn(*weights, cost, callback=stop, **PAIRS, **options)
+    assert len(seen) == 1
+    assert bytes_of(CALLS[name]()) == want
+
+
 def peak(call):
     """Return the largest memory that Python and NumPy took at a time in a call, beyond what was there."""
     tracemalloc.start()

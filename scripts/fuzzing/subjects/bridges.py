@@ -140,7 +140,10 @@ def _compared(case: Case, found: dict[str, Any], result: Any, grads: dict[str, n
     for k in INPUTS:
         if k in found:
             wanted = grads[k].sum() if k == "eps" else grads[k]
-            pairs.append((f"the gradient by {k}", found[k], wanted, float(np.abs(grads[k]).max()) * len(each)))
+            size = float(np.abs(grads[k]).max()) * len(each)
+            if k == "eps":  # a sum over the plan whose terms may cancel, each of the size of a cost over eps
+                size += float(np.abs(np.asarray(result.reg_cost, dtype=np.float64)).sum()) / case.options["eps"]
+            pairs.append((f"the gradient by {k}", found[k], wanted, size))
     for name, claim, wanted, size in pairs:
         claim = np.asarray(claim, dtype=np.float64)
         if np.array_equal(claim, wanted):

@@ -169,12 +169,16 @@ def check(case: Case) -> Seen:
                 )
         hurt(out, damage)
         before = _files(Path(folder))
+        # What is wrong with a file is said of the file.
         again = observe(
-            lambda: np.asarray(cusink.distance_matrix(*args, out=out, **case.options)[:]), arrays, PARAMETERS
+            lambda: np.asarray(cusink.distance_matrix(*args, out=out, **case.options)[:]),
+            arrays,
+            (*PARAMETERS, str(out).partition(".")[0]),
         )
         after = _files(Path(folder))
     if again.outcome == REFUSED or (
-        again.outcome == UNCLEAR and again.findings[0].holds.split(":")[0] in ("OSError", "FileExistsError")
+        again.outcome == UNCLEAR
+        and again.findings[0].holds.split(":")[0] in ("OSError", "FileExistsError", "FileNotFoundError")
     ):
         return Seen(REFUSED, [])
     if again.findings:

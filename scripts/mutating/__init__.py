@@ -1,0 +1,1 @@
+"""What ``scripts/mutate`` does; see ``run.py``."""

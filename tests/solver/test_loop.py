@@ -1,0 +1,316 @@
+"""The pieces of the loop, each by itself: when it looks, what it keeps, how it begins again, gauges, self-terms."""
+
+import functools
+import math
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reference
+
+import cusink
+from cusink.backends.numpy.iteration import Iteration
+from cusink.convergence.options import Options
+from cusink.convergence.rules import Relaxation, StallDetector, StopState
+from cusink.operand import dense_cost
+from cusink.solver import annealing, gauge, loop
+from cusink.solver.annealing import Patience
+from cusink.solver.symmetric import self_potentials
+
+rng = np.random.default_rng(5)
+A, B = rng.dirichlet(np.ones(5), 4), rng.dirichlet(np.ones(6), 4)
+A[1, 2] = B[2, 0] = 0
+A, B = (w / w.sum(axis=1, keepdims=True) for w in (A, B))
+C = rng.random((5, 6))
+EPS = 0.05
+
+
+def unconverged(*args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cusink.ConvergenceWarning)
+        return cusink.sinkhorn(*args, **options)
+
+
+@functools.cache
+def first_look_within(tol, every, k):
+    """Return after how many plain iterations problem `k` is first seen within `tol`, looking after `every`."""
+    count, found = 0, SimpleNamespace(f=None, error=np.inf)
+    while not found.error <= tol:
+        found, count = reference.sinkhorn(A[k], B[k], C, EPS, every, f=found.f), count + every
+    return count
+
+
+# ---- iterations, looks, what is kept ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mass", [1.0, 3.0, 1e-6])
+@pytest.mark.parametrize("method", ["auto", "log"])
+def test_each_problem_ends_at_its_first_look_within_tol(method, mass):
+    seen = []
+    options = {"eps": EPS, "tol": 1e-5, "overrelaxation": None, "method": method, "check_every": 7}
+    result = cusink.sinkhorn(mass * A, mass * B, C, callback=lambda *x: seen.append(x), **options)
+    for k in range(4):
+        count = first_look_within(1e-5, 7, k)
+        want = reference.iterated(mass * A[k], mass * B[k], C, EPS, count)
+        assert result.n_iter[k] == count
+        np.testing.assert_allclose(result.f[k], want.f, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(result.error[k], want.error, rtol=1e-6)
+        P = reference.plan(mass * A[k], mass * B[k], C, EPS, want.f, want.g)
+        np.testing.assert_allclose(result.cost[k], (P * C).sum(), rtol=1e-11)
+    assert result.converged.all() and len(set(result.n_iter.tolist())) > 1
+    assert [done for done, _ in seen] == list(range(7, result.n_iter.max() + 1, 7))
+    np.testing.assert_allclose(seen[-1][1], result.error, rtol=1e-6)
+    assert all(error.shape == (4,) for _, error in seen)
+
+
+@pytest.mark.parametrize("max_iter", [1, 9, 10, 23])
+def test_the_last_look_is_at_max_iter(max_iter):
+    seen = []
+    result = unconverged(A, B, C, eps=0.01, tol=1e-12, max_iter=max_iter, callback=lambda *x: seen.append(x[0]))
+    assert (result.n_iter == max_iter).all() and not result.converged.any()
+    assert seen == [*range(10, max_iter, 10), max_iter]
+    fixed = cusink.sinkhorn(A, B, C, eps=0.01, tol=None, max_iter=max_iter)
+    assert (fixed.n_iter == max_iter).all() and fixed.converged.all()
+    want = [reference.iterated(a, b, C, 0.01, max_iter) for a, b in zip(A, B, strict=True)]
+    np.testing.assert_allclose(fixed.f, [x.f for x in want], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(fixed.error, [x.error for x in want], rtol=1e-9)
+
+
+def test_the_solution_is_a_start_that_needs_one_iteration():
+    best = [reference.solve(a, b, C, EPS) for a, b in zip(A, B, strict=True)]
+    init = np.array([x.f for x in best]), np.array([x.g for x in best])
+    for mass in (1.0, 5.0):
+        shift = EPS / 2 * math.log(mass)  # of both potentials: weights stay outside of them
+        result = cusink.sinkhorn(mass * A, mass * B, C, eps=EPS, init=(init[0] - shift, init[1] - shift), tol=1e-8)
+        assert result.n_iter.tolist() == [1] * 4 and result.converged.all()
+        one = cusink.sinkhorn(
+            mass * A, mass * B, C, eps=EPS, init=(init[0] - shift, init[1] - shift), tol=None, max_iter=1
+        )
+        np.testing.assert_allclose(one.plan(), result.plan(), rtol=1e-12, atol=1e-15)
+
+
+def test_when_a_problem_ends_does_not_depend_on_the_others():
+    """Also where the error of some is measured in vain, before it is within tol."""
+    random = np.random.default_rng(8)
+    a, b = random.dirichlet(np.full(12, 0.5), (2, 40))
+    costs, options = random.random((12, 12)), {"eps": 0.02, "tol": 1e-9, "check_every": 3, "max_iter": 5000}
+    together = cusink.sinkhorn(a, b, costs, **options)
+    alone = [int(cusink.sinkhorn(*pair, costs, **options).n_iter) for pair in zip(a, b, strict=True)]
+    assert together.n_iter.tolist() == alone and len(set(alone)) > 5
+
+
+@pytest.mark.parametrize(
+    ("tol", "watched", "started", "done", "count"),
+    [
+        (None, False, False, 0, 35),
+        (None, False, True, 0, 35),
+        (None, True, False, 0, 10),
+        (1e-6, False, False, 0, 10),
+        (1e-6, False, True, 0, 1),
+        (1e-6, False, True, 1, 10),
+        (1e-6, False, False, 30, 5),
+    ],
+)
+def test_when_to_look(tol, watched, started, done, count):
+    assert loop._iterations_until_check(Options(max_iter=35, tol=tol, check_every=10), done, watched, started) == count
+
+
+def test_what_is_left_is_told_from_the_rate():
+    earlier, bound = np.array([1e-2, 1e-4, 1e-4, np.nan]), np.array([1e-4, 1e-4, 1e-3, 1e-3])
+    # From 1e-2 to 1e-4 in 50: to 1e-6 it takes 50 more. What stands still or grows takes for ever.
+    np.testing.assert_allclose(loop._remaining(earlier, bound, 1e-6, 50), [50, np.inf, np.inf, np.inf])
+
+
+def test_where_float32_has_too_few_digits():
+    single, double, stored = np.dtype(np.float32), np.dtype(np.float64), SimpleNamespace(exponent_rounding=lambda: 6e-8)
+    own = 2 * float(np.finfo(np.float32).eps)  # four half roundings
+    for tol, exponent in ((1e-5, 10.0), (None, 500.0)):
+        limit = 1e-4 if tol is None else tol / 2
+        top = (limit - own) / 6e-8
+        assert not loop._needs_float64(stored, single, tol, 0.999 * top)
+        assert loop._needs_float64(stored, single, tol, 1.001 * top) and top > exponent
+        assert not loop._needs_float64(stored, double, tol, 1e9)
+
+
+def test_sizes_are_powers_of_two_near_the_masses():
+    assert loop._size(np, np.ones((3, 1))) is None
+    assert loop._size(np, np.array([[0.5, 0.4], [3.1, 2.0], [1e-3, 0]])).tolist() == [1, 4, 2.0**-10]
+
+
+# ---- beginning again -------------------------------------------------------------------------------------------------
+
+
+def test_how_often_eps_is_halved():
+    assert [annealing.halvings(x) for x in (0.0, 1.0, 1.5, 2.0, 2.1, 1024.0, 1025.0)] == [0, 0, 1, 1, 2, 10, 11]
+
+
+def test_starts_at_larger_eps():
+    calls = []
+
+    def solve(cost, a, b, eps, options, init):
+        calls.append((eps, options.max_iter, options.tol, [x.copy() for x in init]))
+        return SimpleNamespace(f=init[0] + 1, g=init[1] + 3, n_iter=np.array([3, 5]) + len(calls))
+
+    cost = dense_cost(C)
+    a, b, options = A[:2], B[:2], Options(max_iter=800)
+    for steepness, stages in ((1000.0, 0), (2000.0, 0), (2001.0, 1), (4000.0, 1), (4001.0, 2), (17_000.0, 3)):
+        calls.clear()
+        spent, init = annealing.quartered(solve, cost, a, b, 0.01, options, steepness)
+        assert [eps for eps, *_ in calls] == pytest.approx([0.01 * 4**k for k in range(stages, 0, -1)])
+        assert all(call[1:3] == (800 // (4 * stages), 1e-2) for call in calls)
+        assert spent.tolist() == [sum(3 + k for k in range(1, stages + 1)), sum(5 + k for k in range(1, stages + 1))]
+        assert (init is None) == (stages == 0)
+        if stages:
+            assert not np.any(calls[0][3][0]) and not np.any(calls[0][3][1])
+            np.testing.assert_allclose(init[0].mean(axis=1) * 5, init[1].mean(axis=1) * 6, rtol=0.5)
+    calls.clear()
+    spent, init = annealing.quartered(solve, cost, a, b, 0.01, Options(max_iter=11), 17_000.0)
+    assert calls == [] and spent.tolist() == [0, 0] and init is None  # nothing to spend
+
+
+def test_halved_is_plain_iterations_at_each_eps():
+    f, g = annealing.halved(dense_cost(C), A, B, 0.03, Options(), 7.9)
+    for k in range(4):
+        state = {"f": np.zeros(5)}
+        for stage in (3, 2, 1):
+            found = reference.sinkhorn(A[k], B[k], C, 0.03 * 2**stage, 20, **state)
+            state = {"f": found.f}
+        u, v = A[k] > 0, B[k] > 0
+        ours, theirs = f[k][u][:, None] + g[k][v], found.f[u][:, None] + found.g[v]
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_patience_is_what_annealing_costs():
+    assert Patience.start(3, 1.0, 10_000) is None  # nothing to halve
+    found = Patience.start(3, 1000.0, 10_000)  # ten halvings of 20 iterations
+    assert (found.cost, found.latest, found.due, found.since) == (200, 9700, 200, 0)
+    assert found.level.shape == (3,) and np.isinf(found.level).all()
+    steep = Patience.start(3, 4000.0, 10_000)  # annealed at once: past its plateau
+    assert (steep.cost, steep.due) == (240, 120)
+    assert Patience.start(1, 4.0, 10_000).due == 100  # 200 iterations are for every problem
+    assert Patience.start(1, 1000.0, 700) is not None and Patience.start(1, 1000.0, 699) is None
+
+
+def test_who_is_given_up():
+    rules = StopState.start(
+        Relaxation(np.array([1.0, 1.0, 1.5, 1.0]), np.ones(4), 1, True, False),
+        StallDetector.start(4, np.dtype(np.float64), 1.0),
+    )
+    first, slow = Patience.start(4, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 200, 1e-6)
+    assert not slow.any() and (first.since, first.due) == (200, 400)
+    np.testing.assert_allclose(first.level, [1e-2, 1e-2, 1e-2 / 3, 1e-2])
+    # Missing is log(bound / tol) at log(level / new) in 200: twice the 200 of annealing are allowed.
+    fast = 1e-6 ** (1 / 3) * 1e-2 ** (2 / 3)  # half of what is missing was gained: as much again is left
+    bound = np.array([0.99 * fast, 1.01 * fast, 1e-2, np.inf])
+    second, slow = first.look(rules, bound, 400, 1e-6)
+    assert slow.tolist() == [False, True, True, False]
+    assert not first.look(rules, bound, 9701, 1e-6)[1].any()
+    assert first.look(rules, bound, 9700, 1e-6)[1].any()
+    assert second.select(np.array([2, 0])).level.tolist() == second.level[[2, 0]].tolist()
+
+
+CRAWLS = np.where(np.arange(16).reshape(4, 4) == 7, -1.85, 0.0), np.full(4, 0.25), np.full(4, 0.25), 0.01
+TIES = 1 - np.eye(2), np.array([0.5, 0.5]), np.array([0.25, 0.75]), 1e-4
+
+
+@pytest.mark.parametrize(("problem", "max_iter"), [(CRAWLS, 20_000), (TIES, 1000), (TIES, 200)])
+def test_iterations_of_every_start_are_counted(monkeypatch, problem, max_iter):
+    """Of a problem that is annealed at once, or after it has crawled."""
+    taken, original = [], Iteration.advance
+
+    def counted(self, omega, count):
+        taken.append(count)
+        return original(self, omega, count)
+
+    monkeypatch.setattr(Iteration, "advance", counted)
+    costs, a, b, eps = problem
+    result = unconverged(a, b, costs, eps=eps, max_iter=max_iter)
+    assert result.n_iter == sum(taken) <= max_iter and result.n_iter > 100
+
+
+# ---- gauges ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_gauge_has_equal_sums_over_bins_with_weight():
+    f, g = rng.normal(size=A.shape) + 30, rng.normal(size=B.shape)
+    found = gauge.in_gauge(dense_cost(C), A, B, f, g, EPS)
+    for k in range(4):
+        u, v = A[k] > 0, B[k] > 0
+        constant = (g[k, v].sum() - f[k, u].sum()) / (u.sum() + v.sum())
+        np.testing.assert_allclose(found[0][k], f[k] + constant, rtol=1e-13)
+        np.testing.assert_allclose(found[1][k], g[k] - constant, rtol=1e-13)
+        want = np.abs(f[k, u]).max() + np.abs(g[k, v]).max()
+        assert gauge.size(np, A, B, f, g)[k] == pytest.approx(want)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_islands_of_a_plan_get_gauges_of_their_own(apart):
+    cost = np.array([[0.1, 1e9], [1e9, 0.3]])
+    if not apart:
+        cost[0, 1] = 0.2
+    a = b = np.array([[0.5, 0.5]])
+    f, g = np.array([[1e7, 0.1]]), np.array([[0.1 - 1e7, 0.2]])
+    if not apart:
+        f[0, 1], g[0, 1] = 1e7 + 0.1, 0.2 - 1e7
+    found = gauge.in_gauge(dense_cost(cost), a, b, f, g, 1.0)
+    np.testing.assert_allclose(found[0] + found[1], [[0.1, 0.3]], atol=1e-8)
+    assert max(np.abs(x).max() for x in found) < 0.5
+    if apart:
+        np.testing.assert_allclose(found[0], found[1], atol=1e-8)
+
+
+# ---- measures with themselves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rho", [math.inf, 0.7])
+@pytest.mark.parametrize("own", [False, True])
+def test_self_terms_are_the_optimum_and_take_the_steps_of_their_rule(rho, own):
+    cost = C[:, :5] + C[:, :5].T
+    costs = np.stack([cost * (1 + k / 9) for k in range(4)]) if own else cost
+    found = self_potentials(dense_cost(costs), A, 0.3, Options(tol=1e-9, max_iter=400), rho)
+    kappa = 1 if rho == math.inf else rho / (rho + 0.3)
+    for k, a in enumerate(A):
+        one, f, image = costs[k] if own else cost, np.zeros(5), None
+        for count in range(1, 401):
+            plain = reference.softmin(one, f, a, 0.3, axis=1)
+            image = kappa * plain
+            marginal = a * np.exp((f - plain) / 0.3), a * (1 if rho == math.inf else np.exp(-f / rho))
+            if np.abs(marginal[0] - marginal[1]).sum() / (marginal[1].sum() if rho < math.inf else a.sum()) <= 1e-9:
+                break
+            f = f + (1 / (1.5 + 0.5 * math.cos(math.pi / 4 * (3 if count % 2 else 1)))) * np.where(a > 0, image - f, 0)
+        assert abs(found.n_iter[k] - count) <= 1 and found.converged[k]
+        np.testing.assert_allclose(found.f[k], reference.softmin(one, found.f[k], a, 0.3, axis=1) * kappa, atol=1e-8)
+        P = reference.plan(a, a, one, 0.3, found.f[k], found.f[k])
+        value = (P * one).sum() + 0.3 * reference.kl_to_product(P, a, a)
+        if rho < math.inf:
+            p, used = P.sum(axis=1), a > 0
+            value += 2 * rho * (p[used] * np.log(p[used] / a[used]) - p[used] + a[used]).sum()
+            value += 0.3 * (1 - P.sum())
+        np.testing.assert_allclose(found.reg_cost[k], value, rtol=1e-8)
+        if rho == math.inf:  # more accurate than the plan
+            np.testing.assert_allclose(found.reg_cost[k], reference.optimum(a, a, one, 0.3).reg_cost, rtol=1e-12)
+    short = self_potentials(dense_cost(cost), A, 0.01, Options(tol=1e-12, max_iter=4), rho)
+    assert short.n_iter.tolist() == [4] * 4 and not short.converged.any()
+    fixed = self_potentials(dense_cost(cost), A, 0.01, Options(tol=None, max_iter=4), rho)
+    assert fixed.converged.all() and fixed.n_iter.tolist() == [4] * 4
+
+
+# ---- what a result is asked -----------------------------------------------------------------------------------------
+
+
+def test_apply_says_what_is_no_vector():
+    result = cusink.sinkhorn(A, B, C, eps=EPS)
+    with pytest.raises(TypeError, match="'v' must be an array of vectors; got None"):
+        result.apply(None, 1)
+    for axis in (2, -1, 0.5, None):
+        with pytest.raises(ValueError, match="'axis' must be 0"):
+            result.apply(np.ones(6), axis)
+    for v in (np.ones(5), np.ones((3, 6)), np.ones((4, 6, 1))):
+        with pytest.raises(ValueError, match=r"'v' must have shape \(6,\) or \(4, 6\) for axis=1; got .*axis=0"):
+            result.apply(v, 1)
+    with pytest.raises(ValueError, match=r"'v' must have shape \(5,\) for axis=0"):
+        cusink.sinkhorn(A[0], B[0], C, eps=EPS).apply(np.ones((1, 5)), 0)
+    for v, axis in ((rng.normal(size=6), 1), (rng.normal(size=(4, 5)), 0)):
+        want = np.einsum("bij,bj->bi" if axis else "bij,bi->bj", result.plan(), np.broadcast_to(v, (4, v.shape[-1])))
+        np.testing.assert_allclose(result.apply(v, axis), want, atol=1e-14)
