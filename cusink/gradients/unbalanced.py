@@ -62,8 +62,9 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
         )
     assert problem.reach is not None
     xp, eps, dtype = problem.xp, problem.eps, problem.a.dtype
+    # Fraction of its weight that each bin sends away, the limit for empty bins; 0 where all partners are forbidden.
+    kept = tuple(xp.where(xp.isfinite(s.potential), xp.exp(-s.potential / s.rho), 0) for s in sides(problem))
     scaled = tuple(replace_inf(xp, side.potential / side.rho) for side in sides(problem))
-    kept = tuple(xp.exp(-x) for x in scaled)  # fraction of its weight that each bin keeps; the limit for empty bins
     f, g = ((replace_inf(xp, x) + eps * s).astype(dtype) for x, s in zip((problem.f, problem.g), scaled, strict=True))
     a, b = ((weights * k).astype(dtype) for weights, k in zip((problem.a, problem.b), kept, strict=True))
     level = sum((x for x in (given.cost, given.reg_cost) if x is not None), start=xp.zeros(len(a), dtype))
@@ -93,7 +94,8 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
         )
         if grad_f is not None and grad_g is not None:
             grad_f, grad_g = of_rows * grad_f, of_columns * grad_g
-    reached = (xp.isfinite(potential) for potential in (problem.f, problem.g))
+    # A bin that must send its weight away, and may not, cannot take any.
+    reached = (xp.isfinite(x) | (rho < np.inf) for x, rho in zip((problem.f, problem.g), problem.reach, strict=True))
     of_a, of_b = (xp.where(at, out, 0).astype(dtype) for at, out in zip(reached, of_weights, strict=True))
     terms = UnbalancedTerms(
         problem=marginal,
