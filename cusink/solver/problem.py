@@ -11,6 +11,7 @@ from cusink.costs.logits import logits
 from cusink.solver.gauge import size
 from cusink.types import Array, ArrayModule, Reach
 
+NO_MASS = 2000  # exponent below which the entries of a plan are zero, of weights of any size
 NARROW = 1e-4  # relative rounding of the plan up to which gradients are taken in float32
 
 
@@ -127,5 +128,6 @@ class Problem:
 
     def rounding(self) -> Array:
         """Return a bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
-        exponent = size(self.xp, *self.moving(), self.f, self.g) + self.C.largest()
-        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + exponent / self.eps)
+        potentials = size(self.xp, *self.moving(), self.f, self.g)
+        costs = self.xp.minimum(self.C.largest(), potentials + NO_MASS * self.eps)  # of pairs that carry mass
+        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + (potentials + costs) / self.eps)
