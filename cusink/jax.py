@@ -188,7 +188,7 @@ def _pull_back(
 ) -> tuple[Array, ...]:
     """Return the gradients for a, b, C and eps, in their shapes."""
     reach = options.reach
-    given = checks.problem(a, b, C, eps=float(eps), init=None, check=False, balanced=reach is None)
+    given = checks.problem(a, b, C, eps=float(eps), init=None, check=False, reach=reach)
     f, g = (sum(solved[part].astype(np.float64) for part in parts) for parts in POTENTIALS.values())
     f, g = f.reshape(given.a.shape), g.reshape(given.b.shape)
     shift = None if reach is None else solved["shift"].reshape(-1).astype(np.float64)

@@ -1,10 +1,11 @@
 """Rules for costs: entries, partners, points and gradients."""
 
+import math
 from typing import Any
 
 from cusink.checks.arrays import arrays, finite, in_range, kind, largest
 from cusink.checks.weights import first_index
-from cusink.types import Array, ArrayModule
+from cusink.types import Array, ArrayModule, Reach
 
 ENTRIES = 1 << 16  # that are looked at at once
 
@@ -55,14 +56,16 @@ def costs_in_range(name: str, C: Array, xp: ArrayModule) -> None:
         )
 
 
-def partners(a: Array, b: Array, C: Array, xp: ArrayModule) -> None:
-    """Check that every bin with weight may send some of it to a bin with weight."""
-    allowed = xp.isfinite(C)
-    if allowed.all():
+def partners(a: Array, b: Array, C: Array, xp: ArrayModule, reach: Reach | None = None) -> None:
+    """Check that every bin with weight may send some of it to a bin with weight.
+
+    With prices `reach` that is asked for where a marginal is to be met, and of one bin elsewhere.
+    """
+    alone = stranded(a, b, C, xp)
+    if alone is None:
         return
-    for name, weights, others, pairs in (("a", a, b, allowed), ("b", b, a, xp.swapaxes(allowed, -1, -2))):
-        lone = (weights > 0) & ~_reached(others, pairs, xp)
-        if (at := first_index(lone)) is not None:
+    for name, lone, rho in zip("ab", alone, reach or (math.inf,) * 2, strict=True):
+        if rho == math.inf and (at := first_index(lone)) is not None:
             problem, index = at
             line = "row" if name == "a" else "column"
             raise ValueError(
@@ -70,6 +73,21 @@ def partners(a: Array, b: Array, C: Array, xp: ArrayModule) -> None:
                 f"'C' is forbidden (+inf) wherever the other side has weight, and '{name}' has weight there. "
                 "Allow a pair, or empty the bin"
             )
+    if (at := first_index((alone[0] | (a == 0)).all(axis=1, keepdims=True))) is not None:
+        raise ValueError(
+            f"'C' must allow a pair of bins that both have weight; in problem {at[0]} all are forbidden (+inf). "
+            "Allow one"
+        )
+
+
+def stranded(a: Array, b: Array, C: Array, xp: ArrayModule) -> tuple[Array, Array] | None:
+    """Return which bins (B, n) and (B, m) with weight `C` forbids all partners with weight; None without +inf."""
+    allowed = xp.isfinite(C)
+    if allowed.all():
+        return None
+    sides = ((a, b, allowed), (b, a, xp.swapaxes(allowed, -1, -2)))
+    of_a, of_b = ((weights > 0) & ~_reached(others, pairs, xp) for weights, others, pairs in sides)
+    return of_a, of_b
 
 
 def _reached(others: Array, pairs: Array, xp: ArrayModule) -> Array:

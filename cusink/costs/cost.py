@@ -30,12 +30,11 @@ class Solvable(Protocol):
     def range(self) -> tuple[float, float]:
         """Return numbers between which all finite costs lie."""
 
-    @property
-    def stored(self) -> bool:
-        """Whether `costs_of` can be called."""
+    def costs_of(self, problem: int, rows: slice) -> Array:
+        """Return the costs (rows, m) of one problem."""
 
-    def costs_of(self, problem: int) -> Array:
-        """Return the stored costs (n, m) of one problem."""
+    def without(self, above: float) -> Self | None:
+        """Return the cost with +inf for the pairs that cost more than `above`; None if it cannot hold that."""
 
     def exponent_rounding(self) -> float:
         """Return the relative rounding of an exponent ``(f + g - C) / eps`` in an iteration."""
@@ -174,10 +173,15 @@ class Cost(ABC, Generic[Data]):
         """Return ``x' C y`` (B,)."""
         return self.ops.bilinear(self.data, x, y)
 
-    def costs_of(self, problem: int) -> Array:
-        """Return the stored costs (n, m) of one problem."""
-        data: Array = self.data
-        return data if self.shared else data[problem]
+    def costs_of(self, problem: int, rows: slice) -> Array:
+        """Return the costs (rows, m) of one problem."""
+        block = self.block(slice(problem, problem + 1), rows)
+        return block if self.shared else block[0]
+
+    def without(self, above: float) -> Self | None:
+        """Return the cost with +inf for the pairs that cost more than `above`; None if it cannot hold that."""
+        del above
+        return None
 
     def exponent_rounding(self) -> float:
         """Return the relative rounding of an exponent ``(f + g - C) / eps`` in an iteration."""

@@ -52,6 +52,10 @@ class DenseCost(Cost[Array]):
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data[problems])
 
+    def without(self, above: float) -> Self:
+        """Return the cost with +inf for the pairs that cost more than `above`."""
+        return replace(self, data=self.xp.where(self.data > above, self.data.dtype.type(np.inf), self.data))
+
     def between(self, rows: Array, columns: Array) -> Self:
         """Return the cost between some bins; without a copy, where these are all."""
         C = self.data[:, columns] if len(columns) < self.shape[1] else self.data

@@ -10,7 +10,6 @@ import numpy as np
 from cusink.checks.scalars import regularisation, tolerance
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
-from cusink.costs.logits import logits
 from cusink.divergence import checks
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
@@ -18,7 +17,7 @@ from cusink.solver.annealing import ANNEAL_ABOVE
 from cusink.solver.loop import Start, solve
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.symmetric import self_potentials
-from cusink.solver.unbalanced import UnbalancedIteration, damped
+from cusink.solver.unbalanced import UnbalancedIteration, damped, partnered
 from cusink.solver.values import values
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, Method, Overrelaxation, Tolerance
@@ -160,23 +159,23 @@ def sinkhorn_divergence(
     eps = regularisation(eps)
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
-    given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, balanced=prices is None)
+    given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     own = _self_problems(given, (of_a, of_b), eps, rho, options)
     cost, xp = given.C, given.C.xp
     start: Start | None = None
-    shift = None
+    shift, (live_a, live_b) = None, (given.a, given.b)
     if prices is not None:
         solver_checks.reach_in_range(prices, cost.dtype.name)
         shift = xp.zeros(len(given.a))
         start = functools.partial(UnbalancedIteration, cost, prices, shift)
+        live_a, live_b = partnered(cost, given.a, given.b)
     low, high = cost.range()
     init = (own.f, own.g) if high - low <= 2 * ANNEAL_ABOVE * eps else None  # the solution, if a and b are equal
-    pair = solve(
-        cost, given.a, given.b, eps, options, init=init, start=start, costs_of=cost.at if prices is None else None
-    )
+    costs_of = cost.at if prices is None else None
+    pair = solve(cost, live_a, live_b, eps, options, init=init, start=start, costs_of=costs_of, many=len(live_a) > 1)
 
     equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
     error = np.maximum(pair.error, own.error)
@@ -200,7 +199,7 @@ def sinkhorn_divergence(
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
     for name, value in (("n_iter", pair.n_iter), ("converged", converged)):
         numbers[name] = xp.asarray(value) if given.batched else xp.asarray(value)[0]
-    f, g = cross.potentials()
+    f, g = cross.shown_potentials()
     return SinkhornDivergence(
         problems=problems,
         own_costs=of_a.stored and not (of_a is cost and of_b is cost),
@@ -281,7 +280,7 @@ def _in_float64(problem: Problem, cross: Problem) -> Array:
         mass = cross.a.sum(axis=1, keepdims=True, dtype=np.float64)
         a, b = (weights * (mass / weights.sum(axis=1, keepdims=True)) for weights in (problem.a, problem.b))
         problem = replace(problem, a=a, b=b)
-    q = logits(problem.xp, problem.b, problem.g, problem.eps)
+    _, q = problem.logits()
     f = problem.C.repeated_softmin(problem.eps)(q, 1)
     if problem.reach is not None and problem.shift is not None:
         f = damped(f, problem.shift[:, None], problem.eps, problem.reach[0])

@@ -135,7 +135,7 @@ def sinkhorn_adjoint(
     `f` and `g` are defined up to a constant that moves between them; `grad_f` and `grad_g` are taken of those with
     ``sum(f) = sum(g)``. An empty bin has the derivative by a first bit of weight; that of `entropic_cost` is -inf,
     for x log x has it, and only the part of `reg_cost` is given. A bin that cannot take weight, because C forbids it
-    all partners, has 0.
+    all partners, has 0, or with `reach` the price of all its mass.
 
     After a solve with `reach` the masses may change, and gradients for a and b are not projected; those of `cost`, `f`
     and `g` are exact there too, see docs/unbalanced.md. `grad_entropic_cost` is refused.

@@ -65,7 +65,10 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
     # The derivative by a first bit of weight may leave the range of the user's dtype: it is clipped.
     least = -float(np.log(largest_factor(problem.dtype)))
     scaled = tuple(xp.maximum(replace_inf(xp, side.potential / side.rho), least) for side in sides(problem))
-    kept = tuple(xp.exp(-x) for x in scaled)  # fraction of its weight that each bin keeps; the limit for empty bins
+    # Fraction of its weight that each bin sends away, the limit for empty bins; 0 where all partners are forbidden.
+    kept = tuple(
+        xp.where(xp.isfinite(side.potential), xp.exp(-x), 0) for x, side in zip(scaled, sides(problem), strict=True)
+    )
     f, g = ((replace_inf(xp, x) + eps * s).astype(dtype) for x, s in zip((problem.f, problem.g), scaled, strict=True))
     a, b = ((weights * k).astype(dtype) for weights, k in zip((problem.a, problem.b), kept, strict=True))
     level = sum((x for x in (given.cost, given.reg_cost) if x is not None), start=xp.zeros(len(a), dtype))
@@ -76,7 +79,7 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
         for out, (_, potential, rho), of_rho, keeps, other in zip(
             of_weights, sides(problem), scaled, kept, (mass_b, mass_a), strict=True
         ):
-            gain = potential if rho == np.inf else -rho * xp.expm1(-of_rho)
+            gain = potential if rho == np.inf else xp.where(xp.isfinite(potential), -rho * xp.expm1(-of_rho), rho)
             out += given.reg_cost[:, None] * (gain + eps * (other[:, None] - keeps))
     x = y = None
     converged = np.ones(len(a), bool)
@@ -95,7 +98,8 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
         )
         if grad_f is not None and grad_g is not None:
             grad_f, grad_g = of_rows * grad_f, of_columns * grad_g
-    reached = (xp.isfinite(potential) for potential in (problem.f, problem.g))
+    # A bin that must send its weight away, and may not, cannot take any.
+    reached = (xp.isfinite(x) | (rho < np.inf) for x, rho in zip((problem.f, problem.g), problem.reach, strict=True))
     of_a, of_b = (xp.where(at, out, 0).astype(dtype) for at, out in zip(reached, of_weights, strict=True))
     terms = UnbalancedTerms(
         problem=marginal,

@@ -15,12 +15,12 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import StopState
 from cusink.costs.cost import Solvable
 from cusink.solver.gauge import in_gauge
-from cusink.solver.newton import worth
 from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 50  # iterations after which the first look is taken; each later one after twice as many
+LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method
 PATIENCE = 200  # iterations that every problem gets before it may be annealed
 WORTH = 2  # times the iterations of `halved` must be left before it pays
 
@@ -88,7 +88,8 @@ class Slow(NamedTuple):
 class Patience:
     """Tells which problems converge so slowly that a new start takes less."""
 
-    shape: tuple[int, int]  # of the costs
+    newton: float  # iterations that `newton` takes; inf where it cannot be had
+    max_iter: int
     cost: int  # iterations that `halved` takes
     first: int  # iterations before which it is too early for `halved`,
     latest: int  # and after which it is too late
@@ -98,13 +99,13 @@ class Patience:
     level: HostArray  # (B,), the error of a plain iteration, estimated then
 
     @classmethod
-    def start(cls, problems: int, shape: tuple[int, int], steepness: float, max_iter: int) -> Self:
-        """Return the patience with problems at their start."""
+    def start(cls, problems: int, newton: float, steepness: float, max_iter: int) -> Self:
+        """Return the patience with problems at their start; `newton` is the `worth` of Newton's method."""
         cost = HALVING * halvings(steepness)
         # Plateaus are common before ordinary problems begin to converge; those annealed at once are past them.
         first = max(PATIENCE, cost if steepness > 2 * ANNEAL_ABOVE else 2 * cost)
         latest = max_iter - cost - PATIENCE // 2 if cost else 0
-        return cls(shape, cost, first, latest, FIRST_LOOK, 0, *np.full((2, problems), np.inf))
+        return cls(newton, max_iter, cost, first, latest, FIRST_LOOK, 0, *np.full((2, problems), np.inf))
 
     def look(self, rules: StopState, bound: HostArray, done: int, tol: float) -> tuple[Self, Slow]:
         """Return the patience after a look at the bounds (B,) after `done` iterations, and who is given up."""
@@ -118,9 +119,13 @@ class Patience:
         # the other smaller.
         promising, worse = rates[0], np.minimum(*rates)
         known = np.isfinite(bound) & (missing > 0) & (self.since > 0)
-        by_newton = known & ~(missing <= worth(*self.shape, len(bound)) * worse)
-        late = not self.first <= done <= self.latest
-        by_halving = known & ~(missing <= WORTH * self.cost * promising) & ~by_newton & (not late)
+        by_newton, by_halving = np.zeros((2, len(bound)), bool)
+        with np.errstate(invalid="ignore"):  # a rate of minus infinity times nothing
+            if self.newton < np.inf and done <= self.max_iter - LEAST_LEFT:
+                # Also where it takes longer, if the problem would not end at all.
+                by_newton = known & ~(missing <= min(self.newton, self.max_iter - done) * worse)
+            if self.first <= done <= self.latest:
+                by_halving = known & ~by_newton & ~(missing <= WORTH * self.cost * promising)
         return replace(self, due=2 * done, since=done, bound=bound, level=level), Slow(by_newton, by_halving)
 
     def select(self, index: HostArray) -> Self:

@@ -46,9 +46,9 @@ def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Arr
     rounding = 8 * float(np.finfo(solved.C.dtype.name).eps)
     problem = solved.in_float64()
     xp, a, b, C, eps = problem.xp, problem.a, problem.b, problem.C, problem.eps
-    g = xp.where(b > 0, problem.g, -xp.inf)
+    g = xp.where((b > 0) & xp.isfinite(problem.g), problem.g, -xp.inf)
     f = C.c_transform(g, axis=1)
-    g = C.c_transform(xp.where(a > 0, f, -xp.inf), axis=0)
+    g = C.c_transform(xp.where((a > 0) & xp.isfinite(f), f, -xp.inf), axis=0)
     f, g = xp.where(a > 0, f, 0), xp.where(b > 0, g, 0)
     shift = translation(xp, a, b, f, g, reach)[:, None]
     (rho_a, rho_b), f, g = reach, f + shift, g - shift
@@ -72,8 +72,9 @@ def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Arr
             lost = ((weights > 0) & (marginal == 0)).any(axis=1)
             upper = xp.where(lost, xp.inf, upper)
         carried = xp.maximum(weights, weights * xp.exp(-potential / rho)).sum(axis=1)
-        slack = slack + rounding * carried * xp.abs(potential).max(axis=1)
-        moved = moved + carried * xp.abs(potential).max(axis=1)
+        largest = xp.where(xp.isfinite(potential), xp.abs(potential), rho).max(axis=1)
+        slack = slack + rounding * carried * largest
+        moved = moved + carried * largest
     return solved.to_user(lower - slack), solved.to_user(upper + slack + problem.rounding() * moved)
 
 

@@ -39,9 +39,9 @@ def problem(
     init: Any = None,
     check: bool,
     memory_limit: int | None = None,
-    balanced: bool = True,
+    reach: Reach | None = None,
 ) -> CheckedProblem:
-    """Check the arrays of a call of `cusink.sinkhorn`; `balanced` asks for equal masses."""
+    """Check the arrays of a call of `cusink.sinkhorn`; without `reach` the masses are to be equal."""
     eps = regularisation(eps)
     flag("check", check)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
@@ -73,8 +73,8 @@ def problem(
         weight_values("b", b, xp)
         if C.stored:
             cost_values(C.data, xp)
-            partners(a, b, C.data, xp)
-    if balanced:
+            partners(a, b, C.data, xp, reach)
+    if reach is None:
         b = equal_mass(a, b, xp, check, dtype)
     if init is not None:
         if check:

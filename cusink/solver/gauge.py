@@ -1,14 +1,17 @@
 """The gauge of potentials: a constant may move from f to g without a change of the plan."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from cusink.costs.blocks import blocks
 from cusink.costs.cost import Solvable
-from cusink.types import Array, ArrayModule
+from cusink.types import Array, ArrayModule, HostArray
 
 DIGITS = 2e6  # size of potentials over eps from which on the islands of a plan get gauges of their own
+DIGITS_IF_STEEP = 100  # the same for the potentials that are returned, where C / eps is large
 NEGLIGIBLE = -100.0  # exponent of an entry that carries no mass
+BLOCK_ENTRIES = 1 << 18  # of a plan that are looked at at once
 
 
 def in_gauge(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array]:
@@ -24,10 +27,15 @@ def in_gauge(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) ->
     constant = (sum_g - sum_f) / (count_f + count_g)
     f += constant
     g -= constant
-    if C.stored and float(max(abs(x).max() for x in (f, g))) / eps > DIGITS:  # as in hardly any call
-        for row in np.flatnonzero(C.to_host(size(xp, a, b, f, g)) / eps > DIGITS):
-            f[row], g[row] = _by_island(C, C.costs_of(int(row)), a[row], b[row], f[row], g[row], eps)
+    if float(max(abs(x).max() for x in (f, g))) / eps > DIGITS:  # as in hardly any call
+        equalise(C, a, b, f, g, eps, DIGITS)
     return f, g
+
+
+def equalise(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float, above: float) -> None:
+    """Give f and g equal sums in each island of the problems whose potentials are larger than `above` times eps."""
+    for row in np.flatnonzero(C.to_host(size(C.xp, a, b, f, g)) / eps > above):
+        f[row], g[row] = _by_island(C, int(row), a[row], b[row], f[row], g[row], eps)
 
 
 def size(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array) -> Array:
@@ -43,32 +51,45 @@ def _largest(xp: ArrayModule, used: Array, potential: Array) -> Array:
     return xp.maximum(potential.max(axis=1), -potential.min(axis=1))
 
 
-def _by_island(C: Solvable, costs: Array, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array]:
+def _by_island(C: Solvable, problem: int, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array]:
     """Return the potentials of one problem with equal sums in each island, where that connects no islands."""
+    a, b = C.to_host(a), C.to_host(b)
+    f, g = (C.to_host(x).astype(np.float64) for x in (f, g))
+    rows, columns = np.flatnonzero(a > 0), np.flatnonzero(b > 0)
+
+    def connected(x: HostArray, y: HostArray) -> Iterator[tuple[slice, HostArray]]:
+        for _, block in blocks(1, len(rows), len(b), BLOCK_ENTRIES):
+            first = rows[block.start]
+            costs = C.to_host(C.costs_of(problem, slice(first, rows[block.stop - 1] + 1)))
+            exponents = x[block, None] + y - costs[np.ix_(rows[block] - first, columns)]
+            yield block, exponents > NEGLIGIBLE * eps
+
+    x, y = f[rows], g[columns]
+    of_rows, of_columns = islands(connected(x, y), len(rows), len(columns))
+    count = len(rows) + len(columns)
+    sizes = np.bincount(of_columns, minlength=count) + np.bincount(of_rows, minlength=count)
+    surplus: HostArray = np.bincount(of_columns, y, count) - np.bincount(of_rows, x, count)
+    constants = surplus / np.maximum(sizes, 1)
+    x, y = x + constants[of_rows], y - constants[of_columns]
+    if not any((edges & (of_rows[block, None] != of_columns)).any() for block, edges in connected(x, y)):
+        f[rows], g[columns] = x, y
+    return C.xp.asarray(f), C.xp.asarray(g)
+
+
+def islands(edges: Iterable[tuple[slice, HostArray]], rows: int, columns: int) -> tuple[HostArray, HostArray]:
+    """Return the numbers of the islands of rows and columns, given which pairs are connected, in blocks of rows."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    costs, a, b, f, g = (C.to_host(x).astype(np.float64) for x in (costs, a, b, f, g))
-    rows, columns = np.flatnonzero(a > 0), np.flatnonzero(b > 0)
-    costs = costs[np.ix_(rows, columns)]
-
-    def connected(x: Any, y: Any) -> Any:
-        with np.errstate(invalid="ignore", over="ignore"):
-            return (x[:, None] + y - costs) / eps > NEGLIGIBLE
-
-    x, y = f[rows], g[columns]
-    edges = connected(x, y)
-    graph = np.zeros((len(rows) + len(columns),) * 2, bool)
-    graph[: len(rows), len(rows) :] = edges
-    count, island = connected_components(csr_array(graph), directed=False)
-    of_rows, of_columns = island[: len(rows)], island[len(rows) :]
-    sizes = np.bincount(island, minlength=count)
-    constants = (np.bincount(of_columns, y, count) - np.bincount(of_rows, x, count)) / sizes
-    x, y = x + constants[of_rows], y - constants[of_columns]
-    apart = of_rows[:, None] != of_columns
-    if not (connected(x, y) & apart).any():
-        f[rows], g[columns] = x, y
-    return C.xp.asarray(f), C.xp.asarray(g)
+    island = np.arange(rows + columns)  # of each bin, the number of one of its bins
+    for block, connected in edges:
+        at, to = np.nonzero(connected)
+        pairs = island[block.start + at], island[rows + to]
+        graph = csr_array((np.ones(len(at), bool), pairs), (len(island), len(island)))
+        _, label = connected_components(graph, directed=False)
+        _, first = np.unique(label, return_index=True)
+        island = first[label[island]]
+    return island[:rows], island[rows:]
 
 
 def _sum(xp: ArrayModule, used: Array, potential: Array) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,34 +12,19 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
-from cusink.solver import gauge
+from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
-from cusink.solver.newton import newton
+from cusink.solver.newton import newton, worth
+from cusink.solver.solution import Solution
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
+PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
 
 Start = Callable[[Array, Array, float, Array, Array, Method], Iteration]  # a, b, eps, f, g, method
 Callback = Callable[[int, HostArray], Any]
-
-
-class Solution(NamedTuple):
-    """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy.
-
-    `needed` (B,) estimates how many iterations a problem that ran out of them takes in all: inf where the error does
-    not fall, NaN for other problems. `computed` is the dtype of the iterations.
-    """
-
-    f: Array
-    g: Array
-    cost: Array
-    error: HostArray
-    n_iter: HostArray
-    converged: HostArray
-    needed: HostArray
-    computed: Any
 
 
 def solve(
@@ -54,20 +39,25 @@ def solve(
     start: Start | None = None,
     span: tuple[float, float] | None = None,
     costs_of: Callable[[HostArray], Cost[Any]] | None = None,
+    restrict: bool = True,
     annealed: bool = False,
+    many: bool = True,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
 
     `init` is (f, g); `start` puts problems under way where the iteration of the backend is not wanted. `span`, numbers
     between which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
-    `costs_of` returns the costs of some of the problems; with it, those that hardly converge begin again from another
-    start, one by Newton's method alone if `init` is `annealed`.
+    `costs_of` returns the costs of some of the problems. With it, those that hardly converge begin again from another
+    start, one by Newton's method alone if `init` is `annealed`; and with `restrict`, numbers too large for the digits
+    of float64 are left out where they forbid their pairs. `many` says that problems come in large numbers.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
     if not math.isfinite(steepness):
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
     xp, dtype = C.xp, a.dtype
+    if high - low > forbidden.FORBIDS * eps and restrict and options.tol is not None and costs_of is not None:
+        return _beside_huge_numbers(costs_of, a, b, eps, options, init, callback, (low, high), many)
     exponent = max(abs(low), abs(high)) / eps
     widened = _needs_float64(C, dtype, options.tol, exponent)
     if widened:
@@ -83,33 +73,26 @@ def solve(
     rounding = CARRIED * float(np.finfo(a.dtype.name).eps) / 2
     wanted = tol = options.tol
     if tol is not None:  # leave room for the rounding that is added to the error
-        tol -= rounding + min(2 * C.exponent_rounding() * exponent, tol / 2)
+        tol -= rounding + min(2 * (C.exponent_rounding() + PLAN_ROUNDING) * exponent, tol / 2)
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
     if tol is not None and init is None:
-        rough = functools.partial(solve, start=start, span=(low, high), costs_of=costs_of)
+        rough = functools.partial(solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, many=many)
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     iteration = (start or C.iteration)(a, b, eps, f, g, options.method)
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
+    # Where exponents are taken in float64, their rounding explains no error of float32.
+    explained = exponent * (1 if start else 2 * C.exponent_rounding() / float(np.finfo(C.dtype.name).eps))
     rules = StopState.start(
-        Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, exponent)
+        Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, explained)
     )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
-    found = Solution(
-        xp.empty(a.shape),
-        xp.empty(b.shape),
-        xp.empty(len(a), a.dtype),
-        np.full(len(a), np.inf),
-        np.zeros(len(a), np.int64),
-        np.ones(len(a), bool),
-        np.full(len(a), np.nan),
-        a.dtype,
-    )
+    found = Solution.empty(xp, a, b)
     patience = None
     if costs_of is not None and setting == "auto":
-        shape = a.shape[1], b.shape[1]
-        patience = Patience.start(len(a), shape, 1.0 if annealed else steepness, remaining.max_iter)
+        least = worth(a.shape[1], b.shape[1], many)
+        patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter)
     slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience)
     if patience is not None and costs_of is not None:
         parts = [np.asarray([row]) for row in slow.by_newton]
@@ -117,16 +100,19 @@ def solve(
             parts.append(slow.by_halving[found.n_iter[slow.by_halving] == so_far])
         for part in parts:
             costs, weights, by_newton = costs_of(part), (a[part], b[part]), part[0] in slow.by_newton
-            resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high))
+            resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high), restrict=False)
             if not by_newton:
-                resume = functools.partial(resume, costs_of=costs.at, annealed=True)
+                resume = functools.partial(resume, costs_of=costs.at, annealed=True, many=many)
             _restart(resume, costs, weights, eps, remaining, found, part, steepness, by_newton)
     f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
         f, g, cost = f - lift, g - lift, cost * size
     if start is None:
         f, g = gauge.in_gauge(C, a, b, f, g, eps)
-    error = error + rounding + C.exponent_rounding() * C.to_host(gauge.size(xp, a, b, f, g)) / eps
+    size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
+    error = error + rounding + np.expm1(np.minimum((C.exponent_rounding() + PLAN_ROUNDING) * size_of, 700.0))
+    if start is None and exponent > gauge.DIGITS:
+        gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
 
@@ -134,6 +120,53 @@ def solve(
 def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray], Cost[Any]]:
     """Return the same costs in float64."""
     return lambda part: costs_of(part).widened()
+
+
+def _beside_huge_numbers(
+    costs_of: Callable[[HostArray], Cost[Any]],
+    a: Array,
+    b: Array,
+    eps: float,
+    options: Options,
+    init: tuple[Array, Array] | None,
+    callback: Callback | None,
+    span: tuple[float, float],
+    many: bool,
+) -> Solution:
+    """Solve without the pairs whose costs are numbers of another size, and with them the problems that need them."""
+    every, limit = np.arange(len(a)), span[0] + forbidden.FORBIDS * eps
+    C = costs_of(every)
+    out = Solution.empty(C.xp, a, b)
+
+    def solved(at: HostArray, restricted: bool) -> Solution:
+        def costs(part: HostArray) -> Cost[Any]:
+            return forbidden.without(costs_of(at[part]), limit) if restricted else costs_of(at[part])
+
+        return solve(
+            costs(every[: len(at)]),
+            a[at],
+            b[at],
+            eps,
+            options,
+            init=None if init is None else (init[0][at], init[1][at]),
+            callback=_later(callback, out, at),
+            span=None if restricted else span,
+            costs_of=costs,
+            restrict=False,
+            many=many,
+        )
+
+    at, left = np.flatnonzero(forbidden.promising(C, a, b, limit, options.tol or 0.0)), every
+    if len(at):
+        found = solved(at, restricted=True)
+        sound = found.converged & forbidden.carried_nothing(C, a[at], b[at], found.f, found.g, eps, limit)
+        left = np.setdiff1d(every, at[sound])
+        out.put(at, found)
+    if len(left):
+        found = solved(left, restricted=False)
+        found.n_iter[:] += out.n_iter[left]
+        out.put(left, found)
+    return out._replace(computed=found.computed)
 
 
 def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float) -> bool:

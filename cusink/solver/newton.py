@@ -29,6 +29,7 @@ DIRECT = 15  # evaluations from the potentials at hand, before eps is annealed
 STAGE, ROUGH, PER_STAGE = 4, 1e-3, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
 LAST = 100  # evaluations at the smallest eps
 LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
+TOGETHER = 16  # problems from which on an iteration of one takes as little as it can
 EVALUATIONS = 30  # that a problem takes, more or less
 
 
@@ -153,14 +154,16 @@ def newton(
     return Found(*dual.potentials(point), error, taken)
 
 
-def worth(n: int, m: int, problems: int) -> float:
-    """Return how many iterations of a batch take as long as `newton` for one of its problems, more or less.
+def worth(n: int, m: int, many: bool) -> float:
+    """Return how many iterations of a problem take as long as `newton`, more or less: a large batch, or one alone.
 
     Counted in operations, as measured on a CPU: an iteration of a single problem waits for memory, a batch does not; an
-    exponential and a call take their time too.
+    exponential and a call take their time too. It does not depend on how many problems there are, so that no problem
+    ends in another way because of others.
     """
     if n * m > LARGEST:
         return math.inf
+    problems = TOGETHER if many else 1
     iteration = 4 * n * m * (1 + 5 / problems) + 3e5 / problems
     step = 1.5 * (n * m * (min(n, m) + 400) + min(n, m) ** 3) + 2e6
     return EVALUATIONS * step / iteration

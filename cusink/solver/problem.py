@@ -11,6 +11,7 @@ from cusink.costs.logits import logits
 from cusink.solver.gauge import size
 from cusink.types import Array, ArrayModule, Reach
 
+NO_MASS = 2000  # exponent below which the entries of a plan are zero, of weights of any size
 NARROW = 1e-4  # relative rounding of the plan up to which gradients are taken in float32
 
 
@@ -32,7 +33,8 @@ class Problem:
     """The solved problem in the precision it was computed in: a, f (B, n); b, g (B, m).
 
     Of unbalanced transport, with prices `reach`, the potentials are ``f + shift`` and ``g - shift`` with `shift` (B,)
-    in float64, and the plan is that of f and g, see `cusink.solver.unbalanced`.
+    in float64, and the plan is that of f and g, see `cusink.solver.unbalanced`. A bin with weight that `C` forbids all
+    partners has +inf there: all of its mass stays behind.
     """
 
     a: Array
@@ -88,7 +90,15 @@ class Problem:
 
     def logits(self) -> tuple[Array, Array]:
         """Return ``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
-        return logits(self.xp, self.a, self.f, self.eps), logits(self.xp, self.b, self.g, self.eps)
+        a, b = self.moving()
+        return logits(self.xp, a, self.f, self.eps), logits(self.xp, b, self.g, self.eps)
+
+    def moving(self) -> tuple[Array, Array]:
+        """Return the weights without those of bins that `C` forbids all partners, whose mass stays behind."""
+        if self.reach is None:
+            return self.a, self.b
+        a, b = (self.xp.where(self.xp.isfinite(x), w, 0) for w, x in ((self.a, self.f), (self.b, self.g)))
+        return a, b
 
     def potentials(self) -> tuple[Array, Array]:
         """Return the dual potentials; those of unbalanced transport have the shift and are in float64."""
@@ -118,5 +128,6 @@ class Problem:
 
     def rounding(self) -> Array:
         """Return a bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
-        exponent = size(self.xp, self.a, self.b, self.f, self.g) + self.C.largest()
-        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + exponent / self.eps)
+        potentials = size(self.xp, *self.moving(), self.f, self.g)
+        costs = self.xp.minimum(self.C.largest(), potentials + NO_MASS * self.eps)  # of pairs that carry mass
+        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + (potentials + costs) / self.eps)

@@ -9,7 +9,7 @@ from cusink.solver import checks
 from cusink.solver.loop import Callback, Start, solve
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult, make_result
-from cusink.solver.unbalanced import UnbalancedIteration
+from cusink.solver.unbalanced import UnbalancedIteration, partnered
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation, Tolerance
 
@@ -71,7 +71,8 @@ def sinkhorn(
     reach : float, or pair of float or None, optional
         Lets the marginals of the plan differ from `a` and `b`, so that these may have different masses: the price of
         the difference, in the unit of `C`, for both or for each. Mass that would have to go for more than about
-        twice the reach is left behind. None, for both or for one, stands for a marginal that is met.
+        twice the reach is left behind, as is that of a bin whose partners are all forbidden. None, for both or for
+        one, stands for a marginal that is met.
     callback : callable, optional
         Called as ``callback(iteration, error)`` at every check, with the latest error of every problem.
     memory_limit : int, optional
@@ -132,18 +133,19 @@ def sinkhorn(
     tol = tolerance(tol, a, b, C)
     eps = regularisation(eps)
     prices = checks.reach(reach, method)
-    balanced = prices is None
-    given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, balanced=balanced)
+    given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
     options = checks.options(max_iter, tol, check_every, method, overrelaxation)
     checks.callback(callback)
     start: Start | None = None
-    shift, costs_of = None, given.C.at if balanced else None
-    if prices is not None:
-        checks.reach_in_range(prices, given.C.dtype.name)
-        shift = given.C.xp.zeros(len(given.a))
-        start = functools.partial(UnbalancedIteration, given.C, prices, shift)
     C, a, b, init = given.C, given.a, given.b, given.init
-    found = solve(C, a, b, eps, options, init=init, callback=callback, start=start, costs_of=costs_of)
+    shift, costs_of = None, C.at if prices is None else None
+    if prices is not None:
+        checks.reach_in_range(prices, C.dtype.name)
+        shift = C.xp.zeros(len(a))
+        start = functools.partial(UnbalancedIteration, C, prices, shift)
+        a, b = partnered(C, a, b)
+    many = len(a) > 1
+    found = solve(C, a, b, eps, options, init=init, callback=callback, start=start, costs_of=costs_of, many=many)
     effort, dtype = (found.n_iter, found.needed), found.computed
     warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)

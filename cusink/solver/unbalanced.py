@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cusink.convergence.rules import overrelaxed_step
+from cusink.costs.checks import stranded
 from cusink.costs.cost import Cost
 from cusink.costs.operators import HostChecked
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
@@ -49,6 +50,7 @@ class UnbalancedIteration(HostChecked):
         self.a, self.b = a, b
         with np.errstate(divide="ignore"):
             self.log_a, self.log_b = xp.log(a), xp.log(b)
+        f, g = (xp.where(xp.isfinite(x), x, 0) for x in (f, g))
         t = ((f.mean(axis=1) - g.mean(axis=1)) / 2)[:, None]
         self.f, self.g, self.t = self._of_weighted(f - t, a), self._of_weighted(g + t, b), t.astype(np.float64)
         self.softmin = self._softmin_of(C)
@@ -98,6 +100,15 @@ class UnbalancedIteration(HostChecked):
         if not self.C.shared:
             self.C = self.C.at(index)
             self.softmin = self._softmin_of(self.C)
+
+
+def partnered(C: Cost[Any], a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the weights without those of bins that `C` forbids all partners: these keep their mass."""
+    alone = stranded(a, b, C.data, C.xp) if C.stored else None
+    if alone is None:
+        return a, b
+    live_a, live_b = (C.xp.where(lone, 0, weights) for weights, lone in zip((a, b), alone, strict=True))
+    return live_a, live_b
 
 
 def damped(image: Array, shift: Array, eps: float, rho: float) -> Array:

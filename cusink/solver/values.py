@@ -51,7 +51,8 @@ def _unbalanced_values(problem: Problem) -> tuple[Array, Array]:
         marginal = weights * xp.exp(-potential / rho)
         dual += price(xp, weights, potential, rho)
         # <P, log P> in the potentials without their shift: both marginals have one mass, and it cancels.
-        logs = xp.where(weights > 0, unshifted + eps * xp.log(xp.where(weights > 0, weights, 1)), 0)
+        carries = (weights > 0) & xp.isfinite(potential)
+        logs = xp.where(carries, unshifted + eps * xp.log(xp.where(weights > 0, weights, 1)), 0)
         entropy += (marginal * logs).sum(axis=1)
         sums.append((weights.sum(axis=1), marginal.sum(axis=1)))
     (mass_a, mass), (mass_b, _) = sums

@@ -16,6 +16,7 @@ from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
 from cusink.solver import annealing, gauge, loop
 from cusink.solver.annealing import Patience
+from cusink.solver.newton import Semidual
 from cusink.solver.symmetric import self_potentials
 
 rng = np.random.default_rng(5)
@@ -96,7 +97,8 @@ def test_when_a_problem_ends_does_not_depend_on_the_others():
     a, b = random.dirichlet(np.full(12, 0.5), (2, 40))
     costs, options = random.random((12, 12)), {"eps": 0.02, "tol": 1e-9, "check_every": 3, "max_iter": 5000}
     together = cusink.sinkhorn(a, b, costs, **options)
-    alone = [int(cusink.sinkhorn(*pair, costs, **options).n_iter) for pair in zip(a, b, strict=True)]
+    twice = [cusink.sinkhorn(*np.stack([pair, pair], axis=1), costs, **options) for pair in zip(a, b, strict=True)]
+    alone = [int(result.n_iter[0]) for result in twice]
     assert together.n_iter.tolist() == alone and len(set(alone)) > 5
 
 
@@ -181,33 +183,61 @@ def test_halved_is_plain_iterations_at_each_eps():
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
-def test_patience_is_what_annealing_costs():
-    assert Patience.start(3, 1.0, 10_000) is None  # nothing to halve
-    found = Patience.start(3, 1000.0, 10_000)  # ten halvings of 20 iterations
-    assert (found.cost, found.latest, found.due, found.since) == (200, 9700, 200, 0)
-    assert found.level.shape == (3,) and np.isinf(found.level).all()
-    steep = Patience.start(3, 4000.0, 10_000)  # annealed at once: past its plateau
-    assert (steep.cost, steep.due) == (240, 120)
-    assert Patience.start(1, 4.0, 10_000).due == 100  # 200 iterations are for every problem
-    assert Patience.start(1, 1000.0, 700) is not None and Patience.start(1, 1000.0, 699) is None
+def test_patience_is_what_a_new_start_costs():
+    found = Patience.start(3, 700.0, 1000.0, 10_000)  # ten halvings of 20 iterations
+    assert (found.newton, found.cost, found.first, found.latest) == (700, 200, 400, 9700)
+    assert (found.due, found.since) == (50, 0)
+    assert found.level.shape == found.bound.shape == (3,)
+    assert np.isinf(found.level).all() and np.isinf(found.bound).all()
+    steep = Patience.start(3, 700.0, 4000.0, 10_000)  # annealed at once: past its plateau
+    assert (steep.cost, steep.first) == (240, 240)
+    assert Patience.start(1, 700.0, 4.0, 10_000).first == 200  # 200 iterations are for every problem
+    flat = Patience.start(3, 700.0, 1.0, 10_000)  # nothing to halve
+    assert flat.first > flat.latest
+    tight = Patience.start(1, 700.0, 1000.0, 699)  # to halve would leave too few
+    assert tight.first > tight.latest
 
 
-def test_who_is_given_up():
-    rules = StopState.start(
-        Relaxation(np.array([1.0, 1.0, 1.5, 1.0]), np.ones(4), 1, True, False),
-        StallDetector.start(4, np.dtype(np.float64), 1.0),
-    )
-    first, slow = Patience.start(4, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 200, 1e-6)
-    assert not slow.any() and (first.since, first.due) == (200, 400)
+def rules_of(*omega):
+    count = len(omega)
+    relaxation = Relaxation(np.array(omega), np.ones(count), 1, True, False)
+    return StopState.start(relaxation, StallDetector.start(count, np.dtype(np.float64), 1.0))
+
+
+def test_who_begins_again_by_halving():
+    rules = rules_of(1.0, 1.0, 1.5, 1.0)
+    first, slow = Patience.start(4, np.inf, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 200, 1e-6)
+    assert not np.any(slow) and (first.since, first.due) == (200, 400)
     np.testing.assert_allclose(first.level, [1e-2, 1e-2, 1e-2 / 3, 1e-2])
     # Missing is log(bound / tol) at log(level / new) in 200: twice the 200 of annealing are allowed.
     fast = 1e-6 ** (1 / 3) * 1e-2 ** (2 / 3)  # half of what is missing was gained: as much again is left
     bound = np.array([0.99 * fast, 1.01 * fast, 1e-2, np.inf])
     second, slow = first.look(rules, bound, 400, 1e-6)
-    assert slow.tolist() == [False, True, True, False]
-    assert not first.look(rules, bound, 9701, 1e-6)[1].any()
-    assert first.look(rules, bound, 9700, 1e-6)[1].any()
+    assert slow.by_halving.tolist() == [False, True, True, False] and not slow.by_newton.any()
+    assert not np.any(first.look(rules, bound, 9701, 1e-6)[1])
+    assert first.look(rules, bound, 9700, 1e-6)[1].by_halving.any()
     assert second.select(np.array([2, 0])).level.tolist() == second.level[[2, 0]].tolist()
+    assert second.select(np.array([2, 0])).bound.tolist() == bound[[2, 0]].tolist()
+
+
+def test_who_begins_again_by_newton():
+    """Where more is left than Newton takes, by the slower of two rates: of the bound, and of a plain iteration."""
+    rules = rules_of(1.0, 1.0, 1.0, 1.0)
+    first, slow = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 50, 1e-6)
+    assert not np.any(slow)
+    fast = 1e-4  # half of what is missing was gained in 50: 50 are left
+    slow_by = 1e-6 ** (1 / 3) * 1e-2 ** (2 / 3)  # a third: 100 are left
+    bound = np.array([fast, 0.99 * slow_by, 1.01 * slow_by, np.inf])
+    _, slow = first.look(rules, bound, 100, 1e-6)
+    assert slow.by_newton.tolist() == [False, False, True, False] and not slow.by_halving.any()
+    # It need not pay where the iterations would not do; but some must be left for it.
+    for newton, max_iter, turns in ((1e5, 200, True), (1e5, 10_000, False), (np.inf, 200, False), (1.0, 139, False)):
+        first, _ = Patience.start(4, newton, 1.0, max_iter).look(rules, np.full(4, 1e-2), 50, 1e-6)
+        assert first.look(rules, np.full(4, 1.01 * slow_by), 100, 1e-6)[1].by_newton.all() == turns
+    # A larger omega makes the plain error look small; the bound has not moved.
+    first, _ = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 50, 1e-6)
+    _, slow = first.look(rules_of(1.0, 1.0, 1.97, 1.97), np.full(4, 1e-2), 100, 1e-6)
+    assert slow.by_newton.all()
 
 
 CRAWLS = np.where(np.arange(16).reshape(4, 4) == 7, -1.85, 0.0), np.full(4, 0.25), np.full(4, 0.25), 0.01
@@ -223,7 +253,13 @@ def test_iterations_of_every_start_are_counted(monkeypatch, problem, max_iter):
         taken.append(count)
         return original(self, omega, count)
 
+    def evaluated(self, logits):
+        taken.append(1)
+        return at(self, logits)
+
+    at = Semidual.at
     monkeypatch.setattr(Iteration, "advance", counted)
+    monkeypatch.setattr(Semidual, "at", evaluated)
     costs, a, b, eps = problem
     result = unconverged(a, b, costs, eps=eps, max_iter=max_iter)
     assert result.n_iter == sum(taken) <= max_iter and result.n_iter > 100

@@ -93,9 +93,9 @@ def test_few_evaluations_are_kept_to():
 
 
 def test_the_price_of_a_start_grows_with_size_and_with_the_batch():
-    assert worth(10, 10, 1) < worth(100, 100, 1) < worth(1000, 1000, 1)
-    assert worth(100, 100, 1) < worth(100, 100, 50)
-    assert worth(LARGEST, 2, 1) == np.inf
+    assert worth(10, 10, False) < worth(100, 100, False) < worth(1000, 1000, False)
+    assert worth(100, 100, False) < worth(100, 100, True)
+    assert worth(LARGEST, 2, False) == np.inf
 
 
 @pytest.mark.parametrize("kind", ["stored", "points", "a batch", "a cost each"])

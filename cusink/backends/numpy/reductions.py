@@ -46,22 +46,20 @@ def softmin_entries(
 
 def plan(C: HostArray, p: HostArray, q: HostArray, eps: float) -> HostArray:
     """Return the plans (B, n, m) of the logits p (B, n) and q (B, m)."""
-    out: HostArray = p[:, :, None] + q[:, None, :]
-    out -= C / p.dtype.type(eps)
-    return np.exp(out, out=out)
+    exponents = _plan_exponents(C, p, q, eps, 1, slice(None), slice(None))
+    return np.exp(exponents, out=exponents)
 
 
 def apply_plan(C: HostArray, p: HostArray, q: HostArray, v: HostArray, eps: float, axis: Axis) -> HostArray:
     """Return ``P v`` (axis 1, v (B, m)) or ``P' v`` (axis 0, v (B, n)); v of any sign."""
     turned = _turned(C, axis)
-    kept, summed = (p, q) if axis == 1 else (q, p)
     rows, columns = turned.shape[-2:]
     out = np.empty((len(p), rows), p.dtype)
     for problems, block in blocks(len(p), rows, columns, limits.LIMITS.dense_block_entries):
-        exponents = _exponents(turned, summed, eps, problems, block)
+        exponents = _plan_exponents(turned, p, q, eps, axis, problems, block)
         maximum = _exp_shifted(exponents)
         total = np.matvec(exponents, v[problems])
-        out[problems, block] = np.exp(kept[problems, block] + maximum) * total
+        out[problems, block] = np.exp(maximum) * total
     return out
 
 
@@ -112,6 +110,20 @@ def _exponents(C: HostArray, logits: HostArray, eps: float, problems: slice, row
     """Return ``logits_j - C_ij / eps`` of one block, (problems, rows, summed)."""
     scaled = np.multiply(stored.select(C, problems, rows), logits.dtype.type(-1.0 / eps), order="C")
     exponents: HostArray = logits[problems, None, :] + scaled
+    return exponents
+
+
+def _plan_exponents(
+    turned: HostArray, p: HostArray, q: HostArray, eps: float, axis: Axis, problems: slice, rows: slice
+) -> HostArray:
+    """Return ``(q_j - C_ij / eps) + p_i`` of one block, (problems, rows, summed): to the same bits for either axis."""
+    scaled = np.multiply(stored.select(turned, problems, rows), p.dtype.type(-1.0 / eps), order="C")
+    if axis == 1:
+        p, q = p[problems, rows, None], q[problems, None, :]
+    else:
+        p, q = p[problems, None, :], q[problems, rows, None]
+    exponents: HostArray = scaled + q
+    exponents += p
     return exponents
 
 

@@ -110,14 +110,13 @@ class DocumentCost:
         """Return numbers between which all costs of the collection lie."""
         return self.costs.span
 
-    @property
-    def stored(self) -> bool:
-        """True: the costs of each pair can be gathered."""
-        return True
+    def costs_of(self, problem: int, rows: slice) -> Array:
+        """Return the costs (rows, m) of one pair, with padding."""
+        return self.costs.array()[problem, rows]
 
-    def costs_of(self, problem: int) -> Array:
-        """Return the costs (n, m) of one pair, with padding."""
-        return self.costs.array()[problem]
+    def without(self, above: float) -> None:
+        """Return None: costs of a collection are finite."""
+        del above
 
     def exponent_rounding(self) -> float:
         """Return the rounding of float64, in which exponents are taken."""
