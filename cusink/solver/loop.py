@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 
@@ -14,51 +14,16 @@ from cusink.costs.cost import Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, halved, halvings, quartered
-from cusink.types import Array, ArrayModule, HostArray, Method
+from cusink.solver.solution import Callback, Solution, later
+from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
+POOR = 0.3  # error after one iteration from which a start is worth less than none
 PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
 
-Start = Callable[[Array, Array, float, Array, Array, Method], Iteration]  # a, b, eps, f, g, method
-Callback = Callable[[int, HostArray], Any]
-
-
-class Solution(NamedTuple):
-    """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy.
-
-    `needed` (B,) estimates how many iterations a problem that ran out of them takes in all: inf where the error does
-    not fall, NaN for other problems. `computed` is the dtype of the iterations.
-    """
-
-    f: Array
-    g: Array
-    cost: Array
-    error: HostArray
-    n_iter: HostArray
-    converged: HostArray
-    needed: HostArray
-    computed: Any
-
-    @classmethod
-    def empty(cls, xp: ArrayModule, a: Array, b: Array) -> Self:
-        """Return room for the solutions of problems with weights a (B, n) and b (B, m)."""
-        return cls(
-            xp.empty(a.shape),
-            xp.empty(b.shape),
-            xp.empty(len(a), a.dtype),
-            np.full(len(a), np.inf),
-            np.zeros(len(a), np.int64),
-            np.ones(len(a), bool),
-            np.full(len(a), np.nan),
-            a.dtype,
-        )
-
-    def put(self, at: HostArray, found: "Solution") -> None:
-        """Take over the solutions of the problems `at`."""
-        for target, result in zip(self[:7], found[:7], strict=True):
-            target[at] = result
+Start = Callable[[Any, Array, Array, float, Array, Array, Method], Iteration]  # C, a, b, eps, f, g, method
 
 
 def solve(
@@ -74,6 +39,7 @@ def solve(
     span: tuple[float, float] | None = None,
     costs_of: Callable[[HostArray], Solvable] | None = None,
     restrict: bool = True,
+    judge: bool = False,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
 
@@ -81,6 +47,7 @@ def solve(
     between which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
     `costs_of` returns the costs of some of the problems; with it, those that hardly converge begin again, annealed,
     and with `restrict` numbers too large for the digits of float64 are left out where they forbid their pairs.
+    With `judge`, problems that `init` puts far from the solution begin without it.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -88,9 +55,9 @@ def solve(
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
     xp, dtype = C.xp, a.dtype
     if high - low > forbidden.FORBIDS * eps and restrict and options.tol is not None and costs_of is not None:
-        return _beside_huge_numbers(costs_of, a, b, eps, options, init, callback, (low, high))
+        return forbidden.solve_beside(solve, costs_of, a, b, eps, options, init, callback, (low, high))
     exponent = max(abs(low), abs(high)) / eps
-    widened = _needs_float64(C, dtype, options.tol, exponent)
+    widened = _needs_float64(dtype, options.tol, exponent * _exponent_rounding(C, start))
     if widened:
         C, a, b = C.widened(), a.astype(np.float64), b.astype(np.float64)
         if start is None:  # masses that were equal in float32 are so in float64, or the error would not fall
@@ -100,20 +67,22 @@ def solve(
         a, b = a / size[:, None].astype(a.dtype), b / size[:, None].astype(b.dtype)
         lift = (eps / 2 * np.log(2)) * xp.log2(size)[:, None]
         init = None if init is None else (init[0] + lift, init[1] + lift)
-    rounding = CARRIED * float(np.finfo(a.dtype.name).eps) / 2
+    rounding, of_exponents = CARRIED * float(np.finfo(a.dtype.name).eps) / 2, _exponent_rounding(C, start)
     wanted = tol = options.tol
     if tol is not None:  # leave room for the rounding that is added to the error
-        tol -= rounding + min(2 * (C.exponent_rounding() + PLAN_ROUNDING) * exponent, tol / 2)
+        tol -= rounding + min(2 * (of_exponents + PLAN_ROUNDING) * exponent, tol / 2)
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
+    poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
     if tol is not None and init is None:
         rough = functools.partial(solve, start=start, span=(low, high))
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    iteration = (start or C.iteration)(a, b, eps, f, g, options.method)
+    begun = (a, b, eps, f, g, options.method)
+    iteration = C.iteration(*begun) if start is None else start(C, *begun)
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     # Where exponents are taken in float64, their rounding explains no error of float32.
-    explained = exponent * (1 if start else 2 * C.exponent_rounding() / float(np.finfo(C.dtype.name).eps))
+    explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype.name).eps)
     rules = StopState.start(
         Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, explained)
     )
@@ -122,12 +91,18 @@ def solve(
     patience = None
     if costs_of is not None and setting == "auto":
         patience = Patience.start(len(a), steepness, remaining.max_iter)
-    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience)
+    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor)
     for so_far in np.unique(found.n_iter[slow]):
         assert costs_of is not None  # else there is no patience, and nothing is given up
         part = slow[found.n_iter[slow] == so_far]
         costs = costs_of(part).widened() if widened else costs_of(part)
-        resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high))
+        resume = functools.partial(solve, callback=later(callback, found, part), span=(low, high))
+        if so_far == 1:  # their start was poor
+            left = remaining.max_iter - 1
+            cold = functools.partial(_costs_of_part, costs_of, part, widened)
+            again = resume(costs, a[part], b[part], eps, replace(remaining, max_iter=left), costs_of=cold)
+            found.put(part, again._replace(n_iter=again.n_iter + 1, converged=np.isfinite(again.error)))
+            continue
         _restart(resume, costs, (a[part], b[part]), eps, remaining, found, part, steepness)
     f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
@@ -135,61 +110,21 @@ def solve(
     if start is None:
         f, g = gauge.in_gauge(C, a, b, f, g, eps)
     size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
-    error = error + rounding + np.expm1(np.minimum((C.exponent_rounding() + PLAN_ROUNDING) * size_of, 700.0))
+    error = error + rounding + np.expm1(np.minimum((of_exponents + PLAN_ROUNDING) * size_of, 700.0))
     if start is None and exponent > gauge.DIGITS:
         gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
 
 
-def _beside_huge_numbers(
-    costs_of: Callable[[HostArray], Solvable],
-    a: Array,
-    b: Array,
-    eps: float,
-    options: Options,
-    init: tuple[Array, Array] | None,
-    callback: Callback | None,
-    span: tuple[float, float],
-) -> Solution:
-    """Solve without the pairs whose costs are numbers of another size, and with them the problems that need them."""
-    every, limit = np.arange(len(a)), span[0] + forbidden.FORBIDS * eps
-    C = costs_of(every)
-    out = Solution.empty(C.xp, a, b)
-
-    def solved(at: HostArray, restricted: bool) -> Solution:
-        def costs(part: HostArray) -> Solvable:
-            return forbidden.without(costs_of(at[part]), limit) if restricted else costs_of(at[part])
-
-        return solve(
-            costs(every[: len(at)]),
-            a[at],
-            b[at],
-            eps,
-            options,
-            init=None if init is None else (init[0][at], init[1][at]),
-            callback=_later(callback, out, at),
-            span=None if restricted else span,
-            costs_of=costs,
-            restrict=False,
-        )
-
-    at, left = np.flatnonzero(forbidden.promising(C, a, b, limit, options.tol or 0.0)), every
-    if len(at):
-        found = solved(at, restricted=True)
-        sound = found.converged & forbidden.carried_nothing(C, a[at], b[at], found.f, found.g, eps, limit)
-        left = np.setdiff1d(every, at[sound])
-        out.put(at, found)
-    if len(left):
-        found = solved(left, restricted=False)
-        found.n_iter[:] += out.n_iter[left]
-        out.put(left, found)
-    return out._replace(computed=found.computed)
+def _exponent_rounding(C: Solvable, start: Start | None) -> float:
+    """Return the relative rounding of exponents: that of its dtype for an iteration that is not the backend's own."""
+    return C.exponent_rounding() if start is None else float(np.finfo(C.dtype.name).eps) / 2
 
 
-def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float) -> bool:
-    """Return whether float32 has too few digits for the exponents, or for the tolerance."""
-    rounding = CARRIED * float(np.finfo(dtype.name).eps) / 2 + C.exponent_rounding() * exponent
+def _needs_float64(dtype: Any, tol: float | None, of_exponents: float) -> bool:
+    """Return whether float32 has too few digits for the exponents, given their rounding, or for the tolerance."""
+    rounding = CARRIED * float(np.finfo(dtype.name).eps) / 2 + of_exponents
     return bool(dtype == np.float32 and rounding > (UNCHECKED if tol is None else tol / 2))
 
 
@@ -208,10 +143,12 @@ def _iterate(
     callback: Callback | None,
     started: bool,
     patience: Patience | None = None,
+    poor: float = math.inf,
 ) -> HostArray:
     """Iterate until every problem has stopped, and write what it ends with into `out`.
 
-    There `converged` says whether the problem stayed in range. Return which problems `patience` gave up.
+    There `converged` says whether the problem stayed in range. Return which problems were given up: by `patience`, or
+    for an error above `poor` after the first iteration.
     """
     tol, max_iter = options.tol, options.max_iter
     active, done, given_up = np.arange(len(out.error)), 0, np.zeros(len(out.error), bool)
@@ -241,6 +178,10 @@ def _iterate(
         if done >= 2 * since:
             earlier[active], since = bound, done
         over |= spent
+        if started and done == 1:
+            slow = bound > poor
+            given_up[active[slow]] = True
+            over |= slow
         if patience is not None and tol is not None and done >= patience.due:
             patience, slow = patience.look(rules, bound, done, tol)
             given_up[active[slow]] = True
@@ -291,17 +232,11 @@ def _restart(
     out.needed[slow] = found.needed + (out.n_iter[slow] - found.n_iter)
 
 
-def _later(callback: Callback | None, out: Solution, slow: HostArray) -> Callback | None:
-    """Return the callback for the problems `slow` of `out`, which have iterated before."""
-    if callback is None:
-        return None
-
-    def watch(iteration: int, error: HostArray) -> None:
-        every = out.error.copy()
-        every[slow] = error
-        callback(int(out.n_iter[slow].max()) + iteration, every)
-
-    return watch
+def _costs_of_part(
+    costs_of: Callable[[HostArray], Solvable], part: HostArray, widened: bool, index: HostArray
+) -> Solvable:
+    """Return the costs of the problems ``part[index]``."""
+    return costs_of(part[index]).widened() if widened else costs_of(part[index])
 
 
 def _remaining(earlier: HostArray, bound: HostArray, tol: float, count: int) -> HostArray:

@@ -1,0 +1,59 @@
+"""What the loop of the solver hands on: solutions of many problems, and callbacks for a part of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from cusink.types import Array, ArrayModule, HostArray
+
+Callback = Callable[[int, HostArray], Any]
+
+
+class Solution(NamedTuple):
+    """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy.
+
+    `needed` (B,) estimates how many iterations a problem that ran out of them takes in all: inf where the error does
+    not fall, NaN for other problems. `computed` is the dtype of the iterations.
+    """
+
+    f: Array
+    g: Array
+    cost: Array
+    error: HostArray
+    n_iter: HostArray
+    converged: HostArray
+    needed: HostArray
+    computed: Any
+
+    @classmethod
+    def empty(cls, xp: ArrayModule, a: Array, b: Array) -> Self:
+        """Return room for the solutions of problems with weights a (B, n) and b (B, m)."""
+        return cls(
+            xp.empty(a.shape),
+            xp.empty(b.shape),
+            xp.empty(len(a), a.dtype),
+            np.full(len(a), np.inf),
+            np.zeros(len(a), np.int64),
+            np.ones(len(a), bool),
+            np.full(len(a), np.nan),
+            a.dtype,
+        )
+
+    def put(self, at: HostArray, found: "Solution") -> None:
+        """Take over the solutions of the problems `at`."""
+        for target, result in zip(self[:7], found[:7], strict=True):
+            target[at] = result
+
+
+def later(callback: Callback | None, out: Solution, slow: HostArray) -> Callback | None:
+    """Return the callback for the problems `slow` of `out`, which have iterated before."""
+    if callback is None:
+        return None
+
+    def watch(iteration: int, error: HostArray) -> None:
+        every = out.error.copy()
+        every[slow] = error
+        callback(int(out.n_iter[slow].max()) + iteration, every)
+
+    return watch
