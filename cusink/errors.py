@@ -24,6 +24,7 @@ SKIPPED = ("cusink", "torch", "jax", "functools")
 
 DEFAULT_ADVICE = "Raise 'max_iter' or 'eps', or accept a larger 'tol'"
 MOST_ITERATIONS = 1e7  # nobody waits for more
+HOPELESS = 0.1  # error beyond which nobody accepts a tolerance
 ENOUGH = 5000  # iterations within which problems that hardly converge are annealed, whatever their eps
 
 _warned: ContextVar[set[str] | None] = ContextVar("messages of the public call under way", default=None)
@@ -58,6 +59,20 @@ def warn_unconverged(missed: int, total: int, worst: float, tol: float, max_iter
     )
 
 
+def _warn_stopped(missed: int, total: int, worst: float, tol: float, iterations: int, dtype: str) -> None:
+    """Emit one `ConvergenceWarning` at the user's call: `missed` of `total` problems stopped at `dtype`'s rounding."""
+    wider = "pass float64 arrays" if dtype == "float32" else "raise 'eps'"
+    helps = f"{wider}, or accept a 'tol' of {2 * worst:.1g}"
+    if worst >= HOPELESS:
+        helps = "raise 'eps', or forbid pairs with +inf instead of a large number"
+    warn(
+        f"{missed} of {total} problems did not reach tol={tol:g}; the largest marginal error is {worst:.2g}. "
+        f"They stopped after {iterations} iterations, at the rounding of {dtype}, so that a larger 'max_iter' does not "
+        f"help: {helps}.",
+        ConvergenceWarning,
+    )
+
+
 def warn_if_unconverged(
     converged: HostArray,
     error: HostArray,
@@ -75,23 +90,21 @@ def warn_if_unconverged(
     missed = ~converged
     if tol is None or not missed.any():
         return
-    worst = float(error[missed].max())
-    advice = "" if effort is None else _advice(missed, worst, max_iter, effort, np.dtype(dtype).name)
-    warn_unconverged(int(missed.sum()), len(missed), worst, tol, max_iter, advice)
+    worst, count = float(error[missed].max()), int(missed.sum())
+    if effort is None:
+        warn_unconverged(count, len(missed), worst, tol, max_iter)
+        return
+    n_iter, needed = (x[missed] for x in effort)
+    if (n_iter < max_iter).all() and np.isfinite(worst):
+        _warn_stopped(count, len(missed), worst, tol, int(n_iter.max()), np.dtype(dtype).name)
+    else:
+        warn_unconverged(count, len(missed), worst, tol, max_iter, _advice(n_iter, needed, max_iter))
 
 
-def _advice(missed: HostArray, worst: float, max_iter: int, effort: tuple[HostArray, HostArray], dtype: str) -> str:
-    """Return what helps problems (B,) that missed the tolerance; all that did so for one reason, else the default."""
-    n_iter, needed = effort
-    early = n_iter[missed] < max_iter
-    if early.all() and np.isfinite(worst):
-        wider = "pass float64 arrays, or " if dtype == "float32" else "raise 'eps', or "
-        return (
-            f"They stopped after {n_iter[missed].max()} iterations, at the rounding of {dtype}, so that a larger "
-            f"'max_iter' does not help: {wider}accept a 'tol' of {2 * worst:.1g}"
-        )
-    most = needed[missed].max()
-    if early.any() or np.isnan(most):
+def _advice(n_iter: HostArray, needed: HostArray, max_iter: int) -> str:
+    """Return what helps problems that ran out of iterations; nothing where not all of them did."""
+    most = needed.max()
+    if (n_iter < max_iter).any() or np.isnan(most):
         return ""
     if most > MOST_ITERATIONS:
         annealed = "" if max_iter >= ENOUGH else f", or 'max_iter' to {ENOUGH}, which leaves enough for annealing"

@@ -135,7 +135,8 @@ def barycenter(
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
     histogram, error, n_iter = _solve(given, eps, debiased, options)
     converged = error <= (np.inf if options.tol is None else options.tol)
-    warn_if_unconverged(converged, error, options.tol, options.max_iter)
+    effort = (n_iter, np.full(len(n_iter), np.nan))
+    warn_if_unconverged(converged, error, options.tol, options.max_iter, effort=effort, dtype=given.A.dtype)
     xp = given.C.xp
     found = {"barycenter": narrowed(histogram, given.dtype, xp), "error": xp.asarray(error).astype(given.dtype)}
     found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}

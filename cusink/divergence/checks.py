@@ -37,9 +37,10 @@ def self_costs(
         extra = [name for name, x in own.items() if x is not None]
         if extra:
             raise ValueError(f"'{extra[0]}' must be None for a {type(C).__name__}, which knows its own costs; got one")
-        if kind_of(C) == "grid" or one_cloud(C):
+        if kind_of(C) == "grid":
             return given.C, given.C
-        of_a, of_b = (_cloud(cloud, memory_limit) for cloud in sides_of(C))
+        both = [given.C] * 2 if one_cloud(C) else [_cloud(cloud, memory_limit) for cloud in sides_of(C)]
+        of_a, of_b = (own.weighted(w > 0, w > 0) for own, w in zip(both, (given.a, given.b), strict=True))
         return of_a, of_b
     if C_aa is None and C_bb is None:
         if check:

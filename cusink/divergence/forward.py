@@ -170,7 +170,7 @@ def sinkhorn_divergence(
     if prices is not None:
         solver_checks.reach_in_range(prices, cost.dtype.name)
         shift = xp.zeros(len(given.a))
-        start = functools.partial(UnbalancedIteration, cost, prices, shift)
+        start = functools.partial(UnbalancedIteration, reach=prices, shift=shift)
         live_a, live_b = partnered(cost, given.a, given.b)
     low, high = cost.range()
     init = (own.f, own.g) if high - low <= 2 * ANNEAL_ABOVE * eps else None  # the solution, if a and b are equal
@@ -193,7 +193,9 @@ def sinkhorn_divergence(
         replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1]),
     )
     converged = error <= (math.inf if options.tol is None else options.tol)
-    warn_if_unconverged(converged, error, options.tol, options.max_iter)
+    later = pair.error >= own.error
+    effort = (np.where(later, pair.n_iter, own.n_iter), np.where(later, pair.needed, np.nan))
+    warn_if_unconverged(converged, error, options.tol, options.max_iter, effort=effort, dtype=pair.computed)
     divergence = xp.where(equal, 0, _divergence(problems, own.reg_cost, error))
     numbers = {"divergence": divergence, "error": error}
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
@@ -212,12 +214,16 @@ def sinkhorn_divergence(
 
 
 class SelfTerms(NamedTuple):
-    """Potentials f (B, n), g (B, m) of both measures with themselves, the sum of half values, the larger error."""
+    """Potentials f (B, n), g (B, m) of both measures with themselves, the sum of half values, the larger error.
+
+    `n_iter` (B,) are the iterations of the one with that error.
+    """
 
     f: Array
     g: Array
     reg_cost: Array
     error: HostArray
+    n_iter: HostArray
 
 
 def _self_problems(
@@ -225,15 +231,16 @@ def _self_problems(
 ) -> SelfTerms:
     """Solve both measures with themselves."""
     xp, potentials, reg_cost = given.C.xp, [], 0
-    error = np.zeros(len(given.a))
+    error, n_iter = np.zeros(len(given.a)), np.zeros(len(given.a), np.int64)
     for weights, C in zip((given.a, given.b), costs, strict=True):
         # One measure that is compared with many is solved once.
         same = C.shared and len(weights) > 1 and bool((weights == weights[:1]).all())
         own = self_potentials(C, weights[:1] if same else weights, eps, options, rho)
         potentials.append(xp.ascontiguousarray(xp.broadcast_to(own.f, weights.shape)))
         reg_cost = reg_cost + own.reg_cost / 2
+        n_iter = np.where(own.error >= error, own.n_iter, n_iter)
         error = np.maximum(error, own.error)
-    return SelfTerms(potentials[0], potentials[1], reg_cost, error)
+    return SelfTerms(potentials[0], potentials[1], reg_cost, error, n_iter)
 
 
 def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: bool) -> Array:

@@ -5,7 +5,7 @@ kind once it has shown that it converges more slowly than that would take: one f
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self
 
@@ -78,10 +78,28 @@ def halvings(steepness: float) -> int:
 
 
 class Slow(NamedTuple):
-    """Which problems (B,) are to begin again: from a start by `newton`, from one by `halved`."""
+    """Which problems (B,) begin again: from a start by `newton`, from one by `halved`, or without their own."""
 
     by_newton: HostArray
     by_halving: HostArray
+    poor: HostArray
+
+    @classmethod
+    def none(cls, problems: int) -> Self:
+        """Return that none does."""
+        return cls(*np.zeros((3, problems), bool))
+
+    def among(self, at: HostArray | slice) -> HostArray:
+        """Return which of the problems `at` begin again for whatever reason."""
+        return self.by_newton[at] | self.by_halving[at] | self.poor[at]
+
+    def parts(self, n_iter: HostArray) -> Iterator[tuple[str, HostArray]]:
+        """Iterate over reasons and problems: single ones for `newton`, else all that have taken equally many."""
+        for row in np.flatnonzero(self.by_newton):
+            yield "by_newton", np.asarray([row])
+        for why, marked in (("by_halving", self.by_halving & ~self.by_newton), ("poor", self.poor)):
+            for so_far in np.unique(n_iter[marked]):
+                yield why, np.flatnonzero(marked & (n_iter == so_far))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +137,14 @@ class Patience:
         # the other smaller.
         promising, worse = rates[0], np.minimum(*rates)
         known = np.isfinite(bound) & (missing > 0) & (self.since > 0)
-        by_newton, by_halving = np.zeros((2, len(bound)), bool)
+        by_newton, by_halving, poor = Slow.none(len(bound))
         with np.errstate(invalid="ignore"):  # a rate of minus infinity times nothing
             if self.newton < np.inf and done <= self.max_iter - LEAST_LEFT:
                 # Also where it takes longer, if the problem would not end at all.
                 by_newton = known & ~(missing <= min(self.newton, self.max_iter - done) * worse)
             if self.first <= done <= self.latest:
                 by_halving = known & ~by_newton & ~(missing <= WORTH * self.cost * promising)
-        return replace(self, due=2 * done, since=done, bound=bound, level=level), Slow(by_newton, by_halving)
+        return replace(self, due=2 * done, since=done, bound=bound, level=level), Slow(by_newton, by_halving, poor)
 
     def select(self, index: HostArray) -> Self:
         """Return the patience with the problems at `index`."""

@@ -21,8 +21,8 @@ from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
-from cusink.solver.loop import Callback
 from cusink.solver.problem import CheckedProblem, Problem
+from cusink.solver.solution import Callback
 from cusink.types import Array, Axis, Method, Reach
 
 METHODS = get_args(Method)

@@ -5,12 +5,15 @@ that number leaves potentials without them. Without the pairs of such a number a
 if its potentials say that these pairs carry no mass, they are the solution with them, too.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from cusink.convergence.options import Options
 from cusink.costs.cost import Cost, Solvable
 from cusink.solver.gauge import NEGLIGIBLE, islands
+from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray
 
 FORBIDS = 1e10  # range of the costs over eps from which on numbers are taken to forbid
@@ -52,3 +55,51 @@ def carried_nothing(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: fl
     xp = C.xp
     highest = sum(xp.where(w > 0, x, -xp.inf).max(axis=1) for w, x in ((a, f), (b, g)))
     return C.to_host(highest < limit + NEGLIGIBLE * eps)
+
+
+def solve_beside(
+    solve: Callable[..., Solution],
+    costs_of: Callable[[HostArray], Cost[Any]],
+    a: Array,
+    b: Array,
+    eps: float,
+    options: Options,
+    init: tuple[Array, Array] | None,
+    callback: Callback | None,
+    span: tuple[float, float],
+    many: bool,
+) -> Solution:
+    """Solve without the pairs whose costs are numbers of another size, and with them the problems that need them."""
+    every, limit = np.arange(len(a)), span[0] + FORBIDS * eps
+    C = costs_of(every)
+    out = Solution.empty(C.xp, a, b)
+
+    def solved(at: HostArray, restricted: bool) -> Solution:
+        def costs(part: HostArray) -> Cost[Any]:
+            return without(costs_of(at[part]), limit) if restricted else costs_of(at[part])
+
+        return solve(
+            costs(every[: len(at)]),
+            a[at],
+            b[at],
+            eps,
+            options,
+            init=None if init is None else (init[0][at], init[1][at]),
+            callback=later(callback, out, at),
+            span=None if restricted else span,
+            costs_of=costs,
+            restrict=False,
+            many=many,
+        )
+
+    at, left = np.flatnonzero(promising(C, a, b, limit, options.tol or 0.0)), every
+    if len(at):
+        found = solved(at, restricted=True)
+        sound = found.converged & carried_nothing(C, a[at], b[at], found.f, found.g, eps, limit)
+        left = np.setdiff1d(every, at[sound])
+        out.put(at, found)
+    if len(left):
+        found = solved(left, restricted=False)
+        found.n_iter[:] += out.n_iter[left]
+        out.put(left, found)
+    return out._replace(computed=found.computed)

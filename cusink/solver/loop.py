@@ -15,16 +15,16 @@ from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
 from cusink.solver.newton import newton, worth
-from cusink.solver.solution import Solution
+from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
+POOR = 0.3  # error after one iteration from which a start is worth less than none
 PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
 
-Start = Callable[[Array, Array, float, Array, Array, Method], Iteration]  # a, b, eps, f, g, method
-Callback = Callable[[int, HostArray], Any]
+Start = Callable[[Any, Array, Array, float, Array, Array, Method], Iteration]  # C, a, b, eps, f, g, method
 
 
 def solve(
@@ -40,6 +40,7 @@ def solve(
     span: tuple[float, float] | None = None,
     costs_of: Callable[[HostArray], Cost[Any]] | None = None,
     restrict: bool = True,
+    judge: bool = False,
     annealed: bool = False,
     many: bool = True,
 ) -> Solution:
@@ -48,8 +49,9 @@ def solve(
     `init` is (f, g); `start` puts problems under way where the iteration of the backend is not wanted. `span`, numbers
     between which the costs lie, decides how problems begin: pass that of the whole cost where `C` is a part of it.
     `costs_of` returns the costs of some of the problems. With it, those that hardly converge begin again from another
-    start, one by Newton's method alone if `init` is `annealed`; and with `restrict`, numbers too large for the digits
-    of float64 are left out where they forbid their pairs. `many` says that problems come in large numbers.
+    start, one by Newton's method alone if `init` is `annealed`; with `restrict`, numbers too large for the digits of
+    float64 are left out where they forbid their pairs; and with `judge`, problems that `init` puts far from the
+    solution begin without it. `many` says that problems come in large numbers.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -57,9 +59,9 @@ def solve(
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
     xp, dtype = C.xp, a.dtype
     if high - low > forbidden.FORBIDS * eps and restrict and options.tol is not None and costs_of is not None:
-        return _beside_huge_numbers(costs_of, a, b, eps, options, init, callback, (low, high), many)
+        return forbidden.solve_beside(solve, costs_of, a, b, eps, options, init, callback, (low, high), many)
     exponent = max(abs(low), abs(high)) / eps
-    widened = _needs_float64(C, dtype, options.tol, exponent)
+    widened = _needs_float64(C, dtype, options.tol, exponent, start)
     if widened:
         C, a, b = C.widened(), a.astype(np.float64), b.astype(np.float64)
         if start is None:  # masses that were equal in float32 are so in float64, or the error would not fall
@@ -70,20 +72,22 @@ def solve(
         a, b = a / size[:, None].astype(a.dtype), b / size[:, None].astype(b.dtype)
         lift = (eps / 2 * np.log(2)) * xp.log2(size)[:, None]
         init = None if init is None else (init[0] + lift, init[1] + lift)
-    rounding = CARRIED * float(np.finfo(a.dtype.name).eps) / 2
+    rounding, of_exponents = CARRIED * float(np.finfo(a.dtype.name).eps) / 2, _exponent_rounding(C, start)
     wanted = tol = options.tol
     if tol is not None:  # leave room for the rounding that is added to the error
-        tol -= rounding + min(2 * (C.exponent_rounding() + PLAN_ROUNDING) * exponent, tol / 2)
+        tol -= rounding + min(2 * (of_exponents + PLAN_ROUNDING) * exponent, tol / 2)
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
+    poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
     if tol is not None and init is None:
         rough = functools.partial(solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, many=many)
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    iteration = (start or C.iteration)(a, b, eps, f, g, options.method)
+    begun = (a, b, eps, f, g, options.method)
+    iteration = C.iteration(*begun) if start is None else start(C, *begun)
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     # Where exponents are taken in float64, their rounding explains no error of float32.
-    explained = exponent * (1 if start else 2 * C.exponent_rounding() / float(np.finfo(C.dtype.name).eps))
+    explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype.name).eps)
     rules = StopState.start(
         Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, explained)
     )
@@ -93,24 +97,27 @@ def solve(
     if costs_of is not None and setting == "auto":
         least = worth(a.shape[1], b.shape[1], many)
         patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter)
-    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience)
-    if patience is not None and costs_of is not None:
-        parts = [np.asarray([row]) for row in slow.by_newton]
-        for so_far in np.unique(found.n_iter[slow.by_halving]):
-            parts.append(slow.by_halving[found.n_iter[slow.by_halving] == so_far])
-        for part in parts:
-            costs, weights, by_newton = costs_of(part), (a[part], b[part]), part[0] in slow.by_newton
-            resume = functools.partial(solve, callback=_later(callback, found, part), span=(low, high), restrict=False)
-            if not by_newton:
-                resume = functools.partial(resume, costs_of=costs.at, annealed=True, many=many)
-            _restart(resume, costs, weights, eps, remaining, found, part, steepness, by_newton)
+    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor)
+    for why, part in slow.parts(found.n_iter):
+        assert costs_of is not None  # else nothing is given up
+        costs, weights = costs_of(part), (a[part], b[part])
+        resume = functools.partial(
+            solve, callback=later(callback, found, part), span=(low, high), restrict=False, many=many
+        )
+        again = functools.partial(resume, costs_of=costs.at)
+        if why == "poor":
+            cold = again(costs, *weights, eps, replace(remaining, max_iter=remaining.max_iter - 1))
+            found.put(part, cold._replace(n_iter=cold.n_iter + 1, converged=np.isfinite(cold.error)))
+        else:
+            more = resume if why == "by_newton" else functools.partial(again, annealed=True)
+            _restart(more, costs, weights, eps, remaining, found, part, steepness, why == "by_newton")
     f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
         f, g, cost = f - lift, g - lift, cost * size
     if start is None:
         f, g = gauge.in_gauge(C, a, b, f, g, eps)
     size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
-    error = error + rounding + np.expm1(np.minimum((C.exponent_rounding() + PLAN_ROUNDING) * size_of, 700.0))
+    error = error + rounding + np.expm1(np.minimum((of_exponents + PLAN_ROUNDING) * size_of, 700.0))
     if start is None and exponent > gauge.DIGITS:
         gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
@@ -122,56 +129,14 @@ def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray]
     return lambda part: costs_of(part).widened()
 
 
-def _beside_huge_numbers(
-    costs_of: Callable[[HostArray], Cost[Any]],
-    a: Array,
-    b: Array,
-    eps: float,
-    options: Options,
-    init: tuple[Array, Array] | None,
-    callback: Callback | None,
-    span: tuple[float, float],
-    many: bool,
-) -> Solution:
-    """Solve without the pairs whose costs are numbers of another size, and with them the problems that need them."""
-    every, limit = np.arange(len(a)), span[0] + forbidden.FORBIDS * eps
-    C = costs_of(every)
-    out = Solution.empty(C.xp, a, b)
-
-    def solved(at: HostArray, restricted: bool) -> Solution:
-        def costs(part: HostArray) -> Cost[Any]:
-            return forbidden.without(costs_of(at[part]), limit) if restricted else costs_of(at[part])
-
-        return solve(
-            costs(every[: len(at)]),
-            a[at],
-            b[at],
-            eps,
-            options,
-            init=None if init is None else (init[0][at], init[1][at]),
-            callback=_later(callback, out, at),
-            span=None if restricted else span,
-            costs_of=costs,
-            restrict=False,
-            many=many,
-        )
-
-    at, left = np.flatnonzero(forbidden.promising(C, a, b, limit, options.tol or 0.0)), every
-    if len(at):
-        found = solved(at, restricted=True)
-        sound = found.converged & forbidden.carried_nothing(C, a[at], b[at], found.f, found.g, eps, limit)
-        left = np.setdiff1d(every, at[sound])
-        out.put(at, found)
-    if len(left):
-        found = solved(left, restricted=False)
-        found.n_iter[:] += out.n_iter[left]
-        out.put(left, found)
-    return out._replace(computed=found.computed)
+def _exponent_rounding(C: Solvable, start: Start | None) -> float:
+    """Return the relative rounding of exponents: that of its dtype for an iteration that is not the backend's own."""
+    return C.exponent_rounding() if start is None else float(np.finfo(C.dtype.name).eps) / 2
 
 
-def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float) -> bool:
+def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float, start: Start | None = None) -> bool:
     """Return whether float32 has too few digits for the exponents, or for the tolerance."""
-    rounding = CARRIED * float(np.finfo(dtype.name).eps) / 2 + C.exponent_rounding() * exponent
+    rounding = CARRIED * float(np.finfo(dtype.name).eps) / 2 + _exponent_rounding(C, start) * exponent
     return bool(dtype == np.float32 and rounding > (UNCHECKED if tol is None else tol / 2))
 
 
@@ -190,14 +155,15 @@ def _iterate(
     callback: Callback | None,
     started: bool,
     patience: Patience | None = None,
+    poor: float = math.inf,
 ) -> Slow:
     """Iterate until every problem has stopped, and write what it ends with into `out`.
 
-    There `converged` says whether the problem stayed in range. Return which problems `patience` gave up.
+    There `converged` says whether the problem stayed in range. Return which problems were given up: by `patience`, or
+    for an error above `poor` after the first iteration.
     """
     tol, max_iter = options.tol, options.max_iter
-    active, done = np.arange(len(out.error)), 0
-    given_up = Slow(*np.zeros((2, len(out.error)), bool))
+    active, done, given_up = np.arange(len(out.error)), 0, Slow.none(len(out.error))
     earlier, since = np.full(len(out.error), np.nan), 0  # the bounds after about half of the iterations
     while len(active) and done < max_iter:
         # A problem that a device stopped in vain is behind the others.
@@ -224,6 +190,9 @@ def _iterate(
         if done >= 2 * since:
             earlier[active], since = bound, done
         over |= spent
+        if started and done == 1:
+            given_up.poor[active] = bound > poor
+            over |= bound > poor
         if patience is not None and tol is not None and done >= patience.due:
             patience, slow = patience.look(rules, bound, done, tol)
             for chosen, marked in zip(slow, given_up, strict=True):
@@ -241,7 +210,7 @@ def _iterate(
                 on = (out.error[at] > tol) & (out.n_iter[at] < max_iter) & ~rules.stall.stalled[index]
                 for marked in given_up:
                     marked[at] &= on
-                vain[index] = on & (bound[index] != np.inf) & ~(given_up.by_newton | given_up.by_halving)[at]
+                vain[index] = on & (bound[index] != np.inf) & ~given_up.among(at)
             if vain.any():
                 rules = rules.refuse(np.flatnonzero(vain))
             index = np.flatnonzero(~over | vain)
@@ -250,7 +219,7 @@ def _iterate(
             iteration.keep(index)
             rules, active = rules.select(index), active[index]
             patience = patience and patience.select(index)
-    return Slow(*map(np.flatnonzero, given_up))
+    return given_up
 
 
 def _restart(
@@ -290,19 +259,6 @@ def _restart(
     at = slow[index]
     out.f[at], out.g[at], out.cost[at], out.error[at] = (x[index] for x in found[:4])
     out.needed[slow] = found.needed + (out.n_iter[slow] - found.n_iter)
-
-
-def _later(callback: Callback | None, out: Solution, slow: HostArray) -> Callback | None:
-    """Return the callback for the problems `slow` of `out`, which have iterated before."""
-    if callback is None:
-        return None
-
-    def watch(iteration: int, error: HostArray) -> None:
-        every = out.error.copy()
-        every[slow] = error
-        callback(int(out.n_iter[slow].max()) + iteration, every)
-
-    return watch
 
 
 def _remaining(earlier: HostArray, bound: HostArray, tol: float, count: int) -> HostArray:

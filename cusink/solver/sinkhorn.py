@@ -6,9 +6,10 @@ from typing import Any
 from cusink.checks.scalars import regularisation, tolerance
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
-from cusink.solver.loop import Callback, Start, solve
+from cusink.solver.loop import Start, solve
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult, make_result
+from cusink.solver.solution import Callback
 from cusink.solver.unbalanced import UnbalancedIteration, partnered
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation, Tolerance
@@ -67,7 +68,8 @@ def sinkhorn(
         Over-relaxation of the updates: estimated for each problem from its own convergence, fixed, or none. No value
         makes the iteration diverge.
     init : (f, g), optional
-        Potentials to start from, of the shapes of the result's.
+        Potentials to start from, of the shapes of the result's; those that prove to be far off are left out after one
+        iteration.
     reach : float, or pair of float or None, optional
         Lets the marginals of the plan differ from `a` and `b`, so that these may have different masses: the price of
         the difference, in the unit of `C`, for both or for each. Mass that would have to go for more than about
@@ -142,10 +144,21 @@ def sinkhorn(
     if prices is not None:
         checks.reach_in_range(prices, C.dtype.name)
         shift = C.xp.zeros(len(a))
-        start = functools.partial(UnbalancedIteration, C, prices, shift)
+        start = functools.partial(UnbalancedIteration, reach=prices, shift=shift)
         a, b = partnered(C, a, b)
-    many = len(a) > 1
-    found = solve(C, a, b, eps, options, init=init, callback=callback, start=start, costs_of=costs_of, many=many)
+    found = solve(
+        C,
+        a,
+        b,
+        eps,
+        options,
+        init=init,
+        callback=callback,
+        start=start,
+        costs_of=costs_of,
+        judge=True,
+        many=len(a) > 1,
+    )
     effort, dtype = (found.n_iter, found.needed), found.computed
     warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)
     problem = Problem.of(given, eps, found.f, found.g, prices, shift)

@@ -1,10 +1,13 @@
-"""What the loop finds: potentials, costs and errors of a batch of problems."""
+"""What the loop of the solver hands on: solutions of many problems, and callbacks for a part of them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from cusink.types import Array, ArrayModule, HostArray
+
+Callback = Callable[[int, HostArray], Any]
 
 
 class Solution(NamedTuple):
@@ -41,3 +44,16 @@ class Solution(NamedTuple):
         """Take over the solutions of the problems `at`."""
         for target, result in zip(self[:7], found[:7], strict=True):
             target[at] = result
+
+
+def later(callback: Callback | None, out: Solution, slow: HostArray) -> Callback | None:
+    """Return the callback for the problems `slow` of `out`, which have iterated before."""
+    if callback is None:
+        return None
+
+    def watch(iteration: int, error: HostArray) -> None:
+        every = out.error.copy()
+        every[slow] = error
+        callback(int(out.n_iter[slow].max()) + iteration, every)
+
+    return watch

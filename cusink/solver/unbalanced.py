@@ -35,14 +35,15 @@ class UnbalancedIteration(HostChecked):
     def __init__(
         self,
         C: Cost[Any],
-        reach: Reach,
-        shift: Array,
         a: Array,
         b: Array,
         eps: float,
         f: Array,
         g: Array,
         method: Method,
+        *,
+        reach: Reach,
+        shift: Array,
     ) -> None:
         self.xp = xp = C.xp
         self.C, self.eps, self.reach, self.method = C, eps, reach, method

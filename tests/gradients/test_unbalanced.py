@@ -18,7 +18,7 @@ def drawn(shared=True):
 
 
 def loss(cotangents, reach, a, b, C, eps):
-    result = cusink.sinkhorn(a, b, C, eps=eps, reach=reach, tol=1e-14, max_iter=400, check_every=50)
+    result = cusink.sinkhorn(a, b, C, eps=eps, reach=reach, tol=1e-13, max_iter=400, check_every=50)
     return sum((v * getattr(result, name.removeprefix("grad_"))).sum() for name, v in cotangents.items())
 
 

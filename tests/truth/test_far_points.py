@@ -129,6 +129,26 @@ def test_divergence_beside_a_far_point(pad):
     assert 0 <= zero.result.divergence <= 1e-7
 
 
+@pytest.mark.parametrize("one_cloud", [False, True])
+@pytest.mark.parametrize("pad", [1e3, 1e5, 1e12])
+def test_divergence_beside_far_points_of_one_side(pad, one_cloud):
+    """Each measure is compared with itself between the points that have weight there."""
+    x, y, a, b = padded(pad)
+    if one_cloud:  # the far points of either measure have weight in neither
+        x = np.vstack([x, y])
+        a, b = np.r_[a, np.zeros_like(b)], np.r_[np.zeros_like(a), b]
+        cloud, near = cusink.PointCloud(x), (x[:5], x[6:11])
+    else:
+        y[-1] *= -1
+        cloud, near = cusink.PointCloud(x, y), (x[:-1], y[:-1])
+    found = attempt(cusink.sinkhorn_divergence, a, b, cloud, eps=EPS)
+    assert not found.flags
+    p, q = of_one_mass(a[a > 0], b[b > 0])
+    parts = (1.0, p, q, *near), (-0.5, p, p, near[0], near[0]), (-0.5, q, q, near[1], near[1])
+    want = sum(sign * optimum(v, w, distances(s, t), EPS).reg_cost for sign, v, w, s, t in parts)
+    np.testing.assert_allclose(found.result.divergence, want, rtol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("outlier", [False, True])
 @pytest.mark.parametrize(("apart", "dtype"), [(100.0, "float32"), (1000.0, "float32"), (1e6, "float64")])

@@ -211,13 +211,36 @@ def test_barycenters_reach_the_default_tolerance(debiased, eps):
 
 @pytest.mark.parametrize("options", [{}, {"reach": 1.0}, {"method": "log"}], ids=str)
 def test_the_warning_of_a_problem_at_its_rounding_level_says_what_helps(options):
-    a, b, C = batch()
-    outcome = attempt(cusink.sinkhorn, a, b, C, eps=0.005, tol=1e-12, max_iter=100_000, **options)
+    """In float32 a tolerance of 1e-12 is reached, by float64 inside; none is at 1e-17."""
+    a, b, C = batch(count=4)
+    reached = attempt(cusink.sinkhorn, a, b, C, eps=0.02, tol=1e-12, max_iter=20_000, **options)
+    assert np.asarray(reached.result.converged).all(), reached.flags
+    outcome = attempt(cusink.sinkhorn, a, b, C, eps=0.02, tol=1e-17, max_iter=20_000, **options)
     assert not np.asarray(outcome.result.converged).any()
-    assert np.max(outcome.result.n_iter) < 100_000
+    assert np.max(outcome.result.n_iter) < 20_000
     (said,) = outcome.flags
     assert "Raise 'max_iter'" not in said and "within max_iter" not in said, said
-    assert "float64" in said or "tol" in said, said
+    assert "rounding of float64" in said and "tol" in said, said
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda a, b, C: cusink.sinkhorn_divergence(a, b, C, eps=0.02, tol=1e-17),
+        lambda a, b, C: cusink.sinkhorn_divergence(a, b, C, eps=0.02, tol=1e-17, reach=1.0),
+        lambda a, b, C: cusink.barycenter(a, C, eps=0.02, tol=1e-17),
+    ],
+    ids=["divergence", "divergence with reach", "barycenter"],
+)
+def test_other_warnings_at_the_rounding_level_say_what_helps(solve):
+    a, b, C = (x.astype(float) for x in batch(8, 3))
+    (said,) = attempt(solve, a, b / b.sum(1, keepdims=True) * a.sum(1, keepdims=True), C).flags
+    assert "rounding of float64" in said and "Raise 'max_iter'" not in said, said
+
+
+def test_the_warning_of_costs_beyond_all_digits_accepts_no_tolerance():
+    (said,) = attempt(cusink.sinkhorn, [1.0], [0.5, 0.5], [[1e8, 3e7]], eps=1e-9).flags
+    assert "raise 'eps'" in said and "accept" not in said, said
 
 
 def test_the_warning_of_a_problem_that_ran_out_names_max_iter():

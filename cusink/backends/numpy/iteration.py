@@ -19,6 +19,8 @@ from cusink.backends.ranges import REPEATED_ITERATIONS
 from cusink.costs.operators import HostChecked
 from cusink.types import Array, HostArray, Method
 
+BEYOND = 1e30  # bound on an error that is out of range
+
 
 class Iteration(HostChecked):
     """Problems under way, see `cusink.costs.operators`: the fastest form first, then forms that reach further."""
@@ -59,6 +61,8 @@ class Iteration(HostChecked):
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows):
                 error[rows] = form.bound()
+        if not np.isfinite(error).all():  # a product overflowed that only the bound needs: the problem may go on
+            error = np.nan_to_num(error, nan=BEYOND, posinf=BEYOND)
         error[self.stuck] = np.inf
         return error
 
