@@ -187,6 +187,10 @@ class SharedKernel:
             g += self.shift
         else:  # a weight of zero has the potential of its own softmin
             g = self.shift - eps * log_scaled(S, eu - self.s)
+        light, plain = None, g
+        if self.row_sums is not None and smallest.min(initial=1) < 2 * float(np.finfo(self.dtype).eps):
+            light = self._light(V, S, gamma_b) & sound_g
+            plain = self.shift - eps * log_scaled(S, eu - self.s)
         error = _distance(V, S, gamma_b) / gamma_b.sum(axis=0, dtype=np.float64)
         weighted = kernel.cost_product(U, 0, out=S)
         weighted *= V
@@ -197,11 +201,19 @@ class SharedKernel:
         if not carried.all():
             quotient = _log_quotient(np.where(carried, V, 1), np.where(carried, b, 1), ev)
             g = np.where(carried.T, eps * quotient + self.shift, g)
+        if light is not None:  # no error tells whether over-relaxed g converged there; plain ones do not move the plan
+            g = np.where(light.T, plain, g)
         lost = np.flatnonzero(~inside)
         if len(lost):
             a, b, _, start = self.state(index[lost])
             f[lost], g[lost], cost[lost], error[lost] = kernel.finish_log(a, b, start)
         return f, g, cost, error
+
+    def _light(self, V: HostArray, sums: HostArray, gamma_b: HostArray) -> HostArray:
+        """Return the bins (m, B) that have weight, but less than rounding of the mass, in the plan too."""
+        least = float(np.finfo(self.dtype).eps) / len(V) * gamma_b.sum(axis=0)
+        light: HostArray = (V > 0) & (gamma_b < least) & (V * sums < least)
+        return light
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
