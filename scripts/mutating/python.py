@@ -91,13 +91,15 @@ def mutants(area: str, path: str, text: str) -> Iterator[Mutant]:
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk the expressions that compute: no annotations, decorators, messages or docstrings."""
+    """Walk the expressions that compute: no annotations, decorators, assertions, messages or docstrings."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params", "bases"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if not isinstance(child, ast.AST) or isinstance(child, (ast.JoinedStr, ast.Raise, ast.Assert)):
                 continue
+            if isinstance(child, ast.keyword) and child.arg == "strict":
+                continue  # of zip, an assertion as well
             if isinstance(child, ast.Assign) and isinstance(child.value, ast.Subscript) and _is_type(child.value):
                 continue
             yield child

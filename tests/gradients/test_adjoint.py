@@ -728,4 +728,4 @@ def test_conjugate_gradients_run_on_the_shorter_side(monkeypatch, n, m):
     monkeypatch.setattr(gradients_system, "_conjugate_gradients", watched)
     p = problem("", 3, n, m, 0.05)
     cusink.sinkhorn_adjoint(cusink.sinkhorn(p.a, p.b, p.C, eps=p.eps, tol=1e-9), grad_cost=1.0)
-    assert sizes and set(sizes) == {min(n, m)}
+    assert sizes == [min(n, m)]  # once: that was enough

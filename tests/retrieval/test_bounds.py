@@ -67,6 +67,13 @@ def test_a_prototype_without_items_stays_and_one_with_a_single_item_is_that_item
     np.testing.assert_allclose(found, B[[0, 21, 42, 63]], rtol=1e-14)
 
 
+def test_a_cluster_that_shrinks_to_one_item_has_that_item_for_a_prototype():
+    share = np.array([0.0] * 30 + [1.0, 0.3])  # the last item starts a cluster with the one before, and then leaves it
+    B = np.stack([share, 1 - share], axis=1)
+    pairs, batches = made(B[:2], B, 1 - np.eye(2))
+    np.testing.assert_allclose(retrieval_bounds.prototypes(pairs, batches)[:, 0], [0.3 / 31, 1.0], rtol=1e-13)
+
+
 @pytest.mark.parametrize("sharp", [True, False])
 def test_the_first_cuts_are_those_of_some_iterations_with_each_prototype(sharp):
     rng = np.random.default_rng(2)

@@ -31,6 +31,7 @@ def changes(make, text):
         ("x = a < b <= c", ["x = a <= b <= c", "x = a < b < c"]),
         ("x = a and b and c", ["x = a or b or c"]),
         ("x = xp.minimum(a, b)", ["x = xp.maximum(a, b)"]),
+        ("assert a < b\nx = zip(a, b, strict=True)", []),
         ("x = max(a, True)", ["x = min(a, True)", "x = max(a, False)"]),
         ("if ok:\n  x += 1", ["if not (ok):\n  x += 1", *(f"if ok:\n  {s}" for s in ("x -= 1", "pass", "x += 2"))]),
         ("x = [k for k in y if k]", ["x = [k for k in y if True]"]),
