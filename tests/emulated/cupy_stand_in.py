@@ -19,6 +19,7 @@ import emulated
 from cusink.backends.cupy import launch, limits, loader
 
 PACKAGE = "cusink.backends.cupy"
+CUPY = ("cupy", "cupy._core", "cupy._core._routines_linalg")  # modules that the package imports
 HOST = {"launch", "limits", "loader", "clouds"}  # without CuPy: they stay loaded
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}  # of CuPy's Device.attributes
 
@@ -60,7 +61,14 @@ def dot(a, b, out=None):
     if Capture.launches is not None:
         raise emulated.EmulationError("cuBLAS is called while a stream captures")
     with np.errstate(all="ignore"):
-        return np.dot(a, b, out=out)
+        return np.dot(Linalg.rounded(a), Linalg.rounded(b), out=out)
+
+
+def matmul(a, b, out=None):
+    if Capture.launches is not None:
+        raise emulated.EmulationError("cuBLAS is called while a stream captures")
+    with np.errstate(all="ignore"):
+        return np.matmul(Linalg.rounded(a), Linalg.rounded(b), out=out)
 
 
 class Graph:
@@ -93,10 +101,58 @@ class Stream:
 
 
 class Device:
-    compute_capability = "80"
+    """Device number `id`, which is the current one inside its context; with no number, the current one."""
 
-    def __init__(self, number):
+    compute_capability = "80"
+    count, current = 2, 0  # devices of the machine, and which of them is current
+
+    def __init__(self, device=None):
+        self.id = Device.current if device is None else int(device)
+        if not 0 <= self.id < Device.count:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.attributes = ATTRIBUTES
+
+    def __enter__(self):
+        self._left, Device.current = Device.current, self.id
+        return self
+
+    def __exit__(self, *_):
+        Device.current = self._left
+
+    def use(self):
+        Device.current = self.id
+
+    def __eq__(self, other):
+        return isinstance(other, Device) and self.id == other.id
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"<CUDA Device {self.id}>"
+
+
+class Linalg:
+    """As ``cupy._core._routines_linalg``: how matrices of floats ("f") are multiplied."""
+
+    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 1, 7  # as CuPy numbers them
+    set_to = COMPUTE_TYPE_DEFAULT
+
+    @classmethod
+    def get_compute_type(cls, dtype):
+        assert dtype == "f"
+        return cls.set_to
+
+    @classmethod
+    def set_compute_type(cls, dtype, compute_type):
+        assert dtype == "f"
+        cls.set_to = compute_type
+
+    @classmethod
+    def rounded(cls, array):
+        """Return a matrix with the digits that a product sees of it."""
+        if cls.set_to != cls.COMPUTE_TYPE_TF32 or array.dtype != np.float32:
+            return array
+        return (np.ascontiguousarray(array).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 class CapturingKernel:
@@ -134,11 +190,12 @@ class CapturingKernel:
 
 def module():
     """Return a module object to stand in for cupy."""
-    runtime = types.SimpleNamespace(getDevice=lambda: 0)
+    runtime = types.SimpleNamespace(getDevice=lambda: Device.current, getDeviceCount=lambda: Device.count)
     cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream)
     stand_in = types.ModuleType("cupy")
     stand_in.__getattr__ = functools.partial(getattr, np)
-    stand_in.cuda, stand_in.empty, stand_in.dot = cuda, empty, dot
+    stand_in.cuda, stand_in.empty, stand_in.dot, stand_in.matmul = cuda, empty, dot, matmul
+    stand_in._core = types.SimpleNamespace(_routines_linalg=Linalg)
     stand_in.empty_like = lambda array: empty(array.shape, array.dtype)
     stand_in.asnumpy = np.array
     stand_in.shared_memory = lambda size: ATTRIBUTES.update(MaxSharedMemoryPerBlockOptin=size)
@@ -148,12 +205,12 @@ def module():
 @contextlib.contextmanager
 def backend(cupy, kernel_of):
     """Within it ``cupy`` is the module `cupy`, `kernel_of` gives kernels, and the CuPy backend is loaded afresh."""
-    saved = {name: sys.modules[name] for name in ("cupy", *loaded_backend()) if name in sys.modules}
+    saved = {name: sys.modules[name] for name in (*CUPY, *loaded_backend()) if name in sys.modules}
     for name in saved:
         put_back(name, None)
     function, configure, given = loader.function, launch.configure, limits.LIMITS
     attributes = dict(ATTRIBUTES)
-    sys.modules["cupy"] = cupy
+    sys.modules.update(zip(CUPY, (cupy, cupy._core, cupy._core._routines_linalg), strict=True))
     loader.function = functools.cache(kernel_of)
     try:
         yield
@@ -161,8 +218,9 @@ def backend(cupy, kernel_of):
         loader.function, launch.configure, limits.LIMITS = function, configure, given
         ATTRIBUTES.update(attributes)
         Capture.launches = None
+        Device.count, Device.current, Linalg.set_to = 2, 0, Linalg.COMPUTE_TYPE_DEFAULT
         Memory.left, Memory.made = None, []
-        for name in {"cupy", *loaded_backend(), *saved}:
+        for name in {*CUPY, *loaded_backend(), *saved}:
             put_back(name, saved.get(name))
 
 
@@ -225,6 +283,8 @@ def put_back(name, module):
     sys.modules.pop(name, None)
     if module is not None:
         sys.modules[name] = module
+    if name in CUPY:
+        return
     if package and module is not None:
         setattr(sys.modules[package], attribute, module)
     elif package:
