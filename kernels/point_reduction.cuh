@@ -4,12 +4,12 @@
 // C_ks = s ** exponent, with s the squared Euclidean or the city-block distance of kept point k and summed point s. Any
 // factor is in the points. Differences are taken before squares, so that near points keep their digits.
 //
-// One block per problem and 64 kept points: each lane holds KEPT of them, and the warps share out the summed points and
-// merge at the end, so that few points still fill the machine. Per term for d = 3: 6 instructions for the distance, 1
+// One block per problem and 32 * KEPT kept points: each lane holds KEPT of them, and the warps share out the summed points
+// and merge at the end, so that few points still fill the machine. Per term for d = 3: 6 instructions for the distance, 1
 // exp2, 4 others, 1 shared load; the exponential unit takes 8 issue slots for each exp2. Dynamic shared memory, in REAL:
-//     d * 64 kept points | d * 32 * warps summed points | 32 * warps Summed
+//     d * 32 * KEPT kept points | d * 32 * warps summed points | 32 * warps Summed
 // and in its place at the end one State for each kept point and warp.
-constexpr int KEPT = 2;
+constexpr int KEPT = sizeof(REAL) == sizeof(float) ? 2 : 1;  // NVRTC 13 spills with 2 points in double
 
 enum Norm { SQUARED = 0, CITYBLOCK = 1 };
 
