@@ -75,9 +75,6 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def __float__(self):
         return float(self._host)
 
-    def __index__(self):
-        return self._host.__index__()
-
     def __format__(self, spec):
         return format(self._host if self.ndim else self._host.item(), spec)
 
