@@ -71,6 +71,26 @@ def matmul(a, b, out=None):
         return np.matmul(Linalg.rounded(a), Linalg.rounded(b), out=out)
 
 
+class Address:
+    """What a captured launch knows of an array: where its memory is, which it does not keep alive."""
+
+    def __init__(self, array):
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        self.owner = weakref.ref(owner)
+        place = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+        self.view = array.shape, array.dtype, place, array.strides
+
+    def array(self):
+        """Return the array, if its memory is still its own."""
+        owner = self.owner()
+        if owner is None:
+            raise emulated.EmulationError("a graph writes or reads an array that has been freed")
+        shape, dtype, place, strides = self.view
+        return np.ndarray(shape, dtype, owner.data, place, strides)
+
+
 class Graph:
     def __init__(self, launches):
         self.launches = launches
@@ -163,7 +183,7 @@ class CapturingKernel:
 
     def __init__(self, kernel, log, arguments=None):
         object.__setattr__(self, "_parts", (kernel, log, arguments))
-        kernel.max_dynamic_shared_size_bytes = emulated.PLAIN_SHARED_MEMORY
+        kernel.max_dynamic_shared_size_bytes = emulated.PLAIN_SHARED_MEMORY - kernel.static_shared_size_bytes
 
     def __getattr__(self, name):
         return getattr(self._parts[0], name)
@@ -176,16 +196,23 @@ class CapturingKernel:
     def __call__(self, grid, block, args, *, shared_mem=0):
         kernel, log, arguments = self._parts
         log.append(kernel.name)
+        # Every device gives a block 48 KiB; a test may take all of what more there is away.
+        limit = max(ATTRIBUTES["MaxSharedMemoryPerBlockOptin"], emulated.PLAIN_SHARED_MEMORY)
+        if shared_mem + kernel.static_shared_size_bytes > limit:
+            raise emulated.EmulationError(f"{kernel.name}: a block of this device cannot have {shared_mem} bytes")
         args = arguments(kernel, args) if arguments else args
 
-        def run():
+        def run(given):
             with np.errstate(all="ignore"):
-                kernel(grid, block, args, shared_mem=shared_mem)
+                kernel(grid, block, given, shared_mem=shared_mem)
 
         if Capture.launches is None:
-            run()
+            run(args)
         else:
-            Capture.launches.append(run)
+            held = [Address(x) if isinstance(x, np.ndarray) else x for x in args]
+            Capture.launches.append(
+                lambda: run(tuple(x.array() if isinstance(x, Address) else x for x in held))  # read when it is launched
+            )
 
 
 def module():

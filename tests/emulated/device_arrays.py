@@ -39,6 +39,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__":
             raise TypeError(f"np.{ufunc.__name__}.{method} of device arrays")
+        if cupy_stand_in.Capture.launches is not None:
+            raise emulated.EmulationError(f"{ufunc.__name__} allocates memory while a stream captures")
         with np.errstate(all="ignore"):
             return given_out(ufunc(*map(taken_in, inputs), **{key: taken_in(x) for key, x in options.items()}))
 
