@@ -142,6 +142,9 @@ class Device:
     def use(self):
         Device.current = self.id
 
+    def synchronize(self):
+        pass
+
     def __eq__(self, other):
         return isinstance(other, Device) and self.id == other.id
 

@@ -38,6 +38,18 @@ def test_cupy_has_all_that_the_package_uses(name):
     assert not places, f"the CuPy for {name} has no {places}"
 
 
+@CUPY
+def test_cupy_has_all_that_the_gpu_s_scripts_use(name):
+    """A name that is not there would cost the minutes of a GPU that they are made for."""
+    paths = [wheels.ROOT / "scripts" / "gpu_truth.py", *(wheels.ROOT / "scripts" / "benchmarks" / "gpu").glob("*.py")]
+    if not paths[0].exists():
+        pytest.skip("the scripts are not beside the tests")
+    found = used([(path.name, path.read_text()) for path in paths])
+    assert "get_default_memory_pool" in found.chains and "cuda.Event" in found.chains
+    lacking = missing(name, found._asdict() | {"methods": []})  # most of their arrays are NumPy's
+    assert not any(lacking.values()), lacking
+
+
 PLANTED = """
 import cupy as cp
 from cupy.cuda import runtime
