@@ -122,14 +122,17 @@ struct OnlineSoftmax {
         return {Limits<REAL>::lowest, REAL(0)};
     }
 
-    // One exp2 per term. Whether the terms are too large for the shift is seen from their sum, which is infinite at the
-    // first group: one comparison for four terms, and a new shift is rare once the first groups have passed.
+    // One exp2 per term. In float, whether terms are too large for the shift is seen from their sum, which is infinite at
+    // the first group: one comparison for four terms, and a new shift is rare once the first groups have passed. In double
+    // exp2 is long code, of which four more would take the registers: there the shift is the running maximum.
     __device__ void push(const REAL (&x)[GROUP]) {
-        REAL more = sum_of(x);
-        if (more > MOST) {
+        REAL more = sizeof(REAL) == sizeof(float) ? sum_of(x) : REAL(0);
+        if (sizeof(REAL) == sizeof(double) || more > MOST) {
             REAL highest = larger(larger(x[0], x[1]), larger(x[2], x[3]));
-            sum *= power_of_two(shift - highest);
-            shift = highest;
+            if (highest > shift) {
+                sum *= power_of_two(shift - highest);
+                shift = highest;
+            }
             more = sum_of(x);
         }
         sum += more;

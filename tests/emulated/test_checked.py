@@ -11,7 +11,7 @@ from backends.cupy import test_clouds, test_documents, test_operators, test_sums
 
 import emulated
 from cusink.backends.cupy import loader
-from cusink.backends.cupy.launch import PAIR_STATE
+from cusink.backends.cupy.launch import PAIR_STATE, configure
 from emulated import cupy_stand_in, oracle
 from emulated.cupy_stand_in import force, operators, part
 
@@ -49,6 +49,8 @@ def test_kernels_of_stored_costs():
         for seed in range(3):
             emulated.shuffle(seed)
             reductions(ops, half=seed == 0)
+        test_operators.plan_sums(np.float32, launches=((7, 3), (40, 16)))
+        force(configure)
         for form, memory, method, own in test_operators.FORMS:
             test_operators.give(memory)
             problem = test_operators.make("zero weights", 5, 13, 37, own, np.float32)

@@ -22,6 +22,8 @@ MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
+PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
+PLAN_WARPS, PLAN_PARTS = 4, 16  # of a block, and at most into which the problems are divided
 POINTS = {4: 64, 8: 32}  # that a block keeps, by the bytes of a REAL, as in point_reduction.cuh
 DOCUMENT_COORDINATES = 8  # staged at once, as in documents.cu
 DOCUMENT_BLOCKS = 4  # per multiprocessor, where each block needs global memory of its own
@@ -112,6 +114,11 @@ def configure(
         return _iterate(B, n, m, size, device, shared_cost)
     if operator == "plan":
         return Launch("plan.cu", "plan", _blocks(B * n, 8), 256, 0)
+    if operator == "plan_sum":
+        high = PLAN_ROWS * PLAN_WARPS
+        blocks = -(-n // high) * -(-m // 32) * plan_parts(B, n, m, device)
+        shared = size * PLAN_CHUNK * (2 * high + 2 * 32 + 1)
+        return Launch("plan.cu", operator, _blocks(blocks), 32 * PLAN_WARPS, shared)
     if operator in STATE:
         return _reduction(operator, B, n, m, size, device, axis, shared_cost, half)
     if operator in PAIR_STATE:
@@ -131,6 +138,12 @@ def configure(
     if operator in ("read_potentials", "read_logits"):
         return Launch("scaling.cu", operator, _blocks(B * (n if axis else m), 256), 256, 0)
     raise ValueError(f"no kernel for {operator!r}")
+
+
+def plan_parts(B: int, n: int, m: int, device: Device) -> int:
+    """Return into how many parts ``plan_sum`` divides the problems, so that small costs fill the device too."""
+    tiles = -(-n // (PLAN_ROWS * PLAN_WARPS)) * -(-m // 32)
+    return _clamp(-(-4 * device.multiprocessors // tiles), 1, min(PLAN_PARTS, -(-B // PLAN_CHUNK)))
 
 
 def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int) -> int:
