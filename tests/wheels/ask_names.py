@@ -5,7 +5,6 @@ import json
 import re
 import sys
 
-import cupy
 import numpy
 
 ARRAY_PARTS = {name for name in dir(numpy.ndarray) if not name.startswith("__")}
@@ -13,6 +12,8 @@ ARRAY_PARTS = {name for name in dir(numpy.ndarray) if not name.startswith("__")}
 
 def found(path):
     """Return what a dotted name inside CuPy is, as far as modules and classes go; AttributeError if there is none."""
+    import cupy
+
     at = cupy
     for name in path.split("."):
         if not (inspect.ismodule(at) or inspect.isclass(at)):
@@ -41,6 +42,8 @@ def keywords(function):
 
 def lacks(question):
     """Return the parts of a question that this CuPy lacks, by kind."""
+    import cupy
+
     missing = {"chains": [], "keywords": [], "methods": [], "attributes": [], "unknown": []}
     for path in question["chains"]:
         try:
@@ -70,4 +73,5 @@ def lacks(question):
     return {"version": cupy.__version__, "missing": missing}
 
 
-print(json.dumps(lacks(json.load(sys.stdin))))
+if __name__ == "__main__":
+    print(json.dumps(lacks(json.load(sys.stdin))))

@@ -9,12 +9,8 @@ import io
 import json
 import sys
 
-ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # the compiler that CuPy is to find
 
-from cupy.cuda import compiler  # noqa: E402
-
-
-def compiled(source, options, capability):
+def compiled(compiler, source, options, capability):
     """Return an error or "", the compiler's log, and the binary."""
     assert capability <= int(compiler._get_max_compute_capability()), "this CuPy would make PTX, not a binary"
     # CuPy keeps the answer for each device, and asks the driver for the number of the current one.
@@ -29,5 +25,9 @@ def compiled(source, options, capability):
     return "", log.getvalue(), base64.b64encode(binary).decode()
 
 
-jobs = json.load(sys.stdin)
-print(json.dumps({"version": list(compiler._get_nvrtc_version()), "compiled": [compiled(*job) for job in jobs]}))
+if __name__ == "__main__":
+    ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # the compiler that CuPy is to find
+    from cupy.cuda import compiler
+
+    answers = [compiled(compiler, *job) for job in json.load(sys.stdin)]
+    print(json.dumps({"version": list(compiler._get_nvrtc_version()), "compiled": answers}))
