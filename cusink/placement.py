@@ -19,7 +19,8 @@ DEPTH = 3  # a call is given clouds of arrays, results with clouds, gradients wi
 def placed(given: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
     """Return a context in which CuPy works on the device of the first CuPy array in `given`, if there is one."""
     cupy = sys.modules.get("cupy")
-    found = None if cupy is None else _first(given, cupy, DEPTH)
+    kind = getattr(cupy, "ndarray", None)  # None where CuPy is not there, or not yet
+    found = None if kind is None else _first(given, kind, DEPTH)
     return contextlib.nullcontext() if found is None else _on_device_of(cupy, found)
 
 
@@ -40,19 +41,19 @@ def _on_device_of(cupy: Any, array: Any) -> Iterator[None]:
         yield
 
 
-def _first(given: Iterable[Any], cupy: Any, depth: int) -> Any:
+def _first(given: Iterable[Any], array_type: type, depth: int) -> Any:
     """Return the first CuPy array among values, in objects that hold arrays, and at the head of lists."""
     for value in given:
         if isinstance(value, np.ndarray) or value is None:
             continue
-        if isinstance(value, cupy.ndarray):
+        if isinstance(value, array_type):
             return value
         if not depth:
             continue
         if isinstance(value, (list, tuple)):
-            found = _first(value[:2], cupy, depth - 1)
+            found = _first(value[:2], array_type, depth - 1)
         elif type(value).__module__.partition(".")[0] in HOLDERS:
-            found = _first(getattr(value, "__dict__", {}).values(), cupy, depth - 1)
+            found = _first(getattr(value, "__dict__", {}).values(), array_type, depth - 1)
         else:
             continue
         if found is not None:

@@ -10,7 +10,7 @@ import emulated
 import numpy as np
 import pytest
 from emulated import oracle
-from emulated.cupy_stand_in import Memory, changed, force, operators, part, swapped
+from emulated.cupy_stand_in import Device, Memory, changed, force, operators, part, swapped
 from emulated.oracle import assert_as_good
 
 import cusink
@@ -718,7 +718,7 @@ class OnDevice:
     """An array that is not NumPy's and lies on a device."""
 
     def __init__(self, values, device=0):
-        self.values, self.device = values, f"<CUDA Device {device}>"
+        self.values, self.device = values, Device(device)
 
     def __array__(self, dtype=None, copy=None):
         return self.values
