@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from cusink.placement import placed
 from cusink.types import HostArray
 
 __all__ = [
@@ -115,13 +116,14 @@ def _advice(n_iter: HostArray, needed: HostArray, max_iter: int) -> str:
 
 
 def one_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a message be warned of once in all that a call of a public function does."""
+    """Let a message be warned of once in all that a call of a public function does, on the device of its arrays."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **options: P.kwargs) -> R:
         token = _warned.set(set())
         try:
-            return function(*args, **options)
+            with placed((*args, *options.values())):
+                return function(*args, **options)
         finally:
             _warned.reset(token)
 

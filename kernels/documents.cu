@@ -102,11 +102,11 @@ __device__ inline REAL log_sum(const REAL* tile, REAL scale, const Points& kept,
         }
         state.push(term);
     }
-    REAL highest = state.maximum;
+    REAL highest = state.shift;
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset /= 2)
         highest = larger(highest, __shfl_xor_sync(FULL_WARP, highest, offset));
-    REAL sum = state.sum * power_of_two(state.maximum - highest);
+    REAL sum = state.sum * power_of_two(state.shift - highest);
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
     return highest + log_two(sum);

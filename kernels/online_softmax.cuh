@@ -113,41 +113,52 @@ __device__ inline REAL warp_maximum(REAL x) {
 }
 
 // log2 of a sum of powers of two, in one pass. The terms -inf and the empty sum need no guard anywhere else, because
-// the maximum starts at the lowest finite number: -inf - maximum is -inf and never NaN.
+// the shift starts at the lowest finite number: -inf - shift is -inf and never NaN.
 struct OnlineSoftmax {
-    REAL maximum, sum;
+    static constexpr REAL MOST = 65536;
+    REAL shift, sum;  // sum of 2^(x - shift); the shift is one of the terms, and none is larger by more than log2(MOST)
 
     __device__ static OnlineSoftmax empty() {
         return {Limits<REAL>::lowest, REAL(0)};
     }
 
-    // One exp2 per term, and one more whenever a group raises the maximum: rare once the first groups have passed.
+    // One exp2 per term. In float, whether terms are too large for the shift is seen from their sum, which is infinite at
+    // the first group: one comparison for four terms, and a new shift is rare once the first groups have passed. In double
+    // exp2 is long code, of which four more would take the registers: there the shift is the running maximum.
     __device__ void push(const REAL (&x)[GROUP]) {
-        REAL highest = larger(larger(x[0], x[1]), larger(x[2], x[3]));
-        if (highest > maximum) {
-            sum *= power_of_two(maximum - highest);
-            maximum = highest;
+        REAL more = sizeof(REAL) == sizeof(float) ? sum_of(x) : REAL(0);
+        if (sizeof(REAL) == sizeof(double) || more > MOST) {
+            REAL highest = larger(larger(x[0], x[1]), larger(x[2], x[3]));
+            if (highest > shift) {
+                sum *= power_of_two(shift - highest);
+                shift = highest;
+            }
+            more = sum_of(x);
         }
-        sum += (power_of_two(x[0] - maximum) + power_of_two(x[1] - maximum)) +
-               (power_of_two(x[2] - maximum) + power_of_two(x[3] - maximum));
+        sum += more;
+    }
+
+    __device__ REAL sum_of(const REAL (&x)[GROUP]) const {
+        return (power_of_two(x[0] - shift) + power_of_two(x[1] - shift)) +
+               (power_of_two(x[2] - shift) + power_of_two(x[3] - shift));
     }
 
     __device__ void merge(const OnlineSoftmax& other) {
-        REAL highest = larger(maximum, other.maximum);
-        sum = sum * power_of_two(maximum - highest) + other.sum * power_of_two(other.maximum - highest);
-        maximum = highest;
+        REAL highest = larger(shift, other.shift);
+        sum = sum * power_of_two(shift - highest) + other.sum * power_of_two(other.shift - highest);
+        shift = highest;
     }
 
-    // All lanes end with the warp's state. Maximum first: one exp2 per lane instead of one or two per merge.
+    // All lanes end with the warp's state. The largest shift first: one exp2 per lane instead of one or two per merge.
     __device__ void merge_warp() {
-        REAL highest = warp_maximum(maximum);
-        sum = warp_sum(sum * power_of_two(maximum - highest));
-        maximum = highest;
+        REAL highest = warp_maximum(shift);
+        sum = warp_sum(sum * power_of_two(shift - highest));
+        shift = highest;
     }
 
     // -inf where every term was zero, as log2(0) is -inf.
     __device__ REAL value() const {
-        return maximum + log_two(sum);
+        return shift + log_two(sum);
     }
 };
 

@@ -4,14 +4,15 @@
 // C_ks = s ** exponent, with s the squared Euclidean or the city-block distance of kept point k and summed point s. Any
 // factor is in the points. Differences are taken before squares, so that near points keep their digits.
 //
-// One block per problem and 64 kept points: each lane holds KEPT of them, and the warps share out the summed points and
-// merge at the end, so that few points still fill the machine. Per term for d = 3: 6 instructions for the distance, 1
+// One block per problem and 32 * KEPT kept points: each lane holds KEPT of them, and the warps share out the summed points
+// and merge at the end, so that few points still fill the machine. Per term for d = 3: 6 instructions for the distance, 1
 // exp2, 4 others, 1 shared load; the exponential unit takes 8 issue slots for each exp2. Dynamic shared memory, in REAL:
-//     d * 64 kept points | d * 32 * warps summed points | 32 * warps Summed
+//     d * 32 * KEPT kept points | d * 32 * warps summed points | 32 * warps Summed
 // and in its place at the end one State for each kept point and warp.
-constexpr int KEPT = 2;
+constexpr int KEPT = sizeof(REAL) == sizeof(float) ? 2 : 1;  // NVRTC 13 spills with 2 points in double
 
 enum Norm { SQUARED = 0, CITYBLOCK = 1 };
+enum Power { ONE, ROOT, ANY };  // exponents that the compiler knows, and all others
 
 // kept (B or 1, kept, d) and summed (B or 1, summed, d), with the stride between problems, 0 for shared points.
 struct PointPairs {
@@ -21,9 +22,10 @@ struct PointPairs {
     int d, norm;
     REAL exponent;
 
+    template <int POWER = ANY>
     __device__ REAL cost(REAL s) const {
-        if (exponent == REAL(1)) return s;
-        if (exponent == REAL(0.5)) return square_root(s);
+        if (POWER == ONE || exponent == REAL(1)) return s;
+        if (POWER == ROOT || exponent == REAL(0.5)) return square_root(s);
         return s > REAL(0) ? power_of_two(exponent * log_two(s)) : REAL(0);
     }
 };
@@ -42,7 +44,7 @@ __device__ inline void load_points(REAL* tile, const REAL* P, long long first, l
 }
 
 // D is the dimension where the compiler is to know it, 0 elsewhere.
-template <int D, int NORM, class Term>
+template <int D, int NORM, int POWER, class Term>
 __device__ void reduce_points_of(const Term& term, const PointPairs& points, long long B, long long kept,
                                  long long summed) {
     typedef typename Term::Summed Summed;
@@ -86,7 +88,7 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
 #pragma unroll
                 for (int r = 0; r < KEPT; r++) {
 #pragma unroll
-                    for (int g = 0; g < GROUP; g++) cost[r][g] = points.cost(cost[r][g]);
+                    for (int g = 0; g < GROUP; g++) cost[r][g] = points.template cost<POWER>(cost[r][g]);
                     term.push(state[r], cost[r], group.at);
                 }
             }
@@ -106,17 +108,27 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
     }
 }
 
-// The compiler knows the dimensions 2 and 3 for terms that are used often enough to be worth its time.
+template <int D, class Term>
+__device__ void reduce_near_points(const Term& term, const PointPairs& points, long long B, long long kept,
+                                   long long summed) {
+    if (points.exponent == REAL(1))
+        reduce_points_of<D, SQUARED, ONE>(term, points, B, kept, summed);
+    else
+        reduce_points_of<D, SQUARED, ROOT>(term, points, B, kept, summed);
+}
+
+// The compiler knows the dimensions 2 and 3, with squared or plain distances, for terms that are used often enough to be
+// worth its time: no branch is left in the loop.
 template <class Term>
 __device__ void reduce_points(const Term& term, const PointPairs& points, long long B, long long kept,
                               long long summed) {
-    if (points.norm == CITYBLOCK) {
-        reduce_points_of<0, CITYBLOCK>(term, points, B, kept, summed);
-    } else if (Term::OFTEN && points.d == 2) {
-        reduce_points_of<Term::OFTEN ? 2 : 0, SQUARED>(term, points, B, kept, summed);
-    } else if (Term::OFTEN && points.d == 3) {
-        reduce_points_of<Term::OFTEN ? 3 : 0, SQUARED>(term, points, B, kept, summed);
-    } else {
-        reduce_points_of<0, SQUARED>(term, points, B, kept, summed);
-    }
+    bool common = Term::OFTEN && (points.exponent == REAL(1) || points.exponent == REAL(0.5));
+    if (points.norm == CITYBLOCK)
+        reduce_points_of<0, CITYBLOCK, ANY>(term, points, B, kept, summed);
+    else if (common && points.d == 2)
+        reduce_near_points<Term::OFTEN ? 2 : 0>(term, points, B, kept, summed);
+    else if (common && points.d == 3)
+        reduce_near_points<Term::OFTEN ? 3 : 0>(term, points, B, kept, summed);
+    else
+        reduce_points_of<0, SQUARED, ANY>(term, points, B, kept, summed);
 }

@@ -78,3 +78,30 @@ ensure_environment() {
     pip_install .venv --editable ".[$extra]"
     fingerprint "$1" "$python" "$version" "$cuda" >".venv/installed-$1"
 }
+
+# What the tests look into and nothing imports, as lines "folder requirement ...": CuPy for CUDA 12 in its oldest release
+# that is supported and for CUDA 13 in its newest, which cannot be installed side by side, each with a compiler, and the
+# disassembler.
+wheels_wanted() {
+    cat <<'END'
+cuda12 cupy-cuda12x==13.6.0;python_version<"3.14" cupy-cuda12x==14.2.0;python_version>="3.14"
+cuda12 fastrlock>=0.8.3 cuda-pathfinder>=1.3 nvidia-cuda-nvrtc-cu12==12.9.86
+cuda13 cupy-cuda13x==14.2.0 cuda-pathfinder>=1.3 nvidia-cuda-nvrtc==13.5.37 nvidia-cuda-nvdisasm==13.5.37
+END
+}
+
+# Unpack them into .cache/wheels, without touching .venv. Nothing is done when a run before this one did it.
+ensure_wheels() {
+    local wanted version folder
+    wanted=$(wheels_wanted)
+    version=$(.venv/bin/python -c 'import sys; print(sys.version)')
+    [[ -f .cache/wheels/unpacked && $(<.cache/wheels/unpacked) == "$wanted $version" ]] && return
+    echo "Unpacking CuPy and CUDA's compilers into .cache/wheels, for the tests (once, half a minute) ..."
+    rm -rf .cache/wheels
+    mkdir -p .cache/wheels
+    for folder in cuda12 cuda13; do
+        # shellcheck disable=SC2046 # one requirement a word
+        pip_install .venv --no-deps --target ".cache/wheels/$folder" $(sed -n "s/^$folder //p" <<<"$wanted")
+    done
+    echo "$wanted $version" >.cache/wheels/unpacked
+}

@@ -109,6 +109,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_report_teststatus(report):
-    if report.skipped and "gpu" in report.keywords and not hasattr(report, "wasxfail"):
+    # The report of a whole file that is skipped has no keywords.
+    if report.skipped and "gpu" in getattr(report, "keywords", ()) and not hasattr(report, "wasxfail"):
         return SKIPPED_GPU, "s", "SKIPPED (GPU)"
     return None

@@ -58,6 +58,6 @@ class UnderflowBound:
 def flush(array: HostArray) -> HostArray:
     """Set denormals of a non-negative array to zero, in place: they slow a product, and the certificate covers them."""
     tiny = np.finfo(array.dtype).tiny
-    if array.min(initial=tiny) < tiny:
+    if array.size and array.min() < tiny:
         array *= array >= tiny  # much faster than to assign zeros
     return array

@@ -8,6 +8,7 @@ import numpy as np
 from cusink.checks.arrays import arrays, finite, narrowed, owned
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.points import KERNEL_BYTES, PointCosts, directions
+from cusink.placement import on_device
 from cusink.types import Array, ArrayModule
 
 __all__ = ["PointCloud"]
@@ -67,6 +68,7 @@ class PointCloud:
     (3, 2) (3,) 0.5833
     """
 
+    @on_device
     def __init__(
         self, x: Any, y: Any = None, metric: Metric = "sqeuclidean", *, power: float = 1, tf32: bool = False
     ) -> None:
@@ -78,6 +80,7 @@ class PointCloud:
     def __repr__(self) -> str:
         return f"PointCloud(shape={self.shape}, d={self.x.shape[-1]}, metric={self.metric!r}, power={self.power})"
 
+    @on_device
     def dense(self) -> Array:
         """Return the cost as an array: memory of its size.
 
@@ -89,6 +92,7 @@ class PointCloud:
         (x, y), xp, dtype = arrays(**{"C.x": self.x, "C.y": self.y})
         return narrowed(point_costs(xp, self, x, y).block(xp), dtype, xp)
 
+    @on_device
     def mean(self) -> float:
         """Return the mean of the cost over all pairs of points, a common unit of `eps`.
 

@@ -7,6 +7,7 @@ from cusink.checks.scalars import one_of
 from cusink.costs import checks
 from cusink.costs.clouds import METRICS, Metric
 from cusink.errors import one_call
+from cusink.placement import on_device
 from cusink.types import Array, ArrayModule
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
 ]
 
 
+@on_device
 def cost_matrix(x: Array, y: Array | None = None, metric: str = "sqeuclidean") -> Array:
     """Return the cost of moving a unit of mass between points.
 

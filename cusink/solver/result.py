@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cusink.errors import one_call
+from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
 from cusink.solver.problem import Problem
@@ -54,6 +55,7 @@ class SinkhornResult(Summary):
     converged: Array
     problem: Problem = field(repr=False)
 
+    @on_device
     def plan(self) -> Array:
         """Return the transport plan, shape (n, m) or (B, n, m): memory of that size.
 
@@ -65,6 +67,7 @@ class SinkhornResult(Summary):
         problem = self.problem.in_float64()
         return problem.to_user(problem.C.plan(*problem.logits(), problem.eps))
 
+    @on_device
     def apply(self, v: Array, axis: Axis) -> Array:
         """Multiply the plan with vectors, without forming it.
 

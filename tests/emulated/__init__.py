@@ -8,6 +8,7 @@ unmapped stretch on either side, so that an access outside an array ends the lau
 import ctypes
 import functools
 import hashlib
+import json
 import mmap
 import os
 import re
@@ -32,7 +33,6 @@ OPTIONS = (
         "-O1",
         "-g0",
         "-fPIC",
-        "-shared",
         "-Wall",
         "-Wno-unknown-pragmas",
         "-Wno-unused-function",
@@ -40,7 +40,12 @@ OPTIONS = (
     ),
     # longjmp between stacks is the point here; index checks trap, and the trap becomes a message.
     "-fno-gnu-unique",  # or the shared variables of one dtype's templates would be those of the other's
-    *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"),
+    *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error"),
+)
+# A checked build calls cuda_checks.h at every access, and walks from frame to frame to where a collective is called.
+CHECKS = (
+    *("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"),
+    *("-fno-thread-jumps", "-fno-threadsafe-statics", "-Wno-frame-address"),
 )
 
 
@@ -54,41 +59,51 @@ def compiler():
 
 
 @functools.cache
-def build(text, names, dtype):
+def build(text, names, dtype, checks=False):
     """Compile CUDA source `text` (see `cusink.backends.cupy.loader.source`) for `dtype`; return the loaded library."""
-    real = loader.REAL[np.dtype(dtype)]
-    kernels = "".join(f"EMULATED_KERNEL({name})\n" for name in names)
+    real, options = loader.REAL[np.dtype(dtype)], (*OPTIONS, *CHECKS) if checks else OPTIONS
+    kernels = "".join(f"EMULATED_KERNEL({name}, ({launch_bound(text, name)}))\n" for name in names)
     memory = "thread_local __align__(64) unsigned char dynamic_shared[emulated::SHARED_LIMIT + emulated::GUARD];\n"
     header = HERE / "cuda_emulation.h"
     program = f'#include "cuda_emulation.h"\n{text}\n#line 1 "launchers"\n{memory}{kernels}'
-    key = hashlib.sha256("\0".join((header.read_text(), program, real, *OPTIONS)).encode()).hexdigest()[:24]
+    headers = header.read_text(), (HERE / "cuda_checks.h").read_text()
+    key = hashlib.sha256("\0".join((*headers, program, real, *options)).encode()).hexdigest()[:24]
     library = CACHE / f"{key}.so"
     if not library.exists():
-        folder = precompiled(header, real)
+        folder = precompiled(header, real, options)
         # A folder of its own: another process may be building the same kernel at this moment.
         with tempfile.TemporaryDirectory(dir=CACHE) as own:
-            source, part = Path(own, "kernel.cpp"), Path(own, "kernel.so")
+            source, compiled, part = (Path(own, name) for name in ("kernel.cpp", "kernel.o", "kernel.so"))
             source.write_text(program)
-            _compile(real, f"-I{folder}", f"-I{HERE}", str(source), "-o", str(part))
+            _compile(real, options, f"-I{folder}", f"-I{HERE}", "-c", str(source), "-o", str(compiled))
+            # Without the sanitizer's own library: cuda_checks.h is in its place.
+            _compile(real, OPTIONS, "-shared", str(compiled), "-o", str(part))
             part.replace(library)
     return ctypes.CDLL(str(library))
 
 
+def launch_bound(text, name):
+    """Return the threads that a block of kernel `name` may have, as an expression of its source `text`."""
+    bounds = re.search(rf"__launch_bounds__\s*\(([^,)]*)[^)]*\)\s*(?:void\s+)?{name}\s*\(", text)
+    return bounds[1] if bounds else "1024"
+
+
 @functools.cache
-def precompiled(header, real):
+def precompiled(header, real, options):
     """Folder of a precompiled `header`, which is most of the work in every build."""
-    key = hashlib.sha256("\0".join((header.read_text(), real, *OPTIONS)).encode()).hexdigest()[:24]
+    headers = header.read_text(), (HERE / "cuda_checks.h").read_text()
+    key = hashlib.sha256("\0".join((*headers, real, *options)).encode()).hexdigest()[:24]
     target = CACHE / key / f"{header.name}.gch"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}")
-        _compile(real, "-x", "c++-header", str(header), "-o", str(part))
+        _compile(real, options, "-x", "c++-header", str(header), "-o", str(part))
         part.replace(target)
     return target.parent
 
 
-def _compile(real, *arguments):
-    outcome = subprocess.run([compiler(), *OPTIONS, f"-DREAL={real}", *arguments], capture_output=True, text=True)
+def _compile(real, options, *arguments):
+    outcome = subprocess.run([compiler(), *options, f"-DREAL={real}", *arguments], capture_output=True, text=True)
     if outcome.returncode:
         raise EmulationError(outcome.stderr[:4000])
 
@@ -98,16 +113,18 @@ class Kernel:
 
     seed = 0  # of the order in which threads and blocks run
 
-    def __init__(self, file, name, dtype, change=None):
+    def __init__(self, file, name, dtype, change=None, checks=False):
         text = loader.source(file)
         if change:
             text = change(text)
-        library = build(text, tuple(loader.names(file)), np.dtype(dtype).name)
+        library = build(text, tuple(loader.names(file)), np.dtype(dtype).name, checks)
         signature = getattr(library, f"signature_{name}")
         signature.restype = ctypes.c_char_p
         self.name, self.names = name, parameter_names(text, name)
         self.parameters = signature().decode().split()
-        self.max_dynamic_shared_size_bytes = PLAIN_SHARED_MEMORY
+        self.static_shared_size_bytes = static_shared(Path(file).name, name, np.dtype(dtype).name)
+        self.max_dynamic_shared_size_bytes = PLAIN_SHARED_MEMORY - self.static_shared_size_bytes
+        self._regions = library.emulated_regions if checks else None
         self._launch = getattr(library, f"launch_{name}")
         self._launch.restype = ctypes.c_char_p
 
@@ -123,6 +140,10 @@ class Kernel:
             cells.append(self._cell(place, value, parameter, copies))
         pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
         sizes = (ctypes.c_long(int(x)) for x in (grid[0], block[0], shared_mem))
+        if self._regions:
+            starts = (ctypes.c_void_p * len(copies))(*(memory.address for _, memory in copies.values()))
+            lengths = (ctypes.c_long * len(copies))(*(array.nbytes for array, _ in copies.values()))
+            self._regions(ctypes.c_long(len(copies)), starts, lengths)
         error = self._launch(pointers, *sizes, ctypes.c_ulong(self.seed))
         for array, memory in copies.values():
             memory.fetch(array)
@@ -200,6 +221,19 @@ def _map(pages):
 def function(file, name, dtype):
     """Stand in for ``cusink.backends.cupy.loader.function``."""
     return Kernel(file, name, dtype)
+
+
+@functools.cache
+def checked_function(file, name, dtype):
+    """Stand in for ``cusink.backends.cupy.loader.function`` with kernels that are built with checks."""
+    return Kernel(file, name, dtype, checks=True)
+
+
+@functools.cache
+def static_shared(file, name, dtype):
+    """Return the bytes of static shared memory of a kernel, as its budget says; 0 for a toy."""
+    kernels = json.loads((HERE.parent / "kernels" / "budget.json").read_text())["kernels"]
+    return max((shared for _, shared in kernels.get(f"{file} {name} {dtype}", {}).values()), default=0)
 
 
 def shuffle(seed):

@@ -6,6 +6,7 @@
 // at different lines; a mask other than the full warp; a write behind the dynamic shared memory that was asked for. Reads
 // there, and of shared memory that nobody has written, give NaN. Arrays in global memory come from the driver with unmapped
 // pages around them; a fault ends the launch with a message. As under CuPy (-ftz=true) float has no subnormals.
+// With EMULATED_CHECKS, cuda_checks.h adds what slows a kernel down: races, uninitialised shared memory, call sites.
 
 #ifndef CUDA_EMULATION_H
 #define CUDA_EMULATION_H
@@ -14,6 +15,7 @@
 #include <csignal>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -78,6 +80,9 @@ inline void (*body)(void*);
 inline void* body_argument;
 
 [[noreturn]] inline void fail(const char* text, int line = 0) {
+#ifdef EMULATED_CHECKS
+    line = 0;  // there it is a call site
+#endif
     if (line)
         snprintf(message, sizeof message, "%s (line %d, block %u, thread %u)", text, line, block_index.x, current);
     else
@@ -92,13 +97,25 @@ inline void pause_fiber(State state, int line) {
     if (!_setjmp(fiber.context)) _longjmp(scheduler, 1);
 }
 
-inline void barrier(int line) {
-    pause_fiber(AT_BARRIER, line);
+#ifdef EMULATED_CHECKS
+}  // namespace emulated
+#include "cuda_checks.h"
+namespace emulated {
+#define AT_SITE(line) call_site()
+#define COLLECTIVE __attribute__((noinline))
+#else
+#define AT_SITE(line) line
+#define COLLECTIVE
+#endif
+
+COLLECTIVE inline void barrier(int line) {
+    pause_fiber(AT_BARRIER, AT_SITE(line));
 }
 
 // Deposit a value, wait for the whole warp, and return where the warp's values lie. Two sets of slots in turn: a lane can
 // be ahead of another by one operation, never by two.
-inline uint64_t* exchange(unsigned mask, uint64_t value, int line) {
+COLLECTIVE inline uint64_t* exchange(unsigned mask, uint64_t value, int line, [[maybe_unused]] bool orders_memory = false) {
+    line = AT_SITE(line);
     if (mask != 0xffffffffu) fail("a warp operation with a partial mask", line);
     Fiber& fiber = fibers[current];
     Warp& warp = warps[current / 32];
@@ -110,6 +127,9 @@ inline uint64_t* exchange(unsigned mask, uint64_t value, int line) {
             fibers[lane].state = READY;
         }
         warp.arrived = 0;
+#ifdef EMULATED_CHECKS
+        warp_epochs[current / 32] += orders_memory;
+#endif
     }
     if (fiber.state == READY && warp.arrived == 0)
         pause_fiber(READY, line);
@@ -145,7 +165,15 @@ inline void fiber_main() {
 inline void resume(unsigned thread, ucontext_t* fresh) {
     current = thread;
     thread_index.x = thread;
+#ifdef EMULATED_CHECKS
+    if (_setjmp(scheduler)) {
+        inside = false;
+        return;
+    }
+    inside = true;
+#else
     if (_setjmp(scheduler)) return;
+#endif
     if (fresh) setcontext(fresh);
     _longjmp(fibers[thread].context, 1);
 }
@@ -161,6 +189,9 @@ inline void open_barrier() {
         line = fibers[t].line;
     }
     for (Fiber& fiber : fibers) fiber.state = READY;
+#ifdef EMULATED_CHECKS
+    epoch++;
+#endif
 }
 
 inline void shuffle_order(std::vector<unsigned>& turns, Order& order) {
@@ -255,8 +286,8 @@ inline char* stack_of(unsigned thread) {
 }
 
 inline const char* run(void (*kernel)(void*), void* argument, unsigned char* shared, long grid, long block, long shared_bytes,
-                       unsigned long seed, bool flush) {
-    if (block < 32 || block > 512 || block % 32) return "the block is no multiple of 32 up to the launch bound of 512";
+                       unsigned long seed, bool flush, long most_threads) {
+    if (block < 32 || block > most_threads || block % 32) return "the block is no multiple of 32 up to the kernel's launch bound";
     if (shared_bytes < 0 || size_t(shared_bytes) > SHARED_LIMIT) return "more shared memory than any device has";
     if (grid < 1 || grid > 2147483647) return "the grid is outside what a launch takes";
     Signals signals;
@@ -272,6 +303,9 @@ inline const char* run(void (*kernel)(void*), void* argument, unsigned char* sha
     unsigned csr = _mm_getcsr();
     if (flush) _mm_setcsr(csr | 0x8040);
 #endif
+#ifdef EMULATED_CHECKS
+    start_launch(shared, size_t(shared_bytes));
+#endif
     const char* volatile error = nullptr;
     if (!sigsetjmp(way_out, 1)) {
         bool fresh = true;
@@ -281,6 +315,9 @@ inline const char* run(void (*kernel)(void*), void* argument, unsigned char* sha
         for (long k : blocks) {
             block_index.x = k;
             memset(shared, 0xff, shared_bytes + GUARD);
+#ifdef EMULATED_CHECKS
+            start_block();
+#endif
             run_block(order, fresh);
             fresh = false;
             for (size_t g = 0; g < GUARD; g++)
@@ -289,6 +326,9 @@ inline const char* run(void (*kernel)(void*), void* argument, unsigned char* sha
     } else {
         error = message;
     }
+#ifdef EMULATED_CHECKS
+    inside = false;
+#endif
 #ifdef __SSE__
     _mm_setcsr(csr);
 #endif
@@ -332,9 +372,9 @@ std::string signature(void (*)(A...)) {
 
 template <class... A>
 const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments, long grid, long block, long shared_bytes,
-                   unsigned long seed, bool flush) {
+                   unsigned long seed, bool flush, long most_threads) {
     Call<A...> call = {kernel, arguments};
-    return run(&Call<A...>::invoke, &call, shared, grid, block, shared_bytes, seed, flush);
+    return run(&Call<A...>::invoke, &call, shared, grid, block, shared_bytes, seed, flush, most_threads);
 }
 
 }  // namespace emulated
@@ -345,7 +385,7 @@ const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments
 #define gridDim emulated::grid_size
 
 #define __syncthreads() emulated::barrier(__LINE__)
-#define __syncwarp() emulated::exchange(0xffffffffu, 0, __LINE__)
+#define __syncwarp() emulated::exchange(0xffffffffu, 0, __LINE__, true)
 #define __shfl_sync(mask, value, lane) emulated::shuffle(mask, value, lane, __LINE__)
 #define __shfl_xor_sync(mask, value, offset) emulated::shuffle(mask, value, int(emulated::current % 32) ^ (offset), __LINE__)
 #define __ballot_sync(mask, vote) emulated::ballot(mask, vote, __LINE__)
@@ -389,13 +429,14 @@ inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsign
 }
 
 // One of these per kernel, behind the kernel's source.
-#define EMULATED_KERNEL(name)                                                                                             \
+#define EMULATED_KERNEL(name, most_threads)                                                                               \
     extern "C" const char* signature_##name() {                                                                           \
         static const std::string text = emulated::signature(name);                                                       \
         return text.c_str();                                                                                              \
     }                                                                                                                     \
     extern "C" const char* launch_##name(void** arguments, long grid, long block, long shared_bytes, unsigned long seed) { \
-        return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, sizeof(REAL) == 4);      \
+        return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, sizeof(REAL) == 4,       \
+                                most_threads);                                                                            \
     }
 
 #endif

@@ -19,6 +19,7 @@ import emulated
 from cusink.backends.cupy import launch, limits, loader
 
 PACKAGE = "cusink.backends.cupy"
+CUPY = ("cupy", "cupy._core", "cupy._core._routines_linalg")  # modules that the package imports
 HOST = {"launch", "limits", "loader", "clouds"}  # without CuPy: they stay loaded
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}  # of CuPy's Device.attributes
 
@@ -60,7 +61,34 @@ def dot(a, b, out=None):
     if Capture.launches is not None:
         raise emulated.EmulationError("cuBLAS is called while a stream captures")
     with np.errstate(all="ignore"):
-        return np.dot(a, b, out=out)
+        return np.dot(Linalg.rounded(a), Linalg.rounded(b), out=out)
+
+
+def matmul(a, b, out=None):
+    if Capture.launches is not None:
+        raise emulated.EmulationError("cuBLAS is called while a stream captures")
+    with np.errstate(all="ignore"):
+        return np.matmul(Linalg.rounded(a), Linalg.rounded(b), out=out)
+
+
+class Address:
+    """What a captured launch knows of an array: where its memory is, which it does not keep alive."""
+
+    def __init__(self, array):
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        self.owner = weakref.ref(owner)
+        place = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+        self.view = array.shape, array.dtype, place, array.strides
+
+    def array(self):
+        """Return the array, if its memory is still its own."""
+        owner = self.owner()
+        if owner is None:
+            raise emulated.EmulationError("a graph writes or reads an array that has been freed")
+        shape, dtype, place, strides = self.view
+        return np.ndarray(shape, dtype, owner.data, place, strides)
 
 
 class Graph:
@@ -93,10 +121,61 @@ class Stream:
 
 
 class Device:
-    compute_capability = "80"
+    """Device number `id`, which is the current one inside its context; with no number, the current one."""
 
-    def __init__(self, number):
+    compute_capability = "80"
+    count, current = 2, 0  # devices of the machine, and which of them is current
+
+    def __init__(self, device=None):
+        self.id = Device.current if device is None else int(device)
+        if not 0 <= self.id < Device.count:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.attributes = ATTRIBUTES
+
+    def __enter__(self):
+        self._left, Device.current = Device.current, self.id
+        return self
+
+    def __exit__(self, *_):
+        Device.current = self._left
+
+    def use(self):
+        Device.current = self.id
+
+    def synchronize(self):
+        pass
+
+    def __eq__(self, other):
+        return isinstance(other, Device) and self.id == other.id
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"<CUDA Device {self.id}>"
+
+
+class Linalg:
+    """As ``cupy._core._routines_linalg``: how matrices of floats ("f") are multiplied."""
+
+    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 1, 7  # as CuPy numbers them
+    set_to = COMPUTE_TYPE_DEFAULT
+
+    @classmethod
+    def get_compute_type(cls, dtype):
+        assert dtype == "f"
+        return cls.set_to
+
+    @classmethod
+    def set_compute_type(cls, dtype, compute_type):
+        assert dtype == "f"
+        cls.set_to = compute_type
+
+    @classmethod
+    def rounded(cls, array):
+        """Return a matrix with the digits that a product sees of it."""
+        if cls.set_to != cls.COMPUTE_TYPE_TF32 or array.dtype != np.float32:
+            return array
+        return (np.ascontiguousarray(array).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 class CapturingKernel:
@@ -107,7 +186,7 @@ class CapturingKernel:
 
     def __init__(self, kernel, log, arguments=None):
         object.__setattr__(self, "_parts", (kernel, log, arguments))
-        kernel.max_dynamic_shared_size_bytes = emulated.PLAIN_SHARED_MEMORY
+        kernel.max_dynamic_shared_size_bytes = emulated.PLAIN_SHARED_MEMORY - kernel.static_shared_size_bytes
 
     def __getattr__(self, name):
         return getattr(self._parts[0], name)
@@ -120,25 +199,33 @@ class CapturingKernel:
     def __call__(self, grid, block, args, *, shared_mem=0):
         kernel, log, arguments = self._parts
         log.append(kernel.name)
+        # Every device gives a block 48 KiB; a test may take all of what more there is away.
+        limit = max(ATTRIBUTES["MaxSharedMemoryPerBlockOptin"], emulated.PLAIN_SHARED_MEMORY)
+        if shared_mem + kernel.static_shared_size_bytes > limit:
+            raise emulated.EmulationError(f"{kernel.name}: a block of this device cannot have {shared_mem} bytes")
         args = arguments(kernel, args) if arguments else args
 
-        def run():
+        def run(given):
             with np.errstate(all="ignore"):
-                kernel(grid, block, args, shared_mem=shared_mem)
+                kernel(grid, block, given, shared_mem=shared_mem)
 
         if Capture.launches is None:
-            run()
+            run(args)
         else:
-            Capture.launches.append(run)
+            held = [Address(x) if isinstance(x, np.ndarray) else x for x in args]
+            Capture.launches.append(
+                lambda: run(tuple(x.array() if isinstance(x, Address) else x for x in held))  # read when it is launched
+            )
 
 
 def module():
     """Return a module object to stand in for cupy."""
-    runtime = types.SimpleNamespace(getDevice=lambda: 0)
+    runtime = types.SimpleNamespace(getDevice=lambda: Device.current, getDeviceCount=lambda: Device.count)
     cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream)
     stand_in = types.ModuleType("cupy")
     stand_in.__getattr__ = functools.partial(getattr, np)
-    stand_in.cuda, stand_in.empty, stand_in.dot = cuda, empty, dot
+    stand_in.cuda, stand_in.empty, stand_in.dot, stand_in.matmul = cuda, empty, dot, matmul
+    stand_in._core = types.SimpleNamespace(_routines_linalg=Linalg)
     stand_in.empty_like = lambda array: empty(array.shape, array.dtype)
     stand_in.asnumpy = np.array
     stand_in.shared_memory = lambda size: ATTRIBUTES.update(MaxSharedMemoryPerBlockOptin=size)
@@ -148,12 +235,12 @@ def module():
 @contextlib.contextmanager
 def backend(cupy, kernel_of):
     """Within it ``cupy`` is the module `cupy`, `kernel_of` gives kernels, and the CuPy backend is loaded afresh."""
-    saved = {name: sys.modules[name] for name in ("cupy", *loaded_backend()) if name in sys.modules}
+    saved = {name: sys.modules[name] for name in (*CUPY, *loaded_backend()) if name in sys.modules}
     for name in saved:
         put_back(name, None)
     function, configure, given = loader.function, launch.configure, limits.LIMITS
     attributes = dict(ATTRIBUTES)
-    sys.modules["cupy"] = cupy
+    sys.modules.update(zip(CUPY, (cupy, cupy._core, cupy._core._routines_linalg), strict=True))
     loader.function = functools.cache(kernel_of)
     try:
         yield
@@ -161,8 +248,9 @@ def backend(cupy, kernel_of):
         loader.function, launch.configure, limits.LIMITS = function, configure, given
         ATTRIBUTES.update(attributes)
         Capture.launches = None
+        Device.count, Device.current, Linalg.set_to = 2, 0, Linalg.COMPUTE_TYPE_DEFAULT
         Memory.left, Memory.made = None, []
-        for name in {"cupy", *loaded_backend(), *saved}:
+        for name in {*CUPY, *loaded_backend(), *saved}:
             put_back(name, saved.get(name))
 
 
@@ -225,6 +313,8 @@ def put_back(name, module):
     sys.modules.pop(name, None)
     if module is not None:
         sys.modules[name] = module
+    if name in CUPY:
+        return
     if package and module is not None:
         setattr(sys.modules[package], attribute, module)
     elif package:

@@ -20,6 +20,7 @@ METHODS = (
     "all any argmax argmin argpartition argsort astype clip copy cumsum diagonal dot fill item max mean min nonzero "
     "prod ravel repeat reshape round sort squeeze std sum swapaxes take tolist transpose var view"
 ).split()
+TO_HOST = {"item", "tolist"}  # methods that copy to the host, from any device
 NOT_IN_CUPY = {"initial", "where"}  # keywords of NumPy's reductions
 FROM_HOST = ("asarray", "array", "ascontiguousarray", "from_dlpack")
 
@@ -30,7 +31,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     __array_priority__ = 100
 
     def __init__(self, host):
-        self._host = host
+        self._host, self._number = host, cupy_stand_in.Device.current
 
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -38,6 +39,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__":
             raise TypeError(f"np.{ufunc.__name__}.{method} of device arrays")
+        if cupy_stand_in.Capture.launches is not None:
+            raise emulated.EmulationError(f"{ufunc.__name__} allocates memory while a stream captures")
         with np.errstate(all="ignore"):
             return given_out(ufunc(*map(taken_in, inputs), **{key: taken_in(x) for key, x in options.items()}))
 
@@ -51,13 +54,13 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
             return getattr(self._host, name)
         if name not in METHODS:
             raise AttributeError(f"device arrays have no {name!r}")
-        return on_device(name, getattr(self._host, name))
+        return on_device(name, getattr(self._host if name in TO_HOST else taken_in(self), name))
 
     def __getitem__(self, key):
-        return given_out(self._host[index_of(key)])
+        return given_out(taken_in(self)[index_of(key)])
 
     def __setitem__(self, key, value):
-        self._host[index_of(key)] = taken_in(value)
+        taken_in(self)[index_of(key)] = taken_in(value)
 
     def __len__(self):
         return len(self._host)
@@ -73,9 +76,6 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
 
     def __float__(self):
         return float(self._host)
-
-    def __index__(self):
-        return self._host.__index__()
 
     def __format__(self, spec):
         return format(self._host if self.ndim else self._host.item(), spec)
@@ -94,7 +94,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
 
     @property
     def device(self):
-        return "<CUDA Device 0>"
+        return cupy_stand_in.Device(self._number)
 
     @property
     def __cuda_array_interface__(self):
@@ -117,6 +117,11 @@ def index_of(key):
 def taken_in(x):
     """Return the array that NumPy computes with; an array of NumPy's own is refused."""
     if isinstance(x, ndarray):
+        if x._number != cupy_stand_in.Device.current:
+            raise ValueError(
+                "Array device must be same as the current device: "
+                f"array device = {x._number} while current = {cupy_stand_in.Device.current}"
+            )
         return x._host
     if isinstance(x, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
@@ -169,10 +174,10 @@ def module(real):
         return on_device(name, found) if callable(found) and not isinstance(found, type) else found
 
     stand_in.__getattr__ = missing
-    stand_in.ndarray, stand_in.cuda = ndarray, base.cuda
+    stand_in.ndarray, stand_in.cuda, stand_in._core = ndarray, base.cuda, base._core
     stand_in.empty = lambda *args, **options: ndarray(cupy_stand_in.empty(*args, **options))
     stand_in.empty_like = lambda array: stand_in.empty(array.shape, array.dtype)
-    stand_in.dot = on_device("dot", cupy_stand_in.dot)
+    stand_in.dot, stand_in.matmul = (on_device(name, getattr(base, name)) for name in ("dot", "matmul"))
     stand_in.asnumpy = lambda array: array.get() if isinstance(array, ndarray) else np.asarray(array)
     for name in FROM_HOST:
         setattr(stand_in, name, from_host(name))

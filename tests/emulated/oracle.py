@@ -31,6 +31,13 @@ def plan(C, p, q, eps, dtype=np.float64):
     return np.exp(p[:, :, None] + (q[:, None, :] - C / dtype(eps)))
 
 
+def plan_sum(C, p, q, rows, columns, costs, eps, dtype=np.float64):
+    finite = np.where(np.isposinf(C), 0, C).astype(dtype)
+    factor = wide(rows, dtype=dtype)[0][:, :, None] + (0 if columns is None else columns[:, None, :])
+    factor = factor + (0 if costs is None else costs[:, None, None] * finite)
+    return (plan(C, p, q, eps, dtype) * factor).sum(axis=0, dtype=dtype)
+
+
 def apply_plan(C, p, q, v, eps, axis, dtype=np.float64):
     P = plan(C, p, q, eps, dtype)
     return (P * (v[:, None, :] if axis else v[:, :, None])).sum(axis=2 if axis else 1, dtype=dtype)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import emulated
-from emulated import EmulationError, Kernel
+from emulated import EmulationError, Kernel, cupy_stand_in
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -24,10 +24,10 @@ extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
 def toy(tmp_path):
     """Build a toy kernel and run it on x (n,); return what it wrote."""
 
-    def run(text, n=64, block=64, shared=None, grid=1, dtype=np.float32, seeds=range(1)):
+    def run(text, n=64, block=64, shared=None, grid=1, dtype=np.float32, seeds=range(1), checks=False):
         path = tmp_path / "toy.cu"
         path.write_text(HEAD + text)
-        kernel = Kernel(str(path), "toy", dtype)
+        kernel = Kernel(str(path), "toy", dtype, checks=checks)
         x = np.arange(1, n + 1, dtype=dtype)
         for seed in seeds:
             emulated.shuffle(seed)
@@ -158,7 +158,7 @@ def test_arguments_are_checked(tmp_path, change, message):
 def test_launches_that_a_device_refuses(toy):
     for options, message in (
         ({"block": 48}, "multiple of 32"),
-        ({"block": 1024}, "launch bound"),
+        ({"block": 2048}, "launch bound"),
         ({"grid": 0}, "grid"),
         ({"shared": 49 << 10}, "exceed its limit"),
     ):
@@ -166,6 +166,190 @@ def test_launches_that_a_device_refuses(toy):
             toy(REVERSE, **options)
 
 
+def test_a_block_above_the_kernel_s_own_launch_bound_is_refused(toy):
+    bounded = REVERSE.replace("void toy", "void __launch_bounds__(2 * 48) toy")
+    toy(bounded, block=96)
+    with pytest.raises(EmulationError, match="launch bound"):
+        toy(bounded, block=128)
+
+
+def test_more_shared_memory_than_the_device_gives_is_refused(tmp_path):
+    """What is static counts too: the default limit and that of the device are for both together."""
+    with cupy_stand_in.operators(shared_memory=64 << 10):
+        kernel = cupy_stand_in.CapturingKernel(emulated.function("iterate.cu", "iterate_1", np.dtype("f8")), [])
+        static = kernel.static_shared_size_bytes
+        assert static > 0 and kernel.max_dynamic_shared_size_bytes == (48 << 10) - static
+        fused = emulated.function("iterate.cu", "iterate_1", np.dtype("f8"))
+        with pytest.raises(EmulationError, match="exceed its limit"):
+            fused((1,), (32,), [None] * len(fused.parameters), shared_mem=48 << 10)
+        kernel.max_dynamic_shared_size_bytes = 64 << 10
+        with pytest.raises(EmulationError, match="a block of this device cannot have"):
+            kernel((1,), (32,), (), shared_mem=64 << 10)
+
+
 def test_an_error_of_the_compiler_names_file_and_line(toy):
     with pytest.raises(EmulationError, match=r"toy\.cu:7:\d+: error"):
         toy(REVERSE.replace("__syncthreads();", "__syncthreads() no"))
+
+
+# Kernels that give the right numbers here and break the rules of CUDA: a checked build finds them.
+
+STATIC = """
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    __shared__ REAL kept[64];
+    __shared__ int count;
+    int t = threadIdx.x;
+    if (t == 0) count = n;
+    kept[t] = x[t];
+    __syncthreads();
+    if (blockIdx.x == 0) out[t] = count == n ? kept[63 - t] : REAL(0);
+}
+"""
+WIDE = """
+struct alignas(8) Two { REAL at[2]; };
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    REAL* kept = reinterpret_cast<REAL*>(dynamic_shared) + 0;
+    int t = threadIdx.x;
+    kept[t] = x[t];
+    if (t == 0) kept[n] = 0;
+    __syncthreads();
+    if (t % 2 == 0) {
+        Two two = *reinterpret_cast<const Two*>(kept + t);
+        out[t] = two.at[0], out[t + 1] = two.at[1];
+    }
+}
+"""
+HELPER = """
+__device__ REAL total(REAL x) {
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    return x;
+}
+__device__ void wait() { __syncthreads(); }
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    REAL* kept = reinterpret_cast<REAL*>(dynamic_shared);
+    kept[threadIdx.x] = 0;
+    out[threadIdx.x] = total(REAL(1));
+    wait();
+}
+"""
+PLANTED = {
+    "a warp that overtakes": (REVERSE, "__syncthreads();", "__syncwarp();", "no barrier between|nobody has written"),
+    "a barrier too few": (
+        REVERSE,
+        "out[t] = kept[n - 1 - t];",
+        "{ out[t] = kept[n - 1 - t]; kept[t] = 1; }",
+        "a read and a write of one place",
+    ),
+    "lanes that trust a shuffle to order memory": (
+        REVERSE,
+        "__syncthreads();",
+        "__syncthreads(); kept[t ^ 1] = x[t]; __shfl_sync(0xffffffffu, 1, 0);",
+        "a read and a write of one place",
+    ),
+    "blocks that add to one place": (
+        REVERSE,
+        "if (blockIdx.x == 0 && t < n) out[t] =",
+        "if (blockIdx.x < 2) out[t] +=",
+        "two threads write|a read and a write",
+    ),
+    "a read far behind the shared memory": (
+        REVERSE,
+        "out[t] = kept[n - 1 - t];",
+        "out[t] = kept[n - 1 - t] + (kept[n + 5000 - t] > 0 ? 1e-30f : 0);",
+        "a read behind the dynamic shared memory",
+    ),
+    "a write far behind the shared memory": (REVERSE, "kept[t] =", "kept[t + 9000 * (t == 5)] =", "a write behind"),
+    "a read of what nobody wrote, which does not show": (
+        REVERSE,
+        "kept[t] = blockIdx.x",
+        "if (t != 63) kept[t] = blockIdx.x",
+        "nobody has written",
+    ),
+    "static memory that nobody wrote": (STATIC, "kept[t] = x", "if (t != 5) kept[t] = x", "nobody has written"),
+    "static memory of the block before": (
+        STATIC,
+        "if (t == 0) count = n;",
+        "if (t == 0 && blockIdx.x == gridDim.x) count = n;",
+        "nobody has written",
+    ),
+    "a wide access at a narrow address": (WIDE, "dynamic_shared) + 0", "dynamic_shared) + 1", "outside its array"),
+    "a shuffle in both branches, in one helper": (
+        HELPER,
+        "total(REAL(1));",
+        "threadIdx.x % 2 ? total(REAL(1)) : total(REAL(2));",
+        "different lines",
+    ),
+    "a barrier in both branches, in one helper": (
+        HELPER,
+        "wait();\n}",
+        "if (threadIdx.x < 32) wait(); else { out[0] = 1; wait(); }\n}",
+        "different lines|two threads write",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """Run a kernel of a checked build, which has the right ones and all broken ones: one build for all."""
+    texts = {"reverse": REVERSE, "static": STATIC, "wide": WIDE, "helper": HELPER}
+    for what, (text, old, new, _) in PLANTED.items():
+        assert text.count(old) == 1, what
+        texts[what] = text.replace(old, new)
+    parts = [text.replace("void toy", f"void toy_{k}") for k, text in enumerate(texts.values())]
+    path = tmp_path_factory.mktemp("checked") / "toys.cu"
+    path.write_text(
+        HEAD + "".join(f"namespace toys_{k} {{\n{text}\n}}\nusing toys_{k}::toy_{k};\n" for k, text in enumerate(parts))
+    )
+
+    def run(what, grid):
+        kernel = Kernel(str(path), f"toy_{list(texts).index(what)}", np.float32, checks=True)
+        for seed in range(4):
+            emulated.shuffle(seed)
+            x, out = np.arange(1, 65, dtype=np.float32), np.zeros(64, np.float32)
+            kernel((grid,), (64,), (out, x, np.int32(64)), shared_mem=4 * 66)
+            assert np.isfinite(out).all() and out.any()
+
+    return run
+
+
+@pytest.mark.parametrize("what", ["reverse", "static", "wide", "helper"])
+def test_a_right_kernel_passes_the_checks(checked, what):
+    checked(what, 3 if what == "reverse" else 1)
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_checked_build_finds(checked, what):
+    text, *_, message = PLANTED[what]
+    with pytest.raises(EmulationError, match=message):
+        checked(what, 3 if text == REVERSE else 1)
+
+
+def test_exponentials_and_logarithms_have_the_errors_of_the_device_s(toy):
+    """A kernel that needs exp2(x) exp2(-x) to be 1, or any digit beyond what the device promises, must fail."""
+    text = """
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    out[threadIdx.x] = exp2f(x[threadIdx.x] / 7) * exp2f(-x[threadIdx.x] / 7) - 1 + 0 * log2f(x[threadIdx.x]);
+}
+"""
+    ((exact, _),) = toy(text)
+    ((off, _),) = toy(text, checks=True)
+    assert np.abs(exact).max() < 2e-7 and 2e-7 < np.abs(off).max() < 8e-7
+
+
+def test_a_graph_does_not_keep_its_arrays_alive():
+    """A captured launch holds addresses: when an array is freed, its memory belongs to another one."""
+    with cupy_stand_in.operators():
+        kernel = cupy_stand_in.CapturingKernel(emulated.function("plan.cu", "plan", np.dtype("f4")), [])
+        out, C, p, q = (cupy_stand_in.empty(size, np.float32) for size in ((1, 2, 3), (2, 3), (1, 2), (1, 3)))
+        for array in (C, p, q):
+            array[...] = 0
+        sizes = map(np.int64, (0, 1, 2, 3))
+        with cupy_stand_in.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            kernel((1,), (32,), (out, C, p[:, :], q, np.float32(1), *sizes))
+            graph = stream.end_capture()
+        graph.launch()
+        assert (out == 1).all()
+        del p
+        with pytest.raises(EmulationError, match="an array that has been freed"):
+            graph.launch()

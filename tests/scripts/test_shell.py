@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,11 @@ def run(tmp_path):
         shutil.copy(SCRIPT, checkout / "scripts")
         (checkout / "scripts" / "_environment.sh").write_text(
             'fail() { echo "$1" >&2; exit 1; }\nensure_environment() { echo "environment: $1"; }\n'
+            "find_python() { echo own-python; }\n"
         )
-        stub(checkout / ".venv/bin/python", f'echo "python: $CUSINK_REQUIRE_GPU $*"; {python}')
+        files = 'case "$1" in scripts/gpu_test_files.py) echo tests/one.py; exit;; esac'
+        stub(checkout / ".venv/bin/python", f'{files}\necho "python: $CUSINK_REQUIRE_GPU $*"; {python}')
+        stub(tools / "own-python", f'{files}\necho "own python: $PYTHONPATH $*"; {python}')
         stub(tools / "nvidia-smi", smi)
         if sanitizer:
             stub(tools / "compute-sanitizer", sanitizer)
@@ -54,11 +58,39 @@ def test_all_three_runs_need_the_gpu_and_get_the_arguments(run):
     done = run("-k", "softmin", sanitizer='echo "sanitizer: $1 $2 $3 $4"; shift 4; exec "$@"')
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "python: 1 -m pytest -m gpu -k softmin" in lines
+    assert "python: 1 -m pytest -m gpu tests/one.py -k softmin" in lines
+    assert "environment: test" in lines
     for tool in ("memcheck", "racecheck"):
         assert f"sanitizer: --tool {tool} --error-exitcode 1" in lines
-    assert sum(line.endswith("-m gpu -p no:cacheprovider -k softmin") for line in lines) == 2
+    assert sum(line.endswith("-m gpu -p no:cacheprovider tests/one.py -k softmin") for line in lines) == 2
     assert "All passed" in done.stdout
+
+
+def test_with_here_nothing_is_installed_and_the_own_python_runs(run, tmp_path):
+    done = run("--here", "-k", "softmin", sanitizer='shift 4; exec "$@"')
+    assert done.returncode == 0, done.stderr
+    assert "environment:" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert f"own python: {tmp_path / 'checkout'} -m pytest -m gpu tests/one.py -k softmin" in lines
+    assert sum(line.endswith("-p no:cacheprovider tests/one.py -k softmin") for line in lines) == 2
+
+
+def test_files_with_gpu_tests_are_found_and_those_that_lack_a_package_left_out(tmp_path):
+    tests = tmp_path / "tests"
+    for name, text in {
+        "test_one.py": "import pytest\n\ndef test(xp): ...\n",
+        "test_host.py": "def test(): ...\n",
+        "sub/test_marked.py": "import reference\npytestmark = pytest.mark.gpu\n",
+        "test_dask.py": "from no_such_package.part import thing\n\ndef test(xp): ...\n",
+        "reference.py": "",
+    }.items():
+        (tests / name).parent.mkdir(parents=True, exist_ok=True)
+        (tests / name).write_text(text)
+    (tmp_path / "scripts").mkdir()
+    finder = shutil.copy(SCRIPT.parent / "gpu_test_files.py", tmp_path / "scripts")
+    done = subprocess.run([sys.executable, finder], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["tests/sub/test_marked.py", "tests/test_one.py"]
+    assert done.stderr.splitlines() == ["left out: tests/test_dask.py needs no_such_package"]
 
 
 def test_a_failing_test_or_sanitizer_fails_the_script(run):

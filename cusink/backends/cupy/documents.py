@@ -1,4 +1,7 @@
-"""Documents on a GPU: all iterations of all pairs in one launch of ``documents.cu``, one block per pair."""
+"""Documents on a GPU: all iterations of pairs in one launch of ``documents.cu``, one block per pair.
+
+Pairs whose costs do not fit into shared memory have launches of their own.
+"""
 
 from typing import Any, NamedTuple
 
@@ -52,7 +55,7 @@ class Costs(NamedTuple):
 def solve_pairs(
     ours: Collection,
     theirs: Collection,
-    largest: tuple[int, int],
+    points: tuple[HostArray, HostArray],
     pairs: tuple[HostArray, HostArray],
     C: Cost[Any],
     eps: float,
@@ -60,17 +63,41 @@ def solve_pairs(
 ) -> dict[str, HostArray]:
     """Solve the pairs ``(rows[k], columns[k])`` of items of two collections.
 
-    `largest` are the numbers of points of the largest items of both.
+    `points` are the numbers of points (P,) of both items of each pair.
     Returns NumPy arrays (P,) by name: cost, reg_cost, error, n_iter, converged.
     """
+    dtype, given = ours.weights.dtype, Costs.of(C)
+    groups = launches.document_groups(*points, dtype.name, device())
+    chosen = []  # for all groups first: an item that is too large is an error before any work
+    for group in groups:
+        largest = int(points[0][group].max()), int(points[1][group].max())
+        chosen.append((largest, launches.configure_documents(len(group), *largest, dtype.name, device())))
+    found: dict[str, HostArray] = {}
+    for group, (largest, launch) in zip(groups, chosen, strict=True):
+        own = pairs[0][group], pairs[1][group]
+        for name, part in _solve_group(ours, theirs, largest, launch, own, given, eps, options).items():
+            found.setdefault(name, np.empty(len(pairs[0]), part.dtype))[group] = part
+    return found
+
+
+def _solve_group(
+    ours: Collection,
+    theirs: Collection,
+    largest: tuple[int, int],
+    chosen: launches.DocumentLaunch,
+    pairs: tuple[HostArray, HostArray],
+    given: Costs,
+    eps: float,
+    options: Options,
+) -> dict[str, HostArray]:
+    """Solve pairs in one launch, whose largest items have so many points; see `solve_pairs`."""
     dtype, tol, count = ours.weights.dtype, options.tol, len(pairs[0])
     rows, columns = (cp.asarray(np.ascontiguousarray(index, np.int64)) for index in pairs)
-    given = Costs.of(C)
     exponent = given.largest / eps
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     start = StopState.start(Relaxation.start(1, setting, exponent), StallDetector.start(1, dtype, exponent))
     rules = StopRules.of(start, -1.0 if tol is None else tol)
-    launch, reals, stage_outside = launches.configure_documents(count, *largest, dtype.name, device())
+    launch, reals, stage_outside = chosen
     scratch = cp.empty(launch.grid * reals, dtype) if reals else NULL
     found = {name: cp.empty(count, dtype) for name in ("cost", "reg_cost", "error")}
     found["n_iter"] = cp.empty(count, np.int64)

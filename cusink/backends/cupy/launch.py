@@ -22,9 +22,12 @@ MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
-POINTS = 64  # that a block keeps, as in point_reduction.cuh
+PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
+PLAN_WARPS, PLAN_PARTS = 4, 16  # of a block, and at most into which the problems are divided
+POINTS = {4: 64, 8: 32}  # that a block keeps, by the bytes of a REAL, as in point_reduction.cuh
 DOCUMENT_COORDINATES = 8  # staged at once, as in documents.cu
 DOCUMENT_BLOCKS = 4  # per multiprocessor, where each block needs global memory of its own
+DOCUMENT_SCRATCH = 2 << 30  # bytes of that memory at most, as long as one block is left
 PLAIN_SHARED_MEMORY = 48 << 10  # bytes of a block; a kernel has to opt in to more
 OWN_SHARED_MEMORY = 1024  # bytes that cover the static shared memory of a kernel and what the system keeps
 TILED_FROM = 8  # problems from which on a shared cost is read once for several of them
@@ -111,6 +114,11 @@ def configure(
         return _iterate(B, n, m, size, device, shared_cost)
     if operator == "plan":
         return Launch("plan.cu", "plan", _blocks(B * n, 8), 256, 0)
+    if operator == "plan_sum":
+        high = PLAN_ROWS * PLAN_WARPS
+        blocks = -(-n // high) * -(-m // 32) * plan_parts(B, n, m, device)
+        shared = size * PLAN_CHUNK * (2 * high + 2 * 32 + 1)
+        return Launch("plan.cu", operator, _blocks(blocks), 32 * PLAN_WARPS, shared)
     if operator in STATE:
         return _reduction(operator, B, n, m, size, device, axis, shared_cost, half)
     if operator in PAIR_STATE:
@@ -130,6 +138,12 @@ def configure(
     if operator in ("read_potentials", "read_logits"):
         return Launch("scaling.cu", operator, _blocks(B * (n if axis else m), 256), 256, 0)
     raise ValueError(f"no kernel for {operator!r}")
+
+
+def plan_parts(B: int, n: int, m: int, device: Device) -> int:
+    """Return into how many parts ``plan_sum`` divides the problems, so that small costs fill the device too."""
+    tiles = -(-n // (PLAN_ROWS * PLAN_WARPS)) * -(-m // 32)
+    return _clamp(-(-4 * device.multiprocessors // tiles), 1, min(PLAN_PARTS, -(-B // PLAN_CHUNK)))
 
 
 def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int) -> int:
@@ -158,7 +172,8 @@ def configure_documents(pairs: int, n: int, m: int, dtype: npt.DTypeLike, device
     if state + coordinates + tile <= limit:
         shared = size * (state + coordinates + tile)
         return DocumentLaunch(Launch("documents.cu", "documents", _blocks(pairs), block, shared), 0, False)
-    grid = _clamp(pairs, 1, DOCUMENT_BLOCKS * device.multiprocessors)
+    most = min(DOCUMENT_BLOCKS * device.multiprocessors, DOCUMENT_SCRATCH // (size * (tile + coordinates)))
+    grid = _clamp(pairs, 1, max(most, 1))
     if state + coordinates <= limit:
         launch = Launch("documents.cu", "documents", grid, block, size * (state + coordinates))
         return DocumentLaunch(launch, tile, False)
@@ -168,6 +183,20 @@ def configure_documents(pairs: int, n: int, m: int, dtype: npt.DTypeLike, device
             f"{limit // 2} points of a pair in {np.dtype(dtype)}. Solve such pairs with cusink.sinkhorn"
         )
     return DocumentLaunch(Launch("documents.cu", "documents", grid, block, size * state), tile + coordinates, True)
+
+
+def document_groups(
+    n: npt.NDArray[np.int64], m: npt.NDArray[np.int64], dtype: npt.DTypeLike, device: Device
+) -> list[npt.NDArray[np.intp]]:
+    """Return the indices of pairs of n and m points (P,) in groups, each for a launch of its own.
+
+    A launch lays out memory for the largest of its pairs. Pairs that fit into shared memory must not pay for one that
+    does not; the others are together with those of about their sizes.
+    """
+    side = next(k for k in range(1, 1 << 20) if configure_documents(1, k + 1, k + 1, dtype, device).scratch)
+    classes = [np.ceil(np.log2(sizes)).astype(np.int64) for sizes in (n, m)]
+    group = np.where(np.maximum(n, m) <= side, -1, 64 * classes[0] + classes[1])
+    return [np.flatnonzero(group == key) for key in np.unique(group)]
 
 
 def _reduction(
@@ -210,16 +239,16 @@ def wide_shared(warps: int, state: int) -> int:
 
 def _points(operator: str, B: int, kept: int, summed: int, d: int, size: int, device: Device) -> Launch | None:
     """Return a launch with as many warps, up to 16, as have work and shared memory; None if not even one fits."""
-    term = operator.removesuffix("_points")
-    most = _power_of_two(-(-summed // 32), 16 if B * -(-kept // POINTS) < 4 * device.multiprocessors else 8)
+    term, mine = operator.removesuffix("_points"), POINTS[size]
+    most = _power_of_two(-(-summed // 32), 16 if B * -(-kept // mine) < 4 * device.multiprocessors else 8)
     for warps in (16, 8, 4, 2, 1):
-        points = d * (POINTS + 32 * warps) + 32 * warps * SUMMED[term]
-        shared = size * max(points, POINTS * warps * STATE[term])
+        points = d * (mine + 32 * warps) + 32 * warps * SUMMED[term]
+        shared = size * max(points, mine * warps * STATE[term])
         # A single warp may opt in to more shared memory; larger blocks stay within the default, for occupancy.
         limit = device.shared_memory - OWN_SHARED_MEMORY
         limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
         if warps <= most and shared <= limit:
-            return Launch("points.cu", operator, _blocks(B * -(-kept // POINTS)), 32 * warps, shared)
+            return Launch("points.cu", operator, _blocks(B * -(-kept // mine)), 32 * warps, shared)
     return None
 
 

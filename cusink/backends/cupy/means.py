@@ -7,7 +7,7 @@ import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy import limits
-from cusink.backends.cupy.reductions import apply_plan, plan
+from cusink.backends.cupy.reductions import apply_plan, plan, plan_sum
 from cusink.types import Array, Axis, HostArray
 
 
@@ -66,6 +66,12 @@ class DenseMeans:
     def plan_sum(self, rows: Array, columns: Array | None, costs: Array | None) -> Array:
         """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
         out = cp.zeros(self.C.shape[-2:], self.p.dtype)
+        if self.C.ndim == 2:  # then a block of rows is for all problems
+            step = max(1, limits.LIMITS.block_entries // out.shape[1])
+            for block in (slice(row, row + step) for row in range(0, len(out), step)):
+                C, p, w = self._cost(slice(None), block), self.p[:, block], rows[:, block]
+                out[block] = plan_sum(C, p, self.q, w, columns, costs, self.eps)
+            return out
         for problems, block in self._blocks():
             factor = rows[problems, block, None]
             if columns is not None:

@@ -11,8 +11,8 @@ import cupy as cp
 import numpy as np
 
 from cusink.backends import stored
-from cusink.backends.cupy.launch import Launch
-from cusink.backends.cupy.run import LOG2_E, NULL, choose_launch, run, sizes
+from cusink.backends.cupy.launch import Launch, plan_parts
+from cusink.backends.cupy.run import LOG2_E, NULL, choose_launch, device, run, sizes
 from cusink.types import Array, Axis, HostArray
 
 
@@ -64,6 +64,20 @@ def plan(C: Array, p: Array, q: Array, eps: float) -> Array:
     launch = choose_launch("plan", B, n, m, dtype)
     run(launch, dtype, out, C, p, q, dtype.type(LOG2_E / eps), *_cost_stride(launch, C), *sizes(B, n, m))
     return out
+
+
+def plan_sum(
+    C: Array, p: Array, q: Array, rows: Array, columns: Array | None, costs: Array | None, eps: float
+) -> Array:
+    """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m) of logits (B, n) and (B, m) and one cost."""
+    C, p, q = map(cp.ascontiguousarray, (C, p, q))
+    (B, n), m, dtype = p.shape, q.shape[1], p.dtype
+    optional = (NULL if x is None else cp.ascontiguousarray(x, dtype) for x in (columns, costs))
+    launch, parts = choose_launch("plan_sum", B, n, m, dtype), plan_parts(B, n, m, device())
+    out = cp.empty((parts, n, m), dtype)
+    inputs = (C, p, q, cp.ascontiguousarray(rows, dtype), *optional, dtype.type(LOG2_E / eps))
+    run(launch, dtype, out, *inputs, *sizes(parts, B, n, m))
+    return out[0] if parts == 1 else out.sum(axis=0)
 
 
 def apply_plan(C: Array, p: Array, q: Array, v: Array, eps: float, axis: Axis) -> Array:

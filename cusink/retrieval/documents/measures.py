@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, kind, one_array, to_host
+from cusink.placement import on_device
 from cusink.retrieval.documents.supports import sums
 from cusink.types import Array, HostArray
 
@@ -60,10 +61,12 @@ class Measures:
     weights: Array
     points: Array
 
+    @on_device
     def __init__(self, offsets: Any, weights: Any, points: Any) -> None:
         self.offsets, self.weights, self.points = _checked(offsets, weights, points)
 
     @classmethod
+    @on_device
     def of(cls, clouds: Sequence[Any], weights: Sequence[Any] | None = None) -> "Measures":
         """Join separate point clouds.
 
@@ -84,6 +87,7 @@ class Measures:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @on_device
     def __getitem__(self, items: slice) -> "Measures":
         """Return the items of a slice."""
         if not isinstance(items, slice) or items.step not in (None, 1):
@@ -96,6 +100,7 @@ class Measures:
     def __repr__(self) -> str:
         return f"Measures({len(self)} items, {len(self.points)} points, d={self.points.shape[1]})"
 
+    @on_device
     def normalised(self) -> "Measures":
         """Return the same measures, each divided by its sum.
 

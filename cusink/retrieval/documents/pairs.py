@@ -168,9 +168,9 @@ class DocumentPairs:
         """Solve pairs of items of two sides, by the numbers 0 and 1 of the sides: arrays (len(rows),)."""
         from cusink.backends.cupy import documents
 
-        first, second = (int((self.A, self.B)[side].sizes.max()) for side in (ours, theirs))
-        sides = self._uploaded[ours], self._uploaded[theirs]
-        found = documents.solve_pairs(*sides, (first, second), (rows, columns), C, self.eps, options)
+        items, sides = (self.A, self.B), (self._uploaded[ours], self._uploaded[theirs])
+        points = items[ours].sizes[rows], items[theirs].sizes[columns]
+        found = documents.solve_pairs(*sides, points, (rows, columns), C, self.eps, options)
         return DocumentSolutions(**found)
 
     def _solved(self, distances: HostArray, found: DocumentSolutions) -> Solved:

@@ -63,8 +63,9 @@ def forced(grid, warps, less_shared=0):
         if launch is None or not operator.endswith("_points") or operator == "cost_points":
             return launch
         term = operator.removesuffix("_points")
-        points = d * (POINTS + 32 * warps) + 32 * warps * SUMMED[term]
-        shared = np.dtype(dtype).itemsize * max(points, POINTS * warps * STATE[term])
+        size = np.dtype(dtype).itemsize
+        points = d * (POINTS[size] + 32 * warps) + 32 * warps * SUMMED[term]
+        shared = size * max(points, POINTS[size] * warps * STATE[term])
         return Launch(launch.file, launch.kernel, grid, 32 * warps, shared - less_shared)
 
     return choose
@@ -218,8 +219,8 @@ def test_every_launch_is_legal(dtype):
             for term in STATE:
                 launch = configure(f"{term}_points", B, n, m, dtype, H100, d=d)
                 assert launch.block % 32 == 0 and 32 <= launch.block <= 512 and launch.grid >= 1
-                needed = size * (d * (POINTS + launch.block) + launch.block * SUMMED[term])
-                assert max(needed, size * POINTS * launch.block // 32 * STATE[term]) <= launch.shared
+                needed = size * (d * (POINTS[size] + launch.block) + launch.block * SUMMED[term])
+                assert max(needed, size * POINTS[size] * launch.block // 32 * STATE[term]) <= launch.shared
                 assert launch.shared < H100.shared_memory
     assert configure("softmin_points", 1, 10, 10, dtype, H100, d=2000) is None
 

@@ -129,6 +129,31 @@ def test_the_launch_follows_from_the_sizes():
     assert (launch.grid, scratch, stage_outside) == (4 * 132, 400 * 601, False) and launch.shared == 8 * 11 * 1000
 
 
+def test_one_long_document_leaves_the_others_in_shared_memory(monkeypatch):
+    """A launch has memory for its largest pair: one of 2600 points took 14 GB, and the fast way from all others."""
+    n, m = np.array([10, 2600, 40, 229, 230, 2500]), np.array([20, 2600, 2600, 229, 10, 2500])
+    groups = cupy_launch.document_groups(n, m, "float32", cupy_launch.H100)
+    assert [list(group) for group in groups] == [[0, 3], [2], [4], [1, 5]]
+    launches = [
+        cupy_launch.configure_documents(len(g), n[g].max(), m[g].max(), "float32", cupy_launch.H100) for g in groups
+    ]
+    assert launches[0].scratch == 0
+    assert all(4 * launch.scratch * launch.launch.grid <= 2 << 30 for launch in launches)
+    many = cupy_launch.configure_documents(10**6, 2600, 2600, "float32", cupy_launch.H100)
+    assert 4 * many.scratch * many.launch.grid <= 2 << 30 and many.launch.grid > 60
+    with operators(shared_memory=8 << 10) as ops:
+        A, B, C = corpus((5, 33), seed=1), corpus(SIZES), cusink.cost_matrix(vectors(), metric="euclidean")
+        configured, real = [], cupy_launch.configure_documents
+        monkeypatch.setattr(
+            cupy_launch, "configure_documents", lambda *a: configured.append((a[0], real(*a))) or real(*a)
+        )
+        _, found = on_device(A, B, C, 0.4, **exactly(4))
+        np.testing.assert_allclose(found["cost"], table(A, B, C, 0.4, 4)[0], rtol=1e-11)
+        assert ops.launched.count("documents") > len(VALUES)  # more than one launch for all pairs
+    inside = [count for count, chosen in configured if count > 1 and not chosen.scratch]
+    assert inside, "no pair is left in shared memory"
+
+
 @pytest.mark.parametrize("device", [cupy_launch.H100, cupy_launch.Device(40, 64 << 10)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_launch_asks_for_more_shared_memory_than_the_device_has(dtype, device):

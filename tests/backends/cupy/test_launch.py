@@ -23,7 +23,7 @@ BATCHES = (1, 2, 7, 8, 9, 256, 70_000, 3_000_000)
 DEVICES = (H100, Device(40, 64 << 10), Device(1, 48 << 10))  # an H100, a T4, the least there is
 REDUCTIONS = tuple(STATE)
 OTHERS = ("plan", "iterate", "scaled_kernel", "start_scalings", "balance_scalings", "scaling_update")
-OTHERS += ("logit_update", "read_potentials", "read_logits")
+OTHERS += ("logit_update", "read_potentials", "read_logits", "plan_sum")
 
 
 def all_launches():

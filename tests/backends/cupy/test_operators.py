@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import sys
 
@@ -9,7 +10,7 @@ import emulated
 import numpy as np
 import pytest
 from emulated import oracle
-from emulated.cupy_stand_in import Memory, changed, force, operators, part, swapped
+from emulated.cupy_stand_in import Device, Memory, changed, force, operators, part, swapped
 from emulated.oracle import assert_as_good
 
 import cusink
@@ -169,6 +170,72 @@ def force_fused(problems, grid, warps, less_shared=0):
     force(choose)
 
 
+def plan_sums(dtype, launches=(None, (1, 1), (7, 3), (40, 16)), less_shared=0):
+    """Hold ``plan_sum`` to the oracle: any launch, one problem and many, forbidden pairs, parts left out."""
+    rng = np.random.default_rng(5)
+    for turn, (B, n, m) in enumerate([(1, 1, 1), (3, 5, 40), (19, 37, 33), (40, 3, 70)]):
+        C, a, b, eps, f, g = make("forbidden" if turn % 2 else "zero weights", B, n, m, False, dtype, turn)
+        p, q = (x.astype(dtype) for x in (oracle.logits(a, f, eps), oracle.logits(b, g, eps)))
+        p = p - 3  # so that plans are about 1 at most
+        rows, columns, costs = (rng.normal(size=size).astype(dtype) for size in ((B, n), (B, m), B))
+        if launch := launches[turn % len(launches)]:
+            grid, warps = launch
+            shared = np.dtype(dtype).itemsize * 8 * (16 * warps + 65) - less_shared
+            chosen = Launch("plan.cu", "plan_sum", grid, 32 * warps, shared)
+            force(lambda *_, chosen=chosen, **__: chosen)
+        for given in ((rows, columns, costs), (rows, None, None), (rows, columns, None), (rows, None, costs)):
+            emulated.shuffle(turn)
+            found = part("reductions").plan_sum(C, p, q, *given, eps)
+            exact, naive = (oracle.plan_sum(C, p, q, *given, eps, t) for t in (np.float64, np.float32))
+            size = oracle.plan_sum(C, p, q, *(None if x is None else np.abs(x) for x in given), eps).max()
+            assert_as_good(found, exact, naive, np.abs(C[np.isfinite(C)]).max() / eps, size)
+            assert (found[np.isposinf(C)] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_sum_of_plans_follows_the_oracle(dtype):
+    with operators() as ops:
+        plan_sums(dtype)
+        assert set(ops.launched) == {"plan_sum"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("__syncthreads();  // all have used the last chunk", ""),
+        ("b < end ? costs[b]", "b < B ? costs[0]"),
+        ("cost[r] == infinity() ? REAL(0) : sum[r]", "sum[r]"),
+        ("unit % tiles / across * high", "unit % tiles / across * 8"),
+        ("(B + parts - 1) / parts", "B / parts"),
+    ],
+)
+def test_a_broken_sum_of_plans_is_found(old, new):
+    def change(text):
+        assert text.count(old) == 1
+        return text.replace(old, new)
+
+    kernel = functools.cache(lambda file, name, dtype: emulated.Kernel(file, name, dtype, change))
+    with operators(function=kernel), pytest.raises((AssertionError, emulated.EmulationError)):
+        plan_sums(np.float32, launches=((7, 3), (40, 16), (3, 2), (1, 1)))
+
+
+def test_too_little_shared_memory_for_a_sum_of_plans_is_found():
+    with operators(), pytest.raises(emulated.EmulationError, match="behind the dynamic shared memory"):
+        plan_sums(np.float32, launches=((7, 3),), less_shared=4)
+
+
+def test_the_gradient_by_a_shared_cost_makes_no_plans():
+    with operators() as ops:
+        C, a, b, eps, f, g = make("plain", 9, 13, 37, False, np.float64)
+        means = next(ops.OPERATORS.plan_means(C, a, b, f, g, eps))[1]
+        rows, columns, costs = f + 1, g - 1, f[:, 0]
+        p, q = oracle.logits(a, f, eps), oracle.logits(b, g, eps)
+        np.testing.assert_allclose(
+            means.plan_sum(rows, columns, costs), oracle.plan_sum(C, p, q, rows, columns, costs, eps)
+        )
+        assert "plan" not in ops.launched and ops.launched.count("plan_sum") == 1
+
+
 @pytest.mark.parametrize("form", ["FusedForm", "MatmulForm"])
 def test_scaling_alone_says_what_it_loses_and_auto_loses_nothing(form):
     problem = make("far apart", 3, 40, 37, False, np.float32)
@@ -280,6 +347,9 @@ def exercise():
             np.testing.assert_allclose(ops.c_transform(C, logits, axis), oracle.c_transform(C, logits, axis))
         np.testing.assert_allclose(ops.plan(C, p, q, eps), oracle.plan(C, p, q, eps))
         np.testing.assert_allclose(ops.transport_cost(C, p, q, eps), oracle.transport_cost(C, p, q, eps))
+        if not own:
+            sums = (C, p, q, f + 1, g - 1, f[:, 0], eps)
+            np.testing.assert_allclose(part("reductions").plan_sum(*sums), oracle.plan_sum(*sums))
     for form, memory, method, own in FORMS:
         give(memory)
         check(form, method, make("zero weights", 5, 13, 37, own, np.float64), np.float64, counts=(2, 2, 2))
@@ -648,7 +718,7 @@ class OnDevice:
     """An array that is not NumPy's and lies on a device."""
 
     def __init__(self, values, device=0):
-        self.values, self.device = values, f"<CUDA Device {device}>"
+        self.values, self.device = values, Device(device)
 
     def __array__(self, dtype=None, copy=None):
         return self.values

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Predict the time of CUDA kernels by counting, for any size and device. These are predictions: nothing is measured.
+
+The inner loop's instructions for each useful term come from `tests/wheels/speed_budget.json` (counted in the machine
+code for compute capability 9.0), registers from `tests/kernels/budget.json`, blocks and shared memory from
+`cusink.backends.cupy.launch`. A kernel is taken to be as slow as the slowest of: issue slots, the exponential unit, the
+float units, shared memory, the bytes that must cross the bus; then blocks are dealt out in waves. Waiting for memory,
+launches, the host and what lies outside the inner loop are left out, so that a time can only be longer: so `iterate`,
+`documents` and the products on tensor cores, which spend much of it there, are not predicted.
+
+    predict.py                          # the rows of docs/gpu.md
+    predict.py --device T4 softmin 256 1000 1000
+    predict.py softmin_points 1 100000 100000 --coordinates 3
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this checkout, whatever is installed
+
+from cusink.backends.cupy.launch import Device, configure
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Machine(NamedTuple):
+    """A device: what `configure` asks for, and rates for each multiprocessor and clock."""
+
+    device: Device
+    clock: float  # Hz
+    bandwidth: float  # bytes a second
+    shared: int  # bytes of shared memory of a multiprocessor
+    float_lanes: int
+    capability: str
+
+
+MACHINES = {
+    "H100": Machine(Device(132, 232448, True), 1.755e9, 3.35e12, 228 << 10, 128, "sm_90"),
+    "A100": Machine(Device(108, 166912, True), 1.41e9, 1.555e12, 164 << 10, 64, "sm_80"),
+    "T4": Machine(Device(40, 65536, False), 1.59e9, 0.32e12, 64 << 10, 64, "sm_75"),
+}
+SCHEDULERS, EXPONENTIALS, WARPS = 4, 16, {"sm_75": 32, "sm_80": 64, "sm_90": 64}
+PREDICTED = ("softmin", "apply_plan", "transport_cost", "softmin_points", "apply_plan_points")
+ROWS = (
+    # operator, B, n, m, coordinates
+    ("softmin", 256, 1000, 1000, 1),
+    ("softmin", 1, 1000, 1000, 1),
+    ("apply_plan", 256, 1000, 1000, 1),
+    ("softmin_points", 1, 100_000, 100_000, 3),
+    ("softmin_points", 1, 100_000, 100_000, 2),
+    ("apply_plan_points", 1, 100_000, 100_000, 3),
+)
+
+
+class Prediction(NamedTuple):
+    """Seconds by what they go into, the whole, and the share of the limit of the operation that is reached."""
+
+    kernel: str
+    parts: dict
+    bound: str
+    seconds: float
+    share: float
+    blocks: int  # of this kernel that fit on a multiprocessor
+
+
+def hot_loop(kernel, coordinates):
+    """Return (terms, instructions, units) of the loop in which a kernel spends its time."""
+    loops = json.loads((ROOT / "tests/wheels/speed_budget.json").read_text())["kernels"][kernel]
+    if kernel.endswith("_points"):  # merging, any dimension, 2 coordinates, 3
+        return loops[-1 if coordinates >= 3 else -2]
+    return loops[-1] if kernel in ("softmin_rows", "softmin_columns", "apply_plan_rows") else loops[0]
+
+
+def registers(launch, capability):
+    """Return the registers that a thread is allowed, in float32."""
+    kernels = json.loads((ROOT / "tests/kernels/budget.json").read_text())["kernels"]
+    return kernels[f"{launch.file} {launch.kernel} float32"][capability][0]
+
+
+def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"]):
+    """Return the `Prediction` of one call in float32 with a shared cost, or None where no launch fits."""
+    if operator not in PREDICTED:
+        raise ValueError(
+            f"only {', '.join(PREDICTED)} are predicted, whose time is in their inner loop; got {operator}"
+        )
+    device = machine.device
+    launch = configure(operator, B, n, m, "float32", device, d=coordinates)
+    if launch is None:
+        return None
+    terms_in_loop, instructions, units = hot_loop(launch.kernel, coordinates)
+    terms = float(B) * n * m
+    fit = min(
+        32 * WARPS[machine.capability] // launch.block,
+        65536 // (registers(launch, machine.capability) * launch.block),
+        machine.shared // (launch.shared + 1024),
+        32,
+    )
+    # Blocks come in waves, of which the last counts in full; a wave that is not full leaves multiprocessors idle.
+    waves = math.ceil(launch.grid / (device.multiprocessors * fit))
+    busy = min(device.multiprocessors, launch.grid / (waves * fit) if waves > 1 else launch.grid)
+    slots = min(SCHEDULERS, fit * launch.block // 32)
+    clocks = busy * machine.clock
+    each = {unit: units.get(unit, 0) / terms_in_loop for unit in ("exponential", "float", "shared")}
+    parts = {
+        "issue": terms / 32 * instructions / terms_in_loop / (slots * clocks),
+        "exponential": terms * each["exponential"] / (EXPONENTIALS * clocks),
+        "float": terms * each["float"] / (machine.float_lanes * clocks),
+        "shared": terms / 32 * each["shared"] / clocks,
+        "bytes": 4.0 * (n * m * (not operator.endswith("_points")) + 3 * B * (n + m)) / machine.bandwidth,
+    }
+    bound = max(parts, key=parts.get)
+    limit = max(terms / (EXPONENTIALS * device.multiprocessors * machine.clock), parts["bytes"])
+    return Prediction(launch.kernel, parts, bound, parts[bound], limit / parts[bound], fit)
+
+
+def table(rows, machine):
+    """Return the lines of a Markdown table of predictions."""
+    lines = ["| operator | B | n | m | d | kernel | predicted ms | bound by | share of the limit | measured |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    for operator, B, n, m, d in rows:
+        found = predict(operator, B, n, m, d, machine)
+        sizes = f"| {operator} | {B} | {n} | {m} | {d} "
+        if found is None:
+            lines.append(f"{sizes}| does not fit | | | | not measured |")
+            continue
+        ms = f"{1e3 * found.seconds:.3g}"
+        lines.append(f"{sizes}| {found.kernel} | {ms} | {found.bound} | {found.share:.0%} | not measured |")
+    return lines
+
+
+def main(arguments=None):
+    """Print predictions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("operator", nargs="?", choices=PREDICTED, help="what is predicted")
+    parser.add_argument("sizes", nargs="*", type=int, help="B n m")
+    parser.add_argument("--coordinates", type=int, default=1)
+    parser.add_argument("--device", choices=MACHINES, default="H100")
+    given = parser.parse_args(arguments)
+    if given.operator and len(given.sizes) != 3:
+        parser.error(f"an operator takes the sizes B, n and m; got {given.sizes}")
+    rows = [(given.operator, *given.sizes, given.coordinates)] if given.operator else ROWS
+    print(f"PREDICTED by count for {given.device}, in float32; nothing here was measured.\n")
+    print("\n".join(table(rows, MACHINES[given.device])))
+
+
+if __name__ == "__main__":
+    main()

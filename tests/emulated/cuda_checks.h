@@ -1,0 +1,206 @@
+// What a checked build adds to cuda_emulation.h: every read and write of a kernel is looked at.
+//
+// g++ -fsanitize=thread puts a call before each of them; this file has the functions that are called, in place of the
+// sanitizer's library. A shadow of 4-byte cells for the shared memory and for each array knows who wrote and who read
+// last: the block, the barriers it had passed, the thread. Errors are, in the words of compute-sanitizer,
+//   racecheck   two threads of a block at one cell, one of them writing, with no barrier (or __syncwarp) between;
+//               two blocks at one cell of an array, one of them writing: nothing orders blocks of a launch;
+//   initcheck   a read of shared memory that nobody of this block has written, static or dynamic;
+//   memcheck    an access behind the dynamic shared memory that was asked for, however far.
+// Shuffles do not order memory, so they count for nothing here. exp2 and log2 get the errors of the device's.
+
+#ifndef CUDA_CHECKS_H
+#define CUDA_CHECKS_H
+
+#include <link.h>
+
+#define UNSEEN __attribute__((no_sanitize_thread))
+
+namespace emulated {
+
+struct Visit {
+    unsigned block, epoch, warp_epoch, thread;
+};
+struct Cell {
+    Visit write, read;
+    bool several_threads, several_warps, several_blocks;  // that read it since it was written
+};
+struct Region {
+    uintptr_t start;
+    size_t size, capacity;
+    Cell* cells;
+};
+
+constexpr int MOST_REGIONS = 64;
+inline Region arrays[MOST_REGIONS];
+inline int array_count, last_array;
+inline Cell dynamic_cells[(SHARED_LIMIT + GUARD) / 4 + 1], static_cells[4096];
+inline uintptr_t dynamic_start, static_start, static_end;
+inline size_t dynamic_bytes;
+inline unsigned serial, first_serial, epoch, warp_epochs[32];
+inline bool inside;  // a kernel, and not this emulation
+
+UNSEEN inline bool unordered(const Visit& before, bool shared) {
+    if (before.block != serial) return !shared && before.block >= first_serial;
+    if (before.thread == current || before.epoch != epoch) return false;
+    return before.thread / 32 != current / 32 || before.warp_epoch == warp_epochs[current / 32];
+}
+
+UNSEEN inline void visit(Cell& cell, bool shared, bool writes) {
+    if (unordered(cell.write, shared))
+        fail(writes ? "two threads write to one place with no barrier between" : "a read and a write of one place with no barrier between");
+    unsigned oldest = shared ? serial : first_serial;
+    bool known = cell.read.block >= oldest && cell.read.block;
+    if (writes) {
+        bool apart = known && (unordered(cell.read, shared) || (cell.several_blocks && !shared) ||
+                               (cell.several_threads && cell.read.block == serial && cell.read.epoch == epoch &&
+                                (cell.several_warps || cell.read.warp_epoch == warp_epochs[current / 32])));
+        if (apart) fail("a read and a write of one place with no barrier between");
+        cell.write = {serial, epoch, warp_epochs[current / 32], current};
+        cell.read.block = 0;
+        return;
+    }
+    if (shared && cell.write.block != serial) fail("a read of shared memory that nobody has written");
+    bool same = known && cell.read.block == serial && cell.read.epoch == epoch;
+    cell.several_threads = same && (cell.several_threads || cell.read.thread != current);
+    cell.several_warps = same && (cell.several_warps || cell.read.thread / 32 != current / 32);
+    cell.several_blocks = known && (cell.several_blocks || cell.read.block != serial);
+    cell.read = {serial, epoch, warp_epochs[current / 32], current};
+}
+
+UNSEEN inline void look(void* address, size_t size, bool writes) {
+    if (!inside) return;
+    uintptr_t at = uintptr_t(address);
+    Cell* cells = nullptr;
+    size_t offset = 0;
+    bool shared = true;
+    if (at - dynamic_start < SHARED_LIMIT + GUARD) {
+        cells = dynamic_cells, offset = at - dynamic_start;
+        if (offset + size > dynamic_bytes)
+            fail(writes ? "a write behind the dynamic shared memory" : "a read behind the dynamic shared memory");
+    } else if (at - static_start < static_end - static_start) {
+        cells = static_cells, offset = at - static_start;
+    } else {
+        shared = false;
+        for (int tried = 0, k = last_array; tried < array_count; tried++, k = k + 1 < array_count ? k + 1 : 0)
+            if (at - arrays[k].start < arrays[k].size) {
+                last_array = k, cells = arrays[k].cells, offset = at - arrays[k].start;
+                break;
+            }
+    }
+    if (!cells) return;  // a thread's own
+    for (size_t cell = offset / 4; cell <= (offset + size - 1) / 4; cell++) visit(cells[cell], shared, writes);
+}
+
+// The static shared memory of this library is what else it has of memory for each thread.
+UNSEEN inline int find_statics(dl_phdr_info* info, size_t, void* own) {
+    bool ours = false;
+    for (int k = 0; k < info->dlpi_phnum; k++) {
+        const auto& part = info->dlpi_phdr[k];
+        ours = ours || (part.p_type == PT_LOAD && uintptr_t(own) - (info->dlpi_addr + part.p_vaddr) < part.p_memsz);
+    }
+    for (int k = 0; ours && k < info->dlpi_phnum; k++)
+        if (info->dlpi_phdr[k].p_type == PT_TLS) {
+            static_start = uintptr_t(info->dlpi_tls_data);
+            static_end = static_start + info->dlpi_phdr[k].p_memsz;
+        }
+    return ours;
+}
+
+UNSEEN inline void start_launch(unsigned char* shared, size_t bytes) {
+    static char here;
+    dynamic_start = uintptr_t(shared), dynamic_bytes = bytes;
+    dl_iterate_phdr(find_statics, &here);
+    first_serial = serial + 1;
+}
+
+// Nothing is left of the block before: reading it would give what is never right.
+UNSEEN inline void start_block() {
+    serial++, epoch = 0;
+    for (unsigned& own : warp_epochs) own = 0;
+    uintptr_t end = dynamic_start + SHARED_LIMIT + GUARD;
+    if (dynamic_start > static_start) memset((void*)static_start, 0xff, dynamic_start - static_start);
+    if (static_end > end) memset((void*)end, 0xff, static_end - end);
+}
+
+UNSEEN inline void set_regions(long count, void** starts, long* sizes) {
+    array_count = int(count), last_array = 0;
+    for (int k = 0; k < array_count; k++) {
+        size_t cells = size_t(sizes[k]) / 4 + 2;
+        if (arrays[k].capacity < cells) {
+            free(arrays[k].cells);
+            arrays[k].cells = (Cell*)calloc(cells, sizeof(Cell)), arrays[k].capacity = cells;
+        } else {
+            memset((void*)arrays[k].cells, 0, cells * sizeof(Cell));
+        }
+        arrays[k].start = uintptr_t(starts[k]), arrays[k].size = size_t(sizes[k]);
+    }
+}
+
+// The instruction that called a collective, and all calls that led there, as one number: by return addresses.
+UNSEEN inline int call_site() {
+    uintptr_t* frame = (uintptr_t*)__builtin_frame_address(0);
+    uintptr_t low = uintptr_t(fibers[current].stack), site = 0;
+    while (uintptr_t(frame) - low < STACK - 16 && frame[1]) {
+        site = site * 1000003 + frame[1];
+        frame = (uintptr_t*)frame[0];
+    }
+    return int(site % 1000000007) + 1;
+}
+
+// x with an error of so many units in the last place at most, by a number that x decides.
+template <class T, class Bits>
+UNSEEN T off_by(T exact, T x, int units) {
+    Bits bits, key;
+    memcpy(&bits, &exact, sizeof bits);
+    memcpy(&key, &x, sizeof key);
+    if (!(exact - exact == 0) || exact == 0 || x == 0) return exact;
+    uint64_t mixed = (uint64_t(key) ^ 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+    bits += Bits(int(mixed >> 40) % (2 * units + 1) - units);
+    memcpy(&exact, &bits, sizeof bits);
+    return exact;
+}
+UNSEEN inline float device_exp2f(float x) {
+    return off_by<float, uint32_t>(::exp2f(x), x, 2);
+}
+UNSEEN inline float device_log2f(float x) {
+    return off_by<float, uint32_t>(::log2f(x), x, 1);
+}
+UNSEEN inline double device_exp2(double x) {
+    return off_by<double, uint64_t>(::exp2(x), x, 1);
+}
+UNSEEN inline double device_log2(double x) {
+    return off_by<double, uint64_t>(::log2(x), x, 1);
+}
+
+}  // namespace emulated
+
+#define SEEN(size)                                                                                       \
+    extern "C" UNSEEN void __tsan_read##size(void* at) { emulated::look(at, size, false); }              \
+    extern "C" UNSEEN void __tsan_write##size(void* at) { emulated::look(at, size, true); }              \
+    extern "C" UNSEEN void __tsan_unaligned_read##size(void* at) { emulated::look(at, size, false); }    \
+    extern "C" UNSEEN void __tsan_unaligned_write##size(void* at) { emulated::look(at, size, true); }
+SEEN(1)
+SEEN(2)
+SEEN(4)
+SEEN(8)
+SEEN(16)
+extern "C" UNSEEN void __tsan_read_range(void* at, size_t size) {
+    emulated::look(at, size, false);
+}
+extern "C" UNSEEN void __tsan_write_range(void* at, size_t size) {
+    emulated::look(at, size, true);
+}
+extern "C" UNSEEN void __tsan_func_entry(void*) {}
+extern "C" UNSEEN void __tsan_func_exit() {}
+extern "C" UNSEEN void __tsan_init() {}
+extern "C" UNSEEN void emulated_regions(long count, void** starts, long* sizes) {
+    emulated::set_regions(count, starts, sizes);
+}
+
+#define exp2f emulated::device_exp2f
+#define log2f emulated::device_log2f
+#define exp2 emulated::device_exp2
+#define log2 emulated::device_log2
+
+#endif

@@ -1,0 +1,74 @@
+"""The script that measures a GPU in eight minutes runs whole on an emulated device: no minute is lost to a typo."""
+
+import json
+import sys
+from pathlib import Path
+
+import emulated
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+if not (SCRIPTS / "gpu_truth.py").exists():
+    pytest.skip("the scripts are not beside the tests", allow_module_level=True)
+sys.path.insert(0, str(SCRIPTS))
+
+import gpu_truth  # noqa: E402
+
+needs_compiler = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
+
+
+def words(found):
+    """Yield every text in an outcome."""
+    if isinstance(found, str):
+        yield found
+    elif isinstance(found, (dict, list)):
+        for part in found.values() if isinstance(found, dict) else found:
+            yield from words(part)
+
+
+@needs_compiler
+def test_every_step_runs_on_the_emulated_device(tmp_path, capsys):
+    assert gpu_truth.main(["--tiny", "--output", str(tmp_path / "truth")]) == 0
+    report = json.loads((tmp_path / "truth.json").read_text())
+    assert list(report["steps"]) == list(gpu_truth.STEPS)
+    assert sum(gpu_truth.STEPS.values()) <= 600
+    for name, outcome in report["steps"].items():
+        assert outcome["status"] == "ran", (name, outcome)
+        wrong = [text for text in words(outcome["found"]) if "Error" in text or text == "wrong"]
+        assert not wrong, (name, wrong)
+    found = {name: outcome["found"] for name, outcome in report["steps"].items()}
+    assert found["transcendental"]["float32"]["exp2_ulp"] < 3
+    assert {row["status"] for row in found["operators"]["rows"]} == {"measured"}
+    assert any(row["what"] == "PyTorch loop" and row["ms"] > 0 for row in found["peers"])
+    assert [row["B"] for row in found["calls"]] == [1, 2]
+    assert "tests/solver/test_sinkhorn.py" in found["tests"]["files"]
+    text = (tmp_path / "truth.md").read_text()
+    assert "EMULATED: no number here is a measurement" in text and text.count("|---") > 4
+    assert "calls: ran" in capsys.readouterr().out
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_a_step_that_hangs_fails_or_says_nothing_costs_no_other():
+    slow = gpu_truth.run_step("facts", 2, True, python("import time; time.sleep(60)"))
+    assert slow["status"] == "took too long" and slow["limit_s"] == 2
+    broken = gpu_truth.run_step("facts", 30, True, python("raise KeyError('ComputeCapabilityMajor')"))
+    assert broken["status"] == "failed" and broken["code"] == 1 and "ComputeCapabilityMajor" in broken["said"]
+    assert gpu_truth.run_step("facts", 30, True, python("pass"))["status"] == "failed"
+    noisy = gpu_truth.run_step("facts", 30, True, python("print('a warning'); print('[1]')"))
+    assert (noisy["status"], noisy["found"]) == ("ran", [1])
+
+
+@needs_compiler
+def test_a_step_runs_in_a_process_of_its_own():
+    outcome = gpu_truth.run_step("facts", 60, True)
+    assert outcome["status"] == "ran", outcome
+    assert outcome["found"]["capability"] == "80"
+
+
+def test_without_a_gpu_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(gpu_truth.truth, "missing_gpu", lambda: "no driver")
+    assert gpu_truth.main([]) == 1
+    assert capsys.readouterr().out == "nothing can be measured: no driver\n"
