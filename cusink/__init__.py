@@ -8,8 +8,11 @@ from cusink.costs.grid import Grid
 from cusink.costs.matrix import cost_matrix, cost_matrix_adjoint
 from cusink.divergence.adjoint import DivergenceGradients, sinkhorn_divergence_adjoint
 from cusink.divergence.forward import SinkhornDivergence, sinkhorn_divergence
+from cusink.divergence.hvp import DivergenceCurvature, sinkhorn_divergence_hvp
 from cusink.errors import ConvergenceWarning
 from cusink.gradients.adjoint import SinkhornGradients, sinkhorn_adjoint
+from cusink.gradients.hvp import SinkhornCurvature, sinkhorn_hvp
+from cusink.gradients.jvp import SinkhornTangents, sinkhorn_jvp
 from cusink.norms.likelihood import kernel_neg_log_likelihood, kernel_neg_log_likelihood_adjoint
 from cusink.norms.norms import (
     kernel_distance,
@@ -38,15 +41,18 @@ __all__ = [
     "Barycenter",
     "ConvergenceWarning",
     "DistanceMatrix",
+    "DivergenceCurvature",
     "DivergenceGradients",
     "Grid",
     "KernelGradients",
     "Measures",
     "Neighbours",
     "PointCloud",
+    "SinkhornCurvature",
     "SinkhornDivergence",
     "SinkhornGradients",
     "SinkhornResult",
+    "SinkhornTangents",
     "barycenter",
     "cost_matrix",
     "cost_matrix_adjoint",
@@ -66,4 +72,7 @@ __all__ = [
     "sinkhorn_adjoint",
     "sinkhorn_divergence",
     "sinkhorn_divergence_adjoint",
+    "sinkhorn_divergence_hvp",
+    "sinkhorn_hvp",
+    "sinkhorn_jvp",
 ]

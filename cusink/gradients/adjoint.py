@@ -3,9 +3,7 @@
 import functools
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from cusink.errors import ConvergenceWarning, one_call, warn
+from cusink.errors import one_call
 from cusink.gradients import checks
 from cusink.gradients.balanced import balanced_terms
 from cusink.gradients.system import LinearSolve
@@ -166,32 +164,13 @@ def sinkhorn_adjoint(
         values={"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost},
         potentials={"grad_f": grad_f, "grad_g": grad_g},
     )
-    _warn_unconverged(result)
+    checks.warn_unconverged(result)
     terms_of = balanced_terms if problem.reach is None else unbalanced_terms
     terms, converged = terms_of(problem.in_one_dtype(), given, LinearSolve(tol, max_iter))
-    if not converged.all():
-        warn(
-            f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
-            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
-            ConvergenceWarning,
-        )
+    checks.warn_rough(converged, tol, max_iter)
     return SinkhornGradients(
         a=problem.to_user(terms.wrt_a()),
         b=problem.to_user(terms.wrt_b()),
         converged=C.xp.asarray(converged) if problem.batched else C.xp.asarray(converged)[0],
         _terms=terms,
     )
-
-
-def _warn_unconverged(result: SinkhornResult) -> None:
-    """Warn once if the solve had not converged."""
-    to_host = result.problem.C.to_host
-    missed = ~np.atleast_1d(to_host(result.converged))
-    if missed.any():
-        worst = np.atleast_1d(to_host(result.error))[missed].max()
-        warn(
-            f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
-            f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
-            "where the iteration converges slowly. Solve with a larger 'max_iter'",
-            ConvergenceWarning,
-        )

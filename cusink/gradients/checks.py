@@ -6,8 +6,11 @@ import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
 from cusink.checks.scalars import positive_integer, positive_number, real
+from cusink.errors import ConvergenceWarning, warn
+from cusink.gradients.motion import Directions
 from cusink.solver.problem import Problem
-from cusink.types import Array
+from cusink.solver.result import SinkhornResult
+from cusink.types import Array, HostArray
 
 
 class Cotangents(NamedTuple):
@@ -49,7 +52,7 @@ def cotangents(problem: Problem, f: Array, values: dict[str, Any], potentials: d
         if not isinstance(x, array_module(f).ndarray) and (number := real(x)) is not None
     }
     (*given, _), xp, _ = arrays(**{name: None if name in simple else x for name, x in named.items()}, result=f)
-    shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]]
+    shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]][: len(potentials)]
     for name, shape, x in zip(named, shapes, given, strict=True):
         wanted = problem.a.shape[:1] + shape if problem.batched else shape
         if name in simple:
@@ -61,6 +64,64 @@ def cotangents(problem: Problem, f: Array, values: dict[str, Any], potentials: d
             in_range(name, x, xp)
             x = owned(xp.ascontiguousarray(x), named[name]).reshape(problem.a.shape[:1] + shape)
         out.append(x)
-    if any(x is not None for x in out[-2:]):
+    if potentials and any(x is not None for x in out[-2:]):
         out[-2:] = (xp.zeros_like(p) if x is None else x for x, p in zip(out[-2:], (problem.f, problem.g), strict=True))
     return Cotangents(*out)
+
+
+def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[str, Any]) -> Directions:
+    """Check how inputs move: da, db and deps of `inputs`, and of `costs` what the cost has of dC, dx, dy.
+
+    `f` is a potential of the result, in the user's dtype.
+    """
+    named = inputs | costs
+    if all(x is None for x in named.values()):
+        raise ValueError(f"at least one of {', '.join(map(repr, named))} must be given; got none")
+    deps = inputs["deps"]
+    number = None if deps is None or isinstance(deps, array_module(f).ndarray) else real(deps)
+    if number is not None:
+        named["deps"] = None
+    (*given, _), xp, _ = arrays(**named, result=f)
+    size = len(problem.a)
+    out: dict[str, Array | None] = {}
+    for name, x in zip(named, given, strict=True):
+        if x is not None:
+            in_range(name, x, xp)
+            x = x.astype(np.float64)
+        out[name] = x
+    shapes = {"da": problem.a.shape, "db": problem.b.shape, "deps": (size,)}
+    for name, shape in shapes.items():
+        x = out[name]
+        wanted = shape if problem.batched else shape[1:]
+        if x is None:
+            continue
+        if x.shape not in {wanted, shape[1:]}:
+            raise ValueError(f"'{name}' must have shape {wanted} to match the result; got {x.shape}")
+        out[name] = xp.ascontiguousarray(xp.broadcast_to(x, shape))
+    if number is not None:
+        out["deps"] = xp.full(size, number)
+    return Directions(out["da"], out["db"], out["deps"], problem.C.direction({name: out[name] for name in costs}))
+
+
+def warn_rough(converged: HostArray, tol: float, max_iter: int) -> None:
+    """Warn once if linear systems did not reach the tolerance."""
+    if not converged.all():
+        warn(
+            f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
+            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
+            ConvergenceWarning,
+        )
+
+
+def warn_unconverged(result: SinkhornResult) -> None:
+    """Warn once if the solve had not converged."""
+    to_host = result.problem.C.to_host
+    missed = ~np.atleast_1d(to_host(result.converged))
+    if missed.any():
+        worst = np.atleast_1d(to_host(result.error))[missed].max()
+        warn(
+            f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
+            f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
+            "where the iteration converges slowly. Solve with a larger 'max_iter'",
+            ConvergenceWarning,
+        )
