@@ -7,11 +7,13 @@ from cusink.costs.clouds import PointCloud
 from cusink.costs.grid import Grid
 from cusink.costs.matrix import cost_matrix, cost_matrix_adjoint
 from cusink.divergence.adjoint import DivergenceGradients, sinkhorn_divergence_adjoint
-from cusink.divergence.forward import SinkhornDivergence, sinkhorn_divergence
-from cusink.divergence.hvp import DivergenceCurvature, sinkhorn_divergence_hvp
+from cusink.divergence.forward import sinkhorn_divergence
+from cusink.divergence.result import SinkhornDivergence
+from cusink.divergence.second import DivergenceCurvature, sinkhorn_divergence_hvp, sinkhorn_divergence_jvp
 from cusink.errors import ConvergenceWarning
 from cusink.gradients.adjoint import SinkhornGradients, sinkhorn_adjoint
-from cusink.gradients.hvp import SinkhornCurvature, sinkhorn_hvp
+from cusink.gradients.curvature import SinkhornCurvature
+from cusink.gradients.hvp import sinkhorn_hvp
 from cusink.gradients.jvp import SinkhornTangents, sinkhorn_jvp
 from cusink.norms.likelihood import kernel_neg_log_likelihood, kernel_neg_log_likelihood_adjoint
 from cusink.norms.norms import (
@@ -73,6 +75,7 @@ __all__ = [
     "sinkhorn_divergence",
     "sinkhorn_divergence_adjoint",
     "sinkhorn_divergence_hvp",
+    "sinkhorn_divergence_jvp",
     "sinkhorn_hvp",
     "sinkhorn_jvp",
 ]

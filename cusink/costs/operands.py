@@ -171,7 +171,8 @@ class PointCost(Cost[PointCosts]):
             if move is None:
                 moves.append(xp.zeros(points.shape))
                 continue
-            move = move[..., None] if (cloud.flat[0] if one else flat) else move
+            if (cloud.flat[0] if one else flat) or move.shape == points.shape[:-1]:  # points on a line as numbers
+                move = move[..., None]
             moves.append(like(name, move, points.shape, xp))
         return self._moves(moves[0], moves[1])
 

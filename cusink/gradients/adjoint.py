@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from cusink.errors import one_call
 from cusink.gradients import checks
 from cusink.gradients.balanced import balanced_terms
-from cusink.gradients.system import LinearSolve
+from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.gradients.terms import GradientTerms
 from cusink.gradients.unbalanced import unbalanced_terms
 from cusink.solver.result import SinkhornResult
@@ -164,10 +164,10 @@ def sinkhorn_adjoint(
         values={"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost},
         potentials={"grad_f": grad_f, "grad_g": grad_g},
     )
-    checks.warn_unconverged(result)
+    checks.warn_unconverged(result.problem, result.converged, result.error)
     terms_of = balanced_terms if problem.reach is None else unbalanced_terms
     terms, converged = terms_of(problem.in_one_dtype(), given, LinearSolve(tol, max_iter))
-    checks.warn_rough(converged, tol, max_iter)
+    warn_rough(converged, tol, max_iter)
     return SinkhornGradients(
         a=problem.to_user(terms.wrt_a()),
         b=problem.to_user(terms.wrt_b()),

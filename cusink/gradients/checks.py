@@ -1,26 +1,15 @@
 """Checks of the arguments of the adjoints, in the manner of `cusink.solver.checks`."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
 from cusink.checks.scalars import positive_integer, positive_number, real
 from cusink.errors import ConvergenceWarning, warn
-from cusink.gradients.motion import Directions
+from cusink.gradients.parts import Cotangents, Directions
 from cusink.solver.problem import Problem
-from cusink.solver.result import SinkhornResult
-from cusink.types import Array, HostArray
-
-
-class Cotangents(NamedTuple):
-    """Derivatives of the loss with respect to the outputs: values (B,), potentials (B, n) and (B, m)."""
-
-    cost: Array | None = None
-    reg_cost: Array | None = None
-    entropic_cost: Array | None = None
-    f: Array | None = None
-    g: Array | None = None
+from cusink.types import Array
 
 
 def instance(name: str, x: Any, wanted: type, source: str) -> None:
@@ -103,22 +92,12 @@ def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[s
     return Directions(out["da"], out["db"], out["deps"], problem.C.direction({name: out[name] for name in costs}))
 
 
-def warn_rough(converged: HostArray, tol: float, max_iter: int) -> None:
-    """Warn once if linear systems did not reach the tolerance."""
-    if not converged.all():
-        warn(
-            f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
-            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
-            ConvergenceWarning,
-        )
-
-
-def warn_unconverged(result: SinkhornResult) -> None:
-    """Warn once if the solve had not converged."""
-    to_host = result.problem.C.to_host
-    missed = ~np.atleast_1d(to_host(result.converged))
+def warn_unconverged(problem: Problem, converged: Array, error: Array) -> None:
+    """Warn once if the solve of a problem had not converged."""
+    to_host = problem.C.to_host
+    missed = ~np.atleast_1d(to_host(converged))
     if missed.any():
-        worst = np.atleast_1d(to_host(result.error))[missed].max()
+        worst = np.atleast_1d(to_host(error))[missed].max()
         warn(
             f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
             f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "

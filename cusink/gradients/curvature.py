@@ -11,17 +11,18 @@ from the same system. docs/second-order.md derives it.
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import TangentBlock
-from cusink.gradients.checks import Cotangents
-from cusink.gradients.motion import Directions, Motion, Solved, left_product, motion, right_product
-from cusink.gradients.system import LinearSolve
+from cusink.gradients.motion import Motion, Solved, left_product, motion, right_product, solved
+from cusink.gradients.parts import Cotangents, Directions
+from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.solver.problem import Problem
+from cusink.summary import Summary
 from cusink.types import Array, HostArray
 
 
@@ -137,7 +138,7 @@ class Curvature:
             yield problems, rows, gradient, tangent
 
 
-def curvature(given: Solved, shown: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> Curvature:
+def _curvature_of(given: Solved, shown: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> Curvature:
     """Return how the gradients for cotangents of the values move along a direction."""
     xp = given.problem.xp
     cotangents = [None if x is None else x.astype(np.float64) for x in values[:3]]
@@ -175,3 +176,58 @@ def _fit(moved: Motion, weight: Array, how: LinearSolve) -> tuple[Fit, HostArray
             k[problems] += left_product(E, along.a[problems, rows])
     ((dx, dy, converged),) = given.solve([given.sums(h, k)], how)
     return Fit(x, y, dx, dy, weight), converged
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SinkhornCurvature(Summary):
+    """How gradients of `cusink.sinkhorn_adjoint` move along a direction: the Hessian times that direction.
+
+    `C`, `eps`, `x` and `y` are computed when one of them is first asked for.
+
+    Attributes
+    ----------
+    a, b : array, shape (n,) or (B, n); (m,) or (B, m)
+        Of the gradients by the weights, projected as these are.
+    converged : array of bool, shape () or (B,)
+        Whether the linear systems of the problem were solved to the tolerance.
+    """
+
+    a: Array
+    b: Array
+    converged: Array
+    _curvature: Curvature = field(repr=False)
+
+    @property
+    def C(self) -> Array | None:
+        """Of the gradient by a stored cost, in its shape; summed over the batch for a shared one. None for others."""
+        return self._curvature.through_plan.C
+
+    @property
+    def eps(self) -> Array:
+        """Of the gradient by the regularisation: array of shape () or (B,), the share of each problem."""
+        return self._curvature.through_plan.eps
+
+    @property
+    def x(self) -> Array | None:
+        """Of the gradient by the source points of a `cusink.PointCloud`, in their shape; None for other costs."""
+        return self._curvature.through_plan.points[0]
+
+    @property
+    def y(self) -> Array | None:
+        """Of the gradient by the target points; None if the cloud was given as `x` alone, and for other costs."""
+        return self._curvature.through_plan.points[1]
+
+
+def product(problem: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> SinkhornCurvature:
+    """Return the product of checked arguments."""
+    moves = _curvature_of(solved(problem), problem, values, along, how)
+    converged = moves.moved.converged
+    warn_rough(converged, how.tol, how.max_iter)
+    of_a, of_b = moves.wrt_weights()
+    shown = problem.xp.asarray(converged)
+    return SinkhornCurvature(
+        a=problem.to_user(of_a),
+        b=problem.to_user(of_b),
+        converged=shown if problem.batched else shown[0],
+        _curvature=moves,
+    )

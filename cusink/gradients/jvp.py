@@ -1,16 +1,13 @@
 """Derivatives of what a solve returned along a direction of its inputs, from its solution alone."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
 
 from cusink.errors import one_call
 from cusink.gradients import checks
-from cusink.gradients.checks import warn_rough, warn_unconverged
+from cusink.gradients.checks import warn_unconverged
+from cusink.gradients.envelope import both_sides, plan_sums, reg_cost_along
 from cusink.gradients.motion import Motion, motion, solved
-from cusink.gradients.system import LinearSolve
-from cusink.gradients.terms import replace_inf
+from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult
 from cusink.summary import Summary
@@ -116,42 +113,20 @@ def sinkhorn_jvp(
     along = checks.directions(
         result.problem, result.f, {"da": da, "db": db, "deps": deps}, {"dC": dC, "dx": dx, "dy": dy}
     )
-    warn_unconverged(result)
+    warn_unconverged(result.problem, result.converged, result.error)
     moved = motion(solved(result.problem), along, LinearSolve(tol, max_iter))
     warn_rough(moved.converged, tol, max_iter)
     return _tangents(result.problem, moved)
-
-
-class _Sums(NamedTuple):
-    """Sums over pairs (B,): ``<P, dC>``, ``<P, Z>``, ``<dP, Z>``."""
-
-    of_costs: Array
-    log_ratio: Array
-    moved: Array
-
-
-def _sums(moved: Motion) -> _Sums:
-    """Go through the plans once."""
-    xp, eps = moved.solved.problem.xp, moved.along.eps
-    out = _Sums(*(xp.zeros(len(moved.df)) for _ in _Sums._fields))
-    for pairs, P, dP, _ in moved.plans():
-        at, Z = pairs.problems, pairs.log_ratio
-        if pairs.shift is not None:  # D = dC + Z deps
-            direct = pairs.shift if eps is None else pairs.shift - Z * eps[at, None, None]
-            out.of_costs[at] += (P * direct).sum(axis=(1, 2))
-        out.log_ratio[at] += (P * Z).sum(axis=(1, 2))
-        out.moved[at] += (dP * Z).sum(axis=(1, 2))
-    return out
 
 
 def _tangents(shown: Problem, moved: Motion) -> SinkhornTangents:
     """Return the derivatives in the shape and dtype of the user, whose problem is `shown`."""
     given, along = moved.solved, moved.along
     problem, xp, eps = given.problem, given.problem.xp, given.problem.eps
-    sums = _sums(moved)
+    sums = plan_sums(moved)
     deps = 0 if along.eps is None else along.eps
-    marginals, of_a, of_b = _sides(moved)
-    kl, entropy, entropy_moved = sums.log_ratio, sums.log_ratio, sums.moved
+    marginals, of_a, of_b = both_sides(moved)
+    entropy, entropy_moved = sums.log_ratio, sums.moved
     cost = sums.of_costs - eps * sums.moved  # C = f + g - eps Z
     for (marginal, marginal_moved, weights), potential in zip(marginals, (problem.f, problem.g), strict=True):
         cost = cost + (marginal_moved * potential).sum(axis=1)
@@ -160,8 +135,6 @@ def _tangents(shown: Problem, moved: Motion) -> SinkhornTangents:
         entropy = entropy + (marginal * logs).sum(axis=1)
         entropy_moved = entropy_moved + (marginal_moved * (logs + some if given.kept is None else logs)).sum(axis=1)
     if given.kept is not None:
-        mass_a, mass_b, mass = (x.sum(axis=1) for x in (problem.a, problem.b, marginals[0][0]))
-        kl = kl + mass_a * mass_b - mass
         entropy_moved = entropy_moved + marginals[0][1].sum(axis=1)
     f, g = gauged(xp, problem, *(xp.where(at, x, 0) for at, x in zip(given.reached, (moved.df, moved.dg), strict=True)))
     converged = xp.asarray(moved.converged)
@@ -169,31 +142,10 @@ def _tangents(shown: Problem, moved: Motion) -> SinkhornTangents:
         f=shown.to_user(f),
         g=shown.to_user(g),
         cost=shown.to_user(cost),
-        reg_cost=shown.to_user(along.dot(of_a, of_b) + sums.of_costs + kl * deps),
+        reg_cost=shown.to_user(reg_cost_along(moved, sums, of_a, of_b)),
         entropic_cost=shown.to_user(cost + entropy * deps + eps * entropy_moved),
         converged=converged if shown.batched else converged[0],
     )
-
-
-def _sides(moved: Motion) -> tuple[list[tuple[Array, Array, Array]], Array, Array]:
-    """Return for both sides the marginal, how it moves, and the weights; and the gradients of `reg_cost`."""
-    given, xp = moved.solved, moved.solved.problem.xp
-    problem, marginals, gradients = given.problem, [], []
-    for k, (weights, potential, change) in enumerate(
-        zip((problem.a, problem.b), given.dual, (moved.df, moved.dg), strict=True)
-    ):
-        direction = moved.along[k]
-        direction = xp.zeros_like(weights) if direction is None else direction
-        if given.kept is None or problem.reach is None:
-            marginals.append((weights, direction, weights))
-            gradients.append(replace_inf(xp, potential))
-            continue
-        kept, rho = given.kept[k], problem.reach[k]
-        other = (problem.b, problem.a)[k].sum(axis=1, keepdims=True)
-        marginals.append((weights * kept, kept * (direction - weights * change / rho), weights))
-        gain = potential if rho == np.inf else -rho * xp.expm1(-potential / rho)
-        gradients.append(gain + problem.eps * (other - kept))
-    return marginals, gradients[0], gradients[1]
 
 
 def gauged(xp: ArrayModule, problem: Problem, df: Array, dg: Array) -> tuple[Array, Array]:

@@ -10,12 +10,12 @@ With `reach` the rows of E sum to ``exp(-f / rho)`` instead of 1, and the system
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cusink.costs.blocks import blocks
 from cusink.costs.operators import Means
+from cusink.gradients.parts import Directions, replace_inf
 from cusink.gradients.system import LinearSolve, MarginalSolution, RightSide, solve_marginal_systems
-from cusink.gradients.terms import replace_inf
 from cusink.solver.problem import Problem
 from cusink.solver.values import sides
 from cusink.types import Array, HostArray
@@ -23,19 +23,6 @@ from cusink.types import Array, HostArray
 BLOCK_ENTRIES = 1 << 16  # of a block of pairs
 DENSEST = 600.0  # exponent at which the density is cut off; pairs with weight are far below
 LARGEST_SHARE = 1e150  # of a first bit of weight in a bin that is empty on both sides
-
-
-class Directions(NamedTuple):
-    """How the inputs move: weights (B, n) and (B, m) or None, eps (B,) or None, and the cost as operands take it."""
-
-    a: Array | None = None
-    b: Array | None = None
-    eps: Array | None = None
-    cost: Any = None
-
-    def dot(self, of_a: Array, of_b: Array) -> Array | float:
-        """Return the scalar products (B,) of the weights' directions with arrays (B, n) and (B, m)."""
-        return sum((v * x).sum(axis=1) for v, x in ((self.a, of_a), (self.b, of_b)) if v is not None)
 
 
 class Pairs(NamedTuple):
@@ -121,6 +108,14 @@ class Solved:
             out.append(x)
         return out[0], out[1]
 
+    def feasible(self, along: Directions) -> Directions:
+        """Return directions whose weights are `projected`."""
+        if along.a is None and along.b is None:
+            return along
+        zero = self.problem.xp.zeros_like(self.problem.a), self.problem.xp.zeros_like(self.problem.b)
+        of_a, of_b = self.projected(*(z if v is None else v for v, z in zip(along[:2], zero, strict=True)))
+        return along._replace(a=None if along.a is None else of_a, b=None if along.b is None else of_b)
+
 
 @dataclass(frozen=True, eq=False)
 class Motion:
@@ -177,11 +172,7 @@ def solved(problem: Problem) -> Solved:
 def motion(given: Solved, along: Directions, how: LinearSolve, with_fit: bool = False) -> Motion:
     """Return how the potentials move along a direction, whose weights are projected as their gradients are."""
     problem, xp = given.problem, given.problem.xp
-    a, b = problem.a, problem.b
-    if along.a is not None or along.b is not None:
-        zero = xp.zeros_like(a), xp.zeros_like(b)
-        of_a, of_b = given.projected(*(z if v is None else v for v, z in zip(along[:2], zero, strict=True)))
-        along = along._replace(a=None if along.a is None else of_a, b=None if along.b is None else of_b)
+    a, b, along = problem.a, problem.b, given.feasible(along)
     h, k = xp.zeros_like(a), xp.zeros_like(b)
     for pairs in given.pairs(along):
         problems, rows, E = pairs.problems, pairs.rows, pairs.density

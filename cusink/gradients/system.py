@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from cusink.costs.operators import Means
+from cusink.errors import ConvergenceWarning, warn
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
@@ -61,6 +62,16 @@ def solve_marginal_systems(problem: Problem, rights: Sequence[RightSide], how: L
             else:
                 x[index], y[index], converged[index] = system.solve(h, k)
     return out
+
+
+def warn_rough(converged: HostArray, tol: float, max_iter: int) -> None:
+    """Warn once if linear systems did not reach the tolerance."""
+    if not converged.all():
+        warn(
+            f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
+            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
+            ConvergenceWarning,
+        )
 
 
 @dataclass(frozen=True, eq=False)

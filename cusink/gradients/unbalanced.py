@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.costs.operators import Means
-from cusink.gradients.checks import Cotangents
+from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
-from cusink.gradients.terms import GradientTerms, apply_density, replace_inf
+from cusink.gradients.terms import GradientTerms, apply_density
 from cusink.solver.problem import Problem
 from cusink.solver.values import sides
 from cusink.types import Array, HostArray

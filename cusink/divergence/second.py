@@ -1,16 +1,17 @@
-"""Products of the Hessian of the Sinkhorn divergence with a direction, from its solved problems alone."""
+"""Derivatives of the Sinkhorn divergence and of its gradients along a direction, from its solved problems alone."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from cusink.divergence import checks
-from cusink.divergence.forward import SinkhornDivergence
+from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
-from cusink.gradients.checks import Cotangents
-from cusink.gradients.hvp import SinkhornCurvature, product
-from cusink.gradients.motion import Directions
+from cusink.gradients.curvature import SinkhornCurvature, product
+from cusink.gradients.envelope import reg_cost_tangent
+from cusink.gradients.parts import Cotangents, Directions
 from cusink.gradients.system import LinearSolve
 from cusink.summary import Summary
 from cusink.types import Array
@@ -18,6 +19,7 @@ from cusink.types import Array
 __all__ = [
     "DivergenceCurvature",
     "sinkhorn_divergence_hvp",
+    "sinkhorn_divergence_jvp",
 ]
 
 
@@ -83,6 +85,75 @@ class DivergenceCurvature(Summary):
         if pair.y is None:
             return pair.x + of_aa.x.reshape(pair.x.shape) + of_bb.x.reshape(pair.x.shape), None
         return pair.x + of_aa.x.reshape(pair.x.shape), pair.y + of_bb.x.reshape(pair.y.shape)
+
+
+@one_call
+def sinkhorn_divergence_jvp(
+    result: SinkhornDivergence,
+    *,
+    da: Array | None = None,
+    db: Array | None = None,
+    dC: Array | None = None,
+    deps: Array | float | None = None,
+    dx: Array | None = None,
+    dy: Array | None = None,
+    dC_aa: Array | None = None,
+    dC_bb: Array | None = None,
+) -> Array:
+    """Differentiate the divergence along a direction of the inputs of `cusink.sinkhorn_divergence`.
+
+    Parameters
+    ----------
+    result : SinkhornDivergence
+        What `cusink.sinkhorn_divergence` returned.
+    da, db : array, shape (n,) or (B, n); (m,) or (B, m), optional
+        How the weights move. In balanced transport the part that changes the mass is left out.
+    dC : array, shape (n, m) or (B, n, m), optional
+        How a stored cost moves; without `C_aa` and `C_bb` it must stay symmetric.
+    deps : float or array, shape () or (B,), optional
+        How the regularisation moves.
+    dx, dy : array, shape of the points, optional
+        How the points of a `cusink.PointCloud` move; of one that was given as `x` alone, only `dx`.
+    dC_aa, dC_bb : array, shape of `C_aa` and `C_bb`, optional
+        How these costs move, if they were given.
+
+    Returns
+    -------
+    array, shape () or (B,)
+        The derivative of each divergence.
+
+    Raises
+    ------
+    TypeError
+        A result of another kind, an array of another library or dtype.
+    ValueError
+        An array of the wrong shape or with values that are not finite, a direction that the costs do not have.
+
+    Notes
+    -----
+    The product of the gradient of each pair with the direction: no linear system is solved, memory is O(n + m).
+
+    Examples
+    --------
+    >>> import cusink
+    >>> cloud = cusink.PointCloud([0.0, 1.0], [2.0, 3.0])
+    >>> result = cusink.sinkhorn_divergence(None, None, cloud, eps=0.1)
+    >>> print(f"{cusink.sinkhorn_divergence_jvp(result, dx=[1.0, 1.0]):.3f}")
+    -4.000
+    """
+    gradients_checks.instance("result", result, SinkhornDivergence, "cusink.sinkhorn_divergence")
+    moves = {"da": da, "db": db, "dC": dC, "deps": deps, "dx": dx, "dy": dy, "dC_aa": dC_aa, "dC_bb": dC_bb}
+    directions = directions_of(result, moves)
+    out: Any = 0
+    for share, problem, along in zip((1, -0.5, -0.5), result.problems, directions, strict=True):
+        out = out + share * reg_cost_tangent(problem, along)
+    cross = result.problems[0]
+    if cross.reach is not None:
+        excess, moved = _excess(result, directions[0])
+        out = out + cross.eps * excess * moved
+        if directions[0].eps is not None:
+            out = out + directions[0].eps * excess**2 / 2
+    return cross.to_user(out)
 
 
 @one_call
@@ -157,21 +228,8 @@ def sinkhorn_divergence_hvp(
     how = LinearSolve(*gradients_checks.linear_solve(tol, max_iter))
     cross, own = result.problems[0], result.own_costs
     grad = checks.cotangent(grad, cross, result.f)
-    checks.own_directions(own, dC_aa, dC_bb)
-    weights = ({"da": da, "db": db}, {"da": da, "db": da}, {"da": db, "db": db})
-    costs = (
-        {"dC": dC, "dx": dx, "dy": dy},
-        {"dC": dC_aa if own else dC, "dx": dx, "dy": None},
-        {"dC": dC_bb if own else dC, "dx": dx if dy is None and cross.C.symmetric else dy, "dy": None},
-    )
-    directions = []
-    for problem, of_weights, of_costs in zip(result.problems, weights, costs, strict=True):
-        inputs = of_weights | {"deps": deps}
-        still = all(x is None for x in (inputs | of_costs).values())
-        if still and not all(x is None for x in (da, db, dC, deps, dx, dy, dC_aa, dC_bb)):
-            directions.append(Directions())
-        else:
-            directions.append(gradients_checks.directions(problem, result.f, inputs, of_costs))
+    moves = {"da": da, "db": db, "dC": dC, "deps": deps, "dx": dx, "dy": dy, "dC_aa": dC_aa, "dC_bb": dC_bb}
+    directions = directions_of(result, moves)
     pair, of_aa, of_bb = (
         product(problem, Cotangents(reg_cost=share * grad), along, how)
         for problem, share, along in zip(result.problems, (1, -0.5, -0.5), directions, strict=True)
@@ -190,16 +248,43 @@ def sinkhorn_divergence_hvp(
     )
 
 
+def directions_of(result: SinkhornDivergence, moves: dict[str, Any]) -> list[Directions]:
+    """Return checked directions of the three problems, given those of the inputs by name."""
+    own, cloud = result.own_costs, {"dx": moves["dx"], "dy": moves["dy"]}
+    checks.own_directions(own, moves["dC_aa"], moves["dC_bb"])
+    one_cloud = result.problems[0].C.symmetric
+    costs = (
+        {"dC": moves["dC"]} | cloud,
+        {"dC": moves["dC_aa" if own else "dC"], "dx": moves["dx"], "dy": None},
+        {"dC": moves["dC_bb" if own else "dC"], "dx": moves["dx" if one_cloud else "dy"], "dy": None},
+    )
+    any_given, out = any(x is not None for x in moves.values()), []
+    sides = (("da", "db"), ("da", "da"), ("db", "db"))
+    for problem, (left, right), of_costs in zip(result.problems, sides, costs, strict=True):
+        inputs = {"da": moves[left], "db": moves[right], "deps": moves["deps"]}
+        if any_given and all(x is None for x in (inputs | of_costs).values()):
+            out.append(Directions())
+        else:
+            out.append(gradients_checks.directions(problem, result.f, inputs, of_costs))
+    return out
+
+
+def _excess(result: SinkhornDivergence, along: Directions) -> tuple[Array, Array]:
+    """Return by how much the mass of a exceeds that of b, and how that moves (B,)."""
+    cross = result.problems[0]
+    excess = cross.a.sum(axis=1, dtype=np.float64) - cross.b.sum(axis=1, dtype=np.float64)
+    moved = cross.xp.zeros(len(cross.a))
+    for sign, direction in ((1, along.a), (-1, along.b)):
+        if direction is not None:
+            moved = moved + sign * direction.sum(axis=1)
+    return excess, moved
+
+
 def _of_masses(
     result: SinkhornDivergence, grad: Array, along: Directions, of_a: Array, of_b: Array
 ) -> tuple[Array, Array, Array]:
     """Return both gradients' changes and that by eps with the share of ``eps / 2 (mass_a - mass_b)**2``."""
-    cross, xp = result.problems[0], result.problems[0].xp
-    excess = cross.a.sum(axis=1, dtype=np.float64) - cross.b.sum(axis=1, dtype=np.float64)
-    moved = xp.zeros(len(cross.a))
-    for sign, direction in ((1, along.a), (-1, along.b)):
-        if direction is not None:
-            moved = moved + sign * direction.sum(axis=1)
+    cross, (excess, moved) = result.problems[0], _excess(result, along)
     step = grad * cross.eps * moved
     if along.eps is not None:
         step = step + grad * along.eps * excess
