@@ -463,3 +463,19 @@ def test_without_double_precision_second_derivatives_lose_nothing_either():
     found = jax.jit(jax.hessian(lambda x: sinkhorn_loss(None, None, bridge.PointCloud(x, y), 0.5, tol=1e-6)))(x)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_products_with_the_plan_are_differentiable_and_map(axis):
+    x, y = points()
+    values, direction = (y if axis else x), jnp.asarray(np.random.default_rng(4).normal(size=(4, 2)))
+
+    def loss(x):
+        cloud = bridge.PointCloud(x, y)
+        return (bridge.apply_plan(None, None, cloud, 0.5, values, axis=axis, **TIGHT) ** 2).sum()
+
+    expected = moved(loss, x, direction)
+    np.testing.assert_allclose((jax.jit(jax.grad(loss))(x) * direction).sum(), expected, rtol=1e-7)
+    np.testing.assert_allclose(jax.jvp(loss, (x,), (direction,))[1], expected, rtol=1e-7)
+    together = jax.vmap(jax.grad(loss))(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(together[1], jax.grad(loss)(2 * x), rtol=1e-7, atol=1e-10)

@@ -598,3 +598,23 @@ def test_a_divergence_with_costs_of_its_own():
         np.testing.assert_allclose(grad, getattr(expected, name), rtol=1e-12)
     with pytest.raises(ValueError, match="must both be given"):
         bridge.sinkhorn_divergence(None, None, costs[0], 0.5, C_aa=costs[1])
+
+
+@forward_mode
+@pytest.mark.parametrize("axis", [0, 1])
+def test_products_with_the_plan_pass_gradcheck_in_both_modes(axis):
+    x, y = points()
+    rng = np.random.default_rng(7)
+    values = torch.as_tensor(rng.normal(size=(2, 3 if axis else 4, 1))).requires_grad_()
+
+    def product(x, eps, values):
+        return bridge.apply_plan(None, None, bridge.PointCloud(x, y.detach()), eps, values, axis=axis, **TIGHT)
+
+    eps = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(product, (x, eps, values), check_forward_ad=True)
+    cloud = cusink.PointCloud(x.detach().numpy(), y.detach().numpy())
+    plan = cusink.sinkhorn(None, None, cloud, eps=0.5, **TIGHT).plan()
+    expected = (plan if axis else plan.T) @ values.detach().numpy()
+    np.testing.assert_allclose(product(x, eps, values).detach(), expected, rtol=1e-8)
+    with pytest.raises(ValueError, match="'values' must have shape"):
+        product(x, eps, values[:, :2])

@@ -115,6 +115,15 @@ def adjoint_tolerance(options: tuple[tuple[str, Any], ...]) -> float:
     return 1e-6 if tol in (None, "auto") else tol
 
 
+def values_of(shape: tuple[int, ...], bins: tuple[int, int]) -> None:
+    """Check the shape of values that plans between `bins` are multiplied with."""
+    if len(shape) not in (2, 3) or shape[-2] not in bins or 0 in shape:
+        raise ValueError(
+            f"'values' must have shape ({bins[1]}, d) for axis 1 or ({bins[0]}, d) for axis 0, or that with a batch "
+            f"axis; got {shape}"
+        )
+
+
 def finite_or_zero(cotangent: Array) -> Array:
     """Return the gradient of outputs with zeros where it is not finite; `lost` tells where that was."""
     xp = array_module(cotangent)

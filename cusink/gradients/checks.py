@@ -1,5 +1,6 @@
 """Checks of the arguments of the adjoints, in the manner of `cusink.solver.checks`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,23 @@ def linear_solve(tol: Any, max_iter: Any) -> tuple[float, int]:
     return min(positive_number("tol", tol), 1.0), positive_integer("max_iter", max_iter)
 
 
-def cotangents(problem: Problem, f: Array, values: dict[str, Any], potentials: dict[str, Any]) -> Cotangents:
+def cotangents(
+    problem: Problem,
+    f: Array,
+    values: dict[str, Any],
+    potentials: dict[str, Any],
+    more: dict[str, Any] | None = None,
+) -> Cotangents:
     """Check the gradients of a call of `cusink.sinkhorn_adjoint`.
 
     None stays None, but a potential without one has zeros if the other has one. `f` is the result's, in the user's
-    dtype.
+    dtype; one of `more` may be given instead.
     """
     named = values | potentials
     out: list[Array | None] = []
-    if all(x is None for x in named.values()):
-        raise ValueError(f"at least one of {', '.join(map(repr, named))} must be given; got none. Pass grad_cost=1.0")
+    every = named | (more or {})
+    if all(x is None for x in every.values()):
+        raise ValueError(f"at least one of {', '.join(map(repr, every))} must be given; got none. Pass grad_cost=1.0")
     simple = {
         name: number
         for name, x in values.items()
@@ -56,6 +64,33 @@ def cotangents(problem: Problem, f: Array, values: dict[str, Any], potentials: d
     if potentials and any(x is not None for x in out[-2:]):
         out[-2:] = (xp.zeros_like(p) if x is None else x for x, p in zip(out[-2:], (problem.f, problem.g), strict=True))
     return Cotangents(*out)
+
+
+def plan_cotangent(problem: Problem, f: Array, grad_plan: Any) -> Callable[[slice, slice], Array] | None:
+    """Check a gradient by the plan, a matrix or a pair of thin ones; return a function that makes blocks of it."""
+    if grad_plan is None:
+        return None
+    pair = tuple(grad_plan) if isinstance(grad_plan, (tuple, list)) and len(grad_plan) == 2 else None
+    thin = pair is not None and all(np.ndim(x) in (2, 3) for x in pair)
+    size, (n, m) = len(problem.a), problem.C.shape[-2:]
+    named = {"grad_plan[0]": grad_plan[0], "grad_plan[1]": grad_plan[1]} if thin else {"grad_plan": grad_plan}
+    (*given, _), xp, _ = arrays(**named, result=f)
+    rank = given[0].shape[-1] if thin else m
+    wanted = ((n, rank), (m, rank)) if thin else ((n, m),)
+    full = []
+    for name, x, shape in zip(named, given, wanted, strict=True):
+        batch = (size, *shape)
+        if x.shape not in ({shape, batch} if problem.batched else {shape}):
+            raise ValueError(f"'{name}' must have shape {batch if problem.batched else shape}; got {x.shape}")
+        in_range(name, x, xp)
+        full.append(xp.broadcast_to(owned(x.astype(np.float64), named[name]), batch))
+
+    def block(problems: slice, rows: slice) -> Array:
+        if len(full) == 1:
+            return full[0][problems, rows]
+        return full[0][problems, rows] @ xp.swapaxes(full[1][problems], -1, -2)
+
+    return block
 
 
 def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[str, Any]) -> Directions:

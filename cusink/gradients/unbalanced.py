@@ -55,11 +55,6 @@ class UnbalancedTerms(GradientTerms):
 
 def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[GradientTerms, HostArray]:
     """Return the terms, and whether the marginal system of each problem was solved (B,), in NumPy."""
-    if given.entropic_cost is not None:
-        raise ValueError(
-            "'grad_entropic_cost' must be None for unbalanced transport, of whose objective that value is no part; "
-            "got a gradient. Take 'grad_cost' or 'grad_reg_cost'"
-        )
     assert problem.reach is not None
     xp, eps, dtype = problem.xp, problem.eps, problem.a.dtype
     scaled = tuple(replace_inf(xp, side.potential / side.rho) for side in sides(problem))

@@ -6,10 +6,11 @@ NumPy solver back. Gradients are those of `cusink.sinkhorn_adjoint`: no iteratio
 
 from cusink.jax.clouds import PointCloud
 from cusink.jax.kernels import kernel_distance, kernel_neg_log_likelihood
-from cusink.jax.losses import sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
+from cusink.jax.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
 
 __all__ = [
     "PointCloud",
+    "apply_plan",
     "kernel_distance",
     "kernel_neg_log_likelihood",
     "sinkhorn_divergence",

@@ -15,17 +15,18 @@ from cusink.bridges.options import (
     mass_ratio,
     reach_of,
     reduced,
+    values_of,
 )
-from cusink.bridges.transport import Potentials, ValueOf
+from cusink.bridges.transport import Applied, Potentials, ValueOf
 from cusink.checks.arrays import HALF
 from cusink.costs.grid import Grid
 from cusink.jax.arrays import floating, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
-from cusink.types import Value
+from cusink.types import Axis, Value
 
-__all__ = ["sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_potentials"]
+__all__ = ["apply_plan", "sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_potentials"]
 
 
 class _Problem:
@@ -46,6 +47,8 @@ class _Problem:
         arrays = [x for x in named.values() if x is not None]
         self.dtype = arrays[0].dtype if arrays else jnp.result_type(float)
         bins = self.kind.bins({name: named[name].shape for name in costs})
+        if named.get("values") is not None:
+            values_of(named["values"].shape, bins)
         for name, k in zip("ab", bins, strict=True):
             x = named[name] = jnp.full(k, 1 / k, self.dtype) if named[name] is None else named[name]
             if x.ndim not in (1, 2) or x.shape[-1] != k:
@@ -120,7 +123,7 @@ def sinkhorn_loss(
     -----
     ``vmap`` over single problems is one call of the solver. Under ``jit`` on a GPU the arrays travel to the host and
     are solved there. The gradients for `a` and `b` have mean zero: weights vary on the simplex. With `reach` masses may
-    vary and nothing is projected; `entropic_cost` has no gradient there. Second derivatives are those of ``hessian``,
+    vary and nothing is projected. Second derivatives are those of ``hessian``,
     ``jacfwd`` or ``grad`` of a gradient; with `reach` `reg_cost` alone has them. float16 and bfloat16 are computed in
     float32. Lists and whole numbers follow the arrays that they come with, and have the default float of JAX where
     there are none.
@@ -259,6 +262,61 @@ def sinkhorn_potentials(
     problem = _Problem(a, b, C, eps, given, {})
     f, g = outputs_of(Potentials(problem.kind, given), problem.inputs)
     return problem.narrowed(f), problem.narrowed(g)
+
+
+def apply_plan(
+    a: jax.Array | None,
+    b: jax.Array | None,
+    C: "jax.Array | PointCloud | Grid",
+    eps: float | jax.Array,
+    values: jax.Array,
+    *,
+    axis: Axis = 1,
+    **options: Any,
+) -> jax.Array:
+    """Plan of a transport problem times values, differentiable once in all arrays; the plan is not formed.
+
+    Parameters
+    ----------
+    a : array, shape (n,) or (B, n), or None
+        Source weights; None stands for uniform ones.
+    b : array, shape (m,) or (B, m), or None
+        Target weights.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `sinkhorn_loss`.
+    eps : float or array, shape () or (B,)
+        Regularisation in the unit of `C`.
+    values : array, shape (m, d) or (B, m, d) for axis 1; (n, d) or (B, n, d) for axis 0
+        What is transported, such as the target points; divided by `a` the result is then the barycentric map.
+    axis : {1, 0}
+        The axis of the plan to sum over: 1 gives ``P v``, 0 gives ``P' v``.
+    **options
+        Options of `cusink.sinkhorn`.
+
+    Returns
+    -------
+    array, shape (n, d) or (B, n, d) for axis 1; (m, d) or (B, m, d) for axis 0
+        The products.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does, and for values of the wrong shape.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from cusink.jax import PointCloud, apply_plan
+    >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [3.0]])
+    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.01, y)).round(4).tolist()
+    [[2.0], [3.0]]
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"'axis' must be 1 (for P v) or 0 (for P' v); got {axis!r}")
+    given = tuple(options.items())
+    problem = _Problem(a, b, C, eps, given, {"values": values})
+    (applied,) = outputs_of(Applied(problem.kind, given, axis), problem.inputs)
+    return problem.narrowed(applied)
 
 
 def _cost(C: Any) -> tuple[CostKind, dict[str, Any]]:

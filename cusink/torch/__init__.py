@@ -6,7 +6,7 @@ takes the explicit gradients of `cusink.sinkhorn_adjoint`: no iteration is recor
 
 from cusink.torch.clouds import PointCloud
 from cusink.torch.kernels import kernel_distance, kernel_neg_log_likelihood
-from cusink.torch.losses import sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
+from cusink.torch.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
 from cusink.torch.modules import KernelDistance, SinkhornDivergence, SinkhornLoss
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "PointCloud",
     "SinkhornDivergence",
     "SinkhornLoss",
+    "apply_plan",
     "kernel_distance",
     "kernel_neg_log_likelihood",
     "sinkhorn_divergence",

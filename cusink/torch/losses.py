@@ -14,15 +14,17 @@ from cusink.bridges.options import (
     mass_ratio,
     reach_of,
     reduced,
+    values_of,
 )
-from cusink.bridges.transport import Potentials, ValueOf
+from cusink.bridges.transport import Applied, Potentials, ValueOf
 from cusink.costs.grid import Grid
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.operators import apply
-from cusink.types import Value
+from cusink.types import Axis, Value
 
 __all__ = [
+    "apply_plan",
     "sinkhorn_divergence",
     "sinkhorn_loss",
     "sinkhorn_potentials",
@@ -33,10 +35,17 @@ class _Problem:
     """Checked tensors of a call, all in the dtype of the computation, by name; and what turns results back."""
 
     def __init__(
-        self, a: torch.Tensor | None, b: torch.Tensor | None, C: Any, eps: Any, balanced: bool, own: dict[str, Any]
+        self,
+        a: torch.Tensor | None,
+        b: torch.Tensor | None,
+        C: Any,
+        eps: Any,
+        balanced: bool,
+        own: dict[str, Any],
+        values: Any = None,
     ) -> None:
         self.kind, costs = _cost(C)
-        named = {"a": a, "b": b, **own, **costs}
+        named = {"a": a, "b": b, **own, "values": values, **costs}
         if all(x is None for x in named.values()):
             raise TypeError("'a' and 'b' must not both be None for a Grid: they say on which device the loss is")
         checked(**named)
@@ -49,6 +58,8 @@ class _Problem:
         half = [x for x in named.values() if x is not None and x.dtype in HALF]
         computing = torch.float32 if self.dtype in HALF else self.dtype
         bins = self.kind.bins({name: tuple(x.shape) for name, x in costs.items()})
+        if values is not None:
+            values_of(tuple(values.shape), bins)
         for name, k in zip("ab", bins, strict=True):
             if named[name] is None:
                 named[name] = torch.full((k,), 1 / k, dtype=computing, device=device)
@@ -119,7 +130,7 @@ def sinkhorn_loss(
     Notes
     -----
     The gradients for `a` and `b` have mean zero: weights vary on the simplex. With `reach` masses may vary and nothing
-    is projected; `entropic_cost` has no gradient there. float16 and bfloat16 are computed in float32; under autocast,
+    is projected. float16 and bfloat16 are computed in float32; under autocast,
     where tensors may mix both, the loss is float32. ``torch.func`` and ``torch.compile`` compose with it.
 
     References
@@ -258,6 +269,61 @@ def sinkhorn_potentials(
     problem = _Problem(a, b, C, eps, reach_of(given) is None, {})
     f, g = apply(Potentials(problem.kind, given), problem.inputs)
     return problem.narrowed(f), problem.narrowed(g)
+
+
+def apply_plan(
+    a: torch.Tensor | None,
+    b: torch.Tensor | None,
+    C: "torch.Tensor | PointCloud | Grid",
+    eps: float | torch.Tensor,
+    values: torch.Tensor,
+    *,
+    axis: Axis = 1,
+    **options: Any,
+) -> torch.Tensor:
+    """Plan of a transport problem times values, differentiable once in all tensors; the plan is not formed.
+
+    Parameters
+    ----------
+    a : tensor, shape (n,) or (B, n), or None
+        Source weights; None stands for uniform ones.
+    b : tensor, shape (m,) or (B, m), or None
+        Target weights.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `sinkhorn_loss`.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`.
+    values : tensor, shape (m, d) or (B, m, d) for axis 1; (n, d) or (B, n, d) for axis 0
+        What is transported, such as the target points; divided by `a` the result is then the barycentric map.
+    axis : {1, 0}
+        The axis of the plan to sum over: 1 gives ``P v``, 0 gives ``P' v``.
+    **options
+        Options of `cusink.sinkhorn`.
+
+    Returns
+    -------
+    tensor, shape (n, d) or (B, n, d) for axis 1; (m, d) or (B, m, d) for axis 0
+        The products.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does, and for values of the wrong shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import PointCloud, apply_plan
+    >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [3.0]])
+    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.01, y)).squeeze()
+    tensor([2., 3.])
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"'axis' must be 1 (for P v) or 0 (for P' v); got {axis!r}")
+    given = tuple(options.items())
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, values)
+    (applied,) = apply(Applied(problem.kind, given, axis), problem.inputs)
+    return problem.narrowed(applied)
 
 
 def _cost(C: Any) -> tuple[CostKind, dict[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""`sinkhorn_jvp`, `sinkhorn_hvp` and `sinkhorn_divergence_hvp`: dense algebra, differences of gradients, symmetry."""
+"""Derivatives along directions, second ones, and those through the plan: dense algebra, differences, symmetry."""
 
 import tracemalloc
 from dataclasses import replace
@@ -280,3 +280,74 @@ def test_a_system_that_is_not_solved_warns():
     result = cusink.sinkhorn(None, None, cusink.PointCloud(rng.random((30, 2))), eps=0.01)
     with pytest.warns(cusink.ConvergenceWarning, match="linear system"):
         cusink.sinkhorn_jvp(result, deps=1.0, max_iter=1)
+
+
+# ---- through the plan ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "reach", "outputs"),
+    [
+        ("dense", None, "plan"),
+        ("own", None, "thin"),
+        ("points", None, "thin"),
+        ("grid", None, "thin"),
+        ("alone", 0.7, "plan"),
+        ("own", 0.7, "entropic_cost"),
+        ("points", (0.5, None), "entropic_cost"),
+        ("dense", (0.5, None), "all"),
+    ],
+)
+def test_gradients_through_the_plan_are_slopes(xp, kind, reach, outputs):
+    path = Path(kind, 6, balanced=reach is None, xp=xp)
+    rng = np.random.default_rng(7)
+    (_, n), m = path.a.shape, path.b.shape[1]
+    U, V = rng.normal(size=(3, n, 2)), rng.normal(size=(m, 2))
+    M = U @ V.T
+    cotangents = {
+        "plan": {"grad_plan": xp(M)},
+        "thin": {"grad_plan": (xp(U), xp(V))},
+        "entropic_cost": {"grad_entropic_cost": xp(WEIGHTS)},
+        "all": {"grad_plan": (xp(U), xp(V)), "grad_cost": xp(WEIGHTS), "grad_entropic_cost": xp(WEIGHTS)},
+    }[outputs]
+    grads = cusink.sinkhorn_adjoint(path.solve(0, reach), **cotangents, tol=1e-13)
+    assert grads.converged.all()
+
+    def value(t):
+        result = path.solve(t, reach)
+        total = (M * xp.numpy(result.plan())).sum() if "grad_plan" in cotangents else 0.0
+        for name in ("cost", "entropic_cost"):
+            total += (WEIGHTS * xp.numpy(getattr(result, name))).sum() if f"grad_{name}" in cotangents else 0.0
+        return total
+
+    found = [(xp.numpy(getattr(grads, name[1:])) * move).sum() for name, move in path.along.items()]
+    assert sum(found) == pytest.approx(reference.derivative(value, 3e-4), rel=1e-7)
+
+
+def test_empty_bins_have_gradients_through_the_plan():
+    """By a first bit of weight: the one-sided slope."""
+    rng = np.random.default_rng(8)
+    a, b, C = np.array([0.5, 0.0, 0.3, 0.2]), rng.dirichlet(np.ones(3)), rng.random((4, 3))
+    M = rng.normal(size=(4, 3))
+    direction = np.array([-0.4, 1.0, -0.3, -0.3])
+    gradient = cusink.sinkhorn_adjoint(cusink.sinkhorn(a, b, C, eps=0.2, **TIGHT), grad_plan=M, tol=1e-13).a
+
+    def value(t):
+        return (M * cusink.sinkhorn(a + t * direction, b, C, eps=0.2, **TIGHT).plan()).sum()
+
+    slopes = [(value(t) - value(0)) / t for t in (1e-4, 2e-4)]
+    assert (gradient * direction).sum() == pytest.approx(2 * slopes[0] - slopes[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("grad_plan", "message"),
+    [
+        (np.ones((2, 3)), r"'grad_plan' must have shape \(3, 2\); got \(2, 3\)"),
+        ((np.ones((3, 1)), np.ones((3, 1))), r"'grad_plan\[1\]' must have shape \(2, 1\); got \(3, 1\)"),
+        (np.full((3, 2), np.inf), "'grad_plan' must be finite"),
+    ],
+)
+def test_bad_gradients_by_the_plan(grad_plan, message):
+    result = cusink.sinkhorn(None, None, np.ones((3, 2)), eps=0.5)
+    with pytest.raises(ValueError, match=message):
+        cusink.sinkhorn_adjoint(result, grad_plan=grad_plan)
