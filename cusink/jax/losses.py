@@ -308,7 +308,7 @@ def apply_plan(
     >>> import jax.numpy as jnp
     >>> from cusink.jax import PointCloud, apply_plan
     >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [3.0]])
-    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.01, y)).round(4).tolist()
+    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.1, y)).round(2).tolist()
     [[2.0], [3.0]]
     """
     if axis not in (0, 1):

@@ -315,7 +315,7 @@ def apply_plan(
     >>> import torch
     >>> from cusink.torch import PointCloud, apply_plan
     >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [3.0]])
-    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.01, y)).squeeze()
+    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.1, y)).squeeze().round(decimals=2)
     tensor([2., 3.])
     """
     if axis not in (0, 1):
