@@ -13,6 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 
 import cusink  # noqa: E402
 from cusink import jax as bridge  # noqa: E402
+from cusink.bridges import transport  # noqa: E402
 from cusink.jax import sinkhorn_loss  # noqa: E402
 
 VALUES = ("cost", "reg_cost", "entropic_cost")
@@ -132,7 +133,7 @@ def test_nothing_is_copied_on_the_way_in(monkeypatch):
         seen.update(a=a, b=b, C=C)
         return cusink.sinkhorn(a, b, C, **options)
 
-    monkeypatch.setattr(bridge, "sinkhorn", solve)
+    monkeypatch.setattr(transport, "sinkhorn", solve)
     a, b, C, eps = case()
     jax.grad(sinkhorn_loss)(a, b, C, eps)
     for name, x in zip("abC", (a, b, C), strict=True):
@@ -223,8 +224,7 @@ def test_uniform_weights_and_one_pair():
         ({"a": -np.ones((3, 7))}, ValueError, "'a' must be non-negative"),
         ({"eps": -1.0}, ValueError, "'eps' must be positive and finite; got -1.0"),
         ({"reach": 0.0}, ValueError, "'reach' must be a positive number"),
-        ({"C": cusink.PointCloud([0.0, 1.0])}, TypeError, "got cusink.PointCloud. Pass C.dense()"),
-        ({"C": cusink.Grid((7,))}, TypeError, "got cusink.Grid. Pass C.dense()"),
+        ({"C": cusink.PointCloud([0.0, 1.0])}, TypeError, "got cusink.PointCloud. Pass cusink.jax.PointCloud(x, y)"),
         ({"max_itr": 5}, TypeError, "unexpected keyword argument 'max_itr'"),
     ],
 )
@@ -241,10 +241,20 @@ def test_a_bad_value_under_jit_is_named_in_what_jax_raises():
         jax.block_until_ready(jax.jit(sinkhorn_loss)(-a, b, C, eps))
 
 
-def test_a_second_derivative_is_refused():
-    a, b, C, eps = case()
-    with pytest.raises(ValueError, match="do not support JVP"):
-        jax.hessian(lambda x: sinkhorn_loss(x, b[0], C, eps))(a[0])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, b, C: sinkhorn_loss(x, b, C, 0.1, reach=1.0),
+        lambda x, b, C: (bridge.sinkhorn_potentials(x, b, C, 0.1)[0] ** 2).sum(),
+        lambda x, b, C: bridge.kernel_distance(C, x, C[:4], None),
+        lambda x, b, C: jax.grad(lambda y: sinkhorn_loss(y, b, C, 0.1))(x)[0],
+    ],
+    ids=["reach", "potentials", "kernel", "third"],
+)
+def test_a_derivative_that_does_not_exist_is_refused(loss):
+    a, b, C, _ = case()
+    with pytest.raises((NotImplementedError, ValueError), match="once only|twice only|Take 'grad_reg_cost'"):
+        jax.hessian(lambda x: loss(x, b[0], C))(a[0])
 
 
 def test_a_loss_that_has_not_converged_warns():
@@ -308,7 +318,7 @@ def test_a_gradient_that_overflowed_reaches_the_inputs_of_its_problem(traced):
         (None, "abc", 0.1, "'C' must be a NumPy or CuPy array"),
         (None, [[1j]], 0.1, "'C' must hold real numbers"),
         ([10**400], [[1.0]], 0.1, "'a' must hold real numbers"),
-        (None, jnp.eye(2), jnp.array([0.1, 0.2]), "'eps' must be a number, or an array of one"),
+        (None, jnp.eye(2), jnp.full((2, 2), 0.1), "'eps' must be a number, or an array of one"),
         (None, jnp.eye(2), True, "'eps' must be a number"),
         (None, jnp.eye(2, dtype=jnp.float32), 1e300, "'eps' must be such that"),
     ],
@@ -316,3 +326,156 @@ def test_a_gradient_that_overflowed_reaches_the_inputs_of_its_problem(traced):
 def test_what_is_no_array_of_numbers(a, C, eps, error):
     with pytest.raises((TypeError, ValueError), match=error):
         sinkhorn_loss(a, None, C, eps)
+
+
+# ---- clouds, grids, both modes, second order, maps -----------------------------------------------------------------
+
+
+def points(seed=3):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(4, 2))), jnp.asarray(rng.normal(size=(3, 2)))
+
+
+LOSSES = {
+    "cost": lambda x, y: sinkhorn_loss(None, None, bridge.PointCloud(x, y), 0.5, **TIGHT),
+    "divergence": lambda x, y: bridge.sinkhorn_divergence(
+        None, None, bridge.PointCloud(x, y, "euclidean"), 0.5, **TIGHT
+    ),
+    "kernel": lambda x, y: bridge.kernel_distance(x, None, y, None, kernel="energy"),
+    "likelihood": lambda x, y: bridge.kernel_neg_log_likelihood(x, None, y, None),
+}
+
+
+def moved(function, x, direction):
+    return oracle.derivative(lambda t: np.asarray(function(x + t * direction)))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_derivatives_of_clouds_are_slopes_in_both_modes(loss, traced):
+    (x, y), direction = points(), jnp.asarray(np.random.default_rng(4).normal(size=(4, 2)))
+    wrap = jax.jit if traced else lambda f: f
+    forward = wrap(lambda x, u: jax.jvp(lambda x: LOSSES[loss](x, y), (x,), (u,))[1])(x, direction)
+    backward = (wrap(jax.grad(LOSSES[loss]))(x, y) * direction).sum()
+    expected = moved(lambda x: LOSSES[loss](x, y), x, direction)
+    np.testing.assert_allclose([forward, backward], expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("loss", ["cost", "divergence"])
+def test_second_derivatives_are_slopes_of_the_gradient_in_any_order(loss, traced):
+    (x, y), direction = points(), jnp.asarray(np.random.default_rng(4).normal(size=(4, 2)))
+    gradient = jax.grad(lambda x: LOSSES[loss](x, y))
+    expected = moved(gradient, x, direction)
+    products = {
+        "forward over reverse": lambda x: jax.jvp(gradient, (x,), (direction,))[1],
+        "reverse over reverse": jax.grad(lambda x: (gradient(x) * direction).sum()),
+        "reverse over forward": jax.grad(lambda x: jax.jvp(lambda x: LOSSES[loss](x, y), (x,), (direction,))[1]),
+        "hessian": lambda x: jnp.einsum("ijkl,kl->ij", jax.hessian(lambda x: LOSSES[loss](x, y))(x), direction),
+    }
+    for name, product in products.items():
+        found = (jax.jit(product) if traced else product)(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_reverse_over_forward_of_a_batch_with_one_cost(value):
+    a, b, C, eps = case()
+    direction = jnp.asarray(np.random.default_rng(5).normal(size=C.shape))
+    weights = jnp.asarray([1.0, -0.5, 2.0])
+
+    def slope(C):
+        losses = partial(sinkhorn_loss, a, b, eps=eps, value=value, reduction="none", **TIGHT)
+        return (weights * jax.jvp(losses, (C,), (direction,))[1]).sum()
+
+    gradient = jax.grad(lambda C: (weights * sinkhorn_loss(a, b, C, eps, value=value, reduction="none", **TIGHT)).sum())
+    np.testing.assert_allclose(jax.grad(slope)(C), jax.jvp(gradient, (C,), (direction,))[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_vmap_over_every_argument_is_one_call(monkeypatch, traced):
+    a, b, C, _ = case()
+    costs, eps = jnp.stack([C, 0.9 * C, 1.1 * C]), jnp.asarray([0.1, 0.2, 0.1])
+    calls, solve = [], transport.sinkhorn
+    monkeypatch.setattr(transport, "sinkhorn", lambda *args, **options: calls.append(1) or solve(*args, **options))
+
+    def one(a, b, C, eps):
+        return sinkhorn_loss(a, b, C, eps, **TIGHT)
+
+    gradient = jax.grad(one, argnums=(0, 1, 2, 3))
+    mapped = jax.vmap(gradient)
+    found = jax.block_until_ready((jax.jit(mapped) if traced else mapped)(a, b, costs, eps))
+    assert len(calls) == 2  # one for each eps
+    shared = jax.vmap(gradient, in_axes=(0, None, None, None))(a, b[0], C, 0.1)
+    for k in range(3):
+        for together, args in ((found, (a[k], b[k], costs[k], eps[k])), (shared, (a[k], b[0], C, 0.1))):
+            for got, expected in zip(together, gradient(*args), strict=True):
+                np.testing.assert_allclose(got[k], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_maps_in_maps_and_over_batches():
+    a, b, C, eps = case()
+    table = jax.vmap(jax.vmap(lambda x, y: sinkhorn_loss(x, y, C, eps, **TIGHT), (None, 0)), (0, None))(a, b)
+    scaled = jax.vmap(lambda s: sinkhorn_loss(a, b, s * C, eps, reduction="none", **TIGHT))(jnp.asarray([1.0, 0.5]))
+    for i in range(3):
+        for j in range(3):
+            np.testing.assert_allclose(table[i, j], sinkhorn_loss(a[i], b[j], C, eps, **TIGHT), rtol=1e-9)
+    np.testing.assert_allclose(scaled[1], sinkhorn_loss(a, b, C / 2, eps, reduction="none", **TIGHT), rtol=1e-9)
+    jacobian = jax.jacrev(lambda C: sinkhorn_loss(a, b, C, eps, reduction="none", **TIGHT))(C)
+    expected = jax.grad(lambda C: sinkhorn_loss(a[1], b[1], C, eps, **TIGHT))(C)
+    np.testing.assert_allclose(jacobian[1], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_potentials_are_differentiable():
+    a, b, C, eps = case(B=1)
+    rng = np.random.default_rng(6)
+    u, direction = rng.normal(size=7), jnp.asarray(rng.normal(size=C.shape))
+
+    def loss(C):
+        f, g = bridge.sinkhorn_potentials(a[0], b[0], C, eps, **TIGHT)
+        return f @ u - g.sum() ** 2
+
+    expected = moved(loss, C, direction)
+    np.testing.assert_allclose((jax.grad(loss)(C) * direction).sum(), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(loss, (C,), (direction,))[1], expected, rtol=1e-6)
+
+
+def test_images_on_a_grid_and_a_divergence_with_costs_of_its_own():
+    rng = np.random.default_rng(5)
+    a, b = (jnp.asarray(problems.histograms(rng, 2, 12)) for _ in range(2))
+    grid = cusink.Grid((3, 4), spacing=0.5)
+    for loss in (sinkhorn_loss, bridge.sinkhorn_divergence):
+        found, expected = (jax.grad(partial(loss, b=b, C=C, eps=0.2, tol=1e-10))(a) for C in (grid, grid.dense()))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    x, y = points()
+    costs = [jnp.asarray(cusink.cost_matrix(*map(np.asarray, pair))) for pair in ((x, y), (x, x), (y, y))]
+    value = bridge.sinkhorn_divergence(None, None, costs[0], 0.5, C_aa=costs[1], C_bb=costs[2])
+    np.testing.assert_allclose(value, bridge.sinkhorn_divergence(None, None, bridge.PointCloud(x, y), 0.5), rtol=1e-9)
+    with pytest.raises(ValueError, match="must both be given"):
+        bridge.sinkhorn_divergence(None, None, costs[0], 0.5, C_aa=costs[1])
+
+
+def test_without_double_precision_second_derivatives_lose_nothing_either():
+    x, y = points()
+    expected = np.asarray(jax.hessian(lambda x: LOSSES["cost"](x, y))(x))
+    jax.config.update("jax_enable_x64", False)
+    x, y = (jnp.asarray(np.asarray(p), "float32") for p in (x, y))
+    found = jax.jit(jax.hessian(lambda x: sinkhorn_loss(None, None, bridge.PointCloud(x, y), 0.5, tol=1e-6)))(x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_products_with_the_plan_are_differentiable_and_map(axis):
+    x, y = points()
+    values, direction = (y if axis else x), jnp.asarray(np.random.default_rng(4).normal(size=(4, 2)))
+
+    def loss(x):
+        cloud = bridge.PointCloud(x, y)
+        return (bridge.apply_plan(None, None, cloud, 0.5, values, axis=axis, **TIGHT) ** 2).sum()
+
+    expected = moved(loss, x, direction)
+    np.testing.assert_allclose((jax.jit(jax.grad(loss))(x) * direction).sum(), expected, rtol=1e-7)
+    np.testing.assert_allclose(jax.jvp(loss, (x,), (direction,))[1], expected, rtol=1e-7)
+    together = jax.vmap(jax.grad(loss))(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(together[1], jax.grad(loss)(2 * x), rtol=1e-7, atol=1e-10)

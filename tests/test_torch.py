@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 import cusink  # noqa: E402
 from cusink import torch as bridge  # noqa: E402
+from cusink.bridges import transport  # noqa: E402
 from cusink.torch import SinkhornLoss, sinkhorn_loss  # noqa: E402
 
 VALUES = ("cost", "reg_cost", "entropic_cost")
@@ -181,8 +182,8 @@ def test_nothing_is_copied_on_the_cpu(monkeypatch):
         seen["grads"] = cusink.sinkhorn_adjoint(result, **cotangents)
         return seen["grads"]
 
-    monkeypatch.setattr(bridge, "sinkhorn", solve)
-    monkeypatch.setattr(bridge, "sinkhorn_adjoint", pull_back)
+    monkeypatch.setattr(transport, "sinkhorn", solve)
+    monkeypatch.setattr(transport, "sinkhorn_adjoint", pull_back)
     a, b, C, eps = case()
     leaves = [x.requires_grad_() for x in (a, b, C)]
     loss = sinkhorn_loss(*leaves, eps, reduction="none")
@@ -205,7 +206,7 @@ def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch):
             computed.append(name)
             return getattr(self.grads, name)
 
-    monkeypatch.setattr(bridge, "sinkhorn_adjoint", lambda *a, **k: Watched(cusink.sinkhorn_adjoint(*a, **k)))
+    monkeypatch.setattr(transport, "sinkhorn_adjoint", lambda *a, **k: Watched(cusink.sinkhorn_adjoint(*a, **k)))
     a, b, C, eps = case()
     sinkhorn_loss(a.requires_grad_(), b, C, eps).backward()
     assert computed == ["a"]
@@ -226,12 +227,22 @@ def test_a_change_in_place_before_backward_is_noticed():
         loss.backward()
 
 
-def test_a_second_derivative_is_refused():
-    a, b, C, eps = case()
-    logits = a.log().requires_grad_()
-    (grad,) = torch.autograd.grad(sinkhorn_loss(logits.softmax(-1), b, C, eps), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="sinkhorn_loss can be differentiated once only"):
-        grad.square().sum().backward()
+@pytest.mark.parametrize(("loss", "order"), [("cost", 3), ("reach", 2), ("potentials", 2), ("kernel", 2)])
+def test_a_derivative_that_does_not_exist_is_refused(loss, order):
+    a, b, C, eps = case(B=1)
+    logits = a[0].log().requires_grad_()
+    functions = {
+        "cost": lambda x: sinkhorn_loss(x, b, C, eps),
+        "reach": lambda x: sinkhorn_loss(x, b, C, eps, reach=1.0),
+        "potentials": lambda x: bridge.sinkhorn_potentials(x, b, C, eps)[0].square().sum(),
+        "kernel": lambda x: bridge.kernel_distance(C, x, C[:4], None),
+    }
+    value = functions[loss](logits.softmax(-1))
+    for _ in range(order - 1):
+        (grad,) = torch.autograd.grad(value, logits, create_graph=True)
+        value = grad.square().sum()
+    with pytest.raises((RuntimeError, ValueError), match="once only|twice only|Take 'grad_reg_cost'"):
+        torch.autograd.grad(value, logits, create_graph=True)
 
 
 # ---- half precision, autocast, compile -----------------------------------------------------------------------------
@@ -285,23 +296,24 @@ def test_autocast_computes_in_float32(half):
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=0)
 
 
-# Dynamo looks at .grad of what is alive where it breaks the graph, and PyTorch warns of that by itself.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_code_calls_the_solver_as_it_is():
+@pytest.mark.parametrize("loss", ["histograms", "clouds", "kernel"])
+def test_compiled_code_keeps_the_loss_in_its_graph(loss):
     a, b, C, eps = case()
-    module = SinkhornLoss(C, eps)
-
-    def loss(logits, b):
-        return 2 * module((3 * logits).softmax(dim=1), b).square()
-
-    compiled = torch.compile(loss, backend="aot_eager")
-    for _ in range(2):
-        eager, logits = (x.log().requires_grad_() for x in (a.clone(), a.clone()))
-        expected, got = loss(eager, b), compiled(logits, b)
+    module, target = SinkhornLoss(C, eps), C[:5, :2] + 1
+    functions = {
+        "histograms": lambda x: 2 * module((3 * x).softmax(dim=1), b).square(),
+        "clouds": lambda x: bridge.sinkhorn_divergence(None, None, bridge.PointCloud(x, target), eps, reach=2.0),
+        "kernel": lambda x: bridge.kernel_distance(x, None, target, None),
+    }
+    compiled = torch.compile(functions[loss], backend="aot_eager", fullgraph=True)
+    for k in range(2):
+        x = a.log() if loss == "histograms" else C[:, :2] + k
+        eager, traced = (x.clone().requires_grad_() for _ in range(2))
+        expected, got = functions[loss](eager), compiled(traced)
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
         expected.backward()
         got.backward()
-        torch.testing.assert_close(logits.grad, eager.grad, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(traced.grad, eager.grad, rtol=1e-12, atol=1e-15)
 
 
 # ---- the module ----------------------------------------------------------------------------------------------------
@@ -344,13 +356,11 @@ def test_bad_input(change, error, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("C", [cusink.PointCloud([0.0, 1.0]), cusink.Grid((2,))])
-def test_a_cost_that_is_not_stored_is_refused(C):
-    a = torch.ones(2).double() / 2
+def test_a_cloud_of_arrays_is_refused():
+    a, C = torch.ones(2).double() / 2, cusink.PointCloud([0.0, 1.0])
     for call in (lambda: sinkhorn_loss(a, a, C, 0.1), lambda: SinkhornLoss(C, 0.1)):
-        with pytest.raises(TypeError, match=r"'C' must be a tensor; got .*\. Pass torch\.as_tensor\(C\.dense\(\)\)"):
+        with pytest.raises(TypeError, match=r"'C' must be a tensor.*; got cusink.PointCloud\. Pass "):
             call()
-    assert SinkhornLoss(torch.as_tensor(C.dense()), 0.1)(a, a) >= 0
 
 
 def test_tensors_elsewhere_than_cpu_and_cuda_are_refused():
@@ -428,10 +438,183 @@ def test_a_scaler_of_half_precision_sees_the_overflow():
     [
         (torch.eye(2).to_sparse(), 0.1, "'C' must be a dense tensor"),
         (torch.eye(2) * 1j, 0.1, "'C' must be a dense tensor"),
-        (torch.eye(2), torch.tensor([0.1, 0.2]), "'eps' must be a number, or a tensor of one"),
+        (torch.eye(2), torch.full((2, 2), 0.1), "'eps' must be a number, or a tensor of one"),
         (torch.eye(2), torch.tensor(0.1j), "'eps' must be a real number"),
     ],
 )
 def test_tensors_that_are_no_costs_or_numbers(C, eps, error):
     with pytest.raises((TypeError, ValueError), match=error):
         sinkhorn_loss(None, None, C, eps)
+
+
+# ---- clouds, grids, second order, torch.func -----------------------------------------------------------------------
+
+
+def points(n=4, m=3, seed=3):
+    rng = np.random.default_rng(seed)
+    return (torch.as_tensor(rng.normal(size=(k, 2))).requires_grad_() for k in (n, m))
+
+
+LOSSES = {
+    "cost": lambda x, y: sinkhorn_loss(None, None, bridge.PointCloud(x, y), 0.5, **TIGHT),
+    "divergence": lambda x, y: bridge.sinkhorn_divergence(
+        None, None, bridge.PointCloud(x, y, "euclidean"), 0.5, **TIGHT
+    ),
+    "kernel": lambda x, y: bridge.kernel_distance(x, None, y, None, kernel="energy"),
+    "likelihood": lambda x, y: bridge.kernel_neg_log_likelihood(x, None, y, None),
+    "potentials": lambda x, y: bridge.sinkhorn_potentials(None, None, bridge.PointCloud(x, y), 0.5, **TIGHT),
+}
+
+
+# PyTorch's own forward mode warns of what it uses when it is first loaded.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@forward_mode
+@pytest.mark.parametrize("loss", LOSSES)
+def test_derivatives_of_clouds_pass_gradcheck_in_both_modes(loss):
+    assert torch.autograd.gradcheck(LOSSES[loss], tuple(points()), check_forward_ad=True)
+
+
+@pytest.mark.parametrize("loss", ["cost", "divergence"])
+def test_second_derivatives_of_clouds_pass_gradgradcheck(loss):
+    x, y = points(3, 2)
+    assert torch.autograd.gradgradcheck(LOSSES[loss], (x, y.detach()))
+
+
+@pytest.mark.parametrize("value", ["cost", "entropic_cost"])
+def test_second_derivatives_in_all_inputs_pass_gradgradcheck(value):
+    a, b, C, eps = case(n=3, m=2, B=2)
+    leaves = [x.requires_grad_() for x in (a.log(), b[0].log(), C, torch.tensor(eps, dtype=torch.float64))]
+
+    def loss(x, y, C, eps):
+        return sinkhorn_loss(x.softmax(-1), y.softmax(-1), C, eps, value=value, reduction="sum", **TIGHT)
+
+    assert torch.autograd.gradgradcheck(loss, leaves, atol=1e-4, fast_mode=True)
+
+
+@forward_mode
+@pytest.mark.parametrize("loss", ["cost", "divergence"])
+def test_hessians_of_torch_func_are_those_of_autograd(loss):
+    x, y = points()
+    found = torch.func.hessian(LOSSES[loss], argnums=(0, 1))(x.detach(), y.detach())
+    expected = torch.autograd.functional.hessian(LOSSES[loss], (x, y))
+    for k in range(4):
+        torch.testing.assert_close(found[k // 2][k % 2], expected[k // 2][k % 2], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found[0][1], found[1][0].permute(2, 3, 0, 1), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_vmap_is_one_call_with_the_numbers_of_a_loop(monkeypatch, shared):
+    a, b, C, _ = case()
+    costs = C if shared else torch.stack([C, 0.9 * C, 1.1 * C])
+    eps = torch.tensor([0.1, 0.2, 0.1], dtype=torch.float64)
+    calls, solve = [], transport.sinkhorn
+    monkeypatch.setattr(transport, "sinkhorn", lambda *args, **options: calls.append(1) or solve(*args, **options))
+
+    def one(x, y, C, eps):
+        return sinkhorn_loss(x.softmax(-1), y, C, eps, **TIGHT)
+
+    mapped = torch.func.vmap(torch.func.grad(one, argnums=(0, 2, 3)), in_dims=(0, 0, None if shared else 0, 0))
+    found = mapped(a.log(), b, costs, eps)
+    assert len(calls) == 2  # one for each eps
+    for k in range(3):
+        expected = torch.func.grad(one, argnums=(0, 2, 3))(a[k].log(), b[k], C if shared else costs[k], eps[k])
+        for got, want in zip(found, expected, strict=True):
+            torch.testing.assert_close(got[k], want, rtol=1e-6, atol=1e-9)
+
+
+def test_jacobians_of_a_batch_with_one_cost_are_those_of_each_loss():
+    a, b, C, eps = case()
+    jacobian = torch.func.jacrev(lambda C: sinkhorn_loss(a, b, C, eps, reduction="none", **TIGHT))(C)
+    for k in range(len(a)):
+        expected = torch.func.grad(lambda C, k=k: sinkhorn_loss(a[k], b[k], C, eps, **TIGHT))(C)
+        torch.testing.assert_close(jacobian[k], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_one_eps_for_each_problem():
+    a, b, C, _ = case()
+    eps = torch.tensor([0.1, 0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    leaf = C.clone().requires_grad_()
+    losses = sinkhorn_loss(a, b, leaf, eps, reduction="none", **TIGHT)
+    by_eps, by_C = torch.autograd.grad(losses.sum(), (eps, leaf))
+    total = torch.zeros_like(C)
+    for k in range(3):
+        leaves = C.clone().requires_grad_(), eps[k].detach().clone().requires_grad_()
+        loss = sinkhorn_loss(a[k], b[k], *leaves, **TIGHT)
+        torch.testing.assert_close(losses[k], loss, rtol=1e-9, atol=0)
+        of_C, of_eps = torch.autograd.grad(loss, leaves)
+        torch.testing.assert_close(by_eps[k], of_eps, rtol=1e-6, atol=1e-9)
+        total += of_C
+    torch.testing.assert_close(by_C, total, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [SinkhornLoss, bridge.SinkhornDivergence, bridge.KernelDistance])
+def test_modules_take_clouds(make):
+    x, y = (p.detach() for p in points())
+    module = make() if make is bridge.KernelDistance else make(eps=0.5)
+    a, b = torch.full((4,), 0.25, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64)
+    torch.testing.assert_close(module(x, y), module(a, x, b, y), rtol=1e-12, atol=0)
+    if make is SinkhornLoss:
+        stored = torch.as_tensor(cusink.cost_matrix(x.numpy(), y.numpy()))
+        torch.testing.assert_close(module(a, b, stored), module(x, y), rtol=1e-6, atol=0)
+    with pytest.raises(TypeError, match="must be called as"):
+        module(x)
+
+
+def test_images_on_a_grid():
+    rng = np.random.default_rng(5)
+    a, b = (torch.as_tensor(problems.histograms(rng, 2, 12)).requires_grad_() for _ in range(2))
+    grid = cusink.Grid((3, 4), spacing=0.5)
+    dense = torch.as_tensor(grid.dense())
+    for loss in (sinkhorn_loss, bridge.sinkhorn_divergence):
+        values, grads = [], []
+        for C in (grid, dense):
+            values.append(loss(a, b, C, 0.2, tol=1e-10))
+            grads.append(torch.autograd.grad(values[-1], (a, b)))
+        torch.testing.assert_close(*values, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-8)
+    assert repr(SinkhornLoss(grid, 0.2)).startswith("SinkhornLoss(eps=0.2")
+    with pytest.raises(TypeError, match="must not both be None for a Grid"):
+        sinkhorn_loss(None, None, grid, 0.2)
+
+
+def test_a_divergence_with_costs_of_its_own():
+    rng = np.random.default_rng(6)
+    x, y = rng.random((4, 2)), rng.random((3, 2))
+    costs = [torch.as_tensor(cusink.cost_matrix(*pair)).requires_grad_() for pair in ((x, y), (x, x), (y, y))]
+    value = bridge.sinkhorn_divergence(None, None, costs[0], 0.5, C_aa=costs[1], C_bb=costs[2])
+    grads = torch.autograd.grad(value, costs)
+    result = cusink.sinkhorn_divergence(
+        None,
+        None,
+        *(c.detach().numpy() for c in costs[:1]),
+        eps=0.5,
+        C_aa=costs[1].detach().numpy(),
+        C_bb=costs[2].detach().numpy(),
+    )
+    expected = cusink.sinkhorn_divergence_adjoint(result)
+    for grad, name in zip(grads, ("C", "C_aa", "C_bb"), strict=True):
+        np.testing.assert_allclose(grad, getattr(expected, name), rtol=1e-12)
+    with pytest.raises(ValueError, match="must both be given"):
+        bridge.sinkhorn_divergence(None, None, costs[0], 0.5, C_aa=costs[1])
+
+
+@forward_mode
+@pytest.mark.parametrize("axis", [0, 1])
+def test_products_with_the_plan_pass_gradcheck_in_both_modes(axis):
+    x, y = points()
+    rng = np.random.default_rng(7)
+    values = torch.as_tensor(rng.normal(size=(2, 3 if axis else 4, 1))).requires_grad_()
+
+    def product(x, eps, values):
+        return bridge.apply_plan(None, None, bridge.PointCloud(x, y.detach()), eps, values, axis=axis, **TIGHT)
+
+    eps = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(product, (x, eps, values), check_forward_ad=True)
+    cloud = cusink.PointCloud(x.detach().numpy(), y.detach().numpy())
+    plan = cusink.sinkhorn(None, None, cloud, eps=0.5, **TIGHT).plan()
+    expected = (plan if axis else plan.T) @ values.detach().numpy()
+    np.testing.assert_allclose(product(x, eps, values).detach(), expected, rtol=1e-8)
+    with pytest.raises(ValueError, match="'values' must have shape"):
+        product(x, eps, values[:, :2])

@@ -27,6 +27,10 @@ def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
     mean: cusink.Barycenter = cusink.barycenter(a, C, eps=0.1, debiased=True)
     gx, gy = cusink.cost_matrix_adjoint(x, None, cusink.cost_matrix(x), "cosine")
     print(pulled, mean, gx, gy)
+    tangents: cusink.SinkhornTangents = cusink.sinkhorn_jvp(result, da=a, deps=1.0)
+    moved: cusink.SinkhornCurvature = cusink.sinkhorn_hvp(result, grad_reg_cost=1.0, dC=C, tol=1e-8)
+    turned: cusink.DivergenceCurvature = cusink.sinkhorn_divergence_hvp(divergence, dC=C)
+    print(tangents.cost, moved.C, turned.a, cusink.sinkhorn_divergence_jvp(divergence, db=b))
     cusink.sinkhorn(a, b, C, eps=0.1, method="fast")  # type: ignore[arg-type]
     cusink.PointCloud(x, metric="euclid")  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ from cusink.costs.operators import Data, Iteration, Means, Operators
 from cusink.types import Array, ArrayModule, Axis, HostArray, Index, Method
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
+TangentBlock = tuple[slice, slice, Array, Array]  # the same, and how that gradient moves
 
 
 class Solvable(Protocol):
@@ -114,6 +115,22 @@ class Cost(ABC, Generic[Data]):
         del blocks
         return None, None
 
+    def direction(self, given: dict[str, Array | None]) -> Any:
+        """Return a direction dC, or dx and dy of points, as `block_tangent` takes it; None if none is given."""
+        refuse_directions(given, f"a cost of shape {self.shape}, which has no parameters")
+        return None
+
+    def block_tangent(self, direction: Any, problems: slice, rows: slice) -> Array:
+        """Return the derivative of a `block` along a direction."""
+        raise NotImplementedError
+
+    def points_curvature(self, blocks: Iterable[TangentBlock], direction: Any) -> tuple[Array | None, Array | None]:
+        """Return the derivative of `points_adjoint` along a direction, or None, in which the gradient moves too."""
+        del direction
+        for _ in blocks:  # whoever makes them adds up more than points need
+            pass
+        return None, None
+
     @property
     def ndim(self) -> int:
         """2 for a cost that all problems share, 3 for one each."""
@@ -198,3 +215,18 @@ class Cost(ABC, Generic[Data]):
     def plan_means(self, a: Array, b: Array, f: Array, g: Array, eps: float) -> Iterator[tuple[HostArray, Means]]:
         """Iterate over groups of problems and the means under their plans."""
         return self.ops.plan_means(self.data, a, b, f, g, eps)
+
+
+def refuse_directions(given: dict[str, Array | None], reason: str) -> None:
+    """Refuse directions that a cost does not have."""
+    for name, x in given.items():
+        if x is not None:
+            raise ValueError(f"'{name}' must be None for {reason}; got an array")
+
+
+def like(name: str, x: Array, shape: tuple[int, ...], xp: ArrayModule) -> Array:
+    """Return a direction in float64, spread to the shape of what moves."""
+    try:
+        return xp.broadcast_to(x.astype(np.float64), shape)
+    except ValueError:
+        raise ValueError(f"'{name}' must have shape {shape}, or one that spreads to it; got {x.shape}") from None

@@ -1,14 +1,14 @@
 """The operands: one for each kind of cost."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
-from cusink.costs.cost import Cost, GradientBlock
+from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.grid import GridCosts
 from cusink.costs.points import Cloud, PointCosts
 from cusink.types import Array, ArrayModule, Index
@@ -61,6 +61,18 @@ class DenseCost(Cost[Array]):
         C = self.data[:, columns] if len(columns) < self.shape[1] else self.data
         return replace(self, data=self.xp.ascontiguousarray(C[rows] if len(rows) < len(C) else C))
 
+    def direction(self, given: dict[str, Array | None]) -> Array | None:
+        """Return dC in float64, in the shape of the cost."""
+        refuse_directions({"dx": given["dx"], "dy": given["dy"]}, "a stored cost, which has no points")
+        dC = given["dC"]
+        if dC is not None and dC.ndim == self.ndim + 1 and len(dC) == 1:
+            dC = dC[0]  # of a batch of one
+        return None if dC is None else like("dC", dC, self.shape, self.xp)
+
+    def block_tangent(self, direction: Array, problems: slice, rows: slice) -> Array:
+        """Return a block of dC."""
+        return direction[rows] if self.shared else direction[problems, rows]
+
     def own(self, side: int) -> Self:
         """Return the cost itself, which is between bins that both sides share."""
         del side
@@ -73,6 +85,13 @@ class DenseCost(Cost[Array]):
     def row_bytes(self, copies: int) -> int:
         """Return the size of that many copies."""
         return copies * int(self.data.size) * self.dtype.itemsize
+
+
+class PointMoves(NamedTuple):
+    """How points move: those of the user, and those of the data, which for "cosine" are directions."""
+
+    given: tuple[Array, Array]
+    data: tuple[Array, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,35 +149,127 @@ class PointCost(Cost[PointCosts]):
         It is summed over the problems of a shared cloud.
         """
         xp, costs = self.xp, self.data
-        gx, gy = (xp.zeros(points.shape, np.float64) for points in (costs.x, costs.y))
-        for problems, rows, gradient in blocks:
-            if self.shared:
-                of_rows, of_columns = costs.block_adjoint(xp, gradient.sum(axis=0), rows=rows)
-                gx[rows] += of_rows
-                gy += of_columns
-            else:
-                of_rows, of_columns = costs.block_adjoint(xp, gradient, problems, rows)
-                gx[problems, rows] += of_rows
-                gy[problems] += of_columns
-        assert costs.cloud is not None
-        if self.ndim < costs.cloud.x.ndim:  # a batch of one
-            gx, gy = gx[None], gy[None]
-        return _to_user_points(xp, costs.cloud, gx, gy)
+
+        def pulled() -> Iterator[tuple[slice, slice, Array, Array]]:
+            for problems, rows, gradient in blocks:
+                gradient = gradient.sum(axis=0) if self.shared else gradient
+                yield problems, rows, *costs.block_adjoint(xp, gradient, problems, rows)
+
+        (gx, gy), cloud = self._summed(pulled()), costs.cloud
+        assert cloud is not None
+        return _to_user_points(xp, cloud, _to_points(xp, cloud, gx, gy))
+
+    def direction(self, given: dict[str, Array | None]) -> PointMoves | None:
+        """Return how the points move."""
+        refuse_directions({"dC": given["dC"]}, "a PointCloud, whose points may move")
+        cloud, xp = self.data.cloud, self.xp
+        assert cloud is not None
+        one = cloud.x is cloud.y
+        if one:
+            refuse_directions({"dy": given["dy"]}, "a PointCloud of 'x' alone, which moves on both sides")
+        if given["dx"] is None and given["dy"] is None:
+            return None
+        moves = []
+        for name, points, flat in zip(("dx", "dy"), (cloud.x, cloud.y), cloud.flat, strict=True):
+            move = given["dx" if one else name]
+            if move is None:
+                moves.append(xp.zeros(points.shape))
+                continue
+            if (cloud.flat[0] if one else flat) or move.shape == points.shape[:-1]:  # points on a line as numbers
+                move = move[..., None]
+            moves.append(like(name, move, points.shape, xp))
+        return self._moves(moves[0], moves[1])
+
+    def _moves(self, x: Array, y: Array) -> PointMoves:
+        """Return moves of the points of the user, and those of the points of the data that follow."""
+        cloud, data = self.data.cloud, [x, y]
+        assert cloud is not None
+        if cloud.metric == "cosine":
+            data = [_unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
+        if self.ndim < cloud.x.ndim:  # a batch of one
+            data = [move[0] for move in data]
+        return PointMoves((x, y), (data[0], data[1]))
+
+    def block_tangent(self, direction: PointMoves, problems: slice, rows: slice) -> Array:
+        """Return the derivative of a block while the points move."""
+        return self.data.block_tangent(self.xp, direction.data, problems, rows)
+
+    def points_curvature(
+        self, blocks: Iterable[TangentBlock], direction: PointMoves | None
+    ) -> tuple[Array, Array | None]:
+        """Return the derivative of `points_adjoint` while the points move, or stay, and the gradient moves."""
+        xp, costs = self.xp, self.data
+        cloud = costs.cloud
+        assert cloud is not None
+        moves = self._moves(xp.zeros(cloud.x.shape), xp.zeros(cloud.y.shape)) if direction is None else direction
+        plain = [xp.zeros(points.shape) for points in (costs.x, costs.y)]  # the gradient, for directions
+
+        def pulled() -> Iterator[tuple[slice, slice, Array, Array]]:
+            for problems, rows, gradient, tangent in blocks:
+                if self.shared:
+                    gradient, tangent = gradient.sum(axis=0), tangent.sum(axis=0)
+                if cloud.metric == "cosine":
+                    of_rows, of_columns = costs.block_adjoint(xp, gradient, problems, rows)
+                    self._add(plain, problems, rows, of_rows, of_columns)
+                yield problems, rows, *costs.block_curvature(xp, gradient, tangent, moves.data, problems, rows)
+
+        gx, gy = self._summed(pulled())
+        of_points = _to_points(xp, cloud, gx, gy)
+        if cloud.metric == "cosine":
+            lead = (None,) * (cloud.x.ndim - self.ndim)
+            for k, points in enumerate((cloud.x, cloud.y)):
+                of_points[k] = of_points[k] + _unit_curvature(xp, points, plain[k][lead], moves.given[k])
+        return _to_user_points(xp, cloud, of_points)
+
+    def _summed(self, parts: Iterable[tuple[slice, slice, Array, Array]]) -> tuple[Array, Array]:
+        """Return the sums over blocks of what falls on the points x and y of the data."""
+        out = [self.xp.zeros(points.shape, np.float64) for points in (self.data.x, self.data.y)]
+        for part in parts:
+            self._add(out, *part)
+        return out[0], out[1]
+
+    def _add(self, out: list[Array], problems: slice, rows: slice, of_rows: Array, of_columns: Array) -> None:
+        if self.shared:
+            out[0][rows] += of_rows
+            out[1] += of_columns
+        else:
+            out[0][problems, rows] += of_rows
+            out[1][problems] += of_columns
 
 
-def _to_user_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> tuple[Array, Array | None]:
-    """Return the gradients with respect to the points of a cloud, given those by the points or their directions.
+def _to_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> list[Array]:
+    """Return the gradients with respect to the points of a cloud, given those by the points or their directions."""
+    out = []
+    for given, gradient in zip((cloud.x, cloud.y), (gx, gy), strict=True):
+        gradient = gradient[None] if gradient.ndim < given.ndim else gradient  # a batch of one
+        out.append(_unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
+    return out
+
+
+def _unit_tangent(xp: ArrayModule, points: Array, move: Array) -> Array:
+    """Return how the directions of points move with them; the same map pulls gradients back."""
+    points = points.astype(np.float64)
+    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
+    unit = points / norm
+    return (move - unit * (unit * move).sum(axis=-1, keepdims=True)) / norm
+
+
+def _unit_curvature(xp: ArrayModule, points: Array, gradient: Array, move: Array) -> Array:
+    """Return the derivative of `_unit_tangent` of a `gradient` that stays, while the points `move`."""
+    points = points.astype(np.float64)
+    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
+    unit = points / norm
+    turn, along = _unit_tangent(xp, points, move), (unit * gradient).sum(axis=-1, keepdims=True)
+    of_norm = _unit_tangent(xp, points, gradient) * (unit * move).sum(axis=-1, keepdims=True)
+    return -(turn * along + unit * (turn * gradient).sum(axis=-1, keepdims=True) + of_norm) / norm
+
+
+def _to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tuple[Array, Array | None]:
+    """Return the gradients in the shapes that the user passed.
 
     With one cloud on both sides the first is that of the points as sources and as targets, and the second is None.
     """
-    out = []
-    for given, flat, gradient in zip((cloud.x, cloud.y), cloud.flat, (gx, gy), strict=True):
-        if cloud.metric == "cosine":
-            given = given.astype(np.float64)
-            norm = xp.sqrt((given * given).sum(axis=-1, keepdims=True))
-            unit = given / norm
-            gradient = (gradient - unit * (unit * gradient).sum(axis=-1, keepdims=True)) / norm
-        out.append(gradient[..., 0] if flat else gradient)
+    out = [g[..., 0] if flat else g for g, flat in zip(gradients, cloud.flat, strict=True)]
     if cloud.x is cloud.y:
         total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
         return narrowed(total, cloud.x.dtype, xp), None

@@ -140,17 +140,82 @@ class PointCosts:
 
         Points that coincide get zero where the cost has no derivative, as in `cusink.cost_matrix_adjoint`.
         """
+        x, y = self._points(problems, rows)
+        rate, _ = self._rate(xp, problems, rows)
+        return self._pulled(xp, gradient * (rate if self.exponent != 1 else gradient.dtype.type(rate)), x, y, problems)
+
+    def block_tangent(
+        self, xp: ArrayModule, moves: tuple[Array, Array], problems: Index = slice(None), rows: Index = slice(None)
+    ) -> Array:
+        """Return the derivative of a `block` while the points x and y `moves`, in float64."""
+        rate, _ = self._rate(xp, problems, rows)
+        return rate * self._distance_tangent(xp, moves, problems, rows)
+
+    def block_curvature(
+        self,
+        xp: ArrayModule,
+        gradient: Array,
+        tangent: Array,
+        moves: tuple[Array, Array],
+        problems: Index = slice(None),
+        rows: Index = slice(None),
+    ) -> tuple[Array, Array]:
+        """Return the derivative of `block_adjoint` while the points `moves`, and its `gradient` moves by `tangent`."""
+        x, y = self._points(problems, rows)
+        rate, s = self._rate(xp, problems, rows)
+        if s is not None or rate != 1:
+            tangent, gradient = tangent * rate, gradient * rate
+        if s is not None:
+            slope = self._distance_tangent(xp, moves, problems, rows)
+            tangent = tangent + gradient * ((self.exponent - 1) * slope / xp.where(s > 0, s, 1))
+        of_x, of_y = self._pulled(xp, tangent, x, y, problems)
+        if self.norm == "cityblock":
+            return of_x, of_y
+        move_x, move_y = self._moves(moves, problems, rows)
+        more_x, more_y = _squares_adjoint(xp, gradient, move_x, move_y)
+        return of_x + more_x, of_y + more_y
+
+    def _points(self, problems: Index, rows: Index) -> tuple[Array, Array]:
         x, y = (self.x, self.y) if self.ndim == 2 else (self.x[problems], self.y[problems])
-        x = x[..., rows, :]
-        if self.exponent != 1:
-            s = dataclasses.replace(self, exponent=1.0, factor=1.0).block(xp, problems, rows)
-            s = xp.where(s > 0, s, xp.inf if self.exponent < 1 else 0)
-            gradient = gradient * xp.power(s, s.dtype.type(self.exponent - 1))
-        gradient = gradient * gradient.dtype.type(self.factor * self.exponent)
+        return x[..., rows, :], y
+
+    def _moves(self, moves: tuple[Array, Array], problems: Index, rows: Index) -> tuple[Array, Array]:
+        x, y = moves if self.ndim == 2 else (moves[0][problems], moves[1][problems])
+        return x[..., rows, :], y
+
+    def _rate(self, xp: ArrayModule, problems: Index, rows: Index) -> tuple[Array | float, Array | None]:
+        """Return the derivative of a block of costs by the distances s, and these; a number and None for powers of 1.
+
+        Points that coincide get zero where the cost has no derivative.
+        """
+        if self.exponent == 1:
+            return self.factor, None
+        s = dataclasses.replace(self, exponent=1.0, factor=1.0).block(xp, problems, rows)
+        positive = xp.where(s > 0, s, xp.inf if self.exponent < 1 else 0)
+        return self.factor * self.exponent * xp.power(positive, s.dtype.type(self.exponent - 1)), s
+
+    def _distance_tangent(self, xp: ArrayModule, moves: tuple[Array, Array], problems: Index, rows: Index) -> Array:
+        """Return the derivative of the distances s while the points move."""
+        x, y = self._points(problems, rows)
+        move_x, move_y = self._moves(moves, problems, rows)
+        if self.norm == "cityblock":
+            out = xp.zeros((*x.shape[:-1], y.shape[-2]))
+            for k in range(x.shape[-1]):
+                slope = xp.sign(x[..., :, None, k] - y[..., None, :, k])
+                out += slope * (move_x[..., :, None, k] - move_y[..., None, :, k])
+            return out
+        origin = self.origin if self.ndim == 2 else self.origin[problems]
+        x, y = (points.astype(np.float64) - origin for points in (x, y))
+        own_x, own_y = (x * move_x).sum(axis=-1), (y * move_y).sum(axis=-1)
+        mixed = xp.concatenate([x, move_x], axis=-1) @ xp.swapaxes(xp.concatenate([move_y, y], axis=-1), -1, -2)
+        return 2 * (own_x[..., :, None] + own_y[..., None, :] - mixed)
+
+    def _pulled(self, xp: ArrayModule, gradient: Array, x: Array, y: Array, problems: Index) -> tuple[Array, Array]:
+        """Pull the `gradient` of distances s back to points."""
         if self.norm == "squared":
             origin = self.origin if self.ndim == 2 else self.origin[problems]
             return _squares_adjoint(xp, gradient, *(points.astype(np.float64) - origin for points in (x, y)))
-        gx, gy = xp.empty_like(x), xp.empty_like(y)
+        gx, gy = xp.empty(x.shape, gradient.dtype), xp.empty(y.shape, gradient.dtype)
         for k in range(x.shape[-1]):
             slope = xp.sign(x[..., :, None, k] - y[..., None, :, k]) * gradient
             gx[..., k], gy[..., k] = slope.sum(axis=-1), -slope.sum(axis=-2)

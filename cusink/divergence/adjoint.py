@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cusink.divergence import checks
-from cusink.divergence.forward import SinkhornDivergence
+from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
-from cusink.gradients.checks import Cotangents
+from cusink.gradients.parts import Cotangents
 from cusink.gradients.system import LinearSolve
 from cusink.gradients.terms import GradientTerms
 from cusink.gradients.unbalanced import unbalanced_terms

@@ -74,6 +74,16 @@ def cotangent(grad: Any, cross: Problem, f: Array) -> Array:
     return owned(given, grad).reshape(size)  # gradients are taken of it later
 
 
+def own_directions(own_costs: bool, dC_aa: Any, dC_bb: Any) -> None:
+    """Check that directions of the costs within a side are of costs that were given."""
+    for name, x in (("dC_aa", dC_aa), ("dC_bb", dC_bb)):
+        if x is not None and not own_costs:
+            raise ValueError(
+                f"'{name}' must be None, as the divergence was computed without '{name[1:]}'; got {kind(x)}. Pass "
+                "'dC', or 'dx' and 'dy', which move the costs within each side too"
+            )
+
+
 def _cloud(cloud: Any, memory_limit: int | None) -> Cost[Any]:
     """Return the cost of a cloud to itself; one for all, if it is a batch of one."""
     parts, xp, dtype = arrays(**named_arrays(cloud))

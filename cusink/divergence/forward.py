@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from cusink.checks.scalars import regularisation, tolerance
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.divergence import checks
+from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE
@@ -19,46 +20,11 @@ from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.symmetric import self_potentials
 from cusink.solver.unbalanced import UnbalancedIteration, damped, partnered
 from cusink.solver.values import values
-from cusink.summary import Summary
 from cusink.types import Array, HostArray, Method, Overrelaxation, Tolerance
 
 __all__ = [
-    "SinkhornDivergence",
     "sinkhorn_divergence",
 ]
-
-
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class SinkhornDivergence(Summary):
-    """The Sinkhorn divergence of one pair of measures, or of a batch.
-
-    Attributes
-    ----------
-    divergence : array, shape () or (B,)
-        ``OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2``, where OT is the `reg_cost` of `cusink.sinkhorn`.
-    f, g : array, shape (n,) or (B, n); (m,) or (B, m)
-        Potentials of ``OT(a, b)``.
-    f_self, g_self : array, shape (n,) or (B, n); (m,) or (B, m)
-        The potentials of ``OT(a, a)`` and of ``OT(b, b)``, each of which has one for both sides. ``f - f_self`` is the
-        gradient by `a`, up to a constant.
-    error : array, shape () or (B,)
-        The largest marginal error of the three problems.
-    n_iter : array of int, shape () or (B,)
-        Iterations taken for ``OT(a, b)``.
-    converged : array of bool, shape () or (B,)
-        Whether all three errors reached the tolerance.
-    """
-
-    divergence: Array
-    f: Array
-    g: Array
-    f_self: Array
-    g_self: Array
-    error: Array
-    n_iter: Array
-    converged: Array
-    problems: tuple[Problem, Problem, Problem] = field(repr=False)  # of a and b, of a itself, of b itself
-    own_costs: bool = field(repr=False)  # whether C_aa and C_bb are arrays that were passed
 
 
 @memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")

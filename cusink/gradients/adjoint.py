@@ -2,14 +2,15 @@
 
 import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from cusink.errors import ConvergenceWarning, one_call, warn
+from cusink.errors import one_call
 from cusink.gradients import checks
 from cusink.gradients.balanced import balanced_terms
-from cusink.gradients.system import LinearSolve
-from cusink.gradients.terms import GradientTerms
+from cusink.gradients.system import LinearSolve, warn_rough
+from cusink.gradients.through_plan import SumOfTerms, Terms, entropic_terms, plan_terms
 from cusink.gradients.unbalanced import unbalanced_terms
 from cusink.solver.result import SinkhornResult
 from cusink.summary import Summary
@@ -41,7 +42,7 @@ class SinkhornGradients(Summary):
     a: Array
     b: Array
     converged: Array
-    _terms: GradientTerms = field(repr=False)
+    _terms: Terms = field(repr=False)
 
     @functools.cached_property
     @one_call
@@ -86,6 +87,7 @@ def sinkhorn_adjoint(
     grad_entropic_cost: Array | float | None = None,
     grad_f: Array | None = None,
     grad_g: Array | None = None,
+    grad_plan: Array | tuple[Array, Array] | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
 ) -> SinkhornGradients:
@@ -97,14 +99,18 @@ def sinkhorn_adjoint(
         What `cusink.sinkhorn` returned.
     grad_cost, grad_reg_cost, grad_entropic_cost : array, shape () or (B,), or float, optional
         Derivative of the final loss by these values, in the dtype of the result; a number is for every problem. At
-        least one of the five gradients must be given; they add up.
+        least one of the six gradients must be given; they add up.
     grad_f : array, shape (n,) or (B, n), optional
         Derivative of the loss by the potential `f`.
     grad_g : array, shape (m,) or (B, m), optional
         Derivative of the loss by the potential `g`.
+    grad_plan : array, shape (n, m) or (B, n, m), or pair of arrays, optional
+        Derivative of the loss by the entries of the plan. A pair (U, V) of shapes (n, r) and (m, r), or with a batch
+        axis, stands for ``U V'`` and is never multiplied out: after ``result.apply(v, 1)`` with a derivative w of the
+        result it is ``(w[..., None], v[..., None])``.
     tol : float
-        Relative residual, weighted by the plan, to which the linear system behind `grad_cost`, `grad_f` and `grad_g`
-        is solved; about 4e-6 at least in float32.
+        Relative residual, weighted by the plan, to which the linear system behind `grad_cost`, `grad_f`, `grad_g` and
+        `grad_plan` is solved; about 4e-6 at least in float32.
     max_iter : int
         Iterations of conjugate gradients at most, of which there are about as many as over-relaxed ones in the solve.
 
@@ -137,8 +143,8 @@ def sinkhorn_adjoint(
     for x log x has it, and only the part of `reg_cost` is given. A bin that cannot take weight, because C forbids it
     all partners, has 0, or with `reach` the price of all its mass.
 
-    After a solve with `reach` the masses may change, and gradients for a and b are not projected; those of `cost`, `f`
-    and `g` are exact there too, see docs/unbalanced.md. `grad_entropic_cost` is refused.
+    After a solve with `reach` the masses may change, and gradients for a and b are not projected; all are exact there
+    too, see docs/unbalanced.md.
 
     Memory is that of the gradients and about ten arrays of the size of `a` and `b`; with `C` that of a block of plans.
     docs/gradients.md derives the formulas.
@@ -160,38 +166,31 @@ def sinkhorn_adjoint(
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     tol, max_iter = checks.linear_solve(tol, max_iter)
     problem, C = result.problem, result.problem.C
+    matrix = checks.plan_cotangent(problem, result.f, grad_plan)
     given = checks.cotangents(
         problem,
         result.f,
         values={"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost},
         potentials={"grad_f": grad_f, "grad_g": grad_g},
+        more={"grad_plan": grad_plan},
     )
-    _warn_unconverged(result)
-    terms_of = balanced_terms if problem.reach is None else unbalanced_terms
-    terms, converged = terms_of(problem.in_one_dtype(), given, LinearSolve(tol, max_iter))
-    if not converged.all():
-        warn(
-            f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
-            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
-            ConvergenceWarning,
-        )
+    checks.warn_unconverged(result.problem, result.converged, result.error)
+    how = LinearSolve(tol, max_iter)
+    parts: list[tuple[Any, Any]] = []
+    if problem.reach is not None and given.entropic_cost is not None:
+        parts.append(entropic_terms(problem, given.entropic_cost, how))
+        given = given._replace(entropic_cost=None)
+    if matrix is not None:
+        parts.append(plan_terms(problem, matrix, how))
+    if any(x is not None for x in given):
+        terms_of = balanced_terms if problem.reach is None else unbalanced_terms
+        parts.append(terms_of(problem.in_one_dtype(), given, how))
+    terms = SumOfTerms(tuple(part for part, _ in parts)) if len(parts) > 1 else parts[0][0]
+    converged = np.logical_and.reduce([solved for _, solved in parts])
+    warn_rough(converged, tol, max_iter)
     return SinkhornGradients(
         a=problem.to_user(terms.wrt_a()),
         b=problem.to_user(terms.wrt_b()),
         converged=C.xp.asarray(converged) if problem.batched else C.xp.asarray(converged)[0],
         _terms=terms,
     )
-
-
-def _warn_unconverged(result: SinkhornResult) -> None:
-    """Warn once if the solve had not converged."""
-    to_host = result.problem.C.to_host
-    missed = ~np.atleast_1d(to_host(result.converged))
-    if missed.any():
-        worst = np.atleast_1d(to_host(result.error))[missed].max()
-        warn(
-            f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
-            f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
-            "where the iteration converges slowly. Solve with a larger 'max_iter'",
-            ConvergenceWarning,
-        )

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from cusink.costs.operators import Means
-from cusink.gradients.checks import Cotangents
+from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
-from cusink.gradients.terms import GradientTerms, apply_density, replace_inf
+from cusink.gradients.terms import GradientTerms, apply_density
 from cusink.solver.problem import Problem
 from cusink.types import Array, HostArray
 

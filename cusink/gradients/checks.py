@@ -1,23 +1,16 @@
 """Checks of the arguments of the adjoints, in the manner of `cusink.solver.checks`."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
 from cusink.checks.scalars import positive_integer, positive_number, real
+from cusink.errors import ConvergenceWarning, warn
+from cusink.gradients.parts import Cotangents, Directions
 from cusink.solver.problem import Problem
 from cusink.types import Array
-
-
-class Cotangents(NamedTuple):
-    """Derivatives of the loss with respect to the outputs: values (B,), potentials (B, n) and (B, m)."""
-
-    cost: Array | None = None
-    reg_cost: Array | None = None
-    entropic_cost: Array | None = None
-    f: Array | None = None
-    g: Array | None = None
 
 
 def instance(name: str, x: Any, wanted: type, source: str) -> None:
@@ -33,23 +26,30 @@ def linear_solve(tol: Any, max_iter: Any) -> tuple[float, int]:
     return min(positive_number("tol", tol), 1.0), positive_integer("max_iter", max_iter)
 
 
-def cotangents(problem: Problem, f: Array, values: dict[str, Any], potentials: dict[str, Any]) -> Cotangents:
+def cotangents(
+    problem: Problem,
+    f: Array,
+    values: dict[str, Any],
+    potentials: dict[str, Any],
+    more: dict[str, Any] | None = None,
+) -> Cotangents:
     """Check the gradients of a call of `cusink.sinkhorn_adjoint`.
 
     None stays None, but a potential without one has zeros if the other has one. `f` is the result's, in the user's
-    dtype.
+    dtype; one of `more` may be given instead.
     """
     named = values | potentials
     out: list[Array | None] = []
-    if all(x is None for x in named.values()):
-        raise ValueError(f"at least one of {', '.join(map(repr, named))} must be given; got none. Pass grad_cost=1.0")
+    every = named | (more or {})
+    if all(x is None for x in every.values()):
+        raise ValueError(f"at least one of {', '.join(map(repr, every))} must be given; got none. Pass grad_cost=1.0")
     simple = {
         name: number
         for name, x in values.items()
         if not isinstance(x, array_module(f).ndarray) and (number := real(x)) is not None
     }
     (*given, _), xp, _ = arrays(**{name: None if name in simple else x for name, x in named.items()}, result=f)
-    shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]]
+    shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]][: len(potentials)]
     for name, shape, x in zip(named, shapes, given, strict=True):
         wanted = problem.a.shape[:1] + shape if problem.batched else shape
         if name in simple:
@@ -61,6 +61,81 @@ def cotangents(problem: Problem, f: Array, values: dict[str, Any], potentials: d
             in_range(name, x, xp)
             x = owned(xp.ascontiguousarray(x), named[name]).reshape(problem.a.shape[:1] + shape)
         out.append(x)
-    if any(x is not None for x in out[-2:]):
+    if potentials and any(x is not None for x in out[-2:]):
         out[-2:] = (xp.zeros_like(p) if x is None else x for x, p in zip(out[-2:], (problem.f, problem.g), strict=True))
     return Cotangents(*out)
+
+
+def plan_cotangent(problem: Problem, f: Array, grad_plan: Any) -> Callable[[slice, slice], Array] | None:
+    """Check a gradient by the plan, a matrix or a pair of thin ones; return a function that makes blocks of it."""
+    if grad_plan is None:
+        return None
+    pair = tuple(grad_plan) if isinstance(grad_plan, (tuple, list)) and len(grad_plan) == 2 else None
+    thin = pair is not None and all(np.ndim(x) in (2, 3) for x in pair)
+    size, (n, m) = len(problem.a), problem.C.shape[-2:]
+    named = {"grad_plan[0]": grad_plan[0], "grad_plan[1]": grad_plan[1]} if thin else {"grad_plan": grad_plan}
+    (*given, _), xp, _ = arrays(**named, result=f)
+    rank = given[0].shape[-1] if thin else m
+    wanted = ((n, rank), (m, rank)) if thin else ((n, m),)
+    full = []
+    for name, x, shape in zip(named, given, wanted, strict=True):
+        batch = (size, *shape)
+        if x.shape not in ({shape, batch} if problem.batched else {shape}):
+            raise ValueError(f"'{name}' must have shape {batch if problem.batched else shape}; got {x.shape}")
+        in_range(name, x, xp)
+        full.append(xp.broadcast_to(owned(x.astype(np.float64), named[name]), batch))
+
+    def block(problems: slice, rows: slice) -> Array:
+        if len(full) == 1:
+            return full[0][problems, rows]
+        return full[0][problems, rows] @ xp.swapaxes(full[1][problems], -1, -2)
+
+    return block
+
+
+def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[str, Any]) -> Directions:
+    """Check how inputs move: da, db and deps of `inputs`, and of `costs` what the cost has of dC, dx, dy.
+
+    `f` is a potential of the result, in the user's dtype.
+    """
+    named = inputs | costs
+    if all(x is None for x in named.values()):
+        raise ValueError(f"at least one of {', '.join(map(repr, named))} must be given; got none")
+    deps = inputs["deps"]
+    number = None if deps is None or isinstance(deps, array_module(f).ndarray) else real(deps)
+    if number is not None:
+        named["deps"] = None
+    (*given, _), xp, _ = arrays(**named, result=f)
+    size = len(problem.a)
+    out: dict[str, Array | None] = {}
+    for name, x in zip(named, given, strict=True):
+        if x is not None:
+            in_range(name, x, xp)
+            x = x.astype(np.float64)
+        out[name] = x
+    shapes = {"da": problem.a.shape, "db": problem.b.shape, "deps": (size,)}
+    for name, shape in shapes.items():
+        x = out[name]
+        wanted = shape if problem.batched else shape[1:]
+        if x is None:
+            continue
+        if x.shape not in {wanted, shape[1:]}:
+            raise ValueError(f"'{name}' must have shape {wanted} to match the result; got {x.shape}")
+        out[name] = xp.ascontiguousarray(xp.broadcast_to(x, shape))
+    if number is not None:
+        out["deps"] = xp.full(size, number)
+    return Directions(out["da"], out["db"], out["deps"], problem.C.direction({name: out[name] for name in costs}))
+
+
+def warn_unconverged(problem: Problem, converged: Array, error: Array) -> None:
+    """Warn once if the solve of a problem had not converged."""
+    to_host = problem.C.to_host
+    missed = ~np.atleast_1d(to_host(converged))
+    if missed.any():
+        worst = np.atleast_1d(to_host(error))[missed].max()
+        warn(
+            f"{np.count_nonzero(missed)} of {len(missed)} problems had not converged; the largest marginal error is "
+            f"{float(worst):.2g}, and their gradients are off by about as much, relative to their size, or more "
+            "where the iteration converges slowly. Solve with a larger 'max_iter'",
+            ConvergenceWarning,
+        )

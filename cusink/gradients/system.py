@@ -9,13 +9,14 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 have factors ``1 / (1 + slack)`` below 1, and the solution is unique, see docs/unbalanced.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from cusink.costs.operators import Means
+from cusink.errors import ConvergenceWarning, warn
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
@@ -43,19 +44,34 @@ class LinearSolve:
 
 def solve_marginal_system(problem: Problem, right: RightSide, how: LinearSolve) -> MarginalSolution:
     """Solve the system for every problem, whose potentials must be finite."""
+    return solve_marginal_systems(problem, [right], how)[0]
+
+
+def solve_marginal_systems(problem: Problem, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
+    """Solve the system for several right-hand sides one after the other, with means that are prepared once."""
     C, a, b = problem.C, problem.a, problem.b
-    x, y = C.xp.empty_like(a), C.xp.empty_like(b)
-    converged = np.zeros(len(a), bool)
+    out = [MarginalSolution(C.xp.empty_like(a), C.xp.empty_like(b), np.zeros(len(a), bool)) for _ in rights]
     for index, means in C.plan_means(a, b, problem.f, problem.g, problem.eps):
-        h, k = right(index, means)
-        # The longer side is eliminated.
-        axis: Axis = 1 if h.shape[1] < k.shape[1] else 0
-        system = ReducedSystem(C.xp, C.to_host, means, axis, how)
-        if axis == 1:
-            y[index], x[index], converged[index] = system.solve(k, h)
-        else:
-            x[index], y[index], converged[index] = system.solve(h, k)
-    return MarginalSolution(x, y, converged)
+        for right, (x, y, converged) in zip(rights, out, strict=True):
+            h, k = right(index, means)
+            # The longer side is eliminated.
+            axis: Axis = 1 if h.shape[1] < k.shape[1] else 0
+            system = ReducedSystem(C.xp, C.to_host, means, axis, how)
+            if axis == 1:
+                y[index], x[index], converged[index] = system.solve(k, h)
+            else:
+                x[index], y[index], converged[index] = system.solve(h, k)
+    return out
+
+
+def warn_rough(converged: HostArray, tol: float, max_iter: int) -> None:
+    """Warn once if linear systems did not reach the tolerance."""
+    if not converged.all():
+        warn(
+            f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
+            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
+            ConvergenceWarning,
+        )
 
 
 @dataclass(frozen=True, eq=False)

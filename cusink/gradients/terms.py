@@ -10,6 +10,7 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.costs.logits import logits
+from cusink.gradients.parts import replace_inf
 from cusink.operand import dense_cost
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule
@@ -161,12 +162,6 @@ class GradientTerms:
         limit = getattr(self.problem.C.data, "memory_limit", None)  # of costs that are not stored
         entries = BLOCK_ENTRIES if limit is None else min(BLOCK_ENTRIES, limit // (8 * COPIES_PER_BLOCK))
         return blocks(problems, n, m, entries)
-
-
-def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:
-    """Return `x` with `instead` for the +inf of a forbidden pair, or of a bin that has no other."""
-    forbidden = xp.isposinf(x)
-    return xp.where(forbidden, x.dtype.type(instead), x) if forbidden.any() else x
 
 
 def apply_density(problem: Problem, grad_f: Array, grad_g: Array) -> tuple[Array, Array]:

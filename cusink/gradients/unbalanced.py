@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.costs.operators import Means
-from cusink.gradients.checks import Cotangents
+from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
-from cusink.gradients.terms import GradientTerms, apply_density, largest_factor, replace_inf
+from cusink.gradients.terms import GradientTerms, apply_density, largest_factor
 from cusink.solver.problem import Problem
 from cusink.solver.values import sides
 from cusink.types import Array, HostArray
@@ -55,11 +55,6 @@ class UnbalancedTerms(GradientTerms):
 
 def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[GradientTerms, HostArray]:
     """Return the terms, and whether the marginal system of each problem was solved (B,), in NumPy."""
-    if given.entropic_cost is not None:
-        raise ValueError(
-            "'grad_entropic_cost' must be None for unbalanced transport, of whose objective that value is no part; "
-            "got a gradient. Take 'grad_cost' or 'grad_reg_cost'"
-        )
     assert problem.reach is not None
     xp, eps, dtype = problem.xp, problem.eps, problem.a.dtype
     # The derivative by a first bit of weight may leave the range of the user's dtype: it is clipped.

@@ -100,12 +100,6 @@ def test_both_libraries_and_float32(xp):
         np.testing.assert_allclose(xp.numpy(value), expected, rtol=0, atol=2e-4 * np.abs(expected).max())
 
 
-def test_the_entropic_cost_is_refused():
-    result = cusink.sinkhorn(*(drawn()[name] for name in "abC"), eps=EPS, reach=0.3)
-    with pytest.raises(ValueError, match="'grad_entropic_cost' must be None for unbalanced transport"):
-        cusink.sinkhorn_adjoint(result, grad_entropic_cost=1.0)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_costs_beyond_all_reach_leave_finite_gradients(dtype):
     """The derivative by a first bit of weight is clipped to the dtype; a plan that underflows carries nothing."""
@@ -127,3 +121,13 @@ def test_densities_between_empty_bins_stay_in_the_dtype_of_the_user():
     result = cusink.sinkhorn(weights, weights, C, eps=0.1)
     found = cusink.sinkhorn_adjoint(result, grad_entropic_cost=1.2, grad_f=np.float32([0.7, 0]))
     assert all(np.isfinite(x).all() for x in (found.a, found.b, found.C, found.eps))
+
+
+def test_cotangents_add_up():
+    result = cusink.sinkhorn([0.5, 0.5], [0.4, 0.8], [[0.0, 1.0], [1.0, 0.0]], eps=0.5, reach=1.0, tol=1e-12)
+    cotangents = {"grad_cost": 1.5, "grad_entropic_cost": -0.5, "grad_plan": np.eye(2)}
+    parts = [cusink.sinkhorn_adjoint(result, **{name: x}, tol=1e-12) for name, x in cotangents.items()]
+    whole = cusink.sinkhorn_adjoint(result, **cotangents, tol=1e-12)
+    for name in ("a", "b", "C", "eps"):
+        expected = sum(getattr(part, name) for part in parts)
+        np.testing.assert_allclose(getattr(whole, name), expected, rtol=1e-10, err_msg=name)

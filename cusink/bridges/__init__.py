@@ -1,0 +1,1 @@
+"""What the losses of `cusink.torch` and `cusink.jax` share: checks, and the work on NumPy or CuPy arrays."""

@@ -1,0 +1,190 @@
+"""Works between measures: the Sinkhorn divergence, kernel distances, likelihoods."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from cusink.bridges.options import CostKind, adjoint_tolerance, finite_or_zero, lost, reach_of
+from cusink.bridges.works import Arrays, Inputs, Shapes, Work
+from cusink.checks.arrays import array_module
+from cusink.divergence.adjoint import sinkhorn_divergence_adjoint
+from cusink.divergence.forward import sinkhorn_divergence
+from cusink.divergence.result import SinkhornDivergence
+from cusink.divergence.resumed import resumed
+from cusink.divergence.second import sinkhorn_divergence_hvp, sinkhorn_divergence_jvp
+from cusink.norms.likelihood import kernel_neg_log_likelihood, kernel_neg_log_likelihood_adjoint
+from cusink.norms.norms import kernel_distance, kernel_distance_adjoint
+from cusink.types import Array
+
+POTENTIALS = ("f", "g", "f_self", "g_self")
+
+
+@dataclass(frozen=True)
+class Divergence(Work):
+    """The Sinkhorn divergence; `own_costs` says that C_aa and C_bb are inputs."""
+
+    cost: CostKind
+    options: tuple[tuple[str, Any], ...]
+    own_costs: bool = False
+    twice: ClassVar[bool] = True
+
+    @property
+    def made_of(self) -> tuple[Any, ...]:
+        """Numbers, words and tuples of these."""
+        return (self.cost.made_of, self.options, self.own_costs)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Axes of each input of one problem."""
+        own = {"C_aa": 2, "C_bb": 2} if self.own_costs else {}
+        return {"a": 1, "b": 1} | self.cost.ranks | own | {"eps": 0}
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The divergence."""
+        return {"divergence": 0}
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Potentials in float64, the shift of unbalanced transport, the error."""
+        shift = {} if reach_of(self.options) is None else {"shift": 0}
+        return {f"potential_{name}": 1 for name in POTENTIALS} | {"error": 0} | shift
+
+    def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of outputs and state."""
+        batch, bins = self.batch(given), self.cost.bins(given)
+        sizes = {f"potential_{name}": (bins[name.startswith("g")],) for name in POTENTIALS}
+        return {name: batch + sizes.get(name, ()) for name in (*self.outputs, *self.state)}
+
+    def run(self, given: Inputs) -> Arrays:
+        """Return outputs and state."""
+        result = sinkhorn_divergence(
+            given["a"],
+            given["b"],
+            self.cost.build(given),
+            eps=float(given["eps"]),
+            C_aa=given.get("C_aa"),
+            C_bb=given.get("C_bb"),
+            **dict(self.options),
+        )
+        pair, of_a, of_b = result.problems
+        out = {"divergence": result.divergence, "error": result.error}
+        for name, x in zip(POTENTIALS, (pair.f, pair.g, of_a.f, of_b.f), strict=True):
+            out[f"potential_{name}"] = _at(pair.batched, x.astype(np.float64, copy=False))
+        if pair.shift is not None:
+            out["shift"] = _at(pair.batched, pair.shift)
+        return out
+
+    def _resumed(self, given: Inputs, state: Inputs) -> SinkhornDivergence:
+        options = dict(self.options)
+        f, g, f_self, g_self = (x.reshape(-1, x.shape[-1]) for x in (state[f"potential_{name}"] for name in POTENTIALS))
+        return resumed(
+            given["a"],
+            given["b"],
+            self.cost.build(given),
+            eps=float(given["eps"]),
+            potentials=(f, g, f_self, g_self),
+            shift=state["shift"].reshape(-1) if "shift" in state else None,
+            error=state["error"].reshape(-1),
+            C_aa=given.get("C_aa"),
+            C_bb=given.get("C_bb"),
+            reach=options.get("reach"),
+            memory_limit=options.get("memory_limit"),
+        )
+
+    def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
+        """Return gradients of inputs."""
+        cotangent = cotangents["divergence"]
+        grads = sinkhorn_divergence_adjoint(self._resumed(given, state), grad=finite_or_zero(cotangent))
+        return {name: lost(getattr(grads, name), self.ranks[name], cotangent) for name in wanted}
+
+    def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
+        """Return the derivative of the divergence along directions."""
+        result = self._resumed(given, state)
+        return {"divergence": sinkhorn_divergence_jvp(result, **_named(directions, result.f))}
+
+    def product(
+        self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]
+    ) -> Arrays:
+        """Return the derivatives of gradients along directions."""
+        result = self._resumed(given, state)
+        moves, tol = _named(directions, result.f), adjoint_tolerance(self.options)
+        cotangent = cotangents["divergence"]
+        moved = sinkhorn_divergence_hvp(result, grad=finite_or_zero(cotangent), **moves, tol=tol)
+        return {name: lost(getattr(moved, name), self.ranks[name], cotangent) for name in wanted}
+
+
+@dataclass(frozen=True)
+class KernelWork(Work):
+    """The squared kernel distance of measures, or the negative log likelihood of the second under the first."""
+
+    function: Literal["distance", "likelihood"]
+    kernel: str
+    scale: float
+
+    @property
+    def made_of(self) -> tuple[Any, ...]:
+        """Numbers and words."""
+        return (self.function, self.kernel, self.scale)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Axes of each input of one problem."""
+        return {"x": 2, "a": 1, "y": 2, "b": 1}
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The value."""
+        return {"value": 0}
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
+
+    def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the output."""
+        return {"value": self.batch(given)}
+
+    def run(self, given: Inputs) -> Arrays:
+        """Return the value."""
+        function = {"distance": kernel_distance, "likelihood": kernel_neg_log_likelihood}[self.function]
+        x, a, y, b = (given[name] for name in self.ranks)
+        return {"value": function(x, a, y, b, **self._options)}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"kernel": self.kernel, "scale": self.scale}
+
+    def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
+        """Return gradients of inputs."""
+        del state
+        cotangent = cotangents["value"]
+        function = {"distance": kernel_distance_adjoint, "likelihood": kernel_neg_log_likelihood_adjoint}[self.function]
+        x, a, y, b = (given[name] for name in self.ranks)
+        grads = function(x, a, y, b, finite_or_zero(cotangent), wrt=wanted, **self._options)
+        return {name: lost(getattr(grads, name), self.ranks[name], cotangent) for name in wanted}
+
+    def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
+        """Return the derivative of the value along directions."""
+        xp, batch = (
+            array_module(given["x"]),
+            self.batch({name: x.shape for name, x in (*given.items(), *directions.items())}),
+        )
+        full = {
+            name: xp.broadcast_to(x, batch + x.shape[-rank:])
+            for (name, rank), x in zip(self.ranks.items(), given.values(), strict=True)
+        }
+        ones = {"value": xp.ones(batch, given["x"].dtype)}
+        grads = self.pull(full, state, ones, tuple(directions))
+        return {"value": sum((grads[name] * x).reshape(*batch, -1).sum(axis=-1) for name, x in directions.items())}
+
+
+def _at(batched: bool, array: Array) -> Array:
+    return array if batched else array[0]
+
+
+def _named(directions: Inputs, like: Array) -> dict[str, Any]:
+    """Return directions under the names of the functions of this package, in the dtype of a result."""
+    return {f"d{name}": x.astype(like.dtype) for name, x in directions.items()}

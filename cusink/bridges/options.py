@@ -1,0 +1,154 @@
+"""Options, costs and rules of half precision that the losses of `cusink.torch` and `cusink.jax` share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from cusink.bridges.works import Inputs
+from cusink.checks.arrays import array_module, kind
+from cusink.checks.scalars import one_of, positive_number
+from cusink.checks.weights import MASS_TOLERANCE
+from cusink.costs.clouds import METRICS, Metric, PointCloud
+from cusink.costs.grid import Grid
+from cusink.costs.kinds import kind_of
+from cusink.solver import checks
+from cusink.types import Array, Reach, Value
+
+Gradient: TypeAlias = Literal["exact", "multiplier"]
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class CostKind:
+    """A cost without its arrays: `names` of these, and what else makes it."""
+
+    kind: Literal["dense", "points", "grid"] = "dense"
+    metric: Metric = "sqeuclidean"
+    power: float = 1.0
+    names: tuple[str, ...] = ("C",)
+    cells: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    periodic: tuple[bool, ...] = ()
+
+    @property
+    def made_of(self) -> tuple[Any, ...]:
+        """Numbers, words and tuples of these from which the class makes the kind again."""
+        return (self.kind, self.metric, self.power, self.names, self.cells, self.spacing, self.periodic)
+
+    def build(self, given: Inputs) -> Any:
+        """Return the cost as the functions of the package take it."""
+        if self.kind == "dense":
+            return given["C"]
+        if self.kind == "points":
+            return PointCloud(given["x"], given.get("y"), self.metric, power=self.power)
+        metric: Any = self.metric
+        return Grid(self.cells, metric, spacing=self.spacing, periodic=self.periodic)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Axes of each array for one problem."""
+        return dict.fromkeys(self.names, 2)
+
+    def bins(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+        """Return n and m, given the shapes of the arrays."""
+        if self.kind == "dense":
+            return shapes["C"][-2], shapes["C"][-1]
+        if self.kind == "points":
+            return shapes["x"][-2], shapes[self.names[-1]][-2]
+        count = 1
+        for cells in self.cells:
+            count *= cells
+        return count, count
+
+
+def point_kind(metric: str, power: object, alone: bool) -> CostKind:
+    """Return the kind of a cost between points; `alone` says that one cloud is on both sides."""
+    one_of("metric", metric, METRICS)
+    known: Any = metric
+    return CostKind("points", known, positive_number("power", power), ("x",) if alone else ("x", "y"))
+
+
+def grid_kind(grid: Any) -> CostKind:
+    """Return the kind of a `cusink.Grid`."""
+    metric: Any = grid.metric
+    return CostKind("grid", metric, 1.0, (), grid.cells, grid.spacing, grid.periodic)
+
+
+def grid_or_refuse(C: Any, wanted: str, points: str) -> CostKind | None:
+    """Return the kind of a `cusink.Grid`; refuse a `cusink.PointCloud`, whose arrays are not those of the library."""
+    known = kind_of(C)
+    if known == "points":
+        raise TypeError(f"'C' must be {wanted}; got {kind(C)}. Pass {points}")
+    return grid_kind(C) if known == "grid" else None
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Options of a loss of one value, whose words are checked; `solver` are those of `cusink.sinkhorn`."""
+
+    value: Value
+    gradient: Gradient
+    reduction: Reduction
+    solver: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        one_of("value", self.value, get_args(Value))
+        one_of("gradient", self.gradient, get_args(Gradient))
+        one_of("reduction", self.reduction, get_args(Reduction))
+
+
+def reduced(losses: Any, reduction: str) -> Any:
+    """Return the mean or the sum of the losses (B,), or the losses themselves."""
+    one_of("reduction", reduction, get_args(Reduction))
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
+def reach_of(options: tuple[tuple[str, Any], ...]) -> Reach | None:
+    """Return the checked prices of the marginals among options of the solver, None for balanced transport."""
+    named = dict(options)
+    return checks.reach(named.get("reach"), named.get("method", "auto"))
+
+
+def adjoint_tolerance(options: tuple[tuple[str, Any], ...]) -> float:
+    """Return the tolerance of the linear system, given the options of the solver."""
+    tol = dict(options).get("tol", "auto")
+    return 1e-6 if tol in (None, "auto") else tol
+
+
+def values_of(shape: tuple[int, ...], bins: tuple[int, int]) -> None:
+    """Check the shape of values that plans between `bins` are multiplied with."""
+    if len(shape) not in (2, 3) or shape[-2] not in bins or 0 in shape:
+        raise ValueError(
+            f"'values' must have shape ({bins[1]}, d) for axis 1 or ({bins[0]}, d) for axis 0, or that with a batch "
+            f"axis; got {shape}"
+        )
+
+
+def finite_or_zero(cotangent: Array) -> Array:
+    """Return the gradient of outputs with zeros where it is not finite; `lost` tells where that was."""
+    xp = array_module(cotangent)
+    finite = xp.isfinite(cotangent)
+    return cotangent if finite.all() else xp.where(finite, cotangent, 0).astype(cotangent.dtype)
+
+
+def lost(grad: Array, rank: int, cotangent: Array) -> Array:
+    """Return the gradient of an input, NaN for the problems where that of the losses (B,) or () is not finite.
+
+    `rank` is the number of axes of the input of one problem. The scaler of half-precision training expects an overflow
+    to arrive at the parameters.
+    """
+    xp = array_module(cotangent)
+    wrong = ~xp.isfinite(cotangent)
+    if not wrong.any():
+        return grad
+    own = wrong.ndim == 1 and grad.ndim > rank and len(grad) == len(wrong)
+    return xp.where(wrong.reshape(-1, *(1,) * rank) if own else wrong.any(), xp.nan, grad).astype(grad.dtype)
+
+
+def mass_ratio(xp: Any, a: Any, b: Any) -> Any:
+    """Return the factors (..., 1) that give `b` the mass of `a`, 1 where rounding to half precision is no reason.
+
+    `xp` is the library of a (..., n) and b (..., m): torch or jax.numpy.
+    """
+    ratio = a.sum(axis=-1, keepdims=True) / b.sum(axis=-1, keepdims=True)
+    return xp.where(abs(ratio - 1) <= MASS_TOLERANCE["bfloat16"], ratio, 1)

@@ -1,0 +1,232 @@
+"""Differentiable works on NumPy or CuPy arrays: outputs, and products with their Jacobians and Hessians.
+
+A work is stateless: what its derivatives need of a solve goes in and out as arrays, so that autograd may keep it, map
+over it and compile it. Inputs, outputs and state may have axes in front, of a ``vmap`` of either library, see `run`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cusink.checks.arrays import array_module
+from cusink.types import Array
+
+Inputs = Mapping[str, Array]  # arrays by the name of the argument
+Shapes = Mapping[str, tuple[int, ...]]
+Arrays = dict[str, Array]
+Grouped = Callable[[Sequence[Inputs]], Arrays]  # of inputs, state, cotangents, directions
+
+
+@dataclass(frozen=True)
+class Work(ABC):
+    """A function of arrays by name. Inputs of one problem have `ranks` axes, those of a batch one more in front."""
+
+    twice: ClassVar[bool] = False  # whether `product` can be called
+    kinds: ClassVar[dict[str, type["Work"]]] = {}  # all works, by name
+
+    def __init_subclass__(cls) -> None:
+        Work.kinds[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def made_of(self) -> tuple[Any, ...]:
+        """Numbers, words and tuples of these from which the class makes the work again."""
+
+    @property
+    @abstractmethod
+    def ranks(self) -> dict[str, int]:
+        """Axes of each input of one problem, by name and in order."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> dict[str, int]:
+        """Axes of each output of one problem."""
+
+    @property
+    @abstractmethod
+    def state(self) -> dict[str, int]:
+        """Axes of each array of state of one problem."""
+
+    @abstractmethod
+    def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of outputs and state, given those of the inputs."""
+
+    @abstractmethod
+    def run(self, given: Inputs) -> Arrays:
+        """Return outputs and state."""
+
+    @abstractmethod
+    def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
+        """Return gradients of the inputs in `wanted`, in the shapes of a batch where the outputs have one."""
+
+    @abstractmethod
+    def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
+        """Return the derivatives of the outputs along directions of some inputs."""
+
+    def product(
+        self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]
+    ) -> Arrays:
+        """Return the derivatives of what `pull` returns along directions of some inputs."""
+        raise NotImplementedError
+
+    def batch(self, shapes: Shapes) -> tuple[int, ...]:
+        """Return the axis of the batch of inputs, () where there is none."""
+        sizes = [shape[0] for name, shape in shapes.items() if len(shape) > self.ranks.get(name, len(shape))]
+        return (max(sizes),) if sizes else ()
+
+
+def run(work: Work, lead: int, given: Inputs) -> Arrays:
+    """Return outputs and state of inputs that all have `lead` more axes in front, each 1 or the size of a map."""
+    ranks = work.outputs | work.state
+
+    def base(groups: Sequence[Inputs]) -> Arrays:
+        return _by_eps(lambda g: work.run(g[0]), groups, [work.ranks], ranks)
+
+    return _mapped(base, lead, [given], [work.ranks], ranks)
+
+
+def pull(work: Work, lead: int, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
+    """Return the gradients of the inputs in `wanted`, in their shapes."""
+    ranks = [work.ranks, work.state, work.outputs]
+
+    def base(groups: Sequence[Inputs]) -> Arrays:
+        out = _by_eps(lambda g: work.pull(g[0], g[1], g[2], wanted), groups, ranks, work.ranks)
+        return {name: summed_to(x, groups[0][name].shape) for name, x in out.items()}
+
+    out = _mapped(base, lead, [given, state, cotangents], ranks, work.ranks)
+    return {name: summed_to(x, given[name].shape) for name, x in out.items()}
+
+
+def push(work: Work, lead: int, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
+    """Return the derivatives of the outputs along directions of some inputs."""
+    ranks = [work.ranks, work.state, work.ranks]
+
+    def base(groups: Sequence[Inputs]) -> Arrays:
+        return _by_eps(lambda g: work.push(g[0], g[1], g[2]), groups, ranks, work.outputs)
+
+    return _mapped(base, lead, [given, state, directions], ranks, work.outputs)
+
+
+def product(
+    work: Work,
+    lead: int,
+    given: Inputs,
+    state: Inputs,
+    cotangents: Inputs,
+    directions: Inputs,
+    wanted: tuple[str, ...],
+) -> Arrays:
+    """Return the derivatives of the gradients of the inputs in `wanted` along directions of some inputs."""
+    ranks = [work.ranks, work.state, work.outputs, work.ranks]
+
+    def base(groups: Sequence[Inputs]) -> Arrays:
+        out = _by_eps(lambda g: work.product(g[0], g[1], g[2], g[3], wanted), groups, ranks, work.ranks)
+        return {name: summed_to(x, groups[0][name].shape) for name, x in out.items()}
+
+    out = _mapped(base, lead, [given, state, cotangents, directions], ranks, work.ranks)
+    return {name: summed_to(x, given[name].shape) for name, x in out.items()}
+
+
+def summed_to(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Return a gradient summed over the axes that were broadcast, in the shape of its input."""
+    grad = grad.reshape((1,) * max(len(shape) - grad.ndim, 0) + grad.shape)
+    lead = grad.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(lead + i for i, k in enumerate(shape) if k == 1 and grad.shape[lead + i] != 1)
+    out: Array = (grad.sum(axis=axes) if axes else grad).reshape(shape)
+    return out
+
+
+def _mapped(
+    function: Grouped, lead: int, groups: Sequence[Inputs], ranks: Sequence[Mapping[str, int]], of: Mapping[str, int]
+) -> Arrays:
+    """Call a function of groups of arrays whose axes in front are one, or none.
+
+    Problems that are single below these axes become one batch; batches are taken one after the other. `ranks` are the
+    axes of each array of one problem, `of` those of the results, which have the axes in front too.
+    """
+    if not lead:
+        return function(groups)
+    paired = [(name, x, rank[name]) for group, rank in zip(groups, ranks, strict=True) for name, x in group.items()]
+    front = np.broadcast_shapes(*(x.shape[:lead] for _, x, _ in paired))
+    if all(x.ndim - lead <= rank for _, x, rank in paired):
+        out = function(_one_batch(groups, ranks, front, lead))
+        return {
+            name: x.reshape((front if x.ndim > of[name] else (1,) * lead) + x.shape[x.ndim - of[name] :])
+            for name, x in out.items()
+        }
+    parts = []
+    for k in range(math.prod(front)):
+        at = np.unravel_index(k, front)
+        parts.append(function([{name: x[_index(at, x.shape)] for name, x in group.items()} for group in groups]))
+    xp = array_module(paired[0][1])
+    return {name: xp.stack([part[name] for part in parts]).reshape(front + x.shape) for name, x in parts[0].items()}
+
+
+def _one_batch(
+    groups: Sequence[Inputs], ranks: Sequence[Mapping[str, int]], front: tuple[int, ...], lead: int
+) -> list[Inputs]:
+    """Return groups in which single problems are a batch, of which shared inputs have no axis."""
+    given, *others = [{name: _flat(x, front, lead) for name, x in group.items()} for group in groups]
+    size = math.prod(front)
+    batched = any(x.ndim > rank[n] for g, rank in zip([given, *others], ranks, strict=True) for n, x in g.items())
+    if not batched:
+        return [given, *others]
+    moved = others[-1] if len(others) > 1 and ranks[-1] == ranks[0] else {}
+    spread = {name for name, x in moved.items() if x.ndim > ranks[0][name]} | {"a"}
+    for group, rank, names in zip([given, *others], ranks, [spread, *others], strict=True):
+        for name in names:
+            x = group[name]
+            if x.ndim == rank[name] and group is not moved:
+                xp = array_module(x)
+                group[name] = xp.ascontiguousarray(xp.broadcast_to(x, (size, *x.shape)))
+    return [given, *others]
+
+
+def _index(at: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return an index of the axes in front, 0 in those of size 1."""
+    return tuple(i if n > 1 else 0 for i, n in zip(at, shape, strict=False))
+
+
+def _flat(x: Array, front: tuple[int, ...], lead: int) -> Array:
+    """Return an array with one axis in place of the leading ones, or none if they are all 1."""
+    if math.prod(x.shape[:lead]) == 1:
+        return x.reshape(x.shape[lead:])
+    xp = array_module(x)
+    return xp.ascontiguousarray(xp.broadcast_to(x, front + x.shape[lead:])).reshape((-1, *x.shape[lead:]))
+
+
+def _by_eps(
+    function: Grouped, groups: Sequence[Inputs], ranks: Sequence[Mapping[str, int]], of: Mapping[str, int]
+) -> Arrays:
+    """Call a function once for each eps, if the first group has one for each problem (B,).
+
+    Results with an axis for the batch are put in order, the others are added up.
+    """
+    eps = groups[0].get("eps")
+    if eps is None or eps.ndim == 0:
+        return function(groups)
+    xp = array_module(eps)
+    host = np.asarray(eps if xp is np else xp.asnumpy(eps))
+    values, which = np.unique(host, return_inverse=True)
+    out: Arrays = {}
+    for k, value in enumerate(values):
+        index = np.flatnonzero(which == k)
+        part = [
+            {name: x[index] if x.ndim > rank[name] and len(x) == len(host) else x for name, x in group.items()}
+            for group, rank in zip(groups, ranks, strict=True)
+        ]
+        a = part[0]["a"]
+        a = xp.ascontiguousarray(xp.broadcast_to(a, (len(index), a.shape[-1])))
+        part[0] |= {"eps": xp.asarray(value, eps.dtype), "a": a}
+        for name, x in function([dict(group) for group in part]).items():
+            if x.ndim == of[name]:
+                out[name] = out[name] + x if name in out else x
+                continue
+            if name not in out:
+                out[name] = xp.empty((len(host), *x.shape[1:]), x.dtype)
+            out[name][index] = x
+    return out

@@ -1,0 +1,233 @@
+"""Products of Hessians of the values with directions: how the gradients of `cusink.gradients.adjoint` move.
+
+With the levels L of all values and w of `cost`, and ``W = Z - x - y`` of the fit x, y of docs/gradients.md, the
+gradients are ``L f - w eps x`` by a, ``P (L + w W)`` by C and ``<P Z, L - w + w W>`` by eps. Their derivatives need
+df and dg, and
+
+    dx + R dy = <R dZ + E db, W> + <R, dZ>        S'dx + dy = <S dZ + E'da, W> + <S, dZ>
+
+from the same system. docs/second-order.md derives it.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from cusink.checks.arrays import narrowed
+from cusink.costs.cost import TangentBlock
+from cusink.gradients.motion import Motion, Solved, left_product, motion, right_product, solved
+from cusink.gradients.parts import Cotangents, Directions
+from cusink.gradients.system import LinearSolve, warn_rough
+from cusink.solver.problem import Problem
+from cusink.summary import Summary
+from cusink.types import Array, HostArray
+
+
+class Fit(NamedTuple):
+    """The solution x, y of the marginal system behind `cost`, how it moves, and the cotangent w of `cost` (B,)."""
+
+    x: Array
+    y: Array
+    dx: Array
+    dy: Array
+    weight: Array
+
+
+class ThroughPlan(NamedTuple):
+    """Derivatives of the gradients by a stored cost, by points, and by eps (B,)."""
+
+    C: Array | None
+    points: tuple[Array | None, Array | None]
+    eps: Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Curvature:
+    """How the gradients of a solved problem move along a direction.
+
+    `level` (B,) is the sum of the cotangents, `entropic` that of `entropic_cost`.
+    """
+
+    moved: Motion
+    level: Array
+    fit: Fit | None
+    entropic: Array | None
+    shown: Problem
+
+    def wrt_weights(self) -> tuple[Array, Array]:
+        """Return the derivatives (B, n) and (B, m) of the gradients by the weights."""
+        given, along, eps = self.moved.solved, self.moved.along, self.moved.solved.problem.eps
+        problem, xp, level = given.problem, given.problem.xp, self.level[:, None]
+        deps = None if along.eps is None else along.eps[:, None]
+        out = []
+        for k, (weights, change) in enumerate(zip((problem.a, problem.b), (self.moved.df, self.moved.dg), strict=True)):
+            of = level * change
+            if given.kept is not None and problem.reach is not None:
+                kept, rho = given.kept[k], problem.reach[k]
+                other, moves = (problem.b, problem.a)[k], (along.b, along.a)[k]
+                of = level * change * kept * (1 + eps / rho)
+                if deps is not None:
+                    of = of + level * deps * (other.sum(axis=1, keepdims=True) - kept)
+                if moves is not None:
+                    of = of + level * eps * moves.sum(axis=1, keepdims=True)
+            if self.fit is not None:
+                of = of - (self.fit.weight[:, None] * eps) * self.fit[2 + k]
+                if deps is not None:
+                    of = of - self.fit.weight[:, None] * deps * self.fit[k]
+            if self.entropic is not None:
+                some = weights > 0
+                safe, moves = xp.where(some, weights, 1), along[k]
+                if deps is not None:
+                    of = of + self.entropic[:, None] * xp.where(some, deps * (xp.log(safe) + 1), 0)
+                if moves is not None:
+                    of = of + self.entropic[:, None] * xp.where(some, eps * moves / safe, 0)
+            out.append(of)
+        return given.projected(out[0], out[1])
+
+    @functools.cached_property
+    def through_plan(self) -> ThroughPlan:
+        """Derivatives of the gradients that need every pair, in one pass."""
+        given, along, xp = self.moved.solved, self.moved.along, self.moved.solved.problem.xp
+        C, of_eps = given.problem.C, xp.zeros(len(self.level))
+        out = xp.zeros(C.shape) if C.stored else None
+        points = C.points_curvature(self._blocks(out, of_eps), along.cost)
+        if given.kept is not None:
+            masses = (given.problem.a.sum(axis=1), given.problem.b.sum(axis=1))
+            for other, moves in ((masses[1], along.a), (masses[0], along.b)):
+                if moves is not None:
+                    of_eps += self.level * other * moves.sum(axis=1)
+        if self.entropic is not None:
+            logs = (xp.log(xp.where(v > 0, v, 1)) + 1 for v in (given.problem.a, given.problem.b))
+            of_eps += self.entropic * along.dot(*logs)
+        shown = self.shown
+        if out is not None:
+            out = narrowed(out, shown.dtype, xp)
+            out = (out[None] if shown.batch_of_one else out) if C.shared else out if shown.batched else out[0]
+        return ThroughPlan(out, points, shown.to_user(of_eps))
+
+    def _blocks(self, out: Array | None, of_eps: Array) -> Iterator[TangentBlock]:
+        """Yield gradients by the costs and how they move; add them up in `out`, and in `of_eps` those by eps."""
+        shared = self.moved.solved.problem.C.shared
+        for pairs, P, dP, dZ in self.moved.plans():
+            problems, rows, Z = pairs.problems, pairs.rows, pairs.log_ratio
+            level = self.level[problems, None, None]
+            gradient, tangent = level * P, level * dP
+            moved_eps = tangent * Z
+            moved_eps += gradient * dZ
+            if self.moved.solved.kept is not None:
+                moved_eps -= tangent
+            if self.fit is not None:
+                x, y, dx, dy, w = (v[problems] for v in self.fit)
+                w = w[:, None, None]
+                W = Z - x[:, rows, None] - y[:, None, :]
+                dW = dZ - dx[:, rows, None] - dy[:, None, :]
+                of_fit, of_moved = w * P, w * dP
+                gradient += of_fit * W
+                change = of_moved * W + of_fit * dW
+                tangent += change
+                moved_eps += (change - of_moved) * Z + of_fit * (W - 1) * dZ
+            of_eps[problems] += moved_eps.sum(axis=(1, 2))
+            if out is not None:
+                if shared:
+                    out[rows] += tangent.sum(axis=0)
+                else:
+                    out[problems, rows] += tangent
+            yield problems, rows, gradient, tangent
+
+
+def _curvature_of(given: Solved, shown: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> Curvature:
+    """Return how the gradients for cotangents of the values move along a direction."""
+    xp = given.problem.xp
+    cotangents = [None if x is None else x.astype(np.float64) for x in values[:3]]
+    level = sum((x for x in cotangents if x is not None), start=xp.zeros(len(given.problem.a)))
+    moved = motion(given, along, how, with_fit=cotangents[0] is not None)
+    fit = None
+    if cotangents[0] is not None:
+        fit, converged = _fit(moved, cotangents[0], how)
+        moved = replace(moved, converged=moved.converged & converged)
+    return Curvature(moved=moved, level=level, fit=fit, entropic=cotangents[2], shown=shown)
+
+
+def _fit(moved: Motion, weight: Array, how: LinearSolve) -> tuple[Fit, HostArray]:
+    """Return the fit behind `cost` and how it moves, and for which problems that was solved."""
+    given, along = moved.solved, moved.along
+    assert moved.fit is not None
+    x, y, _ = moved.fit
+    problem, xp = given.problem, given.problem.xp
+    h, k = xp.zeros_like(problem.a), xp.zeros_like(problem.b)
+    for pairs in given.pairs(along):
+        problems, rows, E = pairs.problems, pairs.rows, pairs.density
+        dZ = moved.df[problems, rows, None] + moved.dg[problems, None, :]
+        if pairs.shift is not None:
+            dZ -= pairs.shift
+        dZ /= problem.eps
+        W = pairs.log_ratio - x[problems, rows, None] - y[problems, None, :]
+        M = E * (dZ * (W + 1))
+        h[problems, rows] += right_product(M, problem.b[problems])
+        k[problems] += left_product(M, problem.a[problems, rows])
+        if along.a is not None or along.b is not None:
+            E = E * W
+        if along.b is not None:
+            h[problems, rows] += right_product(E, along.b[problems])
+        if along.a is not None:
+            k[problems] += left_product(E, along.a[problems, rows])
+    ((dx, dy, converged),) = given.solve([given.sums(h, k)], how)
+    return Fit(x, y, dx, dy, weight), converged
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SinkhornCurvature(Summary):
+    """How gradients of `cusink.sinkhorn_adjoint` move along a direction: the Hessian times that direction.
+
+    `C`, `eps`, `x` and `y` are computed when one of them is first asked for.
+
+    Attributes
+    ----------
+    a, b : array, shape (n,) or (B, n); (m,) or (B, m)
+        Of the gradients by the weights, projected as these are.
+    converged : array of bool, shape () or (B,)
+        Whether the linear systems of the problem were solved to the tolerance.
+    """
+
+    a: Array
+    b: Array
+    converged: Array
+    _curvature: Curvature = field(repr=False)
+
+    @property
+    def C(self) -> Array | None:
+        """Of the gradient by a stored cost, in its shape; summed over the batch for a shared one. None for others."""
+        return self._curvature.through_plan.C
+
+    @property
+    def eps(self) -> Array:
+        """Of the gradient by the regularisation: array of shape () or (B,), the share of each problem."""
+        return self._curvature.through_plan.eps
+
+    @property
+    def x(self) -> Array | None:
+        """Of the gradient by the source points of a `cusink.PointCloud`, in their shape; None for other costs."""
+        return self._curvature.through_plan.points[0]
+
+    @property
+    def y(self) -> Array | None:
+        """Of the gradient by the target points; None if the cloud was given as `x` alone, and for other costs."""
+        return self._curvature.through_plan.points[1]
+
+
+def product(problem: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> SinkhornCurvature:
+    """Return the product of checked arguments."""
+    moves = _curvature_of(solved(problem), problem, values, along, how)
+    converged = moves.moved.converged
+    warn_rough(converged, how.tol, how.max_iter)
+    of_a, of_b = moves.wrt_weights()
+    shown = problem.xp.asarray(converged)
+    return SinkhornCurvature(
+        a=problem.to_user(of_a),
+        b=problem.to_user(of_b),
+        converged=shown if problem.batched else shown[0],
+        _curvature=moves,
+    )

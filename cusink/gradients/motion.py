@@ -1,0 +1,205 @@
+"""How a solved problem moves with its inputs: the first-order change of potentials and plans, block by block.
+
+With ``Z = (f + g - C) / eps`` and the density ``E = exp Z`` the plan is ``P = a b' E``. Along a direction the
+optimality conditions give, with the conditional means R and S' of docs/gradients.md and ``D = dC + Z deps``,
+
+    df + R dg = <R, D> - eps E db        S'df + dg = <S, D> - eps E'da        dZ = (df + dg - D) / eps
+
+With `reach` the rows of E sum to ``exp(-f / rho)`` instead of 1, and the system has slack, see docs/unbalanced.md.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from cusink.costs.blocks import blocks
+from cusink.costs.operators import Means
+from cusink.gradients.parts import Directions, replace_inf
+from cusink.gradients.system import LinearSolve, MarginalSolution, RightSide, solve_marginal_systems
+from cusink.solver.problem import Problem
+from cusink.solver.values import sides
+from cusink.types import Array, HostArray
+
+BLOCK_ENTRIES = 1 << 16  # of a block of pairs
+DENSEST = 600.0  # exponent at which the density is cut off; pairs with weight are far below
+LARGEST_SHARE = 1e150  # of a first bit of weight in a bin that is empty on both sides
+
+
+class Pairs(NamedTuple):
+    """Pairs (problems, rows, m): Z, zero where forbidden; E; and D, or None if cost and eps stay."""
+
+    problems: slice
+    rows: slice
+    log_ratio: Array
+    density: Array
+    shift: Array | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Solved:
+    """A solved problem in float64 with finite potentials f and g.
+
+    `reached` are masks of the bins that can take weight. With `reach`, `dual` are the potentials with their shift and
+    `kept` the fractions of their weights that bins keep; else `kept` is None.
+    """
+
+    problem: Problem
+    reached: tuple[Array, Array]
+    dual: tuple[Array, Array]
+    kept: tuple[Array, Array] | None
+
+    def pairs(self, along: Directions) -> Iterator[Pairs]:
+        """Iterate over blocks of pairs of bins, and how their costs move."""
+        problem, xp, eps = self.problem, self.problem.xp, self.problem.eps
+        (size, n), m = problem.a.shape, problem.b.shape[1]
+        for problems, rows in blocks(size, n, m, BLOCK_ENTRIES):
+            costs = problem.C.block(problems, rows)
+            Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
+            Z -= costs
+            Z /= eps
+            E = xp.minimum(Z, DENSEST)
+            xp.exp(E, out=E)
+            if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
+                Z = xp.where(forbidden, 0, Z)
+            D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
+            if along.eps is not None:
+                of_eps = Z * along.eps[problems, None, None]
+                D = of_eps if D is None else of_eps + D
+            yield Pairs(problems, rows, Z, E, D)
+
+    def solve(self, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
+        """Return solutions x, y of ``x + R y = h``, ``S'x + y = k``, or of the damped system with factors 1 + slack."""
+        problem = self.problem
+        if self.kept is not None:
+            assert problem.reach is not None
+            slack = (problem.eps / problem.reach[0], problem.eps / problem.reach[1])
+            how = replace(how, slack=slack)
+            (a, b), (f, g) = self.kept, self.dual
+            marginal = {"a": problem.a * a, "b": problem.b * b}
+            marginal["f"], marginal["g"] = problem.f + f * slack[0], problem.g + g * slack[1]
+            problem = replace(problem, **marginal)
+        return solve_marginal_systems(problem, rights, how)
+
+    def sums(self, h: Array, k: Array) -> RightSide:
+        """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system."""
+        if self.kept is not None:
+            assert self.problem.reach is not None
+            damped = (1 + self.problem.eps / rho for rho in self.problem.reach)
+            h, k = (x / (kept * by) for x, kept, by in zip((h, k), self.kept, damped, strict=True))
+        return lambda index, _: (h[index], k[index])
+
+    def log_ratio_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
+        """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
+        f, g, eps = self.problem.f[index], self.problem.g[index], self.problem.eps
+        rows = f + means.mean(g, 1) - means.mean_cost(1)
+        columns = g + means.mean(f, 0) - means.mean_cost(0)
+        return rows / eps, columns / eps
+
+    def projected(self, of_a: Array, of_b: Array) -> tuple[Array, Array]:
+        """Return arrays by bins (B, n) and (B, m) that are 0 in bins which no weight can reach.
+
+        In balanced transport, where weights vary on the simplex, the rest has mean zero.
+        """
+        xp, out = self.problem.xp, []
+        for x, reached in zip((of_a, of_b), self.reached, strict=True):
+            x = xp.where(reached, x, 0)
+            if self.kept is None:
+                x = xp.where(reached, x - x.sum(axis=1, keepdims=True) / reached.sum(axis=1, keepdims=True), 0)
+            out.append(x)
+        return out[0], out[1]
+
+    def feasible(self, along: Directions) -> Directions:
+        """Return directions whose weights are `projected`."""
+        if along.a is None and along.b is None:
+            return along
+        zero = self.problem.xp.zeros_like(self.problem.a), self.problem.xp.zeros_like(self.problem.b)
+        of_a, of_b = self.projected(*(z if v is None else v for v, z in zip(along[:2], zero, strict=True)))
+        return along._replace(a=None if along.a is None else of_a, b=None if along.b is None else of_b)
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """Changes df (B, n) and dg (B, m) of the potentials of a solved problem along a direction.
+
+    `fit` is the solution behind `cost`, if it was asked for.
+    """
+
+    solved: Solved
+    along: Directions
+    df: Array
+    dg: Array
+    converged: HostArray  # (B,), of the linear systems
+    fit: MarginalSolution | None = None
+
+    def plans(self) -> Iterator[tuple[Pairs, Array, Array, Array]]:
+        """Iterate over pairs, their plans P and the changes dP and dZ."""
+        problem, along = self.solved.problem, self.along
+        for pairs in self.solved.pairs(along):
+            problems, rows = pairs.problems, pairs.rows
+            dZ = self.df[problems, rows, None] + self.dg[problems, None, :]
+            if pairs.shift is not None:
+                dZ -= pairs.shift
+            dZ /= problem.eps
+            a, b = problem.a[problems, rows, None], problem.b[problems, None, :]
+            P = pairs.density * a
+            P *= b
+            dP = P * dZ
+            if along.a is not None:
+                dP += pairs.density * along.a[problems, rows, None] * b
+            if along.b is not None:
+                dP += pairs.density * a * along.b[problems, None, :]
+            yield pairs, P, dP, dZ
+
+
+def solved(problem: Problem) -> Solved:
+    """Return a solved problem in float64 with finite potentials."""
+    problem, xp = problem.in_float64(), problem.xp
+    f, g = problem.f, problem.g
+    reached = xp.isfinite(f), xp.isfinite(g)
+    dual, kept = (f, g), None
+    if problem.reach is not None:
+        dual = tuple(replace_inf(xp, side.potential) for side in sides(problem))
+        kept = tuple(xp.exp(-x / rho) for x, rho in zip(dual, problem.reach, strict=True))
+    problem = replace(problem, f=replace_inf(xp, f), g=replace_inf(xp, g))
+    return Solved(
+        problem=problem,
+        reached=reached,
+        dual=(dual[0], dual[1]),
+        kept=None if kept is None else (kept[0], kept[1]),
+    )
+
+
+def motion(given: Solved, along: Directions, how: LinearSolve, with_fit: bool = False) -> Motion:
+    """Return how the potentials move along a direction, whose weights are projected as their gradients are."""
+    problem, xp = given.problem, given.problem.xp
+    a, b, along = problem.a, problem.b, given.feasible(along)
+    h, k = xp.zeros_like(a), xp.zeros_like(b)
+    for pairs in given.pairs(along):
+        problems, rows, E = pairs.problems, pairs.rows, pairs.density
+        if pairs.shift is not None:
+            M = E * pairs.shift
+            h[problems, rows] += right_product(M, b[problems])
+            k[problems] += left_product(M, a[problems, rows])
+        if along.b is not None:
+            share = xp.clip(right_product(E, along.b[problems]), -LARGEST_SHARE, LARGEST_SHARE)
+            h[problems, rows] -= problem.eps * share
+        if along.a is not None:
+            share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
+            k[problems] -= problem.eps * share
+    rights = [given.sums(h, k), *((given.log_ratio_means,) if with_fit else ())]
+    (df, dg, converged), *fits = given.solve(rights, how)
+    for fit in fits:
+        converged = converged & fit.converged
+    return Motion(given, along, df, dg, converged, *fits)
+
+
+def right_product(M: Array, v: Array) -> Array:
+    """Return ``M v`` (B, rows) of matrices (B, rows, m) and vectors (B, m)."""
+    out: Array = (M @ v[:, :, None])[:, :, 0]
+    return out
+
+
+def left_product(M: Array, v: Array) -> Array:
+    """Return ``M' v`` (B, m) of matrices (B, rows, m) and vectors (B, rows)."""
+    out: Array = (v[:, None, :] @ M)[:, 0, :]
+    return out

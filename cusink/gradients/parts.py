@@ -1,0 +1,34 @@
+"""What goes into derivatives: cotangents of the outputs, and directions of the inputs."""
+
+from typing import Any, NamedTuple
+
+from cusink.types import Array, ArrayModule
+
+
+class Cotangents(NamedTuple):
+    """Derivatives of the loss with respect to the outputs: values (B,), potentials (B, n) and (B, m)."""
+
+    cost: Array | None = None
+    reg_cost: Array | None = None
+    entropic_cost: Array | None = None
+    f: Array | None = None
+    g: Array | None = None
+
+
+class Directions(NamedTuple):
+    """How the inputs move: weights (B, n) and (B, m) or None, eps (B,) or None, and the cost as operands take it."""
+
+    a: Array | None = None
+    b: Array | None = None
+    eps: Array | None = None
+    cost: Any = None
+
+    def dot(self, of_a: Array, of_b: Array) -> Array | float:
+        """Return the scalar products (B,) of the weights' directions with arrays (B, n) and (B, m)."""
+        return sum((v * x).sum(axis=1) for v, x in ((self.a, of_a), (self.b, of_b)) if v is not None)
+
+
+def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:
+    """Return `x` with `instead` for the +inf of a forbidden pair, or of a bin that has no other."""
+    forbidden = xp.isposinf(x)
+    return xp.where(forbidden, x.dtype.type(instead), x) if forbidden.any() else x

@@ -1,0 +1,204 @@
+"""Gradients of functions of the plan: of ``<M, P>`` for a matrix M, given whole or as a product of thin ones.
+
+With the least-squares fit ``X_i + Y_j`` of M under the plan, the gradient by C is ``-P (M - X - Y) / eps``, and those
+by the weights are X and Y: `cost` is the case M = C, plus the plan itself. See docs/gradients.md. M is taken block by
+block, so that nothing of its size is made for a cloud.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cusink.checks.arrays import narrowed
+from cusink.costs.cost import GradientBlock
+from cusink.gradients.motion import Solved, left_product, motion, right_product, solved
+from cusink.gradients.parts import Directions
+from cusink.gradients.system import LinearSolve
+from cusink.solver.problem import Problem
+from cusink.types import Array, Axis, HostArray
+
+Matrix = Callable[[slice, slice], Array]  # a block of M (problems, rows, m), given problems and rows
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PlanTerms:
+    """A solved problem, M, the fit x, y of ``M / eps``, and weights (B,) of the plan itself and of its entropy."""
+
+    shown: Problem
+    given: Solved
+    matrix: Matrix
+    x: Array
+    y: Array
+    direct: Array | None = None
+    entropy: Array | None = None
+
+    def wrt_a(self) -> Array:
+        """Return the gradient (B, n) with respect to the source weights."""
+        return self._wrt_weights()[0]
+
+    def wrt_b(self) -> Array:
+        """Return the gradient (B, m) with respect to the target weights."""
+        return self._wrt_weights()[1]
+
+    def _wrt_weights(self) -> tuple[Array, Array]:
+        problem, kept = self.given.problem, self.given.kept
+        out = [problem.eps * self.x, problem.eps * self.y]
+        if kept is not None and problem.reach is not None:
+            out = [x * k * (1 + problem.eps / rho) for x, k, rho in zip(out, kept, problem.reach, strict=True)]
+        return self.given.projected(out[0], out[1])
+
+    def wrt_cost(self) -> Array | None:
+        """Return the gradient with respect to a stored cost, in the shape of `GradientTerms.wrt_cost`."""
+        C, shown = self.given.problem.C, self.shown
+        if not C.stored:
+            return None
+        out = C.xp.zeros(C.shape)
+        for problems, rows, gradient in self._blocks():
+            if C.shared:
+                out[rows] += gradient.sum(axis=0)
+            else:
+                out[problems, rows] += gradient
+        out = narrowed(out, shown.dtype, C.xp)
+        if C.shared:
+            return out[None] if shown.batch_of_one else out
+        return out if shown.batched else out[0]
+
+    def wrt_points(self) -> tuple[Array | None, Array | None]:
+        """Return the gradients with respect to the points of a cloud."""
+        return self.given.problem.C.points_adjoint(self._blocks())
+
+    def wrt_eps(self) -> Array:
+        """Return the gradient with respect to the regularisation, (B,) or ()."""
+        out = self.given.problem.xp.zeros(len(self.x))
+        for _ in self._blocks(out):
+            pass
+        return self.shown.to_user(out if self.entropy is None else out + self.entropy)
+
+    def _blocks(self, of_eps: Array | None = None) -> Iterator[GradientBlock]:
+        """Yield the gradients by costs; add up those by eps, which move Z and not the plan itself."""
+        problem = self.given.problem
+        for pairs in self.given.pairs(Directions()):
+            problems, rows = pairs.problems, pairs.rows
+            P = pairs.density * problem.a[problems, rows, None] * problem.b[problems, None, :]
+            rest = self.matrix(problems, rows) / -problem.eps
+            rest = rest + self.x[problems, rows, None] + self.y[problems, None, :]
+            gradient = P * rest
+            if of_eps is not None:
+                of_eps[problems] += (gradient * pairs.log_ratio).sum(axis=(1, 2))
+            if self.direct is not None:
+                gradient += P * self.direct[problems, None, None]
+            yield problems, rows, gradient
+
+
+def plan_terms(problem: Problem, matrix: Matrix, how: LinearSolve) -> tuple[PlanTerms, HostArray]:
+    """Return the terms of ``<M, P>``, and whether the marginal system of each problem was solved (B,), in NumPy."""
+    return _fitted(problem, solved(problem), matrix, how)
+
+
+def entropic_terms(problem: Problem, weight: Array, how: LinearSolve) -> tuple[PlanTerms, HostArray]:
+    """Return the terms of `entropic_cost` with cotangent `weight` (B,) after a solve with `reach`.
+
+    It is ``<P, C> + eps <P, log P>``, and ``C + eps log P`` is a sum of rows and columns.
+    """
+    given = solved(problem)
+    double, xp = given.problem, given.problem.xp
+    weight = weight.astype(np.float64)
+    logs = [xp.log(xp.where(w > 0, w, 1)) for w in (double.a, double.b)]
+    rows = weight[:, None] * (double.f + double.eps * (logs[0] + 1))
+    columns = weight[:, None] * (double.g + double.eps * logs[1])
+    entropy = xp.zeros(len(weight))
+    for pairs in given.pairs(Directions()):
+        at = pairs.problems
+        P = pairs.density * double.a[at, pairs.rows, None] * double.b[at, None, :]
+        entropy[at] += (P * (pairs.log_ratio + logs[0][at, pairs.rows, None] + logs[1][at, None, :])).sum(axis=(1, 2))
+
+    def matrix(problems: slice, block: slice) -> Array:
+        return rows[problems, block, None] + columns[problems, None, :]
+
+    return _fitted(problem, given, matrix, how, weight, weight * entropy)
+
+
+def _fitted(
+    shown: Problem,
+    given: Solved,
+    matrix: Matrix,
+    how: LinearSolve,
+    direct: Array | None = None,
+    entropy: Array | None = None,
+) -> tuple[PlanTerms, HostArray]:
+    """Solve for the fit of M."""
+    problem, xp = given.problem, given.problem.xp
+    h, k = xp.zeros_like(problem.a), xp.zeros_like(problem.b)
+    for pairs in given.pairs(Directions()):
+        M = pairs.density * matrix(pairs.problems, pairs.rows)
+        h[pairs.problems, pairs.rows] += right_product(M, problem.b[pairs.problems])
+        k[pairs.problems] += left_product(M, problem.a[pairs.problems, pairs.rows])
+    ((x, y, converged),) = given.solve([given.sums(h / problem.eps, k / problem.eps)], how)
+    terms = PlanTerms(shown=shown, given=given, matrix=matrix, x=x, y=y, direct=direct, entropy=entropy)
+    return terms, converged
+
+
+class Terms(Protocol):
+    """Gradients of some outputs by each input, see `cusink.gradients.terms.GradientTerms`."""
+
+    def wrt_a(self) -> Array:
+        """By the source weights (B, n)."""
+
+    def wrt_b(self) -> Array:
+        """By the target weights (B, m)."""
+
+    def wrt_cost(self) -> Array | None:
+        """By a stored cost."""
+
+    def wrt_eps(self) -> Array:
+        """By the regularisation."""
+
+    def wrt_points(self) -> tuple[Array | None, Array | None]:
+        """By the points of a cloud."""
+
+
+@dataclass(frozen=True, eq=False)
+class SumOfTerms:
+    """Terms of several cotangents, whose gradients add up."""
+
+    parts: tuple[Terms, ...]
+
+    def wrt_a(self) -> Array:
+        """Return the gradient (B, n) with respect to the source weights."""
+        return sum(part.wrt_a() for part in self.parts)
+
+    def wrt_b(self) -> Array:
+        """Return the gradient (B, m) with respect to the target weights."""
+        return sum(part.wrt_b() for part in self.parts)
+
+    def wrt_cost(self) -> Array | None:
+        """Return the gradient with respect to a stored cost."""
+        found = [part.wrt_cost() for part in self.parts]
+        total: Array | None = None if found[0] is None else functools.reduce(operator.add, found)
+        return total
+
+    def wrt_eps(self) -> Array:
+        """Return the gradient with respect to the regularisation."""
+        return sum(part.wrt_eps() for part in self.parts)
+
+    def wrt_points(self) -> tuple[Array | None, Array | None]:
+        """Return the gradients with respect to the points of a cloud."""
+        x, y = zip(*(part.wrt_points() for part in self.parts), strict=True)
+        of_x, of_y = (None if side[0] is None else functools.reduce(operator.add, side) for side in (x, y))
+        return of_x, of_y
+
+
+def applied_tangent(problem: Problem, along: Directions, v: Array, axis: Axis, how: LinearSolve) -> Array:
+    """Return the derivative of ``P v`` (axis 1) or ``P' v`` (axis 0) along a direction, for v (B, ., d) that stays."""
+    moved, bins = motion(solved(problem), along, how), problem.C.shape[-2 if axis == 1 else -1]
+    out = problem.xp.zeros((len(problem.a), bins, v.shape[-1]))
+    for pairs, _, dP, _ in moved.plans():
+        if axis == 1:
+            out[pairs.problems, pairs.rows] += dP @ v[pairs.problems]
+        else:
+            out[pairs.problems] += problem.xp.swapaxes(dP, -1, -2) @ v[pairs.problems, pairs.rows]
+    return out

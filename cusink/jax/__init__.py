@@ -1,0 +1,19 @@
+"""Losses for JAX, with explicit gradients; ``pip install 'cusink[jax]'``.
+
+Outside ``jit`` arrays are shared with NumPy on the CPU and, through DLPack, with CuPy on a GPU; inside, JAX calls the
+NumPy solver back. Gradients are those of `cusink.sinkhorn_adjoint`: no iteration is recorded.
+"""
+
+from cusink.jax.clouds import PointCloud
+from cusink.jax.kernels import kernel_distance, kernel_neg_log_likelihood
+from cusink.jax.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
+
+__all__ = [
+    "PointCloud",
+    "apply_plan",
+    "kernel_distance",
+    "kernel_neg_log_likelihood",
+    "sinkhorn_divergence",
+    "sinkhorn_loss",
+    "sinkhorn_potentials",
+]

@@ -1,0 +1,62 @@
+"""`cusink.jax.PointCloud`: a cost between points that are arrays of JAX."""
+
+from typing import Any
+
+import jax
+
+from cusink.bridges.options import point_kind
+from cusink.jax.arrays import floating
+
+__all__ = ["PointCloud"]
+
+
+class PointCloud:
+    """The cost between points that are arrays of JAX, never stored; losses are differentiable in the points.
+
+    Parameters
+    ----------
+    x : array, shape (n, d) or (n,), or (B, n, d)
+        Source points; n numbers are n points on a line.
+    y : array, shape (m, d) or (m,), or (B, m, d), or None
+        Target points; None stands for `x`.
+    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
+        As for `cusink.PointCloud`.
+    power : float
+        The cost is the metric to this power.
+
+    Raises
+    ------
+    TypeError
+        What is no array of real numbers.
+    ValueError
+        Arrays without points or coordinates, a metric that does not exist, a power that is not positive.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from cusink.jax import PointCloud, sinkhorn_loss
+    >>> cloud = PointCloud(jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [3.0]]), "euclidean")
+    >>> print(f"{sinkhorn_loss(None, None, cloud, eps=0.01):.3f}")
+    2.000
+    """
+
+    def __init__(
+        self, x: jax.Array, y: jax.Array | None = None, metric: str = "sqeuclidean", *, power: float = 1
+    ) -> None:
+        self.kind = point_kind(metric, power, y is None)
+        given: dict[str, Any] = {"x": x} if y is None else {"x": x, "y": y}
+        self.points = {}
+        for name, points in zip(given, floating(**given), strict=True):
+            if points is None:
+                raise TypeError(f"'{name}' must be an array of points; got None. Only 'y' may be None, for x itself")
+            points = points[:, None] if points.ndim == 1 else points
+            if points.ndim not in (2, 3) or 0 in points.shape:
+                raise ValueError(
+                    f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one "
+                    f"coordinate; got {points.shape}"
+                )
+            self.points[name] = points
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={list(points.shape)}" for name, points in self.points.items())
+        return f"PointCloud({shapes}, metric={self.kind.metric!r}, power={self.kind.power})"

@@ -1,0 +1,327 @@
+"""Losses between arrays of JAX."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cusink.bridges.measures import Divergence
+from cusink.bridges.options import (
+    CostKind,
+    Gradient,
+    LossOptions,
+    Reduction,
+    grid_or_refuse,
+    mass_ratio,
+    reach_of,
+    reduced,
+    values_of,
+)
+from cusink.bridges.transport import Applied, Potentials, ValueOf
+from cusink.checks.arrays import HALF
+from cusink.costs.grid import Grid
+from cusink.jax.arrays import floating, regularisation
+from cusink.jax.clouds import PointCloud
+from cusink.jax.primitives import outputs_of
+from cusink.operand import check_shape
+from cusink.types import Axis, Value
+
+__all__ = ["apply_plan", "sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_potentials"]
+
+
+class _Problem:
+    """Checked arrays of a call, all in the dtype of the computation, by name; and what turns results back."""
+
+    def __init__(
+        self, a: Any, b: Any, C: Any, eps: Any, options: tuple[tuple[str, Any], ...], own: dict[str, Any]
+    ) -> None:
+        for name in ("init", "callback"):
+            if name in dict(options):
+                raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
+        balanced = reach_of(options) is None
+        self.kind, costs = _cost(C)
+        named = {**costs, "a": a, "b": b, **own}
+        named = dict(zip(named, floating(**named), strict=True))
+        if self.kind.kind == "dense":
+            check_shape(named["C"])
+        arrays = [x for x in named.values() if x is not None]
+        self.dtype = arrays[0].dtype if arrays else jnp.result_type(float)
+        bins = self.kind.bins({name: named[name].shape for name in costs})
+        if named.get("values") is not None:
+            values_of(named["values"].shape, bins)
+        for name, k in zip("ab", bins, strict=True):
+            x = named[name] = jnp.full(k, 1 / k, self.dtype) if named[name] is None else named[name]
+            if x.ndim not in (1, 2) or x.shape[-1] != k:
+                whole = f"C of shape {named['C'].shape}" if "C" in named else f"the cost, of {bins[0]} x {bins[1]} bins"
+                raise ValueError(f"'{name}' must have {k} bins to match {whole}; got shape {x.shape}")
+        first = next(iter(named))
+        for name, x in named.items():
+            if x is not None and x.dtype != self.dtype:
+                raise TypeError(f"all arrays must share one dtype; '{name}' is {x.dtype} and '{first}' {self.dtype}")
+        if self.dtype.name in HALF:
+            named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
+            if balanced:
+                named["b"] = named["b"] * jax.lax.stop_gradient(mass_ratio(jnp, named["a"], named["b"]))
+        number = regularisation(eps, named["a"].dtype)
+        self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
+
+    def narrowed(self, out: jax.Array) -> jax.Array:
+        """Return a result in the dtype of the inputs."""
+        return out.astype(self.dtype)
+
+
+def sinkhorn_loss(
+    a: jax.Array | None,
+    b: jax.Array | None,
+    C: "jax.Array | PointCloud | Grid",
+    eps: float | jax.Array,
+    *,
+    value: Value = "cost",
+    gradient: Gradient = "exact",
+    reduction: Reduction = "mean",
+    **options: Any,
+) -> jax.Array:
+    """Wasserstein loss between pairs of measures, differentiable twice in `a`, `b`, `C` and `eps`.
+
+    Parameters
+    ----------
+    a : array, shape (n,) or (B, n), or None
+        Source weights, such as the output of a softmax. None stands for uniform weights.
+    b : array, shape (m,) or (B, m), or None
+        Target weights, of the same sum as `a` unless `reach` is given.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, shared by all pairs or one for each. Of a `cusink.jax.PointCloud` the points are differentiable.
+    eps : float or array, shape () or (B,)
+        Regularisation in the unit of `C`, for all pairs or for each; those of equal eps are solved together.
+    value : {"cost", "reg_cost", "entropic_cost"}
+        The value of `cusink.SinkhornResult` that is the loss.
+    gradient : {"exact", "multiplier"}
+        "exact" is the gradient of the loss itself. "multiplier" takes the Lagrange multipliers of the marginals, which
+        are the gradient of `reg_cost`, for the gradient of `cost` too, as Viehmann's report does.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the losses of a batch, or one loss for each pair.
+    **options
+        `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn` but `init` and `callback`.
+        `tol` is also the tolerance of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
+
+    Returns
+    -------
+    array, shape () or, for ``reduction="none"`` and a batch, (B,)
+        The loss, in the dtype of `C`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does. Under ``jit`` JAX wraps those that depend on values.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a problem did not reach `tol`.
+
+    Notes
+    -----
+    ``vmap`` over single problems is one call of the solver. Under ``jit`` on a GPU the arrays travel to the host and
+    are solved there. The gradients for `a` and `b` have mean zero: weights vary on the simplex. With `reach` masses may
+    vary and nothing is projected. Second derivatives are those of ``hessian``,
+    ``jacfwd`` or ``grad`` of a gradient; with `reach` `reg_cost` alone has them. float16 and bfloat16 are computed in
+    float32. Lists and whole numbers follow the arrays that they come with, and have the default float of JAX where
+    there are none.
+
+    References
+    ----------
+    T. Viehmann, Implementation of batched Sinkhorn iterations for entropy-regularized Wasserstein loss, 2019.
+    G. Luise et al., Differential properties of Sinkhorn approximation for learning with Wasserstein distance, 2018.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cusink.jax import sinkhorn_loss
+    >>> target, C = jnp.array([0.0, 0.0, 1.0]), jnp.array([[0.0, 1, 4], [1, 0, 1], [4, 1, 0]])
+    >>> slope = jax.grad(lambda logits: sinkhorn_loss(jax.nn.softmax(logits), target, C, eps=0.1))(jnp.zeros(3))
+    >>> bool(slope[2] < 0 < slope[0])
+    True
+    """
+    given = LossOptions(value, gradient, reduction, tuple(options.items()))
+    problem = _Problem(a, b, C, eps, given.solver, {})
+    (losses,) = outputs_of(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
+    return problem.narrowed(reduced(losses, reduction))
+
+
+def sinkhorn_divergence(
+    a: jax.Array | None,
+    b: jax.Array | None,
+    C: "jax.Array | PointCloud | Grid",
+    eps: float | jax.Array,
+    *,
+    C_aa: jax.Array | None = None,
+    C_bb: jax.Array | None = None,
+    reduction: Reduction = "mean",
+    **options: Any,
+) -> jax.Array:
+    """Sinkhorn divergence between pairs of measures, differentiable twice in all arrays.
+
+    Parameters
+    ----------
+    a, b : array, shape (n,) or (B, n); (m,) or (B, m), or None
+        Weights; None stands for uniform ones.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `cusink.sinkhorn_divergence`.
+    eps : float or array, shape () or (B,)
+        Regularisation in the unit of `C`.
+    C_aa, C_bb : array, shape (n, n) or (B, n, n); (m, m) or (B, m, m), optional
+        Costs within each side, where `C` is a tensor between different bins.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the divergences of a batch, or one for each pair.
+    **options
+        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`.
+
+    Returns
+    -------
+    array, shape () or, for ``reduction="none"`` and a batch, (B,)
+        The divergence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn_divergence` does, and for arrays of different dtypes.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a problem did not reach `tol`.
+
+    Notes
+    -----
+    The gradient needs no linear system, and is exact at the optimum.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cusink.jax import PointCloud, sinkhorn_divergence
+    >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [3.0]])
+    >>> jax.grad(lambda x: sinkhorn_divergence(None, None, PointCloud(x, y), eps=0.1))(x).round(2).tolist()
+    [[-2.0], [-2.0]]
+    """
+    given = tuple(options.items())
+    if (C_aa is None) != (C_bb is None):
+        raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
+    problem = _Problem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb})
+    (losses,) = outputs_of(Divergence(problem.kind, given, C_aa is not None), problem.inputs)
+    return problem.narrowed(reduced(losses, reduction))
+
+
+def sinkhorn_potentials(
+    a: jax.Array | None,
+    b: jax.Array | None,
+    C: "jax.Array | PointCloud | Grid",
+    eps: float | jax.Array,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Dual potentials f and g of transport problems, differentiable once in `a`, `b`, `C` and `eps`.
+
+    Parameters
+    ----------
+    a, b : array, shape (n,) or (B, n); (m,) or (B, m), or None
+        Weights; None stands for uniform ones.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `sinkhorn_loss`.
+    eps : float or array, shape () or (B,)
+        Regularisation in the unit of `C`.
+    **options
+        Options of `cusink.sinkhorn`.
+
+    Returns
+    -------
+    f : array, shape (n,) or (B, n)
+        Potential of the source.
+    g : array, shape (m,) or (B, m)
+        Potential of the target.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does, and for arrays of different dtypes.
+
+    Notes
+    -----
+    A constant may move between f and g; where all bins have weight their sums are equal, and derivatives are those of
+    these potentials.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from cusink.jax import sinkhorn_potentials
+    >>> f, g = sinkhorn_potentials(None, None, jnp.array([[0.0, 1.0], [1.0, 0.0]]), eps=0.5)
+    >>> f.shape, g.shape
+    ((2,), (2,))
+    """
+    given = tuple(options.items())
+    problem = _Problem(a, b, C, eps, given, {})
+    f, g = outputs_of(Potentials(problem.kind, given), problem.inputs)
+    return problem.narrowed(f), problem.narrowed(g)
+
+
+def apply_plan(
+    a: jax.Array | None,
+    b: jax.Array | None,
+    C: "jax.Array | PointCloud | Grid",
+    eps: float | jax.Array,
+    values: jax.Array,
+    *,
+    axis: Axis = 1,
+    **options: Any,
+) -> jax.Array:
+    """Plan of a transport problem times values, differentiable once in all arrays; the plan is not formed.
+
+    Parameters
+    ----------
+    a : array, shape (n,) or (B, n), or None
+        Source weights; None stands for uniform ones.
+    b : array, shape (m,) or (B, m), or None
+        Target weights.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `sinkhorn_loss`.
+    eps : float or array, shape () or (B,)
+        Regularisation in the unit of `C`.
+    values : array, shape (m, d) or (B, m, d) for axis 1; (n, d) or (B, n, d) for axis 0
+        What is transported, such as the target points; divided by `a` the result is then the barycentric map.
+    axis : {1, 0}
+        The axis of the plan to sum over: 1 gives ``P v``, 0 gives ``P' v``.
+    **options
+        Options of `cusink.sinkhorn`.
+
+    Returns
+    -------
+    array, shape (n, d) or (B, n, d) for axis 1; (m, d) or (B, m, d) for axis 0
+        The products.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does, and for values of the wrong shape.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from cusink.jax import PointCloud, apply_plan
+    >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [3.0]])
+    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.1, y)).round(2).tolist()
+    [[2.0], [3.0]]
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"'axis' must be 1 (for P v) or 0 (for P' v); got {axis!r}")
+    given = tuple(options.items())
+    problem = _Problem(a, b, C, eps, given, {"values": values})
+    (applied,) = outputs_of(Applied(problem.kind, given, axis), problem.inputs)
+    return problem.narrowed(applied)
+
+
+def _cost(C: Any) -> tuple[CostKind, dict[str, Any]]:
+    """Return the kind of a cost and its arrays by name."""
+    if hasattr(C, "points"):  # a `PointCloud` of arrays of JAX
+        return C.kind, C.points
+    kind = grid_or_refuse(C, "an array, a cusink.jax.PointCloud or a cusink.Grid", "cusink.jax.PointCloud(x, y)")
+    return (CostKind(), {"C": C}) if kind is None else (kind, {})

@@ -1,0 +1,96 @@
+"""Tensors as arrays of NumPy or CuPy and back, without a copy, and checks of tensors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from cusink.checks.arrays import kind
+from cusink.types import Array
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def stream(like: torch.Tensor) -> Iterator[None]:
+    """Make CuPy work on the device and in the stream of PyTorch, so that neither has to wait for the other."""
+    if like.device.type == "cpu":
+        yield
+    else:
+        import cupy
+
+        current = torch.cuda.current_stream(like.device)
+        with cupy.cuda.Device(like.device.index), cupy.cuda.ExternalStream(current.cuda_stream, like.device.index):
+            yield
+
+
+def array(x: torch.Tensor) -> Array:
+    """Return the memory of a tensor as a NumPy or CuPy array."""
+    x = x.detach()
+    if x.device.type == "cpu":
+        return x.numpy()
+    import cupy
+
+    return cupy.from_dlpack(x)
+
+
+def tensor(given: Array, like: torch.Tensor) -> torch.Tensor:
+    """Return the memory of an array as a tensor on the device of `like`."""
+    if like.device.type == "cuda":
+        return torch.from_dlpack(given)
+    given = np.asarray(given)
+    return torch.as_tensor(given if given.flags.writeable else given.copy())
+
+
+def checked(**named: Any) -> None:
+    """Check that the inputs, None apart, are dense tensors of real numbers on one device that NumPy or CuPy can use."""
+    given = {name: x for name, x in named.items() if x is not None}
+    for name, x in given.items():
+        one_tensor(name, x)
+    last, like = next(reversed(given.items()))
+    for name, x in given.items():
+        if x.device != like.device:
+            raise TypeError(
+                f"all tensors must share one device; '{name}' is on {x.device} and '{last}' on {like.device}"
+            )
+    if like.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"tensors must be on the CPU or on a CUDA device; got {like.device}. Move them with .cpu()")
+
+
+def one_tensor(name: str, x: Any) -> None:
+    """Check that an input is a dense tensor of real numbers."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"'{name}' must be a tensor; got {kind(x)}. Convert it with torch.as_tensor")
+    if x.layout != torch.strided or x.is_complex() or x.is_quantized:
+        raise TypeError(
+            f"'{name}' must be a dense tensor of real numbers; got {x.layout} of {x.dtype}. Convert it with "
+            ".to_dense() or .real"
+        )
+
+
+def one_dtype(**named: Any) -> None:
+    """Check that the tensors of floating-point numbers, None apart, share one dtype."""
+    given = {name: x for name, x in named.items() if x is not None and x.is_floating_point()}
+    if not given:
+        return
+    last, like = next(reversed(given.items()))
+    for name, x in given.items():
+        if x.dtype != like.dtype:
+            raise TypeError(f"all tensors must share one dtype; '{name}' is {x.dtype} and '{last}' is {like.dtype}")
+
+
+def regularisation(eps: Any) -> torch.Tensor:
+    """Return eps as a tensor: of one number, or of one for each problem (B,)."""
+    if not isinstance(eps, torch.Tensor):
+        from cusink.checks.scalars import regularisation as number
+
+        return torch.tensor(number(eps), dtype=torch.float64)
+    if eps.is_complex() or eps.dtype == torch.bool:
+        raise TypeError(f"'eps' must be a real number; got a tensor of {eps.dtype}")
+    if eps.ndim > 1:
+        raise ValueError(
+            f"'eps' must be a number, or a tensor of one or of one per problem; got shape {tuple(eps.shape)}"
+        )
+    return eps.reshape(()) if eps.numel() == 1 else eps

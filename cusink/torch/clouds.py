@@ -1,0 +1,62 @@
+"""`cusink.torch.PointCloud`: a cost between points that are tensors."""
+
+from typing import Any
+
+import torch
+
+from cusink.bridges.options import point_kind
+from cusink.torch.arrays import one_tensor
+
+__all__ = ["PointCloud"]
+
+
+class PointCloud:
+    """The cost between points that are tensors, never stored; losses are differentiable in the points.
+
+    Parameters
+    ----------
+    x : tensor, shape (n, d) or (n,), or (B, n, d)
+        Source points; n numbers are n points on a line.
+    y : tensor, shape (m, d) or (m,), or (B, m, d), or None
+        Target points; None stands for `x`.
+    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
+        As for `cusink.PointCloud`.
+    power : float
+        The cost is the metric to this power.
+
+    Raises
+    ------
+    TypeError
+        What is no tensor of real numbers.
+    ValueError
+        Tensors without points or coordinates, a metric that does not exist, a power that is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import PointCloud, sinkhorn_loss
+    >>> x = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    >>> sinkhorn_loss(None, None, PointCloud(x, x.detach() + 2, "euclidean"), eps=0.01).backward()
+    >>> x.grad.squeeze().round(decimals=2)
+    tensor([-0.5000, -0.5000])
+    """
+
+    def __init__(
+        self, x: torch.Tensor, y: torch.Tensor | None = None, metric: str = "sqeuclidean", *, power: float = 1
+    ) -> None:
+        self.kind = point_kind(metric, power, y is None)
+        given: dict[str, Any] = {"x": x} if y is None else {"x": x, "y": y}
+        self.tensors = {}
+        for name, points in given.items():
+            one_tensor(name, points)
+            points = points.unsqueeze(-1) if points.ndim == 1 else points
+            if points.ndim not in (2, 3) or 0 in points.shape:
+                raise ValueError(
+                    f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one "
+                    f"coordinate; got {tuple(points.shape)}"
+                )
+            self.tensors[name] = points
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={list(points.shape)}" for name, points in self.tensors.items())
+        return f"PointCloud({shapes}, metric={self.kind.metric!r}, power={self.kind.power})"

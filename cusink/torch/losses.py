@@ -1,0 +1,337 @@
+"""Losses between tensors."""
+
+from typing import Any
+
+import torch
+
+from cusink.bridges.measures import Divergence
+from cusink.bridges.options import (
+    CostKind,
+    Gradient,
+    LossOptions,
+    Reduction,
+    grid_or_refuse,
+    mass_ratio,
+    reach_of,
+    reduced,
+    values_of,
+)
+from cusink.bridges.transport import Applied, Potentials, ValueOf
+from cusink.costs.grid import Grid
+from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
+from cusink.torch.clouds import PointCloud
+from cusink.torch.operators import apply
+from cusink.types import Axis, Value
+
+__all__ = [
+    "apply_plan",
+    "sinkhorn_divergence",
+    "sinkhorn_loss",
+    "sinkhorn_potentials",
+]
+
+
+class _Problem:
+    """Checked tensors of a call, all in the dtype of the computation, by name; and what turns results back."""
+
+    def __init__(
+        self,
+        a: torch.Tensor | None,
+        b: torch.Tensor | None,
+        C: Any,
+        eps: Any,
+        balanced: bool,
+        own: dict[str, Any],
+        values: Any = None,
+    ) -> None:
+        self.kind, costs = _cost(C)
+        named = {"a": a, "b": b, **own, "values": values, **costs}
+        if all(x is None for x in named.values()):
+            raise TypeError("'a' and 'b' must not both be None for a Grid: they say on which device the loss is")
+        checked(**named)
+        device = next(x.device for x in reversed(named.values()) if x is not None)
+        self.autocast = torch.is_autocast_enabled(device.type)
+        if not self.autocast:
+            one_dtype(**named)
+        floats = [x.dtype for x in reversed(named.values()) if x is not None and x.is_floating_point()]
+        self.dtype = floats[0] if floats else torch.float64
+        half = [x for x in named.values() if x is not None and x.dtype in HALF]
+        computing = torch.float32 if self.dtype in HALF else self.dtype
+        bins = self.kind.bins({name: tuple(x.shape) for name, x in costs.items()})
+        if values is not None:
+            values_of(tuple(values.shape), bins)
+        for name, k in zip("ab", bins, strict=True):
+            if named[name] is None:
+                named[name] = torch.full((k,), 1 / k, dtype=computing, device=device)
+        if half:
+            named = {name: x if x is None else x.float() for name, x in named.items()}
+            if balanced:
+                a, b = named["a"], named["b"]
+                named["b"] = b * mass_ratio(torch, a.detach(), b.detach())
+        self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": regularisation(eps)}
+
+    def narrowed(self, out: torch.Tensor) -> torch.Tensor:
+        """Return a result in the half precision of the inputs, outside autocast."""
+        return out.to(self.dtype) if self.dtype in HALF and not self.autocast else out
+
+
+def sinkhorn_loss(
+    a: torch.Tensor | None,
+    b: torch.Tensor | None,
+    C: "torch.Tensor | PointCloud | Grid",
+    eps: float | torch.Tensor,
+    *,
+    value: Value = "cost",
+    gradient: Gradient = "exact",
+    reduction: Reduction = "mean",
+    **options: Any,
+) -> torch.Tensor:
+    """Wasserstein loss between pairs of measures, differentiable twice in `a`, `b`, `C` and `eps`.
+
+    Parameters
+    ----------
+    a : tensor, shape (n,) or (B, n), or None
+        Source weights, such as the output of a softmax. None stands for uniform weights.
+    b : tensor, shape (m,) or (B, m), or None
+        Target weights, of the same sum as `a` unless `reach` is given.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, shared by all pairs or one for each. Of a `cusink.torch.PointCloud` the points are differentiable.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`, for all pairs or for each; those of equal eps are solved together.
+    value : {"cost", "reg_cost", "entropic_cost"}
+        The value of `cusink.SinkhornResult` that is the loss.
+    gradient : {"exact", "multiplier"}
+        "exact" is the gradient of the loss itself. "multiplier" takes the Lagrange multipliers of the marginals, which
+        are the gradient of `reg_cost`, for the gradient of `cost` too, as Viehmann's report does: backward needs no
+        solve, and is off by what the entropy weighs. The two differ for ``value="cost"`` alone.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the losses of a batch, or one loss for each pair.
+    **options
+        `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn`. `tol` is also the tolerance
+        of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
+
+    Returns
+    -------
+    tensor, shape () or, for ``reduction="none"`` and a batch, (B,)
+        The loss, in the dtype of `C` or, under autocast, in float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does, and for tensors of different devices.
+    RuntimeError
+        If the gradient is differentiated more often than it can be: once more, with `reach` for `reg_cost` alone.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a problem did not reach `tol`.
+
+    Notes
+    -----
+    The gradients for `a` and `b` have mean zero: weights vary on the simplex. With `reach` masses may vary and nothing
+    is projected. float16 and bfloat16 are computed in float32; under autocast,
+    where tensors may mix both, the loss is float32. ``torch.func`` and ``torch.compile`` compose with it.
+
+    References
+    ----------
+    C. Frogner et al., Learning with a Wasserstein loss, NIPS 2015.
+    T. Viehmann, Implementation of batched Sinkhorn iterations for entropy-regularized Wasserstein loss, 2019.
+    G. Luise et al., Differential properties of Sinkhorn approximation for learning with Wasserstein distance, 2018.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import sinkhorn_loss
+    >>> logits = torch.zeros(4, 3, requires_grad=True)
+    >>> target, C = torch.eye(3)[[0, 1, 2, 2]], torch.tensor([[0.0, 1, 4], [1, 0, 1], [4, 1, 0]])
+    >>> sinkhorn_loss(logits.softmax(dim=1), target, C, eps=0.1).backward()
+    >>> bool(logits.grad[0, 0] < 0 < logits.grad[0, 2])
+    True
+    """
+    given = LossOptions(value, gradient, reduction, tuple(options.items()))
+    problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {})
+    (losses,) = apply(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
+    return problem.narrowed(reduced(losses, reduction))
+
+
+def sinkhorn_divergence(
+    a: torch.Tensor | None,
+    b: torch.Tensor | None,
+    C: "torch.Tensor | PointCloud | Grid",
+    eps: float | torch.Tensor,
+    *,
+    C_aa: torch.Tensor | None = None,
+    C_bb: torch.Tensor | None = None,
+    reduction: Reduction = "mean",
+    **options: Any,
+) -> torch.Tensor:
+    """Sinkhorn divergence between pairs of measures, differentiable twice in all tensors.
+
+    Parameters
+    ----------
+    a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or None
+        Weights; None stands for uniform ones.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `cusink.sinkhorn_divergence`.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`.
+    C_aa, C_bb : tensor, shape (n, n) or (B, n, n); (m, m) or (B, m, m), optional
+        Costs within each side, where `C` is a tensor between different bins.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the divergences of a batch, or one for each pair.
+    **options
+        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`.
+
+    Returns
+    -------
+    tensor, shape () or, for ``reduction="none"`` and a batch, (B,)
+        The divergence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn_divergence` does, and for tensors of different devices.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a problem did not reach `tol`.
+
+    Notes
+    -----
+    The gradient needs no linear system, and is exact at the optimum.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import PointCloud, sinkhorn_divergence
+    >>> x = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    >>> sinkhorn_divergence(None, None, PointCloud(x, x.detach() + 2), eps=0.1).backward()
+    >>> x.grad.squeeze().round(decimals=2)
+    tensor([-2., -2.])
+    """
+    own = {"C_aa": C_aa, "C_bb": C_bb}
+    given = tuple(options.items())
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, own)
+    if (C_aa is None) != (C_bb is None):
+        raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
+    (losses,) = apply(Divergence(problem.kind, given, C_aa is not None), problem.inputs)
+    return problem.narrowed(reduced(losses, reduction))
+
+
+def sinkhorn_potentials(
+    a: torch.Tensor | None,
+    b: torch.Tensor | None,
+    C: "torch.Tensor | PointCloud | Grid",
+    eps: float | torch.Tensor,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dual potentials f and g of transport problems, differentiable once in `a`, `b`, `C` and `eps`.
+
+    Parameters
+    ----------
+    a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or None
+        Weights; None stands for uniform ones.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `sinkhorn_loss`.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`.
+    **options
+        Options of `cusink.sinkhorn`.
+
+    Returns
+    -------
+    f : tensor, shape (n,) or (B, n)
+        Potential of the source.
+    g : tensor, shape (m,) or (B, m)
+        Potential of the target.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does, and for tensors of different devices.
+
+    Notes
+    -----
+    A constant may move between f and g; where all bins have weight their sums are equal, and derivatives are those of
+    these potentials.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import sinkhorn_potentials
+    >>> f, g = sinkhorn_potentials(None, None, torch.tensor([[0.0, 1.0], [1.0, 0.0]]), eps=0.5)
+    >>> f.shape, g.shape
+    (torch.Size([2]), torch.Size([2]))
+    """
+    given = tuple(options.items())
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, {})
+    f, g = apply(Potentials(problem.kind, given), problem.inputs)
+    return problem.narrowed(f), problem.narrowed(g)
+
+
+def apply_plan(
+    a: torch.Tensor | None,
+    b: torch.Tensor | None,
+    C: "torch.Tensor | PointCloud | Grid",
+    eps: float | torch.Tensor,
+    values: torch.Tensor,
+    *,
+    axis: Axis = 1,
+    **options: Any,
+) -> torch.Tensor:
+    """Plan of a transport problem times values, differentiable once in all tensors; the plan is not formed.
+
+    Parameters
+    ----------
+    a : tensor, shape (n,) or (B, n), or None
+        Source weights; None stands for uniform ones.
+    b : tensor, shape (m,) or (B, m), or None
+        Target weights.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+        Cost, as for `sinkhorn_loss`.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`.
+    values : tensor, shape (m, d) or (B, m, d) for axis 1; (n, d) or (B, n, d) for axis 0
+        What is transported, such as the target points; divided by `a` the result is then the barycentric map.
+    axis : {1, 0}
+        The axis of the plan to sum over: 1 gives ``P v``, 0 gives ``P' v``.
+    **options
+        Options of `cusink.sinkhorn`.
+
+    Returns
+    -------
+    tensor, shape (n, d) or (B, n, d) for axis 1; (m, d) or (B, m, d) for axis 0
+        The products.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.sinkhorn` does, and for values of the wrong shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import PointCloud, apply_plan
+    >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [3.0]])
+    >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.1, y)).squeeze().round(decimals=2)
+    tensor([2., 3.])
+    """
+    if axis not in (0, 1):
+        raise ValueError(f"'axis' must be 1 (for P v) or 0 (for P' v); got {axis!r}")
+    given = tuple(options.items())
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, values)
+    (applied,) = apply(Applied(problem.kind, given, axis), problem.inputs)
+    return problem.narrowed(applied)
+
+
+def _cost(C: Any) -> tuple[CostKind, dict[str, torch.Tensor]]:
+    """Return the kind of a cost and its tensors by name."""
+    if hasattr(C, "tensors"):  # a `PointCloud` of tensors
+        return C.kind, C.tensors
+    kind = grid_or_refuse(C, "a tensor, a cusink.torch.PointCloud or a cusink.Grid", "cusink.torch.PointCloud(x, y)")
+    if kind is not None:
+        return kind, {}
+    one_tensor("C", C)
+    return CostKind(), {"C": C}

@@ -1,0 +1,249 @@
+"""Losses as modules."""
+
+from typing import Any
+
+import torch
+
+from cusink.bridges.options import Gradient, LossOptions, Reduction, grid_or_refuse
+from cusink.checks.arrays import kind
+from cusink.costs.grid import Grid
+from cusink.torch.arrays import one_tensor
+from cusink.torch.clouds import PointCloud
+from cusink.torch.kernels import kernel_distance
+from cusink.torch.losses import sinkhorn_divergence, sinkhorn_loss
+from cusink.types import Value
+
+__all__ = ["KernelDistance", "SinkhornDivergence", "SinkhornLoss"]
+
+CALLS = "(a, b) with a cost that the module holds, (a, b, C), (x, y), or (a, x, b, y)"
+
+
+class _TransportLoss(torch.nn.Module):
+    """A loss that holds a cost, or the metric of clouds that come with each call."""
+
+    def __init__(self, C: Any, eps: float | torch.Tensor, metric: str, power: float, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.metric, self.power, self.options = metric, power, options
+        if C is not None and grid_or_refuse(C, "a tensor or a cusink.Grid", "the points to each call") is None:
+            one_tensor("C", C)
+        if isinstance(C, torch.Tensor) and not isinstance(C, torch.nn.Parameter):
+            self.register_buffer("C", C)
+        else:
+            self.C = C
+        self.eps: float | torch.Tensor
+        if isinstance(eps, torch.Tensor) and not isinstance(eps, torch.nn.Parameter):
+            self.register_buffer("eps", eps)
+        else:
+            self.eps = eps
+        if C is None:  # a wrong metric fails here, not in the first call
+            PointCloud(torch.zeros(1, 1), None, metric, power=power)
+
+    def _inputs(self, given: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+        """Return weights and the cost of a call."""
+        if len(given) == 2 and self.C is not None:
+            return given[0], given[1], self.C
+        if len(given) == 3:
+            return given
+        if len(given) == 2:
+            return None, None, PointCloud(given[0], given[1], self.metric, power=self.power)
+        if len(given) == 4 and self.C is None:
+            a, x, b, y = given
+            return a, b, PointCloud(x, y, self.metric, power=self.power)
+        raise TypeError(f"a {type(self).__name__} must be called as {CALLS}; got {len(given)} arguments")
+
+    def extra_repr(self) -> str:
+        """Return the options for the module's ``repr``.
+
+        Returns
+        -------
+        str
+            Such as ``eps=0.05, value='cost'``.
+        """
+        eps = self.eps
+        if isinstance(eps, torch.Tensor):
+            eps = eps.item() if eps.numel() == 1 else eps.tolist()
+        shown = {"eps": eps, **self.options}
+        return ", ".join(f"{name}={option!r}" for name, option in shown.items())
+
+
+class SinkhornLoss(_TransportLoss):
+    """`sinkhorn_loss` as a module.
+
+    It is called as ``loss(a, b)`` if it holds a cost, and as ``loss(a, b, C)``, or with clouds as ``loss(x, y)`` or
+    ``loss(a, x, b, y)``.
+
+    Parameters
+    ----------
+    C : tensor, shape (n, m) or (B, n, m), or cusink.Grid, or None
+        Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``. None for costs or clouds that come with each call.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`; a tensor is a buffer, or learnt if it is a ``torch.nn.Parameter``.
+    value : {"cost", "reg_cost", "entropic_cost"}
+        The value of `cusink.SinkhornResult` that is the loss.
+    gradient : {"exact", "multiplier"}
+        As for `sinkhorn_loss`.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the losses of a batch, or one loss for each pair.
+    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
+        Between points of clouds.
+    power : float
+        The cost between points is the metric to this power.
+    **options
+        Options of `cusink.sinkhorn`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import SinkhornLoss
+    >>> loss = SinkhornLoss(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), eps=0.05)
+    >>> print(f"{loss(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])):.3f}")
+    0.250
+    >>> of_clouds = SinkhornLoss(eps=0.05)
+    >>> print(f"{of_clouds(torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [3.0]])):.3f}")
+    4.000
+    """
+
+    def __init__(
+        self,
+        C: torch.Tensor | Grid | None = None,
+        eps: float | torch.Tensor = 0.05,
+        *,
+        value: Value = "cost",
+        gradient: Gradient = "exact",
+        reduction: Reduction = "mean",
+        metric: str = "sqeuclidean",
+        power: float = 1,
+        **options: Any,
+    ) -> None:
+        LossOptions(value, gradient, reduction)
+        chosen = {"value": value, "gradient": gradient, "reduction": reduction, **options}
+        super().__init__(C, eps, metric, power, chosen)
+
+    def forward(self, *given: Any) -> torch.Tensor:
+        """Return the loss.
+
+        Parameters
+        ----------
+        *given
+            ``a, b`` for a module that holds a cost; ``a, b, C``; ``x, y``; or ``a, x, b, y``. Weights may be None.
+
+        Returns
+        -------
+        tensor, shape () or (B,)
+            The loss, as `sinkhorn_loss` returns it.
+        """
+        return sinkhorn_loss(*self._inputs(given), self.eps, **self.options)
+
+
+class SinkhornDivergence(_TransportLoss):
+    """`sinkhorn_divergence` as a module, called as `SinkhornLoss` is.
+
+    Parameters
+    ----------
+    C : tensor, shape (n, n) or (B, n, n), or cusink.Grid, or None
+        Cost between bins that both sides share; None for costs or clouds that come with each call.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of the cost.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the divergences of a batch, or one for each pair.
+    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
+        Between points of clouds.
+    power : float
+        The cost between points is the metric to this power.
+    **options
+        Options of `cusink.sinkhorn_divergence`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import SinkhornDivergence
+    >>> loss = SinkhornDivergence(eps=0.1)
+    >>> x = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    >>> loss(x, torch.tensor([[2.0], [3.0]])).backward()
+    >>> x.grad.squeeze().round(decimals=2)
+    tensor([-2., -2.])
+    """
+
+    def __init__(
+        self,
+        C: torch.Tensor | Grid | None = None,
+        eps: float | torch.Tensor = 0.05,
+        *,
+        reduction: Reduction = "mean",
+        metric: str = "sqeuclidean",
+        power: float = 1,
+        **options: Any,
+    ) -> None:
+        LossOptions("cost", "exact", reduction)
+        super().__init__(C, eps, metric, power, {"reduction": reduction, **options})
+
+    def forward(self, *given: Any) -> torch.Tensor:
+        """Return the divergence.
+
+        Parameters
+        ----------
+        *given
+            ``a, b`` for a module that holds a cost; ``a, b, C``; ``x, y``; or ``a, x, b, y``. Weights may be None.
+
+        Returns
+        -------
+        tensor, shape () or (B,)
+            The divergence, as `sinkhorn_divergence` returns it.
+        """
+        return sinkhorn_divergence(*self._inputs(given), self.eps, **self.options)
+
+
+class KernelDistance(torch.nn.Module):
+    """`kernel_distance` as a module, called as ``loss(x, y)`` or ``loss(a, x, b, y)``.
+
+    Parameters
+    ----------
+    kernel : {"gaussian", "laplace", "energy"}
+        As for `cusink.kernel_distance`.
+    scale : float
+        Length in the units of the points.
+    reduction : {"mean", "sum", "none"}
+        Return the mean or the sum of the distances of a batch, or one for each pair.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import KernelDistance
+    >>> loss = KernelDistance("energy")
+    >>> loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0])).round(decimals=4)
+    tensor(0.1656)
+    """
+
+    def __init__(self, kernel: str = "gaussian", scale: float = 1.0, *, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        LossOptions("cost", "exact", reduction)
+        self.options: dict[str, Any] = {"kernel": kernel, "scale": scale, "reduction": reduction}
+
+    def forward(self, *given: Any) -> torch.Tensor:
+        """Return the distance.
+
+        Parameters
+        ----------
+        *given
+            ``x, y``, or ``a, x, b, y`` with weights that may be None.
+
+        Returns
+        -------
+        tensor, shape () or (B,)
+            The distance, as `kernel_distance` returns it.
+        """
+        if len(given) not in (2, 4):
+            said = ", ".join(kind(x) for x in given)
+            raise TypeError(f"a KernelDistance must be called as (x, y) or (a, x, b, y); got ({said})")
+        a, x, b, y = given if len(given) == 4 else (None, given[0], None, given[1])
+        return kernel_distance(x, a, y, b, **self.options)
+
+    def extra_repr(self) -> str:
+        """Return the options for the module's ``repr``.
+
+        Returns
+        -------
+        str
+            Such as ``kernel='energy', scale=1.0``.
+        """
+        return ", ".join(f"{name}={option!r}" for name, option in self.options.items())
