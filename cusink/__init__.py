@@ -25,8 +25,10 @@ from cusink.norms.products import (
     kernel_product_log_adjoint,
 )
 from cusink.retrieval.documents.measures import Measures
+from cusink.retrieval.index import Index
 from cusink.retrieval.matrix import DistanceMatrix, distance_matrix
-from cusink.retrieval.nearest import Neighbours, nearest
+from cusink.retrieval.nearest import nearest
+from cusink.retrieval.neighbours import Neighbours
 from cusink.solver.result import SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn
 from cusink.version import __version__ as __version__
@@ -40,6 +42,7 @@ __all__ = [
     "DistanceMatrix",
     "DivergenceGradients",
     "Grid",
+    "Index",
     "KernelGradients",
     "Measures",
     "Neighbours",

@@ -138,14 +138,14 @@ class PairValues:
     """One value of all pairs, to be computed by tiles.
 
     Of a divergence the terms of each item with itself are solved when they are first needed, `width` items at once,
-    unless they are `given`, those of A and of B.
+    unless they are `given`, those of A and of B, or one of both.
     """
 
     pairs: Pairs
     value: MatrixValue
     options: Options
     width: int
-    given: tuple[Solved, Solved] | None = None
+    given: tuple[Solved | None, Solved | None] = (None, None)
 
     def tile(
         self,
@@ -197,10 +197,11 @@ class PairValues:
     @functools.cached_property
     def self_terms(self) -> tuple[Solved, Solved]:
         """The items of A and of B, each with itself."""
-        if self.given is not None:
-            return self.given
-        ours = self._self_terms(0)
-        return ours, ours if self.pairs.symmetric else self._self_terms(1)
+        ours, theirs = self.given
+        ours = self._self_terms(0) if ours is None else ours
+        if theirs is None:
+            theirs = ours if self.pairs.symmetric else self._self_terms(1)
+        return ours, theirs
 
     def _self_terms(self, side: Literal[0, 1]) -> Solved:
         solve, width = self.pairs.solve_selves, self.width

@@ -41,6 +41,7 @@ F32 = [fixed(x.astype(np.float32)) for x in (A, B, C)]
 CLOUDS = cusink.Measures([0, 2, 4], None, X)
 SPARSE = scipy.sparse.csr_array(ROWS)
 RESULT = cusink.sinkhorn(A, B, C, eps=0.5)
+INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
 
 
@@ -262,7 +263,34 @@ CALLS = {
         cusink.distance_matrix,
         {"A": CLOUDS, "B": None, "C": "euclidean", "out": None, **RETRIEVAL},
     ),
-    "nearest": (cusink.nearest, {"A": ROWS, "B": OTHERS, "C": C, "k": 1, "prune": True, **RETRIEVAL}),
+    "nearest": (
+        cusink.nearest,
+        {
+            "A": ROWS,
+            "B": OTHERS,
+            "C": C,
+            "k": 1,
+            "prune": True,
+            "solve_at_most": 3,
+            "candidates": fixed(np.array([[0, 1], [1, 2], [2, 0]])),
+            **RETRIEVAL,
+        },
+    ),
+    "Index": (cusink.Index, {"B": OTHERS, "C": C, "value": "cost", "on_empty": "nan", **SOLVE, **LIMITS}),
+    "Index.search": (
+        INDEX.search,
+        {
+            "A": ROWS,
+            "k": 1,
+            "prune": True,
+            "solve_at_most": 3,
+            "candidates": fixed(np.array([[0, 1], [1, 2], [2, 0]])),
+            "progress": False,
+            "full_output": False,
+            "check": True,
+        },
+    ),
+    "Index.add": (lambda B, check: cusink.Index(OTHERS, C, eps=0.5).add(B, check=check), {"B": ROWS, "check": True}),
     "Measures": (cusink.Measures, {"offsets": np.array([0, 2, 4]), "weights": None, "points": X}),
     "Measures.of": (cusink.Measures.of, {"clouds": [X, Y], "weights": None}),
     "Measures.of with weights": (cusink.Measures.of, {"clouds": [X, Y], "weights": [A, B]}),
@@ -332,6 +360,7 @@ OTHERS_TO_BLAME = {
     ("sinkhorn_divergence", "C"): "C_aa",
     ("distance_matrix of documents", "A"): "C",
     ("distance_matrix of measures", "A"): "C",
+    ("Index", "B"): "C",
     ("Measures", "points"): "offsets",
     ("Measures.of", "clouds"): "points",
     ("plot.transport_lines", "P"): "x",
