@@ -32,6 +32,7 @@ from cusink.retrieval.neighbours import Neighbours
 from cusink.solver.result import SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn
 from cusink.version import __version__ as __version__
+from cusink.workers import set_workers
 
 _operand.connect("numpy", _doors.numpy_operators)
 _operand.connect("cupy", _doors.cupy_operators)
@@ -65,6 +66,7 @@ __all__ = [
     "kernel_scalar_product",
     "kernel_scalar_product_adjoint",
     "nearest",
+    "set_workers",
     "sinkhorn",
     "sinkhorn_adjoint",
     "sinkhorn_divergence",

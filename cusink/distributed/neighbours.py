@@ -10,8 +10,10 @@ from cusink.retrieval.engine import corpus_of, find
 from cusink.retrieval.neighbours import neighbours
 from cusink.retrieval.query import Query
 from cusink.types import Array
+from cusink.workers import alone
 
 
+@alone
 def nearest_in_chunk(
     a: Array, b: Array | None, C: Any, mass: float, place: Place, *, k: int, prune: bool, task: Task
 ) -> dict[str, Array]:

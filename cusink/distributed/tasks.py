@@ -15,8 +15,10 @@ from cusink.retrieval.pairs import Field, Solved
 from cusink.retrieval.storage.memory import ArraySink
 from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles
 from cusink.types import Array, HostArray
+from cusink.workers import alone
 
 
+@alone
 def solve_block(
     a: Array,
     b: Array,
@@ -63,6 +65,7 @@ def mirror_block(
     }
 
 
+@alone
 def self_terms(x: Array, C: Any, mass: float, *, side: Literal[0, 1], task: Task) -> HostArray:
     """Solve items of A (side 0) or B, each with itself: (items, 3), the value, its error, and whether it converged."""
     other = np.full_like(x, mass / C.shape[1 - side], shape=(1, C.shape[1 - side]))

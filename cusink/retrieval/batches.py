@@ -11,6 +11,7 @@ from cusink.costs.cost import Cost
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.pairs import PairsOnBins, Rows, SolvedProblems
 from cusink.types import Array, HostArray, Value
+from cusink.workers import each
 
 CALL_ENTRIES = 150_000  # entries of the cost, times pairs, whose iteration takes as long as the overhead of a call
 
@@ -35,7 +36,7 @@ def bins_in_use(B: Rows, C: Cost[Any], first: int = 0) -> HostArray:
 
 
 class PairBatches:
-    """Solves pairs (row, column) of `PairsOnBins` in any order and mixture, at most `width` at once.
+    """Solves pairs (row, column) of `PairsOnBins` in any order and mixture, `width` at once, by `at_once` threads.
 
     Results do not depend on the batch: each problem converges alone and is annealed by the range of all costs. They
     agree with those of a matrix, which solves a row with the bins of that row alone, up to rounding. `columns` are the
@@ -43,8 +44,15 @@ class PairBatches:
     """
 
     def __init__(
-        self, pairs: PairsOnBins, value: Value, options: Options, width: int, columns: Array | None = None
+        self,
+        pairs: PairsOnBins,
+        value: Value,
+        options: Options,
+        width: int,
+        columns: Array | None = None,
+        at_once: int | None = None,
     ) -> None:
+        self.at_once = at_once
         self.pairs, self.value, self.options, self.width = pairs, value, options, width
         A, to_host = pairs.A, pairs.to_host
         self.support = np.concatenate([to_host(A[rows] > 0) for rows in blocks(len(A), ROWS_PER_BLOCK)])
@@ -58,7 +66,8 @@ class PairBatches:
         order = np.lexsort((columns, rows))
         values, error, converged = np.empty(len(rows)), np.empty(len(rows)), np.empty(len(rows), bool)
         f, g = (xp.zeros((len(rows) if potentials else 0, size), C.dtype) for size in C.shape)
-        for batch, union in self._batches(rows[order]):
+
+        def solve_batch(batch: slice, union: HostArray) -> None:
             at, bins = order[batch], xp.asarray(np.flatnonzero(union))
             solved, some_f, some_g = self._solve(rows[at], columns[at], bins)
             values[at], error[at], converged[at] = (
@@ -69,6 +78,8 @@ class PairBatches:
             if potentials:
                 at = xp.asarray(at)[:, None]
                 f[at, bins], g[at, self.columns] = some_f, some_g
+
+        each(solve_batch, self._batches(rows[order]), self.at_once)
         return SolvedPairs(values, error, converged, f, g)
 
     def _solve(self, rows: HostArray, columns: HostArray, bins: Array) -> SolvedProblems:

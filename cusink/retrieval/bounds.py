@@ -16,11 +16,13 @@ from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.pairs import PairsOnBins, Rows
 from cusink.types import Array, ArrayModule, HostArray
+from cusink.workers import each
 
 MOST_PROTOTYPES = 32  # that a row is solved against
 COLUMNS_PER_PROTOTYPE = 16  # at least
 SAMPLED_PER_PROTOTYPE = 64  # columns, at most
 KMEANS_ROUNDS = 5
+ROWS_PER_PROTOTYPES = 16  # that are iterated against all prototypes at once: a share of a thread
 PROTOTYPE_ITERATIONS = {"cost": 16, "reg_cost": 8}
 TIGHTENING_ITERATIONS = 2
 MOST_SLACK = 1e300  # with which the bound of a closed pair, inf, stays inf
@@ -56,18 +58,26 @@ class RowBounds:
 
     def tighten(self, rows: HostArray, columns: HostArray) -> None:
         """Raise the bounds of single pairs, by NumPy indices: ordered rows of these bounds, and columns."""
-        for block in blocks(len(rows), self.batches.width):
-            self._tighten(rows[block], columns[block])
+        calls = [(rows[block], columns[block]) for block in blocks(len(rows), self.batches.width)]
+        each(self._tighten, calls, self.batches.at_once)
 
     def _against(self, centres: Array) -> Array:
         """Return potentials (rows, R, bins) after a few iterations of the rows with each centre (R, columns)."""
         xp, eps = self.xp, self.eps
-        log_a, log_b = _log(xp, self.a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(self.a), 1)))
-        f = xp.zeros_like(log_a)
-        for _ in range(PROTOTYPE_ITERATIONS["cost" if self.sharp else "reg_cost"]):
-            g = self.softmin(log_a + f / eps, 0)
-            f = self.softmin(log_b + g / eps, 1)
-        return f.reshape(len(self.a), len(centres), -1)
+        out = xp.empty((len(self.a), len(centres), self.a.shape[1]), self.C.dtype)
+
+        def iterate(rows: slice) -> None:
+            a = self.a[rows]
+            log_a, log_b = _log(xp, a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(a), 1)))
+            f = xp.zeros_like(log_a)
+            for _ in range(PROTOTYPE_ITERATIONS["cost" if self.sharp else "reg_cost"]):
+                g = self.softmin(log_a + f / eps, 0)
+                f = self.softmin(log_b + g / eps, 1)
+            out[rows] = f.reshape(len(a), len(centres), -1)
+
+        size = len(self.a) if xp is not np else ROWS_PER_PROTOTYPES
+        each(iterate, [(rows,) for rows in blocks(len(self.a), size)], self.batches.at_once)
+        return out
 
     def _add(self, f: Array) -> None:
         """Add cuts from potentials f (rows, K, bins)."""
@@ -79,14 +89,20 @@ class RowBounds:
         if g.shape[2] < self.pairs.C.shape[1]:  # the columns are read as they are, with the bins that none of them uses
             on_all = self.xp.zeros((*g.shape[:2], self.pairs.C.shape[1]), g.dtype)
             on_all[..., self.batches.columns] = g
-        for columns in blocks(self.pairs.shape[1], ROWS_PER_BLOCK):
-            width = columns.stop - columns.start
-            for rows in blocks(len(g), max(1, BLOCK_BOUNDS // (count * width))):
-                bounds = self.pairs.B.products(on_all[rows].reshape(-1, on_all.shape[2]), columns)
-                bounds = bounds.reshape(-1, count, width)
-                bounds += constant[rows, :, None].astype(bounds.dtype)
-                bounds = self.C.to_host(bounds.max(axis=1))
-                np.maximum(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
+
+        def bound(rows: slice, columns: slice) -> None:
+            bounds = self.pairs.B.products(on_all[rows].reshape(-1, on_all.shape[2]), columns)
+            bounds = bounds.reshape(-1, count, columns.stop - columns.start)
+            bounds += constant[rows, :, None].astype(bounds.dtype)
+            bounds = self.C.to_host(bounds.max(axis=1))
+            np.maximum(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
+
+        calls = [
+            (rows, columns)
+            for columns in blocks(self.pairs.shape[1], ROWS_PER_BLOCK)
+            for rows in blocks(len(g), max(1, BLOCK_BOUNDS // (count * (columns.stop - columns.start))))
+        ]
+        each(bound, calls, self.batches.at_once)
         self.g = self.xp.concatenate([self.g, g], axis=1)
         self.constant = self.xp.concatenate([self.constant, constant], axis=1)
 

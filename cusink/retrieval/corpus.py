@@ -130,7 +130,7 @@ class HistogramCorpus:
             return known
         # In the batches of a corpus that came at once: an item depends on its batch as far as `tol` lets it.
         start = start // self.width * self.width
-        found = self_terms(self.with_rows(None), 1, self.options, self.width, start)
+        found = self_terms(self.with_rows(None), 1, self.options, self.width, self.memory_limit, start)
         return np.concatenate([known[:start].reshape(-1, 3), found])
 
     @functools.cached_property

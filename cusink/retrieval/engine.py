@@ -75,5 +75,5 @@ def _all(
     tile = tile_shape(pairs, query.memory_limit)
     theirs = solved_terms(corpus.terms, pairs.xp) if query.value == "divergence" else None
     given = theirs if pairs.A is pairs.B else None, theirs
-    values = PairValues(pairs, query.value, query.options, tile[1], given)
+    values = PairValues(pairs, query.value, query.options, tile[1], given, query.memory_limit)
     return search.search_all(values, query, tile, corpus.duplicates if len(corpus) else None, progress)

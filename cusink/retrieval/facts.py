@@ -8,7 +8,9 @@ from cusink.convergence.options import Options
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.pairs import Pairs, Solved
 from cusink.retrieval.ranking import Duplicates
+from cusink.retrieval.tiles import calls_at_once
 from cusink.types import HostArray
+from cusink.workers import each
 
 DIGEST_BYTES = 16
 
@@ -37,6 +39,10 @@ class Columns(Protocol):
         """The smallest positive weight of the columns."""
 
     @property
+    def memory_limit(self) -> int | None:
+        """Bytes that may be used at a time."""
+
+    @property
     def width(self) -> int:
         """How many items are solved with themselves at once."""
 
@@ -53,13 +59,17 @@ class Facts(NamedTuple):
     centres: HostArray | None = None
 
 
-def self_terms(pairs: Pairs, side: Literal[0, 1], options: Options, width: int, first: int = 0) -> HostArray:
+def self_terms(
+    pairs: Pairs, side: Literal[0, 1], options: Options, width: int, memory_limit: int | None, first: int = 0
+) -> HostArray:
     """Solve items of a side from `first` on, each with itself: (items, 3), value, error and whether it converged."""
-    columns = []
-    for items in blocks(pairs.shape[side] - first, width, first):
+
+    def solve(items: slice) -> HostArray:
         solved = pairs.solve_selves(side, items, options)
-        columns.append(np.stack([pairs.to_host(solved.distances), solved.error, solved.converged], axis=1))
-    return np.concatenate(columns).astype(np.float64)
+        return np.stack([pairs.to_host(solved.distances), solved.error, solved.converged], axis=1)
+
+    calls = [(items,) for items in blocks(pairs.shape[side] - first, width, first)]
+    return np.concatenate(each(solve, calls, calls_at_once(pairs, width, memory_limit))).astype(np.float64)
 
 
 def solved_terms(terms: HostArray, xp: Any = np) -> Solved:
@@ -70,7 +80,9 @@ def solved_terms(terms: HostArray, xp: Any = np) -> Solved:
 def solved_selves(pairs: Pairs, itself: bool, columns: Columns, options: Options) -> tuple[Solved, Solved]:
     """Return the rows, which are the columns if `itself`, and the columns, each with itself, in NumPy."""
     theirs = solved_terms(columns.terms)
-    return theirs if itself else solved_terms(self_terms(pairs, 0, options, columns.width)), theirs
+    return theirs if itself else solved_terms(
+        self_terms(pairs, 0, options, columns.width, columns.memory_limit)
+    ), theirs
 
 
 def equal_labels(pairs: Pairs, itself: bool, columns: Columns) -> tuple[HostArray, HostArray]:

@@ -19,6 +19,7 @@ from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.query import Query
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
+from cusink.workers import check_workers, working
 
 ADVICE = "Build the index with a lower 'memory_limit', the bytes that may be used at a time"
 
@@ -158,6 +159,7 @@ class Index:
         progress: bool = False,
         full_output: bool = False,
         check: bool = True,
+        workers: int | None = None,
     ) -> tuple[Array, Array] | Neighbours:
         """Return the k items at the smallest Sinkhorn distance from each row of A.
 
@@ -179,6 +181,8 @@ class Index:
             Return `cusink.Neighbours`, which also says what is proved.
         check : bool
             False skips the checks of the values of A.
+        workers : int, optional
+            Threads, as for `cusink.distance_matrix`.
 
         Returns
         -------
@@ -200,7 +204,7 @@ class Index:
             If a pair that was solved did not reach `tol`.
         """
         flags(prune=prune, progress=progress, full_output=full_output, check=check)
-        corpus, settings = self._corpus, self._settings
+        corpus, settings, workers = self._corpus, self._settings, check_workers(workers)
         k = checks.neighbours(k, len(corpus), A is None, "the items of the index")
         solve_at_most = checks.solve_at_most(solve_at_most, k)
         pairs = pairs_with(corpus, A, settings, check)
@@ -215,7 +219,8 @@ class Index:
             solve_at_most=solve_at_most,
             candidates=candidates,
         )
-        found, pruning = find(pairs, corpus, query, prune, progress)
+        with working(workers):
+            found, pruning = find(pairs, corpus, query, prune, progress)
         return neighbours(found, pairs, settings.options, pruning, full_output)
 
     @memory_advice(ADVICE)
@@ -323,15 +328,10 @@ class Index:
     def _prepare(self) -> None:
         """Find out now what searches will need of the items."""
         corpus, settings = self._corpus, self._settings
-        query = Query(
-            k=1,
-            value=settings.value,
-            options=settings.options,
-            excludes_self=False,
-            memory_limit=settings.memory_limit,
-            solve_at_most=1,
-        )
-        corpus.prepare(bounded=why_not_prune(corpus.template, query) is None)
+        value, options, limit = settings.value, settings.options, settings.memory_limit
+        query = Query(k=1, value=value, options=options, excludes_self=False, memory_limit=limit, solve_at_most=1)
+        with working(None):
+            corpus.prepare(bounded=why_not_prune(corpus.template, query) is None)
 
 
 def _unpickled(description: dict[str, Any], arrays: dict[str, HostArray], device: str) -> Index:

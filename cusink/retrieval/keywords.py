@@ -23,6 +23,7 @@ class RetrievalKeywords(SolveKeywords, total=False):
 
     progress: bool
     on_empty: Literal["nan", "raise"]
+    workers: int | None
 
 
 class SearchKeywords(TypedDict, total=False):
@@ -33,3 +34,4 @@ class SearchKeywords(TypedDict, total=False):
     candidates: Any
     progress: bool
     check: bool
+    workers: int | None

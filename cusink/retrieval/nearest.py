@@ -12,6 +12,7 @@ from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.query import Query
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
+from cusink.workers import check_workers, working
 
 
 class NearestKeywords(RetrievalKeywords, total=False):
@@ -63,6 +64,7 @@ def nearest(
     full_output: bool = False,
     on_empty: Literal["nan", "raise"] = "nan",
     check: bool = True,
+    workers: int | None = None,
 ) -> tuple[Array, Array] | Neighbours:
     """Return the k rows of B at the smallest Sinkhorn distance from each row of A.
 
@@ -109,6 +111,8 @@ def nearest(
         What to do about documents without a word, as for `cusink.distance_matrix`; distances of NaN come last.
     check : bool
         False skips the checks of the values of the input, for speed.
+    workers : int, optional
+        Threads, as for `cusink.distance_matrix`.
 
     Returns
     -------
@@ -154,7 +158,7 @@ def nearest(
     flags(prune=prune, progress=progress, full_output=full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
-    memory_limit = checks.memory_limit(memory_limit)
+    memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
     pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
@@ -171,5 +175,6 @@ def nearest(
         solve_at_most=solve_at_most,
         candidates=candidates,
     )
-    found, pruning = find(pairs, corpus_of(pairs, query), query, prune, progress)
+    with working(workers):
+        found, pruning = find(pairs, corpus_of(pairs, query), query, prune, progress)
     return neighbours(found, pairs, options, pruning, full_output)

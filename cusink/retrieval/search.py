@@ -17,7 +17,7 @@ from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.pairs import PairsOnBins, Solved, debiased
 from cusink.retrieval.query import Certificate, Counts, Found, Query
 from cusink.retrieval.ranking import Duplicates, TopK, smallest_per_row
-from cusink.retrieval.tiles import PairValues, pair_count, tile_shape, tiles
+from cusink.retrieval.tiles import PairValues, calls_at_once, pair_count, tile_shape, tiles
 from cusink.types import Array, HostArray
 
 CUTS_PER_ROW = 16  # of the first pairs that are solved, at most
@@ -118,7 +118,8 @@ class PrunedSearch:
         self.best, self.counts = TopK(pairs.shape[0], query.k, pairs.shape[1]), Counts()
         self.certificate, self.duplicates = Certificate(pairs.shape[0]), corpus.duplicates
         solved = "reg_cost" if query.value == "divergence" else query.value
-        self.batches = PairBatches(pairs, solved, query.options, width, corpus.bins)
+        at_once = calls_at_once(pairs, width, search_share(query.memory_limit))
+        self.batches = PairBatches(pairs, solved, query.options, width, corpus.bins, at_once)
         self.itself = pairs.A is pairs.B
         self.self_terms = None
         if query.value == "divergence":

@@ -200,10 +200,17 @@ STEPS = {"eps": 0.5, "max_iter": 20, "tol": 1e-6, "check_every": 10, "overrelaxa
 SOLVE = STEPS | {"method": "auto"}
 LIMITS = {"memory_limit": None, "check": True}
 RETRIEVAL = {"value": "cost", "progress": False, "full_output": False, "on_empty": "nan", **SOLVE, **LIMITS}
+RETRIEVAL["workers"] = 1
 NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}
 FIELD = {"field_at": None}
 LOSS = {"value": "cost", "gradient": "exact", "reduction": "mean", "eps": 0.5}
 PULLED = {"grad": 1.0, "wrt": None}
+
+
+def set_and_reset(workers):
+    """Set the number of workers for a moment."""
+    cusink.set_workers(workers)
+    cusink.set_workers(None)
 
 
 def solved_module(**options):
@@ -288,8 +295,10 @@ CALLS = {
             "progress": False,
             "full_output": False,
             "check": True,
+            "workers": 1,
         },
     ),
+    "set_workers": (set_and_reset, {"workers": 2}),
     "Index.add": (lambda B, check: cusink.Index(OTHERS, C, eps=0.5).add(B, check=check), {"B": ROWS, "check": True}),
     "Measures": (cusink.Measures, {"offsets": np.array([0, 2, 4]), "weights": None, "points": X}),
     "Measures.of": (cusink.Measures.of, {"clouds": [X, Y], "weights": None}),

@@ -114,7 +114,7 @@ class DocumentCorpus:
         start = 0 if known is None else self.before.columns
         if start == len(self) and known is not None:
             return known
-        new = self_terms(self.template, 1, self.options, self.width, start)
+        new = self_terms(self.template, 1, self.options, self.width, self.memory_limit, start)
         return new if known is None else np.concatenate([known, new])
 
     @property
