@@ -8,6 +8,7 @@ import numpy as np
 
 from cusink.backends.devices import cupy_module, device_error
 from cusink.checks.arrays import kind
+from cusink.checks.foreign import any_array, taken
 from cusink.checks.scalars import flag, flags, one_of, tolerance
 from cusink.errors import memory_advice
 from cusink.retrieval import checks
@@ -99,6 +100,7 @@ class Index:
         on_empty: Literal["nan", "raise"] = "nan",
         check: bool = True,
     ) -> None:
+        B, C = taken("B", B), taken("C", C)
         options = check_options(max_iter, tolerance(tol, B, C), check_every, method, overrelaxation)
         one_of("value", value, checks.ALL_VALUES)
         one_of("on_empty", on_empty, ON_EMPTY)
@@ -147,6 +149,7 @@ class Index:
     def search(
         self, A: Any, k: int, *, full_output: bool, **keywords: Unpack[SearchKeywords]
     ) -> tuple[Array, Array] | Neighbours: ...
+    @any_array
     @memory_advice(ADVICE)
     def search(
         self,
@@ -223,6 +226,7 @@ class Index:
             found, pruning = find(pairs, corpus, query, prune, progress)
         return neighbours(found, pairs, settings.options, pruning, full_output)
 
+    @any_array
     @memory_advice(ADVICE)
     def add(self, B: Any, *, check: bool = True) -> None:
         """Add items, which come after those that are there.

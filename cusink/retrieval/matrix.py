@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
+from cusink.checks.foreign import any_array
 from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks
@@ -86,6 +87,7 @@ def distance_matrix(
     full_output: bool,
     **keywords: Unpack[RetrievalKeywords],
 ) -> DistanceMatrix | Array: ...
+@any_array
 @memory_advice(
     "Pass a lower 'memory_limit', the bytes of a tile; a path as 'out' takes a result that exceeds the memory"
 )

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, Unpack, overload
 
+from cusink.checks.foreign import any_array
 from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.errors import memory_advice
 from cusink.retrieval import checks
@@ -42,6 +43,7 @@ def nearest(
 def nearest(
     A: Any, B: Any, C: Any, *, k: int, eps: float, full_output: bool, **keywords: Unpack[NearestKeywords]
 ) -> tuple[Array, Array] | Neighbours: ...
+@any_array
 @memory_advice("Pass a lower 'memory_limit', the bytes that may be used at a time")
 def nearest(
     A: Any,
