@@ -13,6 +13,7 @@ from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.progress import progress_bar
 from cusink.retrieval.query import Found, Query
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
+from cusink.workers import working
 
 AnyPairs: TypeAlias = HistogramPairs | DocumentPairs
 AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
@@ -24,6 +25,20 @@ def corpus_of(pairs: AnyPairs, query: Query) -> AnyCorpus:
     if isinstance(pairs, DocumentPairs):
         return DocumentCorpus(template=pairs, value=value, options=options, memory_limit=limit)
     return HistogramCorpus(template=pairs, value=value, options=options, memory_limit=limit)
+
+
+def prepare(corpus: AnyCorpus) -> None:
+    """Find out now what searches will need of the columns."""
+    query = Query(
+        k=1,
+        value=corpus.value,
+        options=corpus.options,
+        excludes_self=False,
+        memory_limit=corpus.memory_limit,
+        solve_at_most=1,
+    )
+    with working(None):
+        corpus.prepare(bounded=why_not_prune(corpus.template, query) is None)
 
 
 def find(

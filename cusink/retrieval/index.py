@@ -14,7 +14,7 @@ from cusink.errors import memory_advice
 from cusink.retrieval import checks
 from cusink.retrieval.collected import AnyCorpus, Settings, collect, grown, pairs_with
 from cusink.retrieval.collections import ON_EMPTY
-from cusink.retrieval.engine import find, why_not_prune
+from cusink.retrieval.engine import find, prepare
 from cusink.retrieval.keywords import SearchKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.query import Query
@@ -106,20 +106,18 @@ class Index:
         one_of("on_empty", on_empty, ON_EMPTY)
         flag("check", check)
         limit = checks.memory_limit(memory_limit)
-        # eps is checked with the arrays, of which it must be a number
         self._settings = Settings(eps=eps, value=value, options=options, memory_limit=limit, on_empty=on_empty)
         self._cost = C
         self._corpus = collect(B, C, self._settings, check)
         if value == "divergence":
             checks.divergence(self._corpus.template.C)
-        self._prepare()
+        prepare(self._corpus)
 
     def __len__(self) -> int:
         return len(self._corpus)
 
     def __repr__(self) -> str:
-        dtype = np.dtype(self._corpus.template.dtype)
-        return f"Index({len(self)} items, {self.value!r}, eps={self.eps:g}, {dtype})"
+        return f"Index({len(self)} items, {self.value!r}, eps={self.eps:g}, {self.dtype})"
 
     def __reduce__(self) -> Any:
         from cusink.retrieval.stored_index import in_memory
@@ -136,6 +134,16 @@ class Index:
     def value(self) -> MatrixValue:
         """Which distance it is."""
         return self._settings.value
+
+    @property
+    def tol(self) -> float | None:
+        """The marginal error at which a pair stops."""
+        return self._settings.options.tol
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the items."""
+        return np.dtype(self._corpus.template.dtype)
 
     @overload
     def search(
@@ -252,7 +260,7 @@ class Index:
         """
         flag("check", check)
         self._corpus = grown(self._corpus, B, self._settings, check)
-        self._prepare()
+        prepare(self._corpus)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the index into a folder of ``.npy`` files and one of JSON, without pickle.
@@ -326,16 +334,8 @@ class Index:
     def _of(cls, corpus: AnyCorpus, C: Any, settings: Settings) -> "Index":
         index = cls.__new__(cls)
         index._corpus, index._cost, index._settings = corpus, C, settings
-        index._prepare()
+        prepare(corpus)
         return index
-
-    def _prepare(self) -> None:
-        """Find out now what searches will need of the items."""
-        corpus, settings = self._corpus, self._settings
-        value, options, limit = settings.value, settings.options, settings.memory_limit
-        query = Query(k=1, value=value, options=options, excludes_self=False, memory_limit=limit, solve_at_most=1)
-        with working(None):
-            corpus.prepare(bounded=why_not_prune(corpus.template, query) is None)
 
 
 def _unpickled(description: dict[str, Any], arrays: dict[str, HostArray], device: str) -> Index:
