@@ -338,6 +338,7 @@ CALLS = {
         cusink.distributed.nearest,
         {"A": ROWS, "B": OTHERS, "C": C, "k": 1, "value": "cost", "prune": True, "device": "cpu", **SOLVE, **LIMITS},
     ),
+    "distributed.Index": (cusink.distributed.Index, {"parts": [INDEX], "client": None}),
     "jax.sinkhorn_loss": (cusink.jax.sinkhorn_loss, {"a": A, "b": B, "C": C, **LOSS}),
     "torch.sinkhorn_loss": (
         cusink.torch.sinkhorn_loss,
