@@ -186,7 +186,7 @@ def run_search(given: Namespace) -> int:
     with Report(given) as report:
         index = Index.load(given.index, verify=not given.no_verify, device=device)
         given.value, given.eps, given.tol, given.dtype = index.value, index.eps, index.tol, index.dtype.name
-        A = None if given.queries is None else queries(given.queries, index, given.normalise)
+        A = None if given.queries is None else queries(given.queries, index.dtype, given.normalise)
         if device == "cuda":
             (A,) = to_device(A)
         options = {"prune": not given.no_prune, "solve_at_most": given.solve_at_most, "progress": _bar(given)}

@@ -12,7 +12,6 @@ from cusink.costs.clouds import METRICS, PointCloud
 from cusink.costs.grid import SEPARABLE, Grid
 from cusink.costs.kinds import data_of, named_arrays
 from cusink.costs.matrix import cost_matrix
-from cusink.retrieval.index import Index
 from cusink.types import HostArray
 
 __all__ = [
@@ -128,12 +127,12 @@ def problem(given: Namespace) -> tuple[Any, Any, Any]:
     return sets[0], sets[1] if given.corpus is not None else None, C
 
 
-def queries(name: str, index: Index, normalise: bool) -> Any:
+def queries(name: str, dtype: Any, normalise: bool) -> Any:
     """Return the histograms in a file, in the dtype of an index, which checks the rest."""
     array = load(name, sparse=True)
     if isinstance(array, np.ndarray) and array.ndim > 2:
         array = array.reshape(len(array), -1)  # images on a grid
-    array = array.astype(index.dtype, copy=False)
+    array = array.astype(dtype, copy=False)
     if not normalise or array.ndim != 2:
         return array
     mass = np.asarray(array.sum(axis=1, dtype=np.float64))

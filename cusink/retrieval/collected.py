@@ -6,34 +6,22 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cusink.checks.arrays import array_module, kind, to_host
-from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
-from cusink.retrieval.corpus import HistogramCorpus
+from cusink.retrieval.corpus import HistogramCorpus, of_histograms
 from cusink.retrieval.documents.checks import are_documents, check_corpus, check_more, check_pairs_of_measures
-from cusink.retrieval.documents.corpus import DocumentCorpus
+from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
 from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
-from cusink.retrieval.facts import Facts
+from cusink.retrieval.facts import Settings
 from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.rows import joined
-from cusink.types import Array, MatrixValue
+from cusink.types import Array
 
 AnyPairs: TypeAlias = HistogramPairs | DocumentPairs
 AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What an index is for."""
-
-    eps: float
-    value: MatrixValue
-    options: Options
-    memory_limit: int | None
-    on_empty: str
 
 
 def collect(B: Any, C: Any, settings: Settings, check: bool) -> AnyCorpus:
@@ -47,34 +35,6 @@ def collect(B: Any, C: Any, settings: Settings, check: bool) -> AnyCorpus:
     rows = histograms.B
     assert isinstance(rows, checks.NormalisedRows)
     return of_histograms(dataclasses.replace(histograms, B=kept(rows), C=_kept_cost(histograms.C)), settings)
-
-
-def of_histograms(given: checks.CheckedCorpus, settings: Settings, facts: Facts | None = None) -> HistogramCorpus:
-    """Return the corpus of checked histograms."""
-    both = checks.CheckedHistograms(given.B, given.B, given.C, given.dtype)
-    return HistogramCorpus(
-        template=HistogramPairs.of(both, float(settings.eps)),
-        value=settings.value,
-        options=settings.options,
-        memory_limit=settings.memory_limit,
-        mass=given.mass,
-        before=Facts(0) if facts is None else facts,
-    )
-
-
-def of_documents(
-    given: CheckedDocuments, settings: Settings, measures: Measures | None, metric: str, facts: Facts | None = None
-) -> DocumentCorpus:
-    """Return the corpus of checked documents, or of measures."""
-    return DocumentCorpus(
-        template=DocumentPairs.of(given, float(settings.eps), settings.memory_limit),
-        value=settings.value,
-        options=settings.options,
-        memory_limit=settings.memory_limit,
-        measures=measures,
-        metric=metric,
-        before=Facts(0) if facts is None else facts,
-    )
 
 
 def pairs_with(corpus: AnyCorpus, A: Any, settings: Settings, check: bool) -> AnyPairs:

@@ -15,8 +15,8 @@ from cusink.convergence.options import Options
 from cusink.retrieval.batches import bins_in_use
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.bounds import entropies, prototypes
-from cusink.retrieval.checks import Histograms
-from cusink.retrieval.facts import DIGEST_BYTES, Facts, self_terms
+from cusink.retrieval.checks import CheckedCorpus, CheckedHistograms, Histograms
+from cusink.retrieval.facts import DIGEST_BYTES, Facts, Settings, self_terms
 from cusink.retrieval.histograms import HistogramPairs, digests_of
 from cusink.retrieval.ranking import Duplicates
 from cusink.retrieval.tiles import tile_shape
@@ -148,3 +148,16 @@ class HistogramCorpus:
 
     def _known(self, fact: HostArray | None) -> tuple[int, HostArray]:
         return (0, np.empty(0)) if fact is None else (self.before.columns, fact)
+
+
+def of_histograms(given: CheckedCorpus, settings: Settings, facts: Facts | None = None) -> HistogramCorpus:
+    """Return the corpus of checked histograms."""
+    both = CheckedHistograms(given.B, given.B, given.C, given.dtype)
+    return HistogramCorpus(
+        template=HistogramPairs.of(both, float(settings.eps)),
+        value=settings.value,
+        options=settings.options,
+        memory_limit=settings.memory_limit,
+        mass=given.mass,
+        before=Facts(0) if facts is None else facts,
+    )

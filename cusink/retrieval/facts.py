@@ -1,5 +1,6 @@
 """What searches keep of the columns alone, and the terms of a divergence that items have with themselves."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -9,7 +10,7 @@ from cusink.retrieval.blocks import blocks
 from cusink.retrieval.pairs import Pairs, Solved
 from cusink.retrieval.ranking import Duplicates
 from cusink.retrieval.tiles import calls_at_once
-from cusink.types import HostArray
+from cusink.types import HostArray, MatrixValue
 from cusink.workers import each
 
 DIGEST_BYTES = 16
@@ -45,6 +46,17 @@ class Columns(Protocol):
     @property
     def width(self) -> int:
         """How many items are solved with themselves at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an index is for."""
+
+    eps: float
+    value: MatrixValue
+    options: Options
+    memory_limit: int | None
+    on_empty: str
 
 
 class Facts(NamedTuple):

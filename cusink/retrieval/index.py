@@ -12,9 +12,10 @@ from cusink.checks.foreign import any_array, taken
 from cusink.checks.scalars import flag, flags, one_of, tolerance
 from cusink.errors import memory_advice
 from cusink.retrieval import checks
-from cusink.retrieval.collected import AnyCorpus, Settings, collect, grown, pairs_with
+from cusink.retrieval.collected import AnyCorpus, collect, grown, pairs_with
 from cusink.retrieval.collections import ON_EMPTY
 from cusink.retrieval.engine import find, prepare
+from cusink.retrieval.facts import Settings
 from cusink.retrieval.keywords import SearchKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.query import Query
@@ -57,9 +58,7 @@ class Index:
 
     Raises
     ------
-    TypeError
-        As for `cusink.distance_matrix`.
-    ValueError
+    TypeError, ValueError
         As for `cusink.distance_matrix`.
 
     Notes

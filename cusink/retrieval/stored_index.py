@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,17 +16,18 @@ from cusink.operand import operand
 from cusink.retrieval import checks
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.budget import kernel_share
-from cusink.retrieval.collected import AnyCorpus, Settings, of_documents, of_histograms
+from cusink.retrieval.corpus import HistogramCorpus, of_histograms
 from cusink.retrieval.documents.checks import check_corpus
-from cusink.retrieval.documents.corpus import DocumentCorpus
+from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
 from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
-from cusink.retrieval.facts import Facts
+from cusink.retrieval.facts import Facts, Settings
 from cusink.retrieval.rows import parts_of
 from cusink.retrieval.storage.folder import Parts, read_folder, write_folder
 from cusink.types import HostArray
 from cusink.version import __version__
 
+AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
 FACTS = ("digests", "bins", "entropies", "terms", "centres")  # that are arrays
 
 

@@ -13,7 +13,7 @@ from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.pairs import DocumentPairs, entropies_of
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, sums
 from cusink.retrieval.documents.tiles import PaddedDocuments, Words
-from cusink.retrieval.facts import DIGEST_BYTES, Facts, self_terms
+from cusink.retrieval.facts import DIGEST_BYTES, Facts, Settings, self_terms
 from cusink.retrieval.ranking import Duplicates
 from cusink.retrieval.tiles import tile_shape
 from cusink.types import HostArray, MatrixValue
@@ -142,3 +142,18 @@ class DocumentCorpus:
         """The words of the columns."""
         places = np.searchsorted(self.documents.used, self.B.places)
         return Words(places, self.B.weights, self.B.offsets[self.kept])
+
+
+def of_documents(
+    given: CheckedDocuments, settings: Settings, measures: Measures | None, metric: str, facts: Facts | None = None
+) -> DocumentCorpus:
+    """Return the corpus of checked documents, or of measures."""
+    return DocumentCorpus(
+        template=DocumentPairs.of(given, float(settings.eps), settings.memory_limit),
+        value=settings.value,
+        options=settings.options,
+        memory_limit=settings.memory_limit,
+        measures=measures,
+        metric=metric,
+        before=Facts(0) if facts is None else facts,
+    )
