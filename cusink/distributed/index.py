@@ -50,8 +50,10 @@ class Index:
     """
 
     def __init__(self, parts: Sequence[Any], *, client: Any = None) -> None:
-        if isinstance(parts, (str, bytes)) or not hasattr(parts, "__iter__"):
-            raise TypeError(f"'parts' must be a sequence of indexes; got {kind(parts)}")
+        if not isinstance(parts, (list, tuple)):
+            raise TypeError(f"'parts' must be a list or tuple of indexes; got {kind(parts)}")
+        if client is not None and (isinstance(client, type) or not hasattr(client, "submit")):
+            raise TypeError(f"'client' must be a dask.distributed.Client or None; got {kind(client)}")
         given = list(parts)
         for number, part in enumerate(given):
             if not (_is_index(part) or dask.is_dask_collection(part)):

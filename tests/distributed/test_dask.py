@@ -330,7 +330,7 @@ def test_parts_that_do_not_belong_together():
         ([one, B], TypeError, "got numpy.ndarray at 1"),
         ([dask.delayed(len)([])], TypeError, "delayed calls that return one; got int"),
         ([], ValueError, "at least one index"),
-        (one, TypeError, "a sequence of indexes; got cusink.Index"),
+        (one, TypeError, "a list or tuple of indexes; got cusink.Index"),
     ):
         with pytest.raises(error, match=message):
             distributed.Index(parts)
