@@ -1,9 +1,10 @@
 """Warnings and error messages that several subjects share."""
 
+import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -28,6 +29,7 @@ MOST_ITERATIONS = 1e7  # nobody waits for more
 HOPELESS = 0.1  # error beyond which nobody accepts a tolerance
 ENOUGH = 5000  # iterations within which problems that hardly converge are annealed, whatever their eps
 
+_deferred: ContextVar[list[tuple[str, type[Warning]]] | None] = ContextVar("where warnings wait", default=None)
 _warned: ContextVar[set[str] | None] = ContextVar("messages of the public call under way", default=None)
 
 
@@ -37,6 +39,10 @@ class ConvergenceWarning(UserWarning):
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the user's code that called the package, and once for each call of a public function."""
+    deferred = _deferred.get()
+    if deferred is not None:
+        deferred.append((message, category))
+        return
     warned = _warned.get()
     if warned is not None:
         if message in warned:
@@ -46,6 +52,16 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in SKIPPED:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def deferred_warnings(into: list[tuple[str, type[Warning]]]) -> Iterator[None]:
+    """Let `warn` add to a list, in a thread that knows nothing of the user's line."""
+    token = _deferred.set(into)
+    try:
+        yield
+    finally:
+        _deferred.reset(token)
 
 
 def warn_unconverged(missed: int, total: int, worst: float, tol: float, max_iter: int, advice: str = "") -> None:

@@ -32,9 +32,11 @@ from cusink.norms.products import kernel_product_adjoint as kernel_product_adjoi
 from cusink.norms.products import kernel_product_log as kernel_product_log
 from cusink.norms.products import kernel_product_log_adjoint as kernel_product_log_adjoint
 from cusink.retrieval.documents.measures import Measures as Measures
+from cusink.retrieval.index import Index as Index
 from cusink.retrieval.matrix import DistanceMatrix as DistanceMatrix
 from cusink.retrieval.matrix import distance_matrix as distance_matrix
-from cusink.retrieval.nearest import Neighbours as Neighbours
 from cusink.retrieval.nearest import nearest as nearest
+from cusink.retrieval.neighbours import Neighbours as Neighbours
 from cusink.solver.result import SinkhornResult as SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn as sinkhorn
+from cusink.workers import set_workers as set_workers

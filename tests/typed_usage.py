@@ -44,6 +44,14 @@ def retrieve(A: Floats, B: Floats, C: Floats, path: Path) -> None:
     d, i = cusink.nearest(A, B, C, k=3, eps=0.1)
     found: cusink.Neighbours = cusink.nearest(A, B, C, k=3, eps=0.1, prune=False, full_output=True)
     print(whole.converged, d.min(), i.max(), found.pruning)
+    index = cusink.Index(B, C, eps=0.1, value="reg_cost", memory_limit=1 << 30)
+    index.add(A)
+    index.save(path / "index", overwrite=True)
+    d, i = cusink.Index.load(path / "index", mmap=True).search(A, 3, solve_at_most=100, workers=2)
+    certified: cusink.Neighbours = index.search(A, 3, candidates=i, full_output=True)
+    print(len(index), certified.proved.all(), certified.undercut.max())
+    index.search(A, 3, k=4)  # type: ignore[call-overload]
+    cusink.set_workers(-1)
     clouds: cusink.Measures = cusink.Measures.of([A, B]).normalised()
     cusink.nearest(clouds[:1], clouds[1:], "euclidean", k=1, eps=0.1, on_empty="raise")
     cusink.nearest(A, B, C, k=3, eps=0.1, full_output=True)[0]  # type: ignore[index]

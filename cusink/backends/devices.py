@@ -23,9 +23,16 @@ def device_error() -> str | None:
     return f"CuPy cannot use a GPU ({reason}); see whether nvidia-smi lists one and whether CuPy fits its driver"
 
 
+def cupy_module() -> Any:
+    """Return CuPy, which `device_error` has found."""
+    import cupy
+
+    return cupy
+
+
 def to_device(*things: Any) -> list[Any]:
     """Return NumPy arrays and costs of such on the GPU, and anything else as it is."""
-    import cupy
+    cupy = cupy_module()
 
     def move(array: Any) -> Any:
         return cupy.asarray(array) if isinstance(array, np.ndarray) else array

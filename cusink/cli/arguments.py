@@ -12,14 +12,19 @@ from cusink.cli.output import tell
 from cusink.retrieval.checks import ALL_VALUES
 
 __all__ = [
+    "BUILD",
+    "INDEX",
     "INFO",
     "MATRIX",
     "NEAREST",
+    "SEARCH",
     "Parser",
+    "build_arguments",
     "info_arguments",
     "matrix_arguments",
     "nearest_arguments",
     "positive",
+    "search_arguments",
 ]
 
 
@@ -63,6 +68,32 @@ With one set the neighbours of each histogram are looked for among the others. W
 first, a line for each query: number: neighbour (distance), ... The .npz file holds the arrays 'distances' and
 'indices', both of shape (queries, k).
 {STATUS.format(kept="")}"""
+INDEX = """
+Keep a collection as an index, and search it again and again.
+
+    cusink index build corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o corpus.index
+    cusink index search corpus.index queries.npy --normalise -k 10
+
+An index is a folder of .npy files and one of JSON.
+"""
+BUILD = f"""
+Find out once what searches need of a collection, and write it into a folder.
+
+    cusink index build corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o corpus.index
+{FILES}
+The folder appears under its name only when it is complete. It says itself what it is for: a search gives the value,
+--eps and --tol of the index.
+{STATUS.format(kept="")}"""
+SEARCH = f"""
+Find the items of an index that are nearest to each query.
+
+    cusink index search corpus.index queries.npy --normalise -k 10
+    cusink index search corpus.index queries.npy --normalise -k 10 --solve-at-most 100 -o neighbours.npz
+
+Queries are files as for cusink nearest, on the bins of the index. Without them the neighbours of each item are looked
+for among the others. With --solve-at-most the .npz file also holds 'proved' and 'undercut', (queries,): whether the
+neighbours are those of a full search for certain, and how much nearer one that was not looked at could be.
+{STATUS.format(kept="")}"""
 INFO = """
 Tell the versions, the device, the CUDA kernels, and how a problem of some size would be tiled and launched.
 """
@@ -98,6 +129,33 @@ def nearest_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--force", action="store_true", help="overwrite the output if it exists")
 
 
+def build_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``cusink index build``."""
+    parser.add_argument("queries", metavar="corpus", help="histograms that are to be looked among")
+    parser.set_defaults(corpus=None)
+    _cost_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", required=True, type=Path, help="the folder to write")
+    output.add_argument("--force", action="store_true", help="replace an index that exists")
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``cusink index search``."""
+    parser.add_argument("index", type=Path, help="the folder of an index")
+    parser.add_argument("queries", nargs="?", help="histograms, one per line of the result")
+    parser.add_argument("-k", "--neighbours", required=True, type=count, metavar="K", help="how many for each query")
+    parser.add_argument("--solve-at-most", type=count, metavar="N", help="pairs to be solved of each query at most")
+    parser.add_argument("--no-prune", action="store_true", help="solve all pairs; the answer is the same")
+    parser.add_argument("--normalise", action="store_true", help="divide every query by its mass")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the checksums of the files")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is cuda where it works")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="a bar (needs tqdm)")
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", type=Path, help="the .npz file to write; left out: print the neighbours")
+    output.add_argument("--force", action="store_true", help="overwrite the output if it exists")
+    parser.set_defaults(corpus=None, cost=None, points=None)
+
+
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``cusink info``."""
     parser.add_argument("--pairs", type=sizes, default=(100, 1000), metavar="QxD", help="queries x corpus (100x1000)")
@@ -108,6 +166,10 @@ def info_arguments(parser: argparse.ArgumentParser) -> None:
 def _problem_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queries", help="histograms, one per row of the result")
     parser.add_argument("corpus", nargs="?", help="histograms to compare with; left out: the queries among themselves")
+    _cost_arguments(parser)
+
+
+def _cost_arguments(parser: argparse.ArgumentParser) -> None:
     cost = parser.add_argument_group("cost of moving mass from bin i to bin j (one of --cost, --grid, --points)")
     cost.add_argument("--cost", metavar="FILE", help="matrix of shape (bins, bins); +inf forbids a move")
     cost.add_argument("--grid", type=sizes, metavar="HxW", help="the bins are cells of a grid: 100, 8x8, 4x4x4")

@@ -17,19 +17,27 @@ import numpy as np
 from cusink.backends.devices import device_error, to_device
 from cusink.checks.arrays import to_host
 from cusink.cli.arguments import (
+    BUILD,
+    INDEX,
     INFO,
     MATRIX,
     NEAREST,
+    SEARCH,
     Parser,
+    build_arguments,
     info_arguments,
     matrix_arguments,
     nearest_arguments,
+    search_arguments,
 )
-from cusink.cli.files import InputError, problem
+from cusink.cli.files import InputError, problem, queries
 from cusink.cli.info import as_text, installation
 from cusink.cli.output import DiskError, OutputError, Report, check_output, note, sidecar, target, tell, write_npz
+from cusink.retrieval.index import Index
 from cusink.retrieval.matrix import distance_matrix
 from cusink.retrieval.nearest import nearest
+from cusink.retrieval.neighbours import Neighbours
+from cusink.types import HostArray
 from cusink.version import __version__
 
 __all__ = [
@@ -42,12 +50,15 @@ DESCRIPTION = """Sinkhorn distances from the command line.
 
     cusink distance-matrix queries.npy corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o distances.npy
     cusink nearest queries.npy corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -k 10 -o neighbours.npz
+    cusink index build corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o corpus.index
+    cusink index search corpus.index queries.npy --normalise -k 10
     cusink info
 
 `cusink COMMAND --help` explains each.
 """
 
 
+CERTIFICATE = ("proved", "undercut")
 CLOSED_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 
@@ -114,13 +125,20 @@ def make_parser() -> Parser:
     parser = Parser(prog="cusink", description=summary, epilog=details, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"cusink {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, text, run, arguments in (
-        ("distance-matrix", MATRIX, run_distance_matrix, matrix_arguments),
-        ("nearest", NEAREST, run_nearest, nearest_arguments),
-        ("info", INFO, run_info, info_arguments),
-    ):
+
+    def add(among: Any, name: str, text: str) -> Any:
         summary, details = text.strip().split("\n", 1) if "\n" in text.strip() else (text.strip(), "")
-        command = commands.add_parser(name, help=summary, description=summary, epilog=details, formatter_class=raw)
+        return among.add_parser(name, help=summary, description=summary, epilog=details, formatter_class=raw)
+
+    of_index = add(commands, "index", INDEX).add_subparsers(metavar="ACTION", required=True)
+    for among, name, text, run, arguments in (
+        (commands, "distance-matrix", MATRIX, run_distance_matrix, matrix_arguments),
+        (commands, "nearest", NEAREST, run_nearest, nearest_arguments),
+        (of_index, "build", BUILD, run_build, build_arguments),
+        (of_index, "search", SEARCH, run_search, search_arguments),
+        (commands, "info", INFO, run_info, info_arguments),
+    ):
+        command = add(among, name, text)
         command.set_defaults(run=run)
         arguments(command)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -144,6 +162,43 @@ def run_nearest(given: Namespace) -> int:
     device, (A, B, C), shape = _problem(given)
     with Report(given) as report:
         found = nearest(A, B, C, k=given.neighbours, prune=not given.no_prune, full_output=True, **_options(given))
+    return _neighbours(given, report, found, device, shape)
+
+
+def run_build(given: Namespace) -> int:
+    """Do the work of ``cusink index build`` and return the exit status."""
+    if given.output.exists() and not given.force:
+        raise InputError(f"--output: {given.output} exists; choose another name or pass --force to replace an index")
+    device, (B, _, C), (count, _) = _problem(given)
+    names = ("eps", "value", "tol", "max_iter", "memory_limit")
+    with Report(given) as report:
+        index = Index(B, C, **{name: getattr(given, name) for name in names})
+        index.save(given.output, overwrite=given.force)
+    text = f"{given.output}: an index of {count} items, {given.dtype}, {given.value}, eps {given.eps:g}"
+    return report.finish((count, count), device, text, {"output": str(given.output), "items": count})
+
+
+def run_search(given: Namespace) -> int:
+    """Do the work of ``cusink index search`` and return the exit status."""
+    if given.output is not None:
+        check_output(given, (".npz",))
+    device = choose_device(given.device)
+    with Report(given) as report:
+        index = Index.load(given.index, verify=not given.no_verify, device=device)
+        given.value, given.eps, given.tol, given.dtype = index.value, index.eps, index.tol, index.dtype.name
+        A = None if given.queries is None else queries(given.queries, index.dtype, given.normalise)
+        if device == "cuda":
+            (A,) = to_device(A)
+        options = {"prune": not given.no_prune, "solve_at_most": given.solve_at_most, "progress": _bar(given)}
+        found = index.search(A, given.neighbours, full_output=True, **options)
+    more = {} if given.solve_at_most is None else {name: to_host(getattr(found, name)) for name in CERTIFICATE}
+    return _neighbours(given, report, found, device, (len(found.distances), len(index)), **more)
+
+
+def _neighbours(
+    given: Namespace, report: Report, found: Neighbours, device: str, shape: tuple[int, int], **certificate: HostArray
+) -> int:
+    """Print or write what was found, and return the exit status."""
     distances, indices = map(to_host, (found.distances, found.indices))
     more = {"k": given.neighbours, "pairs_solved": int(found.finished), "pruning": found.pruning}
     if given.output is None:
@@ -153,8 +208,9 @@ def run_nearest(given: Namespace) -> int:
         )
         numbers = [[d if math.isfinite(d) else None for d in row] for row in distances.tolist()]
         more |= {"indices": indices.tolist(), "distances": numbers}
+        more |= {name: [x if math.isfinite(x) else None for x in y.tolist()] for name, y in certificate.items()}
         return report.finish(shape, device, "\n".join(lines), more, summarise=True)
-    write_npz(given.output, distances=distances, indices=indices)
+    write_npz(given.output, distances=distances, indices=indices, **certificate)
     text = f"{given.output}: {given.neighbours} of {shape[1]} for {shape[0]}, {given.value}, eps {given.eps:g}"
     return report.finish(shape, device, text, more | {"output": str(given.output)})
 
@@ -195,11 +251,15 @@ def _problem(given: Namespace) -> tuple[str, tuple[Any, Any, Any], tuple[int, in
 
 def _options(given: Namespace) -> dict[str, Any]:
     """Return the arguments that both functions take."""
-    names = ("eps", "value", "tol", "max_iter", "memory_limit", "progress")
-    options = {name: getattr(given, name) for name in names}
+    names = ("eps", "value", "tol", "max_iter", "memory_limit")
+    return {name: getattr(given, name) for name in names} | {"progress": _bar(given)}
+
+
+def _bar(given: Namespace) -> bool:
+    """Return whether to show a bar."""
     if given.progress is None:
-        options["progress"] = sys.stderr.isatty() and not given.json and importlib.util.find_spec("tqdm") is not None
-    return options
+        return sys.stderr.isatty() and not given.json and importlib.util.find_spec("tqdm") is not None
+    return bool(given.progress)
 
 
 def choose_device(name: str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "line",
     "load",
     "problem",
+    "queries",
 ]
 
 
@@ -124,6 +125,20 @@ def problem(given: Namespace) -> tuple[Any, Any, Any]:
     else:
         _one_mass(names, masses, dtype)
     return sets[0], sets[1] if given.corpus is not None else None, C
+
+
+def queries(name: str, dtype: Any, normalise: bool) -> Any:
+    """Return the histograms in a file, in the dtype of an index, which checks the rest."""
+    array = load(name, sparse=True)
+    if isinstance(array, np.ndarray) and array.ndim > 2:
+        array = array.reshape(len(array), -1)  # images on a grid
+    array = array.astype(dtype, copy=False)
+    if not normalise or array.ndim != 2:
+        return array
+    mass = np.asarray(array.sum(axis=1, dtype=np.float64))
+    if isinstance(array, np.ndarray) and (wrong := first_index(~(mass > 0))) is not None:
+        raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is {mass[wrong]:g}")
+    return _normalised(array, mass)
 
 
 def cost(given: Namespace, dtype: Any, sparse: bool) -> tuple[Any, str]:

@@ -1,54 +1,34 @@
 """The tasks of `cusink.distributed` that find neighbours among a chunk of a collection."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
-from cusink.backends.devices import to_device
-from cusink.costs.cost import Cost
-from cusink.costs.kinds import kind_of, with_arrays
 from cusink.distributed.jobs import Place, Task
 from cusink.distributed.tasks import like_chunk, pairs_of_chunks
-from cusink.retrieval.nearest import nearest
+from cusink.retrieval.engine import corpus_of, find
+from cusink.retrieval.neighbours import neighbours
+from cusink.retrieval.query import Query
 from cusink.types import Array
+from cusink.workers import alone
 
 
+@alone
 def nearest_in_chunk(
     a: Array, b: Array | None, C: Any, mass: float, place: Place, *, k: int, prune: bool, task: Task
 ) -> dict[str, Array]:
     """Return the k nearest in a chunk, or in `a` itself for None: arrays (rows, k), or fewer if the chunk has."""
-    pairs = pairs_of_chunks(a, a if b is None else b, C, mass, place, task)
+    pairs = pairs_of_chunks(a, b, C, mass, place, task)
     k = min(k, pairs.shape[1] - (b is None))
     if k == 0:
         return {"distances": np.empty((len(a), 0), pairs.dtype), "indices": np.empty((len(a), 0), np.int64)}
-    if task.device == "cuda":
-        (C,) = to_device(C)
-    # Scaled to one mass, so that it does not matter which chunks meet.
-    A, B = pairs.A[:], None if b is None else pairs.B[:]
-    distances, indices = nearest(
-        A,
-        B,
-        _in_dtype(C, pairs.C),
-        k=k,
-        eps=task.eps,
-        value=task.value,
-        prune=prune,
-        memory_limit=task.memory_limit,
-        check=False,
-        **dataclasses.asdict(task.options),
-    )
+    query = Query(k=k, value=task.value, options=task.options, excludes_self=b is None, memory_limit=task.memory_limit)
+    found, pruning = find(pairs, corpus_of(pairs, query), query, prune, False)
+    near = neighbours(found, pairs, task.options, pruning, full_output=True)
     return {
-        "distances": like_chunk(a, pairs, distances.astype(pairs.dtype)),
-        "indices": like_chunk(a, pairs, indices) + place.column,
+        "distances": like_chunk(a, pairs, near.distances),
+        "indices": like_chunk(a, pairs, near.indices) + place.column,
     }
-
-
-def _in_dtype(C: Any, cost: Cost[Any]) -> Any:
-    """Return a cost as the user gives it in the dtype of the computation; `cost` is its operand."""
-    if kind_of(C) == "dense":
-        return cost.data
-    return with_arrays(C, lambda points: points.astype(cost.dtype, copy=False))
 
 
 def merge_neighbours(found: list[dict[str, Array]], *, k: int) -> dict[str, Array]:

@@ -15,8 +15,10 @@ from cusink.retrieval.pairs import Field, Solved
 from cusink.retrieval.storage.memory import ArraySink
 from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles
 from cusink.types import Array, HostArray
+from cusink.workers import alone
 
 
+@alone
 def solve_block(
     a: Array,
     b: Array,
@@ -37,7 +39,7 @@ def solve_block(
     """
     pairs = dataclasses.replace(pairs_of_chunks(a, b[skip:], C, mass, place, task), symmetric=diagonal)
     ours, theirs = terms
-    given = None if ours is None or theirs is None else (_solved(pairs, ours), _solved(pairs, theirs[skip:]))
+    given = (None, None) if ours is None or theirs is None else (_solved(pairs, ours), _solved(pairs, theirs[skip:]))
     values = PairValues(pairs, task.value, task.options, task.width, given)
     if diagonal:
         fields, misses = values.tile(slice(0, len(a)), slice(0, len(b) - skip), names)
@@ -63,6 +65,7 @@ def mirror_block(
     }
 
 
+@alone
 def self_terms(x: Array, C: Any, mass: float, *, side: Literal[0, 1], task: Task) -> HostArray:
     """Solve items of A (side 0) or B, each with itself: (items, 3), the value, its error, and whether it converged."""
     other = np.full_like(x, mass / C.shape[1 - side], shape=(1, C.shape[1 - side]))
@@ -79,8 +82,8 @@ def _solved(pairs: HistogramPairs, terms: HostArray) -> Solved:
     return Solved(pairs.xp.asarray(terms[:, 0]), terms[:, 1], none, terms[:, 2] > 0)
 
 
-def pairs_of_chunks(a: Array, b: Array, C: Any, mass: float, place: Place | None, task: Task) -> HistogramPairs:
-    """Return the pairs of two chunks, on the device of the task, all scaled to `mass`."""
+def pairs_of_chunks(a: Array, b: Array | None, C: Any, mass: float, place: Place | None, task: Task) -> HistogramPairs:
+    """Return the pairs of two chunks, b None for `a` itself, on the device of the task, all scaled to `mass`."""
     if task.device == "cuda":
         problem = device_error()
         if problem is not None:

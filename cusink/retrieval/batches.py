@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.pairs import PairsOnBins, SolvedProblems
+from cusink.retrieval.pairs import PairsOnBins, Rows, SolvedProblems
 from cusink.types import Array, HostArray, Value
+from cusink.workers import each
 
 CALL_ENTRIES = 150_000  # entries of the cost, times pairs, whose iteration takes as long as the overhead of a call
 
@@ -24,22 +27,38 @@ class SolvedPairs:
     g: Array
 
 
+def bins_in_use(B: Rows, C: Cost[Any], first: int = 0) -> HostArray:
+    """Return the bins, in NumPy, that columns from `first` on have weight in; all where the cost is not divisible."""
+    used = np.zeros(C.shape[1], bool)
+    for rows in blocks(len(B) - first, ROWS_PER_BLOCK, first):
+        used |= C.to_host((B[rows] > 0).any(axis=0))
+    return np.flatnonzero(used | (not C.divisible))
+
+
 class PairBatches:
-    """Solves pairs (row, column) of `PairsOnBins` in any order and mixture, at most `width` at once.
+    """Solves pairs (row, column) of `PairsOnBins` in any order and mixture, `width` at once, by `at_once` threads.
 
     Results do not depend on the batch: each problem converges alone and is annealed by the range of all costs. They
-    agree with those of a matrix, which solves a row with the bins of that row alone, up to rounding.
+    agree with those of a matrix, which solves a row with the bins of that row alone, up to rounding. `columns` are the
+    bins that the columns use, if they are known.
     """
 
-    def __init__(self, pairs: PairsOnBins, value: Value, options: Options, width: int) -> None:
+    def __init__(
+        self,
+        pairs: PairsOnBins,
+        value: Value,
+        options: Options,
+        width: int,
+        columns: Array | None = None,
+        at_once: int | None = None,
+    ) -> None:
+        self.at_once = at_once
         self.pairs, self.value, self.options, self.width = pairs, value, options, width
-        xp, to_host = pairs.xp, pairs.to_host
-        A, B = pairs.A, pairs.B
+        A, to_host = pairs.A, pairs.to_host
         self.support = np.concatenate([to_host(A[rows] > 0) for rows in blocks(len(A), ROWS_PER_BLOCK)])
-        used = sum((B[rows] > 0).any(axis=0).astype(int) for rows in blocks(len(B), ROWS_PER_BLOCK))
         if not pairs.C.divisible:  # all bins or none
-            self.support, used = np.ones_like(self.support), used + 1
-        self.columns = xp.flatnonzero(used)
+            self.support = np.ones_like(self.support)
+        self.columns = pairs.xp.asarray(bins_in_use(pairs.B, pairs.C) if columns is None else columns)
 
     def solve(self, rows: HostArray, columns: HostArray, potentials: bool = True) -> SolvedPairs:
         """Solve the pairs (rows[k], columns[k]), with or without `potentials`."""
@@ -47,7 +66,8 @@ class PairBatches:
         order = np.lexsort((columns, rows))
         values, error, converged = np.empty(len(rows)), np.empty(len(rows)), np.empty(len(rows), bool)
         f, g = (xp.zeros((len(rows) if potentials else 0, size), C.dtype) for size in C.shape)
-        for batch, union in self._batches(rows[order]):
+
+        def solve_batch(batch: slice, union: HostArray) -> None:
             at, bins = order[batch], xp.asarray(np.flatnonzero(union))
             solved, some_f, some_g = self._solve(rows[at], columns[at], bins)
             values[at], error[at], converged[at] = (
@@ -58,6 +78,8 @@ class PairBatches:
             if potentials:
                 at = xp.asarray(at)[:, None]
                 f[at, bins], g[at, self.columns] = some_f, some_g
+
+        each(solve_batch, self._batches(rows[order]), self.at_once)
         return SolvedPairs(values, error, converged, f, g)
 
     def _solve(self, rows: HostArray, columns: HostArray, bins: Array) -> SolvedProblems:

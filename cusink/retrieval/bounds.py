@@ -7,21 +7,25 @@ leave undecided are tightened one by one, with a few iterations that start from 
 """
 
 import math
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
+from cusink.costs.cost import Cost
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.pairs import PairsOnBins
+from cusink.retrieval.pairs import PairsOnBins, Rows
 from cusink.types import Array, ArrayModule, HostArray
+from cusink.workers import each
 
 MOST_PROTOTYPES = 32  # that a row is solved against
 COLUMNS_PER_PROTOTYPE = 16  # at least
 SAMPLED_PER_PROTOTYPE = 64  # columns, at most
 KMEANS_ROUNDS = 5
+ROWS_PER_PROTOTYPES = 16  # that are iterated against all prototypes at once: a share of a thread
 PROTOTYPE_ITERATIONS = {"cost": 16, "reg_cost": 8}
 TIGHTENING_ITERATIONS = 2
+MOST_SLACK = 1e300  # with which the bound of a closed pair, inf, stays inf
 BLOCK_BOUNDS = 1 << 20  # bounds computed at once
 
 
@@ -54,18 +58,26 @@ class RowBounds:
 
     def tighten(self, rows: HostArray, columns: HostArray) -> None:
         """Raise the bounds of single pairs, by NumPy indices: ordered rows of these bounds, and columns."""
-        for block in blocks(len(rows), self.batches.width):
-            self._tighten(rows[block], columns[block])
+        calls = [(rows[block], columns[block]) for block in blocks(len(rows), self.batches.width)]
+        each(self._tighten, calls, self.batches.at_once)
 
     def _against(self, centres: Array) -> Array:
         """Return potentials (rows, R, bins) after a few iterations of the rows with each centre (R, columns)."""
         xp, eps = self.xp, self.eps
-        log_a, log_b = _log(xp, self.a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(self.a), 1)))
-        f = xp.zeros_like(log_a)
-        for _ in range(PROTOTYPE_ITERATIONS["cost" if self.sharp else "reg_cost"]):
-            g = self.softmin(log_a + f / eps, 0)
-            f = self.softmin(log_b + g / eps, 1)
-        return f.reshape(len(self.a), len(centres), -1)
+        out = xp.empty((len(self.a), len(centres), self.a.shape[1]), self.C.dtype)
+
+        def iterate(rows: slice) -> None:
+            a = self.a[rows]
+            log_a, log_b = _log(xp, a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(a), 1)))
+            f = xp.zeros_like(log_a)
+            for _ in range(PROTOTYPE_ITERATIONS["cost" if self.sharp else "reg_cost"]):
+                g = self.softmin(log_a + f / eps, 0)
+                f = self.softmin(log_b + g / eps, 1)
+            out[rows] = f.reshape(len(a), len(centres), -1)
+
+        size = len(self.a) if xp is not np else ROWS_PER_PROTOTYPES
+        each(iterate, [(rows,) for rows in blocks(len(self.a), size)], self.batches.at_once)
+        return out
 
     def _add(self, f: Array) -> None:
         """Add cuts from potentials f (rows, K, bins)."""
@@ -73,14 +85,24 @@ class RowBounds:
         a, f = self.a.repeat(count, axis=0), self.xp.ascontiguousarray(f).reshape(-1, size)
         g = self._complete(a, f).reshape(len(self.a), count, -1)
         constant = _dot(self.xp, a, f).reshape(len(self.a), count)
-        for columns in blocks(self.pairs.shape[1], ROWS_PER_BLOCK):
-            turned = self.pairs.B[columns][:, self.batches.columns].T
-            for rows in blocks(len(g), max(1, BLOCK_BOUNDS // (count * turned.shape[1]))):
-                bounds = self.xp.matmul(g[rows].reshape(-1, g.shape[2]), turned)
-                bounds = bounds.reshape(-1, count, turned.shape[1])
-                bounds += constant[rows, :, None].astype(bounds.dtype)
-                bounds = self.C.to_host(bounds.max(axis=1))
-                np.maximum(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
+        on_all = g
+        if g.shape[2] < self.pairs.C.shape[1]:  # the columns are read as they are, with the bins that none of them uses
+            on_all = self.xp.zeros((*g.shape[:2], self.pairs.C.shape[1]), g.dtype)
+            on_all[..., self.batches.columns] = g
+
+        def bound(rows: slice, columns: slice) -> None:
+            bounds = self.pairs.B.products(on_all[rows].reshape(-1, on_all.shape[2]), columns)
+            bounds = bounds.reshape(-1, count, columns.stop - columns.start)
+            bounds += constant[rows, :, None].astype(bounds.dtype)
+            bounds = self.C.to_host(bounds.max(axis=1))
+            np.maximum(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
+
+        calls = [
+            (rows, columns)
+            for columns in blocks(self.pairs.shape[1], ROWS_PER_BLOCK)
+            for rows in blocks(len(g), max(1, BLOCK_BOUNDS // (count * (columns.stop - columns.start))))
+        ]
+        each(bound, calls, self.batches.at_once)
         self.g = self.xp.concatenate([self.g, g], axis=1)
         self.constant = self.xp.concatenate([self.constant, constant], axis=1)
 
@@ -109,12 +131,12 @@ class RowBounds:
         self.lower[rows, columns] = np.maximum(self.lower[rows, columns], bounds)
 
 
-def prototypes(pairs: PairsOnBins, batches: PairBatches) -> Array:
+def prototypes(B: Rows, columns: Array, xp: ArrayModule) -> Array:
     """Return centres (R, columns), on the bins in use, of clusters of B: k-means on a sample."""
-    xp, total = pairs.xp, pairs.shape[1]
-    count = min(MOST_PROTOTYPES, total // COLUMNS_PER_PROTOTYPE)
+    total = len(B)
+    count = max(1, min(MOST_PROTOTYPES, total // COLUMNS_PER_PROTOTYPE))
     sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLED_PER_PROTOTYPE * count)).astype(int))
-    items = pairs.B[xp.asarray(sample)][:, batches.columns]
+    items = B[xp.asarray(sample)][:, columns]
     centres = items[xp.asarray(np.linspace(0, len(sample) - 1, count).astype(int))]
     for _ in range(KMEANS_ROUNDS):
         cluster = ((centres * centres).sum(axis=1) / 2 - xp.matmul(items, centres.T)).argmin(axis=1)
@@ -124,11 +146,11 @@ def prototypes(pairs: PairsOnBins, batches: PairBatches) -> Array:
     return xp.ascontiguousarray(centres)
 
 
-def entropies(pairs: PairsOnBins, side: Literal[0, 1]) -> HostArray:
-    """Return ``-sum_i w_i log w_i`` of all items of A (side 0) or B (side 1), in NumPy."""
-    xp, items = pairs.xp, (pairs.A, pairs.B)[side]
-    read = (items[rows] for rows in blocks(len(items), ROWS_PER_BLOCK))
-    return np.concatenate([-pairs.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in read])
+def entropies(items: Rows, C: Cost[Any], first: int = 0) -> HostArray:
+    """Return ``-sum_i w_i log w_i`` of all items from `first` on, in NumPy."""
+    xp = C.xp
+    read = (items[rows] for rows in blocks(len(items) - first, ROWS_PER_BLOCK, first))
+    return np.concatenate([-C.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in read])
 
 
 def slack(pairs: PairsOnBins, tol: float, mass: float, smallest: float) -> float:
@@ -140,7 +162,7 @@ def slack(pairs: PairsOnBins, tol: float, mass: float, smallest: float) -> float
     eps, bins, unit = pairs.eps, sum(pairs.C.shape), float(np.finfo(pairs.C.dtype.name).eps) / 2
     span, size = high - low, 4 * max(abs(low), abs(high)) + 2 * eps * abs(math.log(mass))
     rounding = unit * ((bins + 32) * (size + eps) + 4 * span * span / eps)
-    return float(mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding))
+    return min(mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding), MOST_SLACK)
 
 
 def bytes_needed(pairs: PairsOnBins, solved: int) -> tuple[int, int]:

@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, get_args
+from typing import Any, Literal, Protocol, TypeGuard, get_args
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind
+from cusink.checks.arrays import arrays, kind, one_array, to_host
 from cusink.checks.scalars import positive_bytes, positive_integer, price_in_range, regularisation, shown
 from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.checks import cost_values
@@ -16,7 +16,7 @@ from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.types import Array, ArrayModule, MatrixValue
+from cusink.types import Array, ArrayModule, HostArray, MatrixValue
 
 ALL_VALUES = get_args(MatrixValue)
 DTYPES_ON_DISK = ("float16", "float32", "float64")
@@ -35,19 +35,46 @@ class NormalisedRows:
     def __len__(self) -> int:
         return len(self.weights)
 
+    def products(self, vectors: Array, items: slice) -> Array:
+        """Return the products (K, items) of vectors (K, n) with some rows, without a copy of these."""
+        return (vectors @ self.weights[items].T) * self.factors[items]
+
     def content(self) -> tuple[Any, ...]:
         """Return a word for the kind, and the data, for fingerprints."""
         return "rows", self.weights, self.factors
+
+
+class Histograms(Protocol):
+    """Rows (Q, n), the weights of which are scaled to one mass as they are read."""
+
+    def __getitem__(self, items: Any) -> Array: ...
+    def __len__(self) -> int: ...
+
+    def products(self, vectors: Array, items: slice) -> Array:
+        """Return the products (K, items) of vectors (K, n) with some rows."""
+
+    def content(self) -> tuple[Any, ...]:
+        """Return a word for the kind, and the data, for fingerprints."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedHistograms:
     """Histograms A and B (A itself for a collection with itself), the cost, and the dtype of the user."""
 
-    A: NormalisedRows
-    B: NormalisedRows
+    A: Histograms
+    B: Histograms
     C: Cost[Any]
     dtype: Any
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedCorpus:
+    """Histograms B of one mass, the cost (n, m) whose m bins they are on, and the dtype of the user."""
+
+    B: Histograms
+    C: Cost[Any]
+    dtype: Any
+    mass: float
 
 
 def histograms(
@@ -83,31 +110,69 @@ def histograms(
         if check:
             weight_values("A", A[:1], xp)
         mass = float(A[0].sum(dtype=np.float64))
-    first = _normalised_rows("A", A, mass, xp, check, dtype)
-    second = first if itself else _normalised_rows("B", B, mass, xp, check, dtype)
-    if check and C.stored and not xp.isfinite(C.data).all():
-        _partners(first.weights, second.weights, C.data, xp)
+    first = normalised_rows("A", A, mass, xp, check, dtype)
+    second = first if itself else normalised_rows("B", B, mass, xp, check, dtype)
+    if check:
+        partners(first, second, C)
     return CheckedHistograms(first, second, C, dtype)
+
+
+def corpus(B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None = None) -> CheckedCorpus:
+    """Check histograms B of one mass, to be looked among later, and the cost to their bins."""
+    eps = regularisation(eps)
+    if B is None:
+        raise TypeError("'B' must be an array of histograms; got None")
+    if isinstance(C, str):
+        raise TypeError(
+            "'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got a word, which goes with 'B' that "
+            f"is cusink.Measures, and 'B' is {kind(B)}. cusink.cost_matrix makes costs from points"
+        )
+    (B, *parts), xp, dtype = arrays(B=B, **named_arrays(C))
+    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
+    price_in_range("eps", eps, C.dtype.name)
+    rows_on_bins("B", B, C.shape[1], C)
+    if check and C.stored:
+        cost_values(C.data, xp)
+    if check:
+        weight_values("B", B[:1], xp)
+    mass = float(B[0].sum(dtype=np.float64))
+    return CheckedCorpus(normalised_rows("B", B, mass, xp, check, dtype, "'B' row 0"), C, dtype, mass)
+
+
+def rows_like(name: str, x: Any, given: CheckedCorpus, side: Literal[0, 1], check: bool) -> NormalisedRows:
+    """Check more histograms for an index: queries (side 0), or further items (side 1); scale them to its mass."""
+    C = given.C
+    if x is None:
+        raise TypeError(f"'{name}' must be an array of histograms; got None")
+    (x, _), xp, _ = arrays(**{name: x, "the index": C.xp.empty(0, given.dtype)})
+    rows_on_bins(name, x, C.shape[side], C)
+    return normalised_rows(name, x, given.mass, xp, check, given.dtype, "the index")
 
 
 def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
     """Check that the rows of A and B, None for A itself, are histograms on the bins of C."""
     n, m = C.shape
     for name, x, bins in (("A", A, n), ("B", A if B is None else B, m)):
-        if x.ndim != 2 or x.shape[1] != bins:
-            swapped = B is not None and n != m and x.ndim > 0 and x.shape[-1] == n + m - bins
-            hint = ". Did you swap 'A' and 'B'?" if swapped else ""
-            hint = hint or (". A single histogram is A[None, :]" if x.ndim == 1 else "")
-            raise ValueError(
-                f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
-                f"got {x.shape}{hint}"
-            )
-        if 0 in x.shape:
-            raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
+        swapped = B is not None and n != m and x.ndim > 0 and x.shape[-1] == n + m - bins
+        rows_on_bins(name, x, bins, C, ". Did you swap 'A' and 'B'?" if swapped else "")
 
 
-def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check: bool, dtype: Any) -> NormalisedRows:
-    """Return rows scaled to the mass `wanted`, which they must have up to the tolerance of the user's dtype."""
+def rows_on_bins(name: str, x: Array, bins: int, C: Cost[Any], hint: str = "") -> None:
+    """Check that the rows of `x` are histograms on some of the bins of C."""
+    if x.ndim != 2 or x.shape[1] != bins:
+        hint = hint or (f". A single histogram is {name}[None, :]" if x.ndim == 1 else "")
+        raise ValueError(
+            f"'{name}' must have shape (Q, {bins}), one histogram per row, to match C of shape {C.shape}; "
+            f"got {x.shape}{hint}"
+        )
+    if 0 in x.shape:
+        raise ValueError(f"'{name}' must have at least one row and one bin; got shape {x.shape}")
+
+
+def normalised_rows(
+    name: str, x: Array, wanted: float, xp: ArrayModule, check: bool, dtype: Any, first: str = "'A' row 0"
+) -> NormalisedRows:
+    """Return rows scaled to the mass `wanted`, that of `first`, which they must have up to the user's dtype."""
     x = xp.ascontiguousarray(x)
     if check:
         for rows in blocks(len(x), ROWS_PER_BLOCK):
@@ -120,21 +185,24 @@ def _normalised_rows(name: str, x: Array, wanted: float, xp: ArrayModule, check:
             mass,
             wanted,
             dtype,
-            got=lambda row: f"'A' row 0 has {wanted:g} and '{name}' row {row} has {float(mass[row]):g}",
-            advice="To normalise, divide each row by its sum: A / A.sum(axis=1, keepdims=True)",
+            got=lambda row: f"{first} has {wanted:g} and '{name}' row {row} has {float(mass[row]):g}",
+            advice=f"To normalise, divide each row by its sum: {name} / {name}.sum(axis=1, keepdims=True)",
         )
     return NormalisedRows(x, (wanted / mass).astype(x.dtype))
 
 
-def _partners(A: Array, B: Array, C: Array, xp: ArrayModule) -> None:
+def partners(A: Histograms, B: Histograms, cost: Cost[Any]) -> None:
     """Check that every bin with weight may send some of it to a bin with weight, in every pair of rows."""
-    allowed = xp.isfinite(C).astype(A.dtype)
+    xp, C, dtype = cost.xp, cost.data, cost.dtype
+    if not cost.stored or xp.isfinite(C).all():
+        return
+    allowed = xp.isfinite(C).astype(dtype)
     for names, weights, others, pairs in (("AB", A, B, allowed), ("BA", B, A, allowed.T)):
         for columns in blocks(len(others), ROWS_PER_BLOCK):
-            reached = xp.matmul((others[columns] > 0).astype(A.dtype), pairs.T) > 0
+            reached = xp.matmul((others[columns] > 0).astype(dtype), pairs.T) > 0
             for rows in blocks(len(weights), ROWS_PER_BLOCK):
-                carried = (weights[rows] > 0).astype(A.dtype)
-                lone = xp.matmul(carried, (~reached).T.astype(A.dtype)) > 0
+                carried = (weights[rows] > 0).astype(dtype)
+                lone = xp.matmul(carried, (~reached).T.astype(dtype)) > 0
                 if lone.any():
                     row, other = divmod(int(lone.argmax()), lone.shape[1])
                     raise ValueError(
@@ -219,13 +287,52 @@ def output(out: Array | None, shape: tuple[int, int], dtype: Any, xp: ArrayModul
     return out
 
 
-def neighbours(k: object, columns: int, excludes_self: bool) -> int:
+def neighbours(k: object, columns: int, excludes_self: bool, among: str = "") -> int:
     """Check how many neighbours are wanted, among `columns` items or all of them but the one that looks."""
     k = positive_integer("k", k)
     most = columns - 1 if excludes_self else columns
     if k > most:
         where = f"the other rows of 'A', of which there are {most}" if excludes_self else f"the rows of 'B', {columns}"
+        where = f"{among}, {most}" if among else where
         raise ValueError(
             f"'k' must be at most the number of neighbours there are: {where}; got {shown(k)}. Ask for fewer"
         )
     return k
+
+
+def solve_at_most(count: object, k: int) -> int | None:
+    """Check how many pairs of a row may be solved: None for any number, or no fewer than are wanted."""
+    if count is None:
+        return None
+    number = positive_integer("solve_at_most", count)
+    if number < k:
+        raise ValueError(f"'solve_at_most' must be at least 'k', {k}; got {shown(number)}")
+    return number
+
+
+def candidates(given: Any, shape: tuple[int, int], k: int, excludes_self: bool) -> HostArray:
+    """Check the columns (Q, c) that may be neighbours of each row, of which a row itself is none."""
+    found = to_host(one_array("candidates", given))
+    rows, columns = shape
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"'candidates' must hold integers, the numbers of items; got dtype {found.dtype}")
+    if found.ndim != 2 or len(found) != rows:
+        raise ValueError(f"'candidates' must have shape ({rows}, c), a row for each of 'A'; got {found.shape}")
+    wrong = (found < 0) | (found >= columns)
+    if wrong.any():
+        row, at = divmod(int(wrong.argmax()), found.shape[1])
+        raise ValueError(
+            f"'candidates' must be numbers of items, from 0 to {columns - 1}; got {found[row, at]} at [{row}, {at}]. "
+            "Some libraries fill rows up with -1: ask them for fewer, or repeat a candidate"
+        )
+    ordered = np.sort(found.astype(np.int64), axis=1)
+    different = (np.diff(ordered, axis=1, prepend=-1) != 0).sum(axis=1)
+    if excludes_self:
+        different -= (ordered == np.arange(rows)[:, None]).any(axis=1)
+    if (different < k).any():
+        row = int((different < k).argmax())
+        raise ValueError(
+            f"'candidates' must be at least 'k', {k}, different items for each row; row {row} has {different[row]}. "
+            "Propose more, or ask for fewer neighbours"
+        )
+    return ordered

@@ -1,5 +1,6 @@
 """Pairs of histograms on common bins, solved one row against many columns at a time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -8,7 +9,7 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.checks import CheckedHistograms, NormalisedRows
+from cusink.retrieval.checks import CheckedHistograms, Histograms
 from cusink.retrieval.pairs import Solved, SolvedProblems, digest
 from cusink.solver.loop import solve
 from cusink.solver.problem import Problem
@@ -29,8 +30,8 @@ def memory(C: Cost[Any]) -> tuple[int, int]:
 class HistogramPairs:
     """`PairsOnBins` that leave out the bins a row does not use."""
 
-    A: NormalisedRows
-    B: NormalisedRows
+    A: Histograms
+    B: Histograms
     C: Cost[Any]
     eps: float
     dtype: Any
@@ -112,9 +113,7 @@ class HistogramPairs:
 
     def digests(self, side: Literal[0, 1]) -> list[bytes]:
         """Return a digest of each item; see `Pairs`."""
-        rows = (self.A, self.B)[side]
-        read = (self.to_host(rows[block]) for block in blocks(len(rows), ROWS_PER_BLOCK))
-        return [digest(weights) for block in read for weights in block]
+        return digests_of((self.A, self.B)[side], self.to_host)
 
     def content(self) -> dict[str, Any]:
         """Return the inputs by name, for fingerprints; see `Pairs`."""
@@ -123,3 +122,9 @@ class HistogramPairs:
             "B": None if self.B is self.A else self.B.content(),
             "C": self.C.data,
         }
+
+
+def digests_of(rows: Histograms, to_host: Callable[[Array], HostArray], first: int = 0) -> list[bytes]:
+    """Return a digest of each row from `first` on."""
+    read = (to_host(rows[block]) for block in blocks(len(rows) - first, ROWS_PER_BLOCK, first))
+    return [digest(weights) for block in read for weights in block]

@@ -1,6 +1,6 @@
-"""The optional keywords that the overloads of `distance_matrix` and `nearest` have in common."""
+"""The optional keywords that the overloads of `distance_matrix`, `nearest` and `Index.search` have in common."""
 
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from cusink.types import MatrixValue, Method, Overrelaxation, Tolerance
 
@@ -23,3 +23,15 @@ class RetrievalKeywords(SolveKeywords, total=False):
 
     progress: bool
     on_empty: Literal["nan", "raise"]
+    workers: int | None
+
+
+class SearchKeywords(TypedDict, total=False):
+    """How an index is searched."""
+
+    prune: bool
+    solve_at_most: int | None
+    candidates: Any
+    progress: bool
+    check: bool
+    workers: int | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
+from cusink.checks.foreign import any_array
 from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.errors import memory_advice, warn_unconverged
 from cusink.retrieval import checks
@@ -17,6 +18,7 @@ from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles, 
 from cusink.solver.checks import options as check_options
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
+from cusink.workers import check_workers, working
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -85,6 +87,7 @@ def distance_matrix(
     full_output: bool,
     **keywords: Unpack[RetrievalKeywords],
 ) -> DistanceMatrix | Array: ...
+@any_array
 @memory_advice(
     "Pass a lower 'memory_limit', the bytes of a tile; a path as 'out' takes a result that exceeds the memory"
 )
@@ -106,6 +109,7 @@ def distance_matrix(
     full_output: bool = False,
     on_empty: Literal["nan", "raise"] = "nan",
     check: bool = True,
+    workers: int | None = None,
 ) -> Any:
     """Return the Sinkhorn distances between all rows of A and all rows of B.
 
@@ -148,6 +152,9 @@ def distance_matrix(
         What to do about documents without a word: give NaN as their distances, with a warning, or raise an error.
     check : bool
         False skips the checks of the values of the input, for speed.
+    workers : int, optional
+        Threads that solve pairs, -1 for all cores that the process may use; None for what `cusink.set_workers` says.
+        Each may use `memory_limit` for itself only as far as all of them stay within it.
 
     Returns
     -------
@@ -174,7 +181,8 @@ def distance_matrix(
     -----
     A row of A is solved against many rows of B at a time. The bins that are empty in that row, or in all those of B,
     leave the problem, and so does each pair once it is done. No tile depends on another, so that the same call with
-    the same `memory_limit` gives the same bytes in an array, a file or a store, interrupted or not.
+    the same `memory_limit` gives the same bytes in an array, a file or a store, interrupted or not, by any number of
+    workers.
 
     Examples
     --------
@@ -190,18 +198,20 @@ def distance_matrix(
     flags(progress=progress, full_output=full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
-    memory_limit = checks.memory_limit(memory_limit)
+    memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
     pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
     tile = tile_shape(pairs, memory_limit)
-    values = PairValues(pairs, value, options, tile[1])
+    values = PairValues(pairs, value, options, tile[1], memory_limit=memory_limit)
     if checks.is_path(out):
         path = checks.output_path(out, pairs.dtype, full_output)
-        result, finished = _on_disk(values, tile, path, progress)
+        with working(workers):
+            result, finished = _on_disk(values, tile, path, progress)
     else:
         sink = ArraySink(pairs, out, full_output, {"A": A, "B": B, "C": C})
-        solve_tiles(values, tile, sink, progress)
+        with working(workers):
+            solve_tiles(values, tile, sink, progress)
         result = DistanceMatrix(**sink.fields) if full_output else sink.fields["distances"]
         finished = sink.finished.values()
     misses = Misses.total(finished)

@@ -1,65 +1,27 @@
 """The nearest neighbours of histograms: those that all distances would give, from few of them."""
 
-import dataclasses
-from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
+from cusink.checks.foreign import any_array
 from cusink.checks.scalars import flags, one_of, tolerance
-from cusink.errors import memory_advice, warn_unconverged
-from cusink.retrieval import checks, search
+from cusink.errors import memory_advice
+from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
-from cusink.retrieval.documents import search as document_search
-from cusink.retrieval.documents.pairs import DocumentPairs
-from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.engine import corpus_of, find
 from cusink.retrieval.keywords import RetrievalKeywords
-from cusink.retrieval.progress import progress_bar
-from cusink.retrieval.query import Found, Query
-from cusink.retrieval.ranking import Duplicates
-from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
+from cusink.retrieval.neighbours import Neighbours, neighbours
+from cusink.retrieval.query import Query
 from cusink.solver.checks import options as check_options
-from cusink.summary import Summary
 from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Neighbours(Summary):
-    """Nearest neighbours, and how many pairs it took to find them.
-
-    Attributes
-    ----------
-    distances : array, shape (Q, k)
-        Ascending in each row.
-    indices : array of int, shape (Q, k)
-        Rows of B; equal distances come in the order of their indices.
-    error : array, shape (Q, k)
-        Marginal error of each of these pairs.
-    converged : array of bool, shape (Q, k)
-        Whether it reached the tolerance.
-    bounded : int
-        Pairs that were bounded from below, by iterations that many share.
-    started : int
-        Pairs for which iterations of their own were taken, for a closer bound or to solve them.
-    finished : int
-        Pairs that were solved.
-    pruning : str
-        "dual" where pairs were left out because a dual lower bound exceeds the distance of the k-th neighbour; "words"
-        where, among documents, a bound from the costs of single words does; else "none: " and the reason.
-    """
-
-    distances: Array
-    indices: Array
-    error: Array
-    converged: Array
-    bounded: int
-    started: int
-    finished: int
-    pruning: str
+from cusink.workers import check_workers, working
 
 
 class NearestKeywords(RetrievalKeywords, total=False):
     """The optional keywords of `nearest`."""
 
     prune: bool
+    solve_at_most: int | None
+    candidates: Any
 
 
 @overload
@@ -81,6 +43,7 @@ def nearest(
 def nearest(
     A: Any, B: Any, C: Any, *, k: int, eps: float, full_output: bool, **keywords: Unpack[NearestKeywords]
 ) -> tuple[Array, Array] | Neighbours: ...
+@any_array
 @memory_advice("Pass a lower 'memory_limit', the bytes that may be used at a time")
 def nearest(
     A: Any,
@@ -91,6 +54,8 @@ def nearest(
     eps: float,
     value: MatrixValue = "cost",
     prune: bool = True,
+    solve_at_most: int | None = None,
+    candidates: Any = None,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
     check_every: int = 10,
@@ -101,6 +66,7 @@ def nearest(
     full_output: bool = False,
     on_empty: Literal["nan", "raise"] = "nan",
     check: bool = True,
+    workers: int | None = None,
 ) -> tuple[Array, Array] | Neighbours:
     """Return the k rows of B at the smallest Sinkhorn distance from each row of A.
 
@@ -121,6 +87,12 @@ def nearest(
         The distance, as for `cusink.distance_matrix`.
     prune : bool
         Leave out pairs whose lower bound shows that they are not among the nearest. False solves all pairs.
+    solve_at_most : int, optional
+        Pairs of a row to be solved at most, those with the lowest bounds first. `Neighbours.proved` then says which
+        rows have their k nearest for certain, and `Neighbours.undercut` how much nearer an unsolved pair could be.
+    candidates : array of int, shape (Q, c), optional
+        Rows of B to be looked at for each row of A, such as a vector database proposes; at least k different ones.
+        Others are solved only if `solve_at_most` leaves room, after the candidates.
     max_iter : int
         Iterations at most, as for `cusink.sinkhorn`.
     tol : "auto", float or None
@@ -141,6 +113,8 @@ def nearest(
         What to do about documents without a word, as for `cusink.distance_matrix`; distances of NaN come last.
     check : bool
         False skips the checks of the values of the input, for speed.
+    workers : int, optional
+        Threads, as for `cusink.distance_matrix`.
 
     Returns
     -------
@@ -154,7 +128,8 @@ def nearest(
     TypeError
         As for `cusink.distance_matrix`.
     ValueError
-        As for `cusink.distance_matrix`; and if `k` is below 1 or above the number of candidates.
+        As for `cusink.distance_matrix`; if `k` is below 1 or above the number of rows to look among; and for candidates
+        that are no rows of B, or a `solve_at_most` below k or without a bound that tells which pairs to solve.
     MemoryError
         Names `memory_limit`; nothing of the failed call stays allocated.
 
@@ -185,48 +160,23 @@ def nearest(
     flags(prune=prune, progress=progress, full_output=full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
-    memory_limit = checks.memory_limit(memory_limit)
+    memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
     pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
     k = checks.neighbours(k, pairs.shape[1], B is None)
-    query = Query(k=k, value=value, options=options, excludes_self=B is None, memory_limit=memory_limit)
-    (best, counts), pruning = _find(pairs, query, prune, progress)
-    if counts.misses.count and options.tol is not None:
-        warn_unconverged(counts.misses.count, counts.finished, counts.misses.worst, options.tol, options.max_iter)
-    xp = pairs.xp
-    distances, indices = xp.asarray(best.values.astype(pairs.dtype)), xp.asarray(best.columns)
-    if not full_output:
-        return distances, indices
-    return Neighbours(
-        distances=distances,
-        indices=indices,
-        error=xp.asarray(best.error),
-        converged=xp.asarray(best.converged),
-        bounded=counts.bounded,
-        started=counts.started,
-        finished=counts.finished,
-        pruning=pruning,
+    solve_at_most = checks.solve_at_most(solve_at_most, k)
+    if candidates is not None:
+        candidates = checks.candidates(candidates, pairs.shape, k, B is None)
+    query = Query(
+        k=k,
+        value=value,
+        options=options,
+        excludes_self=B is None,
+        memory_limit=memory_limit,
+        solve_at_most=solve_at_most,
+        candidates=candidates,
     )
-
-
-def _find(pairs: HistogramPairs | DocumentPairs, query: Query, prune: bool, progress: bool) -> tuple[Found, str]:
-    """Return the neighbours, and which pairs were left out: the text of `Neighbours.pruning`."""
-    reason = _why_not_prune(pairs, query) if prune else "not asked for"
-    duplicates = Duplicates(pairs) if reason and pairs.shape[1] else None
-    if duplicates is not None and duplicates.any and pairs.symmetric:
-        pairs = dataclasses.replace(pairs, symmetric=False)  # equal columns would be solved in two roles
-    tile = tile_shape(pairs, query.memory_limit)
-    values = PairValues(pairs, query.value, query.options, tile[1])
-    with progress_bar(pair_count(pairs) if reason else pairs.shape[0] * pairs.shape[1], 0, progress) as bar:
-        if reason:
-            return search.search_all(values, query, tile, duplicates, bar.update), f"none: {reason}"
-        if isinstance(pairs, DocumentPairs):
-            return document_search.search_documents(pairs, query, bar.update), "words"
-        return search.search_pruned(values, pairs, query, bar.update), "dual"
-
-
-def _why_not_prune(pairs: HistogramPairs | DocumentPairs, query: Query) -> str | None:
-    if isinstance(pairs, DocumentPairs):
-        return document_search.why_not_prune(pairs, query)
-    return search.why_not_prune(pairs, query)
+    with working(workers):
+        found, pruning = find(pairs, corpus_of(pairs, query), query, prune, progress)
+    return neighbours(found, pairs, options, pruning, full_output)

@@ -97,6 +97,9 @@ class Rows(Protocol):
     def __getitem__(self, items: Any) -> Array: ...
     def __len__(self) -> int: ...
 
+    def products(self, vectors: Array, items: slice) -> Array:
+        """Return the products (K, items) of vectors (K, n) with some rows."""
+
 
 class PairsOnBins(Pairs, Protocol):
     """Pairs of histograms A (Q, n) and B (D, m) on common bins."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from cusink.convergence.options import Options
 from cusink.retrieval.ranking import TopK
 from cusink.retrieval.tiles import Misses
@@ -13,13 +15,23 @@ PAIRS_BEFORE_PRUNING = 8  # of a row to be solved before any is ruled out, at le
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """The k nearest are wanted; `excludes_self` where B is A and no item is its own neighbour."""
+    """The k nearest are wanted; `excludes_self` where B is A and no item is its own neighbour.
+
+    At most `solve_at_most` pairs of a row are to be solved, and with `candidates` (Q, D), a mask, these before others.
+    """
 
     k: int
     value: MatrixValue
     options: Options
     excludes_self: bool
     memory_limit: int | None
+    solve_at_most: int | None = None
+    candidates: HostArray | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answer is to be proved, whatever it takes."""
+        return self.solve_at_most is None and self.candidates is None
 
     @property
     def first_pairs(self) -> int:
@@ -46,8 +58,23 @@ class Counts:
         self.add(finished=len(error), misses=Misses.among(error, ~converged))
 
 
+class Certificate:
+    """For each row whether its k nearest are `proved`, and by how much at most the k-th could still be `undercut`."""
+
+    def __init__(self, rows: int) -> None:
+        self.proved, self.undercut = np.ones(rows, bool), np.zeros(rows)
+
+    def look(self, rows: HostArray, floor: HostArray, kth: HostArray) -> None:
+        """Compare the least value (rows,) that a pair not yet solved may have with that of the k-th neighbour."""
+        self.proved[rows] = proved = (floor > kth) | (floor == np.inf)
+        with np.errstate(invalid="ignore"):
+            gap = np.maximum(kth - floor, 0)
+        self.undercut[rows] = np.where(proved, 0, np.where(np.isnan(gap), np.inf, gap))
+
+
 class Found(NamedTuple):
-    """The nearest columns of each row, and the pairs that it took."""
+    """The nearest columns of each row, the pairs that it took, and what is proved of them."""
 
     best: TopK
     counts: Counts
+    certificate: Certificate

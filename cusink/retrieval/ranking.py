@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from cusink.retrieval.pairs import Pairs
 from cusink.types import HostArray
 
 
@@ -35,11 +34,15 @@ class TopK:
 
 
 class Duplicates:
-    """Equal items of B: ``first`` (D,), in NumPy, is for each item the first one that is equal to it."""
+    """Equal items of B, which have equal `digests` (D, 16), of dtype uint8.
 
-    def __init__(self, pairs: Pairs) -> None:
-        seen: dict[bytes, int] = {}
-        self.first = np.array([seen.setdefault(x, index) for index, x in enumerate(pairs.digests(1))], int)
+    ``first`` (D,), in NumPy, is for each item the first one that is equal to it.
+    """
+
+    def __init__(self, digests: HostArray) -> None:
+        words = np.ascontiguousarray(digests).view(f"S{digests.shape[1]}")[:, 0]
+        _, first, back = np.unique(words, return_index=True, return_inverse=True)
+        self.first = first[back]
         self.order = np.argsort(self.first, kind="stable")
         self.size = np.bincount(self.first, minlength=len(self.first))
         self.start = np.cumsum(self.size) - self.size
@@ -78,8 +81,12 @@ def rank_within(groups: HostArray) -> HostArray:
     return ranks
 
 
-def smallest_per_row(lower: HostArray, rows: HostArray, columns: HostArray, count: int) -> tuple[Any, Any]:
-    """Return the pairs among (rows, columns) whose `lower` (K,) is among the `count` smallest of their row, by row."""
+def smallest_per_row(lower: HostArray, rows: HostArray, columns: HostArray, count: int | HostArray) -> tuple[Any, Any]:
+    """Return the pairs among (rows, columns) whose `lower` (K,) is among the `count` smallest of their row, by row.
+
+    `count` may be an array, of a number for each row.
+    """
     order = np.lexsort((columns, lower, rows))
-    chosen = order[rank_within(rows[order]) < count]
+    most = count[rows[order]] if isinstance(count, np.ndarray) else count
+    chosen = order[rank_within(rows[order]) < most]
     return rows[chosen], columns[chosen]

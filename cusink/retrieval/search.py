@@ -1,20 +1,23 @@
 """Two searches for the nearest columns of each row: one solves all pairs, one those that no lower bound rules out."""
 
+import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, prototypes, slack
+from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, slack
 from cusink.retrieval.budget import BOUND_BYTES, search_share
+from cusink.retrieval.facts import Columns, equal_labels, solved_selves
+from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.pairs import PairsOnBins, Solved, debiased
-from cusink.retrieval.query import Counts, Found, Query
+from cusink.retrieval.query import Certificate, Counts, Found, Query
 from cusink.retrieval.ranking import Duplicates, TopK, smallest_per_row
-from cusink.retrieval.tiles import PairValues, pair_count, tile_shape, tiles
+from cusink.retrieval.tiles import PairValues, calls_at_once, pair_count, tile_shape, tiles
 from cusink.types import Array, HostArray
 
 CUTS_PER_ROW = 16  # of the first pairs that are solved, at most
@@ -25,11 +28,23 @@ TIGHTENING_QUANTILE = 0.8  # tightening must rule out a pair in one of five case
 Progress = Callable[[int], Any]
 
 
+class HistogramColumns(Columns, Protocol):
+    """What is known of the columns of pairs."""
+
+    @property
+    def bins(self) -> HostArray:
+        """The bins that columns have weight in."""
+
+    @property
+    def centres(self) -> Array:
+        """The prototypes of the columns, on the bins in use."""
+
+
 def why_not_prune(pairs: PairsOnBins, query: Query) -> str | None:
     """Return why no pair can be left out, or None if some may."""
     if query.options.tol is None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
-    if pairs.shape[1] < max(2 * COLUMNS_PER_PROTOTYPE, 4 * query.first_pairs):
+    if query.exact and pairs.shape[1] < max(2 * COLUMNS_PER_PROTOTYPE, 4 * query.first_pairs):
         return "k is not small beside the number of candidates, or they are too few"
     if pairs.C.stored and not pairs.xp.isfinite(pairs.C.data).all():
         return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
@@ -64,7 +79,7 @@ def search_all(
             _add_block(best, slice(beyond, columns.stop), rows, mirrored, query.excludes_self)
         counts.add(misses=misses)
     counts.add(started=pair_count(pairs), finished=pair_count(pairs))
-    return Found(best, counts)
+    return Found(best, counts, Certificate(pairs.shape[0]))
 
 
 def _add_block(best: TopK, rows: slice, columns: slice, block: list[HostArray], excludes_self: bool) -> None:
@@ -75,53 +90,128 @@ def _add_block(best: TopK, rows: slice, columns: slice, block: list[HostArray], 
     best.add(at[kept], to[kept], distances.astype(float), error, converged)
 
 
-def search_pruned(values: PairValues, pairs: PairsOnBins, query: Query, progress: Progress) -> Found:
-    """Solve the pairs that can be among the k nearest of their row; `values` are those of `pairs`."""
+def search_pruned(pairs: HistogramPairs, corpus: HistogramColumns, query: Query, progress: Progress) -> Found:
+    """Solve the pairs that can be among the k nearest of their row, or those of them that the query allows."""
     share = search_share(query.memory_limit)
-    search = PrunedSearch(values, pairs, query, tile_shape(pairs, share)[1])
+    search = PrunedSearch(pairs, corpus, query, tile_shape(pairs, share)[1])
     least, row = bytes_needed(pairs, query.first_pairs)
     for rows in blocks(pairs.shape[0], max(1, ((share or BOUND_BYTES) - least) // row)):
         search.find(np.arange(rows.start, rows.stop))
         progress((rows.stop - rows.start) * pairs.shape[1])
-    return Found(search.best, search.counts)
+    return Found(search.best, search.counts, search.certificate)
+
+
+def search_listed(pairs: HistogramPairs, corpus: HistogramColumns, query: Query, progress: Progress) -> Found:
+    """Solve the candidates alone, where no bound tells anything about the other pairs."""
+    search = PrunedSearch(pairs, corpus, query, tile_shape(pairs, search_share(query.memory_limit))[1])
+    for rows in blocks(pairs.shape[0], ROWS_PER_BLOCK):
+        search.solve_candidates(np.arange(rows.start, rows.stop))
+        progress((rows.stop - rows.start) * pairs.shape[1])
+    return Found(search.best, search.counts, search.certificate)
 
 
 class PrunedSearch:
     """The state that the searches for the neighbours of different rows share; `width` pairs are solved at once."""
 
-    def __init__(self, values: PairValues, pairs: PairsOnBins, query: Query, width: int) -> None:
-        self.pairs, self.query, self.value = pairs, query, values.value
+    def __init__(self, pairs: HistogramPairs, corpus: HistogramColumns, query: Query, width: int) -> None:
+        self.pairs, self.corpus, self.query, self.value = pairs, corpus, query, query.value
         self.best, self.counts = TopK(pairs.shape[0], query.k, pairs.shape[1]), Counts()
-        solved = "reg_cost" if values.value == "divergence" else values.value
-        self.batches = PairBatches(pairs, solved, values.options, width)
-        self.centres, self.duplicates = prototypes(pairs, self.batches), Duplicates(pairs)
-        self.labels = values.labels if values.value == "divergence" else None
-        self.self_terms = [_on_host(pairs, x) for x in values.self_terms] if values.value == "divergence" else None
-        self.offsets = self._offsets(0), self._offsets(1)
-        mass = float(pairs.B[:1].sum(dtype=np.float64))
-        read = (pairs.B[rows] for rows in blocks(len(pairs.B), ROWS_PER_BLOCK))
-        smallest_weight = min(float(w[w > 0].min()) for w in read)
-        tol = values.options.tol
+        self.certificate, self.duplicates = Certificate(pairs.shape[0]), corpus.duplicates
+        solved = "reg_cost" if query.value == "divergence" else query.value
+        at_once = calls_at_once(pairs, width, search_share(query.memory_limit))
+        self.batches = PairBatches(pairs, solved, query.options, width, corpus.bins, at_once)
+        self.itself = pairs.A is pairs.B
+        self.self_terms = None
+        if query.value == "divergence":
+            self.self_terms = solved_selves(pairs, self.itself, corpus, query.options)
+
+    @functools.cached_property
+    def offsets(self) -> tuple[HostArray, HostArray] | None:
+        """Numbers (Q,) and (D,) to subtract from bounded values for distances; None for zeros."""
+        if self.self_terms is not None:
+            ours, theirs = self.self_terms
+            return ours.distances / 2, theirs.distances / 2
+        if self.value != "entropic_cost":
+            return None
+        eps, of_columns = self.pairs.eps, self.corpus.entropies
+        return eps * (of_columns if self.itself else entropies(self.pairs.A, self.pairs.C)), eps * of_columns
+
+    @functools.cached_property
+    def slack(self) -> float:
+        """The most by which a reported value may fall below its bound."""
+        tol = self.query.options.tol
         assert tol is not None  # see `why_not_prune`
-        self.slack = slack(pairs, tol, mass, smallest_weight)
+        mass = float(self.pairs.B[:1].sum(dtype=np.float64))
+        return slack(self.pairs, tol, mass, self.corpus.smallest)
+
+    @functools.cached_property
+    def labels(self) -> tuple[HostArray, HostArray]:
+        """Numbers of the rows and of the columns, the same for equal items."""
+        return equal_labels(self.pairs, self.itself, self.corpus)
 
     def find(self, rows: HostArray) -> None:
         """Find the neighbours of some rows, NumPy indices in order."""
-        bounds = RowBounds(self.pairs, self.batches, rows, self.centres, self.value == "cost")
-        excludes_self, count = self.query.excludes_self, self.query.first_pairs
-        self.counts.add(bounded=bounds.lower.size - (len(rows) if excludes_self else 0))
-        if excludes_self:
+        bounds = RowBounds(self.pairs, self.batches, rows, self.corpus.centres, self.value == "cost")
+        self.counts.add(bounded=bounds.lower.size - (len(rows) if self.query.excludes_self else 0))
+        if self.query.excludes_self:
             bounds.close(rows, rows)
-        columns = np.argpartition(self._floor(rows, bounds.lower), count - 1, axis=1)[:, :count]
+        progress = _Rows(rows, bounds, self._allowed(rows), self._budget(rows))
+        self._solve_first(progress)
+        self._solve_rest(progress)
+        if progress.candidates is not None and self.query.solve_at_most is not None:
+            progress.candidates = None
+            self._solve_rest(progress)
+        self.counts.add(started=int(progress.started.sum()))
+        self.certificate.look(rows, self._floor(rows, bounds.lower).min(axis=1), self.best.values[rows, -1])
+
+    def solve_candidates(self, rows: HostArray) -> None:
+        """Solve all candidates of some rows, without bounds."""
+        candidates = self._allowed(rows)
+        assert candidates is not None
+        at, columns = np.nonzero(candidates)
+        self.counts.add(started=len(at))
+        self._solve(None, rows[at], columns, candidates, rows[0])
+        floor = np.where(candidates.sum(axis=1) < self.pairs.shape[1] - self.query.excludes_self, -np.inf, np.inf)
+        self.certificate.look(rows, floor, self.best.values[rows, -1])
+
+    def _allowed(self, rows: HostArray) -> HostArray | None:
+        """Return a mask (rows, D) of the candidates, which a row itself is not."""
+        if self.query.candidates is None:
+            return None
+        mask = np.zeros((len(rows), self.pairs.shape[1]), bool)
+        np.put_along_axis(mask, self.query.candidates[rows], True, axis=1)
+        if self.query.excludes_self:
+            mask[np.arange(len(rows)), rows] = False
+        return mask
+
+    def _budget(self, rows: HostArray) -> HostArray:
+        """Return how many pairs of each row may be solved."""
+        most, mask = self.query.solve_at_most, self._allowed(rows)
+        if most is None:
+            return np.full(len(rows), self.pairs.shape[1]) if mask is None else mask.sum(axis=1)
+        return np.full(len(rows), most)
+
+    def _solve_first(self, progress: "_Rows") -> None:
+        """Solve the pairs of each row with the lowest bounds, and let cuts come of them."""
+        rows, bounds, candidates = progress.rows, progress.bounds, progress.candidates
+        count = min(self.query.first_pairs, int(progress.left.min()))
+        floor = self._floor(rows, bounds.lower)
+        if candidates is not None:
+            count = min(count, int(candidates.sum(axis=1).min()))
+            floor = np.where(candidates, floor, np.inf)
+        count = min(count, floor.shape[1] - self.query.excludes_self)
+        columns = np.argpartition(floor, count - 1, axis=1)[:, :count]
         at, columns = np.repeat(np.arange(len(rows)), count), columns.ravel()
-        started = np.zeros(bounds.lower.shape, bool)
-        potentials = self._solve(bounds, rows[at], columns, potentials=True)
+        potentials = self._spend(progress, at, columns, potentials=True)
         bounds.add(potentials.reshape(len(rows), count, -1)[:, :CUTS_PER_ROW])
+
+    def _solve_rest(self, progress: "_Rows") -> None:
+        """Solve pairs in rounds, the lowest bounds first, until none can be among the nearest or may be solved."""
+        bounds, started, count = progress.bounds, progress.started, self.query.first_pairs
         reach = None
         while True:
-            started[at, columns] = True
             count *= ROUND_GROWTH
-            at, columns, height = self._lowest(rows, bounds.lower, count)
+            at, columns, height = self._lowest(progress, count)
             if reach is None:  # how far tightening raises a bound, as seen on a sample
                 some = slice(None, None, 1 + len(at) // TIGHTENED_SAMPLE)
                 before = bounds.lower[at[some], columns[some]]
@@ -132,41 +222,55 @@ class PrunedSearch:
             near = (height <= reach) & ~started[at, columns]
             bounds.tighten(at[near], columns[near])
             started[at[near], columns[near]] = True
-            at, columns, _ = self._lowest(rows, bounds.lower, count)
+            at, columns, _ = self._lowest(progress, np.minimum(count, progress.left))
             if not len(at):
                 break
-            self._solve(bounds, rows[at], columns)
-        self.counts.add(started=int(started.sum()))
+            self._spend(progress, at, columns)
 
-    def _lowest(self, rows: HostArray, lower: HostArray, count: int) -> tuple[HostArray, HostArray, HostArray]:
+    def _lowest(self, progress: "_Rows", count: int | HostArray) -> tuple[HostArray, HostArray, HostArray]:
         """Of the pairs that may be among the nearest, choose the `count` lowest bounds of each row.
 
         Returns indices into `rows`, columns, and by how much the bound is below one that would rule the pair out.
         """
-        floor = self._floor(rows, lower)
-        at, columns = np.nonzero(floor <= self.best.values[rows, -1:])
+        rows = progress.rows
+        floor, kth = self._floor(rows, progress.bounds.lower), self.best.values[rows, -1:]
+        open_pairs = (floor <= kth) & (progress.left > 0)[:, None] & (floor < np.inf)
+        if progress.candidates is not None:
+            open_pairs &= progress.candidates
+        at, columns = np.nonzero(open_pairs)
         at, columns = smallest_per_row(floor[at, columns], at, columns, count)
-        return at, columns, self.best.values[rows[at], -1] - floor[at, columns]
+        return at, columns, kth[at, 0] - floor[at, columns]
 
     def _floor(self, rows: HostArray, lower: HostArray) -> HostArray:
         """Return values that the reported distances cannot fall below, in the precision of the report."""
-        ours, theirs = self.offsets
         floor = lower - self.slack
-        if ours is not None:
+        if self.offsets is not None:
+            ours, theirs = self.offsets
             floor = floor - (ours[rows, None] + theirs)
         with np.errstate(over="ignore"):
             return floor.astype(self.pairs.dtype).astype(np.float64)
 
-    def _offsets(self, side: Literal[0, 1]) -> HostArray | None:
-        """Return the numbers (Q,) or (D,) to subtract from bounded values for distances; None for zeros."""
-        if self.self_terms is not None:
-            return np.asarray(self.self_terms[side].distances / 2)
-        return self.pairs.eps * entropies(self.pairs, side) if self.value == "entropic_cost" else None
+    def _spend(self, progress: "_Rows", at: HostArray, columns: HostArray, potentials: bool = False) -> Array:
+        """Solve pairs by indices into the rows in progress, which leaves fewer to be solved."""
+        progress.started[at, columns] = True
+        rows, candidates = progress.rows, progress.candidates
+        solved, f = self._solve(progress.bounds, rows[at], columns, candidates, rows[0], potentials)
+        progress.left -= np.bincount(solved - rows[0], minlength=len(rows))
+        return f
 
-    def _solve(self, bounds: RowBounds, rows: HostArray, columns: HostArray, potentials: bool = False) -> Array:
-        """Solve pairs, add them, and close their bounds; return the `potentials` (K, n) of the rows if wanted.
+    def _solve(
+        self,
+        bounds: RowBounds | None,
+        rows: HostArray,
+        columns: HostArray,
+        candidates: HostArray | None,
+        first: int,
+        potentials: bool = False,
+    ) -> tuple[HostArray, Array]:
+        """Solve pairs, add them, and close their bounds; return their rows, and the `potentials` (K, n) if wanted.
 
-        A pair stands for those of its row with equal columns too, so that these get the very same distance.
+        A pair stands for those of its row with equal columns too, so that these get the very same distance. The mask
+        of `candidates` begins with row `first`.
         """
         pairs, xp = self.pairs, self.pairs.xp
         key, back = np.unique(rows * pairs.shape[1] + self.duplicates.first[columns], return_inverse=True)
@@ -174,11 +278,16 @@ class PrunedSearch:
         solved, f = self._values(rows, columns, potentials)
         self.counts.finish(solved.error, solved.converged)
         which, equal = self.duplicates.of(columns)
+        kept = np.ones(len(which), bool)
         if self.query.excludes_self:
-            which, equal = which[rows[which] != equal], equal[rows[which] != equal]
+            kept = rows[which] != equal
+        if candidates is not None:
+            kept &= candidates[rows[which] - first, equal]
+        which, equal = which[kept], equal[kept]
         self.best.add(rows[which], equal, solved.distances[which], solved.error[which], solved.converged[which])
-        bounds.close(rows[which], equal)
-        return f[xp.asarray(back)] if potentials else None
+        if bounds is not None:
+            bounds.close(rows[which], equal)
+        return rows, f[xp.asarray(back)] if potentials else None
 
     def _values(self, rows: HostArray, columns: HostArray, potentials: bool) -> tuple[Solved, Array]:
         """Return pairs in NumPy, distances in the precision of the report, and if wanted the rows' `potentials`."""
@@ -192,7 +301,7 @@ class PrunedSearch:
             rows, columns = np.divmod(key, len(pairs.B))
         batch = self.batches.solve(rows, columns, potentials)
         solved = Solved(batch.values, batch.error, np.zeros(len(rows), int), batch.converged)
-        if self.self_terms is not None and self.labels is not None:
+        if self.self_terms is not None:
             ours, theirs = self.self_terms
             equal = self.labels[0][rows] == self.labels[1][columns]
             ours, theirs = Solved(*(x[rows] for x in ours)), Solved(*(x[columns] for x in theirs))
@@ -204,5 +313,9 @@ class PrunedSearch:
         return Solved(*(x[back] for x in (distances, *solved[1:]))), f
 
 
-def _on_host(pairs: PairsOnBins, solved: Solved) -> Solved:
-    return solved._replace(distances=pairs.to_host(solved.distances))
+class _Rows:
+    """Rows whose neighbours are being found: their bounds, which pairs may be solved, and how many `left` of each."""
+
+    def __init__(self, rows: HostArray, bounds: RowBounds, candidates: HostArray | None, left: HostArray) -> None:
+        self.rows, self.bounds, self.candidates, self.left = rows, bounds, candidates, left
+        self.started = np.zeros(bounds.lower.shape, bool)

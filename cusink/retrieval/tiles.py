@@ -19,6 +19,7 @@ from cusink.retrieval.budget import tile_share
 from cusink.retrieval.pairs import Field, Pairs, Solved, debiased, labels
 from cusink.retrieval.progress import progress_bar
 from cusink.types import Array, HostArray, MatrixValue
+from cusink.workers import each
 
 COLUMNS_PER_TILE = 1024  # pairs solved at once at most: more would leave the cache and gain nothing
 ROWS_PER_TILE = 128
@@ -68,6 +69,15 @@ def tile_shape(pairs: HasSizes, memory_limit: int | None) -> tuple[int, int]:
     height = max(TILE_BYTES // (width * pairs.pair_bytes), ROWS_PER_SQUARE if pairs.symmetric else 1)
     height = min(height, ROWS_PER_TILE, width)
     return height, width // height * height if pairs.symmetric else width
+
+
+def calls_at_once(pairs: Pairs, width: int, memory_limit: int | None) -> int | None:
+    """Return how many threads may solve `width` pairs each at a time; None for any number."""
+    if pairs.xp is not np:
+        return 1  # a device is one worker
+    if memory_limit is None:
+        return None
+    return max(1, tile_share(memory_limit) // (pairs.shared_bytes + min(width, pairs.shape[1]) * pairs.pair_bytes))
 
 
 def tiles(pairs: HasSizes, height: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -138,14 +148,15 @@ class PairValues:
     """One value of all pairs, to be computed by tiles.
 
     Of a divergence the terms of each item with itself are solved when they are first needed, `width` items at once,
-    unless they are `given`, those of A and of B.
+    unless they are `given`, those of A and of B, or one of both.
     """
 
     pairs: Pairs
     value: MatrixValue
     options: Options
     width: int
-    given: tuple[Solved, Solved] | None = None
+    given: tuple[Solved | None, Solved | None] = (None, None)
+    memory_limit: int | None = None
 
     def tile(
         self,
@@ -160,18 +171,22 @@ class PairValues:
         dtypes = {"distances": pairs.dtype, "error": float, "n_iter": int, "converged": bool}
         fields = {name: xp.empty(shape, dtypes[name]) for name in names}
         square = pairs.symmetric and rows.start == columns.start
-        misses = []
-        for block in blocks(shape[0], pairs.rows_per_call, rows.start):
+
+        def solve_rows(block: slice) -> Misses:
             part = slice(block.start if square else columns.start, columns.stop)
             solved = self.solve(block, part)
             for name, field in fields.items():
                 found = narrowed(xp.asarray(getattr(solved, name)), field.dtype, xp)
                 field[block.start - rows.start : block.stop - rows.start, part.start - columns.start :] = found
-            if self.options.tol is not None:
-                missed = ~solved.converged
-                misses.append(Misses.among(solved.error, np.triu(missed) if square else missed))
             if progress is not None:
                 progress(pair_count(pairs, block, part))
+            missed = np.zeros_like(solved.converged) if self.options.tol is None else ~solved.converged
+            return Misses.among(solved.error, np.triu(missed) if square else missed)
+
+        calls = [(block,) for block in blocks(shape[0], pairs.rows_per_call, rows.start)]
+        if self.value == "divergence":
+            _ = self.self_terms, self.labels  # before threads need them
+        misses = each(solve_rows, calls, calls_at_once(pairs, self.width, self.memory_limit))
         if square:
             upper = xp.arange(shape[0])[:, None] <= xp.arange(shape[0])
             for field in fields.values():
@@ -197,14 +212,18 @@ class PairValues:
     @functools.cached_property
     def self_terms(self) -> tuple[Solved, Solved]:
         """The items of A and of B, each with itself."""
-        if self.given is not None:
-            return self.given
-        ours = self._self_terms(0)
-        return ours, ours if self.pairs.symmetric else self._self_terms(1)
+        ours, theirs = self.given
+        ours = self._self_terms(0) if ours is None else ours
+        if theirs is None:
+            theirs = ours if self.pairs.symmetric else self._self_terms(1)
+        return ours, theirs
 
     def _self_terms(self, side: Literal[0, 1]) -> Solved:
-        solve, width = self.pairs.solve_selves, self.width
-        parts = [solve(side, items, self.options) for items in blocks(self.pairs.shape[side], width)]
+        def solve(items: slice) -> Solved:
+            return self.pairs.solve_selves(side, items, self.options)
+
+        calls = [(items,) for items in blocks(self.pairs.shape[side], self.width)]
+        parts = each(solve, calls, calls_at_once(self.pairs, self.width, self.memory_limit))
         distances, *host = zip(*parts, strict=True)
         return Solved(self.pairs.xp.concatenate(distances), *map(np.concatenate, host))
 

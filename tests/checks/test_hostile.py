@@ -41,6 +41,7 @@ F32 = [fixed(x.astype(np.float32)) for x in (A, B, C)]
 CLOUDS = cusink.Measures([0, 2, 4], None, X)
 SPARSE = scipy.sparse.csr_array(ROWS)
 RESULT = cusink.sinkhorn(A, B, C, eps=0.5)
+INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
 
 
@@ -199,10 +200,17 @@ STEPS = {"eps": 0.5, "max_iter": 20, "tol": 1e-6, "check_every": 10, "overrelaxa
 SOLVE = STEPS | {"method": "auto"}
 LIMITS = {"memory_limit": None, "check": True}
 RETRIEVAL = {"value": "cost", "progress": False, "full_output": False, "on_empty": "nan", **SOLVE, **LIMITS}
+RETRIEVAL["workers"] = 1
 NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}
 FIELD = {"field_at": None}
 LOSS = {"value": "cost", "gradient": "exact", "reduction": "mean", "eps": 0.5}
 PULLED = {"grad": 1.0, "wrt": None}
+
+
+def set_and_reset(workers):
+    """Set the number of workers for a moment."""
+    cusink.set_workers(workers)
+    cusink.set_workers(None)
 
 
 def solved_module(**options):
@@ -262,7 +270,36 @@ CALLS = {
         cusink.distance_matrix,
         {"A": CLOUDS, "B": None, "C": "euclidean", "out": None, **RETRIEVAL},
     ),
-    "nearest": (cusink.nearest, {"A": ROWS, "B": OTHERS, "C": C, "k": 1, "prune": True, **RETRIEVAL}),
+    "nearest": (
+        cusink.nearest,
+        {
+            "A": ROWS,
+            "B": OTHERS,
+            "C": C,
+            "k": 1,
+            "prune": True,
+            "solve_at_most": 3,
+            "candidates": fixed(np.array([[0, 1], [1, 2], [2, 0]])),
+            **RETRIEVAL,
+        },
+    ),
+    "Index": (cusink.Index, {"B": OTHERS, "C": C, "value": "cost", "on_empty": "nan", **SOLVE, **LIMITS}),
+    "Index.search": (
+        INDEX.search,
+        {
+            "A": ROWS,
+            "k": 1,
+            "prune": True,
+            "solve_at_most": 3,
+            "candidates": fixed(np.array([[0, 1], [1, 2], [2, 0]])),
+            "progress": False,
+            "full_output": False,
+            "check": True,
+            "workers": 1,
+        },
+    ),
+    "set_workers": (set_and_reset, {"workers": 2}),
+    "Index.add": (lambda B, check: cusink.Index(OTHERS, C, eps=0.5).add(B, check=check), {"B": ROWS, "check": True}),
     "Measures": (cusink.Measures, {"offsets": np.array([0, 2, 4]), "weights": None, "points": X}),
     "Measures.of": (cusink.Measures.of, {"clouds": [X, Y], "weights": None}),
     "Measures.of with weights": (cusink.Measures.of, {"clouds": [X, Y], "weights": [A, B]}),
@@ -301,6 +338,7 @@ CALLS = {
         cusink.distributed.nearest,
         {"A": ROWS, "B": OTHERS, "C": C, "k": 1, "value": "cost", "prune": True, "device": "cpu", **SOLVE, **LIMITS},
     ),
+    "distributed.Index": (cusink.distributed.Index, {"parts": [INDEX], "client": None}),
     "jax.sinkhorn_loss": (cusink.jax.sinkhorn_loss, {"a": A, "b": B, "C": C, **LOSS}),
     "torch.sinkhorn_loss": (
         cusink.torch.sinkhorn_loss,
@@ -332,6 +370,7 @@ OTHERS_TO_BLAME = {
     ("sinkhorn_divergence", "C"): "C_aa",
     ("distance_matrix of documents", "A"): "C",
     ("distance_matrix of measures", "A"): "C",
+    ("Index", "B"): "C",
     ("Measures", "points"): "offsets",
     ("Measures.of", "clouds"): "points",
     ("plot.transport_lines", "P"): "x",

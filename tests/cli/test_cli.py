@@ -571,6 +571,50 @@ def test_neighbours_are_those_of_the_matrix(folder, capsys):
     assert command(f"{line} -o N.npz --force", "nearest") == 0
 
 
+def test_an_index_is_built_and_searched(folder, capsys):
+    A, B, C = inputs()
+    B = np.concatenate([B, np.random.default_rng(1).dirichlet(np.ones(12), 40)])
+    np.save("many.npy", 3 * B)
+    np.save("images.npy", 7 * A.reshape(3, 3, 4))
+    want = cusink.nearest(A, B, C, k=2, eps=EPS, value="reg_cost")
+    build = f"build many.npy --cost cost.npy --eps {EPS} --value reg_cost --normalise -o many.index"
+    assert command(build, "index") == 0
+    assert capsys.readouterr().out.startswith("many.index: an index of 44 items, float64, reg_cost, eps 0.05, ")
+    np.testing.assert_array_equal(cusink.Index.load("many.index").search(A, 2)[1], want[1])
+    search = "search many.index images.npy --normalise -k 2"
+    assert command(f"{search} -o N.npz", "index") == 0
+    with np.load("N.npz", allow_pickle=False) as found:
+        np.testing.assert_array_equal(found["indices"], want[1])
+        np.testing.assert_allclose(found["distances"], want[0], rtol=1e-9)
+        assert set(found.files) == {"distances", "indices"}
+    capsys.readouterr()
+    assert command(f"{search} --solve-at-most 3 --json", "index") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pairs_solved"] <= 9 and told["shape"] == [3, 44] and told["value"] == "reg_cost" and told["eps"] == EPS
+    assert len(told["proved"]) == len(told["undercut"]) == 3
+    assert command("search many.index -k 1 --solve-at-most 9 -o own.npz", "index") == 0
+    with np.load("own.npz", allow_pickle=False) as own:
+        assert own["indices"].shape == (44, 1) and own["proved"].dtype == bool and own["undercut"].shape == (44,)
+    capsys.readouterr()
+    for line, message in (
+        (build, "many.index exists"),
+        (f"{build}.other --points cost.npy", "the cost must be given once"),
+        ("search none.index queries.npy -k 2", "there is no"),
+        ("search many.index images.npy -k 2", "the index has 1 and 'A' row 0 has 7"),
+        ("search many.index queries.npy -k 45", "got 45"),
+        ("search many.index cost.npy -k 2 -o N.npz", "N.npz exists"),
+        ("search many.index none.npy -k 2", "none.npy: there is no such file"),
+    ):
+        assert command(line, "index") == 2
+        out, err = capsys.readouterr()
+        assert out == "" and message in err and err.count("\n") == 1
+    assert command(f"{build} --force", "index") == 0
+    description = Path("many.index/index.json")
+    description.write_text(description.read_text().replace('"eps": 0.05', '"eps": 0.06'))
+    assert command(search, "index") == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
 def test_more_neighbours_than_there_are(folder, capsys):
     assert command("queries.npy corpus.npz --cost cost.npy --eps 0.1 -k 9", "nearest") == 2
     assert "'k' must be" in capsys.readouterr().err

@@ -263,3 +263,83 @@ def test_a_worker_that_is_killed_takes_nothing_with_it(tmp_path):
     said = dict(line.split(" ", 1) for line in answer.stdout.splitlines())
     assert int(said["left"]) > 0 and said["equal"] == "True" and said["lost"] == "True"
     assert "cannot use a GPU: CuPy is not installed" in said["error"] and "device='cpu'" in said["error"]
+
+
+# An index in parts
+
+
+def measures(count, seed):
+    rng = np.random.default_rng(seed)
+    return cusink.Measures.of([rng.random((rng.integers(2, 5), 2)) for _ in range(count)])
+
+
+PARTS = {
+    "histograms": (histograms(5, 3), histograms(70, 4), C, OPTIONS),
+    "documents": (*(sparse.csr_array(histograms(count, seed)) for count, seed in ((5, 3), (70, 4))), C, OPTIONS),
+    "measures": (measures(4, 1), measures(60, 2), "euclidean", OPTIONS),
+}
+
+
+@pytest.mark.parametrize("collection", PARTS)
+def test_an_index_in_parts_is_one_index(collection):
+    A, B, cost, options = PARTS[collection]
+    want = cusink.Index(B, cost, **options).search(A, 4, full_output=True)
+    cuts = [slice(0, 31), slice(31, 33), slice(33, None)]  # one is smaller than k
+    parts = [cusink.Index(B[cut], cost, **options) for cut in cuts]
+    index = distributed.Index([parts[0], dask.delayed(lambda: parts[1])(), parts[2]])
+    found = index.search(A, 4, full_output=True)
+    np.testing.assert_array_equal(found.indices, want.indices)
+    np.testing.assert_allclose(found.distances, want.distances, rtol=1e-9)
+    assert found.proved.all() and not found.undercut.any() and len(index) == sum(map(len, parts))
+    for most in (4, 10):
+        found = index.search(A, 4, solve_at_most=most, full_output=True)
+        right = (found.indices == want.indices).all(axis=1)
+        assert right[found.proved].all()
+        assert (found.distances[:, -1] - found.undercut <= want.distances[:, -1] * (1 + 1e-9)).all()
+
+
+def test_an_index_lies_with_the_workers(tmp_path):
+    from dask.distributed import Client, LocalCluster
+
+    A, B, cost, options = PARTS["histograms"]
+    for number, cut in enumerate((slice(0, 40), slice(40, None))):
+        cusink.Index(B[cut], cost, **options).save(tmp_path / str(number))
+    want = cusink.Index(B, cost, **options).search(A, 4)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        parts = [dask.delayed(cusink.Index.load)(tmp_path / str(number)) for number in (0, 1)]
+        index = distributed.Index(parts, client=client)
+        distances, indices = index.search(A, 4)
+        np.testing.assert_array_equal(indices, want[1])
+        np.testing.assert_allclose(distances, want[0], rtol=1e-9)
+        here = distributed.Index([cusink.Index.load(tmp_path / "0")], client=client)
+        assert len(here) == 40 and here.search(A, 1)[1].shape == (5, 1)
+
+
+def test_parts_that_do_not_belong_together():
+    A, B, cost, options = PARTS["histograms"]
+    one = cusink.Index(B[:40], cost, **options)
+    for parts, error, message in (
+        (
+            [one, cusink.Index(B, cost, **options | {"eps": 0.1})],
+            ValueError,
+            "part 0 has .*0.05.* and part 1 has .*0.1",
+        ),
+        ([one, B], TypeError, "got numpy.ndarray at 1"),
+        ([dask.delayed(len)([])], TypeError, "delayed calls that return one; got int"),
+        ([], ValueError, "at least one index"),
+        (one, TypeError, "a list or tuple of indexes; got cusink.Index"),
+    ):
+        with pytest.raises(error, match=message):
+            distributed.Index(parts)
+    index = distributed.Index([one])
+    for call, error, message in (
+        (lambda: index.search(A, 41), ValueError, "the number of items, 40; got 41"),
+        (lambda: index.search(None, 4), TypeError, "'A' must be queries; got None"),
+        (lambda: index.search(A, 4, solve_at_most=3), ValueError, "'solve_at_most' must be at least 'k', 4"),
+        (lambda: index.search(A[:, 1:], 4), ValueError, "'A' must have shape"),
+    ):
+        with pytest.raises(error, match=message):
+            call()

@@ -461,7 +461,7 @@ def test_rows_solved_together_are_told_apart(monkeypatch):
     rounds, real = [], documents_pairs.Queries.of
     monkeypatch.setattr(documents_pairs.Queries, "of", lambda *args: rounds.append(len(args[0])) or real(*args))
     monkeypatch.setattr(documents_pairs, "ROWS_PER_CALL", 3)
-    cusink.distance_matrix(A, B, COST, eps=2.0, **exactly(9))
+    cusink.distance_matrix(A, B, COST, eps=2.0, workers=1, **exactly(9))
     assert rounds == [3, 1]
 
 

@@ -216,7 +216,7 @@ def test_bounds_hold_and_grow(sharp):
     else:
         value = np.array([[reference.optimum(a, b, C, 0.05)[1] for b in B[:6]] for a in A])
     bounds = retrieval_bounds.RowBounds(
-        pairs, batches, np.arange(2), retrieval_bounds.prototypes(pairs, batches), sharp
+        pairs, batches, np.arange(2), retrieval_bounds.prototypes(pairs.B, batches.columns, np), sharp
     )
     steps = [bounds.lower.copy()]
     bounds.add(np.random.default_rng(0).normal(size=(2, 3, 15)))  # any potentials will do

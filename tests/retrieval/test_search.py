@@ -83,6 +83,20 @@ def test_neighbours_are_those_of_the_matrix_from_few_pairs(alone, dtype):
     np.testing.assert_array_equal(small.indices, order)
 
 
+@pytest.mark.parametrize("value", ["reg_cost", "entropic_cost", "divergence"])
+@pytest.mark.parametrize("mass", [1.0, 40.0])
+def test_every_value_of_documents_is_pruned(value, mass):
+    A, B = mass * topical(12, 1), mass * topical(70, 2)
+    options = {"eps": 0.05, "tol": 1e-3, "value": value, "max_iter": 5000}
+    C = cusink.cost_matrix(topics(), metric="euclidean")
+    D = cusink.distance_matrix(A, B, C, **options)
+    found = nearest(A, B, C, k=3, full_output=True, **options)
+    order = np.argsort(D, axis=1, kind="stable")[:, :3]
+    np.testing.assert_array_equal(found.indices, order)
+    np.testing.assert_allclose(found.distances, np.take_along_axis(D, order, axis=1), rtol=1e-5)
+    assert found.pruning == "words" and found.finished < found.bounded and found.proved.all()
+
+
 def test_the_slack_covers_what_the_tolerance_allows():
     """At a coarse tolerance costs fall below the exact ones, and so may their order change: the bounds follow."""
     A, B, C = topical(20, 1), topical(80, 2), cusink.cost_matrix(topics(), metric="euclidean")
@@ -106,7 +120,6 @@ def test_empty_documents_come_last():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"value": "reg_cost"}, "value='reg_cost'"),
         ({"tol": None, "max_iter": 5}, "tol=None"),
         ({"k": 20}, "k is not small"),
         ({"prune": False}, "not asked for"),

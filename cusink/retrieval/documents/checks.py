@@ -5,7 +5,7 @@ made of, stay where they are.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from cusink.checks.scalars import one_of, price_in_range, regularisation, shown
 from cusink.checks.weights import mass_in_range, same_mass
 from cusink.costs.checks import cost_values
 from cusink.costs.clouds import METRICS, PointCloud
+from cusink.costs.cost import Cost
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.errors import warn
 from cusink.operand import operand
@@ -39,11 +40,7 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
     eps = regularisation(eps)
     given = {"A": A} if B is None else {"A": A, "B": B}
     for name, x in given.items():
-        if not are_documents(x, None):
-            raise TypeError(
-                f"'A' and 'B' must be of one kind, {SUPPORTED} or cusink.Measures; '{name}' is {kind(x)}. "
-                "scipy.sparse.csr_array makes sparse rows of an array"
-            )
+        of_one_kind(name, x)
     if len({is_sparse(x) for x in given.values()}) > 1:
         raise TypeError(
             f"'A' and 'B' must be of one kind, {SUPPORTED} or cusink.Measures; got {kind(A)} and {kind(B)}. "
@@ -51,41 +48,102 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
         )
     sides, C, xp, dtype = _sparse(given, C, check) if is_sparse(A) else _clouds(given, C)
     price_in_range("eps", eps, C.dtype.name)
-    with np.errstate(over="ignore"):
-        masses = [sums(side.offsets, side.weights) for side in sides]
-    if check:
-        for name, side, mass in zip(given, sides, masses, strict=True):
-            mass_in_range(name, np.where(mass > 0, mass, 1), side.weights.dtype)
+    masses = [_masses(name, side, check) for name, side in zip(given, sides, strict=True)]
     first = next((mass for all_masses in masses for mass in all_masses if mass > 0), None)
     scaled = [
         _one_mass(name, side, mass, first, check, dtype) for name, side, mass in zip(given, sides, masses, strict=True)
     ]
-    empty = {name: np.flatnonzero(side.sizes == 0) for name, side in zip(given, scaled, strict=True)}
-    _report_empty({name: rows for name, rows in empty.items() if len(rows)}, on_empty)
+    report_empty(dict(zip(given, scaled, strict=True)), on_empty)
     found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
-    if check and C.stored and not xp.isfinite(C.data.max()):
-        _partners(found)
+    if check:
+        partners(found.A, found.B, C)
     return found
 
 
+def check_corpus(B: Any, C: Any, *, eps: float, check: bool, on_empty: str) -> CheckedDocuments:
+    """Check a collection that is to be looked among later: its pairs with itself, whatever the cost is between."""
+    eps = regularisation(eps)
+    sides, C, xp, dtype = _sparse({"B": B}, C, check) if is_sparse(B) else _clouds({"B": B}, C)
+    price_in_range("eps", eps, C.dtype.name)
+    mass = _masses("B", sides[0], check)
+    first = next((one for one in mass if one > 0), None)
+    own = _one_mass("B", sides[0], mass, first, check, dtype)
+    report_empty({"B": own}, on_empty)
+    return CheckedDocuments(A=own, B=own, C=C, xp=xp, dtype=dtype)
+
+
+def check_more(
+    name: str, x: Any, given: CheckedDocuments, side: Literal[0, 1], first: float | None, check: bool, on_empty: str
+) -> RaggedWeights:
+    """Check more rows over the vocabulary of an index: queries (side 0), or further items (side 1).
+
+    They are scaled to the mass `first` of the index, None if nothing in it has weight.
+    """
+    if not is_sparse(x):
+        raise TypeError(f"'{name}' must be {SUPPORTED} like the items of the index; got {kind(x)}")
+    own, data = _rows(name, x, check)
+    (data, _), _, _ = arrays(**{name: data, "the index": given.xp.empty(0, given.dtype)})
+    _one_column_each(name, own, given.C.shape[0 if side == 0 else -1], given.C)
+    ragged = _ragged(own, data.dtype)
+    mass = _masses(name, ragged, check)
+    first = next((one for one in mass if one > 0), None) if first is None else first
+    scaled = _one_mass(name, ragged, mass, first, check, given.dtype, "the index")
+    report_empty({name: scaled}, on_empty)
+    return scaled
+
+
+def check_pairs_of_measures(
+    name: str,
+    A: Any,
+    measures: Measures,
+    B: RaggedWeights,
+    metric: str,
+    mass: float | None,
+    dtype: Any,
+    check: bool,
+    on_empty: str,
+) -> CheckedDocuments:
+    """Check measures that are compared with those of an index, which were checked and scaled to `mass` as B."""
+    if not isinstance(A, Measures):
+        raise TypeError(f"'{name}' must be cusink.Measures like the items of the index; got {kind(A)}")
+    (ours, _), C, xp, _ = _clouds({name: A, "the index": measures}, metric)
+    own = _masses(name, ours, check)
+    mass = next((one for one in own if one > 0), None) if mass is None else mass
+    scaled = _one_mass(name, ours, own, mass, check, dtype, "the index")
+    report_empty({name: scaled}, on_empty)
+    return CheckedDocuments(A=scaled, B=B, C=C, xp=xp, dtype=dtype)
+
+
+def of_one_kind(name: str, x: Any) -> None:
+    """Check that a collection is sparse, or of measures."""
+    if not are_documents(x, None):
+        raise TypeError(
+            f"'A' and 'B' must be of one kind, {SUPPORTED} or cusink.Measures; '{name}' is {kind(x)}. "
+            "scipy.sparse.csr_array makes sparse rows of an array"
+        )
+
+
+def _masses(name: str, side: RaggedWeights, check: bool) -> HostArray:
+    """Return the masses of items, of which those with weight must be numbers of the dtype."""
+    with np.errstate(over="ignore"):
+        mass = sums(side.offsets, side.weights)
+    if check:
+        mass_in_range(name, np.where(mass > 0, mass, 1), side.weights.dtype)
+    return mass
+
+
 def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedWeights], Any, Any, Any]:
-    """Return sparse rows over the words that the cost is between, the cost, its library, and the user's dtype."""
-    sides: dict[str, Any] = {}
-    data: dict[str, Any] = {}
+    """Return sparse rows over the words that the cost is between, the cost, its library, and the user's dtype.
+
+    A lone 'B' may have a cost that is not square; a lone 'A', to be compared with itself, may not.
+    """
     if isinstance(C, str):
         raise TypeError(
             f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={shown(C)!r}); got "
             f"{shown(C)!r}. A name of a metric goes with cusink.Measures, which have points"
         )
-    for name, x in given.items():
-        if x.ndim != 2 or 0 in x.shape:
-            raise ValueError(f"'{name}' must be sparse rows of shape (items, words); got {x.shape}")
-        if x.dtype.kind not in "fiub":
-            raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
-        on_device = is_sparse_on_device(x)
-        sides[name] = _canonical(name, x.get() if on_device else x, check)
-        data[name] = x.data if on_device else sides[name].data  # LIL has lists there, and DOK nothing
-    parts, xp, dtype = arrays(**data, **named_arrays(C))
+    read = {name: _rows(name, x, check) for name, x in given.items()}
+    parts, xp, dtype = arrays(**{name: data for name, (_, data) in read.items()}, **named_arrays(C))
     if kind_of(C) == "grid":
         raise TypeError(
             "'C' must be an array or a PointCloud where the histograms are sparse; a Grid works on whole images. Pass "
@@ -94,20 +152,36 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
     C = operand(C, xp, dtype, parts[len(given) :], batch=False)
     if check and C.stored:
         cost_values(C.data, xp)
-    for (name, x), words in zip(sides.items(), (C.shape[0], C.shape[-1]), strict=False):
-        if x.shape[1] != words:
-            raise ValueError(
-                f"'{name}' must have a column for each of the {words} words that 'C' of shape {tuple(C.shape)} is "
-                f"between; got {x.shape}. Words without a vector have to leave both: A[:, known]"
-            )
-    if len(given) == 1 and C.shape[0] != C.shape[1]:
+    for name, (x, _) in read.items():
+        _one_column_each(name, x, C.shape[0 if name == "A" else -1], C)
+    if list(given) == ["A"] and C.shape[0] != C.shape[1]:
         raise ValueError(f"'B' must be given with a 'C' that is not square; got None, and 'C' of shape {C.shape}")
-    computing = parts[0].dtype
-    supports = [
-        RaggedWeights(x.indptr.astype(np.int64), x.data.astype(computing), x.indices.astype(np.int64))
-        for x in sides.values()
-    ]
-    return supports, C, xp, dtype
+    return [_ragged(x, parts[0].dtype) for x, _ in read.values()], C, xp, dtype
+
+
+def _rows(name: str, x: Any, check: bool) -> tuple[Any, Any]:
+    """Return sparse rows in CSR form on the host, and their weights where the user has them."""
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"'{name}' must be sparse rows of shape (items, words); got {x.shape}")
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
+    on_device = is_sparse_on_device(x)
+    own = _canonical(name, x.get() if on_device else x, check)
+    return own, x.data if on_device else own.data  # LIL has lists there, and DOK nothing
+
+
+def _one_column_each(name: str, x: Any, words: int, C: Any) -> None:
+    """Check that rows have a column for each word."""
+    if x.shape[1] != words:
+        raise ValueError(
+            f"'{name}' must have a column for each of the {words} words that 'C' of shape {tuple(C.shape)} is "
+            f"between; got {x.shape}. Words without a vector have to leave both: {name}[:, known]"
+        )
+
+
+def _ragged(x: Any, dtype: Any) -> RaggedWeights:
+    """Return rows in CSR form as weights of the dtype of the computation."""
+    return RaggedWeights(x.indptr.astype(np.int64), x.data.astype(dtype), x.indices.astype(np.int64))
 
 
 def _canonical(name: str, x: Any, check: bool) -> Any:
@@ -141,9 +215,9 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
     one_of("metric", C, METRICS, "'C' is the metric between the points of cusink.Measures")
     points = [x.points for x in given.values()]
     if len({p.shape[1] for p in points}) > 1:
-        raise ValueError(
-            f"'A' and 'B' must have points of one dimension; got d = {points[0].shape[1]} and d = {points[1].shape[1]}"
-        )
+        ours, theirs = (p.shape[1] for p in points)
+        names = " and ".join(map(repr, given))
+        raise ValueError(f"{names} must have points of one dimension; got d = {ours} and d = {theirs}")
     if not all(len(p) for p in points):
         raise ValueError("'A' and 'B' must have at least one point each")
     named = {f"{name}.weights": x.weights for name, x in given.items()}
@@ -164,7 +238,13 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
 
 
 def _one_mass(
-    name: str, side: RaggedWeights, mass: HostArray, first: float | None, check: bool, dtype: Any
+    name: str,
+    side: RaggedWeights,
+    mass: HostArray,
+    first: float | None,
+    check: bool,
+    dtype: Any,
+    owner: str = "the first",
 ) -> RaggedWeights:
     """Scale items from their masses `mass` to `first`, from which these differ by the user's tolerance at most."""
     if first is None:
@@ -176,7 +256,7 @@ def _one_mass(
             mass,
             first,
             dtype,
-            got=lambda row: f"the first has {first:g} and '{name}' row {row} has {mass[row]:g}",
+            got=lambda row: f"{owner} has {first:g} and '{name}' row {row} has {mass[row]:g}",
             advice="Divide each row by its sum: sparse counts with sklearn.preprocessing.normalize(A, norm='l1') or "
             "scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, Measures with .normalised()",
         )
@@ -184,9 +264,11 @@ def _one_mass(
     return RaggedWeights(side.offsets, (side.weights * factor).astype(side.weights.dtype), side.places)
 
 
-def _report_empty(empty: Mapping[str, HostArray], on_empty: str) -> None:
+def report_empty(sides: Mapping[str, RaggedWeights], on_empty: str) -> None:
     """Refuse empty items, or warn of the NaN that they lead to."""
-    if not empty:
+    empty = {name: np.flatnonzero(side.sizes == 0) for name, side in sides.items()}
+    empty = {name: rows for name, rows in empty.items() if len(rows)}
+    if not empty or on_empty == "silent":  # they have been reported
         return
     listed = "; ".join(
         f"'{name}' {'rows' if len(rows) > 1 else 'row'} {', '.join(map(str, rows[:10]))}"
@@ -200,19 +282,21 @@ def _report_empty(empty: Mapping[str, HostArray], on_empty: str) -> None:
     warn(f"Items without weight have no distance to anything: NaN for {listed}.")
 
 
-def _partners(found: CheckedDocuments) -> None:
+def partners(A: RaggedWeights, B: RaggedWeights, C: Cost[Any]) -> None:
     """Check that `C` leaves every word with weight a partner in every item of the other side."""
+    if not C.stored or C.xp.isfinite(C.data.max()):
+        return
     from scipy import sparse
 
-    count, words = found.C.shape
+    count, words = C.shape
     patterns = [
         sparse.csr_array((np.ones(len(s.places), np.float32), s.places, s.offsets), shape=(len(s), length))
-        for s, length in zip((found.A, found.B), (count, words), strict=True)
+        for s, length in zip((A, B), (count, words), strict=True)
     ]
-    for names, ours, others, C in (("AB", *patterns, found.C.data), ("BA", *patterns[::-1], found.C.data.T)):
+    for names, ours, others, costs in (("AB", *patterns, C.data), ("BA", *patterns[::-1], C.data.T)):
         filled, by_word = np.diff(others.indptr) > 0, ours.tocsc()
-        for block in blocks(len(C), max(1, PARTNER_ENTRIES // (C.shape[1] + len(filled)))):
-            allowed = np.isfinite(to_host(C[block])).astype(np.float32)
+        for block in blocks(len(costs), max(1, PARTNER_ENTRIES // (costs.shape[1] + len(filled)))):
+            allowed = np.isfinite(to_host(costs[block])).astype(np.float32)
             unreached = sparse.csr_array((((others @ allowed.T) == 0) & filled[:, None]).T.astype(np.float32))
             lone = (by_word[:, block] @ unreached).tocoo()
             if lone.nnz:

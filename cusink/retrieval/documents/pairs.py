@@ -109,7 +109,7 @@ class DocumentPairs:
                 solved = solve_listed(queries, documents, *pairs, self.setting, options)
             else:
                 pairs = np.repeat(at[i], len(j)), np.tile(to[j], len(i))
-                solved = self._on_device(0, 1, *pairs, self.C, options)
+                solved = self.on_device(0, 1, *pairs, self.C, options)
             for whole, part in zip(found, solved, strict=True):
                 whole[np.ix_(i, j)] = part.reshape(len(i), len(j))
         distances = found.cost if value == "cost" else found.reg_cost
@@ -128,7 +128,7 @@ class DocumentPairs:
                 each = [_solve_self(*own.item(k), C, self.eps, options) for k in at[filled]]
                 solved = DocumentSolutions(*map(np.concatenate, zip(*each, strict=True)))
             else:
-                solved = self._on_device(side, side, at[filled], at[filled], C, options)
+                solved = self.on_device(side, side, at[filled], at[filled], C, options)
             for whole, part in zip(found, solved, strict=True):
                 whole[filled] = part
         return self._solved(found.reg_cost, found)
@@ -138,11 +138,14 @@ class DocumentPairs:
         """The mass of the items that are not empty."""
         return float(self.A.weights.sum(dtype=np.float64)) / max(1, int(np.count_nonzero(self.A.sizes)))
 
-    def digests(self, side: Literal[0, 1]) -> list[bytes]:
-        """Return a digest of each item; see `Pairs`. Words are told apart by their places, points by where they are."""
+    def digests(self, side: Literal[0, 1], first: int = 0) -> list[bytes]:
+        """Return a digest of each item from `first` on; see `Pairs`.
+
+        Words are told apart by their places, points by where they are.
+        """
         items = (self.A, self.B)[side]
         points = None if self.C.stored else self.to_host((self.C.data.x, self.C.data.y)[side])
-        each = (items.item(k) for k in range(len(items)))
+        each = (items.item(k) for k in range(first, len(items)))
         return [digest(weights, places if points is None else points[places]) for weights, places in each]
 
     def content(self) -> dict[str, Any]:
@@ -152,8 +155,8 @@ class DocumentPairs:
     @functools.cached_property
     def _entropies(self) -> tuple[HostArray, HostArray]:
         """The entropies of the items of A and of B, 0 for an empty one."""
-        ours = _entropies(self.A)
-        return ours, ours if self.B is self.A else _entropies(self.B)
+        ours = entropies_of(self.A)
+        return ours, ours if self.B is self.A else entropies_of(self.B)
 
     @functools.cached_property
     def _uploaded(self) -> list[Any]:
@@ -162,7 +165,7 @@ class DocumentPairs:
 
         return [documents.on_device(side.offsets, side.places, side.weights) for side in (self.A, self.B)]
 
-    def _on_device(
+    def on_device(
         self, ours: int, theirs: int, rows: HostArray, columns: HostArray, C: Cost[Any], options: Options
     ) -> DocumentSolutions:
         """Solve pairs of items of two sides, by the numbers 0 and 1 of the sides: arrays (len(rows),)."""
@@ -196,6 +199,7 @@ def _solve_self(weights: HostArray, places: HostArray, C: Cost[Any], eps: float,
     return DocumentSolutions(np.full(1, np.nan), own.reg_cost, own.error, own.n_iter, own.converged)
 
 
-def _entropies(side: RaggedWeights) -> HostArray:
+def entropies_of(side: RaggedWeights) -> HostArray:
+    """Return the entropies of items, 0 for an empty one."""
     weights = side.weights.astype(np.float64)
     return -sums(side.offsets, weights * np.log(weights))

@@ -61,6 +61,14 @@ class PaddedDocuments:
         return cls(used, position[places], np.where(inside, side.weights[entries], 0), sizes)
 
 
+class Words(NamedTuple):
+    """The words of all documents one after the other: their places (N,) and weights (N,), and `starts` (D,)."""
+
+    places: HostArray
+    weights: HostArray
+    starts: HostArray
+
+
 @dataclass(frozen=True, eq=False)
 class Queries:
     """Items as `weights` (Q, n), 0 beyond their sizes, and `costs` (Q, words, n) to the words of `PaddedDocuments`."""

@@ -1,0 +1,113 @@
+"""The items of an index: they are taken in, added to, and made into pairs with what is looked for."""
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cusink.checks.arrays import array_module, kind, to_host
+from cusink.costs.cost import Cost
+from cusink.retrieval import checks
+from cusink.retrieval.budget import kernel_share
+from cusink.retrieval.corpus import HistogramCorpus, of_histograms
+from cusink.retrieval.documents.checks import are_documents, check_corpus, check_more, check_pairs_of_measures
+from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
+from cusink.retrieval.documents.measures import Measures
+from cusink.retrieval.documents.pairs import DocumentPairs
+from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
+from cusink.retrieval.facts import Settings
+from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.rows import joined
+from cusink.types import Array
+
+AnyPairs: TypeAlias = HistogramPairs | DocumentPairs
+AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
+
+
+def collect(B: Any, C: Any, settings: Settings, check: bool) -> AnyCorpus:
+    """Return the corpus of items as the user passes them, who may change them afterwards."""
+    if are_documents(B, None):
+        measures = Measures(*map(own, (B.offsets, B.weights, B.points))) if isinstance(B, Measures) else None
+        given = check_corpus(B, C, eps=settings.eps, check=check, on_empty=settings.on_empty)
+        return of_documents(given, settings, measures, C if measures is not None else "")
+    limit = kernel_share(settings.memory_limit)
+    histograms = checks.corpus(B, C, eps=settings.eps, check=check, memory_limit=limit)
+    rows = histograms.B
+    assert isinstance(rows, checks.NormalisedRows)
+    return of_histograms(dataclasses.replace(histograms, B=kept(rows), C=_kept_cost(histograms.C)), settings)
+
+
+def pairs_with(corpus: AnyCorpus, A: Any, settings: Settings, check: bool) -> AnyPairs:
+    """Return the pairs of queries as the user passes them, None for the items themselves, with all items."""
+    if A is None and corpus.template.C.shape[0] != corpus.template.C.shape[1]:
+        raise ValueError(
+            f"'A' must be given with a 'C' that is not square; got None, and 'C' of shape {corpus.template.C.shape}"
+        )
+    if isinstance(corpus, DocumentCorpus):
+        return corpus.with_rows(A, check, settings.on_empty)
+    if A is None:
+        rows = None
+    else:
+        if are_documents(A, None):
+            raise TypeError(f"'A' must be an array of histograms like the items of the index; got {kind(A)}")
+        rows = checks.rows_like("A", A, _checked(corpus), 0, check)
+    pairs = corpus.with_rows(rows)
+    if check:
+        checks.partners(pairs.A, pairs.B, pairs.C)
+    return pairs
+
+
+def grown(corpus: AnyCorpus, B: Any, settings: Settings, check: bool) -> AnyCorpus:
+    """Return the corpus of its items and of more, as the user passes them."""
+    if isinstance(corpus, HistogramCorpus):
+        if are_documents(B, None):
+            raise TypeError(f"'B' must be an array of histograms like the items of the index; got {kind(B)}")
+        rows = kept(checks.rows_like("B", B, _checked(corpus), 1, check))
+        return corpus.with_columns(joined(corpus.B, rows))
+    template = corpus.template
+    both = CheckedDocuments(A=corpus.B, B=corpus.B, C=template.C, xp=template.C.xp, dtype=template.dtype)
+    if corpus.measures is None:
+        items = check_more("B", B, both, 1, corpus.mass, check, settings.on_empty)
+        every = _followed(corpus.B, items)
+        both = dataclasses.replace(both, A=every, B=every)
+        return corpus.followed_by(DocumentPairs.of(both, template.eps, settings.memory_limit), None)
+    metric, old = corpus.metric, corpus.measures
+    check_pairs_of_measures("B", B, old, corpus.B, metric, corpus.mass, template.dtype, check, settings.on_empty)
+    measures = _joined_measures(old, B)
+    both = check_corpus(measures, metric, eps=settings.eps, check=False, on_empty="silent")
+    return corpus.followed_by(DocumentPairs.of(both, template.eps, settings.memory_limit), measures)
+
+
+def own(array: Array) -> Array:
+    """Return a copy of an array that its owner may write to, and any other array itself."""
+    flags = getattr(array, "flags", None)
+    return array.copy() if getattr(flags, "writeable", True) else array
+
+
+def kept(rows: checks.NormalisedRows) -> checks.NormalisedRows:
+    """Return rows that nobody else may write to."""
+    return checks.NormalisedRows(own(rows.weights), rows.factors)
+
+
+def _kept_cost(C: Cost[Any]) -> Cost[Any]:
+    return dataclasses.replace(C, data=own(C.data)) if C.stored else C
+
+
+def _checked(corpus: HistogramCorpus) -> checks.CheckedCorpus:
+    return checks.CheckedCorpus(corpus.B, corpus.template.C, corpus.template.dtype, corpus.mass)
+
+
+def _followed(items: RaggedWeights, more: RaggedWeights) -> RaggedWeights:
+    """Return the items of two collections."""
+    return RaggedWeights(
+        np.concatenate([items.offsets, items.offsets[-1] + more.offsets[1:]]),
+        np.concatenate([items.weights, more.weights]),
+        np.concatenate([items.places, more.places]),
+    )
+
+
+def _joined_measures(items: Measures, more: Measures) -> Measures:
+    xp = array_module(items.points)
+    offsets = np.concatenate([items.offsets, items.offsets[-1] + to_host(more.offsets)[1:]])
+    weights = xp.concatenate([items.weights, more.weights])
+    return Measures(offsets, weights, xp.concatenate([items.points, more.points]))

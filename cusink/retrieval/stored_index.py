@@ -1,0 +1,164 @@
+"""An index as a folder of arrays, and back."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cusink.checks.arrays import to_host
+from cusink.convergence.options import Options
+from cusink.costs.clouds import PointCloud
+from cusink.costs.grid import Grid
+from cusink.costs.kinds import kind_of, named_arrays
+from cusink.operand import operand
+from cusink.retrieval import checks
+from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
+from cusink.retrieval.budget import kernel_share
+from cusink.retrieval.corpus import HistogramCorpus, of_histograms
+from cusink.retrieval.documents.checks import check_corpus
+from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
+from cusink.retrieval.documents.measures import Measures
+from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
+from cusink.retrieval.facts import Facts, Settings
+from cusink.retrieval.rows import parts_of
+from cusink.retrieval.storage.folder import Parts, read_folder, write_folder
+from cusink.types import HostArray
+from cusink.version import __version__
+
+AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
+FACTS = ("digests", "bins", "entropies", "terms", "centres")  # that are arrays
+
+
+def save(path: Path, corpus: AnyCorpus, C: Any, settings: Settings, overwrite: bool) -> None:
+    """Write an index of the cost `C`, as the user passed it."""
+    write_folder(path, *_packed(corpus, C, settings), overwrite)
+
+
+def load(path: Path, mmap: bool, verify: bool, xp: Any) -> tuple[AnyCorpus, Any, Settings]:
+    """Return the corpus, the cost and the settings of an index, with arrays of the library `xp`."""
+    return unpacked(*read_folder(path, mmap, verify), xp)
+
+
+def in_memory(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, HostArray]]:
+    """Return an index as a description and arrays in NumPy, as `unpacked` takes them."""
+    description, arrays = _packed(corpus, C, settings)
+    return description, {name: np.concatenate(list(parts.blocks)) for name, parts in arrays.items()}
+
+
+def _packed(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, Parts]]:
+    """Return what describes an index, in JSON's types, and its arrays by name."""
+    dtype = np.dtype(corpus.template.dtype)
+    if dtype.name not in checks.DTYPES_ON_DISK:
+        raise TypeError(
+            f"an index on disk holds {', '.join(checks.DTYPES_ON_DISK)}; this one has {dtype}. Build it of float32"
+        )
+    facts = corpus.facts()
+    arrays = _items(corpus) | {name: _whole(getattr(facts, name)) for name in FACTS if getattr(facts, name) is not None}
+    cost: Any = C
+    if not isinstance(C, str):
+        cost, of_cost = _described(C, corpus)
+        arrays |= of_cost
+    description = {
+        "cusink": __version__,
+        "kind": _kind(corpus),
+        "items": len(corpus),
+        "dtype": dtype.name,
+        "cost": cost,
+        "eps": settings.eps,
+        "value": settings.value,
+        "options": dataclasses.asdict(settings.options),
+        "memory_limit": settings.memory_limit,
+        "on_empty": settings.on_empty,
+        "mass": corpus.mass,
+        "smallest": facts.smallest,
+    }
+    return description, arrays
+
+
+def unpacked(given: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> tuple[AnyCorpus, Any, Settings]:
+    """Return the corpus, the cost and the settings of an index from what describes it, with arrays of `xp`."""
+    settings = Settings(
+        eps=given["eps"],
+        value=given["value"],
+        options=Options(**given["options"]),
+        memory_limit=given["memory_limit"],
+        on_empty=given["on_empty"],
+    )
+    facts = Facts(
+        given["items"], smallest=given["smallest"], **{name: arrays[name] for name in FACTS if name in arrays}
+    )
+    if given["kind"] == "measures":
+        own = (xp.asarray(arrays[name]) for name in ("weights", "points"))
+        measures = Measures(arrays["offsets"], *own)
+        documents = check_corpus(measures, given["cost"], eps=settings.eps, check=False, on_empty="silent")
+        return of_documents(documents, settings, measures, given["cost"], facts), given["cost"], settings
+    C = _restored(given["cost"], arrays, xp)
+    dtype = np.dtype(given["dtype"])
+    parts = [x.astype(np.float32 if dtype.name == "float16" else dtype, copy=False) for x in named_arrays(C).values()]
+    limit = kernel_share(settings.memory_limit)
+    cost = operand(C, xp, dtype, parts, limit if given["kind"] == "histograms" else None, batch=False)
+    if given["kind"] == "sparse":
+        items = RaggedWeights(*(arrays[name] for name in ("offsets", "weights", "places")))
+        documents = CheckedDocuments(A=items, B=items, C=cost, xp=xp, dtype=dtype)
+        return of_documents(documents, settings, None, "", facts), C, settings
+    rows = checks.NormalisedRows(xp.asarray(arrays["weights"]), xp.asarray(arrays["factors"]))
+    return of_histograms(checks.CheckedCorpus(rows, cost, dtype, given["mass"]), settings, facts), C, settings
+
+
+def _kind(corpus: AnyCorpus) -> str:
+    if not isinstance(corpus, DocumentCorpus):
+        return "histograms"
+    return "sparse" if corpus.measures is None else "measures"
+
+
+def _whole(array: Any) -> Parts:
+    array = to_host(array)
+    return Parts([array], array.shape, array.dtype)
+
+
+def _items(corpus: AnyCorpus) -> dict[str, Parts]:
+    """Return the arrays that the items consist of."""
+    if isinstance(corpus, DocumentCorpus):
+        own = corpus.B if corpus.measures is None else corpus.measures
+        names = ("offsets", "weights", "places" if corpus.measures is None else "points")
+        return {name: _whole(getattr(own, name)) for name in names}
+    parts, first = parts_of(corpus.B), parts_of(corpus.B)[0]
+
+    def read(name: str) -> Iterator[HostArray]:
+        for part in parts:
+            array = getattr(part, name)
+            yield from (to_host(array[rows]) for rows in blocks(len(array), ROWS_PER_BLOCK))
+
+    shape = (len(corpus), int(first.weights.shape[1]))
+    return {
+        "weights": Parts(read("weights"), shape, first.weights.dtype),
+        "factors": Parts(read("factors"), shape[:1], first.factors.dtype),
+    }
+
+
+def _described(C: Any, corpus: AnyCorpus) -> tuple[dict[str, Any], dict[str, Parts]]:
+    """Return a cost in JSON's types, and its arrays."""
+    kind = kind_of(C)
+    if kind == "grid":
+        names = ("cells", "metric", "spacing", "periodic")
+        return {"kind": kind} | {name: getattr(C, name) for name in names}, {}
+    if kind == "points":
+        one = C.x is C.y
+        arrays = {"x": _whole(C.x)} | ({} if one else {"y": _whole(C.y)})
+        return {"kind": kind, "metric": C.metric, "power": C.power, "tf32": C.tf32, "one": one}, arrays
+    return {"kind": kind}, {"C": _whole(corpus.template.C.data)}
+
+
+def _restored(cost: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> Any:
+    """Return a cost as the user passed it."""
+    if cost["kind"] == "grid":
+        axes = (tuple(cost[name]) for name in ("cells", "spacing", "periodic"))
+        cells, spacing, periodic = axes
+        return Grid(cells, cost["metric"], spacing=spacing, periodic=periodic)
+    if cost["kind"] == "points":
+        x = xp.asarray(arrays["x"])
+        y = None if cost["one"] else xp.asarray(arrays["y"])
+        return PointCloud(x, y, cost["metric"], power=cost["power"], tf32=cost["tf32"])
+    return xp.asarray(arrays["C"])

@@ -1,0 +1,256 @@
+"""Threads: the same bytes for any number, one pool, BLAS on one thread inside, and what they may not change."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import threadpoolctl
+from retrieval.test_nearest import EPS, blots, collection
+from retrieval.test_search import topical, topics
+
+import cusink
+from cusink import workers
+from cusink.errors import one_call, warn
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+    monkeypatch.delenv(workers.VARIABLE, raising=False)
+    yield
+    cusink.set_workers(None)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Count the threads that solve, and let each take its time, so that none does everything."""
+    from cusink.retrieval import batches, histograms
+
+    threads = set()
+
+    def watched(function):
+        def wrapped(*args, **keywords):
+            threads.add(threading.get_ident())
+            time.sleep(0.001)
+            return function(*args, **keywords)
+
+        return wrapped
+
+    monkeypatch.setattr(histograms.HistogramPairs, "solve", watched(histograms.HistogramPairs.solve))
+    monkeypatch.setattr(batches.PairBatches, "_solve", watched(batches.PairBatches._solve))
+    return threads
+
+
+# The same bytes
+
+
+@pytest.mark.parametrize("value", ["cost", "divergence"])
+@pytest.mark.parametrize("limit", [None, 8_000_000])
+def test_any_number_of_workers_gives_the_same_bytes(seen, value, limit):
+    A, B, C = collection(12, 60)
+    options = {"eps": EPS, "value": value, "memory_limit": limit}
+    answers = []
+    for count in (1, 2, 5):
+        seen.clear()
+        matrix = cusink.distance_matrix(A, B, C, workers=count, **options)
+        own = cusink.distance_matrix(B, None, C, workers=count, **options)
+        assert (len(seen) > 1) == (count > 1)
+        near = cusink.nearest(A, B, C, k=3, workers=count, **options)
+        among = cusink.Index(B, C, **options).search(A, 3, workers=count)
+        answers.append([x.tobytes() for x in (matrix, own, *near, *among)])
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("cost", [cusink.Grid((6, 6), spacing=0.1), cusink.PointCloud(np.arange(36.0) / 36)])
+def test_costs_that_are_not_stored(cost):
+    A, B, _ = collection(8, 50)
+    one, two = (cusink.distance_matrix(A, B, cost, eps=EPS, workers=count) for count in (1, 4))
+    assert one.tobytes() == two.tobytes()
+
+
+def test_documents():
+    A, B, C = topical(20, 1), topical(40, 2), cusink.cost_matrix(topics(), metric="euclidean")
+    one, two = (cusink.distance_matrix(A, B, C, eps=0.2, tol=1e-3, workers=count) for count in (1, 3))
+    assert one.tobytes() == two.tobytes()
+
+
+def test_the_setting_holds_where_nothing_is_said(seen):
+    A, B, C = collection(12, 40)
+    for count in (1, 3):
+        cusink.set_workers(count)
+        seen.clear()
+        cusink.distance_matrix(A, B, C, eps=EPS)
+        assert (len(seen) > 1) == (count > 1)
+        seen.clear()
+        cusink.distance_matrix(A, B, C, eps=EPS, workers=1)
+        assert len(seen) == 1
+
+
+# How many
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(workers, "QUOTA", (quota, tmp_path / "cpu.cfs_quota_us"))
+    assert workers.cores() == 6
+    for text, count in (("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 6)):
+        quota.write_text(text)
+        assert workers.cores() == count
+    quota.unlink()
+    (tmp_path / "cpu.cfs_period_us").write_text("100000")
+    for text, count in (("-1", 6), ("300000", 3)):
+        (tmp_path / "cpu.cfs_quota_us").write_text(text)
+        assert workers.cores() == count
+    assert workers.check_workers(-1) == 3 == workers.workers()
+
+
+def test_the_environment_sets_the_start(monkeypatch):
+    monkeypatch.setenv(workers.VARIABLE, "3")
+    assert workers.workers() == 3
+    cusink.set_workers(2)
+    assert workers.workers() == 2
+    cusink.set_workers(None)
+    monkeypatch.setenv(workers.VARIABLE, "none")
+    with pytest.raises(ValueError, match="CUSINK_WORKERS must be a positive integer; got 'none'"):
+        workers.workers()
+
+
+@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (-2, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_what_is_no_number_of_workers(count, error):
+    A, B, C = collection(2, 5)
+    for call in (
+        lambda: cusink.set_workers(count),
+        lambda: cusink.distance_matrix(A, B, C, eps=EPS, workers=count),
+        lambda: cusink.nearest(A, B, C, k=1, eps=EPS, workers=count),
+        lambda: cusink.Index(B, C, eps=EPS).search(A, 1, workers=count),
+    ):
+        with pytest.raises(error, match="'workers' must be"):
+            call()
+
+
+def test_a_memory_limit_leaves_room_for_fewer(seen):
+    A, B, C = collection(12, 60)
+    cusink.distance_matrix(A, B, C, eps=EPS, workers=4, memory_limit=200_000)
+    assert len(seen) == 1
+
+
+# What happens inside
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_blas_has_one_thread_inside_and_its_own_number_afterwards():
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        assert set(before) == {2}
+        with workers.working(2):
+            first = workers.each(lambda _: blas_threads(), [(0,), (1,)])
+            with workers.working(1):  # another call that ends first
+                pass
+            assert first == [[1] * len(before)] * 2 and blas_threads() == [1] * len(before)
+        assert blas_threads() == before
+        with pytest.raises(ZeroDivisionError), workers.working(2):
+            workers.each(lambda x: 1 / x, [(1,), (0,)])
+        assert blas_threads() == before
+
+
+def test_calls_in_several_threads_hold_blas_together():
+    A, B, C = collection(6, 40)
+    want = cusink.distance_matrix(A, B, C, eps=EPS)
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: cusink.distance_matrix(A, B, C, eps=EPS, workers=3), range(8)))
+        assert all(x.tobytes() == want.tobytes() for x in found) and set(blas_threads()) == {2}
+
+
+def test_work_is_not_shared_out_twice():
+    def outer(_):
+        names = workers.each(lambda _: threading.get_ident(), [(0,), (1,), (2,)])
+        return workers.workers(), len(set(names)) == 1 and names[0] == threading.get_ident()
+
+    with workers.working(3):
+        assert workers.each(outer, [(k,) for k in range(6)]) == [(1, True)] * 6
+        assert workers.workers() == 3
+    assert workers.alone(workers.workers)() == 1
+
+
+def test_results_and_warnings_come_in_order():
+    def work(k):
+        time.sleep(0.002 * (7 - k))
+        if k % 2:
+            warn(f"number {k}")
+        return k * k
+
+    @one_call
+    def call():
+        with workers.working(4):
+            return workers.each(work, [(k,) for k in range(7)])
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert call() == [k * k for k in range(7)]
+    assert [str(x.message) for x in caught] == ["number 1", "number 3", "number 5"]
+    assert {x.filename for x in caught} == {__file__}
+
+
+def test_an_error_ends_the_work_and_is_the_callers():
+    done = []
+
+    def work(k):
+        if k == 3:
+            raise KeyError("third")
+        time.sleep(0.001)
+        done.append(k)
+
+    with workers.working(3), pytest.raises(KeyError, match="third"):
+        workers.each(work, [(k,) for k in range(500)])
+    assert len(done) < 100
+
+
+IN_A_CHILD = """
+import multiprocessing, sys
+import numpy as np
+import cusink
+
+A = np.random.default_rng(0).dirichlet(np.ones(9), 40)
+C = cusink.cost_matrix(np.arange(9.0))
+
+def solve(queue=None):
+    found = cusink.distance_matrix(A, None, C, eps=0.5, workers=2).tobytes()
+    return found if queue is None else queue.put(found)
+
+if __name__ == "__main__":
+    want = solve()
+    context = multiprocessing.get_context(sys.argv[1])
+    queue = context.SimpleQueue()
+    child = context.Process(target=solve, args=(queue,))
+    child.start()
+    assert queue.get() == want
+    child.join()
+    assert child.exitcode == 0 and solve() == want
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_child_process_has_threads_of_its_own(how, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(IN_A_CHILD)
+    path = {"PYTHONPATH": str(Path(cusink.__file__).parents[1])}
+    subprocess.run([sys.executable, script, how], check=True, timeout=120, env=os.environ | path)
+
+
+def test_half_precision_warns_at_the_users_line():
+    A, C = blots(6), 1e4 * np.ones((36, 36))
+    half = (1000 * A).astype(np.float16)
+    with pytest.warns(RuntimeWarning, match="exceeds the range of float16") as caught:
+        cusink.distance_matrix(half, None, C.astype(np.float16), eps=100.0, check=False, workers=3)
+    assert len(caught) == 1 and caught[0].filename == __file__
