@@ -22,7 +22,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["gallery/README.rst"]
+exclude_patterns = ["gallery"]
 nitpicky = False
 default_role = "autolink"  # `cusink.sinkhorn` in a docstring is a link
 suppress_warnings = ["config.cache"]  # the order of the gallery is a class, which cannot be pickled

@@ -2,7 +2,8 @@
 What eps does to the plan
 =========================
 
-A small ``eps`` gives a plan that is nearly a map. A large one blurs it, and in the end the target says nothing of the source.
+A small ``eps`` gives a plan that is nearly a map. A large one blurs it, and in the end the target says nothing of the
+source.
 """
 
 import matplotlib.pyplot as plt

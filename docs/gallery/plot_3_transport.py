@@ -2,8 +2,8 @@
 Mass on its way
 ===============
 
-Each pair of points that the plan joins carries its mass along a straight line. At time 0 it is the source, at time 1 the target.
-Between them nothing fades out or in.
+Each pair of points that the plan joins carries its mass along a straight line. At time 0 it is the source, at time 1
+the target. Between them nothing fades out or in.
 """
 
 import matplotlib.pyplot as plt

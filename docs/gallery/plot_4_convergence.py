@@ -2,8 +2,8 @@
 Iterations, by eps and over-relaxation
 ======================================
 
-The smaller ``eps`` is beside the largest cost, the more iterations a problem needs. Over-relaxation, on by default, takes a
-part of them away.
+The smaller ``eps`` is beside the largest cost, the more iterations a problem needs. Over-relaxation, on by default,
+takes a part of them away.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Recall against time
 ===================
 
-A looser tolerance finds nearly the same neighbours in less time. Measured on scikit-learn's digits: 40 queries among 800, the
-ten nearest, beside those at a tolerance of 1e-9.
+A looser tolerance finds nearly the same neighbours in less time. Measured on scikit-learn's digits: 40 queries among
+800, the ten nearest, beside those at a tolerance of 1e-9.
 """
 
 import time

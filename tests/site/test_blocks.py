@@ -1,7 +1,7 @@
 """Every block of code on every page runs as printed: in one namespace a page, top to bottom, in an empty folder.
 
-Python blocks are executed, sessions are doctests. Commands are executed too, but those that set up environments or run for
-long: of these the script must exist, and its options be known to its ``--help``.
+Python blocks are executed, sessions are doctests, commands of the package are run. Commands that set up environments or
+run for long are not: of these the script must exist, and know the options.
 """
 
 import doctest
