@@ -1,4 +1,4 @@
-"""The Wasserstein loss for PyTorch, with explicit gradients; ``pip install 'cusink[torch]'``.
+"""The Wasserstein loss for PyTorch, with explicit gradients; ``pip install torch``.
 
 Tensors are shared with the solver, not copied: with NumPy on the CPU and, through DLPack, with CuPy on a GPU. The
 backward pass is `cusink.sinkhorn_adjoint`: no iteration is recorded.

@@ -50,16 +50,19 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
 }
 
+html_context = {"default_mode": "auto"}
 html_theme = "pydata_sphinx_theme"
 html_title = "cusink"
 html_static_path = ["_static"]
 html_css_files = ["cusink.css"]
 html_show_sourcelink = False
+# Pages without pages below them have no navigation of a section, and need its place.
+html_sidebars = {page: [] for page in ("quick-start", "choosing", "migration", "glossary")}
 html_copy_source = False
 html_theme_options = {
     "logo": {"text": "cusink"},
     "navbar_end": ["theme-switcher"],
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],

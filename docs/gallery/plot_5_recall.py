@@ -2,36 +2,45 @@
 Recall against time
 ===================
 
-A looser tolerance finds nearly the same neighbours in less time. Measured on scikit-learn's digits: 40 queries among
-800, the ten nearest, beside those at a tolerance of 1e-9.
+A cheap distance can choose candidates, and transport put them in order. How many candidates are needed? Measured on
+scikit-learn's digits: 20 queries among 800, the ten nearest by Sinkhorn distance. ``cusink.nearest`` needs no
+candidates: its lower bounds prove which pairs cannot matter, and its recall is 1.
 """
 
 import time
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 
 import cusink
 
-images = load_digits().data[:840]
-histograms = (images / images.sum(axis=1, keepdims=True)).astype(np.float64)
-queries, corpus = histograms[:40], histograms[40:]
-cells = np.indices((8, 8)).reshape(2, -1).T
-C = cusink.cost_matrix(cells) / 98
+images = load_digits().data[:820]
+histograms = images / images.sum(axis=1, keepdims=True)
+queries, corpus = histograms[:20], histograms[20:]
+C = cusink.cost_matrix(np.indices((8, 8)).reshape(2, -1).T) / 98
+options = {"eps": 0.02, "tol": 1e-3}
 
-right = cusink.nearest(queries, corpus, C, k=10, eps=0.01, value="reg_cost", tol=1e-9, max_iter=10_000)[1]
-tolerances, recalls, seconds = (0.3, 0.1, 0.03, 1e-2, 1e-3, 1e-4), [], []
-for tol in tolerances:
+start = time.perf_counter()
+right = cusink.nearest(queries, corpus, C, k=10, value="reg_cost", **options)[1]
+exact = time.perf_counter() - start
+
+counts, recalls, seconds = (10, 20, 50, 100, 200, 400), [], []
+for count in counts:
     start = time.perf_counter()
-    found = cusink.nearest(queries, corpus, C, k=10, eps=0.01, value="reg_cost", tol=tol)[1]
+    found = cdist(queries, corpus).argsort(axis=1)[:, :count]
+    values = cusink.sinkhorn(np.repeat(queries, count, axis=0), corpus[found.ravel()], C, **options).reg_cost
+    best = np.take_along_axis(found, values.reshape(-1, count).argsort(axis=1)[:, :10], axis=1)
     seconds.append(time.perf_counter() - start)
-    recalls.append(np.mean([len(set(f) & set(r)) / 10 for f, r in zip(found, right, strict=True)]))
+    recalls.append(np.mean([len(set(b) & set(r)) / 10 for b, r in zip(best, right, strict=True)]))
 
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-ax.plot(seconds, recalls, "o", color="#0072b2")
-for tol, second, recall in zip(tolerances, seconds, recalls, strict=True):
-    ax.annotate(f"tol {tol:g}", (second, recall), textcoords="offset points", xytext=(6, -12), fontsize=9)
-ax.set(xlabel="seconds for 40 queries among 800", ylabel="recall of the ten nearest", xlim=(0, None))
+ax.plot(seconds, recalls, "o-", color="#0072b2", label="candidates by L2, put in order by transport")
+ax.plot(exact, 1, "D", color="#d55e00", markersize=9, label="cusink.nearest")
+for count, second, recall in zip(counts, seconds, recalls, strict=True):
+    ax.annotate(str(count), (second, recall), textcoords="offset points", xytext=(6, -12), fontsize=9)
+ax.set(xlabel="seconds for 20 queries among 800", ylabel="recall of the ten nearest", xlim=(0, None))
+ax.legend(frameon=False, loc="lower right")
 ax.grid(color="#e6e6e6")
 ax.spines[["top", "right"]].set_visible(False)
