@@ -4,6 +4,7 @@ It speaks the DevTools protocol over two pipes, a JSON message and a zero byte a
 browser is needed.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -29,11 +30,13 @@ class Browser:
     """A browser with one tab."""
 
     def __init__(self, program, profile):
-        down, self._to = os.pipe()  # the browser reads 3 and writes 4
-        self._from, up = os.pipe()
+        below, self._to = os.pipe()
+        self._from, above = os.pipe()
+        # The browser reads 3 and writes 4. Neither may be one of the two that the shell gives it.
+        down, up = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (below, above))
         self._process = subprocess.Popen(
             [
-                "/bin/sh",
+                "bash",
                 "-c",
                 f'exec 3<&{down} 4>&{up}; exec "$0" "$@"',
                 program,
@@ -48,8 +51,8 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(down)
-        os.close(up)
+        for end in (below, above, down, up):
+            os.close(end)
         self._left, self._number, self._events = b"", 0, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

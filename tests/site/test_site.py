@@ -132,6 +132,7 @@ def test_the_migration_tables_name_all_of_the_peers_calls():
         "mm_unbalanced2": "mm_unbalanced",
         "empirical_sinkhorn_nystroem2": "empirical_sinkhorn_nystroem",
         "solve_gromov_batch": "Gromov",
+        "lbfgsb_unbalanced2": "lbfgsb_unbalanced",
     }
     missing = [name for name in sorted(calls) if not re.search(rf"\b{re.escape(same.get(name, name))}\b", said)]
     assert len(calls) > 20 and not missing
