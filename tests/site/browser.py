@@ -100,7 +100,7 @@ class Browser:
         wrong += [f"picture not shown: {source}" for source in seen["broken"]]
         if seen["wide"] > 0:
             wrong.append(f"{seen['wide']} pixels wider than the window")
-        if seen["words"] < 100:
+        if seen["words"] < 40:
             wrong.append("hardly any words")
         return wrong
 
