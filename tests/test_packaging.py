@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOP = ["pyproject.toml", "setup.cfg", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"]
+TOP = ["pyproject.toml", "setup.cfg", "MANIFEST.in", "LICENSE", *PAGES]
 FOLDERS = ["cusink", "kernels", "tests", "scripts", "docs", ".ci"]
 LISTING = (
     "import cusink; from cusink.backends.cupy import loader; print(cusink.__file__, *loader.kernel_files(), sep='\\n')"
@@ -51,7 +53,11 @@ def built(tmp_path_factory):
     for name in TOP:
         shutil.copy(ROOT / name, copy)
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+        shutil.copytree(
+            ROOT / name,
+            copy / name,
+            ignore=shutil.ignore_patterns("__pycache__", ".*_cache", "auto_gallery", "generated"),
+        )
     build = "from setuptools import build_meta as b; b.build_sdist('..'); b.build_wheel('..')"
     call(sys.executable, "-c", build, cwd=copy)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
@@ -236,3 +242,11 @@ def test_another_python_gets_a_new_environment(shell, log):
     other = PYTHON.replace("--version)", "*base_prefix*) echo 3.99 /elsewhere ;;\n    --version)")
     assert shell("ensure_environment demo", python3=other, nvidia_smi="exit 9").returncode == 0
     assert log() == ["venv", "pip .[demo]"]
+
+
+def test_the_version_is_written_once():
+    """Elsewhere it is read from cusink/version.py, but in CITATION.cff, which has no way to."""
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "cusink" / "version.py").read_text())[1]
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()

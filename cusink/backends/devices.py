@@ -11,7 +11,9 @@ from cusink.costs.kinds import with_arrays
 def device_error() -> str | None:
     """Return why no GPU can be used, and what to do; None where one can."""
     if importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed: pip install 'cusink[cuda12]' (NVIDIA driver 580 or newer: 'cusink[cuda13]')"
+        return (
+            "CuPy is not installed: pip install 'cupy-cuda12x[ctk]' (NVIDIA driver 580 or newer: 'cupy-cuda13x[ctk]')"
+        )
     try:
         import cupy
 

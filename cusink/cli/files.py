@@ -94,7 +94,7 @@ def _zarr(path: Path, key: str | None) -> HostArray:
     try:
         import zarr
     except ImportError:
-        raise InputError(f"{path}: needs Zarr, which is not installed: pip install 'cusink[zarr]'") from None
+        raise InputError(f"{path}: needs Zarr, which is not installed: pip install zarr") from None
     try:
         found = zarr.open(path, mode="r", path=key or "")
     except FileNotFoundError:

@@ -109,9 +109,9 @@ def as_text(found: dict[str, Any]) -> Iterator[str]:
             f"{device['memory'] >> 20} MiB, {device['multiprocessors']} multiprocessors, driver {device['driver']}, "
             f"runtime {device['runtime']}"
         )
-    yield f"kernels in {found['kernels']['folder']}:"
-    for file, names in found["kernels"]["files"].items():
-        yield f"  {file}: {', '.join(names)}"
+    files = found["kernels"]["files"]
+    count = sum(len(names) for names in files.values())
+    yield f"kernels: {count} in {len(files)} files of {found['kernels']['folder']} (--json names them)"
     pairs, bins, tile = ("x".join(map(str, problem[name])) for name in ("pairs", "bins", "tile"))
     yield f"{pairs} pairs of {bins} bins in {problem['dtype']}: tiles of {tile} pairs, {problem['tile_bytes']} bytes"
     yield f"launches of a row of a tile on {problem['launches_on']}:"

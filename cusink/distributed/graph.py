@@ -1,4 +1,4 @@
-"""Distance matrices and nearest neighbours on many machines, with Dask; ``pip install 'cusink[distributed]'``.
+"""Distance matrices and nearest neighbours on many machines, with Dask; ``pip install 'dask[array]' distributed``.
 
 Collections are `dask.array` in chunks of rows, results are lazy `dask.array`; Dask's threads or a ``dask.distributed``
 cluster do the work. Each task solves a block of the matrix with the tiles that one machine would have cut, so that

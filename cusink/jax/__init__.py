@@ -1,4 +1,4 @@
-"""Losses for JAX, with explicit gradients; ``pip install 'cusink[jax]'``.
+"""Losses for JAX, with explicit gradients; ``pip install jax``.
 
 Outside ``jit`` arrays are shared with NumPy on the CPU and, through DLPack, with CuPy on a GPU; inside, JAX calls the
 NumPy solver back. Gradients are those of `cusink.sinkhorn_adjoint`: no iteration is recorded.

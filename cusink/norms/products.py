@@ -77,7 +77,7 @@ def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussi
     b : array, shape (m,) or (B, m), or None
         Their weights, of any sign; None for 1 / m each.
     kernel : {"gaussian", "laplace", "energy"}
-        exp(-r²/s²), exp(-sqrt(r² + s²)) or (r² + s²)^(-1/4), with r = |x - y| and s = `scale`.
+        exp(-r²/s²), exp(-sqrt(r² + s²)) or (r² + s²)^(-1/4), with r = ``|x - y|`` and s = `scale`.
     scale : float
         Length in the units of the points.
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cusink.plot import checks
@@ -145,7 +145,8 @@ def contact_sheet(
 def _new_axes(layout: Layout) -> Axes:
     """Return axes that fill a new figure of a fitting size."""
     size = INCH * (layout.right + 0.6), INCH * (layout.bottom - layout.top)
-    return Figure(figsize=size, facecolor="white").add_axes((0, 0, 1, 1))
+    ax: Axes = plt.figure(figsize=size, facecolor="white").add_axes((0, 0, 1, 1))
+    return ax
 
 
 def _image(ax: Axes, x: float, y: float, image: HostArray, colour: str, line: float) -> None:

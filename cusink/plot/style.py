@@ -1,7 +1,7 @@
 """Colours, and the axes of a new figure."""
 
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 # Told apart in print and by colour-blind eyes (Okabe and Ito).
 SOURCE, TARGET = "#0072b2", "#d55e00"
@@ -10,8 +10,8 @@ COLOURS = (SOURCE, TARGET, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def new_axes(width: float, height: float) -> Axes:
-    """Return the axes of a new figure, of a size in inches."""
-    ax = Figure(figsize=(width, height), facecolor="white", layout="constrained").add_subplot()
+    """Return the axes of a new figure of pyplot, which notebooks show, of a size in inches."""
+    ax: Axes = plt.figure(figsize=(width, height), facecolor="white", layout="constrained").add_subplot()
     ax.set_prop_cycle(color=COLOURS)
     return ax
 

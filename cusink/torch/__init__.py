@@ -1,4 +1,4 @@
-"""Losses for PyTorch, with explicit gradients; ``pip install 'cusink[torch]'``.
+"""Losses for PyTorch, with explicit gradients; ``pip install torch``.
 
 Tensors are shared with the solver, not copied: with NumPy on the CPU and, through DLPack, with CuPy on a GPU. Backward
 takes the explicit gradients of `cusink.sinkhorn_adjoint`: no iteration is recorded.

@@ -32,7 +32,7 @@ def main(arguments=None):
     try:
         corpus = read_corpus()
     except ImportError as error:
-        print(f"documents: {error}; pip install 'cusink[documents]' brings what it needs", file=sys.stderr)
+        print(f"documents: {error}; pip install -e '.[documents]' brings what it needs", file=sys.stderr)
         return 2
     counts, tfidf = shares(corpus), tfidf_shares(corpus)
     words = np.diff(counts.indptr)
@@ -139,20 +139,24 @@ def draw(path, judgements, found):
     name = "Sinkhorn, cosine cost, TF-IDF weights"
     panels = {
         "how alike people found them": judgements,
-        "Sinkhorn distance, cosine cost": -found[name],
+        "Sinkhorn distance (less is alike)": -found[name],
         "TF-IDF cosine": -found["TF-IDF cosine"],
     }
-    figure = Figure(figsize=(13.6, 4.0), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(13.6, 4.3), facecolor="white", layout="constrained")
     axes = figure.subplots(1, 4)
     pairs = np.triu_indices(JUDGED, 1)
     for panel, (title, matrix) in zip(axes, panels.items(), strict=False):
         low, high = np.quantile(matrix[pairs], [0.02, 0.995])
-        panel.imshow(matrix[np.ix_(order, order)], cmap="Blues", vmin=low, vmax=high, interpolation="nearest")
+        image = panel.imshow(matrix[np.ix_(order, order)], cmap="Blues", vmin=low, vmax=high, interpolation="nearest")
+        bar = figure.colorbar(image, ax=panel, location="bottom", shrink=0.8, pad=0.04, aspect=30)
+        bar.ax.xaxis.set_major_formatter(lambda value, _: f"{abs(value):.2g}")  # a distance is drawn as its negative
+        bar.ax.tick_params(labelsize=8, colors=GREY)
+        bar.outline.set_visible(False)
         panel.set_title(title, fontsize=11, color=INK)
         panel.set_xticks([])
         panel.set_yticks([])
     axes[0].set_ylabel("50 news texts", color=GREY, fontsize=9)
-    axes[0].set_xlabel("darker: more alike; one order for all three", color=GREY, fontsize=9)
+    figure.supxlabel("Darker is more alike. The texts are in one order in all three.", color=GREY, fontsize=9, x=0.37)
     pearson, spearman = agreement(found[name], judgements)
     axes[3].plot(judgements[pairs], found[name][pairs], ".", color=BLUE, markersize=4, alpha=0.35, markeredgewidth=0)
     axes[3].set_xlabel("judgement of people (0 to 1)", color=GREY, fontsize=9)

@@ -211,6 +211,14 @@ def parse(arguments):
     return given
 
 
+LEGEND = "Dots: points, as large as their weight; lines: the curves that they lie about; white dots: the two centres"
+SHADES = {
+    "kernel": "shades: where the model has more (red) or less (blue) than the data",
+    "likelihood": "shades: the logarithm of the density that the model stands for",
+    "sinkhorn": "grey lines: the transport plan",
+}
+
+
 class Pictures:
     """Draws figures of the fit, the frames of its animation, the curve of its cost, and a summary of all."""
 
@@ -285,11 +293,12 @@ class Pictures:
         figure = new_figure(6.4, 4, layout="constrained")
         self.curve(figure.add_subplot(), costs)
         figure.savefig(self.given.output / "cost.png", dpi=100)
-        figure = new_figure(20.4, 5.4)
+        figure = new_figure(20.4, 5.9)
         for place, iteration in enumerate(sorted({0, REPORT, max(self.seen)} & set(self.seen))):
-            ax = figure.add_axes(((place * 5.1 + 0.1) / 20.4, 0.02, 4.9 / 20.4, 0.9))
+            ax = figure.add_axes(((place * 5.1 + 0.1) / 20.4, 0.6 / 5.9, 4.9 / 20.4, 4.9 / 5.9))
             self.situation(ax, iteration, *self.seen[iteration])
-        self.curve(figure.add_axes((15.9 / 20.4, 0.11, 4.3 / 20.4, 0.8)), costs)
+        self.curve(figure.add_axes((15.9 / 20.4, 1.05 / 5.9, 4.3 / 20.4, 4.4 / 5.9)), costs)
+        figure.text(0.1 / 20.4, 0.16 / 5.9, f"{LEGEND}; {SHADES[self.given.divergence]}", fontsize=14, color=GREY)
         figure.savefig(self.given.output / "summary.png", dpi=70)
 
 

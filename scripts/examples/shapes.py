@@ -107,8 +107,8 @@ def draw(path, pictures, given):
     for y, size, colour, line in lines:
         figure.text(0.02, y, line, fontsize=size, color=colour)
     titles = {
-        "debiased": "barycenters, debiased",
         "barycenter": "barycenters with the blur of eps",
+        "debiased": "barycenters, debiased: as sharp as the corners",
         "average": "averages of the pixels",
     }
     side = 0.3

@@ -15,6 +15,7 @@ import cusink
 jax, torch, _, mpl = (pytest.importorskip(name) for name in ("jax", "torch", "dask", "matplotlib"))
 
 import jax.numpy as jnp  # noqa: E402
+from matplotlib import pyplot  # noqa: E402
 
 import cusink.distributed  # noqa: E402
 import cusink.jax  # noqa: E402
@@ -417,6 +418,7 @@ def complaint(call, parameter, label):
             return f"{type(error).__name__} names no parameter: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+    pyplot.close("all")
     for warning in caught:
         if not issubclass(warning.category, cusink.ConvergenceWarning):
             return f"{warning.category.__name__}: {warning.message}"

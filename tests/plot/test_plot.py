@@ -11,6 +11,24 @@ import cusink
 plot = pytest.importorskip("cusink.plot", exc_type=ImportError)
 
 
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_a_new_figure_is_one_that_notebooks_show():
+    import matplotlib.pyplot as plt
+
+    ax = plot.plan(np.eye(2))
+    assert plt.get_fignums() == [ax.figure.number]
+    plot.plan(np.eye(2), ax=ax)
+    plot.contact_sheet(np.ones((1, 2, 2)), np.ones((1, 2, 2)), [[0]])
+    assert len(plt.get_fignums()) == 2
+
+
 @pytest.fixture
 def problem(xp):
     """Arrays of a small problem between points of the plane, of either library, and its result."""
@@ -197,4 +215,4 @@ def sheet(queries=np.ones((1, 4)), corpus=np.ones((2, 4)), indices=((0,),), **op
 def test_without_matplotlib_the_error_says_what_to_install():
     code = "import sys; sys.modules['matplotlib'] = None; import cusink.plot"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == 'ImportError: cusink.plot needs matplotlib: pip install "cusink[plot]"'
+    assert done.stderr.splitlines()[-1] == "ImportError: cusink.plot needs matplotlib: pip install matplotlib"

@@ -10,8 +10,8 @@ import reference
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from examples import binwise, matrix  # noqa: E402
 from examples import digits as demo  # noqa: E402
-from examples import matrix  # noqa: E402
 
 # The distance matrix of two files
 
@@ -45,10 +45,11 @@ def test_the_split_is_the_documented_one():
 
 def test_the_distances_are_their_definitions():
     a, b = np.array([[0.5, 0.5, 0.0]]), np.array([[0.25, 0.5, 0.25], [0.5, 0.5, 0.0]])
-    got = demo.cellwise_distances(a, b)
+    got = {name: distance(a, b) for name, distance in binwise.BINWISE.items()}
     assert got["L1"].tolist() == [[0.5, 0.0]]
     np.testing.assert_allclose(got["L2"], [[np.sqrt(2) / 4, 0.0]])
     np.testing.assert_allclose(got["chi-square"], [[0.0625 / 0.75 + 0.25, 0.0]])
+    np.testing.assert_allclose(got["Hellinger"], [[np.sqrt(1 - np.sqrt(0.125) - 0.5), 0.0]], atol=1e-12)
 
 
 def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, monkeypatch):
@@ -63,7 +64,7 @@ def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, mon
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"Picture: {picture}" and picture.read_bytes().startswith(b"\x89PNG")
     assert "400 of 400 pairs converged" in "".join(lines) and any("per thousand pairs" in line for line in lines)
-    printed = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in lines[-6:-2]}
+    printed = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in lines[-7:-2]}
 
     cells = np.array([(i, j) for i in range(8) for j in range(8)])
     C = ((cells[:, None] - cells) ** 2).sum(axis=2) / 98
@@ -78,6 +79,7 @@ def test_the_demonstration_tells_what_a_plain_search_finds(tmp_path, capsys, mon
         "L2": lambda a, b: ((a - b) ** 2).sum(),
         "L1": lambda a, b: abs(a - b).sum(),
         "chi-square": lambda a, b: sum((x - y) ** 2 / (x + y) for x, y in zip(a, b, strict=True) if x + y > 0),
+        "Hellinger": lambda a, b: ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(),
     }
     assert list(printed) == list(distances)
     for name, distance in distances.items():
@@ -98,7 +100,7 @@ def test_every_digit_against_all_others(tmp_path, capsys, monkeypatch):
     assert demo.main(arguments) == 0
     out = capsys.readouterr().out
     assert "40 images against each other = 820 pairs" in out and "820 of 820 pairs converged" in out
-    printed = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in out.splitlines()[-6:-2]}
+    printed = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in out.splitlines()[-7:-2]}
     apart = abs(few[0][:, None] - few[0]).sum(axis=2) + np.diag(np.full(40, np.inf))
     hits = few[1][np.argsort(apart, axis=1, kind="stable")] == few[1][:, None]
     np.testing.assert_allclose(printed["L1"], [hits[:, :k].mean() for k in (1, 5, 10)], rtol=0, atol=5.1e-4)

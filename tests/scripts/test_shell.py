@@ -112,3 +112,13 @@ def test_a_missing_sanitizer_is_no_success(run):
     done = run()
     assert done.returncode == 1
     assert "the GPU tests passed, but compute-sanitizer was not found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [("docs", ["now"], "options of sphinx-build only"), ("test", ["--quick", "tests"], "--quick takes no other")],
+)
+def test_wrong_arguments_are_refused_in_one_line_before_any_work(script, arguments, said):
+    done = subprocess.run([SCRIPT.parent / script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert said in done.stderr and done.stderr.count("\n") == 1

@@ -160,5 +160,5 @@ def _first_error(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
     first = next((line for line in lines if re.search(r"\berror\b", line)), lines[0])
     if "libnvrtc" in log:
-        first += " (no CUDA compiler: pip install 'cusink[cuda12]' or 'cusink[cuda13]', as the driver has it)"
+        first += " (no CUDA compiler: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', as the driver has it)"
     return first

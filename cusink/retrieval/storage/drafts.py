@@ -132,7 +132,7 @@ class ZarrDraft:
             import zarr
         except ImportError:
             raise ImportError(
-                "'out' with the ending .zarr needs Zarr; install it with pip install 'cusink[zarr]', or choose .npy"
+                "'out' with the ending .zarr needs Zarr; install it with pip install zarr, or choose .npy"
             ) from None
         self.zarr, self.path = zarr, path
         self.written: list[Path] = []

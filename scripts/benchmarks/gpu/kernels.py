@@ -33,7 +33,7 @@ def missing_gpu():
         cupy.cuda.runtime.getDevice()
         cupy.zeros(1).sum()
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}); pip install 'cusink[cuda12]' or 'cusink[cuda13]'"
+        return f"CuPy cannot be imported ({error}); pip install -e '.[cuda12]' or '.[cuda13]'"
     except Exception as error:  # whatever the driver says, it is the reason
         return f"CuPy finds no usable GPU ({type(error).__name__}: {error})"
     return ""

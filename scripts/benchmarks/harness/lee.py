@@ -4,7 +4,8 @@ What the texts, the judgements and the vectors are is told by ``examples/documen
 """
 
 import logging
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,25 +25,43 @@ class Corpus:
 
 def read_corpus():
     """Read the texts, the judgements and the word vectors from the packages that ship them."""
-    import gensim
     import wordllama
-    from gensim.parsing.preprocessing import STOPWORDS
-    from gensim.utils import simple_preprocess
 
-    logging.getLogger("gensim").setLevel(logging.WARNING)  # it notes down every pair of documents
-    folder = Path(gensim.__file__).parent / "test" / "test_data"
-    lines = [
-        line
-        for name, encoding in (("lee.cor", "latin-1"), ("lee_background.cor", "utf-8"))
-        for line in (folder / name).read_text(encoding=encoding).splitlines()
-    ]
-    texts = [[word for word in simple_preprocess(line, max_len=30) if word not in STOPWORDS] for line in lines]
+    folder, lines = _lines()
+    texts = [_words(line) for line in lines]
     vocabulary = sorted({word for text in texts for word in text})
     # wordllama looks for its files in a folder for downloads first: this is where they came with the package.
     model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
     vectors = np.asarray(model.embed(vocabulary, norm=True), np.float32)
     upper = np.loadtxt(folder / "similarities0-1.txt")
     return Corpus(texts, vocabulary, vectors, np.triu(upper) + np.triu(upper, 1).T)
+
+
+def read_sentences(corpus):
+    """Return the last sentences of the texts as a Corpus, and their first; a text with fewer than two is left out."""
+    sentences = [re.split(r"(?<=[.?!])[\"']?\s+(?=[A-Z\"'])", line.strip()) for line in _lines()[1]]
+    ends = [(_words(parts[-1]), _words(parts[0])) for parts in sentences if len(parts) > 1]
+    last, first = zip(*[pair for pair in ends if all(pair)], strict=True)
+    return replace(corpus, texts=list(last)), replace(corpus, texts=list(first))
+
+
+def _lines():
+    """Return gensim's folder of texts, and the texts, one a line."""
+    import gensim
+
+    logging.getLogger("gensim").setLevel(logging.WARNING)  # it notes down every pair of documents
+    folder = Path(gensim.__file__).parent / "test" / "test_data"
+    files = ("lee.cor", "latin-1"), ("lee_background.cor", "utf-8")
+    return folder, [
+        line for name, encoding in files for line in (folder / name).read_text(encoding=encoding).splitlines()
+    ]
+
+
+def _words(text):
+    from gensim.parsing.preprocessing import STOPWORDS
+    from gensim.utils import simple_preprocess
+
+    return [word for word in simple_preprocess(text, max_len=30) if word not in STOPWORDS]
 
 
 def shares(corpus):

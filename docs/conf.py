@@ -1,0 +1,72 @@
+"""Sphinx settings of the documentation site; ``./scripts/docs`` builds it."""
+
+import sys
+from pathlib import Path
+
+from sphinx_gallery.sorting import FileNameSortKey
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cusink import __version__  # noqa: E402
+
+project = "cusink"
+author = "cusink developers"
+copyright = author  # noqa: A001
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["gallery"]
+nitpicky = False
+default_role = "autolink"  # `cusink.sinkhorn` in a docstring is a link
+suppress_warnings = ["config.cache"]  # the order of the gallery is a class, which cannot be pickled
+
+# Formulas are text, as in docstrings, so that they read the same in a terminal. No MathJax is needed.
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_typehints = "none"  # numpydoc sections say them
+numpydoc_show_class_members = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "filename_pattern": r".*\.py",
+    "within_subsection_order": FileNameSortKey,
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 10**6,  # times of a machine that builds documentation mean nothing
+    "write_computation_times": False,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "matplotlib_animations": False,
+}
+
+html_context = {"default_mode": "auto"}
+html_theme = "pydata_sphinx_theme"
+html_title = "cusink"
+html_static_path = ["_static"]
+html_css_files = ["cusink.css"]
+html_show_sourcelink = False
+# Pages without pages below them have no navigation of a section, and need its place.
+html_sidebars = {page: [] for page in ("quick-start", "choosing", "migration", "glossary")}
+html_copy_source = False
+html_theme_options = {
+    "logo": {"text": "cusink"},
+    "navbar_end": ["theme-switcher"],
+    "header_links_before_dropdown": 7,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}

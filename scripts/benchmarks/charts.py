@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""Draw the charts of the documentation from the tables in docs/measurements/, and from nothing else.
+
+A chart is a list of tables, each named by its file and its heading, and of the rows to show. A row that is not there,
+or a table without a column of ratios, is an error: a chart cannot say what no file says.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASUREMENTS = ROOT / "docs" / "measurements"
+INK, GREY, OURS, RIGHT, WRONG = "#1b1b1b", "#5c5c5c", "#0072b2", "#999999", "#d55e00"
+
+
+class Row(NamedTuple):
+    """A bar: what was measured, how often as long it took as cusink, and whether the answer was right."""
+
+    name: str
+    ratio: float
+    right: bool
+
+
+class Panel(NamedTuple):
+    """A table of a measurement file, and its rows that are shown, in order, under names that a stranger knows."""
+
+    title: str
+    file: str
+    heading: str
+    rows: dict
+
+
+CHARTS = {
+    "speed": [
+        Panel(
+            "256 pairs × 100 bins\n100 iterations, eps 0.01, float64",
+            "sinkhorn-cpu.md",
+            "### W1, eps 0.01, float64",
+            {
+                "cusink": "cusink",
+                "NumPy, unguarded loop": "plain NumPy loop, unchecked",
+                "OTT `lse_mode=False`": "OTT, kernel mode, unchecked",
+                "POT `sinkhorn2`, loop over pairs": "POT sinkhorn2, loop",
+                "POT `solve_batch` sinkhorn": "POT solve_batch",
+                "OTT `lse_mode=True`": "OTT, log domain",
+            },
+        ),
+        Panel(
+            "256 pairs of far-apart Gaussians\n100 iterations, eps 0.001, float32",
+            "sinkhorn-cpu.md",
+            "### W1g, eps 0.001, float32",
+            {
+                "cusink": "cusink",
+                "NumPy, unguarded loop": "plain NumPy loop, unchecked",
+                "OTT `lse_mode=False`": "OTT, kernel mode, unchecked",
+                "POT `sinkhorn2`, loop over pairs": "POT sinkhorn2, loop",
+                "POT `solve_batch` sinkhorn": "POT solve_batch",
+                "OTT `lse_mode=True`": "OTT, log domain",
+            },
+        ),
+        Panel(
+            "50 × 500 digits, eps 0.01\neach pair to an error of 1e-6",
+            "sinkhorn-cpu.md",
+            "### W2, eps 0.01, float64",
+            {
+                "cusink": "cusink",
+                "NumPy, pairs dropped, query's support": "plain NumPy, pairs dropped",
+                "POT `sinkhorn2` one-to-many": "POT sinkhorn2, one to many",
+                "POT `emd2`, loop over pairs": "POT emd2 (exact distance)",
+                "OTT lse, momentum 1.5": "OTT, log domain, momentum",
+            },
+        ),
+    ],
+    "training": [
+        Panel(
+            "loss and gradient by the weights\n256 pairs × 100 bins, float32",
+            "gradients-cpu.md",
+            "### W4, float32",
+            {
+                "cusink, envelope": "cusink, of reg_cost",
+                "cusink, exact": "cusink, of cost",
+                "OTT Danskin, kernel mode": "OTT, kernel mode, unchecked",
+                "torch autograd, unguarded products": "PyTorch autograd, unchecked",
+                "OTT Danskin, lse": "OTT, log domain",
+                "torch autograd, log domain": "PyTorch autograd, log domain",
+            },
+        ),
+        Panel(
+            "two clouds of 5000 points\nper iteration, float32",
+            "point-clouds-cpu.md",
+            "## 5000 x 5000 points",
+            {
+                "cusink": "cusink",
+                "POT `empirical_sinkhorn`": "POT, unchecked",
+                "OTT `PointCloud`": "OTT",
+                "NumPy, blocks of log-sum-exp": "plain NumPy, log domain",
+                "POT `empirical_sinkhorn`, lazy": "POT, lazy",
+            },
+        ),
+        Panel(
+            "documents, 50 × 350 news texts",
+            "documents-cpu.md",
+            "CPU time of all threads:",
+            {
+                "cusink": "cusink",
+                "POT emd2, costs at hand": "POT emd2, costs ready",
+                "gensim wmdistance": "gensim wmdistance",
+            },
+        ),
+    ],
+}
+
+
+def main(arguments=None):
+    """Draw the charts and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder (default: docs/images)")
+    given = parser.parse_args(arguments)
+    try:
+        charts = {name: [(panel, rows_of(panel)) for panel in panels] for name, panels in CHARTS.items()}
+    except (OSError, ValueError) as error:
+        print(f"charts: {error}", file=sys.stderr)
+        return 2
+    given.output.mkdir(parents=True, exist_ok=True)
+    for name, panels in charts.items():
+        path = given.output / f"{name}.png"
+        draw(path, panels)
+        print(path)
+    return 0
+
+
+def rows_of(panel):
+    """Read the rows of a panel from its file."""
+    table = table_under((MEASUREMENTS / panel.file).read_text(encoding="utf-8"), panel.heading, panel.file)
+    return [Row(shown, *judged(table, name, f"{panel.file}, {panel.heading}")) for name, shown in panel.rows.items()]
+
+
+def table_under(text, heading, file):
+    """Return the first table after a heading: its rows by their first cell, each a dict of column to cell."""
+    place = text.find(f"\n{heading}")
+    if place < 0:
+        raise ValueError(f"{file} has no heading that begins with {heading!r}")
+    lines = text[place + 1 :].splitlines()[1:]
+    first = next((k for k, line in enumerate(lines) if line.startswith("|")), None)
+    if first is None or any(line.startswith("#") for line in lines[:first]):
+        raise ValueError(f"{file} has no table under {heading!r}")
+    rows = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+    columns = rows[0]
+    return {row[0]: dict(zip(columns, row, strict=True)) for row in rows[2:]}
+
+
+def judged(table, name, where):
+    """Return the ratio of a row and whether its answer is right."""
+    if name not in table:
+        raise ValueError(f"{where} has no row {name!r}; it has {sorted(table)}")
+    row = table[name]
+    cells = [cell for column, cell in row.items() if column.startswith("time / ")]
+    ratio = re.match(r"[\d.]+(e[+-]?\d+)?", cells[0]) if cells else None
+    if ratio is None:
+        raise ValueError(f"{where} has no ratio for {name!r}")
+    return float(ratio[0]), not row.get("answer", "").startswith("WRONG")
+
+
+def draw(path, panels):
+    """Save the panels side by side: bars of time beside cusink's, on one logarithmic axis each."""
+    from matplotlib.figure import Figure
+
+    most = max(len(rows) for _, rows in panels)
+    figure = Figure(figsize=(17, 1.5 + 0.42 * most), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)
+    for ax, (panel, rows) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for k, row in enumerate(rows):
+            colour = OURS if row.name.startswith("cusink") else RIGHT if row.right else WRONG
+            # From 1, which is cusink, to the ratio: the length of a bar from any other place would mean nothing.
+            ax.plot([1, row.ratio], [k, k], color=colour, linewidth=7, solid_capstyle="butt", zorder=2)
+            ax.plot(row.ratio, k, "o" if row.right else "X", color=colour, markersize=11, zorder=3)
+            note = f"{row.ratio:.3g} ×" + ("" if row.right else "  wrong answer")
+            ax.text(max(row.ratio, 1) * 1.8, k, note, va="center", fontsize=12, color=INK if row.right else WRONG)
+        ax.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=12)
+        ax.set_ylim(most - 0.5, -0.5)
+        ax.set_xscale("log")
+        ax.set_xlim(0.07, 2500)
+        ax.axvline(1, color=OURS, linewidth=1, zorder=0)
+        ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+        ax.set_xlabel("time beside cusink's", fontsize=11, color=GREY)
+        ax.set_title(panel.title, fontsize=13.5, color=INK, loc="left", x=-0.5)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        ax.minorticks_off()
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
