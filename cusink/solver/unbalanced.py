@@ -158,6 +158,6 @@ def marginal_error(
     with np.errstate(over="ignore"):
         excess = xp.abs(xp.expm1((potential - image) / eps + scaled + (shift / rho).astype(image.dtype)))
     excess = xp.minimum(excess, float(np.finfo(excess.dtype.name).max) ** 0.5)  # far off, but not out of range
-    scaled -= xp.where(weights > 0, scaled, xp.inf).min(axis=1, keepdims=True)
-    marginal = (weights * xp.exp(-scaled)).astype(np.float64)
+    scaled = scaled - xp.where(weights > 0, scaled, xp.inf).min(axis=1, keepdims=True)
+    marginal = (weights * xp.exp(-xp.where(weights > 0, scaled, 0))).astype(np.float64)
     return (marginal * excess).sum(axis=1) / marginal.sum(axis=1)

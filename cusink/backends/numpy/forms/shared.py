@@ -191,6 +191,7 @@ class SharedKernel:
         if self.row_sums is not None and smallest.min(initial=1) < 2 * float(np.finfo(self.dtype).eps):
             light = self._light(V, S, gamma_b) & sound_g
             plain = self.shift - eps * log_scaled(S, eu - self.s)
+            V = np.where(light, gamma_b / S, V)
         error = _distance(V, S, gamma_b) / gamma_b.sum(axis=0, dtype=np.float64)
         weighted = kernel.cost_product(U, 0, out=S)
         weighted *= V
