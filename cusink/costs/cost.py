@@ -178,6 +178,11 @@ class Cost(ABC, Generic[Data]):
         """Return numbers between which all finite costs lie."""
         return self.ops.cost_range(self.data)
 
+    def span(self, x: Array, y: Array) -> tuple[float, float]:
+        """Return numbers between which the costs of bins with weight lie, given masks (B, n) and (B, m)."""
+        del x, y
+        return self.range()
+
     def largest(self) -> float:
         """Return a number that no finite cost exceeds in size."""
         return max(map(abs, self.range()))

@@ -78,6 +78,13 @@ class DenseCost(Cost[Array]):
         del side
         return self
 
+    def span(self, x: Array, y: Array) -> tuple[float, float]:
+        """Return numbers between which the finite costs of bins with weight lie, given masks (B, n) and (B, m)."""
+        rows, columns = x.any(axis=0), y.any(axis=0)
+        if rows.all() and columns.all():
+            return self.range()
+        return self.ops.cost_range(self.xp.ascontiguousarray(self.data[..., rows, :][..., columns]))
+
     def exponent_rounding(self) -> float:
         """Return the rounding of float64 on the host, which takes exponents in it, and of the dtype on a device."""
         return float(np.finfo("float64" if self.xp is np else self.dtype.name).eps) / 2

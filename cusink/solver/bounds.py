@@ -51,7 +51,7 @@ def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Arr
     g = C.c_transform(xp.where((a > 0) & xp.isfinite(f), f, -xp.inf), axis=0)
     f, g = xp.where(a > 0, f, 0), xp.where(b > 0, g, 0)
     shift = translation(xp, a, b, f, g, reach)[:, None]
-    (rho_a, rho_b), f, g = reach, f + shift, g - shift
+    (rho_a, rho_b), f, g = reach, xp.where(a > 0, f + shift, 0), xp.where(b > 0, g - shift, 0)
     lower = price(xp, a, f, rho_a) + price(xp, b, g, rho_b)
 
     p, q = problem.logits()

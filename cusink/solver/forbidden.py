@@ -6,6 +6,7 @@ if its potentials say that these pairs carry no mass, they are the solution with
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,9 @@ def solve_beside(
     C = costs_of(every)
     out = Solution.empty(C.xp, a, b)
 
+    # Half of the iterations at most are for the attempt without these pairs.
+    at_most = {True: options.max_iter // 2, False: options.max_iter - options.max_iter // 2}
+
     def solved(at: HostArray, restricted: bool) -> Solution:
         def costs(part: HostArray) -> Cost[Any]:
             return without(costs_of(at[part]), limit) if restricted else costs_of(at[part])
@@ -83,7 +87,7 @@ def solve_beside(
             a[at],
             b[at],
             eps,
-            options,
+            replace(options, max_iter=at_most[restricted]),
             init=None if init is None else (init[0][at], init[1][at]),
             callback=later(callback, out, at),
             span=None if restricted else span,
@@ -93,7 +97,7 @@ def solve_beside(
         )
 
     at, left = np.flatnonzero(promising(C, a, b, limit, options.tol or 0.0)), every
-    if len(at):
+    if len(at) and at_most[True]:
         found = solved(at, restricted=True)
         sound = found.converged & carried_nothing(C, a[at], b[at], found.f, found.g, eps, limit)
         left = np.setdiff1d(every, at[sound])

@@ -87,9 +87,13 @@ class Semidual:
         constant = xp.sqrt(diagonal / diagonal.sum())  # a constant in g changes nothing
         system += constant[:, None] * constant
         system[every, every] += 1
-        step = scale * xp.linalg.solve(system, scale * point.gradient)
+        try:
+            step = scale * xp.linalg.solve(system, scale * point.gradient)
+        except np.linalg.LinAlgError:
+            step = xp.full_like(scale, np.nan)
         return step - xp.median(step[self.moving[0] > 0])
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # potentials without digits give no sound step
     def ascend(self, start: Array, tol: float, most: int) -> tuple[Point, float, int]:
         """Return where at most `most` evaluations from the potential `start` lead, the error there, and their number.
 

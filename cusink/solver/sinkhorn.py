@@ -51,7 +51,8 @@ def sinkhorn(
     eps : float
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p.
     max_iter : int
-        Iterations at most; one iteration is one update of g and one of f.
+        Iterations at most; one iteration is one update of g and one of f, or one evaluation of the plan where a problem
+        that hardly converges takes Newton's method.
     tol : "auto", float or None
         Marginal error at which a problem stops: ``sum_j |sum_i P_ij - b_j|`` relative to the mass. Each problem stops
         by itself. "auto" is 1e-6, and 1e-5 where everything given is float32 or half precision: what sums of such
@@ -155,6 +156,7 @@ def sinkhorn(
         init=init,
         callback=callback,
         start=start,
+        span=C.span(a > 0, b > 0),
         costs_of=costs_of,
         judge=True,
         many=len(a) > 1,

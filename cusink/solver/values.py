@@ -7,6 +7,7 @@ import numpy as np
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Value
 
+LEAST_MASS = float(np.finfo(float).tiny)  # of a marginal by which may be divided
 VALUES: tuple[Value, ...] = get_args(Value)
 
 
@@ -45,18 +46,19 @@ def weighted_sum(xp: ArrayModule, weights: Array, values: Array) -> Array:
 def _unbalanced_values(problem: Problem) -> tuple[Array, Array]:
     """Return `values` of unbalanced transport, see docs/unbalanced.md."""
     xp, eps = problem.xp, problem.eps
-    dual, entropy, sums = 0, 0, []
+    dual, sums, means = 0, [], []
     for (weights, potential, rho), unshifted in zip(sides(problem), (problem.f, problem.g), strict=True):
         weights, potential = (x.astype(np.float64) for x in (weights, xp.where(weights > 0, potential, 0)))
         marginal = weights * xp.exp(-potential / rho)
         dual += price(xp, weights, potential, rho)
-        # <P, log P> in the potentials without their shift: both marginals have one mass, and it cancels.
         carries = (weights > 0) & xp.isfinite(potential)
         logs = xp.where(carries, unshifted + eps * xp.log(xp.where(weights > 0, weights, 1)), 0)
-        entropy += (marginal * logs).sum(axis=1)
+        share = marginal / xp.maximum(marginal.sum(axis=1), LEAST_MASS)[:, None]
+        means.append((share * logs).sum(axis=1))
         sums.append((weights.sum(axis=1), marginal.sum(axis=1)))
     (mass_a, mass), (mass_b, _) = sums
-    return dual + eps * (mass_a * mass_b - mass), entropy
+    # <P, log P> by the means of both sides: both marginals have one mass, and a constant in f and g cancels.
+    return dual + eps * (mass_a * mass_b - mass), mass * (means[0] + means[1])
 
 
 def sides(problem: Problem) -> tuple[Side, Side]:

@@ -256,7 +256,9 @@ class AxisLogs:
         return Advanced(f, g, error, xp.ones(len(a), bool))
 
     def finish(self, a: Array, b: Array, g: Array) -> Finished:
-        """Take one plain f-update from g (B, n)."""
+        """Take one plain f-update from g (B, n), in float64, as the plan is computed."""
+        if self.dtype != np.float64:
+            return AxisLogs(self.dense, self.C, np.float64, self.eps).finish(a, b, g)
         f = self._softmin(b, g)
         after = self._softmin(a, f)
         cost = grid.transport_cost(self.dense, self.C, self._logits(a, f), self._logits(b, g), self.eps)

@@ -82,7 +82,8 @@ def log_cost_sums(dense: Operators[Array], C: GridCosts, q: Array, eps: float) -
         return along_last(x, len(cost), _softmin_along(dense, cost, eps)) * (-1 / eps)
 
     with_cost = xp.full_like(q, -xp.inf)
-    for cost in reversed(C.axes):
+    for axis in reversed(C.axes):
+        cost = axis.astype(q.dtype, copy=False)  # eps log C is small beside C, and both stand in an exponent
         with np.errstate(divide="ignore"):
             times_cost = cost - (eps * xp.log(cost)).astype(cost.dtype)
         with_cost = xp.logaddexp(log_sums(with_cost, cost), log_sums(q, times_cost))
