@@ -2,9 +2,9 @@
 """Time problems on which Sinkhorn's iterations hardly converge, beside second-order solvers; print a table as Markdown.
 
 Each problem is solved alone, in float64, to a marginal error of 1e-8, by cusink and, where it is installed (``pip
-install regot``), by the sparse quasi-Newton and Newton methods of regot. All take turns on one core, in CPU time; the smallest
-of some rounds counts. The L1 errors of both marginals are taken from the plans, and what is above 1e-6 is shown as
-WRONG: such a time means nothing.
+install regot``), by the sparse quasi-Newton and Newton methods of regot. All take turns on one core, in CPU time; the
+smallest of some rounds counts. The L1 errors of both marginals are taken from the plans, and what is above 1e-6 is
+shown as WRONG: such a time means nothing.
 """
 
 import argparse
