@@ -74,6 +74,6 @@ def check_shape(C: Any, batch: bool = True) -> None:
     if C is None:
         raise TypeError("'C' must be an array of costs; got None. cusink.cost_matrix makes one from points")
     if C.ndim not in ((2, 3) if batch else (2,)):
-        raise ValueError(f"'C' must have shape {wanted}; got {C.shape}")
+        raise ValueError(f"'C' must have shape {wanted}; got {tuple(C.shape)}")
     if 0 in C.shape:
-        raise ValueError(f"'C' must have at least one row and one column; got shape {C.shape}")
+        raise ValueError(f"'C' must have at least one row and one column; got shape {tuple(C.shape)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.bridges.options import CostKind, Gradient, adjoint_tolerance, finite_or_zero, lost, reach_of
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
-from cusink.checks.arrays import array_module
+from cusink.checks.arrays import array_module, in_range
 from cusink.gradients import checks as checks_of_gradients
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.gradients.hvp import sinkhorn_hvp
@@ -197,6 +197,8 @@ class Applied(Transport):
 
     def run(self, given: Inputs) -> Arrays:
         """Return outputs and state."""
+        if given["values"].dtype.kind == "f":  # integers are finite
+            in_range("values", given["values"], array_module(given["values"]))
         size = given["values"].shape[0] if given["values"].ndim > 2 else 1
         if size > 1 and given["a"].ndim == 1:  # one problem with several values is as many problems
             xp = array_module(given["a"])

@@ -72,6 +72,8 @@ def _library(x: object) -> str:
     """Return the name of the library that an array is of, "" for what is no array."""
     if isinstance(x, (np.ndarray, np.generic, str, bytes, int, float, list, tuple, dict, type)) or x is None:
         return ""
+    if array_module(x) is not np:
+        return "cupy"  # a subclass of its arrays, too
     if not (hasattr(type(x), "__array__") or hasattr(type(x), "__dlpack__")):
         return ""
     library = type(x).__module__.partition(".")[0]

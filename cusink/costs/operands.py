@@ -62,12 +62,12 @@ class DenseCost(Cost[Array]):
         return replace(self, data=self.xp.ascontiguousarray(C[rows] if len(rows) < len(C) else C))
 
     def direction(self, given: dict[str, Array | None]) -> Array | None:
-        """Return dC in float64, in the shape of the cost."""
+        """Return dC, or dC_aa or dC_bb of a divergence, in float64, in the shape of the cost."""
         refuse_directions({"dx": given["dx"], "dy": given["dy"]}, "a stored cost, which has no points")
-        dC = given["dC"]
+        ((name, dC),) = ((name, x) for name, x in given.items() if name not in ("dx", "dy"))
         if dC is not None and dC.ndim == self.ndim + 1 and len(dC) == 1:
             dC = dC[0]  # of a batch of one
-        return None if dC is None else like("dC", dC, self.shape, self.xp)
+        return None if dC is None else like(name, dC, self.shape, self.xp)
 
     def block_tangent(self, direction: Array, problems: slice, rows: slice) -> Array:
         """Return a block of dC."""

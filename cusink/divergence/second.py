@@ -253,10 +253,11 @@ def directions_of(result: SinkhornDivergence, moves: dict[str, Any]) -> list[Dir
     own, cloud = result.own_costs, {"dx": moves["dx"], "dy": moves["dy"]}
     checks.own_directions(own, moves["dC_aa"], moves["dC_bb"])
     one_cloud = result.problems[0].C.symmetric
+    name_aa, name_bb = ("dC_aa", "dC_bb") if own else ("dC", "dC")
     costs = (
         {"dC": moves["dC"]} | cloud,
-        {"dC": moves["dC_aa" if own else "dC"], "dx": moves["dx"], "dy": None},
-        {"dC": moves["dC_bb" if own else "dC"], "dx": moves["dx" if one_cloud else "dy"], "dy": None},
+        {name_aa: moves[name_aa], "dx": moves["dx"], "dy": None},
+        {name_bb: moves[name_bb], "dx": moves["dx" if one_cloud else "dy"], "dy": None},
     )
     any_given, out = any(x is not None for x in moves.values()), []
     sides = (("da", "db"), ("da", "da"), ("db", "db"))

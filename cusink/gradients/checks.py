@@ -96,7 +96,7 @@ def plan_cotangent(problem: Problem, f: Array, grad_plan: Any) -> Callable[[slic
 def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[str, Any]) -> Directions:
     """Check how inputs move: da, db and deps of `inputs`, and of `costs` what the cost has of dC, dx, dy.
 
-    `f` is a potential of the result, in the user's dtype.
+    `f` is a potential of the result, in the user's dtype. Errors name dC by its key, which may be dC_aa.
     """
     named = inputs | costs
     if all(x is None for x in named.values()):
@@ -124,6 +124,7 @@ def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[s
         out[name] = xp.ascontiguousarray(xp.broadcast_to(x, shape))
     if number is not None:
         out["deps"] = xp.full(size, number)
+        in_range("deps", out["deps"], xp)
     return Directions(out["da"], out["db"], out["deps"], problem.C.direction({name: out[name] for name in costs}))
 
 

@@ -47,7 +47,7 @@ def regularisation(eps: Any, dtype: Any) -> jax.Array:
         price_in_range("eps", eps, dtype)
         return jnp.asarray(eps, dtype)
     eps = array("eps", eps)
-    if eps.ndim > 1:
+    if eps.ndim > 1 or eps.size == 0:
         raise ValueError(f"'eps' must be a number, or an array of one or of one per problem; got shape {eps.shape}")
     if eps.dtype == jnp.bool_:
         raise TypeError(f"'eps' must be a real number; got an array of {eps.dtype}")

@@ -24,6 +24,7 @@ from cusink.jax.arrays import floating, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
+from cusink.solver.checks import plan_axis
 from cusink.types import Axis, Value
 
 __all__ = ["apply_plan", "sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_potentials"]
@@ -311,8 +312,9 @@ def apply_plan(
     >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.1, y)).round(2).tolist()
     [[2.0], [3.0]]
     """
-    if axis not in (0, 1):
-        raise ValueError(f"'axis' must be 1 (for P v) or 0 (for P' v); got {axis!r}")
+    axis = plan_axis(axis)
+    if values is None:
+        raise TypeError("'values' must be an array; got None")
     given = tuple(options.items())
     problem = _Problem(a, b, C, eps, given, {"values": values})
     (applied,) = outputs_of(Applied(problem.kind, given, axis), problem.inputs)
@@ -321,7 +323,7 @@ def apply_plan(
 
 def _cost(C: Any) -> tuple[CostKind, dict[str, Any]]:
     """Return the kind of a cost and its arrays by name."""
-    if hasattr(C, "points"):  # a `PointCloud` of arrays of JAX
+    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` of arrays of JAX
         return C.kind, C.points
     kind = grid_or_refuse(C, "an array, a cusink.jax.PointCloud or a cusink.Grid", "cusink.jax.PointCloud(x, y)")
     return (CostKind(), {"C": C}) if kind is None else (kind, {})

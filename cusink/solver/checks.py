@@ -129,11 +129,17 @@ def callback(function: Callback | None) -> None:
         raise TypeError(f"'callback' must be callable as callback(iteration, error); got {kind(function)}")
 
 
+def plan_axis(axis: Any) -> Axis:
+    """Check the axis of a plan to sum over."""
+    if (number := integer(axis)) not in (0, 1):
+        got = shown(axis) if number is not None else kind(axis)
+        raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {got}")
+    return 1 if number else 0
+
+
 def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     """Check the vectors of `SinkhornResult.apply`; return them with a batch axis."""
-    if integer(axis) not in (0, 1):
-        got = shown(axis) if integer(axis) is not None else kind(axis)
-        raise ValueError(f"'axis' must be 0 (for P' v) or 1 (for P v); got {got}")
+    plan_axis(axis)
     if v is None:
         raise TypeError("'v' must be an array of vectors; got None")
     (v, _), xp, _ = arrays(v=v, plan=problem.f[:0].astype(problem.dtype))

@@ -168,11 +168,10 @@ def _iterate(
     while len(active) and done < max_iter:
         # A problem that a device stopped in vain is behind the others.
         count = _iterations_until_check(options, int(out.n_iter[active].max()), callback is not None, started)
-        checks = 1
         if iteration.stops_itself and tol is not None and callback is None and count == options.check_every:
             ahead = max_iter if patience is None else min(max_iter, -(-patience.due // count) * count)
+            # At least one, so that those behind come to the look, too.
             checks = max(1, min(CHECKS_PER_LAUNCH, (ahead - int(out.n_iter[active].max())) // count))
-        if checks > 1 and tol is not None:
             rules, bound, taken, over = iteration.advance_until_converged(rules, tol, count, checks)
         else:
             bound, taken = C.to_host(iteration.advance(rules.relaxation.omega, count)), np.asarray(count)

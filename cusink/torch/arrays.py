@@ -89,7 +89,7 @@ def regularisation(eps: Any) -> torch.Tensor:
         return torch.tensor(number(eps), dtype=torch.float64)
     if eps.is_complex() or eps.dtype == torch.bool:
         raise TypeError(f"'eps' must be a real number; got a tensor of {eps.dtype}")
-    if eps.ndim > 1:
+    if eps.ndim > 1 or eps.numel() == 0:
         raise ValueError(
             f"'eps' must be a number, or a tensor of one or of one per problem; got shape {tuple(eps.shape)}"
         )

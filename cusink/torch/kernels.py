@@ -7,7 +7,7 @@ import torch
 from cusink.bridges.measures import KernelWork
 from cusink.bridges.options import Reduction, reduced
 from cusink.norms import checks
-from cusink.torch.arrays import HALF, checked, one_dtype
+from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor
 from cusink.torch.operators import apply
 
 __all__ = ["kernel_distance", "kernel_neg_log_likelihood"]
@@ -116,6 +116,8 @@ def kernel_neg_log_likelihood(
 def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: float) -> torch.Tensor:
     """Return the values () or (B,) of a kernel function."""
     scale = checks.kernel(kernel, scale, function == "likelihood")
+    for name, given in (("x", x), ("y", y)):
+        one_tensor(name, given)
     checked(x=x, a=a, y=y, b=b)
     one_dtype(x=x, a=a, y=y, b=b)
     dtype = x.dtype

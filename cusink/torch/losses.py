@@ -18,6 +18,8 @@ from cusink.bridges.options import (
 )
 from cusink.bridges.transport import Applied, Potentials, ValueOf
 from cusink.costs.grid import Grid
+from cusink.operand import check_shape
+from cusink.solver.checks import plan_axis
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.operators import apply
@@ -318,8 +320,8 @@ def apply_plan(
     >>> (2 * apply_plan(None, None, PointCloud(x, y), 0.1, y)).squeeze().round(decimals=2)
     tensor([2., 3.])
     """
-    if axis not in (0, 1):
-        raise ValueError(f"'axis' must be 1 (for P v) or 0 (for P' v); got {axis!r}")
+    axis = plan_axis(axis)
+    one_tensor("values", values)
     given = tuple(options.items())
     problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, values)
     (applied,) = apply(Applied(problem.kind, given, axis), problem.inputs)
@@ -328,10 +330,11 @@ def apply_plan(
 
 def _cost(C: Any) -> tuple[CostKind, dict[str, torch.Tensor]]:
     """Return the kind of a cost and its tensors by name."""
-    if hasattr(C, "tensors"):  # a `PointCloud` of tensors
+    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` of tensors
         return C.kind, C.tensors
     kind = grid_or_refuse(C, "a tensor, a cusink.torch.PointCloud or a cusink.Grid", "cusink.torch.PointCloud(x, y)")
     if kind is not None:
         return kind, {}
     one_tensor("C", C)
+    check_shape(C)
     return CostKind(), {"C": C}

@@ -40,6 +40,9 @@ _ITERATED = (
     "-k",
     "(any_launch or oracle and zero) and float32 or checks_on_the",
 )
+_SECOND_ORDER = Tests(
+    ("tests/gradients/test_second_order.py", "-k", "not cupy and not memory"), ("tests/gradients/test_adjoint.py",)
+)
 # The first pattern that fits a file decides.
 TESTS: dict[str, Tests] = {
     "cusink/convergence/*": Tests(("tests/convergence",), _SOLVED),
@@ -55,9 +58,19 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/checks.py": Tests(
         ("tests/solver/test_loop.py", "tests/checks/test_input.py"), ("tests/solver/test_unbalanced.py",)
     ),
+    "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), ("tests/solver/test_loop.py",)),
+    "cusink/solver/forbidden.py": Tests(
+        ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),
+        ("tests/solver/test_loop.py",),
+    ),
     "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
     "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
     "cusink/gradients/unbalanced.py": Tests(("tests/gradients/test_unbalanced.py",), ()),
+    "cusink/gradients/curvature.py": _SECOND_ORDER,
+    "cusink/gradients/[hj]vp.py": _SECOND_ORDER,
+    "cusink/gradients/motion.py": _SECOND_ORDER,
+    "cusink/gradients/through_plan.py": _SECOND_ORDER,
+    "cusink/gradients/envelope.py": _SECOND_ORDER,
     "cusink/gradients/*": Tests(
         (
             "tests/gradients/test_adjoint.py",

@@ -44,6 +44,9 @@ SPARSE = scipy.sparse.csr_array(ROWS)
 RESULT = cusink.sinkhorn(A, B, C, eps=0.5)
 INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
+BETWEEN_POINTS = cusink.sinkhorn(A, B, cusink.PointCloud(X, Y), eps=0.5)
+DIVERGENCE_BETWEEN = cusink.sinkhorn_divergence(A, B, C, eps=0.5, C_aa=C, C_bb=C)
+DIVERGENCE_OF_POINTS = cusink.sinkhorn_divergence(A, B, cusink.PointCloud(X, Y), eps=0.5)
 
 
 class Odd:
@@ -206,6 +209,16 @@ NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}
 FIELD = {"field_at": None}
 LOSS = {"value": "cost", "gradient": "exact", "reduction": "mean", "eps": 0.5}
 PULLED = {"grad": 1.0, "wrt": None}
+SYSTEM = {"tol": 1e-6, "max_iter": 100}
+MOVES = {"da": fixed(A - B), "db": fixed(B - A), "dC": C, "deps": 0.1, "dx": None, "dy": None}
+MOVES_OF_POINTS = MOVES | {"dC": None, "dx": X, "dy": Y}
+VALUES_MOVE = {"grad_cost": 1.0, "grad_reg_cost": 1.0, "grad_entropic_cost": 1.0}
+COSTS_MOVE = {"dC_aa": None, "dC_bb": None}
+BRIDGED = {"a": A, "b": B, "C": C}
+TENSORS = {name: torch.tensor(x) for name, x in BRIDGED.items()}
+OF_POINTS = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0, "reduction": "mean"}
+TENSORS_OF_POINTS = OF_POINTS | {name: torch.tensor(OF_POINTS[name]) for name in "xayb"}
+CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1}
 
 
 def set_and_reset(workers):
@@ -217,6 +230,16 @@ def set_and_reset(workers):
 def solved_module(**options):
     """Make the module of the loss, and call it."""
     return cusink.torch.SinkhornLoss(**options)(torch.tensor(A), torch.tensor(B))
+
+
+def divergence_module(**options):
+    """Make the module of the divergence, and call it."""
+    return cusink.torch.SinkhornDivergence(**options)(torch.tensor(A), torch.tensor(B))
+
+
+def kernel_module(**options):
+    """Make the module of the kernel distance, and call it."""
+    return cusink.torch.KernelDistance(**options)(torch.tensor(X), torch.tensor(Y))
 
 
 CALLS = {
@@ -237,15 +260,43 @@ CALLS = {
             "grad_entropic_cost": None,
             "grad_f": None,
             "grad_g": None,
-            "tol": 1e-6,
-            "max_iter": 100,
+            "grad_plan": None,
+            **SYSTEM,
         },
+    ),
+    "sinkhorn_jvp": (cusink.sinkhorn_jvp, {"result": RESULT, **MOVES, **SYSTEM}),
+    "sinkhorn_jvp between points": (cusink.sinkhorn_jvp, {"result": BETWEEN_POINTS, **MOVES_OF_POINTS, **SYSTEM}),
+    "sinkhorn_hvp": (cusink.sinkhorn_hvp, {"result": RESULT, **VALUES_MOVE, **MOVES, **SYSTEM}),
+    "sinkhorn_hvp between points": (
+        cusink.sinkhorn_hvp,
+        {"result": BETWEEN_POINTS, **VALUES_MOVE, **MOVES_OF_POINTS, **SYSTEM},
     ),
     "sinkhorn_divergence": (
         cusink.sinkhorn_divergence,
         {"a": A, "b": B, "C": C, "C_aa": C, "C_bb": C, "reach": None, **SOLVE, **LIMITS},
     ),
     "sinkhorn_divergence_adjoint": (cusink.sinkhorn_divergence_adjoint, {"result": DIVERGENCE, "grad": 1.0}),
+    "sinkhorn_divergence_jvp": (cusink.sinkhorn_divergence_jvp, {"result": DIVERGENCE, **MOVES, **COSTS_MOVE}),
+    "sinkhorn_divergence_jvp between bins": (
+        cusink.sinkhorn_divergence_jvp,
+        {"result": DIVERGENCE_BETWEEN, **MOVES, "dC_aa": C, "dC_bb": C},
+    ),
+    "sinkhorn_divergence_jvp between points": (
+        cusink.sinkhorn_divergence_jvp,
+        {"result": DIVERGENCE_OF_POINTS, **MOVES_OF_POINTS, **COSTS_MOVE},
+    ),
+    "sinkhorn_divergence_hvp": (
+        cusink.sinkhorn_divergence_hvp,
+        {"result": DIVERGENCE, "grad": 1.0, **MOVES, **COSTS_MOVE, **SYSTEM},
+    ),
+    "sinkhorn_divergence_hvp between bins": (
+        cusink.sinkhorn_divergence_hvp,
+        {"result": DIVERGENCE_BETWEEN, "grad": 1.0, **MOVES, "dC_aa": C, "dC_bb": C, **SYSTEM},
+    ),
+    "sinkhorn_divergence_hvp between points": (
+        cusink.sinkhorn_divergence_hvp,
+        {"result": DIVERGENCE_OF_POINTS, "grad": 1.0, **MOVES_OF_POINTS, **COSTS_MOVE, **SYSTEM},
+    ),
     "barycenter": (
         cusink.barycenter,
         {
@@ -340,12 +391,29 @@ CALLS = {
         {"A": ROWS, "B": OTHERS, "C": C, "k": 1, "value": "cost", "prune": True, "device": "cpu", **SOLVE, **LIMITS},
     ),
     "distributed.Index": (cusink.distributed.Index, {"parts": [INDEX], "client": None}),
-    "jax.sinkhorn_loss": (cusink.jax.sinkhorn_loss, {"a": A, "b": B, "C": C, **LOSS}),
-    "torch.sinkhorn_loss": (
-        cusink.torch.sinkhorn_loss,
-        {"a": torch.tensor(A), "b": torch.tensor(B), "C": torch.tensor(C), **LOSS, **SOLVE},
+    "jax.PointCloud": (cusink.jax.PointCloud, CLOUD),
+    "jax.sinkhorn_loss": (cusink.jax.sinkhorn_loss, {**BRIDGED, **LOSS}),
+    "jax.sinkhorn_divergence": (
+        cusink.jax.sinkhorn_divergence,
+        {**BRIDGED, "C_aa": C, "C_bb": C, "reduction": "mean", **SOLVE},
     ),
+    "jax.sinkhorn_potentials": (cusink.jax.sinkhorn_potentials, {**BRIDGED, **SOLVE}),
+    "jax.apply_plan": (cusink.jax.apply_plan, {**BRIDGED, "values": Y, "axis": 1, **SOLVE}),
+    "jax.kernel_distance": (cusink.jax.kernel_distance, OF_POINTS),
+    "jax.kernel_neg_log_likelihood": (cusink.jax.kernel_neg_log_likelihood, OF_POINTS),
+    "torch.PointCloud": (cusink.torch.PointCloud, CLOUD | {"x": torch.tensor(X), "y": torch.tensor(Y)}),
+    "torch.sinkhorn_loss": (cusink.torch.sinkhorn_loss, {**TENSORS, **LOSS, **SOLVE}),
+    "torch.sinkhorn_divergence": (
+        cusink.torch.sinkhorn_divergence,
+        {**TENSORS, "C_aa": torch.tensor(C), "C_bb": torch.tensor(C), "reduction": "mean", **SOLVE},
+    ),
+    "torch.sinkhorn_potentials": (cusink.torch.sinkhorn_potentials, {**TENSORS, **SOLVE}),
+    "torch.apply_plan": (cusink.torch.apply_plan, {**TENSORS, "values": torch.tensor(Y), "axis": 1, **SOLVE}),
+    "torch.kernel_distance": (cusink.torch.kernel_distance, TENSORS_OF_POINTS),
+    "torch.kernel_neg_log_likelihood": (cusink.torch.kernel_neg_log_likelihood, TENSORS_OF_POINTS),
     "torch.SinkhornLoss": (solved_module, {"C": torch.tensor(C), **LOSS, **SOLVE}),
+    "torch.SinkhornDivergence": (divergence_module, {"C": torch.tensor(C), "reduction": "mean", **SOLVE}),
+    "torch.KernelDistance": (kernel_module, {"kernel": "gaussian", "scale": 1.0, "reduction": "mean"}),
     "plot.plan": (cusink.plot.plan, {"P": RESULT, "x": None, "y": None}),
     "plot.transport_lines": (
         cusink.plot.transport_lines,
@@ -369,6 +437,10 @@ CALLS = {
 # A value that is sound by itself and does not fit the others: the error may name one of these.
 OTHERS_TO_BLAME = {
     ("sinkhorn_divergence", "C"): "C_aa",
+    ("sinkhorn_jvp between points", "result"): "dx",
+    ("sinkhorn_hvp between points", "result"): "dx",
+    ("jax.sinkhorn_divergence", "C"): "C_aa",
+    ("torch.sinkhorn_divergence", "C"): "C_aa",
     ("distance_matrix of documents", "A"): "C",
     ("distance_matrix of measures", "A"): "C",
     ("Index", "B"): "C",

@@ -12,6 +12,7 @@ from cusink.convergence.options import Options
 from cusink.retrieval import bounds as retrieval_bounds
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.collections import check_collections
+from cusink.retrieval.facts import DIGEST_BYTES
 from cusink.retrieval.ranking import Duplicates, rank_within, smallest_per_row
 
 EPS = 0.1
@@ -30,10 +31,14 @@ def made(A, B, C, value="cost", eps=EPS):
     return pairs, PairBatches(pairs, value, Options(), 1024)
 
 
+def prototypes(pairs, batches):
+    return retrieval_bounds.prototypes(pairs.B, batches.columns, pairs.xp)
+
+
 def test_prototypes_are_the_means_of_clusters():
     B = clustered()[np.random.default_rng(1).permutation(60)]
     pairs, batches = made(B[:2], B, 1 - np.eye(12))
-    found = retrieval_bounds.prototypes(pairs, batches)
+    found = prototypes(pairs, batches)
     assert found.shape == (60 // 16, 12)
     top = B.argmax(axis=1)
     want = np.array([B[top == k].mean(axis=0) for k in range(3)])
@@ -57,13 +62,17 @@ def test_prototypes_are_where_k_means_ends_after_five_rounds(seed):
         for k in range(4):
             if (nearest == k).any():
                 centres[k] = B[nearest == k].mean(axis=0)
-    np.testing.assert_allclose(retrieval_bounds.prototypes(pairs, batches), centres, rtol=1e-12)
+    np.testing.assert_allclose(prototypes(pairs, batches), centres, rtol=1e-12)
+    wide = np.insert(B, [2, 6], 0, axis=1)  # they are on the bins in use
+    pairs, batches = made(wide[:2], wide, 1 - np.eye(8))
+    assert batches.columns.tolist() == [0, 1, 3, 4, 5, 6]
+    np.testing.assert_allclose(prototypes(pairs, batches), centres, rtol=1e-12)
 
 
 def test_a_prototype_without_items_stays_and_one_with_a_single_item_is_that_item():
     B = np.repeat(np.array([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]]), [63, 1], axis=0)
     pairs, batches = made(B[:2], B, 1 - np.eye(3))
-    found = retrieval_bounds.prototypes(pairs, batches)
+    found = prototypes(pairs, batches)
     np.testing.assert_allclose(found, B[[0, 21, 42, 63]], rtol=1e-14)
 
 
@@ -71,7 +80,7 @@ def test_a_cluster_that_shrinks_to_one_item_has_that_item_for_a_prototype():
     share = np.array([0.0] * 30 + [1.0, 0.3])  # the last item starts a cluster with the one before, and then leaves it
     B = np.stack([share, 1 - share], axis=1)
     pairs, batches = made(B[:2], B, 1 - np.eye(2))
-    np.testing.assert_allclose(retrieval_bounds.prototypes(pairs, batches)[:, 0], [0.3 / 31, 1.0], rtol=1e-13)
+    np.testing.assert_allclose(prototypes(pairs, batches)[:, 0], [0.3 / 31, 1.0], rtol=1e-13)
 
 
 @pytest.mark.parametrize("sharp", [True, False])
@@ -79,7 +88,7 @@ def test_the_first_cuts_are_those_of_some_iterations_with_each_prototype(sharp):
     rng = np.random.default_rng(2)
     A, B, C = rng.dirichlet(np.ones(7), 2), rng.dirichlet(np.ones(7), 40), rng.random((7, 7))
     pairs, batches = made(A, B, C, "cost" if sharp else "reg_cost")
-    centres = retrieval_bounds.prototypes(pairs, batches)
+    centres = prototypes(pairs, batches)
     bounds = retrieval_bounds.RowBounds(pairs, batches, np.arange(2), centres, sharp)
     want = np.full((2, 40), -np.inf)
     for row, a in enumerate(A):
@@ -123,9 +132,10 @@ def test_entropies_and_memory():
     A, B = clustered(bins=8)[:5], clustered(bins=8, seed=3)
     B[:, 7] = 0
     pairs, batches = made(A, B / B.sum(axis=1, keepdims=True), 1 - np.eye(8))
-    for side, items in enumerate((A, B / B.sum(axis=1, keepdims=True))):
+    for side, items in ((pairs.A, A), (pairs.B, B / B.sum(axis=1, keepdims=True))):
         want = -np.where(items > 0, items * np.log(np.where(items > 0, items, 1)), 0).sum(axis=1)
-        np.testing.assert_allclose(retrieval_bounds.entropies(pairs, side), want, rtol=1e-13)
+        np.testing.assert_allclose(retrieval_bounds.entropies(side, pairs.C), want, rtol=1e-13)
+        np.testing.assert_allclose(retrieval_bounds.entropies(side, pairs.C, 3), want[3:], rtol=1e-13)
     fixed, per_row = retrieval_bounds.bytes_needed(pairs, 5)
     # A block of columns and what is made of it; of a row: what is known of its pairs, and cuts of f and g.
     assert fixed == 4 * 60 * pairs.C.shape[1] * 8
@@ -141,12 +151,18 @@ def test_ranks_within_groups_and_the_smallest_of_each_row():
     rows, columns = np.array([1, 0, 1, 1, 0]), np.array([5, 9, 2, 7, 3])
     found = smallest_per_row(np.array([0.5, 1.0, 0.5, 0.1, 2.0]), rows, columns, 2)
     assert [x.tolist() for x in found] == [[0, 0, 1, 1], [9, 3, 7, 2]]
+    found = smallest_per_row(np.array([0.5, 1.0, 0.5, 0.1, 2.0]), rows, columns, np.array([1, 3]))  # each row its own
+    assert [x.tolist() for x in found] == [[0, 1, 1, 1], [9, 7, 2, 5]]
+
+
+def duplicates(pairs):
+    return Duplicates(np.frombuffer(b"".join(pairs.digests(1)), np.uint8).reshape(-1, DIGEST_BYTES))
 
 
 def test_equal_items_are_found_and_get_one_value():
     B = np.array([[1, 0], [0, 1], [1, 0], [0.5, 0.5], [0, 1], [1, 0]], float)
     pairs, _ = made(B[:1], B, 1 - np.eye(2))
-    same = Duplicates(pairs)
+    same = duplicates(pairs)
     assert same.any and same.first.tolist() == [0, 1, 0, 3, 1, 0] and same.size.tolist() == [3, 2, 0, 1, 0, 0]
     which, items = same.of(np.array([1, 3, 0]))
     assert which.tolist() == [0, 0, 1, 2, 2, 2] and items.tolist() == [1, 4, 3, 0, 2, 5]
@@ -154,7 +170,10 @@ def test_equal_items_are_found_and_get_one_value():
     for columns in (slice(0, 3), slice(3, 6)):  # in two tiles
         same.repeat(columns, [whole[:, columns]], seen)
     np.testing.assert_array_equal(whole, [[0, 1, 0, 3, 1, 0], [6, 7, 6, 9, 7, 6]])
-    assert not Duplicates(made(B[:1], B[[0, 1, 3]], 1 - np.eye(2))[0]).any
+    assert not duplicates(made(B[:1], B[[0, 1, 3]], 1 - np.eye(2))[0]).any
+    # Zero bytes count, wherever they are.
+    digests = np.array([[0, 1, 0], [0, 1, 2], [1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]], np.uint8)
+    assert Duplicates(digests).first.tolist() == [0, 1, 2, 3, 4, 0]
 
 
 def test_most_pairs_are_spared_where_items_lie_in_clusters():

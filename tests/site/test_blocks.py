@@ -85,7 +85,7 @@ def commands(code, folder):
         if program == "cusink":
             done = call([sys.executable, "-m", *words], folder)
             assert done.returncode == 0, done.stdout + done.stderr
-        elif program.endswith("/python") or program == "python":
+        elif program.endswith("/python") or program in ("python", "python3"):
             options_exist(words[1:])
         elif program.startswith("./scripts/"):
             script = ROOT / program

@@ -131,7 +131,7 @@ class _Search:
         self._rounds(queries, rows, lower, allowed, left)
         if query.candidates is not None and query.solve_at_most is not None:
             self._rounds(queries, rows, lower, np.ones_like(allowed), left)
-        self.certificate.look(rows, lower.min(axis=1, initial=np.inf), self.best.values[rows, -1])
+        self.certificate.look(rows, np.min(lower, axis=1, initial=np.inf), self.best.values[rows, -1])
 
     def _budget(self, allowed: HostArray) -> HostArray:
         """Return how many pairs of each row may be solved."""

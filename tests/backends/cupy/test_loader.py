@@ -246,7 +246,7 @@ def test_compile_errors_name_everything_on_one_line(kernels, cupy, device, arch)
 def test_a_missing_compiler_says_what_to_install(kernels, cupy):
     kernels(add_cuh=ADD, sum_cu=SUM)
     cupy.log = "CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file"
-    with pytest.raises(loader.KernelCompileError, match=r"libnvrtc\.so\.12.*pip install 'cusink\[cuda12\]'"):
+    with pytest.raises(loader.KernelCompileError, match=r"libnvrtc\.so\.12.*pip install 'cupy-cuda12x\[ctk\]'"):
         loader.function("sum.cu", "pair_sum", np.float32)
 
 

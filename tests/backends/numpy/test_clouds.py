@@ -293,7 +293,7 @@ def test_memory_is_that_of_points_and_blocks():
 
 
 def test_a_kernel_that_fits_is_kept_within_the_limit(monkeypatch):
-    """Whole, in part, or not at all: with the same answer, and never more than what is allowed."""
+    """Whole, in part, or not at all: with the same answer to rounding, and never more than what is allowed."""
     from cusink.backends.numpy.clouds.kernel import PlanKernel
 
     kernels = []
@@ -310,11 +310,12 @@ def test_a_kernel_that_fits_is_kept_within_the_limit(monkeypatch):
         result = cusink.sinkhorn(
             None, None, cusink.PointCloud(x, y), eps=0.05, max_iter=5, tol=None, memory_limit=limit, check=False
         )
-        costs.append(float(result.cost))
+        costs.append(result.cost)
         kept = sum(block.nbytes for block in kernels[-1].kept.values())
         assert kept <= limit
         assert (kept > 0) == (limit > 0) and (kept >= 4 * 1500**2) == (limit == 1 << 30)
-    assert costs[0] == costs[1] == costs[2]
+    # Kept blocks are summed in another order: here the costs are equal, on other CPUs they were one rounding apart.
+    np.testing.assert_array_max_ulp(np.asarray(costs), np.repeat(costs[0], 3), maxulp=1, dtype=np.float32)
 
 
 def test_orders_are_forgotten_with_their_points():
