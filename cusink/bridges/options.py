@@ -124,6 +124,15 @@ def values_of(shape: tuple[int, ...], bins: tuple[int, int]) -> None:
         )
 
 
+def point_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Check the shape of points; those on a line have got their axis of coordinates before."""
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise ValueError(
+            f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one coordinate; got "
+            f"{shape}"
+        )
+
+
 def finite_or_zero(cotangent: Array) -> Array:
     """Return the gradient of outputs with zeros where it is not finite; `lost` tells where that was."""
     xp = array_module(cotangent)

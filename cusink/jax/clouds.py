@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from cusink.bridges.options import point_kind
+from cusink.bridges.options import point_kind, point_shape
 from cusink.jax.arrays import floating
 
 __all__ = ["PointCloud"]
@@ -50,11 +50,7 @@ class PointCloud:
             if points is None:
                 raise TypeError(f"'{name}' must be an array of points; got None. Only 'y' may be None, for x itself")
             points = points[:, None] if points.ndim == 1 else points
-            if points.ndim not in (2, 3) or 0 in points.shape:
-                raise ValueError(
-                    f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one "
-                    f"coordinate; got {points.shape}"
-                )
+            point_shape(name, points.shape)
             self.points[name] = points
 
     def __repr__(self) -> str:

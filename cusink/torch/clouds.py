@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cusink.bridges.options import point_kind
+from cusink.bridges.options import point_kind, point_shape
 from cusink.torch.arrays import one_tensor
 
 __all__ = ["PointCloud"]
@@ -50,11 +50,7 @@ class PointCloud:
         for name, points in given.items():
             one_tensor(name, points)
             points = points.unsqueeze(-1) if points.ndim == 1 else points
-            if points.ndim not in (2, 3) or 0 in points.shape:
-                raise ValueError(
-                    f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one "
-                    f"coordinate; got {tuple(points.shape)}"
-                )
+            point_shape(name, tuple(points.shape))
             self.tensors[name] = points
 
     def __repr__(self) -> str:
