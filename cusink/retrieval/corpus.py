@@ -16,15 +16,14 @@ from cusink.retrieval.batches import bins_in_use
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.bounds import entropies, prototypes
 from cusink.retrieval.checks import CheckedCorpus, CheckedHistograms, Histograms
-from cusink.retrieval.facts import DIGEST_BYTES, Facts, Settings, self_terms
+from cusink.retrieval.facts import DIGEST_BYTES, Digested, Facts, Settings, self_terms
 from cusink.retrieval.histograms import HistogramPairs, digests_of
-from cusink.retrieval.ranking import Duplicates
 from cusink.retrieval.tiles import tile_shape
 from cusink.types import Array, HostArray, MatrixValue
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class HistogramCorpus:
+class HistogramCorpus(Digested):
     """The columns of `template`, pairs with any rows, and the facts about them that searches for one value need."""
 
     template: HistogramPairs
@@ -83,19 +82,6 @@ class HistogramCorpus:
             return known
         new = np.frombuffer(b"".join(digests_of(self.B, self.template.to_host, start)), np.uint8)
         return np.concatenate([known.astype(np.uint8).reshape(-1, DIGEST_BYTES), new.reshape(-1, DIGEST_BYTES)])
-
-    @functools.cached_property
-    def duplicates(self) -> Duplicates:
-        """Which columns are equal."""
-        return Duplicates(self.digests)
-
-    @functools.cached_property
-    def position(self) -> dict[bytes, int]:
-        """The first column of each digest."""
-        positions: dict[bytes, int] = {}
-        for column, key in enumerate(map(bytes, self.digests)):
-            positions.setdefault(key, column)
-        return positions
 
     @functools.cached_property
     def bins(self) -> HostArray:

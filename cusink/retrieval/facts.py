@@ -1,5 +1,7 @@
 """What searches keep of the columns alone, and the terms of a divergence that items have with themselves."""
 
+import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -69,6 +71,28 @@ class Facts(NamedTuple):
     entropies: HostArray | None = None
     terms: HostArray | None = None  # (columns, 3), see `self_terms`
     centres: HostArray | None = None
+
+
+class Digested(ABC):
+    """Columns that are told apart by digests."""
+
+    @property
+    @abstractmethod
+    def digests(self) -> HostArray:
+        """Digests (D, 16) of the columns."""
+
+    @functools.cached_property
+    def duplicates(self) -> Duplicates:
+        """Which columns are equal."""
+        return Duplicates(self.digests)
+
+    @functools.cached_property
+    def position(self) -> dict[bytes, int]:
+        """The first column of each digest."""
+        positions: dict[bytes, int] = {}
+        for column, key in enumerate(map(bytes, self.digests)):
+            positions.setdefault(key, column)
+        return positions
 
 
 def self_terms(

@@ -13,14 +13,13 @@ from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.pairs import DocumentPairs, entropies_of
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, sums
 from cusink.retrieval.documents.tiles import PaddedDocuments, Words
-from cusink.retrieval.facts import DIGEST_BYTES, Facts, Settings, self_terms
-from cusink.retrieval.ranking import Duplicates
+from cusink.retrieval.facts import DIGEST_BYTES, Digested, Facts, Settings, self_terms
 from cusink.retrieval.tiles import tile_shape
 from cusink.types import HostArray, MatrixValue
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class DocumentCorpus:
+class DocumentCorpus(Digested):
     """The columns of `template`, pairs with any rows, and the facts about them that searches for one value need.
 
     Of `Measures`, the columns as they came and the metric are kept too: their cost is made anew with each query.
@@ -88,19 +87,6 @@ class DocumentCorpus:
         start = 0 if known is None else self.before.columns
         new = np.frombuffer(b"".join(self.template.digests(1, start)), np.uint8).reshape(-1, DIGEST_BYTES)
         return new if known is None else np.concatenate([known, new])
-
-    @functools.cached_property
-    def duplicates(self) -> Duplicates:
-        """Which columns are equal."""
-        return Duplicates(self.digests)
-
-    @functools.cached_property
-    def position(self) -> dict[bytes, int]:
-        """The first column of each digest."""
-        positions: dict[bytes, int] = {}
-        for column, key in enumerate(map(bytes, self.digests)):
-            positions.setdefault(key, column)
-        return positions
 
     @functools.cached_property
     def entropies(self) -> HostArray:
