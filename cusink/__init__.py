@@ -26,6 +26,7 @@ __all__ = [
     "PointCloud",
     "SinkhornCurvature",
     "SinkhornDivergence",
+    "SinkhornExtension",
     "SinkhornGradients",
     "SinkhornResult",
     "SinkhornTangents",

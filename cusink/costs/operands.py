@@ -8,6 +8,7 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
+from cusink.costs.clouds import extended_costs
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.grid import GridCosts
 from cusink.costs.points import Cloud, PointCosts
@@ -19,6 +20,8 @@ SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 @dataclass(frozen=True, eq=False)
 class DenseCost(Cost[Array]):
     """An array (n, m) or (B, n, m) of costs; +inf forbids a pair."""
+
+    kind: ClassVar[str] = "dense"
 
     @property
     def stored(self) -> bool:
@@ -105,6 +108,8 @@ class PointMoves(NamedTuple):
 class PointCost(Cost[PointCosts]):
     """The cost between points as an operand."""
 
+    kind: ClassVar[str] = "points"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """``(n, m)`` or ``(B, n, m)``."""
@@ -144,6 +149,15 @@ class PointCost(Cost[PointCosts]):
     def weighted(self, x: Array, y: Array) -> Self:
         """Return the same cost with masks of the points that have weight, which alone decide how large it is."""
         return replace(self, data=self.data.weighted(x, y))
+
+    def extended(self, side: int, points: Any) -> Self:
+        """Return the cost between new points in the place of those of a side."""
+        return replace(self, data=extended_costs(self.xp, self.data, side, points))
+
+    def user_points(self, side: int) -> tuple[Array, bool]:
+        """Return the points of a side, and whether they came as numbers."""
+        data, flat = self.data, self.data.cloud.flat if self.data.cloud is not None else (False, False)
+        return (data.given or (data.x, data.y))[side], bool(flat[0] if flat[side] is None else flat[side])
 
     def row_bytes(self, copies: int) -> int:
         """Return the memory of the kernels that may be kept, and of the points."""
@@ -287,6 +301,7 @@ def _to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tu
 class GridCost(Cost[GridCosts]):
     """The cost between the cells of a grid as an operand. It is shared, and needs all cells."""
 
+    kind: ClassVar[str] = "grid"
     divisible: ClassVar[bool] = False
 
     @property

@@ -1,6 +1,7 @@
 """What a solve returns: potentials, values, and what can be made of them without solving again."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
+from cusink.solver.extension import SinkhornExtension, extend
+from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array, Axis, HostArray
@@ -86,6 +89,60 @@ class SinkhornResult(Summary):
         problem = self.problem.in_float64()
         v = checks.vector(v, axis, problem).astype(np.float64)
         return problem.to_user(problem.C.apply_plan(*problem.logits(), v, problem.eps, axis))
+
+    @on_device
+    def barycentric_map(self, values: Array, axis: Axis = 1) -> Array:
+        """Return the means of values under the rows of the plan, without forming it.
+
+        Parameters
+        ----------
+        values : array, shape (m,) or (m, d) or (B, m, d) for axis 1; (n,) or (n, d) or (B, n, d) for axis 0
+            One value, or d of them, for each bin: with the points of the bins it maps the others to points.
+        axis : {0, 1}
+            The axis of the plan to sum over: 1 gives ``sum_j P_ij v_j / sum_j P_ij``, 0 the same of columns.
+
+        Returns
+        -------
+        array, shape (n,) or (n, d) or (B, n, d) for axis 1; (m,) or (m, d) or (B, m, d) for axis 0
+            The means. A bin without weight gets the limit for a small weight, and one that `C` forbids all partners 0.
+        """
+        problem, axis = self.problem.in_one_dtype(), checks.plan_axis(axis)
+        checked, flat = map_values(values, axis, self.problem)
+        logits = problem.logits()[axis]
+        softmin = problem.C.softmin(logits, problem.eps, axis)
+        found = problem.to_user(conditional_means(problem.C, logits, softmin, checked, problem.eps, axis))
+        return found[..., 0] if flat else found
+
+    @on_device
+    def at(self, x: Any = None, y: Any = None) -> SinkhornExtension:
+        """Return the solution at new points, for a `C` that is a `cusink.PointCloud`.
+
+        Parameters
+        ----------
+        x : array, shape (k, d) or (k,), or (B, k, d), optional
+            New source points, of the kind of those of the cloud.
+        y : array, shape (k, d) or (k,), or (B, k, d), optional
+            New target points, in the place of `x`.
+
+        Returns
+        -------
+        SinkhornExtension
+            The potential there, its gradient, and the entropic map.
+
+        Raises
+        ------
+        TypeError
+            Points of another library or dtype, or none.
+        ValueError
+            Points of another dimension, or a `C` that is no cloud.
+
+        References
+        ----------
+        A.-A. Pooladian and J. Niles-Weed, Entropic estimation of optimal transport maps, 2021.
+        """
+        if (x is None) == (y is None):
+            raise TypeError(f"one of 'x' and 'y' must be given; got {'neither' if x is None else 'both'}")
+        return extend(self.problem, y if x is None else x, 0 if x is None else 1)
 
     @one_call
     def bounds(self) -> tuple[Array, Array]:
