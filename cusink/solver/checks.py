@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
+
 from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
 from cusink.checks.scalars import (
     flag,
@@ -151,6 +153,17 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
         raise ValueError(f"'v' must have shape {wanted} for axis={axis}; got {v.shape}. Did you mean axis={1 - axis}?")
     in_range("v", v, xp)
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
+
+
+def potential(name: str, x: Any, side: int, given: CheckedProblem) -> Array:
+    """Check a potential of side 0 (rows) or 1 (columns) that the user brings; return it as (B, bins) in float64."""
+    (x, _), xp, _ = arrays(**{name: x, "the weights": given.a[:0].astype(given.dtype)})
+    bins, size = given.C.shape[side - 2], len(given.a)
+    if x.ndim not in (1, 2) or x.shape[-1] != bins or (x.ndim == 2 and len(x) not in (1, size)):
+        wanted = f"({bins},)" + (f" or ({size}, {bins})" if given.batched else "")
+        raise ValueError(f"'{name}' must have shape {wanted} to match the weights and 'C'; got {x.shape}")
+    finite_entries(name, x, xp)
+    return xp.ascontiguousarray(xp.broadcast_to(x, (size, bins)), dtype=np.float64)
 
 
 def _shape_message(

@@ -5,15 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from cusink.checks.scalars import positive_number, regularisation, tolerance
+from cusink.costs.logits import logits
 from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
 from cusink.solver.extension import SinkhornExtension, extend
+from cusink.solver.gauge import in_gauge
 from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.problem import Problem
+from cusink.solver.values import values
 from cusink.summary import Summary
-from cusink.types import Array, Axis, HostArray
+from cusink.types import Array, Axis, HostArray, Tolerance
 
 __all__ = [
     "SinkhornResult",
@@ -57,6 +61,77 @@ class SinkhornResult(Summary):
     n_iter: Array
     converged: Array
     problem: Problem = field(repr=False)
+
+    @staticmethod
+    @one_call
+    def from_potentials(
+        a: Array | None,
+        b: Array | None,
+        C: Any,
+        *,
+        eps: float,
+        f: Array | None = None,
+        g: Array | None = None,
+        tol: Tolerance = "auto",
+        check: bool = True,
+    ) -> "SinkhornResult":
+        """Return the result of potentials that are known: from another solver, or a network that predicts them.
+
+        Parameters
+        ----------
+        a : array, shape (n,) or (B, n), or None
+            Source weights, as for `cusink.sinkhorn`.
+        b : array, shape (m,) or (B, m), or None
+            Target weights.
+        C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
+            The cost.
+        eps : float
+            Regularisation in the unit of `C`.
+        f : array, shape (n,) or (B, n), optional
+            Potential of the source, of which g is made where that is not given.
+        g : array, shape (m,) or (B, m), optional
+            Potential of the target.
+        tol : "auto" or float
+            Marginal error up to which `converged` is true.
+        check : bool
+            False skips the checks of the values of the weights and costs.
+
+        Returns
+        -------
+        SinkhornResult
+            With g as it was, up to a constant, and f its softmin: rows of the plan have their sums exactly, and `error`
+            says by how much columns miss theirs. It does not iterate, and does not warn.
+
+        Raises
+        ------
+        TypeError
+            As for `cusink.sinkhorn`, or if neither potential is given.
+        ValueError
+            As for `cusink.sinkhorn`.
+
+        Notes
+        -----
+        Potentials are those of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``, weights outside. Those of solvers with
+        ``P_ij = exp((f_i + g_j - C_ij) / eps)`` are larger by ``eps log b_j``, which is to be taken off.
+        """
+        if f is None and g is None:
+            raise TypeError("one of 'f' and 'g' must be given; got neither")
+        tol = positive_number("tol", tolerance(tol, a, b, C))
+        given = checks.problem(a, b, C, eps=eps, check=check)
+        eps, xp, C = regularisation(eps), given.C.xp, given.C.astype(np.float64)
+        a, b = (w.astype(np.float64) for w in (given.a, given.b))
+        if g is None:
+            g = C.softmin(logits(xp, a, checks.potential("f", f, 0, given), eps), eps, 0)
+        else:
+            g = checks.potential("g", g, 1, given)
+        g = xp.where(xp.isfinite(g), g, 0)  # of a bin without weight that may have nothing
+        start = C.softmin(logits(xp, b, g, eps), eps, 1)
+        f, g, cost, error = C.iteration(a, b, eps, start, g, "log").finish(np.arange(len(a)))
+        error = C.to_host(error)
+        problem = Problem.of(given, eps, *in_gauge(C, a, b, f, g, eps), None, None)
+        reg_cost, entropic_cost = values(problem)
+        named = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
+        return make_result(problem, named, np.zeros(len(a), np.int64), error <= tol)
 
     @on_device
     def plan(self) -> Array:
@@ -108,9 +183,9 @@ class SinkhornResult(Summary):
         """
         problem, axis = self.problem.in_one_dtype(), checks.plan_axis(axis)
         checked, flat = map_values(values, axis, self.problem)
-        logits = problem.logits()[axis]
-        softmin = problem.C.softmin(logits, problem.eps, axis)
-        found = problem.to_user(conditional_means(problem.C, logits, softmin, checked, problem.eps, axis))
+        side = problem.logits()[axis]
+        softmin = problem.C.softmin(side, problem.eps, axis)
+        found = problem.to_user(conditional_means(problem.C, side, softmin, checked, problem.eps, axis))
         return found[..., 0] if flat else found
 
     @on_device

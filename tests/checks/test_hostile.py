@@ -425,6 +425,12 @@ CALLS = {
     "torch.SinkhornLoss": (solved_module, {"C": torch.tensor(C), **LOSS, **SOLVE}),
     "torch.SinkhornDivergence": (divergence_module, {"C": torch.tensor(C), "reduction": "mean", **SOLVE}),
     "torch.KernelDistance": (kernel_module, {"kernel": "gaussian", "scale": 1.0, "reduction": "mean"}),
+    "SinkhornResult.barycentric_map": (RESULT.barycentric_map, {"values": Y, "axis": 1}),
+    "SinkhornResult.at": (BETWEEN_POINTS.at, {"x": X}),
+    "SinkhornResult.from_potentials": (
+        cusink.SinkhornResult.from_potentials,
+        {"a": A, "b": B, "C": C, "eps": 0.5, "f": A, "g": B, "tol": 1e-6, "check": True},
+    ),
     "sklearn.SinkhornNeighborsTransformer": (
         neighbours_estimator,
         {

@@ -126,6 +126,63 @@ def test_a_bin_that_may_send_nothing_is_mapped_to_zero():
     np.testing.assert_allclose(result.barycentric_map([[2.0], [4.0]]), [[3.0], [0.0]])
 
 
+@pytest.mark.parametrize("given", ["f", "g", "both"])
+@pytest.mark.parametrize("kind", ["array", "cloud", "own clouds", "grid"])
+def test_potentials_of_a_result_give_it_again(clouds, kind, given):
+    rng = np.random.default_rng(2)
+    C = {
+        "array": np.where(rng.random((6, 8)) < 0.1, np.inf, rng.random((6, 8))),
+        "cloud": cusink.PointCloud(clouds[2][:6], clouds[3][:8]),
+        "own clouds": cusink.PointCloud(rng.random((2, 6, 2)), rng.random((2, 8, 2))),
+        "grid": cusink.Grid((2, 4), spacing=0.3),
+    }[kind]
+    a, b = rng.dirichlet(np.ones(C.shape[-2]), 2), rng.dirichlet(np.ones(C.shape[-1]), 2)
+    a[0, 1] = 0
+    a /= a.sum(axis=1, keepdims=True)
+    solved = cusink.sinkhorn(a, b, C, eps=0.1, **SOLVE)
+    known = {"f": solved.f, "g": solved.g} if given == "both" else {given: getattr(solved, given) + 3}
+    result = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, **known)
+    for name in ("f", "g", "cost", "reg_cost", "entropic_cost"):
+        np.testing.assert_allclose(getattr(result, name), getattr(solved, name), atol=1e-10, err_msg=name)
+    np.testing.assert_allclose(result.plan(), solved.plan(), atol=1e-11)
+    assert result.converged.all() and (result.error < 1e-10).all() and (result.n_iter == 0).all()
+    gradients = [cusink.sinkhorn_adjoint(one, grad_cost=1.0).a for one in (result, solved)]
+    np.testing.assert_allclose(*gradients, atol=1e-8)
+
+
+def test_poor_potentials_say_so(clouds):
+    """Rows are met, columns miss by what is said, and the values are those of the plan."""
+    a, b, x, y, _ = clouds
+    C, g = cusink.cost_matrix(x, y), np.linspace(0, 0.3, 9)
+    result = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=g)
+    P = result.plan()
+    f, shares = rows_of(b, C, g, 0.1)
+    np.testing.assert_allclose(P, a[:, None] * shares, atol=1e-14)
+    assert result.error == pytest.approx(abs(P.sum(axis=0) - b).sum(), abs=1e-12) and not result.converged
+    assert result.cost == pytest.approx((P * C).sum(), abs=1e-13)
+    assert result.reg_cost == pytest.approx(a @ f + b @ g, abs=1e-13)
+    lower, upper = result.bounds()
+    assert lower <= cusink.sinkhorn(a, b, C, eps=1e-3, max_iter=20000).cost <= upper + 1e-3
+    assert cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=g, tol=2).converged
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "one of 'f' and 'g' must be given; got neither"),
+        ({"f": np.zeros(9)}, r"'f' must have shape \(7,\) to match the weights and 'C'; got \(9,\)"),
+        ({"g": np.zeros((2, 9))}, r"'g' must have shape \(9,\)"),
+        ({"g": np.full(9, np.nan)}, "'g' must be finite"),
+        ({"g": np.zeros(9), "tol": None}, "'tol' must be a number"),
+        ({"g": np.zeros(9), "eps": 0}, "'eps' must be positive"),
+    ],
+)
+def test_bad_potentials(clouds, options, said):
+    a, b, x, y, _ = clouds
+    with pytest.raises((TypeError, ValueError), match=said):
+        cusink.SinkhornResult.from_potentials(a, b, cusink.PointCloud(x, y), **{"eps": 0.1} | options)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
