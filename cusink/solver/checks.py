@@ -155,7 +155,7 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
 
 
-def potential(name: str, x: Any, side: int, given: CheckedProblem) -> Array:
+def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float) -> Array:
     """Check a potential of side 0 (rows) or 1 (columns) that the user brings; return it as (B, bins) in float64."""
     (x, _), xp, _ = arrays(**{name: x, "the weights": given.a[:0].astype(given.dtype)})
     bins, size = given.C.shape[side - 2], len(given.a)
@@ -163,6 +163,8 @@ def potential(name: str, x: Any, side: int, given: CheckedProblem) -> Array:
         wanted = f"({bins},)" + (f" or ({size}, {bins})" if given.batched else "")
         raise ValueError(f"'{name}' must have shape {wanted} to match the weights and 'C'; got {x.shape}")
     finite_entries(name, x, xp)
+    if not math.isfinite(max(float(x.max()), -float(x.min())) / eps):
+        raise ValueError(f"'{name}' must be such that {name} / eps is finite; got {float(abs(x).max()):.3g}")
     return xp.ascontiguousarray(xp.broadcast_to(x, (size, bins)), dtype=np.float64)
 
 

@@ -10,7 +10,7 @@ from cusink.costs.cost import Cost
 from cusink.solver.problem import Problem
 from cusink.types import Array, Axis
 
-BLOCK_ENTRIES = 1 << 22  # of plans that exist at a time
+BLOCK_ENTRIES = 1 << 20  # of plans that exist at a time
 
 
 def map_values(values: Any, axis: Axis, problem: Problem) -> tuple[Array, bool]:

@@ -75,7 +75,7 @@ class SinkhornResult(Summary):
         tol: Tolerance = "auto",
         check: bool = True,
     ) -> "SinkhornResult":
-        """Return the result of potentials that are known: from another solver, or a network that predicts them.
+        """Return the result of potentials that are known, from another solver or a network that predicts them.
 
         Parameters
         ----------
@@ -121,9 +121,9 @@ class SinkhornResult(Summary):
         eps, xp, C = regularisation(eps), given.C.xp, given.C.astype(np.float64)
         a, b = (w.astype(np.float64) for w in (given.a, given.b))
         if g is None:
-            g = C.softmin(logits(xp, a, checks.potential("f", f, 0, given), eps), eps, 0)
+            g = C.softmin(logits(xp, a, checks.potential("f", f, 0, given, eps), eps), eps, 0)
         else:
-            g = checks.potential("g", g, 1, given)
+            g = checks.potential("g", g, 1, given, eps)
         g = xp.where(xp.isfinite(g), g, 0)  # of a bin without weight that may have nothing
         start = C.softmin(logits(xp, b, g, eps), eps, 1)
         f, g, cost, error = C.iteration(a, b, eps, start, g, "log").finish(np.arange(len(a)))
