@@ -85,6 +85,11 @@ class Cost(ABC, Generic[Data]):
         """Of the computation: float32 or float64."""
 
     @property
+    def cheap_blocks(self) -> bool:
+        """Whether a `block` takes hardly longer than the exponentials of its entries."""
+        return True
+
+    @property
     @abstractmethod
     def symmetric(self) -> bool:
         """Whether the cost is symmetric; for points, whether both sides are one cloud."""

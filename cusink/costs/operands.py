@@ -11,9 +11,10 @@ from cusink.costs.blocks import blocks
 from cusink.costs.clouds import extended_costs
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.grid import GridCosts
-from cusink.costs.points import Cloud, PointCosts
+from cusink.costs.points import Cloud, PointCosts, unit_curvature, unit_tangent
 from cusink.types import Array, ArrayModule, Index
 
+FEW_COORDINATES = 8
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 
 
@@ -121,6 +122,11 @@ class PointCost(Cost[PointCosts]):
         return self.data.dtype
 
     @property
+    def cheap_blocks(self) -> bool:
+        """Whether the points have few coordinates, which are subtracted one by one."""
+        return bool(self.data.x.shape[-1] <= FEW_COORDINATES)
+
+    @property
     def symmetric(self) -> bool:
         """Whether both sides are one cloud."""
         return self.data.x is self.data.y
@@ -206,7 +212,7 @@ class PointCost(Cost[PointCosts]):
         cloud, data = self.data.cloud, [x, y]
         assert cloud is not None
         if cloud.metric == "cosine":
-            data = [_unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
+            data = [unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
         if self.ndim < cloud.x.ndim:  # a batch of one
             data = [move[0] for move in data]
         return PointMoves((x, y), (data[0], data[1]))
@@ -239,7 +245,7 @@ class PointCost(Cost[PointCosts]):
         if cloud.metric == "cosine":
             lead = (None,) * (cloud.x.ndim - self.ndim)
             for k, points in enumerate((cloud.x, cloud.y)):
-                of_points[k] = of_points[k] + _unit_curvature(xp, points, plain[k][lead], moves.given[k])
+                of_points[k] = of_points[k] + unit_curvature(xp, points, plain[k][lead], moves.given[k])
         return _to_user_points(xp, cloud, of_points)
 
     def _summed(self, parts: Iterable[tuple[slice, slice, Array, Array]]) -> tuple[Array, Array]:
@@ -263,26 +269,8 @@ def _to_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> list[Arra
     out = []
     for given, gradient in zip((cloud.x, cloud.y), (gx, gy), strict=True):
         gradient = gradient[None] if gradient.ndim < given.ndim else gradient  # a batch of one
-        out.append(_unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
+        out.append(unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
     return out
-
-
-def _unit_tangent(xp: ArrayModule, points: Array, move: Array) -> Array:
-    """Return how the directions of points move with them; the same map pulls gradients back."""
-    points = points.astype(np.float64)
-    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
-    unit = points / norm
-    return (move - unit * (unit * move).sum(axis=-1, keepdims=True)) / norm
-
-
-def _unit_curvature(xp: ArrayModule, points: Array, gradient: Array, move: Array) -> Array:
-    """Return the derivative of `_unit_tangent` of a `gradient` that stays, while the points `move`."""
-    points = points.astype(np.float64)
-    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
-    unit = points / norm
-    turn, along = _unit_tangent(xp, points, move), (unit * gradient).sum(axis=-1, keepdims=True)
-    of_norm = _unit_tangent(xp, points, gradient) * (unit * move).sum(axis=-1, keepdims=True)
-    return -(turn * along + unit * (turn * gradient).sum(axis=-1, keepdims=True) + of_norm) / norm
 
 
 def _to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tuple[Array, Array | None]:

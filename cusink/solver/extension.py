@@ -1,5 +1,6 @@
 """Potentials and maps at points that a solve has not seen."""
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,16 +23,24 @@ class SinkhornExtension(Summary):
 
     Attributes
     ----------
+    points : array, shape (k, d) or (B, k, d)
+        The new points.
     potential : array, shape (k,) or (B, k)
-        The dual potential there: one softmin over the points of the other side, which at the points of the solve is
-        the potential of the result.
+        The dual potential there.
     """
 
-    potential: Array
+    points: Array
     problem: Problem = field(repr=False)  # between the new points, of weight 1, and the old ones of the other side
-    softmin: Array = field(repr=False)  # (B, k)
     axis: Axis = field(repr=False)
-    kappa: float = field(repr=False)  # by which `reach` scales the potential
+
+    @functools.cached_property
+    @on_device
+    def potential(self) -> Array:
+        """The potential there: one softmin of that of the other side, which at points of the solve is the result's."""
+        problem, potential = self.problem, self._softmin
+        if problem.shift is not None:
+            potential = potential + (problem.shift if self.axis == 1 else -problem.shift)[:, None]
+        return problem.to_user(self._kappa * potential)
 
     @on_device
     def map(self) -> Array:
@@ -78,6 +87,10 @@ class SinkhornExtension(Summary):
         C, xp = problem.C, problem.xp
         size, (n, m) = len(problem.a), C.shape[-2:]
         p, q = problem.logits()
+        if self.axis == 1:
+            p = p + self._softmin / problem.eps
+        else:
+            q = q + self._softmin / problem.eps
         groups = [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]
         parts = []
         for group in groups:  # a shared cloud sums over its problems
@@ -92,30 +105,32 @@ class SinkhornExtension(Summary):
             gradient = C.points_adjoint(plans())[1 - self.axis]
             assert gradient is not None
             parts.append(gradient)
-        found = self.kappa * (xp.stack(parts) if C.shared else parts[0])
+        found = self._kappa * (xp.stack(parts) if C.shared else parts[0])
         return narrowed(found if problem.batched else found[0], problem.dtype, xp)
 
+    @functools.cached_property
+    def _softmin(self) -> Array:
+        """The softmin (B, k), in float64."""
+        return self.problem.C.softmin(self._logits(), self.problem.eps, self.axis).astype(np.float64)
+
+    @property
+    def _kappa(self) -> float:
+        """By which number `reach` scales the potential."""
+        rho = np.inf if self.problem.reach is None else self.problem.reach[1 - self.axis]
+        return 1.0 if rho == np.inf else rho / (rho + self.problem.eps)
+
+    def _logits(self) -> Array:
+        return self.problem.logits()[self.axis].astype(self.problem.C.dtype)
+
     def _means(self, values: Array) -> Array:
-        problem = self.problem
-        logits = problem.logits()[self.axis].astype(problem.C.dtype)
-        return conditional_means(problem.C, logits, self.softmin, values, problem.eps, self.axis)
+        return conditional_means(self.problem.C, self._logits(), values, self.problem.eps, self.axis)
 
 
 def extend(problem: Problem, points: Any, axis: Axis) -> SinkhornExtension:
     """Return the solution at new points of the side that is kept when `axis` of the plan is summed over."""
-    xp, eps, side = problem.xp, problem.eps, 1 - axis
+    xp, side = problem.xp, 1 - axis
     C = problem.C.extended(side, points)
     ones = xp.ones((len(problem.a), C.shape[side - 2]), problem.a.dtype)
-    zeros = xp.zeros(ones.shape)
-    new = {"a": ones, "f": zeros} if axis == 1 else {"b": ones, "g": zeros}
+    new = {"ab"[side]: ones, "fg"[side]: xp.zeros(ones.shape)}
     there = replace(problem, C=C, **new).in_one_dtype()
-    softmin = there.C.softmin(there.logits()[axis].astype(there.C.dtype), eps, axis).astype(np.float64)
-    there = replace(there, **{("f" if axis == 1 else "g"): softmin.astype(there.f.dtype)})
-    kappa, potential = 1.0, softmin
-    if problem.reach is not None and problem.shift is not None:
-        rho = problem.reach[side]
-        kappa = 1.0 if rho == np.inf else rho / (rho + eps)
-        potential = kappa * (softmin + (problem.shift if axis == 1 else -problem.shift)[:, None])
-    return SinkhornExtension(
-        potential=problem.to_user(potential), problem=there, softmin=softmin, axis=axis, kappa=kappa
-    )
+    return SinkhornExtension(points=C.user_points(side)[0], problem=there, axis=axis)

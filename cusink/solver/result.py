@@ -184,8 +184,7 @@ class SinkhornResult(Summary):
         problem, axis = self.problem.in_one_dtype(), checks.plan_axis(axis)
         checked, flat = map_values(values, axis, self.problem)
         side = problem.logits()[axis]
-        softmin = problem.C.softmin(side, problem.eps, axis)
-        found = problem.to_user(conditional_means(problem.C, side, softmin, checked, problem.eps, axis))
+        found = problem.to_user(conditional_means(problem.C, side, checked, problem.eps, axis))
         return found[..., 0] if flat else found
 
     @on_device

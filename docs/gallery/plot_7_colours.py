@@ -2,9 +2,9 @@
 Colours of another photograph
 =============================
 
-The colours of a picture are points in a cube. Transport between 500 of one picture and 500 of another gives a map of the
-whole cube, which moves the 60 000 pixels of the first picture to colours of the second, and lets no pixel jump: the map is
-smooth.
+The colours of a picture are points in a cube. Transport between 500 of one picture and 500 of another gives a map of
+the whole cube, which moves the 60 000 pixels of the first picture to colours of the second. The map is smooth: no pixel
+jumps.
 """
 
 import matplotlib.pyplot as plt

@@ -57,7 +57,7 @@ def test_the_map_of_squared_distances_is_the_gradient_step(clouds):
 
 
 @pytest.mark.parametrize("axis", [1, 0])
-@pytest.mark.parametrize("kind", ["array", "own arrays", "cloud", "own clouds", "grid"])
+@pytest.mark.parametrize("kind", ["array", "own arrays", "cloud", "own clouds", "many coordinates", "grid"])
 def test_barycentric_map_is_that_of_the_plan(clouds, kind, axis, monkeypatch):
     """Batched, and with blocks of a few rows where costs can be divided."""
     monkeypatch.setattr("cusink.solver.maps.BLOCK_ENTRIES", 20)
@@ -67,6 +67,7 @@ def test_barycentric_map_is_that_of_the_plan(clouds, kind, axis, monkeypatch):
         "own arrays": rng.random((3, 7, 9)),
         "cloud": cusink.PointCloud(clouds[2], clouds[3]),
         "own clouds": cusink.PointCloud(rng.random((3, 7, 2)), rng.random((3, 9, 2))),
+        "many coordinates": cusink.PointCloud(rng.random((7, 10)), rng.random((9, 10))),
         "grid": cusink.Grid((2, 4), spacing=0.3),
     }[kind]
     n, m = C.shape[-2:]
