@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, narrowed, owned
+from cusink.checks.arrays import arrays, finite, narrowed, owned, promoted
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.points import KERNEL_BYTES, PointCosts, directions
 from cusink.placement import on_device
@@ -174,7 +174,7 @@ def _checked_points(x: Any, y: Any, metric: Any, power: Any, tf32: Any) -> _Poin
     if x is None:
         raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
     given = {"x": x} if y is None else {"x": x, "y": y}
-    converted, xp, dtype = arrays(**given)
+    converted, xp, dtype = promoted(**given)
     shaped, flat = [], []
     for name, p in zip(given, converted, strict=True):
         flat.append(p.ndim == 1)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
+from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned, promoted, weights_dtype
 from cusink.checks.scalars import (
     flag,
     integer,
@@ -52,7 +52,8 @@ def problem(
     if init is not None and (f is None or g is None):
         raise TypeError("'init' must be a pair (f, g) of potentials; got None for one. Pass (result.f, result.g)")
     users = (a, b, *named_arrays(C).values())
-    (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
+    given = a, b
+    (a, b, f, g, *parts), xp, dtype = promoted(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit)
     price_in_range("eps", eps, C.dtype.name)
     n, m = C.shape[-2:]
@@ -77,7 +78,7 @@ def problem(
             cost_values(C.data, xp)
             partners(a, b, C.data, xp, reach)
     if reach is None:
-        b = equal_mass(a, b, xp, check, dtype)
+        b = equal_mass(a, b, xp, check, weights_dtype(dtype, *given))
     if init is not None:
         if check:
             for name, x in (("init[0]", f), ("init[1]", g)):
