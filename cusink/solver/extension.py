@@ -87,10 +87,8 @@ class SinkhornExtension(Summary):
         C, xp = problem.C, problem.xp
         size, (n, m) = len(problem.a), C.shape[-2:]
         p, q = problem.logits()
-        if self.axis == 1:
-            p = p + self._softmin / problem.eps
-        else:
-            q = q + self._softmin / problem.eps
+        of_new = replace(self, problem=problem)._softmin / problem.eps  # with the digits of the exponents below
+        p, q = (p + of_new, q) if self.axis == 1 else (p, q + of_new)
         groups = [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]
         parts = []
         for group in groups:  # a shared cloud sums over its problems

@@ -105,6 +105,7 @@ def test_single_precision_has_its_digits(clouds, eps):
     f, shares = rows_of(b.astype(float), costs, result.problem.g[0], eps)
     np.testing.assert_allclose(found.potential, f, atol=3e-6)
     np.testing.assert_allclose(found.map(), shares @ y, atol=3e-4)
+    np.testing.assert_allclose(found.gradient(), 2 * (new - shares @ y), atol=1e-6)
 
 
 def test_numbers_stay_numbers_and_results_follow_no_change_of_the_points(clouds):
