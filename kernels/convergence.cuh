@@ -28,7 +28,7 @@ struct StopState {
 
 struct StopRules {
     double tol, level, progress;        // a stall at an error above `level` is no reason to stop
-    double first_omega, largest_omega;  // omega after the first check, and the largest one
+    double first_omega, largest_omega;  // the omega that is chosen first, and the largest one
     int stalled_checks, adaptive, least_observed;  // the fewest iterations that tell a rate
 
     // Update the state of a problem whose bound `error` was taken after another `count` iterations; `checks` came before.
@@ -41,10 +41,10 @@ struct StopRules {
         if (state.stalled >= stalled_checks && state.best <= level) state.stopped = 2;
         state.error = error;
         state.since += count;
-        if (checks > 0 && state.since < least_observed) return;
+        if (state.since < least_observed) return;
         if (adaptive) {
             double rate = exp2(log2(error / state.chosen) / state.since);
-            state.omega = checks == 0 ? first_omega : estimated_omega(state.omega, rate, largest_omega);
+            state.omega = state.chosen == double(infinity()) ? first_omega : estimated_omega(state.omega, rate, largest_omega);
         }
         state.chosen = error;
         state.since = 0;

@@ -34,7 +34,7 @@ class StopRules(NamedTuple):
     def of(cls, state: StopState, tol: float) -> Self:
         """Return the rules for problems in this state; a negative `tol` is one that no error reaches."""
         relaxation, stall = state.relaxation, state.stall
-        first = FIRST_OMEGA_IF_STEEP if relaxation.steep else FIRST_OMEGA  # omega after the first check
+        first = FIRST_OMEGA_IF_STEEP if relaxation.steep else FIRST_OMEGA  # omega when first chosen
         return cls(
             *(np.float64(tol), np.float64(stall.level), np.float64(PROGRESS)),
             *(np.float64(first), np.float64(LARGEST_OMEGA)),
