@@ -121,8 +121,9 @@ def test_a_grid_search_chooses_eps_and_neighbours(digits):
             ("vote", KNeighborsClassifier(2, metric="precomputed")),
         ]
     )
-    search = GridSearchCV(work, {"graph__eps": [0.05, 0.5], "vote__n_neighbors": [1, 4]}, cv=2).fit(images, labels)
-    assert len(search.cv_results_["params"]) == 4 and search.best_score_ > 0.8
+    choices = {"graph__eps": [0.1, 0.5], "vote__n_neighbors": [1]}
+    search = GridSearchCV(work, choices, cv=2).fit(images, labels)
+    assert len(search.cv_results_["params"]) == 2 and search.best_score_ > 0.8
     again = pickle.loads(pickle.dumps(search.best_estimator_))
     np.testing.assert_array_equal(again.predict(images), search.predict(images))
 

@@ -437,7 +437,7 @@ CALLS = {
             "n_neighbors": 1,
             "cost": C,
             "eps": 0.5,
-            "value": "divergence",
+            "value": "cost",
             "mode": "distance",
             "normalise": True,
             "max_iter": 1000,
