@@ -145,7 +145,7 @@ def test_sparse_rows_are_those_of_the_array(digits):
         ({"mode": "both"}, "'mode' must be one of 'distance', 'connectivity'; got 'both'"),
         ({"eps": -1.0}, "'eps' must be positive"),
         ({"value": "emd"}, "'value' must be one of"),
-        ({"cost": np.ones((3, 3))}, r"'X' must have shape \(Q, 3\)"),
+        ({"cost": np.ones((3, 3))}, r"'cost' must have shape \(64, 64\), between the features of 'X'; got \(3, 3\)"),
         ({"cost": np.full((64, 64), np.nan)}, "'cost' must hold finite costs"),
         ({"cost": np.arange(64.0 * 64).reshape(64, 64)}, "'cost' must be a symmetric cost"),
         ({"normalise": False}, "all histograms must have the same mass"),

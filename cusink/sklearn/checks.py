@@ -58,7 +58,11 @@ def cost_like(cost: Any, X: Any) -> Any:
         other = isinstance(array, np.ndarray) and array.dtype in DTYPES
         return array.astype(X.dtype, copy=False) if other else array
 
-    return with_arrays(cost, converted)
+    cost, bins = with_arrays(cost, converted), X.shape[1]
+    shape = getattr(cost, "shape", (bins, bins))  # lists are for others to judge
+    if shape != (bins, bins):
+        raise ValueError(f"'cost' must have shape {(bins, bins)}, between the features of 'X'; got {shape}")
+    return cost
 
 
 @contextlib.contextmanager
