@@ -88,7 +88,7 @@ class Transport(Work):
             state[f"potential_{name}"].reshape(-1, bins) for name, bins in zip("fg", checked.C.shape[-2:], strict=True)
         )
         shift = None if reach is None else state["shift"].reshape(-1)
-        problem = Problem.of(checked, eps, f, g, reach, shift)
+        problem = Problem.of(checked, f, g, reach, shift)
         error, converged = state["error"].reshape(-1), state["converged"].reshape(-1)
         nothing = dict.fromkeys(("cost", "reg_cost", "entropic_cost"), error * 0)
         return make_result(problem, nothing | {"error": error}, error * 0, converged)

@@ -9,9 +9,10 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
+from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
 from cusink.costs.points import Cloud, PointCosts
-from cusink.types import Array, ArrayModule, Index
+from cusink.types import Array, ArrayModule, HostArray, Index
 
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 
@@ -51,6 +52,10 @@ class DenseCost(Cost[Array]):
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data[problems])
+
+    def in_units_of(self, eps: HostArray) -> Self | None:
+        """Return costs divided by an eps (B,) each; None where they are shared."""
+        return None if self.shared else replace(self, data=self.data / per_problem(self.xp, eps, self.data))
 
     def without(self, above: float) -> Self:
         """Return the cost with +inf for the pairs that cost more than `above`."""
