@@ -151,8 +151,8 @@ class Cost(ABC, Generic[Data]):
         """Return an array of this library as a NumPy array."""
         return self.ops.to_host(array)
 
-    def in_units_of(self, eps: HostArray) -> Self | None:
-        """Return costs divided by an eps (B,) each; None where they are shared, or not stored."""
+    def in_units_of(self, eps: HostArray) -> "Cost[Any] | None":
+        """Return stored costs divided by an eps (B,) each; None where they are shared, or cannot be stored."""
         del eps
         return None
 

@@ -11,6 +11,11 @@ from cusink.types import Array, ArrayModule, Axis, HostArray
 Operator = Callable[..., Array]  # of a cost, a number eps, and arrays (B, ...)
 
 
+def costs_of(C: Any, problems: HostArray) -> Any:
+    """Return the costs of some problems; of a single one as a shared cost, which is faster."""
+    return C.at(int(problems[0])) if len(problems) == 1 else C.at(problems)
+
+
 def groups(eps: HostArray) -> Iterator[tuple[float, HostArray]]:
     """Iterate over the values of eps (B,) and the problems that have each."""
     values, which = np.unique(eps, return_inverse=True)
@@ -27,7 +32,7 @@ def apply_each(C: Any, eps: HostArray, operator: Operator, *arrays: Array, linea
     if unit is not None:
         out = operator(unit, 1.0, *arrays)
         return out * per_problem(C.xp, eps, out) if linear else out
-    parts = [(index, operator(C.at(index), value, *(x[index] for x in arrays))) for value, index in groups(eps)]
+    parts = [(index, operator(costs_of(C, index), value, *(x[index] for x in arrays))) for value, index in groups(eps)]
     out = C.xp.empty((len(eps), *parts[0][1].shape[1:]), parts[0][1].dtype)
     for index, part in parts:
         out[index] = part
@@ -40,8 +45,7 @@ def per_problem(xp: ArrayModule, eps: HostArray, like: Array) -> Array:
 
 
 def means_each(C: Any, a: Array, b: Array, f: Array, g: Array, eps: HostArray) -> Iterator[tuple[HostArray, Any]]:
-    """Iterate over problems with an eps (B,) each and the means under their plans, see `PlanMeans` of
-    `cusink.costs.operators`."""
+    """Iterate over problems with an eps (B,) each and the means under their plans, as `Cost.plan_means` does."""
     unit = C.in_units_of(eps)
     if unit is not None:
         by_eps = per_problem(C.xp, eps, f)
@@ -49,7 +53,7 @@ def means_each(C: Any, a: Array, b: Array, f: Array, g: Array, eps: HostArray) -
             yield index, MeansInUnits(means, by_eps[index])
         return
     for value, at in groups(eps):
-        for index, means in C.at(at).plan_means(a[at], b[at], f[at], g[at], value):
+        for index, means in costs_of(C, at).plan_means(a[at], b[at], f[at], g[at], value):
             yield at[index], means
 
 

@@ -1,5 +1,6 @@
 """The operands: one for each kind of cost."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
@@ -7,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from cusink.checks.arrays import narrowed
+from cusink.connection import doors_of
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.each import per_problem
@@ -15,6 +17,7 @@ from cusink.costs.points import Cloud, PointCosts
 from cusink.types import Array, ArrayModule, HostArray, Index
 
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
+COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +135,15 @@ class PointCost(Cost[PointCosts]):
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data.at(problems))
+
+    def in_units_of(self, eps: HostArray) -> DenseCost | None:
+        """Return stored costs divided by an eps (B,) each; None where they are shared, or would take too much."""
+        size, data = math.prod(self.shape) * self.dtype.itemsize, self.data
+        if self.shared or COPIES_IN_UNITS * size > data.memory_limit:
+            return None
+        costs = data.block(self.xp)
+        costs /= per_problem(self.xp, eps, costs)
+        return DenseCost(costs, doors_of(self.xp.__name__)["dense"])
 
     def between(self, rows: Array, columns: Array) -> Self:
         """Return the cost between some points."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
-from cusink.costs.each import groups, per_problem
+from cusink.costs.each import costs_of, groups, per_problem
 from cusink.solver.loop import Start, solve
 from cusink.solver.solution import Callback, Solution, later
 from cusink.solver.symmetric import SelfSolution, self_potentials
@@ -54,7 +54,7 @@ def solve_each(
     out, shift = Solution.empty(C.xp, a, b), None if how.reach is None else C.xp.zeros(len(a))
     for value, at in groups(eps):
         start = None if init is None else (init[0][at], init[1][at])
-        found, moved = _solve_one(C.at(at), a[at], b[at], value, how, start, later(callback, out, at))
+        found, moved = _solve_one(costs_of(C, at), a[at], b[at], value, how, start, later(callback, out, at))
         out.put(at, found)
         out = out._replace(computed=found.computed)
         if shift is not None:
@@ -73,7 +73,7 @@ def _solve_one(
 ) -> tuple[Solution, Array | None]:
     """Solve problems of one eps."""
     start: Start | None = None
-    shift, costs_of = None, C.at if how.reach is None else None
+    shift: Array | None = None
     if how.reach is not None:
         shift = C.xp.zeros(len(a))
         start = functools.partial(UnbalancedIteration, reach=how.reach, shift=shift)
@@ -89,7 +89,7 @@ def _solve_one(
         callback=callback,
         start=start,
         span=span,
-        costs_of=costs_of,
+        costs_of=C.at if how.reach is None else None,
         judge=how.judge,
         many=how.many,
     )
@@ -127,7 +127,7 @@ def self_potentials_each(C: Cost[Any], a: Array, eps: Eps, options: Options, rho
         return self_potentials(C, a, eps, options, rho)
     size = len(eps)
     a = a if len(a) == size else C.xp.ascontiguousarray(C.xp.broadcast_to(a, (size, a.shape[1])))
-    parts = [(at, self_potentials(C.at(at), a[at], value, options, rho)) for value, at in groups(eps)]
+    parts = [(at, self_potentials(costs_of(C, at), a[at], value, options, rho)) for value, at in groups(eps)]
     out = SelfSolution(
         C.xp.empty_like(a), C.xp.empty(size), np.empty(size), np.empty(size, np.int64), np.empty(size, bool)
     )
