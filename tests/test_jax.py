@@ -405,7 +405,7 @@ def test_vmap_over_every_argument_is_one_call(monkeypatch, traced):
     gradient = jax.grad(one, argnums=(0, 1, 2, 3))
     mapped = jax.vmap(gradient)
     found = jax.block_until_ready((jax.jit(mapped) if traced else mapped)(a, b, costs, eps))
-    assert len(calls) == 2  # one for each eps
+    assert len(calls) == 1  # whatever the eps of each
     shared = jax.vmap(gradient, in_axes=(0, None, None, None))(a, b[0], C, 0.1)
     for k in range(3):
         for together, args in ((found, (a[k], b[k], costs[k], eps[k])), (shared, (a[k], b[0], C, 0.1))):

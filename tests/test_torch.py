@@ -517,7 +517,7 @@ def test_vmap_is_one_call_with_the_numbers_of_a_loop(monkeypatch, shared):
 
     mapped = torch.func.vmap(torch.func.grad(one, argnums=(0, 2, 3)), in_dims=(0, 0, None if shared else 0, 0))
     found = mapped(a.log(), b, costs, eps)
-    assert len(calls) == 2  # one for each eps
+    assert len(calls) == 1  # whatever the eps of each
     for k in range(3):
         expected = torch.func.grad(one, argnums=(0, 2, 3))(a[k].log(), b[k], C if shared else costs[k], eps[k])
         for got, want in zip(found, expected, strict=True):

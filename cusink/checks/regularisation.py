@@ -1,12 +1,80 @@
-"""Rules for eps: one number, or one for each problem of a batch."""
+"""Rules for eps: a number, one for each problem of a batch, or a share of a statistic of the cost."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from cusink.checks.arrays import one_array, to_host
-from cusink.checks.scalars import price_in_range, regularisation
+from cusink.checks.scalars import one_of, positive_number, price_in_range, regularisation
 from cusink.types import Eps
+
+Statistic: TypeAlias = Literal["max", "mean", "median"]
+
+__all__ = [
+    "RelativeEps",
+]
+
+
+@dataclass(frozen=True)
+class RelativeEps:
+    """A regularisation relative to the costs: `share` times the largest, the mean or the median of them.
+
+    It takes the place of the number `eps`. Each problem with a cost of its own has its own eps.
+
+    Parameters
+    ----------
+    share : float
+        The regularisation in units of the statistic.
+    of : {"max", "mean", "median"}
+        The statistic of the finite costs of the problem. All pairs of bins count the same, whatever their weights.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A share that is no positive number, a word that is none of these.
+
+    Notes
+    -----
+    Of an array all statistics are exact, and so are the largest and the mean cost of a `cusink.Grid`. The costs of a
+    `cusink.PointCloud` are looked at for up to 2**22 pairs of points; where there are more, for points that are evenly
+    spaced in their order, the same in every call. So are those of a grid for the median.
+
+    The eps that was taken is the attribute `eps` of the result. Gradients are those at that number: none goes through
+    the statistic.
+
+    Examples
+    --------
+    >>> import cusink
+    >>> C = cusink.cost_matrix([0.0, 1.0, 3.0], metric="cityblock")
+    >>> cusink.sinkhorn(None, None, C, eps=cusink.RelativeEps(0.1, "max")).eps
+    0.30000000000000004
+    """
+
+    share: float
+    of: Statistic = "mean"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", positive_number("share", self.share))
+        one_of("of", self.of, get_args(Statistic))
+
+    def of_costs(self, statistic: Callable[[Statistic], Eps]) -> Eps:
+        """Return eps for costs whose statistic the function returns, by name."""
+        size = statistic(self.of)
+        wrong = ~(np.isfinite(size) & (np.asarray(size) > 0))
+        if wrong.any():
+            at = f" in problem {int(wrong.argmax())}" if wrong.ndim else ""
+            value = np.atleast_1d(size)[np.atleast_1d(wrong)][0]
+            raise ValueError(
+                f"'eps' is relative to the {self.of} of 'C', which must be positive; got {value:g}{at}. Pass a number"
+            )
+        return self.share * size
+
+
+def relative_or_numbers(eps: Any) -> Eps | RelativeEps:
+    """Check the `eps` of a call."""
+    return eps if isinstance(eps, RelativeEps) else regularisations(eps)
 
 
 def regularisations(eps: Any) -> Eps:

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 
+from cusink.checks.regularisation import Statistic
 from cusink.costs.each import apply_each, means_each
 from cusink.costs.operators import Data, Iteration, Means, Operators
+from cusink.costs.statistics import statistic
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
@@ -196,6 +198,10 @@ class Cost(ABC, Generic[Data]):
         """Return numbers between which the costs of bins with weight lie, given masks (B, n) and (B, m)."""
         del x, y
         return self.range()
+
+    def statistic(self, name: Statistic) -> Eps:
+        """Return a statistic of the costs: a number, or (B,) where each problem has its own."""
+        return statistic(self, name)
 
     def largest(self) -> float:
         """Return a number that no finite cost exceeds in size."""

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from cusink.checks.arrays import narrowed
+from cusink.checks.regularisation import Statistic
 from cusink.connection import doors_of
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
 from cusink.costs.points import Cloud, PointCosts
-from cusink.types import Array, ArrayModule, HostArray, Index
+from cusink.types import Array, ArrayModule, Eps, HostArray, Index
 
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
@@ -320,6 +321,13 @@ class GridCost(Cost[GridCosts]):
     def symmetric(self) -> bool:
         """True: a distance is."""
         return True
+
+    def statistic(self, name: Statistic) -> Eps:
+        """Return a statistic of the costs; the largest and the mean cost are sums of those of the axes."""
+        if name == "median":
+            return super().statistic(name)
+        axes = self.data.axes
+        return sum(float(axis.max() if name == "max" else axis.mean(dtype=np.float64)) for axis in axes)
 
     def astype(self, dtype: Any) -> Self:
         """Return the same cost in another precision."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.checks.regularisation import regularisations
+from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import tolerance
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
@@ -32,7 +32,7 @@ def sinkhorn_divergence(
     b: Array | None,
     C: Any,
     *,
-    eps: float | Array,
+    eps: float | Array | RelativeEps,
     C_aa: Array | None = None,
     C_bb: Array | None = None,
     reach: float | None = None,
@@ -55,8 +55,8 @@ def sinkhorn_divergence(
     C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
         Cost. A `cusink.PointCloud` or `cusink.Grid` knows the costs within `a` and within `b`. An array stands for bins
         that `a` and `b` share, so that it must be symmetric with a zero diagonal, unless `C_aa` and `C_bb` are given.
-    eps : float, or array, shape (B,)
-        Regularisation in the unit of `C`, for all pairs or one for each.
+    eps : float, or array, shape (B,), or RelativeEps
+        Regularisation in the unit of `C`, for all pairs or one for each, as for `cusink.sinkhorn`.
     C_aa : array, shape (n, n) or (B, n, n), optional
         Cost between the bins of `a`, symmetric.
     C_bb : array, shape (m, m) or (B, m, m), optional
@@ -121,7 +121,7 @@ def sinkhorn_divergence(
     0.0000
     """
     tol = tolerance(tol, a, b, C)
-    eps = regularisations(eps)
+    eps = relative_or_numbers(eps)
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices)

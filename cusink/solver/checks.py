@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 
 from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
-from cusink.checks.regularisation import for_problems
+from cusink.checks.regularisation import RelativeEps, for_problems
 from cusink.checks.scalars import (
     flag,
     integer,
@@ -37,7 +37,7 @@ def problem(
     b: Any,
     C: Any,
     *,
-    eps: Eps,
+    eps: Eps | RelativeEps,
     init: Any = None,
     check: bool,
     memory_limit: int | None = None,
@@ -68,7 +68,6 @@ def problem(
     if isinstance(eps, np.ndarray) and (sizes or batched):
         sizes["eps"] = len(eps)
     size = batch_size(sizes)
-    eps = for_problems(eps, size, batched or bool(sizes), C.dtype.name)
     a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
     C = C.weighted(a > 0, b > 0)
     if check:
@@ -77,6 +76,8 @@ def problem(
         if C.stored:
             cost_values(C.data, xp)
             partners(a, b, C.data, xp, reach)
+    eps = eps.of_costs(C.statistic) if isinstance(eps, RelativeEps) else eps
+    eps = for_problems(eps, size, batched or bool(sizes), C.dtype.name)
     if reach is None:
         b = equal_mass(a, b, xp, check, dtype)
     if init is not None:

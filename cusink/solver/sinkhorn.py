@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cusink.checks.regularisation import regularisations
+from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import tolerance
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
@@ -24,7 +24,7 @@ def sinkhorn(
     b: Array | None,
     C: Any,
     *,
-    eps: float | Array,
+    eps: float | Array | RelativeEps,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
     check_every: int = 10,
@@ -47,9 +47,9 @@ def sinkhorn(
     C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
         Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
         pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored.
-    eps : float, or array, shape (B,)
+    eps : float, or array, shape (B,), or RelativeEps
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p: for all problems, or one
-        for each.
+        for each. A `cusink.RelativeEps` says it as a share of the largest, the mean or the median cost.
     max_iter : int
         Iterations at most; one iteration is one update of g and one of f, or one evaluation of the plan where a problem
         that hardly converges takes Newton's method.
@@ -134,7 +134,7 @@ def sinkhorn(
     1.0000
     """
     tol = tolerance(tol, a, b, C)
-    eps = regularisations(eps)
+    eps = relative_or_numbers(eps)
     prices = checks.reach(reach, method)
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
     options = checks.options(max_iter, tol, check_every, method, overrelaxation)
