@@ -12,6 +12,7 @@ ArrayModule: TypeAlias = ModuleType  # numpy or cupy, called xp
 
 Value: TypeAlias = Literal["cost", "reg_cost", "entropic_cost"]
 MatrixValue: TypeAlias = Literal["cost", "reg_cost", "entropic_cost", "divergence"]
+Statistic: TypeAlias = Literal["max", "mean", "median"]  # of costs
 Method: TypeAlias = Literal["auto", "log", "scaling"]
 Tolerance: TypeAlias = float | Literal["auto"] | None
 Overrelaxation: TypeAlias = Literal["auto"] | float | None

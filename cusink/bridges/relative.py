@@ -6,9 +6,11 @@ from typing import Any
 from cusink.bridges.options import CostKind
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module, arrays
-from cusink.checks.regularisation import RelativeEps, Statistic
+from cusink.checks.regularisation import RelativeEps, in_units
 from cusink.costs.kinds import named_arrays
-from cusink.operand import operand
+from cusink.costs.statistics import statistic
+from cusink.operand import eps_of_shared, operand
+from cusink.types import Statistic
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class EpsOfCosts(Work):
         """Return the regularisation."""
         C = self.cost.build(given)
         parts, xp, dtype = arrays(**named_arrays(C))
-        eps = RelativeEps(self.share, self.of).of_costs(operand(C, xp, dtype, parts).statistic)
+        eps = in_units(RelativeEps(self.share, self.of), statistic(operand(C, xp, dtype, parts), self.of))
         return {"eps": xp.asarray(eps, dtype)}
 
     def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
@@ -65,6 +67,4 @@ class EpsOfCosts(Work):
 
 def eps_of_grid(eps: RelativeEps, kind: CostKind) -> float:
     """Return the regularisation in the unit of the costs of a grid."""
-    grid = kind.build({})
-    parts, xp, dtype = arrays(**named_arrays(grid))
-    return float(eps.of_costs(operand(grid, xp, dtype, parts).statistic))
+    return float(eps_of_shared(eps, kind.build({})))

@@ -1,16 +1,13 @@
 """Rules for eps: a number, one for each problem of a batch, or a share of a statistic of the cost."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from cusink.checks.arrays import one_array, to_host
 from cusink.checks.scalars import one_of, positive_number, price_in_range, regularisation
-from cusink.types import Eps
-
-Statistic: TypeAlias = Literal["max", "mean", "median"]
+from cusink.types import Eps, Statistic
 
 __all__ = [
     "RelativeEps",
@@ -29,6 +26,11 @@ class RelativeEps:
         The regularisation in units of the statistic.
     of : {"max", "mean", "median"}
         The statistic of the finite costs of the problem. All pairs of bins count the same, whatever their weights.
+
+    Attributes
+    ----------
+    share, of
+        As given.
 
     Raises
     ------
@@ -59,17 +61,17 @@ class RelativeEps:
         object.__setattr__(self, "share", positive_number("share", self.share))
         one_of("of", self.of, get_args(Statistic))
 
-    def of_costs(self, statistic: Callable[[Statistic], Eps]) -> Eps:
-        """Return eps for costs whose statistic the function returns, by name."""
-        size = statistic(self.of)
-        wrong = ~(np.isfinite(size) & (np.asarray(size) > 0))
-        if wrong.any():
-            at = f" in problem {int(wrong.argmax())}" if wrong.ndim else ""
-            value = np.atleast_1d(size)[np.atleast_1d(wrong)][0]
-            raise ValueError(
-                f"'eps' is relative to the {self.of} of 'C', which must be positive; got {value:g}{at}. Pass a number"
-            )
-        return self.share * size
+
+def in_units(eps: RelativeEps, size: Eps) -> Eps:
+    """Return eps as numbers, given the statistic of the costs that it is relative to."""
+    wrong = ~(np.isfinite(size) & (np.asarray(size) > 0))
+    if wrong.any():
+        at = f" in problem {int(wrong.argmax())}" if wrong.ndim else ""
+        value = np.atleast_1d(size)[np.atleast_1d(wrong)][0]
+        raise ValueError(
+            f"'eps' is relative to the {eps.of} of 'C', which must be positive; got {value:g}{at}. Pass a number"
+        )
+    return eps.share * size
 
 
 def relative_or_numbers(eps: Any) -> Eps | RelativeEps:

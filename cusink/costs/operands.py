@@ -8,14 +8,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from cusink.checks.arrays import narrowed
-from cusink.checks.regularisation import Statistic
 from cusink.connection import doors_of
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
+from cusink.costs.directions import unit_curvature, unit_tangent
 from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
 from cusink.costs.points import Cloud, PointCosts
-from cusink.types import Array, ArrayModule, Eps, HostArray, Index
+from cusink.types import Array, ArrayModule, HostArray, Index, Statistic
 
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
@@ -210,7 +210,7 @@ class PointCost(Cost[PointCosts]):
         cloud, data = self.data.cloud, [x, y]
         assert cloud is not None
         if cloud.metric == "cosine":
-            data = [_unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
+            data = [unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
         if self.ndim < cloud.x.ndim:  # a batch of one
             data = [move[0] for move in data]
         return PointMoves((x, y), (data[0], data[1]))
@@ -243,7 +243,7 @@ class PointCost(Cost[PointCosts]):
         if cloud.metric == "cosine":
             lead = (None,) * (cloud.x.ndim - self.ndim)
             for k, points in enumerate((cloud.x, cloud.y)):
-                of_points[k] = of_points[k] + _unit_curvature(xp, points, plain[k][lead], moves.given[k])
+                of_points[k] = of_points[k] + unit_curvature(xp, points, plain[k][lead], moves.given[k])
         return _to_user_points(xp, cloud, of_points)
 
     def _summed(self, parts: Iterable[tuple[slice, slice, Array, Array]]) -> tuple[Array, Array]:
@@ -267,26 +267,8 @@ def _to_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> list[Arra
     out = []
     for given, gradient in zip((cloud.x, cloud.y), (gx, gy), strict=True):
         gradient = gradient[None] if gradient.ndim < given.ndim else gradient  # a batch of one
-        out.append(_unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
+        out.append(unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
     return out
-
-
-def _unit_tangent(xp: ArrayModule, points: Array, move: Array) -> Array:
-    """Return how the directions of points move with them; the same map pulls gradients back."""
-    points = points.astype(np.float64)
-    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
-    unit = points / norm
-    return (move - unit * (unit * move).sum(axis=-1, keepdims=True)) / norm
-
-
-def _unit_curvature(xp: ArrayModule, points: Array, gradient: Array, move: Array) -> Array:
-    """Return the derivative of `_unit_tangent` of a `gradient` that stays, while the points `move`."""
-    points = points.astype(np.float64)
-    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
-    unit = points / norm
-    turn, along = _unit_tangent(xp, points, move), (unit * gradient).sum(axis=-1, keepdims=True)
-    of_norm = _unit_tangent(xp, points, gradient) * (unit * move).sum(axis=-1, keepdims=True)
-    return -(turn * along + unit * (turn * gradient).sum(axis=-1, keepdims=True) + of_norm) / norm
 
 
 def _to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tuple[Array, Array | None]:
@@ -322,10 +304,10 @@ class GridCost(Cost[GridCosts]):
         """True: a distance is."""
         return True
 
-    def statistic(self, name: Statistic) -> Eps:
-        """Return a statistic of the costs; the largest and the mean cost are sums of those of the axes."""
+    def known_statistic(self, name: Statistic) -> float | None:
+        """Return the largest or the mean cost, which are sums of those of the axes."""
         if name == "median":
-            return super().statistic(name)
+            return None
         axes = self.data.axes
         return sum(float(axis.max() if name == "max" else axis.mean(dtype=np.float64)) for axis in axes)
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.regularisation import Statistic
 from cusink.costs.blocks import blocks
-from cusink.types import Eps, HostArray
+from cusink.types import Eps, HostArray, Statistic
 
 PAIRS = 1 << 22  # of bins whose costs are looked at where they are not stored; of more, evenly spaced bins
 ENTRIES = 1 << 20  # of a block
@@ -19,6 +18,8 @@ def statistic(C: Any, name: Statistic) -> Eps:
     All pairs count the same, whatever the weights of their bins. Costs that are not stored are those of bins that are
     evenly spaced, in their order, such that there are at most `PAIRS` pairs.
     """
+    if (known := C.known_statistic(name)) is not None:
+        return float(known)
     size, (n, m) = 1 if C.shared else C.shape[0], C.shape[-2:]
     step = 1 if C.stored else max(1, math.ceil(math.sqrt(n * m / PAIRS)))
     if step > 1 and C.divisible:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 
 from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
-from cusink.checks.regularisation import RelativeEps, for_problems
+from cusink.checks.regularisation import RelativeEps, for_problems, in_units
 from cusink.checks.scalars import (
     flag,
     integer,
@@ -22,6 +22,7 @@ from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, wei
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
 from cusink.costs.kinds import named_arrays
+from cusink.costs.statistics import statistic
 from cusink.operand import operand
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.solution import Callback
@@ -76,7 +77,7 @@ def problem(
         if C.stored:
             cost_values(C.data, xp)
             partners(a, b, C.data, xp, reach)
-    eps = eps.of_costs(C.statistic) if isinstance(eps, RelativeEps) else eps
+    eps = in_units(eps, statistic(C, eps.of)) if isinstance(eps, RelativeEps) else eps
     eps = for_problems(eps, size, batched or bool(sizes), C.dtype.name)
     if reach is None:
         b = equal_mass(a, b, xp, check, dtype)

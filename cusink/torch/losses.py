@@ -16,7 +16,6 @@ from cusink.bridges.options import (
     reduced,
     values_of,
 )
-from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.transport import Applied, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
@@ -24,7 +23,7 @@ from cusink.operand import check_shape
 from cusink.solver.checks import plan_axis
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
-from cusink.torch.operators import apply
+from cusink.torch.operators import apply, eps_in_units
 from cusink.types import Axis, Value
 
 __all__ = [
@@ -73,20 +72,12 @@ class _Problem:
                 a, b = named["a"], named["b"]
                 named["b"] = b * mass_ratio(torch, a.detach(), b.detach())
         if isinstance(eps, RelativeEps):
-            eps = _relative(eps, self.kind, named)
+            eps = eps_in_units(eps, self.kind, named)
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": regularisation(eps)}
 
     def narrowed(self, out: torch.Tensor) -> torch.Tensor:
         """Return a result in the half precision of the inputs, outside autocast."""
         return out.to(self.dtype) if self.dtype in HALF and not self.autocast else out
-
-
-def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
-    """Return eps in the unit of the costs, through which no gradient goes."""
-    if not kind.names:
-        return eps_of_grid(eps, kind)
-    (number,) = apply(EpsOfCosts(kind, eps.share, eps.of), {name: named[name].detach() for name in kind.names})
-    return number
 
 
 def sinkhorn_loss(
