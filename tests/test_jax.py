@@ -413,6 +413,23 @@ def test_vmap_over_every_argument_is_one_call(monkeypatch, traced):
                 np.testing.assert_allclose(got[k], expected, rtol=1e-6, atol=1e-9)
 
 
+def test_relative_eps_is_that_of_the_costs_and_stays_as_the_number_it_is():
+    a, b, C, _ = case()
+    relative, costs = cusink.RelativeEps(0.1, "mean"), jnp.stack([C, 0.9 * C, 3 * C])
+
+    def loss(C, eps):
+        return sinkhorn_loss(a, b, C, eps, **TIGHT)
+
+    eps = 0.1 * costs.mean(axis=(1, 2))
+    expected, gradient = jax.value_and_grad(loss)(costs, eps)
+    for found in (
+        jax.value_and_grad(loss)(costs, relative),
+        jax.jit(jax.value_and_grad(lambda C: loss(C, relative)))(costs),
+    ):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-9)
+        np.testing.assert_allclose(found[1], gradient, rtol=1e-6, atol=1e-9)
+
+
 def test_maps_in_maps_and_over_batches():
     a, b, C, eps = case()
     table = jax.vmap(jax.vmap(lambda x, y: sinkhorn_loss(x, y, C, eps, **TIGHT), (None, 0)), (0, None))(a, b)

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 import cusink
+from cusink.costs import statistics
 
 EPS = np.array([0.1, 0.5, 0.1, 0.03, 1.0])
 B, N, M = len(EPS), 6, 6
@@ -82,9 +83,8 @@ def compare_costs(batch, found, alone, off, what):
         ("own", None, np.float64, 1e-8),
         ("own", (0.3, None), np.float64, 1e-8),
         ("shared", 0.7, np.float64, 1e-8),
-        ("a cloud", (None, 0.7), np.float64, 1e-8),
         ("clouds", None, np.float64, 1e-5),
-        ("a grid", None, np.float64, 1e-8),
+        ("a grid", (None, 0.7), np.float64, 1e-8),
         ("own", None, np.float32, 1e-3),
         ("shared", 0.7, np.float32, 1e-3),
     ],
@@ -141,7 +141,7 @@ def test_values_and_gradients_are_those_of_the_oracle(kind):
     np.testing.assert_allclose(grads.C, of_cost.sum(axis=0) if batch.shared else of_cost, atol=1e-8)
 
 
-@pytest.mark.parametrize(("kind", "reach"), [("clouds", None), ("a grid", 0.7), ("a cloud", 0.7)])
+@pytest.mark.parametrize(("kind", "reach"), [("clouds", None), ("a cloud", 0.7)])
 def test_divergences_are_those_of_the_pairs_alone(kind, reach):
     batch = Batch(kind)
     found, alone = batch.solved(cusink.sinkhorn_divergence, reach=reach, **EXACT)
@@ -227,3 +227,61 @@ def test_bad_eps_are_refused(function, changes, error, words):
 def test_eps_of_several_problems_is_refused_for_one():
     with pytest.raises(ValueError, match=r"'eps' must be a number for one problem; got 3 of them.*a\[None\]"):
         cusink.sinkhorn([0.5, 0.5], [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], eps=[0.1, 0.2, 0.3])
+
+
+STATISTICS = {"max": np.max, "mean": np.mean, "median": np.median}
+
+
+@pytest.mark.parametrize("of", STATISTICS)
+@pytest.mark.parametrize("kind", ["shared", "own", "a cloud", "clouds", "a grid"])
+def test_relative_eps_is_a_share_of_the_costs_of_each_problem(kind, of):
+    batch = Batch(kind)
+    costs = batch.C if isinstance(batch.C, np.ndarray) else batch.C.dense()
+    found = cusink.sinkhorn(batch.a, batch.b, batch.C, eps=cusink.RelativeEps(0.1, of))
+    each = [costs] if batch.shared else costs
+    wanted = [0.1 * STATISTICS[of](C[np.isfinite(C)]) for C in each]
+    np.testing.assert_allclose(np.atleast_1d(found.eps), wanted, rtol=1e-12)
+    same_number = cusink.sinkhorn(batch.a, batch.b, batch.C, eps=found.eps)
+    assert found.cost.tobytes() == same_number.cost.tobytes()
+
+
+def test_relative_eps_of_many_points_looks_at_evenly_spaced_ones(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
+    grid = cusink.Grid((6, 7), spacing=(1.0, 0.3))
+    monkeypatch.setattr(statistics, "PAIRS", 400)
+    for C, step in ((cusink.PointCloud(x, y), 2), (grid, 3)):
+        seen = C.dense()[::step, ::step]
+        found = cusink.sinkhorn(None, None, C, eps=cusink.RelativeEps(0.5, "median")).eps
+        np.testing.assert_allclose(found, 0.5 * np.median(seen), rtol=1e-12)
+
+
+def test_relative_eps_is_one_number_wherever_a_cost_is_shared():
+    rng = np.random.default_rng(1)
+    A, C = rng.dirichlet(np.ones(5), size=4), cusink.cost_matrix(np.arange(5.0), metric="cityblock")
+    relative, eps = cusink.RelativeEps(0.1, "max"), 0.1 * C.max()
+    for call in (
+        lambda eps: cusink.distance_matrix(A, None, C, eps=eps),
+        lambda eps: cusink.nearest(A, None, C, k=2, eps=eps)[0],
+        lambda eps: cusink.Index(A, C, eps=eps).search(A, 2)[0],
+        lambda eps: cusink.barycenter(A, C, eps=eps).barycenter,
+        lambda eps: cusink.sinkhorn_divergence(A, A[0], C, eps=eps).divergence,
+    ):
+        np.testing.assert_array_equal(call(relative), call(eps))
+
+
+def test_relative_eps_that_is_none_is_refused():
+    C, relative = np.zeros((2, 3, 3)), cusink.RelativeEps(0.1, "mean")
+    C[0] = 1
+    with pytest.raises(ValueError, match=r"'eps' is relative to the mean of 'C'.*positive; got 0 in problem 1"):
+        cusink.sinkhorn(None, None, C, eps=relative)
+    clouds = cusink.Measures([0, 2, 4], None, np.arange(4.0)[:, None])
+    with pytest.raises(ValueError, match="'eps' must be a number for cusink.Measures"):
+        cusink.distance_matrix(clouds, None, "euclidean", eps=relative)
+    for bad, error, word in (
+        ((-1.0,), ValueError, "share"),
+        (("a",), TypeError, "share"),
+        ((0.1, "min"), ValueError, "of"),
+    ):
+        with pytest.raises(error, match=f"'{word}' must be"):
+            cusink.RelativeEps(*bad)
