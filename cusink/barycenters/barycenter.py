@@ -68,7 +68,8 @@ def barycenter(
     A : array, shape (K, n) or (B, K, n)
         Histograms, of one mass: non-negative, zeros allowed.
     C : array, shape (n, m), or PointCloud, or Grid
-        Finite cost of moving a unit of mass from a bin of `A` to a bin of the barycenter.
+        Cost of moving a unit of mass from a bin of `A` to a bin of the barycenter. +inf forbids a pair, unless
+        `debiased`: a bin that some histogram cannot send mass to gets none.
     weights : array, shape (K,) or (B, K), optional
         How much each histogram counts, in any unit: only their ratios matter. If not given, all count the same. A
         batch of weights with one set of histograms gives one barycenter for each.

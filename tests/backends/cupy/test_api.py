@@ -98,6 +98,7 @@ CALLS = {
     "divergence, an eps each": lambda xp: divergence(xp(s[:4]), xp(t), xp(S), eps=EACH[:4]),
     "divergence of points": lambda xp: divergence(xp(a[1]), xp(b[1]), cloud(xp, x, y), eps=0.3),
     "barycenter": lambda xp: cusink.barycenter(xp(s), xp(S), eps=0.05),
+    "barycenter, forbidden": lambda xp: cusink.barycenter(xp(s), xp(np.where(S > 1.5, np.inf, S)), eps=0.05),
     "barycenter of images": lambda xp: cusink.barycenter(xp(images), GRID, eps=1.0),
     "kernel": lambda xp: cusink.kernel_product(xp(x), xp(y), xp(b[1]), "laplace", 0.7),
     "kernel's logarithm": lambda xp: cusink.kernel_product_log(xp(x), xp(y), xp(np.log(b[1])), "exponential", 0.7),
