@@ -59,7 +59,10 @@ class DenseCost(Cost[Array]):
 
     def in_units_of(self, eps: HostArray) -> Self | None:
         """Return costs divided by an eps (B,) each; None where they are shared."""
-        return None if self.shared else replace(self, data=self.data / per_problem(self.xp, eps, self.data))
+        if self.shared:
+            return None
+        with np.errstate(over="ignore"):  # a cost so far above eps forbids its pair
+            return replace(self, data=self.data / per_problem(self.xp, eps, self.data))
 
     def without(self, above: float) -> Self:
         """Return the cost with +inf for the pairs that cost more than `above`."""
@@ -143,7 +146,8 @@ class PointCost(Cost[PointCosts]):
         if self.shared or COPIES_IN_UNITS * size > data.memory_limit:
             return None
         costs = data.block(self.xp)
-        costs /= per_problem(self.xp, eps, costs)
+        with np.errstate(over="ignore"):
+            costs /= per_problem(self.xp, eps, costs)
         return DenseCost(costs, doors_of(self.xp.__name__)["dense"])
 
     def between(self, rows: Array, columns: Array) -> Self:

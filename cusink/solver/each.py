@@ -49,8 +49,13 @@ def solve_each(
         return _solve_one(C, a, b, eps, how, init, callback)
     if (eps == eps[0]).all():
         return _solve_one(C, a, b, float(eps[0]), how, init, callback)
+    low, high = C.range()
+    if not math.isfinite((high - low) / float(eps.min())):
+        raise ValueError(
+            f"'eps' must be such that C / eps is finite; got {eps.min():g} in a batch with costs of up to {high:g}"
+        )
     if how.reach is None and (unit := C.widened().in_units_of(eps)) is not None:
-        return _solve_in_units(C, unit, a, b, eps, how, init, callback), None
+        return _solve_in_units(unit, a, b, eps, how, init, callback), None
     out, shift = Solution.empty(C.xp, a, b), None if how.reach is None else C.xp.zeros(len(a))
     for value, at in groups(eps):
         start = None if init is None else (init[0][at], init[1][at])
@@ -97,7 +102,6 @@ def _solve_one(
 
 
 def _solve_in_units(
-    C: Cost[Any],
     unit: Cost[Any],
     a: Array,
     b: Array,
@@ -107,12 +111,7 @@ def _solve_in_units(
     callback: Callback | None,
 ) -> Solution:
     """Solve problems whose costs in float64 are divided by their eps, with the eps 1."""
-    low, high = C.range()
-    if not math.isfinite((high - low) / eps.min()):
-        raise ValueError(
-            f"'eps' must be such that C / eps is finite; got {eps.min():g} in a batch with costs of up to {high:g}"
-        )
-    dtype, scale = a.dtype, per_problem(C.xp, eps, C.xp.zeros((1, 1)))
+    dtype, scale = a.dtype, per_problem(unit.xp, eps, unit.xp.zeros((1, 1)))
     if dtype != np.float64:  # masses that were equal in float32 are so in float64
         a, b = a.astype(np.float64), b.astype(np.float64)
         b *= (a.sum(axis=1) / b.sum(axis=1))[:, None]

@@ -114,8 +114,8 @@ def sinkhorn(
     With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
     with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
 
-    With an eps each, problems of equal eps are solved together; those with costs of their own, stored or of a cloud that
-    memory holds, are all solved together without `reach`, by a copy of the costs in float64.
+    With an eps each, problems of equal eps are solved together; without `reach` those with costs of their own, stored
+    or of a cloud that memory holds, are one batch, for which the costs are copied in float64.
 
     Memory is about six arrays of the size of `a` and `b`; with `reach`, about twelve; and a copy of a stored `C`, which
     the result keeps so that it does not follow when arrays of the caller change.

@@ -224,6 +224,12 @@ def test_bad_eps_are_refused(function, changes, error, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_costs_over_an_eps_that_leave_the_range_are_refused():
+    for shape in ((3, 2, 2), (2, 2)):
+        with pytest.raises(ValueError, match=r"'eps' must be such that C / eps is finite; got 1e-290"):
+            cusink.sinkhorn([[0.5, 0.5]] * 3, None, 1e30 * np.eye(2) + np.zeros(shape), eps=[1.0, 1e-290, 1.0])
+
+
 def test_eps_of_several_problems_is_refused_for_one():
     with pytest.raises(ValueError, match=r"'eps' must be a number for one problem; got 3 of them.*a\[None\]"):
         cusink.sinkhorn([0.5, 0.5], [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], eps=[0.1, 0.2, 0.3])
