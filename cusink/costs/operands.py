@@ -1,21 +1,26 @@
 """The operands: one for each kind of cost."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from cusink.checks.arrays import narrowed
+from cusink.connection import doors_of
 from cusink.costs.blocks import blocks
 from cusink.costs.clouds import extended_costs
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
+from cusink.costs.directions import unit_curvature, unit_tangent
+from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
-from cusink.costs.points import Cloud, PointCosts, unit_curvature, unit_tangent
-from cusink.types import Array, ArrayModule, Index
+from cusink.costs.points import PointCosts
+from cusink.costs.pulled import to_points, to_user_points
+from cusink.types import Array, HostArray, Index, Statistic
 
 FEW_COORDINATES = 8
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
+COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,13 @@ class DenseCost(Cost[Array]):
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data[problems])
+
+    def in_units_of(self, eps: HostArray) -> Self | None:
+        """Return costs divided by an eps (B,) each; None where they are shared."""
+        if self.shared:
+            return None
+        with np.errstate(over="ignore"):  # a cost so far above eps forbids its pair
+            return replace(self, data=self.data / per_problem(self.xp, eps, self.data))
 
     def without(self, above: float) -> Self:
         """Return the cost with +inf for the pairs that cost more than `above`."""
@@ -139,6 +151,16 @@ class PointCost(Cost[PointCosts]):
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data.at(problems))
 
+    def in_units_of(self, eps: HostArray) -> DenseCost | None:
+        """Return stored costs divided by an eps (B,) each; None where they are shared, or would take too much."""
+        size, data = math.prod(self.shape) * self.dtype.itemsize, self.data
+        if self.shared or COPIES_IN_UNITS * size > data.memory_limit:
+            return None
+        costs = data.block(self.xp)
+        with np.errstate(over="ignore"):
+            costs /= per_problem(self.xp, eps, costs)
+        return DenseCost(costs, doors_of(self.xp.__name__)["dense"])
+
     def between(self, rows: Array, columns: Array) -> Self:
         """Return the cost between some points."""
         return replace(self, data=self.data.take(rows, columns))
@@ -184,7 +206,7 @@ class PointCost(Cost[PointCosts]):
 
         (gx, gy), cloud = self._summed(pulled()), costs.cloud
         assert cloud is not None
-        return _to_user_points(xp, cloud, _to_points(xp, cloud, gx, gy))
+        return to_user_points(xp, cloud, to_points(xp, cloud, gx, gy))
 
     def direction(self, given: dict[str, Array | None]) -> PointMoves | None:
         """Return how the points move."""
@@ -241,12 +263,12 @@ class PointCost(Cost[PointCosts]):
                 yield problems, rows, *costs.block_curvature(xp, gradient, tangent, moves.data, problems, rows)
 
         gx, gy = self._summed(pulled())
-        of_points = _to_points(xp, cloud, gx, gy)
+        of_points = to_points(xp, cloud, gx, gy)
         if cloud.metric == "cosine":
             lead = (None,) * (cloud.x.ndim - self.ndim)
             for k, points in enumerate((cloud.x, cloud.y)):
                 of_points[k] = of_points[k] + unit_curvature(xp, points, plain[k][lead], moves.given[k])
-        return _to_user_points(xp, cloud, of_points)
+        return to_user_points(xp, cloud, of_points)
 
     def _summed(self, parts: Iterable[tuple[slice, slice, Array, Array]]) -> tuple[Array, Array]:
         """Return the sums over blocks of what falls on the points x and y of the data."""
@@ -262,27 +284,6 @@ class PointCost(Cost[PointCosts]):
         else:
             out[0][problems, rows] += of_rows
             out[1][problems] += of_columns
-
-
-def _to_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> list[Array]:
-    """Return the gradients with respect to the points of a cloud, given those by the points or their directions."""
-    out = []
-    for given, gradient in zip((cloud.x, cloud.y), (gx, gy), strict=True):
-        gradient = gradient[None] if gradient.ndim < given.ndim else gradient  # a batch of one
-        out.append(unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
-    return out
-
-
-def _to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tuple[Array, Array | None]:
-    """Return the gradients in the shapes that the user passed.
-
-    With one cloud on both sides the first is that of the points as sources and as targets, and the second is None.
-    """
-    out = [g[..., 0] if flat else g for g, flat in zip(gradients, cloud.flat, strict=True)]
-    if cloud.x is cloud.y:
-        total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
-        return narrowed(total, cloud.x.dtype, xp), None
-    return narrowed(out[0], cloud.x.dtype, xp), narrowed(out[1], cloud.x.dtype, xp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +307,13 @@ class GridCost(Cost[GridCosts]):
     def symmetric(self) -> bool:
         """True: a distance is."""
         return True
+
+    def known_statistic(self, name: Statistic) -> float | None:
+        """Return the largest or the mean cost, which are sums of those of the axes."""
+        if name == "median":
+            return None
+        axes = self.data.axes
+        return sum(float(axis.max() if name == "max" else axis.mean(dtype=np.float64)) for axis in axes)
 
     def astype(self, dtype: Any) -> Self:
         """Return the same cost in another precision."""

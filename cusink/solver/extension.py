@@ -40,7 +40,7 @@ class SinkhornExtension(Summary):
         problem, potential = self.problem, self._softmin
         if problem.shift is not None:
             potential = potential + (problem.shift if self.axis == 1 else -problem.shift)[:, None]
-        return problem.to_user(self._kappa * potential)
+        return problem.to_user(self._kappa(2) * potential)
 
     @on_device
     def map(self) -> Array:
@@ -87,7 +87,7 @@ class SinkhornExtension(Summary):
         C, xp = problem.C, problem.xp
         size, (n, m) = len(problem.a), C.shape[-2:]
         p, q = problem.logits()
-        of_new = replace(self, problem=problem)._softmin / problem.eps  # with the digits of the exponents below
+        of_new = replace(self, problem=problem)._softmin / problem.eps_as(2)  # with the digits of the exponents below
         p, q = (p + of_new, q) if self.axis == 1 else (p, q + of_new)
         groups = [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]
         parts = []
@@ -97,13 +97,14 @@ class SinkhornExtension(Summary):
                 for some, rows in blocks(group.stop - group.start, n, m, BLOCK_ENTRIES):
                     problems = slice(group.start + some.start, group.start + some.stop)
                     costs = C.block(problems, rows)
-                    exponents = p[problems, rows, None] + q[problems, None, :] - costs / problem.eps
+                    exponents = p[problems, rows, None] + q[problems, None, :] - costs / problem.eps_as(3, problems)
                     yield problems, rows, xp.exp(exponents)
 
             gradient = C.points_adjoint(plans())[1 - self.axis]
             assert gradient is not None
             parts.append(gradient)
-        found = self._kappa * (xp.stack(parts) if C.shared else parts[0])
+        found = xp.stack(parts) if C.shared else parts[0]
+        found = self._kappa(found.ndim) * found
         return narrowed(found if problem.batched else found[0], problem.dtype, xp)
 
     @functools.cached_property
@@ -111,11 +112,10 @@ class SinkhornExtension(Summary):
         """The softmin (B, k), in float64."""
         return self.problem.C.softmin(self._logits(), self.problem.eps, self.axis).astype(np.float64)
 
-    @property
-    def _kappa(self) -> float:
-        """By which number `reach` scales the potential."""
+    def _kappa(self, axes: int) -> float | Array:
+        """Return by which numbers `reach` scales potentials, to multiply arrays (B, ...) of so many axes."""
         rho = np.inf if self.problem.reach is None else self.problem.reach[1 - self.axis]
-        return 1.0 if rho == np.inf else rho / (rho + self.problem.eps)
+        return 1.0 if rho == np.inf else rho / (rho + self.problem.eps_as(axes))
 
     def _logits(self) -> Array:
         return self.problem.logits()[self.axis].astype(self.problem.C.dtype)

@@ -7,8 +7,9 @@ import numpy as np
 from cusink.checks.arrays import arrays, in_range
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost
+from cusink.costs.each import apply_each
 from cusink.solver.problem import Problem
-from cusink.types import Array, Axis
+from cusink.types import Array, Axis, Eps
 
 BLOCK_ENTRIES = 1 << 17  # of plans that exist at a time, in the cache of a core
 
@@ -29,7 +30,7 @@ def map_values(values: Any, axis: Axis, problem: Problem) -> tuple[Array, bool]:
     return values, flat
 
 
-def conditional_means(C: Cost[Any], logits: Array, values: Array, eps: float, axis: Axis) -> Array:
+def conditional_means(C: Cost[Any], logits: Array, values: Array, eps: Eps, axis: Axis) -> Array:
     """Return the means (B, rows, d) of values (1, bins, d) or (B, bins, d) given each bin of the other side.
 
     `logits` (B, bins) are those of the side that `axis` sums over: no other potential is needed, as each row is divided
@@ -37,6 +38,8 @@ def conditional_means(C: Cost[Any], logits: Array, values: Array, eps: float, ax
     """
     xp = C.xp
     values = xp.broadcast_to(values.astype(logits.dtype, copy=False), (len(logits), *values.shape[1:]))
+    if isinstance(eps, np.ndarray):
+        return apply_each(C, eps, lambda C, eps, q, v: conditional_means(C, q, v, eps, axis), logits, values)
     if C.divisible and C.cheap_blocks:
         return _in_blocks(C, None, logits, values, eps, axis)
     softmin = C.softmin(logits, eps, axis)

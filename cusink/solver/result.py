@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.scalars import positive_number, regularisation, tolerance
+from cusink.checks.regularisation import RelativeEps, relative_or_numbers
+from cusink.checks.scalars import positive_number, tolerance
+from cusink.costs.each import costs_of, groups, per_problem
 from cusink.costs.logits import logits
 from cusink.errors import one_call
 from cusink.placement import on_device
@@ -15,6 +17,7 @@ from cusink.solver.extension import SinkhornExtension, extend
 from cusink.solver.gauge import in_gauge
 from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.problem import Problem
+from cusink.solver.solution import Solution
 from cusink.solver.values import values
 from cusink.summary import Summary
 from cusink.types import Array, Axis, HostArray, Tolerance
@@ -62,6 +65,12 @@ class SinkhornResult(Summary):
     converged: Array
     problem: Problem = field(repr=False)
 
+    @property
+    def eps(self) -> float | Array:
+        """The regularisation: a number, or an array (B,) of one for each problem."""
+        eps = self.problem.eps
+        return self.problem.xp.asarray(eps) if isinstance(eps, np.ndarray) else eps
+
     @staticmethod
     @one_call
     def from_potentials(
@@ -69,7 +78,7 @@ class SinkhornResult(Summary):
         b: Array | None,
         C: Any,
         *,
-        eps: float,
+        eps: float | Array | RelativeEps,
         f: Array | None = None,
         g: Array | None = None,
         tol: Tolerance = "auto",
@@ -85,8 +94,8 @@ class SinkhornResult(Summary):
             Target weights.
         C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
             The cost.
-        eps : float
-            Regularisation in the unit of `C`.
+        eps : float, array of shape (B,), or RelativeEps
+            Regularisation in the unit of `C`, as for `cusink.sinkhorn`.
         f : array, shape (n,) or (B, n), optional
             Potential of the source, of which g is made where that is not given.
         g : array, shape (m,) or (B, m), optional
@@ -117,21 +126,28 @@ class SinkhornResult(Summary):
         if f is None and g is None:
             raise TypeError("one of 'f' and 'g' must be given; got neither")
         tol = positive_number("tol", tolerance(tol, a, b, C))
-        given = checks.problem(a, b, C, eps=eps, check=check)
-        eps, xp, C = regularisation(eps), given.C.xp, given.C.astype(np.float64)
+        given = checks.problem(a, b, C, eps=relative_or_numbers(eps), check=check)
+        xp, C, every = given.C.xp, given.C.astype(np.float64), given.eps
+        least = float(np.min(every))
         a, b = (w.astype(np.float64) for w in (given.a, given.b))
         if g is None:
-            g = C.softmin(logits(xp, a, checks.potential("f", f, 0, given, eps), eps), eps, 0)
+            f = checks.potential("f", f, 0, given, least)
+            by = per_problem(xp, every, f) if isinstance(every, np.ndarray) else every
+            g = C.softmin(logits(xp, a, f, by), every, 0)
         else:
-            g = checks.potential("g", g, 1, given, eps)
+            g = checks.potential("g", g, 1, given, least)
         g = xp.where(xp.isfinite(g), g, 0)  # of a bin without weight that may have nothing
-        start = C.softmin(logits(xp, b, g, eps), eps, 1)
-        f, g, cost, error = C.iteration(a, b, eps, start, g, "log").finish(np.arange(len(a)))
-        error = C.to_host(error)
-        problem = Problem.of(given, eps, *in_gauge(C, a, b, f, g, eps), None, None)
+        found = Solution.empty(xp, a, b)
+        for value, at in groups(np.broadcast_to(every, len(a))):
+            some, own = costs_of(C, at), (a[at], b[at])
+            start = some.softmin(logits(xp, b[at], g[at], value), value, 1)
+            new_f, new_g, cost, error = some.iteration(*own, value, start, g[at], "log").finish(np.arange(len(at)))
+            found.f[at], found.g[at] = in_gauge(some, *own, new_f, new_g, value)
+            found.cost[at], found.error[at] = cost, C.to_host(error)
+        problem = Problem.of(given, found.f, found.g, None, None)
         reg_cost, entropic_cost = values(problem)
-        named = {"cost": cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
-        return make_result(problem, named, np.zeros(len(a), np.int64), error <= tol)
+        named = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
+        return make_result(problem, named, found.n_iter, found.error <= tol)
 
     @on_device
     def plan(self) -> Array:

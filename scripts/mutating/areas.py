@@ -65,6 +65,7 @@ TESTS: dict[str, Tests] = {
     ),
     "cusink/solver/maps.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
+    "cusink/solver/each.py": Tests(("tests/solver/test_eps.py",), ()),
     "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
     "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
     "cusink/gradients/unbalanced.py": Tests(("tests/gradients/test_unbalanced.py",), ()),

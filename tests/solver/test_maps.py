@@ -81,6 +81,24 @@ def test_barycentric_map_is_that_of_the_plan(clouds, kind, axis, monkeypatch):
         np.testing.assert_allclose(result.barycentric_map(given, axis), want / total, atol=1e-13)
 
 
+@pytest.mark.parametrize("reach", [None, 0.5], ids=["balanced", "unbalanced"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_an_eps_for_each_problem(clouds, own, reach):
+    a, b, x, y, new = clouds
+    eps, C = np.array([0.1, 0.3]), cusink.PointCloud(*(np.stack([p, p]) if own else p for p in (x, y)))
+    both = cusink.sinkhorn(a, np.stack([b, b]), C, eps=eps, reach=reach, **SOLVE)
+    there, mapped = both.at(new), both.barycentric_map(y)
+    known = None if reach else cusink.SinkhornResult.from_potentials(a, np.stack([b, b]), C, eps=eps, f=both.f)
+    for k in range(2):
+        alone = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=float(eps[k]), reach=reach, **SOLVE)
+        for name in ("map", "gradient"):
+            np.testing.assert_allclose(getattr(there, name)()[k], getattr(alone.at(new), name)(), atol=1e-9)
+        np.testing.assert_allclose(there.potential[k], alone.at(new).potential, atol=1e-9)
+        np.testing.assert_allclose(mapped[k], alone.barycentric_map(y), atol=1e-9)
+        if known is not None:
+            assert known.error[k] < 1e-9 and known.reg_cost[k] == pytest.approx(alone.reg_cost, abs=1e-9)
+
+
 def test_batches_of_new_points(clouds):
     a, b, x, y, new = clouds
     eps, weights = 0.1, np.stack([b, np.roll(b, 1)])
