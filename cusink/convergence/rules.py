@@ -21,6 +21,7 @@ RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
 # over-relaxed ones need not; ordinary problems are so slow there that they do not notice.
 RELAX_LATER_ABOVE = 500
 LARGEST_OMEGA = 1.97
+NO_REACH = 1e12  # times eps: as good as inf where the price of a marginal only scales an over-relaxation
 
 STALLED_CHECKS = 10  # checks without progress, at an error that rounding explains, after which a problem stops
 PROGRESS = 0.99  # factor by which an error must fall to count as progress
