@@ -30,6 +30,12 @@ class Capture:
     launches = None
 
 
+class Work:
+    """How many things were given to a device to do: launches, graphs, operations on arrays, copies from the host."""
+
+    count = 0
+
+
 class OutOfMemoryError(MemoryError):
     """As ``cupy.cuda.memory.OutOfMemoryError``."""
 
@@ -96,6 +102,7 @@ class Graph:
         self.launches = launches
 
     def launch(self):
+        Work.count += 1
         for run in self.launches:
             run()
 
@@ -210,6 +217,7 @@ class CapturingKernel:
                 kernel(grid, block, given, shared_mem=shared_mem)
 
         if Capture.launches is None:
+            Work.count += 1
             run(args)
         else:
             held = [Address(x) if isinstance(x, np.ndarray) else x for x in args]

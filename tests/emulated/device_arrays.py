@@ -21,6 +21,8 @@ METHODS = (
     "prod ravel repeat reshape round sort squeeze std sum swapaxes take tolist transpose var view"
 ).split()
 TO_HOST = {"item", "tolist"}  # methods that copy to the host, from any device
+# Those that hand out another view, and give the device nothing to do.
+VIEWS = {"broadcast_to", "diagonal", "isscalar", "ravel", "reshape", "squeeze", "swapaxes", "transpose", "view"}
 NOT_IN_CUPY = {"initial", "where"}  # keywords of NumPy's reductions
 FROM_HOST = ("asarray", "array", "ascontiguousarray", "from_dlpack")
 
@@ -41,6 +43,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
             raise TypeError(f"np.{ufunc.__name__}.{method} of device arrays")
         if cupy_stand_in.Capture.launches is not None:
             raise emulated.EmulationError(f"{ufunc.__name__} allocates memory while a stream captures")
+        cupy_stand_in.Work.count += 1
         with np.errstate(all="ignore"):
             return given_out(ufunc(*map(taken_in, inputs), **{key: taken_in(x) for key, x in options.items()}))
 
@@ -57,9 +60,12 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         return on_device(name, getattr(self._host if name in TO_HOST else taken_in(self), name))
 
     def __getitem__(self, key):
+        parts = key if isinstance(key, tuple) else (key,)
+        cupy_stand_in.Work.count += any(hasattr(part, "dtype") or isinstance(part, list) for part in parts)
         return given_out(taken_in(self)[index_of(key)])
 
     def __setitem__(self, key, value):
+        cupy_stand_in.Work.count += 1
         taken_in(self)[index_of(key)] = taken_in(value)
 
     def __len__(self):
@@ -143,6 +149,7 @@ def on_device(name, function):
             raise emulated.EmulationError(f"{name} allocates memory while a stream captures")
         if wrong := NOT_IN_CUPY & options.keys():
             raise TypeError(f"CuPy's {name} takes no {', '.join(wrong)}")
+        cupy_stand_in.Work.count += name not in VIEWS
         with np.errstate(all="ignore"):
             return given_out(function(*map(taken_in, args), **{key: taken_in(x) for key, x in options.items()}))
 
@@ -154,7 +161,10 @@ def from_host(name):
 
     def call(x, *args, **options):
         if isinstance(x, ndarray):
-            return given_out(getattr(np, name)(x._host, *args, **options))
+            made = getattr(np, name)(x._host, *args, **options)
+            cupy_stand_in.Work.count += made is not x._host
+            return given_out(made)
+        cupy_stand_in.Work.count += 1
         return given_out(np.array(getattr(np, name)(x, *args, **options)))
 
     return call
