@@ -21,7 +21,6 @@ from cusink.costs.grid import grid_costs
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
-RNG = np.random.default_rng(5)
 DTYPES = (np.float32, np.float64)
 LINE, IMAGE, VOLUME = cusink.Grid(5), cusink.Grid((3, 4)), cusink.Grid((2, 3, 2))
 
@@ -37,13 +36,13 @@ def dense_kernel(grid, eps, s):
     return np.ldexp(np.exp(-grid.dense() / eps), s)
 
 
-def check_products(dtype, cells=((5,), (1,), (33, 3), (3, 34), (2, 35, 3))):
+def check_products(dtype, seed=0, cells=((5,), (1,), (33, 3), (3, 34), (2, 35, 3))):
     """Products along all axes are those with the dense kernel, and so are those with the cost."""
-    scalings = part("grid_scalings")
+    scalings, rng = part("grid_scalings"), np.random.default_rng(seed)
     for shape in cells:
         grid, eps = cusink.Grid(shape, "cityblock"), 7.0
         form = scalings.AxisScalings(grid_costs(np, grid, np.dtype(dtype)), dtype, eps)
-        x = RNG.random((3, grid.shape[0])).astype(dtype)
+        x = rng.random((3, grid.shape[0])).astype(dtype)
         out, scratch = np.empty_like(x), np.empty_like(x)
         form._product(x, out, scratch)
         K = dense_kernel(grid, eps, form.kernel.s)
@@ -54,15 +53,16 @@ def check_products(dtype, cells=((5,), (1,), (33, 3), (3, 34), (2, 35, 3))):
         )
 
 
-def check_iterations(dtype):
+def check_iterations(dtype, seed=0):
     """Two chunks and an end of two problems, one with empty bins, against log-sum-exps in float64."""
     iteration_of, eps, omega = part("grid").Iteration, 2.0, np.array([1.0, 1.5])
+    rng = np.random.default_rng(seed)
     for grid in (LINE, IMAGE, VOLUME):
         n, C = grid.shape[0], grid.dense()
-        a, b = (RNG.dirichlet(np.ones(n), 2).astype(dtype) for _ in "ab")
+        a, b = (rng.dirichlet(np.ones(n), 2).astype(dtype) for _ in "ab")
         a[1, :2] = b[1, -1:] = 0
         a, b = (w / w.sum(axis=1, keepdims=True) for w in (a, b))
-        f, g = (RNG.normal(size=(2, n)).astype(dtype) for _ in "fg")
+        f, g = (rng.normal(size=(2, n)).astype(dtype) for _ in "fg")
         iteration = iteration_of(grid_costs(np, grid, np.dtype(dtype)), a, b, eps, f, g, "scaling")
         u, v = f.astype(float), g.astype(float)
         with np.errstate(all="ignore"):
@@ -77,7 +77,7 @@ def check_iterations(dtype):
                 np.testing.assert_allclose(bound, off + past * (omega > 1), rtol=0, atol=40 * np.finfo(dtype).eps)
             found, after, cost, error = iteration.finish(np.array([1, 0]))
         u, exact = softmin(C, b, v, eps), np.where(b > 0, v, softmin(C, a, softmin(C, b, v, eps), eps))
-        tight = {"rtol": 0, "atol": 40 * eps * np.finfo(dtype).eps * n}
+        tight = {"rtol": 0, "atol": 100 * eps * np.finfo(dtype).eps * n}
         np.testing.assert_allclose(found, u[::-1], **tight)
         np.testing.assert_allclose(after, exact[::-1], **tight)
         P = a[:, :, None] * b[:, None, :] * np.exp((u[:, :, None] + v[:, None, :] - C) / eps)
@@ -98,15 +98,15 @@ def relaxed(old, plain, omega, eps):
     return plain + eps * np.log(past + np.maximum(1 - past * np.exp((old - plain) / eps), 0))
 
 
-def check_damped(dtype):
+def check_damped(dtype, seed=0):
     """Compare the update of a side and the shift with the formulas of docs/unbalanced.md in float64."""
-    steps, eps = part("unbalanced").STEPS, 0.1
+    steps, eps, rng = part("unbalanced").STEPS, 0.1, np.random.default_rng(seed)
     for n, m, reach in ((1, 1, (1.0, 2.0)), (37, 5, (0.3, math.inf)), (70, 33, (math.inf, 5.0)), (5, 70, (0.01, 1e9))):
-        a, b = (RNG.dirichlet(np.ones(size), 3).astype(dtype) for size in (n, m))
+        a, b = (rng.dirichlet(np.ones(size), 3).astype(dtype) for size in (n, m))
         a[2, 1:] = b[1, 1:] = 0
-        f, g, image = (RNG.normal(size=(3, size)).astype(dtype) for size in (n, m, n))
+        f, g, image = (rng.normal(size=(3, size)).astype(dtype) for size in (n, m, n))
         f[0] -= dtype(300 * min(reach[0], 1.0))  # its exp(-f / rho) is out of range where rho is small
-        shift = RNG.normal(size=(3, 1))
+        shift = rng.normal(size=(3, 1))
         with np.errstate(divide="ignore"):
             log_a = np.log(a)
         for past, rho, sign in ((None, reach[0], 1), (np.array([[0], [0.4], [0.8]], dtype), reach[0], -1)):
@@ -118,13 +118,12 @@ def check_damped(dtype):
             np.testing.assert_allclose(logits, log_a + out / dtype(eps), rtol=8 * np.finfo(dtype).eps)
         t = steps.translation(a, b, f, g, reach)
         with np.errstate(divide="ignore"):
-            log_b = np.log(b)
             masses = (
-                np.logaddexp.reduce(logs.astype(float) - x.astype(float) / rho, axis=1)
-                for logs, x, rho in ((log_a, f, reach[0]), (log_b, g, reach[1]))
+                np.logaddexp.reduce(np.log(weights.astype(float)) - x.astype(float) / rho, axis=1)
+                for weights, x, rho in ((a, f, reach[0]), (b, g, reach[1]))
             )
-        exact = np.subtract(*masses) / (1 / reach[0] + 1 / reach[1])
-        np.testing.assert_allclose(t, exact, rtol=1e-5 if dtype == np.float32 else 1e-12)
+            exact = np.subtract(*masses) / (1 / reach[0] + 1 / reach[1])
+        np.testing.assert_allclose(t, exact, rtol=1e-12, atol=1e-12)
 
 
 def updated(f, image, shift, weights, past, eps, rho, kind):
@@ -151,7 +150,7 @@ def test_kernels_follow_the_oracle_in_any_launch(file, dtype):
             if launch:
                 force(functools.partial(forced, *launch))
             for check in CHECKS[file]:
-                check(dtype)
+                check(dtype, seed)
             assert set(loader.names(file)) <= set(ops.launched)
 
 
