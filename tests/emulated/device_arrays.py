@@ -20,7 +20,7 @@ METHODS = (
     "all any argmax argmin argpartition argsort astype clip copy cumsum diagonal dot fill item max mean min nonzero "
     "prod ravel repeat reshape round sort squeeze std sum swapaxes take tolist transpose var view"
 ).split()
-TO_HOST = {"item", "tolist"}  # methods that copy to the host, from any device
+FROM_ANY = {"copy", "item", "tolist"}  # methods that copy from any device, to the current one or to the host
 # Those that hand out another view, and give the device nothing to do.
 VIEWS = {"broadcast_to", "diagonal", "isscalar", "ravel", "reshape", "squeeze", "swapaxes", "transpose", "view"}
 NOT_IN_CUPY = {"initial", "where"}  # keywords of NumPy's reductions
@@ -33,7 +33,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     __array_priority__ = 100
 
     def __init__(self, host):
-        self._host, self._number = host, cupy_stand_in.Device.current
+        self._host, self._number = host, cupy_stand_in.HERE.device
 
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -41,7 +41,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__":
             raise TypeError(f"np.{ufunc.__name__}.{method} of device arrays")
-        if cupy_stand_in.Capture.launches is not None:
+        if cupy_stand_in.HERE.launches is not None:
             raise emulated.EmulationError(f"{ufunc.__name__} allocates memory while a stream captures")
         cupy_stand_in.Work.count += 1
         with np.errstate(all="ignore"):
@@ -57,7 +57,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
             return getattr(self._host, name)
         if name not in METHODS:
             raise AttributeError(f"device arrays have no {name!r}")
-        return on_device(name, getattr(self._host if name in TO_HOST else taken_in(self), name))
+        return on_device(name, getattr(self._host if name in FROM_ANY else taken_in(self), name))
 
     def __getitem__(self, key):
         parts = key if isinstance(key, tuple) else (key,)
@@ -123,10 +123,10 @@ def index_of(key):
 def taken_in(x):
     """Return the array that NumPy computes with; an array of NumPy's own is refused."""
     if isinstance(x, ndarray):
-        if x._number != cupy_stand_in.Device.current:
+        if x._number != cupy_stand_in.HERE.device:
             raise ValueError(
                 "Array device must be same as the current device: "
-                f"array device = {x._number} while current = {cupy_stand_in.Device.current}"
+                f"array device = {x._number} while current = {cupy_stand_in.HERE.device}"
             )
         return x._host
     if isinstance(x, np.ndarray):
@@ -145,7 +145,7 @@ def on_device(name, function):
     """Return a function or method of NumPy as one of the device."""
 
     def call(*args, **options):
-        if cupy_stand_in.Capture.launches is not None:
+        if cupy_stand_in.HERE.launches is not None:
             raise emulated.EmulationError(f"{name} allocates memory while a stream captures")
         if wrong := NOT_IN_CUPY & options.keys():
             raise TypeError(f"CuPy's {name} takes no {', '.join(wrong)}")
