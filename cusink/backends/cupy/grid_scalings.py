@@ -10,6 +10,7 @@ import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy import dense
+from cusink.backends.cupy.forms import captured
 from cusink.backends.cupy.run import NULL, choose_launch, run, sizes
 from cusink.backends.grid import reductions as grid
 from cusink.backends.grid.kernel import GridKernel
@@ -107,11 +108,7 @@ class AxisScalings:
             work.graphs[count] = None
         else:
             if work.graphs[count] is None:
-                stream = cp.cuda.Stream(non_blocking=True)
-                with stream:
-                    stream.begin_capture()
-                    self._iterate(work, count)
-                    work.graphs[count] = stream.end_capture()
+                work.graphs[count] = captured(lambda: self._iterate(work, count))
             work.graphs[count].launch()
         return Advanced(work.f, work.g, work.error, work.inside)
 

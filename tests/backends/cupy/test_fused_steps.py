@@ -207,9 +207,9 @@ def test_what_leaves_the_range_of_float32_is_told_and_goes_on_in_float64():
     del f, g
 
 
-def work(call):
+def work(call, memory=99 << 10):
     """Return how many things a call gives the device to do."""
-    with device_arrays.device() as (cupy, _):
+    with device_arrays.device(memory) as (cupy, _):
         given = call(cupy)
         before = cupy_stand_in.Work.count
         given()
@@ -235,9 +235,31 @@ def test_an_iteration_on_a_grid_is_a_product_for_each_axis_and_an_update_per_sid
 @pytest.mark.filterwarnings("ignore:.*did not reach")
 def test_from_the_second_check_on_a_grid_takes_a_graph():
     """25 iterations are a chunk; one more gives the device a graph, copies of what goes in and out, and little else."""
-    assert of_grid(IMAGE, 125) - of_grid(IMAGE, 100) <= 8
+    assert of_grid(IMAGE, 125) - of_grid(IMAGE, 100) == 8
     never = {"tol": 1e-30, "overrelaxation": 1.5}
-    assert of_grid(IMAGE, 80, **never) - of_grid(IMAGE, 70, **never) <= 10
+    assert of_grid(IMAGE, 80, **never) - of_grid(IMAGE, 70, **never) == 8
+
+
+def test_many_iterations_in_the_log_domain_are_graphs():
+    """Ten iterations of 4 launches are one graph; the answer is that of as many iterations with no graph."""
+    a, b = (np.random.default_rng(2).dirichlet(np.ones(6), 2) for _ in "ab")
+    C, options = np.random.default_rng(3).random((6, 6)), {"eps": 0.1, "method": "log", "tol": None}
+
+    def of(count):
+        def call(cupy):
+            x, y, costs = map(cupy.asarray, (a, b, C))
+            return lambda: cusink.sinkhorn(x, y, costs, max_iter=count, **options)
+
+        return work(call, 0)
+
+    assert of(245) - of(145) == 10
+    assert of(20) - of(10) == 40
+    for count in (20, 21, 30, 47):
+        with device_arrays.device(0) as (cupy, _):
+            found = cusink.sinkhorn(*map(cupy.asarray, (a, b, C)), max_iter=count, **options)
+        exact = cusink.sinkhorn(a, b, C, max_iter=count, **options)
+        np.testing.assert_allclose(found.f.get(), exact.f, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found.error.get(), exact.error, rtol=1e-6, atol=1e-14)
 
 
 @pytest.mark.parametrize("omega", [None, 1.5])
