@@ -249,3 +249,19 @@ grid_potentials(double* out, const REAL* x, const REAL* weights, const double* e
         out[at] = eps * LN_2 * logarithm;
     }
 }
+
+// potential (B, n) in place and logits (B, n) of it, of a side with weights (B, n), all in float64: from the softmin `plain`
+// (B, n) over the other side, over-relaxed by excess (B,). A bin without weight keeps the softmin.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+grid_relax(double* potential, double* logits, const double* plain, const double* weights, const double* excess,
+           double eps, long long B, long long n) {
+    for (long long at = first_thread(); at < B * n; at += all_threads()) {
+        double value = plain[at], past = excess[at / n];
+        if (weights[at] > 0 && past > 0) {
+            double beyond = -past * expm1(fmin((potential[at] - value) / eps, 80.0));
+            value += eps * log1p(fmax(beyond, past - 1));
+        }
+        potential[at] = value;
+        logits[at] = weights[at] > 0 ? log(weights[at]) + value / eps : -double(infinity());
+    }
+}

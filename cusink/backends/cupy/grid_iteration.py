@@ -6,17 +6,16 @@ potentials in the next form: scalings in float64, then log-sum-exp along each ax
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy import dense
 from cusink.backends.cupy.grid_scalings import Advanced, AxisScalings, Finished, Workspace
+from cusink.backends.cupy.run import choose_launch, run, sizes
 from cusink.backends.grid import reductions as grid
 from cusink.backends.ranges import REPEATED_ITERATIONS
 from cusink.convergence.marginals import marginal_error
-from cusink.convergence.rules import overrelaxed_log
 from cusink.costs.grid import GridCosts
 from cusink.costs.logits import logits
 from cusink.costs.operators import HostChecked
@@ -36,7 +35,7 @@ class GridIteration(HostChecked):
         if method != "log":
             self.forms += [AxisScalings(C, dtype, self.eps) for dtype in dict.fromkeys((self.dtype, wide))]
         if method != "scaling":
-            self.forms.append(AxisLogs(C, np.float64, self.eps))
+            self.forms.append(AxisLogs(C, self.eps))
         self.level = np.zeros(len(a), int)  # the form of each problem; len(forms) for one that is out of all ranges
         self.work: dict[int, tuple[HostArray, Workspace]] = {}  # of forms with scalings, and for which problems it is
 
@@ -60,7 +59,7 @@ class GridIteration(HostChecked):
     ) -> Advanced:
         if isinstance(form, AxisLogs):
             a, b, f, g = self._some(at, self.a, self.b, self.f, self.g)
-            return form.advance(a, b, f, g, cp.asarray(excess)[:, None], count)
+            return form.advance(a, b, f, g, cp.asarray(excess), count)
         if k not in self.work or not np.array_equal(self.work[k][0], at):
             a, b = self._some(at, self.a, self.b)
             self.work[k] = at, Workspace.of(a, b, form.dtype)
@@ -82,7 +81,7 @@ class GridIteration(HostChecked):
         f, g, cost = cp.empty(shape), cp.empty(shape), cp.empty(len(index), self.dtype)
         error = cp.empty(len(index), np.float64)
         level = self.level[index]
-        for k, form in enumerate([*self.forms, AxisLogs(self.C, np.float64, self.eps)]):
+        for k, form in enumerate([*self.forms, AxisLogs(self.C, self.eps)]):
             places = np.flatnonzero(level == k)
             if len(places):
                 chosen = cp.asarray(index[places])
@@ -99,36 +98,44 @@ class GridIteration(HostChecked):
 
 
 class AxisLogs:
-    """Iterations as log-sum-exp along each axis, in one dtype; no problem leaves its range."""
+    """Iterations as log-sum-exp along each axis, in float64; no problem leaves its range."""
 
-    def __init__(self, C: GridCosts, dtype: Any, eps: float) -> None:
-        self.C, self.dtype, self.eps = C.astype(dtype), np.dtype(dtype), eps
+    def __init__(self, C: GridCosts, eps: float) -> None:
+        self.C, self.eps = C.astype(np.float64), eps
 
     def advance(self, a: Array, b: Array, f: Array, g: Array, excess: Array, count: int) -> Advanced:
-        """Take `count` iterations, over-relaxed by `excess` (B, 1)."""
+        """Take `count` iterations, over-relaxed by `excess` (B,)."""
         eps = self.eps
+        a, b, f, g = (cp.array(x, np.float64) for x in (a, b, f, g))
+        p = logits(cp, a, f, eps)
         for _ in range(count):
-            g = overrelaxed_log(cp, g, self._softmin(a, f), excess, eps)
-            plain = self._softmin(b, g)
-            f = overrelaxed_log(cp, f, plain, excess, eps)
-        error = marginal_error(cp, b, g, self._softmin(a, f), eps) + marginal_error(cp, a, f, plain, eps)
+            q = self._relaxed(g, self._softmin(p), b, excess)
+            plain = self._softmin(q)
+            p = self._relaxed(f, plain, a, excess)
+        error = marginal_error(cp, b, g, self._softmin(p), eps) + marginal_error(cp, a, f, plain, eps)
         return Advanced(f, g, error, cp.ones(len(a), bool))
 
     def finish(self, a: Array, b: Array, g: Array) -> Finished:
-        """Take one plain f-update from g (B, n), in float64, as the plan is computed."""
-        if self.dtype != np.float64:
-            return AxisLogs(self.C, np.float64, self.eps).finish(a, b, g)
-        f = self._softmin(b, g)
-        after = self._softmin(a, f)
-        cost = grid.transport_cost(dense.OPERATORS, self.C, self._logits(a, f), self._logits(b, g), self.eps)
-        error = marginal_error(cp, b, g, after, self.eps)
+        """Take one plain f-update from g (B, n)."""
+        eps = self.eps
+        q = logits(cp, b, g, eps, np.float64)
+        f = self._softmin(q)
+        p = logits(cp, a, f, eps, np.float64)
+        after = self._softmin(p)
+        cost = grid.transport_cost(dense.OPERATORS, self.C, p, q, eps)
+        error = marginal_error(cp, b, g, after, eps)
         return Finished(f, cp.where(b > 0, g, after), cost, error, cp.ones(len(a), bool))
 
-    def _softmin(self, weights: Array, potential: Array) -> Array:
-        return grid.softmin(dense.OPERATORS, self.C, self._logits(weights, potential), self.eps)
+    def _softmin(self, logits: Array) -> Array:
+        return grid.softmin(dense.OPERATORS, self.C, logits, self.eps)
 
-    def _logits(self, weights: Array, potential: Array) -> Array:
-        return logits(cp, weights, potential, self.eps, self.dtype)
+    def _relaxed(self, potential: Array, plain: Array, weights: Array, excess: Array) -> Array:
+        """Move `potential` (B, n) to `plain`, or past it; return its logits."""
+        (B, n), wide = potential.shape, np.dtype(np.float64)
+        out, plain = cp.empty((B, n)), cp.ascontiguousarray(plain)
+        arrays = (potential, out, plain, weights, excess, np.float64(self.eps))
+        run(choose_launch("grid_relax", B, n, 1, wide), wide, *arrays, *sizes(B, n))
+        return out
 
 
 def _put(targets: Iterable[Array], at: HostArray, results: Iterable[Array], kept: HostArray) -> None:

@@ -138,7 +138,7 @@ def configure(
         return Launch("grid.cu", operator, _blocks(B * -(-n // TILE) * -(-m // TILE)), GRID_THREADS, 0)
     if operator in ("start_grid", "grid_update", "grid_error"):  # `n` cells
         return Launch("grid.cu", operator, _blocks(B), 32 * _power_of_two(-(-n // 128), 16), 0)
-    if operator == "grid_potentials":
+    if operator in ("grid_potentials", "grid_relax"):
         return Launch("grid.cu", operator, _blocks(B * n, 256), 256, 0)
     if operator == "damped_update":
         return Launch("unbalanced.cu", operator, _blocks(B * n, 256), 256, 0)

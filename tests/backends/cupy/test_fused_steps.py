@@ -28,6 +28,8 @@ LINE, IMAGE, VOLUME = cusink.Grid(5), cusink.Grid((3, 4)), cusink.Grid((2, 3, 2)
 def forced(grid, warps, operator, *sizes, **options):
     """Return a launch with so many blocks, and so many warps where that is free."""
     launch = configure(operator, *sizes, **options)
+    if launch.file not in CHECKS:
+        return launch
     return launch._replace(grid=grid, block=launch.block if operator == "grid_product" else 32 * warps)
 
 
@@ -53,7 +55,7 @@ def check_products(dtype, seed=0, cells=((5,), (1,), (33, 3), (3, 34), (2, 35, 3
         )
 
 
-def check_iterations(dtype, seed=0):
+def check_iterations(dtype, seed=0, method="scaling"):
     """Two chunks and an end of two problems, one with empty bins, against log-sum-exps in float64."""
     iteration_of, eps, omega = part("grid").Iteration, 2.0, np.array([1.0, 1.5])
     rng = np.random.default_rng(seed)
@@ -63,7 +65,7 @@ def check_iterations(dtype, seed=0):
         a[1, :2] = b[1, -1:] = 0
         a, b = (w / w.sum(axis=1, keepdims=True) for w in (a, b))
         f, g = (rng.normal(size=(2, n)).astype(dtype) for _ in "fg")
-        iteration = iteration_of(grid_costs(np, grid, np.dtype(dtype)), a, b, eps, f, g, "scaling")
+        iteration = iteration_of(grid_costs(np, grid, np.dtype(dtype)), a, b, eps, f, g, method)
         u, v = f.astype(float), g.astype(float)
         with np.errstate(all="ignore"):
             for _ in range(2):
@@ -138,7 +140,11 @@ def updated(f, image, shift, weights, past, eps, rho, kind):
     return np.where(weights > 0, plain, kind(0))
 
 
-CHECKS = {"grid.cu": (check_products, check_iterations), "unbalanced.cu": (check_damped,)}
+def check_logs(dtype, seed=0):
+    check_iterations(dtype, seed, "log")
+
+
+CHECKS = {"grid.cu": (check_products, check_iterations, check_logs), "unbalanced.cu": (check_damped,)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -169,6 +175,7 @@ BROKEN = {
     "a product that forgets a barrier": ("grid.cu", "__syncthreads();\n#pragma unroll 8", "#pragma unroll 8"),
     "scalings without their exponent": ("grid.cu", "exponent[b] = lifted + shift;", "exponent[b] = lifted;"),
     "an error without the past": ("grid.cu", "error[b] = (error[b] + off) / mass;", "error[b] = off / mass;"),
+    "a log that goes as far as it is told": ("grid.cu", "fmax(beyond, past - 1)", "beyond + past"),
     "a step down in the unit of a step up": ("unbalanced.cu", "step > 0 ? eps : fall", "eps"),
     "a mass that underflows": ("unbalanced.cu", "exp(mass.least - double(", "exp(mass.least * 0 - double("),
 }
@@ -230,6 +237,12 @@ def of_grid(grid, count, **options):
 @pytest.mark.parametrize(("grid", "most"), [(LINE, 4), (IMAGE, 6), (VOLUME, 8)])
 def test_an_iteration_on_a_grid_is_a_product_for_each_axis_and_an_update_per_side(grid, most):
     assert of_grid(grid, 20) - of_grid(grid, 10) == 10 * most
+
+
+def test_an_iteration_on_a_grid_in_the_log_domain():
+    """For each side an update, for each axis a softmin, and between them a factor and what turns the axes."""
+    assert of_grid(LINE, 20, method="log") - of_grid(LINE, 10, method="log") == 10 * 4
+    assert of_grid(IMAGE, 20, method="log") - of_grid(IMAGE, 10, method="log") == 10 * 12
 
 
 @pytest.mark.filterwarnings("ignore:.*did not reach")
