@@ -24,11 +24,11 @@ def check_devices(devices: Any) -> Devices:
     rule = "'devices' must be None, \"all\", or the numbers of GPUs, as [0, 1]"
     if devices is None or (isinstance(devices, str) and devices == "all"):
         return "all" if devices is not None else None
-    if not isinstance(devices, (list, tuple, range)):
+    if not isinstance(devices, (list, tuple)):
         got = repr(shown(devices)) if isinstance(devices, str) else kind(devices)
         raise TypeError(f"{rule}; got {got}")
-    if not 0 < len(devices) <= 1 << 16:
-        raise ValueError(f"{rule}, one at least; got {len(devices)} of them. Leave it out for the device of the arrays")
+    if not devices:
+        raise ValueError(f"{rule}, one at least; got {shown(devices)}. Leave it out for the device of the arrays")
     numbers = [integer(number) for number in devices]
     for number, given in zip(numbers, devices, strict=True):
         if number is None:
