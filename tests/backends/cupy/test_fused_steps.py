@@ -211,7 +211,7 @@ def test_what_leaves_the_range_of_float32_is_told_and_goes_on_in_float64():
         f, g, cost, _ = iteration.finish(np.arange(2))
     exact = cusink.sinkhorn(a.astype(float), b.astype(float), grid, eps=eps, tol=None, max_iter=31)
     assert abs(cost - exact.cost).max() < 1e-4 * exact.cost.max()
-    del f, g
+    assert np.isfinite(f).all() and np.isfinite(g).all()
 
 
 def work(call, memory=99 << 10):
@@ -248,9 +248,9 @@ def test_an_iteration_on_a_grid_in_the_log_domain():
 @pytest.mark.filterwarnings("ignore:.*did not reach")
 def test_from_the_second_check_on_a_grid_takes_a_graph():
     """25 iterations are a chunk; one more gives the device a graph, copies of what goes in and out, and little else."""
-    assert of_grid(IMAGE, 125) - of_grid(IMAGE, 100) == 8
+    assert of_grid(IMAGE, 100) - of_grid(IMAGE, 75) == 8
     never = {"tol": 1e-30, "overrelaxation": 1.5}
-    assert of_grid(IMAGE, 80, **never) - of_grid(IMAGE, 70, **never) == 8
+    assert of_grid(IMAGE, 40, **never) - of_grid(IMAGE, 30, **never) == 8
 
 
 def test_many_iterations_in_the_log_domain_are_graphs():
@@ -265,9 +265,9 @@ def test_many_iterations_in_the_log_domain_are_graphs():
 
         return work(call, 0)
 
-    assert of(245) - of(145) == 10
+    assert of(65) - of(45) == 2
     assert of(20) - of(10) == 40
-    for count in (20, 21, 30, 47):
+    for count in (20, 21, 47):
         with device_arrays.device(0) as (cupy, _):
             found = cusink.sinkhorn(*map(cupy.asarray, (a, b, C)), max_iter=count, **options)
         exact = cusink.sinkhorn(a, b, C, max_iter=count, **options)
