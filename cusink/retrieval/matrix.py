@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 from cusink.checks.foreign import any_array
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.costs.kinds import with_arrays
 from cusink.errors import memory_advice, warn_unconverged
+from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.devices import check_devices, chosen, here, solve_on_devices
@@ -54,7 +56,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: str | os.PathLike[str],
     full_output: Literal[False] = ...,
     **keywords: Unpack[MatrixKeywords],
@@ -65,7 +67,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: Literal[False] = ...,
     **keywords: Unpack[MatrixKeywords],
@@ -76,7 +78,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: Literal[True],
     **keywords: Unpack[MatrixKeywords],
@@ -87,7 +89,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: bool,
     **keywords: Unpack[MatrixKeywords],
@@ -101,7 +103,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     value: MatrixValue = "cost",
     max_iter: int = 1000,
     tol: Tolerance = "auto",
@@ -129,8 +131,8 @@ def distance_matrix(
         is then solved once.
     C : array, shape (n, m), or PointCloud, or Grid
         Cost between the bins or words.
-    eps : float
-        Regularisation in the unit of `C`.
+    eps : float or RelativeEps
+        Regularisation in the unit of `C`; of a `cusink.RelativeEps` for histograms.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         Which value of `cusink.SinkhornResult` to return, or the Sinkhorn divergence: the `reg_cost` of a pair minus
         half the `reg_cost` of each of the two histograms with itself.
@@ -209,8 +211,8 @@ def distance_matrix(
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
-    wanted = check_devices(devices)
-    pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    wanted, number = check_devices(devices), eps_of_shared(eps, C)
+    pairs = check_collections(A, B, C, eps=number, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
     spread = _spread(chosen(wanted, pairs.xp), pairs, A, B, C, memory_limit)
