@@ -6,6 +6,7 @@ from cusink.costs.clouds import PointCloud as PointCloud
 from cusink.costs.grid import Grid as Grid
 from cusink.costs.matrix import cost_matrix as cost_matrix
 from cusink.costs.matrix import cost_matrix_adjoint as cost_matrix_adjoint
+from cusink.costs.measures import Measures as Measures
 from cusink.divergence.adjoint import DivergenceGradients as DivergenceGradients
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint as sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence as sinkhorn_divergence
@@ -31,7 +32,6 @@ from cusink.norms.products import kernel_product as kernel_product
 from cusink.norms.products import kernel_product_adjoint as kernel_product_adjoint
 from cusink.norms.products import kernel_product_log as kernel_product_log
 from cusink.norms.products import kernel_product_log_adjoint as kernel_product_log_adjoint
-from cusink.retrieval.documents.measures import Measures as Measures
 from cusink.retrieval.index import Index as Index
 from cusink.retrieval.matrix import DistanceMatrix as DistanceMatrix
 from cusink.retrieval.matrix import distance_matrix as distance_matrix

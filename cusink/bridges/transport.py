@@ -58,7 +58,9 @@ class Transport(Work):
 
     def solved(self, given: Inputs) -> SinkhornResult:
         """Solve the problems."""
-        return sinkhorn(given["a"], given["b"], self.cost.build(given), eps=float(given["eps"]), **dict(self.options))
+        C, eps = self.cost.build(given), float(given["eps"])
+        result: SinkhornResult = sinkhorn(given["a"], given["b"], C, eps=eps, **dict(self.options))
+        return result
 
     def kept(self, result: SinkhornResult) -> Arrays:
         """Return the state of a result."""

@@ -4,17 +4,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cusink.costs.clouds import PointCloud
 from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
+from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.ragged import Side
+from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array, Axis, HostArray
 
 __all__ = [
+    "SinkhornPairs",
     "SinkhornResult",
 ]
+
+VALUES = ("cost", "reg_cost", "entropic_cost", "error", "n_iter", "converged")  # of every problem
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -115,3 +122,60 @@ def make_result(problem: Problem, values: dict[str, Array], n_iter: HostArray, c
     n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
     f, g = (problem.to_user(x) for x in problem.shown_potentials())
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SinkhornPairs(Summary):
+    """Solutions of K pairs of measures of unequal sizes; ``len(pairs)`` is K.
+
+    ``pairs[k]`` is the `cusink.SinkhornResult` of pair k alone, with its plan, bounds and derivatives.
+
+    Attributes
+    ----------
+    f : array, shape (N,)
+        Dual potentials of all points of the first measures, item after item, as their weights are.
+    g : array, shape (M,)
+        Dual potentials of all points of the second measures.
+    cost, reg_cost, entropic_cost, error, n_iter, converged : array, shape (K,)
+        As in `cusink.SinkhornResult`.
+    """
+
+    f: Array
+    g: Array
+    cost: Array
+    reg_cost: Array
+    entropic_cost: Array
+    error: Array
+    n_iter: Array
+    converged: Array
+    solved: SolvedPairs[SinkhornResult] = field(repr=False)
+
+    @classmethod
+    def of(cls, solved: SolvedPairs[SinkhornResult]) -> "SinkhornPairs":
+        """Join the results of batches."""
+        values = {name: solved.values(name) for name in VALUES}
+        given = solved.given
+        return cls(f=solved.flat("f", given.A), g=solved.flat("g", given.B), solved=solved, **values)
+
+    def __len__(self) -> int:
+        return self.solved.given.count
+
+    @one_call
+    def __getitem__(self, k: int) -> SinkhornResult:
+        """Return the result of one pair."""
+        given = self.solved.given
+        k, result, row = self.solved.place(k)
+        problem = alone(given, (given.A, given.B), k, result.problem, row)
+        values = {name: getattr(self, name)[k : k + 1] for name in VALUES[:4]}
+        return make_result(problem, values, self.n_iter[k : k + 1], self.converged[k : k + 1])
+
+
+def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem, row: int) -> Problem:
+    """Return pair k of two sides, which are one for a self-term, as a problem: `row` of `solved`, alone."""
+    own = [side.item(k) for side in sides]
+    (a, x), (b, y) = ((side.weights[at], side.points[at]) for side, at in zip(sides, own, strict=True))
+    cloud = PointCloud(x, None if sides[0] is sides[1] else y, given.metric)
+    problem = checks.problem(a, b, cloud, eps=solved.eps, check=False, reach=solved.reach)
+    f, g = solved.f[row : row + 1, : len(a)], solved.g[row : row + 1, : len(b)]
+    shift = None if solved.shift is None else solved.shift[row : row + 1]
+    return Problem.of(problem, solved.eps, f, g, solved.reach, shift)
