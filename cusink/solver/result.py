@@ -4,13 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cusink.costs.clouds import PointCloud
 from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
-from cusink.solver.pairs.checks import CheckedPairs
-from cusink.solver.pairs.ragged import Side
+from cusink.solver.pairs.single import alone
 from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
@@ -168,14 +166,3 @@ class SinkhornPairs(Summary):
         problem = alone(given, (given.A, given.B), k, result.problem, row)
         values = {name: getattr(self, name)[k : k + 1] for name in VALUES[:4]}
         return make_result(problem, values, self.n_iter[k : k + 1], self.converged[k : k + 1])
-
-
-def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem, row: int) -> Problem:
-    """Return pair k of two sides, which are one for a self-term, as a problem: `row` of `solved`, alone."""
-    own = [side.item(k) for side in sides]
-    (a, x), (b, y) = ((side.weights[at], side.points[at]) for side, at in zip(sides, own, strict=True))
-    cloud = PointCloud(x, None if sides[0] is sides[1] else y, given.metric)
-    problem = checks.problem(a, b, cloud, eps=solved.eps, check=False, reach=solved.reach)
-    f, g = solved.f[row : row + 1, : len(a)], solved.g[row : row + 1, : len(b)]
-    shift = None if solved.shift is None else solved.shift[row : row + 1]
-    return Problem.of(problem, solved.eps, f, g, solved.reach, shift)
