@@ -11,7 +11,7 @@ from cusink.costs.blocks import blocks
 from cusink.types import Array, ArrayModule, Index
 
 MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
-BLOCK_ENTRIES = 1 << 15  # costs between points of several problems that are made at a time on the host
+BLOCK_ENTRIES = 1 << 14  # costs between points of several problems that are made at a time on the host
 SUM_ENTRIES = 1 << 18  # of a gradient that are summed at a time, in float64
 LEAST_DIFFERENCE = 2.0**-6  # of its terms, that has digits enough in float32
 KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
@@ -139,7 +139,8 @@ class PointCosts:
     def _add_distances(self, xp: ArrayModule, x: Array, y: Array, out: Array) -> None:
         """Add the distances s between points to an array of zeros, a coordinate at a time."""
         for k in range(x.shape[-1]):
-            difference = x[..., :, None, k] - y[..., None, :, k]
+            column = xp.ascontiguousarray(y[..., k])  # a stride would keep the host from subtracting several at a time
+            difference = x[..., :, None, k] - column[..., None, :]
             if self.norm == "cityblock":
                 xp.abs(difference, out=difference)
             else:

@@ -8,7 +8,7 @@ import numpy as np
 from cusink.types import HostArray
 
 CALL_PAIRS = 30_000  # pairs of points that take about as long to solve as a call of its own
-BATCH_BYTES = 1 << 26  # of one array of costs of a batch, if the caller sets no limit
+BATCH_BYTES = 1 << 25  # of one array of costs of a batch, if the caller sets no limit
 COPIES = 8  # of such an array that solving takes at most
 
 
