@@ -10,6 +10,7 @@ from cusink.costs.measures import Measures as Measures
 from cusink.divergence.adjoint import DivergenceGradients as DivergenceGradients
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint as sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence as sinkhorn_divergence
+from cusink.divergence.result import DivergencePairs as DivergencePairs
 from cusink.divergence.result import SinkhornDivergence as SinkhornDivergence
 from cusink.divergence.second import DivergenceCurvature as DivergenceCurvature
 from cusink.divergence.second import sinkhorn_divergence_hvp as sinkhorn_divergence_hvp
@@ -37,6 +38,7 @@ from cusink.retrieval.matrix import DistanceMatrix as DistanceMatrix
 from cusink.retrieval.matrix import distance_matrix as distance_matrix
 from cusink.retrieval.nearest import nearest as nearest
 from cusink.retrieval.neighbours import Neighbours as Neighbours
+from cusink.solver.result import SinkhornPairs as SinkhornPairs
 from cusink.solver.result import SinkhornResult as SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn as sinkhorn
 from cusink.workers import set_workers as set_workers
