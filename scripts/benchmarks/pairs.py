@@ -2,10 +2,11 @@
 """Time and check ragged pairs: divergence and gradient beside a loop over pairs and one padded batch; print a table.
 
 K pairs of clouds of 20 to 200 points in the unit cube (the second moved by 0.2), squared distances, uniform weights.
-``sinkhorn_divergence(Measures, Measures, "sqeuclidean")`` and its adjoint take all pairs; the loop calls the same functions
-for some pairs, one at a time; a padded batch, of some pairs too, fills every cloud up to the largest with points of weight
-zero. They take turns on one core, in CPU time per pair; ratios are those of medians, with the smallest and the largest of a round in
-brackets. The divergences and gradients of all three are held to each other, on the pairs that the loop takes.
+``sinkhorn_divergence(Measures, Measures, "sqeuclidean")`` and its adjoint take all pairs; the loop calls the same
+functions for some pairs, one at a time; a padded batch, of some pairs too, fills every cloud up to the largest with
+points of weight zero. They take turns on one core, in CPU time per pair; ratios are those of medians, with the smallest
+and the largest of a round in brackets. The divergences and gradients of all three are held to each other, on the pairs
+that the loop takes.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def ours(x, y, eps):
 
 
 def loop(x, y, eps):
-    """The same, a pair at a time."""
+    """Return the same, a pair at a time."""
     values, gradients = [], []
     for u, v in zip(x, y, strict=True):
         found = cusink.sinkhorn_divergence(None, None, cusink.PointCloud(u, v), eps=eps)
@@ -53,7 +54,7 @@ def loop(x, y, eps):
 
 
 def padded(x, y, eps):
-    """The same in one batch of the largest size."""
+    """Return the same from one batch of the largest size."""
     (a, x_all), (b, y_all) = (_filled(side) for side in (x, y))
     found = cusink.sinkhorn_divergence(a, b, cusink.PointCloud(x_all, y_all), eps=eps)
     gradient = cusink.sinkhorn_divergence_adjoint(found).x
