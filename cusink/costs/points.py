@@ -128,24 +128,28 @@ class PointCosts:
     def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
         """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
         x, y = self._points(problems, rows)
-        out = xp.zeros((*x.shape[:-1], y.shape[-2]), self.dtype)
+        out = xp.empty((*x.shape[:-1], y.shape[-2]), self.dtype)
         if out.ndim == 2 or xp is not np:
-            self._add_distances(xp, x, y, out)
+            self._distances(xp, x, y, out)
         else:  # so few problems at a time that these stay in the cache
-            for some, _ in blocks(len(out), out.shape[1], out.shape[2], max(BLOCK_ENTRIES, out[0].size)):
-                self._add_distances(xp, x[some], y[some], out[some])
+            for some, _ in blocks(len(out), out.shape[1], out.shape[2], max(BLOCK_ENTRIES, out[:1].size)):
+                self._distances(xp, x[some], y[some], out[some])
         return self.of_distances(xp, out)
 
-    def _add_distances(self, xp: ArrayModule, x: Array, y: Array, out: Array) -> None:
-        """Add the distances s between points to an array of zeros, a coordinate at a time."""
+    def _distances(self, xp: ArrayModule, x: Array, y: Array, out: Array) -> None:
+        """Write the distances s between points into `out`, a coordinate at a time."""
+        scratch = out
         for k in range(x.shape[-1]):
             column = xp.ascontiguousarray(y[..., k])  # a stride would keep the host from subtracting several at a time
-            difference = x[..., :, None, k] - column[..., None, :]
+            xp.subtract(x[..., :, None, k], column[..., None, :], out=scratch)
             if self.norm == "cityblock":
-                xp.abs(difference, out=difference)
+                xp.abs(scratch, out=scratch)
             else:
-                difference *= difference
-            out += difference
+                scratch *= scratch
+            if k:
+                out += scratch
+            elif x.shape[-1] > 1:
+                scratch = xp.empty_like(out)
 
     def block_adjoint(
         self, xp: ArrayModule, gradient: Array, problems: Index = slice(None), rows: Index = slice(None)

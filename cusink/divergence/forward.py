@@ -14,7 +14,7 @@ from cusink.costs.clouds import Metric
 from cusink.costs.cost import Cost
 from cusink.costs.measures import Measures
 from cusink.divergence import checks
-from cusink.divergence.result import DivergencePairs, SinkhornDivergence
+from cusink.divergence.result import DivergencePairs, SinkhornDivergence, joined
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE
@@ -184,7 +184,7 @@ def sinkhorn_divergence(
             memory_limit=memory_limit,
             check=False,
         )
-        out = DivergencePairs.of(SolvedPairs.of(pairs, call, memory_limit))
+        out = joined(SolvedPairs.of(pairs, call, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     prices = None if rho == math.inf else (rho, rho)

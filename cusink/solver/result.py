@@ -148,13 +148,6 @@ class SinkhornPairs(Summary):
     converged: Array
     solved: SolvedPairs[SinkhornResult] = field(repr=False)
 
-    @classmethod
-    def of(cls, solved: SolvedPairs[SinkhornResult]) -> "SinkhornPairs":
-        """Join the results of batches."""
-        values = {name: solved.values(name) for name in VALUES}
-        given = solved.given
-        return cls(f=solved.flat("f", given.A), g=solved.flat("g", given.B), solved=solved, **values)
-
     def __len__(self) -> int:
         return self.solved.given.count
 
@@ -166,3 +159,9 @@ class SinkhornPairs(Summary):
         problem = alone(given, (given.A, given.B), k, result.problem, row)
         values = {name: getattr(self, name)[k : k + 1] for name in VALUES[:4]}
         return make_result(problem, values, self.n_iter[k : k + 1], self.converged[k : k + 1])
+
+
+def joined(solved: SolvedPairs[SinkhornResult]) -> SinkhornPairs:
+    """Join the results of batches."""
+    given, values = solved.given, {name: solved.values(name) for name in VALUES}
+    return SinkhornPairs(f=solved.flat("f", given.A), g=solved.flat("g", given.B), solved=solved, **values)

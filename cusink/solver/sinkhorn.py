@@ -13,7 +13,7 @@ from cusink.solver.loop import Start, solve
 from cusink.solver.pairs.checks import are_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import Problem
-from cusink.solver.result import SinkhornPairs, SinkhornResult, make_result
+from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, make_result
 from cusink.solver.solution import Callback
 from cusink.solver.unbalanced import UnbalancedIteration, partnered
 from cusink.solver.values import values
@@ -198,7 +198,7 @@ def sinkhorn(
             memory_limit=memory_limit,
             check=False,
         )
-        out = SinkhornPairs.of(SolvedPairs.of(pairs, call, memory_limit))
+        out = joined(SolvedPairs.of(pairs, call, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
