@@ -176,6 +176,9 @@ def test_bad_pairs_are_refused_before_any_work():
         solve(A, B, "sqeuclidean", eps=EPS, init=(A.weights, B.weights))
     with message(ValueError, match="'C_aa' must be None"):
         cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=EPS, C_aa=np.ones((2, 2)))
+    for eps in (np.full(len(SIZES), EPS), cusink.RelativeEps(0.1)):
+        with message(TypeError, match="'eps' must be one number"):
+            solve(A, B, "sqeuclidean", eps=eps)
     with message(ValueError, match="'max_iter'"):
         solve(A, B, "sqeuclidean", eps=EPS, max_iter=0)
     pairs = solve(A, B, "sqeuclidean", eps=EPS)

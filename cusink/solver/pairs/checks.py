@@ -37,6 +37,13 @@ def are_measures(a: object, b: object) -> bool:
     return isinstance(a, Measures) or isinstance(b, Measures)
 
 
+def one_number(eps: Any) -> float:
+    """Check that eps is a number: one for all pairs."""
+    if not isinstance(eps, float):
+        raise TypeError(f"'eps' must be one number for all pairs of cusink.Measures; got {kind(eps)}")
+    return eps
+
+
 def unused(**options: object) -> None:
     """Refuse options that pairs of measures do not have."""
     for name, given in options.items():
