@@ -330,15 +330,15 @@ CALLS = {
     "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"x": X, "y": Y, "grad_C": C, "metric": "sqeuclidean"}),
     "distance_matrix": (
         cusink.distance_matrix,
-        {"A": ROWS, "B": OTHERS, "C": C, "out": None, **RETRIEVAL},
+        {"A": ROWS, "B": OTHERS, "C": C, "out": None, "devices": None, **RETRIEVAL},
     ),
     "distance_matrix of documents": (
         cusink.distance_matrix,
-        {"A": SPARSE, "B": None, "C": C, "out": None, **RETRIEVAL},
+        {"A": SPARSE, "B": None, "C": C, "out": None, "devices": None, **RETRIEVAL},
     ),
     "distance_matrix of measures": (
         cusink.distance_matrix,
-        {"A": CLOUDS, "B": None, "C": "euclidean", "out": None, **RETRIEVAL},
+        {"A": CLOUDS, "B": None, "C": "euclidean", "out": None, "devices": None, **RETRIEVAL},
     ),
     "nearest": (
         cusink.nearest,
