@@ -7,9 +7,11 @@ from cusink.costs.clouds import PointCloud as PointCloud
 from cusink.costs.grid import Grid as Grid
 from cusink.costs.matrix import cost_matrix as cost_matrix
 from cusink.costs.matrix import cost_matrix_adjoint as cost_matrix_adjoint
+from cusink.costs.measures import Measures as Measures
 from cusink.divergence.adjoint import DivergenceGradients as DivergenceGradients
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint as sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence as sinkhorn_divergence
+from cusink.divergence.result import DivergencePairs as DivergencePairs
 from cusink.divergence.result import SinkhornDivergence as SinkhornDivergence
 from cusink.divergence.second import DivergenceCurvature as DivergenceCurvature
 from cusink.divergence.second import sinkhorn_divergence_hvp as sinkhorn_divergence_hvp
@@ -32,13 +34,13 @@ from cusink.norms.products import kernel_product as kernel_product
 from cusink.norms.products import kernel_product_adjoint as kernel_product_adjoint
 from cusink.norms.products import kernel_product_log as kernel_product_log
 from cusink.norms.products import kernel_product_log_adjoint as kernel_product_log_adjoint
-from cusink.retrieval.documents.measures import Measures as Measures
 from cusink.retrieval.index import Index as Index
 from cusink.retrieval.matrix import DistanceMatrix as DistanceMatrix
 from cusink.retrieval.matrix import distance_matrix as distance_matrix
 from cusink.retrieval.nearest import nearest as nearest
 from cusink.retrieval.neighbours import Neighbours as Neighbours
 from cusink.solver.extension import SinkhornExtension as SinkhornExtension
+from cusink.solver.result import SinkhornPairs as SinkhornPairs
 from cusink.solver.result import SinkhornResult as SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn as sinkhorn
 from cusink.workers import set_workers as set_workers

@@ -36,8 +36,18 @@ def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
     moved: cusink.SinkhornCurvature = cusink.sinkhorn_hvp(result, grad_reg_cost=1.0, dC=C, tol=1e-8)
     turned: cusink.DivergenceCurvature = cusink.sinkhorn_divergence_hvp(divergence, dC=C)
     print(tangents.cost, moved.C, turned.a, cusink.sinkhorn_divergence_jvp(divergence, db=b))
-    cusink.sinkhorn(a, b, C, eps=0.1, method="fast")  # type: ignore[arg-type]
+    cusink.sinkhorn(a, b, C, eps=0.1, method="fast")  # type: ignore[call-overload]
     cusink.PointCloud(x, metric="euclid")  # type: ignore[arg-type]
+
+
+def compare(A: cusink.Measures, B: cusink.Measures) -> None:
+    """Solve ragged pairs."""
+    pairs: cusink.SinkhornPairs = cusink.sinkhorn(A, B, "euclidean", eps=0.1, reach=1.0)
+    one: cusink.SinkhornResult = pairs[0]
+    gradients: cusink.SinkhornGradients = cusink.sinkhorn_adjoint(pairs, grad_cost=1.0)
+    between: cusink.DivergencePairs = cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=0.1)
+    pulled: cusink.DivergenceGradients = cusink.sinkhorn_divergence_adjoint(between)
+    print(one.plan(), gradients.x, pulled.y, between[-1].divergence)
 
 
 def retrieve(A: Floats, B: Floats, C: Floats, path: Path) -> None:

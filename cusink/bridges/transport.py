@@ -59,9 +59,9 @@ class Transport(Work):
 
     def solved(self, given: Inputs) -> SinkhornResult:
         """Solve the problems."""
-        return sinkhorn(
-            given["a"], given["b"], self.cost.build(given), eps=regularisations(given["eps"]), **dict(self.options)
-        )
+        C, eps = self.cost.build(given), regularisations(given["eps"])
+        result: SinkhornResult = sinkhorn(given["a"], given["b"], C, eps=eps, **dict(self.options))
+        return result
 
     def kept(self, result: SinkhornResult) -> Arrays:
         """Return the state of a result."""

@@ -4,6 +4,8 @@ import numpy as np
 
 from cusink.types import Array, ArrayModule
 
+LARGEST_STEP = {"float32": 80.0, "float64": 700.0}  # over eps, whose exponential, a ratio far off, is in range
+
 
 def marginal_error(xp: ArrayModule, weights: Array, before: Array, after: Array, eps: float) -> Array:
     """Return ``sum_j w_j |1 - exp((before_j - after_j) / eps)|`` (B,) relative to the mass.
@@ -12,5 +14,5 @@ def marginal_error(xp: ArrayModule, weights: Array, before: Array, after: Array,
     """
     with np.errstate(invalid="ignore"):  # inf - inf in an empty bin, which counts nothing
         step = xp.where(weights > 0, before - after, 0)
-    ratio = xp.exp(xp.minimum(step / eps, 700.0))
+    ratio = xp.exp(xp.minimum(step / eps, LARGEST_STEP[step.dtype.name]))
     return (weights * xp.abs(1 - ratio)).sum(axis=1) / weights.sum(axis=1, dtype=np.float64)

@@ -7,9 +7,11 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
+from cusink.costs.blocks import blocks
 from cusink.types import Array, ArrayModule, Index
 
 MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
+BLOCK_ENTRIES = 1 << 14  # costs between points of several problems that are made at a time on the host
 SUM_ENTRIES = 1 << 18  # of a gradient that are summed at a time, in float64
 LEAST_DIFFERENCE = 2.0**-6  # of its terms, that has digits enough in float32
 KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
@@ -125,13 +127,29 @@ class PointCosts:
 
     def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
         """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
-        x, y = (self.x, self.y) if self.ndim == 2 else (self.x[problems], self.y[problems])
-        x = x[..., rows, :]
-        out = xp.zeros((*x.shape[:-1], y.shape[-2]), self.dtype)
-        for k in range(x.shape[-1]):
-            difference = x[..., :, None, k] - y[..., None, :, k]
-            out += xp.abs(difference) if self.norm == "cityblock" else difference * difference
+        x, y = self._points(problems, rows)
+        out = xp.empty((*x.shape[:-1], y.shape[-2]), self.dtype)
+        if out.ndim == 2 or xp is not np:
+            self._distances(xp, x, y, out)
+        else:  # so few problems at a time that these stay in the cache
+            for some, _ in blocks(len(out), out.shape[1], out.shape[2], max(BLOCK_ENTRIES, out[:1].size)):
+                self._distances(xp, x[some], y[some], out[some])
         return self.of_distances(xp, out)
+
+    def _distances(self, xp: ArrayModule, x: Array, y: Array, out: Array) -> None:
+        """Write the distances s between points into `out`, a coordinate at a time."""
+        scratch = out
+        for k in range(x.shape[-1]):
+            column = xp.ascontiguousarray(y[..., k])  # a stride would keep the host from subtracting several at a time
+            xp.subtract(x[..., :, None, k], column[..., None, :], out=scratch)
+            if self.norm == "cityblock":
+                xp.abs(scratch, out=scratch)
+            else:
+                scratch *= scratch
+            if k:
+                out += scratch
+            elif x.shape[-1] > 1:
+                scratch = xp.empty_like(out)
 
     def block_adjoint(
         self, xp: ArrayModule, gradient: Array, problems: Index = slice(None), rows: Index = slice(None)

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cusink.divergence import checks
-from cusink.divergence.result import SinkhornDivergence
+from cusink.divergence.result import DivergencePairs, SinkhornDivergence
 from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
-from cusink.gradients.parts import Cotangents
+from cusink.gradients.pairs import PairTerms, PerPair, wrt_weights
+from cusink.gradients.parts import Cotangents, Terms
 from cusink.gradients.system import LinearSolve
 from cusink.gradients.terms import GradientTerms
 from cusink.gradients.unbalanced import unbalanced_terms
+from cusink.solver.pairs.ragged import in_order
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array
@@ -41,7 +43,7 @@ class DivergenceGradients(Summary):
 
     a: Array
     b: Array
-    _terms: tuple[GradientTerms, GradientTerms, GradientTerms] = field(repr=False)
+    _terms: tuple[Terms, Terms, Terms] = field(repr=False)
     _of_masses: Array | float = field(repr=False)
     _own_costs: bool = field(repr=False)
 
@@ -100,13 +102,16 @@ class DivergenceGradients(Summary):
 
 
 @one_call
-def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | float = 1.0) -> DivergenceGradients:
+def sinkhorn_divergence_adjoint(
+    result: SinkhornDivergence | DivergencePairs, *, grad: Array | float = 1.0
+) -> DivergenceGradients:
     """Pull a gradient with respect to Sinkhorn divergences back to what they were computed from.
 
     Parameters
     ----------
-    result : SinkhornDivergence
-        What `cusink.sinkhorn_divergence` returned.
+    result : SinkhornDivergence or DivergencePairs
+        What `cusink.sinkhorn_divergence` returned. Gradients of pairs of `cusink.Measures` have the shapes of their
+        weights and points: (N,) and (N, d).
     grad : array, shape () or (B,), or float
         Derivative of the final loss by each divergence; a number is for every pair.
 
@@ -135,6 +140,8 @@ def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | flo
     >>> print(grads.x.round(3), grads.y.round(3))
     [-2. -2.] [2. 2.]
     """
+    if isinstance(result, DivergencePairs):
+        return _of_pairs(result, grad)
     gradients_checks.instance("result", result, SinkhornDivergence, "cusink.sinkhorn_divergence")
     cross = result.problems[0]
     grad = checks.cotangent(grad, cross, result.f)
@@ -156,6 +163,28 @@ def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | flo
         _of_masses=of_masses,
         _own_costs=result.own_costs,
     )
+
+
+def _of_pairs(result: DivergencePairs, grad: Array | float) -> DivergenceGradients:
+    """Return the gradients of pairs of measures: by all weights and all points, item after item."""
+    solved, given = result.solved, result.solved.given
+    if grad is None:
+        raise TypeError("'grad' must be a number or an array of the shape of the divergence; got None")
+    derivatives = PerPair(given, result.f, {"grad": grad})
+    every = [(batch, sinkhorn_divergence_adjoint(part, **derivatives.of(batch))) for batch, part in solved.parts]
+    balanced = solved.parts[0][1].problems[0].reach is None
+    a, b = (
+        wrt_weights(given, side, [(batch, getattr(part, name)) for batch, part in every], balanced)
+        for name, side in (("a", given.A), ("b", given.B))
+    )
+    sides = (given.A, given.B), (given.A, given.A), (given.B, given.B)
+    of_pair, of_aa, of_bb = (
+        PairTerms(given, pair, [(batch, part._terms[k]) for batch, part in every]) for k, pair in enumerate(sides)
+    )
+    of_masses: Array | float = 0
+    if not balanced:
+        of_masses = in_order(given.xp, ((batch.pairs, part._of_masses) for batch, part in every), given.count)
+    return DivergenceGradients(a=a, b=b, _terms=(of_pair, of_aa, of_bb), _of_masses=of_masses, _own_costs=False)
 
 
 def _terms(problem: Problem, grad: Array) -> GradientTerms:

@@ -1,21 +1,27 @@
 """Sinkhorn divergences: regularised costs without what the regularisation adds to them."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
-from cusink.checks.scalars import tolerance
+from cusink.checks.scalars import flag, tolerance
 from cusink.convergence.options import Options
+from cusink.costs.clouds import Metric
 from cusink.costs.cost import Cost
+from cusink.costs.measures import Measures
 from cusink.divergence import checks
-from cusink.divergence.result import SinkhornDivergence
+from cusink.divergence.result import DivergencePairs, SinkhornDivergence, joined
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
+from cusink.solver.pairs.checks import are_measures, one_number, pairs_of_measures, unused
+from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.unbalanced import damped
 from cusink.solver.values import values
@@ -24,6 +30,44 @@ from cusink.types import Array, HostArray, Method, Overrelaxation, Tolerance
 __all__ = [
     "sinkhorn_divergence",
 ]
+
+
+@overload
+def sinkhorn_divergence(
+    a: Measures,
+    b: Measures,
+    C: Metric,
+    *,
+    eps: float,
+    reach: float | None = None,
+    max_iter: int = 1000,
+    tol: Tolerance = "auto",
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    memory_limit: int | None = None,
+    check: bool = True,
+) -> DivergencePairs: ...
+
+
+@overload
+def sinkhorn_divergence(
+    a: Array | None,
+    b: Array | None,
+    C: Any,
+    *,
+    eps: float | Array | RelativeEps,
+    C_aa: Array | None = None,
+    C_bb: Array | None = None,
+    reach: float | None = None,
+    max_iter: int = 1000,
+    tol: Tolerance = "auto",
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    memory_limit: int | None = None,
+    check: bool = True,
+) -> SinkhornDivergence: ...
 
 
 @memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
@@ -43,18 +87,19 @@ def sinkhorn_divergence(
     overrelaxation: Overrelaxation = "auto",
     memory_limit: int | None = None,
     check: bool = True,
-) -> SinkhornDivergence:
+) -> SinkhornDivergence | DivergencePairs:
     """Compare measures by the Sinkhorn divergence, which is zero where they are equal.
 
     Parameters
     ----------
-    a : array, shape (n,) or (B, n), or None
+    a : array, shape (n,) or (B, n), or None, or Measures
         Source weights, as for `cusink.sinkhorn`.
-    b : array, shape (m,) or (B, m), or None
+    b : array, shape (m,) or (B, m), or None, or Measures
         Target weights.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid, or str
         Cost. A `cusink.PointCloud` or `cusink.Grid` knows the costs within `a` and within `b`. An array stands for bins
         that `a` and `b` share, so that it must be symmetric with a zero diagonal, unless `C_aa` and `C_bb` are given.
+        For `cusink.Measures` it is the name of a metric.
     eps : float, or array, shape (B,), or RelativeEps
         Regularisation in the unit of `C`, for all pairs or one for each, as for `cusink.sinkhorn`.
     C_aa : array, shape (n, n) or (B, n, n), optional
@@ -80,8 +125,9 @@ def sinkhorn_divergence(
 
     Returns
     -------
-    SinkhornDivergence
-        The divergence, potentials, error, iterations; per pair, of shape () or (B,).
+    SinkhornDivergence or DivergencePairs
+        The divergence, potentials, error, iterations; per pair, of shape () or (B,). `cusink.DivergencePairs` for
+        `cusink.Measures`.
 
     Raises
     ------
@@ -123,6 +169,24 @@ def sinkhorn_divergence(
     tol = tolerance(tol, a, b, C)
     eps = relative_or_numbers(eps)
     rho = checks.reach(reach, method)
+    if are_measures(a, b):
+        unused(C_aa=C_aa, C_bb=C_bb)
+        pairs = pairs_of_measures(a, b, C, rho == math.inf, flag("check", check))
+        call: Callable[..., Any] = functools.partial(
+            sinkhorn_divergence,
+            eps=one_number(eps),
+            reach=reach,
+            max_iter=max_iter,
+            tol=tol,
+            check_every=check_every,
+            method=method,
+            overrelaxation=overrelaxation,
+            memory_limit=memory_limit,
+            check=False,
+        )
+        out = joined(SolvedPairs.of(pairs, call, memory_limit))
+        warn_of_pairs(out.converged, out.error, tol, max_iter)
+        return out
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)

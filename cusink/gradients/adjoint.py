@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from cusink.errors import one_call
+from cusink.checks.arrays import to_host
+from cusink.errors import deferred_warnings, one_call
 from cusink.gradients import checks
 from cusink.gradients.balanced import balanced_terms
+from cusink.gradients.pairs import PairTerms, PerPair, wrt_weights
+from cusink.gradients.parts import Terms
 from cusink.gradients.system import LinearSolve, warn_rough
-from cusink.gradients.through_plan import SumOfTerms, Terms, entropic_terms, plan_terms
+from cusink.gradients.through_plan import SumOfTerms, entropic_terms, plan_terms
 from cusink.gradients.unbalanced import unbalanced_terms
-from cusink.solver.result import SinkhornResult
+from cusink.solver.pairs.checks import unused
+from cusink.solver.pairs.ragged import in_order
+from cusink.solver.result import SinkhornPairs, SinkhornResult
 from cusink.summary import Summary
 from cusink.types import Array
 
@@ -80,7 +85,7 @@ class SinkhornGradients(Summary):
 
 @one_call
 def sinkhorn_adjoint(
-    result: SinkhornResult,
+    result: SinkhornResult | SinkhornPairs,
     *,
     grad_cost: Array | float | None = None,
     grad_reg_cost: Array | float | None = None,
@@ -95,11 +100,12 @@ def sinkhorn_adjoint(
 
     Parameters
     ----------
-    result : SinkhornResult
-        What `cusink.sinkhorn` returned.
+    result : SinkhornResult or SinkhornPairs
+        What `cusink.sinkhorn` returned. Gradients of pairs of `cusink.Measures` have the shapes of their weights and
+        points: (N,) and (N, d).
     grad_cost, grad_reg_cost, grad_entropic_cost : array, shape () or (B,), or float, optional
         Derivative of the final loss by these values, in the dtype of the result; a number is for every problem. At
-        least one of the six gradients must be given; they add up.
+        least one of the six gradients must be given; they add up. Only these three are for pairs of `cusink.Measures`.
     grad_f : array, shape (n,) or (B, n), optional
         Derivative of the loss by the potential `f`.
     grad_g : array, shape (m,) or (B, m), optional
@@ -163,8 +169,12 @@ def sinkhorn_adjoint(
     >>> print(grads.a.round(3), grads.C.shape)
     [ 3.333  0.352 -3.685] (3, 3)
     """
-    checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     tol, max_iter = checks.linear_solve(tol, max_iter)
+    if isinstance(result, SinkhornPairs):
+        unused(grad_f=grad_f, grad_g=grad_g, grad_plan=grad_plan)
+        values = {"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost}
+        return _of_pairs(result, values, tol, max_iter)
+    checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     problem, C = result.problem, result.problem.C
     matrix = checks.plan_cotangent(problem, result.f, grad_plan)
     given = checks.cotangents(
@@ -194,3 +204,31 @@ def sinkhorn_adjoint(
         converged=C.xp.asarray(converged) if problem.batched else C.xp.asarray(converged)[0],
         _terms=terms,
     )
+
+
+def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_iter: int) -> SinkhornGradients:
+    """Return the gradients of pairs of measures: by all weights and all points, item after item."""
+    solved, given = result.solved, result.solved.given
+    derivatives, xp = PerPair(given, result.f, values), given.xp
+    batches = [batch for batch, _ in solved.parts]
+    with deferred_warnings([]):  # of all pairs at once, below
+        every = [
+            sinkhorn_adjoint(part, **derivatives.of(batch), tol=tol, max_iter=max_iter) for batch, part in solved.parts
+        ]
+    problem = solved.parts[0][1].problem
+    checks.warn_unconverged(problem, result.converged, result.error)
+    converged = in_order(xp, ((b.pairs, part.converged) for b, part in zip(batches, every, strict=True)), given.count)
+    warn_rough(to_host(converged), tol, max_iter)
+    a, b = (
+        wrt_weights(
+            given,
+            side,
+            [(batch, getattr(part, name)) for batch, part in zip(batches, every, strict=True)],
+            problem.reach is None,
+        )
+        for name, side in (("a", given.A), ("b", given.B))
+    )
+    terms = PairTerms(
+        given, (given.A, given.B), [(batch, part._terms) for batch, part in zip(batches, every, strict=True)]
+    )
+    return SinkhornGradients(a=a, b=b, converged=converged, _terms=terms)

@@ -1,6 +1,6 @@
-"""What goes into derivatives: cotangents of the outputs, and directions of the inputs."""
+"""What goes into derivatives, cotangents of the outputs and directions of the inputs, and what comes out of them."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from cusink.types import Array, ArrayModule
 
@@ -26,6 +26,25 @@ class Directions(NamedTuple):
     def dot(self, of_a: Array, of_b: Array) -> Array | float:
         """Return the scalar products (B,) of the weights' directions with arrays (B, n) and (B, m)."""
         return sum((v * x).sum(axis=1) for v, x in ((self.a, of_a), (self.b, of_b)) if v is not None)
+
+
+class Terms(Protocol):
+    """Gradients of some outputs by each input, see `cusink.gradients.terms.GradientTerms`."""
+
+    def wrt_a(self) -> Array:
+        """By the source weights (B, n)."""
+
+    def wrt_b(self) -> Array:
+        """By the target weights (B, m)."""
+
+    def wrt_cost(self) -> Array | None:
+        """By a stored cost."""
+
+    def wrt_eps(self) -> Array:
+        """By the regularisation."""
+
+    def wrt_points(self) -> tuple[Array | None, Array | None]:
+        """By the points of a cloud."""
 
 
 def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:

@@ -15,7 +15,7 @@ from cusink.operand import dense_cost
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule
 
-BLOCK_ENTRIES = 1 << 20  # of a block of plans, where a gradient needs the plan entry by entry
+BLOCK_ENTRIES = 1 << 17  # of a block of plans, where a gradient needs the plan entry by entry
 COPIES_PER_BLOCK = 16  # of float64 that a block takes at most, and what the allocator keeps of them
 
 
@@ -23,13 +23,13 @@ class PlanBlock(NamedTuple):
     """A block (problems, rows, m) of plans.
 
     gradient : the gradient with respect to the cost.
-    log_ratio : ``log(P / a b')``.
+    log_ratio : ``log(P / a b')``, where it is asked for or used.
     direct : the part ``grad_cost P`` of the gradient. The rest is the part through the plan, which is all that a
         change of eps acts on.
     """
 
     gradient: Array
-    log_ratio: Array
+    log_ratio: Array | None
     direct: Array | float
 
 
@@ -112,7 +112,7 @@ class GradientTerms:
         problem, xp = self.problem, self.problem.xp
         out = xp.zeros(len(problem.a), np.float64)
         for problems, rows in self._blocks():
-            gradient, log_ratio, direct = self._block(problems, rows)
+            gradient, log_ratio, direct = self._block(problems, rows, with_log_ratio=True)
             out[problems] += ((gradient - direct) * log_ratio).sum(axis=(1, 2), dtype=np.float64)
         if self.grad_entropic_cost is not None:
             for weights in (problem.a, problem.b):
@@ -136,7 +136,7 @@ class GradientTerms:
         return out
 
     @np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
-    def _block(self, problems: slice, rows: slice) -> PlanBlock:
+    def _block(self, problems: slice, rows: slice, with_log_ratio: bool = False) -> PlanBlock:
         problem, eps, xp = self.problem, self.problem.eps_as(2, problems), self.problem.xp
         f, g = replace_inf(xp, problem.f)[problems, rows], replace_inf(xp, problem.g)[problems]
         p, q = logits(xp, problem.a[problems, rows], f, eps), logits(xp, problem.b[problems], g, eps)
@@ -144,14 +144,18 @@ class GradientTerms:
         C = dense_cost(costs)
         each = problem.eps_of(problems)
         plan = C.plan(p, q, each)
-        log_ratio = (f[:, :, None] + g[:, None, :] - replace_inf(xp, costs)) / problem.eps_as(3, problems)
+        log_ratio = None
+        if with_log_ratio or self.grad_cost is not None:
+            log_ratio = (f[:, :, None] + g[:, None, :] - replace_inf(xp, costs)) / problem.eps_as(3, problems)
         direct, factor = 0, self.level[problems, None, None]
         if self.grad_cost is not None:
             w = self.grad_cost[problems, None, None]
             direct, factor = w * plan, factor + w * log_ratio
         if self.x is not None and self.y is not None:
             factor = factor - self.x[problems, rows, None] - self.y[problems, None, :]
-        gradient = plan * factor
+        gradient = plan if self.grad_cost is None else plan * factor
+        if self.grad_cost is None:
+            gradient *= factor
         if self.grad_f is not None and self.grad_g is not None:
             of_f, of_g = C.plan(f / eps, q, each), C.plan(p, g / eps, each)  # may overflow at a bin without weight
             gradient += in_range(xp, of_f, problem.dtype) * self.grad_f[problems, rows, None]

@@ -9,14 +9,13 @@ import functools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import GradientBlock
 from cusink.gradients.motion import Solved, left_product, motion, right_product, solved
-from cusink.gradients.parts import Directions
+from cusink.gradients.parts import Directions, Terms
 from cusink.gradients.system import LinearSolve
 from cusink.solver.problem import Problem
 from cusink.types import Array, Axis, HostArray
@@ -140,25 +139,6 @@ def _fitted(
     ((x, y, converged),) = given.solve([given.sums(h / problem.eps_as(2), k / problem.eps_as(2))], how)
     terms = PlanTerms(shown=shown, given=given, matrix=matrix, x=x, y=y, direct=direct, entropy=entropy)
     return terms, converged
-
-
-class Terms(Protocol):
-    """Gradients of some outputs by each input, see `cusink.gradients.terms.GradientTerms`."""
-
-    def wrt_a(self) -> Array:
-        """By the source weights (B, n)."""
-
-    def wrt_b(self) -> Array:
-        """By the target weights (B, m)."""
-
-    def wrt_cost(self) -> Array | None:
-        """By a stored cost."""
-
-    def wrt_eps(self) -> Array:
-        """By the regularisation."""
-
-    def wrt_points(self) -> tuple[Array | None, Array | None]:
-        """By the points of a cloud."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ class UnbalancedTerms(GradientTerms):
         """Return the gradient with respect to the regularisation, (B,) or ()."""
         out = self.lost.copy()
         for problems, rows in self._blocks():
-            gradient, log_ratio, direct = self._block(problems, rows)
+            gradient, log_ratio, direct = self._block(problems, rows, with_log_ratio=True)
             log_ratio = log_ratio - self.scaled[0][problems, rows, None] - self.scaled[1][problems, None, :]
             out[problems] += ((gradient - direct) * log_ratio).sum(axis=(1, 2), dtype=np.float64)
         return self.problem.to_user(out)

@@ -7,12 +7,12 @@ import numpy as np
 
 from cusink.checks.arrays import array_module, kind, to_host
 from cusink.costs.cost import Cost
+from cusink.costs.measures import Measures
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
 from cusink.retrieval.corpus import HistogramCorpus, of_histograms
 from cusink.retrieval.documents.checks import are_documents, check_corpus, check_more, check_pairs_of_measures
 from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
-from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.facts import Settings

@@ -12,6 +12,7 @@ from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
 from cusink.costs.grid import Grid
 from cusink.costs.kinds import kind_of, named_arrays
+from cusink.costs.measures import Measures
 from cusink.operand import operand
 from cusink.retrieval import checks
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
@@ -19,7 +20,6 @@ from cusink.retrieval.budget import kernel_share
 from cusink.retrieval.corpus import HistogramCorpus, of_histograms
 from cusink.retrieval.documents.checks import check_corpus
 from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
-from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.facts import Facts, Settings
 from cusink.retrieval.rows import parts_of

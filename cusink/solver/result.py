@@ -16,6 +16,8 @@ from cusink.solver.bounds import bounds
 from cusink.solver.extension import SinkhornExtension, extend
 from cusink.solver.gauge import in_gauge
 from cusink.solver.maps import conditional_means, map_values
+from cusink.solver.pairs.single import alone
+from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
 from cusink.solver.solution import Solution
 from cusink.solver.values import values
@@ -23,8 +25,11 @@ from cusink.summary import Summary
 from cusink.types import Array, Axis, HostArray, Tolerance
 
 __all__ = [
+    "SinkhornPairs",
     "SinkhornResult",
 ]
+
+VALUES = ("cost", "reg_cost", "entropic_cost", "error", "n_iter", "converged")  # of every problem
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -262,3 +267,48 @@ def make_result(problem: Problem, values: dict[str, Array], n_iter: HostArray, c
     n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
     f, g = (problem.to_user(x) for x in problem.shown_potentials())
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SinkhornPairs(Summary):
+    """Solutions of K pairs of measures of unequal sizes; ``len(pairs)`` is K.
+
+    ``pairs[k]`` is the `cusink.SinkhornResult` of pair k alone, with its plan, bounds and derivatives.
+
+    Attributes
+    ----------
+    f : array, shape (N,)
+        Dual potentials of all points of the first measures, item after item, as their weights are.
+    g : array, shape (M,)
+        Dual potentials of all points of the second measures.
+    cost, reg_cost, entropic_cost, error, n_iter, converged : array, shape (K,)
+        As in `cusink.SinkhornResult`.
+    """
+
+    f: Array
+    g: Array
+    cost: Array
+    reg_cost: Array
+    entropic_cost: Array
+    error: Array
+    n_iter: Array
+    converged: Array
+    solved: SolvedPairs[SinkhornResult] = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.solved.given.count
+
+    @one_call
+    def __getitem__(self, k: int) -> SinkhornResult:
+        """Return the result of one pair."""
+        given = self.solved.given
+        k, result, row = self.solved.place(k)
+        problem = alone(given, (given.A, given.B), k, result.problem, row)
+        values = {name: getattr(self, name)[k : k + 1] for name in VALUES[:4]}
+        return make_result(problem, values, self.n_iter[k : k + 1], self.converged[k : k + 1])
+
+
+def joined(solved: SolvedPairs[SinkhornResult]) -> SinkhornPairs:
+    """Join the results of batches."""
+    given, values = solved.given, {name: solved.values(name) for name in VALUES}
+    return SinkhornPairs(f=solved.flat("f", given.A), g=solved.flat("g", given.B), solved=solved, **values)

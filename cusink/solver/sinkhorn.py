@@ -1,14 +1,20 @@
 """Entropy-regularised optimal transport of many pairs of measures at once."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, overload
 
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
-from cusink.checks.scalars import tolerance
+from cusink.checks.scalars import flag, tolerance
+from cusink.costs.clouds import Metric
+from cusink.costs.measures import Measures
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.each import HowToSolve, solve_each
+from cusink.solver.pairs.checks import are_measures, one_number, pairs_of_measures, unused
+from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import Problem
-from cusink.solver.result import SinkhornResult, make_result
+from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, make_result
 from cusink.solver.solution import Callback
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation, Tolerance
@@ -16,6 +22,44 @@ from cusink.types import Array, Method, Overrelaxation, Tolerance
 __all__ = [
     "sinkhorn",
 ]
+
+
+@overload
+def sinkhorn(
+    a: Measures,
+    b: Measures,
+    C: Metric,
+    *,
+    eps: float,
+    max_iter: int = 1000,
+    tol: Tolerance = "auto",
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    reach: float | tuple[float | None, float | None] | None = None,
+    memory_limit: int | None = None,
+    check: bool = True,
+) -> SinkhornPairs: ...
+
+
+@overload
+def sinkhorn(
+    a: Array | None,
+    b: Array | None,
+    C: Any,
+    *,
+    eps: float | Array | RelativeEps,
+    max_iter: int = 1000,
+    tol: Tolerance = "auto",
+    check_every: int = 10,
+    method: Method = "auto",
+    overrelaxation: Overrelaxation = "auto",
+    init: tuple[Array, Array] | None = None,
+    reach: float | tuple[float | None, float | None] | None = None,
+    callback: Callback | None = None,
+    memory_limit: int | None = None,
+    check: bool = True,
+) -> SinkhornResult: ...
 
 
 @memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
@@ -35,21 +79,24 @@ def sinkhorn(
     callback: Callback | None = None,
     memory_limit: int | None = None,
     check: bool = True,
-) -> SinkhornResult:
+) -> SinkhornResult | SinkhornPairs:
     """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
 
     Parameters
     ----------
-    a : array, shape (n,) or (B, n), or None
+    a : array, shape (n,) or (B, n), or None, or Measures
         Source weights: non-negative, with a positive sum. Zeros are allowed. None stands for uniform weights of sum 1.
-    b : array, shape (m,) or (B, m), or None
-        Target weights, of the same sum as `a` unless `reach` is given.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
+        `cusink.Measures` are clouds of unequal sizes, which are compared pair by pair with those of `b`.
+    b : array, shape (m,) or (B, m), or None, or Measures
+        Target weights, of the same sum as `a` unless `reach` is given; as many `cusink.Measures` as in `a`.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid, or str
         Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
-        pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored.
+        pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored. For `cusink.Measures` it is the name of a
+        metric: "sqeuclidean", "euclidean", "cityblock" or "cosine".
     eps : float, or array, shape (B,), or RelativeEps
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p: for all problems, or one
         for each. A `cusink.RelativeEps` says it as a share of the largest, the mean or the median cost.
+        Pairs of `cusink.Measures` have one number.
     max_iter : int
         Iterations at most; one iteration is one update of g and one of f, or one evaluation of the plan where a problem
         that hardly converges takes Newton's method.
@@ -70,7 +117,7 @@ def sinkhorn(
         makes the iteration diverge.
     init : (f, g), optional
         Potentials to start from, of the shapes of the result's; those that prove to be far off are left out after one
-        iteration.
+        iteration. Not for `cusink.Measures`, nor is `callback`.
     reach : float, or pair of float or None, optional
         Lets the marginals of the plan differ from `a` and `b`, so that these may have different masses: the price of
         the difference, in the unit of `C`, for both or for each. Mass that would have to go for more than about
@@ -80,14 +127,16 @@ def sinkhorn(
         Called as ``callback(iteration, error)`` at every check, with the latest error of every problem.
     memory_limit : int, optional
         Bytes that a kernel made of a `cusink.PointCloud` may take; where it would be larger, it is recreated in blocks
-        in every iteration, which is slower. If not given, 1 GiB.
+        in every iteration, which is slower. If not given, 1 GiB. Of `cusink.Measures` it limits what is
+        solved together.
     check : bool
         False skips the checks of the values of the input (not those of shapes and types), for speed.
 
     Returns
     -------
-    SinkhornResult
-        Potentials, the three values, error, iterations; per problem, of shape () or (B,).
+    SinkhornResult or SinkhornPairs
+        Potentials, the three values, error, iterations; per problem, of shape () or (B,). `cusink.SinkhornPairs` for
+        `cusink.Measures`.
 
     Raises
     ------
@@ -139,6 +188,24 @@ def sinkhorn(
     tol = tolerance(tol, a, b, C)
     eps = relative_or_numbers(eps)
     prices = checks.reach(reach, method)
+    if are_measures(a, b):
+        unused(init=init, callback=callback)
+        pairs = pairs_of_measures(a, b, C, prices is None, flag("check", check))
+        call: Callable[..., Any] = functools.partial(
+            sinkhorn,
+            eps=one_number(eps),
+            max_iter=max_iter,
+            tol=tol,
+            check_every=check_every,
+            method=method,
+            overrelaxation=overrelaxation,
+            reach=reach,
+            memory_limit=memory_limit,
+            check=False,
+        )
+        out = joined(SolvedPairs.of(pairs, call, memory_limit))
+        warn_of_pairs(out.converged, out.error, tol, max_iter)
+        return out
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
     options = checks.options(max_iter, tol, check_every, method, overrelaxation)
     checks.callback(callback)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cusink.convergence.marginals import marginal_error as balanced_error
 from cusink.convergence.options import Options
 from cusink.convergence.rules import StallDetector
 from cusink.costs.cost import Cost
@@ -49,7 +50,10 @@ def self_potentials(C: Cost[Any], a: Array, eps: float, options: Options, rho: f
     active, f, still = np.arange(len(a)), xp.zeros_like(a), xp.zeros((1, 1))
     for done in range(1, max_iter + 1):
         image = softmin(log_a + f / eps, 1)
-        reached = C.to_host(marginal_error(xp, a, f, image, still, eps, rho))
+        if rho == math.inf:
+            reached = C.to_host(balanced_error(xp, a, f, image, eps))
+        else:
+            reached = C.to_host(marginal_error(xp, a, f, image, still, eps, rho))
         image = damped(image, still, eps, rho)
         difference = xp.where(a > 0, image - f, 0)
         over = np.full(len(active), done == max_iter)

@@ -17,7 +17,7 @@ class Tests(NamedTuple):
 
 
 AREAS: dict[str, tuple[str, ...]] = {
-    "solver": ("cusink/solver/*.py", "cusink/convergence/*.py"),
+    "solver": ("cusink/solver/*.py", "cusink/solver/pairs/*.py", "cusink/convergence/*.py"),
     "certificate": ("cusink/backends/numpy/certificate.py", "cusink/backends/ranges.py"),
     "gradients": ("cusink/gradients/*.py",),
     "bounds": ("cusink/retrieval/bounds.py", "cusink/retrieval/search.py", "cusink/retrieval/ranking.py"),
@@ -46,6 +46,8 @@ _SECOND_ORDER = Tests(
 # The first pattern that fits a file decides.
 TESTS: dict[str, Tests] = {
     "cusink/convergence/*": Tests(("tests/convergence",), _SOLVED),
+    "cusink/solver/pairs/*": Tests(("tests/solver/test_pairs.py",), ()),
+    "cusink/gradients/pairs.py": Tests(("tests/solver/test_pairs.py",), ()),
     "cusink/solver/unbalanced.py": Tests(("tests/solver/test_unbalanced.py",), ()),
     "cusink/solver/bounds.py": Tests(
         ("tests/solver/test_bounds.py",),

@@ -43,6 +43,8 @@ F32 = [fixed(x.astype(np.float32)) for x in (A, B, C)]
 CLOUDS = cusink.Measures([0, 2, 4], None, X)
 SPARSE = scipy.sparse.csr_array(ROWS)
 RESULT = cusink.sinkhorn(A, B, C, eps=0.5)
+PAIRS = cusink.sinkhorn(CLOUDS, CLOUDS, "euclidean", eps=0.5)
+DIVERGENCE_OF_PAIRS = cusink.sinkhorn_divergence(CLOUDS, CLOUDS, "euclidean", eps=0.5)
 INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
 BETWEEN_POINTS = cusink.sinkhorn(A, B, cusink.PointCloud(X, Y), eps=0.5)
@@ -259,6 +261,22 @@ CALLS = {
         {"a": A, "b": B, "C": C, "init": None, "reach": None, "callback": None, **SOLVE, **LIMITS},
     ),
     "sinkhorn unbalanced": (cusink.sinkhorn, {"a": A, "b": B, "C": C, "reach": 1.0, **SOLVE, **LIMITS}),
+    "sinkhorn of measures": (
+        cusink.sinkhorn,
+        {"a": CLOUDS, "b": CLOUDS, "C": "euclidean", "reach": None, **SOLVE, **LIMITS},
+    ),
+    "sinkhorn_divergence of measures": (
+        cusink.sinkhorn_divergence,
+        {"a": CLOUDS, "b": CLOUDS, "C": "euclidean", "reach": None, **SOLVE, **LIMITS},
+    ),
+    "sinkhorn_adjoint of measures": (
+        cusink.sinkhorn_adjoint,
+        {"result": PAIRS, "grad_cost": 1.0, "grad_reg_cost": None, **SYSTEM},
+    ),
+    "sinkhorn_divergence_adjoint of measures": (
+        cusink.sinkhorn_divergence_adjoint,
+        {"result": DIVERGENCE_OF_PAIRS, "grad": 1.0},
+    ),
     "plan": (RESULT.plan, {}),
     "bounds": (RESULT.bounds, {}),
     "apply": (RESULT.apply, {"v": A, "axis": 1}),

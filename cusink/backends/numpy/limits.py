@@ -16,6 +16,7 @@ class Limits:
 
     dense_block_entries: int = 1 << 16  # of a block of exponents of a stored cost
     kernel_tile_bytes: int = 1 << 20  # of the kernels of a tile of problems: the second-level cache of a core
+    own_kernel_bytes: int = 1 << 26  # of kernels of all problems, or of their costs, up to which they are kept
     grid_plan_bytes: int = 1 << 28  # of the plan between the cells of a grid, up to which means are taken with it
 
     cloud_array_pairs: int = 1 << 16  # pairs up to which the costs of a problem, or of a tile of problems, are an array

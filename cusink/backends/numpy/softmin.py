@@ -4,18 +4,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cusink.backends.numpy.certificate import certified
+from cusink.backends.numpy import limits
+from cusink.backends.numpy.certificate import certified, repair
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel, log_scaled
 from cusink.backends.numpy.reductions import softmin
-from cusink.backends.ranges import SCALING_EXPONENT, flush
+from cusink.backends.ranges import SCALING_EXPONENT, UnderflowBound, flush
+from cusink.costs.blocks import blocks
 from cusink.types import Array, Axis, HostArray
 
+NARROW_EXPONENT = 40.0  # range of the costs over eps up to which kernels of single problems may be in float32
 DIRECT_SHARE = 0.1  # of the entries out of range, from which log-sum-exp of all entries is faster than of single ones
 
 
 def repeated_softmin(C: HostArray, eps: float) -> Callable[[Array, Axis], Array]:
     """Return a function (logits, axis) that is the `softmin` of this cost and eps."""
     if C.ndim == 3:
+        if C.size * np.dtype(np.float64).itemsize <= limits.LIMITS.own_kernel_bytes and np.isfinite(C.max()):
+            return OwnKernelSoftmin(C, eps)
         return lambda logits, axis: softmin(C, logits, eps, axis)
     return KernelSoftmin(DenseKernel(C, C.dtype, eps))
 
@@ -53,3 +58,41 @@ class KernelSoftmin:
             out[...] = softmin(self.kernel.C, logits, self.kernel.eps, axis)
         else:
             self.kernel.repair(out, sound, logits, axis)
+
+
+class OwnKernelSoftmin:
+    """The softmin of a finite cost for each problem as products with its kernels ``exp((shift - C) / eps)`` (B, n, m).
+
+    The shift of a problem is its smallest cost. Kernels are in float64 where float32 has no room for them.
+    """
+
+    def __init__(self, C: HostArray, eps: float) -> None:
+        self.C, self.eps = C, eps
+        self.shift: HostArray = C.min(axis=(1, 2))[:, None]
+        steepness = float((C.max(axis=(1, 2)) - self.shift[:, 0]).max()) / eps
+        self.K = np.empty(C.shape, C.dtype if steepness <= NARROW_EXPONENT else np.float64)
+        scale = self.K.dtype.type(-1 / eps)
+        for problems, rows in blocks(len(C), C.shape[1], C.shape[2], limits.LIMITS.dense_block_entries):
+            part = np.subtract(C[problems, rows], self.shift[problems, :, None], dtype=self.K.dtype)
+            part *= scale
+            self.K[problems, rows] = flush(np.exp(part, out=part))
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
+    def __call__(self, logits: HostArray, axis: Axis) -> HostArray:
+        """Return the softmin (B, rows) of logits (B, summed)."""
+        largest = logits.max(axis=1, keepdims=True)
+        largest[np.isneginf(largest)] = 0
+        factor: HostArray = (logits - largest).astype(self.K.dtype, copy=False)
+        factor = flush(np.exp(factor, out=factor))
+        sums: HostArray = np.matvec(self.K, factor) if axis == 1 else np.vecmat(factor, self.K)
+        bound = UnderflowBound.of_product(factor.shape[1], 1.0)
+        sound = certified(bound, sums.T, factor.T, logits.T > -np.inf)
+        logs = np.log(sums, out=sums)
+        logs += largest
+        logs *= -self.eps
+        logs += self.shift
+        out = logs.astype(logits.dtype, copy=False)
+        if sound is not True and np.count_nonzero(sound) < (1 - DIRECT_SHARE) * sound.size:
+            return softmin(self.C, logits, self.eps, axis)
+        repair(out, sound, self.C, logits, self.eps, axis)
+        return out

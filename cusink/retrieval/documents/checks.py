@@ -16,11 +16,11 @@ from cusink.costs.checks import cost_values
 from cusink.costs.clouds import METRICS, PointCloud
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import kind_of, named_arrays
+from cusink.costs.measures import Measures, sums
 from cusink.errors import warn
 from cusink.operand import operand
 from cusink.retrieval.blocks import blocks
-from cusink.retrieval.documents.measures import Measures
-from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device, sums
+from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device
 from cusink.types import HostArray
 
 PARTNER_ENTRIES = 1 << 16  # of costs that are looked at, and of pairs of words and items

@@ -8,10 +8,10 @@ from typing import Any, Self
 import numpy as np
 
 from cusink.convergence.options import Options
+from cusink.costs.measures import Measures, sums
 from cusink.retrieval.documents.checks import check_more, check_pairs_of_measures, partners
-from cusink.retrieval.documents.measures import Measures
 from cusink.retrieval.documents.pairs import DocumentPairs, entropies_of
-from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, sums
+from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.documents.tiles import PaddedDocuments, Words
 from cusink.retrieval.facts import DIGEST_BYTES, Digested, Facts, Settings, self_terms
 from cusink.retrieval.tiles import tile_shape

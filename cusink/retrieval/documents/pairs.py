@@ -10,8 +10,9 @@ from cusink.backends.numpy.documents.buffers import Buffers
 from cusink.backends.numpy.documents.costs import costs_between
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.costs.measures import sums
 from cusink.operand import dense_cost
-from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, sums
+from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.documents.tiles import (
     DocumentSolutions,
     PaddedDocuments,

@@ -59,11 +59,3 @@ def is_sparse(x: object) -> bool:
 def is_sparse_on_device(x: object) -> bool:
     """Say whether `x` is a sparse matrix of CuPy; imports nothing."""
     return type(x).__module__.startswith("cupyx.scipy.sparse")
-
-
-def sums(offsets: HostArray, weights: HostArray) -> HostArray:
-    """Return the sum (K,) of the weights of each item."""
-    total, filled = np.zeros(len(offsets) - 1), np.diff(offsets) > 0
-    if filled.any():
-        total[filled] = np.add.reduceat(weights.astype(np.float64), offsets[:-1][filled])
-    return total

@@ -9,6 +9,7 @@ NAMES = (
     "neighbours",
     "documents",
     "clouds",
+    "pairs",
     "grids",
     "divergence",
     "barycenters",

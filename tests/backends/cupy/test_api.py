@@ -71,7 +71,22 @@ def documents(xp):
     return cusink.Measures(offsets, None, xp(places))
 
 
+def ragged(xp):
+    return tuple(cusink.Measures(offsets, None, xp(points)) for points in (places, places[::-1] + 0.3))
+
+
+def of_pairs(xp, solve, adjoint, **options):
+    """Return the flat arrays of pairs, one pair alone, and gradients."""
+    pairs = solve(*ragged(xp), "sqeuclidean", eps=0.3)
+    gradients = adjoint(pairs, **options)
+    return pairs.f, pairs.error, pairs[1], gradients, gradients.x, gradients.y
+
+
 CALLS = {
+    "ragged pairs": lambda xp: of_pairs(xp, cusink.sinkhorn, cusink.sinkhorn_adjoint, grad_cost=xp(np.arange(4.0))),
+    "divergences of ragged pairs": lambda xp: of_pairs(
+        xp, cusink.sinkhorn_divergence, cusink.sinkhorn_divergence_adjoint
+    ),
     "sinkhorn": lambda xp: solved(xp(a), xp(b), xp(C), eps=0.05),
     "a cost each": lambda xp: solved(xp(a), xp(b), xp(np.stack([C + k for k in range(B)])), eps=0.05),
     "float32, one problem": lambda xp: solved(*(xp(w.astype("f")) for w in (a[1], b[1], C)), eps=0.1, tol=1e-5),

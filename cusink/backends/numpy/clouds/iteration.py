@@ -1,6 +1,7 @@
 """Sinkhorn iterations of problems between clouds in NumPy: which form runs which problem, see docs/point-clouds.md."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds.absorbed import StabilisedProblem
 from cusink.backends.numpy.clouds.layout import sorted_clouds
 from cusink.backends.numpy.clouds.shared import CLOUDS, CloudKernel
+from cusink.backends.numpy.clouds.softmin import costs_kept
 from cusink.backends.numpy.forms.form import Finished, Form
 from cusink.backends.numpy.forms.log import LogForm
 from cusink.backends.numpy.forms.own import OwnKernel
@@ -51,12 +53,17 @@ class CloudLogForm(LogForm):
 
 
 class CloudTiles(OwnKernel):
-    """Many small problems with clouds of their own: costs as arrays for a tile of problems at a time."""
+    """Many small problems with clouds of their own: costs as arrays, of all that fit, else of a tile of problems."""
+
+    @functools.cached_property
+    def _costs(self) -> Array | None:
+        return self.C.block(np) if costs_kept(self.C) else None
 
     def cost(self, index: slice | HostArray = slice(None)) -> Array:
         """Return the costs of the problems at `index` as an array."""
         assert self.problems is not None  # each problem has a cost of its own
-        return self.C.block(np, self.problems[index])
+        chosen = self.problems[index]
+        return self.C.block(np, chosen) if self._costs is None else self._costs[chosen]
 
 
 class StabilisedForm:

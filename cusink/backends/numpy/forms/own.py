@@ -20,20 +20,50 @@ class OwnKernel(LogForm):
 
     Near the solution all sums with A are about 1 for any range of C / eps; A itself is at most 1 / weight.
     Where a product cannot be certified nevertheless, the problem takes that half-step as log-sum-exp and absorbs its
-    potentials again. At most a tile of kernels exists at a time, never one for every problem.
+    potentials again. Where the kernels of all problems are more than `Limits.own_kernel_bytes`, at most a tile of them
+    exists at a time.
     """
+
+    kept: "list[tuple[HostArray, _Tile]]"  # tiles whose kernels stay, and the problems in them
 
     def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations; return which problems left the range: none."""
         error = self.error = np.empty(len(omega))
+        kept, keeping = self.kept, self._keeps_kernels(len(omega))
 
-        def run(rows: HostArray) -> None:
-            tile = _Tile(self, rows)
+        def run(rows: HostArray, tile: _Tile | None) -> _Tile | None:
+            tile = tile or _Tile(self, rows)
             error[rows] = tile.advance(omega[rows], count)
             self.f[rows], self.g[rows] = tile.potentials()
+            return tile if keeping else None
 
-        run_all(run, self._tiles(len(omega)))
+        every = [rows for rows, _ in kept] if kept else self._tiles(len(omega))
+        tiles = run_all(run, every, [tile for _, tile in kept] if kept else [None] * len(every))
+        self.kept = [(rows, tile) for rows, tile in zip(every, tiles, strict=True) if tile is not None]
         return np.zeros(len(omega), bool)
+
+    def append(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> None:
+        """Add problems that start from the potentials f (B, n) and g (B, m)."""
+        super().append(a, b, f, g)
+        self.kept = []
+
+    def keep(self, index: HostArray) -> None:
+        """Drop all problems but those at `index`."""
+        place = np.full(len(self.a), -1)
+        place[index] = np.arange(len(index))
+        super().keep(index)
+        kept = []
+        for rows, tile in self.kept:
+            inside = np.flatnonzero(place[rows] >= 0)
+            if len(inside):
+                tile.keep(inside)
+                kept.append((place[rows[inside]], tile))
+        self.kept = kept
+
+    def _keeps_kernels(self, problems: int) -> bool:
+        """Return whether the kernels of so many problems may stay from one call to the next."""
+        kernel_bytes = problems * self.C.shape[-1] * self.C.shape[-2] * self.a.itemsize
+        return bool(kernel_bytes <= limits.LIMITS.own_kernel_bytes)
 
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
@@ -99,6 +129,15 @@ class _Tile:
             error[lost] = error_log(C, a[lost], b[lost], f, g, plain, self.eps)
         return error
 
+    def keep(self, index: HostArray) -> None:
+        """Drop all problems but those at `index`, which rise."""
+        if len(index) == len(self.a):
+            return
+        self.C = stored.select(self.C, index)
+        for name in ("a", "b", "f", "g", "no_a", "no_b", "A", "capped", "u", "v"):
+            values = getattr(self, name)
+            setattr(self, name, None if values is None else values[index])
+
     def potentials(self) -> tuple[HostArray, HostArray]:
         """Return f (T, n) and g (T, m) with the scalings."""
         f = self.f + self.eps * np.log(self.u, dtype=np.float64)
@@ -138,10 +177,28 @@ class _Tile:
     def _certify(self, product: HostArray, factor: HostArray, axis: Axis, excess: HostArray) -> None:
         """Make `product` the sums of this half-step: 1 for an empty bin and for a problem that took log-sum-exp."""
         no_factor, empty = (self.no_a, self.no_b) if axis == 0 else (self.no_b, self.no_a)
+        if self._all_sound(product, factor, no_factor):
+            if empty is not None:
+                product[empty] = 1
+            return
         outside = np.flatnonzero(~_in_range(product, self._sound(product, factor, no_factor), empty))
         if len(outside):
             self._log_step(outside, axis, excess[outside])
             product[outside] = 1
+
+    def _all_sound(self, product: HostArray, factor: HostArray, no_factor: HostArray | None) -> bool:
+        """Return whether extremes alone certify all entries of `product`, as in nearly all steps; see `_sound`."""
+        info = np.finfo(factor.dtype)
+        bound = UnderflowBound.of_product(factor.shape[1], 1.0)
+        smallest = factor.min() if no_factor is None else factor.min(where=~no_factor, initial=np.inf)
+        largest = float(factor.max())
+        return bool(
+            smallest >= info.tiny
+            and largest <= float(info.max) / bound.gain
+            and product.min() >= bound.floor(factor.dtype, largest, False)
+            and product.max() <= info.max
+            and not self.capped.any()
+        )
 
     def _log_step(self, rows: HostArray, axis: Axis, excess: HostArray) -> None:
         """Update the potentials of one side of `rows` by log-sum-exp, over-relaxed, and absorb them."""
@@ -172,8 +229,11 @@ class _Tile:
             carry = (self.a[rows, :, None] > 0) & (self.b[rows, None, :] > 0)
             self.capped[rows] = ((exponents > cap) & carry).any(axis=(1, 2))
             np.minimum(exponents, cap, out=exponents)
-        exponents[exponents < np.log(float(info.tiny))] = -np.inf
-        self.A[rows] = np.exp(exponents.astype(self.A.dtype))
+        least = np.log(float(info.tiny))
+        if exponents.min(initial=0) < least:
+            exponents[exponents < least] = -np.inf
+        narrow = exponents.astype(self.A.dtype, copy=False)
+        self.A[rows] = np.exp(narrow, out=narrow)
 
     def _sound(self, product: HostArray, factor: HostArray, empty: HostArray | None) -> HostArray:
         """Return which entries (rows, T) of `product` (T, rows) are certified; `empty` are the empty bins of `factor`.

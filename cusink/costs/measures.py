@@ -8,7 +8,6 @@ import numpy as np
 
 from cusink.checks.arrays import array_module, kind, one_array, promoted, to_host
 from cusink.placement import on_device
-from cusink.retrieval.documents.supports import sums
 from cusink.types import Array, HostArray
 
 
@@ -191,3 +190,11 @@ def _joined(clouds: Any, weights: Sequence[Any] | None) -> tuple[HostArray, Arra
             raise ValueError("'weights' must hold one array for each of 'clouds', with a weight for each of its points")
         weights = xp.concatenate(weights)
     return offsets, weights, xp.concatenate(clouds)
+
+
+def sums(offsets: HostArray, weights: HostArray) -> HostArray:
+    """Return the sum (K,) of the weights of each item."""
+    total, filled = np.zeros(len(offsets) - 1), np.diff(offsets) > 0
+    if filled.any():
+        total[filled] = np.add.reduceat(weights.astype(np.float64), offsets[:-1][filled])
+    return total

@@ -1,0 +1,77 @@
+"""Gradients of pairs of `cusink.Measures`: those of batches, without what is in their padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cusink.checks.arrays import array_module, arrays, in_range
+from cusink.checks.scalars import real
+from cusink.gradients.parts import Terms
+from cusink.solver.pairs.batches import Batch
+from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.ragged import Side, centred, flat, in_order
+from cusink.types import Array
+
+
+@dataclass(frozen=True, eq=False)
+class PairTerms:
+    """The terms of all batches of pairs of two sides."""
+
+    given: CheckedPairs
+    sides: tuple[Side, Side]
+    parts: Sequence[tuple[Batch, Terms]]
+
+    def wrt_a(self) -> Array:
+        """Return the gradients (N,) with respect to the source weights."""
+        return flat(self.given.xp, self.sides[0], ((batch.pairs, terms.wrt_a()) for batch, terms in self.parts))
+
+    def wrt_b(self) -> Array:
+        """Return the gradients (M,) with respect to the target weights."""
+        return flat(self.given.xp, self.sides[1], ((batch.pairs, terms.wrt_b()) for batch, terms in self.parts))
+
+    def wrt_cost(self) -> None:
+        """Return None: no cost is stored."""
+        return
+
+    def wrt_eps(self) -> Array:
+        """Return the gradients (K,) with respect to the regularisation."""
+        parts = ((batch.pairs, terms.wrt_eps()) for batch, terms in self.parts)
+        return in_order(self.given.xp, parts, self.given.count)
+
+    def wrt_points(self) -> tuple[Array | None, Array | None]:
+        """Return the gradients (N, d) and (M, d) with respect to the points; None for sides that are one."""
+        pulled = [(batch.pairs, *terms.wrt_points()) for batch, terms in self.parts]
+        x = flat(self.given.xp, self.sides[0], ((pairs, of_x) for pairs, of_x, _ in pulled))
+        if any(of_y is None for _, _, of_y in pulled):
+            return x, None
+        return x, flat(self.given.xp, self.sides[1], ((pairs, of_y) for pairs, _, of_y in pulled))
+
+
+def wrt_weights(given: CheckedPairs, side: Side, parts: Sequence[tuple[Batch, Array]], balanced: bool) -> Array:
+    """Return gradients (P, n) of batches by weights as (N,); of mean zero over each item, if they are balanced."""
+    out = flat(given.xp, side, ((batch.pairs, part) for batch, part in parts))
+    return centred(given.xp, side, out) if balanced else out
+
+
+class PerPair:
+    """Checked derivatives by the values of all pairs, by name: each a number, an array (K,), or None."""
+
+    def __init__(self, given: CheckedPairs, f: Array, named: dict[str, Any]) -> None:
+        """Check the derivatives; `f` is a potential of the result."""
+        self.numbers = {
+            name: x
+            for name, x in named.items()
+            if x is None or (not isinstance(x, array_module(f).ndarray) and real(x) is not None)
+        }
+        rest = {name: x for name, x in named.items() if name not in self.numbers}
+        (*checked, _), self.xp, _ = arrays(**rest, result=f[:0])
+        for name, x in zip(rest, checked, strict=True):
+            if x.shape != (given.count,):
+                raise ValueError(f"'{name}' must have shape {(given.count,)} to match the result; got {x.shape}")
+            in_range(name, x, self.xp)
+        self.arrays = dict(zip(rest, checked, strict=True))
+
+    def of(self, batch: Batch) -> dict[str, Any]:
+        """Return the share of a batch."""
+        pairs = self.xp.asarray(batch.pairs)
+        return self.numbers | {name: x[pairs] for name, x in self.arrays.items()}

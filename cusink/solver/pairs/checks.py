@@ -1,0 +1,125 @@
+"""Checks of two collections of measures that are compared pair by pair."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cusink.checks.arrays import arrays, kind, to_host
+from cusink.checks.scalars import one_of
+from cusink.checks.weights import first_index, mass_in_range, same_mass
+from cusink.costs.clouds import METRICS, Metric
+from cusink.costs.measures import Measures, sums
+from cusink.solver.pairs.ragged import Side
+from cusink.types import ArrayModule
+
+ADVICE = "'C' is the name of the metric between the points of cusink.Measures"
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedPairs:
+    """Both sides, of as many items, the metric between their points, and the library of the arrays."""
+
+    A: Side
+    B: Side
+    metric: Metric
+    xp: ArrayModule
+    dtype: Any
+
+    @property
+    def count(self) -> int:
+        """How many pairs there are."""
+        return len(self.A.sizes)
+
+
+def are_measures(a: object, b: object) -> bool:
+    """Say whether one side is a collection of measures."""
+    return isinstance(a, Measures) or isinstance(b, Measures)
+
+
+def one_number(eps: Any) -> float:
+    """Check that eps is a number: one for all pairs."""
+    if not isinstance(eps, float):
+        raise TypeError(f"'eps' must be one number for all pairs of cusink.Measures; got {kind(eps)}")
+    return eps
+
+
+def unused(**options: object) -> None:
+    """Refuse options that pairs of measures do not have."""
+    for name, given in options.items():
+        if given is not None:
+            raise ValueError(f"'{name}' must be None where 'a' and 'b' are cusink.Measures; got {kind(given)}")
+
+
+def pairs_of_measures(a: Any, b: Any, C: Any, balanced: bool, check: bool) -> CheckedPairs:
+    """Check the measures of a call; without `reach`, when it is `balanced`, the masses of a pair are to be equal."""
+    for name, x in (("a", a), ("b", b)):
+        if not isinstance(x, Measures):
+            raise TypeError(f"'a' and 'b' must both be cusink.Measures, or neither; '{name}' is {kind(x)}")
+    if not isinstance(C, str):
+        raise TypeError(f"'C' must be the name of a metric, as 'sqeuclidean', for cusink.Measures; got {kind(C)}")
+    one_of("C", C, METRICS, ADVICE)
+    if len(a) != len(b):
+        raise ValueError(
+            f"'a' and 'b' must hold equally many measures, which are compared pair by pair; got {len(a)} and {len(b)}. "
+            "cusink.distance_matrix compares each with each"
+        )
+    if a.points.shape[1] != b.points.shape[1]:
+        raise ValueError(
+            f"'a' and 'b' must have points of one dimension; got d = {a.points.shape[1]} and d = {b.points.shape[1]}"
+        )
+    named = {f"{name}.{part}": getattr(x, part) for name, x in (("a", a), ("b", b)) for part in ("weights", "points")}
+    _, xp, dtype = arrays(**named)
+    sides = []
+    for name, x in (("a", a), ("b", b)):
+        empty = np.diff(x.offsets) == 0
+        if empty.any():
+            raise ValueError(
+                f"'{name}' must hold measures with points; item {int(empty.argmax())} has none. Leave it out"
+            )
+        sides.append(Side.of(x))
+    found = CheckedPairs(sides[0], sides[1], _metric(C), xp, dtype)
+    _masses(found, balanced, check)
+    if C == "cosine":
+        _no_zero_vectors(found)
+    return found
+
+
+def _metric(name: str) -> Metric:
+    """Return a metric under its type."""
+    return next(metric for metric in METRICS if metric == name)
+
+
+def _masses(given: CheckedPairs, balanced: bool, check: bool) -> None:
+    """Check that each measure has weight, and both of a pair as much."""
+    masses = []
+    for name, side in (("a", given.A), ("b", given.B)):
+        with np.errstate(over="ignore"):
+            mass = sums(side.offsets, to_host(side.weights))
+        if (mass == 0).any():
+            raise ValueError(
+                f"'{name}' must hold measures with weight; item {int((mass == 0).argmax())} has none. Leave it out"
+            )
+        if check:
+            computing = np.dtype(np.float64) if given.dtype == np.float64 else np.dtype(np.float32)
+            mass_in_range(name, mass, computing)
+        masses.append(mass)
+    if balanced and check:
+        of_a, of_b = masses
+        same_mass(
+            "both measures of a pair",
+            np,
+            of_b,
+            of_a,
+            given.dtype,
+            got=lambda k: f"got {of_a[k]:g} and {of_b[k]:g} in pair {k}",
+            advice="Measures.normalised() divides each by its sum. Where the difference has a meaning, 'reach' lets "
+            "mass appear and vanish at a price",
+        )
+
+
+def _no_zero_vectors(given: CheckedPairs) -> None:
+    """Check that all points have a direction."""
+    for name, side in (("a", given.A), ("b", given.B)):
+        if (at := first_index(~side.points.any(axis=1))) is not None:
+            raise ValueError(f"'{name}' must hold no zero vector for metric 'cosine'; point {at[0]} is one")

@@ -1,0 +1,40 @@
+"""The softmin of costs of many problems by kernels of their own, and kernels that stay between checks."""
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import cusink
+from cusink.backends.numpy.softmin import OwnKernelSoftmin
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("eps", [1.0, 0.02, 3e-4])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_softmin_is_right_to_rounding_for_any_range(dtype, eps, axis):
+    rng = np.random.default_rng(3)
+    C = (rng.random((4, 9, 12)) + 5).astype(dtype)
+    with np.errstate(divide="ignore"):
+        logits = np.log(rng.random((4, 12 if axis else 9)) * (rng.random((4, 12 if axis else 9)) > 0.3))
+    logits = (logits + rng.normal(size=logits.shape) / eps).astype(dtype)
+    logits[0] = -np.inf
+    logits[1, 0] = 0
+    exponents = (logits[:, None, :] if axis else logits[:, :, None]) - C.astype(np.float64) / eps
+    want = -eps * logsumexp(exponents, axis=2 if axis else 1)
+    got = OwnKernelSoftmin(C, eps)(logits, axis)
+    assert got.dtype == dtype and np.isposinf(got[0]).all()
+    largest = 6 + eps * np.abs(logits[np.isfinite(logits)]).max()
+    np.testing.assert_allclose(got[1:], want[1:], atol=8 * np.finfo(dtype).eps * largest)
+
+
+def test_kernels_that_stay_give_what_those_made_anew_give(limits):
+    rng = np.random.default_rng(0)
+    a, b = (rng.dirichlet(np.ones(n), 6) for n in (8, 11))
+    a[2, 3], a[2, 4] = 0, a[2, 3] + a[2, 4]
+    C = rng.random((6, 8, 11)) * np.array([1, 1, 1, 5, 20, 100])[:, None, None]
+    kept = cusink.sinkhorn(a, b, C, eps=0.05, tol=1e-9, max_iter=10_000)
+    limits(own_kernel_bytes=0)
+    anew = cusink.sinkhorn(a, b, C, eps=0.05, tol=1e-9, max_iter=10_000)
+    assert kept.converged.all() and len(set(kept.n_iter)) > 2
+    np.testing.assert_allclose(kept.cost, anew.cost, rtol=1e-9)
+    np.testing.assert_allclose(kept.f, anew.f, atol=1e-8)
