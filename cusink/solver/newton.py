@@ -25,13 +25,15 @@ SUFFICIENT = 1e-4  # share of the predicted gain that a step must make
 SHORTER = 4  # a step that gains too little is divided by this,
 LENGTHS = 4  # so many times; then the ridge grows
 FIRST_RIDGE, RIDGES, LARGER = 1e-14, 7, 100  # times c, added to the diagonal of L; how it grows
+QUADRATIC = 0.3  # factor by which a step lowers the error where it is close enough to the solution
 NO_MASS = 1e-280  # of a column below which it stays where it is
-DIRECT = 15  # evaluations from the potentials at hand, before eps is annealed
-STAGE, ROUGH, PER_STAGE = 4, 1e-3, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
+DIRECT, PACE = 8, 0.9  # evaluations from the potentials at hand; more if each lowers the error so far. Else, annealing
+STAGE, ROUGH, PER_STAGE = 4, 1e-2, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
+EASY = 2  # largest values of eps that are left out: from there on any start will do
 LAST = 100  # evaluations at the smallest eps
 LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
 TOGETHER = 16  # problems from which on an iteration of one takes as little as it can
-EVALUATIONS = 30  # that a problem takes, more or less
+EVALUATIONS = 15  # that a problem takes, more or less
 
 
 class Found(NamedTuple):
@@ -116,42 +118,63 @@ class Semidual:
             step = scale * xp.linalg.solve(edges, scale * point.gradient)
         except np.linalg.LinAlgError:
             step = xp.full_like(scale, np.nan)
-        return step - xp.median(step)
+        return step - step.mean()
+
+    def error(self, point: Point) -> float:
+        """Return the marginal error."""
+        return float(abs(point.gradient).sum() / self.moving.sum())
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # potentials without digits give no sound step
-    def ascend(self, start: Array, tol: float, most: int) -> tuple[Point, float, int]:
+    def ascend(self, start: Array, tol: float, most: int, pace: float = math.inf) -> tuple[Point, float, int]:
         """Return where at most `most` evaluations from the potential `start` lead, the error there, and their number.
 
-        An error above `tol` says that the ascent got no farther.
+        An error above `tol` says that the ascent got no farther, or that after `DIRECT` evaluations the error was more
+        than `pace` for each of them allows.
         """
         point, taken, ridge, grown = self.at(self.log_moving + start / self.eps), 1, FIRST_RIDGE, 0
-        mass = float(self.moving.sum())
-        while True:
-            error = float(abs(point.gradient).sum()) / mass
-            if not error > tol or taken >= most:  # or NaN
-                return point, error, taken
-            step = self.direction(point, ridge)
-            slope, farthest = float(step @ point.gradient), float(abs(step).max())
-            better = None
-            if slope > 0 and math.isfinite(farthest):
-                length = min(1.0, LARGEST_STEP / farthest)
-                for _ in range(LENGTHS):
-                    there, taken = self.at(point.logits + length * step, point.fixed), taken + 1
-                    gain = there.objective - point.objective
-                    noise = 1e-11 * (mass + abs(point.objective))
-                    closer = abs(gain) < noise and float(abs(there.gradient).sum()) < error * mass
-                    if gain >= SUFFICIENT * length * slope or closer:
-                        better = there
-                        break
-                    length /= SHORTER
+        first = error = self.error(point)
+        while error > tol and taken < most:  # and no NaN
+            if taken >= DIRECT and error > first * pace**taken:
+                break
+            better, length, more = self._farther(point, self.direction(point, ridge), error)
+            taken += more
             if better is None:
                 grown += 1
                 if grown == RIDGES:
-                    return point, error, taken
+                    break
                 ridge = max(ridge * LARGER, 1e-12)
-            else:
-                point, grown = better, 0
-                ridge = max(ridge / 10, FIRST_RIDGE) if length == 1 else ridge
+                continue
+            before, point, error, grown = error, better, self.error(better), 0
+            ridge = max(ridge / 10, FIRST_RIDGE) if length == 1 else ridge
+            if error > max(tol, QUADRATIC * before):
+                point, taken = self._swept(point), taken + 1
+                error = self.error(point)
+        return point, error, taken
+
+    def _farther(self, point: Point, step: Array, error: float) -> tuple[Point | None, float, int]:
+        """Return a point in the direction `step` that gains enough or None, the share of the step, evaluations."""
+        slope, farthest = float(step @ point.gradient), float(abs(step).max())
+        if not (slope > 0 and math.isfinite(farthest)):
+            return None, 0.0, 0
+        length = min(1.0, LARGEST_STEP / farthest)
+        noise = 1e-11 * (float(self.moving.sum()) + abs(point.objective))
+        for taken in range(1, LENGTHS + 1):
+            there = self.at(point.logits + length * step, point.fixed)
+            gain = there.objective - point.objective
+            closer = abs(gain) < noise and self.error(there) < error
+            if gain >= SUFFICIENT * length * slope or closer:
+                return there, length, taken
+            length /= SHORTER
+        return None, 0.0, LENGTHS
+
+    def _swept(self, point: Point) -> Point:
+        """Return where an iteration leads: it cannot lose, and gives each column of the plan its mass, however small.
+
+        Of these a step of Newton's knows little while it is far from the solution.
+        """
+        step = self.xp.log(self.moving / (self.moving - point.gradient))
+        there = self.at(point.logits + step.clip(-LARGEST_STEP, LARGEST_STEP), point.fixed)
+        return there if there.objective >= point.objective else point
 
     def potential(self, point: Point) -> Array:
         """Return the potential (m,) of the moving side."""
@@ -176,8 +199,8 @@ def newton(
     """
     dual = Semidual(C, a, b, eps)
     moving = start[dual.axis][0]
-    point, error, taken = dual.ascend(moving[dual.present], tol, min(DIRECT, most))
-    stages = math.ceil(math.log(max(steepness, 1), STAGE))
+    point, error, taken = dual.ascend(moving[dual.present], tol, min(LAST, most), PACE)
+    stages = max(0, math.ceil(math.log(max(steepness, 1), STAGE)) - EASY)
     if error > tol and taken + stages * PER_STAGE < most:
         potential = C.xp.zeros(len(dual.present))
         for stage in range(stages, -1, -1):
@@ -190,13 +213,13 @@ def newton(
 def worth(n: int, m: int, many: bool) -> float:
     """Return how many iterations of a problem take as long as `newton`, more or less: a large batch, or one alone.
 
-    Counted in operations, as measured on a CPU: an iteration of a single problem waits for memory, a batch does not; an
-    exponential and a call take their time too. It does not depend on how many problems there are, so that no problem
-    ends in another way because of others.
+    Counted in units of 0.05 ns, as measured on one core: an iteration of a single problem waits for memory, a batch
+    does not; an exponential and a call take their time too. It does not depend on how many problems there are, so that
+    no problem ends in another way because of others.
     """
     if n * m > LARGEST:
         return math.inf
-    problems = TOGETHER if many else 1
-    iteration = 4 * n * m * (1 + 5 / problems) + 3e5 / problems
-    step = 1.5 * (n * m * (min(n, m) + 400) + min(n, m) ** 3) + 2e6
+    problems, k = TOGETHER if many else 1, min(n, m)
+    iteration = 4 * n * m * (1 + 3 / problems) + 8e5 / problems
+    step = n * m * (0.54 * k + 200) + 0.7 * k**3 + 3e6
     return EVALUATIONS * step / iteration
