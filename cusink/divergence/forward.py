@@ -139,11 +139,12 @@ def sinkhorn_divergence(
         start = functools.partial(UnbalancedIteration, reach=prices, shift=shift)
         live_a, live_b = partnered(cost, given.a, given.b)
     low, high = cost.range()
-    init = (own.f, own.g) if high - low <= 2 * ANNEAL_ABOVE * eps else None  # the solution, if a and b are equal
+    equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
+    near = high - low <= 2 * ANNEAL_ABOVE * eps or bool(equal.all())
+    init = (own.f, own.g) if near else None  # the solution, if a and b are equal
     costs_of = cost.at if prices is None else None
     pair = solve(cost, live_a, live_b, eps, options, init=init, start=start, costs_of=costs_of, many=len(live_a) > 1)
 
-    equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
     error = np.maximum(pair.error, own.error)
     f, g = pair.f, pair.g
     if equal.any():  # one problem three times: with one solution, all of its terms cancel

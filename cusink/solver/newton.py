@@ -25,7 +25,7 @@ SUFFICIENT = 1e-4  # share of the predicted gain that a step must make
 SHORTER = 4  # a step that gains too little is divided by this,
 LENGTHS = 4  # so many times; then the ridge grows
 FIRST_RIDGE, RIDGES, LARGER = 1e-14, 7, 100  # times c, added to the diagonal of L; how it grows
-QUADRATIC = 0.3  # factor by which a step lowers the error where it is close enough to the solution
+QUADRATIC = 0.5  # factor by which a step lowers the error where it is close enough to the solution
 NO_MASS = 1e-280  # of a column below which it stays where it is
 DIRECT, PACE = 8, 0.9  # evaluations from the potentials at hand; more if each lowers the error so far. Else, annealing
 STAGE, ROUGH, PER_STAGE = 4, 1e-2, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
@@ -205,8 +205,9 @@ def newton(
         potential = C.xp.zeros(len(dual.present))
         for stage in range(stages, -1, -1):
             goal, at_most = (ROUGH, PER_STAGE) if stage else (tol, min(LAST, most - taken))
-            point, error, more = dual.annealed(STAGE**stage).ascend(potential, goal, at_most)
-            potential, taken = dual.annealed(STAGE**stage).potential(point), taken + more
+            rough = dual.annealed(STAGE**stage)
+            point, error, more = rough.ascend(potential, goal, at_most)
+            potential, taken = rough.potential(point), taken + more
     return Found(*dual.potentials(point, len(moving)), error, taken)
 
 

@@ -60,8 +60,8 @@ TESTS: dict[str, Tests] = {
     ),
     "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), ("tests/solver/test_loop.py",)),
     "cusink/solver/forbidden.py": Tests(
+        ("tests/solver/test_forbidden.py",),
         ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),
-        ("tests/solver/test_loop.py",),
     ),
     "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
     "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
