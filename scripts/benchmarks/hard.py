@@ -186,9 +186,9 @@ def cell(seconds, iterations, error, tol):
 
 
 def ratio(found, tol):
-    """Return the time of the first solver over that of the fastest other one that is right."""
+    """Return the time of the first solver over that of the fastest other one that is right, as text."""
     others = [seconds for seconds, _, error in found[1:] if error <= WRONG * tol]
-    return found[0][0] / min(others, default=np.inf)
+    return f"{found[0][0] / min(others):.2f}" if others else "—"
 
 
 def main(arguments=None):
@@ -221,7 +221,7 @@ def main(arguments=None):
                     cells.append(cell(*found[-1], tol))
                     if peer != "cusink" and not (found[-1][0] <= options.longest and found[-1][2] <= WRONG * tol):
                         left_out.add((peer, eps, tol))
-                row = [name, f"{eps:g}", f"{tol:g}", *cells, f"{ratio(found, tol):.2f}"]
+                row = [name, f"{eps:g}", f"{tol:g}", *cells, ratio(found, tol)]
                 print(f"| {' | '.join(row)} |", flush=True)
 
 
