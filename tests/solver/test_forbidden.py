@@ -42,6 +42,8 @@ def test_a_bin_that_would_be_alone_is_not():
     assert told([0.5, 0.0, 0.5], ISLANDS, np.array([[0.5, 0.0, 0.5]]))  # bins without weight do not count
     at_limit = np.where(ISLANDS == BIG, 10.0, ISLANDS)
     assert told([0.1, 0.5, 0.4], at_limit)  # the limit itself is left in
+    at_limit[:, 2] = np.inf, np.inf, 10.0
+    assert told([0.1, 0.4, 0.5], at_limit)
 
 
 def test_each_problem_and_cost_is_told_for_itself():
@@ -80,9 +82,9 @@ class Recorder:
         return out
 
 
-def beside(solve, b, max_iter=101, init=None, tol=1e-6):
+def beside(solve, b, max_iter=101, init=None, tol=1e-6, C=ISLANDS):
     b = np.asarray(b, float)
-    a, C = np.repeat(A, len(b), axis=0), dense_cost(ISLANDS)
+    a, C = np.repeat(A, len(b), axis=0), dense_cost(C)
     options = Options(max_iter, tol, 10, "auto", "auto")
     return solve_beside(solve, C.at, a, b, 1e-9, options, init, None, (0.0, BIG), len(b) > 1)
 
@@ -97,6 +99,9 @@ def test_an_answer_without_these_pairs_stands():
     given = solve.calls[0][3]
     assert given["span"] is None and given["restrict"] is False and given["many"] is False and given["init"] is None
     assert (found.n_iter[0], found.cost[0], found.computed) == (10, 1, np.float64)
+    solve.calls.clear()
+    beside(solve, [[0.1, 0.4 + 1e-5, 0.5 - 1e-5]], tol=1e-4, C=np.where(ISLANDS == BIG, 15.0, ISLANDS))  # 1.5e10 eps
+    assert [call[:2] for call in solve.calls] == [(1, True)]
 
 
 @pytest.mark.parametrize("solve", [Recorder(False), Recorder(True, highest=100.0)], ids=["unconverged", "carried"])
@@ -116,7 +121,9 @@ def test_problems_go_their_own_ways():
     assert found.n_iter.tolist() == [20, 10, 20, 10] and found.cost.tolist() == [2, 1, 2, 1]
 
 
-@pytest.mark.parametrize(("b", "max_iter", "tol", "left"), [(UNEQUAL, 101, 1e-6, 51), (EQUAL, 1, 1e-6, 1)])
+@pytest.mark.parametrize(
+    ("b", "max_iter", "tol", "left"), [(UNEQUAL, 101, 1e-6, 51), (EQUAL, 1, 1e-6, 1), (UNEQUAL, 101, None, 51)]
+)
 def test_what_has_no_chance_without_them_is_solved_with_them_alone(b, max_iter, tol, left):
     solve = Recorder(True)
     beside(solve, [b], max_iter, tol=tol)
