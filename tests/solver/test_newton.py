@@ -78,10 +78,13 @@ def test_empty_bins_and_forbidden_pairs_are_left_out():
     assert marginal_error(found, a, b, C, 1e-3) <= 2e-10
 
 
-def test_what_cannot_be_reached_is_said():
+def test_what_cannot_be_reached_is_said(monkeypatch):
     """Two islands of unequal mass: no plan has these marginals."""
     a, b, C = np.array([0.5, 0.5]), np.array([0.3, 0.7]), np.array([[0, np.inf], [np.inf, 0]])
-    found = solved(a, b, C, 0.1)
+    seen, original = [], Semidual.ascend
+    monkeypatch.setattr(Semidual, "ascend", lambda self, *given: seen.append(self.eps) or original(self, *given))
+    found = newton(dense_cost(C), a[None], b[None], 0.1, (0 * a[None], 0 * b[None]), 1e-10, 16.0, 1000)
+    assert seen == [0.1, 0.1]  # costs that differ by 16 eps are not annealed
     assert found.error > 0.1
     assert np.isfinite(found.f).all() and np.isfinite(found.g).all()
 
@@ -181,6 +184,16 @@ def test_an_iteration_gives_columns_their_mass_and_never_loses(monkeypatch):
     assert swept.objective > point.objective
     monkeypatch.setattr(dual, "at", lambda logits, near: point._replace(objective=point.objective - 1))
     assert dual._swept(point) is point
+    monkeypatch.setattr(dual, "at", lambda logits, near: point._replace(logits=logits))
+    assert dual._swept(point) is not point
+
+
+def test_errors_are_relative_to_the_mass():
+    a, b, C = hard("tall")
+    small, large = (Semidual(dense_cost(C), m * a[None], m * b[None], 0.05) for m in (1, 3))
+    step = np.random.default_rng(1).normal(size=25)
+    errors = [dual.error(dual.at(dual.log_moving + step)) for dual in (small, large)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-12)
 
 
 @pytest.fixture
@@ -226,9 +239,10 @@ def test_what_counts_as_a_gain(monkeypatch):
 
     assert gaining(1.01e-4 * slope, 1.0) == (1.0, 1)
     assert gaining(0.9e-4 * slope, 1.0) == (0.25, 2)  # a shorter step promises less
-    assert gaining(-1e-13, 0.9) == (1.0, 1)  # rounding hides what is gained: the error falls
-    assert gaining(-1e-13, 1.0) == (0.0, 4)
-    assert gaining(-1e-9, 0.9) == (0.0, 4)
+    noise = 1e-11 * (1 + abs(point.objective))
+    assert gaining(-0.9 * noise, 0.9) == (1.0, 1)  # rounding hides what is gained: the error falls
+    assert gaining(-0.9 * noise, 1.0) == (0.0, 4)
+    assert gaining(-1.1 * noise, 0.9) == (0.0, 4)
 
 
 def test_the_ridge_grows_until_it_is_no_use(monkeypatch):
@@ -263,6 +277,16 @@ def test_an_ascent_that_falls_behind_its_pace_ends():
     near = semidual("shared points", 1e-2)
     _, error, taken = near.ascend(np.zeros(60), 1e-10, 100, PACE)
     assert error <= 1e-10 and taken > DIRECT  # it goes on for as long as the error falls
+
+
+def test_the_pace_is_asked_for_from_eight_evaluations_on(monkeypatch):
+    dual = semidual("two towns", 1e-3)
+    monkeypatch.setattr(dual, "_farther", lambda point, step, error: (point, 1.0, 6))
+    monkeypatch.setattr(dual, "_swept", lambda point: point)
+    start = np.zeros(len(dual.moving))
+    assert dual.ascend(start, 1e-10, 100, PACE)[2] == DIRECT == 8
+    monkeypatch.setattr(dual, "_farther", lambda point, step, error: (point, 1.0, 5))
+    assert dual.ascend(start, 1e-10, 100, PACE)[2] == 13
 
 
 def test_the_values_of_eps_from_a_start_that_is_too_far(monkeypatch):
