@@ -19,7 +19,7 @@ from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
 HALVING = 20  # iterations at each eps of `halved`
-FIRST_LOOK = 10, 50  # iterations after which the first look is taken; each later one after twice as many
+FIRST_LOOK = 20, 50  # iterations after which the first look is taken; each later one after twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
 LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method
 PATIENCE = 200  # iterations that every problem gets before it may be annealed
