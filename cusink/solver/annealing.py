@@ -19,7 +19,8 @@ from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
 HALVING = 20  # iterations at each eps of `halved`
-FIRST_LOOK = 50  # iterations after which the first look is taken; each later one after twice as many
+FIRST_LOOK = 20, 50  # iterations after which the first look is taken; each later one after twice as many
+OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
 LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method
 PATIENCE = 200  # iterations that every problem gets before it may be annealed
 WORTH = 2  # times the iterations of `halved` must be left before it pays
@@ -123,7 +124,8 @@ class Patience:
         # Plateaus are common before ordinary problems begin to converge; those annealed at once are past them.
         first = max(PATIENCE, cost if steepness > 2 * ANNEAL_ABOVE else 2 * cost)
         latest = max_iter - cost - PATIENCE // 2 if cost else 0
-        return cls(newton, max_iter, cost, first, latest, FIRST_LOOK, 0, *np.full((2, problems), np.inf))
+        due = int(np.clip(OF_NEWTON * newton, *FIRST_LOOK))
+        return cls(newton, max_iter, cost, first, latest, due, 0, *np.full((2, problems), np.inf))
 
     def look(self, rules: StopState, bound: HostArray, done: int, tol: float) -> tuple[Self, Slow]:
         """Return the patience after a look at the bounds (B,) after `done` iterations, and who is given up."""

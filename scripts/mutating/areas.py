@@ -62,8 +62,8 @@ TESTS: dict[str, Tests] = {
     ),
     "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), ("tests/solver/test_loop.py",)),
     "cusink/solver/forbidden.py": Tests(
+        ("tests/solver/test_forbidden.py",),
         ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),
-        ("tests/solver/test_loop.py",),
     ),
     "cusink/solver/maps.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),

@@ -91,6 +91,13 @@ def test_equal_measures_are_zero_apart_and_unequal_ones_are_not(eps, dtype):
         assert (apart.divergence > 1e-3).all()
 
 
+def test_equal_measures_at_steep_costs_are_not_solved_again():
+    a, _, x, _ = drawn(n=14, m=14)
+    C = cusink.cost_matrix(x)
+    result = cusink.sinkhorn_divergence(a, a, C, eps=C.max() / 5000, tol=1e-6)
+    assert result.converged.all() and (result.n_iter == 1).all() and (result.divergence == 0).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("reach", [None, 0.3])
 def test_the_gradient_is_zero_for_the_equal_pairs_of_a_batch(reach, dtype):

@@ -179,4 +179,4 @@ def test_the_warning_says_what_helps():
 
     text = advice(None, None, C, eps=0.001, max_iter=50)
     assert "takes about" in text and "raise 'max_iter'" in text
-    assert "hardly falls" in advice([0.5, 0.5], [0.25, 0.75], 1 - np.eye(2), eps=1e-4, max_iter=200)
+    assert "hardly falls" in advice([0.5, 0.5], [0.25, 0.75], 1 - np.eye(2), eps=1e-4, max_iter=60)

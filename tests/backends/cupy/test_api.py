@@ -30,6 +30,8 @@ np.fill_diagonal(S, 0)
 x, y, X, Y = (RNG.normal(size=size) for size in ((N, 3), (M, 3), (B, N, 3), (B, M, 3)))
 far, near = RNG.normal(size=(N, 40)), RNG.normal(size=(M, 40))
 images, others = RNG.dirichlet(np.ones(12), 3), RNG.dirichlet(np.ones(12), 3)
+SHARED = np.repeat([0.0, 0.2, 0.3], [1, 2, 4]), RNG.dirichlet(np.ones(9)), cusink.cost_matrix(x[:7], x)
+SHARED[0][:] /= SHARED[0].sum()
 GRID = cusink.Grid((3, 4))
 EACH = np.array([0.1, 0.3, 0.1, 0.2, 0.3])
 sizes = np.array([2, 4, 3, 5])
@@ -96,6 +98,7 @@ CALLS = {
     "float16": lambda xp: cusink.sinkhorn(*(xp(w.astype("e")) for w in (a[1], a[1], S)), eps=0.1, tol=1e-3),
     "callback": lambda xp: cusink.sinkhorn(xp(a), None, xp(C), eps=0.05, callback=lambda *_: None),
     "start": lambda xp: cusink.sinkhorn(xp(a), xp(b), xp(C), eps=0.05, init=(xp(a * 0), xp(b * 0))),
+    "hardly converges": lambda xp: cusink.sinkhorn(*map(xp, SHARED), eps=2e-2, tol=1e-8),  # Newton's method
     "unbalanced": lambda xp: solved(xp(a), xp(2 * b), xp(C), eps=0.05, reach=1.0),
     "an eps each": lambda xp: solved(xp(a), xp(b), xp(C), eps=EACH),
     "a cost and an eps each": lambda xp: solved(xp(a), xp(b), xp(np.stack([C + k for k in range(B)])), eps=EACH),
