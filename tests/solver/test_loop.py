@@ -234,6 +234,10 @@ def test_who_begins_again_by_newton():
     for newton, max_iter, turns in ((1e5, 200, True), (1e5, 10_000, False), (np.inf, 200, False), (1.0, 139, False)):
         first, _ = Patience.start(4, newton, 1.0, max_iter).look(rules, np.full(4, 1e-2), 50, 1e-6)
         assert first.look(rules, np.full(4, 1.01 * slow_by), 100, 1e-6)[1].by_newton.all() == turns
+    # Where it costs more than all iterations that are left, the last look with room for it decides.
+    for max_iter, at, turns in ((950, 400, False), (950, 800, True), (949, 400, True)):
+        first, _ = Patience.start(4, 1e5, 1.0, max_iter).look(rules, np.full(4, 1e-2), at // 2, 1e-6)
+        assert first.look(rules, np.full(4, 0.9e-2), at, 1e-6)[1].by_newton.all() == turns
     # A larger omega makes the plain error look small; the bound has not moved.
     first, _ = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 50, 1e-6)
     _, slow = first.look(rules_of(1.0, 1.0, 1.97, 1.97), np.full(4, 1e-2), 100, 1e-6)
