@@ -78,6 +78,10 @@ class Bilinear(Protocol[DataIn]):
     def __call__(self, C: DataIn, x: Array, y: Array) -> Array: ...
 
 
+Extremes = tuple[Array, Array]  # the smallest and the largest entry (B,) of a potential where there is weight
+Measured = tuple[Extremes, Extremes, Array, Array]  # of f and of g, cost (B,), marginal error (B,)
+
+
 class Iteration(Protocol):
     """B problems under way."""
 
@@ -105,6 +109,9 @@ class Iteration(Protocol):
         A zero weight gets the potential of its own softmin.
         """
 
+    def measure(self, index: HostArray) -> Measured | None:
+        """Return what `finish` would, with the extremes of the potentials in place of them; None where it cannot."""
+
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
 
@@ -119,6 +126,11 @@ class HostChecked:
     ) -> tuple[StopState, HostArray, HostArray, HostArray]:
         """Raise: nothing calls it."""
         raise NotImplementedError
+
+    def measure(self, index: HostArray) -> Measured | None:
+        """Return None: all is computed by `finish`."""
+        del index
+        return None
 
 
 class StartIteration(Protocol[DataIn]):

@@ -141,8 +141,8 @@ class Patience:
         by_newton, by_halving, poor = Slow.none(len(bound))
         with np.errstate(invalid="ignore"):  # a rate of minus infinity times nothing
             left = self.max_iter - done
-            # Where all iterations that are left take less than Newton's method, it is for problems that would not end at
-            # all. Early rates do not tell which: it is put off while waiting costs no more than it would.
+            # Where all iterations that are left take less than Newton's method, it is for problems that would not end
+            # at all. Early rates do not tell which: it is put off, as waiting costs less than it would.
             last = left - done < ROOM
             if self.newton < np.inf and left >= LEAST_LEFT and (self.newton < left or last):
                 by_newton = known & ~(missing <= min(self.newton, left) * worse)

@@ -22,6 +22,7 @@ CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of 
 POOR = 0.3  # error after one iteration from which a start is worth less than none
 PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
+SPARED = 1e-3  # share of the tolerance below which a bound on the rounding of exponents will do
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
 
 Start = Callable[[Any, Array, Array, float, Array, Array, Method], Iteration]  # C, a, b, eps, f, g, method
@@ -43,6 +44,7 @@ def solve(
     judge: bool = False,
     annealed: bool = False,
     many: bool = True,
+    potentials: bool = True,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
 
@@ -51,7 +53,8 @@ def solve(
     `costs_of` returns the costs of some of the problems. With it, those that hardly converge begin again from another
     start, one by Newton's method alone if `init` is `annealed`; with `restrict`, numbers too large for the digits of
     float64 are left out where they forbid their pairs; and with `judge`, problems that `init` puts far from the
-    solution begin without it. `many` says that problems come in large numbers.
+    solution begin without it. `many` says that problems come in large numbers. Without `potentials` those of the
+    solution are not to be read, and are not computed where nothing else needs them.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -97,7 +100,12 @@ def solve(
     if costs_of is not None and setting == "auto":
         least = worth(a.shape[1], b.shape[1], many)
         patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter)
-    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor)
+    # The size of the potentials counts for the rounding of exponents alone; a bound on it will do where that is small.
+    sizes = None
+    spares = tol is not None and exponent * (of_exponents + PLAN_ROUNDING) < SPARED * tol and exponent < gauge.DIGITS
+    if spares and not potentials and start is None:
+        sizes = np.full(len(a), np.nan)
+    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor, sizes)
     for why, part in slow.parts(found.n_iter):
         assert costs_of is not None  # else nothing is given up
         costs, weights = costs_of(part), (a[part], b[part])
@@ -113,15 +121,30 @@ def solve(
             _restart(more, costs, weights, eps, remaining, found, part, steepness, why == "by_newton")
     f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
-        f, g, cost = f - lift, g - lift, cost * size
-    if start is None:
+        cost = cost * size
+    if sizes is not None:
+        known = np.isnan(sizes)
+        f, g, a, b = (x[known] for x in (f, g, a, b))
+    if size is not None:
+        lift = lift if sizes is None else lift[known]
+        f, g = f - lift, g - lift
+    if start is None and len(f):
         f, g = gauge.in_gauge(C, a, b, f, g, eps)
     size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
+    if sizes is not None:
+        of_lift = 0 if size is None else eps * abs(np.log(size))
+        size_of = _filled((sizes + of_lift) / eps, known, size_of)
     error = error + rounding + np.expm1(np.minimum((of_exponents + PLAN_ROUNDING) * size_of, 700.0))
     if start is None and exponent > gauge.DIGITS:
         gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
+
+
+def _filled(sizes: HostArray, known: HostArray, values: HostArray) -> HostArray:
+    """Return `sizes` (B,) with `values` for those that are `known`."""
+    sizes[known] = values
+    return sizes
 
 
 def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray], Cost[Any]]:
@@ -156,11 +179,13 @@ def _iterate(
     started: bool,
     patience: Patience | None = None,
     poor: float = math.inf,
+    sizes: HostArray | None = None,
 ) -> Slow:
     """Iterate until every problem has stopped, and write what it ends with into `out`.
 
     There `converged` says whether the problem stayed in range. Return which problems were given up: by `patience`, or
-    for an error above `poor` after the first iteration.
+    for an error above `poor` after the first iteration. Where there is room for `sizes` (B,), bounds on the size of
+    potentials that were not computed are written there, and NaN for the others.
     """
     tol, max_iter = options.tol, options.max_iter
     active, done, given_up = np.arange(len(out.error)), 0, Slow.none(len(out.error))
@@ -200,7 +225,13 @@ def _iterate(
         if over.any():
             index = np.flatnonzero(over)
             at = slice(None) if len(index) == len(out.error) else active[index]
-            out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
+            found = None if sizes is None or given_up.among(at).any() else iteration.measure(index)
+            if found is None:
+                out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
+            else:
+                *ends, out.cost[at], measured = found
+            if sizes is not None:
+                sizes[at] = np.nan if found is None else gauge.size_within(*ends)
             out.error[at] = C.to_host(measured)
             out.converged[at] = np.isfinite(out.error[at] if tol is not None else bound[index])
             vain = np.zeros(len(active), bool)
