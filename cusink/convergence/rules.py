@@ -35,8 +35,8 @@ def overrelaxed(
     To first order it is ``old * (plain / old) ** omega``, but each entry raises the dual objective for every omega in
     [1, 2), so that no omega makes the iteration diverge; see docs/method.md. `out` may be `old`.
     """
-    # As the larger of ``(1 + excess) * plain - excess * old`` and ``excess * plain``: a maximum of two arrays takes half
-    # the time of one with a number.
+    # As the larger of ``(1 + excess) * plain - excess * old`` and ``excess * plain``: a maximum of two arrays takes
+    # half the time of one with a number.
     scratch = xp.multiply(plain, 1 + excess, out=scratch)
     moved = xp.multiply(old, excess, out=out)
     scratch = xp.subtract(scratch, moved, out=scratch)

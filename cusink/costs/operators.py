@@ -78,8 +78,7 @@ class Bilinear(Protocol[DataIn]):
     def __call__(self, C: DataIn, x: Array, y: Array) -> Array: ...
 
 
-Extremes = tuple[Array, Array]  # the smallest and the largest entry (B,) of a potential where there is weight
-Measured = tuple[Extremes, Extremes, Array, Array]  # of f and of g, cost (B,), marginal error (B,)
+Measured = tuple[Array, Array, Array]  # a bound on the size of the potentials in their gauge, cost, error (B,)
 
 
 class Iteration(Protocol):
@@ -110,7 +109,10 @@ class Iteration(Protocol):
         """
 
     def measure(self, index: HostArray) -> Measured | None:
-        """Return what `finish` would, with the extremes of the potentials in place of them; None where it cannot."""
+        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials.
+
+        `size` (B,) is at least ``max |f_i| + max |g_j|`` over bins with weight, where f and g have equal sums.
+        """
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""

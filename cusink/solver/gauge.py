@@ -44,16 +44,6 @@ def size(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array) -> Array:
     return sum((_largest(xp, w > 0, x) for w, x in sides), start=xp.zeros(len(a)))
 
 
-def size_within(of_f: tuple[Array, Array], of_g: tuple[Array, Array]) -> Array:
-    """Return a bound (B,) on `size` in the gauge of `in_gauge`, from the smallest and largest entries of f and of g.
-
-    The means of both have one sign there, and their sum is a mean of ``f_i + g_j``; no entry is farther from the mean
-    of its potential than the extremes are from each other.
-    """
-    (low_f, high_f), (low_g, high_g) = of_f, of_g
-    return (high_f - low_f) + (high_g - low_g) + np.maximum(abs(low_f + low_g), abs(high_f + high_g))
-
-
 def _largest(xp: ArrayModule, used: Array, potential: Array) -> Array:
     """Return the largest size (B,) of the potential of a used bin."""
     if not used.all():

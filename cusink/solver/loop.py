@@ -228,10 +228,10 @@ def _iterate(
             found = None if sizes is None or given_up.among(at).any() else iteration.measure(index)
             if found is None:
                 out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
-            else:
-                *ends, out.cost[at], measured = found
             if sizes is not None:
-                sizes[at] = np.nan if found is None else gauge.size_within(*ends)
+                sizes[at] = np.nan
+                if found is not None:
+                    sizes[at], out.cost[at], measured = found
             out.error[at] = C.to_host(measured)
             out.converged[at] = np.isfinite(out.error[at] if tol is not None else bound[index])
             vain = np.zeros(len(active), bool)

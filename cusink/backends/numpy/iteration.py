@@ -96,11 +96,11 @@ class Iteration(HostChecked):
         return f, g, cost, error
 
     def measure(self, index: HostArray) -> Measured | None:
-        """Return what `finish` would, but for the potentials; None where only they would tell."""
+        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows) == len(self.stuck) and isinstance(form, SharedKernel) and not self.stuck.any():
                 measured = form.measure(np.argsort(rows)[index])
-                return measured and (*measured[:2], measured[2].astype(self.dtype, copy=False), measured[3])
+                return measured and (measured[0], measured[1].astype(self.dtype, copy=False), measured[2])
         return None
 
     def keep(self, index: HostArray) -> None:

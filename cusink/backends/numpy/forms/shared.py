@@ -1,6 +1,6 @@
 """Sinkhorn iterations as matrix products with one kernel that all problems share, certified entry by entry."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -8,10 +8,12 @@ from cusink.backends.numpy.certificate import certified, in_range
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.kernel import Kernel, log_scaled
 from cusink.backends.numpy.forms.scalings import (
+    LastUpdate,
+    Numerators,
+    Workspace,
     both,
     distance,
     empty_bins,
-    extremes,
     log_quotient,
     log_ratio,
     normal_columns,
@@ -21,47 +23,6 @@ from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT, flush
 from cusink.convergence.rules import overrelaxed
 from cusink.costs.operators import Measured
 from cusink.types import HostArray
-
-
-class Workspace(NamedTuple):
-    """Arrays like U (n, B) and like V (m, B). They are kept: to fetch memory takes longer than to use it."""
-
-    U: HostArray
-    row_sums: HostArray
-    gamma_a: HostArray
-    V: HostArray
-    column_sums: HostArray
-    gamma_b: HostArray
-    scratch_rows: HostArray
-    scratch_columns: HostArray
-
-
-class Numerators(NamedTuple):
-    """The largest entries of ``gamma a`` and ``gamma b``, and the columns (B,) in which none underflows."""
-
-    largest_a: float
-    largest_b: float
-    normal: HostArray | Literal[True]
-
-
-class LastUpdate(NamedTuple):
-    """Problems at their last update: weights, scaling of b, sums T (n, B), room S (m, B), numerators, exponents.
-
-    Also which problems are `inside` the range, and which sums are `sound`.
-    """
-
-    a: HostArray
-    b: HostArray
-    smallest: HostArray
-    V: HostArray
-    T: HostArray
-    S: HostArray
-    gamma_a: HostArray
-    gamma_b: HostArray
-    eu: HostArray
-    ev: HostArray
-    inside: HostArray
-    sound: HostArray | Literal[True]
 
 
 class SharedKernel:
@@ -83,6 +44,7 @@ class SharedKernel:
         self.eu, self.ev, self.smallest = np.empty(0), np.empty(0), np.empty(0)
         self.row_sums: HostArray | None = None
         self.work: Workspace | None = None
+        self.numerators: Numerators | None = None  # of the problems under way, if they are in the workspace
 
     def can_start(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> HostArray:
         """Return which problems can start here: those in which the scaling of no positive weight underflows."""
@@ -105,7 +67,7 @@ class SharedKernel:
         a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
         U, eu = self._scaling(a, f.T if f.any() else None)
         V, ev = self._scaling(b, g.T - self.shift if g.any() else None)
-        smallest = np.minimum(smallest_weight(a), smallest_weight(b))
+        smallest, self.numerators = np.minimum(smallest_weight(a), smallest_weight(b)), None
         for name, new in {"a": a, "b": b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}.items():
             old = getattr(self, name)
             new = new.astype(old.dtype, copy=False)
@@ -120,7 +82,9 @@ class SharedKernel:
         U[...], V[...], eu, ev = self.U, self.V, self.eu.copy(), self.ev.copy()
         excess = (omega - 1).astype(self.dtype)
         relaxed = bool(excess.any())
-        tops = self._fill_numerators(a, b, self.smallest, eu, ev, gamma_a, gamma_b)
+        if relaxed and (excess == excess[0]).all():
+            excess = excess[:1]  # one number is faster than a row
+        tops = self._own_numerators(work)
         largest, row_sums = np.inf, None
         no_a, no_b = empty_bins(a), empty_bins(b)
         bound_S, bound_X, lowest_of = kernel.underflow_bound(0), kernel.underflow_bound(1), np.minimum.reduce
@@ -177,6 +141,7 @@ class SharedKernel:
                 new[..., outside] = old[..., outside]
         self.work = work._replace(U=self.U, row_sums=X, V=self.V, column_sums=S)
         self.U, self.V, self.eu, self.ev = U, V, eu, ev
+        self.numerators = None if outside.any() else tops
         self.row_sums = row_sums  # of over-relaxed problems, whose U is past its plain update: `bound` measures how far
         return outside
 
@@ -184,7 +149,7 @@ class SharedKernel:
     def bound(self) -> HostArray:
         """Return bounds (B,) on the marginal errors after one more plain f-update, for omega = 1 the errors."""
         work = self._workspace()
-        self._fill_numerators(self.a, self.b, self.smallest, self.eu, self.ev, work.gamma_a, work.gamma_b)
+        self._own_numerators(work)
         self.kernel.product(self.U, 0, out=work.column_sums)
         bound = distance(self.V, work.column_sums, work.gamma_b)
         if self.row_sums is not None:
@@ -235,21 +200,19 @@ class SharedKernel:
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def measure(self, index: HostArray) -> Measured | None:
-        """Return what `finish` would, but for the potentials; None where only the potentials would tell."""
+        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
         last = self._last_update(index)
-        a, b, smallest, V, T, S, gamma_a, _, _, ev, inside, sound_f = last
+        a, _, smallest, V, T, S, gamma_a, _, _, _, inside, sound_f = last
         if sound_f is not True or not inside.all() or self._may_be_light(smallest):
             return None
-        of_f = extremes(self.eps, a, T, ev - self.s)
         U = np.divide(gamma_a, T, out=T)
         self.kernel.product(U, 0, out=S)
         if certified(self.kernel.underflow_bound(0), S, U, a) is not True:
             return None
         cost, error = self._cost_and_error(last, U, V)
-        of_g = extremes(self.eps, b, np.divide(V, b, out=S), ev)
-        if not np.isfinite(of_g).all():
-            return None
-        return of_f, (of_g[0] + self.shift, of_g[1] + self.shift), cost, error
+        # T and V are normal numbers, and the exponent ev cancels in f + g, whose mean is that of f plus that of g.
+        spans = 6 * np.finfo(self.dtype).maxexp + self.s + 2 - 2 * np.log2(smallest)
+        return self.eps * np.log(2) * spans + abs(self.shift), cost, error
 
     def _last_update(self, index: HostArray) -> LastUpdate:
         """Return the problems at `index` with the sums T of a plain f-update."""
@@ -260,9 +223,10 @@ class SharedKernel:
         if every:
             work = self._workspace()
             T, gamma_a, S, gamma_b = work.row_sums, work.gamma_a, work.column_sums, work.gamma_b
+            normal = self._own_numerators(work).normal
         else:
             T, gamma_a, S, gamma_b = (np.empty_like(x) for x in (a, a, b, b))
-        normal = self._fill_numerators(a, b, smallest, eu, ev, gamma_a, gamma_b).normal
+            normal = self._fill_numerators(a, b, smallest, eu, ev, gamma_a, gamma_b).normal
         self.kernel.product(V, 1, out=T)
         sound = certified(self.kernel.underflow_bound(1), T, V, b)
         inside = np.ones(len(index), bool) & normal & in_range(T, sound, a)
@@ -288,6 +252,7 @@ class SharedKernel:
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
+        self.numerators = None
         for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
                 setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., index]))
@@ -318,6 +283,14 @@ class SharedKernel:
         flush(scaling)
         exponent += shift
 
+    def _own_numerators(self, work: Workspace) -> Numerators:
+        """Return the numerators of the problems under way, which are in their workspace then."""
+        if self.numerators is None:
+            self.numerators = self._fill_numerators(
+                self.a, self.b, self.smallest, self.eu, self.ev, work.gamma_a, work.gamma_b
+            )
+        return self.numerators
+
     def _fill_numerators(
         self,
         a: HostArray,
@@ -344,5 +317,5 @@ class SharedKernel:
             buffer = np.empty(max(U.size, V.size), self.dtype)  # never both scratches are in use
             scratch_U, scratch_V = (buffer[: x.size].reshape(x.shape) for x in (U, V))
             arrays = [np.empty_like(x) for x in (U, U, U, V, V, V)]
-            self.work = Workspace._make([*arrays, scratch_U, scratch_V])
+            self.work, self.numerators = Workspace._make([*arrays, scratch_U, scratch_V]), None
         return self.work
