@@ -336,6 +336,30 @@ def test_self_terms_are_the_optimum_and_take_the_steps_of_their_rule(rho, own):
     assert fixed.converged.all() and fixed.n_iter.tolist() == [4] * 4
 
 
+# ---- values alone ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("case", ["easy", "given up", "of mass 3"])
+def test_values_do_not_need_potentials(monkeypatch, case, dtype):
+    """All but the error to the last bit, and the error to what a tolerance does not see."""
+    cost, a, b, eps = CRAWLS if case == "given up" else (C, A, B, EPS)
+    a, b = (np.atleast_2d(w).astype(dtype) * (3 if case == "of mass 3" else 1) for w in (a, b))
+    b *= (a.sum(axis=1) / b.sum(axis=1))[:, None]
+    operator, tol = dense_cost(cost.astype(dtype)), 1e-6 if dtype == np.float64 else 1e-4
+    options = Options(tol=tol, max_iter=20_000)
+    want = loop.solve(operator, a, b, eps, options, costs_of=operator.at)
+    if case != "given up":
+        monkeypatch.setattr(Iteration, "finish", None)  # nobody calls it
+    found = loop.solve(operator, a, b, eps, options, costs_of=operator.at, potentials=False)
+    assert want.converged.all() and found.converged.all()
+    for name in ("cost", "n_iter", "converged"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+    assert (found.error >= want.error).all() and (found.error <= want.error + 2 * loop.SPARED * tol).all()
+    if case == "given up":
+        assert want.n_iter.max() > 50
+
+
 # ---- what a result is asked -----------------------------------------------------------------------------------------
 
 
