@@ -1,6 +1,6 @@
 """The arrays of problems whose scalings are columns, and reductions of them."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -81,6 +81,11 @@ def normal_columns(scaling: HostArray, weights: HostArray, tiny: float) -> HostA
         return np.ones(scaling.shape[1], bool)
     normal: HostArray = (((scaling >= tiny) & (scaling < np.inf)) | (weights == 0)).all(axis=0)
     return normal
+
+
+def log2_ratio(most: Any, least: Any) -> Any:
+    """Return ``log2(most / least)`` of positive numbers, in float64."""
+    return np.log2(most, dtype=np.float64) - np.log2(least, dtype=np.float64)
 
 
 def log_ratio(scaling: HostArray, weights: HostArray, exponent: HostArray) -> HostArray:

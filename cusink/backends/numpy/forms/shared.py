@@ -14,6 +14,7 @@ from cusink.backends.numpy.forms.scalings import (
     both,
     distance,
     empty_bins,
+    log2_ratio,
     log_quotient,
     log_ratio,
     normal_columns,
@@ -44,6 +45,9 @@ class SharedKernel:
         self.eu, self.ev, self.smallest = np.empty(0), np.empty(0), np.empty(0)
         self.row_sums: HostArray | None = None
         self.work: Workspace | None = None
+        self.without_weight: tuple[HostArray | None, HostArray | None] | None = (
+            None  # `empty_bins`, once they are known
+        )
         self.numerators: Numerators | None = None  # of the problems under way, if they are in the workspace
 
     def can_start(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> HostArray:
@@ -51,10 +55,9 @@ class SharedKernel:
         fits = np.ones(len(a), bool)
         for weights, potential in ((a, f), (b, g)):
             if not potential.any():
-                if weights.min(initial=1) < self.tiny:
-                    used = weights > 0
-                    least, most = np.where(used, weights, np.inf).min(axis=1), weights.max(axis=1, initial=0)
-                    fits &= np.log2(most, dtype=np.float64) - np.log2(least, dtype=np.float64) < self.reach
+                least = weights if weights.min(initial=1) >= self.tiny else np.where(weights > 0, weights, np.inf)
+                if not log2_ratio(weights.max(initial=0), least.min(initial=1)) < self.reach:
+                    fits &= log2_ratio(weights.max(axis=1), least.min(axis=1)) < self.reach
                 continue
             empty = weights == 0
             log = np.log2(np.where(empty, 1, weights), dtype=np.float64) + potential / (self.eps * np.log(2))
@@ -67,7 +70,8 @@ class SharedKernel:
         a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
         U, eu = self._scaling(a, f.T if f.any() else None)
         V, ev = self._scaling(b, g.T - self.shift if g.any() else None)
-        smallest, self.numerators = np.minimum(smallest_weight(a), smallest_weight(b)), None
+        smallest = np.minimum(smallest_weight(a), smallest_weight(b))
+        self.numerators = self.without_weight = None
         for name, new in {"a": a, "b": b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}.items():
             old = getattr(self, name)
             new = new.astype(old.dtype, copy=False)
@@ -86,7 +90,9 @@ class SharedKernel:
             excess = excess[:1]  # one number is faster than a row
         tops = self._own_numerators(work)
         largest, row_sums = np.inf, None
-        no_a, no_b = empty_bins(a), empty_bins(b)
+        if self.without_weight is None:
+            self.without_weight = empty_bins(a), empty_bins(b)
+        no_a, no_b = self.without_weight
         bound_S, bound_X, lowest_of = kernel.underflow_bound(0), kernel.underflow_bound(1), np.minimum.reduce
         # A sum above this is certified, even if an entry of the factor underflowed.
         floor_S, floor_X = (float(bound.floor(self.dtype, self.limit, True)) for bound in (bound_S, bound_X))
@@ -252,7 +258,7 @@ class SharedKernel:
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
-        self.numerators = None
+        self.numerators = self.without_weight = None
         for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
                 setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., index]))
