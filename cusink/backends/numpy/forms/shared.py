@@ -56,7 +56,7 @@ class SharedKernel:
         for weights, potential in ((a, f), (b, g)):
             if not potential.any():
                 least = weights if weights.min(initial=1) >= self.tiny else np.where(weights > 0, weights, np.inf)
-                if not log2_ratio(weights.max(initial=0), least.min(initial=1)) < self.reach:
+                if not log2_ratio(weights.max(initial=1), least.min(initial=1)) < self.reach:
                     fits &= log2_ratio(weights.max(axis=1), least.min(axis=1)) < self.reach
                 continue
             empty = weights == 0
