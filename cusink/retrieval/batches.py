@@ -13,7 +13,7 @@ from cusink.retrieval.pairs import PairsOnBins, Rows, SolvedProblems
 from cusink.types import Array, HostArray, Value
 from cusink.workers import each
 
-CALL_ENTRIES = 600_000  # entries of the cost, times pairs, whose iteration takes as long as the overhead of a call
+CALL_ENTRIES = 300_000  # entries of the cost, times pairs, whose iteration takes as long as the overhead of a call
 
 
 @dataclass(frozen=True, eq=False)

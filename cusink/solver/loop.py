@@ -123,6 +123,8 @@ def solve(
     f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
         cost = cost * size
+    if sizes is not None and np.isnan(sizes).all():  # as where the backend has no `measure`
+        sizes = None
     if sizes is not None:
         known = np.isnan(sizes)
         f, g, a, b = (x[known] for x in (f, g, a, b))
@@ -134,18 +136,14 @@ def solve(
     size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
     if sizes is not None:
         of_lift = 0 if size is None else eps * abs(np.log(size))
-        size_of = _filled((sizes + of_lift) / eps, known, size_of)
+        sizes = (sizes + of_lift) / eps
+        sizes[known] = size_of
+        size_of = sizes
     error = error + rounding + np.expm1(np.minimum((of_exponents + PLAN_ROUNDING) * size_of, 700.0))
     if start is None and exponent > gauge.DIGITS:
         gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
-
-
-def _filled(sizes: HostArray, known: HostArray, values: HostArray) -> HostArray:
-    """Return `sizes` (B,) with `values` for those that are `known`."""
-    sizes[known] = values
-    return sizes
 
 
 def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray], Cost[Any]]:
