@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 from cusink.checks.foreign import any_array
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.errors import memory_advice, warn_unconverged
+from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.keywords import RetrievalKeywords
@@ -49,7 +51,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: str | os.PathLike[str],
     full_output: Literal[False] = ...,
     **keywords: Unpack[RetrievalKeywords],
@@ -60,7 +62,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: Literal[False] = ...,
     **keywords: Unpack[RetrievalKeywords],
@@ -71,7 +73,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: Literal[True],
     **keywords: Unpack[RetrievalKeywords],
@@ -82,7 +84,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: bool,
     **keywords: Unpack[RetrievalKeywords],
@@ -96,7 +98,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     value: MatrixValue = "cost",
     max_iter: int = 1000,
     tol: Tolerance = "auto",
@@ -123,8 +125,8 @@ def distance_matrix(
         is then solved once.
     C : array, shape (n, m), or PointCloud, or Grid
         Cost between the bins or words.
-    eps : float
-        Regularisation in the unit of `C`.
+    eps : float or RelativeEps
+        Regularisation in the unit of `C`; of a `cusink.RelativeEps` for histograms.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         Which value of `cusink.SinkhornResult` to return, or the Sinkhorn divergence: the `reg_cost` of a pair minus
         half the `reg_cost` of each of the two histograms with itself.
@@ -199,7 +201,8 @@ def distance_matrix(
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
-    pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    number = eps_of_shared(eps, C)
+    pairs = check_collections(A, B, C, eps=number, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
     tile = tile_shape(pairs, memory_limit)

@@ -112,7 +112,7 @@ def partnered(C: Cost[Any], a: Array, b: Array) -> tuple[Array, Array]:
     return live_a, live_b
 
 
-def damped(image: Array, shift: Array, eps: float, rho: float) -> Array:
+def damped(image: Array, shift: Array, eps: float | Array, rho: float) -> Array:
     """Return the update ``kappa (image + shift) - shift`` with ``kappa = rho / (rho + eps)``, of a softmin (B, n)."""
     kappa = 1 / (1 + eps / rho)
     return kappa * image - (shift * (kappa * eps / rho)).astype(image.dtype)
