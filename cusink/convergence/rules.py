@@ -38,10 +38,13 @@ def overrelaxed(
     To first order it is ``old * (plain / old) ** omega``, but each entry raises the dual objective for every omega in
     [1, 2), so that no omega makes the iteration diverge; see docs/method.md. `out` may be `old`.
     """
-    scratch = xp.multiply(old, excess, out=scratch)
-    scratch = xp.subtract(plain, scratch, out=scratch)
-    scratch = xp.maximum(scratch, 0, out=scratch)
-    return xp.add(xp.multiply(plain, excess, out=out), scratch, out=scratch if out is None else out)
+    # As the larger of ``(1 + excess) * plain - excess * old`` and ``excess * plain``: a maximum of two arrays takes
+    # half the time of one with a number.
+    scratch = xp.multiply(plain, 1 + excess, out=scratch)
+    moved = xp.multiply(old, excess, out=out)
+    scratch = xp.subtract(scratch, moved, out=scratch)
+    least = xp.multiply(plain, excess, out=moved)
+    return xp.maximum(scratch, least, out=least)
 
 
 def overrelaxed_log(xp: ArrayModule, old: Array, plain: Array, excess: Any, unit: Any) -> Array:

@@ -78,6 +78,9 @@ class Bilinear(Protocol[DataIn]):
     def __call__(self, C: DataIn, x: Array, y: Array) -> Array: ...
 
 
+Measured = tuple[Array, Array, Array]  # a bound on the size of the potentials in their gauge, cost, error (B,)
+
+
 class Iteration(Protocol):
     """B problems under way."""
 
@@ -105,6 +108,12 @@ class Iteration(Protocol):
         A zero weight gets the potential of its own softmin.
         """
 
+    def measure(self, index: HostArray) -> Measured | None:
+        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials.
+
+        `size` (B,) is at least ``max |f_i| + max |g_j|`` over bins with weight, where f and g have equal sums.
+        """
+
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
 
@@ -119,6 +128,11 @@ class HostChecked:
     ) -> tuple[StopState, HostArray, HostArray, HostArray]:
         """Raise: nothing calls it."""
         raise NotImplementedError
+
+    def measure(self, index: HostArray) -> Measured | None:
+        """Return None: all is computed by `finish`."""
+        del index
+        return None
 
 
 class StartIteration(Protocol[DataIn]):

@@ -13,7 +13,7 @@ from cusink.retrieval.pairs import PairsOnBins, Rows, SolvedProblems
 from cusink.types import Array, HostArray, Value
 from cusink.workers import each
 
-CALL_ENTRIES = 150_000  # entries of the cost, times pairs, whose iteration takes as long as the overhead of a call
+CALL_ENTRIES = 300_000  # entries of the cost, times pairs, whose iteration takes as long as the overhead of a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class PairBatches:
 
         def solve_batch(batch: slice, union: HostArray) -> None:
             at, bins = order[batch], xp.asarray(np.flatnonzero(union))
-            solved, some_f, some_g = self._solve(rows[at], columns[at], bins)
+            solved, some_f, some_g = self._solve(rows[at], columns[at], bins, potentials)
             values[at], error[at], converged[at] = (
                 self.pairs.to_host(solved.distances),
                 solved.error,
@@ -82,13 +82,13 @@ class PairBatches:
         each(solve_batch, self._batches(rows[order]), self.at_once)
         return SolvedPairs(values, error, converged, f, g)
 
-    def _solve(self, rows: HostArray, columns: HostArray, bins: Array) -> SolvedProblems:
+    def _solve(self, rows: HostArray, columns: HostArray, bins: Array, potentials: bool) -> SolvedProblems:
         """Solve pairs whose rows have weight in no other `bins`."""
         pairs, xp = self.pairs, self.pairs.xp
         a = xp.ascontiguousarray(pairs.A[xp.asarray(rows)][:, bins])
         b = xp.ascontiguousarray(pairs.B[xp.asarray(columns)][:, self.columns])
         C = pairs.C.between(bins, self.columns)
-        return pairs.solve_problems(a, b, C, self.value, self.options)
+        return pairs.solve_problems(a, b, C, self.value, self.options, potentials)
 
     def _batches(self, rows: HostArray) -> Iterator[tuple[slice, HostArray]]:
         """Yield slices of the ordered `rows` to be solved at once, and the bins (n,) that they use.

@@ -83,12 +83,16 @@ class HistogramPairs:
             B = B[:, reached] if len(reached) < B.shape[1] else B
             a = a[used] if len(used) < len(a) else a
         a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
-        found = self.solve_problems(a, xp.ascontiguousarray(B), C, value, options)
+        found = self.solve_problems(a, xp.ascontiguousarray(B), C, value, options, potentials=False)
         return Solved(*(field[None] for field in found.pairs))
 
-    def solve_problems(self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options) -> SolvedProblems:
+    def solve_problems(
+        self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options, potentials: bool = True
+    ) -> SolvedProblems:
         """Solve problems a (K, n), b (K, m) on some bins; see `PairsOnBins`."""
-        found = solve(C, a, b, self.eps, options, span=self.span, costs_of=C.at)
+        found = solve(
+            C, a, b, self.eps, options, span=self.span, costs_of=C.at, potentials=potentials or value != "cost"
+        )
         distances = found.cost
         if value != "cost":
             problem = Problem(a=a, b=b, C=C, eps=self.eps, f=found.f, g=found.g, dtype=a.dtype, batched=True)

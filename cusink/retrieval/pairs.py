@@ -120,8 +120,10 @@ class PairsOnBins(Pairs, Protocol):
     def span(self) -> tuple[float, float]:
         """Numbers between which the costs lie."""
 
-    def solve_problems(self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options) -> SolvedProblems:
-        """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them."""
+    def solve_problems(
+        self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options, potentials: bool = True
+    ) -> SolvedProblems:
+        """Solve problems a (K, n), b (K, m) on some bins, with the cost C between them; without `potentials` if so."""
 
 
 def digest(*parts: HostArray) -> bytes:

@@ -21,7 +21,8 @@ ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at onc
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50  # iterations after which the first look is taken; each later one after twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
-LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method
+LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method,
+ROOM = 150  # and so many where it was put off
 PATIENCE = 200  # iterations that every problem gets before it may be annealed
 WORTH = 2  # times the iterations of `halved` must be left before it pays
 
@@ -141,9 +142,12 @@ class Patience:
         known = np.isfinite(bound) & (missing > 0) & (self.since > 0)
         by_newton, by_halving, poor = Slow.none(len(bound))
         with np.errstate(invalid="ignore"):  # a rate of minus infinity times nothing
-            if self.newton < np.inf and done <= self.max_iter - LEAST_LEFT:
-                # Also where it takes longer, if the problem would not end at all.
-                by_newton = known & ~(missing <= min(self.newton, self.max_iter - done) * worse)
+            left = self.max_iter - done
+            # Where all iterations that are left take less than Newton's method, it is for problems that would not end
+            # at all. Early rates do not tell which: it is put off, as waiting costs less than it would.
+            last = left - done < ROOM
+            if self.newton < np.inf and left >= LEAST_LEFT and (self.newton < left or last):
+                by_newton = known & ~(missing <= min(self.newton, left) * worse)
             if self.first <= done <= self.latest:
                 by_halving = known & ~by_newton & ~(missing <= WORTH * self.cost * promising)
         return replace(self, due=2 * done, since=done, bound=bound, level=level), Slow(by_newton, by_halving, poor)

@@ -22,6 +22,7 @@ CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of 
 POOR = 0.3  # error after one iteration from which a start is worth less than none
 PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
+SPARED = 1e-3  # share of the tolerance below which a bound on the rounding of exponents will do
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
 
 Start = Callable[[Any, Array, Array, float, Array, Array, Method], Iteration]  # C, a, b, eps, f, g, method
@@ -43,6 +44,7 @@ def solve(
     judge: bool = False,
     annealed: bool = False,
     many: bool = True,
+    potentials: bool = True,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
 
@@ -51,7 +53,8 @@ def solve(
     `costs_of` returns the costs of some of the problems. With it, those that hardly converge begin again from another
     start, one by Newton's method alone if `init` is `annealed`; with `restrict`, numbers too large for the digits of
     float64 are left out where they forbid their pairs; and with `judge`, problems that `init` puts far from the
-    solution begin without it. `many` says that problems come in large numbers.
+    solution begin without it. `many` says that problems come in large numbers. Without `potentials` those of the
+    solution are not to be read, and are not computed where nothing else needs them.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -98,7 +101,12 @@ def solve(
     if costs_of is not None and setting == "auto":
         least = worth(a.shape[1], b.shape[1], many)
         patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter)
-    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor)
+    # The size of the potentials counts for the rounding of exponents alone; a bound on it will do where that is small.
+    sizes, most = None, 0.0
+    if tol is not None and not potentials and start is None and exponent < gauge.DIGITS:
+        most = SPARED * tol * eps / (of_exponents + PLAN_ROUNDING)
+        sizes = np.full(len(a), np.nan) if exponent * eps < most else None
+    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor, sizes, most)
     for why, part in slow.parts(found.n_iter):
         assert costs_of is not None  # else nothing is given up
         costs, weights = costs_of(part), (a[part], b[part])
@@ -114,10 +122,23 @@ def solve(
             _restart(more, costs, weights, eps, remaining, found, part, steepness, why == "by_newton")
     f, g, cost, error, n_iter, in_range, needed, computed = found
     if size is not None:
-        f, g, cost = f - lift, g - lift, cost * size
-    if start is None:
+        cost = cost * size
+    if sizes is not None and np.isnan(sizes).all():  # as where the backend has no `measure`
+        sizes = None
+    if sizes is not None:
+        known = np.isnan(sizes)
+        f, g, a, b = (x[known] for x in (f, g, a, b))
+    if size is not None:
+        lift = lift if sizes is None else lift[known]
+        f, g = f - lift, g - lift
+    if start is None and len(f):
         f, g = gauge.in_gauge(C, a, b, f, g, eps)
     size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
+    if sizes is not None:
+        of_lift = 0 if size is None else eps * abs(np.log(size))
+        sizes = (sizes + of_lift) / eps
+        sizes[known] = size_of
+        size_of = sizes
     error = error + rounding + np.expm1(np.minimum((of_exponents + PLAN_ROUNDING) * size_of, 700.0))
     if start is None and exponent > gauge.DIGITS:
         gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
@@ -157,11 +178,14 @@ def _iterate(
     started: bool,
     patience: Patience | None = None,
     poor: float = math.inf,
+    sizes: HostArray | None = None,
+    most: float = 0.0,
 ) -> Slow:
     """Iterate until every problem has stopped, and write what it ends with into `out`.
 
     There `converged` says whether the problem stayed in range. Return which problems were given up: by `patience`, or
-    for an error above `poor` after the first iteration.
+    for an error above `poor` after the first iteration. Where there is room for `sizes` (B,), bounds on the size of
+    potentials that were not computed are written there, and NaN for the others. Bounds above `most` will not do.
     """
     tol, max_iter = options.tol, options.max_iter
     active, done, given_up = np.arange(len(out.error)), 0, Slow.none(len(out.error))
@@ -201,7 +225,14 @@ def _iterate(
         if over.any():
             index = np.flatnonzero(over)
             at = slice(None) if len(index) == len(out.error) else active[index]
-            out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
+            found = None if sizes is None or given_up.among(at).any() else iteration.measure(index)
+            if found is None or (found[0] > most).any():
+                found = None
+                out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
+            if sizes is not None:
+                sizes[at] = np.nan
+                if found is not None:
+                    sizes[at], out.cost[at], measured = found
             out.error[at] = C.to_host(measured)
             out.converged[at] = np.isfinite(out.error[at] if tol is not None else bound[index])
             vain = np.zeros(len(active), bool)

@@ -236,6 +236,10 @@ def test_who_begins_again_by_newton():
     for newton, max_iter, turns in ((1e5, 200, True), (1e5, 10_000, False), (np.inf, 200, False), (1.0, 139, False)):
         first, _ = Patience.start(4, newton, 1.0, max_iter).look(rules, np.full(4, 1e-2), 50, 1e-6)
         assert first.look(rules, np.full(4, 1.01 * slow_by), 100, 1e-6)[1].by_newton.all() == turns
+    # Where it costs more than all iterations that are left, the last look with room for it decides.
+    for max_iter, at, turns in ((950, 400, False), (950, 800, True), (949, 400, True)):
+        first, _ = Patience.start(4, 1e5, 1.0, max_iter).look(rules, np.full(4, 1e-2), at // 2, 1e-6)
+        assert first.look(rules, np.full(4, 0.9e-2), at, 1e-6)[1].by_newton.all() == turns
     # A larger omega makes the plain error look small; the bound has not moved.
     first, _ = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 50, 1e-6)
     _, slow = first.look(rules_of(1.0, 1.0, 1.97, 1.97), np.full(4, 1e-2), 100, 1e-6)
@@ -332,6 +336,30 @@ def test_self_terms_are_the_optimum_and_take_the_steps_of_their_rule(rho, own):
     assert short.n_iter.tolist() == [4] * 4 and not short.converged.any()
     fixed = self_potentials(dense_cost(cost), A, 0.01, Options(tol=None, max_iter=4), rho)
     assert fixed.converged.all() and fixed.n_iter.tolist() == [4] * 4
+
+
+# ---- values alone ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("case", ["easy", "given up", "of mass 3"])
+def test_values_do_not_need_potentials(monkeypatch, case, dtype):
+    """All but the error to the last bit, and the error to what a tolerance does not see."""
+    cost, a, b, eps = CRAWLS if case == "given up" else (C, A, B, EPS)
+    a, b = (np.atleast_2d(w).astype(dtype) * (3 if case == "of mass 3" else 1) for w in (a, b))
+    b *= (a.sum(axis=1) / b.sum(axis=1))[:, None]
+    operator, tol = dense_cost(cost.astype(dtype)), 1e-6 if dtype == np.float64 else 1e-4
+    options = Options(tol=tol, max_iter=20_000)
+    want = loop.solve(operator, a, b, eps, options, costs_of=operator.at)
+    if case != "given up":
+        monkeypatch.setattr(Iteration, "finish", None)  # nobody calls it
+    found = loop.solve(operator, a, b, eps, options, costs_of=operator.at, potentials=False)
+    assert want.converged.all() and found.converged.all()
+    for name in ("cost", "n_iter", "converged"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+    assert (found.error >= want.error).all() and (found.error <= want.error + 2 * loop.SPARED * tol).all()
+    if case == "given up":
+        assert want.n_iter.max() > 50
 
 
 # ---- what a result is asked -----------------------------------------------------------------------------------------

@@ -44,6 +44,9 @@ class Iteration:
         self.state.balance()
         return deviation / self.state.mass
 
+    def measure(self, index: HostArray) -> None:
+        """Return None: all is computed by `finish`."""
+
     def advance_until_converged(
         self, state: StopState, tol: float, count: int, checks: int
     ) -> tuple[StopState, HostArray, HostArray, HostArray]:

@@ -16,7 +16,7 @@ from cusink.backends.numpy.forms.log import LogForm
 from cusink.backends.numpy.forms.own import OwnKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.backends.ranges import REPEATED_ITERATIONS
-from cusink.costs.operators import HostChecked
+from cusink.costs.operators import HostChecked, Measured
 from cusink.types import Array, HostArray, Method
 
 BEYOND = 1e30  # bound on an error that is out of range
@@ -94,6 +94,14 @@ class Iteration(HostChecked):
             if len(place):
                 f[place], g[place], cost[place], error[place] = form.finish(local)
         return f, g, cost, error
+
+    def measure(self, index: HostArray) -> Measured | None:
+        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
+        for form, rows in zip(self.forms, self.rows, strict=True):
+            if len(rows) == len(self.stuck) and isinstance(form, SharedKernel) and not self.stuck.any():
+                measured = form.measure(np.argsort(rows)[index])
+                return measured and (measured[0], measured[1].astype(self.dtype, copy=False), measured[2])
+        return None
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`; they are numbered in its order from now on."""

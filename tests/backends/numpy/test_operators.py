@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from cusink import operand
 from cusink.backends.numpy import dense
 from cusink.convergence.rules import overrelaxed, overrelaxed_log
+from cusink.solver import gauge
 
 FLOATS = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 7, 1), (3, 31, 33), (5, 32, 64), (4, 65, 3), (2, 100, 100)]
@@ -207,6 +208,26 @@ def test_iteration_advances_and_finishes(p, method):
     for k, (one, s) in enumerate(zip(reference.each(lambda *x: x, a, b, C), want, strict=True)):
         exact = reference.transport_cost(reference.plan(*one, p.eps, s.f, s.g), one[2])
         assert cost[k] == pytest.approx(exact, rel=1e-10, abs=1e-13 * scale)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("p", PROBLEMS, ids=str)
+def test_what_is_measured_is_what_is_finished(p, dtype):
+    """Cost and error to the bit, and a bound on the size of the potentials; or nothing."""
+    iteration, a, b, C = under_way(p, "auto", dtype)
+    rng, everyone = np.random.default_rng(0), np.arange(len(a))
+    iteration.advance(np.ones(len(a)), 5)
+    iteration.advance(rng.uniform(1, 1.9, len(a)), 4)
+    for index in (everyone, everyone[::-1], everyone[:1]):
+        measured = iteration.measure(index)
+        f, g, cost, error = iteration.finish(index)
+        assert measured is not None or p.name != "n < m, shared cost"
+        if measured is not None:
+            size, *rest = measured
+            for found, want in zip(rest, (cost, error), strict=True):
+                np.testing.assert_array_equal(found, want)
+            f, g = gauge.in_gauge(operand.dense_cost(C), a[index], b[index], f, g, p.eps)
+            assert (size >= gauge.size(np, a[index], b[index], f, g)).all()
 
 
 @pytest.mark.parametrize("method", ["auto", "log", "scaling"])
