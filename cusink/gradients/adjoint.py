@@ -174,7 +174,7 @@ def sinkhorn_adjoint(
         potentials={"grad_f": grad_f, "grad_g": grad_g},
         more={"grad_plan": grad_plan},
     )
-    checks.warn_unconverged(result.problem, result.converged, result.error)
+    checks.warn_unconverged(result.problem.C, result.converged, result.error)
     how = LinearSolve(tol, max_iter)
     parts: list[tuple[Any, Any]] = []
     if problem.reach is not None and given.entropic_cost is not None:
