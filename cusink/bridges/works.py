@@ -176,7 +176,7 @@ def _one_batch(
     if not batched:
         return [given, *others]
     moved = others[-1] if len(others) > 1 and ranks[-1] == ranks[0] else {}
-    spread = {name for name, x in moved.items() if x.ndim > ranks[0][name]} | {"a"}
+    spread = {name for name, x in moved.items() if x.ndim > ranks[0][name]} | {_leading(ranks[0])}
     for group, rank, names in zip([given, *others], ranks, [spread, *others], strict=True):
         for name in names:
             x = group[name]
@@ -184,6 +184,11 @@ def _one_batch(
                 xp = array_module(x)
                 group[name] = xp.ascontiguousarray(xp.broadcast_to(x, (size, *x.shape)))
     return [given, *others]
+
+
+def _leading(ranks: Mapping[str, int]) -> str:
+    """Return the input that gets the axis of a batch: the source weights, or the histograms of a barycenter."""
+    return "a" if "a" in ranks else "A"
 
 
 def _index(at: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
@@ -219,9 +224,10 @@ def _by_eps(
             {name: x[index] if x.ndim > rank[name] and len(x) == len(host) else x for name, x in group.items()}
             for group, rank in zip(groups, ranks, strict=True)
         ]
-        a = part[0]["a"]
-        a = xp.ascontiguousarray(xp.broadcast_to(a, (len(index), a.shape[-1])))
-        part[0] |= {"eps": xp.asarray(value, eps.dtype), "a": a}
+        lead = _leading(ranks[0])
+        a = part[0][lead]
+        a = xp.ascontiguousarray(xp.broadcast_to(a, (len(index), *a.shape[-ranks[0][lead] :])))
+        part[0] |= {"eps": xp.asarray(value, eps.dtype), lead: a}
         for name, x in function([dict(group) for group in part]).items():
             if x.ndim == of[name]:
                 out[name] = out[name] + x if name in out else x

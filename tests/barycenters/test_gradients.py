@@ -6,7 +6,7 @@ import pytest
 
 import cusink
 
-TIGHT = {"tol": 1e-13, "max_iter": 100_000}
+TIGHT = {"tol": 1e-12, "max_iter": 100_000}
 
 
 def difference(value, at, way, step=1e-5):
@@ -36,7 +36,7 @@ def problem(debiased, seed=0):
     return rng, A, C, np.array([1.0, 0.4, 0.6])
 
 
-@pytest.mark.parametrize(("debiased", "eps"), [(False, 0.1), (False, 0.02), (True, 0.01)])
+@pytest.mark.parametrize(("debiased", "eps"), [(False, 0.1), (False, 0.02), (True, 0.03)])
 def test_every_gradient_is_the_derivative(debiased, eps):
     rng, A, C, weights = problem(debiased)
     options = {"debiased": debiased, **TIGHT, "check": False}

@@ -44,6 +44,7 @@ SPARSE = scipy.sparse.csr_array(ROWS)
 RESULT = cusink.sinkhorn(A, B, C, eps=0.5)
 INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
+BARYCENTER = cusink.barycenter(ROWS, C, eps=0.5)
 BETWEEN_POINTS = cusink.sinkhorn(A, B, cusink.PointCloud(X, Y), eps=0.5)
 DIVERGENCE_BETWEEN = cusink.sinkhorn_divergence(A, B, C, eps=0.5, C_aa=C, C_bb=C)
 DIVERGENCE_OF_POINTS = cusink.sinkhorn_divergence(A, B, cusink.PointCloud(X, Y), eps=0.5)
@@ -218,6 +219,14 @@ BRIDGED = {"a": A, "b": B, "C": C}
 TENSORS = {name: torch.tensor(x) for name, x in BRIDGED.items()}
 OF_POINTS = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0, "reduction": "mean"}
 TENSORS_OF_POINTS = OF_POINTS | {name: torch.tensor(OF_POINTS[name]) for name in "xayb"}
+MEAN = {
+    "A": ROWS,
+    "C": C,
+    "weights": np.ones(3),
+    "eps": 0.5,
+    "debiased": False,
+    **{k: v for k, v in SOLVE.items() if k != "method"},
+}
 CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1}
 
 
@@ -240,6 +249,11 @@ def divergence_module(**options):
 def kernel_module(**options):
     """Make the module of the kernel distance, and call it."""
     return cusink.torch.KernelDistance(**options)(torch.tensor(X), torch.tensor(Y))
+
+
+def mean_module(**options):
+    """Make the module of the barycenter, and call it."""
+    return cusink.torch.Barycenter(**options)(torch.tensor(ROWS))
 
 
 CALLS = {
@@ -308,6 +322,7 @@ CALLS = {
             **LIMITS,
         },
     ),
+    "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
     "cost_matrix": (cusink.cost_matrix, {"x": X, "y": Y, "metric": "sqeuclidean"}),
     "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"x": X, "y": Y, "grad_C": C, "metric": "sqeuclidean"}),
     "distance_matrix": (
@@ -399,6 +414,7 @@ CALLS = {
     ),
     "jax.sinkhorn_potentials": (cusink.jax.sinkhorn_potentials, {**BRIDGED, **SOLVE}),
     "jax.apply_plan": (cusink.jax.apply_plan, {**BRIDGED, "values": Y, "axis": 1, **SOLVE}),
+    "jax.barycenter": (cusink.jax.barycenter, MEAN),
     "jax.kernel_distance": (cusink.jax.kernel_distance, OF_POINTS),
     "jax.kernel_neg_log_likelihood": (cusink.jax.kernel_neg_log_likelihood, OF_POINTS),
     "torch.PointCloud": (cusink.torch.PointCloud, CLOUD | {"x": torch.tensor(X), "y": torch.tensor(Y)}),
@@ -409,10 +425,15 @@ CALLS = {
     ),
     "torch.sinkhorn_potentials": (cusink.torch.sinkhorn_potentials, {**TENSORS, **SOLVE}),
     "torch.apply_plan": (cusink.torch.apply_plan, {**TENSORS, "values": torch.tensor(Y), "axis": 1, **SOLVE}),
+    "torch.barycenter": (
+        cusink.torch.barycenter,
+        {**MEAN, **{name: torch.tensor(MEAN[name]) for name in ("A", "C", "weights")}},
+    ),
     "torch.kernel_distance": (cusink.torch.kernel_distance, TENSORS_OF_POINTS),
     "torch.kernel_neg_log_likelihood": (cusink.torch.kernel_neg_log_likelihood, TENSORS_OF_POINTS),
     "torch.SinkhornLoss": (solved_module, {"C": torch.tensor(C), **LOSS, **SOLVE}),
     "torch.SinkhornDivergence": (divergence_module, {"C": torch.tensor(C), "reduction": "mean", **SOLVE}),
+    "torch.Barycenter": (mean_module, {"C": torch.tensor(C), "eps": 0.1, "debiased": False}),
     "torch.KernelDistance": (kernel_module, {"kernel": "gaussian", "scale": 1.0, "reduction": "mean"}),
     "plot.plan": (cusink.plot.plan, {"P": RESULT, "x": None, "y": None}),
     "plot.transport_lines": (
