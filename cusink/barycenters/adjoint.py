@@ -139,7 +139,7 @@ def barycenter_adjoint(
     >>> result = cusink.barycenter(A, cusink.Grid(3), [0.5, 0.5], eps=0.5, tol=1e-9)
     >>> grads = cusink.barycenter_adjoint(result, grad_barycenter=[0.0, 1.0, 2.0])  # of the mean of the bins
     >>> print(grads.weights.round(3))
-    [-1.018  1.018]
+    [-0.477  0.477]
     """
     checks.instance("result", result, Barycenter, "cusink.barycenter")
     tol, max_iter = checks.linear_solve(tol, max_iter)

@@ -85,7 +85,7 @@ def pulled(given: SolvedBarycenter, r: Array, how: LinearSolve) -> Pulled:
     if len(parts) == 1:
         return parts[0]
     xp = given.xp
-    joined = {}
+    joined: dict[str, Any] = {}
     for name in ("rows", "columns", "own", "slope", "of_eps", "of_histograms", "converged"):
         values = [getattr(part, name) for part in parts]
         join = np.concatenate if name == "converged" else xp.concatenate

@@ -98,7 +98,7 @@ class BarycenterOf(Work):
         """Return gradients of inputs."""
         if self._own_costs(given):
             parts = self._each([given, state, cotangents], [self.ranks, self.state, self.outputs])
-            return _stacked([self.pull(*part, wanted) for part in parts])
+            return _stacked([self.pull(g, s, c, wanted) for g, s, c in parts])
         cotangent, tol = cotangents["barycenter"], adjoint_tolerance(self.options)
         grads = barycenter_adjoint(self._resumed(given, state), grad_barycenter=finite_or_zero(cotangent), tol=tol)
         overflowed = (cotangent - cotangent).sum(axis=-1)
@@ -132,11 +132,14 @@ def _stacked(parts: list[Arrays]) -> Arrays:
     return {name: array_module(x).stack([part[name] for part in parts]) for name, x in parts[0].items()}
 
 
-def check_shapes(A: tuple[int, ...], weights: tuple[int, ...] | None, eps: tuple[int, ...], n: int) -> None:
-    """Check the shapes of histograms, weights and eps before a work is traced; `n` are the bins of the cost."""
+def check_shapes(
+    A: tuple[int, ...], weights: tuple[int, ...] | None, eps: tuple[int, ...], bins: tuple[int, int]
+) -> None:
+    """Check the shapes of histograms, weights and eps before a work is traced; `bins` are those of the cost."""
+    n = bins[0]
     if len(A) not in (2, 3) or A[-1] != n or 0 in A:
         raise ValueError(
-            f"'A' must have shape (K, {n}) or (B, K, {n}), one histogram per row, to match a cost of {n} rows; got {A}"
+            f"'A' must have shape (K, {n}) or (B, K, {n}), one histogram per row, to match C of shape {bins}; got {A}"
         )
     count = A[-2]
     if weights is not None and (len(weights) not in (1, 2) or weights[-1] != count or 0 in weights):

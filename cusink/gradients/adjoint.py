@@ -26,7 +26,7 @@ __all__ = [
 class SinkhornGradients(Summary):
     """Gradients of ``sum(cotangent * output)`` by the inputs of `cusink.sinkhorn`.
 
-    `C`, `eps`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
+    `C`, `eps`, `reach`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
 
     Attributes
     ----------
@@ -58,6 +58,15 @@ class SinkhornGradients(Summary):
     def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return self._terms.wrt_eps()
+
+    @functools.cached_property
+    @one_call
+    def reach(self) -> Array | None:
+        """By both prices of the marginals: array of shape (2,) or (B, 2), 0 for a marginal that is met.
+
+        Of one number for both, the gradient is their sum. None for balanced transport.
+        """
+        return self._terms.wrt_reach()
 
     @property
     def x(self) -> Array | None:
@@ -117,7 +126,7 @@ def sinkhorn_adjoint(
     Returns
     -------
     SinkhornGradients
-        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`.
+        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`; reach after a solve with `reach`.
 
     Raises
     ------

@@ -120,6 +120,10 @@ class GradientTerms:
                 out += self.grad_entropic_cost * (weights * logs).sum(axis=1, dtype=np.float64)
         return problem.to_user(out)
 
+    def wrt_reach(self) -> Array | None:
+        """Return the gradient (B, 2) or (2,) with respect to the prices of both marginals; None where these are met."""
+        return None
+
     def _wrt_shared_cost(self) -> Array:
         """Return ``sum_b P_b`` times ``level``, plus ``grad_cost (f + g - C) / eps - x - y``."""
         problem, w, xp = self.problem, self.grad_cost, self.problem.xp

@@ -75,8 +75,9 @@ def barycenter(
     >>> from cusink import Grid
     >>> from cusink.jax import barycenter
     >>> A = jnp.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
-    >>> jax.grad(lambda w: barycenter(A, Grid(3), w, eps=0.5) @ jnp.arange(3.0))(jnp.array([0.5, 0.5])).round(2).tolist()
-    [-1.0199999809265137, 1.0199999809265137]
+    >>> slope = jax.grad(lambda w: barycenter(A, Grid(3), w, eps=0.5) @ jnp.arange(3.0))(jnp.array([0.5, 0.5]))
+    >>> bool(slope[0] < 0 < slope[1])
+    True
     """
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None")
@@ -94,8 +95,8 @@ def barycenter(
         A = named["A"]
         named["A"] = A * jax.lax.stop_gradient(mass_ratio(jnp, A[..., :1, :], A))
     price = regularisation(eps, named["A"].dtype)
-    n, given = kind.bins({name: named[name].shape for name in costs})[0], named["weights"]
-    check_shapes(named["A"].shape, None if given is None else given.shape, price.shape, n)
+    bins, given = kind.bins({name: named[name].shape for name in costs}), named["weights"]
+    check_shapes(named["A"].shape, None if given is None else given.shape, price.shape, bins)
     if given is None:
         count = named["A"].shape[-2]
         named["weights"] = jnp.full(count, 1 / count, named["A"].dtype)

@@ -86,9 +86,9 @@ def barycenter(
     if not autocast:
         one_dtype(**named)
     price = regularisation(eps)
-    n = kind.bins({name: tuple(x.shape) for name, x in costs.items()})[0]
+    bins = kind.bins({name: tuple(x.shape) for name, x in costs.items()})
     given = None if weights is None else tuple(weights.shape)
-    check_shapes(tuple(A.shape), given, tuple(price.shape), n)
+    check_shapes(tuple(A.shape), given, tuple(price.shape), bins)
     dtype = A.dtype if A.is_floating_point() else torch.float64
     computing = torch.float32 if dtype in HALF else dtype
     half = any(x is not None and x.dtype in HALF for x in named.values())
@@ -155,4 +155,4 @@ class Barycenter(torch.nn.Module):
         tensor, shape (m,) or (B, m)
             The barycenter, as `barycenter` returns it.
         """
-        return barycenter(A, self.C, weights, eps=self.eps, debiased=self.debiased, **self.options)  # type: ignore[arg-type]
+        return barycenter(A, self.C, weights, eps=self.eps, debiased=self.debiased, **self.options)

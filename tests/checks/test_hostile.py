@@ -460,6 +460,8 @@ OTHERS_TO_BLAME = {
     ("sinkhorn_divergence", "C"): "C_aa",
     ("sinkhorn_jvp between points", "result"): "dx",
     ("sinkhorn_hvp between points", "result"): "dx",
+    ("jax.barycenter", "A"): "weights",
+    ("torch.barycenter", "A"): "weights",
     ("jax.sinkhorn_divergence", "C"): "C_aa",
     ("torch.sinkhorn_divergence", "C"): "C_aa",
     ("distance_matrix of documents", "A"): "C",

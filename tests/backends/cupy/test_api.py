@@ -101,9 +101,6 @@ CALLS = {
     "barycenter": lambda xp: cusink.barycenter(xp(s), xp(S), eps=0.05),
     "barycenter of images": lambda xp: cusink.barycenter(xp(images), GRID, eps=1.0),
     "gradients of a barycenter": lambda xp: mean_gradients(xp(s), xp(S), xp(np.ones(s.shape[1])), eps=0.05),
-    "gradients of a barycenter of points": lambda xp: mean_gradients(
-        xp(a), cloud(xp, x, y), xp(np.arange(float(y.shape[0]))), eps=0.3
-    ),
     "kernel": lambda xp: cusink.kernel_product(xp(x), xp(y), xp(b[1]), "laplace", 0.7),
     "kernel's logarithm": lambda xp: cusink.kernel_product_log(xp(x), xp(y), xp(np.log(b[1])), "exponential", 0.7),
     "kernel's gradient": lambda xp: cusink.kernel_product_adjoint(xp(x), xp(y), xp(b[1]), xp(a[1])),
