@@ -63,6 +63,15 @@ class BarycenterGradients(Summary):
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return self._terms.given.to_user(self._terms.pulled.of_eps)
 
+    @functools.cached_property
+    @one_call
+    def axes(self) -> tuple[Array, ...] | None:
+        """By the positions of the cells along each axis of a `cusink.Grid`: arrays of shape (n_k,), one for each axis.
+
+        Summed over the batch. None for other costs.
+        """
+        return self._terms.wrt_axes()
+
     @property
     def x(self) -> Array | None:
         """By the source points of a `cusink.PointCloud`, in their shape, summed over the batch; None for other costs.

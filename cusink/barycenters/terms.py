@@ -199,6 +199,12 @@ class BarycenterTerms:
             x, y = (None if of is None else of + own for of, own in ((x, own_x), (y, own_y)))
         return x, y
 
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """Return the gradients with respect to the positions of the cells of a grid, summed over the batch."""
+        found = [plans.C.axes_adjoint(plans.blocks(rows, columns)) for plans, rows, columns in self._parts()]
+        given, parts = self.given, [part for part in found if part is not None]
+        return tuple(narrowed(sum(each), given.dtype, given.xp) for each in zip(*parts, strict=True)) or None
+
     def _parts(self) -> Iterator[tuple[Plans, Array, Array]]:
         """Yield plans, and the rows and columns of their gradients."""
         pulled = self.pulled

@@ -61,6 +61,15 @@ class SinkhornGradients(Summary):
 
     @functools.cached_property
     @one_call
+    def axes(self) -> tuple[Array, ...] | None:
+        """By the positions of the cells along each axis of a `cusink.Grid`: arrays of shape (n_k,), one for each axis.
+
+        Summed over the batch. None for other costs.
+        """
+        return self._terms.wrt_axes()
+
+    @functools.cached_property
+    @one_call
     def reach(self) -> Array | None:
         """By both prices of the marginals: array of shape (2,) or (B, 2), 0 for a marginal that is met.
 
@@ -126,7 +135,8 @@ def sinkhorn_adjoint(
     Returns
     -------
     SinkhornGradients
-        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`; reach after a solve with `reach`.
+        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`; axes for a
+        `cusink.Grid`; reach after a solve with `reach`.
 
     Raises
     ------

@@ -72,6 +72,11 @@ class PlanTerms:
         """Return the gradients with respect to the points of a cloud."""
         return self.given.problem.C.points_adjoint(self._blocks())
 
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """Return the gradients with respect to the positions of the cells of a grid."""
+        found = self.given.problem.C.axes_adjoint(self._blocks())
+        return found if found is None else tuple(narrowed(x, self.shown.dtype, self.shown.xp) for x in found)
+
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation, (B,) or ()."""
         out = self.given.problem.xp.zeros(len(self.x))
@@ -169,6 +174,9 @@ class Terms(Protocol):
     def wrt_points(self) -> tuple[Array | None, Array | None]:
         """By the points of a cloud."""
 
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """By the positions of the cells of a grid."""
+
     def wrt_reach(self) -> Array | None:
         """By the prices of both marginals."""
 
@@ -194,6 +202,11 @@ class SumOfTerms:
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation."""
         return sum(part.wrt_eps() for part in self.parts)
+
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """Return the gradients with respect to the positions of the cells of a grid."""
+        found = [part.wrt_axes() for part in self.parts]
+        return None if found[0] is None else tuple(map(_total, zip(*found, strict=True)))
 
     def wrt_reach(self) -> Array | None:
         """Return the gradient with respect to the prices of both marginals."""
