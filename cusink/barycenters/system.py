@@ -19,6 +19,8 @@ from cusink.costs.operators import Means
 from cusink.gradients.system import ROUNDS, LinearSolve
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
+ROUNDING = 256 * float(np.finfo(float).eps)  # relative, of the left side of the system
+
 
 @dataclass(frozen=True, eq=False)
 class JointMeans:
@@ -114,10 +116,14 @@ class JointSystem:
         weights, p = self.weights[problems], self.p[problems]
         return replace(self, plans=self.plans.at(problems), own=own, weights=weights, p=p)
 
-    def solve(self, right: Array, how: LinearSolve) -> tuple[Array, HostArray]:
-        """Return x (B, K, m), and which problems reached the tolerance."""
+    def solve(self, right: Array, source: Array, how: LinearSolve) -> tuple[Array, HostArray]:
+        """Return x (B, K, m), and which problems reached the tolerance, or the rounding of what `right` was made of.
+
+        The right side may be a difference that is nothing but the rounding of its `source` (B, K, m).
+        """
         right = self.restricted(right)
-        target = how.tol * self.xp.sqrt(self.dot(right, right))
+        rounding = ROUNDING * self.xp.sqrt(self.dot(source, source))
+        target = self.xp.maximum(how.tol * self.xp.sqrt(self.dot(right, right)), rounding)
         x = self.xp.zeros_like(right)
         for attempt in range(ROUNDS + 1):
             residual = right - self.apply(x)

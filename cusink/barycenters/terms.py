@@ -121,11 +121,11 @@ def _pulled(given: SolvedBarycenter, r: Array, how: LinearSolve) -> Pulled:
     theta = None
     if own is None:
         image = system.unmixed(every)
-        found, converged = system.solve(image - system.mean(image), how)
+        found, converged = system.solve(image - system.mean(image), every, how)
         fit = found - every
         slope = -system.mean(system.unmixed(fit))
     else:
-        fit, converged = system.solve(xp.broadcast_to(system.blurred(r), every.shape), how)
+        fit, converged = system.solve(xp.broadcast_to(system.blurred(r), every.shape), every, how)
         theta = -r - system.mean(fit)
         slope = system.blurred(theta)
     fit = xp.where(weights > 0, fit, 0)

@@ -209,6 +209,17 @@ def test_float32_is_near_float64():
         np.testing.assert_allclose(getattr(found[1], name), exact, rtol=0, atol=1e-3 * np.abs(exact).max())
 
 
+def test_one_histogram_leaves_nothing_to_solve():
+    """Its barycenter is its blur, whatever the weight: the right side is rounding, which is no reason for a warning."""
+    a, C = problems.histograms(np.random.default_rng(9), 1, 8), problems.line_cost(8)
+    result = cusink.barycenter(a, C, eps=0.02, tol=1e-12)
+    grads = cusink.barycenter_adjoint(result, grad_barycenter=np.arange(8.0), tol=1e-11)
+    K = np.exp(-C / 0.02)
+    slope = (K / K.sum(axis=1, keepdims=True)) @ np.arange(8.0)
+    np.testing.assert_allclose(grads.A[0], slope - slope.mean(), rtol=0, atol=1e-11)
+    assert grads.converged and abs(grads.weights[0]) <= 1e-12
+
+
 def test_what_did_not_converge_is_said():
     rng, A, C, weights = problem(False)
     r = rng.normal(size=C.shape[1])
