@@ -25,6 +25,7 @@ __all__ = [
     "Measures",
     "Neighbours",
     "PointCloud",
+    "RelativeEps",
     "SinkhornCurvature",
     "SinkhornDivergence",
     "SinkhornGradients",

@@ -112,8 +112,8 @@ class BarycenterOf(Work):
         )
 
     def _own_costs(self, given: Inputs) -> bool:
-        """Whether a map gave each problem costs or points of its own, which `cusink.barycenter` does not take."""
-        return any(given[name].ndim > rank for name, rank in self.cost.ranks.items())
+        """Whether each problem has costs, points or an eps of its own, which `cusink.barycenter` does not take."""
+        return any(given[name].ndim > rank for name, rank in (self.cost.ranks | {"eps": 0}).items())
 
     def _each(self, groups: Sequence[Inputs], ranks: Sequence[dict[str, int]]) -> list[list[Inputs]]:
         """Return the groups of arrays of each problem."""
