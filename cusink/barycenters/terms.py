@@ -37,7 +37,9 @@ class Plans(NamedTuple):
     @classmethod
     def of(cls, C: Cost[Any], a: Array, b: Array, v: Array, log_b: Array, eps: float) -> "Plans":
         """Return the plans of scalings with logarithms v (N, m) whose rows sum to a (N, n); b are their columns."""
-        return cls(C, a, b, C.softmin(v, eps, 1), eps * (v - log_b), eps)
+        xp, reached = C.xp, C.xp.isfinite(log_b)  # no mass comes to the others, which +inf costs forbid
+        g = eps * (xp.where(reached, v, 0) - xp.where(reached, log_b, 0))
+        return cls(C, a, b, C.softmin(v, eps, 1), g, eps)
 
     def means(self, plans: int) -> JointMeans:
         """Return the means, for problems with so many plans each."""

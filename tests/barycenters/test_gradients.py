@@ -209,6 +209,18 @@ def test_float32_is_near_float64():
         np.testing.assert_allclose(getattr(found[1], name), exact, rtol=0, atol=1e-3 * np.abs(exact).max())
 
 
+def test_forbidden_pairs_have_no_slope():
+    rng, A, C, weights = problem(False)
+    C[1, 2] = C[4, 0] = C[:, 4] = np.inf
+    options, r = {"eps": 0.1, **TIGHT}, rng.normal(size=5)
+    result = cusink.barycenter(A, C, weights, **options)
+    grads = cusink.barycenter_adjoint(result, grad_barycenter=r, tol=1e-12)
+    assert not grads.C[np.isinf(C)].any()
+    _, dC, _ = directions(rng, A, C, weights, False)
+    expected = difference(lambda x: cusink.barycenter(A, x, weights, **options).barycenter @ r, C, dC)
+    assert abs((grads.C * dC).sum() - expected) <= 1e-6 * abs(expected)
+
+
 def test_one_histogram_leaves_nothing_to_solve():
     """Its barycenter is its blur, whatever the weight: the right side is rounding, which is no reason for a warning."""
     a, C = problems.histograms(np.random.default_rng(9), 1, 8), problems.line_cost(8)
