@@ -14,6 +14,7 @@ _connection.connect("cupy", _doors.cupy_operators)
 
 __all__ = [
     "Barycenter",
+    "BarycenterGradients",
     "ConvergenceWarning",
     "DistanceMatrix",
     "DivergenceCurvature",
@@ -34,6 +35,7 @@ __all__ = [
     "SinkhornResult",
     "SinkhornTangents",
     "barycenter",
+    "barycenter_adjoint",
     "cost_matrix",
     "cost_matrix_adjoint",
     "distance_matrix",

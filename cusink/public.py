@@ -1,5 +1,7 @@
 """The public names of the package, which `cusink` loads when one of them is asked for first."""
 
+from cusink.barycenters.adjoint import BarycenterGradients as BarycenterGradients
+from cusink.barycenters.adjoint import barycenter_adjoint as barycenter_adjoint
 from cusink.barycenters.barycenter import Barycenter as Barycenter
 from cusink.barycenters.barycenter import barycenter as barycenter
 from cusink.checks.regularisation import RelativeEps as RelativeEps

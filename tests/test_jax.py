@@ -496,3 +496,59 @@ def test_products_with_the_plan_are_differentiable_and_map(axis):
     np.testing.assert_allclose(jax.jvp(loss, (x,), (direction,))[1], expected, rtol=1e-7)
     together = jax.vmap(jax.grad(loss))(jnp.stack([x, 2 * x]))
     np.testing.assert_allclose(together[1], jax.grad(loss)(2 * x), rtol=1e-7, atol=1e-10)
+
+
+def mean(A, C, weights=None, eps=0.1, **options):
+    """Return the barycenter of rows that are brought to one mass."""
+    return bridge.barycenter(A / A.sum(axis=-1, keepdims=True), C, weights, eps=eps, **TIGHT, **options)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_gradients_of_barycenters_are_slopes(traced):
+    rng = np.random.default_rng(3)
+    given = [rng.dirichlet(np.ones(4), (2, 2)), rng.random((4, 3)), 0.2 + rng.random((2, 2)), np.array([0.1, 0.3])]
+    given, r = [jnp.asarray(x) for x in given], jnp.asarray(rng.normal(size=(2, 3)))
+
+    def loss(*inputs):
+        return (mean(*inputs) * r).sum()
+
+    slopes = jax.grad(jax.jit(loss) if traced else loss, argnums=(0, 1, 2, 3))(*given)
+    for k, (x, slope) in enumerate(zip(given, slopes, strict=True)):
+        direction = 0.1 * jnp.asarray(rng.normal(size=x.shape))
+        expected = moved(lambda x, k=k: loss(*(x if i == k else y for i, y in enumerate(given))), x, direction)
+        np.testing.assert_allclose((slope * direction).sum(), expected, rtol=1e-6)
+    with pytest.raises(NotImplementedError, match="can be differentiated once, and backwards only"):
+        jax.jvp(loss, tuple(given), tuple(given))
+
+
+def test_barycenters_map_over_costs_and_points_and_keep_half_precision():
+    rng = np.random.default_rng(4)
+    A, x = jnp.asarray(rng.dirichlet(np.ones(4), (2, 3))), jnp.asarray(rng.random((2, 4, 2)))
+
+    def loss(A, x):
+        return mean(A, bridge.PointCloud(x), eps=0.3)[0]
+
+    together = jax.vmap(jax.grad(loss, argnums=(0, 1)))(A, x)
+    for k in range(2):
+        for found, expected in zip(together, jax.grad(loss, argnums=(0, 1))(A[k], x[k]), strict=True):
+            np.testing.assert_allclose(found[k], expected, rtol=1e-7, atol=1e-10)
+    C = jnp.asarray(cusink.cost_matrix(np.asarray(x[0])))
+    half = bridge.barycenter(A.astype("bfloat16"), C.astype("bfloat16"), eps=0.3)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(float), mean(A, C, eps=0.3), atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"A": None}, TypeError, "'A' must be an array of histograms"),
+        ({"A": np.ones((2, 4))}, ValueError, r"'A' must have shape \(K, 3\) or \(B, K, 3\)"),
+        ({"C": np.ones((2, 3, 3))}, ValueError, r"'C' must have shape \(n, m\)"),
+        ({"C": np.ones((3, 3), np.float32)}, TypeError, "all arrays must share one dtype; 'C' is float32"),
+        ({"weights": np.ones(3)}, ValueError, r"'weights' must have shape \(2,\) or \(B, 2\)"),
+    ],
+)
+def test_bad_input_of_a_barycenter(given, error, message):
+    arguments = {"A": np.full((2, 3), 1 / 3), "C": np.ones((3, 3)), "eps": 0.1} | given
+    with pytest.raises(error, match=message):
+        bridge.barycenter(arguments.pop("A"), arguments.pop("C"), **arguments)

@@ -296,7 +296,7 @@ def test_autocast_computes_in_float32(half):
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("loss", ["histograms", "clouds", "kernel"])
+@pytest.mark.parametrize("loss", ["histograms", "clouds", "kernel", "barycenter"])
 def test_compiled_code_keeps_the_loss_in_its_graph(loss):
     a, b, C, eps = case()
     module, target = SinkhornLoss(C, eps), C[:5, :2] + 1
@@ -304,6 +304,7 @@ def test_compiled_code_keeps_the_loss_in_its_graph(loss):
         "histograms": lambda x: 2 * module((3 * x).softmax(dim=1), b).square(),
         "clouds": lambda x: bridge.sinkhorn_divergence(None, None, bridge.PointCloud(x, target), eps, reach=2.0),
         "kernel": lambda x: bridge.kernel_distance(x, None, target, None),
+        "barycenter": lambda x: bridge.barycenter(b, x[:5, :], eps=eps)[0],
     }
     compiled = torch.compile(functions[loss], backend="aot_eager", fullgraph=True)
     for k in range(2):
@@ -637,3 +638,64 @@ def test_products_with_the_plan_pass_gradcheck_in_both_modes(axis):
     np.testing.assert_allclose(product(x, eps, values).detach(), expected, rtol=1e-8)
     with pytest.raises(ValueError, match="'values' must have shape"):
         product(x, eps, values[:, :2])
+
+
+# ---- barycenters ---------------------------------------------------------------------------------------------------
+
+
+def mean(A, C, weights=None, eps=0.1, **options):
+    """Return the barycenter of rows that are brought to one mass."""
+    return bridge.barycenter(A / A.sum(dim=-1, keepdim=True), C, weights, eps=eps, **TIGHT, **options)
+
+
+def test_barycenters_pass_gradcheck_in_all_inputs():
+    rng = np.random.default_rng(3)
+    A, weights, C, x, y = (
+        torch.tensor(v, requires_grad=True)
+        for v in (
+            rng.dirichlet(np.ones(4), (2, 2)),
+            0.2 + rng.random((2, 2)),
+            rng.random((4, 3)),
+            rng.random((4, 1)),
+            rng.random((3, 1)),
+        )
+    )
+    eps = torch.tensor([0.1, 0.3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mean, (A, C, weights, eps), fast_mode=True)
+    one = A[0].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda A, x, y: mean(A, bridge.PointCloud(x, y)), (one, x, y), fast_mode=True)
+    (slope,) = torch.autograd.grad(mean(one, C.detach())[0], one, create_graph=True)
+    with pytest.raises(RuntimeError, match="the BarycenterOf of cusink can be differentiated once only"):
+        slope.sum().backward()
+    values = np.asarray(cusink.barycenter(A.detach().numpy()[0], C.detach().numpy(), eps=0.1, **TIGHT).barycenter)
+    np.testing.assert_allclose(mean(one, C).detach().numpy(), values, rtol=1e-12)
+
+
+def test_barycenters_map_and_keep_half_precision():
+    rng = np.random.default_rng(4)
+    A, weights = torch.tensor(rng.dirichlet(np.ones(4), (2, 3))), torch.tensor(rng.random((2, 3)) + 0.1)
+    costs = torch.tensor(rng.random((2, 4, 4)))
+    each = torch.stack([mean(a, c, w) for a, c, w in zip(A, costs, weights, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(mean)(A, costs, weights), each)
+    slopes = torch.func.vmap(torch.func.grad(lambda a, c, w: mean(a, c, w)[0], argnums=1))(A, costs, weights)
+    torch.testing.assert_close(slopes[1], torch.func.grad(lambda c: mean(A[1], c, weights[1])[0])(costs[1]))
+    half = bridge.Barycenter(costs[0].bfloat16(), eps=0.1)(A.bfloat16(), weights.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), mean(A, costs[0], weights), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"A": np.ones((2, 3))}, TypeError, "'A' must be a tensor"),
+        ({"A": torch.ones(2, 4)}, ValueError, r"'A' must have shape \(K, 3\) or \(B, K, 3\)"),
+        ({"C": torch.ones(2, 3, 3)}, ValueError, r"'C' must have shape \(n, m\)"),
+        ({"weights": torch.ones(3)}, ValueError, r"'weights' must have shape \(2,\) or \(B, 2\)"),
+        ({"eps": torch.ones(3), "weights": torch.ones(2, 2)}, ValueError, "batch sizes must be equal or 1"),
+        ({"debiased": 1}, TypeError, "'debiased' must be a bool"),
+    ],
+)
+def test_bad_input_of_a_barycenter(given, error, message):
+    arguments = {"A": torch.full((2, 3), 1 / 3), "C": torch.ones(3, 3), "eps": 0.1} | given
+    with pytest.raises(error, match=message):
+        bridge.barycenter(arguments.pop("A"), arguments.pop("C"), **arguments)

@@ -1,13 +1,13 @@
 """Barycenters: the histogram that is nearest to several, each with its weight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
-from cusink.checks.arrays import narrowed
+from cusink.barycenters.solved import Found, SolvedBarycenter
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import regularisation, tolerance
 from cusink.convergence.options import Options
@@ -44,6 +44,7 @@ class Barycenter(Summary):
     error: Array
     n_iter: Array
     converged: Array
+    problem: SolvedBarycenter = field(repr=False)
 
 
 @memory_advice("Solve fewer barycenters at a time: pass a part of the batch of 'A' or of 'weights' per call")
@@ -136,20 +137,36 @@ def barycenter(
     eps = regularisation(eps_of_shared(eps, C))
     given = checks.problem(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
-    histogram, error, n_iter = _solve(given, eps, debiased, options)
-    converged = error <= (np.inf if options.tol is None else options.tol)
-    effort = (n_iter, np.full(len(n_iter), np.nan))
-    warn_if_unconverged(converged, error, options.tol, options.max_iter, effort=effort, dtype=given.A.dtype)
+    found = _solve(given, eps, debiased, options)
+    converged = found.error <= (np.inf if options.tol is None else options.tol)
+    effort = (found.n_iter, np.full(len(found.n_iter), np.nan))
+    warn_if_unconverged(converged, found.error, options.tol, options.max_iter, effort=effort, dtype=given.A.dtype)
+    return make_barycenter(given, eps, found, converged)
+
+
+def make_barycenter(given: checks.BarycenterProblem, eps: float, found: Found, converged: HostArray) -> Barycenter:
+    """Return the result of checked problems, given their solution."""
     xp = given.C.xp
-    found = {"barycenter": narrowed(histogram, given.dtype, xp), "error": xp.asarray(error).astype(given.dtype)}
-    found |= {"n_iter": xp.asarray(n_iter), "converged": xp.asarray(converged)}
-    return Barycenter(**{name: value if given.batched else value[0] for name, value in found.items()})
+    problem = SolvedBarycenter(
+        A=given.A,
+        weights=given.weights,
+        total=given.total,
+        C=given.C,
+        eps=eps,
+        v=found.v,
+        log_p=found.log_p,
+        d=found.d,
+        dtype=given.dtype,
+        batched=given.batched,
+    )
+    shown = {"error": xp.asarray(found.error).astype(given.dtype)}
+    shown |= {"n_iter": xp.asarray(found.n_iter), "converged": xp.asarray(converged)}
+    shown = {name: value if given.batched else value[0] for name, value in shown.items()}
+    return Barycenter(barycenter=problem.to_user(xp.exp(found.log_p)), problem=problem, **shown)
 
 
-def _solve(
-    given: checks.BarycenterProblem, eps: float, debiased: bool, options: Options
-) -> tuple[Array, HostArray, HostArray]:
-    """Return histograms (B, m), errors and iterations (B,) of the checked problems, the latter two in NumPy."""
+def _solve(given: checks.BarycenterProblem, eps: float, debiased: bool, options: Options) -> Found:
+    """Return the solutions of the checked problems."""
     C, A, tol = given.C, given.A, options.tol
     low, high = C.range()
     plain = options.overrelaxation == "auto" and (tol is None or debiased)
@@ -158,8 +175,7 @@ def _solve(
         StallDetector.start(len(A), A.dtype, max(abs(low), abs(high)) / eps),
     )
     iteration = BarycenterIteration(C, A, given.weights, eps, debiased)
-    out = C.xp.empty((len(A), C.shape[1]), A.dtype)
-    error, n_iter = np.full(len(A), np.inf), np.zeros(len(A), np.int64)
+    found = Found.empty(C.xp, A, C.shape[1], debiased)
     active, done = np.arange(len(A)), 0
     while len(active):
         count = options.max_iter if tol is None else min(options.check_every, options.max_iter - done)
@@ -171,8 +187,8 @@ def _solve(
             over |= (reached <= tol) | rules.stall.stalled
         if over.any():
             index, at = np.flatnonzero(over), active[over]
-            out[at], error[at], n_iter[at] = iteration.histograms(index), reached[index], done
+            found.put(at, iteration.logarithms(index), reached[index], done, iteration.scalings(index))
             index = np.flatnonzero(~over)
             iteration.keep(index)
             rules, active = rules.select(index), active[index]
-    return out, error, n_iter
+    return found

@@ -17,10 +17,14 @@ from cusink.types import Array, ArrayModule
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BarycenterProblem:
-    """Checked A (B, K, n), weights (B, K) of sum 1 and C (n, m) in the dtype of the computation."""
+    """Checked A (B, K, n), weights (B, K) of sum 1 and C (n, m) in the dtype of the computation.
+
+    `total` (B,) are the sums of the weights as they came.
+    """
 
     A: Array
     weights: Array
+    total: Array
     C: Cost[Any]
     dtype: Any
     batched: bool
@@ -65,9 +69,11 @@ def problem(
         _check_costs(C, bool(debiased))
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
     weights = xp.broadcast_to(weights, (size, count))
+    total = weights.sum(axis=1)
     return BarycenterProblem(
         A=_equal_mass(A, xp, check, weights_dtype(dtype, given)),
-        weights=weights / weights.sum(axis=1, keepdims=True),
+        weights=weights / total[:, None],
+        total=total,
         C=C,
         dtype=dtype,
         batched=bool(sizes),

@@ -77,10 +77,15 @@ class BarycenterIteration:
         error = xp.minimum(error, float(np.finfo(error.dtype.name).max) ** 0.5)
         return error.astype(np.float64) / self.mass
 
-    def histograms(self, index: HostArray) -> Array:
-        """Return the barycenters (., m) of the problems at `index`, with the mass of their histograms."""
-        p = self.xp.exp(self.p[index].astype(np.float64))
-        return (p * (self.mass[index] / p.sum(axis=1))[:, None]).astype(self.A.dtype)
+    def logarithms(self, index: HostArray) -> Array:
+        """Return logarithms (., m) of the barycenters at `index`, with the mass of their histograms."""
+        xp, p = self.xp, self.p[index].astype(np.float64)
+        highest = p.max(axis=1, keepdims=True)
+        return p - highest + xp.log(self.mass[index] / xp.exp(p - highest).sum(axis=1))[:, None]
+
+    def scalings(self, index: HostArray) -> tuple[Array, Array | None]:
+        """Return logarithms of the scalings of the columns, and of d if there is one, of the problems at `index`."""
+        return self.v[index], None if self.debiasing is None else self.debiasing.d[index]
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""

@@ -179,7 +179,7 @@ def _one_batch(
     if not batched:
         return [given, *others]
     moved = others[-1] if len(others) > 1 and ranks[-1] == ranks[0] else {}
-    spread = {name for name, x in moved.items() if x.ndim > ranks[0][name]} | ({"a"} & set(given))
+    spread = {name for name, x in moved.items() if x.ndim > ranks[0][name]} | ({"a", "A"} & set(given))
     for group, rank, names in zip([given, *others], ranks, [spread, *others], strict=True):
         for name in names:
             x = group[name]

@@ -142,6 +142,11 @@ class Cost(ABC, Generic[Data]):
         del blocks
         return None, None
 
+    def axes_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, ...] | None:
+        """Pull the gradient of all costs, in blocks, back to the positions of the cells of a grid; None for others."""
+        del blocks
+        return None
+
     def direction(self, given: dict[str, Array | None]) -> Any:
         """Return a direction dC, or dx and dy of points, as `block_tangent` takes it; None if none is given."""
         refuse_directions(given, f"a cost of shape {self.shape}, which has no parameters")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -21,10 +22,12 @@ MOST_CELLS = np.iinfo(np.intp).max // 8  # numbers of float64 in an array
 class GridCosts:
     """``C_ij = sum_k axes[k][i_k, j_k]`` for cells i and j of a grid, numbered in C order.
 
-    `axes` are symmetric arrays (n_k, n_k) of one dtype, from 0 up.
+    `axes` are symmetric arrays (n_k, n_k) of one dtype, from 0 up, and `slopes` in float64 their derivatives with
+    respect to the positions of the cells of the rows.
     """
 
     axes: tuple[Array, ...]
+    slopes: tuple[Array, ...]
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -60,6 +63,18 @@ class GridCosts:
         for k, (axis, cells) in enumerate(zip(self.axes, of_rows, strict=True)):
             out += axis[cells].reshape(len(cells), *(len(axis) if other == k else 1 for other in range(len(self.axes))))
         return out.reshape(len(of_rows[0]), -1)
+
+    def axes_adjoint(self, xp: ArrayModule, blocks: Iterable[tuple[slice, Array]]) -> tuple[Array, ...]:
+        """Pull the gradient of all costs, in blocks of rows (rows, n), back to the positions of the cells (n_k,)."""
+        sums = [xp.zeros(axis.shape) for axis in self.slopes]
+        for rows, gradient in blocks:
+            of_rows = xp.unravel_index(xp.arange(self.shape[0])[rows], self.cells)
+            gradient = gradient.reshape(-1, *self.cells)
+            for k, (total, cells) in enumerate(zip(sums, of_rows, strict=True)):
+                others = tuple(1 + axis for axis in range(len(self.cells)) if axis != k)
+                chosen = (cells == xp.arange(len(total))[:, None]).astype(np.float64)
+                total += chosen @ gradient.sum(axis=others, dtype=np.float64)
+        return tuple(((total + total.T) * slope).sum(axis=1) for total, slope in zip(sums, self.slopes, strict=True))
 
     def at(self, problems: Index) -> Self:
         """Return the grid itself, which all problems share."""
@@ -215,11 +230,16 @@ class Grid:
 
 def grid_costs(xp: ArrayModule, grid: Grid, dtype: Any) -> GridCosts:
     """Return an array of costs for each axis of a grid."""
-    axes = []
+    axes, slopes = [], []
     for cells, spacing, periodic in zip(grid.cells, grid.spacing, grid.periodic, strict=True):
-        steps = np.abs(np.arange(cells)[:, None] - np.arange(cells))
-        distance = spacing * (np.minimum(steps, cells - steps) if periodic else steps).astype(np.float64)
+        steps = np.arange(cells)[:, None] - np.arange(cells)
+        if periodic:  # the shorter way; between both, which is neither up nor down, none has a slope
+            steps = (steps + cells // 2) % cells - cells // 2
+        up = np.where(2 * np.abs(steps) == cells, 0, steps) if periodic else steps
+        distance = spacing * np.abs(steps).astype(np.float64)
+        squared = grid.metric == "sqeuclidean"
         # What exceeds the dtype is refused by the checks.
         with np.errstate(over="ignore"):
-            axes.append(xp.asarray(distance**2 if grid.metric == "sqeuclidean" else distance, dtype))
-    return GridCosts(tuple(axes))
+            axes.append(xp.asarray(distance**2 if squared else distance, dtype))
+        slopes.append(xp.asarray(2 * spacing * up if squared else np.sign(up), np.float64))
+    return GridCosts(tuple(axes), tuple(slopes))

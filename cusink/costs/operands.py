@@ -334,6 +334,10 @@ class GridCost(Cost[GridCosts]):
         del side
         return self
 
+    def axes_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, ...]:
+        """Pull the gradient of all costs, in blocks, back to the positions of the cells along each axis."""
+        return self.data.axes_adjoint(self.xp, ((rows, gradient.sum(axis=0)) for _, rows, gradient in blocks))
+
     def exponent_rounding(self) -> float:
         """Return the rounding of float64, in which exponents are taken."""
         return float(np.finfo("float64").eps) / 2

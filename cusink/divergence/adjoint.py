@@ -55,6 +55,23 @@ class DivergenceGradients(Summary):
 
     @functools.cached_property
     @one_call
+    def axes(self) -> tuple[Array, ...] | None:
+        """By the positions of the cells along each axis of a `cusink.Grid`: arrays of shape (n_k,), one for each axis.
+
+        Summed over the batch. None for other costs.
+        """
+        found = [part for part in (terms.wrt_axes() for terms in self._terms) if part is not None]
+        return tuple(map(sum, zip(*found, strict=True))) if found else None
+
+    @functools.cached_property
+    @one_call
+    def reach(self) -> Array | None:
+        """By the price of the marginals: array of shape () or (B,); None for balanced transport."""
+        parts = [part for part in (terms.wrt_reach() for terms in self._terms) if part is not None]
+        return sum(part.sum(axis=-1) for part in parts) if parts else None
+
+    @functools.cached_property
+    @one_call
     def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch, or (B, n, m); None for a cost that is not stored.
 

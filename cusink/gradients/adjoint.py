@@ -31,7 +31,7 @@ __all__ = [
 class SinkhornGradients(Summary):
     """Gradients of ``sum(cotangent * output)`` by the inputs of `cusink.sinkhorn`.
 
-    `C`, `eps`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
+    `C`, `eps`, `reach`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
 
     Attributes
     ----------
@@ -63,6 +63,24 @@ class SinkhornGradients(Summary):
     def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return self._terms.wrt_eps()
+
+    @functools.cached_property
+    @one_call
+    def axes(self) -> tuple[Array, ...] | None:
+        """By the positions of the cells along each axis of a `cusink.Grid`: arrays of shape (n_k,), one for each axis.
+
+        Summed over the batch. None for other costs.
+        """
+        return self._terms.wrt_axes()
+
+    @functools.cached_property
+    @one_call
+    def reach(self) -> Array | None:
+        """By both prices of the marginals: array of shape (2,) or (B, 2), 0 for a marginal that is met.
+
+        Of one number for both, the gradient is their sum. None for balanced transport.
+        """
+        return self._terms.wrt_reach()
 
     @property
     def x(self) -> Array | None:
@@ -123,7 +141,8 @@ def sinkhorn_adjoint(
     Returns
     -------
     SinkhornGradients
-        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`.
+        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`; axes for a
+        `cusink.Grid`; reach after a solve with `reach`.
 
     Raises
     ------
@@ -184,7 +203,7 @@ def sinkhorn_adjoint(
         potentials={"grad_f": grad_f, "grad_g": grad_g},
         more={"grad_plan": grad_plan},
     )
-    checks.warn_unconverged(result.problem, result.converged, result.error)
+    checks.warn_unconverged(result.problem.C, result.converged, result.error)
     how = LinearSolve(tol, max_iter)
     parts: list[tuple[Any, Any]] = []
     if problem.reach is not None and given.entropic_cost is not None:
@@ -216,7 +235,7 @@ def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_ite
             sinkhorn_adjoint(part, **derivatives.of(batch), tol=tol, max_iter=max_iter) for batch, part in solved.parts
         ]
     problem = solved.parts[0][1].problem
-    checks.warn_unconverged(problem, result.converged, result.error)
+    checks.warn_unconverged(problem.C, result.converged, result.error)
     converged = in_order(xp, ((b.pairs, part.converged) for b, part in zip(batches, every, strict=True)), given.count)
     warn_rough(to_host(converged), tol, max_iter)
     a, b = (

@@ -7,6 +7,7 @@ import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
 from cusink.checks.scalars import positive_integer, positive_number, real
+from cusink.costs.cost import Cost
 from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.parts import Cotangents, Directions
 from cusink.solver.problem import Problem
@@ -128,9 +129,9 @@ def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[s
     return Directions(out["da"], out["db"], out["deps"], problem.C.direction({name: out[name] for name in costs}))
 
 
-def warn_unconverged(problem: Problem, converged: Array, error: Array) -> None:
+def warn_unconverged(C: Cost[Any], converged: Array, error: Array) -> None:
     """Warn once if the solve of a problem had not converged."""
-    to_host = problem.C.to_host
+    to_host = C.to_host
     missed = ~np.atleast_1d(to_host(converged))
     if missed.any():
         worst = np.atleast_1d(to_host(error))[missed].max()

@@ -105,5 +105,5 @@ def sinkhorn_hvp(
             "'grad_cost' and 'grad_entropic_cost' must be None after a solve with 'reach'; got a gradient. Take "
             "'grad_reg_cost', whose second derivatives are known there"
         )
-    warn_unconverged(result.problem, result.converged, result.error)
+    warn_unconverged(result.problem.C, result.converged, result.error)
     return product(problem, values, along, LinearSolve(tol, max_iter))

@@ -46,6 +46,16 @@ class PairTerms:
             return x, None
         return x, flat(self.given.xp, self.sides[1], ((pairs, of_y) for pairs, _, of_y in pulled))
 
+    def wrt_axes(self) -> None:
+        """Return None: no cost is that of a grid."""
+        return
+
+    def wrt_reach(self) -> Array | None:
+        """Return the gradients (K, 2) with respect to the prices of both marginals; None where these are met."""
+        found = ((batch.pairs, terms.wrt_reach()) for batch, terms in self.parts)
+        parts = [(pairs, part) for pairs, part in found if part is not None]
+        return in_order(self.given.xp, parts, self.given.count) if parts else None
+
 
 def wrt_weights(given: CheckedPairs, side: Side, parts: Sequence[tuple[Batch, Array]], balanced: bool) -> Array:
     """Return gradients (P, n) of batches by weights as (N,); of mean zero over each item, if they are balanced."""

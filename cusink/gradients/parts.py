@@ -46,6 +46,12 @@ class Terms(Protocol):
     def wrt_points(self) -> tuple[Array | None, Array | None]:
         """By the points of a cloud."""
 
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """By the positions of the cells of a grid."""
+
+    def wrt_reach(self) -> Array | None:
+        """By the prices of both marginals."""
+
 
 def replace_inf(xp: ArrayModule, x: Array, instead: float = 0) -> Array:
     """Return `x` with `instead` for the +inf of a forbidden pair, or of a bin that has no other."""

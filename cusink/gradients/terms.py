@@ -9,6 +9,7 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
+from cusink.costs.cost import GradientBlock
 from cusink.costs.logits import logits
 from cusink.gradients.parts import replace_inf
 from cusink.operand import dense_cost
@@ -102,9 +103,17 @@ class GradientTerms:
 
         They are (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d).
         """
-        return self.problem.C.points_adjoint(
-            (problems, rows, self._block(problems, rows).gradient) for problems, rows in self._blocks()
-        )
+        return self.problem.C.points_adjoint(self._gradients())
+
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """Return the gradients (n_k,) with respect to the positions of the cells of a grid, summed over the batch."""
+        found = self.problem.C.axes_adjoint(self._gradients())
+        return found if found is None else tuple(narrowed(x, self.problem.dtype, self.problem.xp) for x in found)
+
+    def _gradients(self) -> Iterator[GradientBlock]:
+        """Yield the gradients with respect to the costs."""
+        for problems, rows in self._blocks():
+            yield problems, rows, self._block(problems, rows).gradient
 
     @np.errstate(invalid="ignore")
     def wrt_eps(self) -> Array:
@@ -119,6 +128,10 @@ class GradientTerms:
                 logs = xp.log(xp.where(weights > 0, weights, 1))
                 out += self.grad_entropic_cost * (weights * logs).sum(axis=1, dtype=np.float64)
         return problem.to_user(out)
+
+    def wrt_reach(self) -> Array | None:
+        """Return the gradient (B, 2) or (2,) with respect to the prices of both marginals; None where these are met."""
+        return None
 
     def _wrt_shared_cost(self) -> Array:
         """Return ``sum_b P_b`` times ``level``, plus ``grad_cost (f + g - C) / eps - x - y``."""

@@ -7,7 +7,7 @@ block, so that nothing of its size is made for a cloud.
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from cusink.checks.arrays import narrowed
 from cusink.costs.cost import GradientBlock
 from cusink.gradients.motion import Solved, left_product, motion, right_product, solved
 from cusink.gradients.parts import Directions, Terms
+from cusink.gradients.prices import through_potentials
 from cusink.gradients.system import LinearSolve
 from cusink.solver.problem import Problem
 from cusink.types import Array, Axis, HostArray
@@ -70,12 +71,25 @@ class PlanTerms:
         """Return the gradients with respect to the points of a cloud."""
         return self.given.problem.C.points_adjoint(self._blocks())
 
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """Return the gradients with respect to the positions of the cells of a grid."""
+        found = self.given.problem.C.axes_adjoint(self._blocks())
+        return found if found is None else tuple(narrowed(x, self.shown.dtype, self.shown.xp) for x in found)
+
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation, (B,) or ()."""
         out = self.given.problem.xp.zeros(len(self.x))
         for _ in self._blocks(out):
             pass
         return self.shown.to_user(out if self.entropy is None else out + self.entropy)
+
+    def wrt_reach(self) -> Array | None:
+        """Return the gradient (B, 2) or (2,) with respect to the prices of both marginals."""
+        problem, kept = self.given.problem, self.given.kept
+        if kept is None:
+            return None
+        fields = (problem.a * kept[0] * self.x, problem.b * kept[1] * self.y)
+        return self.shown.to_user(through_potentials(problem, fields))
 
     def _blocks(self, of_eps: Array | None = None) -> Iterator[GradientBlock]:
         """Yield the gradients by costs; add up those by eps, which move Z and not the plan itself."""
@@ -157,19 +171,31 @@ class SumOfTerms:
 
     def wrt_cost(self) -> Array | None:
         """Return the gradient with respect to a stored cost."""
-        found = [part.wrt_cost() for part in self.parts]
-        total: Array | None = None if found[0] is None else functools.reduce(operator.add, found)
-        return total
+        return _total([part.wrt_cost() for part in self.parts])
 
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation."""
         return sum(part.wrt_eps() for part in self.parts)
 
+    def wrt_axes(self) -> tuple[Array, ...] | None:
+        """Return the gradients with respect to the positions of the cells of a grid."""
+        found = [part.wrt_axes() for part in self.parts]
+        return None if found[0] is None else tuple(map(_total, zip(*found, strict=True)))
+
+    def wrt_reach(self) -> Array | None:
+        """Return the gradient with respect to the prices of both marginals."""
+        return _total([part.wrt_reach() for part in self.parts])
+
     def wrt_points(self) -> tuple[Array | None, Array | None]:
         """Return the gradients with respect to the points of a cloud."""
         x, y = zip(*(part.wrt_points() for part in self.parts), strict=True)
-        of_x, of_y = (None if side[0] is None else functools.reduce(operator.add, side) for side in (x, y))
-        return of_x, of_y
+        return _total(x), _total(y)
+
+
+def _total(parts: Sequence[Array | None]) -> Array | None:
+    """Return the sum of gradients, None where there is none."""
+    total: Array | None = None if parts[0] is None else functools.reduce(operator.add, parts)
+    return total
 
 
 def applied_tangent(problem: Problem, along: Directions, v: Array, axis: Axis, how: LinearSolve) -> Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from cusink.costs.operators import Means
 from cusink.gradients.parts import Cotangents, replace_inf
+from cusink.gradients.prices import through_potentials, unmet
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
 from cusink.gradients.terms import GradientTerms, apply_density, largest_factor
 from cusink.solver.problem import Problem
@@ -27,13 +28,15 @@ class UnbalancedTerms(GradientTerms):
     """As `GradientTerms`, whose `problem` is that between the marginals.
 
     Weights may change their mass, so that their gradients `of_a` (B, n) and `of_b` (B, m) are not projected. `scaled`
-    are f / rho_a and g / rho_b, and `lost` (B,) is ``KL(P | a b')`` minus ``<P, log(P / a b')>``.
+    are f / rho_a and g / rho_b, `of_reach` (B, 2) is the gradient by the prices, and `lost` (B,) is ``KL(P | a b')``
+    minus ``<P, log(P / a b')>``.
     """
 
     of_a: Array
     of_b: Array
     scaled: tuple[Array, Array]
     lost: Array
+    of_reach: Array
 
     def wrt_a(self) -> Array:
         """Return the gradient (B, n) with respect to the source weights."""
@@ -42,6 +45,10 @@ class UnbalancedTerms(GradientTerms):
     def wrt_b(self) -> Array:
         """Return the gradient (B, m) with respect to the target weights."""
         return self.of_b
+
+    def wrt_reach(self) -> Array | None:
+        """Return the gradient (B, 2) or (2,) with respect to the prices of both marginals."""
+        return self.problem.to_user(self.of_reach)
 
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation, (B,) or ()."""
@@ -77,6 +84,7 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
             gain = potential if rho == np.inf else xp.where(xp.isfinite(potential), -rho * xp.expm1(-of_rho), rho)
             out += given.reg_cost[:, None] * (gain + eps * (other[:, None] - keeps))
     x = y = None
+    through: Array | float = 0
     converged = np.ones(len(a), bool)
     marginal = replace(problem, a=a, b=b, f=f, g=g)
     grad_f, grad_g = given.f, given.g
@@ -91,8 +99,11 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
             (w * f - of_rows * (costs.rows - eps * of_columns * x)) / eps,
             (w * g - of_columns * (costs.columns - eps * of_rows * y)) / eps,
         )
+        of_prices = (a * (w * f / eps - x), b * (w * g / eps - y))
         if grad_f is not None and grad_g is not None:
             grad_f, grad_g = of_rows * grad_f, of_columns * grad_g
+            of_prices = (of_prices[0] + grad_f, of_prices[1] + grad_g)
+        through = through_potentials(problem, of_prices)
     # A bin that must send its weight away, and may not, cannot take any.
     reached = (xp.isfinite(x) | (rho < np.inf) for x, rho in zip((problem.f, problem.g), problem.reach, strict=True))
     of_a, of_b = (xp.where(at, out, 0).astype(dtype) for at, out in zip(reached, of_weights, strict=True))
@@ -108,6 +119,7 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
         of_b=of_b,
         scaled=(scaled[0], scaled[1]),
         lost=lost,
+        of_reach=through + (0 if given.reg_cost is None else given.reg_cost[:, None] * unmet(problem)),
     )
     return terms, converged
 

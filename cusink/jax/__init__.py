@@ -4,6 +4,7 @@ Outside ``jit`` arrays are shared with NumPy on the CPU and, through DLPack, wit
 NumPy solver back. Gradients are those of `cusink.sinkhorn_adjoint`: no iteration is recorded.
 """
 
+from cusink.jax.barycenters import barycenter
 from cusink.jax.clouds import PointCloud
 from cusink.jax.kernels import kernel_distance, kernel_neg_log_likelihood
 from cusink.jax.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
@@ -11,6 +12,7 @@ from cusink.jax.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, si
 __all__ = [
     "PointCloud",
     "apply_plan",
+    "barycenter",
     "kernel_distance",
     "kernel_neg_log_likelihood",
     "sinkhorn_divergence",

@@ -11,7 +11,6 @@ from cusink.bridges.options import (
     Gradient,
     LossOptions,
     Reduction,
-    grid_or_refuse,
     mass_ratio,
     reach_of,
     reduced,
@@ -24,6 +23,7 @@ from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.jax.arrays import floating, regularisation
 from cusink.jax.clouds import PointCloud
+from cusink.jax.costs import cost_arrays
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
 from cusink.solver.checks import plan_axis
@@ -42,7 +42,7 @@ class _Problem:
             if name in dict(options):
                 raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
         balanced = reach_of(options) is None
-        self.kind, costs = _cost(C)
+        self.kind, costs = cost_arrays(C)
         named = {**costs, "a": a, "b": b, **own}
         named = dict(zip(named, floating(**named), strict=True))
         if self.kind.kind == "dense":
@@ -333,11 +333,3 @@ def apply_plan(
     problem = _Problem(a, b, C, eps, given, {"values": values})
     (applied,) = outputs_of(Applied(problem.kind, given, axis), problem.inputs)
     return problem.narrowed(applied)
-
-
-def _cost(C: Any) -> tuple[CostKind, dict[str, Any]]:
-    """Return the kind of a cost and its arrays by name."""
-    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` of arrays of JAX
-        return C.kind, C.points
-    kind = grid_or_refuse(C, "an array, a cusink.jax.PointCloud or a cusink.Grid", "cusink.jax.PointCloud(x, y)")
-    return (CostKind(), {"C": C}) if kind is None else (kind, {})

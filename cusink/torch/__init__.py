@@ -4,17 +4,20 @@ Tensors are shared with the solver, not copied: with NumPy on the CPU and, throu
 takes the explicit gradients of `cusink.sinkhorn_adjoint`: no iteration is recorded.
 """
 
+from cusink.torch.barycenters import Barycenter, barycenter
 from cusink.torch.clouds import PointCloud
 from cusink.torch.kernels import kernel_distance, kernel_neg_log_likelihood
 from cusink.torch.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
 from cusink.torch.modules import KernelDistance, SinkhornDivergence, SinkhornLoss
 
 __all__ = [
+    "Barycenter",
     "KernelDistance",
     "PointCloud",
     "SinkhornDivergence",
     "SinkhornLoss",
     "apply_plan",
+    "barycenter",
     "kernel_distance",
     "kernel_neg_log_likelihood",
     "sinkhorn_divergence",

@@ -6,11 +6,9 @@ import torch
 
 from cusink.bridges.measures import Divergence
 from cusink.bridges.options import (
-    CostKind,
     Gradient,
     LossOptions,
     Reduction,
-    grid_or_refuse,
     mass_ratio,
     reach_of,
     reduced,
@@ -19,10 +17,10 @@ from cusink.bridges.options import (
 from cusink.bridges.transport import Applied, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
-from cusink.operand import check_shape
 from cusink.solver.checks import plan_axis
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
+from cusink.torch.costs import cost_tensors
 from cusink.torch.operators import apply, eps_in_units
 from cusink.types import Axis, Value
 
@@ -47,7 +45,7 @@ class _Problem:
         own: dict[str, Any],
         values: Any = None,
     ) -> None:
-        self.kind, costs = _cost(C)
+        self.kind, costs = cost_tensors(C)
         named = {"a": a, "b": b, **own, "values": values, **costs}
         if all(x is None for x in named.values()):
             raise TypeError("'a' and 'b' must not both be None for a Grid: they say on which device the loss is")
@@ -330,15 +328,3 @@ def apply_plan(
     problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, values)
     (applied,) = apply(Applied(problem.kind, given, axis), problem.inputs)
     return problem.narrowed(applied)
-
-
-def _cost(C: Any) -> tuple[CostKind, dict[str, torch.Tensor]]:
-    """Return the kind of a cost and its tensors by name."""
-    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` of tensors
-        return C.kind, C.tensors
-    kind = grid_or_refuse(C, "a tensor, a cusink.torch.PointCloud or a cusink.Grid", "cusink.torch.PointCloud(x, y)")
-    if kind is not None:
-        return kind, {}
-    one_tensor("C", C)
-    check_shape(C)
-    return CostKind(), {"C": C}

@@ -71,6 +71,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
     "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
     "cusink/gradients/unbalanced.py": Tests(("tests/gradients/test_unbalanced.py",), ()),
+    "cusink/gradients/prices.py": Tests(("tests/gradients/test_unbalanced.py", "-k", "prices or reach"), ()),
     "cusink/gradients/curvature.py": _SECOND_ORDER,
     "cusink/gradients/[hj]vp.py": _SECOND_ORDER,
     "cusink/gradients/motion.py": _SECOND_ORDER,

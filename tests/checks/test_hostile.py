@@ -47,6 +47,7 @@ PAIRS = cusink.sinkhorn(CLOUDS, CLOUDS, "euclidean", eps=0.5)
 DIVERGENCE_OF_PAIRS = cusink.sinkhorn_divergence(CLOUDS, CLOUDS, "euclidean", eps=0.5)
 INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
+BARYCENTER = cusink.barycenter(ROWS, C, eps=0.5)
 BETWEEN_POINTS = cusink.sinkhorn(A, B, cusink.PointCloud(X, Y), eps=0.5)
 DIVERGENCE_BETWEEN = cusink.sinkhorn_divergence(A, B, C, eps=0.5, C_aa=C, C_bb=C)
 DIVERGENCE_OF_POINTS = cusink.sinkhorn_divergence(A, B, cusink.PointCloud(X, Y), eps=0.5)
@@ -221,6 +222,14 @@ BRIDGED = {"a": A, "b": B, "C": C}
 TENSORS = {name: torch.tensor(x) for name, x in BRIDGED.items()}
 OF_POINTS = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0, "reduction": "mean"}
 TENSORS_OF_POINTS = OF_POINTS | {name: torch.tensor(OF_POINTS[name]) for name in "xayb"}
+MEAN = {
+    "A": ROWS,
+    "C": C,
+    "weights": np.ones(3),
+    "eps": 0.5,
+    "debiased": False,
+    **{k: v for k, v in SOLVE.items() if k != "method"},
+}
 CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1}
 
 
@@ -253,6 +262,11 @@ def neighbours_estimator(**options):
 def transport_estimator(**options):
     """Fit the estimator of transport, and map points."""
     return cusink.sklearn.SinkhornTransport(**options).fit(X, Y).transform(Y)
+
+
+def mean_module(**options):
+    """Make the module of the barycenter, and call it."""
+    return cusink.torch.Barycenter(**options)(torch.tensor(ROWS))
 
 
 CALLS = {
@@ -337,6 +351,7 @@ CALLS = {
             **LIMITS,
         },
     ),
+    "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
     "cost_matrix": (cusink.cost_matrix, {"x": X, "y": Y, "metric": "sqeuclidean"}),
     "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"x": X, "y": Y, "grad_C": C, "metric": "sqeuclidean"}),
     "distance_matrix": (
@@ -433,6 +448,7 @@ CALLS = {
     ),
     "jax.sinkhorn_potentials": (cusink.jax.sinkhorn_potentials, {**BRIDGED, **SOLVE}),
     "jax.apply_plan": (cusink.jax.apply_plan, {**BRIDGED, "values": Y, "axis": 1, **SOLVE}),
+    "jax.barycenter": (cusink.jax.barycenter, MEAN),
     "jax.kernel_distance": (cusink.jax.kernel_distance, OF_POINTS),
     "jax.kernel_neg_log_likelihood": (cusink.jax.kernel_neg_log_likelihood, OF_POINTS),
     "torch.PointCloud": (cusink.torch.PointCloud, CLOUD | {"x": torch.tensor(X), "y": torch.tensor(Y)}),
@@ -443,10 +459,15 @@ CALLS = {
     ),
     "torch.sinkhorn_potentials": (cusink.torch.sinkhorn_potentials, {**TENSORS, **SOLVE}),
     "torch.apply_plan": (cusink.torch.apply_plan, {**TENSORS, "values": torch.tensor(Y), "axis": 1, **SOLVE}),
+    "torch.barycenter": (
+        cusink.torch.barycenter,
+        {**MEAN, **{name: torch.tensor(MEAN[name]) for name in ("A", "C", "weights")}},
+    ),
     "torch.kernel_distance": (cusink.torch.kernel_distance, TENSORS_OF_POINTS),
     "torch.kernel_neg_log_likelihood": (cusink.torch.kernel_neg_log_likelihood, TENSORS_OF_POINTS),
     "torch.SinkhornLoss": (solved_module, {"C": torch.tensor(C), **LOSS, **SOLVE}),
     "torch.SinkhornDivergence": (divergence_module, {"C": torch.tensor(C), "reduction": "mean", **SOLVE}),
+    "torch.Barycenter": (mean_module, {"C": torch.tensor(C), "eps": 0.1, "debiased": False}),
     "torch.KernelDistance": (kernel_module, {"kernel": "gaussian", "scale": 1.0, "reduction": "mean"}),
     "SinkhornResult.barycentric_map": (RESULT.barycentric_map, {"values": Y, "axis": 1}),
     "SinkhornResult.at": (BETWEEN_POINTS.at, {"x": X}),
@@ -497,6 +518,8 @@ OTHERS_TO_BLAME = {
     ("sinkhorn_divergence", "C"): "C_aa",
     ("sinkhorn_jvp between points", "result"): "dx",
     ("sinkhorn_hvp between points", "result"): "dx",
+    ("jax.barycenter", "A"): "weights",
+    ("torch.barycenter", "A"): "weights",
     ("jax.sinkhorn_divergence", "C"): "C_aa",
     ("torch.sinkhorn_divergence", "C"): "C_aa",
     ("distance_matrix of documents", "A"): "C",

@@ -40,6 +40,56 @@ def test_gradients_are_differences(names, reach):
         assert abs((up - down) / 2 - terms.sum()) <= 2e-7 * np.abs(terms).sum() + rounding, name
 
 
+@pytest.mark.parametrize("reach", [(0.4, 0.1), (None, 0.3), (1e4, 30.0)])
+@pytest.mark.parametrize("names", [("cost", "entropic_cost"), ("reg_cost",), ("f", "g"), ("plan",)])
+def test_gradients_by_the_prices_are_differences(names, reach, xp):
+    rng, given = np.random.default_rng(8), drawn()
+    given["C"][1, 2] = given["C"][3, :] = np.inf  # a forbidden pair, and a bin all of whose mass stays behind
+    if reach[0] is None:
+        given["C"][3, 0] = 0.5
+
+    def solved(reach):
+        arrays = [xp(given[name]) for name in "abC"]
+        return cusink.sinkhorn(*arrays, eps=EPS, reach=reach, tol=1e-12, max_iter=20_000)
+
+    result = solved(reach)
+    outputs = {name: result.plan() if name == "plan" else getattr(result, name) for name in names}
+    cotangents = {name: rng.normal(size=x.shape) for name, x in outputs.items()}
+    if "f" in names:
+        cotangents["f"][:, 3] = 0  # shown as 0 where it is infinite
+    pulled = {f"grad_{name}": xp(v) for name, v in cotangents.items()}
+    found = xp.numpy(cusink.sinkhorn_adjoint(result, **pulled, tol=1e-11).reach)
+    assert found.shape == (2, 2)
+    for side, rho in enumerate(reach):
+        if rho is None:
+            assert not found[:, side].any()
+            continue
+        values = []
+        for change in (1e-4 * rho, -1e-4 * rho):
+            moved = solved(tuple(old if k != side else rho + change for k, old in enumerate(reach)))
+            totals = [
+                v * xp.numpy(moved.plan() if name == "plan" else getattr(moved, name)) for name, v in cotangents.items()
+            ]
+            values.append(sum(total.reshape(2, -1).sum(axis=1) for total in totals))
+        slope = (values[0] - values[1]) / (2e-4 * rho)
+        np.testing.assert_allclose(found[:, side], slope, rtol=1e-6, atol=3e-8 / rho)
+
+
+def test_the_divergence_has_a_gradient_by_its_reach():
+    given, cloud = drawn(), cusink.PointCloud(np.linspace(0, 1, 5), np.linspace(0.2, 1, 6))
+
+    def solved(reach):
+        return cusink.sinkhorn_divergence(given["a"], given["b"], cloud, eps=EPS, reach=reach, tol=1e-12)
+
+    up, down = (solved(0.3 + sign * 1e-5).divergence for sign in (1, -1))
+    found = cusink.sinkhorn_divergence_adjoint(solved(0.3), grad=np.array([1.0, -2.0])).reach
+    np.testing.assert_allclose(found, (up - down) / 2e-5 * [1, -2], rtol=1e-7)
+    a = given["a"]
+    assert cusink.sinkhorn_divergence_adjoint(cusink.sinkhorn_divergence(a, a, cusink.Grid(5), eps=EPS)).reach is None
+    balanced = cusink.sinkhorn(a, a, cusink.Grid(5), eps=EPS)
+    assert cusink.sinkhorn_adjoint(balanced, grad_cost=1.0).reach is None
+
+
 @pytest.mark.parametrize("reach", [0.2, (None, 0.3)])
 def test_an_empty_bin_has_the_derivative_by_a_first_bit_of_weight(reach):
     given = drawn()

@@ -60,7 +60,10 @@ def test_pairs_are_the_pairs_alone(metric, reach, dtype):
     for name in ("a", "b", "x", "y"):
         np.testing.assert_allclose(getattr(pulled, name), np.concatenate([getattr(g, name) for g in theirs]), **loose)
     np.testing.assert_allclose(pulled.eps, [g.eps for g in theirs], **loose)
-    assert pulled.C is None and pulled.converged.all()
+    assert (pulled.reach is None) == (reach is None)
+    if reach is not None:
+        np.testing.assert_allclose(pulled.reach, [g.reach for g in theirs], **loose)
+    assert pulled.C is None and pulled.axes is None and pulled.converged.all()
     for k, one in enumerate(each):
         np.testing.assert_allclose(pairs[k].plan(), one.plan(), **near)
         np.testing.assert_allclose(pairs[k].bounds(), one.bounds(), **near)
@@ -84,6 +87,8 @@ def test_divergences_are_those_of_the_pairs_alone(reach):
     for name in ("a", "b", "x", "y"):
         np.testing.assert_allclose(getattr(pulled, name), np.concatenate([getattr(g, name) for g in theirs]), **near)
     np.testing.assert_allclose(pulled.eps, [g.eps for g in theirs], **near)
+    if reach is not None:
+        np.testing.assert_allclose(pulled.reach, [g.reach for g in theirs], **near)
     again = cusink.sinkhorn_divergence_adjoint(pairs[3], grad=float(grad[3]))
     np.testing.assert_allclose(again.x, theirs[3].x, **near)
     assert pairs[3].divergence == pairs.divergence[3]

@@ -70,11 +70,11 @@ def flat(xp: ArrayModule, side: Side, parts: Iterable[tuple[HostArray, Array]]) 
 
 
 def in_order(xp: ArrayModule, parts: Iterable[tuple[HostArray, Array]], count: int) -> Array:
-    """Return values (P,) of batches of pairs as one array (K,)."""
+    """Return values (P, ...) of batches of pairs as one array (K, ...)."""
     out: Any = None
     for pairs, part in parts:
         if out is None:
-            out = xp.empty(count, part.dtype)
+            out = xp.empty((count, *part.shape[1:]), part.dtype)
         out[xp.asarray(pairs)] = part
     return out
 

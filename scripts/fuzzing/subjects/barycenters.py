@@ -96,6 +96,37 @@ def _compared(case: Case, result: Any) -> Iterator[Finding]:
                 f"error {e:.3g}",
                 f"off by {off:.3g}, within {allowed:.1g}",
             )
+        elif case.dtype == "float64" and contraction < 0.9:
+            yield from _slopes(case, a / mass, C, w)
+
+
+def _slopes(case: Case, A: np.ndarray, C: np.ndarray, w: np.ndarray) -> Iterator[Finding]:
+    """Compare gradients of one function of the barycenter with differences of iterated projections."""
+    rng, eps = np.random.default_rng(case.seed), case.options["eps"]
+    r = rng.normal(size=C.shape[1])
+    tight = {"tol": 1e-12, "max_iter": 20_000, "eps": eps}
+    grads = cusink.barycenter_adjoint(cusink.barycenter(A, C, w, **tight), grad_barycenter=r, tol=1e-11)
+    filled, unit = A > 0, max(float(np.ptp(C)), eps)
+    dA = rng.normal(size=A.shape) * filled
+    dA -= filled * dA.sum(axis=1, keepdims=True) / filled.sum(axis=1, keepdims=True)
+    dA *= A.min(axis=1, where=filled, initial=1.0, keepdims=True)
+    dw = rng.normal(size=w.shape) * w
+    dC = rng.normal(size=C.shape) * min(eps, unit)
+
+    def value(t: float, *moves: Any) -> float:
+        moved = [x + t * move for x, move in zip((A, C, w), moves, strict=True)]
+        p, _ = projections(moved[0], moved[1], moved[2] / moved[2].sum(), eps)
+        return float("nan") if p is None else float(p @ r)
+
+    for name, moves, found in (
+        ("A", (dA, 0, 0), (grads.A * dA).sum()),
+        ("C", (0, dC, 0), (grads.C * dC).sum()),
+        ("weights", (0, 0, dw), (grads.weights * dw).sum()),
+    ):
+        step = 1e-4
+        slope = (value(step, *moves) - value(-step, *moves)) / (2 * step)
+        if np.isfinite(slope) and not abs(found - slope) <= 1e-6 * (1 + abs(slope)):
+            yield Finding(WRONG, f"the gradient by {name} is the slope", f"{slope:.9g}", f"{float(found):.9g}")
 
 
 def projections(A: np.ndarray, C: np.ndarray, w: np.ndarray, eps: float) -> tuple[np.ndarray | None, float]:

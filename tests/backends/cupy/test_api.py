@@ -69,6 +69,12 @@ def maps(a, b, C, x, y):
     return new.potential, new.map(), new.gradient(), result.barycentric_map(x, 0), products, known
 
 
+def mean_gradients(A, C, r, **options):
+    result = cusink.barycenter(A, C, tol=1e-10, **options)
+    grads = cusink.barycenter_adjoint(result, grad_barycenter=r, tol=1e-9)
+    return [getattr(grads, name) for name in ("A", "weights", "eps", "C", "x", "y")]
+
+
 def documents(xp):
     return cusink.Measures(offsets, None, xp(places))
 
@@ -128,6 +134,7 @@ CALLS = {
     "barycenter": lambda xp: cusink.barycenter(xp(s), xp(S), eps=0.05),
     "barycenter, forbidden": lambda xp: cusink.barycenter(xp(s), xp(np.where(S > 1.5, np.inf, S)), eps=0.05),
     "barycenter of images": lambda xp: cusink.barycenter(xp(images), GRID, eps=1.0),
+    "gradients of a barycenter": lambda xp: mean_gradients(xp(s), xp(S), xp(np.ones(s.shape[1])), eps=0.05),
     "kernel": lambda xp: cusink.kernel_product(xp(x), xp(y), xp(b[1]), "laplace", 0.7),
     "kernel's logarithm": lambda xp: cusink.kernel_product_log(xp(x), xp(y), xp(np.log(b[1])), "exponential", 0.7),
     "kernel's gradient": lambda xp: cusink.kernel_product_adjoint(xp(x), xp(y), xp(b[1]), xp(a[1])),

@@ -1,0 +1,83 @@
+"""A solved barycenter: the scalings of its plans, from which its derivatives follow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from cusink.checks.arrays import narrowed
+from cusink.costs.cost import Cost
+from cusink.types import Array, ArrayModule, HostArray
+
+
+class Found(NamedTuple):
+    """Errors and iterations (B,) of problems in NumPy, and logarithms of scalings.
+
+    `v` (B, K, m) are those of the columns of the K plans, `log_p` (B, m), in float64, are those of the barycenters, and
+    `d` (B, m) those of ``OT(p, p)`` if the barycenter is debiased.
+    """
+
+    error: HostArray
+    n_iter: HostArray
+    v: Array
+    log_p: Array
+    d: Array | None
+
+    @classmethod
+    def empty(cls, xp: ArrayModule, A: Array, bins: int, debiased: bool) -> "Found":
+        """Return room for the solutions of problems with histograms A (B, K, n)."""
+        size, dtype = len(A), A.dtype
+        d = xp.empty((size, bins), dtype) if debiased else None
+        v, log_p = xp.empty((*A.shape[:2], bins), dtype), xp.empty((size, bins))
+        return cls(np.full(size, np.inf), np.zeros(size, np.int64), v, log_p, d)
+
+    def put(
+        self, at: HostArray, log_p: Array, error: HostArray, n_iter: int, scalings: tuple[Array, Array | None]
+    ) -> None:
+        """Note that the problems `at` have stopped."""
+        self.log_p[at], self.error[at], self.n_iter[at] = log_p, error, n_iter
+        self.v[at] = scalings[0]
+        if self.d is not None:
+            self.d[at] = scalings[1]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SolvedBarycenter:
+    """Checked problems and their solution, see `Found`. `total` (B,) are the sums of the weights as they came.
+
+    A (B, K, n) and `weights` (B, K), of sum 1, and the cost (n, m) are in the precision of the computation.
+    """
+
+    A: Array
+    weights: Array
+    total: Array
+    C: Cost[Any]
+    eps: float
+    v: Array
+    log_p: Array
+    d: Array | None
+    dtype: Any
+    batched: bool
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module."""
+        return self.C.xp
+
+    def at(self, problems: slice) -> Self:
+        """Return the problems of a slice."""
+        return self._each(lambda x: x[problems])
+
+    def in_float64(self) -> Self:
+        """Return the same problems in float64."""
+        return replace(self._each(lambda x: x.astype(np.float64, copy=False)), C=self.C.astype(np.float64))
+
+    def _each(self, function: Callable[[Array], Array]) -> Self:
+        names = ("A", "weights", "total", "v", "log_p", *(() if self.d is None else ("d",)))
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
+
+    def to_user(self, array: Array) -> Array:
+        """Return `array` (B, ...) in the shape and the dtype of the user's arrays."""
+        array = narrowed(array, self.dtype, self.xp)
+        return array if self.batched else array[0]

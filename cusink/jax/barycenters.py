@@ -1,0 +1,105 @@
+"""Barycenters of histograms that are arrays of JAX."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cusink.bridges.barycenters import BarycenterOf, check_shapes
+from cusink.bridges.options import mass_ratio
+from cusink.checks.arrays import HALF
+from cusink.checks.scalars import flag
+from cusink.costs.grid import Grid
+from cusink.jax.arrays import floating, regularisation
+from cusink.jax.clouds import PointCloud
+from cusink.jax.costs import cost_arrays
+from cusink.jax.primitives import outputs_of
+from cusink.operand import check_shape
+
+__all__ = ["barycenter"]
+
+
+def barycenter(
+    A: jax.Array,
+    C: "jax.Array | PointCloud | Grid",
+    weights: jax.Array | None = None,
+    *,
+    eps: float | jax.Array,
+    debiased: bool = False,
+    **options: Any,
+) -> jax.Array:
+    """Histogram that is nearest to K given ones, differentiable once, backwards, in `A`, `C`, `weights` and `eps`.
+
+    Parameters
+    ----------
+    A : array, shape (K, n) or (B, K, n)
+        Histograms, of one mass.
+    C : array, shape (n, m), or PointCloud, or cusink.Grid
+        Cost. Of a `cusink.jax.PointCloud` the points are differentiable.
+    weights : array, shape (K,) or (B, K), optional
+        How much each histogram counts, such as the output of a softmax. If not given, all count the same.
+    eps : float or array, shape () or (B,)
+        Regularisation in the unit of `C`.
+    debiased : bool
+        As for `cusink.barycenter`.
+    **options
+        `max_iter`, `tol` and the other options of `cusink.barycenter`. `tol` is also the tolerance of the linear system
+        behind the gradients (1e-6 if it is None).
+
+    Returns
+    -------
+    array, shape (m,) or (B, m)
+        The barycenter, in the dtype of `A`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.barycenter` does. Under ``jit`` JAX wraps those that depend on values.
+    NotImplementedError
+        If it is differentiated forwards, or twice.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a barycenter did not reach `tol`.
+
+    Notes
+    -----
+    The gradients are those of `cusink.barycenter_adjoint`: that by `A` has mean zero over the bins of a histogram.
+    ``vmap`` over histograms and weights is one call of the solver; over costs it is one for each.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cusink import Grid
+    >>> from cusink.jax import barycenter
+    >>> A = jnp.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+    >>> slope = jax.grad(lambda w: barycenter(A, Grid(3), w, eps=0.5) @ jnp.arange(3.0))(jnp.array([0.5, 0.5]))
+    >>> bool(slope[0] < 0 < slope[1])
+    True
+    """
+    if A is None:
+        raise TypeError("'A' must be an array of histograms; got None")
+    kind, costs = cost_arrays(C)
+    named: dict[str, Any] = {"A": A, "weights": weights, **costs}
+    named = dict(zip(named, floating(**named), strict=True))
+    if kind.kind == "dense":
+        check_shape(named["C"], batch=False)
+    dtype = named["A"].dtype
+    for name, x in named.items():
+        if x is not None and x.dtype != dtype:
+            raise TypeError(f"all arrays must share one dtype; '{name}' is {x.dtype} and 'A' {dtype}")
+    if dtype.name in HALF:
+        named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
+        A = named["A"]
+        named["A"] = A * jax.lax.stop_gradient(mass_ratio(jnp, A[..., :1, :], A))
+    price = regularisation(eps, named["A"].dtype)
+    bins, given = kind.bins({name: named[name].shape for name in costs}), named["weights"]
+    check_shapes(named["A"].shape, None if given is None else given.shape, price.shape, bins)
+    if given is None:
+        count = named["A"].shape[-2]
+        named["weights"] = jnp.full(count, 1 / count, named["A"].dtype)
+    work = BarycenterOf(kind, tuple(options.items()), flag("debiased", debiased))
+    (out,) = outputs_of(work, named | {"eps": price})
+    return out.astype(dtype)

@@ -1,0 +1,158 @@
+"""Barycenters of histograms that are tensors."""
+
+from typing import Any
+
+import torch
+
+from cusink.bridges.barycenters import BarycenterOf, check_shapes
+from cusink.bridges.options import grid_or_refuse, mass_ratio
+from cusink.checks.scalars import flag
+from cusink.costs.grid import Grid
+from cusink.operand import check_shape
+from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
+from cusink.torch.clouds import PointCloud
+from cusink.torch.costs import cost_tensors
+from cusink.torch.operators import apply
+
+__all__ = ["Barycenter", "barycenter"]
+
+
+def barycenter(
+    A: torch.Tensor,
+    C: "torch.Tensor | PointCloud | Grid",
+    weights: torch.Tensor | None = None,
+    *,
+    eps: float | torch.Tensor,
+    debiased: bool = False,
+    **options: Any,
+) -> torch.Tensor:
+    """Histogram that is nearest to K given ones, differentiable once, backwards, in `A`, `C`, `weights` and `eps`.
+
+    Parameters
+    ----------
+    A : tensor, shape (K, n) or (B, K, n)
+        Histograms, of one mass.
+    C : tensor, shape (n, m), or PointCloud, or cusink.Grid
+        Cost. Of a `cusink.torch.PointCloud` the points are differentiable.
+    weights : tensor, shape (K,) or (B, K), optional
+        How much each histogram counts, such as the output of a softmax. If not given, all count the same.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`.
+    debiased : bool
+        As for `cusink.barycenter`.
+    **options
+        `max_iter`, `tol` and the other options of `cusink.barycenter`. `tol` is also the tolerance of the linear system
+        behind the gradients (1e-6 if it is None).
+
+    Returns
+    -------
+    tensor, shape (m,) or (B, m)
+        The barycenter, in the dtype of `A` or, under autocast, in float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cusink.barycenter` does, and for tensors of different devices.
+    RuntimeError
+        If the gradient is differentiated again.
+    NotImplementedError
+        If it is differentiated forwards.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a barycenter did not reach `tol`.
+
+    Notes
+    -----
+    The gradients are those of `cusink.barycenter_adjoint`: that by `A` has mean zero over the bins of a histogram.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink import Grid
+    >>> from cusink.torch import barycenter
+    >>> A = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    >>> w = torch.tensor([0.5, 0.5], dtype=torch.float64, requires_grad=True)
+    >>> barycenter(A, Grid(3), w, eps=0.5, tol=1e-9).dot(torch.arange(3.0, dtype=torch.float64)).backward()
+    """
+    one_tensor("A", A)
+    kind, costs = cost_tensors(C)
+    if kind.kind == "dense":
+        check_shape(C, batch=False)
+    named: dict[str, Any] = {"A": A, "weights": weights, **costs}
+    checked(**named)
+    autocast = torch.is_autocast_enabled(A.device.type)
+    if not autocast:
+        one_dtype(**named)
+    price = regularisation(eps)
+    bins = kind.bins({name: tuple(x.shape) for name, x in costs.items()})
+    given = None if weights is None else tuple(weights.shape)
+    check_shapes(tuple(A.shape), given, tuple(price.shape), bins)
+    dtype = A.dtype if A.is_floating_point() else torch.float64
+    computing = torch.float32 if dtype in HALF else dtype
+    half = any(x is not None and x.dtype in HALF for x in named.values())
+    if weights is None:
+        named["weights"] = torch.full(A.shape[-2:-1], 1 / A.shape[-2], dtype=computing, device=A.device)
+    if half:
+        named = {name: x.float() for name, x in named.items()}
+        A = named["A"]
+        named["A"] = A * mass_ratio(torch, A[..., :1, :].detach(), A.detach())
+    work = BarycenterOf(kind, tuple(options.items()), flag("debiased", debiased))
+    (out,) = apply(work, named | {"eps": price})
+    return out.to(dtype) if dtype in HALF and not autocast else out
+
+
+class Barycenter(torch.nn.Module):
+    """`barycenter` as a module that holds the cost, called as ``mean(A)`` or ``mean(A, weights)``.
+
+    Parameters
+    ----------
+    C : tensor, shape (n, m), or cusink.Grid
+        Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``.
+    eps : float or tensor, shape () or (B,)
+        Regularisation in the unit of `C`; a tensor is a buffer, or learnt if it is a ``torch.nn.Parameter``.
+    debiased : bool
+        As for `cusink.barycenter`.
+    **options
+        Options of `cusink.barycenter`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink import Grid
+    >>> from cusink.torch import Barycenter
+    >>> mean = Barycenter(Grid(5), eps=0.2, debiased=True)
+    >>> mean(torch.eye(5)[[0, 4]]).argmax()
+    tensor(2)
+    """
+
+    def __init__(
+        self, C: torch.Tensor | Grid, eps: float | torch.Tensor, *, debiased: bool = False, **options: Any
+    ) -> None:
+        super().__init__()
+        if grid_or_refuse(C, "a tensor or a cusink.Grid", "the points to cusink.torch.barycenter") is None:
+            one_tensor("C", C)
+        self.debiased, self.options = debiased, options
+        for name, given in (("C", C), ("eps", eps)):
+            if isinstance(given, torch.Tensor) and not isinstance(given, torch.nn.Parameter):
+                self.register_buffer(name, given)
+            else:
+                setattr(self, name, given)
+
+    def forward(self, A: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the barycenter.
+
+        Parameters
+        ----------
+        A : tensor, shape (K, n) or (B, K, n)
+            Histograms, of one mass.
+        weights : tensor, shape (K,) or (B, K), optional
+            How much each histogram counts.
+
+        Returns
+        -------
+        tensor, shape (m,) or (B, m)
+            The barycenter, as `barycenter` returns it.
+        """
+        return barycenter(A, self.C, weights, eps=self.eps, debiased=self.debiased, **self.options)
