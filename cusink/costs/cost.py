@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 
-from cusink.costs.operators import Data, Iteration, Means, Operators
+from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
 from cusink.types import Array, ArrayModule, Axis, HostArray, Index, Method
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
@@ -216,6 +216,16 @@ class Cost(ABC, Generic[Data]):
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""
         return self.ops.iteration(self.data, a, b, eps, f, g, method)
+
+    def levels(self, a: Array, b: Array) -> "list[tuple[Self, CoarseLevel[Data]]]":
+        """Return coarse levels of a problem with weights a (1, n) and b (1, m), coarsest first, and their costs."""
+        del a, b
+        return []
+
+    def with_loss(self, loss: float) -> Self:
+        """Return the cost, of a large cloud with leave to leave out this share of a sum and to count it as error."""
+        del loss
+        return self
 
     def plan_means(self, a: Array, b: Array, f: Array, g: Array, eps: float) -> Iterator[tuple[HostArray, Means]]:
         """Iterate over groups of problems and the means under their plans."""

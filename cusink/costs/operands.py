@@ -10,6 +10,7 @@ from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.grid import GridCosts
+from cusink.costs.operators import CoarseLevel
 from cusink.costs.points import Cloud, PointCosts
 from cusink.types import Array, ArrayModule, Index
 
@@ -144,6 +145,16 @@ class PointCost(Cost[PointCosts]):
     def weighted(self, x: Array, y: Array) -> Self:
         """Return the same cost with masks of the points that have weight, which alone decide how large it is."""
         return replace(self, data=self.data.weighted(x, y))
+
+    def levels(self, a: Array, b: Array) -> list[tuple[Self, CoarseLevel[PointCosts]]]:
+        """Return the coarse levels of a large problem, where the library has them."""
+        if self.ops.levels is None:
+            return []
+        return [(replace(self, data=level.costs), level) for level in self.ops.levels(self.data, a, b)]
+
+    def with_loss(self, loss: float) -> Self:
+        """Return the cost that may leave out a share of a sum."""
+        return replace(self, data=replace(self.data, loss=loss))
 
     def row_bytes(self, copies: int) -> int:
         """Return the memory of the kernels that may be kept, and of the points."""

@@ -13,7 +13,7 @@ so that a zero weight is a true -inf and ``P_ij = exp(p_i + q_j - C_ij / eps)``.
 that is summed over: 1 sums over j and gives ``(B, n)``, 0 sums over i and gives ``(B, m)``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -160,6 +160,24 @@ class PlanMeans(Protocol[DataIn]):
     ) -> Iterator[tuple[HostArray, Means]]: ...
 
 
+class CoarseLevel(Protocol[Data]):
+    """A problem between the means of cells of points."""
+
+    costs: Data
+    a: Array  # (1, cells)
+    b: Array
+    variance: float  # of the points about the means of their cells, the larger one of both sides
+
+    def extended(self, f: Array, g: Array, eps: float) -> tuple[Array, Array]:
+        """Return potentials of the next finer level, or at last of the points, from those of this one."""
+
+
+class CoarseLevels(Protocol[Data]):
+    """The coarse levels of a problem, coarsest first; none where they do not pay."""
+
+    def __call__(self, C: Data, a: Array, b: Array) -> Sequence[CoarseLevel[Data]]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operators(Generic[Data]):
     """The operators of one kind of cost in one array library."""
@@ -177,3 +195,4 @@ class Operators(Generic[Data]):
     bilinear: Bilinear[Data]
     iteration: StartIteration[Data]
     plan_means: PlanMeans[Data]
+    levels: CoarseLevels[Data] | None = None

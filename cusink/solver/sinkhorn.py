@@ -6,6 +6,7 @@ from typing import Any
 from cusink.checks.scalars import regularisation, tolerance
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
+from cusink.solver.coarse import coarse_start
 from cusink.solver.loop import Start, solve
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult, make_result
@@ -147,6 +148,11 @@ def sinkhorn(
         shift = C.xp.zeros(len(a))
         start = functools.partial(UnbalancedIteration, reach=prices, shift=shift)
         a, b = partnered(C, a, b)
+    begun = None
+    if init is None and prices is None and method == "auto":
+        begun = coarse_start(solve, C, a, b, eps, options)
+    if begun is not None:
+        C, init, options = begun
     found = solve(
         C,
         a,
@@ -158,7 +164,8 @@ def sinkhorn(
         start=start,
         span=C.span(a > 0, b > 0),
         costs_of=costs_of,
-        judge=True,
+        judge=begun is None,
+        annealed=begun is not None,
         many=len(a) > 1,
     )
     effort, dtype = (found.n_iter, found.needed), found.computed

@@ -18,6 +18,8 @@ from cusink.types import Axis, HostArray
 Pool = ThreadPoolExecutor | None
 
 LOG_SLACK = 12.0  # log of how far below 1 a sum may fall before the columns left out of it show
+LOG_SLACK_IF_LOST = 4.0  # the same, where a loss is counted; a kernel that proves too small is made again
+MOST_LOG_SLACK = 40.0  # up to which that is tried before all pairs are looked at
 SHORT_LIVED_ITERATIONS = 5  # a kernel that serves no more had too little slack
 
 
@@ -37,8 +39,10 @@ class StabilisedProblem:
         g: HostArray,
         eps: float,
         budget: int,
+        loss: float = 0.0,
     ) -> None:
         self.clouds, self.eps, self.dtype, self.budget = clouds, eps, a.dtype, budget
+        self.loss = loss if clouds.celled else 0.0
         self.filled = a > 0, b > 0
         self.side, self.turned = clouds.side(1, *self.filled), clouds.side(0, *self.filled[::-1])
         order, columns = self.side.order, self.side.columns
@@ -48,6 +52,8 @@ class StabilisedProblem:
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
         self.cold = not (f.any() or g.any())  # far from the solution, where a kernel would be of no use
         self.row_error, self.slack, self.age = np.inf, LOG_SLACK, 0
+        if self.loss:
+            self.slack = LOG_SLACK_IF_LOST
         self.kernel: PlanKernel | None = None  # A
         self.S: HostArray | None = None  # A' (a u)
         self.scratch = np.empty(max(self.side.shape), self.dtype)
@@ -86,8 +92,13 @@ class StabilisedProblem:
 
     def _absorb_and_iterate(self, excess: float, pool: Pool) -> bool:
         """Absorb the potentials, then `_iterate`; return False at once if A has them already."""
-        if self.age == 0:
-            return False
+        while self.age == 0:
+            if not self.loss or self.kernel is None or self.slack > MOST_LOG_SLACK:
+                return False
+            self.slack *= 3
+            self._absorb(self.f, self.g, pool)
+            if self._iterate(excess, pool):
+                return True
         if self.age < SHORT_LIVED_ITERATIONS:
             self.slack *= 2
         self._absorb(*self.potentials(), pool)
@@ -135,7 +146,7 @@ class StabilisedProblem:
         _, g = self.potentials()
         cost = float((self.a / sums.T) @ sums.TC)
         f, g = self._with_empty(1, f, self.b, g, pool), self._with_empty(0, g, self.a, f, pool)
-        return f, g, cost, self._column_error(sums.S)
+        return f, g, cost, self._column_error(sums.S, self.a / sums.T)
 
     def _plain_update(self, kernel: PlanKernel, pool: Pool) -> CostSums:
         """Return ``T = A q``, and after a plain f-update the sums over the rows and those with the cost."""
@@ -154,8 +165,17 @@ class StabilisedProblem:
             full[side.order] = softmin_of(side, logits, self.eps, pool)
         return full
 
-    def _column_error(self, S: HostArray | None) -> float:
-        return float(np.abs(self.b * (self.v * S - 1)).sum(dtype=np.float64)) / self.mass
+    def _column_error(self, S: HostArray | None, p: HostArray | None = None) -> float:
+        """Return the error of sums over the rows with weights p, those of u if not given."""
+        error = float(np.abs(self.b * (self.v * S - 1)).sum(dtype=np.float64))
+        return (error + self._lost(self.a * self.u if p is None else p)) / self.mass
+
+    def _lost(self, p: HostArray) -> float:
+        """Return the mass that both marginals may lack by the pairs left out of A, for the weights p of the rows."""
+        if not self.loss or self.kernel is None:
+            return 0.0
+        q = (self.b * self.v).sum(dtype=np.float64)
+        return 2 * self.kernel.least * float(p.sum(dtype=np.float64) * q)
 
     def _relax(self, old: HostArray, plain: HostArray, excess: float, rows: slice = slice(None)) -> None:
         """Move the scaling `old` of some rows to its plain update, or past it."""
@@ -175,7 +195,7 @@ class StabilisedProblem:
         """Begin a new A, of which no block is made yet."""
         self.f, self.g, self.age = f, g, 0
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
-        least = float(np.finfo(self.dtype).eps) * np.exp(-self.slack) / self.mass
+        least = max(float(np.finfo(self.dtype).eps), self.loss) * np.exp(-self.slack) / self.mass
         self.kernel = None  # so that there is never memory for two
         self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least)
         return self.kernel
@@ -188,5 +208,6 @@ class StabilisedProblem:
         """
         info = np.finfo(self.dtype)
         tiny, total = float(info.tiny), float(factor.sum(dtype=np.float64))
-        floor = ((tiny + kernel.least) * total + tiny * len(factor)) / float(info.eps)
+        share = max(float(info.eps), self.loss)
+        floor = tiny * (total + len(factor)) / float(info.eps) + kernel.least * total / share
         return bool(sums.min() >= floor and sums.max() <= info.max and factor.min() >= tiny)

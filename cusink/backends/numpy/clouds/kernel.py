@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.backends.numpy import limits
+from cusink.backends.numpy.clouds.cells import ColumnCells
 from cusink.backends.numpy.clouds.exponents import Exponents, multiply, row_sums
 from cusink.backends.numpy.clouds.layout import CloudSide, Columns, Workspace, extended
 from cusink.backends.numpy.workers import cores
@@ -21,6 +22,7 @@ from cusink.types import HostArray
 
 # Rows of the right factor of a block, up to which it is kept: to make a block from it is then fast.
 KEPT_FACTOR_ROWS = 18
+OF_EXPONENTS = 2.0**-6  # rounding of exponents in float32 that must not leave out what counts
 ALL_COLUMNS_ABOVE = 0.8  # share of the columns that a block needs, from which it has all of them
 
 Weigh = Callable[[slice, HostArray], HostArray]  # the weights p of some rows from their sums ``A q``
@@ -58,6 +60,12 @@ class PlanKernel:
         block_bytes = side.rows * side.all.padded * side.dtype.itemsize
         # Bytes to keep: less the workspaces, and a quarter that the allocator may need to cut the memory up.
         self.room = budget * 3 // 4 - 3 * block_bytes * min(cores(), len(side.blocks))
+        self.cells: ColumnCells | None = None
+        if self.least and side.celled:
+            self.cells = ColumnCells(side, f, g, eps)
+            if n * side.all.padded * side.dtype.itemsize > self.room:
+                self.room = 0  # what is kept decides over digits, and must not depend on which thread came first
+        self.near: list[HostArray | None] = [None] * len(side.blocks)  # the cells that each block needs, once known
         self.kept: dict[int, HostArray] = {}
         self.factors: dict[int, tuple[HostArray, HostArray]] = {}
         self.lock = threading.Lock()
@@ -156,7 +164,7 @@ class PlanKernel:
     def _block(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
         """Return block k of A (tiles, rows, width), which is kept if there is room, and its columns."""
         block, columns = self._exponents(k, work)
-        if not self._afford(block.nbytes, columns):
+        if not self._afford(block.nbytes, columns if self.cells is None else None):
             return np.exp(block, out=block), columns
         tiles, rows, width = block.shape
         self.kept[k] = self._place((rows, tiles * width))
@@ -196,6 +204,8 @@ class PlanKernel:
 
     def _exponents(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
         """Return block k of E and its columns, which are chosen the first time, when all columns are looked at."""
+        if self.cells is not None:
+            return self._exponents_of_cells(k, work, self.cells)
         side, columns = self.side, self.columns[k]
         if columns is None:
             exponents = self._make(k, work, side.all)
@@ -207,8 +217,22 @@ class PlanKernel:
         exponents = self._make(k, work, columns)
         return np.maximum(exponents, self.lowest, out=exponents), columns
 
+    def _exponents_of_cells(self, k: int, work: Workspace, cells: ColumnCells) -> tuple[HostArray, Columns]:
+        """Return block k of E and its columns; the first time, all cells that may have an entry are looked at."""
+        near, level = self.near[k], float(np.log(self.least)) - OF_EXPONENTS
+        if near is None:
+            near = cells.near(k, level)
+            found = cells.above(self._make(k, work, cells.of(near)), near, level)
+            near = self.near[k] = found
+        columns = cells.of(near)
+        exponents = self._make(k, work, columns)
+        return np.maximum(exponents, self.lowest, out=exponents), columns
+
     def _columns_of(self, k: int) -> Columns:
         """Return the columns of a block that was made before."""
+        near = self.near[k]
+        if self.cells is not None and near is not None:
+            return self.cells.of(near)
         return self.columns[k] or self.side.all
 
     def _make(self, k: int, work: Workspace, columns: Columns) -> HostArray:
