@@ -22,6 +22,7 @@ from cusink.types import Array, ArrayModule, Axis, HostArray, Method
 
 Data = TypeVar("Data")
 DataIn = TypeVar("DataIn", contravariant=True)
+DataOut = TypeVar("DataOut", covariant=True)
 
 
 class Softmin(Protocol[DataIn]):
@@ -160,13 +161,24 @@ class PlanMeans(Protocol[DataIn]):
     ) -> Iterator[tuple[HostArray, Means]]: ...
 
 
-class CoarseLevel(Protocol[Data]):
+class CoarseLevel(Protocol[DataOut]):
     """A problem between the means of cells of points."""
 
-    costs: Data
-    a: Array  # (1, cells)
-    b: Array
-    variance: float  # of the points about the means of their cells, the larger one of both sides
+    @property
+    def costs(self) -> DataOut:
+        """Of these means."""
+
+    @property
+    def a(self) -> Array:
+        """Weights (1, cells)."""
+
+    @property
+    def b(self) -> Array:
+        """Weights (1, cells)."""
+
+    @property
+    def variance(self) -> float:
+        """Of the points about the means of their cells, the larger one of both sides."""
 
     def extended(self, f: Array, g: Array, eps: float) -> tuple[Array, Array]:
         """Return potentials of the next finer level, or at last of the points, from those of this one."""
@@ -175,7 +187,7 @@ class CoarseLevel(Protocol[Data]):
 class CoarseLevels(Protocol[Data]):
     """The coarse levels of a problem, coarsest first; none where they do not pay."""
 
-    def __call__(self, C: Data, a: Array, b: Array) -> Sequence[CoarseLevel[Data]]: ...
+    def __call__(self, C: Data, a: HostArray, b: HostArray) -> Sequence[CoarseLevel[Data]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

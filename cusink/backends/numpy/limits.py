@@ -27,7 +27,11 @@ class Limits:
     cloud_cell_pairs: int = 1 << 25  # from which columns are looked for in cells
     cloud_cells: int = 1 << 13  # at most twice, of all columns
     cloud_cell_points: int = 16  # at least; a power of two
-    cloud_celled_rows: int = 64  # of a block whose columns come in cells; a power of two
+    cloud_celled_rows: tuple[int, int] = (
+        64,
+        512,
+    )  # of a block whose columns come in cells, thin and dense; powers of two
+    cloud_dense_points: int = 1 << 9  # along each axis, from which on points lie densely
     cloud_least_run: int = 8  # of points that may lie in any order
     cloud_coarse_points: int = 1 << 11  # of a level that has no coarser one
     cloud_level_ratio: int = 8  # of the points of two levels; a power of two

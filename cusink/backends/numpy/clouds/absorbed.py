@@ -20,6 +20,8 @@ Pool = ThreadPoolExecutor | None
 LOG_SLACK = 12.0  # log of how far below 1 a sum may fall before the columns left out of it show
 LOG_SLACK_IF_LOST = 4.0  # the same, where a loss is counted; a kernel that proves too small is made again
 MOST_LOG_SLACK = 40.0  # up to which that is tried before all pairs are looked at
+MOST_REPAIRED = 1 / 16  # of the bins, that are repaired one by one
+REPAIRED_ABOVE = 60.0  # log of a sum that is too large, too
 SHORT_LIVED_ITERATIONS = 5  # a kernel that serves no more had too little slack
 
 
@@ -92,17 +94,45 @@ class StabilisedProblem:
 
     def _absorb_and_iterate(self, excess: float, pool: Pool) -> bool:
         """Absorb the potentials, then `_iterate`; return False at once if A has them already."""
-        while self.age == 0:
-            if not self.loss or self.kernel is None or self.slack > MOST_LOG_SLACK:
-                return False
-            self.slack *= 3
-            self._absorb(self.f, self.g, pool)
-            if self._iterate(excess, pool):
-                return True
+        if self.age == 0:
+            return self.kernel is not None and self.loss > 0 and self._repair_and_iterate(excess, pool)
         if self.age < SHORT_LIVED_ITERATIONS:
             self.slack *= 2
         self._absorb(*self.potentials(), pool)
         return self._iterate(excess, pool)
+
+    def _repair_and_iterate(self, excess: float, pool: Pool) -> bool:
+        """Give the few bins whose sums are too small potentials of their own softmin, then `_iterate` with more slack.
+
+        A start from coarse levels is far off for points between which a cell lay. Return False where that does not help.
+        """
+        for axis in (0, 1):
+            kernel = self.kernel
+            assert kernel is not None
+            sums = self.S if axis == 0 else kernel.row_sums(self.b, pool)
+            assert sums is not None
+            with np.errstate(invalid="ignore"):
+                wrong = ~((sums >= np.exp(-self.slack)) & (sums <= np.exp(REPAIRED_ABOVE)))
+            if np.count_nonzero(wrong) > MOST_REPAIRED * len(wrong):
+                break
+            if wrong.any():
+                f, g = self.f.copy(), self.g.copy()
+                own, other, weights = (g, f, self.a) if axis == 0 else (f, g, self.b)
+                places, filled = (self.side.columns, self.filled) if axis == 0 else (self.side.order, self.filled[::-1])
+                chosen = np.zeros(len(filled[1]), bool)
+                chosen[places[wrong]] = True
+                side = self.clouds.side(axis, chosen, filled[0])
+                place = np.empty(len(chosen), np.intp)
+                place[places] = np.arange(len(places))
+                logits = np.log(weights, dtype=np.float64) + other / self.eps
+                own[place[side.order]] = softmin_of(side, logits, self.eps, pool)
+                self._absorb(f, g, pool)
+        while not self._iterate(excess, pool):
+            if self.slack > MOST_LOG_SLACK:
+                return False
+            self.slack *= 3
+            self._absorb(self.f, self.g, pool)
+        return True
 
     def _iterate_log(self, excess: float, pool: Pool) -> None:
         """Take one iteration whose sums may be of any size: log-sum-exp for g, then a kernel with all sums in range.
@@ -175,7 +205,8 @@ class StabilisedProblem:
         if not self.loss or self.kernel is None:
             return 0.0
         q = (self.b * self.v).sum(dtype=np.float64)
-        return 2 * self.kernel.least * float(p.sum(dtype=np.float64) * q)
+        lost = self.kernel.least * float(p.sum(dtype=np.float64) * q)
+        return 2 * (lost + (self.kernel.share * 2 * self.mass if self.kernel.inexact else 0))
 
     def _relax(self, old: HostArray, plain: HostArray, excess: float, rows: slice = slice(None)) -> None:
         """Move the scaling `old` of some rows to its plain update, or past it."""
@@ -197,7 +228,7 @@ class StabilisedProblem:
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
         least = max(float(np.finfo(self.dtype).eps), self.loss) * np.exp(-self.slack) / self.mass
         self.kernel = None  # so that there is never memory for two
-        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least)
+        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least, self.loss)
         return self.kernel
 
     def _certified(self, kernel: PlanKernel, sums: HostArray, factor: HostArray) -> bool:

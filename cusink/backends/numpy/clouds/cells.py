@@ -56,15 +56,26 @@ class ColumnCells:
         found: HostArray = ids[np.maximum.reduceat(highest, np.arange(len(ids)) * self.size) > exponent]
         return found
 
+    def around(self, ids: HostArray) -> tuple[HostArray, float]:
+        """Return the middle (d,) of the cells `ids`, and how far from it their points may be."""
+        centre, half = self.columns.centre[ids], self.columns.half[ids]
+        middle = ((centre - half).min(axis=0) + (centre + half).max(axis=0)) / 2
+        far = np.abs(centre - middle) + half
+        return middle, float(np.sqrt(np.einsum("ck,ck->c", far, far).max()))
+
     def of(self, ids: HostArray) -> Columns:
         """Return the columns of some cells."""
-        total = self.side.shape[1]
         if len(ids) == len(self.columns.level):
             return self.side.all
+        return Columns(self.side.shape[1], self.side.tile_columns, self.index(ids))
+
+    def index(self, ids: HostArray) -> HostArray:
+        """Return the numbers of the columns of some cells."""
+        total = self.side.shape[1]
         index = (ids[:, None] * np.int32(self.size) + np.arange(self.size, dtype=np.int32)).reshape(-1)
         if len(ids) and index[-1] >= total:
             index = index[: np.searchsorted(index, total)]
-        return Columns(total, self.side.tile_columns, index)
+        return index
 
 
 class Boxes:

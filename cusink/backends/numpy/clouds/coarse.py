@@ -14,6 +14,8 @@ from cusink.backends.numpy.clouds.means import plan_means
 from cusink.costs.points import PointCosts
 from cusink.types import Array, Axis, HostArray
 
+MOST = 0.8  # of the cells, that have no more than the variance of a level
+
 
 @dataclass(frozen=True, eq=False)
 class Level:
@@ -71,12 +73,14 @@ def levels(C: PointCosts, a: HostArray, b: HostArray) -> list[Level]:
 
 
 def _means(x: HostArray, w: HostArray, cell: HostArray) -> tuple[HostArray, HostArray, float]:
-    """Return the means and weights of the cells of points x (n, d) with weights w (n,), and the variance in them."""
+    """Return the means and weights of the cells of points x (n, d) with weights w (n,), and the variance in most."""
     count = int(cell.max()) + 1
     total = np.bincount(cell, w, count)
     share = np.where(total[cell] > 0, w, 1).astype(np.float64)
     share /= np.bincount(cell, share, count)[cell]
     mean = np.stack([np.bincount(cell, share * along, count) for along in x.T], axis=1)
     offset = x - mean[cell]
-    variance = float(w.astype(np.float64) @ np.einsum("ik,ik->i", offset, offset) / total.sum())
-    return mean.astype(x.dtype), total.astype(w.dtype), variance
+    # Of most cells: a few may reach from one cluster to another.
+    variance = np.sort(np.bincount(cell, share * np.einsum("ik,ik->i", offset, offset), count))
+    most = float(variance[min(int(MOST * count), count - 1)])
+    return mean.astype(x.dtype), total.astype(w.dtype), most

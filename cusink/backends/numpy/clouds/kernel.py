@@ -15,6 +15,7 @@ import numpy as np
 
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds.cells import ColumnCells
+from cusink.backends.numpy.clouds.expanded import Expanded, Polynomial, cheapest
 from cusink.backends.numpy.clouds.exponents import Exponents, multiply, row_sums
 from cusink.backends.numpy.clouds.layout import CloudSide, Columns, Workspace, extended
 from cusink.backends.numpy.workers import cores
@@ -52,6 +53,7 @@ class PlanKernel:
         eps: float,
         budget: int,
         least: float = 0.0,
+        share: float = 0.0,
     ) -> None:
         self.side, self.f, self.g, self.eps = side, f, g, eps
         self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
@@ -66,6 +68,8 @@ class PlanKernel:
             if n * side.all.padded * side.dtype.itemsize > self.room:
                 self.room = 0  # what is kept decides over digits, and must not depend on which thread came first
         self.near: list[HostArray | None] = [None] * len(side.blocks)  # the cells that each block needs, once known
+        self.share = share if self.cells is not None and side.squared else 0.0
+        self.expansions: dict[int, tuple[HostArray, Polynomial] | None] = {}  # None where entries are faster
         self.kept: dict[int, HostArray] = {}
         self.factors: dict[int, tuple[HostArray, HostArray]] = {}
         self.lock = threading.Lock()
@@ -103,8 +107,15 @@ class PlanKernel:
         def run(blocks: Sequence[int], work: Workspace) -> HostArray:
             S = np.zeros(side.shape[1] + 1)
             for k in blocks:
+                rows = side.blocks[k]
+                thin = self._expanded(k, work)
+                if thin is not None:
+                    if vector is not None:
+                        T[rows] = thin.row_sums(vector.take(thin.index))
+                    if weigh is not None:
+                        S[thin.index] += thin.column_sums(weigh(rows, T[rows]))
+                    continue
                 if k not in self.kept:
-                    rows = side.blocks[k]
                     A, columns = self._block(k, work)
                     here = tiles_of(columns)
                     if here is not None:
@@ -138,6 +149,12 @@ class PlanKernel:
             S, SC = np.zeros((2, side.shape[1] + 1))
             for k in blocks:
                 rows = side.blocks[k]
+                thin = None if columns else self._expanded(k, work)
+                if thin is not None:
+                    T[rows], squares = thin.cost_sums(q.take(thin.index))
+                    TC[rows] = side.costs.factor * squares
+                    S[thin.index] += thin.column_sums(weigh(rows, T[rows]))
+                    continue
                 A, AE, some = self._with_exponents(k, work)
                 here = some.tiled(q)
                 T[rows] = row_sums(A, here)
@@ -227,6 +244,32 @@ class PlanKernel:
         columns = cells.of(near)
         exponents = self._make(k, work, columns)
         return np.maximum(exponents, self.lowest, out=exponents), columns
+
+    def _expanded(self, k: int, work: Workspace) -> Expanded | None:
+        """Return block k of A in thin factors, where they take less time than its entries."""
+        if not self.share or self.cells is None:
+            return None
+        near, side = self.near[k], self.side
+        if k not in self.expansions:
+            near = self.cells.near(k, float(np.log(self.least)))
+            found = None
+            if len(near):
+                middle, far = self.cells.around(near)
+                reach = 2 * side.costs.factor / self.eps * far * float(np.linalg.norm(self.cells.rows.half[k]))
+                polynomial = cheapest(self.share, reach, side.x.shape[1], side.rows, side.dtype)
+                found = None if polynomial is None else (middle, polynomial)
+            if found is not None:
+                self.near[k] = near
+            self.expansions[k] = found
+        expansion = self.expansions[k]
+        if expansion is None or near is None:
+            return None
+        return Expanded(side, k, self.cells.index(near), *expansion, (self.f, self.g), self.eps, work)
+
+    @property
+    def inexact(self) -> bool:
+        """Whether entries err by `share`."""
+        return any(expansion is not None for expansion in self.expansions.values())
 
     def _columns_of(self, k: int) -> Columns:
         """Return the columns of a block that was made before."""

@@ -119,7 +119,8 @@ def nested(x: HostArray) -> HostArray:
 class CloudSide:
     """Rows x (n, d) against columns y (m, d), cut into blocks of rows.
 
-    `celled` sides are those whose columns are looked for in cells. `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m).
+    `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m). Columns of a
+    `celled` side are looked for in cells.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class CloudSide:
         least, most = sizes.cloud_block_rows
         self.rows = int(np.clip(sizes.cloud_block_entries // m // least * least, least, most))
         if celled:
-            self.rows = sizes.cloud_celled_rows
+            self.rows = sizes.cloud_celled_rows[n >= sizes.cloud_dense_points**d]
         self.blocks = [slice(start, min(start + self.rows, n)) for start in range(0, n, self.rows)]
         self.squared = costs.norm == "squared" and costs.exponent == 1
         self.product = self.squared or (costs.norm == "squared" and (costs.exponent > 1 or d > EXACT_DIMENSIONS))
@@ -223,6 +224,7 @@ class Workspace:
         self._first: HostArray | None = None
         self._second: HostArray | None = None
         self._factors: HostArray | None = None
+        self._bytes: HostArray | None = None
 
     def block(self, rows: int, columns: Columns) -> HostArray:
         """Return an uninitialised block (tiles, rows, width)."""
@@ -235,6 +237,13 @@ class Workspace:
         if self._second is None:
             self._second = np.empty(self.size, self.dtype)
         return _shaped(self._second, rows, columns)
+
+    def flat(self, rows: int, columns: int, dtype: np.dtype[Any]) -> HostArray:
+        """Return an uninitialised array (rows, columns)."""
+        size = rows * columns * dtype.itemsize
+        if self._bytes is None or len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].view(dtype).reshape(rows, columns)
 
     def right(self, side: CloudSide, columns: Columns) -> HostArray:
         """Return an uninitialised right factor (d + 2, padded) of a product of coordinates.
