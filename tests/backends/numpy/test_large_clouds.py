@@ -8,6 +8,7 @@ import pytest
 import cusink
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds import cells, expanded
+from cusink.backends.numpy.clouds.absorbed import StabilisedProblem
 from cusink.backends.numpy.clouds.kernel import PlanKernel
 from cusink.backends.numpy.clouds.layout import nested, sorted_clouds
 from cusink.costs.clouds import point_costs
@@ -209,6 +210,19 @@ def test_potentials_are_those_of_the_full_solver(monkeypatch):
     assert float(found.entropic_cost) == pytest.approx(float(right.entropic_cost), rel=1e-9)
 
 
+@pytest.mark.parametrize(("side", "off"), [(0, -40.0), (0, 40.0), (1, 40.0)])
+def test_the_few_potentials_that_are_far_off_are_repaired(side, off, monkeypatch):
+    x, y, eps, _ = CASES["dense"]
+    solved = cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=eps, tol=1e-6)
+    f, g = solved.f.copy(), solved.g.copy()
+    (f, g)[side][[5, 9, 1300]] += off * eps
+    monkeypatch.setattr(StabilisedProblem, "_iterate_log", lambda *_: pytest.fail("all pairs were looked at"))
+    C = point_costs(np, cusink.PointCloud(x, y), x, y)
+    weights = np.full(len(x), 1 / len(x)), np.full(len(y), 1 / len(y))
+    problem = StabilisedProblem(sorted_clouds(C, 0), *weights, f, g, eps, 1 << 30, loss=1e-5)
+    assert problem.advance(1.0, 3, None) <= 1e-4
+
+
 def test_it_takes_few_iterations_of_all_points():
     x, y, eps, _ = CASES["dense"]
     cloud = cusink.PointCloud(x, y)
@@ -227,7 +241,9 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("options", [{"method": "log"}, {"reach": 1.0}, {"tol": None}, {"metric": "euclidean"}, "batch"])
+@pytest.mark.parametrize(
+    "options", [{"method": "log"}, {"reach": 1.0}, {"tol": None}, {"metric": "euclidean"}, "batch"]
+)
 def test_other_problems_begin_as_they_did(options, starts):
     x, y, eps, _ = CASES["uniform"]
     options, a = ({}, np.full((2, len(x)), 1.0 / len(x))) if options == "batch" else (dict(options), None)

@@ -21,7 +21,7 @@ LOG_SLACK = 12.0  # log of how far below 1 a sum may fall before the columns lef
 LOG_SLACK_IF_LOST = 4.0  # the same, where a loss is counted; a kernel that proves too small is made again
 MOST_LOG_SLACK = 40.0  # up to which that is tried before all pairs are looked at
 MOST_REPAIRED = 1 / 16  # of the bins, that are repaired one by one
-REPAIRED_ABOVE = 60.0  # log of a sum that is too large, too
+OUTLYING = 1e3  # a sum that large is far from 1, too
 SHORT_LIVED_ITERATIONS = 5  # a kernel that serves no more had too little slack
 
 
@@ -64,6 +64,8 @@ class StabilisedProblem:
         """Take `count` iterations; return a bound on the marginal error after one more plain f-update."""
         if self.S is None and not self.cold:
             self._absorb(self.f, self.g, pool)
+            if self.loss:
+                self._repair(pool, only_if_seen=True)
         for _ in range(count):
             if not (self._iterate(omega - 1, pool) or self._absorb_and_iterate(omega - 1, pool)):
                 self._iterate_log(omega - 1, pool)
@@ -102,37 +104,47 @@ class StabilisedProblem:
         return self._iterate(excess, pool)
 
     def _repair_and_iterate(self, excess: float, pool: Pool) -> bool:
-        """Give the few bins whose sums are too small potentials of their own softmin, then `_iterate` with more slack.
-
-        A start from coarse levels is far off for points between which a cell lay. Return False where that does not help.
-        """
-        for axis in (0, 1):
-            kernel = self.kernel
-            assert kernel is not None
-            sums = self.S if axis == 0 else kernel.row_sums(self.b, pool)
-            assert sums is not None
-            with np.errstate(invalid="ignore"):
-                wrong = ~((sums >= np.exp(-self.slack)) & (sums <= np.exp(REPAIRED_ABOVE)))
-            if np.count_nonzero(wrong) > MOST_REPAIRED * len(wrong):
-                break
-            if wrong.any():
-                f, g = self.f.copy(), self.g.copy()
-                own, other, weights = (g, f, self.a) if axis == 0 else (f, g, self.b)
-                places, filled = (self.side.columns, self.filled) if axis == 0 else (self.side.order, self.filled[::-1])
-                chosen = np.zeros(len(filled[1]), bool)
-                chosen[places[wrong]] = True
-                side = self.clouds.side(axis, chosen, filled[0])
-                place = np.empty(len(chosen), np.intp)
-                place[places] = np.arange(len(places))
-                logits = np.log(weights, dtype=np.float64) + other / self.eps
-                own[place[side.order]] = softmin_of(side, logits, self.eps, pool)
-                self._absorb(f, g, pool)
+        """Repair the start, then `_iterate` with as much slack as it takes; return False where none is enough."""
+        self._repair(pool)
         while not self._iterate(excess, pool):
             if self.slack > MOST_LOG_SLACK:
                 return False
             self.slack *= 3
             self._absorb(self.f, self.g, pool)
         return True
+
+    def _repair(self, pool: Pool, only_if_seen: bool = False) -> None:
+        """Give the few bins whose sums are far from 1 potentials of their own softmin.
+
+        A start from coarse levels is far off for points that share a cell with another cluster. One of them with too
+        large a potential shows in the sums of all of its partners: the side with fewer such bins has the wrong ones.
+        """
+        for _ in range(2):
+            kernel, S = self.kernel, self.S
+            assert kernel is not None
+            assert S is not None
+            if only_if_seen and not self._outlying(S).any():  # spares a pass over all pairs that count
+                return
+            wrong = [self._outlying(sums) for sums in (S, kernel.row_sums(self.b, pool))]
+            counts = [int(np.count_nonzero(w)) or len(w) for w in wrong]
+            axis: Axis = 1 if counts[1] < counts[0] else 0
+            if counts[axis] > MOST_REPAIRED * len(wrong[axis]):
+                return
+            f, g = self.f.copy(), self.g.copy()
+            own, other, weights = (g, f, self.a) if axis == 0 else (f, g, self.b)
+            places, filled = (self.side.columns, self.filled) if axis == 0 else (self.side.order, self.filled[::-1])
+            chosen, place = np.zeros(len(filled[1]), bool), np.empty(len(filled[1]), np.intp)
+            chosen[places[wrong[axis]]] = True
+            place[places] = np.arange(len(places))
+            side = self.clouds.side(axis, chosen, filled[0])
+            logits = np.log(weights, dtype=np.float64) + other / self.eps
+            own[place[side.order]] = softmin_of(side, logits, self.eps, pool)
+            self._absorb(f, g, pool)
+
+    def _outlying(self, sums: HostArray) -> HostArray:
+        """Return which sums are far from 1."""
+        near: HostArray = (sums >= np.exp(-self.slack)) & (sums <= OUTLYING)  # NaN is not
+        return ~near
 
     def _iterate_log(self, excess: float, pool: Pool) -> None:
         """Take one iteration whose sums may be of any size: log-sum-exp for g, then a kernel with all sums in range.
