@@ -23,12 +23,13 @@ struct StopState {
     double best, stalled;  // the smallest error so far, and the checks since it fell
     double stopped;        // 1: it may be within the tolerance, its error has to be measured; 2: it no longer falls
     double retry;          // the number of checks before which the error is not worth measuring
+    double chosen, since;  // the error when omega was last chosen, and the iterations since then
 };
 
 struct StopRules {
     double tol, level, progress;        // a stall at an error above `level` is no reason to stop
-    double first_omega, largest_omega;  // omega after the first check, and the largest one
-    int stalled_checks, adaptive;
+    double first_omega, largest_omega;  // the omega that is chosen first, and the largest one
+    int stalled_checks, adaptive, least_observed;  // the fewest iterations that tell a rate
 
     // Update the state of a problem whose bound `error` was taken after another `count` iterations; `checks` came before.
     __device__ void observe(StopState& state, double error, int count, int checks) const {
@@ -38,11 +39,15 @@ struct StopRules {
         state.stalled = better ? 0 : state.stalled + 1;
         state.stopped = error <= tol || promising;
         if (state.stalled >= stalled_checks && state.best <= level) state.stopped = 2;
-        if (adaptive) {
-            double rate = exp2(log2(error / state.error) / count);
-            state.omega = checks == 0 ? first_omega : estimated_omega(state.omega, rate, largest_omega);
-        }
         state.error = error;
+        state.since += count;
+        if (state.since < least_observed) return;
+        if (adaptive) {
+            double rate = exp2(log2(error / state.chosen) / state.since);
+            state.omega = state.chosen == double(infinity()) ? first_omega : estimated_omega(state.omega, rate, largest_omega);
+        }
+        state.chosen = error;
+        state.since = 0;
     }
 
     // The problem that had `checks` by now turned out not to be within the tolerance.

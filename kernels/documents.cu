@@ -143,9 +143,9 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
           const REAL* x_points, const long long* b_offsets, const long long* b_places, const REAL* b_weights,
           const REAL* y_points, int kind, double factor, double exponent, double cost_scale, double omega, double tol,
           double level, double progress, double first_omega, double largest_omega, int stalled_checks, int adaptive,
-          int max_iter, int check_every, long long pairs, long long d, int most_rows, int most_columns,
+          int least_observed, int max_iter, int check_every, long long pairs, long long d, int most_rows, int most_columns,
           int stage_outside) {
-    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
     DocumentArguments x = {cost, reg_cost, error, n_iter, scratch, rows, columns,
                            {a_offsets, a_places, a_weights, x_points}, {b_offsets, b_places, b_weights, y_points},
                            kind, factor, exponent, cost_scale, omega, rules, max_iter, check_every, pairs, d,
@@ -180,7 +180,7 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
             mass += b[j];
         }
         mass = merge_block(PlainSum{mass}).sum;
-        if (threadIdx.x == 0) state = {x.omega, infinity(), infinity(), 0, 0, 0};
+        if (threadIdx.x == 0) state = {x.omega, infinity(), infinity(), 0, 0, 0, infinity(), 0};
         fill_tile(tile, staged, x, x.a.places + from, x.b.places + to, n, m, stride);
         Points sources = {n, stride, a, p}, targets = {m, 1, b, q};
         REAL left = 0;

@@ -227,15 +227,15 @@ __device__ void iterate(const IterateArguments& x) {
 
 // u, p (B, n) and v, q (B, m) in place; deviation (B,); C (n, m) with cost_stride 0 or (costs, n, m), cost_minimum of
 // each cost; cost_index (B,) or null; a (B, n), b (B, m). Without states (null): omega (B,), and checks = 1. With them:
-// gauge (B,) and states (B, 6) in place, taken (B,) iterations, mass (B,); earlier_checks of these problems came before
+// gauge (B,) and states (B, 8) in place, taken (B,) iterations, mass (B,); earlier_checks of these problems came before
 // this launch. One problem per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
           const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
-          double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
-          int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
-    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
+          double largest_omega, int stalled_checks, int adaptive, int least_observed, double cost_scale, int method,
+          int count, int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
     iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
                 a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }
@@ -245,9 +245,9 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 iterate_2(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
           const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
-          double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
-          int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
-    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
+          double largest_omega, int stalled_checks, int adaptive, int least_observed, double cost_scale, int method,
+          int count, int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
     iterate<2>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
                 a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }
@@ -257,9 +257,9 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 iterate_4(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
           const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
-          double largest_omega, int stalled_checks, int adaptive, double cost_scale, int method, int count,
-          int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
-    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive};
+          double largest_omega, int stalled_checks, int adaptive, int least_observed, double cost_scale, int method,
+          int count, int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
     iterate<4>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
                 a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
 }

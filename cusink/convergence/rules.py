@@ -12,8 +12,8 @@ import numpy as np
 from cusink.types import Array, ArrayModule, HostArray, Overrelaxation
 
 # Every omega is safe, see docs/method.md, so that trying one costs little. Where costs differ by many eps the plain
-# iteration is certainly slow and over-relaxation begins at once; elsewhere it begins at the first check, by which
-# time fast problems have ended.
+# iteration is certainly slow and over-relaxation begins at once; elsewhere it begins after `LEAST_OBSERVED` iterations,
+# by which time fast problems have ended.
 FIRST_OMEGA = 1.5
 FIRST_OMEGA_IF_STEEP = 1.6
 RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
@@ -21,6 +21,8 @@ RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
 # over-relaxed ones need not; ordinary problems are so slow there that they do not notice.
 RELAX_LATER_ABOVE = 500
 LARGEST_OMEGA = 1.97
+# Beyond the best omega the error swings as it falls, so that a rate over fewer iterations may be anything.
+LEAST_OBSERVED = 10
 
 STALLED_CHECKS = 10  # checks without progress, at an error that rounding explains, after which a problem stops
 PROGRESS = 0.99  # factor by which an error must fall to count as progress
@@ -70,35 +72,42 @@ class Relaxation:
     """
 
     omega: HostArray  # (B,)
-    error: HostArray  # (B,), at the last check
+    error: HostArray  # (B,), when omega was last chosen
+    since: HostArray  # (B,), iterations since then
     checks: int
     adaptive: bool
     steep: bool
 
     @classmethod
-    def start(cls, problems: int, setting: Overrelaxation, steepness: float) -> Self:
-        """Return the factors to begin with; `steepness` is the range of the costs over eps."""
+    def start(cls, problems: int, setting: Overrelaxation, steepness: float, *, slow: bool = False) -> Self:
+        """Return the factors to begin with; `steepness` is the range of the costs over eps.
+
+        `slow` problems are known to outlast the first check.
+        """
         adaptive, steep = setting == "auto", RELAX_ABOVE <= steepness < RELAX_LATER_ABOVE
         if adaptive:
             first = FIRST_OMEGA_IF_STEEP if steep else 1.0
         else:
             first = 1.0 if setting is None else float(setting)
-        return cls(np.full(problems, first), np.full(problems, np.inf), 0, adaptive, steep)
+        errors, since = np.full(problems, np.inf), np.full(problems, LEAST_OBSERVED if slow else 0)
+        return cls(np.full(problems, first), errors, since, 0, adaptive, steep)
 
     def observe(self, error: HostArray, iterations: int) -> Self:
         """Return the factors that follow from the errors (B,) after another `iterations`."""
-        omega = self.omega
-        if self.adaptive and self.checks > 0:
-            omega = self._estimate(error, iterations)
-        elif self.adaptive and not self.steep:
-            omega = np.full_like(omega, FIRST_OMEGA)
-        return replace(self, omega=omega, error=error, checks=self.checks + 1)
+        omega, since = self.omega, self.since + iterations
+        chosen = since >= LEAST_OBSERVED
+        if self.adaptive:
+            first = omega if self.steep else FIRST_OMEGA
+            best = np.where(np.isinf(self.error), first, self._estimate(error, since))
+            omega = np.where(chosen, best, omega)
+        error, since = np.where(chosen, error, self.error), np.where(chosen, 0, since)
+        return replace(self, omega=omega, error=error, since=since, checks=self.checks + 1)
 
     def select(self, index: HostArray) -> Self:
         """Return the factors of the problems at `index`."""
-        return replace(self, omega=self.omega[index], error=self.error[index])
+        return replace(self, omega=self.omega[index], error=self.error[index], since=self.since[index])
 
-    def _estimate(self, error: HostArray, iterations: int) -> HostArray:
+    def _estimate(self, error: HostArray, iterations: HostArray) -> HostArray:
         with np.errstate(all="ignore"):  # an error may be infinite, or larger than all but the largest numbers
             rate = (error / self.error) ** (1 / iterations)
         rate = np.fmax(np.fmin(rate, 1 - 1e-5), 1e-3)  # fmin and fmax leave no NaN

@@ -104,6 +104,7 @@ class ReducedSystem:
         (first, second), (share, other) = self.how.slack, self.shares
         return (first + second + first * second) * share * other
 
+    @np.errstate(over="ignore", invalid="ignore")  # potentials far from any solution have means without bound
     def solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
         """Return the unknowns of the other and of the own side, and which problems converged."""
         xp, axis, other_axis = self.xp, self.axis, self.other_axis
@@ -131,7 +132,7 @@ class ReducedSystem:
             y[chosen] += _conjugate_gradients(system, weights[chosen], start, 0.5 * target[chosen])
         y = y + residual  # one fixed-point step: defines y on empty bins, smooths light ones
         x = other - of_other * self.means.mean(y, other_axis)
-        return x, y, self.to_host(reached <= target**2)
+        return x, y, self.to_host((reached <= target**2) & xp.isfinite(size))
 
     def apply(self, y: Array) -> Array:
         """Return ``y - share^2 S' R y``."""

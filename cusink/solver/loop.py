@@ -79,7 +79,7 @@ def solve(
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
     poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
-    if tol is not None and init is None:
+    if near := tol is not None and init is None:
         rough = functools.partial(solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, many=many)
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
@@ -89,7 +89,8 @@ def solve(
     # Where exponents are taken in float64, their rounding explains no error of float32.
     explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype.name).eps)
     rules = StopState.start(
-        Relaxation.start(len(a), setting, steepness), StallDetector.start(len(a), C.dtype, explained)
+        Relaxation.start(len(a), setting, steepness, slow=near and init is not None),
+        StallDetector.start(len(a), C.dtype, explained),
     )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
     found = Solution.empty(xp, a, b)

@@ -174,14 +174,14 @@ def draw(path, panels):
 
     most = max(len(rows) for _, rows in panels)
     figure = Figure(figsize=(17, 1.5 + 0.42 * most), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1)
+    figure.get_layout_engine().set(w_pad=0.1, wspace=0.05)  # notes end before the names of the next panel
     for ax, (panel, rows) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for k, row in enumerate(rows):
             colour = OURS if row.name.startswith("cusink") else RIGHT if row.right else WRONG
             # From 1, which is cusink, to the ratio: the length of a bar from any other place would mean nothing.
             ax.plot([1, row.ratio], [k, k], color=colour, linewidth=7, solid_capstyle="butt", zorder=2)
             ax.plot(row.ratio, k, "o" if row.right else "X", color=colour, markersize=11, zorder=3)
-            note = f"{row.ratio:.3g} ×" + ("" if row.right else "  wrong answer")
+            note = f"{row.ratio:.3g} ×" + ("" if row.right else "  wrong")
             ax.text(max(row.ratio, 1) * 1.8, k, note, va="center", fontsize=12, color=INK if row.right else WRONG)
         ax.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=12)
         ax.set_ylim(most - 0.5, -0.5)

@@ -62,6 +62,11 @@ def test_potentials_that_are_infinite_stay_as_they_are():
 # ---- the factor ----------------------------------------------------------------------------------------------------
 
 
+def waiting(omega, error, checks=1):
+    """Return factors just chosen, at these errors, after some checks."""
+    return Relaxation(np.array(omega), np.array(error), np.zeros(len(omega), np.int64), checks, True, False)
+
+
 @pytest.mark.parametrize(
     ("setting", "steepness", "first", "second"),
     [
@@ -90,18 +95,18 @@ def contraction(eta, omega):
     return max(abs(np.roots([1, 2 * (omega - 1) - omega**2 * eta, (omega - 1) ** 2])))
 
 
-@pytest.mark.parametrize("iterations", [1, 10])
+@pytest.mark.parametrize("iterations", [10, 25])
 def test_the_best_factor_is_found_from_the_rate_of_any_below_it(iterations):
     for eta in (0.3, 0.7, 0.95, 0.995):
         best = 2 / (1 + math.sqrt(1 - eta))
         for omega in np.linspace(1, 1 + 0.9 * (best - 1), 4):
-            state = Relaxation(np.array([omega]), np.array([1e-2]), 1, True, False)
+            state = waiting([omega], [1e-2])
             error = np.array([1e-2 * contraction(eta, omega) ** iterations])
             np.testing.assert_allclose(state.observe(error, iterations).omega, min(best, 1.97), rtol=1e-9)
 
 
 def test_a_factor_that_is_too_large_falls_by_a_tenth_of_its_excess():
-    state = Relaxation(np.array([1.8, 1.8, 1.8]), np.full(3, 1.0), 1, True, False)
+    state = waiting([1.8] * 3, [1.0] * 3)
     # Above its best value a factor contracts by its excess; 3 % more is still taken for that.
     after = state.observe(np.array([0.8, 0.8 * 1.029, 0.8 * 1.031]) ** 10, 10)
     np.testing.assert_allclose(after.omega[:2], 1 + 0.9 * 0.8)
@@ -110,20 +115,45 @@ def test_a_factor_that_is_too_large_falls_by_a_tenth_of_its_excess():
 
 def test_no_error_takes_a_factor_out_of_its_range():
     for before in (0.0, 1e-3, 1.0, np.inf):
-        state = Relaxation(np.full(6, 1.5), np.full(6, before), 3, True, False)
+        state = waiting([1.5] * 6, [before] * 6, 3)
         after = state.observe(np.array([0.0, 1e-300, 1.0, 1e300, np.inf, np.nan]), 10)
         assert ((after.omega >= 1) & (after.omega <= 1.97)).all()
     # An error that grows is a rate just below 1, of which the best factor is beyond the largest.
-    assert Relaxation(np.ones(1), np.ones(1), 1, True, False).observe(np.array([2.0]), 1).omega == 1.97
-    assert Relaxation(np.ones(1), np.ones(1), 1, True, False).observe(np.array([0.0]), 1).omega == pytest.approx(
-        2 / (1 + math.sqrt(1 - 1e-3))
-    )
+    assert waiting([1.0], [1.0]).observe(np.array([2.0]), 10).omega == 1.97
+    assert waiting([1.0], [1.0]).observe(np.array([0.0]), 10).omega == pytest.approx(2 / (1 + math.sqrt(1 - 1e-3)))
+
+
+def test_a_rate_is_taken_over_ten_iterations_or_more():
+    """Beyond its best value a factor makes the error swing as it falls: single iterations tell nothing."""
+    eta, omega = 0.9, 1.3
+    rate, state = contraction(eta, omega), waiting([omega], [1.0])
+    for k in range(1, 10):
+        state = state.observe(np.array([rate**k * (4.0 if k % 2 else 0.1)]), 1)
+        assert (state.omega, state.error, state.since, state.checks) == (omega, 1.0, k, k + 1)
+    state = state.observe(np.array([rate**10]), 1)
+    np.testing.assert_allclose(state.omega, 2 / (1 + math.sqrt(1 - eta)), rtol=1e-9)
+    assert (state.error, state.since, state.checks) == (rate**10, 0, 11)
+    # Three looks of four iterations are twelve.
+    state = waiting([omega], [1.0])
+    for k in range(3):
+        assert state.since == 4 * k and state.omega == omega
+        state = state.observe(np.array([rate ** (4 * (k + 1))]), 4)
+    np.testing.assert_allclose(state.omega, 2 / (1 + math.sqrt(1 - eta)), rtol=1e-9)
+
+
+def test_the_first_factor_waits_for_ten_iterations_unless_the_problem_is_known_to_be_slow():
+    state = Relaxation.start(1, "auto", 1.0)
+    for k in range(1, 10):
+        state = state.observe(np.array([0.1]), 1)
+        assert state.omega == 1.0 and np.isinf(state.error) and state.since == k
+    assert state.observe(np.array([0.1]), 1).omega == rules.FIRST_OMEGA
+    assert Relaxation.start(1, "auto", 1.0, slow=True).observe(np.array([0.1]), 1).omega == rules.FIRST_OMEGA
 
 
 def test_selected_problems_keep_their_factors():
-    state = Relaxation(np.array([1.1, 1.2, 1.3]), np.array([1.0, 2.0, 3.0]), 4, True, True)
+    state = Relaxation(np.array([1.1, 1.2, 1.3]), np.array([1.0, 2.0, 3.0]), np.array([0, 4, 2]), 4, True, True)
     chosen = state.select(np.array([2, 0]))
-    assert (chosen.omega.tolist(), chosen.error.tolist()) == ([1.3, 1.1], [3.0, 1.0])
+    assert (chosen.omega.tolist(), chosen.error.tolist(), chosen.since.tolist()) == ([1.3, 1.1], [3.0, 1.0], [2, 0])
     assert (chosen.checks, chosen.adaptive, chosen.steep) == (4, True, True)
 
 
@@ -157,7 +187,7 @@ def test_ten_checks_without_progress_at_the_level_are_a_stall():
 
 
 def stop(omega, checks):
-    relaxation = Relaxation(np.array(omega), np.full(len(omega), 0.1), checks, True, False)
+    relaxation = waiting(omega, [0.1] * len(omega), checks)
     return StopState.start(relaxation, StallDetector.start(len(omega), np.dtype(np.float64), 1.0))
 
 
@@ -177,7 +207,7 @@ def test_a_problem_that_was_measured_in_vain_waits_for_a_quarter_more_checks():
     assert refused.may_end(bound, 1e-6).tolist() == [False, True, False]
     assert refused.may_end(bound / 2, 1e-6).all()  # a bound within tol needs no measurement
     for checks in (9, 10):
-        refused = refused._replace(relaxation=Relaxation(np.full(3, 1.5), np.full(3, 0.1), checks, True, False))
+        refused = refused._replace(relaxation=waiting([1.5] * 3, [0.1] * 3, checks))
         assert refused.may_end(bound, 1e-6).tolist() == [checks >= 10, True, checks >= 10]
     assert refused.select(np.array([1, 2])).retry.tolist() == [0, 10]
 

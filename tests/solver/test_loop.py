@@ -200,7 +200,7 @@ def test_patience_is_what_a_new_start_costs():
 
 def rules_of(*omega):
     count = len(omega)
-    relaxation = Relaxation(np.array(omega), np.ones(count), 1, True, False)
+    relaxation = Relaxation(np.array(omega), np.ones(count), np.zeros(count, np.int64), 1, True, False)
     return StopState.start(relaxation, StallDetector.start(count, np.dtype(np.float64), 1.0))
 
 

@@ -68,6 +68,19 @@ def test_no_problem_takes_more_than_twice_the_plain_iterations_plus_ten():
     assert total[0] < 0.35 * total[1]
 
 
+def test_nor_does_one_that_is_looked_at_more_often_or_started_anywhere():
+    """Rates of single iterations swing: factors taken from them needed ten times the plain iterations."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        C, a, b = rng.random((3, 4)), rng.dirichlet(np.ones(3)), rng.dirichlet(np.ones(4))
+        eps, tol = 10 ** rng.uniform(-1.7, 0), 10 ** rng.uniform(-12, -3)
+        options = {"eps": eps, "tol": tol, "check_every": 1 + seed % 9, "max_iter": 5000}
+        if seed % 2:
+            options["init"] = eps * rng.normal(size=3), eps * rng.normal(size=4)
+        found, plain = both(a, b, C, **options)
+        assert not plain.converged or found.converged and found.n_iter <= 2 * plain.n_iter + 10, seed
+
+
 def test_a_mode_that_hardly_converges_does_not_hide_that_the_error_is_small():
     rng = np.random.default_rng(14)
     x = rng.random((6, 2))

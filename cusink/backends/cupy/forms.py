@@ -109,7 +109,7 @@ class FusedForm(ScalingForm):
     ) -> Array:
         """Take `count` iterations and check, up to `checks` times; return the iterations taken (B,).
 
-        `table` (B, 6) holds the ``StopState`` of ``convergence.cuh`` of every problem, and is brought up to date.
+        `table` (B, 8) holds the ``StopState`` of ``convergence.cuh`` of every problem, and is brought up to date.
         """
         B = len(table)
         deviation, taken = cp.empty(B, self.C.dtype), cp.empty(B, np.int64)

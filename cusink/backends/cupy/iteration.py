@@ -55,8 +55,8 @@ class Iteration:
         assert isinstance(self.form, FusedForm)
         rules, earlier_checks, table = StopRules.of(state, tol), state.relaxation.checks, to_table(state)
         taken = self.form.run_until_converged(self.state, table, rules, earlier_checks, count, checks)
-        state, stopped = from_table(table, state, checks)
-        return state, state.relaxation.error, cp.asnumpy(taken), stopped
+        state, bound, stopped = from_table(table, state, checks)
+        return state, bound, cp.asnumpy(taken), stopped
 
     def finish(self, index: HostArray) -> tuple[Array, Array, Array, Array]:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
