@@ -180,8 +180,11 @@ class CoarseLevel(Protocol[DataOut]):
     def variance(self) -> float:
         """Of the points about the means of their cells, the larger one of both sides."""
 
-    def extended(self, f: Array, g: Array, eps: float) -> tuple[Array, Array]:
-        """Return potentials of the next finer level, or at last of the points, from those of this one."""
+    def extended(self, f: Array, g: Array, means: "Means") -> tuple[Array, Array]:
+        """Return potentials of the next finer level, or at last of the points, from those of this one.
+
+        `means` are those under its plan.
+        """
 
 
 class CoarseLevels(Protocol[Data]):

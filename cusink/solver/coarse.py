@@ -35,7 +35,8 @@ def coarse_start(
         at = max(eps, CELL * level.variance)
         rough = replace(options, tol=max(tol, ROUGH) if at > eps else SHARE * tol)
         found = solve(costs, level.a, level.b, at, rough, init=init, restrict=False, many=False)
-        init = level.extended(found.f, found.g, at)
+        ((_, means),) = costs.plan_means(level.a, level.b, found.f, found.g, at)
+        init = level.extended(found.f, found.g, means)
     while at > 4 * eps:
         at /= 4
         found = solve(C, a, b, at, replace(options, tol=max(tol, ROUGH)), init=init, restrict=False, many=False)

@@ -115,6 +115,9 @@ def sinkhorn(
     With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
     with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
 
+    One pair of large clouds, of 2^25 pairs of points or more, begins from coarser clouds; `n_iter` counts the
+    iterations of all points, see docs/point-clouds.md.
+
     Memory is about six arrays of the size of `a` and `b`; with `reach`, about twelve; and a copy of a stored `C`, which
     the result keeps so that it does not follow when arrays of the caller change.
 

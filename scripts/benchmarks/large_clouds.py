@@ -35,13 +35,13 @@ BLOCK = 1 << 22
 
 
 def clouds(n, d):
-    """Two clouds of n points in float32."""
+    """Make two clouds of n points in float32."""
     rng = np.random.default_rng(n)
     return rng.random((n, d), np.float32), rng.random((n, d), np.float32)
 
 
 def column_error(x, y, f, g, eps):
-    """The L1 error of the column marginal, estimated from the columns of a random sample."""
+    """Return the L1 error of the column marginal, estimated from the columns of a random sample."""
     count = min(len(y), max(100, SAMPLE_PAIRS // len(x)))
     columns = np.random.default_rng(0).choice(len(y), count, replace=False)
     x, errors = x.astype(float), []
@@ -77,7 +77,7 @@ def geomloss_solve(x, y, tol, scaling):
 
 
 def resident(field):
-    """A line of the process's status in bytes."""
+    """Return a line of the status of this process in bytes."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split(f"{field}:")[1].split()[0])
 
@@ -105,7 +105,7 @@ def measure(peer, n, d, tol, scaling):
 
 
 def in_a_process(*args):
-    """What `measure` prints, or why it failed."""
+    """Return what `measure` prints, or why it failed."""
     child = subprocess.run([sys.executable, __file__, "--measure", *map(str, args)], capture_output=True, text=True)
     lines = child.stdout.strip().splitlines()
     if child.returncode or not lines:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds.layout import nested
-from cusink.backends.numpy.clouds.means import plan_means
+from cusink.costs.operators import Means
 from cusink.costs.points import PointCosts
 from cusink.types import Array, Axis, HostArray
 
@@ -28,9 +28,8 @@ class Level:
     finer: tuple[HostArray, HostArray]
     cells: tuple[HostArray, HostArray]  # of each finer point, its cell here
 
-    def extended(self, f: Array, g: Array, eps: float) -> tuple[HostArray, HostArray]:
+    def extended(self, f: Array, g: Array, means: Means) -> tuple[HostArray, HostArray]:
         """Return potentials (1, n) and (1, m) of the finer points."""
-        ((_, means),) = plan_means(self.costs, self.a, self.b, f, g, eps)
         x, y = self.costs.x, self.costs.y
         out = []
         sides: tuple[tuple[Axis, HostArray, HostArray, Array], ...] = (1, x, y, f), (0, y, x, g)

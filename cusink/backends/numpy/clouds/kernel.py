@@ -63,11 +63,15 @@ class PlanKernel:
         # Bytes to keep: less the workspaces, and a quarter that the allocator may need to cut the memory up.
         self.room = budget * 3 // 4 - 3 * block_bytes * min(cores(), len(side.blocks))
         self.cells: ColumnCells | None = None
+        self.near: list[HostArray | None] = [None] * len(side.blocks)  # the cells that each block needs, once known
+        self.looked_at: list[HostArray] = []  # cells that it may need
         if self.least and side.celled:
             self.cells = ColumnCells(side, f, g, eps)
-            if n * side.all.padded * side.dtype.itemsize > self.room:
-                self.room = 0  # what is kept decides over digits, and must not depend on which thread came first
-        self.near: list[HostArray | None] = [None] * len(side.blocks)  # the cells that each block needs, once known
+            level = float(np.log(self.least)) - OF_EXPONENTS
+            self.looked_at = [self.cells.near(k, level) for k in range(len(side.blocks))]
+            entries = side.rows * sum(self.cells.size * len(near) for near in self.looked_at)
+            # All or nothing: which blocks are kept decides over digits, and must not depend on which thread came first.
+            self.room = budget if entries * side.dtype.itemsize <= budget // 2 else 0
         self.share = share if self.cells is not None and side.squared else 0.0
         self.expansions: dict[int, tuple[HostArray, Polynomial] | None] = {}  # None where entries are faster
         self.kept: dict[int, HostArray] = {}
@@ -238,7 +242,7 @@ class PlanKernel:
         """Return block k of E and its columns; the first time, all cells that may have an entry are looked at."""
         near, level = self.near[k], float(np.log(self.least)) - OF_EXPONENTS
         if near is None:
-            near = cells.near(k, level)
+            near = self.looked_at[k]
             found = cells.above(self._make(k, work, cells.of(near)), near, level)
             near = self.near[k] = found
         columns = cells.of(near)
@@ -251,7 +255,7 @@ class PlanKernel:
             return None
         near, side = self.near[k], self.side
         if k not in self.expansions:
-            near = self.cells.near(k, float(np.log(self.least)))
+            near = self.looked_at[k]
             found = None
             if len(near):
                 middle, far = self.cells.around(near)
