@@ -10,8 +10,8 @@ from cusink.solver.solution import Solution
 from cusink.types import Array
 
 LOSS = 1e-2  # of the tolerance, that a sum may lack by pairs that are left out
-CELL = 1.0  # eps of a level over the variance in its cells, at least: a plan is then smooth over them
-APART = 16.0  # eps of the finest level over that of the points, up to which it is a start for them
+CELL = 1.25  # eps of a level over the variance in its cells, at least: a plan is then smooth over them
+APART = 10.0  # eps of the finest level over that of the points, up to which it is a start for them
 ROUGH = 1e-2  # tolerance at a larger eps than that of the points
 SHARE = 0.5  # of the tolerance, at eps itself
 CHECK_EVERY = 5  # iterations at most, that take long beside a check
