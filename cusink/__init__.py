@@ -24,6 +24,7 @@ __all__ = [
     "Measures",
     "Neighbours",
     "PointCloud",
+    "RelativeEps",
     "SinkhornCurvature",
     "SinkhornDivergence",
     "SinkhornGradients",

@@ -4,13 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import HALF, array_module, largest
+from cusink.checks.arrays import HALF, array_module, arrays, largest
+from cusink.checks.regularisation import RelativeEps, in_units
 from cusink.checks.scalars import positive_bytes
 from cusink.connection import doors_of
 from cusink.costs.cost import Cost
-from cusink.costs.kinds import Kind, data_of, kind_of
+from cusink.costs.kinds import Kind, data_of, kind_of, named_arrays
 from cusink.costs.operands import DenseCost, GridCost, PointCost
 from cusink.costs.operators import Operators
+from cusink.costs.statistics import statistic
 from cusink.types import Array, ArrayModule
 
 OPERANDS: dict[Kind, Any] = {"dense": DenseCost, "points": PointCost, "grid": GridCost}
@@ -66,6 +68,19 @@ def operand(
     if not cost.stored and cost.largest() > largest(cost.dtype.name):
         raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {cost.dtype}. Scale the points")
     return cost if weighted is None else cost.weighted(*weighted)
+
+
+def eps_of_shared(eps: Any, C: Any) -> Any:
+    """Return a `RelativeEps` as a number in the unit of a cost that all pairs share, and what else came as it is."""
+    if not isinstance(eps, RelativeEps):
+        return eps
+    if isinstance(C, str):
+        raise ValueError(
+            "'eps' must be a number for cusink.Measures, of which each pair has costs of its own; got "
+            f"{eps}. Multiply it with a common cost"
+        )
+    parts, xp, dtype = arrays(**named_arrays(C))
+    return in_units(eps, statistic(operand(C, xp, dtype, parts, batch=False), eps.of))
 
 
 def check_shape(C: Any, batch: bool = True) -> None:

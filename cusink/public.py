@@ -2,6 +2,7 @@
 
 from cusink.barycenters.barycenter import Barycenter as Barycenter
 from cusink.barycenters.barycenter import barycenter as barycenter
+from cusink.checks.regularisation import RelativeEps as RelativeEps
 from cusink.costs.clouds import PointCloud as PointCloud
 from cusink.costs.grid import Grid as Grid
 from cusink.costs.matrix import cost_matrix as cost_matrix

@@ -405,12 +405,29 @@ def test_vmap_over_every_argument_is_one_call(monkeypatch, traced):
     gradient = jax.grad(one, argnums=(0, 1, 2, 3))
     mapped = jax.vmap(gradient)
     found = jax.block_until_ready((jax.jit(mapped) if traced else mapped)(a, b, costs, eps))
-    assert len(calls) == 2  # one for each eps
+    assert len(calls) == 1  # whatever the eps of each
     shared = jax.vmap(gradient, in_axes=(0, None, None, None))(a, b[0], C, 0.1)
     for k in range(3):
         for together, args in ((found, (a[k], b[k], costs[k], eps[k])), (shared, (a[k], b[0], C, 0.1))):
             for got, expected in zip(together, gradient(*args), strict=True):
                 np.testing.assert_allclose(got[k], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_relative_eps_is_that_of_the_costs_and_stays_as_the_number_it_is():
+    a, b, C, _ = case()
+    relative, costs = cusink.RelativeEps(0.1, "mean"), jnp.stack([C, 0.9 * C, 3 * C])
+
+    def loss(C, eps):
+        return sinkhorn_loss(a, b, C, eps, **TIGHT)
+
+    eps = 0.1 * costs.mean(axis=(1, 2))
+    expected, gradient = jax.value_and_grad(loss)(costs, eps)
+    for found in (
+        jax.value_and_grad(loss)(costs, relative),
+        jax.jit(jax.value_and_grad(lambda C: loss(C, relative)))(costs),
+    ):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-9)
+        np.testing.assert_allclose(found[1], gradient, rtol=1e-6, atol=1e-9)
 
 
 def test_maps_in_maps_and_over_batches():

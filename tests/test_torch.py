@@ -517,7 +517,7 @@ def test_vmap_is_one_call_with_the_numbers_of_a_loop(monkeypatch, shared):
 
     mapped = torch.func.vmap(torch.func.grad(one, argnums=(0, 2, 3)), in_dims=(0, 0, None if shared else 0, 0))
     found = mapped(a.log(), b, costs, eps)
-    assert len(calls) == 2  # one for each eps
+    assert len(calls) == 1  # whatever the eps of each
     for k in range(3):
         expected = torch.func.grad(one, argnums=(0, 2, 3))(a[k].log(), b[k], C if shared else costs[k], eps[k])
         for got, want in zip(found, expected, strict=True):
@@ -547,6 +547,25 @@ def test_one_eps_for_each_problem():
         torch.testing.assert_close(by_eps[k], of_eps, rtol=1e-6, atol=1e-9)
         total += of_C
     torch.testing.assert_close(by_C, total, rtol=1e-6, atol=1e-9)
+
+
+def test_relative_eps_is_that_of_the_costs_and_stays_as_the_number_it_is():
+    a, b, C, _ = case()
+    relative = cusink.RelativeEps(0.1, "median")
+    costs = torch.stack([C, 0.9 * C, 3 * C])
+    eps = 0.1 * costs.flatten(1).quantile(0.5, dim=1)
+    for given, number in ((C, eps[0]), (costs, eps)):
+        leaves = [given.clone().requires_grad_() for _ in range(2)]
+        losses = [sinkhorn_loss(a, b, leaf, e, **TIGHT) for leaf, e in zip(leaves, (relative, number), strict=True)]
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
+        grads = [torch.autograd.grad(loss, leaf)[0] for loss, leaf in zip(losses, leaves, strict=True)]
+        torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-9)
+    mapped = torch.func.vmap(lambda x, y, C: sinkhorn_loss(x, y, C, relative, **TIGHT))(a, b, costs)
+    torch.testing.assert_close(mapped.mean(), losses[0].detach(), rtol=1e-9, atol=0)
+    grid = cusink.Grid((1, 4))
+    weights = torch.full((4,), 0.25, dtype=torch.float64), torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    of_grid = [bridge.sinkhorn_divergence(*weights, grid, e) for e in (cusink.RelativeEps(0.1, "max"), 0.9)]
+    torch.testing.assert_close(*of_grid, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("make", [SinkhornLoss, bridge.SinkhornDivergence, bridge.KernelDistance])

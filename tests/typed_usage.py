@@ -19,6 +19,8 @@ def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
     result: cusink.SinkhornResult = cusink.sinkhorn(a, b, C, eps=0.1, reach=(1.0, None), method="log", tol=None)
     cusink.sinkhorn(a, b, cusink.PointCloud(x, y, metric="euclidean"), eps=0.1, init=(result.f, result.g))
     cusink.sinkhorn(None, None, cusink.Grid((8, 8), periodic=True), eps=0.1, overrelaxation=1.5)
+    cusink.sinkhorn(a[None], b, C, eps=np.array([0.1, 0.2]), init=None)
+    cusink.sinkhorn(a, b, C, eps=cusink.RelativeEps(0.1, "median"))
     gradients: cusink.SinkhornGradients = cusink.sinkhorn_adjoint(result, grad_cost=1.0)
     lower, upper = result.bounds()
     print(lower, upper, result.plan(), result.apply(b, 1), gradients.C)

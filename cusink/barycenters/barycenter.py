@@ -8,10 +8,12 @@ import numpy as np
 from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
 from cusink.checks.arrays import narrowed
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import regularisation, tolerance
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.errors import memory_advice, warn_if_unconverged
+from cusink.operand import eps_of_shared
 from cusink.solver import checks as solver_checks
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, Overrelaxation, Tolerance
@@ -50,7 +52,7 @@ def barycenter(
     C: Any,
     weights: Array | None = None,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     debiased: bool = False,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
@@ -66,11 +68,12 @@ def barycenter(
     A : array, shape (K, n) or (B, K, n)
         Histograms, of one mass: non-negative, zeros allowed.
     C : array, shape (n, m), or PointCloud, or Grid
-        Finite cost of moving a unit of mass from a bin of `A` to a bin of the barycenter.
+        Cost of moving a unit of mass from a bin of `A` to a bin of the barycenter. +inf forbids a pair, unless
+        `debiased`: a bin that some histogram cannot send mass to gets none.
     weights : array, shape (K,) or (B, K), optional
         How much each histogram counts, in any unit: only their ratios matter. If not given, all count the same. A
         batch of weights with one set of histograms gives one barycenter for each.
-    eps : float
+    eps : float or RelativeEps
         Regularisation in the unit of `C`.
     debiased : bool
         Whether to minimise the Sinkhorn divergence, which undoes the blur that eps causes. `C` must be symmetric.
@@ -130,7 +133,7 @@ def barycenter(
     [0. 1. 0. 0. 0.]
     """
     tol = tolerance(tol, A, C)
-    eps = regularisation(eps)
+    eps = regularisation(eps_of_shared(eps, C))
     given = checks.problem(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
     histogram, error, n_iter = _solve(given, eps, debiased, options)

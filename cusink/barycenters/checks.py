@@ -7,8 +7,8 @@ import numpy as np
 
 from cusink.checks.arrays import arrays
 from cusink.checks.scalars import flags, price_in_range, regularisation
-from cusink.checks.weights import same_mass, weight_values
-from cusink.costs.checks import costs_in_range
+from cusink.checks.weights import first_index, same_mass, weight_values
+from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
@@ -59,6 +59,7 @@ def problem(
         weight_values("A", A.reshape(-1, n), xp)
         if C.stored:
             _check_costs(C, bool(debiased))
+            _check_partners(A.reshape(-1, count, n), weights.reshape(-1, count), C.data, xp)
     elif debiased and C.shape[0] != C.shape[1]:
         _check_costs(C, bool(debiased))
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
@@ -74,13 +75,32 @@ def problem(
 
 def _check_costs(C: Cost[Any], debiased: bool) -> None:
     """Check the entries of a cost."""
-    if not C.xp.isfinite(C.data).all():
-        raise ValueError("'C' must be finite for a barycenter; got NaN or infinity. Give a forbidden pair a large cost")
-    costs_in_range("C", C.data, C.xp)
+    if debiased and not C.xp.isfinite(C.data).all():
+        raise ValueError(
+            "'C' must be finite for a debiased barycenter; got NaN or infinity. Pass debiased=False, or give a "
+            "forbidden pair a large cost"
+        )
+    cost_values(C.data, C.xp)
     if debiased and not C.symmetric:
         raise ValueError(
             f"'C' must be symmetric for a debiased barycenter, between bins that it shares with 'A'; got shape "
             f"{C.shape}. Pass debiased=False"
+        )
+
+
+def _check_partners(A: Array, weights: Array, C: Array, xp: ArrayModule) -> None:
+    """Check that every bin with mass may send it to a bin that all histograms of its problem can send some to."""
+    allowed = xp.isfinite(C)
+    if allowed.all():
+        return
+    full, pairs = (A > 0) & (weights[:, :, None] > 0), allowed.astype(A.dtype)
+    common = ((full.astype(A.dtype) @ pairs > 0) | (weights[:, :, None] == 0)).all(axis=1)
+    reached = common.astype(A.dtype) @ pairs.T > 0
+    if (at := first_index(full & ~reached[:, None])) is not None:
+        problem, histogram, row = at
+        raise ValueError(
+            f"'C' must allow every bin with mass a bin that all histograms can send mass to; in problem {problem}, bin "
+            f"{row} of histogram {histogram} has none (+inf). Allow a pair, or empty the bin"
         )
 
 

@@ -13,11 +13,12 @@ class BarycenterIteration:
     """Problems under way: logarithms u (B, K, n) and v (B, K, m) of the scalings of K plans each.
 
     The u-update makes the rows of the plans right. The v-update gives all K plans one column marginal p, the weighted
-    geometric mean of those they have, times d if the barycenter is debiased.
+    geometric mean of those they have, times d if the barycenter is debiased. A column that a histogram which counts has
+    no allowed pair with gets no mass: there p and v are -inf.
     """
 
     def __init__(self, C: Cost[Any], A: Array, weights: Array, eps: float, debiased: bool) -> None:
-        self.xp, self.eps = C.xp, eps
+        self.xp, self.eps, self.forbids = C.xp, eps, C.stored and not bool(C.xp.isfinite(C.data).all())
         xp = self.xp
         self.reduce = C.repeated_softmin(eps)
         self.A, self.weights, self.mass = A, weights[:, :, None], A[:, 0].sum(axis=1, dtype=np.float64)
@@ -30,7 +31,9 @@ class BarycenterIteration:
 
     def _rows(self) -> Array:
         """Return the u that makes the rows right."""
-        return self.log_A + self._log_sums(self.v, 1)
+        sums = self._log_sums(self.v, 1)
+        # Only histograms of weight 0 have rows without a partner.
+        return self.log_A + (self.xp.where(self.xp.isfinite(sums), sums, 0) if self.forbids else sums)
 
     def _log_sums(self, logits: Array, axis: Axis) -> Array:
         """Return minus the logarithm of the products of the kernel with scalings (B, K, .)."""
@@ -38,6 +41,7 @@ class BarycenterIteration:
         flat /= self.eps
         return flat.reshape(*logits.shape[:-1], -1)
 
+    @np.errstate(invalid="ignore")  # minus infinity and infinity, where pairs are forbidden
     def advance(self, omega: HostArray, count: int) -> Array:
         """Take `count` iterations of every problem; return their errors (B,)."""
         xp = self.xp
@@ -45,10 +49,13 @@ class BarycenterIteration:
         for _ in range(count):
             self.u = over_relaxed(xp, self.u, self.plain_u, excess)
             sums = self._log_sums(self.u, 0)
-            self.p = -(self.weights * sums).sum(axis=1)
+            weighted = xp.where(self.weights > 0, self.weights * sums, 0) if self.forbids else self.weights * sums
+            self.p = -weighted.sum(axis=1)
             if self.debiasing is not None:
                 self.p += self.debiasing.d
             plain = self.p[:, None] + sums
+            if self.forbids:
+                plain = xp.where(xp.isfinite(plain), plain, -xp.inf)
             self.v = jointly_over_relaxed(xp, self.v, plain, excess, self.weights)
             if self.debiasing is not None:
                 self.debiasing.advance(self.p, self._log_sums(self.debiasing.d, 1))
@@ -130,7 +137,8 @@ def jointly_over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Arra
     """
     if excess is None:
         return plain
-    step = plain - old
+    with np.errstate(invalid="ignore"):
+        step = xp.where(plain > -xp.inf, plain - old, 0)
     step -= (weights * step).sum(axis=1, keepdims=True)  # what d has changed in between is no step of the update
     with np.errstate(over="ignore", invalid="ignore"):  # of a histogram whose weight is 0
         before = (weights * xp.exp(-step)).sum(axis=1, keepdims=True)

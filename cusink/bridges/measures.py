@@ -8,6 +8,7 @@ import numpy as np
 from cusink.bridges.options import CostKind, adjoint_tolerance, finite_or_zero, lost, reach_of
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module
+from cusink.checks.regularisation import regularisations
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence
 from cusink.divergence.result import SinkhornDivergence
@@ -63,7 +64,7 @@ class Divergence(Work):
             given["a"],
             given["b"],
             self.cost.build(given),
-            eps=float(given["eps"]),
+            eps=regularisations(given["eps"]),
             C_aa=given.get("C_aa"),
             C_bb=given.get("C_bb"),
             **dict(self.options),
@@ -83,7 +84,7 @@ class Divergence(Work):
             given["a"],
             given["b"],
             self.cost.build(given),
-            eps=float(given["eps"]),
+            eps=regularisations(given["eps"]),
             potentials=(f, g, f_self, g_self),
             shift=state["shift"].reshape(-1) if "shift" in state else None,
             error=state["error"].reshape(-1),

@@ -9,6 +9,7 @@ import numpy as np
 from cusink.bridges.options import CostKind, Gradient, adjoint_tolerance, finite_or_zero, lost, reach_of
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module, in_range
+from cusink.checks.regularisation import regularisations
 from cusink.gradients import checks as checks_of_gradients
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.gradients.hvp import sinkhorn_hvp
@@ -58,7 +59,9 @@ class Transport(Work):
 
     def solved(self, given: Inputs) -> SinkhornResult:
         """Solve the problems."""
-        return sinkhorn(given["a"], given["b"], self.cost.build(given), eps=float(given["eps"]), **dict(self.options))
+        return sinkhorn(
+            given["a"], given["b"], self.cost.build(given), eps=regularisations(given["eps"]), **dict(self.options)
+        )
 
     def kept(self, result: SinkhornResult) -> Arrays:
         """Return the state of a result."""
@@ -73,7 +76,7 @@ class Transport(Work):
 
     def resumed(self, given: Inputs, state: Inputs) -> SinkhornResult:
         """Return the result that `run` had, but for the values."""
-        reach, eps = reach_of(self.options), float(given["eps"])
+        reach, eps = reach_of(self.options), regularisations(given["eps"])
         limit = dict(self.options).get("memory_limit")
         checked = checks.problem(
             given["a"],
@@ -88,7 +91,7 @@ class Transport(Work):
             state[f"potential_{name}"].reshape(-1, bins) for name, bins in zip("fg", checked.C.shape[-2:], strict=True)
         )
         shift = None if reach is None else state["shift"].reshape(-1)
-        problem = Problem.of(checked, eps, f, g, reach, shift)
+        problem = Problem.of(checked, f, g, reach, shift)
         error, converged = state["error"].reshape(-1), state["converged"].reshape(-1)
         nothing = dict.fromkeys(("cost", "reg_cost", "entropic_cost"), error * 0)
         return make_result(problem, nothing | {"error": error}, error * 0, converged)

@@ -84,7 +84,7 @@ def run(work: Work, lead: int, given: Inputs) -> Arrays:
     ranks = work.outputs | work.state
 
     def base(groups: Sequence[Inputs]) -> Arrays:
-        return _by_eps(lambda g: work.run(g[0]), groups, [work.ranks], ranks)
+        return work.run(_whole(groups)[0])
 
     return _mapped(base, lead, [given], [work.ranks], ranks)
 
@@ -94,7 +94,8 @@ def pull(work: Work, lead: int, given: Inputs, state: Inputs, cotangents: Inputs
     ranks = [work.ranks, work.state, work.outputs]
 
     def base(groups: Sequence[Inputs]) -> Arrays:
-        out = _by_eps(lambda g: work.pull(g[0], g[1], g[2], wanted), groups, ranks, work.ranks)
+        given, state, cotangents = _whole(groups)
+        out = work.pull(given, state, cotangents, wanted)
         return {name: summed_to(x, groups[0][name].shape) for name, x in out.items()}
 
     out = _mapped(base, lead, [given, state, cotangents], ranks, work.ranks)
@@ -106,7 +107,8 @@ def push(work: Work, lead: int, given: Inputs, state: Inputs, directions: Inputs
     ranks = [work.ranks, work.state, work.ranks]
 
     def base(groups: Sequence[Inputs]) -> Arrays:
-        return _by_eps(lambda g: work.push(g[0], g[1], g[2]), groups, ranks, work.outputs)
+        given, state, directions = _whole(groups)
+        return work.push(given, state, directions)
 
     return _mapped(base, lead, [given, state, directions], ranks, work.outputs)
 
@@ -124,7 +126,8 @@ def product(
     ranks = [work.ranks, work.state, work.outputs, work.ranks]
 
     def base(groups: Sequence[Inputs]) -> Arrays:
-        out = _by_eps(lambda g: work.product(g[0], g[1], g[2], g[3], wanted), groups, ranks, work.ranks)
+        given, state, cotangents, directions = _whole(groups)
+        out = work.product(given, state, cotangents, directions, wanted)
         return {name: summed_to(x, groups[0][name].shape) for name, x in out.items()}
 
     out = _mapped(base, lead, [given, state, cotangents, directions], ranks, work.ranks)
@@ -176,7 +179,7 @@ def _one_batch(
     if not batched:
         return [given, *others]
     moved = others[-1] if len(others) > 1 and ranks[-1] == ranks[0] else {}
-    spread = {name for name, x in moved.items() if x.ndim > ranks[0][name]} | {"a"}
+    spread = {name for name, x in moved.items() if x.ndim > ranks[0][name]} | ({"a"} & set(given))
     for group, rank, names in zip([given, *others], ranks, [spread, *others], strict=True):
         for name in names:
             x = group[name]
@@ -199,34 +202,11 @@ def _flat(x: Array, front: tuple[int, ...], lead: int) -> Array:
     return xp.ascontiguousarray(xp.broadcast_to(x, front + x.shape[lead:])).reshape((-1, *x.shape[lead:]))
 
 
-def _by_eps(
-    function: Grouped, groups: Sequence[Inputs], ranks: Sequence[Mapping[str, int]], of: Mapping[str, int]
-) -> Arrays:
-    """Call a function once for each eps, if the first group has one for each problem (B,).
-
-    Results with an axis for the batch are put in order, the others are added up.
-    """
-    eps = groups[0].get("eps")
-    if eps is None or eps.ndim == 0:
-        return function(groups)
-    xp = array_module(eps)
-    host = np.asarray(eps if xp is np else xp.asnumpy(eps))
-    values, which = np.unique(host, return_inverse=True)
-    out: Arrays = {}
-    for k, value in enumerate(values):
-        index = np.flatnonzero(which == k)
-        part = [
-            {name: x[index] if x.ndim > rank[name] and len(x) == len(host) else x for name, x in group.items()}
-            for group, rank in zip(groups, ranks, strict=True)
-        ]
-        a = part[0]["a"]
-        a = xp.ascontiguousarray(xp.broadcast_to(a, (len(index), a.shape[-1])))
-        part[0] |= {"eps": xp.asarray(value, eps.dtype), "a": a}
-        for name, x in function([dict(group) for group in part]).items():
-            if x.ndim == of[name]:
-                out[name] = out[name] + x if name in out else x
-                continue
-            if name not in out:
-                out[name] = xp.empty((len(host), *x.shape[1:]), x.dtype)
-            out[name][index] = x
-    return out
+def _whole(groups: Sequence[Inputs]) -> Sequence[Inputs]:
+    """Return groups in which the weights have a batch axis where eps is one for each problem (B,)."""
+    given, *others = groups
+    eps, a = given.get("eps"), given.get("a")
+    if eps is None or a is None or eps.ndim == 0 or a.ndim > 1:
+        return groups
+    xp = array_module(a)
+    return [dict(given) | {"a": xp.ascontiguousarray(xp.broadcast_to(a, (len(eps), *a.shape)))}, *others]

@@ -23,6 +23,7 @@ RELAX_LATER_ABOVE = 500
 LARGEST_OMEGA = 1.97
 # Beyond the best omega the error swings as it falls, so that a rate over fewer iterations may be anything.
 LEAST_OBSERVED = 10
+NO_REACH = 1e12  # times eps: as good as inf where the price of a marginal only scales an over-relaxation
 
 STALLED_CHECKS = 10  # checks without progress, at an error that rounding explains, after which a problem stops
 PROGRESS = 0.99  # factor by which an error must fall to count as progress

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 
+from cusink.costs.each import apply_each, means_each
 from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
-from cusink.types import Array, ArrayModule, Axis, HostArray, Index, Method
+from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
 TangentBlock = tuple[slice, slice, Array, Array]  # the same, and how that gradient moves
@@ -150,24 +151,37 @@ class Cost(ABC, Generic[Data]):
         """Return an array of this library as a NumPy array."""
         return self.ops.to_host(array)
 
-    def softmin(self, logits: Array, eps: float, axis: Axis) -> Array:
+    def in_units_of(self, eps: HostArray) -> "Cost[Any] | None":
+        """Return stored costs divided by an eps (B,) each; None where they are shared, or cannot be stored."""
+        del eps
+        return None
+
+    def softmin(self, logits: Array, eps: Eps, axis: Axis) -> Array:
         """Return the soft minimum over `axis`."""
+        if isinstance(eps, np.ndarray):
+            return apply_each(self, eps, lambda C, eps, q: C.softmin(q, eps, axis), logits, linear=True)
         return self.ops.softmin(self.data, logits, eps, axis)
 
     def repeated_softmin(self, eps: float) -> Callable[[Array, Axis], Array]:
         """Return `softmin` as a function of logits and axis, prepared for many calls."""
         return self.ops.repeated_softmin(self.data, eps)
 
-    def plan(self, p: Array, q: Array, eps: float) -> Array:
+    def plan(self, p: Array, q: Array, eps: Eps) -> Array:
         """Return the plans (B, n, m) of logits."""
+        if isinstance(eps, np.ndarray):
+            return apply_each(self, eps, lambda C, eps, p, q: C.plan(p, q, eps), p, q)
         return self.ops.plan(self.data, p, q, eps)
 
-    def apply_plan(self, p: Array, q: Array, v: Array, eps: float, axis: Axis) -> Array:
+    def apply_plan(self, p: Array, q: Array, v: Array, eps: Eps, axis: Axis) -> Array:
         """Multiply the plans of logits with vectors."""
+        if isinstance(eps, np.ndarray):
+            return apply_each(self, eps, lambda C, eps, p, q, v: C.apply_plan(p, q, v, eps, axis), p, q, v)
         return self.ops.apply_plan(self.data, p, q, v, eps, axis)
 
-    def transport_cost(self, p: Array, q: Array, eps: float) -> Array:
+    def transport_cost(self, p: Array, q: Array, eps: Eps) -> Array:
         """Return ``<P, C>`` (B,)."""
+        if isinstance(eps, np.ndarray):
+            return apply_each(self, eps, lambda C, eps, p, q: C.transport_cost(p, q, eps), p, q, linear=True)
         return self.ops.transport_cost(self.data, p, q, eps)
 
     def c_transform(self, potential: Array, axis: Axis) -> Array:
@@ -182,6 +196,11 @@ class Cost(ABC, Generic[Data]):
         """Return numbers between which the costs of bins with weight lie, given masks (B, n) and (B, m)."""
         del x, y
         return self.range()
+
+    def known_statistic(self, name: Statistic) -> float | None:
+        """Return a statistic of the costs if it is known without looking at them."""
+        del name
+        return None
 
     def largest(self) -> float:
         """Return a number that no finite cost exceeds in size."""
@@ -227,8 +246,10 @@ class Cost(ABC, Generic[Data]):
         del loss
         return self
 
-    def plan_means(self, a: Array, b: Array, f: Array, g: Array, eps: float) -> Iterator[tuple[HostArray, Means]]:
+    def plan_means(self, a: Array, b: Array, f: Array, g: Array, eps: Eps) -> Iterator[tuple[HostArray, Means]]:
         """Iterate over groups of problems and the means under their plans."""
+        if isinstance(eps, np.ndarray):
+            return means_each(self, a, b, f, g, eps)
         return self.ops.plan_means(self.data, a, b, f, g, eps)
 
 

@@ -7,11 +7,11 @@ import numpy as np
 from cusink.types import Array, ArrayModule
 
 
-def logits(xp: ArrayModule, weights: Array, potential: Array, eps: float, dtype: Any = None) -> Array:
+def logits(xp: ArrayModule, weights: Array, potential: Array, eps: float | Array, dtype: Any = None) -> Array:
     """Return ``log weights + potential / eps`` in `dtype` (that of the weights).
 
-    A zero weight has -inf, whatever its potential. The sum is taken in float64: the terms of a small weight or a small
-    eps cancel.
+    `eps` is a number, or an array (B, 1). A zero weight has -inf, whatever its potential. The sum is taken in float64:
+    the terms of a small weight or a small eps cancel.
     """
     with np.errstate(divide="ignore"):
         log_weights = xp.log(weights.astype(np.float64, copy=False))

@@ -1,5 +1,6 @@
 """The operands: one for each kind of cost."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
@@ -7,14 +8,18 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from cusink.checks.arrays import narrowed
+from cusink.connection import doors_of
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
+from cusink.costs.directions import unit_curvature, unit_tangent
+from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
 from cusink.costs.operators import CoarseLevel
 from cusink.costs.points import Cloud, PointCosts
-from cusink.types import Array, ArrayModule, Index
+from cusink.types import Array, ArrayModule, HostArray, Index, Statistic
 
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
+COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,13 @@ class DenseCost(Cost[Array]):
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data[problems])
+
+    def in_units_of(self, eps: HostArray) -> Self | None:
+        """Return costs divided by an eps (B,) each; None where they are shared."""
+        if self.shared:
+            return None
+        with np.errstate(over="ignore"):  # a cost so far above eps forbids its pair
+            return replace(self, data=self.data / per_problem(self.xp, eps, self.data))
 
     def without(self, above: float) -> Self:
         """Return the cost with +inf for the pairs that cost more than `above`."""
@@ -129,6 +141,16 @@ class PointCost(Cost[PointCosts]):
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data.at(problems))
 
+    def in_units_of(self, eps: HostArray) -> DenseCost | None:
+        """Return stored costs divided by an eps (B,) each; None where they are shared, or would take too much."""
+        size, data = math.prod(self.shape) * self.dtype.itemsize, self.data
+        if self.shared or COPIES_IN_UNITS * size > data.memory_limit:
+            return None
+        costs = data.block(self.xp)
+        with np.errstate(over="ignore"):
+            costs /= per_problem(self.xp, eps, costs)
+        return DenseCost(costs, doors_of(self.xp.__name__)["dense"])
+
     def between(self, rows: Array, columns: Array) -> Self:
         """Return the cost between some points."""
         return replace(self, data=self.data.take(rows, columns))
@@ -203,7 +225,7 @@ class PointCost(Cost[PointCosts]):
         cloud, data = self.data.cloud, [x, y]
         assert cloud is not None
         if cloud.metric == "cosine":
-            data = [_unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
+            data = [unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
         if self.ndim < cloud.x.ndim:  # a batch of one
             data = [move[0] for move in data]
         return PointMoves((x, y), (data[0], data[1]))
@@ -236,7 +258,7 @@ class PointCost(Cost[PointCosts]):
         if cloud.metric == "cosine":
             lead = (None,) * (cloud.x.ndim - self.ndim)
             for k, points in enumerate((cloud.x, cloud.y)):
-                of_points[k] = of_points[k] + _unit_curvature(xp, points, plain[k][lead], moves.given[k])
+                of_points[k] = of_points[k] + unit_curvature(xp, points, plain[k][lead], moves.given[k])
         return _to_user_points(xp, cloud, of_points)
 
     def _summed(self, parts: Iterable[tuple[slice, slice, Array, Array]]) -> tuple[Array, Array]:
@@ -260,26 +282,8 @@ def _to_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> list[Arra
     out = []
     for given, gradient in zip((cloud.x, cloud.y), (gx, gy), strict=True):
         gradient = gradient[None] if gradient.ndim < given.ndim else gradient  # a batch of one
-        out.append(_unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
+        out.append(unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
     return out
-
-
-def _unit_tangent(xp: ArrayModule, points: Array, move: Array) -> Array:
-    """Return how the directions of points move with them; the same map pulls gradients back."""
-    points = points.astype(np.float64)
-    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
-    unit = points / norm
-    return (move - unit * (unit * move).sum(axis=-1, keepdims=True)) / norm
-
-
-def _unit_curvature(xp: ArrayModule, points: Array, gradient: Array, move: Array) -> Array:
-    """Return the derivative of `_unit_tangent` of a `gradient` that stays, while the points `move`."""
-    points = points.astype(np.float64)
-    norm = xp.sqrt((points * points).sum(axis=-1, keepdims=True))
-    unit = points / norm
-    turn, along = _unit_tangent(xp, points, move), (unit * gradient).sum(axis=-1, keepdims=True)
-    of_norm = _unit_tangent(xp, points, gradient) * (unit * move).sum(axis=-1, keepdims=True)
-    return -(turn * along + unit * (turn * gradient).sum(axis=-1, keepdims=True) + of_norm) / norm
 
 
 def _to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tuple[Array, Array | None]:
@@ -314,6 +318,13 @@ class GridCost(Cost[GridCosts]):
     def symmetric(self) -> bool:
         """True: a distance is."""
         return True
+
+    def known_statistic(self, name: Statistic) -> float | None:
+        """Return the largest or the mean cost, which are sums of those of the axes."""
+        if name == "median":
+            return None
+        axes = self.data.axes
+        return sum(float(axis.max() if name == "max" else axis.mean(dtype=np.float64)) for axis in axes)
 
     def astype(self, dtype: Any) -> Self:
         """Return the same cost in another precision."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
 from cusink.convergence.rules import StopState
-from cusink.types import Array, ArrayModule, Axis, HostArray, Method
+from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 Data = TypeVar("Data")
 DataIn = TypeVar("DataIn", contravariant=True)
@@ -193,6 +193,31 @@ class CoarseLevels(Protocol[Data]):
     def __call__(self, C: Data, a: HostArray, b: HostArray) -> Sequence[CoarseLevel[Data]]: ...
 
 
+class DampedSteps(Protocol):
+    """What an iteration of unbalanced transport does beside `softmin`, see `cusink.solver.unbalanced`."""
+
+    def update(
+        self,
+        potential: Array,
+        image: Array,
+        shift: Array,
+        sign: int,
+        weights: Array,
+        log_weights: Array,
+        excess: Array | None,
+        eps: float,
+        rho: float,
+    ) -> tuple[Array, Array]:
+        """Return the next potential (B, n) of a side with price `rho`, 0 in bins without weight, and its logits.
+
+        `image` is the softmin over the other side. The shift (B, 1), times `sign`, is that of this side; `excess`
+        (B, 1) is omega - 1, None for 0 everywhere.
+        """
+
+    def translation(self, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
+        """Return the shift t (B,) of the highest dual objective for ``f + t`` and ``g - t``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operators(Generic[Data]):
     """The operators of one kind of cost in one array library."""
@@ -211,3 +236,4 @@ class Operators(Generic[Data]):
     iteration: StartIteration[Data]
     plan_means: PlanMeans[Data]
     levels: CoarseLevels[Data] | None = None
+    damped_steps: DampedSteps | None = None  # None for array operations

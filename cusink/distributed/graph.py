@@ -12,6 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, tolerance
 from cusink.distributed import neighbours, tasks
 from cusink.distributed.assembly import DTYPES, assembled, rectangle, triangle
@@ -33,22 +34,40 @@ class DistributedKeywords(SolveKeywords, total=False):
 
 @overload
 def distance_matrix(
-    A: Any, B: Any, C: Any, *, eps: float, full_output: Literal[False] = ..., **keywords: Unpack[DistributedKeywords]
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float | RelativeEps,
+    full_output: Literal[False] = ...,
+    **keywords: Unpack[DistributedKeywords],
 ) -> LazyArray: ...
 @overload
 def distance_matrix(
-    A: Any, B: Any, C: Any, *, eps: float, full_output: Literal[True], **keywords: Unpack[DistributedKeywords]
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float | RelativeEps,
+    full_output: Literal[True],
+    **keywords: Unpack[DistributedKeywords],
 ) -> DistanceMatrix: ...
 @overload
 def distance_matrix(
-    A: Any, B: Any, C: Any, *, eps: float, full_output: bool, **keywords: Unpack[DistributedKeywords]
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    eps: float | RelativeEps,
+    full_output: bool,
+    **keywords: Unpack[DistributedKeywords],
 ) -> DistanceMatrix | LazyArray: ...
 def distance_matrix(
     A: Any,
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     value: MatrixValue = "cost",
     max_iter: int = 1000,
     tol: Tolerance = "auto",
@@ -73,7 +92,7 @@ def distance_matrix(
         is then solved once.
     C : array, shape (n, m), or PointCloud, or Grid
         Cost between the bins. All tasks share one copy of it.
-    eps : float
+    eps : float or RelativeEps
         Regularisation in the unit of `C`.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         As for `cusink.distance_matrix`.
@@ -147,7 +166,7 @@ def nearest(
     C: Any,
     *,
     k: int,
-    eps: float,
+    eps: float | RelativeEps,
     value: MatrixValue = "cost",
     prune: bool = True,
     max_iter: int = 1000,
@@ -173,7 +192,7 @@ def nearest(
         As for `distance_matrix`.
     k : int
         Neighbours wanted of each row.
-    eps : float
+    eps : float or RelativeEps
         Regularisation in the unit of `C`.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         As for `cusink.nearest`.

@@ -9,11 +9,12 @@ import dask.array as da
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, one_of, regularisation
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values
 from cusink.costs.kinds import named_arrays
-from cusink.operand import operand
+from cusink.operand import eps_of_shared, operand
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
 from cusink.retrieval.documents.checks import are_documents
@@ -101,7 +102,7 @@ class Job:
         C: Any,
         client: Any,
         *,
-        eps: float,
+        eps: float | RelativeEps,
         value: MatrixValue,
         options: Options,
         limit: int | None,
@@ -109,7 +110,7 @@ class Job:
         device: Device,
     ) -> Self:
         """Check the arguments of a call."""
-        eps = regularisation(eps)
+        eps = regularisation(eps_of_shared(eps, C))
         flag("check", check)
         one_of("value", value, checks.ALL_VALUES)
         one_of("device", device, get_args(Device))

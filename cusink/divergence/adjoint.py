@@ -147,7 +147,7 @@ def sinkhorn_divergence_adjoint(result: SinkhornDivergence, *, grad: Array | flo
     if cross.reach is not None:
         excess = cross.a.sum(axis=1, dtype=np.float64) - cross.b.sum(axis=1, dtype=np.float64)
         of_masses = cross.to_user(grad * excess**2 / 2)
-        step = (grad * cross.eps * excess)[:, None].astype(cross.a.dtype)
+        step = (grad * cross.eps_as(1) * excess)[:, None].astype(cross.a.dtype)
         of_a, of_b = of_a + step, of_b - step
     return DivergenceGradients(
         a=cross.to_user(of_a),

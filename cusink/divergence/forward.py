@@ -1,13 +1,13 @@
 """Sinkhorn divergences: regularised costs without what the regularisation adds to them."""
 
-import functools
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cusink.checks.scalars import regularisation, tolerance
+from cusink.checks.regularisation import RelativeEps, relative_or_numbers
+from cusink.checks.scalars import tolerance
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.divergence import checks
@@ -15,10 +15,9 @@ from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE
-from cusink.solver.loop import Start, solve
+from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
 from cusink.solver.problem import CheckedProblem, Problem
-from cusink.solver.symmetric import self_potentials
-from cusink.solver.unbalanced import UnbalancedIteration, damped, partnered
+from cusink.solver.unbalanced import damped
 from cusink.solver.values import values
 from cusink.types import Array, HostArray, Method, Overrelaxation, Tolerance
 
@@ -33,7 +32,7 @@ def sinkhorn_divergence(
     b: Array | None,
     C: Any,
     *,
-    eps: float,
+    eps: float | Array | RelativeEps,
     C_aa: Array | None = None,
     C_bb: Array | None = None,
     reach: float | None = None,
@@ -56,8 +55,8 @@ def sinkhorn_divergence(
     C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
         Cost. A `cusink.PointCloud` or `cusink.Grid` knows the costs within `a` and within `b`. An array stands for bins
         that `a` and `b` share, so that it must be symmetric with a zero diagonal, unless `C_aa` and `C_bb` are given.
-    eps : float
-        Regularisation in the unit of `C`.
+    eps : float, or array, shape (B,), or RelativeEps
+        Regularisation in the unit of `C`, for all pairs or one for each, as for `cusink.sinkhorn`.
     C_aa : array, shape (n, n) or (B, n, n), optional
         Cost between the bins of `a`, symmetric.
     C_bb : array, shape (m, m) or (B, m, m), optional
@@ -122,26 +121,22 @@ def sinkhorn_divergence(
     0.0000
     """
     tol = tolerance(tol, a, b, C)
-    eps = regularisation(eps)
+    eps = relative_or_numbers(eps)
     rho = checks.reach(reach, method)
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
-    own = _self_problems(given, (of_a, of_b), eps, rho, options)
+    own = _self_problems(given, (of_a, of_b), rho, options)
     cost, xp = given.C, given.C.xp
-    start: Start | None = None
-    shift, (live_a, live_b) = None, (given.a, given.b)
     if prices is not None:
         solver_checks.reach_in_range(prices, cost.dtype.name)
-        shift = xp.zeros(len(given.a))
-        start = functools.partial(UnbalancedIteration, reach=prices, shift=shift)
-        live_a, live_b = partnered(cost, given.a, given.b)
     low, high = cost.range()
-    init = (own.f, own.g) if high - low <= 2 * ANNEAL_ABOVE * eps else None  # the solution, if a and b are equal
-    costs_of = cost.at if prices is None else None
-    pair = solve(cost, live_a, live_b, eps, options, init=init, start=start, costs_of=costs_of, many=len(live_a) > 1)
+    gentle = high - low <= 2 * ANNEAL_ABOVE * np.min(given.eps)
+    init = (own.f, own.g) if gentle else None  # the solution, if a and b are equal
+    how = HowToSolve(options, prices, many=len(given.a) > 1)
+    pair, shift = solve_each(cost, given.a, given.b, given.eps, how, init=init)
 
     equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
     error = np.maximum(pair.error, own.error)
@@ -151,7 +146,7 @@ def sinkhorn_divergence(
         own = own._replace(g=xp.where(equal[:, None], own.f, own.g))
         error = np.where(cost.to_host(equal), own.error, error)
         shift = None if shift is None else xp.where(equal, 0, shift)
-    cross = Problem.of(given, eps, f, g, prices, shift)
+    cross = Problem.of(given, f, g, prices, shift)
     alone = replace(cross, shift=None if prices is None else xp.zeros(len(given.a)))
     problems = (
         cross,
@@ -193,7 +188,7 @@ class SelfTerms(NamedTuple):
 
 
 def _self_problems(
-    given: CheckedProblem, costs: tuple[Cost[Any], Cost[Any]], eps: float, rho: float, options: Options
+    given: CheckedProblem, costs: tuple[Cost[Any], Cost[Any]], rho: float, options: Options
 ) -> SelfTerms:
     """Solve both measures with themselves."""
     xp, potentials, reg_cost = given.C.xp, [], 0
@@ -201,7 +196,7 @@ def _self_problems(
     for weights, C in zip((given.a, given.b), costs, strict=True):
         # One measure that is compared with many is solved once.
         same = C.shared and len(weights) > 1 and bool((weights == weights[:1]).all())
-        own = self_potentials(C, weights[:1] if same else weights, eps, options, rho)
+        own = self_potentials_each(C, weights[:1] if same else weights, given.eps, options, rho)
         potentials.append(xp.ascontiguousarray(xp.broadcast_to(own.f, weights.shape)))
         reg_cost = reg_cost + own.reg_cost / 2
         n_iter = np.where(own.error >= error, own.n_iter, n_iter)
@@ -236,9 +231,9 @@ def _divergence(problems: tuple[Problem, Problem, Problem], of_self: Array, erro
     out = of_pair - of_self
     mass_a, mass_b = (x.sum(axis=1, dtype=np.float64) for x in (cross.a, cross.b))
     if cross.reach is not None:
-        out += cross.eps / 2 * (mass_a - mass_b) ** 2
-    explained = cross.eps * mass_a * xp.asarray(error) + 1e-14 * (
-        xp.abs(of_pair) + xp.abs(of_self) + cross.eps * mass_a
+        out += cross.eps_as(1) / 2 * (mass_a - mass_b) ** 2
+    explained = cross.eps_as(1) * mass_a * xp.asarray(error) + 1e-14 * (
+        xp.abs(of_pair) + xp.abs(of_self) + cross.eps_as(1) * mass_a
     )
     return xp.where((out < 0) & (out > -explained), 0, out)
 
@@ -254,7 +249,8 @@ def _in_float64(problem: Problem, cross: Problem) -> Array:
         a, b = (weights * (mass / weights.sum(axis=1, keepdims=True)) for weights in (problem.a, problem.b))
         problem = replace(problem, a=a, b=b)
     _, q = problem.logits()
-    f = problem.C.repeated_softmin(problem.eps)(q, 1)
+    eps = problem.eps
+    f = problem.C.softmin(q, eps, 1) if isinstance(eps, np.ndarray) else problem.C.repeated_softmin(eps)(q, 1)
     if problem.reach is not None and problem.shift is not None:
-        f = damped(f, problem.shift[:, None], problem.eps, problem.reach[0])
+        f = damped(f, problem.shift[:, None], problem.eps_as(2), problem.reach[0])
     return values(replace(problem, f=f))[0]

@@ -7,7 +7,7 @@ from cusink.divergence import checks
 from cusink.divergence.result import SinkhornDivergence
 from cusink.solver import checks as solver_checks
 from cusink.solver.problem import Problem
-from cusink.types import Array
+from cusink.types import Array, Eps
 
 
 def resumed(
@@ -15,7 +15,7 @@ def resumed(
     b: Array,
     C: Any,
     *,
-    eps: float,
+    eps: Eps,
     potentials: tuple[Array, Array, Array, Array],
     shift: Array | None,
     error: Array,
@@ -33,7 +33,7 @@ def resumed(
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, False)
     of_one = [given.batch_of_one if own is None else own.ndim == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     f, g, f_self, g_self = potentials
-    cross = Problem.of(given, eps, f, g, rho, shift)
+    cross = Problem.of(given, f, g, rho, shift)
     alone = replace(cross, shift=None if shift is None else shift * 0)
     problems = (
         cross,

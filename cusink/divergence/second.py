@@ -150,7 +150,7 @@ def sinkhorn_divergence_jvp(
     cross = result.problems[0]
     if cross.reach is not None:
         excess, moved = _excess(result, directions[0])
-        out = out + cross.eps * excess * moved
+        out = out + cross.eps_as(1) * excess * moved
         if directions[0].eps is not None:
             out = out + directions[0].eps * excess**2 / 2
     return cross.to_user(out)
@@ -286,7 +286,7 @@ def _of_masses(
 ) -> tuple[Array, Array, Array]:
     """Return both gradients' changes and that by eps with the share of ``eps / 2 (mass_a - mass_b)**2``."""
     cross, (excess, moved) = result.problems[0], _excess(result, along)
-    step = grad * cross.eps * moved
+    step = grad * cross.eps_as(1) * moved
     if along.eps is not None:
         step = step + grad * along.eps * excess
     shown = cross.to_user(step[:, None])

@@ -41,7 +41,7 @@ def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tup
 
 def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolution:
     """Solve for the x and y through which all gradients of the cost and the potentials go."""
-    xp, eps, a, b = problem.xp, problem.eps, problem.a, problem.b
+    xp, a, b = problem.xp, problem.a, problem.b
     f, g = replace_inf(xp, problem.f), replace_inf(xp, problem.g)
     h, k = xp.zeros_like(a), xp.zeros_like(b)
     if given.f is not None and given.g is not None:
@@ -51,7 +51,7 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolut
         if given.cost is None:
             return h[index], k[index]
         # The means of log(P / a b') = (f + g - C) / eps.
-        every = len(index) == len(a)
+        every, eps = len(index) == len(a), problem.eps_as(2, index)
         w, f_, g_, h_, k_ = (v if every else v[index] for v in (given.cost[:, None], f, g, h, k))
         rows = (f_ + means.mean(g_, 1) - means.mean_cost(1)) / eps
         columns = (g_ + means.mean(f_, 0) - means.mean_cost(0)) / eps

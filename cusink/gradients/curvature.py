@@ -59,7 +59,7 @@ class Curvature:
 
     def wrt_weights(self) -> tuple[Array, Array]:
         """Return the derivatives (B, n) and (B, m) of the gradients by the weights."""
-        given, along, eps = self.moved.solved, self.moved.along, self.moved.solved.problem.eps
+        given, along, eps = self.moved.solved, self.moved.along, self.moved.solved.problem.eps_as(2)
         problem, xp, level = given.problem, given.problem.xp, self.level[:, None]
         deps = None if along.eps is None else along.eps[:, None]
         out = []
@@ -163,7 +163,7 @@ def _fit(moved: Motion, weight: Array, how: LinearSolve) -> tuple[Fit, HostArray
         dZ = moved.df[problems, rows, None] + moved.dg[problems, None, :]
         if pairs.shift is not None:
             dZ -= pairs.shift
-        dZ /= problem.eps
+        dZ /= problem.eps_as(3, problems)
         W = pairs.log_ratio - x[problems, rows, None] - y[problems, None, :]
         M = E * (dZ * (W + 1))
         h[problems, rows] += right_product(M, problem.b[problems])

@@ -68,5 +68,5 @@ def both_sides(moved: Motion) -> tuple[list[tuple[Array, Array, Array]], Array, 
         other = (problem.b, problem.a)[k].sum(axis=1, keepdims=True)
         marginals.append((weights * kept, kept * (direction - weights * change / rho), weights))
         gain = potential if rho == np.inf else -rho * xp.expm1(-potential / rho)
-        gradients.append(gain + problem.eps * (other - kept))
+        gradients.append(gain + problem.eps_as(2) * (other - kept))
     return marginals, gradients[0], gradients[1]

@@ -122,7 +122,7 @@ def sinkhorn_jvp(
 def _tangents(shown: Problem, moved: Motion) -> SinkhornTangents:
     """Return the derivatives in the shape and dtype of the user, whose problem is `shown`."""
     given, along = moved.solved, moved.along
-    problem, xp, eps = given.problem, given.problem.xp, given.problem.eps
+    problem, xp, eps = given.problem, given.problem.xp, given.problem.eps_as(1)
     sums = plan_sums(moved)
     deps = 0 if along.eps is None else along.eps
     marginals, of_a, of_b = both_sides(moved)

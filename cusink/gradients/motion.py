@@ -50,13 +50,13 @@ class Solved:
 
     def pairs(self, along: Directions) -> Iterator[Pairs]:
         """Iterate over blocks of pairs of bins, and how their costs move."""
-        problem, xp, eps = self.problem, self.problem.xp, self.problem.eps
+        problem, xp = self.problem, self.problem.xp
         (size, n), m = problem.a.shape, problem.b.shape[1]
         for problems, rows in blocks(size, n, m, BLOCK_ENTRIES):
             costs = problem.C.block(problems, rows)
             Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
             Z -= costs
-            Z /= eps
+            Z /= problem.eps_as(3, problems)
             E = xp.minimum(Z, DENSEST)
             xp.exp(E, out=E)
             if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
@@ -72,7 +72,8 @@ class Solved:
         problem = self.problem
         if self.kept is not None:
             assert problem.reach is not None
-            slack = (problem.eps / problem.reach[0], problem.eps / problem.reach[1])
+            eps = problem.eps_as(2)
+            slack = (eps / problem.reach[0], eps / problem.reach[1])
             how = replace(how, slack=slack)
             (a, b), (f, g) = self.kept, self.dual
             marginal = {"a": problem.a * a, "b": problem.b * b}
@@ -84,13 +85,13 @@ class Solved:
         """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system."""
         if self.kept is not None:
             assert self.problem.reach is not None
-            damped = (1 + self.problem.eps / rho for rho in self.problem.reach)
+            damped = (1 + self.problem.eps_as(2) / rho for rho in self.problem.reach)
             h, k = (x / (kept * by) for x, kept, by in zip((h, k), self.kept, damped, strict=True))
         return lambda index, _: (h[index], k[index])
 
     def log_ratio_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
         """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
-        f, g, eps = self.problem.f[index], self.problem.g[index], self.problem.eps
+        f, g, eps = self.problem.f[index], self.problem.g[index], self.problem.eps_as(2, index)
         rows = f + means.mean(g, 1) - means.mean_cost(1)
         columns = g + means.mean(f, 0) - means.mean_cost(0)
         return rows / eps, columns / eps
@@ -139,7 +140,7 @@ class Motion:
             dZ = self.df[problems, rows, None] + self.dg[problems, None, :]
             if pairs.shift is not None:
                 dZ -= pairs.shift
-            dZ /= problem.eps
+            dZ /= problem.eps_as(3, problems)
             a, b = problem.a[problems, rows, None], problem.b[problems, None, :]
             P = pairs.density * a
             P *= b
@@ -182,10 +183,10 @@ def motion(given: Solved, along: Directions, how: LinearSolve, with_fit: bool = 
             k[problems] += left_product(M, a[problems, rows])
         if along.b is not None:
             share = xp.clip(right_product(E, along.b[problems]), -LARGEST_SHARE, LARGEST_SHARE)
-            h[problems, rows] -= problem.eps * share
+            h[problems, rows] -= problem.eps_as(2, problems) * share
         if along.a is not None:
             share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
-            k[problems] -= problem.eps * share
+            k[problems] -= problem.eps_as(2, problems) * share
     rights = [given.sums(h, k), *((given.log_ratio_means,) if with_fit else ())]
     (df, dg, converged), *fits = given.solve(rights, how)
     for fit in fits:

@@ -39,7 +39,14 @@ class LinearSolve:
 
     tol: float
     max_iter: int
-    slack: tuple[float, float] = (0.0, 0.0)
+    slack: tuple[float | Array, float | Array] = (0.0, 0.0)
+
+    def at(self, index: HostArray) -> Self:
+        """Return the same for some problems, where each has a slack (B, 1) of its own."""
+        of_rows, of_columns = self.slack
+        if isinstance(of_rows, float) or isinstance(of_columns, float):
+            return self
+        return replace(self, slack=(of_rows[index], of_columns[index]))
 
 
 def solve_marginal_system(problem: Problem, right: RightSide, how: LinearSolve) -> MarginalSolution:
@@ -56,7 +63,7 @@ def solve_marginal_systems(problem: Problem, rights: Sequence[RightSide], how: L
             h, k = right(index, means)
             # The longer side is eliminated.
             axis: Axis = 1 if h.shape[1] < k.shape[1] else 0
-            system = ReducedSystem(C.xp, C.to_host, means, axis, how)
+            system = ReducedSystem(C.xp, C.to_host, means, axis, how.at(index))
             if axis == 1:
                 y[index], x[index], converged[index] = system.solve(k, h)
             else:
@@ -93,13 +100,18 @@ class ReducedSystem:
         return 0 if self.axis == 1 else 1
 
     @property
-    def shares(self) -> tuple[float, float]:
+    def shares(self) -> tuple[float | Array, float | Array]:
         """Factors of R and S' in the equations of the other side and of the own one."""
         slack = self.how.slack if self.axis == 0 else self.how.slack[::-1]
         return 1 / (1 + slack[0]), 1 / (1 + slack[1])
 
     @property
-    def constant_eigenvalue(self) -> float:
+    def slack(self) -> bool:
+        """Whether the equations have slack."""
+        return not all(isinstance(slack, float) and slack == 0 for slack in self.how.slack)
+
+    @property
+    def constant_eigenvalue(self) -> float | Array:
         """``1 - share * share``, without cancellation: the eigenvalue of the constants."""
         (first, second), (share, other) = self.how.slack, self.shares
         return (first + second + first * second) * share * other
@@ -119,7 +131,7 @@ class ReducedSystem:
             residual = own - of_own * self.means.mean(x, axis) - y
             constant = _mean(xp, weights, residual)
             residual -= constant
-            if self.constant_eigenvalue:  # along the constants the system may be nearly singular
+            if self.slack:  # along the constants the system may be nearly singular
                 y += constant / self.constant_eigenvalue
             reached = _dot(xp, weights, residual, residual)
             missed = np.flatnonzero(~self.to_host(reached <= target**2))
@@ -127,7 +139,7 @@ class ReducedSystem:
                 break
             every = len(missed) == len(y)
             chosen = slice(None) if every else missed
-            system = self if every else replace(self, means=self.means.at(missed))
+            system = self if every else self.at(missed)
             start = xp.where(weights > 0, residual, 0)[chosen]
             y[chosen] += _conjugate_gradients(system, weights[chosen], start, 0.5 * target[chosen])
         y = y + residual  # one fixed-point step: defines y on empty bins, smooths light ones
@@ -141,7 +153,7 @@ class ReducedSystem:
 
     def at(self, index: HostArray) -> Self:
         """Return the system of the problems at `index`."""
-        return replace(self, means=self.means.at(index))
+        return replace(self, means=self.means.at(index), how=self.how.at(index))
 
 
 def _conjugate_gradients(system: ReducedSystem, weights: Array, residual: Array, target: Array) -> Array:

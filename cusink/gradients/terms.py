@@ -62,10 +62,10 @@ class GradientTerms:
         xp = self.problem.xp
         out = self.level[:, None] * potential
         if fit is not None:
-            out -= self.problem.eps * fit
+            out -= self.problem.eps_as(2) * fit
         if self.grad_entropic_cost is not None:
             entropy = xp.where(weights > 0, xp.log(xp.where(weights > 0, weights, 1)) + 1, 0)
-            out += self.grad_entropic_cost[:, None] * (self.problem.eps * entropy)
+            out += self.grad_entropic_cost[:, None] * (self.problem.eps_as(2) * entropy)
         mean = out.mean(axis=1, keepdims=True)
         if not xp.isfinite(mean).all():  # a bin that C forbids all partners has no finite potential
             reached = xp.isfinite(potential)
@@ -123,27 +123,28 @@ class GradientTerms:
     def _wrt_shared_cost(self) -> Array:
         """Return ``sum_b P_b`` times ``level``, plus ``grad_cost (f + g - C) / eps - x - y``."""
         problem, w, xp = self.problem, self.grad_cost, self.problem.xp
-        C, eps, a, b = problem.C, problem.eps, problem.a, problem.b
+        C, eps, a, b = problem.C, problem.eps_as(2), problem.a, problem.b
         f, g = replace_inf(xp, problem.f), replace_inf(xp, problem.g)
         rows, columns, costs = self.level[:, None] + xp.zeros_like(a), None, None
         if w is not None:
             rows += w[:, None] * f / eps - self.x
-            columns, costs = w[:, None] * g / eps - self.y, -w / eps
+            columns, costs = w[:, None] * g / eps - self.y, -w / problem.eps_as(1)
         out = xp.zeros(C.shape, C.dtype)
-        for index, means in C.plan_means(a, b, f, g, eps):
+        for index, means in C.plan_means(a, b, f, g, problem.eps):
             of_columns, of_costs = (None if v is None else v[index] for v in (columns, costs))
             out += means.plan_sum(rows[index], of_columns, of_costs)
         return out
 
     @np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
     def _block(self, problems: slice, rows: slice) -> PlanBlock:
-        problem, eps, xp = self.problem, self.problem.eps, self.problem.xp
+        problem, eps, xp = self.problem, self.problem.eps_as(2, problems), self.problem.xp
         f, g = replace_inf(xp, problem.f)[problems, rows], replace_inf(xp, problem.g)[problems]
         p, q = logits(xp, problem.a[problems, rows], f, eps), logits(xp, problem.b[problems], g, eps)
         costs = problem.C.block(problems, rows)
         C = dense_cost(costs)
-        plan = C.plan(p, q, eps)
-        log_ratio = (f[:, :, None] + g[:, None, :] - replace_inf(xp, costs)) / eps
+        each = problem.eps_of(problems)
+        plan = C.plan(p, q, each)
+        log_ratio = (f[:, :, None] + g[:, None, :] - replace_inf(xp, costs)) / problem.eps_as(3, problems)
         direct, factor = 0, self.level[problems, None, None]
         if self.grad_cost is not None:
             w = self.grad_cost[problems, None, None]
@@ -152,7 +153,7 @@ class GradientTerms:
             factor = factor - self.x[problems, rows, None] - self.y[problems, None, :]
         gradient = plan * factor
         if self.grad_f is not None and self.grad_g is not None:
-            of_f, of_g = C.plan(f / eps, q, eps), C.plan(p, g / eps, eps)  # may overflow at a bin without weight
+            of_f, of_g = C.plan(f / eps, q, each), C.plan(p, g / eps, each)  # may overflow at a bin without weight
             gradient += in_range(xp, of_f, problem.dtype) * self.grad_f[problems, rows, None]
             gradient += in_range(xp, of_g, problem.dtype) * self.grad_g[problems, None, :]
         return PlanBlock(gradient, log_ratio, direct)
@@ -169,10 +170,10 @@ def apply_density(problem: Problem, grad_f: Array, grad_g: Array) -> tuple[Array
 
     Between two empty bins it may leave the range, and is clipped.
     """
-    xp, C, eps, f, g = problem.xp, problem.C, problem.eps, problem.f, problem.g
+    xp, C, eps, f, g = problem.xp, problem.C, problem.eps_as(2), problem.f, problem.g
     with np.errstate(over="ignore", invalid="ignore"):
-        h = C.apply_plan(f / eps, g / eps, grad_g, eps, 1)
-        k = C.apply_plan(f / eps, g / eps, grad_f, eps, 0)
+        h = C.apply_plan(f / eps, g / eps, grad_g, problem.eps, 1)
+        k = C.apply_plan(f / eps, g / eps, grad_f, problem.eps, 0)
     return in_range(xp, xp.nan_to_num(h), problem.dtype), in_range(xp, xp.nan_to_num(k), problem.dtype)
 
 

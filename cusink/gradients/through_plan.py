@@ -46,9 +46,9 @@ class PlanTerms:
 
     def _wrt_weights(self) -> tuple[Array, Array]:
         problem, kept = self.given.problem, self.given.kept
-        out = [problem.eps * self.x, problem.eps * self.y]
+        out = [problem.eps_as(2) * self.x, problem.eps_as(2) * self.y]
         if kept is not None and problem.reach is not None:
-            out = [x * k * (1 + problem.eps / rho) for x, k, rho in zip(out, kept, problem.reach, strict=True)]
+            out = [x * k * (1 + problem.eps_as(2) / rho) for x, k, rho in zip(out, kept, problem.reach, strict=True)]
         return self.given.projected(out[0], out[1])
 
     def wrt_cost(self) -> Array | None:
@@ -84,7 +84,7 @@ class PlanTerms:
         for pairs in self.given.pairs(Directions()):
             problems, rows = pairs.problems, pairs.rows
             P = pairs.density * problem.a[problems, rows, None] * problem.b[problems, None, :]
-            rest = self.matrix(problems, rows) / -problem.eps
+            rest = self.matrix(problems, rows) / -problem.eps_as(3, problems)
             rest = rest + self.x[problems, rows, None] + self.y[problems, None, :]
             gradient = P * rest
             if of_eps is not None:
@@ -108,8 +108,8 @@ def entropic_terms(problem: Problem, weight: Array, how: LinearSolve) -> tuple[P
     double, xp = given.problem, given.problem.xp
     weight = weight.astype(np.float64)
     logs = [xp.log(xp.where(w > 0, w, 1)) for w in (double.a, double.b)]
-    rows = weight[:, None] * (double.f + double.eps * (logs[0] + 1))
-    columns = weight[:, None] * (double.g + double.eps * logs[1])
+    rows = weight[:, None] * (double.f + double.eps_as(2) * (logs[0] + 1))
+    columns = weight[:, None] * (double.g + double.eps_as(2) * logs[1])
     entropy = xp.zeros(len(weight))
     for pairs in given.pairs(Directions()):
         at = pairs.problems
@@ -137,7 +137,7 @@ def _fitted(
         M = pairs.density * matrix(pairs.problems, pairs.rows)
         h[pairs.problems, pairs.rows] += right_product(M, problem.b[pairs.problems])
         k[pairs.problems] += left_product(M, problem.a[pairs.problems, pairs.rows])
-    ((x, y, converged),) = given.solve([given.sums(h / problem.eps, k / problem.eps)], how)
+    ((x, y, converged),) = given.solve([given.sums(h / problem.eps_as(2), k / problem.eps_as(2))], how)
     terms = PlanTerms(shown=shown, given=given, matrix=matrix, x=x, y=y, direct=direct, entropy=entropy)
     return terms, converged
 

@@ -56,7 +56,7 @@ class UnbalancedTerms(GradientTerms):
 def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[GradientTerms, HostArray]:
     """Return the terms, and whether the marginal system of each problem was solved (B,), in NumPy."""
     assert problem.reach is not None
-    xp, eps, dtype = problem.xp, problem.eps, problem.a.dtype
+    xp, eps, dtype = problem.xp, problem.eps_as(2), problem.a.dtype
     # The derivative by a first bit of weight may leave the range of the user's dtype: it is clipped.
     least = -float(np.log(largest_factor(problem.dtype)))
     scaled = tuple(xp.maximum(replace_inf(xp, side.potential / side.rho), least) for side in sides(problem))
@@ -121,7 +121,7 @@ class MeanCosts(NamedTuple):
 
 def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[MeanCosts, MarginalSolution]:
     """Return the mean costs and the solution of the damped system."""
-    xp, eps, a, b = problem.xp, problem.eps, problem.a, problem.b
+    xp, a, b = problem.xp, problem.a, problem.b
     costs, h, k = MeanCosts(xp.zeros_like(a), xp.zeros_like(b)), xp.zeros_like(a), xp.zeros_like(b)
     if given.f is not None and given.g is not None:
         h, k = apply_density(problem, given.f, given.g)
@@ -129,6 +129,7 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[MeanCos
     def right(index: HostArray, means: Means) -> tuple[Array, Array]:
         if given.cost is None:
             return h[index], k[index]
+        eps = problem.eps_as(2, index)
         costs.rows[index] = given.cost[index, None] * means.mean_cost(1)
         costs.columns[index] = given.cost[index, None] * means.mean_cost(0)
         of_rows, of_columns = means.mean(costs.columns[index], 1) / eps, means.mean(costs.rows[index], 0) / eps

@@ -17,8 +17,10 @@ from cusink.bridges.options import (
     reduced,
     values_of,
 )
+from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.transport import Applied, Potentials, ValueOf
 from cusink.checks.arrays import HALF
+from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.jax.arrays import floating, regularisation
 from cusink.jax.clouds import PointCloud
@@ -63,6 +65,8 @@ class _Problem:
             named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
             if balanced:
                 named["b"] = named["b"] * jax.lax.stop_gradient(mass_ratio(jnp, named["a"], named["b"]))
+        if isinstance(eps, RelativeEps):
+            eps = _relative(eps, self.kind, named)
         number = regularisation(eps, named["a"].dtype)
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
 
@@ -71,11 +75,20 @@ class _Problem:
         return out.astype(self.dtype)
 
 
+def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
+    """Return eps in the unit of the costs, through which no gradient goes."""
+    if not kind.names:
+        return eps_of_grid(eps, kind)
+    costs = {name: jax.lax.stop_gradient(named[name]) for name in kind.names}
+    (number,) = outputs_of(EpsOfCosts(kind, eps.share, eps.of), costs)
+    return number
+
+
 def sinkhorn_loss(
     a: jax.Array | None,
     b: jax.Array | None,
     C: "jax.Array | PointCloud | Grid",
-    eps: float | jax.Array,
+    eps: float | jax.Array | RelativeEps,
     *,
     value: Value = "cost",
     gradient: Gradient = "exact",
@@ -92,8 +105,9 @@ def sinkhorn_loss(
         Target weights, of the same sum as `a` unless `reach` is given.
     C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, shared by all pairs or one for each. Of a `cusink.jax.PointCloud` the points are differentiable.
-    eps : float or array, shape () or (B,)
-        Regularisation in the unit of `C`, for all pairs or for each; those of equal eps are solved together.
+    eps : float or array, shape () or (B,), or cusink.RelativeEps
+        Regularisation in the unit of `C`, for all pairs or for each, or relative to the costs of each: then no
+        gradient goes through the statistic.
     value : {"cost", "reg_cost", "entropic_cost"}
         The value of `cusink.SinkhornResult` that is the loss.
     gradient : {"exact", "multiplier"}
@@ -154,7 +168,7 @@ def sinkhorn_divergence(
     a: jax.Array | None,
     b: jax.Array | None,
     C: "jax.Array | PointCloud | Grid",
-    eps: float | jax.Array,
+    eps: float | jax.Array | RelativeEps,
     *,
     C_aa: jax.Array | None = None,
     C_bb: jax.Array | None = None,
@@ -169,7 +183,7 @@ def sinkhorn_divergence(
         Weights; None stands for uniform ones.
     C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, as for `cusink.sinkhorn_divergence`.
-    eps : float or array, shape () or (B,)
+    eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     C_aa, C_bb : array, shape (n, n) or (B, n, n); (m, m) or (B, m, m), optional
         Costs within each side, where `C` is a tensor between different bins.
@@ -218,7 +232,7 @@ def sinkhorn_potentials(
     a: jax.Array | None,
     b: jax.Array | None,
     C: "jax.Array | PointCloud | Grid",
-    eps: float | jax.Array,
+    eps: float | jax.Array | RelativeEps,
     **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Dual potentials f and g of transport problems, differentiable once in `a`, `b`, `C` and `eps`.
@@ -229,7 +243,7 @@ def sinkhorn_potentials(
         Weights; None stands for uniform ones.
     C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, as for `sinkhorn_loss`.
-    eps : float or array, shape () or (B,)
+    eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     **options
         Options of `cusink.sinkhorn`.
@@ -269,7 +283,7 @@ def apply_plan(
     a: jax.Array | None,
     b: jax.Array | None,
     C: "jax.Array | PointCloud | Grid",
-    eps: float | jax.Array,
+    eps: float | jax.Array | RelativeEps,
     values: jax.Array,
     *,
     axis: Axis = 1,
@@ -285,7 +299,7 @@ def apply_plan(
         Target weights.
     C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, as for `sinkhorn_loss`.
-    eps : float or array, shape () or (B,)
+    eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     values : array, shape (m, d) or (B, m, d) for axis 1; (n, d) or (B, n, d) for axis 0
         What is transported, such as the target points; divided by `a` the result is then the barycentric map.

@@ -9,8 +9,10 @@ import numpy as np
 from cusink.backends.devices import cupy_module, device_error
 from cusink.checks.arrays import kind
 from cusink.checks.foreign import any_array, taken
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, flags, one_of, tolerance
 from cusink.errors import memory_advice
+from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collected import AnyCorpus, collect, grown, pairs_with
 from cusink.retrieval.collections import ON_EMPTY
@@ -35,8 +37,8 @@ class Index:
         Histograms of one mass, or documents and point clouds as for `cusink.distance_matrix`.
     C : array, shape (n, m), PointCloud or Grid, or str
         Cost between the bins of queries and those of B; for `Measures` the name of a metric.
-    eps : float
-        Regularisation in the unit of `C`.
+    eps : float or RelativeEps
+        Regularisation in the unit of `C`; of a `cusink.RelativeEps` for histograms.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         The distance, as for `cusink.distance_matrix`.
     max_iter : int
@@ -88,7 +90,7 @@ class Index:
         B: Any,
         C: Any,
         *,
-        eps: float,
+        eps: float | RelativeEps,
         value: MatrixValue = "cost",
         max_iter: int = 1000,
         tol: Tolerance = "auto",
@@ -104,10 +106,9 @@ class Index:
         one_of("value", value, checks.ALL_VALUES)
         one_of("on_empty", on_empty, ON_EMPTY)
         flag("check", check)
-        limit = checks.memory_limit(memory_limit)
-        self._settings = Settings(eps=eps, value=value, options=options, memory_limit=limit, on_empty=on_empty)
-        self._cost = C
-        self._corpus = collect(B, C, self._settings, check)
+        limit, number = checks.memory_limit(memory_limit), eps_of_shared(eps, C)
+        settings = Settings(eps=number, value=value, options=options, memory_limit=limit, on_empty=on_empty)
+        self._settings, self._cost, self._corpus = settings, C, collect(B, C, settings, check)
         if value == "divergence":
             checks.divergence(self._corpus.template.C)
         prepare(self._corpus)

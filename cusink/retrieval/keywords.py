@@ -1,5 +1,6 @@
 """The optional keywords that the overloads of `distance_matrix`, `nearest` and `Index.search` have in common."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 from cusink.types import MatrixValue, Method, Overrelaxation, Tolerance
@@ -24,6 +25,12 @@ class RetrievalKeywords(SolveKeywords, total=False):
     progress: bool
     on_empty: Literal["nan", "raise"]
     workers: int | None
+
+
+class MatrixKeywords(RetrievalKeywords, total=False):
+    """The same, and those of a matrix."""
+
+    devices: Sequence[int] | Literal["all"] | None
 
 
 class SearchKeywords(TypedDict, total=False):

@@ -2,19 +2,26 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 from cusink.checks.foreign import any_array
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flags, one_of, tolerance
+from cusink.costs.kinds import with_arrays
 from cusink.errors import memory_advice, warn_unconverged
+from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
-from cusink.retrieval.keywords import RetrievalKeywords
+from cusink.retrieval.devices import check_devices, chosen, here, solve_on_devices
+from cusink.retrieval.documents.pairs import DocumentPairs
+from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.keywords import MatrixKeywords
+from cusink.retrieval.pairs import Pairs
 from cusink.retrieval.storage.memory import ArraySink
-from cusink.retrieval.tiles import Misses, PairValues, pair_count, solve_tiles, tile_shape, tiles
+from cusink.retrieval.tiles import Misses, PairValues, Sink, pair_count, solve_tiles, tile_shape, tiles
 from cusink.solver.checks import options as check_options
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
@@ -49,10 +56,10 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: str | os.PathLike[str],
     full_output: Literal[False] = ...,
-    **keywords: Unpack[RetrievalKeywords],
+    **keywords: Unpack[MatrixKeywords],
 ) -> HostArray | Any: ...  # numpy.memmap or zarr.Array
 @overload
 def distance_matrix(
@@ -60,10 +67,10 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: Literal[False] = ...,
-    **keywords: Unpack[RetrievalKeywords],
+    **keywords: Unpack[MatrixKeywords],
 ) -> Array: ...
 @overload
 def distance_matrix(
@@ -71,10 +78,10 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: Literal[True],
-    **keywords: Unpack[RetrievalKeywords],
+    **keywords: Unpack[MatrixKeywords],
 ) -> DistanceMatrix: ...
 @overload
 def distance_matrix(
@@ -82,10 +89,10 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     out: Array | None = ...,
     full_output: bool,
-    **keywords: Unpack[RetrievalKeywords],
+    **keywords: Unpack[MatrixKeywords],
 ) -> DistanceMatrix | Array: ...
 @any_array
 @memory_advice(
@@ -96,7 +103,7 @@ def distance_matrix(
     B: Any,
     C: Any,
     *,
-    eps: float,
+    eps: float | RelativeEps,
     value: MatrixValue = "cost",
     max_iter: int = 1000,
     tol: Tolerance = "auto",
@@ -110,6 +117,7 @@ def distance_matrix(
     on_empty: Literal["nan", "raise"] = "nan",
     check: bool = True,
     workers: int | None = None,
+    devices: Sequence[int] | Literal["all"] | None = None,
 ) -> Any:
     """Return the Sinkhorn distances between all rows of A and all rows of B.
 
@@ -123,8 +131,8 @@ def distance_matrix(
         is then solved once.
     C : array, shape (n, m), or PointCloud, or Grid
         Cost between the bins or words.
-    eps : float
-        Regularisation in the unit of `C`.
+    eps : float or RelativeEps
+        Regularisation in the unit of `C`; of a `cusink.RelativeEps` for histograms.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         Which value of `cusink.SinkhornResult` to return, or the Sinkhorn divergence: the `reg_cost` of a pair minus
         half the `reg_cost` of each of the two histograms with itself.
@@ -155,6 +163,10 @@ def distance_matrix(
     workers : int, optional
         Threads that solve pairs, -1 for all cores that the process may use; None for what `cusink.set_workers` says.
         Each may use `memory_limit` for itself only as far as all of them stay within it.
+    devices : sequence of int, or "all", optional
+        Numbers of the GPUs that share the tiles of CuPy histograms, or all that the process sees. Each keeps a copy of
+        the input and may use `memory_limit` for itself. If not given, the device of the arrays; the result is there in
+        any case.
 
     Returns
     -------
@@ -182,7 +194,7 @@ def distance_matrix(
     A row of A is solved against many rows of B at a time. The bins that are empty in that row, or in all those of B,
     leave the problem, and so does each pair once it is done. No tile depends on another, so that the same call with
     the same `memory_limit` gives the same bytes in an array, a file or a store, interrupted or not, by any number of
-    workers.
+    workers, and by any number of GPUs of one kind.
 
     Examples
     --------
@@ -199,19 +211,21 @@ def distance_matrix(
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
-    pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    wanted, number = check_devices(devices), eps_of_shared(eps, C)
+    pairs = check_collections(A, B, C, eps=number, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
+    spread = _spread(chosen(wanted, pairs.xp), pairs, A, B, C, memory_limit)
     tile = tile_shape(pairs, memory_limit)
     values = PairValues(pairs, value, options, tile[1], memory_limit=memory_limit)
     if checks.is_path(out):
         path = checks.output_path(out, pairs.dtype, full_output)
         with working(workers):
-            result, finished = _on_disk(values, tile, path, progress)
+            result, finished = _on_disk(values, tile, path, progress, spread)
     else:
         sink = ArraySink(pairs, out, full_output, {"A": A, "B": B, "C": C})
         with working(workers):
-            solve_tiles(values, tile, sink, progress)
+            spread(values, tile, sink, progress)
         result = DistanceMatrix(**sink.fields) if full_output else sink.fields["distances"]
         finished = sink.finished.values()
     misses = Misses.total(finished)
@@ -220,8 +234,32 @@ def distance_matrix(
     return result
 
 
+def _spread(
+    devices: tuple[int, ...], pairs: HistogramPairs | DocumentPairs, A: Any, B: Any, C: Any, memory_limit: int | None
+) -> Callable[[PairValues, tuple[int, int], Sink, bool], None]:
+    """Return a function that solves tiles: on the device of the arrays, or on several."""
+    if not devices:
+        return solve_tiles
+    if isinstance(pairs, DocumentPairs):
+        raise ValueError("'devices' must be None for documents: histograms alone are shared out to GPUs. Leave it out")
+    xp, eps = pairs.xp, pairs.eps
+
+    def pairs_here() -> Pairs:
+        given = (with_arrays(x, lambda array: here(array, xp)) for x in (A, B, C))
+        return check_collections(*given, eps=eps, check=False, memory_limit=memory_limit)
+
+    def solve(values: PairValues, tile: tuple[int, int], sink: Sink, progress: bool) -> None:
+        solve_on_devices(values, tile, sink, devices, pairs_here, progress)
+
+    return solve
+
+
 def _on_disk(
-    values: PairValues, tile: tuple[int, int], path: Path, progress: bool
+    values: PairValues,
+    tile: tuple[int, int],
+    path: Path,
+    progress: bool,
+    spread: Callable[[PairValues, tuple[int, int], Sink, bool], None],
 ) -> tuple[HostArray | Any, Iterable[Misses]]:
     """Return the matrix in a store, opened for reading, and the misses of its tiles."""
     from cusink.retrieval.storage.ledger import manifest
@@ -230,5 +268,5 @@ def _on_disk(
     pairs, count = values.pairs, sum(1 for _ in tiles(values.pairs, *tile))
     job = manifest(pairs, tile, count, value=values.value, **dataclasses.asdict(values.options))
     with TileStore(path, job, pairs.to_host) as store:
-        solve_tiles(values, tile, store, progress)
+        spread(values, tile, store, progress)
         return store.finish(), store.finished.values()

@@ -3,8 +3,10 @@
 from typing import Any, Literal, Unpack, overload
 
 from cusink.checks.foreign import any_array
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.errors import memory_advice
+from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.engine import corpus_of, find
@@ -31,17 +33,31 @@ def nearest(
     C: Any,
     *,
     k: int,
-    eps: float,
+    eps: float | RelativeEps,
     full_output: Literal[False] = ...,
     **keywords: Unpack[NearestKeywords],
 ) -> tuple[Array, Array]: ...
 @overload
 def nearest(
-    A: Any, B: Any, C: Any, *, k: int, eps: float, full_output: Literal[True], **keywords: Unpack[NearestKeywords]
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    k: int,
+    eps: float | RelativeEps,
+    full_output: Literal[True],
+    **keywords: Unpack[NearestKeywords],
 ) -> Neighbours: ...
 @overload
 def nearest(
-    A: Any, B: Any, C: Any, *, k: int, eps: float, full_output: bool, **keywords: Unpack[NearestKeywords]
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    k: int,
+    eps: float | RelativeEps,
+    full_output: bool,
+    **keywords: Unpack[NearestKeywords],
 ) -> tuple[Array, Array] | Neighbours: ...
 @any_array
 @memory_advice("Pass a lower 'memory_limit', the bytes that may be used at a time")
@@ -51,7 +67,7 @@ def nearest(
     C: Any,
     *,
     k: int,
-    eps: float,
+    eps: float | RelativeEps,
     value: MatrixValue = "cost",
     prune: bool = True,
     solve_at_most: int | None = None,
@@ -81,8 +97,8 @@ def nearest(
         Cost between the bins.
     k : int
         Neighbours wanted of each row.
-    eps : float
-        Regularisation in the unit of `C`.
+    eps : float or RelativeEps
+        Regularisation in the unit of `C`; of a `cusink.RelativeEps` for histograms.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
         The distance, as for `cusink.distance_matrix`.
     prune : bool
@@ -161,7 +177,8 @@ def nearest(
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
-    pairs = check_collections(A, B, C, eps=eps, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    number = eps_of_shared(eps, C)
+    pairs = check_collections(A, B, C, eps=number, check=check, memory_limit=memory_limit, on_empty=on_empty)
     if value == "divergence":
         checks.divergence(pairs.C)
     k = checks.neighbours(k, pairs.shape[1], B is None)

@@ -4,7 +4,10 @@ import math
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
+
 from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
+from cusink.checks.regularisation import RelativeEps, for_problems, in_units
 from cusink.checks.scalars import (
     flag,
     integer,
@@ -13,17 +16,17 @@ from cusink.checks.scalars import (
     positive_number,
     price_in_range,
     real,
-    regularisation,
     shown,
 )
 from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
 from cusink.costs.kinds import named_arrays
+from cusink.costs.statistics import statistic
 from cusink.operand import operand
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.solution import Callback
-from cusink.types import Array, Axis, Method, Reach
+from cusink.types import Array, Axis, Eps, Method, Reach
 
 METHODS = get_args(Method)
 
@@ -35,14 +38,13 @@ def problem(
     b: Any,
     C: Any,
     *,
-    eps: float,
+    eps: Eps | RelativeEps,
     init: Any = None,
     check: bool,
     memory_limit: int | None = None,
     reach: Reach | None = None,
 ) -> CheckedProblem:
     """Check the arrays of a call of `cusink.sinkhorn`; without `reach` the masses are to be equal."""
-    eps = regularisation(eps)
     flag("check", check)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
@@ -52,7 +54,6 @@ def problem(
     users = (a, b, *named_arrays(C).values())
     (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit)
-    price_in_range("eps", eps, C.dtype.name)
     n, m = C.shape[-2:]
     batch_of_one = not C.shared and C.shape[0] == 1
     batched = not C.shared
@@ -65,6 +66,8 @@ def problem(
     sizes = {name: len(x) for name, x, _ in sides if x is not None and x.ndim == 2} | (
         {} if C.shared else {"C": C.shape[0]}
     )
+    if isinstance(eps, np.ndarray) and (sizes or batched):
+        sizes["eps"] = len(eps)
     size = batch_size(sizes)
     a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
     C = C.weighted(a > 0, b > 0)
@@ -74,6 +77,8 @@ def problem(
         if C.stored:
             cost_values(C.data, xp)
             partners(a, b, C.data, xp, reach)
+    eps = in_units(eps, statistic(C, eps.of)) if isinstance(eps, RelativeEps) else eps
+    eps = for_problems(eps, size, batched or bool(sizes), C.dtype.name)
     if reach is None:
         b = equal_mass(a, b, xp, check, dtype)
     if init is not None:
@@ -87,7 +92,7 @@ def problem(
     a, b = owned(a, *users), owned(b, *users)
     if C.stored:
         C = replace(C, data=owned(C.data, *users))
-    return CheckedProblem(a=a, b=b, C=C, dtype=dtype, batched=batched, init=init, batch_of_one=batch_of_one)
+    return CheckedProblem(a=a, b=b, C=C, eps=eps, dtype=dtype, batched=batched, init=init, batch_of_one=batch_of_one)
 
 
 def options(

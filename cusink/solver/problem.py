@@ -9,7 +9,7 @@ from cusink.checks.arrays import narrowed
 from cusink.costs.cost import Cost
 from cusink.costs.logits import logits
 from cusink.solver.gauge import size
-from cusink.types import Array, ArrayModule, Reach
+from cusink.types import Array, ArrayModule, Eps, HostArray, Reach
 
 NO_MASS = 2000  # exponent below which the entries of a plan are zero, of weights of any size
 NARROW = 1e-4  # relative rounding of the plan up to which gradients are taken in float32
@@ -24,6 +24,7 @@ class CheckedProblem:
     C: Cost[Any]
     dtype: Any
     batched: bool
+    eps: Eps
     init: tuple[Array, Array] | None = None
     batch_of_one: bool = False  # C came as (1, n, m)
 
@@ -40,7 +41,7 @@ class Problem:
     a: Array
     b: Array
     C: Cost[Any]
-    eps: float
+    eps: Eps
     f: Array
     g: Array
     dtype: Any
@@ -50,15 +51,13 @@ class Problem:
     batch_of_one: bool = False  # C came as (1, n, m)
 
     @classmethod
-    def of(
-        cls, given: CheckedProblem, eps: float, f: Array, g: Array, reach: Reach | None, shift: Array | None
-    ) -> Self:
+    def of(cls, given: CheckedProblem, f: Array, g: Array, reach: Reach | None, shift: Array | None) -> Self:
         """Return a checked problem with its potentials."""
         return cls(
             a=given.a,
             b=given.b,
             C=given.C,
-            eps=float(eps),
+            eps=given.eps,
             f=f,
             g=g,
             dtype=given.dtype,
@@ -72,6 +71,17 @@ class Problem:
     def xp(self) -> ArrayModule:
         """The array module."""
         return self.C.xp
+
+    def eps_of(self, problems: slice | HostArray) -> Eps:
+        """Return eps of some problems, as operators take it."""
+        return self.eps[problems] if isinstance(self.eps, np.ndarray) else self.eps
+
+    def eps_as(self, axes: int, problems: slice | HostArray = slice(None)) -> float | Array:
+        """Return eps of some problems to calculate with arrays (B, ...) of so many axes."""
+        eps = self.eps_of(problems)
+        if not isinstance(eps, np.ndarray):
+            return eps
+        return self.xp.asarray(eps, self.f.dtype).reshape(-1, *(1,) * (axes - 1))
 
     def in_one_dtype(self) -> Self:
         """Return the same problem with the potentials in the dtype of the cost, or all in float64.
@@ -91,7 +101,8 @@ class Problem:
     def logits(self) -> tuple[Array, Array]:
         """Return ``p = log a + f / eps`` and ``q = log b + g / eps``, -inf where the weight is zero."""
         a, b = self.moving()
-        return logits(self.xp, a, self.f, self.eps), logits(self.xp, b, self.g, self.eps)
+        eps = self.eps_as(2)
+        return logits(self.xp, a, self.f, eps), logits(self.xp, b, self.g, eps)
 
     def moving(self) -> tuple[Array, Array]:
         """Return the weights without those of bins that `C` forbids all partners, whose mass stays behind."""
@@ -129,5 +140,5 @@ class Problem:
     def rounding(self) -> Array:
         """Return a bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
         potentials = size(self.xp, *self.moving(), self.f, self.g)
-        costs = self.xp.minimum(self.C.largest(), potentials + NO_MASS * self.eps)  # of pairs that carry mass
-        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + (potentials + costs) / self.eps)
+        costs = self.xp.minimum(self.C.largest(), potentials + NO_MASS * self.eps_as(1))  # of pairs that carry mass
+        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + (potentials + costs) / self.eps_as(1))

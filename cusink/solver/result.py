@@ -56,6 +56,12 @@ class SinkhornResult(Summary):
     converged: Array
     problem: Problem = field(repr=False)
 
+    @property
+    def eps(self) -> float | Array:
+        """The regularisation: a number, or an array (B,) of one for each problem."""
+        eps = self.problem.eps
+        return self.problem.xp.asarray(eps) if isinstance(eps, np.ndarray) else eps
+
     @on_device
     def plan(self) -> Array:
         """Return the transport plan, shape (n, m) or (B, n, m): memory of that size.

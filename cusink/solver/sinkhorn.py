@@ -1,17 +1,15 @@
 """Entropy-regularised optimal transport of many pairs of measures at once."""
 
-import functools
 from typing import Any
 
-from cusink.checks.scalars import regularisation, tolerance
+from cusink.checks.regularisation import RelativeEps, relative_or_numbers
+from cusink.checks.scalars import tolerance
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
-from cusink.solver.coarse import coarse_start
-from cusink.solver.loop import Start, solve
+from cusink.solver.each import HowToSolve, solve_each
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult, make_result
 from cusink.solver.solution import Callback
-from cusink.solver.unbalanced import UnbalancedIteration, partnered
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation, Tolerance
 
@@ -26,7 +24,7 @@ def sinkhorn(
     b: Array | None,
     C: Any,
     *,
-    eps: float,
+    eps: float | Array | RelativeEps,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
     check_every: int = 10,
@@ -49,8 +47,9 @@ def sinkhorn(
     C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
         Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
         pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored.
-    eps : float
-        Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p.
+    eps : float, or array, shape (B,), or RelativeEps
+        Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p: for all problems, or one
+        for each. A `cusink.RelativeEps` says it as a share of the largest, the mean or the median cost.
     max_iter : int
         Iterations at most; one iteration is one update of g and one of f, or one evaluation of the plan where a problem
         that hardly converges takes Newton's method.
@@ -118,6 +117,9 @@ def sinkhorn(
     One pair of large clouds, of 2^25 pairs of points or more, begins from coarser clouds; `n_iter` counts the
     iterations of all points, see docs/point-clouds.md.
 
+    With an eps each, problems of equal eps are solved together; without `reach` those with costs of their own, stored
+    or of a cloud that memory holds, are one batch, for which the costs are copied in float64.
+
     Memory is about six arrays of the size of `a` and `b`; with `reach`, about twelve; and a copy of a stored `C`, which
     the result keeps so that it does not follow when arrays of the caller change.
 
@@ -138,42 +140,18 @@ def sinkhorn(
     1.0000
     """
     tol = tolerance(tol, a, b, C)
-    eps = regularisation(eps)
+    eps = relative_or_numbers(eps)
     prices = checks.reach(reach, method)
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
     options = checks.options(max_iter, tol, check_every, method, overrelaxation)
     checks.callback(callback)
-    start: Start | None = None
-    C, a, b, init = given.C, given.a, given.b, given.init
-    shift, costs_of = None, C.at if prices is None else None
     if prices is not None:
-        checks.reach_in_range(prices, C.dtype.name)
-        shift = C.xp.zeros(len(a))
-        start = functools.partial(UnbalancedIteration, reach=prices, shift=shift)
-        a, b = partnered(C, a, b)
-    begun = None
-    if init is None and prices is None and method == "auto":
-        begun = coarse_start(solve, C, a, b, eps, options)
-    if begun is not None:
-        C, init, options = begun
-    found = solve(
-        C,
-        a,
-        b,
-        eps,
-        options,
-        init=init,
-        callback=callback,
-        start=start,
-        span=C.span(a > 0, b > 0),
-        costs_of=costs_of,
-        judge=begun is None,
-        annealed=begun is not None,
-        many=len(a) > 1,
-    )
+        checks.reach_in_range(prices, given.C.dtype.name)
+    how = HowToSolve(options, prices, many=len(given.a) > 1, spanned=True, judge=True)
+    found, shift = solve_each(given.C, given.a, given.b, given.eps, how, init=given.init, callback=callback)
     effort, dtype = (found.n_iter, found.needed), found.computed
     warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)
-    problem = Problem.of(given, eps, found.f, found.g, prices, shift)
+    problem = Problem.of(given, found.f, found.g, prices, shift)
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
     return make_result(problem, every, found.n_iter, found.converged)

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from cusink.convergence.rules import overrelaxed_step
+from cusink.convergence.rules import NO_REACH, overrelaxed_step
 from cusink.costs.checks import stranded
 from cusink.costs.cost import Cost
-from cusink.costs.operators import HostChecked
+from cusink.costs.operators import DampedSteps, HostChecked
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
-
-NO_REACH = 1e12  # times eps: as good as inf where rho only scales an over-relaxation
 
 
 class UnbalancedIteration(HostChecked):
@@ -54,6 +52,7 @@ class UnbalancedIteration(HostChecked):
         f, g = (xp.where(xp.isfinite(x), x, 0) for x in (f, g))
         t = ((f.mean(axis=1) - g.mean(axis=1)) / 2)[:, None]
         self.f, self.g, self.t = self._of_weighted(f - t, a), self._of_weighted(g + t, b), t.astype(np.float64)
+        self.steps: DampedSteps = C.ops.damped_steps or ArraySteps(xp)
         self.softmin = self._softmin_of(C)
         self.image_f, self.image_g = self.f, self.softmin(self.log_a + self.f / eps, 0)
 
@@ -71,13 +70,13 @@ class UnbalancedIteration(HostChecked):
         xp, eps, (rho_a, rho_b) = self.xp, self.eps, self.reach
         excess = None if (omega == 1).all() else xp.asarray(omega - 1, self.a.dtype)[:, None]
         for _ in range(count):
-            plain = damped(self.image_g, -self.t, eps, rho_b)
-            self.g = self._of_weighted(over_relaxed(xp, self.g, plain, excess, eps, rho_b), self.b)
-            self.t = translation(xp, self.a, self.b, self.f, self.g, self.reach)[:, None]
-            self.image_f = self.softmin(self.log_b + self.g / eps, 1)
-            plain = damped(self.image_f, self.t, eps, rho_a)
-            self.f = self._of_weighted(over_relaxed(xp, self.f, plain, excess, eps, rho_a), self.a)
-            self.image_g = self.softmin(self.log_a + self.f / eps, 0)
+            of_columns = self.b, self.log_b, excess, eps, rho_b
+            self.g, q = self.steps.update(self.g, self.image_g, self.t, -1, *of_columns)
+            self.t = self.steps.translation(self.a, self.b, self.f, self.g, self.reach)[:, None]
+            self.image_f = self.softmin(q, 1)
+            of_rows = self.a, self.log_a, excess, eps, rho_a
+            self.f, p = self.steps.update(self.f, self.image_f, self.t, 1, *of_rows)
+            self.image_g = self.softmin(p, 0)
         error = marginal_error(xp, self.b, self.g, self.image_g, -self.t, eps, rho_b)
         if excess is not None:
             error += marginal_error(xp, self.a, self.f, self.image_f, self.t, eps, rho_a)
@@ -103,6 +102,35 @@ class UnbalancedIteration(HostChecked):
             self.softmin = self._softmin_of(self.C)
 
 
+class ArraySteps:
+    """`cusink.costs.operators.DampedSteps` by the operations of an array library."""
+
+    def __init__(self, xp: ArrayModule) -> None:
+        self.xp = xp
+
+    def update(
+        self,
+        potential: Array,
+        image: Array,
+        shift: Array,
+        sign: int,
+        weights: Array,
+        log_weights: Array,
+        excess: Array | None,
+        eps: float,
+        rho: float,
+    ) -> tuple[Array, Array]:
+        """Return the next potential (B, n) of a side, and its logits."""
+        plain = damped(image, sign * shift, eps, rho)
+        new = over_relaxed(self.xp, potential, plain, excess, eps, rho)
+        new = self.xp.where(weights > 0, new, new.dtype.type(0))
+        return new, log_weights + new / eps
+
+    def translation(self, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
+        """Return the shift t (B,) of the highest dual objective for ``f + t`` and ``g - t``."""
+        return translation(self.xp, a, b, f, g, reach)
+
+
 def partnered(C: Cost[Any], a: Array, b: Array) -> tuple[Array, Array]:
     """Return the weights without those of bins that `C` forbids all partners: these keep their mass."""
     alone = stranded(a, b, C.data, C.xp) if C.stored else None
@@ -112,7 +140,7 @@ def partnered(C: Cost[Any], a: Array, b: Array) -> tuple[Array, Array]:
     return live_a, live_b
 
 
-def damped(image: Array, shift: Array, eps: float, rho: float) -> Array:
+def damped(image: Array, shift: Array, eps: float | Array, rho: float) -> Array:
     """Return the update ``kappa (image + shift) - shift`` with ``kappa = rho / (rho + eps)``, of a softmin (B, n)."""
     kappa = 1 / (1 + eps / rho)
     return kappa * image - (shift * (kappa * eps / rho)).astype(image.dtype)

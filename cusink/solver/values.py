@@ -27,7 +27,7 @@ def values(problem: Problem) -> tuple[Array, Array]:
     # <a, f> + <b, g>, in the gauge in which <a, f> is zero: there nothing cancels.
     level = weighted_sum(xp, a, problem.f) / a.sum(axis=1, dtype=np.float64)
     reg_cost = weighted_sum(xp, b, problem.g + level[:, None])
-    return reg_cost, reg_cost - problem.eps * (_entropy(xp, a) + _entropy(xp, b))
+    return reg_cost, reg_cost - problem.eps_as(1) * (_entropy(xp, a) + _entropy(xp, b))
 
 
 def _entropy(xp: ArrayModule, weights: Array) -> Array:
@@ -45,7 +45,7 @@ def weighted_sum(xp: ArrayModule, weights: Array, values: Array) -> Array:
 
 def _unbalanced_values(problem: Problem) -> tuple[Array, Array]:
     """Return `values` of unbalanced transport, see docs/unbalanced.md."""
-    xp, eps = problem.xp, problem.eps
+    xp, eps = problem.xp, problem.eps_as(2)
     dual, sums, means = 0, [], []
     for (weights, potential, rho), unshifted in zip(sides(problem), (problem.f, problem.g), strict=True):
         weights, potential = (x.astype(np.float64) for x in (weights, xp.where(weights > 0, potential, 0)))
@@ -58,7 +58,7 @@ def _unbalanced_values(problem: Problem) -> tuple[Array, Array]:
         sums.append((weights.sum(axis=1), marginal.sum(axis=1)))
     (mass_a, mass), (mass_b, _) = sums
     # <P, log P> by the means of both sides: both marginals have one mass, and a constant in f and g cancels.
-    return dual + eps * (mass_a * mass_b - mass), mass * (means[0] + means[1])
+    return dual + problem.eps_as(1) * (mass_a * mass_b - mass), mass * (means[0] + means[1])
 
 
 def sides(problem: Problem) -> tuple[Side, Side]:

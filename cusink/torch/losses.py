@@ -17,12 +17,13 @@ from cusink.bridges.options import (
     values_of,
 )
 from cusink.bridges.transport import Applied, Potentials, ValueOf
+from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.operand import check_shape
 from cusink.solver.checks import plan_axis
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
-from cusink.torch.operators import apply
+from cusink.torch.operators import apply, eps_in_units
 from cusink.types import Axis, Value
 
 __all__ = [
@@ -70,6 +71,8 @@ class _Problem:
             if balanced:
                 a, b = named["a"], named["b"]
                 named["b"] = b * mass_ratio(torch, a.detach(), b.detach())
+        if isinstance(eps, RelativeEps):
+            eps = eps_in_units(eps, self.kind, named)
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": regularisation(eps)}
 
     def narrowed(self, out: torch.Tensor) -> torch.Tensor:
@@ -81,7 +84,7 @@ def sinkhorn_loss(
     a: torch.Tensor | None,
     b: torch.Tensor | None,
     C: "torch.Tensor | PointCloud | Grid",
-    eps: float | torch.Tensor,
+    eps: float | torch.Tensor | RelativeEps,
     *,
     value: Value = "cost",
     gradient: Gradient = "exact",
@@ -98,8 +101,9 @@ def sinkhorn_loss(
         Target weights, of the same sum as `a` unless `reach` is given.
     C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, shared by all pairs or one for each. Of a `cusink.torch.PointCloud` the points are differentiable.
-    eps : float or tensor, shape () or (B,)
-        Regularisation in the unit of `C`, for all pairs or for each; those of equal eps are solved together.
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
+        Regularisation in the unit of `C`, for all pairs or for each, or relative to the costs of each: then no
+        gradient goes through the statistic.
     value : {"cost", "reg_cost", "entropic_cost"}
         The value of `cusink.SinkhornResult` that is the loss.
     gradient : {"exact", "multiplier"}
@@ -161,7 +165,7 @@ def sinkhorn_divergence(
     a: torch.Tensor | None,
     b: torch.Tensor | None,
     C: "torch.Tensor | PointCloud | Grid",
-    eps: float | torch.Tensor,
+    eps: float | torch.Tensor | RelativeEps,
     *,
     C_aa: torch.Tensor | None = None,
     C_bb: torch.Tensor | None = None,
@@ -176,7 +180,7 @@ def sinkhorn_divergence(
         Weights; None stands for uniform ones.
     C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, as for `cusink.sinkhorn_divergence`.
-    eps : float or tensor, shape () or (B,)
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     C_aa, C_bb : tensor, shape (n, n) or (B, n, n); (m, m) or (B, m, m), optional
         Costs within each side, where `C` is a tensor between different bins.
@@ -226,7 +230,7 @@ def sinkhorn_potentials(
     a: torch.Tensor | None,
     b: torch.Tensor | None,
     C: "torch.Tensor | PointCloud | Grid",
-    eps: float | torch.Tensor,
+    eps: float | torch.Tensor | RelativeEps,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Dual potentials f and g of transport problems, differentiable once in `a`, `b`, `C` and `eps`.
@@ -237,7 +241,7 @@ def sinkhorn_potentials(
         Weights; None stands for uniform ones.
     C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, as for `sinkhorn_loss`.
-    eps : float or tensor, shape () or (B,)
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     **options
         Options of `cusink.sinkhorn`.
@@ -277,7 +281,7 @@ def apply_plan(
     a: torch.Tensor | None,
     b: torch.Tensor | None,
     C: "torch.Tensor | PointCloud | Grid",
-    eps: float | torch.Tensor,
+    eps: float | torch.Tensor | RelativeEps,
     values: torch.Tensor,
     *,
     axis: Axis = 1,
@@ -293,7 +297,7 @@ def apply_plan(
         Target weights.
     C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
         Cost, as for `sinkhorn_loss`.
-    eps : float or tensor, shape () or (B,)
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     values : tensor, shape (m, d) or (B, m, d) for axis 1; (n, d) or (B, n, d) for axis 0
         What is transported, such as the target points; divided by `a` the result is then the barycentric map.

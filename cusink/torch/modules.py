@@ -6,6 +6,7 @@ import torch
 
 from cusink.bridges.options import Gradient, LossOptions, Reduction, grid_or_refuse
 from cusink.checks.arrays import kind
+from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.torch.arrays import one_tensor
 from cusink.torch.clouds import PointCloud
@@ -21,7 +22,9 @@ CALLS = "(a, b) with a cost that the module holds, (a, b, C), (x, y), or (a, x, 
 class _TransportLoss(torch.nn.Module):
     """A loss that holds a cost, or the metric of clouds that come with each call."""
 
-    def __init__(self, C: Any, eps: float | torch.Tensor, metric: str, power: float, options: dict[str, Any]) -> None:
+    def __init__(
+        self, C: Any, eps: float | torch.Tensor | RelativeEps, metric: str, power: float, options: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.metric, self.power, self.options = metric, power, options
         if C is not None and grid_or_refuse(C, "a tensor or a cusink.Grid", "the points to each call") is None:
@@ -30,7 +33,7 @@ class _TransportLoss(torch.nn.Module):
             self.register_buffer("C", C)
         else:
             self.C = C
-        self.eps: float | torch.Tensor
+        self.eps: float | torch.Tensor | RelativeEps
         if isinstance(eps, torch.Tensor) and not isinstance(eps, torch.nn.Parameter):
             self.register_buffer("eps", eps)
         else:
@@ -76,7 +79,7 @@ class SinkhornLoss(_TransportLoss):
     ----------
     C : tensor, shape (n, m) or (B, n, m), or cusink.Grid, or None
         Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``. None for costs or clouds that come with each call.
-    eps : float or tensor, shape () or (B,)
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`; a tensor is a buffer, or learnt if it is a ``torch.nn.Parameter``.
     value : {"cost", "reg_cost", "entropic_cost"}
         The value of `cusink.SinkhornResult` that is the loss.
@@ -106,7 +109,7 @@ class SinkhornLoss(_TransportLoss):
     def __init__(
         self,
         C: torch.Tensor | Grid | None = None,
-        eps: float | torch.Tensor = 0.05,
+        eps: float | torch.Tensor | RelativeEps = 0.05,
         *,
         value: Value = "cost",
         gradient: Gradient = "exact",
@@ -142,7 +145,7 @@ class SinkhornDivergence(_TransportLoss):
     ----------
     C : tensor, shape (n, n) or (B, n, n), or cusink.Grid, or None
         Cost between bins that both sides share; None for costs or clouds that come with each call.
-    eps : float or tensor, shape () or (B,)
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of the cost.
     reduction : {"mean", "sum", "none"}
         Return the mean or the sum of the divergences of a batch, or one for each pair.
@@ -167,7 +170,7 @@ class SinkhornDivergence(_TransportLoss):
     def __init__(
         self,
         C: torch.Tensor | Grid | None = None,
-        eps: float | torch.Tensor = 0.05,
+        eps: float | torch.Tensor | RelativeEps = 0.05,
         *,
         reduction: Reduction = "mean",
         metric: str = "sqeuclidean",

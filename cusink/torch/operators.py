@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from cusink.bridges.options import CostKind
+from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.works import Work
+from cusink.checks.regularisation import RelativeEps
 from cusink.torch import autograd
 
 
@@ -22,6 +24,14 @@ def apply(work: Work, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ..
         return _solved(work, tensors)[: len(work.outputs)]
     out: tuple[torch.Tensor, ...] = autograd.Solve.apply(work, 0, *tensors)[: len(work.outputs)]
     return out
+
+
+def eps_in_units(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
+    """Return eps in the unit of the costs among named tensors; no gradient goes through it."""
+    if not kind.names:
+        return eps_of_grid(eps, kind)
+    (number,) = apply(EpsOfCosts(kind, eps.share, eps.of), {name: named[name].detach() for name in kind.names})
+    return number
 
 
 def _solved(work: Work, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:

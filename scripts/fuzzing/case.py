@@ -52,6 +52,11 @@ class Case:
         """Return the same numbers in float64."""
         return {name: x.astype(np.float64) for name, x in self.given().items()}
 
+    @property
+    def eps(self) -> Any:
+        """The regularisation, a number or one for each problem in the digits that the library gets."""
+        return self.exact()["eps"] if "eps" in self.arrays else self.options["eps"]
+
     def but(self, **changes: Any) -> Self:
         """Return the case with other fields."""
         return replace(self, **changes)

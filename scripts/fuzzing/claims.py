@@ -58,9 +58,9 @@ def problems(a, b, C, eps, reach=None, noise=0.0) -> list[Problem]:
         reach = (math.inf if rho[0] is None else rho[0], math.inf if rho[1] is None else rho[1])
         reach = None if reach == (math.inf, math.inf) else reach
     out = []
-    for a_k, b_k, C_k in zip(a, b, C, strict=True):
+    for a_k, b_k, C_k, eps_k in zip(a, b, C, np.broadcast_to(eps, B), strict=True):
         b_k = b_k * (a_k.sum() / b_k.sum()) if reach is None else b_k
-        out.append(Problem(a_k, b_k, C_k, float(eps), reach, noise))
+        out.append(Problem(a_k, b_k, C_k, float(eps_k), reach, noise))
     return out
 
 

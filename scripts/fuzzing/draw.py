@@ -69,6 +69,14 @@ def regularisation(rng: Generator, scale: float) -> float:
     return float(f"{scale * 10 ** rng.uniform(rng.choice([-2, -2, -4, -6]), 1):.3g}")
 
 
+def each_eps(rng: Generator, options: dict[str, Any], arrays: dict[str, Any], axes: dict[str, str], B: int) -> None:
+    """Draw for some batches an eps for each problem, in place of the number among the options."""
+    if B > 1 and rng.random() < 0.25:
+        eps = options.pop("eps")
+        arrays["eps"] = np.array([float(f"{eps * 10 ** rng.uniform(0, 1.5):.3g}") for _ in range(B)])
+        axes["eps"] = "B"
+
+
 def forbid(rng: Generator, C: np.ndarray, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Forbid pairs by +inf; return the costs and weights (B, n), (B, m) for which there is a plan."""
     n, m = C.shape[-2:]

@@ -40,6 +40,8 @@ def solve(
 ) -> dict[str, Any]:
     """Call, and return all that the result offers as arrays of NumPy."""
     options = dict(case.options)
+    if "eps" in arrays:
+        options["eps"] = arrays["eps"]
     if "f0" in arrays:
         options["init"] = (arrays["f0"], arrays["g0"])
     C = cost()
@@ -79,7 +81,7 @@ def check(case: Case, costs: np.ndarray, cost: Callable[[dict[str, np.ndarray]],
         for k in "ab"
     ]
     sides = [np.full(n, 1 / n) if x is None else x for x, n in zip(sides, costs.shape[-2:], strict=True)]
-    each = claims.problems(*sides, costs, case.options["eps"], case.options.get("reach"), noise)
+    each = claims.problems(*sides, costs, case.eps, case.options.get("reach"), noise)
     with np.errstate(all="ignore"):
         findings = list(_findings(case, found, each, unconverged, vector))
     return seen.having(findings, flagged=not found["converged"].all())

@@ -63,6 +63,7 @@ TESTS: dict[str, Tests] = {
         ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),
         ("tests/solver/test_loop.py",),
     ),
+    "cusink/solver/each.py": Tests(("tests/solver/test_eps.py",), ()),
     "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
     "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
     "cusink/gradients/unbalanced.py": Tests(("tests/gradients/test_unbalanced.py",), ()),
@@ -96,6 +97,8 @@ TESTS: dict[str, Tests] = {
     "kernels/point*": Tests(
         ("tests/backends/cupy/test_clouds.py", "-k", "agree or tensor or far_points or follow and float32"), ()
     ),
+    "kernels/grid.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"), ()),
+    "kernels/unbalanced.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and unbalanced"), ()),
     "kernels/softmin.cu": Tests((_REDUCTIONS, "-k", "softmin and float32 or half_precision"), ()),
     "kernels/apply_plan.cu": Tests((_REDUCTIONS, "-k", "apply_plan and float32"), ()),
     "kernels/c_transform.cu": Tests((_REDUCTIONS, "-k", "c_transform and float32"), ()),

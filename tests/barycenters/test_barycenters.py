@@ -142,6 +142,46 @@ def test_the_error_of_bins_without_mass_is_a_number():
 
 
 A = np.full((3, 4), 0.25)
+
+
+def forbidding(seed=0):
+    """Histograms and costs of which some are forbidden, so that bins of the barycenter stay empty."""
+    rng = np.random.default_rng(seed)
+    A, C = rng.dirichlet(np.ones(7), size=3), rng.random((7, 6))
+    A[0, :3] = 0
+    C[3:, 4] = np.inf  # the first histogram cannot reach bin 4
+    C[rng.random(C.shape) < 0.2] = np.inf
+    C[:, 0] = rng.random(7)
+    return A / A.sum(axis=1, keepdims=True), C
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (0.0, 0.6, 0.4)])
+@pytest.mark.parametrize("overrelaxation", ["auto", None])
+def test_forbidden_pairs_carry_nothing(weights, overrelaxation):
+    A, C = forbidding()
+    found = cusink.barycenter(A, C, weights, eps=0.2, tol=1e-11, max_iter=20_000, overrelaxation=overrelaxation)
+    assert found.converged
+    # Plain iterations with the scalings themselves, of the histograms that count.
+    w, A = np.array(weights)[np.array(weights) > 0], A[np.array(weights) > 0]
+    K, v = np.exp(-C / 0.2), np.ones((len(A), 6))
+    for _ in range(20_000):
+        u = A / (v @ K.T)
+        p = np.prod((u @ K) ** w[:, None], axis=0)
+        v = np.divide(p, u @ K, out=np.zeros_like(v), where=u @ K > 0)
+    np.testing.assert_allclose(found.barycenter, p / p.sum(), atol=1e-9)
+    assert (found.barycenter[4] == 0) == (weights[0] > 0)
+
+
+def test_a_bin_that_may_send_its_mass_to_no_common_bin_is_refused():
+    A, C = forbidding()
+    C[1, [0, 1, 2, 3, 5]] = np.inf  # to bin 4 alone, which the first histogram cannot reach
+    with pytest.raises(ValueError, match=r"'C' must allow .* in problem 0, bin 1 of histogram [12] has none"):
+        cusink.barycenter(A, C, eps=0.2)
+    assert cusink.barycenter(A, C, [0.0, 0.5, 0.5], eps=0.2).converged
+    with pytest.raises(ValueError, match="'C' must be finite for a debiased barycenter"):
+        cusink.barycenter(A[:, :6], C[:6], eps=0.2, debiased=True)
+
+
 BAD = [
     ({"A": None}, TypeError, "'A' must be an array of histograms; got None"),
     ({"A": A[0]}, ValueError, r"'A' must have shape \(K, 4\) or \(B, K, 4\)"),
@@ -152,7 +192,8 @@ BAD = [
     ({"weights": [1.0, -2.0, 3.0]}, ValueError, "'weights' must be non-negative"),
     ({"weights": [0.0, 0.0, 0.0]}, ValueError, "'weights' must have a positive sum"),
     ({"A": np.stack([A, A]), "weights": np.ones((3, 3))}, ValueError, "batch sizes must be equal or 1; got 'A' 2"),
-    ({"C": np.full((4, 4), np.inf)}, ValueError, "'C' must be finite for a barycenter"),
+    ({"C": np.full((4, 4), np.inf)}, ValueError, "'C' must hold finite costs"),
+    ({"C": np.full((4, 4), np.nan)}, ValueError, "'C' must hold finite costs"),
     ({"C": np.zeros((2, 4, 4))}, ValueError, r"'C' must have shape \(n, m\)"),
     ({"C": np.arange(16.0).reshape(4, 4), "debiased": True}, ValueError, "'C' must be symmetric for a debiased"),
     ({"C": np.ones((4, 5)), "debiased": True}, ValueError, "'C' must be symmetric for a debiased"),

@@ -312,15 +312,15 @@ CALLS = {
     "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"x": X, "y": Y, "grad_C": C, "metric": "sqeuclidean"}),
     "distance_matrix": (
         cusink.distance_matrix,
-        {"A": ROWS, "B": OTHERS, "C": C, "out": None, **RETRIEVAL},
+        {"A": ROWS, "B": OTHERS, "C": C, "out": None, "devices": None, **RETRIEVAL},
     ),
     "distance_matrix of documents": (
         cusink.distance_matrix,
-        {"A": SPARSE, "B": None, "C": C, "out": None, **RETRIEVAL},
+        {"A": SPARSE, "B": None, "C": C, "out": None, "devices": None, **RETRIEVAL},
     ),
     "distance_matrix of measures": (
         cusink.distance_matrix,
-        {"A": CLOUDS, "B": None, "C": "euclidean", "out": None, **RETRIEVAL},
+        {"A": CLOUDS, "B": None, "C": "euclidean", "out": None, "devices": None, **RETRIEVAL},
     ),
     "nearest": (
         cusink.nearest,
@@ -357,6 +357,11 @@ CALLS = {
     "Measures.of with weights": (cusink.Measures.of, {"clouds": [X, Y], "weights": [A, B]}),
     "PointCloud": (cusink.PointCloud, {"x": X, "y": Y, "metric": "euclidean", "power": 1, "tf32": False}),
     "Grid": (cusink.Grid, {"shape": (2, 2), "metric": "sqeuclidean", "spacing": 1.0, "periodic": False}),
+    "RelativeEps": (cusink.RelativeEps, {"share": 0.1, "of": "max"}),
+    "sinkhorn with an eps each": (
+        lambda eps: cusink.sinkhorn(np.stack([A, B]), B, C, eps=eps, max_iter=20),
+        {"eps": np.array([0.5, 0.1])},
+    ),
     "kernel_product": (cusink.kernel_product, {"x": X, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}),
     "kernel_product_adjoint": (
         cusink.kernel_product_adjoint,

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,9 @@ CHECKS = (
     *("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"),
     *("-fno-thread-jumps", "-fno-threadsafe-statics", "-Wno-frame-address"),
 )
+
+
+ONE_AT_A_TIME = threading.Lock()  # of launches, for all devices: the emulation and its guarded memory are one
 
 
 class EmulationError(Exception):
@@ -129,6 +133,10 @@ class Kernel:
         self._launch.restype = ctypes.c_char_p
 
     def __call__(self, grid, block, args, *, shared_mem=0):
+        with ONE_AT_A_TIME:
+            self._run(grid, block, args, shared_mem)
+
+    def _run(self, grid, block, args, shared_mem):
         if len(args) != len(self.parameters):
             raise EmulationError(f"{self.name} takes {len(self.parameters)} arguments; got {len(args)}")
         if any(size != 1 for size in (*grid[1:], *block[1:])):

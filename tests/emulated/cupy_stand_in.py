@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import threading
 import types
 import weakref
 
@@ -24,10 +25,19 @@ HOST = {"launch", "limits", "loader", "clouds"}  # without CuPy: they stay loade
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}  # of CuPy's Device.attributes
 
 
-class Capture:
-    """The launches of the stream that is capturing now, if one is."""
+class Here(threading.local):
+    """What each thread has for itself: the device that is current, and the launches of a stream that is capturing."""
 
-    launches = None
+    device, launches = 0, None
+
+
+HERE = Here()
+
+
+class Work:
+    """How many things were given to a device to do: launches, graphs, operations on arrays, copies from the host."""
+
+    count = 0
 
 
 class OutOfMemoryError(MemoryError):
@@ -46,7 +56,7 @@ class Memory:
 
 
 def empty(shape, dtype=float):
-    if Capture.launches is not None:
+    if HERE.launches is not None:
         raise emulated.EmulationError("memory is allocated while a stream captures")
     if Memory.left == 0:
         raise OutOfMemoryError("Out of memory allocating 512 bytes (allocated so far: 1,024 bytes).")
@@ -58,14 +68,14 @@ def empty(shape, dtype=float):
 
 
 def dot(a, b, out=None):
-    if Capture.launches is not None:
+    if HERE.launches is not None:
         raise emulated.EmulationError("cuBLAS is called while a stream captures")
     with np.errstate(all="ignore"):
         return np.dot(Linalg.rounded(a), Linalg.rounded(b), out=out)
 
 
 def matmul(a, b, out=None):
-    if Capture.launches is not None:
+    if HERE.launches is not None:
         raise emulated.EmulationError("cuBLAS is called while a stream captures")
     with np.errstate(all="ignore"):
         return np.matmul(Linalg.rounded(a), Linalg.rounded(b), out=out)
@@ -96,6 +106,7 @@ class Graph:
         self.launches = launches
 
     def launch(self):
+        Work.count += 1
         for run in self.launches:
             run()
 
@@ -110,13 +121,16 @@ class Stream:
     def __exit__(self, *_):
         pass
 
+    def synchronize(self):
+        pass
+
     def begin_capture(self):
         if not self.non_blocking:
             raise emulated.EmulationError("the default stream cannot capture")
-        Capture.launches = []
+        HERE.launches = []
 
     def end_capture(self):
-        launches, Capture.launches = Capture.launches, None
+        launches, HERE.launches = HERE.launches, None
         return Graph(launches)
 
 
@@ -124,23 +138,23 @@ class Device:
     """Device number `id`, which is the current one inside its context; with no number, the current one."""
 
     compute_capability = "80"
-    count, current = 2, 0  # devices of the machine, and which of them is current
+    count = 2  # devices of the machine; which of them is current stands in `Here`
 
     def __init__(self, device=None):
-        self.id = Device.current if device is None else int(device)
+        self.id = HERE.device if device is None else int(device)
         if not 0 <= self.id < Device.count:
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.attributes = ATTRIBUTES
 
     def __enter__(self):
-        self._left, Device.current = Device.current, self.id
+        self._left, HERE.device = HERE.device, self.id
         return self
 
     def __exit__(self, *_):
-        Device.current = self._left
+        HERE.device = self._left
 
     def use(self):
-        Device.current = self.id
+        HERE.device = self.id
 
     def synchronize(self):
         pass
@@ -209,18 +223,19 @@ class CapturingKernel:
             with np.errstate(all="ignore"):
                 kernel(grid, block, given, shared_mem=shared_mem)
 
-        if Capture.launches is None:
+        if HERE.launches is None:
+            Work.count += 1
             run(args)
         else:
             held = [Address(x) if isinstance(x, np.ndarray) else x for x in args]
-            Capture.launches.append(
+            HERE.launches.append(
                 lambda: run(tuple(x.array() if isinstance(x, Address) else x for x in held))  # read when it is launched
             )
 
 
 def module():
     """Return a module object to stand in for cupy."""
-    runtime = types.SimpleNamespace(getDevice=lambda: Device.current, getDeviceCount=lambda: Device.count)
+    runtime = types.SimpleNamespace(getDevice=lambda: HERE.device, getDeviceCount=lambda: Device.count)
     cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream)
     stand_in = types.ModuleType("cupy")
     stand_in.__getattr__ = functools.partial(getattr, np)
@@ -247,8 +262,8 @@ def backend(cupy, kernel_of):
     finally:
         loader.function, launch.configure, limits.LIMITS = function, configure, given
         ATTRIBUTES.update(attributes)
-        Capture.launches = None
-        Device.count, Device.current, Linalg.set_to = 2, 0, Linalg.COMPUTE_TYPE_DEFAULT
+        HERE.launches = None
+        Device.count, HERE.device, Linalg.set_to = 2, 0, Linalg.COMPUTE_TYPE_DEFAULT
         Memory.left, Memory.made = None, []
         for name in {*CUPY, *loaded_backend(), *saved}:
             put_back(name, saved.get(name))

@@ -20,7 +20,9 @@ METHODS = (
     "all any argmax argmin argpartition argsort astype clip copy cumsum diagonal dot fill item max mean min nonzero "
     "prod ravel repeat reshape round sort squeeze std sum swapaxes take tolist transpose var view"
 ).split()
-TO_HOST = {"item", "tolist"}  # methods that copy to the host, from any device
+FROM_ANY = {"copy", "item", "tolist"}  # methods that copy from any device, to the current one or to the host
+# Those that hand out another view, and give the device nothing to do.
+VIEWS = {"broadcast_to", "diagonal", "isscalar", "ravel", "reshape", "squeeze", "swapaxes", "transpose", "view"}
 NOT_IN_CUPY = {"initial", "where"}  # keywords of NumPy's reductions
 FROM_HOST = ("asarray", "array", "ascontiguousarray", "from_dlpack")
 
@@ -31,7 +33,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     __array_priority__ = 100
 
     def __init__(self, host):
-        self._host, self._number = host, cupy_stand_in.Device.current
+        self._host, self._number = host, cupy_stand_in.HERE.device
 
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -39,8 +41,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__":
             raise TypeError(f"np.{ufunc.__name__}.{method} of device arrays")
-        if cupy_stand_in.Capture.launches is not None:
+        if cupy_stand_in.HERE.launches is not None:
             raise emulated.EmulationError(f"{ufunc.__name__} allocates memory while a stream captures")
+        cupy_stand_in.Work.count += 1
         with np.errstate(all="ignore"):
             return given_out(ufunc(*map(taken_in, inputs), **{key: taken_in(x) for key, x in options.items()}))
 
@@ -54,12 +57,15 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
             return getattr(self._host, name)
         if name not in METHODS:
             raise AttributeError(f"device arrays have no {name!r}")
-        return on_device(name, getattr(self._host if name in TO_HOST else taken_in(self), name))
+        return on_device(name, getattr(self._host if name in FROM_ANY else taken_in(self), name))
 
     def __getitem__(self, key):
+        parts = key if isinstance(key, tuple) else (key,)
+        cupy_stand_in.Work.count += any(hasattr(part, "dtype") or isinstance(part, list) for part in parts)
         return given_out(taken_in(self)[index_of(key)])
 
     def __setitem__(self, key, value):
+        cupy_stand_in.Work.count += 1
         taken_in(self)[index_of(key)] = taken_in(value)
 
     def __len__(self):
@@ -117,10 +123,10 @@ def index_of(key):
 def taken_in(x):
     """Return the array that NumPy computes with; an array of NumPy's own is refused."""
     if isinstance(x, ndarray):
-        if x._number != cupy_stand_in.Device.current:
+        if x._number != cupy_stand_in.HERE.device:
             raise ValueError(
                 "Array device must be same as the current device: "
-                f"array device = {x._number} while current = {cupy_stand_in.Device.current}"
+                f"array device = {x._number} while current = {cupy_stand_in.HERE.device}"
             )
         return x._host
     if isinstance(x, np.ndarray):
@@ -139,12 +145,16 @@ def on_device(name, function):
     """Return a function or method of NumPy as one of the device."""
 
     def call(*args, **options):
-        if cupy_stand_in.Capture.launches is not None:
+        if cupy_stand_in.HERE.launches is not None:
             raise emulated.EmulationError(f"{name} allocates memory while a stream captures")
         if wrong := NOT_IN_CUPY & options.keys():
             raise TypeError(f"CuPy's {name} takes no {', '.join(wrong)}")
         with np.errstate(all="ignore"):
-            return given_out(function(*map(taken_in, args), **{key: taken_in(x) for key, x in options.items()}))
+            made = function(*map(taken_in, args), **{key: taken_in(x) for key, x in options.items()})
+        source = getattr(function, "__self__", None)
+        copied = name == "reshape" and isinstance(source, np.ndarray) and not np.may_share_memory(made, source)
+        cupy_stand_in.Work.count += name not in VIEWS or copied
+        return given_out(made)
 
     return call
 
@@ -154,7 +164,10 @@ def from_host(name):
 
     def call(x, *args, **options):
         if isinstance(x, ndarray):
-            return given_out(getattr(np, name)(x._host, *args, **options))
+            made = getattr(np, name)(x._host, *args, **options)
+            cupy_stand_in.Work.count += made is not x._host
+            return given_out(made)
+        cupy_stand_in.Work.count += 1
         return given_out(np.array(getattr(np, name)(x, *args, **options)))
 
     return call

@@ -31,6 +31,7 @@ TERMS = {
     "softmin_products": "HMMA",
     "apply_plan_products": "HMMA",
     "c_transform": "FMNMX",
+    "grid_product": "FFMA",
     "": "MUFU.EX2",
 }
 UNITS = {

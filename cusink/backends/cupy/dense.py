@@ -15,6 +15,7 @@ from cusink.backends.cupy.reductions import (
     softmin,
     transport_cost,
 )
+from cusink.backends.cupy.unbalanced import STEPS
 from cusink.costs.operators import Operators
 from cusink.types import Array, HostArray
 
@@ -39,4 +40,5 @@ OPERATORS: Operators[Array] = Operators(
     bilinear=bilinear,
     iteration=Iteration,
     plan_means=plan_means,
+    damped_steps=STEPS,
 )

@@ -1,5 +1,6 @@
 """The forms in which the iterations of a stored cost run on a GPU: fused, as matrix products, in the log domain."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
 import cupy as cp
@@ -14,6 +15,7 @@ from cusink.types import Array, Axis, Method
 
 SCALING, AUTO, LOG = 0, 1, 2  # as in scaling.cuh
 METHODS = {"scaling": SCALING, "auto": AUTO, "log": LOG}
+REPLAYED = 10  # iterations of a graph in a run that is not repeated
 SHIFT = {np.dtype(np.float32): 44, np.dtype(np.float64): 476}  # Range::SHIFT in scaling.cuh
 
 
@@ -187,6 +189,15 @@ class MatmulForm(ScalingForm):
         run(launch, self.C.dtype, *side, self.C, self.minimum, omega, *scalars, *shape)
 
 
+def captured(launch: Callable[[], None]) -> Any:
+    """Return the CUDA graph of the kernels that `launch` launches, which must all be loaded; it allocates nothing."""
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        launch()
+        return stream.end_capture()
+
+
 class Workspace(NamedTuple):
     """Arrays of `LogForm` whose addresses a CUDA graph holds."""
 
@@ -204,7 +215,8 @@ class Workspace(NamedTuple):
 class LogForm(StoredForm):
     """A log-sum-exp reduction and one elementwise CUDA kernel per half-step, replayed as a CUDA graph.
 
-    The graph belongs to the arrays of one state and is captured in the second run, when all kernels are loaded.
+    The graph belongs to the arrays of one state and is captured in the second run, when all kernels are loaded; in a
+    first run of many iterations, after some of them.
     """
 
     replayed = True  # False where a reduction allocates: a graph would write to memory that is no longer its own
@@ -213,6 +225,7 @@ class LogForm(StoredForm):
         super().__init__(C, cost_scale)
         self.captured: tuple[State, Workspace] | None = None
         self.graphs: dict[int, Any] = {}
+        self.part: Any = None  # the graph of some iterations of the first run
 
     def run(self, state: State, omega: Array, count: int) -> Array:
         """See `Form`."""
@@ -225,11 +238,7 @@ class LogForm(StoredForm):
         workspace.omega[...] = omega
         if self.replayed:
             if count not in self.graphs:
-                stream = cp.cuda.Stream(non_blocking=True)
-                with stream:
-                    stream.begin_capture()
-                    self._half_steps(state, workspace, count)
-                    self.graphs[count] = stream.end_capture()
+                self.graphs[count] = captured(lambda: self._half_steps(state, workspace, count))
             self.graphs[count].launch()
         else:
             self._half_steps(state, workspace, count)
@@ -241,16 +250,26 @@ class LogForm(StoredForm):
         workspace = Workspace(omega.copy(), *(cp.empty(shape, dtype) for shape in shapes))
         state.u.fill(0)  # this form keeps logits alone: nothing may read an old scaling
         state.v.fill(0)
+        if self.replayed and count > 2 * REPLAYED:
+            self._iterations(state, workspace, REPLAYED)
+            self.part = captured(lambda: self._iterations(state, workspace, REPLAYED))
+            while count > 2 * REPLAYED:
+                self.part.launch()
+                count -= REPLAYED
+            count -= REPLAYED
         self._half_steps(state, workspace, count)
         return workspace
 
     def _half_steps(self, state: State, workspace: Workspace, count: int) -> None:
-        for _ in range(count):
-            self._half_step(state, workspace, False, 0)
-            self._half_step(state, workspace, False, 1)
+        self._iterations(state, workspace, count)
         if count == 0:
             self._half_step(state, workspace, False, 1)
         self._half_step(state, workspace, True, 0)
+
+    def _iterations(self, state: State, workspace: Workspace, count: int) -> None:
+        for _ in range(count):
+            self._half_step(state, workspace, False, 0)
+            self._half_step(state, workspace, False, 1)
 
     def _half_step(self, state: State, workspace: Workspace, measure: bool, axis: Axis) -> None:
         (B, n, m), (omega, T, S, row_deviation, column_deviation) = state.sizes, workspace

@@ -7,20 +7,14 @@ import numpy as np
 
 from cusink.backends.cupy import dense
 from cusink.backends.cupy.dense import to_host
+from cusink.backends.cupy.grid_iteration import GridIteration as Iteration
 from cusink.backends.cupy.reductions import plan as stored_plan
+from cusink.backends.cupy.unbalanced import STEPS
 from cusink.backends.grid import reductions as grid
-from cusink.backends.grid.iteration import GridIteration
 from cusink.backends.grid.means import LogMeans, log_means
 from cusink.costs.grid import GridCosts
 from cusink.costs.operators import Operators
-from cusink.types import Array, Axis, HostArray, Method
-
-
-class Iteration(GridIteration):
-    """Problems under way, see `cusink.costs.operators`."""
-
-    def __init__(self, C: GridCosts, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> None:
-        super().__init__(dense.OPERATORS, C, a, b, eps, f, g, method)
+from cusink.types import Array, Axis, HostArray
 
 
 def softmin(C: GridCosts, logits: Array, eps: float, axis: Axis) -> Array:  # noqa: ARG001 - the cost is symmetric
@@ -89,4 +83,5 @@ OPERATORS: Operators[GridCosts] = Operators(
     bilinear=bilinear,
     iteration=Iteration,
     plan_means=plan_means,
+    damped_steps=STEPS,
 )

@@ -22,6 +22,7 @@ MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
+GRID_THREADS = 64  # of a product along the axis of a grid, as in grid.cu
 PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
 PLAN_WARPS, PLAN_PARTS = 4, 16  # of a block, and at most into which the problems are divided
 POINTS = {4: 64, 8: 32}  # that a block keeps, by the bytes of a REAL, as in point_reduction.cuh
@@ -133,6 +134,16 @@ def configure(
         return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
     if operator in ("start_scalings", "balance_scalings"):
         return Launch("scaling.cu", operator, _blocks(B, 4), 128, 0)
+    if operator == "grid_product":  # `B` problems of `n` lines of `m` cells
+        return Launch("grid.cu", operator, _blocks(B * -(-n // TILE) * -(-m // TILE)), GRID_THREADS, 0)
+    if operator in ("start_grid", "grid_update", "grid_error"):  # `n` cells
+        return Launch("grid.cu", operator, _blocks(B), 32 * _power_of_two(-(-n // 128), 16), 0)
+    if operator in ("grid_potentials", "grid_relax"):
+        return Launch("grid.cu", operator, _blocks(B * n, 256), 256, 0)
+    if operator == "damped_update":
+        return Launch("unbalanced.cu", operator, _blocks(B * n, 256), 256, 0)
+    if operator == "translate":
+        return Launch("unbalanced.cu", operator, _blocks(B), 32 * _power_of_two(-(-max(n, m) // 128), 16), 0)
     if operator == "scaled_kernel":
         return Launch("scaling.cu", operator, _blocks(n * m, 256), 256, 0)
     if operator in ("read_potentials", "read_logits"):

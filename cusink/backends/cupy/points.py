@@ -15,6 +15,7 @@ from cusink.backends.cupy.clouds.reductions import (
     transport_cost,
 )
 from cusink.backends.cupy.dense import to_host
+from cusink.backends.cupy.unbalanced import STEPS
 from cusink.costs.operators import Operators
 from cusink.costs.points import PointCosts
 
@@ -32,4 +33,5 @@ OPERATORS: Operators[PointCosts] = Operators(
     bilinear=bilinear,
     iteration=Iteration,
     plan_means=plan_means,
+    damped_steps=STEPS,
 )

@@ -78,7 +78,7 @@ class GridKernel:
         del axis  # K is symmetric
         xp = self.xp
         factor, with_cost = xp.ascontiguousarray(factor), None
-        for k, (K, KC) in enumerate(zip(self.axes, self._cost_factors, strict=True)):
+        for k, (K, KC) in enumerate(zip(self.axes, self.cost_factors, strict=True)):
             here = self._along(k, KC, factor, xp.empty_like(factor))
             if with_cost is not None:
                 here += self._along(k, K, with_cost, xp.empty_like(factor))
@@ -100,7 +100,7 @@ class GridKernel:
         return [scaled_kernel(cost, self.dtype, self.eps, 0.0, self.exponent_of_axis) for cost in self.costs_of_axes]
 
     @functools.cached_property
-    def _cost_factors(self) -> list[Array]:
+    def cost_factors(self) -> list[Array]:
         """``K_k * C_k / unit`` for each axis."""
         pairs = zip(self._on_host, self.costs_of_axes, strict=True)
         return [self.xp.asarray(K * (cost / self.unit).astype(K.dtype)) for K, cost in pairs]

@@ -44,11 +44,13 @@ def draw(rng: Generator, seed: int) -> Case:
     if B == 0:
         arrays = {k: x[0] if axes[k][0] == "B" else x for k, x in arrays.items()}
         axes = {k: x.lstrip("B") for k, x in axes.items()}
+    drawing.each_eps(rng, options, arrays, axes, B)
     return Case("gradients", seed, arrays, axes, dtype, options, {"tol": 1e-9 if dtype == "float64" else 1e-6}, equal)
 
 
 def _call(case: Case, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    result = cusink.sinkhorn(arrays["a"], arrays["b"], arrays["C"], **case.options)
+    options = case.options | ({"eps": arrays["eps"]} if "eps" in arrays else {})
+    result = cusink.sinkhorn(arrays["a"], arrays["b"], arrays["C"], **options)
     given = {name: x for name, x in arrays.items() if name.startswith("grad_")}
     grads = cusink.sinkhorn_adjoint(result, **given, tol=case.extra.get("tol", 1e-6))
     found = {name: np.asarray(getattr(grads, name)) for name in ("a", "b", "C", "eps", "converged")}
@@ -83,7 +85,7 @@ def check(case: Case) -> Seen:
 
 def _compared(case: Case, found: dict[str, np.ndarray]) -> Iterator[Finding]:
     exact = case.exact()
-    each = claims.problems(exact["a"], exact["b"], exact["C"], case.options["eps"], case.options.get("reach"))
+    each = claims.problems(exact["a"], exact["b"], exact["C"], case.eps, case.options.get("reach"))
     cotangents = [
         {
             name[5:]: np.atleast_1d(x)[k] if name[5:] in VALUES else np.atleast_2d(x)[k]

@@ -43,6 +43,8 @@ def draw(rng: Generator, seed: int) -> Case:
         arrays = {k: x[0] if axes[k][0] == "B" else x for k, x in arrays.items()}
         axes = {k: x.lstrip("B") for k, x in axes.items()}
     extra = extras(rng)
+    if dtype != "float16":
+        drawing.each_eps(rng, options, arrays, axes, B)
     return Case("solver", seed, arrays, axes, dtype, options, extra, equal)
 
 

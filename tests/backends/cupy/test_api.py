@@ -31,6 +31,7 @@ x, y, X, Y = (RNG.normal(size=size) for size in ((N, 3), (M, 3), (B, N, 3), (B, 
 far, near = RNG.normal(size=(N, 40)), RNG.normal(size=(M, 40))
 images, others = RNG.dirichlet(np.ones(12), 3), RNG.dirichlet(np.ones(12), 3)
 GRID = cusink.Grid((3, 4))
+EACH = np.array([0.1, 0.3, 0.1, 0.2, 0.3])
 sizes = np.array([2, 4, 3, 5])
 offsets = np.concatenate([[0], np.cumsum(sizes)])
 places = RNG.normal(size=(14, 2))
@@ -72,6 +73,9 @@ CALLS = {
     "callback": lambda xp: cusink.sinkhorn(xp(a), None, xp(C), eps=0.05, callback=lambda *_: None),
     "start": lambda xp: cusink.sinkhorn(xp(a), xp(b), xp(C), eps=0.05, init=(xp(a * 0), xp(b * 0))),
     "unbalanced": lambda xp: solved(xp(a), xp(2 * b), xp(C), eps=0.05, reach=1.0),
+    "an eps each": lambda xp: solved(xp(a), xp(b), xp(C), eps=EACH),
+    "a cost and an eps each": lambda xp: solved(xp(a), xp(b), xp(np.stack([C + k for k in range(B)])), eps=EACH),
+    "unbalanced, an eps each": lambda xp: solved(xp(a), xp(2 * b), xp(C), eps=xp(EACH), reach=1.0),
     "points": lambda xp: solved(xp(a), xp(b), cloud(xp, x, y), eps=0.3),
     "points each": lambda xp: solved(xp(a), xp(b), cloud(xp, X, Y, metric="euclidean"), eps=0.3),
     "points on a sphere": lambda xp: solved(xp(a), xp(b), cloud(xp, x, y, metric="cosine"), eps=0.3),
@@ -91,8 +95,10 @@ CALLS = {
     "documents": lambda xp: cusink.distance_matrix(documents(xp), documents(xp), "euclidean", eps=0.3, tol=1e-10),
     "nearest documents": lambda xp: cusink.nearest(documents(xp), None, "sqeuclidean", k=2, eps=0.3, tol=1e-10),
     "divergence": lambda xp: divergence(xp(s[:4]), xp(t), xp(S), eps=0.05),
+    "divergence, an eps each": lambda xp: divergence(xp(s[:4]), xp(t), xp(S), eps=EACH[:4]),
     "divergence of points": lambda xp: divergence(xp(a[1]), xp(b[1]), cloud(xp, x, y), eps=0.3),
     "barycenter": lambda xp: cusink.barycenter(xp(s), xp(S), eps=0.05),
+    "barycenter, forbidden": lambda xp: cusink.barycenter(xp(s), xp(np.where(S > 1.5, np.inf, S)), eps=0.05),
     "barycenter of images": lambda xp: cusink.barycenter(xp(images), GRID, eps=1.0),
     "kernel": lambda xp: cusink.kernel_product(xp(x), xp(y), xp(b[1]), "laplace", 0.7),
     "kernel's logarithm": lambda xp: cusink.kernel_product_log(xp(x), xp(y), xp(np.log(b[1])), "exponential", 0.7),
@@ -109,7 +115,8 @@ def arrays(found):
     if isinstance(found, Operators):
         return []
     if dataclasses.is_dataclass(found):
-        found = [getattr(found, field.name) for field in dataclasses.fields(found) if not field.name.startswith("_")]
+        names = [field.name for field in dataclasses.fields(found)]
+        found = [getattr(found, name) for name in names if name[0] != "_" and name != "eps"]  # that is on the host
     if isinstance(found, (list, tuple)):
         return [array for part in found for array in arrays(part)]
     return [found] if hasattr(found, "dtype") else []

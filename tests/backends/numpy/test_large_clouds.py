@@ -165,7 +165,7 @@ def starts(monkeypatch):
         made.append(plain(*args))
         return made[-1]
 
-    monkeypatch.setattr("cusink.solver.sinkhorn.coarse_start", remember)
+    monkeypatch.setattr("cusink.solver.each.coarse_start", remember)
     return made
 
 

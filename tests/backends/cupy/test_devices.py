@@ -1,0 +1,162 @@
+"""Tiles of a distance matrix shared out to several devices of one process, on emulated ones."""
+
+import threading
+import time
+
+import emulated
+import numpy as np
+import pytest
+from emulated import cupy_stand_in, device_arrays
+
+import cusink
+from cusink.retrieval import tiles
+
+pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
+
+RNG = np.random.default_rng(0)
+A, B = RNG.dirichlet(np.ones(6), 5).astype("f"), RNG.dirichlet(np.ones(6), 7).astype("f")
+x = RNG.random((6, 2)).astype("f")
+C = ((x[:, None] - x) ** 2).sum(axis=2)
+SMALL = {"eps": 0.1, "tol": 1e-4}
+
+
+def matrix(cupy, at, devices, second=B, cost=None, **options):
+    """Return a matrix of arrays on device `at`, computed on `devices`, and where the arrays of the result are."""
+    with cupy.cuda.Device(at):
+        given = cupy.asarray(A), None if second is None else cupy.asarray(second)
+        C_there = cupy.asarray(C) if cost is None else cost(cupy)
+    return cusink.distance_matrix(*given, C_there, **SMALL | options, devices=devices)
+
+
+@pytest.fixture
+def tiles_of(monkeypatch):
+    """Note which device solves which tile, and let `before` (device) run first."""
+    solved, hooks, tile = [], [], tiles.PairValues.tile
+    for name, most in (("ROWS_PER_TILE", 2), ("ROWS_PER_SQUARE", 2), ("COLUMNS_PER_TILE", 3)):
+        monkeypatch.setattr(tiles, name, most)
+
+    def noted(self, rows, columns, *rest):
+        device = cupy_stand_in.HERE.device
+        for hook in hooks:
+            hook(device)
+        found = tile(self, rows, columns, *rest)
+        solved.append((device, rows.start, columns.start))
+        return found
+
+    monkeypatch.setattr(tiles.PairValues, "tile", noted)
+    return solved, hooks
+
+
+def meeting():
+    """Return a hook that makes the first tiles of two devices wait for each other, so that both have some."""
+    both, met = threading.Barrier(2, timeout=20), set()
+
+    def wait(device):
+        if device not in met:
+            met.add(device)
+            both.wait()
+
+    return wait
+
+
+def cloud(cupy):
+    return cusink.PointCloud(cupy.asarray(x), cupy.asarray(x))
+
+
+@pytest.mark.parametrize(
+    ("second", "options"),
+    [
+        (B, {"full_output": True}),
+        (None, {}),
+        (None, {"value": "divergence"}),
+        (B, {"value": "divergence", "cost": cloud}),
+    ],
+)
+def test_the_same_bytes_as_one_device_and_the_result_is_where_the_arrays_are(tiles_of, second, options):
+    solved, hooks = tiles_of
+    with device_arrays.device() as (cupy, _):
+        one = matrix(cupy, 0, None, second, **options)
+        alone = sorted(part[1:] for part in solved)
+        for at, devices in ((0, "all"), (1, [1, 0]), (0, (1,))):
+            solved.clear()
+            hooks[:] = [meeting()] if len(devices) > 1 else []
+            many = matrix(cupy, at, devices, second, **options)
+            assert sorted(part[1:] for part in solved) == alone and len(alone) > 3
+            assert {part[0] for part in solved} == ({0, 1} if len(devices) > 1 else {1})
+            assert cupy.cuda.Device().id == 0
+            pairs = (
+                [(one, many)]
+                if second is None or not options.get("full_output")
+                else [
+                    (getattr(one, name), getattr(many, name)) for name in ("distances", "error", "n_iter", "converged")
+                ]
+            )
+            for left, right in pairs:
+                assert right.device.id == at
+                np.testing.assert_array_equal(left.get(), right.get())
+
+
+def test_a_store_takes_tiles_of_all_devices(tiles_of, tmp_path):
+    solved, hooks = tiles_of
+    hooks.append(meeting())
+    with device_arrays.device() as (cupy, _):
+        stored = matrix(cupy, 0, "all", out=str(tmp_path / "d.npy"))
+        assert {part[0] for part in solved} == {0, 1}
+        np.testing.assert_array_equal(stored, matrix(cupy, 0, None).get())
+
+
+def test_a_slow_device_takes_fewer_tiles(tiles_of):
+    solved, hooks = tiles_of
+    hooks += [meeting(), lambda device: time.sleep(0.5 * device)]
+    with device_arrays.device() as (cupy, _):
+        matrix(cupy, 0, "all", np.concatenate([B, B]))
+    count = [sum(part[0] == device for part in solved) for device in (0, 1)]
+    assert count[0] > 2 * count[1] > 0
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_on_one_device_ends_all(tiles_of, broken):
+    solved, hooks = tiles_of
+
+    def fail(device):
+        if device == broken:
+            raise cupy_stand_in.OutOfMemoryError("Out of memory allocating 512 bytes")
+
+    hooks += [meeting(), fail]
+    with device_arrays.device() as (cupy, _):
+        with pytest.raises(MemoryError, match="memory_limit"):
+            matrix(cupy, 0, "all", np.concatenate([B, B, B]))
+        after = len(solved)
+        assert after <= 2 and cupy.cuda.Device().id == 0  # the other one finished what it was at
+        time.sleep(0.05)
+        assert len(solved) == after
+        hooks.clear()
+        np.testing.assert_array_equal(matrix(cupy, 0, "all").get(), matrix(cupy, 0, None).get())
+
+
+@pytest.mark.parametrize(
+    ("devices", "error", "message"),
+    [
+        (1, TypeError, r"'devices' must be None, \"all\", or the numbers of GPUs, as \[0, 1\]; got int"),
+        ("every", TypeError, "'devices' must be .* got 'every'"),
+        ([], ValueError, "one at least"),
+        ([0, 0], ValueError, "each once; got"),
+        ([-1], ValueError, "from 0 up"),
+        ([0.5], TypeError, "got float among them"),
+        ([0, 2], ValueError, "'devices' must be below 2, the GPUs that this process sees; got 2"),
+    ],
+)
+def test_bad_devices_are_refused_before_any_work(tiles_of, devices, error, message):
+    with device_arrays.device() as (cupy, launched):
+        with pytest.raises(error, match=message):
+            matrix(cupy, 0, devices)
+        assert not launched and not tiles_of[0]
+
+
+def test_devices_are_for_histograms_on_a_gpu():
+    with pytest.raises(ValueError, match="'devices' must be None for NumPy arrays"):
+        cusink.distance_matrix(A, B, C, eps=0.1, devices="all")
+    with device_arrays.device() as (cupy, _):
+        clouds = cusink.Measures([0, 2, 6], None, cupy.asarray(x))
+        with pytest.raises(ValueError, match="'devices' must be None for documents"):
+            cusink.distance_matrix(clouds, None, "euclidean", eps=0.1, devices=[0])
