@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
@@ -238,8 +238,9 @@ class Cost(ABC, Generic[Data]):
 
     def levels(self, a: Array, b: Array) -> "list[tuple[Self, CoarseLevel[Data]]]":
         """Return coarse levels of a problem with weights a (1, n) and b (1, m), coarsest first, and their costs."""
-        del a, b
-        return []
+        if self.ops.levels is None:
+            return []
+        return [(replace(self, data=level.costs), level) for level in self.ops.levels(self.data, a, b)]
 
     def with_loss(self, loss: float) -> Self:
         """Return the cost, of a large cloud with leave to leave out this share of a sum and to count it as error."""

@@ -14,7 +14,6 @@ from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_di
 from cusink.costs.directions import unit_curvature, unit_tangent
 from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
-from cusink.costs.operators import CoarseLevel
 from cusink.costs.points import Cloud, PointCosts
 from cusink.types import Array, ArrayModule, HostArray, Index, Statistic
 
@@ -167,12 +166,6 @@ class PointCost(Cost[PointCosts]):
     def weighted(self, x: Array, y: Array) -> Self:
         """Return the same cost with masks of the points that have weight, which alone decide how large it is."""
         return replace(self, data=self.data.weighted(x, y))
-
-    def levels(self, a: Array, b: Array) -> list[tuple[Self, CoarseLevel[PointCosts]]]:
-        """Return the coarse levels of a large problem, where the library has them."""
-        if self.ops.levels is None:
-            return []
-        return [(replace(self, data=level.costs), level) for level in self.ops.levels(self.data, a, b)]
 
     def with_loss(self, loss: float) -> Self:
         """Return the cost that may leave out a share of a sum."""
