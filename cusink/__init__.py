@@ -27,6 +27,7 @@ __all__ = [
     "RelativeEps",
     "SinkhornCurvature",
     "SinkhornDivergence",
+    "SinkhornExtension",
     "SinkhornGradients",
     "SinkhornResult",
     "SinkhornTangents",

@@ -38,6 +38,7 @@ from cusink.retrieval.matrix import DistanceMatrix as DistanceMatrix
 from cusink.retrieval.matrix import distance_matrix as distance_matrix
 from cusink.retrieval.nearest import nearest as nearest
 from cusink.retrieval.neighbours import Neighbours as Neighbours
+from cusink.solver.extension import SinkhornExtension as SinkhornExtension
 from cusink.solver.result import SinkhornResult as SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn as sinkhorn
 from cusink.workers import set_workers as set_workers

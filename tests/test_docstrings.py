@@ -9,7 +9,7 @@ import pytest
 
 validate = pytest.importorskip("numpydoc.validate").validate
 
-MODULES = ("cusink", "cusink.torch", "cusink.jax", "cusink.distributed", "cusink.plot")
+MODULES = ("cusink", "cusink.torch", "cusink.jax", "cusink.distributed", "cusink.plot", "cusink.sklearn")
 EXCLUDED = {
     "ES01",  # an extended summary: one line says what most functions do, Notes say how
     "SA01",  # "See Also": the text names other functions where they matter

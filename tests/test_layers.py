@@ -26,10 +26,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # A room may import only from those before it, and from itself.
 ORDER = """
     types version connection placement errors checks summary workers convergence costs backends operand solver norms
-    gradients retrieval barycenters plot divergence distributed cli bridges torch jax public __init__ __main__
+    gradients retrieval barycenters plot divergence distributed cli bridges torch jax sklearn public __init__ __main__
 """.split()
 # One room for each library that is not a dependency; nothing else may import it.
-OPTIONAL = {"torch", "jax", "distributed", "plot"}
+OPTIONAL = {"torch", "jax", "sklearn", "distributed", "plot"}
 # They know operands and never ask in which library or for which kind of cost they work.
 ABOVE_OPERANDS = {"solver", "gradients", "divergence", "barycenters"}
 LONGEST_CHAIN = 14  # files that import each other in a row

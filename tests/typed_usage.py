@@ -23,7 +23,10 @@ def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
     cusink.sinkhorn(a, b, C, eps=cusink.RelativeEps(0.1, "median"))
     gradients: cusink.SinkhornGradients = cusink.sinkhorn_adjoint(result, grad_cost=1.0)
     lower, upper = result.bounds()
-    print(lower, upper, result.plan(), result.apply(b, 1), gradients.C)
+    print(lower, upper, result.plan(), result.apply(b, 1), gradients.C, result.barycentric_map(y, axis=1))
+    there: cusink.SinkhornExtension = result.at(x)
+    known: cusink.SinkhornResult = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=result.g)
+    print(there.potential, there.map(), there.gradient(), there.barycentric_map(y), known.error)
     divergence: cusink.SinkhornDivergence = cusink.sinkhorn_divergence(a, b, C, eps=0.1, reach=1.0)
     pulled: cusink.DivergenceGradients = cusink.sinkhorn_divergence_adjoint(divergence)
     mean: cusink.Barycenter = cusink.barycenter(a, C, eps=0.1, debiased=True)
@@ -68,6 +71,15 @@ def distribute(A: Floats, C: Floats) -> None:
     lazy: cusink.DistanceMatrix = cusink.distributed.distance_matrix(A, None, C, eps=0.1, full_output=True)
     distances, indices = cusink.distributed.nearest(A, None, C, k=1, eps=0.1, device="cuda")
     print(lazy.error, distances, indices)
+
+
+def estimate(A: Floats, C: Floats) -> None:
+    """Fit estimators of scikit-learn."""
+    from cusink.sklearn import SinkhornNeighborsTransformer, SinkhornTransport
+
+    neighbours = SinkhornNeighborsTransformer(5, cost=C, eps=0.1, value="cost", mode="connectivity").fit(A)
+    print(neighbours.index_, neighbours.transform(A).shape, neighbours.kneighbors(return_distance=False))
+    print(SinkhornTransport(eps=0.1, metric="euclidean").fit(A, A).inverse_transform(A))
 
 
 def draw(A: Floats, C: Floats) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays
+from cusink.checks.arrays import promoted, weights_dtype
 from cusink.checks.scalars import flags, price_in_range, regularisation
 from cusink.checks.weights import first_index, same_mass, weight_values
 from cusink.costs.checks import cost_values
@@ -32,7 +32,8 @@ def problem(
     """Check the arrays of a call of `cusink.barycenter`."""
     eps = regularisation(eps)
     flags(debiased=debiased, check=check)
-    (A, weights, *parts), xp, dtype = arrays(A=A, weights=weights, **named_arrays(C))
+    given = A
+    (A, weights, *parts), xp, dtype = promoted(A=A, weights=weights, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     price_in_range("eps", eps, C.dtype.name)
     if A is None:
@@ -65,7 +66,7 @@ def problem(
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
     weights = xp.broadcast_to(weights, (size, count))
     return BarycenterProblem(
-        A=_equal_mass(A, xp, check, dtype),
+        A=_equal_mass(A, xp, check, weights_dtype(dtype, given)),
         weights=weights / weights.sum(axis=1, keepdims=True),
         C=C,
         dtype=dtype,

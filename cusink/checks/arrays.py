@@ -19,6 +19,28 @@ def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
 
     A list or a number follows the arrays that it comes with.
     """
+    return _converted(named, promote=False)
+
+
+def promoted(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
+    """Return the inputs as `arrays` does; float32 beside float64 becomes that, as the array API standard has it."""
+    return _converted(named, promote=True)
+
+
+def widened(name: str, x: Any, owner: str, like: Array) -> tuple[Array, ArrayModule]:
+    """Return an input in the dtype of an array of an earlier call, which may be wider and not narrower than its own."""
+    (x, _), xp, dtype = promoted(**{name: x, owner: like})
+    _same("dtype", {name: dtype.name, owner: like.dtype.name}, "Convert one of them with .astype")
+    return x, xp
+
+
+def weights_dtype(dtype: Any, *weights: Any) -> Any:
+    """Return the dtype that masses are judged by: float32 where weights came in it, though costs made `dtype` wider."""
+    came = {str(w.dtype) for w in weights if hasattr(w, "dtype")}
+    return np.dtype(np.float32) if dtype == np.float64 and "float32" in came else dtype
+
+
+def _converted(named: Mapping[str, Any], promote: bool) -> tuple[list[Any], ArrayModule, Any]:
     given = {name: x for name, x in named.items() if x is not None}
     libraries = {name: _library(name, x) for name, x in given.items()}
     libraries = {
@@ -37,6 +59,8 @@ def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
     converted = {name: _numeric(name, x, xp) for name, x in given.items()}
     floating = {name: x.dtype for name, x in converted.items() if _is_floating(x.dtype)}
     floating = {name: dtype for name, dtype in floating.items() if name in libraries} or floating
+    if promote and {dtype.name for dtype in floating.values()} == {"float32", "float64"}:
+        floating = {"all": np.dtype(np.float64)}
     _same("dtype", {name: dtype.name for name, dtype in floating.items()}, "Convert one of them with .astype")
     dtype = next(iter(floating.values()), np.dtype(np.float64))
     computing = np.dtype(np.float32) if dtype.name in HALF else dtype

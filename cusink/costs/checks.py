@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from cusink.checks.arrays import arrays, finite, in_range, kind, largest
+from cusink.checks.arrays import arrays, finite, in_range, kind, largest, promoted
 from cusink.checks.weights import first_index
 from cusink.types import Array, ArrayModule, Reach
 
@@ -16,7 +16,7 @@ def points(x: Any, y: Any, metric: str) -> tuple[list[Array], ArrayModule, Any]:
         raise TypeError(f"'metric' must be the name of a metric; got {kind(metric)}. A usual one is 'sqeuclidean'")
     if x is None:
         raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
-    (x, y), xp, dtype = arrays(x=x, y=y)
+    (x, y), xp, dtype = promoted(x=x, y=y)
     shaped = []
     for name, p in (("x", x), ("y", x if y is None else y)):
         p = p[:, None] if p.ndim == 1 else p

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, narrowed, owned
+from cusink.checks.arrays import arrays, finite, narrowed, owned, promoted
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.points import KERNEL_BYTES, PointCosts, directions
 from cusink.placement import on_device
@@ -139,6 +139,23 @@ def point_costs(xp: ArrayModule, cloud: PointCloud, x: Array, y: Array, memory_l
     )
 
 
+def extended_costs(xp: ArrayModule, costs: PointCosts, side: int, points: Any) -> PointCosts:
+    """Return the costs between new points in the place of those of a side, and those of the other side."""
+    cloud, name = costs.cloud, "xy"[side]
+    assert isinstance(cloud, PointCloud)
+    (new, _), _, _ = arrays(**{name: points, "the cloud": cloud.x[:0]})
+    new, old = owned(new, points), (costs.given or (costs.x, costs.y))[1 - side]  # not those of the user, who may write
+    made = PointCloud(*((new, old) if side == 0 else (old, new)), cloud.metric, power=cloud.power, tf32=cloud.tf32)
+    of_old = bool(cloud.flat[0] if cloud.flat[1 - side] is None else cloud.flat[1 - side])
+    made.flat = (bool(made.flat[0]), of_old) if side == 0 else (of_old, made.flat[1])
+    x, y = made.x, made.y
+    if costs.ndim == 2 and x.ndim == 3:  # of a batch of one
+        if len(x) > 1:
+            raise ValueError(f"'{name}' must have shape (k, d), for one shared cloud; got a batch of {len(x)}")
+        x, y = x[0], y[0]
+    return point_costs(xp, made, x, y, costs.memory_limit)
+
+
 class _Points(NamedTuple):
     """Points (n, d) or (B, n, d) in their own dtype; y is x itself if it was not given."""
 
@@ -157,7 +174,7 @@ def _checked_points(x: Any, y: Any, metric: Any, power: Any, tf32: Any) -> _Poin
     if x is None:
         raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
     given = {"x": x} if y is None else {"x": x, "y": y}
-    converted, xp, dtype = arrays(**given)
+    converted, xp, dtype = promoted(**given)
     shaped, flat = [], []
     for name, p in zip(given, converted, strict=True):
         flat.append(p.ndim == 1)

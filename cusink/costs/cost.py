@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 
+from cusink.connection import doors_of
 from cusink.costs.each import apply_each, means_each
 from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
@@ -64,7 +65,15 @@ class Cost(ABC, Generic[Data]):
         """Whether `data` is an array of the costs themselves."""
         return False
 
+    kind: ClassVar[str]  # the word by which `cusink.connection` finds the operators
     divisible: ClassVar[bool] = True  # whether `between` leaves bins out
+
+    def __getstate__(self) -> tuple[Data, str]:
+        return self.data, self.xp.__name__  # operators hold modules, which cannot be pickled
+
+    def __setstate__(self, state: tuple[Data, str]) -> None:
+        data, library = state
+        self.__dict__.update(data=data, ops=doors_of(library)[self.kind])
 
     @property
     @abstractmethod
@@ -75,6 +84,11 @@ class Cost(ABC, Generic[Data]):
     @abstractmethod
     def dtype(self) -> np.dtype[Any]:
         """Of the computation: float32 or float64."""
+
+    @property
+    def cheap_blocks(self) -> bool:
+        """Whether a `block` takes hardly longer than the exponentials of its entries."""
+        return True
 
     @property
     @abstractmethod
@@ -110,6 +124,18 @@ class Cost(ABC, Generic[Data]):
         """Return the same cost with masks (n,) or (B, n) and (m,) or (B, m) of the bins that have weight."""
         del x, y
         return self
+
+    def extended(self, side: int, points: Any) -> Self:
+        """Return the cost between new points in the place of those of side 0 (rows) or 1 (columns)."""
+        del side, points
+        raise ValueError("'C' must be a cusink.PointCloud for new points; other costs know their own bins alone")
+
+    def user_points(self, side: int) -> tuple[Array, bool]:
+        """Return the points of a side as the user passed them, with an axis of coordinates, and if they were numbers.
+
+        Only costs that can be `extended` have some.
+        """
+        raise NotImplementedError
 
     def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array | None, Array | None]:
         """Pull the gradient of all costs, in blocks, back to the points of a cloud; (None, None) for other costs."""

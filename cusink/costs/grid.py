@@ -179,6 +179,15 @@ class Grid:
         count = math.prod(self.cells)
         self.shape = (count, count)
 
+    def __eq__(self, other: object) -> bool:
+        return self._parameters() == other._parameters() if isinstance(other, Grid) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._parameters())
+
+    def _parameters(self) -> tuple[Any, ...]:
+        return self.cells, self.metric, self.spacing, self.periodic
+
     def __repr__(self) -> str:
         return f"Grid({self.cells}, {self.metric!r}, spacing={self.spacing}, periodic={self.periodic})"
 

@@ -7,16 +7,18 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from cusink.checks.arrays import narrowed
 from cusink.connection import doors_of
 from cusink.costs.blocks import blocks
+from cusink.costs.clouds import extended_costs
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.directions import unit_curvature, unit_tangent
 from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
-from cusink.costs.points import Cloud, PointCosts
-from cusink.types import Array, ArrayModule, HostArray, Index, Statistic
+from cusink.costs.points import PointCosts
+from cusink.costs.pulled import to_points, to_user_points
+from cusink.types import Array, HostArray, Index, Statistic
 
+FEW_COORDINATES = 8
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
 
@@ -24,6 +26,8 @@ COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
 @dataclass(frozen=True, eq=False)
 class DenseCost(Cost[Array]):
     """An array (n, m) or (B, n, m) of costs; +inf forbids a pair."""
+
+    kind: ClassVar[str] = "dense"
 
     @property
     def stored(self) -> bool:
@@ -117,6 +121,8 @@ class PointMoves(NamedTuple):
 class PointCost(Cost[PointCosts]):
     """The cost between points as an operand."""
 
+    kind: ClassVar[str] = "points"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """``(n, m)`` or ``(B, n, m)``."""
@@ -126,6 +132,11 @@ class PointCost(Cost[PointCosts]):
     def dtype(self) -> np.dtype[Any]:
         """Of the computation."""
         return self.data.dtype
+
+    @property
+    def cheap_blocks(self) -> bool:
+        """Whether the points have few coordinates, which are subtracted one by one."""
+        return bool(self.data.x.shape[-1] <= FEW_COORDINATES)
 
     @property
     def symmetric(self) -> bool:
@@ -171,6 +182,15 @@ class PointCost(Cost[PointCosts]):
         """Return the cost that may leave out a share of a sum."""
         return replace(self, data=replace(self.data, loss=loss))
 
+    def extended(self, side: int, points: Any) -> Self:
+        """Return the cost between new points in the place of those of a side."""
+        return replace(self, data=extended_costs(self.xp, self.data, side, points))
+
+    def user_points(self, side: int) -> tuple[Array, bool]:
+        """Return the points of a side, and whether they came as numbers."""
+        data, flat = self.data, self.data.cloud.flat if self.data.cloud is not None else (False, False)
+        return (data.given or (data.x, data.y))[side], bool(flat[0] if flat[side] is None else flat[side])
+
     def row_bytes(self, copies: int) -> int:
         """Return the memory of the kernels that may be kept, and of the points."""
         n, m = self.shape[-2:]
@@ -190,7 +210,7 @@ class PointCost(Cost[PointCosts]):
 
         (gx, gy), cloud = self._summed(pulled()), costs.cloud
         assert cloud is not None
-        return _to_user_points(xp, cloud, _to_points(xp, cloud, gx, gy))
+        return to_user_points(xp, cloud, to_points(xp, cloud, gx, gy))
 
     def direction(self, given: dict[str, Array | None]) -> PointMoves | None:
         """Return how the points move."""
@@ -247,12 +267,12 @@ class PointCost(Cost[PointCosts]):
                 yield problems, rows, *costs.block_curvature(xp, gradient, tangent, moves.data, problems, rows)
 
         gx, gy = self._summed(pulled())
-        of_points = _to_points(xp, cloud, gx, gy)
+        of_points = to_points(xp, cloud, gx, gy)
         if cloud.metric == "cosine":
             lead = (None,) * (cloud.x.ndim - self.ndim)
             for k, points in enumerate((cloud.x, cloud.y)):
                 of_points[k] = of_points[k] + unit_curvature(xp, points, plain[k][lead], moves.given[k])
-        return _to_user_points(xp, cloud, of_points)
+        return to_user_points(xp, cloud, of_points)
 
     def _summed(self, parts: Iterable[tuple[slice, slice, Array, Array]]) -> tuple[Array, Array]:
         """Return the sums over blocks of what falls on the points x and y of the data."""
@@ -270,31 +290,11 @@ class PointCost(Cost[PointCosts]):
             out[1][problems] += of_columns
 
 
-def _to_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> list[Array]:
-    """Return the gradients with respect to the points of a cloud, given those by the points or their directions."""
-    out = []
-    for given, gradient in zip((cloud.x, cloud.y), (gx, gy), strict=True):
-        gradient = gradient[None] if gradient.ndim < given.ndim else gradient  # a batch of one
-        out.append(unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
-    return out
-
-
-def _to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tuple[Array, Array | None]:
-    """Return the gradients in the shapes that the user passed.
-
-    With one cloud on both sides the first is that of the points as sources and as targets, and the second is None.
-    """
-    out = [g[..., 0] if flat else g for g, flat in zip(gradients, cloud.flat, strict=True)]
-    if cloud.x is cloud.y:
-        total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
-        return narrowed(total, cloud.x.dtype, xp), None
-    return narrowed(out[0], cloud.x.dtype, xp), narrowed(out[1], cloud.x.dtype, xp)
-
-
 @dataclass(frozen=True, eq=False)
 class GridCost(Cost[GridCosts]):
     """The cost between the cells of a grid as an operand. It is shared, and needs all cells."""
 
+    kind: ClassVar[str] = "grid"
     divisible: ClassVar[bool] = False
 
     @property

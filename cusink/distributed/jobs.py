@@ -8,7 +8,7 @@ import dask
 import dask.array as da
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind
+from cusink.checks.arrays import arrays, kind, promoted
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, one_of, regularisation
 from cusink.convergence.options import Options
@@ -121,7 +121,7 @@ class Job:
         A = _collection("A", A)
         B = A if itself else _collection("B", B)
         metas = {name: np.empty_like(x._meta, shape=(0, x.shape[1])) for name, x in (("A", A), ("B", B))}
-        (_, _, *parts), xp, dtype = arrays(**metas, **named_arrays(C))
+        (_, _, *parts), xp, dtype = promoted(**metas, **named_arrays(C))
         costs = operand(C, xp, dtype, parts, kernel_share(limit), batch=False)
         checks.shapes(A, None if itself else B, costs)
         if check and costs.stored:

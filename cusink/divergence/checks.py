@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
+from cusink.checks.arrays import array_module, arrays, in_range, kind, owned, widened
 from cusink.checks.scalars import real
 from cusink.costs.checks import costs_in_range
 from cusink.costs.cost import Cost
@@ -39,7 +39,7 @@ def self_costs(
             raise ValueError(f"'{extra[0]}' must be None for a {type(C).__name__}, which knows its own costs; got one")
         if kind_of(C) == "grid":
             return given.C, given.C
-        both = [given.C] * 2 if one_cloud(C) else [_cloud(cloud, memory_limit) for cloud in sides_of(C)]
+        both = [given.C] * 2 if one_cloud(C) else [_cloud(cloud, given, memory_limit) for cloud in sides_of(C)]
         of_a, of_b = (own.weighted(w > 0, w > 0) for own, w in zip(both, (given.a, given.b), strict=True))
         return of_a, of_b
     if C_aa is None and C_bb is None:
@@ -49,7 +49,8 @@ def self_costs(
     for name, x in own.items():
         if x is None:
             raise ValueError(f"'C_aa' and 'C_bb' must both be given, or neither; '{name}' is None")
-    (*checked, _), xp, _ = arrays(**own, C=C)
+    xp, like = given.C.xp, given.C.xp.empty(0, given.dtype)
+    checked = [widened(name, x, "C", like)[0] for name, x in own.items()]
     n, m = given.C.shape[-2:]
     of_a, of_b = (
         _own(xp, name, x, bins, len(given.a), check) for name, x, bins in zip(own, checked, (n, m), strict=True)
@@ -84,10 +85,11 @@ def own_directions(own_costs: bool, dC_aa: Any, dC_bb: Any) -> None:
             )
 
 
-def _cloud(cloud: Any, memory_limit: int | None) -> Cost[Any]:
+def _cloud(cloud: Any, given: CheckedProblem, memory_limit: int | None) -> Cost[Any]:
     """Return the cost of a cloud to itself; one for all, if it is a batch of one."""
-    parts, xp, dtype = arrays(**named_arrays(cloud))
-    C = operand(cloud, xp, dtype, parts, memory_limit)
+    parts, xp, _ = arrays(**named_arrays(cloud))
+    parts = [p.astype(given.C.dtype, copy=False) for p in parts]  # weights may be wider
+    C = operand(cloud, xp, given.dtype, parts, memory_limit)
     return C.at(0) if not C.shared and C.shape[0] == 1 else C
 
 

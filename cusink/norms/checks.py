@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed
+from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed, promoted
 from cusink.checks.scalars import one_of, positive_number, real, shown
 from cusink.checks.weights import batch_size, weight_values
 from cusink.types import Array, ArrayModule
@@ -60,7 +60,7 @@ def weighted_points(x: Array, y: Array, per_point: dict[str, Array | None], posi
     `positive` says that weights are non-negative and not all zero.
     """
     named = {"x": x, "y": y} | per_point
-    converted, xp, dtype = arrays(**named)
+    converted, xp, dtype = promoted(**named)
     checked = dict(zip(named, converted, strict=True))
     flat = checked["x"] is not None and checked["x"].ndim == 1
     points = {name: _points(name, checked[name], xp) for name in ("x", "y")}

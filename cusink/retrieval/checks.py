@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeGuard, get_args
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind, one_array, to_host
+from cusink.checks.arrays import kind, one_array, promoted, to_host, weights_dtype, widened
 from cusink.checks.scalars import positive_bytes, positive_integer, price_in_range, regularisation, shown
 from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.checks import cost_values
@@ -100,7 +100,9 @@ def histograms(
             "'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got a word, which goes with 'A' and "
             f"'B' that are cusink.Measures, and 'A' is {kind(A)}. cusink.cost_matrix makes costs from points"
         )
-    (A, B, *parts), xp, dtype = arrays(A=A, B=B, **named_arrays(C))
+    given = A, B
+    (A, B, *parts), xp, dtype = promoted(A=A, B=B, **named_arrays(C))
+    own = weights_dtype(dtype, *given)
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     price_in_range("eps", eps, C.dtype.name)
     shapes(A, B, C)
@@ -110,8 +112,8 @@ def histograms(
         if check:
             weight_values("A", A[:1], xp)
         mass = float(A[0].sum(dtype=np.float64))
-    first = normalised_rows("A", A, mass, xp, check, dtype)
-    second = first if itself else normalised_rows("B", B, mass, xp, check, dtype)
+    first = normalised_rows("A", A, mass, xp, check, own)
+    second = first if itself else normalised_rows("B", B, mass, xp, check, own)
     if check:
         partners(first, second, C)
     return CheckedHistograms(first, second, C, dtype)
@@ -127,7 +129,8 @@ def corpus(B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None 
             "'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got a word, which goes with 'B' that "
             f"is cusink.Measures, and 'B' is {kind(B)}. cusink.cost_matrix makes costs from points"
         )
-    (B, *parts), xp, dtype = arrays(B=B, **named_arrays(C))
+    given = B
+    (B, *parts), xp, dtype = promoted(B=B, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     price_in_range("eps", eps, C.dtype.name)
     rows_on_bins("B", B, C.shape[1], C)
@@ -136,7 +139,8 @@ def corpus(B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None 
     if check:
         weight_values("B", B[:1], xp)
     mass = float(B[0].sum(dtype=np.float64))
-    return CheckedCorpus(normalised_rows("B", B, mass, xp, check, dtype, "'B' row 0"), C, dtype, mass)
+    rows = normalised_rows("B", B, mass, xp, check, weights_dtype(dtype, given), "'B' row 0")
+    return CheckedCorpus(rows, C, dtype, mass)
 
 
 def rows_like(name: str, x: Any, given: CheckedCorpus, side: Literal[0, 1], check: bool) -> NormalisedRows:
@@ -144,9 +148,10 @@ def rows_like(name: str, x: Any, given: CheckedCorpus, side: Literal[0, 1], chec
     C = given.C
     if x is None:
         raise TypeError(f"'{name}' must be an array of histograms; got None")
-    (x, _), xp, _ = arrays(**{name: x, "the index": C.xp.empty(0, given.dtype)})
+    dtype = weights_dtype(given.dtype, x)
+    x, xp = widened(name, x, "the index", C.xp.empty(0, given.dtype))
     rows_on_bins(name, x, C.shape[side], C)
-    return normalised_rows(name, x, given.mass, xp, check, given.dtype, "the index")
+    return normalised_rows(name, x, given.mass, xp, check, dtype, "the index")
 
 
 def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:

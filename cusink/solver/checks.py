@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned
+from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned, promoted, weights_dtype
 from cusink.checks.regularisation import RelativeEps, for_problems, in_units
 from cusink.checks.scalars import (
     flag,
@@ -52,7 +52,8 @@ def problem(
     if init is not None and (f is None or g is None):
         raise TypeError("'init' must be a pair (f, g) of potentials; got None for one. Pass (result.f, result.g)")
     users = (a, b, *named_arrays(C).values())
-    (a, b, f, g, *parts), xp, dtype = arrays(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
+    given = a, b
+    (a, b, f, g, *parts), xp, dtype = promoted(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
     C = operand(C, xp, dtype, parts, memory_limit)
     n, m = C.shape[-2:]
     batch_of_one = not C.shared and C.shape[0] == 1
@@ -80,7 +81,7 @@ def problem(
     eps = in_units(eps, statistic(C, eps.of)) if isinstance(eps, RelativeEps) else eps
     eps = for_problems(eps, size, batched or bool(sizes), C.dtype.name)
     if reach is None:
-        b = equal_mass(a, b, xp, check, dtype)
+        b = equal_mass(a, b, xp, check, weights_dtype(dtype, *given))
     if init is not None:
         if check:
             for name, x in (("init[0]", f), ("init[1]", g)):
@@ -156,6 +157,19 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
         raise ValueError(f"'v' must have shape {wanted} for axis={axis}; got {v.shape}. Did you mean axis={1 - axis}?")
     in_range("v", v, xp)
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
+
+
+def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float) -> Array:
+    """Check a potential of side 0 (rows) or 1 (columns) that the user brings; return it as (B, bins) in float64."""
+    (x, _), xp, _ = arrays(**{name: x, "the weights": given.a[:0].astype(given.dtype)})
+    bins, size = given.C.shape[side - 2], len(given.a)
+    if x.ndim not in (1, 2) or x.shape[-1] != bins or (x.ndim == 2 and len(x) not in (1, size)):
+        wanted = f"({bins},)" + (f" or ({size}, {bins})" if given.batched else "")
+        raise ValueError(f"'{name}' must have shape {wanted} to match the weights and 'C'; got {x.shape}")
+    finite_entries(name, x, xp)
+    if not math.isfinite(max(float(x.max()), -float(x.min())) / eps):
+        raise ValueError(f"'{name}' must be such that {name} / eps is finite; got {float(abs(x).max()):.3g}")
+    return xp.ascontiguousarray(xp.broadcast_to(x, (size, bins)), dtype=np.float64)
 
 
 def _shape_message(

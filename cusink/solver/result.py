@@ -1,16 +1,26 @@
 """What a solve returns: potentials, values, and what can be made of them without solving again."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from cusink.checks.regularisation import RelativeEps, relative_or_numbers
+from cusink.checks.scalars import positive_number, tolerance
+from cusink.costs.each import costs_of, groups, per_problem
+from cusink.costs.logits import logits
 from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
+from cusink.solver.extension import SinkhornExtension, extend
+from cusink.solver.gauge import in_gauge
+from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.problem import Problem
+from cusink.solver.solution import Solution
+from cusink.solver.values import values
 from cusink.summary import Summary
-from cusink.types import Array, Axis, HostArray
+from cusink.types import Array, Axis, HostArray, Tolerance
 
 __all__ = [
     "SinkhornResult",
@@ -62,6 +72,84 @@ class SinkhornResult(Summary):
         eps = self.problem.eps
         return self.problem.xp.asarray(eps) if isinstance(eps, np.ndarray) else eps
 
+    @staticmethod
+    @one_call
+    def from_potentials(
+        a: Array | None,
+        b: Array | None,
+        C: Any,
+        *,
+        eps: float | Array | RelativeEps,
+        f: Array | None = None,
+        g: Array | None = None,
+        tol: Tolerance = "auto",
+        check: bool = True,
+    ) -> "SinkhornResult":
+        """Return the result of potentials that are known, from another solver or a network that predicts them.
+
+        Parameters
+        ----------
+        a : array, shape (n,) or (B, n), or None
+            Source weights, as for `cusink.sinkhorn`.
+        b : array, shape (m,) or (B, m), or None
+            Target weights.
+        C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid
+            The cost.
+        eps : float, array of shape (B,), or RelativeEps
+            Regularisation in the unit of `C`, as for `cusink.sinkhorn`.
+        f : array, shape (n,) or (B, n), optional
+            Potential of the source, of which g is made where that is not given.
+        g : array, shape (m,) or (B, m), optional
+            Potential of the target.
+        tol : "auto" or float
+            Marginal error up to which `converged` is true.
+        check : bool
+            False skips the checks of the values of the weights and costs.
+
+        Returns
+        -------
+        SinkhornResult
+            With g as it was, up to a constant, and f its softmin: rows of the plan have their sums exactly, and `error`
+            says by how much columns miss theirs. It does not iterate, and does not warn.
+
+        Raises
+        ------
+        TypeError
+            As for `cusink.sinkhorn`, or if neither potential is given.
+        ValueError
+            As for `cusink.sinkhorn`.
+
+        Notes
+        -----
+        Potentials are those of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``, weights outside. Those of solvers with
+        ``P_ij = exp((f_i + g_j - C_ij) / eps)`` are larger by ``eps log b_j``, which is to be taken off.
+        """
+        if f is None and g is None:
+            raise TypeError("one of 'f' and 'g' must be given; got neither")
+        tol = positive_number("tol", tolerance(tol, a, b, C))
+        given = checks.problem(a, b, C, eps=relative_or_numbers(eps), check=check)
+        xp, C, every = given.C.xp, given.C.astype(np.float64), given.eps
+        least = float(np.min(every))
+        a, b = (w.astype(np.float64) for w in (given.a, given.b))
+        if g is None:
+            f = checks.potential("f", f, 0, given, least)
+            by = per_problem(xp, every, f) if isinstance(every, np.ndarray) else every
+            g = C.softmin(logits(xp, a, f, by), every, 0)
+        else:
+            g = checks.potential("g", g, 1, given, least)
+        g = xp.where(xp.isfinite(g), g, 0)  # of a bin without weight that may have nothing
+        found = Solution.empty(xp, a, b)
+        for value, at in groups(np.broadcast_to(every, len(a))):
+            some, own = costs_of(C, at), (a[at], b[at])
+            start = some.softmin(logits(xp, b[at], g[at], value), value, 1)
+            new_f, new_g, cost, error = some.iteration(*own, value, start, g[at], "log").finish(np.arange(len(at)))
+            found.f[at], found.g[at] = in_gauge(some, *own, new_f, new_g, value)
+            found.cost[at], found.error[at] = cost, C.to_host(error)
+        problem = Problem.of(given, found.f, found.g, None, None)
+        reg_cost, entropic_cost = values(problem)
+        named = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
+        return make_result(problem, named, found.n_iter, found.error <= tol)
+
     @on_device
     def plan(self) -> Array:
         """Return the transport plan, shape (n, m) or (B, n, m): memory of that size.
@@ -93,6 +181,59 @@ class SinkhornResult(Summary):
         problem = self.problem.in_float64()
         v = checks.vector(v, axis, problem).astype(np.float64)
         return problem.to_user(problem.C.apply_plan(*problem.logits(), v, problem.eps, axis))
+
+    @on_device
+    def barycentric_map(self, values: Array, axis: Axis = 1) -> Array:
+        """Return the means of values under the rows of the plan, without forming it.
+
+        Parameters
+        ----------
+        values : array, shape (m,) or (m, d) or (B, m, d) for axis 1; (n,) or (n, d) or (B, n, d) for axis 0
+            One value, or d of them, for each bin: with the points of the bins it maps the others to points.
+        axis : {0, 1}
+            The axis of the plan to sum over: 1 gives ``sum_j P_ij v_j / sum_j P_ij``, 0 the same of columns.
+
+        Returns
+        -------
+        array, shape (n,) or (n, d) or (B, n, d) for axis 1; (m,) or (m, d) or (B, m, d) for axis 0
+            The means. A bin without weight gets the limit for a small weight, and one that `C` forbids all partners 0.
+        """
+        problem, axis = self.problem.in_one_dtype(), checks.plan_axis(axis)
+        checked, flat = map_values(values, axis, self.problem)
+        side = problem.logits()[axis]
+        found = problem.to_user(conditional_means(problem.C, side, checked, problem.eps, axis))
+        return found[..., 0] if flat else found
+
+    @on_device
+    def at(self, x: Any = None, y: Any = None) -> SinkhornExtension:
+        """Return the solution at new points, for a `C` that is a `cusink.PointCloud`.
+
+        Parameters
+        ----------
+        x : array, shape (k, d) or (k,), or (B, k, d), optional
+            New source points, of the kind of those of the cloud.
+        y : array, shape (k, d) or (k,), or (B, k, d), optional
+            New target points, in the place of `x`.
+
+        Returns
+        -------
+        SinkhornExtension
+            The potential there, its gradient, and the entropic map.
+
+        Raises
+        ------
+        TypeError
+            Points of another library or dtype, or none.
+        ValueError
+            Points of another dimension, or a `C` that is no cloud.
+
+        References
+        ----------
+        A.-A. Pooladian and J. Niles-Weed, Entropic estimation of optimal transport maps, 2021.
+        """
+        if (x is None) == (y is None):
+            raise TypeError(f"one of 'x' and 'y' must be given; got {'neither' if x is None else 'both'}")
+        return extend(self.problem, y if x is None else x, 0 if x is None else 1)
 
     @one_call
     def bounds(self) -> tuple[Array, Array]:

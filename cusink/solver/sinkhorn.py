@@ -106,10 +106,10 @@ def sinkhorn(
     Notes
     -----
     Solves ``min <P, C> + eps KL(P | a b')`` over the plans P >= 0 with marginals a and b, through the dual potentials
-    of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision;
-    float16 and bfloat16 in float32 and returned as they came; lists and integers follow the arrays beside them, and
-    become float64 where there are none. `b` is scaled to the mass of `a`, from which it may differ by 1e-2 in half
-    precision, 1e-3 in float32 and 1e-6 in float64, relative to it.
+    of ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``. float32 and float64 are computed in their own precision,
+    both together in float64; float16 and bfloat16 in float32 and returned as they came; lists and integers follow the
+    arrays beside them, and become float64 where there are none. `b` is scaled to the mass of `a`, from which it may
+    differ by 1e-2 in half precision, 1e-3 in float32 and 1e-6 in float64, relative to it.
 
     With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
     with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.

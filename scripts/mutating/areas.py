@@ -63,6 +63,8 @@ TESTS: dict[str, Tests] = {
         ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),
         ("tests/solver/test_loop.py",),
     ),
+    "cusink/solver/maps.py": Tests(("tests/solver/test_maps.py",), ()),
+    "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/each.py": Tests(("tests/solver/test_eps.py",), ()),
     "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
     "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),

@@ -12,7 +12,7 @@ import scipy.sparse
 
 import cusink
 
-jax, torch, _, mpl = (pytest.importorskip(name) for name in ("jax", "torch", "dask", "matplotlib"))
+jax, torch, _, mpl, _ = (pytest.importorskip(name) for name in ("jax", "torch", "dask", "matplotlib", "sklearn"))
 
 import jax.numpy as jnp  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
@@ -20,6 +20,7 @@ from matplotlib import pyplot  # noqa: E402
 import cusink.distributed  # noqa: E402
 import cusink.jax  # noqa: E402
 import cusink.plot  # noqa: E402
+import cusink.sklearn  # noqa: E402
 import cusink.torch  # noqa: E402
 
 mpl.use("Agg")
@@ -242,6 +243,16 @@ def kernel_module(**options):
     return cusink.torch.KernelDistance(**options)(torch.tensor(X), torch.tensor(Y))
 
 
+def neighbours_estimator(**options):
+    """Fit the estimator of neighbours, and ask it; what is no sample is refused in scikit-learn's words."""
+    return cusink.sklearn.SinkhornNeighborsTransformer(**options).fit(OTHERS).transform(ROWS).data
+
+
+def transport_estimator(**options):
+    """Fit the estimator of transport, and map points."""
+    return cusink.sklearn.SinkhornTransport(**options).fit(X, Y).transform(Y)
+
+
 CALLS = {
     "sinkhorn": (
         cusink.sinkhorn,
@@ -419,6 +430,30 @@ CALLS = {
     "torch.SinkhornLoss": (solved_module, {"C": torch.tensor(C), **LOSS, **SOLVE}),
     "torch.SinkhornDivergence": (divergence_module, {"C": torch.tensor(C), "reduction": "mean", **SOLVE}),
     "torch.KernelDistance": (kernel_module, {"kernel": "gaussian", "scale": 1.0, "reduction": "mean"}),
+    "SinkhornResult.barycentric_map": (RESULT.barycentric_map, {"values": Y, "axis": 1}),
+    "SinkhornResult.at": (BETWEEN_POINTS.at, {"x": X}),
+    "SinkhornResult.from_potentials": (
+        cusink.SinkhornResult.from_potentials,
+        {"a": A, "b": B, "C": C, "eps": 0.5, "f": A, "g": B, "tol": 1e-6, "check": True},
+    ),
+    "sklearn.SinkhornNeighborsTransformer": (
+        neighbours_estimator,
+        {
+            "n_neighbors": 1,
+            "cost": C,
+            "eps": 0.5,
+            "value": "cost",
+            "mode": "distance",
+            "normalise": True,
+            "max_iter": 1000,
+            "tol": 1e-6,
+            "workers": None,
+        },
+    ),
+    "sklearn.SinkhornTransport": (
+        transport_estimator,
+        {"eps": 0.5, "metric": "sqeuclidean", "power": 1.0, "max_iter": 1000, "tol": 1e-6},
+    ),
     "plot.plan": (cusink.plot.plan, {"P": RESULT, "x": None, "y": None}),
     "plot.transport_lines": (
         cusink.plot.transport_lines,
@@ -451,6 +486,7 @@ OTHERS_TO_BLAME = {
     ("Index", "B"): "C",
     ("Measures", "points"): "offsets",
     ("Measures.of", "clouds"): "points",
+    ("sklearn.SinkhornTransport", "power"): "Xs",
     ("plot.transport_lines", "P"): "x",
     ("plot.contact_sheet", "queries"): "indices",
     ("plot.contact_sheet", "corpus"): "corpus_labels",
@@ -507,7 +543,7 @@ def complaint(call, parameter, label):
 def test_every_public_function_is_called():
     functions = {name for name in cusink.__all__ if inspect.isfunction(getattr(cusink, name))}
     assert functions <= set(CALLS)
-    for module in (cusink.jax, cusink.torch, cusink.plot, cusink.distributed):
+    for module in (cusink.jax, cusink.torch, cusink.sklearn, cusink.plot, cusink.distributed):
         name = module.__name__.removeprefix("cusink.")
         public = module.__all__
         assert {f"{name}.{function}" for function in public} <= set(CALLS)

@@ -127,7 +127,7 @@ def test_a_ragged_list_is_an_error_that_names_the_argument():
         ({"a": np.array(["x", "y", "z", "w"])}, ["'a'", "real|float|number", "<U1|str"]),
         ({"C": np.zeros((N, M), dtype=complex)}, ["'C'", "real|float|number", "complex128"]),
         ({"b": np.full(M, None)}, ["'b'", "real|float|number", "object"]),
-        ({"a": inputs()["a"].astype(np.float32)}, ["dtype", "float32.*float64|float64.*float32"]),
+        ({"a": inputs()["a"].astype(np.float16)}, ["dtype", "float16.*float64|float64.*float16"]),
         ({"C": inputs()["C"].astype(np.float16)}, ["dtype", "float16.*float64|float64.*float16"]),
         ({"C": inputs()["C"].astype(">f8")}, ["'C'", "byte order", r">f8|'>'|big"]),
         ({"C": {"a": 1}}, ["'C'", "dict|object"]),
@@ -141,8 +141,8 @@ def test_kinds_and_dtypes(change, parts):
 
 def test_mixed_dtypes_name_both_arguments():
     with pytest.raises(TypeError) as caught:
-        call(inputs(b=inputs()["b"].astype(np.float32)))
-    for part in ("'b'", "float32", "float64"):
+        call(inputs(b=inputs()["b"].astype(np.float16)))
+    for part in ("'b'", "float16", "float64"):
         assert part in str(caught.value)
 
 
@@ -320,7 +320,7 @@ def test_options(checked, option, error, parts):
         ((np.zeros(M), np.zeros(N)), ValueError, ["'init", r"4", r"got \(6,\)"]),
         ((np.full(N, np.nan), np.zeros(M)), ValueError, [r"'init\[0\]'", "finite", "got nan"]),
         ((np.zeros(N), np.full(M, np.inf)), ValueError, [r"'init\[1\]'", "finite", "got inf"]),
-        ((np.zeros(N, np.float32), np.zeros(M, np.float32)), TypeError, ["float64", r"'init\[0\]'", "float32"]),
+        ((np.zeros(N, np.float16), np.zeros(M, np.float16)), TypeError, ["float64", r"'init\[0\]'", "float16"]),
     ],
 )
 def test_init(init, error, parts):
@@ -370,7 +370,7 @@ def test_apply(v, axis, error, parts):
         (np.zeros((3, 2)), np.zeros((4, 2)), 2, (TypeError, ValueError), ["'metric'", "got", "2|int"]),
         (np.full((3, 2), np.nan), np.zeros((4, 2)), "euclidean", ValueError, ["'x'", "finite", "got NaN"]),
         (np.zeros((3, 2)), np.full((4, 2), np.inf), "euclidean", ValueError, ["'y'", "finite", "got .*infinity"]),
-        (np.zeros((3, 2)), np.zeros((4, 2), np.float32), "euclidean", TypeError, ["'x' is float64", "'y' is float32"]),
+        (np.zeros((3, 2)), np.zeros((4, 2), np.float16), "euclidean", TypeError, ["'x' is float64", "'y' is float16"]),
         (np.zeros((3, 2)), np.ones((4, 2)), "cosine", ValueError, ["'x'", "zero"]),
     ],
 )
@@ -390,7 +390,7 @@ def test_cost_matrix(x, y, metric, error, parts):
         ({"C": np.zeros((B, N, N))}, ValueError, ["'C'", r"\(n, m\)", r"got \(3, 4, 4\)"]),
         ({"B": np.zeros((0, N))}, ValueError, ["'B'", "empty|at least one", r"got .*\(0, 4\)"]),
         ({"A": None}, TypeError, ["'A'", "None"]),
-        ({"B": np.full((5, N), 0.25, np.float32)}, TypeError, ["'A' is float64", "'B' is float32"]),
+        ({"B": np.full((5, N), 0.25, np.float16)}, TypeError, ["'A' is float64", "'B' is float16"]),
         (
             {"A": 3 * matrix_inputs()["A"]},
             ValueError,

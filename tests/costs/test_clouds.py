@@ -105,8 +105,8 @@ def test_bad_powers_and_missing_points_are_refused():
         cusink.PointCloud([0.0], power="2")
     with pytest.raises(TypeError, match="'x' must be an array of points; got None"):
         cusink.PointCloud(None)
-    with pytest.raises(TypeError, match="'x' is float32 and 'y' is float64"):
-        cusink.PointCloud(POINTS.astype(np.float32), POINTS)
+    with pytest.raises(TypeError, match="'x' is float16 and 'y' is float64"):
+        cusink.PointCloud(POINTS.astype(np.float16), POINTS)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_bad_grids_are_refused(arguments, options, message):
 def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"'a' must have shape \(6,\) to match C of shape \(6, 6\); got \(5,\)"):
         cusink.sinkhorn(np.ones(5), None, cusink.PointCloud(POINTS), eps=0.1)
-    with pytest.raises(TypeError, match="float32"):
-        cusink.sinkhorn(np.ones(6, np.float32) / 6, None, cusink.PointCloud(POINTS), eps=0.1)
+    with pytest.raises(TypeError, match="float16"):
+        cusink.sinkhorn(np.ones(6, np.float16) / 6, None, cusink.PointCloud(POINTS), eps=0.1)
     with pytest.raises(ValueError, match="'memory_limit' must be a number of bytes; got -1"):
         cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=-1)
     with pytest.raises(TypeError, match="'memory_limit'"):

@@ -337,7 +337,7 @@ BAD = [
     (cusink.kernel_product, (None, P, W), {}, TypeError, "'x' must be an array of points; got None"),
     (cusink.kernel_product, (P, P, W[:2]), {}, ValueError, "'b' must have shape (3,) or (B, 3), a number per point"),
     (cusink.kernel_product, (P, P, W * np.inf), {}, ValueError, "'b' must be finite"),
-    (cusink.kernel_product, (P, P, W.astype("f4")), {}, TypeError, "all inputs must share one dtype"),
+    (cusink.kernel_product, (P, P, W.astype("f2")), {}, TypeError, "all inputs must share one dtype"),
     (cusink.kernel_product_log, (P, P, W * np.inf), {}, ValueError, "finite or -inf (for a weight of zero); got +inf"),
     (cusink.kernel_product_adjoint, (P, P, W, None), {}, TypeError, "'grad' must be an array"),
     (cusink.kernel_product_adjoint, (P, P, W, W[:1]), {}, ValueError, "'grad' must have shape (3,)"),

@@ -386,7 +386,7 @@ BAD = {
     "cost of measures": ((CLOUDS, None, COST), TypeError, "'C' must be the name of a metric"),
     "metric": ((CLOUDS, None, "euclid"), ValueError, "'metric' must be one of"),
     "dimension": ((CLOUDS, cusink.Measures([0, 1], None, [[1.0]]), "euclidean"), ValueError, "d = 2 and d = 1"),
-    "dtypes": ((GOOD, GOOD.astype(np.float32), COST), TypeError, "must share one dtype"),
+    "dtypes": ((GOOD, GOOD.astype(np.float32), COST.astype(np.float16)), TypeError, "must share one dtype"),
     "complex": ((GOOD.astype(complex), None, COST), TypeError, "real numbers"),
     "nan in C": ((GOOD, None, np.where(COST > 3, np.nan, COST)), ValueError, "'C' must hold finite costs"),
     "no rows": ((GOOD[:0], None, COST), ValueError, "'A' must be sparse rows"),

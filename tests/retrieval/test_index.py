@@ -356,7 +356,7 @@ def test_bad_input_says_what_to_change(clouds):
         (lambda: index.add(B[:, :-1]), ValueError, r"'B' must have shape \(Q, 36\)"),
         (lambda: index.add(2 * B), ValueError, "the index has 1 and 'B' row 0 has 2"),
         (lambda: index.add(-B), ValueError, "'B' must be non-negative"),
-        (lambda: index.add(B.astype("f4")), TypeError, "'B' is float32 and 'the index' is float64"),
+        (lambda: index.add(B.astype("f2")), TypeError, "'B' is float16 and 'the index' is float64"),
         (lambda: index.add(clouds[0]), TypeError, "'B' must be an array of histograms"),
         (lambda: index.search(A[0], 2), ValueError, r"A single histogram is A\[None, :\]"),
         (lambda: index.search(3 * A, 2), ValueError, "the index has 1 and 'A' row 0 has 3"),

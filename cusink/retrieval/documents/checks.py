@@ -4,12 +4,12 @@ The result is on the host: which items have which points, and with what weights.
 made of, stay where they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind, to_host
+from cusink.checks.arrays import arrays, kind, promoted, to_host, weights_dtype, widened
 from cusink.checks.scalars import one_of, price_in_range, regularisation, shown
 from cusink.checks.weights import mass_in_range, same_mass
 from cusink.costs.checks import cost_values
@@ -50,8 +50,9 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
     price_in_range("eps", eps, C.dtype.name)
     masses = [_masses(name, side, check) for name, side in zip(given, sides, strict=True)]
     first = next((mass for all_masses in masses for mass in all_masses if mass > 0), None)
+    own = weights_dtype(dtype, *(x if is_sparse(x) else x.weights for x in given.values()))
     scaled = [
-        _one_mass(name, side, mass, first, check, dtype) for name, side, mass in zip(given, sides, masses, strict=True)
+        _one_mass(name, side, mass, first, check, own) for name, side, mass in zip(given, sides, masses, strict=True)
     ]
     report_empty(dict(zip(given, scaled, strict=True)), on_empty)
     found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
@@ -67,7 +68,7 @@ def check_corpus(B: Any, C: Any, *, eps: float, check: bool, on_empty: str) -> C
     price_in_range("eps", eps, C.dtype.name)
     mass = _masses("B", sides[0], check)
     first = next((one for one in mass if one > 0), None)
-    own = _one_mass("B", sides[0], mass, first, check, dtype)
+    own = _one_mass("B", sides[0], mass, first, check, weights_dtype(dtype, B if is_sparse(B) else B.weights))
     report_empty({"B": own}, on_empty)
     return CheckedDocuments(A=own, B=own, C=C, xp=xp, dtype=dtype)
 
@@ -82,7 +83,7 @@ def check_more(
     if not is_sparse(x):
         raise TypeError(f"'{name}' must be {SUPPORTED} like the items of the index; got {kind(x)}")
     own, data = _rows(name, x, check)
-    (data, _), _, _ = arrays(**{name: data, "the index": given.xp.empty(0, given.dtype)})
+    data, _ = widened(name, data, "the index", given.xp.empty(0, given.dtype))
     _one_column_each(name, own, given.C.shape[0 if side == 0 else -1], given.C)
     ragged = _ragged(own, data.dtype)
     mass = _masses(name, ragged, check)
@@ -106,7 +107,7 @@ def check_pairs_of_measures(
     """Check measures that are compared with those of an index, which were checked and scaled to `mass` as B."""
     if not isinstance(A, Measures):
         raise TypeError(f"'{name}' must be cusink.Measures like the items of the index; got {kind(A)}")
-    (ours, _), C, xp, _ = _clouds({name: A, "the index": measures}, metric)
+    (ours, _), C, xp, _ = _clouds({name: A, "the index": measures}, metric, arrays)
     own = _masses(name, ours, check)
     mass = next((one for one in own if one > 0), None) if mass is None else mass
     scaled = _one_mass(name, ours, own, mass, check, dtype, "the index")
@@ -143,7 +144,7 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
             f"{shown(C)!r}. A name of a metric goes with cusink.Measures, which have points"
         )
     read = {name: _rows(name, x, check) for name, x in given.items()}
-    parts, xp, dtype = arrays(**{name: data for name, (_, data) in read.items()}, **named_arrays(C))
+    parts, xp, dtype = promoted(**{name: data for name, (_, data) in read.items()}, **named_arrays(C))
     if kind_of(C) == "grid":
         raise TypeError(
             "'C' must be an array or a PointCloud where the histograms are sparse; a Grid works on whole images. Pass "
@@ -208,7 +209,9 @@ def _canonical(name: str, x: Any, check: bool) -> Any:
     return x
 
 
-def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights], Any, Any, Any]:
+def _clouds(
+    given: Mapping[str, Measures], C: Any, taken: Callable[..., Any] = promoted
+) -> tuple[list[RaggedWeights], Any, Any, Any]:
     """Return measures, each with its own points, the cost between these, its library, and the user's dtype."""
     if not isinstance(C, str):
         raise TypeError(f"'C' must be the name of a metric between the points of cusink.Measures; got {kind(C)}")
@@ -222,7 +225,7 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
         raise ValueError("'A' and 'B' must have at least one point each")
     named = {f"{name}.weights": x.weights for name, x in given.items()}
     named |= {f"{name}.points": x.points for name, x in given.items()}
-    converted, xp, dtype = arrays(**named)
+    converted, xp, dtype = taken(**named)
     ours, *theirs = converted[len(given) :]
     metric: Any = C  # which `PointCloud` checks
     cloud = PointCloud(ours, theirs[0] if theirs else None, metric)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, kind, one_array, to_host
+from cusink.checks.arrays import array_module, kind, one_array, promoted, to_host
 from cusink.placement import on_device
 from cusink.retrieval.documents.supports import sums
 from cusink.types import Array, HostArray
@@ -120,7 +120,7 @@ def _checked(offsets: Any, weights: Any, points: Any) -> tuple[HostArray, Array,
     """Return offsets in NumPy, weights (N,) and points (N, d)."""
     if points is None:
         raise TypeError("'points' must be an array; got None")
-    (weights, points), xp, _ = arrays(weights=_as_given(weights), points=_as_given(points))
+    (weights, points), xp, _ = promoted(weights=_as_given(weights), points=_as_given(points))
     offsets = to_host(one_array("offsets", offsets))
     if offsets.dtype.kind not in "iu":
         raise TypeError(f"'offsets' must be integers; got dtype {offsets.dtype}")

@@ -58,6 +58,15 @@ def divergence(*args, **options):
     return result, cusink.sinkhorn_divergence_adjoint(result)
 
 
+def maps(a, b, C, x, y):
+    """Return what is made of a solve at new points, and a result of its potentials."""
+    result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=0.3, tol=1e-9)
+    new = result.at(y)
+    known = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.3, f=result.f)
+    products = cusink.sinkhorn(a, a, cusink.Grid(9), eps=1.0).barycentric_map(x)
+    return new.potential, new.map(), new.gradient(), result.barycentric_map(x, 0), products, known
+
+
 def documents(xp):
     return cusink.Measures(offsets, None, xp(places))
 
@@ -85,6 +94,7 @@ CALLS = {
     "unbalanced points": lambda xp: cusink.sinkhorn(xp(a), xp(2 * b), cloud(xp, x, y), eps=0.3, reach=1.0),
     "grid": lambda xp: solved(xp(images), xp(others), GRID, eps=1.0),
     "steep grid": lambda xp: cusink.sinkhorn(xp(images), xp(others), GRID, eps=0.02, tol=1e-4),
+    "maps": lambda xp: maps(xp(a), xp(b), xp(C), xp(x), xp(y)),
     "costs": lambda xp: [cusink.cost_matrix(xp(x), xp(y), metric) for metric in ("sqeuclidean", "cosine")],
     "costs' gradient": lambda xp: cusink.cost_matrix_adjoint(xp(x), xp(y), xp(C), "euclidean"),
     "distances": lambda xp: cusink.distance_matrix(xp(s), xp(t), xp(S), eps=0.05, value="divergence", full_output=True),

@@ -1,0 +1,134 @@
+"""Potentials and maps at points that a solve has not seen."""
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from cusink.checks.arrays import narrowed
+from cusink.costs.blocks import blocks
+from cusink.placement import on_device
+from cusink.solver.maps import conditional_means, map_values
+from cusink.solver.problem import Problem
+from cusink.summary import Summary
+from cusink.types import Array, Axis
+
+BLOCK_ENTRIES = 1 << 20  # of plans between new points and old ones, whose gradients are taken at a time
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SinkhornExtension(Summary):
+    """The solution at new points of one side of a `cusink.PointCloud`; `SinkhornResult.at` returns it.
+
+    Attributes
+    ----------
+    points : array, shape (k, d) or (B, k, d)
+        The new points.
+    potential : array, shape (k,) or (B, k)
+        The dual potential there.
+    """
+
+    points: Array
+    problem: Problem = field(repr=False)  # between the new points, of weight 1, and the old ones of the other side
+    axis: Axis = field(repr=False)
+
+    @functools.cached_property
+    @on_device
+    def potential(self) -> Array:
+        """The potential there: one softmin of that of the other side, which at points of the solve is the result's."""
+        problem, potential = self.problem, self._softmin
+        if problem.shift is not None:
+            potential = potential + (problem.shift if self.axis == 1 else -problem.shift)[:, None]
+        return problem.to_user(self._kappa(2) * potential)
+
+    @on_device
+    def map(self) -> Array:
+        """Return the images of the new points: means of the other side's points under their rows of the plan.
+
+        Returns
+        -------
+        array, shape (k, d) or (B, k, d)
+            The entropic map; for points that came as numbers, (k,) or (B, k).
+        """
+        points, flat = self.problem.C.user_points(self.axis)
+        found = self.problem.to_user(self._means(points if points.ndim == 3 else points[None]))
+        return found[..., 0] if flat else found
+
+    @on_device
+    def barycentric_map(self, values: Array) -> Array:
+        """Return the means of values of the other side's points under the new points' rows of the plan.
+
+        Parameters
+        ----------
+        values : array, shape (m,) or (m, d) or (B, m, d)
+            One value, or d of them, for each point of the other side.
+
+        Returns
+        -------
+        array, shape (k,) or (k, d), or with a batch axis
+            The means.
+        """
+        checked, flat = map_values(values, self.axis, self.problem)
+        found = self.problem.to_user(self._means(checked))
+        return found[..., 0] if flat else found
+
+    @on_device
+    def gradient(self) -> Array:
+        """Return the gradient of the potential with respect to the new points.
+
+        Returns
+        -------
+        array, shape (k, d) or (B, k, d)
+            For squared Euclidean costs and balanced transport, twice the new points minus their images under `map`;
+            for points that came as numbers, (k,) or (B, k).
+        """
+        problem = self.problem.in_float64()
+        C, xp = problem.C, problem.xp
+        size, (n, m) = len(problem.a), C.shape[-2:]
+        p, q = problem.logits()
+        of_new = replace(self, problem=problem)._softmin / problem.eps_as(2)  # with the digits of the exponents below
+        p, q = (p + of_new, q) if self.axis == 1 else (p, q + of_new)
+        groups = [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]
+        parts = []
+        for group in groups:  # a shared cloud sums over its problems
+
+            def plans(group: slice = group) -> Any:
+                for some, rows in blocks(group.stop - group.start, n, m, BLOCK_ENTRIES):
+                    problems = slice(group.start + some.start, group.start + some.stop)
+                    costs = C.block(problems, rows)
+                    exponents = p[problems, rows, None] + q[problems, None, :] - costs / problem.eps_as(3, problems)
+                    yield problems, rows, xp.exp(exponents)
+
+            gradient = C.points_adjoint(plans())[1 - self.axis]
+            assert gradient is not None
+            parts.append(gradient)
+        found = xp.stack(parts) if C.shared else parts[0]
+        found = self._kappa(found.ndim) * found
+        return narrowed(found if problem.batched else found[0], problem.dtype, xp)
+
+    @functools.cached_property
+    def _softmin(self) -> Array:
+        """The softmin (B, k), in float64."""
+        return self.problem.C.softmin(self._logits(), self.problem.eps, self.axis).astype(np.float64)
+
+    def _kappa(self, axes: int) -> float | Array:
+        """Return by which numbers `reach` scales potentials, to multiply arrays (B, ...) of so many axes."""
+        rho = np.inf if self.problem.reach is None else self.problem.reach[1 - self.axis]
+        return 1.0 if rho == np.inf else rho / (rho + self.problem.eps_as(axes))
+
+    def _logits(self) -> Array:
+        return self.problem.logits()[self.axis].astype(self.problem.C.dtype)
+
+    def _means(self, values: Array) -> Array:
+        return conditional_means(self.problem.C, self._logits(), values, self.problem.eps, self.axis)
+
+
+def extend(problem: Problem, points: Any, axis: Axis) -> SinkhornExtension:
+    """Return the solution at new points of the side that is kept when `axis` of the plan is summed over."""
+    xp, side = problem.xp, 1 - axis
+    C = problem.C.extended(side, points)
+    ones = xp.ones((len(problem.a), C.shape[side - 2]), problem.a.dtype)
+    new = {"ab"[side]: ones, "fg"[side]: xp.zeros(ones.shape)}
+    there = replace(problem, C=C, **new).in_one_dtype()
+    return SinkhornExtension(points=C.user_points(side)[0], problem=there, axis=axis)

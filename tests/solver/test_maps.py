@@ -1,0 +1,229 @@
+"""Barycentric maps, and potentials and maps at new points, held to the plan, to the softmin and to differences."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+import cusink
+
+SOLVE = {"tol": 1e-11, "max_iter": 20000}
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    rng = np.random.default_rng(0)
+    a, b = rng.dirichlet(np.ones(7)), rng.dirichlet(np.ones(9))
+    a[2] = 0
+    return a / a.sum(), b, rng.random((7, 2)), rng.random((9, 2)) + 0.2, rng.random((5, 2)) + 0.1
+
+
+def rows_of(b, C, g, eps):
+    """Return the potential and the conditional distribution of rows with costs C (k, m), in plain NumPy."""
+    exponents = np.log(b) + (g - C) / eps
+    top = exponents.max(axis=1, keepdims=True)
+    shares = np.exp(exponents - top)
+    return -eps * (np.log(shares.sum(axis=1)) + top[:, 0]), shares / shares.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock", "cosine"])
+@pytest.mark.parametrize("reach", [None, (0.4, None)], ids=["balanced", "unbalanced"])
+def test_new_points_have_the_softmin_and_its_mean(clouds, metric, reach):
+    a, b, x, y, new = clouds
+    result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y, metric), eps=0.1, reach=reach, **SOLVE)
+    costs = cusink.PointCloud(new, y, metric).dense()
+    f, shares = rows_of(b, costs, result.g, 0.1)
+    kappa = 1.0 if reach is None else 0.4 / 0.5
+    found = result.at(new)
+    np.testing.assert_allclose(found.potential, kappa * f, atol=1e-13)
+    np.testing.assert_allclose(found.map(), shares @ y, atol=1e-13)
+    np.testing.assert_allclose(found.barycentric_map(y[:, 0]), shares @ y[:, 0], atol=1e-13)
+    steps = 1e-6 * np.eye(2)
+    wanted = [(result.at(new + h).potential - result.at(new - h).potential) / 2e-6 for h in steps]
+    np.testing.assert_allclose(found.gradient(), np.stack(wanted, axis=-1), atol=1e-8)
+    # At the points of the solve it is the solution, bins without weight included.
+    np.testing.assert_allclose(result.at(x).potential, result.f, atol=1e-10)
+    np.testing.assert_allclose(result.at(y=y).potential, result.g, atol=1e-10)
+    P = result.plan()
+    np.testing.assert_allclose(result.at(y=y).map(), P.T @ x / P.sum(axis=0)[:, None], atol=1e-12)
+    filled = a > 0
+    np.testing.assert_allclose(result.at(x).map()[filled], (P @ y / P.sum(axis=1, keepdims=True).clip(1e-300))[filled])
+
+
+def test_the_map_of_squared_distances_is_the_gradient_step(clouds):
+    a, b, x, y, new = clouds
+    found = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=0.1).at(new)
+    np.testing.assert_allclose(found.map(), new - found.gradient() / 2, atol=1e-13)
+
+
+@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("kind", ["array", "own arrays", "cloud", "own clouds", "many coordinates", "grid"])
+def test_barycentric_map_is_that_of_the_plan(clouds, kind, axis, monkeypatch):
+    """Batched, and with blocks of a few rows where costs can be divided."""
+    monkeypatch.setattr("cusink.solver.maps.BLOCK_ENTRIES", 20)
+    rng = np.random.default_rng(1)
+    C = {
+        "array": cusink.cost_matrix(clouds[2], clouds[3]),
+        "own arrays": rng.random((3, 7, 9)),
+        "cloud": cusink.PointCloud(clouds[2], clouds[3]),
+        "own clouds": cusink.PointCloud(rng.random((3, 7, 2)), rng.random((3, 9, 2))),
+        "many coordinates": cusink.PointCloud(rng.random((7, 10)), rng.random((9, 10))),
+        "grid": cusink.Grid((2, 4), spacing=0.3),
+    }[kind]
+    n, m = C.shape[-2:]
+    result = cusink.sinkhorn(rng.dirichlet(np.ones(n), 3), rng.dirichlet(np.ones(m), 3), C, eps=0.1)
+    P = result.plan() if axis == 1 else np.swapaxes(result.plan(), 1, 2)
+    values = rng.normal(size=(3, P.shape[-1], 4))
+    wanted = P @ values / P.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(result.barycentric_map(values, axis), wanted, atol=1e-13)
+    for given, want in ((values[1], P @ values[1]), (values[1, :, 0], P @ values[1, :, 0])):
+        total = P.sum(axis=-1, keepdims=given.ndim == 2)
+        np.testing.assert_allclose(result.barycentric_map(given, axis), want / total, atol=1e-13)
+
+
+@pytest.mark.parametrize("reach", [None, 0.5], ids=["balanced", "unbalanced"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_an_eps_for_each_problem(clouds, own, reach):
+    a, b, x, y, new = clouds
+    eps, C = np.array([0.1, 0.3]), cusink.PointCloud(*(np.stack([p, p]) if own else p for p in (x, y)))
+    both = cusink.sinkhorn(a, np.stack([b, b]), C, eps=eps, reach=reach, **SOLVE)
+    there, mapped = both.at(new), both.barycentric_map(y)
+    known = None if reach else cusink.SinkhornResult.from_potentials(a, np.stack([b, b]), C, eps=eps, f=both.f)
+    for k in range(2):
+        alone = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=float(eps[k]), reach=reach, **SOLVE)
+        for name in ("map", "gradient"):
+            np.testing.assert_allclose(getattr(there, name)()[k], getattr(alone.at(new), name)(), atol=1e-9)
+        np.testing.assert_allclose(there.potential[k], alone.at(new).potential, atol=1e-9)
+        np.testing.assert_allclose(mapped[k], alone.barycentric_map(y), atol=1e-9)
+        if known is not None:
+            assert known.error[k] < 1e-9 and known.reg_cost[k] == pytest.approx(alone.reg_cost, abs=1e-9)
+
+
+def test_batches_of_new_points(clouds):
+    a, b, x, y, new = clouds
+    eps, weights = 0.1, np.stack([b, np.roll(b, 1)])
+    shared = cusink.sinkhorn(a, weights, cusink.PointCloud(x, y), eps=eps)
+    own = cusink.sinkhorn(a, weights, cusink.PointCloud(np.stack([x, x]), np.stack([y, y])), eps=eps)
+    for k in range(2):
+        alone = cusink.sinkhorn(a, weights[k], cusink.PointCloud(x, y), eps=eps).at(new)
+        for batch in (shared.at(new), own.at(new), own.at(np.stack([new, new]))):
+            np.testing.assert_allclose(batch.potential[k], alone.potential, atol=1e-12)
+            np.testing.assert_allclose(batch.map()[k], alone.map(), atol=1e-12)
+            np.testing.assert_allclose(batch.gradient()[k], alone.gradient(), atol=1e-12)
+
+
+@pytest.mark.parametrize("eps", [0.3, 1e-3])
+def test_single_precision_has_its_digits(clouds, eps):
+    """At a small eps float32 has no digits for the exponents, and float64 is taken."""
+    a, b, x, y, new = (array.astype(np.float32) for array in clouds)
+    result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=eps, tol=1e-3)
+    found = result.at(new)
+    assert found.potential.dtype == found.map().dtype == found.gradient().dtype == np.float32
+    costs = cusink.PointCloud(new.astype(float), y.astype(float)).dense()
+    f, shares = rows_of(b.astype(float), costs, result.problem.g[0], eps)
+    np.testing.assert_allclose(found.potential, f, atol=3e-6)
+    np.testing.assert_allclose(found.map(), shares @ y, atol=3e-4)
+    np.testing.assert_allclose(found.gradient(), 2 * (new - shares @ y), atol=1e-6)
+
+
+def test_numbers_stay_numbers_and_results_follow_no_change_of_the_points(clouds):
+    a, b = clouds[:2]
+    x, y = np.arange(7.0), np.arange(9.0)
+    result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=1.0)
+    found = result.at([0.5, 2.0])
+    assert found.map().shape == found.gradient().shape == found.potential.shape == (2,)
+    before = found.map()
+    y += 100
+    np.testing.assert_array_equal(result.at([0.5, 2.0]).map(), before)
+    again = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(again.at([0.5, 2.0]).map(), before)
+    assert again.cost == result.cost and (again.plan() == result.plan()).all()
+
+
+def test_a_bin_that_may_send_nothing_is_mapped_to_zero():
+    C = np.array([[0.0, 1.0], [np.inf, np.inf]])
+    result = cusink.sinkhorn([1.0, 0.0], [0.5, 0.5], C, eps=0.1)
+    np.testing.assert_allclose(result.barycentric_map([[2.0], [4.0]]), [[3.0], [0.0]])
+
+
+@pytest.mark.parametrize("given", ["f", "g", "both"])
+@pytest.mark.parametrize("kind", ["array", "cloud", "own clouds", "grid"])
+def test_potentials_of_a_result_give_it_again(clouds, kind, given):
+    rng = np.random.default_rng(2)
+    C = {
+        "array": np.where(rng.random((6, 8)) < 0.1, np.inf, rng.random((6, 8))),
+        "cloud": cusink.PointCloud(clouds[2][:6], clouds[3][:8]),
+        "own clouds": cusink.PointCloud(rng.random((2, 6, 2)), rng.random((2, 8, 2))),
+        "grid": cusink.Grid((2, 4), spacing=0.3),
+    }[kind]
+    a, b = rng.dirichlet(np.ones(C.shape[-2]), 2), rng.dirichlet(np.ones(C.shape[-1]), 2)
+    a[0, 1] = 0
+    a /= a.sum(axis=1, keepdims=True)
+    solved = cusink.sinkhorn(a, b, C, eps=0.1, **SOLVE)
+    known = {"f": solved.f, "g": solved.g} if given == "both" else {given: getattr(solved, given) + 3}
+    result = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, **known)
+    for name in ("f", "g", "cost", "reg_cost", "entropic_cost"):
+        np.testing.assert_allclose(getattr(result, name), getattr(solved, name), atol=1e-10, err_msg=name)
+    np.testing.assert_allclose(result.plan(), solved.plan(), atol=1e-11)
+    assert result.converged.all() and (result.error < 1e-10).all() and (result.n_iter == 0).all()
+    gradients = [cusink.sinkhorn_adjoint(one, grad_cost=1.0).a for one in (result, solved)]
+    np.testing.assert_allclose(*gradients, atol=1e-8)
+
+
+def test_poor_potentials_say_so(clouds):
+    """Rows are met, columns miss by what is said, and the values are those of the plan."""
+    a, b, x, y, _ = clouds
+    C, g = cusink.cost_matrix(x, y), np.linspace(0, 0.3, 9)
+    result = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=g)
+    P = result.plan()
+    f, shares = rows_of(b, C, g, 0.1)
+    np.testing.assert_allclose(P, a[:, None] * shares, atol=1e-14)
+    assert result.error == pytest.approx(abs(P.sum(axis=0) - b).sum(), abs=1e-12) and not result.converged
+    assert result.cost == pytest.approx((P * C).sum(), abs=1e-13)
+    assert result.reg_cost == pytest.approx(a @ f + b @ g, abs=1e-13)
+    lower, upper = result.bounds()
+    assert lower <= cusink.sinkhorn(a, b, C, eps=1e-3, max_iter=20000).cost <= upper + 1e-3
+    assert cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=g, tol=2).converged
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "one of 'f' and 'g' must be given; got neither"),
+        ({"f": np.zeros(9)}, r"'f' must have shape \(7,\) to match the weights and 'C'; got \(9,\)"),
+        ({"g": np.zeros((2, 9))}, r"'g' must have shape \(9,\)"),
+        ({"g": np.full(9, np.nan)}, "'g' must be finite"),
+        ({"g": np.zeros(9), "tol": None}, "'tol' must be a number"),
+        ({"g": np.zeros(9), "eps": 0}, "'eps' must be positive"),
+    ],
+)
+def test_bad_potentials(clouds, options, said):
+    a, b, x, y, _ = clouds
+    with pytest.raises((TypeError, ValueError), match=said):
+        cusink.SinkhornResult.from_potentials(a, b, cusink.PointCloud(x, y), **{"eps": 0.1} | options)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda r: r.at(), "one of 'x' and 'y' must be given; got neither"),
+        (lambda r: r.at([[0.0, 0.0]], [[0.0, 0.0]]), "got both"),
+        (lambda r: r.at([[0.0, 0.0, 0.0]]), "must have the same number of coordinates"),
+        (lambda r: r.at([[np.nan, 0.0]]), "'x' must be finite"),
+        (lambda r: r.at(np.zeros((2, 3, 2))), r"'x' must have shape \(k, d\), for one shared cloud; got a batch of 2"),
+        (lambda r: r.barycentric_map(np.zeros((8, 2))), r"'values' must have shape \(9,\) or \(9, d\) for axis=1"),
+        (lambda r: r.barycentric_map(None), "'values' must be an array"),
+        (lambda r: r.barycentric_map(np.zeros((9, 2)), 2), "'axis' must be 0"),
+        (lambda r: r.barycentric_map(np.full((9, 1), np.inf)), "'values' must be finite"),
+    ],
+)
+def test_bad_input(clouds, call, said):
+    a, b, x, y, _ = clouds
+    with pytest.raises((TypeError, ValueError), match=said):
+        call(cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=0.5))
+
+
+def test_other_costs_have_no_new_points():
+    result = cusink.sinkhorn([0.5, 0.5], [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], eps=0.5)
+    with pytest.raises(ValueError, match="'C' must be a cusink.PointCloud for new points"):
+        result.at([[0.0]])
