@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 
 from cusink.connection import doors_of
 from cusink.costs.each import apply_each, means_each
-from cusink.costs.operators import Data, Iteration, Means, Operators
+from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
@@ -266,6 +266,17 @@ class Cost(ABC, Generic[Data]):
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""
         return self.ops.iteration(self.data, a, b, eps, f, g, method)
+
+    def levels(self, a: Array, b: Array) -> "list[tuple[Self, CoarseLevel[Data]]]":
+        """Return coarse levels of a problem with weights a (1, n) and b (1, m), coarsest first, and their costs."""
+        if self.ops.levels is None:
+            return []
+        return [(replace(self, data=level.costs), level) for level in self.ops.levels(self.data, a, b)]
+
+    def with_loss(self, loss: float) -> Self:
+        """Return the cost, of a large cloud with leave to leave out this share of a sum and to count it as error."""
+        del loss
+        return self
 
     def plan_means(self, a: Array, b: Array, f: Array, g: Array, eps: Eps) -> Iterator[tuple[HostArray, Means]]:
         """Iterate over groups of problems and the means under their plans."""

@@ -178,6 +178,10 @@ class PointCost(Cost[PointCosts]):
         """Return the same cost with masks of the points that have weight, which alone decide how large it is."""
         return replace(self, data=self.data.weighted(x, y))
 
+    def with_loss(self, loss: float) -> Self:
+        """Return the cost that may leave out a share of a sum."""
+        return replace(self, data=replace(self.data, loss=loss))
+
     def extended(self, side: int, points: Any) -> Self:
         """Return the cost between new points in the place of those of a side."""
         return replace(self, data=extended_costs(self.xp, self.data, side, points))

@@ -13,7 +13,7 @@ so that a zero weight is a true -inf and ``P_ij = exp(p_i + q_j - C_ij / eps)``.
 that is summed over: 1 sums over j and gives ``(B, n)``, 0 sums over i and gives ``(B, m)``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -22,6 +22,7 @@ from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 Data = TypeVar("Data")
 DataIn = TypeVar("DataIn", contravariant=True)
+DataOut = TypeVar("DataOut", covariant=True)
 
 
 class Softmin(Protocol[DataIn]):
@@ -174,6 +175,38 @@ class PlanMeans(Protocol[DataIn]):
     ) -> Iterator[tuple[HostArray, Means]]: ...
 
 
+class CoarseLevel(Protocol[DataOut]):
+    """A problem between the means of cells of points."""
+
+    @property
+    def costs(self) -> DataOut:
+        """Of these means."""
+
+    @property
+    def a(self) -> Array:
+        """Weights (1, cells)."""
+
+    @property
+    def b(self) -> Array:
+        """Weights (1, cells)."""
+
+    @property
+    def variance(self) -> float:
+        """Of the points about the means of their cells, the larger one of both sides."""
+
+    def extended(self, f: Array, g: Array, means: "Means") -> tuple[Array, Array]:
+        """Return potentials of the next finer level, or at last of the points, from those of this one.
+
+        `means` are those under its plan.
+        """
+
+
+class CoarseLevels(Protocol[Data]):
+    """The coarse levels of a problem, coarsest first; none where they do not pay."""
+
+    def __call__(self, C: Data, a: HostArray, b: HostArray) -> Sequence[CoarseLevel[Data]]: ...
+
+
 class DampedSteps(Protocol):
     """What an iteration of unbalanced transport does beside `softmin`, see `cusink.solver.unbalanced`."""
 
@@ -216,4 +249,5 @@ class Operators(Generic[Data]):
     bilinear: Bilinear[Data]
     iteration: StartIteration[Data]
     plan_means: PlanMeans[Data]
+    levels: CoarseLevels[Data] | None = None
     damped_steps: DampedSteps | None = None  # None for array operations

@@ -49,6 +49,7 @@ class PointCosts:
     terms: int = 3  # of a product on tensor cores, see point_products.cuh: 1 for plain tf32
     given: tuple[Array, Array] | None = None  # the points of the user, where x and y are their directions
     filled: tuple[Array, Array] | None = None  # masks (n,) or (B, n) and (m,) or (B, m) of points with weight; all
+    loss: float = 0.0  # share of a sum over a large cloud that may be left out, and is counted as error
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.each import costs_of, groups, per_problem
+from cusink.solver.coarse import coarse_start
 from cusink.solver.loop import Start, solve
 from cusink.solver.solution import Callback, Solution, later
 from cusink.solver.symmetric import SelfSolution, self_potentials
@@ -84,18 +85,24 @@ def _solve_one(
         start = functools.partial(UnbalancedIteration, reach=how.reach, shift=shift)
         a, b = partnered(C, a, b)
     span = C.span(a > 0, b > 0) if how.spanned else None
+    begun, options = None, how.options
+    if how.spanned and init is None and how.reach is None and options.method == "auto":
+        begun = coarse_start(solve, C, a, b, eps, options)
+    if begun is not None:
+        C, init, options = begun
     found = solve(
         C,
         a,
         b,
         eps,
-        how.options,
+        options,
         init=init,
         callback=callback,
         start=start,
         span=span,
         costs_of=C.at if how.reach is None else None,
-        judge=how.judge,
+        judge=how.judge and begun is None,
+        annealed=begun is not None,
         many=how.many,
     )
     return found, shift

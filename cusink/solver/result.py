@@ -52,8 +52,9 @@ class SinkhornResult(Summary):
     entropic_cost : array, shape () or (B,)
         ``<P, C> - eps H(P)``, Cuturi's and Viehmann's E-lambda.
     error : array, shape () or (B,)
-        L1 error of the column marginal relative to the mass; the row marginal is met up to rounding. With `reach`,
-        the distance is that from ``b exp(-g / rho_b)``, the marginal of the optimum.
+        L1 error of the column marginal relative to the mass; the row marginal is met up to rounding, and for large
+        clouds up to less than this error. With `reach`, the distance is that from ``b exp(-g / rho_b)``, the marginal
+        of the optimum.
     n_iter : array of int, shape () or (B,)
         Iterations taken.
     converged : array of bool, shape () or (B,)

@@ -163,6 +163,9 @@ def sinkhorn(
     With ``reach=(rho_a, rho_b)`` it solves ``min <P, C> + eps KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)``
     with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
 
+    One pair of large clouds, of 2^25 pairs of points or more, begins from coarser clouds; `n_iter` counts the
+    iterations of all points, see docs/point-clouds.md.
+
     With an eps each, problems of equal eps are solved together; without `reach` those with costs of their own, stored
     or of a cloud that memory holds, are one batch, for which the costs are copied in float64.
 

@@ -25,6 +25,17 @@ class Limits:
     cloud_leaf_points: int = 64  # that may lie in any order
     cloud_shares: int = 16  # of the blocks, which threads take one by one; sums do not depend on who took which
     cloud_sparse_pairs: int = 1 << 21  # from which it pays to leave out columns without an entry that counts
+    cloud_cell_pairs: int = 1 << 25  # from which columns are looked for in cells
+    cloud_cells: int = 1 << 13  # at most twice, of all columns
+    cloud_cell_points: int = 16  # at least; a power of two
+    cloud_celled_rows: tuple[int, int] = (
+        64,
+        512,
+    )  # of a block whose columns come in cells, thin and dense; powers of two
+    cloud_dense_points: int = 1 << 9  # along each axis, from which on points lie densely
+    cloud_least_run: int = 8  # of points that may lie in any order
+    cloud_coarse_points: int = 1 << 11  # of a level that has no coarser one
+    cloud_level_ratio: int = 8  # of the points of two levels; a power of two
     cloud_kernel_entries: int = 1 << 22  # of a shared kernel that are made at a time where it is not kept
     product_multiplications: int = 1 << 18  # up to which OpenBLAS leaves a product to the thread that calls it
     difference_coordinates: int = 1 << 18  # that are subtracted at a time where near points are repaired

@@ -2,6 +2,7 @@
 
 import numpy as xp
 
+from cusink.backends.numpy.clouds.coarse import levels
 from cusink.backends.numpy.clouds.iteration import Iteration
 from cusink.backends.numpy.clouds.means import plan_means
 from cusink.backends.numpy.clouds.reductions import (
@@ -50,4 +51,5 @@ OPERATORS: Operators[PointCosts] = Operators(
     bilinear=bilinear,
     iteration=Iteration,
     plan_means=plan_means,
+    levels=levels,
 )

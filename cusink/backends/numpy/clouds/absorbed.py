@@ -18,6 +18,10 @@ from cusink.types import Axis, HostArray
 Pool = ThreadPoolExecutor | None
 
 LOG_SLACK = 12.0  # log of how far below 1 a sum may fall before the columns left out of it show
+LOG_SLACK_IF_LOST = 4.0  # the same, where a loss is counted; a kernel that proves too small is made again
+MOST_LOG_SLACK = 40.0  # up to which that is tried before all pairs are looked at
+MOST_REPAIRED = 1 / 16  # of the bins, that are repaired one by one
+OUTLYING = 1e3  # a sum that large is far from 1, too
 SHORT_LIVED_ITERATIONS = 5  # a kernel that serves no more had too little slack
 
 
@@ -37,8 +41,10 @@ class StabilisedProblem:
         g: HostArray,
         eps: float,
         budget: int,
+        loss: float = 0.0,
     ) -> None:
         self.clouds, self.eps, self.dtype, self.budget = clouds, eps, a.dtype, budget
+        self.loss = loss if clouds.celled else 0.0
         self.filled = a > 0, b > 0
         self.side, self.turned = clouds.side(1, *self.filled), clouds.side(0, *self.filled[::-1])
         order, columns = self.side.order, self.side.columns
@@ -48,6 +54,8 @@ class StabilisedProblem:
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
         self.cold = not (f.any() or g.any())  # far from the solution, where a kernel would be of no use
         self.row_error, self.slack, self.age = np.inf, LOG_SLACK, 0
+        if self.loss:
+            self.slack = LOG_SLACK_IF_LOST
         self.kernel: PlanKernel | None = None  # A
         self.S: HostArray | None = None  # A' (a u)
         self.scratch = np.empty(max(self.side.shape), self.dtype)
@@ -56,6 +64,8 @@ class StabilisedProblem:
         """Take `count` iterations; return a bound on the marginal error after one more plain f-update."""
         if self.S is None and not self.cold:
             self._absorb(self.f, self.g, pool)
+            if self.loss:
+                self._repair(pool, only_if_seen=True)
         for _ in range(count):
             if not (self._iterate(omega - 1, pool) or self._absorb_and_iterate(omega - 1, pool)):
                 self._iterate_log(omega - 1, pool)
@@ -87,11 +97,54 @@ class StabilisedProblem:
     def _absorb_and_iterate(self, excess: float, pool: Pool) -> bool:
         """Absorb the potentials, then `_iterate`; return False at once if A has them already."""
         if self.age == 0:
-            return False
+            return self.kernel is not None and self.loss > 0 and self._repair_and_iterate(excess, pool)
         if self.age < SHORT_LIVED_ITERATIONS:
             self.slack *= 2
         self._absorb(*self.potentials(), pool)
         return self._iterate(excess, pool)
+
+    def _repair_and_iterate(self, excess: float, pool: Pool) -> bool:
+        """Repair the start, then `_iterate` with as much slack as it takes; return False where none is enough."""
+        self._repair(pool)
+        while not self._iterate(excess, pool):
+            if self.slack > MOST_LOG_SLACK:
+                return False
+            self.slack *= 3
+            self._absorb(self.f, self.g, pool)
+        return True
+
+    def _repair(self, pool: Pool, only_if_seen: bool = False) -> None:
+        """Give the few bins whose sums are far from 1 potentials of their own softmin.
+
+        A start from coarse levels is far off for points that share a cell with another cluster. One of them with too
+        large a potential shows in the sums of all of its partners: the side with fewer such bins has the wrong ones.
+        """
+        for _ in range(2):
+            kernel, S = self.kernel, self.S
+            assert kernel is not None
+            assert S is not None
+            if only_if_seen and not self._outlying(S).any():  # spares a pass over all pairs that count
+                return
+            wrong = [self._outlying(sums) for sums in (S, kernel.row_sums(self.b, pool))]
+            counts = [int(np.count_nonzero(w)) or len(w) for w in wrong]
+            axis: Axis = 1 if counts[1] < counts[0] else 0
+            if counts[axis] > MOST_REPAIRED * len(wrong[axis]):
+                return
+            f, g = self.f.copy(), self.g.copy()
+            own, other, weights = (g, f, self.a) if axis == 0 else (f, g, self.b)
+            places, filled = (self.side.columns, self.filled) if axis == 0 else (self.side.order, self.filled[::-1])
+            chosen, place = np.zeros(len(filled[1]), bool), np.empty(len(filled[1]), np.intp)
+            chosen[places[wrong[axis]]] = True
+            place[places] = np.arange(len(places))
+            side = self.clouds.side(axis, chosen, filled[0])
+            logits = np.log(weights, dtype=np.float64) + other / self.eps
+            own[place[side.order]] = softmin_of(side, logits, self.eps, pool)
+            self._absorb(f, g, pool)
+
+    def _outlying(self, sums: HostArray) -> HostArray:
+        """Return which sums are far from 1."""
+        near: HostArray = (sums >= np.exp(-self.slack)) & (sums <= OUTLYING)  # NaN is not
+        return ~near
 
     def _iterate_log(self, excess: float, pool: Pool) -> None:
         """Take one iteration whose sums may be of any size: log-sum-exp for g, then a kernel with all sums in range.
@@ -135,7 +188,7 @@ class StabilisedProblem:
         _, g = self.potentials()
         cost = float((self.a / sums.T) @ sums.TC)
         f, g = self._with_empty(1, f, self.b, g, pool), self._with_empty(0, g, self.a, f, pool)
-        return f, g, cost, self._column_error(sums.S)
+        return f, g, cost, self._column_error(sums.S, self.a / sums.T)
 
     def _plain_update(self, kernel: PlanKernel, pool: Pool) -> CostSums:
         """Return ``T = A q``, and after a plain f-update the sums over the rows and those with the cost."""
@@ -154,8 +207,18 @@ class StabilisedProblem:
             full[side.order] = softmin_of(side, logits, self.eps, pool)
         return full
 
-    def _column_error(self, S: HostArray | None) -> float:
-        return float(np.abs(self.b * (self.v * S - 1)).sum(dtype=np.float64)) / self.mass
+    def _column_error(self, S: HostArray | None, p: HostArray | None = None) -> float:
+        """Return the error of sums over the rows with weights p, those of u if not given."""
+        error = float(np.abs(self.b * (self.v * S - 1)).sum(dtype=np.float64))
+        return (error + self._lost(self.a * self.u if p is None else p)) / self.mass
+
+    def _lost(self, p: HostArray) -> float:
+        """Return the mass that both marginals may lack by the pairs left out of A, for the weights p of the rows."""
+        if not self.loss or self.kernel is None:
+            return 0.0
+        q = (self.b * self.v).sum(dtype=np.float64)
+        lost = self.kernel.least * float(p.sum(dtype=np.float64) * q)
+        return 2 * (lost + (self.kernel.share * 2 * self.mass if self.kernel.inexact else 0))
 
     def _relax(self, old: HostArray, plain: HostArray, excess: float, rows: slice = slice(None)) -> None:
         """Move the scaling `old` of some rows to its plain update, or past it."""
@@ -175,9 +238,9 @@ class StabilisedProblem:
         """Begin a new A, of which no block is made yet."""
         self.f, self.g, self.age = f, g, 0
         self.u, self.v = np.ones_like(self.a), np.ones_like(self.b)
-        least = float(np.finfo(self.dtype).eps) * np.exp(-self.slack) / self.mass
+        least = max(float(np.finfo(self.dtype).eps), self.loss) * np.exp(-self.slack) / self.mass
         self.kernel = None  # so that there is never memory for two
-        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least)
+        self.kernel = PlanKernel(self.side, f, g, self.eps, self.budget, least, self.loss)
         return self.kernel
 
     def _certified(self, kernel: PlanKernel, sums: HostArray, factor: HostArray) -> bool:
@@ -188,5 +251,6 @@ class StabilisedProblem:
         """
         info = np.finfo(self.dtype)
         tiny, total = float(info.tiny), float(factor.sum(dtype=np.float64))
-        floor = ((tiny + kernel.least) * total + tiny * len(factor)) / float(info.eps)
+        share = max(float(info.eps), self.loss)
+        floor = tiny * (total + len(factor)) / float(info.eps) + kernel.least * total / share
         return bool(sums.min() >= floor and sums.max() <= info.max and factor.min() >= tiny)

@@ -84,7 +84,8 @@ class StabilisedForm:
         a, b = a.astype(self.dtype, copy=False), b.astype(self.dtype, copy=False)
         budget = self.C.memory_limit // max(1, len(a) + len(self.problems))
         self.problems += [
-            StabilisedProblem(sorted_clouds(self.C, k), a[k], b[k], f[k], g[k], self.eps, budget) for k in range(len(a))
+            StabilisedProblem(sorted_clouds(self.C, k), a[k], b[k], f[k], g[k], self.eps, budget, self.C.loss)
+            for k in range(len(a))
         ]
 
     def advance(self, omega: HostArray, count: int) -> HostArray:

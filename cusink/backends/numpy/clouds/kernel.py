@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.backends.numpy import limits
+from cusink.backends.numpy.clouds.cells import ColumnCells
+from cusink.backends.numpy.clouds.expanded import Expanded, Polynomial, cheapest
 from cusink.backends.numpy.clouds.exponents import Exponents, multiply, row_sums
 from cusink.backends.numpy.clouds.layout import CloudSide, Columns, Workspace, extended
 from cusink.backends.numpy.workers import cores
@@ -21,6 +23,7 @@ from cusink.types import HostArray
 
 # Rows of the right factor of a block, up to which it is kept: to make a block from it is then fast.
 KEPT_FACTOR_ROWS = 18
+OF_EXPONENTS = 2.0**-6  # rounding of exponents in float32 that must not leave out what counts
 ALL_COLUMNS_ABOVE = 0.8  # share of the columns that a block needs, from which it has all of them
 
 Weigh = Callable[[slice, HostArray], HostArray]  # the weights p of some rows from their sums ``A q``
@@ -50,6 +53,7 @@ class PlanKernel:
         eps: float,
         budget: int,
         least: float = 0.0,
+        share: float = 0.0,
     ) -> None:
         self.side, self.f, self.g, self.eps = side, f, g, eps
         self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
@@ -58,6 +62,18 @@ class PlanKernel:
         block_bytes = side.rows * side.all.padded * side.dtype.itemsize
         # Bytes to keep: less the workspaces, and a quarter that the allocator may need to cut the memory up.
         self.room = budget * 3 // 4 - 3 * block_bytes * min(cores(), len(side.blocks))
+        self.cells: ColumnCells | None = None
+        self.near: list[HostArray | None] = [None] * len(side.blocks)  # the cells that each block needs, once known
+        self.looked_at: list[HostArray] = []  # cells that it may need
+        if self.least and side.celled:
+            self.cells = ColumnCells(side, f, g, eps)
+            level = float(np.log(self.least)) - OF_EXPONENTS
+            self.looked_at = [self.cells.near(k, level) for k in range(len(side.blocks))]
+            entries = side.rows * sum(self.cells.size * len(near) for near in self.looked_at)
+            # All or nothing: which blocks are kept decides over digits, and must not depend on which thread came first.
+            self.room = budget if entries * side.dtype.itemsize <= budget // 2 else 0
+        self.share = share if self.cells is not None and side.squared else 0.0
+        self.expansions: dict[int, tuple[HostArray, Polynomial] | None] = {}  # None where entries are faster
         self.kept: dict[int, HostArray] = {}
         self.factors: dict[int, tuple[HostArray, HostArray]] = {}
         self.lock = threading.Lock()
@@ -95,8 +111,15 @@ class PlanKernel:
         def run(blocks: Sequence[int], work: Workspace) -> HostArray:
             S = np.zeros(side.shape[1] + 1)
             for k in blocks:
+                rows = side.blocks[k]
+                thin = self._expanded(k, work)
+                if thin is not None:
+                    if vector is not None:
+                        T[rows] = thin.row_sums(vector.take(thin.index))
+                    if weigh is not None:
+                        S[thin.index] += thin.column_sums(weigh(rows, T[rows]))
+                    continue
                 if k not in self.kept:
-                    rows = side.blocks[k]
                     A, columns = self._block(k, work)
                     here = tiles_of(columns)
                     if here is not None:
@@ -130,6 +153,12 @@ class PlanKernel:
             S, SC = np.zeros((2, side.shape[1] + 1))
             for k in blocks:
                 rows = side.blocks[k]
+                thin = None if columns else self._expanded(k, work)
+                if thin is not None:
+                    T[rows], squares = thin.cost_sums(q.take(thin.index))
+                    TC[rows] = side.costs.factor * squares
+                    S[thin.index] += thin.column_sums(weigh(rows, T[rows]))
+                    continue
                 A, AE, some = self._with_exponents(k, work)
                 here = some.tiled(q)
                 T[rows] = row_sums(A, here)
@@ -156,7 +185,7 @@ class PlanKernel:
     def _block(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
         """Return block k of A (tiles, rows, width), which is kept if there is room, and its columns."""
         block, columns = self._exponents(k, work)
-        if not self._afford(block.nbytes, columns):
+        if not self._afford(block.nbytes, columns if self.cells is None else None):
             return np.exp(block, out=block), columns
         tiles, rows, width = block.shape
         self.kept[k] = self._place((rows, tiles * width))
@@ -196,6 +225,8 @@ class PlanKernel:
 
     def _exponents(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
         """Return block k of E and its columns, which are chosen the first time, when all columns are looked at."""
+        if self.cells is not None:
+            return self._exponents_of_cells(k, work, self.cells)
         side, columns = self.side, self.columns[k]
         if columns is None:
             exponents = self._make(k, work, side.all)
@@ -207,8 +238,48 @@ class PlanKernel:
         exponents = self._make(k, work, columns)
         return np.maximum(exponents, self.lowest, out=exponents), columns
 
+    def _exponents_of_cells(self, k: int, work: Workspace, cells: ColumnCells) -> tuple[HostArray, Columns]:
+        """Return block k of E and its columns; the first time, all cells that may have an entry are looked at."""
+        near, level = self.near[k], float(np.log(self.least)) - OF_EXPONENTS
+        if near is None:
+            near = self.looked_at[k]
+            found = cells.above(self._make(k, work, cells.of(near)), near, level)
+            near = self.near[k] = found
+        columns = cells.of(near)
+        exponents = self._make(k, work, columns)
+        return np.maximum(exponents, self.lowest, out=exponents), columns
+
+    def _expanded(self, k: int, work: Workspace) -> Expanded | None:
+        """Return block k of A in thin factors, where they take less time than its entries."""
+        if not self.share or self.cells is None:
+            return None
+        near, side = self.near[k], self.side
+        if k not in self.expansions:
+            near = self.looked_at[k]
+            found = None
+            if len(near):
+                middle, far = self.cells.around(near)
+                reach = 2 * side.costs.factor / self.eps * far * float(np.linalg.norm(self.cells.rows.half[k]))
+                polynomial = cheapest(self.share, reach, side.x.shape[1], side.rows, side.dtype)
+                found = None if polynomial is None else (middle, polynomial)
+            if found is not None:
+                self.near[k] = near
+            self.expansions[k] = found
+        expansion = self.expansions[k]
+        if expansion is None or near is None:
+            return None
+        return Expanded(side, k, self.cells.index(near), *expansion, (self.f, self.g), self.eps, work)
+
+    @property
+    def inexact(self) -> bool:
+        """Whether entries err by `share`."""
+        return any(expansion is not None for expansion in self.expansions.values())
+
     def _columns_of(self, k: int) -> Columns:
         """Return the columns of a block that was made before."""
+        near = self.near[k]
+        if self.cells is not None and near is not None:
+            return self.cells.of(near)
         return self.columns[k] or self.side.all
 
     def _make(self, k: int, work: Workspace, columns: Columns) -> HostArray:

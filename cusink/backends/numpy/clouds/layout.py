@@ -57,8 +57,10 @@ class SortedClouds:
             sizes.cloud_leaf_points,
             min(sizes.cloud_block_rows[1], sizes.cloud_block_entries // max(len(x), len(y))),
         )
-        order = neighbours(x, leaf)
-        orders = order, order if y is x else neighbours(y, leaf)
+        self.celled = len(x) * len(y) >= sizes.cloud_cell_pairs and x.shape[1] <= LOCAL_DIMENSIONS
+        sort = nested if self.celled else functools.partial(neighbours, leaf=leaf)
+        order = sort(x)
+        orders = order, order if y is x else sort(y)
         self.costs, self.orders, self.points = costs, orders, (x[orders[0]], y[orders[1]])
         self.shape, self.origin = (len(x), len(y)), origin
 
@@ -75,7 +77,7 @@ class SortedClouds:
                 points, order = points[chosen[order]], order[chosen[order]]
             sides.append((points, order))
         (x, row_order), (y, column_order) = sides
-        return CloudSide(self.costs, x, y, row_order, column_order, self.origin)
+        return CloudSide(self.costs, x, y, row_order, column_order, self.origin, celled=self.celled)
 
 
 def neighbours(x: HostArray, leaf: int) -> HostArray:
@@ -97,10 +99,28 @@ def neighbours(x: HostArray, leaf: int) -> HostArray:
     return np.concatenate(leaves)
 
 
+def nested(x: HostArray) -> HostArray:
+    """Return an order of the points x (n, d) in which runs of every power of two lie together: halved as above."""
+    order = np.arange(len(x))
+    size = 1 << max(0, len(x) - 1).bit_length()
+    while size > limits.LIMITS.cloud_least_run:
+        whole = len(x) // size * size
+        for index in (order[:whole].reshape(-1, size), order[whole:][None]):
+            if index.shape[1] > size // 2 and len(index):
+                points = x[index]
+                widest = np.argmax(points.max(axis=1) - points.min(axis=1), axis=1)
+                along = np.take_along_axis(points, widest[:, None, None], axis=2)[:, :, 0]
+                cut = np.argpartition(along, size // 2 - 1, axis=1)
+                index[...] = np.take_along_axis(index, cut, axis=1)
+        size //= 2
+    return order
+
+
 class CloudSide:
     """Rows x (n, d) against columns y (m, d), cut into blocks of rows.
 
-    `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m).
+    `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m). Columns of a
+    `celled` side are looked for in cells.
     """
 
     def __init__(
@@ -111,13 +131,17 @@ class CloudSide:
         order: HostArray,
         columns: HostArray,
         origin: HostArray,
+        celled: bool = False,
     ) -> None:
         sizes = limits.LIMITS
+        self.celled = celled
         self.costs, self.dtype, self.order, self.columns, self.origin = costs, x.dtype, order, columns, origin
         (n, d), m = x.shape, len(y)
         self.shape, self.x = (n, m), x
         least, most = sizes.cloud_block_rows
         self.rows = int(np.clip(sizes.cloud_block_entries // m // least * least, least, most))
+        if celled:
+            self.rows = sizes.cloud_celled_rows[n >= sizes.cloud_dense_points**d]
         self.blocks = [slice(start, min(start + self.rows, n)) for start in range(0, n, self.rows)]
         self.squared = costs.norm == "squared" and costs.exponent == 1
         self.product = self.squared or (costs.norm == "squared" and (costs.exponent > 1 or d > EXACT_DIMENSIONS))
@@ -200,6 +224,7 @@ class Workspace:
         self._first: HostArray | None = None
         self._second: HostArray | None = None
         self._factors: HostArray | None = None
+        self._bytes: HostArray | None = None
 
     def block(self, rows: int, columns: Columns) -> HostArray:
         """Return an uninitialised block (tiles, rows, width)."""
@@ -212,6 +237,13 @@ class Workspace:
         if self._second is None:
             self._second = np.empty(self.size, self.dtype)
         return _shaped(self._second, rows, columns)
+
+    def flat(self, rows: int, columns: int, dtype: np.dtype[Any]) -> HostArray:
+        """Return an uninitialised array (rows, columns)."""
+        size = rows * columns * dtype.itemsize
+        if self._bytes is None or len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].view(dtype).reshape(rows, columns)
 
     def right(self, side: CloudSide, columns: Columns) -> HostArray:
         """Return an uninitialised right factor (d + 2, padded) of a product of coordinates.

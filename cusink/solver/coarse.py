@@ -1,0 +1,45 @@
+"""Starts for large clouds: solutions between the means of cells of points, coarse to fine, in eps and in points."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from cusink.convergence.options import Options
+from cusink.costs.cost import Cost
+from cusink.solver.solution import Solution
+from cusink.types import Array
+
+LOSS = 1e-2  # of the tolerance, that a sum may lack by pairs that are left out
+CELL = 1.25  # eps of a level over the variance in its cells, at least: a plan is then smooth over them
+APART = 10.0  # eps of the finest level over that of the points, up to which it is a start for them
+ROUGH = 1e-2  # tolerance at a larger eps than that of the points
+SHARE = 0.5  # of the tolerance, at eps itself
+CHECK_EVERY = 5  # iterations at most, that take long beside a check
+
+Potentials = tuple[Array, Array]
+
+
+def coarse_start(
+    solve: Callable[..., Solution], C: Cost[Any], a: Array, b: Array, eps: float, options: Options
+) -> tuple[Cost[Any], Potentials, Options] | None:
+    """Return a large problem's cost, potentials from coarser ones, and options; None where they do not pay."""
+    tol = options.tol
+    if tol is None:
+        return None
+    C = C.with_loss(LOSS * tol)
+    levels = C.levels(a, b)
+    if not levels or CELL * levels[-1][1].variance > APART * eps:
+        return None
+    init: Potentials | None = None
+    for costs, level in levels:
+        at = max(eps, CELL * level.variance)
+        rough = replace(options, tol=max(tol, ROUGH) if at > eps else SHARE * tol)
+        found = solve(costs, level.a, level.b, at, rough, init=init, restrict=False, many=False)
+        ((_, means),) = costs.plan_means(level.a, level.b, found.f, found.g, at)
+        init = level.extended(found.f, found.g, means)
+    while at > 4 * eps:
+        at /= 4
+        found = solve(C, a, b, at, replace(options, tol=max(tol, ROUGH)), init=init, restrict=False, many=False)
+        init = found.f, found.g
+    assert init is not None
+    return C, init, replace(options, check_every=min(options.check_every, CHECK_EVERY))
