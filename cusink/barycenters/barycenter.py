@@ -171,7 +171,9 @@ def _solve(given: checks.BarycenterProblem, eps: float, debiased: bool, options:
     low, high = C.range()
     plain = options.overrelaxation == "auto" and (tol is None or debiased)
     rules = StopState.start(
-        Relaxation.start(len(A), None if plain else options.overrelaxation, (high - low) / eps),
+        Relaxation.start(
+            len(A), None if plain else options.overrelaxation, (high - low) / eps, check_every=options.check_every
+        ),
         StallDetector.start(len(A), A.dtype, max(abs(low), abs(high)) / eps),
     )
     iteration = BarycenterIteration(C, A, given.weights, eps, debiased)

@@ -12,8 +12,8 @@ import numpy as np
 from cusink.types import Array, ArrayModule, HostArray, Overrelaxation
 
 # Every omega is safe, see docs/method.md, so that trying one costs little. Where costs differ by many eps the plain
-# iteration is certainly slow and over-relaxation begins at once; elsewhere it begins after `LEAST_OBSERVED` iterations,
-# by which time fast problems have ended.
+# iteration is certainly slow and over-relaxation begins at once, unless somebody looks more often than that; elsewhere
+# it begins after `LEAST_OBSERVED` iterations, by which time fast problems have ended.
 FIRST_OMEGA = 1.5
 FIRST_OMEGA_IF_STEEP = 1.6
 RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
@@ -83,25 +83,36 @@ class Relaxation:
     steep: bool
 
     @classmethod
-    def start(cls, problems: int, setting: Overrelaxation, steepness: float, *, slow: bool = False) -> Self:
+    def start(
+        cls,
+        problems: int,
+        setting: Overrelaxation,
+        steepness: float,
+        *,
+        slow: bool = False,
+        check_every: int = LEAST_OBSERVED,
+        exact: HostArray | None = None,
+    ) -> Self:
         """Return the factors to begin with; `steepness` is the range of the costs over eps.
 
-        `slow` problems are known to outlast the first check.
+        `slow` problems are known to outlast the first check; those that are `exact` (B,) after one plain iteration, to
+        end there.
         """
         adaptive, steep = setting == "auto", RELAX_ABOVE <= steepness < RELAX_LATER_ABOVE
         if adaptive:
-            first = FIRST_OMEGA_IF_STEEP if steep else 1.0
+            first = FIRST_OMEGA_IF_STEEP if steep and check_every >= LEAST_OBSERVED else 1.0
         else:
             first = 1.0 if setting is None else float(setting)
         errors, since = np.full(problems, np.inf), np.full(problems, LEAST_OBSERVED if slow else 0)
-        return cls(np.full(problems, first), errors, since, 0, adaptive, steep)
+        omega = np.full(problems, first) if exact is None else np.where(exact, 1.0, first)
+        return cls(omega, errors, since, 0, adaptive, steep)
 
     def observe(self, error: HostArray, iterations: int) -> Self:
         """Return the factors that follow from the errors (B,) after another `iterations`."""
         omega, since = self.omega, self.since + iterations
         chosen = since >= LEAST_OBSERVED
         if self.adaptive:
-            first = omega if self.steep else FIRST_OMEGA
+            first = FIRST_OMEGA_IF_STEEP if self.steep else FIRST_OMEGA
             best = np.where(np.isinf(self.error), first, self._estimate(error, since))
             omega = np.where(chosen, best, omega)
         error, since = np.where(chosen, error, self.error), np.where(chosen, 0, since)

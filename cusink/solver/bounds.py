@@ -37,8 +37,8 @@ def bounds(solved: Problem) -> tuple[Array, Array]:
     carried = xp.where(a > 0, xp.abs(f), 0).max(axis=1), xp.where(b > 0, xp.abs(g), 0).max(axis=1)
     slack = 8 * float(np.finfo(solved.C.dtype.name).eps) * mass * (carried[0] + carried[1])
     # Each scaling recomputes the plan; allow for its rounding in the upper bound.
-    upper = upper + problem.rounding() * (xp.abs(upper) + mass * C.largest())
-    return solved.to_user(lower - slack), solved.to_user(upper + slack)
+    upper = upper + problem.rounding() * (xp.abs(upper) + mass * C.largest()) + slack
+    return solved.to_user(xp.minimum(lower - slack, upper)), solved.to_user(upper)
 
 
 def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Array, Array]:
@@ -75,7 +75,8 @@ def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Arr
         largest = xp.where(xp.isfinite(potential), xp.abs(potential), rho).max(axis=1)
         slack = slack + rounding * carried * largest
         moved = moved + carried * largest
-    return solved.to_user(lower - slack), solved.to_user(upper + slack + problem.rounding() * moved)
+    upper = upper + slack + problem.rounding() * moved
+    return solved.to_user(xp.minimum(lower - slack, upper)), solved.to_user(upper)
 
 
 def marginal_divergence(xp: ArrayModule, marginal: Array, weights: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.rules import Relaxation, StallDetector, StopState
+from cusink.convergence.rules import RELAX_ABOVE, Relaxation, StallDetector, StopState
 from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
@@ -92,7 +92,14 @@ def solve(
     # Where exponents are taken in float64, their rounding explains no error of float32.
     explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype.name).eps)
     rules = StopState.start(
-        Relaxation.start(len(a), setting, steepness, slow=near and init is not None),
+        Relaxation.start(
+            len(a),
+            setting,
+            steepness,
+            slow=near and init is not None,
+            check_every=options.check_every,
+            exact=_exact(C, a, b, tol) if setting == "auto" and steepness >= RELAX_ABOVE else None,
+        ),
         StallDetector.start(len(a), C.dtype, explained),
     )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
@@ -149,6 +156,12 @@ def solve(
 def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray], Cost[Any]]:
     """Return the same costs in float64."""
     return lambda part: costs_of(part).widened()
+
+
+def _exact(C: Solvable, a: Array, b: Array, tol: float | None) -> HostArray:
+    """Return which problems (B,) one plain iteration solves: all weight of a side but `tol` is in one bin."""
+    in_one_row, in_one_column = (w.max(axis=1) >= (1 - (tol or 0)) * w.sum(axis=1) for w in (a, b))
+    return C.to_host(in_one_row | in_one_column)
 
 
 def _exponent_rounding(C: Solvable, start: Start | None) -> float:
@@ -294,7 +307,7 @@ def _restart(
 
 def _remaining(earlier: HostArray, bound: HostArray, tol: float, count: int) -> HostArray:
     """Return how many iterations (B,) are left at the rate of the last `count`; inf where the bound did not fall."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         gained: HostArray = np.log(earlier / bound)
         return np.where(gained > 0, count * np.log(bound / tol) / gained, np.inf)
 

@@ -165,7 +165,11 @@ class SinkhornResult(Summary):
             ``P_ij = a_i b_j exp((f_i + g_j - C_ij) / eps)``.
         """
         problem = self.problem.in_float64()
-        return problem.to_user(problem.C.plan(*problem.logits(), problem.eps))
+        with np.errstate(over="ignore"):
+            plan = problem.C.plan(*problem.logits(), problem.eps)
+        if (self.error >= 1).any():  # potentials of no digits: their products may leave the range, but stay numbers
+            plan = problem.xp.minimum(plan, float(np.finfo(problem.dtype.name).max))
+        return problem.to_user(plan)
 
     @on_device
     def apply(self, v: Array, axis: Axis) -> Array:

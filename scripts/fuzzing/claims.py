@@ -25,7 +25,10 @@ DEFAULT_TOL = {"float64": 1e-6, "float32": 1e-5, "float16": 1e-5, "bfloat16": 1e
 
 
 class Problem(NamedTuple):
-    """One problem in float64; `b` has the mass of `a` unless `reach` is given. `noise` is relative, of the cost."""
+    """One problem in float64; `b` has the mass of `a` unless `reach` is given.
+
+    Each cost may be off by `noise`, relative to the largest, and by `floor`.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -33,6 +36,7 @@ class Problem(NamedTuple):
     eps: float
     reach: tuple[float, float] | None = None
     noise: float = 0.0
+    floor: float = 0.0
 
 
 class Claimed(NamedTuple):
@@ -49,7 +53,7 @@ class Claimed(NamedTuple):
     converged: bool
 
 
-def problems(a, b, C, eps, reach=None, noise=0.0) -> list[Problem]:
+def problems(a, b, C, eps, reach=None, noise=0.0, floor=0.0) -> list[Problem]:
     """Return the problems of a batch, each with arrays of its own; balanced ones with the mass of a."""
     B = max([len(x) for x, one in ((a, 1), (b, 1), (C, 2)) if x.ndim > one], default=1)
     a, b, C = (np.broadcast_to(x, (B, *x.shape[-one:])) for x, one in ((a, 1), (b, 1), (C, 2)))
@@ -60,7 +64,7 @@ def problems(a, b, C, eps, reach=None, noise=0.0) -> list[Problem]:
     out = []
     for a_k, b_k, C_k, eps_k in zip(a, b, C, np.broadcast_to(eps, B), strict=True):
         b_k = b_k * (a_k.sum() / b_k.sum()) if reach is None else b_k
-        out.append(Problem(a_k, b_k, C_k, float(eps_k), reach, noise))
+        out.append(Problem(a_k, b_k, C_k, float(eps_k), reach, noise, floor))
     return out
 
 
@@ -78,7 +82,7 @@ def times(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def solution(problem: Problem, claimed: Claimed, dtype: str, tol: float | None, max_iter: int) -> Iterator[Finding]:
     """Yield the claims of a solved problem that do not hold."""
-    a, b, C, eps, reach, noise = problem
+    a, b, C, eps, reach, noise = problem[:6]
     u, least = UNITS[dtype]
     broken = list(_finite(problem, claimed))
     yield from broken
@@ -148,13 +152,14 @@ def _finite(problem: Problem, claimed: Claimed) -> Iterator[Finding]:
 
 def _gibbs(problem: Problem, claimed: Claimed, slack: float, u: float) -> Iterator[Finding]:
     """Yield what shows that the plan is not that of the potentials, or of any potentials."""
-    a, b, C, eps, _, noise = problem
+    a, b, C, eps, _, noise, floor = problem
     P = claimed.plan
     i, j = np.nonzero(P > 1e-12 * P.max(initial=0))
     if not len(i):
         return
     carried = np.abs(C[i, j]).max() / eps
     shown = u * (np.abs(claimed.f[i]) + np.abs(claimed.g[j])) / eps + 4 * 2.0**-52 * carried + noise * carried
+    shown += floor / eps
     Z = log(P[i, j]) - log(a[i]) - log(b[j])
     off = np.abs(Z - (claimed.f[i] + claimed.g[j] - C[i, j]) / eps) - 4 * shown
     share = P[i, j] / P.sum()
@@ -175,7 +180,7 @@ def _gibbs(problem: Problem, claimed: Claimed, slack: float, u: float) -> Iterat
     right = root * (Z + C[i, j] / eps)
     rest = right - system @ np.linalg.lstsq(system, right, rcond=1e-13)[0]
     rms, rounding = float(np.sqrt((rest**2).sum())), 64 * 2.0**-52 * (carried + float(np.abs(Z).max()))
-    if not rms <= slack + rounding + noise * carried:
+    if not rms <= slack + rounding + noise * carried + floor / eps:
         yield Finding(
             WRONG,
             "the plan is a b exp((f + g - C) / eps)",
@@ -186,7 +191,7 @@ def _gibbs(problem: Problem, claimed: Claimed, slack: float, u: float) -> Iterat
 
 def _values(problem: Problem, claimed: Claimed, slack: float, u: float) -> Iterator[Finding]:
     """Yield the values that do not agree with the plan and the potentials."""
-    a, b, C, eps, reach, _ = problem
+    a, b, C, eps, reach = problem[:5]
     P = claimed.plan
     logs = np.where(P > 0, log(P), 0.0)
     ratio = np.where(P > 0, log(P) - log(a)[:, None] - log(b), 0.0)
@@ -223,6 +228,7 @@ def _values(problem: Problem, claimed: Claimed, slack: float, u: float) -> Itera
     entropic = cost + eps * entropy
     if reach is None:  # by the marginals that were asked for, which those of the plan approach
         entropic = cost + eps * (kl + sum(float(times(w, log(w)).sum()) for w in (a, b))) + gap
+    light += problem.floor * float(P.sum())
     expected = {
         "cost": (cost, slack * heavy + light),
         "reg_cost": (cost + eps * kl + gap, slack * around + shown + light),
@@ -282,6 +288,6 @@ def bounded(problem: Problem, lower: float, upper: float, u: float) -> Iterator[
     exact = exact_cost(problem)
     if exact is None:
         return
-    slack = 1e-7 * float(problem.a.sum()) * float(np.abs(C).max()) + 2 * u * abs(exact)
+    slack = float(problem.a.sum()) * (1e-7 * float(np.abs(C).max()) + problem.floor) + 2 * u * abs(exact)
     if not lower - slack <= exact <= upper + slack:
         yield Finding(WRONG, "bounds hold the exact cost", f"[{lower:.9g}, {upper:.9g}]", f"{exact:.9g}")

@@ -61,7 +61,9 @@ def value(problem: Problem, claimed: Claimed, dtype: str, best: Optimum) -> Iter
     spread = max(float(np.ptp(x[w])) for x, w in ((best.f, a), (best.g, b), (claimed.f, a), (claimed.g, b)))
     C = problem.C[np.isfinite(problem.C)]
     allowed = float(problem.a.sum()) * (
-        2 * claimed.error * spread + (ROUNDINGS * u + problem.noise) * (float(np.abs(C).max()) + spread + problem.eps)
+        2 * claimed.error * spread
+        + (ROUNDINGS * u + problem.noise) * (float(np.abs(C).max()) + spread + problem.eps)
+        + problem.floor
     )
     allowed += ROUNDINGS * u * abs(best.values.reg_cost)  # of a tiny mass it is mostly eps times its logarithm
     if not abs(claimed.reg_cost - best.values.reg_cost) <= allowed + 1e-300:
@@ -100,7 +102,7 @@ def entry(problem: Problem, name: str, value: float, error: float, u: float) -> 
     spread = float(np.ptp(best.f[a > 0]) + np.ptp(best.g[b > 0])) + eps * (1 + logs)
     finite = float(np.abs(C[np.isfinite(C)]).max())
     off = 8 * (error + ROUNDINGS * u) / (1 - best.contraction)
-    allowed = float(a.sum()) * (off * spread + (ROUNDINGS * u + problem.noise) * finite)
+    allowed = float(a.sum()) * (off * spread + (ROUNDINGS * u + problem.noise) * finite + problem.floor)
     wanted = getattr(best.values, name)
     if abs(value - wanted) <= allowed + 1e-300:
         return None
@@ -114,7 +116,7 @@ def entry(problem: Problem, name: str, value: float, error: float, u: float) -> 
 
 def unbalanced_value(problem: Problem, name: str) -> float:
     """Return a value of the optimum of unbalanced transport, by damped iterations in float64."""
-    a, b, C, eps, reach, _ = problem
+    a, b, C, eps, reach = problem[:5]
     assert reach is not None
     damping = [1.0 if rho == math.inf else rho / (rho + eps) for rho in reach]
     f, g = np.zeros(len(a)), np.zeros(len(b))

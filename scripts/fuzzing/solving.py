@@ -62,7 +62,9 @@ def solve(
     return found
 
 
-def check(case: Case, costs: np.ndarray, cost: Callable[[dict[str, np.ndarray]], Any], noise: float = 0.0) -> Seen:
+def check(
+    case: Case, costs: np.ndarray, cost: Callable[[dict[str, np.ndarray]], Any], noise: float = 0.0, floor: float = 0.0
+) -> Seen:
     """Solve a case with `cost(arrays)`, which is `costs` in float64, and hold the result to its claims."""
     arrays = {name: laid_out(x, case.extra.get("layout", "")) for name, x in case.given().items()}
     vector = None
@@ -81,7 +83,7 @@ def check(case: Case, costs: np.ndarray, cost: Callable[[dict[str, np.ndarray]],
         for k in "ab"
     ]
     sides = [np.full(n, 1 / n) if x is None else x for x, n in zip(sides, costs.shape[-2:], strict=True)]
-    each = claims.problems(*sides, costs, case.eps, case.options.get("reach"), noise)
+    each = claims.problems(*sides, costs, case.eps, case.options.get("reach"), noise, floor)
     with np.errstate(all="ignore"):
         findings = list(_findings(case, found, each, unconverged, vector))
     return seen.having(findings, flagged=not found["converged"].all())

@@ -181,3 +181,13 @@ def test_cotangents_add_up():
     for name in ("a", "b", "C", "eps"):
         expected = sum(getattr(part, name) for part in parts)
         np.testing.assert_allclose(getattr(whole, name), expected, rtol=1e-10, err_msg=name)
+
+
+def test_an_empty_bin_of_any_potential_leaves_the_other_gradients_numbers():
+    """At a price of 0.01 for costs of 4 and eps of 1e-4, its entries of exp((f + g - C) / eps) leave the range."""
+    a, b, C = np.ones(2, np.float32), np.array([0, 0.2], np.float32), np.array([[0, 0], [0, 4]], np.float32)
+    grads = cusink.sinkhorn_adjoint(cusink.sinkhorn(a, b, C, eps=1e-4, reach=0.01), grad_cost=1.0)
+    assert grads.converged
+    np.testing.assert_allclose(grads.a, 0, atol=1e-6)  # moving nothing but along the free pair costs nothing
+    np.testing.assert_allclose(grads.C, [[0, np.sqrt(0.2)], [0, 0]], rtol=1e-2, atol=1e-6)
+    assert np.isfinite(grads.b).all() and np.isfinite(grads.eps)

@@ -117,3 +117,12 @@ def test_the_divergence_of_marginals():
     p, w = np.array([[0.2, 0.0, 0.5, 0.0]]), np.array([[0.4, 0.3, 0.25, 0.0]])
     want = 0.2 * np.log(0.5) - 0.2 + 0.4 + 0.3 + 0.5 * np.log(2) - 0.5 + 0.25
     np.testing.assert_allclose(marginal_divergence(np, p, w), [want], rtol=1e-14)
+
+
+def test_bounds_that_meet_are_in_order():
+    """One pair with weight beside a far point: both bounds are the cost, up to rounding."""
+    x = np.array([[0.3], [0.2], [0.0], [1.0], [300.0]])
+    result = cusink.sinkhorn(np.eye(5)[0], np.ones(1), cusink.PointCloud(x, np.zeros((1, 1))), eps=0.2)
+    lower, upper = result.bounds()
+    assert lower <= upper
+    np.testing.assert_allclose([lower, upper], 0.09, rtol=1e-9)

@@ -184,3 +184,12 @@ def test_masses_with_reach(dtype):
         a, b, C = (np.asarray(x, dtype) for x in ([0.4 * mass, 0.6 * mass], [0.7 * mass, 0.3 * mass], 1 - np.eye(2)))
         outcome = attempt(cusink.sinkhorn, a, b, C, eps=0.1, reach=1.0)
         assert_claims_hold(outcome.result, a, b, C, 0.1, reach=(1.0, 1.0), flags=outcome.flags)
+
+
+def test_a_plan_of_potentials_without_digits_is_made_of_numbers():
+    """Weight that must pay 1e19 eps: flagged, and nothing in the plan is infinite."""
+    C = np.array([[3.8e15, 0.3, 0.83, 0.35]])
+    with pytest.warns(cusink.ConvergenceWarning, match="forbid pairs with"):
+        result = cusink.sinkhorn(np.ones(1), np.full(4, 0.25), C, eps=1.9e-4)
+    assert not result.converged and result.error >= 1
+    assert np.isfinite(result.plan()).all()

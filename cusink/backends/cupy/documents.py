@@ -95,7 +95,8 @@ def _solve_group(
     rows, columns = (cp.asarray(np.ascontiguousarray(index, np.int64)) for index in pairs)
     exponent = given.largest / eps
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
-    start = StopState.start(Relaxation.start(1, setting, exponent), StallDetector.start(1, dtype, exponent))
+    relaxation = Relaxation.start(1, setting, exponent, check_every=options.check_every)
+    start = StopState.start(relaxation, StallDetector.start(1, dtype, exponent))
     rules = StopRules.of(start, -1.0 if tol is None else tol)
     launch, reals, stage_outside = chosen
     scratch = cp.empty(launch.grid * reals, dtype) if reals else NULL

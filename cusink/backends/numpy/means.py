@@ -132,6 +132,10 @@ def _tile(C: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostArray, 
     A = (f[:, :, None] + g[:, None, :] - C) / eps
     if not (a.all() and b.all()):
         A[(a == 0)[:, :, None] & (b == 0)[:, None, :]] = -np.inf  # carries nothing, and may be a number of any size
+        # Means given an empty bin do not depend on its potential, which with `reach` may be of any size, too.
+        for empty, axis in (((b == 0)[:, None, :], 1), ((a == 0)[:, :, None], 2)):
+            top = A.max(axis=axis, keepdims=True)
+            A -= np.where(empty & np.isfinite(top), top, 0)
     np.exp(A, out=A)
     return TileMeans(A, C, a, b, np.matvec(A, b), np.vecmat(a, A))
 

@@ -97,11 +97,12 @@ def check(case: Case) -> Seen:
         costs = np.maximum(bare, 0) ** power
     u = UNITS[case.dtype][0]
     noise = 16 * u * (1 + power)  # of distances between points in this dtype
+    floor = 0.0
     if metric == "cosine":  # 1 - cos is off by roundings of 1: its powers by most at 0 or at the largest
-        off = 16 * u / max(float(bare.max()), u)
-        noise += max(off**power, (1 + off) ** power - 1)
+        largest = float(bare.max())
+        floor = max((16 * u) ** power, (largest + 16 * u) ** power - largest**power)
 
     def cost(arrays: dict[str, np.ndarray]) -> cusink.PointCloud:
         return cusink.PointCloud(arrays["x"], arrays.get("y"), metric, power=power)
 
-    return solving.check(case, costs, cost, noise)
+    return solving.check(case, costs, cost, noise, floor)

@@ -124,11 +124,21 @@ def _compared(case: Case, found: dict[str, np.ndarray]) -> Iterator[Finding]:
         for name in ("a", "b", "eps"):
             claim = found[name][k] if found["error"].ndim else found[name]
             allowed = off * (float(np.abs(wanted[name]).max()) / least + size * scale[name])
-            yield from _apart(f"the gradient by {name}", claim, wanted[name], allowed)
+            kept = _told(problem, name, error)
+            claim, right = (x if kept is None else x[kept] - x[kept].mean() for x in (claim, wanted[name]))
+            yield from _apart(f"the gradient by {name}", claim, right, allowed)
         allowed = off * (float(np.abs(wanted["C"]).max()) / least + size * scale["C"])
         of_cost, off_cost = (of_cost + wanted["C"], off_cost + allowed) if shared else (wanted["C"], allowed)
         if not shared or k == len(each) - 1:
             yield from _apart("the gradient by C", found["C"] if shared else found["C"][k], of_cost, off_cost)
+
+
+def _told(problem: Problem, name: str, error: float) -> np.ndarray | None:
+    """Return the bins whose potentials a marginal error tells; None for all, where it tells those of every bin."""
+    least = 1e3 * error * float(problem.a.sum())
+    if name == "eps" or not any(((w > 0) & (w < least)).any() for w in (problem.a, problem.b)):
+        return None
+    return np.flatnonzero((problem.a if name == "a" else problem.b) >= least)
 
 
 def _apart(name: str, claim: np.ndarray, wanted: np.ndarray, allowed: float) -> Iterator[Finding]:
