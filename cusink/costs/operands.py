@@ -314,10 +314,8 @@ class GridCost(Cost[GridCosts]):
 
     def known_statistic(self, name: Statistic) -> float | None:
         """Return the largest or the mean cost, which are sums of those of the axes."""
-        if name == "median":
-            return None
-        axes = self.data.axes
-        return sum(float(axis.max() if name == "max" else axis.mean(dtype=np.float64)) for axis in axes)
+        of_axes = [float(x.max() if name == "max" else x.mean(dtype=np.float64)) for x in self.data.axes]
+        return None if name == "median" else sum(of_axes)
 
     def astype(self, dtype: Any) -> Self:
         """Return the same cost in another precision."""

@@ -18,7 +18,7 @@ def through_potentials(problem: Problem, fields: tuple[Array, Array]) -> Array:
     for of_bins, (_, potential, rho) in zip(fields, sides(problem), strict=True):
         carries = problem.xp.isfinite(potential)
         moved = problem.xp.where(carries, potential, 0).astype(np.float64) / rho / rho
-        out.append(problem.eps * (problem.xp.where(carries, of_bins, 0) * moved).sum(axis=1))
+        out.append(problem.eps_as(1) * (problem.xp.where(carries, of_bins, 0) * moved).sum(axis=1))
     return problem.xp.stack(out, axis=1)
 
 

@@ -56,7 +56,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         How many samples it has.
     n_features_in_ : int
         Bins.
-    feature_names_in_ : array of str, shape (n_features_in_,)
+    feature_names_in_ : array of str, shape (n,)
         Names of bins, if `X` has some.
 
     Raises

@@ -42,7 +42,7 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Iterations that it took.
     n_features_in_ : int
         Coordinates of a sample.
-    feature_names_in_ : array of str, shape (n_features_in_,)
+    feature_names_in_ : array of str, shape (n,)
         Their names, if the source samples have some.
 
     Raises

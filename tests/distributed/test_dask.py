@@ -161,7 +161,7 @@ def test_neighbours_at_equal_distances_come_in_order():
         ({"A": None}, TypeError, "'A' must be an array of histograms"),
         ({"A": histograms(3)[0]}, ValueError, "'A' must have shape"),
         ({"B": histograms(3)[:, :5]}, ValueError, "'B' must have shape .Q, 16., .* to match C"),
-        ({"B": histograms(3, dtype=np.float32)}, TypeError, "one dtype"),
+        ({"B": histograms(3, dtype=np.float16)}, TypeError, "one dtype"),
         ({"C": C * np.nan}, ValueError, "'C' must hold finite costs"),
         ({"C": C + np.triu(C), "value": "divergence"}, ValueError, "value='divergence'"),
         ({"eps": -1}, ValueError, "'eps' must be positive"),

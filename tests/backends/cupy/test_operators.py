@@ -749,7 +749,7 @@ class OnDevice:
     [
         ("a", OnDevice(np.ones(2), device=1), ("'a' is <CUDA Device 1> and 'b' is <CUDA Device 0>", "one device")),
         ("C", OnDevice(np.zeros((2, 2)), device=1), ("'a' is <CUDA Device 0> and 'C' is <CUDA Device 1>",)),
-        ("b", OnDevice(np.ones(2, np.float32)), ("'a' is float64 and 'b' is float32",)),
+        ("b", OnDevice(np.ones(2, np.float16)), ("'a' is float64 and 'b' is float16",)),
         ("b", OnDevice(np.ones(2).astype(">f8")), ("'b'", "byte order", ">f8")),
         ("C", OnDevice(np.zeros((2, 2), object)), ("'C'", "real numbers", "object")),
         ("a", np.ones(2), ("'a' is numpy and 'b' is cupy",)),
