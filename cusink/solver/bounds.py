@@ -8,6 +8,7 @@ from cusink.solver.values import price, weighted_sum
 from cusink.types import Array, ArrayModule
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # sums of plans without digits may be infinite
 def bounds(solved: Problem) -> tuple[Array, Array]:
     """Return numbers (B,) between which the minimum lies: dual potentials made feasible, and a plan made feasible."""
     if solved.reach is not None:
