@@ -44,22 +44,34 @@ class Found(Protocol):
     def n_iter(self) -> HostArray:
         """Iterations (B,)."""
 
+    @property
+    def converged(self) -> HostArray:
+        """Whether each problem reached the tolerance (B,)."""
+
 
 def quartered(
     solve: Callable[..., Found], C: Solvable, a: Array, b: Array, eps: float, options: Options, steepness: float
 ) -> tuple[HostArray, Potentials | None]:
     """Return iterations (B,) spent on ..., 16 and 4 times eps and the potentials found; None where it does not pay.
 
-    `solve` takes weights, eps, options and `init`; `steepness` is the range of the costs over eps.
+    Before that, all problems get as many iterations as come between two looks: those that end there are done. `solve`
+    takes weights, eps, options and `init`; `steepness` is the range of the costs over eps.
     """
     stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
-    spent, init = np.zeros(len(a), np.int64), None
-    for stage in range(stages, 0, -1):
-        budget = options.max_iter // (4 * stages)
-        if budget:
-            begin = init or (C.xp.zeros_like(a), C.xp.zeros_like(b))
-            found = solve(C, a, b, eps * 4**stage, replace(options, max_iter=budget, tol=1e-2), init=begin)
+    budget = options.max_iter // (4 * max(stages, 1))
+    if not stages or budget <= options.check_every:
+        return np.zeros(len(a), np.int64), None
+    init: Potentials = (C.xp.zeros_like(a), C.xp.zeros_like(b))
+    plain = solve(C, a, b, eps, replace(options, max_iter=options.check_every), init=init)
+    spent, done = plain.n_iter, plain.converged
+    if not done.all():
+        for stage in range(stages, 0, -1):
+            found = solve(C, a, b, eps * 4**stage, replace(options, max_iter=budget, tol=1e-2), init=init)
             spent, init = spent + found.n_iter, in_gauge(C, a, b, found.f, found.g, eps * 4**stage)
+    if done.any():
+        ended = C.xp.asarray(done)[:, None]
+        f, g = (C.xp.where(ended, x, y) for x, y in zip((plain.f, plain.g), init, strict=True))
+        spent, init = np.where(done, plain.n_iter, spent), (f, g)
     return spent, init
 
 

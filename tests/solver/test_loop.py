@@ -148,24 +148,39 @@ def test_how_often_eps_is_halved():
 
 
 def test_starts_at_larger_eps():
-    calls = []
+    calls, ended = [], [False, False]
 
     def solve(cost, a, b, eps, options, init):
         calls.append((eps, options.max_iter, options.tol, [x.copy() for x in init]))
-        return SimpleNamespace(f=init[0] + 1, g=init[1] + 3, n_iter=np.array([3, 5]) + len(calls))
+        n_iter = np.array([3, 5]) + len(calls)
+        return SimpleNamespace(f=init[0] + 1, g=init[1] + 3, n_iter=n_iter, converged=np.array(ended))
 
     cost = dense_cost(C)
-    a, b, options = A[:2], B[:2], Options(max_iter=800)
+    a, b, options = A[:2], B[:2], Options(max_iter=800, tol=1e-7)
     for steepness, stages in ((1000.0, 0), (2000.0, 0), (2001.0, 1), (4000.0, 1), (4001.0, 2), (17_000.0, 3)):
         calls.clear()
         spent, init = annealing.quartered(solve, cost, a, b, 0.01, options, steepness)
-        assert [eps for eps, *_ in calls] == pytest.approx([0.01 * 4**k for k in range(stages, 0, -1)])
-        assert all(call[1:3] == (800 // (4 * stages), 1e-2) for call in calls)
-        assert spent.tolist() == [sum(3 + k for k in range(1, stages + 1)), sum(5 + k for k in range(1, stages + 1))]
-        assert (init is None) == (stages == 0)
-        if stages:
-            assert not np.any(calls[0][3][0]) and not np.any(calls[0][3][1])
-            np.testing.assert_allclose(init[0].mean(axis=1) * 5, init[1].mean(axis=1) * 6, rtol=0.5)
+        assert (init is None) == (stages == 0) == (calls == [])
+        if not stages:
+            assert spent.tolist() == [0, 0]
+            continue
+        # First a few iterations at eps itself, from zero, to the tolerance asked for.
+        assert calls[0][:3] == (0.01, 10, 1e-7)
+        assert [eps for eps, *_ in calls[1:]] == pytest.approx([0.01 * 4**k for k in range(stages, 0, -1)])
+        assert all(call[1:3] == (800 // (4 * stages), 1e-2) for call in calls[1:])
+        assert spent.tolist() == [sum(k + len_ for len_ in range(1, stages + 2)) for k in (3, 5)]
+        assert all(not np.any(x) for call in calls[:2] for x in call[3])
+        np.testing.assert_allclose(init[0].mean(axis=1) * 5, init[1].mean(axis=1) * 6, rtol=0.5)
+    # A problem that ends at once keeps what it ended with; where all do, nothing else is solved.
+    ended[1] = True
+    calls.clear()
+    spent, init = annealing.quartered(solve, cost, a, b, 0.01, options, 4001.0)
+    assert len(calls) == 3 and spent.tolist() == [4 + 5 + 6, 6]
+    assert (init[0][1] == 1).all() and (init[1][1] == 3).all() and not (init[0][0] == 1).all()
+    ended[0] = True
+    calls.clear()
+    spent, init = annealing.quartered(solve, cost, a, b, 0.01, options, 4001.0)
+    assert len(calls) == 1 and spent.tolist() == [4, 6] and (init[0] == 1).all()
     calls.clear()
     spent, init = annealing.quartered(solve, cost, a, b, 0.01, Options(max_iter=11), 17_000.0)
     assert calls == [] and spent.tolist() == [0, 0] and init is None  # nothing to spend

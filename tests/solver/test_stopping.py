@@ -101,6 +101,13 @@ def test_a_steep_problem_that_is_looked_at_often_is_not_overrelaxed_at_once():
     assert found.converged and found.n_iter <= 2 * plain.n_iter + 10
 
 
+def test_nor_does_one_of_huge_costs_that_converges_at_once():
+    """Annealing is not paid for where the first iterations do: it took 54."""
+    a, b, C = np.array([0.04, 0.96]), np.array([0.5, 0.5]), np.array([[9.0, 0.0], [0.0, 0.0]])
+    found, _ = both(a, b, C, eps=2e-4)
+    assert found.converged and found.n_iter <= 12
+
+
 def test_a_mode_that_hardly_converges_does_not_hide_that_the_error_is_small():
     rng = np.random.default_rng(14)
     x = rng.random((6, 2))
