@@ -21,8 +21,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # A warning names no line of these, which may stand between the user's code and the package: autograd, traced functions,
-# cached properties.
-SKIPPED = ("cusink", "torch", "jax", "functools")
+# cached properties, decorated functions.
+SKIPPED = ("cusink", "torch", "jax", "functools", "numpy")
 
 DEFAULT_ADVICE = "Raise 'max_iter' or 'eps', or accept a larger 'tol'"
 MOST_ITERATIONS = 1e7  # nobody waits for more
