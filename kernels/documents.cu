@@ -181,7 +181,7 @@ documents(REAL* cost, REAL* reg_cost, REAL* error, long long* n_iter, REAL* scra
         }
         mass = merge_block(PlainSum{mass}).sum;
         // One plain iteration solves a pair with one point on a side.
-        if (threadIdx.x == 0) state = {n == 1 || m == 1 ? 1 : x.omega, infinity(), infinity(), 0, 0, 0, infinity(), 0};
+        if (threadIdx.x == 0) state = {x.rules.adaptive && (n == 1 || m == 1) ? 1 : x.omega, infinity(), infinity(), 0, 0, 0, infinity(), 0};
         fill_tile(tile, staged, x, x.a.places + from, x.b.places + to, n, m, stride);
         Points sources = {n, stride, a, p}, targets = {m, 1, b, q};
         REAL left = 0;

@@ -448,14 +448,14 @@ def test_divergence_between_clouds_on_other_points(xp):
 def test_a_divergence_is_as_good_as_its_three_parts():
     """The error of a pair is the largest among those of the pair and of the two items with themselves."""
     A, B, C = digits(queries=2, corpus=3)
-    A[0] = B[0] = np.eye(25)[3]  # a point mass: at no error beside itself, and soon at none beside any other
+    A[0] = B[0] = np.eye(25)[3]  # a point mass: one iteration solves it beside any other
     options = {"eps": 0.01, "max_iter": 5, "full_output": True}
     with pytest.warns(cusink.ConvergenceWarning, match="5 of 6"):
         result = cusink.distance_matrix(A, B, C, value="divergence", **options)
-    with pytest.warns(cusink.ConvergenceWarning, match="4 of 6"):
+    with pytest.warns(cusink.ConvergenceWarning, match="2 of 6"):
         pair = cusink.distance_matrix(A, B, C, value="reg_cost", **options)
     np.testing.assert_array_equal(result.converged, [[True, False, False], [False, False, False]])
-    np.testing.assert_array_equal(pair.converged, [[True, False, False], [True, False, False]])
+    np.testing.assert_array_equal(pair.converged, [[True, True, True], [True, False, False]])
     assert (result.error >= pair.error).all() and result.error[1, 0] > 1e-3 > 1e-12 > pair.error[1, 0]
 
 
