@@ -304,7 +304,8 @@ sys.stdout.write(__import__("hashlib").sha256(np.ascontiguousarray(found[:])).he
 
 # With a pause after each tile, so that there is a middle, however fast the work and busy the machine.
 UNHURRIED = f"""
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background is started without
 from cusink.retrieval.storage.ledger import Ledger
 add = Ledger.add
 Ledger.add = lambda *tile: (add(*tile), time.sleep(0.1))
