@@ -282,3 +282,13 @@ def test_gradients_by_points_keep_the_digits_of_near_ones(name, dtype):
         found, (pulls.sum(axis=1), -pulls.sum(axis=0)), (np.abs(pulls).sum(axis=k) for k in (1, 0)), strict=True
     ):
         np.testing.assert_allclose(gradient, want, rtol=0, atol=2.0**8 * np.finfo(dtype).eps * size.max() + least)
+
+
+def test_a_point_without_weight_beside_a_few_does_not_move_their_centre():
+    x = np.zeros((2, 9), np.float32)
+    x[0, [0, 2, 4, 6]], x[1, :2] = (0.4, 1, 0.6, 1), 10
+    y = np.array([[0, 0.5, 0, 0.8, 0, 1, 0.3, 1, 0.8]], np.float32)
+    a, b = np.array([0.1, 0], np.float32), np.ones(1, np.float32)
+    result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=0.2, reach=14.0)
+    mass = np.asarray(result.plan()[0, 0], np.float64)
+    np.testing.assert_allclose(result.cost, mass * cdist(x[:1].astype(float), y.astype(float))[0, 0] ** 2, rtol=1e-5)

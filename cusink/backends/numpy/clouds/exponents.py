@@ -87,7 +87,7 @@ class Exponents:
         side, scale = self.side, self.scale
         x = side.x[side.blocks[k]].astype(np.float64)
         d, count = x.shape[1], chosen.count
-        centre = x.mean(axis=0).astype(side.dtype) if side.local else side.origin
+        centre = side.centre(side.blocks[k]).astype(side.dtype) if side.local else side.origin
         moved = centre.astype(np.float64)
         x -= moved
         moved -= side.origin
@@ -109,7 +109,7 @@ class Exponents:
         side = self.side
         x = side.x[side.blocks[k]].astype(np.float64)
         d, count = x.shape[1], chosen.count
-        centre = x.mean(axis=0)
+        centre = side.centre(side.blocks[k])
         x -= centre
         squares = self.scale * np.einsum("ik,ik->i", x, x)
         if not squares.max() <= (ROUNDED_RADIUS if side.dtype == np.float32 else DOUBLE_RADIUS):
@@ -181,7 +181,7 @@ def products(side: CloudSide, rows: slice, work: Workspace, columns: Columns) ->
     """
     x, right, count = side.x[rows], work.right(side, columns), columns.count
     d = x.shape[1]
-    centre = x.mean(axis=0, dtype=np.float64).astype(side.dtype)
+    centre = side.centre(rows).astype(side.dtype)
     x = x - centre
     np.subtract(columns.of(side.y), centre[:, None], out=right[:d, :count])
     right[d + 1] = np.einsum("kj,kj->j", right[:d], right[:d])

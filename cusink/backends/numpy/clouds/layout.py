@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from cusink.costs.points import PointCosts
 from cusink.types import Axis, HostArray
 
 R = TypeVar("R")
+Filled: TypeAlias = tuple[HostArray | None, HostArray | None]
 
 PRODUCT_COORDINATES = 62  # at most, in one matrix product
 LOCAL_DIMENSIONS = 16  # at most; beyond, neighbours are so far apart that a centre of their own gains nothing
@@ -39,19 +40,32 @@ def sorted_clouds(C: PointCosts, problem: int) -> "SortedClouds":
         sides = C.x, C.y, C.origin
         clouds = [sides] if C.ndim == 2 else list(zip(*sides, strict=True))
         rule = C.take(slice(0), slice(0))  # without the points, which would keep the key alive for ever
-        found = [SortedClouds(rule, x, y, origin[0]) for x, y, origin in clouds]
+        masks = _masks(C, len(clouds))
+        found = [
+            SortedClouds(rule, x, y, origin[0], filled) for (x, y, origin), filled in zip(clouds, masks, strict=True)
+        ]
         with _lock:
             found = _sorted.setdefault(C, found)
     return found[0 if C.ndim == 2 else problem]
 
 
+def _masks(C: PointCosts, problems: int) -> list[Filled]:
+    """Return which points of every problem have weight."""
+    if C.filled is None:
+        return [(None, None)] * problems
+    x, y = (mask.reshape(problems, -1) for mask in C.filled)
+    return list(zip(x, y, strict=True))
+
+
 class SortedClouds:
     """Two clouds in orders that put neighbours together, and the sides from which to see them.
 
-    Most of the points lie about their `origin` (d,).
+    Most of the points lie about their `origin` (d,). Where `filled` is known, it has masks of the points with weight.
     """
 
-    def __init__(self, costs: PointCosts, x: HostArray, y: HostArray, origin: HostArray) -> None:
+    def __init__(
+        self, costs: PointCosts, x: HostArray, y: HostArray, origin: HostArray, filled: Filled = (None, None)
+    ) -> None:
         sizes = limits.LIMITS
         leaf = max(
             sizes.cloud_leaf_points,
@@ -62,7 +76,7 @@ class SortedClouds:
         order = sort(x)
         orders = order, order if y is x else sort(y)
         self.costs, self.orders, self.points = costs, orders, (x[orders[0]], y[orders[1]])
-        self.shape, self.origin = (len(x), len(y)), origin
+        self.shape, self.origin, self.filled = (len(x), len(y)), origin, filled
 
     def side(self, axis: Axis, rows: HostArray | None = None, columns: HostArray | None = None) -> "CloudSide":
         """Return rows and columns for a sum over `axis`: x and y for axis 1, y and x for axis 0.
@@ -77,7 +91,9 @@ class SortedClouds:
                 points, order = points[chosen[order]], order[chosen[order]]
             sides.append((points, order))
         (x, row_order), (y, column_order) = sides
-        return CloudSide(self.costs, x, y, row_order, column_order, self.origin, celled=self.celled)
+        mask = self.filled[kept]
+        filled = None if mask is None or mask.all() else mask[row_order]
+        return CloudSide(self.costs, x, y, row_order, column_order, self.origin, filled, celled=self.celled)
 
 
 def neighbours(x: HostArray, leaf: int) -> HostArray:
@@ -119,8 +135,8 @@ def nested(x: HostArray) -> HostArray:
 class CloudSide:
     """Rows x (n, d) against columns y (m, d), cut into blocks of rows.
 
-    `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m). Columns of a
-    `celled` side are looked for in cells.
+    `order` (n,) and `columns` (m,) are their places in the order of the caller; y is transposed, (d, m). `filled` (n,)
+    says which rows have weight; None stands for all. Columns of a `celled` side are looked for in cells.
     """
 
     def __init__(
@@ -131,10 +147,11 @@ class CloudSide:
         order: HostArray,
         columns: HostArray,
         origin: HostArray,
+        filled: HostArray | None = None,
         celled: bool = False,
     ) -> None:
         sizes = limits.LIMITS
-        self.celled = celled
+        self.celled, self.filled = celled, filled
         self.costs, self.dtype, self.order, self.columns, self.origin = costs, x.dtype, order, columns, origin
         (n, d), m = x.shape, len(y)
         self.shape, self.x = (n, m), x
@@ -150,6 +167,14 @@ class CloudSide:
         self.tile_columns = max(sizes.cloud_leaf_points, sizes.product_multiplications // multiplied)
         self.y, self.all = np.ascontiguousarray(y.T), Columns(m, self.tile_columns)
         self.workspaces = Spare(functools.partial(Workspace, self.rows * self.all.padded, self.dtype))
+
+    def centre(self, rows: slice) -> HostArray:
+        """Return the mean (d,) of some rows in float64: of those with weight, so that no other costs them digits."""
+        x = self.x[rows]
+        if self.filled is not None and self.filled[rows].any():
+            x = x[self.filled[rows]]
+        mean: HostArray = x.mean(axis=0, dtype=np.float64)
+        return mean
 
     def for_blocks(
         self,
