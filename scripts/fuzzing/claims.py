@@ -116,7 +116,7 @@ def solution(problem: Problem, claimed: Claimed, dtype: str, tol: float | None, 
     if not 0 <= claimed.n_iter <= max_iter:
         yield Finding(WRONG, "n_iter <= max_iter", str(claimed.n_iter), f"max_iter {max_iter}")
     if error < 0.1:
-        yield from _gibbs(problem, claimed, slack + error, u)
+        yield from _gibbs(problem, claimed, slack + error, dtype)
         yield from _values(problem, claimed, slack + error + noise, u)
 
 
@@ -150,16 +150,17 @@ def _finite(problem: Problem, claimed: Claimed) -> Iterator[Finding]:
             yield Finding(NAN, f"{name} is finite", str(potential.tolist()), "finite numbers")
 
 
-def _gibbs(problem: Problem, claimed: Claimed, slack: float, u: float) -> Iterator[Finding]:
+def _gibbs(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Iterator[Finding]:
     """Yield what shows that the plan is not that of the potentials, or of any potentials."""
     a, b, C, eps, _, noise, floor = problem
+    u, least = UNITS[dtype]
     P = claimed.plan
     i, j = np.nonzero(P > 1e-12 * P.max(initial=0))
     if not len(i):
         return
     carried = np.abs(C[i, j]).max() / eps
     shown = u * (np.abs(claimed.f[i]) + np.abs(claimed.g[j])) / eps + 4 * 2.0**-52 * carried + noise * carried
-    shown += floor / eps
+    shown += (floor + 2 * least) / eps  # potentials below the least number of the dtype are shown as 0
     Z = log(P[i, j]) - log(a[i]) - log(b[j])
     off = np.abs(Z - (claimed.f[i] + claimed.g[j] - C[i, j]) / eps) - 4 * shown
     share = P[i, j] / P.sum()
@@ -203,7 +204,7 @@ def _values(problem: Problem, claimed: Claimed, slack: float, u: float) -> Itera
     around = heavy + eps * float((P * (1 + np.abs(ratio) + np.abs(logs))).sum())
     around += eps * sum(float(np.abs(times(w, log(w))).sum()) for w in (a, b))
     # The value of the potentials is that of the plan where the marginals are met; else by these terms.
-    gap, shown = 0.0, 0.0
+    gap, shown, unmet = 0.0, 0.0, 0.0
     f, g = (np.where(w > 0, p, 0.0) for w, p in zip((a, b), claimed[:2], strict=True))
     for weights, sums, potential, rho in zip(
         (a, b), (rows, columns), (f, g), reach or (math.inf, math.inf), strict=True
@@ -222,6 +223,9 @@ def _values(problem: Problem, claimed: Claimed, slack: float, u: float) -> Itera
                 np.abs(priced).sum() + rho * (sums + weights).sum()
             )
             kl += float(priced.sum()) / eps
+    if reach is not None:  # what a marginal is off by may all be in the bin of the largest logarithm
+        heaviest = max(float(np.abs(log(w[w > 0])).max(initial=0)) for w in (a, b))
+        unmet = slack * eps * float(P.sum()) * heaviest
     if reach is not None and math.inf in reach:
         f_mass = float(P.sum())
         shown += slack * f_mass * float(np.abs(f).max() + np.abs(g).max())
@@ -232,7 +236,7 @@ def _values(problem: Problem, claimed: Claimed, slack: float, u: float) -> Itera
     expected = {
         "cost": (cost, slack * heavy + light),
         "reg_cost": (cost + eps * kl + gap, slack * around + shown + light),
-        "entropic_cost": (entropic, slack * around + shown + light),
+        "entropic_cost": (entropic, slack * around + shown + light + unmet),
     }
     for name, (value, allowed) in expected.items():
         claim = getattr(claimed, name)

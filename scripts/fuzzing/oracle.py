@@ -16,13 +16,17 @@ from fuzzing.claims import ROUNDINGS, UNITS, Claimed, Problem
 
 
 class Optimum(NamedTuple):
-    """Potentials, plan and values at the optimum; `contraction` of the plain iteration there, 0 fast and 1 never."""
+    """Potentials, plan and values at the optimum, up to a marginal `error`.
+
+    `contraction` is that of the plain iteration there, 0 fast and 1 never.
+    """
 
     f: np.ndarray
     g: np.ndarray
     plan: np.ndarray
     values: reference.Values
     contraction: float
+    error: float
 
 
 def optimum(problem: Problem) -> Optimum | None:
@@ -51,7 +55,7 @@ def optimum(problem: Problem) -> Optimum | None:
         core = P[np.ix_(a > 0, b > 0)]
         core = core / np.sqrt(core.sum(axis=1))[:, None] / np.sqrt(core.sum(axis=0))
         second = np.linalg.svd(core, compute_uv=False)[1:2]
-    return Optimum(found.f, found.g, P, reference.values(P, a, b, C, eps), float((second**2).sum()))
+    return Optimum(found.f, found.g, P, reference.values(P, a, b, C, eps), float((second**2).sum()), found.error)
 
 
 def value(problem: Problem, claimed: Claimed, dtype: str, best: Optimum) -> Iterator[Finding]:
@@ -66,6 +70,7 @@ def value(problem: Problem, claimed: Claimed, dtype: str, best: Optimum) -> Iter
         + problem.floor
     )
     allowed += ROUNDINGS * u * abs(best.values.reg_cost)  # of a tiny mass it is mostly eps times its logarithm
+    allowed += float(problem.a.sum()) * 2 * best.error * (float(np.abs(C).max()) + spread)
     if not abs(claimed.reg_cost - best.values.reg_cost) <= allowed + 1e-300:
         yield Finding(
             WRONG,
@@ -76,8 +81,13 @@ def value(problem: Problem, claimed: Claimed, dtype: str, best: Optimum) -> Iter
 
 
 def plain_iterations(problem: Problem, tol: float, check_every: int, most: int) -> int | None:
-    """Return after how many plain iterations a loop in float64 sees an error of `tol`; None if not by `most`."""
+    """Return after how many plain iterations a loop in float64 sees an error of `tol`; None if not by `most`.
+
+    None too where the rounding of exponents is larger: what the loop sees there is not the error.
+    """
     a, b, C, eps = problem[:4]
+    if 2.0**-53 * float(np.abs(C[np.isfinite(C)]).max(initial=0)) / eps > tol:
+        return None
     f = np.zeros(len(a))
     with np.errstate(all="ignore"):
         for k in range(1, most + 1):
