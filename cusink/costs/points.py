@@ -127,18 +127,27 @@ class PointCosts:
         return dataclasses.replace(self, x=x, y=y, given=given, filled=filled)
 
     def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
-        """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares."""
+        """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares.
+
+        On the host each is rounded once: it is taken in float64.
+        """
         x, y = self._points(problems, rows)
         out = xp.empty((*x.shape[:-1], y.shape[-2]), self.dtype)
-        if out.ndim == 2 or xp is not np:
-            self._distances(xp, x, y, out)
-        else:  # so few problems at a time that these stay in the cache
-            for some, _ in blocks(len(out), out.shape[1], out.shape[2], max(BLOCK_ENTRIES, out[:1].size)):
-                self._distances(xp, x[some], y[some], out[some])
-        return self.of_distances(xp, out)
+        if xp is not np:
+            return self._costs(xp, x, y, out)
+        # So few at a time that these stay in the cache.
+        x, y = (p.astype(np.float64, copy=False) for p in (x, y))
+        x, y, stacked = (p if p.ndim == 3 else p[None] for p in (x, y, out))
+        for some, part in blocks(*stacked.shape, BLOCK_ENTRIES):
+            into = stacked[some, part]
+            if out.dtype == np.float64:
+                self._costs(np, x[some, part], y[some], into)
+            else:
+                into[...] = self._costs(np, x[some, part], y[some], np.empty(into.shape))
+        return out
 
-    def _distances(self, xp: ArrayModule, x: Array, y: Array, out: Array) -> None:
-        """Write the distances s between points into `out`, a coordinate at a time."""
+    def _costs(self, xp: ArrayModule, x: Array, y: Array, out: Array) -> Array:
+        """Return the costs between points, written into `out`: a coordinate at a time."""
         scratch = out
         for k in range(x.shape[-1]):
             column = xp.ascontiguousarray(y[..., k])  # a stride would keep the host from subtracting several at a time
@@ -151,6 +160,7 @@ class PointCosts:
                 out += scratch
             elif x.shape[-1] > 1:
                 scratch = xp.empty_like(out)
+        return self.of_distances(xp, out)
 
     def block_adjoint(
         self, xp: ArrayModule, gradient: Array, problems: Index = slice(None), rows: Index = slice(None)

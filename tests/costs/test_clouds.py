@@ -164,3 +164,22 @@ def test_a_cloud_moved_to_a_device_is_what_it_was(monkeypatch):
         np.testing.assert_array_equal(moved.y, cloud.y)
         assert (moved.metric, moved.power, moved.tf32) == (cloud.metric, cloud.power, cloud.tf32)
         assert (moved.x is moved.y) == (cloud.x is cloud.y)
+
+
+@pytest.mark.parametrize(("metric", "power"), [("sqeuclidean", 1), ("euclidean", 1), ("cityblock", 1.5)])
+def test_costs_in_float32_are_rounded_once(metric, power):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(3, n, 7)).astype(np.float32) for n in (40, 500))
+    exact = np.stack([cusink.cost_matrix(*pair, metric) for pair in zip(x.astype(float), y.astype(float), strict=True)])
+    C = cusink.PointCloud(x, y, metric, power=power).dense()
+    np.testing.assert_array_equal(C, (exact**power).astype(np.float32))
+    np.testing.assert_array_equal(cusink.PointCloud(x[1], y[1], metric, power=power).dense(), C[1])
+
+
+def test_the_error_of_one_pair_holds_what_rounding_does_to_its_exponent():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = (rng.normal(size=(1, 7)).astype(np.float32) for _ in range(2))
+        cloud = cusink.PointCloud(x, y + 3)
+        result = cusink.sinkhorn(None, None, cloud, eps=cloud.mean() / 500, tol=1e-2)
+        assert abs(result.plan()[0, 0] - 1) <= result.error
