@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -190,12 +191,13 @@ def test_a_state_of_other_sources_is_refused(fuzz, monkeypatch, tmp_path):
         fuzz("--only", "input", "--cases", 1, "--state", path)
 
 
-def test_a_case_without_an_end_is_a_failure(fuzz, monkeypatch):
-    monkeypatch.setattr(run, "LIMIT", 0.05)
+@pytest.mark.parametrize(("limit", "pause"), [("LIMIT", 0.0), ("LONGEST", 0.1)])
+def test_a_case_without_an_end_is_a_failure(fuzz, monkeypatch, limit, pause):
+    monkeypatch.setattr(run, limit, 0.05)
 
     def forever(a, b, C, **options):
         while True:
-            pass
+            time.sleep(pause)
 
     monkeypatch.setattr(cusink, "sinkhorn", forever)
     status, found = fuzz("--only", "grids", "--cases", 1, "--shrink", 0)
