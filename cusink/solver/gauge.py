@@ -52,7 +52,10 @@ def _largest(xp: ArrayModule, used: Array, potential: Array) -> Array:
 
 
 def _by_island(C: Solvable, problem: int, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array]:
-    """Return the potentials of one problem with equal sums in each island, where that connects no islands."""
+    """Return the potentials of one problem with equal sums in each island, where that connects no islands.
+
+    A bin with weight that is an island alone has lost its partners to rounding: there, they stay what they are.
+    """
     a, b = C.to_host(a), C.to_host(b)
     f, g = (C.to_host(x).astype(np.float64) for x in (f, g))
     rows, columns = np.flatnonzero(a > 0), np.flatnonzero(b > 0)
@@ -66,6 +69,8 @@ def _by_island(C: Solvable, problem: int, a: Array, b: Array, f: Array, g: Array
 
     x, y = f[rows], g[columns]
     of_rows, of_columns = islands(connected(x, y), len(rows), len(columns))
+    if len(np.setxor1d(of_rows, of_columns)):
+        return C.xp.asarray(f), C.xp.asarray(g)
     count = len(rows) + len(columns)
     sizes = np.bincount(of_columns, minlength=count) + np.bincount(of_rows, minlength=count)
     surplus: HostArray = np.bincount(of_columns, y, count) - np.bincount(of_rows, x, count)

@@ -317,6 +317,17 @@ def test_islands_of_a_plan_get_gauges_of_their_own(apart):
         np.testing.assert_allclose(found[0], found[1], atol=1e-8)
 
 
+def test_a_bin_that_rounding_left_alone_keeps_a_potential_that_shows_it():
+    """It would seem an island without mass, and its potential small: no rounding would be counted."""
+    cost, a, b = np.array([[1.137896931751909e17, 1.0]]), np.ones((1, 1)), np.array([[0.3, 0.7]])
+    found = gauge.in_gauge(dense_cost(cost), a, b, np.array([[-8e-15]]), np.array([[cost[0, 0], 0.35]]), 0.01)
+    assert gauge.size(np, a, b, *found)[0] > 1e16
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn(None, b[0], cost, eps=0.00964)
+    assert not result.converged
+    assert result.error >= abs(result.plan().sum(axis=0) - b[0]).sum()
+
+
 # ---- measures with themselves ----------------------------------------------------------------------------------------
 
 
