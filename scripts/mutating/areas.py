@@ -41,7 +41,8 @@ _ITERATED = (
     "(any_launch or oracle and zero) and float32 or checks_on_the",
 )
 _SECOND_ORDER = Tests(
-    ("tests/gradients/test_second_order.py", "-k", "not cupy and not memory"), ("tests/gradients/test_adjoint.py",)
+    ("tests/gradients/test_second_order.py", "-k", "not cupy and not memory"),
+    ("tests/gradients/test_adjoint.py", "tests/solver/test_eps.py", "-k", "not cupy and not memory"),
 )
 # The first pattern that fits a file decides.
 TESTS: dict[str, Tests] = {
@@ -58,7 +59,8 @@ TESTS: dict[str, Tests] = {
         ("tests/solver/test_values.py", "-k", "definition"),
     ),
     "cusink/solver/checks.py": Tests(
-        ("tests/solver/test_loop.py", "tests/checks/test_input.py"), ("tests/solver/test_unbalanced.py",)
+        ("tests/solver/test_loop.py", "tests/checks/test_input.py"),
+        ("tests/solver/test_unbalanced.py", "tests/solver/test_sinkhorn.py", "tests/solver/test_eps.py"),
     ),
     "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), ("tests/solver/test_loop.py",)),
     "cusink/solver/forbidden.py": Tests(
@@ -83,7 +85,7 @@ TESTS: dict[str, Tests] = {
             "-k",
             "dense_linear or forbidden_pairs or unconverged or bad_input or shorter_side or falls_short",
         ),
-        ("tests/gradients/test_points.py", "tests/gradients/test_unbalanced.py"),
+        ("tests/gradients", "tests/solver/test_eps.py", "-k", "not cupy and not memory"),
     ),
     "cusink/retrieval/*": Tests(
         ("tests/retrieval/test_bounds.py",),

@@ -245,6 +245,7 @@ def test_the_cupy_operators_give_the_same():
         ({"dC": np.ones((2, 2))}, ValueError, "'dC' must have shape (3, 2)"),
         ({"dC": np.full((3, 2), np.nan)}, ValueError, "'dC' must be finite"),
         ({"dx": np.ones((3, 1))}, ValueError, "'dx' must be None for a stored cost, which has no points"),
+        ({"da": np.array([1, np.inf, 0])}, ValueError, "'da' must be finite"),
         ({"deps": "much"}, TypeError, "'deps'"),
         ({"da": np.ones(3), "tol": None}, TypeError, "'tol' must be a number"),
     ],
@@ -345,9 +346,27 @@ def test_empty_bins_have_gradients_through_the_plan():
         (np.ones((2, 3)), r"'grad_plan' must have shape \(3, 2\); got \(2, 3\)"),
         ((np.ones((3, 1)), np.ones((3, 1))), r"'grad_plan\[1\]' must have shape \(2, 1\); got \(3, 1\)"),
         (np.full((3, 2), np.inf), "'grad_plan' must be finite"),
+        ([np.ones((3, 1)), np.ones((2, 2))], r"'grad_plan\[1\]' must have shape \(2, 1\); got \(2, 2\)"),
+        ([np.ones((3, 1))] * 3, r"'grad_plan' must have shape \(3, 2\); got \(3, 3, 1\)"),
+        ((np.ones((1, 3, 1)), np.ones((2, 1))), r"'grad_plan\[0\]' must have shape \(3, 1\); got \(1, 3, 1\)"),
     ],
 )
 def test_bad_gradients_by_the_plan(grad_plan, message):
     result = cusink.sinkhorn(None, None, np.ones((3, 2)), eps=0.5)
     with pytest.raises(ValueError, match=message):
         cusink.sinkhorn_adjoint(result, grad_plan=grad_plan)
+
+
+def test_a_gradient_by_the_plans_is_a_matrix_or_two_for_one_problem_or_all():
+    rng = np.random.default_rng(3)
+    a, b, C = rng.dirichlet(np.ones(4), 2), rng.dirichlet(np.ones(3), 2), rng.random((4, 3))
+    result = cusink.sinkhorn(a, b, C, eps=0.3, **TIGHT)
+    U, V = rng.normal(size=(2, 4, 2)), rng.normal(size=(2, 3, 2))
+    each = cusink.sinkhorn_adjoint(result, grad_plan=U @ V.swapaxes(1, 2), tol=1e-12)
+    thin = cusink.sinkhorn_adjoint(result, grad_plan=[U, V], tol=1e-12)
+    np.testing.assert_allclose(thin.a, each.a, rtol=1e-9)
+    for k in range(2):
+        alone = cusink.sinkhorn(a[k], b[k], C, eps=0.3, **TIGHT)
+        np.testing.assert_allclose(each.a[k], cusink.sinkhorn_adjoint(alone, grad_plan=(U[k], V[k])).a, atol=1e-7)
+        both = cusink.sinkhorn_adjoint(result, grad_plan=(U[k], V[k]), tol=1e-12)  # one for all problems
+        np.testing.assert_allclose(both.a[k], each.a[k], rtol=1e-9)

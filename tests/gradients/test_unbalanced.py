@@ -1,5 +1,8 @@
 """Gradients of unbalanced transport against centred differences of solves in float64."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import problems
 import pytest
@@ -191,3 +194,14 @@ def test_an_empty_bin_of_any_potential_leaves_the_other_gradients_numbers():
     np.testing.assert_allclose(grads.a, 0, atol=1e-6)  # moving nothing but along the free pair costs nothing
     np.testing.assert_allclose(grads.C, [[0, np.sqrt(0.2)], [0, 0]], rtol=1e-2, atol=1e-6)
     assert np.isfinite(grads.b).all() and np.isfinite(grads.eps)
+
+
+@pytest.mark.parametrize("x", [-2.0, -0.04, -9e-3, -1e-3, 1e-9, 1e-4, 9e-3, 0.02, 3.0])
+def test_what_a_marginal_is_off_by_has_its_digits_near_zero(x):
+    """``1 - (1 + x) exp(-x)`` of a potential x = f / rho; here as a sum of rational numbers."""
+    weight = np.ones(1)  # one pair of bins: by symmetry g = f, and the plan has the marginals exp(-f / rho)
+    result = cusink.sinkhorn(weight, weight, [[3 * x]], eps=1.0, reach=1.0, tol=1e-12)
+    share = Fraction(float(result.f[0]))
+    assert share == pytest.approx(x, rel=1e-6)
+    terms = ((-share) ** k * (k - 1) / Fraction(math.factorial(k)) for k in range(2, 60))
+    assert cusink.sinkhorn_adjoint(result, grad_reg_cost=1.0).reach[0] == pytest.approx(float(sum(terms)), rel=1e-12)

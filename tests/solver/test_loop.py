@@ -406,3 +406,8 @@ def test_apply_says_what_is_no_vector():
     for v, axis in ((rng.normal(size=6), 1), (rng.normal(size=(4, 5)), 0)):
         want = np.einsum("bij,bj->bi" if axis else "bij,bi->bj", result.plan(), np.broadcast_to(v, (4, v.shape[-1])))
         np.testing.assert_allclose(result.apply(v, axis), want, atol=1e-14)
+
+
+def test_a_cost_of_one_problem_is_that_of_all():
+    result = cusink.sinkhorn(A, B, C[None], eps=EPS)
+    np.testing.assert_array_equal(result.cost, cusink.sinkhorn(A, B, C, eps=EPS).cost)
