@@ -18,6 +18,9 @@ from cusink.costs.cost import Cost
 from cusink.costs.operators import DampedSteps, HostChecked
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
+MUCH_MORE = 40.0  # logarithm of a ratio x beside which x - 1 is x
+LARGEST_EXPONENT = 700.0  # of exp in float64
+
 
 class UnbalancedIteration(HostChecked):
     """Problems under way, see `cusink.costs.operators.Iteration`.
@@ -182,10 +185,12 @@ def marginal_error(
     f is `potential` + `shift`, and `image` the softmin that `potential` is compared with.
     """
     potential, image = (xp.where(weights > 0, x, 0) for x in (potential, image))
-    scaled = potential / rho
-    with np.errstate(over="ignore"):
-        excess = xp.abs(xp.expm1((potential - image) / eps + scaled + (shift / rho).astype(image.dtype)))
-    excess = xp.minimum(excess, float(np.finfo(excess.dtype.name).max) ** 0.5)  # far off, but not out of range
-    scaled = scaled - xp.where(weights > 0, scaled, xp.inf).min(axis=1, keepdims=True)
-    marginal = (weights * xp.exp(-xp.where(weights > 0, scaled, 0))).astype(np.float64)
-    return (marginal * excess).sum(axis=1) / marginal.sum(axis=1)
+    scaled = (potential / rho).astype(np.float64)
+    excess = (potential - image).astype(np.float64) / eps + scaled + shift / rho
+    fallen = xp.where(weights > 0, scaled - xp.where(weights > 0, scaled, xp.inf).min(axis=1, keepdims=True), 0)
+    marginal = xp.exp(-fallen)
+    # Where the plan has much more than the marginal, as it is: that may be far below the range of exp.
+    large = excess > MUCH_MORE
+    least = marginal * xp.abs(xp.expm1(xp.where(large, 0, excess)))
+    off = weights * xp.where(large, xp.exp(xp.minimum(excess - fallen, LARGEST_EXPONENT)), least)
+    return off.sum(axis=1) / (weights * marginal).sum(axis=1)

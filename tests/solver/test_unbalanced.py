@@ -247,3 +247,15 @@ def test_bad_input(options, error, message):
     a, b, C = drawn()
     with pytest.raises(error, match=re.escape(message)):
         cusink.sinkhorn(a, b, C, eps=0.1, **options)
+
+
+def test_an_error_holds_mass_where_none_should_be():
+    """A column whose marginal is ``exp(-2e6)`` and whose plan is not: both far below the range of a ratio."""
+    a, b = np.array([0.13580246, 0.12345679]), np.array([1.5, 0.5])
+    C = np.array([[20367888.0, 0.960271], [20367888.0, 20367888.0]])
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn(a, b, C, eps=5.78e-06, reach=(None, 4.7), max_iter=300)
+    wanted = b * np.exp(-result.g / 4.7)
+    off = abs(result.plan().sum(axis=0) - wanted).sum() / wanted.sum()
+    assert off > 0.5
+    assert result.error == pytest.approx(off, rel=1e-2)
