@@ -33,6 +33,9 @@ class Solvable(Protocol):
     def range(self) -> tuple[float, float]:
         """Return numbers between which all finite costs lie."""
 
+    def at(self, problems: HostArray) -> Self:
+        """Return the costs of some problems; one that all share is itself."""
+
     def costs_of(self, problem: int, rows: slice) -> Array:
         """Return the costs (rows, m) of one problem."""
 

@@ -138,7 +138,7 @@ class PointCosts:
         # So few at a time that these stay in the cache.
         x, y = (p.astype(np.float64, copy=False) for p in (x, y))
         x, y, stacked = (p if p.ndim == 3 else p[None] for p in (x, y, out))
-        for some, part in blocks(*stacked.shape, BLOCK_ENTRIES):
+        for some, part in blocks(len(stacked), x.shape[1], y.shape[1], BLOCK_ENTRIES):
             into = stacked[some, part]
             if out.dtype == np.float64:
                 self._costs(np, x[some, part], y[some], into)

@@ -18,6 +18,7 @@ from cusink.solver.gauge import in_gauge
 from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
+LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is known
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50  # iterations after which the first look is taken; each later one after twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
@@ -41,6 +42,10 @@ class Found(Protocol):
         """Potentials (B, m)."""
 
     @property
+    def error(self) -> HostArray:
+        """Marginal errors (B,)."""
+
+    @property
     def n_iter(self) -> HostArray:
         """Iterations (B,)."""
 
@@ -54,25 +59,47 @@ def quartered(
 ) -> tuple[HostArray, Potentials | None]:
     """Return iterations (B,) spent on ..., 16 and 4 times eps and the potentials found; None where it does not pay.
 
-    Before that, all problems get as many iterations as come between two looks: those that end there are done. `solve`
-    takes weights, eps, options and `init`; `steepness` is the range of the costs over eps.
+    Before that, every problem gets as many iterations as come between two looks, and as many again as long as its error
+    falls so fast that it ends sooner than annealing would: those that end there are done. `solve` takes a cost,
+    weights, eps, options and `init`; `steepness` is the range of the costs over eps.
     """
     stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
     budget = options.max_iter // (4 * max(stages, 1))
     if not stages or budget <= options.check_every:
         return np.zeros(len(a), np.int64), None
-    init: Potentials = (C.xp.zeros_like(a), C.xp.zeros_like(b))
-    plain = solve(C, a, b, eps, replace(options, max_iter=options.check_every), init=init)
-    spent, done = plain.n_iter, plain.converged
-    if not done.all():
+    f, g = C.xp.zeros_like(a), C.xp.zeros_like(b)
+    spent, done = np.zeros(len(a), np.int64), np.zeros(len(a), bool)
+    some, error = np.arange(len(a)), np.full(len(a), LARGEST_ERROR)
+    while len(some):
+        found = solve(C.at(some), a[some], b[some], eps, _of_one_look(options), init=(f[some], g[some]))
+        f[some], g[some] = found.f, found.g
+        spent[some], done[some] = spent[some] + found.n_iter, found.converged
+        ahead = _promising(found, error[some], options, stages) & (spent[some] < stages * options.check_every)
+        error[some] = found.error
+        some = some[ahead]
+    some = np.flatnonzero(~done)
+    if len(some):
+        part, weights = C.at(some), (a[some], b[some])
+        init: Potentials = (C.xp.zeros_like(weights[0]), C.xp.zeros_like(weights[1]))
         for stage in range(stages, 0, -1):
-            found = solve(C, a, b, eps * 4**stage, replace(options, max_iter=budget, tol=1e-2), init=init)
-            spent, init = spent + found.n_iter, in_gauge(C, a, b, found.f, found.g, eps * 4**stage)
-    if done.any():
-        ended = C.xp.asarray(done)[:, None]
-        f, g = (C.xp.where(ended, x, y) for x, y in zip((plain.f, plain.g), init, strict=True))
-        spent, init = np.where(done, plain.n_iter, spent), (f, g)
-    return spent, init
+            larger = eps * 4**stage
+            found = solve(part, *weights, larger, replace(options, max_iter=budget, tol=1e-2), init=init)
+            spent[some], init = spent[some] + found.n_iter, in_gauge(part, *weights, found.f, found.g, larger)
+        f[some], g[some] = init
+    return spent, (f, g)
+
+
+def _of_one_look(options: Options) -> Options:
+    return replace(options, max_iter=options.check_every)
+
+
+def _promising(found: Found, before: HostArray, options: Options, stages: int) -> HostArray:
+    """Return which problems (B,) will end, at the rate of the last look, before they would be annealed."""
+    assert options.tol is not None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gained, missing = np.log(before / found.error), np.log(found.error / options.tol)
+        ahead: HostArray = ~found.converged & (missing <= stages * gained)
+    return ahead
 
 
 def halved(C: Solvable, a: Array, b: Array, eps: float, options: Options, steepness: float) -> Potentials:

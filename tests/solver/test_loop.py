@@ -147,43 +147,61 @@ def test_how_often_eps_is_halved():
     assert [annealing.halvings(x) for x in (0.0, 1.0, 1.5, 2.0, 2.1, 1024.0, 1025.0)] == [0, 0, 1, 1, 2, 10, 11]
 
 
+class Planned:
+    """A solve that reports errors as planned: `errors` (looks, B) of the looks at eps itself, 1e-2 at larger ones."""
+
+    def __init__(self, errors, tol=1e-7):
+        self.errors, self.tol, self.calls = np.asarray(errors, float), tol, []
+        self.looks = np.zeros(self.errors.shape[1], int)
+
+    def __call__(self, cost, a, b, eps, options, init):
+        self.calls.append((eps, options.max_iter, options.tol, [x.copy() for x in init], a))
+        error = np.full(len(a), 1e-2)
+        if options.tol == self.tol:
+            of = [int(np.flatnonzero((A == row).all(axis=1))[0]) for row in a]
+            error = self.errors[self.looks[of], of]
+            self.looks[of] += 1
+        n_iter = 3 + np.arange(len(a)) if options.tol != self.tol else np.full(len(a), options.max_iter)
+        return SimpleNamespace(f=init[0] + 1, g=init[1] + 3, error=error, n_iter=n_iter, converged=error <= options.tol)
+
+
 def test_starts_at_larger_eps():
-    calls, ended = [], [False, False]
-
-    def solve(cost, a, b, eps, options, init):
-        calls.append((eps, options.max_iter, options.tol, [x.copy() for x in init]))
-        n_iter = np.array([3, 5]) + len(calls)
-        return SimpleNamespace(f=init[0] + 1, g=init[1] + 3, n_iter=n_iter, converged=np.array(ended))
-
     cost = dense_cost(C)
     a, b, options = A[:2], B[:2], Options(max_iter=800, tol=1e-7)
     for steepness, stages in ((1000.0, 0), (2000.0, 0), (2001.0, 1), (4000.0, 1), (4001.0, 2), (17_000.0, 3)):
-        calls.clear()
+        solve = Planned([[0.9, 0.8]])
         spent, init = annealing.quartered(solve, cost, a, b, 0.01, options, steepness)
-        assert (init is None) == (stages == 0) == (calls == [])
+        assert (init is None) == (stages == 0) == (solve.calls == [])
         if not stages:
             assert spent.tolist() == [0, 0]
             continue
         # First a few iterations at eps itself, from zero, to the tolerance asked for.
-        assert calls[0][:3] == (0.01, 10, 1e-7)
-        assert [eps for eps, *_ in calls[1:]] == pytest.approx([0.01 * 4**k for k in range(stages, 0, -1)])
-        assert all(call[1:3] == (800 // (4 * stages), 1e-2) for call in calls[1:])
-        assert spent.tolist() == [sum(k + len_ for len_ in range(1, stages + 2)) for k in (3, 5)]
-        assert all(not np.any(x) for call in calls[:2] for x in call[3])
+        assert solve.calls[0][:3] == (0.01, 10, 1e-7)
+        assert [call[0] for call in solve.calls[1:]] == pytest.approx([0.01 * 4**k for k in range(stages, 0, -1)])
+        assert all(call[1:3] == (800 // (4 * stages), 1e-2) for call in solve.calls[1:])
+        assert spent.tolist() == [10 + k * stages for k in (3, 4)]
+        assert all(not np.any(x) for call in solve.calls[:2] for x in call[3])
         np.testing.assert_allclose(init[0].mean(axis=1) * 5, init[1].mean(axis=1) * 6, rtol=0.5)
-    # A problem that ends at once keeps what it ended with; where all do, nothing else is solved.
-    ended[1] = True
-    calls.clear()
-    spent, init = annealing.quartered(solve, cost, a, b, 0.01, options, 4001.0)
-    assert len(calls) == 3 and spent.tolist() == [4 + 5 + 6, 6]
-    assert (init[0][1] == 1).all() and (init[1][1] == 3).all() and not (init[0][0] == 1).all()
-    ended[0] = True
-    calls.clear()
-    spent, init = annealing.quartered(solve, cost, a, b, 0.01, options, 4001.0)
-    assert len(calls) == 1 and spent.tolist() == [4, 6] and (init[0] == 1).all()
-    calls.clear()
+    solve = Planned([[0.9]])
     spent, init = annealing.quartered(solve, cost, a, b, 0.01, Options(max_iter=11), 17_000.0)
-    assert calls == [] and spent.tolist() == [0, 0] and init is None  # nothing to spend
+    assert solve.calls == [] and spent.tolist() == [0, 0] and init is None  # nothing to spend
+
+
+def test_a_problem_that_ends_sooner_than_annealing_would_is_not_annealed():
+    """With two stages, 20 iterations: one problem ends in the first look, one falls fast enough, two do not."""
+    cost, options = dense_cost(C), Options(max_iter=800, tol=1e-7)
+    solve = Planned([[1e-8, 2e-4, 8e-3, 1e-3], [0, 9e-8, 0, 1e-4]])
+    spent, init = annealing.quartered(solve, cost, A, B, 0.01, options, 4001.0)
+    assert spent.tolist() == [10, 20, 10 + 6, 20 + 8]
+    assert [len(call[4]) for call in solve.calls] == [4, 2, 2, 2]
+    assert (init[0][0] == 1).all() and (init[1][0] == 3).all() and (init[0][1] == 2).all()
+    assert not (init[0][2] == 1).all()
+    # However fast it falls, no longer than two stages may take.
+    solve = Planned([[1e-4], [1e-5], [1e-6]])
+    assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)[0] == [20 + 6]
+    solve = Planned([[1e-8]])
+    spent, init = annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)
+    assert len(solve.calls) == 1 and spent.tolist() == [10] and (init[0] == 1).all()
 
 
 def test_halved_is_plain_iterations_at_each_eps():

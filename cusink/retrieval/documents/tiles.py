@@ -1,6 +1,6 @@
 """Documents on the CPU: some against many, every pair with its costs gathered from one array for all of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +117,10 @@ class DocumentCost:
     def range(self) -> tuple[float, float]:
         """Return numbers between which all costs of the collection lie."""
         return self.costs.span
+
+    def at(self, problems: HostArray) -> "DocumentCost":
+        """Return the costs of some pairs."""
+        return replace(self, costs=self.costs.at(problems))
 
     def costs_of(self, problem: int, rows: slice) -> Array:
         """Return the costs (rows, m) of one pair, with padding."""

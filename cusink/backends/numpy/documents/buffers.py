@@ -1,7 +1,7 @@
 """The costs of pairs of documents, and the memory of their kernels."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,10 @@ class PairCosts:
     def dtype(self) -> np.dtype[Any]:
         """Of the costs."""
         return self.block.dtype
+
+    def at(self, problems: HostArray) -> "PairCosts":
+        """Return the costs of some pairs."""
+        return replace(self, index=self.index[problems], sizes=self.sizes[problems])
 
     def array(self) -> HostArray:
         """Return the costs (B, n, m), with padding."""
