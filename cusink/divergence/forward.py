@@ -25,7 +25,7 @@ from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.unbalanced import damped
 from cusink.solver.values import values
-from cusink.types import Array, HostArray, Method, Overrelaxation, Tolerance
+from cusink.types import Array, ArrayModule, HostArray, Method, Overrelaxation, Tolerance
 
 __all__ = [
     "sinkhorn_divergence",
@@ -296,10 +296,19 @@ def _divergence(problems: tuple[Problem, Problem, Problem], of_self: Array, erro
     mass_a, mass_b = (x.sum(axis=1, dtype=np.float64) for x in (cross.a, cross.b))
     if cross.reach is not None:
         out += cross.eps_as(1) / 2 * (mass_a - mass_b) ** 2
-    explained = cross.eps_as(1) * mass_a * xp.asarray(error) + 1e-14 * (
+    # A bin lighter than the error may be without its mass: what that is worth is a matter of its potential.
+    spread = sum(_range(xp, w > 0, p) for w, p in ((cross.a, cross.f), (cross.b, cross.g)))
+    explained = (cross.eps_as(1) + spread) * mass_a * xp.asarray(error) + 1e-14 * (
         xp.abs(of_pair) + xp.abs(of_self) + cross.eps_as(1) * mass_a
     )
     return xp.where((out < 0) & (out > -explained), 0, out)
+
+
+def _range(xp: ArrayModule, used: Array, potential: Array) -> Array:
+    """Return by how much the potential of used bins differs (B,)."""
+    used = used & xp.isfinite(potential)
+    highest, lowest = xp.where(used, potential, -xp.inf).max(axis=1), xp.where(used, potential, xp.inf).min(axis=1)
+    return xp.maximum(highest - lowest, 0)
 
 
 def _in_float64(problem: Problem, cross: Problem) -> Array:

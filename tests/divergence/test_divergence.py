@@ -291,3 +291,10 @@ def test_self_terms_multiply_as_the_cloud_asks():
     x, y = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
     result = cusink.sinkhorn_divergence(None, None, cusink.PointCloud(x, y, tf32=True), eps=1.0)
     assert [problem.C.data.terms for problem in result.problems] == [1, 1, 1]
+
+
+def test_bins_lighter_than_the_error_leave_no_negative_divergence():
+    a, b = np.array([0.999999999999, 9.99999999998e-13]), np.array([0.9999999999999925, 7.560413480376042e-15])
+    result = cusink.sinkhorn_divergence(a, b, cusink.cost_matrix([0.7, 1.0]), eps=3e-6)
+    assert result.converged
+    assert result.divergence >= 0
