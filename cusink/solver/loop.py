@@ -138,16 +138,20 @@ def solve(
     if size is not None:
         lift = lift if sizes is None else lift[known]
         f, g = f - lift, g - lift
+    steep = start is None and exponent > gauge.DIGITS
+    before = C.to_host(gauge.size(xp, a, b, f, g)) / eps if steep else None
     if start is None and len(f):
         f, g = gauge.in_gauge(C, a, b, f, g, eps)
     size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
+    if before is not None:  # digits that potentials did not have then they do not have now
+        size_of = np.maximum(size_of, before)
     if sizes is not None:
         of_lift = 0 if size is None else eps * abs(np.log(size))
         sizes = (sizes + of_lift) / eps
         sizes[known] = size_of
         size_of = sizes
     error = error + rounding + np.expm1(np.minimum((of_exponents + PLAN_ROUNDING) * size_of, 700.0))
-    if start is None and exponent > gauge.DIGITS:
+    if steep:
         gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
     return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)

@@ -19,7 +19,7 @@ from cusink.costs.operators import DampedSteps, HostChecked
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 MUCH_MORE = 40.0  # logarithm of a ratio x beside which x - 1 is x
-LARGEST_EXPONENT = 700.0  # of exp in float64
+LARGEST_EXPONENT = 350.0  # of a ratio: far off, but not out of range
 
 
 class UnbalancedIteration(HostChecked):

@@ -346,6 +346,24 @@ def test_a_bin_that_rounding_left_alone_keeps_a_potential_that_shows_it():
     assert result.error >= abs(result.plan().sum(axis=0) - b[0]).sum()
 
 
+def test_digits_that_were_lost_before_the_gauge_are_counted():
+    """Annealing from a cost of 6e10 eps leaves potentials of 0.8, which then become 0.004."""
+    a, b = np.array([0.28125, 0.25, 0.1875, 0.171875]), np.array([0.3641627193679638, 0.5264622806320363])
+    cost = np.array([[0.0, 530.0], [0.0, 0.01], [0.0, 0.0], [0.0, 0.006]])
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn(a, b, cost, eps=9e-09, tol=1e-9)
+    assert result.error >= abs(result.plan().sum(axis=1) - a).sum() / a.sum()
+
+
+def test_potentials_without_digits_give_numbers_and_no_warning():
+    a, cost = np.full(11, 1 / 11), np.zeros((11, 1))
+    cost[6] = 9.3e19
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn(a, None, cost, eps=0.0142)
+    assert not result.converged and result.error >= 1
+    assert np.isfinite(result.apply(np.ones(1), 1)).all() and np.isfinite(result.plan()).all()
+
+
 # ---- measures with themselves ----------------------------------------------------------------------------------------
 
 

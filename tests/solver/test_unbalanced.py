@@ -259,3 +259,14 @@ def test_an_error_holds_mass_where_none_should_be():
     off = abs(result.plan().sum(axis=0) - wanted).sum() / wanted.sum()
     assert off > 0.5
     assert result.error == pytest.approx(off, rel=1e-2)
+
+
+def test_an_error_beyond_all_numbers_lets_the_iteration_go_on():
+    """Beside costs of 2e10 eps the first plans are out of the range of exp; the last one is not."""
+    a, b = np.ones(2), np.array([1.0, 1.0, 2e-18])
+    C = np.array([[2e10, 2e10, 1.0], [0.7, 2e10, 0.3]])
+    with pytest.warns(cusink.ConvergenceWarning, match="rounding of float64"):
+        result = cusink.sinkhorn(a, b, C, eps=0.9, reach=2.5)
+    expected = cusink.sinkhorn(a, b, np.where(C > 1e9, np.inf, C), eps=0.9, reach=2.5)
+    assert result.error < 1e-4 and expected.converged
+    assert result.reg_cost == pytest.approx(expected.reg_cost, rel=1e-4)

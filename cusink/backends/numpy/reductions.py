@@ -59,7 +59,7 @@ def apply_plan(C: HostArray, p: HostArray, q: HostArray, v: HostArray, eps: floa
         exponents = _plan_exponents(turned, p, q, eps, axis, problems, block)
         maximum = _exp_shifted(exponents)
         total = np.matvec(exponents, v[problems])
-        out[problems, block] = np.exp(maximum) * total
+        out[problems, block] = _in_range(maximum) * total
     return out
 
 
@@ -71,7 +71,7 @@ def transport_cost(C: HostArray, p: HostArray, q: HostArray, eps: float) -> Host
         exponents = _exponents(C, q, eps, problems, block)
         maximum = _exp_shifted(exponents)
         exponents *= stored.replace_inf(np, stored.select(C, problems, block))
-        out[problems] += (np.exp(p[problems, block] + maximum) * exponents.sum(axis=-1)).sum(axis=-1)
+        out[problems] += (_in_range(p[problems, block] + maximum) * exponents.sum(axis=-1)).sum(axis=-1)
     return out
 
 
@@ -125,6 +125,13 @@ def _plan_exponents(
     exponents: HostArray = scaled + q
     exponents += p
     return exponents
+
+
+def _in_range(exponents: HostArray) -> HostArray:
+    """Return ``exp(exponents)``; of potentials without digits a number far beyond all others, but one to go on with."""
+    largest = np.log(float(np.finfo(exponents.dtype).max)) / 2
+    out: HostArray = np.exp(np.minimum(exponents, exponents.dtype.type(largest)))
+    return out
 
 
 def _exp_shifted(exponents: HostArray) -> HostArray:
