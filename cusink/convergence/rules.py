@@ -91,12 +91,11 @@ class Relaxation:
         *,
         slow: bool = False,
         check_every: int = LEAST_OBSERVED,
-        exact: HostArray | None = None,
+        one_bin: HostArray | None = None,
     ) -> Self:
         """Return the factors to begin with; `steepness` is the range of the costs over eps.
 
-        `slow` problems are known to outlast the first check; those that are `exact` (B,) after one plain iteration, to
-        end there.
+        `slow` problems are known to outlast the first check; those of nearly `one_bin` (B,) mostly end there, without.
         """
         adaptive, steep = setting == "auto", RELAX_ABOVE <= steepness < RELAX_LATER_ABOVE
         if adaptive:
@@ -104,7 +103,7 @@ class Relaxation:
         else:
             first = 1.0 if setting is None else float(setting)
         errors, since = np.full(problems, np.inf), np.full(problems, LEAST_OBSERVED if slow else 0)
-        omega = np.full(problems, first) if exact is None else np.where(exact, 1.0, first)
+        omega = np.full(problems, first) if one_bin is None else np.where(one_bin, 1.0, first)
         return cls(omega, errors, since, 0, adaptive, steep)
 
     def observe(self, error: HostArray, iterations: int) -> Self:

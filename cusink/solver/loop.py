@@ -19,6 +19,7 @@ from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
+NEARLY_ALL = 0.999  # of the weights
 POOR = 0.3  # error after one iteration from which a start is worth less than none
 PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
@@ -98,7 +99,7 @@ def solve(
             steepness,
             slow=near and init is not None,
             check_every=options.check_every,
-            exact=_exact(C, a, b, tol) if setting == "auto" and steepness >= RELAX_ABOVE else None,
+            one_bin=_one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None,
         ),
         StallDetector.start(len(a), C.dtype, explained),
     )
@@ -162,9 +163,9 @@ def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray]
     return lambda part: costs_of(part).widened()
 
 
-def _exact(C: Solvable, a: Array, b: Array, tol: float | None) -> HostArray:
-    """Return which problems (B,) one plain iteration solves: all weight of a side but `tol` is in one bin."""
-    in_one_row, in_one_column = (w.max(axis=1) >= (1 - (tol or 0)) * w.sum(axis=1) for w in (a, b))
+def _one_bin(C: Solvable, a: Array, b: Array) -> HostArray:
+    """Return which problems (B,) have nearly all weight of a side in one bin: an iteration solves them to that."""
+    in_one_row, in_one_column = (w.max(axis=1) >= NEARLY_ALL * w.sum(axis=1) for w in (a, b))
     return C.to_host(in_one_row | in_one_column)
 
 

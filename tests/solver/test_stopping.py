@@ -81,16 +81,16 @@ def test_nor_does_one_that_is_looked_at_more_often_or_started_anywhere():
         assert not plain.converged or found.converged and found.n_iter <= 2 * plain.n_iter + 10, seed
 
 
-@pytest.mark.parametrize("rest", [0.0, 1e-12])
+@pytest.mark.parametrize("rest", [0.0, 1e-12, 6e-7, 1e-4])
 @pytest.mark.parametrize("check_every", [1, 10])
 def test_nor_does_one_with_its_weight_in_one_bin(check_every, rest):
-    """One plain iteration solves it; over-relaxed from the start, as steep problems are, it took 22 and 40."""
+    """One plain iteration nearly solves it; over-relaxed from the start, as steep problems are, it took 22 and 40."""
     C = np.subtract.outer(np.arange(6.0), np.arange(6.0)) ** 2
     a, b = np.full(6, rest), np.random.default_rng(0).dirichlet(np.ones(6))
     a[4] = 1 - 5 * rest
     for pair in ((a, b), (b, a)):
         found, plain = both(*pair, C, eps=0.1, check_every=check_every)
-        assert found.converged and plain.n_iter <= 10
+        assert found.converged and (rest > 1e-12 or plain.n_iter <= 10)
         assert found.n_iter <= 2 * plain.n_iter + 10
 
 
