@@ -9,11 +9,11 @@
     clouds     two clouds of points in space, to convergence
     roofline   the operators of the NumPy backend, as shares of what the machine does at its best
 
-An answer is compared with a float64 reference that uses no library before it is timed. A wrong answer is written down with
-its error and its time, as "wrong": ``tables.py`` leaves it out of every comparison. A peer that cannot be imported is written
-down as "not installed". Times are CPU seconds on one core, medians of interleaved rounds.
+An answer is compared with a float64 reference that uses no library before it is timed. A wrong answer is written down
+with its error and its time, as "wrong", and counts in no comparison. A peer that cannot be imported is written down as
+"not installed". Times are CPU seconds on one core, medians of interleaved rounds.
 
-``./scripts/bench suite`` makes the environment and runs this file; ``./scripts/bench tables`` makes the tables and charts.
+``./scripts/bench suite`` makes the environment and runs this file; ``./scripts/bench tables`` makes tables and charts.
 """
 
 import argparse
@@ -190,6 +190,8 @@ WORKS = {
     "clouds": clouds,
 }
 
+PARTS = (*WORKS, "roofline")
+
 
 def run_work(work, rounds, clock=time.process_time):
     """Check everyone, time everyone in turns, and return a record each."""
@@ -243,9 +245,7 @@ def version(package):
 def main(argv=None):
     """Run the works, write the records, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--works", nargs="+", choices=(*WORKS, "roofline"), default=(*WORKS, "roofline"), metavar="WORK"
-    )
+    parser.add_argument("--works", nargs="+", choices=PARTS, default=PARTS, help="which to run (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="how often the fast ones are timed (default: 3)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"file of JSON lines (default: {OUTPUT.name})")
     parser.add_argument("--quick", action="store_true", help="sizes of a test: the times mean nothing")
@@ -268,7 +268,7 @@ def main(argv=None):
 
 
 def write(path, records):
-    """Put the records of one part in the place of those that the file has; a run that is cut short leaves the others."""
+    """Replace the records of one part in the file, so that a run which is cut short leaves the others."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     part = records[0]["part"]
     others = [line for line in lines if json.loads(line)["part"] != part]

@@ -1,4 +1,4 @@
-"""Run the CUDA kernels on a CPU: a C++ compiler builds the unchanged sources for ``cuda_emulation.h``, and this calls them.
+"""Run the CUDA kernels on a CPU: a C++ compiler builds the sources as they are, on ``cuda_emulation.h``.
 
 The compiler is g++, or the clang of the wheel ``ziglang`` where there is no g++.
 
@@ -27,7 +27,7 @@ import numpy as np
 from cusink.backends.cupy import loader
 
 HERE = Path(__file__).parent
-# A second suite (of the wheel, outside the checkout) can be shown what the first one built: the key is all of the source.
+# A second suite (of the wheel, outside the checkout) can use what the first one built: the key is the whole source.
 CACHE = Path(os.environ.get("CUSINK_EMULATED_BUILDS") or HERE.parents[1] / ".cache" / "emulated").absolute()
 PAGE = mmap.PAGESIZE
 LARGE = 1 << 30  # bytes from which on an array is handed over as it is: hardly any of its pages exist

@@ -1,8 +1,8 @@
 """How fast the machine is at its best, and which share of that the operators of the NumPy backend reach.
 
 The best is measured in the same run and in the operator's dtype: multiply-adds of a matrix product, exponentials of
-``np.exp`` in the cache, bytes of a copy. An operator's limit is the time that the slowest of its three kinds of work takes
-at that rate. A share above 1 means that the operator avoids work which its definition asks for.
+``np.exp`` in the cache, bytes of a copy. An operator's limit is the time that the slowest of its three kinds of work
+takes at that rate. A share above 1 means that the operator avoids work which its definition asks for.
 """
 
 import statistics
