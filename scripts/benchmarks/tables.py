@@ -105,7 +105,9 @@ def page(records):
         text.append(
             "## Operators beside the machine's rates\n\nThe limit is the time of the slowest of three kinds of work, at the "
             "rate of one core that the same run measured: multiply-adds of a matrix product, exponentials in the cache, bytes of a copy. "
-            "More than 100 % means that the operator avoids work that its definition asks for.\n\n" + roofline(rows) + "\n"
+            "More than 100 % means that the operator avoids work that its definition asks for.\n\n"
+            + roofline(rows)
+            + "\n"
         )
     absent = [r for r in records if r["status"] in ("absent", "not installed")]
     if absent:

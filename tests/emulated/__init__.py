@@ -60,9 +60,9 @@ def options(checks=False):
     # longjmp between stacks is the point here; index checks trap, and the trap becomes a message. Without
     # -fno-gnu-unique the shared variables of one dtype's templates would be those of the other's; clang has none.
     told = (
-        *("-std=c++17", "-O1", "-g0", "-fPIC", *WARNINGS, *(("-fno-gnu-unique",) if gcc else ())),
+        *("-std=c++17", "-O1", "-g0", "-fPIC", "-fno-exceptions", *WARNINGS),
         *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds,alignment"),
-        "-fsanitize-undefined-trap-on-error" if gcc else "-fsanitize-trap=bounds,alignment",
+        *(("-fno-gnu-unique", "-fsanitize-undefined-trap-on-error") if gcc else ("-fsanitize-trap=bounds,alignment",)),
     )
     return (*told, *CHECKS, *(CHECKS_OF_GCC if gcc else CHECKS_OF_GCC[1:])) if checks else told
 
@@ -86,7 +86,9 @@ def build(text, names, dtype, checks=False):
             source.write_text(program)
             _compile(real, told, f"-I{folder}", f"-I{HERE}", "-c", str(source), "-o", str(compiled))
             # Without the sanitizer's own library: cuda_checks.h is in its place.
-            _compile(real, options(), "-shared", str(compiled), "-o", str(part))
+            # And without the C++ library, of which nothing is used: the compiler in the wheel would first have to build it.
+            without = () if len(compiler()) == 1 else ("-nostdlib++",)
+            _compile(real, options(), "-shared", *without, str(compiled), "-lm", "-o", str(part))
             part.replace(library)
     return ctypes.CDLL(str(library))
 

@@ -68,14 +68,14 @@ def rates(dtype, quick):
 
 
 def operators(dtype, quick):
-    """Yield the operators: dense ones of a shared cost, those of points in space, and 10 iterations."""
+    """Yield the operators: dense ones of a shared cost, those of points in space, and some iterations."""
     import cusink
     from cusink.checks.arrays import arrays
     from cusink.costs.kinds import named_arrays
     from cusink.operand import operand
 
     rng = np.random.default_rng(0)
-    B, n, eps = (2, 20, 0.05) if quick else (32, 300, 0.05)
+    B, n, eps, count = (2, 20, 0.05, 10) if quick else (32, 300, 0.05, 10)
     points = rng.random((n, 2))
     C = cusink.cost_matrix(points).astype(dtype)
     a, b = rng.dirichlet(np.ones(n), size=(2, B)).astype(dtype)
@@ -126,14 +126,14 @@ def operators(dtype, quick):
     )
 
     def iterations():
-        return cusink.sinkhorn(a, b, C, eps=eps, tol=None, max_iter=100).cost
+        return cusink.sinkhorn(a, b, C, eps=eps, tol=None, max_iter=count).cost
 
     yield Operator(
-        "sinkhorn, 100 iterations",
+        f"sinkhorn, {count} iterations",
         size,
         iterations,
-        flops=100 * 4 * entries,
-        expected=lambda: works.reference_pairs(works.Pairs("", a, b, C, eps)),
+        flops=count * 4 * entries,
+        expected=lambda: works.reference_pairs(works.Pairs("", a, b, C, eps, count)),
     )
     m = 30 if quick else 1500
     x, y = rng.random((2, m, 3)).astype(dtype)
