@@ -36,7 +36,7 @@ class Operator:
     expected: Callable | None = None
 
 
-def seconds_of(run, least=0.1, rounds=3, clock=time.process_time):
+def seconds_of(run, least=0.03, rounds=3, clock=time.process_time):
     """Median over rounds of the time of a call, each round as many calls as fill `least` seconds."""
     run()
     start, calls = clock(), 0
@@ -54,7 +54,7 @@ def seconds_of(run, least=0.1, rounds=3, clock=time.process_time):
 
 def rates(dtype, quick):
     """Measure the machine in one precision."""
-    n, least = (64, 0.001) if quick else (768, 0.1)
+    n, least = (64, 0.001) if quick else (512, 0.03)
     rng = np.random.default_rng(0)
     A, B = rng.random((2, n, n)).astype(dtype)
     x = -rng.random(4096).astype(dtype)
@@ -75,7 +75,7 @@ def operators(dtype, quick):
     from cusink.operand import operand
 
     rng = np.random.default_rng(0)
-    B, n, eps, count = (2, 20, 0.05, 10) if quick else (32, 300, 0.05, 10)
+    B, n, eps, count = (2, 20, 0.05, 10) if quick else (16, 250, 0.05, 10)
     points = rng.random((n, 2))
     C = cusink.cost_matrix(points).astype(dtype)
     a, b = rng.dirichlet(np.ones(n), size=(2, B)).astype(dtype)
@@ -135,7 +135,7 @@ def operators(dtype, quick):
         flops=count * 4 * entries,
         expected=lambda: works.reference_pairs(works.Pairs("", a, b, C, eps, count)),
     )
-    m = 30 if quick else 1500
+    m = 30 if quick else 1000
     x, y = rng.random((2, m, 3)).astype(dtype)
     cloud = cusink.PointCloud(x, y)
     parts, *_ = arrays(**named_arrays(cloud))
@@ -168,7 +168,7 @@ def operator_records(quick=False):
         for operator in operators(dtype, quick):
             wanted = operator.expected()
             error = float(np.max(np.abs(np.asarray(operator.run(), float) - wanted)) / np.max(np.abs(wanted)))
-            seconds = seconds_of(operator.run, 0.001 if quick else 0.1)
+            seconds = seconds_of(operator.run, 0.001 if quick else 0.03)
             parts = {
                 "matrix product": operator.flops / best.flops,
                 "exp": operator.exps / best.exps,
