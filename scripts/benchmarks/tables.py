@@ -25,12 +25,19 @@ TITLES = {
 }
 HEAD = """# Every peer on the same work
 
-Written by `./scripts/bench tables` from `suite-cpu.jsonl`, which `./scripts/bench suite` measured. How it measures is at the top of `scripts/benchmarks/suite.py`: one process, peers in turns, CPU time on
-one core, medians. The error is that of the answer against a float64 reference without any library. **A wrong answer is no
-fast answer**: it has no ratio, however short its time.
+`./scripts/bench suite` measured `suite-cpu.jsonl`, and `./scripts/bench tables` made this page of it. How it measures
+is at the top of `scripts/benchmarks/suite.py`: one process, peers in turns, CPU time on one core, medians. The error is
+that of the answer against a float64 reference without any library. **A wrong answer is no fast answer**: it has no
+ratio, however short its time.
 
 {conditions}
 """
+
+ROOFLINE = """## Operators beside the machine's rates
+
+An operator's limit is the time of the slowest of three kinds of work, at the rate of one core that the same run
+measured: multiply-adds of a matrix product, exponentials in the cache, bytes of a copy. More than 100 % means that the
+operator avoids work that its definition asks for."""
 
 
 def read(path):
@@ -86,8 +93,8 @@ def roofline(records):
         lines.append(f"| {' | '.join(cells)} |")
     rates = {r["dtype"]: r["rates"] for r in records}
     for dtype, best in rates.items():
-        words = f"{best['flops'] / 1e9:.3g} GFLOP/s, {best['exps'] / 1e9:.3g}e9 exp/s, {best['bytes'] / 1e9:.3g} GB/s copied"
-        lines.append(f"\nThe machine in {dtype}: {words}." if dtype == next(iter(rates)) else f"In {dtype}: {words}.")
+        flops, exps, copied = (best[key] / 1e9 for key in ("flops", "exps", "bytes"))
+        lines.append(f"\nOne core in {dtype}: {flops:.3g} GFLOP/s, {exps:.3g}e9 exp/s, {copied:.3g} GB/s copied.")
     return "\n".join(lines)
 
 
@@ -102,13 +109,7 @@ def page(records):
                 text.append(f"## {title}, {dtype}\n\n{rows[0]['size']}.\n\n{table(rows)}\n")
     rows = [r for r in measured if r["work"] == "roofline"]
     if rows:
-        text.append(
-            "## Operators beside the machine's rates\n\nThe limit is the time of the slowest of three kinds of work, at the "
-            "rate of one core that the same run measured: multiply-adds of a matrix product, exponentials in the cache, bytes of a copy. "
-            "More than 100 % means that the operator avoids work that its definition asks for.\n\n"
-            + roofline(rows)
-            + "\n"
-        )
+        text.append(f"{ROOFLINE}\n\n{roofline(rows)}\n")
     absent = [r for r in records if r["status"] in ("absent", "not installed")]
     if absent:
         text.append("## What did not take part\n\n" + "\n".join(f"- {r['peer']}: {r['detail']}" for r in absent) + "\n")

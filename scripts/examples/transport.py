@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Animate optimal transport: a disc of dots becomes the letters "OT" and goes back, each dot along a straight line.
 
-A dot moves to the mean of the places to which the plan sends its mass. Dots keep the colour of where they began, so that
-the picture shows who goes where: neighbours stay neighbours.
+A dot moves to the mean of the places to which the plan sends its mass. Dots keep the colour of where they began, which
+shows who goes where: neighbours stay neighbours.
 """
 
 import argparse

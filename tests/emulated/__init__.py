@@ -86,7 +86,7 @@ def build(text, names, dtype, checks=False):
             source.write_text(program)
             _compile(real, told, f"-I{folder}", f"-I{HERE}", "-c", str(source), "-o", str(compiled))
             # Without the sanitizer's own library: cuda_checks.h is in its place.
-            # And without the C++ library, of which nothing is used: the compiler in the wheel would first have to build it.
+            # And without the C++ library, of which nothing is used: zig would first have to build it.
             without = () if len(compiler()) == 1 else ("-nostdlib++",)
             _compile(real, options(), "-shared", *without, str(compiled), "-lm", "-o", str(part))
             part.replace(library)
