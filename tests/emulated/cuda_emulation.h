@@ -1,4 +1,4 @@
-// Lets g++ build the unchanged .cu files: blocks, warps, shared memory, barriers and shuffles on one CPU thread.
+// Lets g++ or clang build the unchanged .cu files: blocks, warps, shared memory, barriers and shuffles on one CPU thread.
 //
 // Each CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp operation, then another one runs, in an
 // order that a seed shuffles: where a barrier is missing, some order shows it. What CUDA leaves undefined is
