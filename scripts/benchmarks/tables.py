@@ -23,6 +23,11 @@ TITLES = {
     "gradients": "Loss and gradient in the weights",
     "clouds": "Two clouds of points, to convergence",
 }
+NOTES = {
+    "nearest": "`nearest` proves its neighbours. Candidates by L2 may miss some, and nothing would say so.",
+    "pairs": "Few and small problems: what a call costs once counts. `sinkhorn-cpu.md` has 256 pairs.",
+    "gradients": "Three gradients are compared, each with its own reference: see `scripts/benchmarks/gradients.py`.",
+}
 HEAD = """# Every peer on the same work
 
 `./scripts/bench suite` measured `suite-cpu.jsonl`, and `./scripts/bench tables` made this page of it. How it measures
@@ -106,7 +111,8 @@ def page(records):
         for dtype in ("float64", "float32"):
             rows = [r for r in measured if (r["work"], r["dtype"]) == (work, dtype)]
             if rows:
-                text.append(f"## {title}, {dtype}\n\n{rows[0]['size']}.\n\n{table(rows)}\n")
+                words = " ".join(filter(None, [f"{rows[0]['size']}.", NOTES.get(work)]))
+                text.append(f"## {title}, {dtype}\n\n{words}\n\n{table(rows)}\n")
     rows = [r for r in measured if r["work"] == "roofline"]
     if rows:
         text.append(f"{ROOFLINE}\n\n{roofline(rows)}\n")
