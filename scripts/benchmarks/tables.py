@@ -116,9 +116,12 @@ def page(records):
     rows = [r for r in measured if r["work"] == "roofline"]
     if rows:
         text.append(f"{ROOFLINE}\n\n{roofline(rows)}\n")
-    absent = [r for r in records if r["status"] in ("absent", "not installed")]
-    if absent:
-        text.append("## What did not take part\n\n" + "\n".join(f"- {r['peer']}: {r['detail']}" for r in absent) + "\n")
+    lines = [f"- {r['peer']}: {r['detail']}" for r in records if r["status"] in ("absent", "not installed")]
+    lines += [
+        f"- {title}: not measured yet" for work, title in TITLES.items() if work not in {r["work"] for r in records}
+    ]
+    if lines:
+        text.append("## What did not take part\n\n" + "\n".join(lines) + "\n")
     return "\n".join(text)
 
 
