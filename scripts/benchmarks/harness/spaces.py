@@ -4,7 +4,6 @@ All are judged by one number, the regularised cost, which the reference computes
 """
 
 import functools
-import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,7 +139,6 @@ def by_geomloss(work):
     import torch
     from geomloss import SamplesLoss
 
-    importlib.import_module(SamplesLoss.__module__)
     x, y = torch.from_numpy(work.x), torch.from_numpy(work.y)
     loss = SamplesLoss("sinkhorn", p=2, blur=(work.eps / 2) ** 0.5, scaling=0.9, debias=False, backend="tensorized")
     return lambda: 2 * loss(x, y).item(), float
