@@ -1,6 +1,8 @@
 # Sourced by scripts/demo and scripts/test: makes the virtual environment .venv of this checkout, keeps it up to date.
 # Needs bash and Python 3.11 or newer; everything else is installed by pip.
 
+COMPILER=ziglang==0.17.1
+
 fail() {
     printf '%s: %s\n' "${0##*/}" "$1" >&2
     exit "${2:-1}"
@@ -77,6 +79,16 @@ ensure_environment() {
     fi
     pip_install .venv --editable ".[$extra]"
     fingerprint "$1" "$python" "$version" "$cuda" >".venv/installed-$1"
+}
+
+# The tests that run CUDA kernels on the CPU build them with g++. Where there is none, bring clang as a wheel, which keeps
+# what it builds of its own library in this checkout: no home is needed.
+ensure_compiler() {
+    command -v g++ >/dev/null && return
+    export ZIG_GLOBAL_CACHE_DIR=${ZIG_GLOBAL_CACHE_DIR:-$PWD/.cache/zig} ZIG_LOCAL_CACHE_DIR=${ZIG_LOCAL_CACHE_DIR:-$PWD/.cache/zig}
+    .venv/bin/python -c 'import ziglang' 2>/dev/null && return
+    echo "Installing a C++ compiler into .venv, as g++ was not found (once, 100 MB) ..."
+    pip_install .venv "$COMPILER"
 }
 
 # What the tests look into and nothing imports, as lines "folder requirement ...": CuPy for CUDA 12 in its oldest release

@@ -4,6 +4,13 @@ Mass on its way
 
 Each pair of points that the plan joins carries its mass along a straight line. At time 0 it is the source, at time 1
 the target. Between them nothing fades out or in.
+
+.. image:: /images/transport.gif
+   :alt: A disc of dots becomes the letters OT and goes back; dots that are neighbours stay neighbours.
+   :width: 280
+
+``scripts/examples/transport.py`` makes this animation. The program below shows the same for a ring and two clusters, as
+pictures at five times.
 """
 
 import matplotlib.pyplot as plt

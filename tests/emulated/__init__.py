@@ -1,4 +1,6 @@
-"""Run the CUDA kernels on a CPU: g++ builds the unchanged sources against ``cuda_emulation.h``, and this calls them.
+"""Run the CUDA kernels on a CPU: a C++ compiler builds the sources as they are, on ``cuda_emulation.h``.
+
+The compiler is g++, or the clang of the wheel ``ziglang`` where there is no g++.
 
 `function` stands in for ``backends.cupy.loader.function``. Arguments are checked more strictly than CuPy does: number,
 dtype, contiguity, and scalars of exactly the parameter's type. Arrays are copied to and from memory that has an
@@ -8,12 +10,14 @@ unmapped stretch on either side, so that an access outside an array ends the lau
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import json
 import mmap
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -23,31 +27,16 @@ import numpy as np
 from cusink.backends.cupy import loader
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".cache" / "emulated"
+# A second suite (of the wheel, outside the checkout) can use what the first one built: the key is the whole source.
+CACHE = Path(os.environ.get("CUSINK_EMULATED_BUILDS") or HERE.parents[1] / ".cache" / "emulated").absolute()
 PAGE = mmap.PAGESIZE
 LARGE = 1 << 30  # bytes from which on an array is handed over as it is: hardly any of its pages exist
 GUARD = 256 * PAGE  # unmapped, on either side of an array
 PLAIN_SHARED_MEMORY = 48 << 10  # what a launch may ask for without raising the kernel's own limit
-OPTIONS = (
-    *(
-        "-std=c++17",
-        "-O1",
-        "-g0",
-        "-fPIC",
-        "-Wall",
-        "-Wno-unknown-pragmas",
-        "-Wno-unused-function",
-        "-Werror",
-    ),
-    # longjmp between stacks is the point here; index checks trap, and the trap becomes a message.
-    "-fno-gnu-unique",  # or the shared variables of one dtype's templates would be those of the other's
-    *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error"),
-)
+WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror")
 # A checked build calls cuda_checks.h at every access, and walks from frame to frame to where a collective is called.
-CHECKS = (
-    *("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"),
-    *("-fno-thread-jumps", "-fno-threadsafe-statics", "-Wno-frame-address"),
-)
+CHECKS = ("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls")
+CHECKS_OF_GCC = ("-fno-thread-jumps", "-fno-threadsafe-statics", "-Wno-frame-address")
 
 
 ONE_AT_A_TIME = threading.Lock()  # of launches, for all devices: the emulation and its guarded memory are one
@@ -57,31 +46,49 @@ class EmulationError(Exception):
     """A launch did what CUDA leaves undefined, or what a device would refuse."""
 
 
+@functools.cache
 def compiler():
-    """Path of g++, or None."""
-    return shutil.which("g++")
+    """Command of g++, or of the clang in the wheel ``ziglang``, as a tuple; None if there is neither."""
+    if path := shutil.which("g++"):
+        return (path,)
+    return (sys.executable, "-m", "ziglang", "c++") if importlib.util.find_spec("ziglang") else None
+
+
+def options(checks=False):
+    """Return what the compiler is told of every build, with or without checks."""
+    gcc = len(compiler()) == 1
+    # longjmp between stacks is the point here; index checks trap, and the trap becomes a message. Without
+    # -fno-gnu-unique the shared variables of one dtype's templates would be those of the other's; clang has none.
+    told = (
+        *("-std=c++17", "-O1", "-g0", "-fPIC", "-fno-exceptions", *WARNINGS),
+        *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds,alignment"),
+        *(("-fno-gnu-unique", "-fsanitize-undefined-trap-on-error") if gcc else ("-fsanitize-trap=bounds,alignment",)),
+    )
+    return (*told, *CHECKS, *(CHECKS_OF_GCC if gcc else CHECKS_OF_GCC[1:])) if checks else told
 
 
 @functools.cache
 def build(text, names, dtype, checks=False):
     """Compile CUDA source `text` (see `cusink.backends.cupy.loader.source`) for `dtype`; return the loaded library."""
-    real, options = loader.REAL[np.dtype(dtype)], (*OPTIONS, *CHECKS) if checks else OPTIONS
+    real, told = loader.REAL[np.dtype(dtype)], options(checks)
     kernels = "".join(f"EMULATED_KERNEL({name}, ({launch_bound(text, name)}))\n" for name in names)
     memory = "thread_local __align__(64) unsigned char dynamic_shared[emulated::SHARED_LIMIT + emulated::GUARD];\n"
     header = HERE / "cuda_emulation.h"
     program = f'#include "cuda_emulation.h"\n{text}\n#line 1 "launchers"\n{memory}{kernels}'
     headers = header.read_text(), (HERE / "cuda_checks.h").read_text()
-    key = hashlib.sha256("\0".join((*headers, program, real, *options)).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join((*headers, program, real, *told)).encode()).hexdigest()[:24]
     library = CACHE / f"{key}.so"
     if not library.exists():
-        folder = precompiled(header, real, options)
+        folder = precompiled(header, real, told)
         # A folder of its own: another process may be building the same kernel at this moment.
         with tempfile.TemporaryDirectory(dir=CACHE) as own:
             source, compiled, part = (Path(own, name) for name in ("kernel.cpp", "kernel.o", "kernel.so"))
             source.write_text(program)
-            _compile(real, options, f"-I{folder}", f"-I{HERE}", "-c", str(source), "-o", str(compiled))
+            _compile(real, told, f"-I{folder}", f"-I{HERE}", "-c", str(source), "-o", str(compiled))
             # Without the sanitizer's own library: cuda_checks.h is in its place.
-            _compile(real, OPTIONS, "-shared", str(compiled), "-o", str(part))
+            # And without the C++ library, of which nothing is used: zig would first have to build it.
+            without = () if len(compiler()) == 1 else ("-nostdlib++",)
+            _compile(real, options(), "-shared", *without, str(compiled), "-lm", "-o", str(part))
             part.replace(library)
     return ctypes.CDLL(str(library))
 
@@ -93,21 +100,21 @@ def launch_bound(text, name):
 
 
 @functools.cache
-def precompiled(header, real, options):
+def precompiled(header, real, told):
     """Folder of a precompiled `header`, which is most of the work in every build."""
     headers = header.read_text(), (HERE / "cuda_checks.h").read_text()
-    key = hashlib.sha256("\0".join((*headers, real, *options)).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join((*headers, real, *told)).encode()).hexdigest()[:24]
     target = CACHE / key / f"{header.name}.gch"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}")
-        _compile(real, options, "-x", "c++-header", str(header), "-o", str(part))
+        _compile(real, told, "-x", "c++-header", str(header), "-o", str(part))
         part.replace(target)
     return target.parent
 
 
-def _compile(real, options, *arguments):
-    outcome = subprocess.run([compiler(), *options, f"-DREAL={real}", *arguments], capture_output=True, text=True)
+def _compile(real, told, *arguments):
+    outcome = subprocess.run([*compiler(), *told, f"-DREAL={real}", *arguments], capture_output=True, text=True)
     if outcome.returncode:
         raise EmulationError(outcome.stderr[:4000])
 

@@ -1,6 +1,6 @@
 // What a checked build adds to cuda_emulation.h: every read and write of a kernel is looked at.
 //
-// g++ -fsanitize=thread puts a call before each of them; this file has the functions that are called, in place of the
+// -fsanitize=thread puts a call before each of them; this file has the functions that are called, in place of the
 // sanitizer's library. A shadow of 4-byte cells for the shared memory and for each array knows who wrote and who read
 // last: the block, the barriers it had passed, the thread. Errors are, in the words of compute-sanitizer,
 //   racecheck   two threads of a block at one cell, one of them writing, with no barrier (or __syncwarp) between;
@@ -190,6 +190,21 @@ extern "C" UNSEEN void __tsan_read_range(void* at, size_t size) {
 }
 extern "C" UNSEEN void __tsan_write_range(void* at, size_t size) {
     emulated::look(at, size, true);
+}
+// clang hands whole objects to these.
+extern "C" UNSEEN void* __tsan_memcpy(void* to, const void* from, size_t size) {
+    emulated::look((void*)from, size, false);
+    emulated::look(to, size, true);
+    return memcpy(to, from, size);
+}
+extern "C" UNSEEN void* __tsan_memmove(void* to, const void* from, size_t size) {
+    emulated::look((void*)from, size, false);
+    emulated::look(to, size, true);
+    return memmove(to, from, size);
+}
+extern "C" UNSEEN void* __tsan_memset(void* to, int value, size_t size) {
+    emulated::look(to, size, true);
+    return memset(to, value, size);
 }
 extern "C" UNSEEN void __tsan_func_entry(void*) {}
 extern "C" UNSEEN void __tsan_func_exit() {}

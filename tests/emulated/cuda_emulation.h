@@ -1,4 +1,4 @@
-// Lets g++ build the unchanged .cu files: blocks, warps, shared memory, barriers and shuffles on one CPU thread.
+// Lets g++ or clang build the unchanged .cu files: blocks, warps, shared memory, barriers and shuffles on one CPU thread.
 //
 // Each CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp operation, then another one runs, in an
 // order that a seed shuffles: where a barrier is missing, some order shows it. What CUDA leaves undefined is
@@ -18,12 +18,10 @@
 #include <cstdlib>
 #include <cstdio>
 #include <cstring>
-#include <string>
 #include <sys/mman.h>
 #include <type_traits>
 #include <ucontext.h>
 #include <utility>
-#include <vector>
 #ifdef __SSE__
 #include <xmmintrin.h>
 #endif
@@ -69,9 +67,41 @@ struct Warp {
     int arrived;
 };
 
+// Memory that a launch leaves to the next one. Without std::vector and std::string no build needs the C++ library, which the
+// compiler in a wheel would have to build first, and every build is shorter.
+template <class T>
+struct Array {
+    T* at;
+    size_t count, capacity;
+    void zeros(size_t size) {
+        if (capacity < size) {
+            free(at);
+            at = (T*)malloc(size * sizeof(T)), capacity = size;
+            if (!at) abort();
+        }
+        count = size;
+        memset((void*)at, 0, size * sizeof(T));
+    }
+    void numbers(size_t size) {
+        zeros(size);
+        for (size_t k = 0; k < size; k++) at[k] = T(k);
+    }
+    T& operator[](size_t k) {
+        return at[k];
+    }
+    T* begin() {
+        return at;
+    }
+    T* end() {
+        return at + count;
+    }
+};
+
 inline Index thread_index, block_index, block_size, grid_size;
-inline std::vector<Fiber> fibers;
-inline std::vector<Warp> warps;
+inline Array<Fiber> fibers;
+inline Array<Warp> warps;
+inline Array<unsigned> turns, warp_turns;
+inline Array<long> blocks;
 inline unsigned current;
 inline jmp_buf scheduler;
 inline sigjmp_buf way_out;
@@ -181,7 +211,7 @@ inline void resume(unsigned thread, ucontext_t* fresh) {
 // Let the barrier open if the whole block waits at one line of it.
 inline void open_barrier() {
     int line = 0;
-    for (unsigned t = 0; t < fibers.size(); t++) {
+    for (unsigned t = 0; t < fibers.count; t++) {
         current = t;
         if (fibers[t].state == DONE) fail("a thread has left the block while others wait at a barrier");
         if (fibers[t].state == IN_WARP) fail("part of a warp waits in a warp operation that the rest never reaches", fibers[t].line);
@@ -194,8 +224,9 @@ inline void open_barrier() {
 #endif
 }
 
-inline void shuffle_order(std::vector<unsigned>& turns, Order& order) {
-    for (unsigned t = turns.size(); t > 1; t--) std::swap(turns[t - 1], turns[order() % t]);
+template <class T>
+void shuffle_order(T* turns, size_t count, Order& order) {
+    for (size_t t = count; t > 1; t--) std::swap(turns[t - 1], turns[order() % t]);
 }
 
 // Let each of some threads that can run do so until it waits; whether there was one.
@@ -219,27 +250,25 @@ inline bool run_ready(const unsigned* threads, size_t count, bool fresh) {
 }
 
 inline void run_block(Order& order, bool fresh) {
-    std::vector<unsigned> turns(fibers.size());
-    for (unsigned t = 0; t < turns.size(); t++) turns[t] = t;
+    turns.numbers(fibers.count);
+    warp_turns.numbers(warps.count);
     for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.line = 0;
     for (Warp& warp : warps) warp.arrived = 0;
-    std::vector<unsigned> warp_turns(warps.size());
-    for (unsigned w = 0; w < warp_turns.size(); w++) warp_turns[w] = w;
     for (bool first = fresh;; first = false) {
         // From one barrier to the next, either all threads move in turn, or each warp runs as far as it gets while the others
         // stand: a warp that overtakes shows a missing barrier that fair turns would hide.
         bool in_turn = first || order() % 2;
         if (in_turn) {
-            shuffle_order(turns, order);
-            run_ready(turns.data(), turns.size(), first);
-            while (run_ready(turns.data(), turns.size(), false)) shuffle_order(turns, order);
+            shuffle_order(turns.at, turns.count, order);
+            run_ready(turns.at, turns.count, first);
+            while (run_ready(turns.at, turns.count, false)) shuffle_order(turns.at, turns.count, order);
         } else {
-            shuffle_order(warp_turns, order);
-            std::vector<unsigned> lanes(32);
+            shuffle_order(warp_turns.at, warp_turns.count, order);
+            unsigned lanes[32];
             for (unsigned w : warp_turns) {
                 for (unsigned lane = 0; lane < 32; lane++) lanes[lane] = w * 32 + lane;
-                do shuffle_order(lanes, order);
-                while (run_ready(lanes.data(), 32, false));
+                do shuffle_order(lanes, 32, order);
+                while (run_ready(lanes, 32, false));
             }
         }
         bool over = true;
@@ -261,11 +290,11 @@ struct Signals {
     static constexpr int numbers[5] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
     struct sigaction old[5];
     stack_t old_stack;
-    std::vector<char> own = std::vector<char>(1 << 16);
     Signals() {
+        static char own[1 << 16];
         stack_t stack = {};
-        stack.ss_sp = own.data();
-        stack.ss_size = own.size();
+        stack.ss_sp = own;
+        stack.ss_size = sizeof own;
         sigaltstack(&stack, &old_stack);
         struct sigaction action = {};
         action.sa_handler = on_signal;
@@ -279,22 +308,22 @@ struct Signals {
 };
 
 inline char* stack_of(unsigned thread) {
-    static std::vector<char*> stacks;
-    while (stacks.size() <= thread)
-        stacks.push_back((char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    static char* stacks[1024];  // no block has more threads
+    if (!stacks[thread])
+        stacks[thread] = (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return stacks[thread];
 }
 
 inline const char* run(void (*kernel)(void*), void* argument, unsigned char* shared, long grid, long block, long shared_bytes,
                        unsigned long seed, bool flush, long most_threads) {
-    if (block < 32 || block > most_threads || block % 32) return "the block is no multiple of 32 up to the kernel's launch bound";
+    if (block < 32 || block > most_threads || block > 1024 || block % 32) return "the block is no multiple of 32 up to the kernel's launch bound";
     if (shared_bytes < 0 || size_t(shared_bytes) > SHARED_LIMIT) return "more shared memory than any device has";
     if (grid < 1 || grid > 2147483647) return "the grid is outside what a launch takes";
     Signals signals;
     body = kernel;
     body_argument = argument;
-    fibers.assign(block, Fiber());
-    warps.assign(block / 32, Warp());
+    fibers.zeros(block);
+    warps.zeros(block / 32);
     for (long t = 0; t < block; t++) fibers[t].stack = stack_of(t);
     block_size = {unsigned(block), 1, 1};
     grid_size = {unsigned(grid), 1, 1};
@@ -309,9 +338,8 @@ inline const char* run(void (*kernel)(void*), void* argument, unsigned char* sha
     const char* volatile error = nullptr;
     if (!sigsetjmp(way_out, 1)) {
         bool fresh = true;
-        std::vector<long> blocks(grid);
-        for (long k = 0; k < grid; k++) blocks[k] = k;
-        for (long k = grid; k > 1; k--) std::swap(blocks[k - 1], blocks[order() % k]);
+        blocks.numbers(grid);
+        shuffle_order(blocks.at, blocks.count, order);
         for (long k : blocks) {
             block_index.x = k;
             memset(shared, 0xff, shared_bytes + GUARD);
@@ -335,19 +363,15 @@ inline const char* run(void (*kernel)(void*), void* argument, unsigned char* sha
     return error;
 }
 
+// Write the type of a parameter, such as "rf4 " for const float*, and move on.
 template <class T>
-std::string code() {
+void write_type(char*& at) {
     if constexpr (std::is_pointer_v<T>) {
         typedef std::remove_pointer_t<T> To;
-        return std::string(std::is_const_v<To> ? "r" : "w") + code<std::remove_const_t<To>>();
-    } else if constexpr (std::is_same_v<T, float>) {
-        return "f4 ";
-    } else if constexpr (std::is_same_v<T, double>) {
-        return "f8 ";
-    } else if constexpr (std::is_integral_v<T>) {
-        return "i" + std::to_string(sizeof(T)) + " ";
+        *at++ = std::is_const_v<To> ? 'r' : 'w';
+        write_type<std::remove_const_t<To>>(at);
     } else {
-        return "f" + std::to_string(sizeof(T)) + " ";
+        at += sprintf(at, "%c%d ", std::is_integral_v<T> ? 'i' : 'f', int(sizeof(T)));
     }
 }
 
@@ -366,8 +390,11 @@ struct Call {
 };
 
 template <class... A>
-std::string signature(void (*)(A...)) {
-    return (code<A>() + ...);
+const char* signature(void (*)(A...)) {
+    static char text[8 * sizeof...(A) + 1];
+    char* at = text;
+    (write_type<A>(at), ...);
+    return text;
 }
 
 template <class... A>
@@ -431,8 +458,7 @@ inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsign
 // One of these per kernel, behind the kernel's source.
 #define EMULATED_KERNEL(name, most_threads)                                                                               \
     extern "C" const char* signature_##name() {                                                                           \
-        static const std::string text = emulated::signature(name);                                                       \
-        return text.c_str();                                                                                              \
+        return emulated::signature(name);                                                                                 \
     }                                                                                                                     \
     extern "C" const char* launch_##name(void** arguments, long grid, long block, long shared_bytes, unsigned long seed) { \
         return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, sizeof(REAL) == 4,       \

@@ -329,7 +329,7 @@ def test_two_processes_may_build_the_same_kernel_at_once(monkeypatch, tmp_path):
         build()
         compile_alone(*arguments)
 
-    emulated.precompiled.__wrapped__(emulated.HERE / "cuda_emulation.h", "float", emulated.OPTIONS)
+    emulated.precompiled.__wrapped__(emulated.HERE / "cuda_emulation.h", "float", emulated.options())
     monkeypatch.setattr(emulated, "_compile", compile_while_another_builds)
     assert all(hasattr(build(), f"signature_{name}") for name in names)
     assert len(list(tmp_path.iterdir())) == 2  # the library and the header's folder: nothing half-made is left
