@@ -79,7 +79,7 @@ class PairBatches:
                 at = xp.asarray(at)[:, None]
                 f[at, bins], g[at, self.columns] = some_f, some_g
 
-        each(solve_batch, self._batches(rows[order]), self.at_once)
+        each(solve_batch, self.groups(rows[order], self.width), self.at_once)
         return SolvedPairs(values, error, converged, f, g)
 
     def _solve(self, rows: HostArray, columns: HostArray, bins: Array, potentials: bool) -> SolvedProblems:
@@ -90,8 +90,8 @@ class PairBatches:
         C = pairs.C.between(bins, self.columns)
         return pairs.solve_problems(a, b, C, self.value, self.options, potentials)
 
-    def _batches(self, rows: HostArray) -> Iterator[tuple[slice, HostArray]]:
-        """Yield slices of the ordered `rows` to be solved at once, and the bins (n,) that they use.
+    def groups(self, rows: HostArray, width: int) -> Iterator[tuple[slice, HostArray]]:
+        """Yield slices of the ordered `rows` to be worked on at once, at most `width`, and a mask (n,) of their bins.
 
         Another row joins while that costs less than a call of its own: the more bins it adds, the more it costs.
         """
@@ -106,7 +106,7 @@ class PairBatches:
                 if stop > start and self._work(union | own, ends[at] - start) > separate:
                     break
                 union, stop, at = union | own, ends[at], at + 1
-            for batch in blocks(stop - start, self.width, start):
+            for batch in blocks(stop - start, width, start):
                 yield batch, union
             start = stop
 

@@ -14,6 +14,7 @@ import numpy as np
 from cusink.costs.cost import Cost
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
+from cusink.retrieval.concavity import MOST_COSTS, PAIRS_AT_ONCE, STEEPEST, ConcavityBounds
 from cusink.retrieval.pairs import PairsOnBins, Rows
 from cusink.types import Array, ArrayModule, HostArray
 from cusink.workers import each
@@ -23,7 +24,7 @@ COLUMNS_PER_PROTOTYPE = 16  # at least
 SAMPLED_PER_PROTOTYPE = 64  # columns, at most
 KMEANS_ROUNDS = 5
 ROWS_PER_PROTOTYPES = 16  # that are iterated against all prototypes at once: a share of a thread
-PROTOTYPE_ITERATIONS = {"cost": 16, "reg_cost": 8}
+PROTOTYPE_ITERATIONS = {False: 8, True: 16}  # more where the transport cost alone rules pairs out
 TIGHTENING_ITERATIONS = 2
 MOST_SLACK = 1e300  # with which the bound of a closed pair, inf, stays inf
 BLOCK_BOUNDS = 1 << 20  # bounds computed at once
@@ -36,7 +37,15 @@ class RowBounds:
     regularised cost; inf for pairs that are closed.
     """
 
-    def __init__(self, pairs: PairsOnBins, batches: PairBatches, rows: HostArray, centres: Array, sharp: bool) -> None:
+    def __init__(
+        self,
+        pairs: PairsOnBins,
+        batches: PairBatches,
+        rows: HostArray,
+        centres: Array,
+        sharp: bool,
+        slack: float = math.inf,
+    ) -> None:
         self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
         self.xp, self.eps = pairs.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
@@ -46,6 +55,12 @@ class RowBounds:
         self.lower = np.full((len(rows), pairs.shape[1]), -np.inf)
         self.g = self.xp.empty((len(rows), 0, self.C.shape[1]), self.C.dtype)
         self.constant = self.xp.empty((len(rows), 0))
+        self.by_concavity = None
+        if sharp and slack < math.inf and self._gentle():
+            costs = self.C.costs_of(0, slice(0, self.C.shape[0]))
+            self.by_concavity = ConcavityBounds(self.xp, costs, pairs.eps, slack)
+        # Cuts of the regularised cost over eps, in float32, and their exponentials: `enclose` starts from these.
+        self.starts = self.scalings = self.g.astype(np.float32)
         self._add(self._against(centres))
 
     def add(self, potentials: Array) -> None:
@@ -61,6 +76,38 @@ class RowBounds:
         calls = [(rows[block], columns[block]) for block in blocks(len(rows), self.batches.width)]
         each(self._tighten, calls, self.batches.at_once)
 
+    def enclose(self, rows: HostArray, columns: HostArray, enough: HostArray) -> None:
+        """Raise the bounds of single pairs by concavity, as `tighten` does; what exceeds `enough` (K,) will do."""
+        at_once = min(PAIRS_AT_ONCE, self.batches.width)
+        groups = [(batch, bins) for batch, bins in self.batches.groups(rows + self.first, at_once)]
+        each(self._enclose, [(rows[x], columns[x], enough[x], bins) for x, bins in groups], self.batches.at_once)
+
+    def _gentle(self) -> bool:
+        low, high = self.pairs.span
+        return (high - low) <= STEEPEST * self.eps and math.prod(self.C.shape) <= MOST_COSTS
+
+    def _enclose(self, rows: HostArray, columns: HostArray, enough: HostArray, bins: HostArray) -> None:
+        xp = self.xp
+        assert self.by_concavity is not None
+        at = xp.asarray(np.flatnonzero(bins[self.C.to_host(self.bins)]))
+        b = self.pairs.B[xp.asarray(columns)][:, self.batches.columns]
+        a = self.a[xp.asarray(rows)][:, at]
+        start = self._best(self.starts, self.constant / self.eps, rows, b.astype(np.float32), self.scalings)
+        bounds = self.by_concavity.at(at).bounds(a, b, start, xp.asarray(enough))
+        self.lower[rows, columns] = np.maximum(self.lower[rows, columns], self.C.to_host(bounds))
+
+    def _best(self, potentials: Array, constant: Array, rows: HostArray, b: Array, chosen: Array) -> Array:
+        """Return for each pair, with b (pairs, columns), what is `chosen` for the highest of the cuts `potentials`.
+
+        Both are (rows, K, columns), and the `constant` of the cuts is (rows, K).
+        """
+        xp, out = self.xp, self.xp.empty(b.shape, chosen.dtype)
+        unique, first = np.unique(rows, return_index=True)
+        for row, start, stop in zip(unique, first, [*first[1:], len(rows)], strict=True):
+            best = (xp.matmul(b[start:stop], potentials[row].T) + constant[row]).argmax(axis=1)
+            out[start:stop] = chosen[row][best]
+        return out
+
     def _against(self, centres: Array) -> Array:
         """Return potentials (rows, R, bins) after a few iterations of the rows with each centre (R, columns)."""
         xp, eps = self.xp, self.eps
@@ -70,7 +117,7 @@ class RowBounds:
             a = self.a[rows]
             log_a, log_b = _log(xp, a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(a), 1)))
             f = xp.zeros_like(log_a)
-            for _ in range(PROTOTYPE_ITERATIONS["cost" if self.sharp else "reg_cost"]):
+            for _ in range(PROTOTYPE_ITERATIONS[self.sharp and self.by_concavity is None]):
                 g = self.softmin(log_a + f / eps, 0)
                 f = self.softmin(log_b + g / eps, 1)
             out[rows] = f.reshape(len(a), len(centres), -1)
@@ -105,6 +152,10 @@ class RowBounds:
         each(bound, calls, self.batches.at_once)
         self.g = self.xp.concatenate([self.g, g], axis=1)
         self.constant = self.xp.concatenate([self.constant, constant], axis=1)
+        if self.by_concavity is not None:
+            starts = (self.softmin(_log(self.xp, a) + f / self.eps, 0) / self.eps).astype(np.float32).reshape(g.shape)
+            self.starts = self.xp.concatenate([self.starts, starts], axis=1)
+            self.scalings = self.xp.exp(self.starts - self.starts.max(axis=2, keepdims=True))
 
     def _complete(self, a: Array, f: Array) -> Array:
         """Return the potentials g (K, columns) of a cut."""
@@ -115,11 +166,7 @@ class RowBounds:
     def _tighten(self, rows: HostArray, columns: HostArray) -> None:
         xp, eps = self.xp, self.eps
         b = xp.ascontiguousarray(self.pairs.B[xp.asarray(columns)][:, self.batches.columns])
-        a, g = self.a[xp.asarray(rows)], xp.empty_like(b)
-        unique, first = np.unique(rows, return_index=True)
-        for row, start, stop in zip(unique, first, [*first[1:], len(rows)], strict=True):
-            best = (xp.matmul(b[start:stop], self.g[row].T) + self.constant[row]).argmax(axis=1)
-            g[start:stop] = self.g[row][best]
+        a, g = self.a[xp.asarray(rows)], self._best(self.g, self.constant, rows, b, self.g)
         log_a, log_b = _log(xp, a), _log(xp, b)
         for _ in range(TIGHTENING_ITERATIONS):
             f = self.softmin(log_b + g / eps, 1)

@@ -22,6 +22,8 @@ from cusink.types import Array, HostArray
 
 CUTS_PER_ROW = 16  # of the first pairs that are solved, at most
 ROUND_GROWTH = 3  # times as many pairs of a row are solved in every further round
+FIRST_ENCLOSED = 3  # times as many pairs of a row are bounded by concavity as are solved first,
+ENCLOSED_GROWTH = 9  # times as many pairs of a row are bounded by concavity in every further round
 TIGHTENED_SAMPLE = 512  # pairs that show how much tightening raises a bound
 TIGHTENING_QUANTILE = 0.8  # tightening must rule out a pair in one of five cases to be worth its iterations
 
@@ -151,12 +153,14 @@ class PrunedSearch:
 
     def find(self, rows: HostArray) -> None:
         """Find the neighbours of some rows, NumPy indices in order."""
-        bounds = RowBounds(self.pairs, self.batches, rows, self.corpus.centres, self.value == "cost")
+        sharp = self.value == "cost"
+        bounds = RowBounds(self.pairs, self.batches, rows, self.corpus.centres, sharp, self.slack)
         self.counts.add(bounded=bounds.lower.size - (len(rows) if self.query.excludes_self else 0))
         if self.query.excludes_self:
             bounds.close(rows, rows)
         progress = _Rows(rows, bounds, self._allowed(rows), self._budget(rows))
-        self._solve_first(progress)
+        if bounds.by_concavity is None:
+            self._solve_first(progress)
         self._solve_rest(progress)
         if progress.candidates is not None and self.query.solve_at_most is not None:
             progress.candidates = None
@@ -208,6 +212,8 @@ class PrunedSearch:
     def _solve_rest(self, progress: "_Rows") -> None:
         """Solve pairs in rounds, the lowest bounds first, until none can be among the nearest or may be solved."""
         bounds, started, count = progress.bounds, progress.started, self.query.first_pairs
+        if bounds.by_concavity is not None:
+            return self._solve_enclosed(progress)
         reach = None
         while True:
             count *= ROUND_GROWTH
@@ -227,16 +233,39 @@ class PrunedSearch:
                 break
             self._spend(progress, at, columns)
 
-    def _lowest(self, progress: "_Rows", count: int | HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    def _solve_enclosed(self, progress: "_Rows") -> None:
+        """Do the same where bounds by concavity tell most pairs apart: they come before any pair is solved."""
+        rows, bounds, started = progress.rows, progress.bounds, progress.started
+        count = self.query.first_pairs
+        looked_at = FIRST_ENCLOSED * count
+        while True:
+            at, columns, _ = self._lowest(progress, looked_at)
+            if not len(at):
+                break
+            new = ~started[at, columns]
+            bounds.enclose(at[new], columns[new], self.best.values[rows[at[new]], -1])
+            started[at, columns] = True
+            if not new.any():
+                count *= ROUND_GROWTH
+            at, columns, _ = self._lowest(progress, np.minimum(count, progress.left), started)
+            self._spend(progress, at, columns)
+            looked_at *= ENCLOSED_GROWTH
+
+    def _lowest(
+        self, progress: "_Rows", count: int | HostArray, among: HostArray | None = None
+    ) -> tuple[HostArray, HostArray, HostArray]:
         """Of the pairs that may be among the nearest, choose the `count` lowest bounds of each row.
 
-        Returns indices into `rows`, columns, and by how much the bound is below one that would rule the pair out.
+        Returns indices into `rows`, columns, and by how much the bound is below one that would rule the pair out. A
+        mask `among` (rows, D) tells which pairs may be chosen.
         """
         rows = progress.rows
         floor, kth = self._floor(rows, progress.bounds.lower), self.best.values[rows, -1:]
         open_pairs = (floor <= kth) & (progress.left > 0)[:, None] & (floor < np.inf)
         if progress.candidates is not None:
             open_pairs &= progress.candidates
+        if among is not None:
+            open_pairs &= among
         at, columns = np.nonzero(open_pairs)
         at, columns = smallest_per_row(floor[at, columns], at, columns, count)
         return at, columns, kth[at, 0] - floor[at, columns]

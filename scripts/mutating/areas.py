@@ -20,7 +20,12 @@ AREAS: dict[str, tuple[str, ...]] = {
     "solver": ("cusink/solver/*.py", "cusink/solver/pairs/*.py", "cusink/convergence/*.py"),
     "certificate": ("cusink/backends/numpy/certificate.py", "cusink/backends/ranges.py"),
     "gradients": ("cusink/gradients/*.py",),
-    "bounds": ("cusink/retrieval/bounds.py", "cusink/retrieval/search.py", "cusink/retrieval/ranking.py"),
+    "bounds": (
+        "cusink/retrieval/bounds.py",
+        "cusink/retrieval/concavity.py",
+        "cusink/retrieval/search.py",
+        "cusink/retrieval/ranking.py",
+    ),
     "kernels": ("kernels/*.cu", "kernels/*.cuh"),
 }
 
@@ -88,7 +93,7 @@ TESTS: dict[str, Tests] = {
         ("tests/gradients", "tests/solver/test_eps.py", "-k", "not cupy and not memory"),
     ),
     "cusink/retrieval/*": Tests(
-        ("tests/retrieval/test_bounds.py",),
+        ("tests/retrieval/test_bounds.py", "tests/retrieval/test_concavity.py"),
         ("tests/retrieval/test_search.py", "tests/retrieval/test_nearest.py", "-k", "not cuda and not memory_limit"),
     ),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
