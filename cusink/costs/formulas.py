@@ -162,6 +162,7 @@ class Differences:
         return bend, -bend, bend
 
 
+@dataclass(frozen=True)
 class RelativeEntropy:
     """``x log(x / y) - x + y``, where 0 log 0 is 0; y is positive."""
 
