@@ -200,6 +200,14 @@ def _try(ground: Ground, x: Array, y: Array) -> None:
     """Call a function of the user with a few points, to see that it returns what it should."""
     (x, y), xp, _ = arrays(**{"C.x": x, "C.y": y})
     x, y = (xp.ascontiguousarray(p if p.ndim == 2 else p[0]) for p in (x[..., :2, :], y[..., :3, :]))
+    assert callable(ground.metric)
+    try:
+        ground.metric(x, y)
+    except Exception as error:
+        raise TypeError(
+            f"'metric' must be a name, or a function of points x and y; called with {len(x)} and {len(y)} of them it "
+            f"raised {type(error).__name__}: {error}"
+        ) from error
     ground.formula(1.0).costs(xp, x, y)
 
 

@@ -79,8 +79,7 @@ def cost_matrix(
     if _of_cloud(x, y, metric, power, given):
         out = PointCloud(x, y, cast(Any, metric), power=power, **given).dense()
         return _within(out, array_module(out))
-    assert isinstance(metric, str)
-    (x, y), xp, dtype = checks.points(x, y, metric)
+    (x, y), xp, dtype = checks.points(x, y, cast(str, metric))
     if xp is np:
         from scipy.spatial.distance import cdist
 
@@ -158,13 +157,13 @@ def cost_matrix_adjoint(
            [ 1.5, -3. ]])
     """
     given: dict[str, Any] = {"p": p, "radius": radius, "factor": factor, "labels": labels, "table": table}
-    if _of_cloud(x, y, metric, power, given) or gradient is not None or metric in ("minkowski", "mahalanobis"):
+    parametric = isinstance(metric, str) and metric in ("minkowski", "mahalanobis")
+    if _of_cloud(x, y, metric, power, given) or gradient is not None or parametric:
         return _cloud_adjoint(PointCloud(x, y, metric, power=power, gradient=gradient, **given), grad_C)
     one_of("metric", metric, CLOUD_METRICS)
-    assert isinstance(metric, str)
-    (px, py), xp, dtype = checks.points(x, y, metric)
+    (px, py), xp, dtype = checks.points(x, y, cast(str, metric))
     grad_C = checks.cost_gradient(grad_C, px, py, x)
-    gx, gy = _pairwise_adjoint(xp, px, py, grad_C, metric)
+    gx, gy = _pairwise_adjoint(xp, px, py, grad_C, cast(str, metric))
     if y is None:
         gx, gy = gx + gy, None
     flat = np.ndim(x) == 1
@@ -177,15 +176,16 @@ def _of_cloud(x: Any, y: Any, metric: Any, power: Any, given: dict[str, Any]) ->
     """Whether a cost is to be made as that of a `PointCloud`, and not by differences of all points or by SciPy."""
     plain = type(power) in (int, float) and power == 1  # of any other number `PointCloud` says what is wrong
     more = any(value is not None for value in given.values()) or not plain
-    return more or callable(metric) or metric in ("hellinger", "kl", "haversine") or 3 in (_axes(x), _axes(y))
+    new = callable(metric) or (isinstance(metric, str) and metric in ("hellinger", "kl", "haversine"))
+    return more or new or 3 in (_axes(x), _axes(y))
 
 
 def _axes(points: Any) -> int:
     """Return the number of axes of points, of lists too; 0 for what has none."""
     try:
         return int(getattr(points, "ndim", None) or np.ndim(points))
-    except (TypeError, ValueError):
-        return 0  # lists of unequal lengths: the checks say so
+    except Exception:
+        return 0  # lists of unequal lengths, or a class of the user: the checks say so
 
 
 def _within(cost: Array, xp: ArrayModule) -> Array:
