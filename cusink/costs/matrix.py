@@ -48,7 +48,7 @@ def cost_matrix(
     metric : str or function
         One that `cusink.PointCloud` takes; with NumPy, for points without a batch axis, any other name that
         `scipy.spatial.distance.cdist` knows, too.
-    power, p, radius, factor, labels, table
+    power, p, radius, factor, labels, table : optional
         As for `cusink.PointCloud`.
 
     Returns
@@ -92,7 +92,7 @@ def cost_matrix(
             ) from None
     else:
         one_of("metric", metric, METRICS)
-        cost = _pairwise(xp, x, y, metric)
+        cost = _pairwise(xp, x, y, cast(str, metric))
     return _within(narrowed(cost, dtype, xp), xp)
 
 
@@ -124,7 +124,7 @@ def cost_matrix_adjoint(
         `cusink.SinkhornGradients`.
     metric : str or function
         What the cost is: a metric that `cusink.PointCloud` takes.
-    power, p, radius, factor, labels, table, gradient
+    power, p, radius, factor, labels, table, gradient : optional
         As for `cusink.PointCloud`.
 
     Returns
