@@ -82,6 +82,13 @@ class BlockCosts(BetweenPoints):
         labels = self._labels(problems, rows, columns)
         out = xp.empty((*x.shape[:-1], y.shape[-2]), self.dtype)
         every = out if out.ndim == 3 else out[None]
+        with np.errstate(over="ignore", invalid="ignore"):  # what leaves the range is refused by its `extent`
+            self._fill(xp, every, x, y, labels)
+        return out
+
+    def _fill(self, xp: ArrayModule, every: Array, x: Array, y: Array, labels: tuple[Array, Array] | None) -> None:
+        """Write costs into `every` (1, n, m) or (B, n, m)."""
+        out = every if x.ndim == 3 else every[0]
         for some, part in blocks(len(every), out.shape[-2], out.shape[-1], self.entries(xp)):
             if out.ndim == 2:
                 made = self.formula.costs(xp, x[part], y)
@@ -91,7 +98,6 @@ class BlockCosts(BetweenPoints):
                 of_x, of_y = labels if out.ndim == 2 else (labels[0][some], labels[1][some])
                 made = made + self.table[of_x[..., part, None], of_y[..., None, :]]
             every[some, part] = made
-        return out
 
     def _labels(self, problems: Index, rows: Index, columns: Index = slice(None)) -> tuple[Array, Array] | None:
         if self.labels is None:
@@ -150,6 +156,8 @@ class BlockCosts(BetweenPoints):
                 of_x, of_y = self.filled if self.ndim == 2 else (part[problems] for part in self.filled)
                 mask = of_x[..., rows, None] & of_y[..., None, :]
                 low, high = xp.where(mask, costs, np.inf), xp.where(mask, costs, -np.inf)
+            if bool(xp.isnan(costs).any()):  # of numbers whose products left the range
+                return (0.0, math.inf)
             least, most = min(least, float(low.min())), max(most, float(high.max()))
         return (least, most) if least <= most else (0.0, 0.0)
 

@@ -115,7 +115,13 @@ class PointCloud:
         parameters = {"power": power, "tf32": tf32, "p": p, "radius": radius, "factor": factor, "table": table}
         self.ground = _checked_ground({"metric": metric, "gradient": gradient} | parameters)
         given = _checked_points(x, y, self.ground)
-        self.x, self.y, self.metric, self.power, self.tf32 = given.x, given.y, metric, self.ground.power, tf32
+        self.x, self.y, self.metric, self.power, self.tf32 = (
+            given.x,
+            given.y,
+            metric,
+            self.ground.power,
+            self.ground.tf32,
+        )
         self.labels: tuple[HostArray, HostArray] | None = checked_labels(self.ground.table, labels, self.x, self.y)
         self.shape: tuple[int, ...] = (*self.x.shape[:-1], self.y.shape[-2])
         self.flat = given.flat  # which of x and y came as numbers; None for a y that was left out

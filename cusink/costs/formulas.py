@@ -205,21 +205,21 @@ class Power:
 
 @dataclass(frozen=True)
 class Arc:
-    """``(radius * angle) ** power`` of two points of the unit sphere with squared chord s.
+    """``scale * angle ** power`` of two points of the unit sphere with squared chord s.
 
     The angle has no derivative between a point and its antipode, where zero is taken.
     """
 
-    radius: float
     power: float
+    scale: float  # radius ** power
 
     def value(self, xp: ArrayModule, s: Array) -> Array:
         """See `Outer`."""
-        return (self.radius * self._angle(xp, s)) ** self.power
+        return self.scale * self._angle(xp, s) ** self.power
 
     def rate(self, xp: ArrayModule, s: Array) -> Array:
         """See `Outer`: at 0, with a power of 2 it is that of ``radius ** 2 * s``."""
-        scale, turn = self.radius**self.power, _power(xp, s * (4 - s), -0.5)
+        scale, turn = self.scale, _power(xp, s * (4 - s), -0.5)
         out = scale * self.power * _power(xp, self._angle(xp, s), self.power - 1) * turn
         return xp.where(s > 0, out, scale) if self.power == 2 else out
 
@@ -228,7 +228,7 @@ class Arc:
         angle, inside = self._angle(xp, s), s * (4 - s)
         turn, turned = _power(xp, inside, -0.5), (s - 2) * _power(xp, inside, -1.5)
         first = (self.power - 1) * _power(xp, angle, self.power - 2) * turn**2
-        return self.radius**self.power * self.power * (first + _power(xp, angle, self.power - 1) * turned)
+        return self.scale * self.power * (first + _power(xp, angle, self.power - 1) * turned)
 
     @staticmethod
     def _angle(xp: ArrayModule, s: Array) -> Array:

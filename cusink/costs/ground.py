@@ -98,12 +98,13 @@ class Ground:
         if self.metric == "kl":
             return Sums(RelativeEntropy(), Power(self.power))
         if self.metric == "haversine":
-            return Sums(Differences(2), Arc(self.radius or 1.0, self.power))
+            radius = self.radius or 1.0
+            return Sums(Differences(2), Arc(self.power, _scale(radius, self.power)))
         norm = self.norm
         assert norm is not None
         if norm.p in (1, 2):
             return Sums(Differences(norm.p), Power(norm.exponent, norm.factor))
-        return Sums(Differences(norm.p, unit), Power(norm.exponent, norm.factor * unit ** (norm.p * norm.exponent)))
+        return Sums(Differences(norm.p, unit), Power(norm.exponent, norm.factor * _scale(unit, self.power)))
 
     def costs(
         self,
@@ -148,6 +149,16 @@ class Ground:
             labels=of_points,
             table=None if self.table is None else xp.asarray(self.table),
         )
+
+
+def _scale(length: float, power: float) -> float:
+    """Return a power that all costs are multiples of."""
+    try:
+        return length**power
+    except OverflowError:
+        raise ValueError(
+            f"'power' must be such that costs are finite; got {power:g} for distances of {length:g}. Scale the points"
+        ) from None
 
 
 def _unit(x: Array, y: Array) -> float:

@@ -78,7 +78,8 @@ def cost_matrix(
     given: dict[str, Any] = {"p": p, "radius": radius, "factor": factor, "labels": labels, "table": table}
     if _of_cloud(x, y, metric, power, given):
         out = PointCloud(x, y, cast(Any, metric), power=power, **given).dense()
-        return _within(out, array_module(out))
+        xp = array_module(out)
+        return _within(out if out.dtype.name in HALF else xp.where(xp.isnan(out), np.inf, out), xp)
     (x, y), xp, dtype = checks.points(x, y, cast(str, metric))
     if xp is np:
         from scipy.spatial.distance import cdist

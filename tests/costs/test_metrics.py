@@ -449,3 +449,28 @@ def test_costs_that_are_not_symmetric_have_no_divergence(C):
         cusink.sinkhorn_divergence(None, None, C, eps=1.0)
     with pytest.raises(ValueError, match="value='divergence'"):
         cusink.distance_matrix(np.eye(6), np.eye(5), C, eps=1.0, value="divergence")
+
+
+@pytest.mark.parametrize(
+    ("x", "metric", "given"),
+    [
+        ([[0.0], [1e304]], "minkowski", {"p": 3}),
+        (np.float32([[0.0], [1e20]]), "minkowski", {"p": 3, "power": 2}),
+        ([[1e300, 1e-300]], "kl", {"power": 2}),
+        ([[1e306, 1e306], [1e-306, 1e-306]], "kl", {}),
+        ([[0.5, 1.0], [0.1, 3.0]], "haversine", {"radius": 1e304}),
+    ],
+)
+def test_costs_beyond_the_range_are_refused(x, metric, given):
+    y = np.flip(np.asarray(x), axis=-1) if metric == "kl" else None
+    C = cusink.PointCloud(x, y, metric, **given)
+    with pytest.raises(ValueError, match="'C' must hold finite costs; the largest exceed the range"):
+        cusink.sinkhorn(None, None, C, eps=1.0)
+
+
+def test_powers_of_parameters_beyond_the_range_are_refused():
+    for x, metric, given in (([[0.0], [1e200]], "minkowski", {"p": 3}), ([[0.1, 0.2]], "haversine", {"radius": 1e200})):
+        with pytest.raises(ValueError, match="'power' must be such that costs are finite; got 2 for distances of 1e"):
+            cusink.PointCloud(x, None, metric, power=2, **given).dense()
+    with pytest.raises(ValueError, match="'x' and 'y' must be so near that costs are finite in float32"):
+        cusink.cost_matrix(np.float32([[0.0], [1e30]]), None, "minkowski", p=3, power=2)
