@@ -154,7 +154,7 @@ class Ground:
 def _scale(length: float, power: float) -> float:
     """Return a power that all costs are multiples of."""
     try:
-        return length**power
+        return float(length**power)
     except OverflowError:
         raise ValueError(
             f"'power' must be such that costs are finite; got {power:g} for distances of {length:g}. Scale the points"
