@@ -15,7 +15,7 @@ from cusink.costs.operators import Operators
 from cusink.costs.statistics import statistic
 from cusink.types import Array, ArrayModule
 
-OPERANDS: dict[Kind, Any] = {"dense": DenseCost, "points": PointCost, "grid": GridCost}
+OPERANDS: dict[Kind, Any] = {"dense": DenseCost, "points": PointCost, "blocks": PointCost, "grid": GridCost}
 
 
 def operators(kind: Kind, xp: ArrayModule) -> Operators[Any]:

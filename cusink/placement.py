@@ -16,6 +16,12 @@ HOLDERS = ("cusink", "cupyx")  # packages whose objects have arrays as attribute
 DEPTH = 3  # a call is given clouds of arrays, results with clouds, gradients with results
 
 
+def array_module(array: Any) -> Any:
+    """Return the module of an array, numpy or cupy; a CuPy array proves that CuPy is loaded."""
+    cupy = sys.modules.get("cupy")
+    return cupy if cupy is not None and isinstance(array, cupy.ndarray) and not isinstance(array, np.ndarray) else np
+
+
 def placed(given: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
     """Return a context in which CuPy works on the device of the first CuPy array in `given`, if there is one."""
     cupy = sys.modules.get("cupy")

@@ -77,7 +77,7 @@ def grid_kind(grid: Any) -> CostKind:
 def grid_or_refuse(C: Any, wanted: str, points: str) -> CostKind | None:
     """Return the kind of a `cusink.Grid`; refuse a `cusink.PointCloud`, whose arrays are not those of the library."""
     known = kind_of(C)
-    if known == "points":
+    if known in ("points", "blocks"):
         raise TypeError(f"'C' must be {wanted}; got {kind(C)}. Pass {points}")
     return grid_kind(C) if known == "grid" else None
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cusink.errors import warn
+from cusink.placement import array_module as array_module
 from cusink.types import Array, ArrayModule, HostArray
 
 HALF = ("float16", "bfloat16")
@@ -179,12 +180,6 @@ def kind(x: object) -> str:
     module = type(x).__module__
     module = "cusink" if module.startswith("cusink.") else module
     return f"{module}.{type(x).__qualname__}".removeprefix("builtins.")
-
-
-def array_module(array: Array) -> ArrayModule:
-    """Return the module of an array, numpy or cupy; a CuPy array proves that CuPy is loaded."""
-    cupy = sys.modules.get("cupy")
-    return cupy if cupy is not None and isinstance(array, cupy.ndarray) and not isinstance(array, np.ndarray) else np
 
 
 def to_host(array: Array) -> HostArray:

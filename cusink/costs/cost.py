@@ -150,6 +150,11 @@ class Cost(ABC, Generic[Data]):
         del blocks
         return None
 
+    def metric_adjoint(self, blocks: Iterable[GradientBlock]) -> dict[str, Array]:
+        """Pull the gradient of all costs, in blocks, back to the parameters of a metric; none for other costs."""
+        del blocks
+        return {}
+
     def direction(self, given: dict[str, Array | None]) -> Any:
         """Return a direction dC, or dx and dy of points, as `block_tangent` takes it; None if none is given."""
         refuse_directions(given, f"a cost of shape {self.shape}, which has no parameters")

@@ -2,18 +2,18 @@
 
 from typing import Any, Literal, TypeAlias
 
+from cusink.costs.between import KERNEL_BYTES
 from cusink.costs.clouds import PointCloud, mapped, point_costs
 from cusink.costs.grid import Grid, grid_costs
-from cusink.costs.points import KERNEL_BYTES
 from cusink.types import Array, ArrayModule
 
-Kind: TypeAlias = Literal["dense", "points", "grid"]
+Kind: TypeAlias = Literal["dense", "points", "blocks", "grid"]
 
 
 def kind_of(C: Any) -> Kind:
     """Return the kind of a cost as users pass it."""
     if isinstance(C, PointCloud):
-        return "points"
+        return "points" if C.ground.has_kernels else "blocks"
     return "grid" if isinstance(C, Grid) else "dense"
 
 
@@ -25,7 +25,7 @@ def named_arrays(C: Any) -> dict[str, Any]:
 
 
 def data_of(C: Any, xp: ArrayModule, dtype: Any, parts: list[Array], memory_limit: int = KERNEL_BYTES) -> Any:
-    """Return a cost as operators take it: an array, `PointCosts` or `GridCosts`.
+    """Return a cost as operators take it: an array, `PointCosts`, `BlockCosts` or `GridCosts`.
 
     `parts` are the arrays of `named_arrays`, converted to `dtype`; a kernel may take `memory_limit` bytes.
     """
@@ -45,9 +45,3 @@ def with_arrays(C: Any, function: Any) -> Any:
 def one_cloud(C: Any) -> bool:
     """Whether a cost is a cloud to itself."""
     return isinstance(C, PointCloud) and C.x is C.y
-
-
-def sides_of(C: PointCloud) -> tuple[PointCloud, PointCloud]:
-    """Return the clouds of the sources and of the targets to themselves."""
-    x, y = (PointCloud(points, metric=C.metric, power=C.power, tf32=C.tf32) for points in (C.x, C.y))
-    return x, y

@@ -1,11 +1,17 @@
 """Cost matrices between points."""
 
+from typing import Any, cast
+
 import numpy as np
 
-from cusink.checks.arrays import HALF, narrowed
+from cusink.checks.arrays import HALF, array_module, arrays, in_range, kind, narrowed
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
-from cusink.costs.clouds import METRICS, Metric
+from cusink.costs.blocks import blocks
+from cusink.costs.clouds import METRICS, PointCloud, point_costs
+from cusink.costs.formulas import CostFunction, CostGradient
+from cusink.costs.ground import CLOUD_METRICS, CloudMetric
+from cusink.costs.pulled import to_points, to_user_points
 from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.types import Array, ArrayModule
@@ -15,24 +21,39 @@ __all__ = [
     "cost_matrix_adjoint",
 ]
 
+ADJOINT_ENTRIES = 1 << 18  # of a gradient of costs that are pulled back at a time
+
 
 @on_device
-def cost_matrix(x: Array, y: Array | None = None, metric: str = "sqeuclidean") -> Array:
+def cost_matrix(
+    x: Array,
+    y: Array | None = None,
+    metric: str | CostFunction = "sqeuclidean",
+    *,
+    power: float = 1,
+    p: float | None = None,
+    radius: float | None = None,
+    factor: Array | None = None,
+    labels: Any = None,
+    table: Array | None = None,
+) -> Array:
     """Return the cost of moving a unit of mass between points.
 
     Parameters
     ----------
-    x : array, shape (n, d) or (n,)
+    x : array, shape (n, d) or (n,), or (B, n, d)
         Source points; n numbers are n points on a line.
-    y : array, shape (m, d) or (m,), or None
+    y : array, shape (m, d) or (m,), or (B, m, d), or None
         Target points; None stands for `x`.
-    metric : str
-        "sqeuclidean", "euclidean", "cityblock" or "cosine"; with NumPy any name that `scipy.spatial.distance.cdist`
-        knows.
+    metric : str or function
+        One that `cusink.PointCloud` takes; with NumPy, for points without a batch axis, any other name that
+        `scipy.spatial.distance.cdist` knows, too.
+    power, p, radius, factor, labels, table : optional
+        As for `cusink.PointCloud`.
 
     Returns
     -------
-    array, shape (n, m)
+    array, shape (n, m) or (B, n, m)
         In the dtype of the points.
 
     Raises
@@ -54,7 +75,12 @@ def cost_matrix(x: Array, y: Array | None = None, metric: str = "sqeuclidean") -
            [1., 0., 4.],
            [9., 4., 0.]])
     """
-    (x, y), xp, dtype = checks.points(x, y, metric)
+    given: dict[str, Any] = {"p": p, "radius": radius, "factor": factor, "labels": labels, "table": table}
+    if _of_cloud(x, y, metric, power, given):
+        out = PointCloud(x, y, cast(Any, metric), power=power, **given).dense()
+        xp = array_module(out)
+        return _within(out if out.dtype.name in HALF else xp.where(xp.isnan(out), np.inf, out), xp)
+    (x, y), xp, dtype = checks.points(x, y, cast(str, metric))
     if xp is np:
         from scipy.spatial.distance import cdist
 
@@ -67,30 +93,40 @@ def cost_matrix(x: Array, y: Array | None = None, metric: str = "sqeuclidean") -
             ) from None
     else:
         one_of("metric", metric, METRICS)
-        cost = _pairwise(xp, x, y, metric)
-    out = narrowed(cost, dtype, xp)
-    if dtype.name not in HALF and xp.isinf(out).any():  # for half precision it warns
-        raise ValueError(f"'x' and 'y' must be so near that costs are finite in {dtype}; got +inf. Scale the points")
-    return out
+        cost = _pairwise(xp, x, y, cast(str, metric))
+    return _within(narrowed(cost, dtype, xp), xp)
 
 
 @one_call
 def cost_matrix_adjoint(
-    x: Array, y: Array | None, grad_C: Array, metric: Metric = "sqeuclidean"
+    x: Array,
+    y: Array | None,
+    grad_C: Array,
+    metric: CloudMetric | CostFunction = "sqeuclidean",
+    *,
+    power: float = 1,
+    p: float | None = None,
+    radius: float | None = None,
+    factor: Array | None = None,
+    labels: Any = None,
+    table: Array | None = None,
+    gradient: CostGradient | None = None,
 ) -> tuple[Array, Array | None]:
     """Pull a gradient with respect to a cost matrix back to the points that it was made of.
 
     Parameters
     ----------
-    x : array, shape (n, d) or (n,)
+    x : array, shape (n, d) or (n,), or (B, n, d)
         Source points.
-    y : array, shape (m, d) or (m,), or None
+    y : array, shape (m, d) or (m,), or (B, m, d), or None
         Target points; None stands for `x`, as in `cusink.cost_matrix`.
-    grad_C : array, shape (n, m)
+    grad_C : array, shape (n, m) or (B, n, m)
         Derivative of the final loss by each entry of ``cost_matrix(x, y, metric)``, such as the `C` of
         `cusink.SinkhornGradients`.
-    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
-        What the cost is.
+    metric : str or function
+        What the cost is: a metric that `cusink.PointCloud` takes.
+    power, p, radius, factor, labels, table, gradient : optional
+        As for `cusink.PointCloud`.
 
     Returns
     -------
@@ -109,7 +145,8 @@ def cost_matrix_adjoint(
     Notes
     -----
     Where "euclidean" has no derivative, at points that coincide, zero is taken; so it is for "cityblock" in each
-    coordinate that is equal. Memory is a few arrays of the size of `grad_C`.
+    coordinate that is equal, and for other metrics as docs/point-clouds.md says. Memory is a few arrays of the size of
+    `grad_C`.
 
     Examples
     --------
@@ -120,16 +157,63 @@ def cost_matrix_adjoint(
     array([[ 0. , -1. ],
            [ 1.5, -3. ]])
     """
-    one_of("metric", metric, METRICS)
-    (px, py), xp, dtype = checks.points(x, y, metric)
+    given: dict[str, Any] = {"p": p, "radius": radius, "factor": factor, "labels": labels, "table": table}
+    parametric = isinstance(metric, str) and metric in ("minkowski", "mahalanobis")
+    if _of_cloud(x, y, metric, power, given) or gradient is not None or parametric:
+        return _cloud_adjoint(PointCloud(x, y, metric, power=power, gradient=gradient, **given), grad_C)
+    one_of("metric", metric, CLOUD_METRICS)
+    (px, py), xp, dtype = checks.points(x, y, cast(str, metric))
     grad_C = checks.cost_gradient(grad_C, px, py, x)
-    gx, gy = _pairwise_adjoint(xp, px, py, grad_C, metric)
+    gx, gy = _pairwise_adjoint(xp, px, py, grad_C, cast(str, metric))
     if y is None:
         gx, gy = gx + gy, None
     flat = np.ndim(x) == 1
     gx = gx[:, 0] if flat else gx
     gy = gy[:, 0] if y is not None and np.ndim(y) == 1 else gy
     return narrowed(gx, dtype, xp), gy if gy is None else narrowed(gy, dtype, xp)
+
+
+def _of_cloud(x: Any, y: Any, metric: Any, power: Any, given: dict[str, Any]) -> bool:
+    """Whether a cost is to be made as that of a `PointCloud`, and not by differences of all points or by SciPy."""
+    plain = type(power) in (int, float) and power == 1  # of any other number `PointCloud` says what is wrong
+    more = any(value is not None for value in given.values()) or not plain
+    new = callable(metric) or (isinstance(metric, str) and metric in ("hellinger", "kl", "haversine"))
+    return more or new or 3 in (_axes(x), _axes(y))
+
+
+def _axes(points: Any) -> int:
+    """Return the number of axes of points, of lists too; 0 for what has none."""
+    try:
+        return int(getattr(points, "ndim", None) or np.ndim(points))
+    except Exception:
+        return 0  # lists of unequal lengths, or a class of the user: the checks say so
+
+
+def _within(cost: Array, xp: ArrayModule) -> Array:
+    """Check that no cost left the range of its dtype; of half precision a warning has said so."""
+    if cost.dtype.name not in HALF and xp.isinf(cost).any():
+        raise ValueError(
+            f"'x' and 'y' must be so near that costs are finite in {cost.dtype}; got +inf. Scale the points"
+        )
+    return cost
+
+
+def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> tuple[Array, Array | None]:
+    """Pull the gradient (n, m) or (B, n, m) of the costs of a cloud back to its points, in blocks."""
+    (x, y, gradient), xp, _ = arrays(x=cloud.x, y=cloud.y, grad_C=grad_C)
+    if gradient is None or gradient.shape != cloud.shape:
+        got = kind(None) if gradient is None else gradient.shape
+        raise ValueError(f"'grad_C' must have shape {cloud.shape} to match these points; got {got}")
+    in_range("grad_C", gradient, xp)
+    costs = point_costs(xp, cloud, x, y)
+    gx, gy = (xp.zeros(points.shape, np.float64) for points in (costs.x, costs.y))
+    size, (n, m) = 1 if costs.ndim == 2 else len(x), costs.shape[-2:]
+    for problems, rows in blocks(size, n, m, ADJOINT_ENTRIES):
+        at, every = ((rows,), ()) if costs.ndim == 2 else ((problems, rows), (problems,))
+        of_rows, of_columns = costs.block_adjoint(xp, gradient[at], problems, rows)
+        gx[at] += of_rows
+        gy[every] += of_columns
+    return to_user_points(xp, cloud, to_points(xp, costs.embedding, cloud, gx, gy))
 
 
 def _pairwise(xp: ArrayModule, x: Array, y: Array, metric: str) -> Array:

@@ -8,17 +8,15 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from cusink.connection import doors_of
+from cusink.costs.between import BetweenPoints
 from cusink.costs.blocks import blocks
-from cusink.costs.clouds import extended_costs
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
-from cusink.costs.directions import unit_curvature, unit_tangent
 from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
-from cusink.costs.points import PointCosts
-from cusink.costs.pulled import to_points, to_user_points
+from cusink.costs.parameters import parameter_gradients
+from cusink.costs.pulled import add_curvature, image_moves, to_points, to_user_points
 from cusink.types import Array, HostArray, Index, Statistic
 
-FEW_COORDINATES = 8
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
 
@@ -111,17 +109,20 @@ class DenseCost(Cost[Array]):
 
 
 class PointMoves(NamedTuple):
-    """How points move: those of the user, and those of the data, which for "cosine" are directions."""
+    """How points move: those of the user, and those of the data, which may be images."""
 
     given: tuple[Array, Array]
     data: tuple[Array, Array]
 
 
 @dataclass(frozen=True, eq=False)
-class PointCost(Cost[PointCosts]):
+class PointCost(Cost[BetweenPoints]):
     """The cost between points as an operand."""
 
     kind: ClassVar[str] = "points"
+
+    def __setstate__(self, state: tuple[BetweenPoints, str]) -> None:
+        self.__dict__.update(data=state[0], ops=doors_of(state[1])[state[0].kind])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,12 +137,12 @@ class PointCost(Cost[PointCosts]):
     @property
     def cheap_blocks(self) -> bool:
         """Whether the points have few coordinates, which are subtracted one by one."""
-        return bool(self.data.x.shape[-1] <= FEW_COORDINATES)
+        return self.data.cheap_blocks
 
     @property
     def symmetric(self) -> bool:
-        """Whether both sides are one cloud."""
-        return self.data.x is self.data.y
+        """Whether both sides are one cloud, and its costs symmetric."""
+        return self.data.symmetric
 
     def astype(self, dtype: Any) -> Self:
         """Return the same cost in another precision."""
@@ -167,8 +168,8 @@ class PointCost(Cost[PointCosts]):
 
     @property
     def has_own(self) -> bool:
-        """True: each cloud can be compared with itself."""
-        return True
+        """Whether the costs of each cloud to itself are symmetric."""
+        return self.data.has_own
 
     def own(self, side: int) -> Self:
         """Return the cost of the points of one side to themselves."""
@@ -184,7 +185,8 @@ class PointCost(Cost[PointCosts]):
 
     def extended(self, side: int, points: Any) -> Self:
         """Return the cost between new points in the place of those of a side."""
-        return replace(self, data=extended_costs(self.xp, self.data, side, points))
+        assert self.data.cloud is not None
+        return replace(self, data=self.data.cloud._costs_with(self.xp, self.data, side, points))
 
     def user_points(self, side: int) -> tuple[Array, bool]:
         """Return the points of a side, and whether they came as numbers."""
@@ -210,11 +212,17 @@ class PointCost(Cost[PointCosts]):
 
         (gx, gy), cloud = self._summed(pulled()), costs.cloud
         assert cloud is not None
-        return to_user_points(xp, cloud, to_points(xp, cloud, gx, gy))
+        return to_user_points(xp, cloud, to_points(xp, costs.embedding, cloud, gx, gy))
+
+    def metric_adjoint(self, blocks: Iterable[GradientBlock]) -> dict[str, Array]:
+        """Pull the gradient of all costs, in blocks, back to the parameters of the metric, by name."""
+        return parameter_gradients(self.xp, self.data, blocks)
 
     def direction(self, given: dict[str, Array | None]) -> PointMoves | None:
         """Return how the points move."""
         refuse_directions({"dC": given["dC"]}, "a PointCloud, whose points may move")
+        if not self.data.movable:
+            refuse_directions(given, "a 'metric' that is a function, of which only the gradient is known")
         cloud, xp = self.data.cloud, self.xp
         assert cloud is not None
         one = cloud.x is cloud.y
@@ -235,13 +243,7 @@ class PointCost(Cost[PointCosts]):
 
     def _moves(self, x: Array, y: Array) -> PointMoves:
         """Return moves of the points of the user, and those of the points of the data that follow."""
-        cloud, data = self.data.cloud, [x, y]
-        assert cloud is not None
-        if cloud.metric == "cosine":
-            data = [unit_tangent(self.xp, p, move) for p, move in zip((cloud.x, cloud.y), data, strict=True)]
-        if self.ndim < cloud.x.ndim:  # a batch of one
-            data = [move[0] for move in data]
-        return PointMoves((x, y), (data[0], data[1]))
+        return PointMoves((x, y), image_moves(self.xp, self.data, x, y))
 
     def block_tangent(self, direction: PointMoves, problems: slice, rows: slice) -> Array:
         """Return the derivative of a block while the points move."""
@@ -252,26 +254,24 @@ class PointCost(Cost[PointCosts]):
     ) -> tuple[Array, Array | None]:
         """Return the derivative of `points_adjoint` while the points move, or stay, and the gradient moves."""
         xp, costs = self.xp, self.data
-        cloud = costs.cloud
+        cloud, embedding = costs.cloud, costs.embedding
         assert cloud is not None
         moves = self._moves(xp.zeros(cloud.x.shape), xp.zeros(cloud.y.shape)) if direction is None else direction
-        plain = [xp.zeros(points.shape) for points in (costs.x, costs.y)]  # the gradient, for directions
+        plain = [xp.zeros(points.shape) for points in (costs.x, costs.y)]  # the gradient, for images
 
         def pulled() -> Iterator[tuple[slice, slice, Array, Array]]:
             for problems, rows, gradient, tangent in blocks:
                 if self.shared:
                     gradient, tangent = gradient.sum(axis=0), tangent.sum(axis=0)
-                if cloud.metric == "cosine":
+                if embedding is not None:
                     of_rows, of_columns = costs.block_adjoint(xp, gradient, problems, rows)
                     self._add(plain, problems, rows, of_rows, of_columns)
                 yield problems, rows, *costs.block_curvature(xp, gradient, tangent, moves.data, problems, rows)
 
         gx, gy = self._summed(pulled())
-        of_points = to_points(xp, cloud, gx, gy)
-        if cloud.metric == "cosine":
-            lead = (None,) * (cloud.x.ndim - self.ndim)
-            for k, points in enumerate((cloud.x, cloud.y)):
-                of_points[k] = of_points[k] + unit_curvature(xp, points, plain[k][lead], moves.given[k])
+        of_points = to_points(xp, embedding, cloud, gx, gy)
+        if embedding is not None:
+            add_curvature(xp, embedding, cloud, of_points, plain, moves.given)
         return to_user_points(xp, cloud, of_points)
 
     def _summed(self, parts: Iterable[tuple[slice, slice, Array, Array]]) -> tuple[Array, Array]:

@@ -2,75 +2,38 @@
 
 import dataclasses
 import functools
-import math
-from typing import Any, Literal, Protocol, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from cusink.costs.between import BetweenPoints
 from cusink.costs.blocks import blocks
 from cusink.types import Array, ArrayModule, Index
 
-MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
 BLOCK_ENTRIES = 1 << 14  # costs between points of several problems that are made at a time on the host
 SUM_ENTRIES = 1 << 18  # of a gradient that are summed at a time, in float64
+FEW_COORDINATES = 8
 LEAST_DIFFERENCE = 2.0**-6  # of its terms, that has digits enough in float32
-KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
-
-
-class Cloud(Protocol):
-    """The `cusink.PointCloud` that points came from."""
-
-    x: Array
-    y: Array
-    flat: tuple[bool, bool | None]
-
-    @property
-    def metric(self) -> str:
-        """Of the cloud."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PointCosts:
+class PointCosts(BetweenPoints):
     """``C_ij = factor * s_ij ** exponent`` with s the squared Euclidean distance, or the city-block distance.
 
-    `x` (n, d) or (B, n, d) and `y` (m, d) or (B, m, d), C-contiguous, of one dtype; both have a batch axis or neither.
-    They are the points of the user, to the last digit: to move them would cost those near 0 their digits. What takes
-    squares apart does so about a centre of its own. An operator may keep a kernel of `memory_limit` bytes, and
-    recreates the costs in blocks where it would be larger.
+    What takes squares apart does so about a centre of its own.
     """
 
-    x: Array
-    y: Array
     norm: Literal["squared", "cityblock"]
     exponent: float = 1.0
     factor: float = 1.0
-    memory_limit: int = KERNEL_BYTES
-    cloud: Cloud | None = None
+    _: dataclasses.KW_ONLY
     terms: int = 3  # of a product on tensor cores, see point_products.cuh: 1 for plain tf32
-    given: tuple[Array, Array] | None = None  # the points of the user, where x and y are their directions
-    filled: tuple[Array, Array] | None = None  # masks (n,) or (B, n) and (m,) or (B, m) of points with weight; all
-    loss: float = 0.0  # share of a sum over a large cloud that may be left out, and is counted as error
+    kind: ClassVar[str] = "points"
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """``(n, m)`` or ``(B, n, m)``, of the cost that is not stored."""
-        return (*self.x.shape[:-1], self.y.shape[-2])
-
-    @property
-    def ndim(self) -> int:
-        """2 for a cost that all problems share, 3 for one each."""
-        return int(self.x.ndim)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the points."""
-        dtype: np.dtype[Any] = self.x.dtype
-        return dtype
-
-    @property
-    def point_bytes(self) -> int:
-        """Memory of the points."""
-        return int(self.x.nbytes) + (0 if self.y is self.x else int(self.y.nbytes))
+    def cheap_blocks(self) -> bool:
+        """Whether the points have few coordinates, which are subtracted one by one."""
+        return bool(self.x.shape[-1] <= FEW_COORDINATES)
 
     @functools.cached_property
     def origin(self) -> Array:
@@ -85,46 +48,6 @@ class PointCosts:
         """Return x and y about the `origin`."""
         x = self.x - self.origin
         return x, x if self.y is self.x else self.y - self.origin
-
-    def weighted(self, x: Array, y: Array) -> Self:
-        """Return the same costs with masks of the points that have weight: no other decides how large the costs are."""
-        x, y = (_like(mask, points) for mask, points in ((x, self.x), (y, self.y)))
-        return dataclasses.replace(self, filled=(x, y))
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the same points in another precision; directions are those of the points of the user."""
-        if dtype == self.dtype:
-            return self
-        if self.given is not None:
-            x, y = directions(*self.given, dtype)
-            return dataclasses.replace(self, x=x, y=y)
-        x = self.x.astype(dtype)
-        return dataclasses.replace(self, x=x, y=x if self.y is self.x else self.y.astype(dtype))
-
-    def at(self, problems: Index) -> Self:
-        """Return the costs of some problems, where each has its own; else the shared one."""
-        return self if self.ndim == 2 else self._select((problems,), (problems,), ())
-
-    def take(self, rows: Index, columns: Index) -> Self:
-        """Return the costs between some of the points."""
-        return self._select((..., rows), (..., columns), (slice(None),))
-
-    def own(self, side: int) -> Self:
-        """Return the costs of the points of side 0 (x) or 1 (y) to themselves."""
-        given, filled = (None if pair is None else (pair[side],) * 2 for pair in (self.given, self.filled))
-        points = (self.x, self.y)[side]
-        return dataclasses.replace(self, x=points, y=points, given=given, filled=filled)
-
-    def _select(self, rows: tuple[Any, ...], columns: tuple[Any, ...], coordinates: tuple[Any, ...]) -> Self:
-        """Return the costs between some of the points, given by indices of masks and of the axis after theirs."""
-
-        def chosen(x: Array, y: Array, rest: tuple[Any, ...]) -> tuple[Array, Array]:
-            return x[(*rows, *rest)], y[(*columns, *rest)]
-
-        x, y = chosen(self.x, self.y, coordinates)
-        given = None if self.given is None else chosen(*self.given, coordinates)
-        filled = None if self.filled is None else chosen(*self.filled, ())
-        return dataclasses.replace(self, x=x, y=y, given=given, filled=filled)
 
     def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
         """Return the costs (n, m) or (B, n, m) of some problems and rows as an array: differences before squares.
@@ -204,14 +127,6 @@ class PointCosts:
         more_x, more_y = _squares_adjoint(xp, gradient, move_x, move_y)
         return of_x + more_x, of_y + more_y
 
-    def _points(self, problems: Index, rows: Index) -> tuple[Array, Array]:
-        x, y = (self.x, self.y) if self.ndim == 2 else (self.x[problems], self.y[problems])
-        return x[..., rows, :], y
-
-    def _moves(self, moves: tuple[Array, Array], problems: Index, rows: Index) -> tuple[Array, Array]:
-        x, y = moves if self.ndim == 2 else (moves[0][problems], moves[1][problems])
-        return x[..., rows, :], y
-
     def _rate(self, xp: ArrayModule, problems: Index, rows: Index) -> tuple[Array | float, Array | None]:
         """Return the derivative of a block of costs by the distances s, and these; a number and None for powers of 1.
 
@@ -267,12 +182,7 @@ class PointCosts:
             squares = sum(float(xp.einsum("...ik,...ik->", p, p)) / p[..., 0].size for p in (x, y))
             between = float((x.mean(axis=-2) * y.mean(axis=-2)).sum(axis=-1).mean())
             return float(self.factor * (squares - 2 * between))
-        total, height = 0.0, max(1, MEAN_ENTRIES // self.shape[-1])
-        for problem in range(1 if self.ndim == 2 else len(self.x)):
-            for start in range(0, self.shape[-2], height):
-                rows = slice(start, start + height)
-                total += float(self.block(xp, slice(problem, problem + 1), rows).sum())
-        return total / math.prod(self.shape)
+        return super().mean(xp)
 
     def largest(self, xp: ArrayModule) -> float:
         """Return a bound that no cost between points with weight exceeds."""
@@ -317,18 +227,3 @@ def _has_digits(xp: ArrayModule, kept: Array, taken: Array) -> bool:
     """Whether a difference is not much less than its terms."""
     terms = max(float(xp.abs(part).max()) for part in (kept, taken))
     return bool(xp.abs(kept - taken).max() >= LEAST_DIFFERENCE * terms)
-
-
-def directions(x: Array, y: Array, dtype: Any) -> tuple[Array, Array]:
-    """Return the directions of points about the mean of those of x, rounded once."""
-    u, v = (p.astype(np.float64) for p in (x, y))
-    u, v = (p / (p * p).sum(axis=-1, keepdims=True) ** 0.5 for p in (u, v))
-    centre = u.mean(axis=-2, keepdims=True)
-    of_x = (u - centre).astype(dtype)
-    return of_x, of_x if x is y else (v - centre).astype(dtype)
-
-
-def _like(mask: Array, points: Array) -> Array:
-    """Return a mask of points (n, d) or (B, n, d) in the shape of these without coordinates."""
-    mask = mask if mask.ndim < points.ndim else mask.any(axis=0)
-    return mask if mask.ndim == points.ndim - 1 else mask[None].repeat(len(points), axis=0)

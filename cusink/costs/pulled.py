@@ -1,17 +1,18 @@
-"""Gradients with respect to the points of a cloud, in the shapes that the user passed."""
+"""From the points of the data to those of the user, in the shapes that came, and back: gradients and moves."""
+
+import numpy as np
 
 from cusink.checks.arrays import narrowed
-from cusink.costs.directions import unit_tangent
-from cusink.costs.points import Cloud
+from cusink.costs.between import BetweenPoints, Cloud, Embedding
 from cusink.types import Array, ArrayModule
 
 
-def to_points(xp: ArrayModule, cloud: Cloud, gx: Array, gy: Array) -> list[Array]:
-    """Return the gradients with respect to the points of a cloud, given those by the points or their directions."""
+def to_points(xp: ArrayModule, embedding: Embedding | None, cloud: Cloud, gx: Array, gy: Array) -> list[Array]:
+    """Return the gradients with respect to the points of a cloud, given those by the points or their images."""
     out = []
     for given, gradient in zip((cloud.x, cloud.y), (gx, gy), strict=True):
         gradient = gradient[None] if gradient.ndim < given.ndim else gradient  # a batch of one
-        out.append(unit_tangent(xp, given, gradient) if cloud.metric == "cosine" else gradient)
+        out.append(gradient if embedding is None else embedding.pulled(xp, given.astype(np.float64), gradient))
     return out
 
 
@@ -25,3 +26,29 @@ def to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tup
         total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
         return narrowed(total, cloud.x.dtype, xp), None
     return narrowed(out[0], cloud.x.dtype, xp), narrowed(out[1], cloud.x.dtype, xp)
+
+
+def image_moves(xp: ArrayModule, costs: BetweenPoints, x: Array, y: Array) -> tuple[Array, Array]:
+    """Return how the points of the data move with those of the user."""
+    cloud, embedding, moves = costs.cloud, costs.embedding, [x, y]
+    assert cloud is not None
+    if embedding is not None:
+        sides = zip((cloud.x, cloud.y), moves, strict=True)
+        moves = [embedding.tangent(xp, points.astype(np.float64), move) for points, move in sides]
+    if costs.ndim < cloud.x.ndim:  # a batch of one
+        moves = [move[0] for move in moves]
+    return moves[0], moves[1]
+
+
+def add_curvature(
+    xp: ArrayModule,
+    embedding: Embedding,
+    cloud: Cloud,
+    out: list[Array],
+    gradients: list[Array],
+    moves: tuple[Array, Array],
+) -> None:
+    """Add to `out`, for both sides, by how much `to_points` of `gradients` that stay changes while points move."""
+    for k, points in enumerate((cloud.x, cloud.y)):
+        gradient = gradients[k][(None,) * (points.ndim - gradients[k].ndim)]  # of a batch of one
+        out[k] = out[k] + embedding.curvature(xp, points.astype(np.float64), gradient, moves[k])

@@ -65,6 +65,13 @@ class DivergenceGradients(Summary):
 
     @functools.cached_property
     @one_call
+    def metric(self) -> dict[str, Array]:
+        """By the parameters of the metric of a `cusink.PointCloud`, by name, see `cusink.SinkhornGradients`."""
+        of_pair, *of_selves = (terms.wrt_metric() for terms in self._terms)
+        return {name: x + sum(own[name] for own in of_selves) for name, x in of_pair.items()}
+
+    @functools.cached_property
+    @one_call
     def reach(self) -> Array | None:
         """By the price of the marginals: array of shape () or (B,); None for balanced transport."""
         parts = [part for part in (terms.wrt_reach() for terms in self._terms) if part is not None]

@@ -8,8 +8,9 @@ import numpy as np
 from cusink.checks.arrays import array_module, arrays, in_range, kind, owned, widened
 from cusink.checks.scalars import real
 from cusink.costs.checks import costs_in_range
+from cusink.costs.clouds import sides_of
 from cusink.costs.cost import Cost
-from cusink.costs.kinds import kind_of, named_arrays, one_cloud, sides_of
+from cusink.costs.kinds import kind_of, named_arrays, one_cloud
 from cusink.operand import dense_cost, operand
 from cusink.solver import checks as solver_checks
 from cusink.solver.problem import CheckedProblem, Problem
@@ -39,6 +40,11 @@ def self_costs(
             raise ValueError(f"'{extra[0]}' must be None for a {type(C).__name__}, which knows its own costs; got one")
         if kind_of(C) == "grid":
             return given.C, given.C
+        if not given.C.has_own:
+            raise ValueError(
+                "'C' must be a symmetric cost within either side, which a divergence subtracts; got a PointCloud that "
+                "is not. Take cusink.sinkhorn, or costs as arrays with 'C_aa' and 'C_bb'"
+            )
         both = [given.C] * 2 if one_cloud(C) else [_cloud(cloud, given, memory_limit) for cloud in sides_of(C)]
         of_a, of_b = (own.weighted(w > 0, w > 0) for own, w in zip(both, (given.a, given.b), strict=True))
         return of_a, of_b

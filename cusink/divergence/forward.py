@@ -278,9 +278,7 @@ def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: 
         return (a == b).all(axis=1)
     if not one_metric or C.stored or C.data.x.shape != C.data.y.shape:
         return none
-    x, y = C.data.x, C.data.y
-    same = True if x is y else (x == y).all(axis=(-1, -2))
-    return (a == b).all(axis=1) & same
+    return (a == b).all(axis=1) & C.data.same_points()
 
 
 def _divergence(problems: tuple[Problem, Problem, Problem], of_self: Array, error: HostArray) -> Array:

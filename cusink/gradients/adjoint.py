@@ -31,7 +31,7 @@ __all__ = [
 class SinkhornGradients(Summary):
     """Gradients of ``sum(cotangent * output)`` by the inputs of `cusink.sinkhorn`.
 
-    `C`, `eps`, `reach`, `x` and `y` are computed when they are first asked for: until then they cost nothing.
+    `C`, `eps`, `reach`, `x`, `y` and `metric` are computed when they are first asked for: until then they cost nothing.
 
     Attributes
     ----------
@@ -72,6 +72,15 @@ class SinkhornGradients(Summary):
         Summed over the batch. None for other costs.
         """
         return self._terms.wrt_axes()
+
+    @functools.cached_property
+    @one_call
+    def metric(self) -> dict[str, Array]:
+        """By the parameters of the metric of a `cusink.PointCloud`, by name: "factor" (d, k) and "table" (L, M).
+
+        In float64, summed over the batch. Empty for other metrics and other costs.
+        """
+        return self._terms.wrt_metric()
 
     @functools.cached_property
     @one_call
@@ -141,7 +150,7 @@ def sinkhorn_adjoint(
     Returns
     -------
     SinkhornGradients
-        Gradients a, b, C, eps, and converged; x and y for a `cusink.PointCloud`; axes for a
+        Gradients a, b, C, eps, and converged; x, y and metric for a `cusink.PointCloud`; axes for a
         `cusink.Grid`; reach after a solve with `reach`.
 
     Raises

@@ -46,6 +46,10 @@ class PairTerms:
             return x, None
         return x, flat(self.given.xp, self.sides[1], ((pairs, of_y) for pairs, _, of_y in pulled))
 
+    def wrt_metric(self) -> dict[str, Array]:
+        """Return nothing: a metric that is a name has no parameters."""
+        return {}
+
     def wrt_axes(self) -> None:
         """Return None: no cost is that of a grid."""
         return

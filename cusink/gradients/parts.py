@@ -49,6 +49,9 @@ class Terms(Protocol):
     def wrt_axes(self) -> tuple[Array, ...] | None:
         """By the positions of the cells of a grid."""
 
+    def wrt_metric(self) -> dict[str, Array]:
+        """By the parameters of the metric of a cloud, by name."""
+
     def wrt_reach(self) -> Array | None:
         """By the prices of both marginals."""
 

@@ -110,6 +110,10 @@ class GradientTerms:
         found = self.problem.C.axes_adjoint(self._gradients())
         return found if found is None else tuple(narrowed(x, self.problem.dtype, self.problem.xp) for x in found)
 
+    def wrt_metric(self) -> dict[str, Array]:
+        """Return the gradients with respect to the parameters of a metric, summed over the batch."""
+        return self.problem.C.metric_adjoint(self._gradients())
+
     def _gradients(self) -> Iterator[GradientBlock]:
         """Yield the gradients with respect to the costs."""
         for problems, rows in self._blocks():

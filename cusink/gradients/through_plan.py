@@ -71,6 +71,10 @@ class PlanTerms:
         """Return the gradients with respect to the points of a cloud."""
         return self.given.problem.C.points_adjoint(self._blocks())
 
+    def wrt_metric(self) -> dict[str, Array]:
+        """Return the gradients with respect to the parameters of a metric."""
+        return self.given.problem.C.metric_adjoint(self._blocks())
+
     def wrt_axes(self) -> tuple[Array, ...] | None:
         """Return the gradients with respect to the positions of the cells of a grid."""
         found = self.given.problem.C.axes_adjoint(self._blocks())
@@ -190,6 +194,11 @@ class SumOfTerms:
         """Return the gradients with respect to the points of a cloud."""
         x, y = zip(*(part.wrt_points() for part in self.parts), strict=True)
         return _total(x), _total(y)
+
+    def wrt_metric(self) -> dict[str, Array]:
+        """Return the gradients with respect to the parameters of a metric."""
+        found = [part.wrt_metric() for part in self.parts]
+        return {name: sum(part[name] for part in found) for name in found[0]}
 
 
 def _total(parts: Sequence[Array | None]) -> Array | None:

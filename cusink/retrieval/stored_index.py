@@ -29,6 +29,7 @@ from cusink.version import __version__
 
 AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
 FACTS = ("digests", "bins", "entropies", "terms", "centres")  # that are arrays
+MATRICES = ("factor", "table")  # that belong to a metric
 
 
 def save(path: Path, corpus: AnyCorpus, C: Any, settings: Settings, overwrite: bool) -> None:
@@ -144,10 +145,16 @@ def _described(C: Any, corpus: AnyCorpus) -> tuple[dict[str, Any], dict[str, Par
     if kind == "grid":
         names = ("cells", "metric", "spacing", "periodic")
         return {"kind": kind} | {name: getattr(C, name) for name in names}, {}
-    if kind == "points":
+    if kind in ("points", "blocks"):
+        if callable(C.metric):
+            raise TypeError("'C' must have a metric with a name for an index that is saved; got one that is a function")
         one = C.x is C.y
         arrays = {"x": _whole(C.x)} | ({} if one else {"y": _whole(C.y)})
-        return {"kind": kind, "metric": C.metric, "power": C.power, "tf32": C.tf32, "one": one}, arrays
+        arrays |= {name: _whole(getattr(C.ground, name)) for name in MATRICES if getattr(C.ground, name) is not None}
+        if C.labels is not None:
+            arrays |= {f"labels_{side}": _whole(own) for side, own in zip("xy", C.labels, strict=True)}
+        words = {"metric": C.metric, "power": C.power, "tf32": C.tf32, "p": C.ground.p, "radius": C.ground.radius}
+        return {"kind": kind, "one": one} | words, arrays
     return {"kind": kind}, {"C": _whole(corpus.template.C.data)}
 
 
@@ -157,8 +164,11 @@ def _restored(cost: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> An
         axes = (tuple(cost[name]) for name in ("cells", "spacing", "periodic"))
         cells, spacing, periodic = axes
         return Grid(cells, cost["metric"], spacing=spacing, periodic=periodic)
-    if cost["kind"] == "points":
+    if cost["kind"] in ("points", "blocks"):
         x = xp.asarray(arrays["x"])
         y = None if cost["one"] else xp.asarray(arrays["y"])
-        return PointCloud(x, y, cost["metric"], power=cost["power"], tf32=cost["tf32"])
+        labels = [arrays.get(f"labels_{side}") for side in "xy"]
+        given = {name: cost.get(name) for name in ("p", "radius")} | {name: arrays.get(name) for name in MATRICES}
+        given["labels"] = None if labels[0] is None else labels[0] if cost["one"] else labels
+        return PointCloud(x, y, cost["metric"], power=cost["power"], tf32=cost["tf32"], **given)
     return xp.asarray(arrays["C"])

@@ -230,6 +230,17 @@ MEAN = {
     "debiased": False,
     **{k: v for k, v in SOLVE.items() if k != "method"},
 }
+COST_MATRIX = {
+    "x": X,
+    "y": Y,
+    "metric": "euclidean",
+    "power": 1,
+    "p": None,
+    "radius": None,
+    "factor": None,
+    "labels": None,
+    "table": None,
+}
 CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1}
 
 
@@ -352,8 +363,8 @@ CALLS = {
         },
     ),
     "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
-    "cost_matrix": (cusink.cost_matrix, {"x": X, "y": Y, "metric": "sqeuclidean"}),
-    "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"x": X, "y": Y, "grad_C": C, "metric": "sqeuclidean"}),
+    "cost_matrix": (cusink.cost_matrix, COST_MATRIX),
+    "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"grad_C": C, **COST_MATRIX, "gradient": None}),
     "distance_matrix": (
         cusink.distance_matrix,
         {"A": ROWS, "B": OTHERS, "C": C, "out": None, "devices": None, **RETRIEVAL},
@@ -399,7 +410,7 @@ CALLS = {
     "Measures": (cusink.Measures, {"offsets": np.array([0, 2, 4]), "weights": None, "points": X}),
     "Measures.of": (cusink.Measures.of, {"clouds": [X, Y], "weights": None}),
     "Measures.of with weights": (cusink.Measures.of, {"clouds": [X, Y], "weights": [A, B]}),
-    "PointCloud": (cusink.PointCloud, {"x": X, "y": Y, "metric": "euclidean", "power": 1, "tf32": False}),
+    "PointCloud": (cusink.PointCloud, COST_MATRIX | {"tf32": False, "gradient": None}),
     "Grid": (cusink.Grid, {"shape": (2, 2), "metric": "sqeuclidean", "spacing": 1.0, "periodic": False}),
     "RelativeEps": (cusink.RelativeEps, {"share": 0.1, "of": "max"}),
     "sinkhorn with an eps each": (
@@ -528,6 +539,12 @@ OTHERS_TO_BLAME = {
     ("Measures", "points"): "offsets",
     ("Measures.of", "clouds"): "points",
     ("sklearn.SinkhornTransport", "power"): "Xs",
+    ("PointCloud", "labels"): "table",
+    ("PointCloud", "table"): "labels",
+    ("cost_matrix", "labels"): "table",
+    ("cost_matrix", "table"): "labels",
+    ("cost_matrix_adjoint", "labels"): "table",
+    ("cost_matrix_adjoint", "table"): "labels",
     ("plot.transport_lines", "P"): "x",
     ("plot.contact_sheet", "queries"): "indices",
     ("plot.contact_sheet", "corpus"): "corpus_labels",

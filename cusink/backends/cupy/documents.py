@@ -48,6 +48,9 @@ class Costs(NamedTuple):
         costs, largest = C.data, C.largest()
         if C.stored:
             return cls(STORED, 1.0, 1.0, costs, costs, largest)
+        if costs.kind == "blocks":  # which no CUDA kernel knows
+            costs = costs.block(cp)
+            return cls(STORED, 1.0, 1.0, costs, costs, largest)
         kind = SQUARED if costs.norm == "squared" else CITYBLOCK
         return cls(kind, costs.factor, costs.exponent, costs.x, costs.y, largest)
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.checks.arrays import to_host
+from cusink.costs.blockwise import BlockCosts
 from cusink.costs.grid import GridCosts
 from cusink.costs.points import PointCosts
 from cusink.retrieval.pairs import Pairs
@@ -39,6 +40,7 @@ Job = dict[str, Any]  # a manifest, in JSON's types
 # How a cost that is not stored enters a fingerprint: a word and its attributes. Neither may follow a renamed class.
 COSTS = {
     PointCosts: ("points", ("x", "y", "norm", "exponent", "factor", "terms", "memory_limit")),
+    BlockCosts: ("blocks", ("x", "y", "formula", "labels", "table", "memory_limit")),
     GridCosts: ("grid", ("axes",)),
 }
 

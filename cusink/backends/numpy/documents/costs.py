@@ -16,7 +16,7 @@ def costs_between(C: HostArray | PointCosts, rows: HostArray, columns: HostArray
     """
     if isinstance(C, np.ndarray):
         return np.ascontiguousarray(C.take(rows, axis=0).take(columns, axis=1).T)
-    if C.norm != "squared" or C.x.shape[1] <= DIFFERENCE_DIMENSIONS:
+    if C.kind == "blocks" or C.norm != "squared" or C.x.shape[1] <= DIFFERENCE_DIMENSIONS:
         return np.ascontiguousarray(C.take(rows, columns).block(np).T)
     x = C.x[rows]
     centre = x.mean(axis=0)

@@ -1,0 +1,312 @@
+"""Formulas of costs between points that no CUDA kernel knows: sums over coordinates, and functions of the user.
+
+They are taken in float64 where they are sums. Points x are (..., n, d) and y (..., m, d); all arrays of pairs are
+(..., n, m).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from cusink.types import Array, ArrayModule
+
+CostFunction = Callable[[Any, Any], Any]  # of points (n, d) and (m, d): costs (n, m)
+CostGradient = Callable[[Any, Any, Any], tuple[Any, Any]]  # of points and a gradient (n, m): gradients (n, d), (m, d)
+
+
+class Formula(Protocol):
+    """A cost between points."""
+
+    @property
+    def symmetric(self) -> bool | None:
+        """Whether the cost of x and y is always that of y and x; None if nobody knows."""
+
+    @property
+    def twice(self) -> bool:
+        """Whether `tangent` and `curvature` can be taken along moves of the points."""
+
+    def costs(self, xp: ArrayModule, x: Array, y: Array) -> Array:
+        """Return the costs."""
+
+    def adjoint(self, xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """Pull the gradient of costs back to x and y."""
+
+    def tangent(self, xp: ArrayModule, x: Array, y: Array, moves: tuple[Array, Array]) -> Array:
+        """Return the derivative of the costs while the points move."""
+
+    def curvature(
+        self, xp: ArrayModule, gradient: Array, tangent: Array, x: Array, y: Array, moves: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """Return the derivative of `adjoint` while the points move, and its gradient by `tangent`."""
+
+
+class Term(Protocol):
+    """A function of one coordinate of x (..., n, 1) and of y (..., 1, m); 0 where it has no derivative."""
+
+    symmetric: ClassVar[bool]
+
+    def value(self, xp: ArrayModule, x: Array, y: Array) -> Array:
+        """Return the function."""
+
+    def slopes(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array]:
+        """Return the derivatives with respect to x and to y."""
+
+    def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
+        """Return the second derivatives with respect to x, to both, and to y."""
+
+
+class Outer(Protocol):
+    """A function of a sum s >= 0 of terms; 0 in the place of derivatives that it lacks at the end of its range."""
+
+    def value(self, xp: ArrayModule, s: Array) -> Array:
+        """Return the function."""
+
+    def rate(self, xp: ArrayModule, s: Array) -> Array:
+        """Return its derivative."""
+
+    def bend(self, xp: ArrayModule, s: Array) -> Array:
+        """Return its second derivative."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """``outer(sum_k term(x_k, y_k))``, a coordinate at a time: differences are taken before anything else."""
+
+    term: Term
+    outer: Outer
+    twice: ClassVar[bool] = True
+
+    @property
+    def symmetric(self) -> bool:
+        """See `Formula`."""
+        return self.term.symmetric
+
+    def costs(self, xp: ArrayModule, x: Array, y: Array) -> Array:
+        """See `Formula`."""
+        return self.outer.value(xp, self._sum(xp, x, y))
+
+    def adjoint(self, xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """See `Formula`."""
+        return self._pulled(xp, gradient * self.outer.rate(xp, self._sum(xp, x, y)), x, y)
+
+    def tangent(self, xp: ArrayModule, x: Array, y: Array, moves: tuple[Array, Array]) -> Array:
+        """See `Formula`."""
+        return self.outer.rate(xp, self._sum(xp, x, y)) * self._moved_sum(xp, x, y, moves)
+
+    def curvature(
+        self, xp: ArrayModule, gradient: Array, tangent: Array, x: Array, y: Array, moves: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """See `Formula`."""
+        s = self._sum(xp, x, y)
+        rate = self.outer.rate(xp, s)
+        moved = tangent * rate + gradient * self.outer.bend(xp, s) * self._moved_sum(xp, x, y, moves)
+        gx, gy = self._pulled(xp, moved, x, y)
+        rate = gradient * rate
+        for k, (of_x, of_y) in enumerate(self._coordinates(x, y)):
+            move_x, move_y = moves[0][..., :, None, k], moves[1][..., None, :, k]
+            xx, mixed, yy = self.term.bends(xp, of_x, of_y)
+            gx[..., k] += (rate * (xx * move_x + mixed * move_y)).sum(axis=-1)
+            gy[..., k] += (rate * (mixed * move_x + yy * move_y)).sum(axis=-2)
+        return gx, gy
+
+    def _coordinates(self, x: Array, y: Array) -> list[tuple[Array, Array]]:
+        x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
+        return [(x[..., :, None, k], y[..., None, :, k]) for k in range(x.shape[-1])]
+
+    def _sum(self, xp: ArrayModule, x: Array, y: Array) -> Array:
+        total = xp.zeros((*x.shape[:-1], y.shape[-2]))
+        for of_x, of_y in self._coordinates(x, y):
+            total += self.term.value(xp, of_x, of_y)
+        return total
+
+    def _moved_sum(self, xp: ArrayModule, x: Array, y: Array, moves: tuple[Array, Array]) -> Array:
+        total = xp.zeros((*x.shape[:-1], y.shape[-2]))
+        for k, (of_x, of_y) in enumerate(self._coordinates(x, y)):
+            slope_x, slope_y = self.term.slopes(xp, of_x, of_y)
+            total += slope_x * moves[0][..., :, None, k] + slope_y * moves[1][..., None, :, k]
+        return total
+
+    def _pulled(self, xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """Pull the gradient of the sums back to the points."""
+        gx, gy = xp.empty(x.shape), xp.empty(y.shape)
+        for k, (of_x, of_y) in enumerate(self._coordinates(x, y)):
+            slope_x, slope_y = self.term.slopes(xp, of_x, of_y)
+            gx[..., k], gy[..., k] = (gradient * slope_x).sum(axis=-1), (gradient * slope_y).sum(axis=-2)
+        return gx, gy
+
+
+@dataclass(frozen=True)
+class Differences:
+    """``(|x - y| / unit) ** p``; the unit keeps powers of small and of large differences in the range."""
+
+    p: float
+    unit: float = 1.0
+    symmetric: ClassVar[bool] = True
+
+    def value(self, xp: ArrayModule, x: Array, y: Array) -> Array:
+        """See `Term`."""
+        return xp.abs((x - y) / self.unit) ** self.p
+
+    def slopes(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array]:
+        """See `Term`."""
+        d = (x - y) / self.unit
+        slope = self.p / self.unit * xp.sign(d) * _power(xp, xp.abs(d), self.p - 1)
+        return slope, -slope
+
+    def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
+        """See `Term`."""
+        d = xp.abs((x - y) / self.unit)
+        bend = self.p * (self.p - 1) / self.unit**2 * _power(xp, d, self.p - 2)
+        return bend, -bend, bend
+
+
+@dataclass(frozen=True)
+class RelativeEntropy:
+    """``x log(x / y) - x + y``, where 0 log 0 is 0; y is positive."""
+
+    symmetric: ClassVar[bool] = False
+
+    def value(self, xp: ArrayModule, x: Array, y: Array) -> Array:
+        """See `Term`."""
+        return xp.maximum(x * (_log(xp, x) - xp.log(y)) - (x - y), 0)
+
+    def slopes(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array]:
+        """See `Term`: that of x is -inf at 0, and 0 is taken."""
+        return xp.where(x > 0, _log(xp, x) - xp.log(y), 0), 1 - x / y
+
+    def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
+        """See `Term`."""
+        zero = xp.zeros_like(x / y)
+        return _power(xp, x, -1.0) + zero, -1 / y + zero, x / y**2
+
+
+@dataclass(frozen=True)
+class Power:
+    """``factor * s ** exponent``."""
+
+    exponent: float
+    factor: float = 1.0
+
+    def value(self, xp: ArrayModule, s: Array) -> Array:
+        """See `Outer`."""
+        del xp
+        return self.factor * (s if self.exponent == 1 else s**self.exponent)
+
+    def rate(self, xp: ArrayModule, s: Array) -> Array:
+        """See `Outer`."""
+        return self.factor * self.exponent * _power(xp, s, self.exponent - 1)
+
+    def bend(self, xp: ArrayModule, s: Array) -> Array:
+        """See `Outer`."""
+        return self.factor * self.exponent * (self.exponent - 1) * _power(xp, s, self.exponent - 2)
+
+
+@dataclass(frozen=True)
+class Arc:
+    """``scale * angle ** power`` of two points of the unit sphere with squared chord s.
+
+    The angle has no derivative between a point and its antipode, where zero is taken.
+    """
+
+    power: float
+    scale: float  # radius ** power
+
+    def value(self, xp: ArrayModule, s: Array) -> Array:
+        """See `Outer`."""
+        return self.scale * self._angle(xp, s) ** self.power
+
+    def rate(self, xp: ArrayModule, s: Array) -> Array:
+        """See `Outer`: at 0, with a power of 2 it is that of ``radius ** 2 * s``."""
+        scale, turn = self.scale, _power(xp, s * (4 - s), -0.5)
+        out = scale * self.power * _power(xp, self._angle(xp, s), self.power - 1) * turn
+        return xp.where(s > 0, out, scale) if self.power == 2 else out
+
+    def bend(self, xp: ArrayModule, s: Array) -> Array:
+        """See `Outer`."""
+        angle, inside = self._angle(xp, s), s * (4 - s)
+        turn, turned = _power(xp, inside, -0.5), (s - 2) * _power(xp, inside, -1.5)
+        first = (self.power - 1) * _power(xp, angle, self.power - 2) * turn**2
+        return self.scale * self.power * (first + _power(xp, angle, self.power - 1) * turned)
+
+    @staticmethod
+    def _angle(xp: ArrayModule, s: Array) -> Array:
+        return 2 * xp.arctan2(xp.sqrt(s), xp.sqrt(xp.maximum(4 - s, 0)))
+
+
+@dataclass(frozen=True)
+class Given:
+    """A function of the user, whose answers are checked, and its gradient, if there is one."""
+
+    function: CostFunction
+    gradient: CostGradient | None
+    symmetric: ClassVar[None] = None
+    twice: ClassVar[bool] = False
+
+    def costs(self, xp: ArrayModule, x: Array, y: Array) -> Array:
+        """See `Formula`."""
+        if x.ndim == 3:
+            return xp.stack([self.costs(xp, *points) for points in zip(x, y, strict=True)])
+        found = self.function(x, y)
+        _checked("metric", found, (len(x), len(y)), xp)
+        if not bool((found >= 0).all()):  # NaN too
+            least = "NaN" if bool(xp.isnan(found).any()) else f"{float(found.min()):g}"
+            raise ValueError(f"'metric' must return costs of at least 0; got {least}. Add a constant to all costs")
+        return found
+
+    def adjoint(self, xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """See `Formula`."""
+        if self.gradient is None:
+            raise ValueError(
+                "'gradient' must be given with a 'metric' that is a function, for gradients with respect to points; "
+                "got None. It takes points x, y and the gradient (n, m) of their costs, and returns those of x and y"
+            )
+        if x.ndim == 3:
+            each = [self.adjoint(xp, *parts) for parts in zip(gradient, x, y, strict=True)]
+            return xp.stack([gx for gx, _ in each]), xp.stack([gy for _, gy in each])
+        found = self.gradient(x, y, gradient.astype(x.dtype, copy=False))
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise TypeError(f"'gradient' must return a pair, the gradients of x and of y; got {type(found).__name__}")
+        for part, points in zip(found, (x, y), strict=True):
+            _checked("gradient", part, points.shape, xp)
+        return found[0], found[1]
+
+    def tangent(self, xp: ArrayModule, x: Array, y: Array, moves: tuple[Array, Array]) -> Array:
+        """Raise: directions of its points are refused."""
+        raise NotImplementedError
+
+    def curvature(
+        self, xp: ArrayModule, gradient: Array, tangent: Array, x: Array, y: Array, moves: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """See `Formula`; its points stay."""
+        del gradient, moves
+        return self.adjoint(xp, tangent, x, y)
+
+
+def _checked(name: str, found: Any, shape: tuple[int, ...], xp: ArrayModule) -> None:
+    """Check that a function of the user returned a finite array of a shape."""
+    given = getattr(found, "shape", None)
+    if given is None or not isinstance(found, xp.ndarray):
+        raise TypeError(f"'{name}' must return a {xp.__name__} array, as its points are; got {type(found).__name__}")
+    if tuple(given) != shape:
+        raise ValueError(f"'{name}' must return shape {shape} for these points; got {tuple(given)}")
+    if found.dtype.kind not in "fiub":
+        raise TypeError(f"'{name}' must return real numbers; got dtype {found.dtype}")
+    if found.dtype.kind == "f" and bool(xp.isinf(found).any()):
+        raise ValueError(f"'{name}' must return finite numbers; got an infinite one")
+    if name == "gradient" and found.dtype.kind == "f" and bool(xp.isnan(found).any()):
+        raise ValueError("'gradient' must return finite numbers; got NaN")
+
+
+def _power(xp: ArrayModule, x: Array, exponent: float) -> Array:
+    """Return ``x ** exponent`` of x >= 0, and 0 in the place of infinity at 0."""
+    if exponent >= 0:
+        return x**exponent
+    positive = x > 0
+    return xp.where(positive, xp.where(positive, x, 1) ** exponent, 0)
+
+
+def _log(xp: ArrayModule, x: Array) -> Array:
+    """Return the logarithm of x >= 0, and 0 at 0."""
+    return xp.log(xp.where(x > 0, x, 1))
