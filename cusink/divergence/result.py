@@ -98,10 +98,3 @@ class DivergencePairs(Summary):
             g_self=self.g_self[of_g],
             **{name: getattr(self, name)[k] for name in VALUES},
         )
-
-
-def joined(solved: SolvedPairs[SinkhornDivergence]) -> DivergencePairs:
-    """Join the results of batches."""
-    A, B, values = solved.given.A, solved.given.B, {name: solved.values(name) for name in VALUES}
-    potentials = {name: solved.flat(name, A if name[0] == "f" else B) for name in ("f", "g", "f_self", "g_self")}
-    return DivergencePairs(solved=solved, **potentials, **values)

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 import cusink
+from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import batches
 
 EPS = 0.1
@@ -39,14 +40,34 @@ def alone(x, y, a, b, metric, solve, **options):
     ]
 
 
-@pytest.mark.parametrize(("metric", "reach", "dtype"), [("sqeuclidean", None, np.float64), ("cosine", 0.5, np.float32)])
+ITERATIONS = {"together": tiles.ITERATIONS, "some": (20, 100), "none": (1, 1)}  # those that take more are solved alone
+
+
+def check_together(which, pairs):
+    """Hold what was solved together to what was meant to be."""
+    share = pairs.solved.known.solved.mean()
+    assert {"together": share == 1, "some": 0 < share < 1, "none": share == 0}[which]
+
+
+CASES = [
+    ("sqeuclidean", None, np.float64),
+    ("euclidean", None, np.float64),
+    ("cosine", None, np.float32),
+    ("cosine", 0.5, np.float32),
+]
+
+
+@pytest.mark.parametrize(("metric", "reach", "dtype"), CASES)
 def test_pairs_are_the_pairs_alone(metric, reach, dtype):
     given = drawn(dtype, 1.0 if reach is None else 1.5)
     near = {"rtol": 1e-9, "atol": 1e-9} if dtype == np.float64 else {"rtol": 2e-5, "atol": 2e-5}
-    pairs = cusink.sinkhorn(*measures(*given), metric, eps=EPS, reach=reach)
-    each = alone(*given, metric, cusink.sinkhorn, reach=reach)
+    tol = 1e-12 if dtype == np.float64 else "auto"
+    pairs = cusink.sinkhorn(*measures(*given), metric, eps=EPS, reach=reach, tol=tol)
+    each = alone(*given, metric, cusink.sinkhorn, reach=reach, tol=tol)
     assert len(pairs) == len(SIZES) and pairs.f.dtype == dtype and pairs.converged.all()
-    for name in ("cost", "reg_cost", "entropic_cost", "error"):
+    assert (pairs.solved.together is None) == (reach is not None)
+    assert pairs.error.max() <= (1e-12 if dtype == np.float64 else 1e-5)
+    for name in ("cost", "reg_cost", "entropic_cost"):
         np.testing.assert_allclose(getattr(pairs, name), [getattr(one, name) for one in each], **near)
     np.testing.assert_allclose(pairs.f, np.concatenate([one.f for one in each]), **near)
     np.testing.assert_allclose(pairs.g, np.concatenate([one.g for one in each]), **near)
@@ -71,11 +92,17 @@ def test_pairs_are_the_pairs_alone(metric, reach, dtype):
     np.testing.assert_allclose(pairs[-1].f, each[-1].f, **near)
 
 
-@pytest.mark.parametrize("reach", [None, 0.5])
-def test_divergences_are_those_of_the_pairs_alone(reach):
+@pytest.mark.parametrize(
+    ("metric", "reach", "which"),
+    [("sqeuclidean", None, which) for which in ITERATIONS] + [("euclidean", None, "some"), ("euclidean", 0.5, None)],
+)
+def test_divergences_are_those_of_the_pairs_alone(metric, reach, which, monkeypatch):
+    monkeypatch.setattr(tiles, "ITERATIONS", ITERATIONS.get(which, tiles.ITERATIONS))
     given = drawn(mass=1.0 if reach is None else 1.5)
-    pairs = cusink.sinkhorn_divergence(*measures(*given), "euclidean", eps=EPS, reach=reach)
-    each = alone(*given, "euclidean", cusink.sinkhorn_divergence, reach=reach)
+    pairs = cusink.sinkhorn_divergence(*measures(*given), metric, eps=EPS, reach=reach, tol=1e-12)
+    each = alone(*given, metric, cusink.sinkhorn_divergence, reach=reach, tol=1e-12)
+    if reach is None:
+        check_together(which, pairs)
     near = {"rtol": 1e-9, "atol": 1e-9}
     np.testing.assert_allclose(pairs.divergence, [one.divergence for one in each], **near)
     assert reach is not None or pairs.divergence[4] == 0
@@ -135,8 +162,9 @@ def test_batches_take_every_pair_once_and_within_the_limit():
 
 def test_a_small_memory_limit_changes_nothing():
     given = measures(*drawn())
-    whole = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS)
-    parts = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS, memory_limit=4096)
+    whole = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS, tol=1e-13)
+    parts = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS, tol=1e-13, memory_limit=4096)
+    assert whole.solved.known.solved.all() and 0 < parts.solved.known.solved.mean() < 1
     np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-12)
 
 
@@ -181,9 +209,12 @@ def test_bad_pairs_are_refused_before_any_work():
         solve(A, B, "sqeuclidean", eps=EPS, init=(A.weights, B.weights))
     with message(ValueError, match="'C_aa' must be None"):
         cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=EPS, C_aa=np.ones((2, 2)))
-    for eps in (np.full(len(SIZES), EPS), cusink.RelativeEps(0.1)):
-        with message(TypeError, match="'eps' must be one number"):
-            solve(A, B, "sqeuclidean", eps=eps)
+    with message(TypeError, match="got cusink.RelativeEps"):
+        solve(A, B, "sqeuclidean", eps=cusink.RelativeEps(0.1))
+    with message(ValueError, match="each of the 7 pairs; got shape"):
+        solve(A, B, "sqeuclidean", eps=np.full(3, EPS))
+    with message(ValueError, match=r"'eps' must be positive and finite; got 0 at \[2\]"):
+        cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=np.array([1, 1, 0, 1, 1, 1, 1.0]))
     with message(ValueError, match="'max_iter'"):
         solve(A, B, "sqeuclidean", eps=EPS, max_iter=0)
     pairs = solve(A, B, "sqeuclidean", eps=EPS)
