@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from cusink.checks.arrays import arrays
 from cusink.costs.clouds import PointCloud
 from cusink.costs.kinds import named_arrays
@@ -19,5 +21,6 @@ def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem
     a, f = (values[row : row + 1, : len(x)] for values in (solved.a, solved.f))
     b, g = (values[row : row + 1, : len(y)] for values in (solved.b, solved.g))
     C = operand(cloud, xp, dtype, parts).weighted(a > 0, b > 0)
+    eps = float(solved.eps[row]) if isinstance(solved.eps, np.ndarray) else solved.eps
     shift = None if solved.shift is None else solved.shift[row : row + 1]
-    return replace(solved, a=a, b=b, C=C, f=f, g=g, shift=shift, batched=False, batch_of_one=False)
+    return replace(solved, a=a, b=b, C=C, eps=eps, f=f, g=g, shift=shift, batched=False, batch_of_one=False)

@@ -18,8 +18,8 @@ STEEPEST = 600.0  # of C / eps whose kernel has digits in float64
 UNIT = 2.0**-53
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
 LEAST_SUM = 2.0**-960  # per term and unit of the factors: what sums of a kernel may lose to underflow is below rounding
-CHECK_EVERY = 5  # iterations between two looks, which cost nothing
-FIRST_OMEGA = 1.3  # of over-relaxation, before anything is known
+CHECK_EVERY = 6  # iterations between two looks, which cost nothing
+FIRST_OMEGA = 1.4  # of over-relaxation, before anything is known
 ITERATIONS = 200, 100  # of pairs, and of measures with themselves, after which these are left to the solver's loop
 KEPT = 0.75  # share of a tile that may still iterate, from which on the others leave it
 
