@@ -11,19 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from cusink.bridges.options import Gradient, adjoint_tolerance
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
-from cusink.checks.arrays import array_module, kind, one_array, to_host
+from cusink.checks.arrays import array_module, kind, to_host
 from cusink.checks.scalars import one_of
 from cusink.costs.clouds import METRICS, Metric
-from cusink.costs.measures import Measures
-from cusink.divergence.adjoint import sinkhorn_divergence_adjoint
-from cusink.divergence.forward import sinkhorn_divergence
-from cusink.gradients.adjoint import sinkhorn_adjoint
-from cusink.solver.sinkhorn import sinkhorn
-from cusink.types import Array, HostArray, Value
+from cusink.costs.measures import Measures, Offsets
+from cusink.types import Array, HostArray
 
-Offsets = tuple[int, ...]
 SLOPE = "slope_"  # before the name of an input: the derivative of each number by its share of it
 
 
@@ -104,6 +98,10 @@ class PairWork(Work):
     def _solved(self, A: Measures, B: Measures, eps: Any) -> tuple[Array, Callable[[], Any]]:
         """Return the numbers (K,), and what returns their gradients."""
 
+    @property
+    def _metric(self) -> Metric:
+        return next(metric for metric in METRICS if metric == self.metric)
+
     def _run(self, given: Inputs) -> Arrays:
         eps = to_host(given["eps_of_pairs"])
         A = Measures(np.array(self.offsets[0]), given["a"], given["x"])
@@ -129,39 +127,6 @@ class PairWork(Work):
             raise RuntimeError("derivatives of pairs are taken where they are solved: solve them outside of no_grad")
 
 
-@dataclass(frozen=True)
-class PairDivergences(PairWork):
-    """The Sinkhorn divergences of pairs."""
-
-    def _solved(self, A: Measures, B: Measures, eps: Any) -> tuple[Array, Callable[[], Any]]:
-        result = sinkhorn_divergence(A, B, _metric(self.metric), eps=eps, **dict(self.options))
-        return result.divergence, lambda: sinkhorn_divergence_adjoint(result)
-
-
-@dataclass(frozen=True)
-class PairValues(PairWork):
-    """One of the three values of pairs. "multiplier" takes the gradient of `reg_cost` for that of `cost`."""
-
-    value: Value = "cost"
-    gradient: Gradient = "exact"
-
-    @property
-    def made_of(self) -> tuple[Any, ...]:
-        """Numbers, words and tuples of these."""
-        return (*super().made_of, self.value, self.gradient)
-
-    def _solved(self, A: Measures, B: Measures, eps: Any) -> tuple[Array, Callable[[], Any]]:
-        result = sinkhorn(A, B, _metric(self.metric), eps=eps, **dict(self.options))
-        differentiated = "reg_cost" if self.gradient == "multiplier" and self.value == "cost" else self.value
-        weight: Any = {f"grad_{differentiated}": 1.0}
-        tol = adjoint_tolerance(self.options)
-        return getattr(result, self.value), lambda: sinkhorn_adjoint(result, tol=tol, **weight)
-
-
-def _metric(name: str) -> Metric:
-    return next(metric for metric in METRICS if metric == name)
-
-
 def _one_by_one(
     function: Callable[..., Arrays], groups: Sequence[Inputs], ranks: Sequence[Mapping[str, int]]
 ) -> Arrays:
@@ -181,24 +146,6 @@ def _one_by_one(
 
 
 # ---- what users pass ------------------------------------------------------------------------------------------
-
-
-def offsets_of(offsets: Any, points: tuple[int, ...], weights: tuple[int, ...] | None) -> Offsets:
-    """Check offsets and the shapes of the points (N, d) and weights (N,) of a collection; return the offsets."""
-    if len(points) != 2 or points[1] == 0:
-        raise ValueError(f"'points' must have shape (N, d) or (N,) with d >= 1; got {points}")
-    if weights is not None and weights != points[:1]:
-        raise ValueError(f"'weights' must have shape {points[:1]}, one for each point; got {weights}")
-    known = to_host(one_array("offsets", offsets))
-    if known.dtype.kind not in "iu":
-        raise TypeError(f"'offsets' must be integers; got dtype {known.dtype}")
-    rises = known.ndim == 1 and len(known) > 1 and known[0] == 0 and known[-1] == points[0]
-    if not rises or (np.diff(known) < 0).any():
-        raise ValueError(
-            f"'offsets' must rise from 0 to the number of points, {points[0]}, with one more entry than there are "
-            f"items; got {known.tolist() if known.size < 8 else known.shape}"
-        )
-    return tuple(known.tolist())
 
 
 def pair_work(A: Any, B: Any, C: Any, of: Callable[..., PairWork], slopes: tuple[str, ...], **options: Any) -> PairWork:

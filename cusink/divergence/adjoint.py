@@ -9,7 +9,8 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.divergence import checks
-from cusink.divergence.result import DivergencePairs, SinkhornDivergence
+from cusink.divergence.pairs import DivergencePairs
+from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
 from cusink.gradients.pairs import PairTerms, PerPair

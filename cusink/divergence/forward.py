@@ -15,8 +15,8 @@ from cusink.costs.clouds import Metric
 from cusink.costs.cost import Cost
 from cusink.costs.measures import Measures
 from cusink.divergence import checks
-from cusink.divergence.pairs import divergences, without_rounding
-from cusink.divergence.result import DivergencePairs, SinkhornDivergence
+from cusink.divergence.pairs import DivergencePairs, divergences, without_rounding
+from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE

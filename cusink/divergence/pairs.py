@@ -1,18 +1,76 @@
 """Divergences of pairs of measures of unequal sizes: those that were solved together, and those of batches."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.divergence.result import VALUES, DivergencePairs, SinkhornDivergence
-from cusink.divergence.resumed import resumed
+from cusink.costs.kinds import sides_of
+from cusink.divergence.result import SinkhornDivergence
+from cusink.errors import one_call
 from cusink.solver.pairs.batches import Batch
 from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.single import alone, padded
 from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.pairs.together import Together
+from cusink.summary import Summary
 from cusink.types import Array, ArrayModule, Eps, HostArray
+
+__all__ = ["DivergencePairs"]
+
+VALUES = ("divergence", "error", "n_iter", "converged")  # of every pair
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class DivergencePairs(Summary):
+    """Sinkhorn divergences of K pairs of measures of unequal sizes; ``len(pairs)`` is K.
+
+    ``pairs[k]`` is the `cusink.SinkhornDivergence` of pair k alone.
+
+    Attributes
+    ----------
+    divergence, error, n_iter, converged : array, shape (K,)
+        As in `cusink.SinkhornDivergence`.
+    f, f_self : array, shape (N,)
+        Potentials of all points of the first measures, item after item, as their weights are.
+    g, g_self : array, shape (M,)
+        Potentials of all points of the second measures.
+    """
+
+    divergence: Array
+    f: Array
+    g: Array
+    f_self: Array
+    g_self: Array
+    error: Array
+    n_iter: Array
+    converged: Array
+    solved: SolvedPairs[SinkhornDivergence] = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.solved.given.count
+
+    @one_call
+    def __getitem__(self, k: int) -> SinkhornDivergence:
+        """Return the divergence of one pair."""
+        given = self.solved.given
+        k, result, row = self.solved.place(k)
+        sides = (given.A, given.B), (given.A, given.A), (given.B, given.B)
+        cross, of_a, of_b = (
+            alone(given, pair, k, problem, row) for pair, problem in zip(sides, result.problems, strict=True)
+        )
+        of_f, of_g = given.A.item(k), given.B.item(k)
+        return SinkhornDivergence(
+            problems=(cross, of_a, of_b),
+            own_costs=False,
+            f=self.f[of_f],
+            g=self.g[of_g],
+            f_self=self.f_self[of_f],
+            g_self=self.g_self[of_g],
+            **{name: getattr(self, name)[k] for name in VALUES},
+        )
 
 
 def divergences(
@@ -73,5 +131,18 @@ def _made(solved: SolvedPairs[SinkhornDivergence], batch: Batch) -> SinkhornDive
     assert together.own is not None
     f, g = solved.rows(batch, together.f, together.g)
     f_self, g_self = solved.rows(batch, together.own.f, together.own.g)
-    error = together.error[batch.pairs]
-    return resumed(a, b, cloud, eps=eps, potentials=(f, g, f_self, g_self), shift=None, error=error)
+    x, y = sides_of(cloud)
+    cross = padded((a, b), cloud, eps, (f, g))
+    of_a = padded((cross.a, cross.a), x, eps, (f_self, f_self))
+    of_b = padded((cross.b, cross.b), y, eps, (g_self, g_self))
+    named = {name: cross.to_user(part) for name, part in (("f", f), ("g", g), ("f_self", f_self), ("g_self", g_self))}
+    error = cross.to_user(together.error[batch.pairs])
+    return SinkhornDivergence(
+        problems=(cross, of_a, of_b),
+        own_costs=False,
+        divergence=cross.to_user(_divergence(together, solved.eps)[batch.pairs]),
+        error=error,
+        n_iter=together.n_iter[batch.pairs],
+        converged=together.solved[batch.pairs],
+        **named,
+    )

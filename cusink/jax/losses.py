@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cusink.bridges.measures import Divergence
+from cusink.bridges.measures import Divergence, PairDivergences
 from cusink.bridges.options import (
     CostKind,
     Gradient,
@@ -17,16 +17,15 @@ from cusink.bridges.options import (
     reduced,
     values_of,
 )
-from cusink.bridges.pairs import PairDivergences, PairValues
 from cusink.bridges.relative import EpsOfCosts, eps_of_grid
-from cusink.bridges.transport import Applied, Potentials, ValueOf
+from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.arrays import HALF
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.jax.arrays import floating, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.costs import cost_arrays
-from cusink.jax.measures import Measures, are_measures, losses_of_pairs
+from cusink.jax.measures import Measures, are_measures, problem_of_pairs
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
 from cusink.solver.checks import plan_axis
@@ -42,7 +41,9 @@ class _Problem:
     def __init__(
         self, a: Any, b: Any, C: Any, eps: Any, options: tuple[tuple[str, Any], ...], own: dict[str, Any]
     ) -> None:
-        _refuse_calls(options)
+        for name in ("init", "callback"):
+            if name in dict(options):
+                raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
         balanced = reach_of(options) is None
         self.kind, costs = cost_arrays(C)
         named = {**costs, "a": a, "b": b, **own}
@@ -75,13 +76,6 @@ class _Problem:
     def narrowed(self, out: jax.Array) -> jax.Array:
         """Return a result in the dtype of the inputs."""
         return out.astype(self.dtype)
-
-
-def _refuse_calls(options: tuple[tuple[str, Any], ...]) -> None:
-    """Refuse options of the solver that depend on when it is called."""
-    for name in ("init", "callback"):
-        if name in dict(options):
-            raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
 
 
 def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
@@ -172,9 +166,9 @@ def sinkhorn_loss(
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
     if are_measures(a, b):
-        _refuse_calls(given.solver)
         of = partial(PairValues, value=value, gradient=gradient)
-        return reduced(losses_of_pairs(a, b, C, eps, of, options=given.solver), reduction)
+        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
+        return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, given.solver, {})
     (losses,) = outputs_of(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
@@ -240,8 +234,8 @@ def sinkhorn_divergence(
     given = tuple(options.items())
     if are_measures(a, b):
         unused(C_aa=C_aa, C_bb=C_bb)
-        _refuse_calls(given)
-        return reduced(losses_of_pairs(a, b, C, eps, PairDivergences, options=given), reduction)
+        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, PairDivergences, options=given))
+        return reduced(losses, reduction)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
     problem = _Problem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb})

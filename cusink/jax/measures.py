@@ -1,4 +1,4 @@
-"""`cusink.jax.Measures`: clouds of unequal sizes that are arrays of JAX, and the losses of pairs of them."""
+"""`cusink.jax.Measures`: clouds of unequal sizes that are arrays of JAX."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink.bridges.pairs import PairWork, offsets_of, pair_work
+from cusink.bridges.pairs import PairWork, pair_work
 from cusink.checks.arrays import HALF, kind
 from cusink.checks.regularisation import RelativeEps
+from cusink.costs.measures import offsets_of
 from cusink.jax.arrays import array, floating, regularisation
-from cusink.jax.primitives import outputs_of
 
 __all__ = ["Measures"]
 
@@ -120,10 +120,10 @@ def are_measures(a: Any, b: Any) -> bool:
     return isinstance(a, Measures) or isinstance(b, Measures)
 
 
-def losses_of_pairs(
+def problem_of_pairs(
     a: Any, b: Any, C: Any, eps: float | jax.Array | RelativeEps, of: Callable[..., PairWork], **options: Any
-) -> jax.Array:
-    """Return the numbers (K,) of pairs of measures."""
+) -> tuple[PairWork, dict[str, jax.Array]]:
+    """Return the work over pairs of measures, and its inputs."""
     if isinstance(eps, RelativeEps):
         raise TypeError("'eps' must be a number, or an array of one for each pair, for Measures; got a RelativeEps")
     slopes: tuple[str, ...] = ("a", "x", "b", "y")
@@ -138,5 +138,4 @@ def losses_of_pairs(
             f"'eps' must be a number, or an array of one for each of the {len(a)} pairs; got shape {number.shape}"
         )
     named = {"a": a.weights, "x": a.points, "b": b.weights, "y": b.points}
-    (out,) = outputs_of(work, named | {"eps_of_pairs": jnp.broadcast_to(number, (len(a),))})
-    return out
+    return work, named | {"eps_of_pairs": jnp.broadcast_to(number, (len(a),))}

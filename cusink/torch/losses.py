@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cusink.bridges.measures import Divergence
+from cusink.bridges.measures import Divergence, PairDivergences
 from cusink.bridges.options import (
     Gradient,
     LossOptions,
@@ -15,8 +15,7 @@ from cusink.bridges.options import (
     reduced,
     values_of,
 )
-from cusink.bridges.pairs import PairDivergences, PairValues
-from cusink.bridges.transport import Applied, Potentials, ValueOf
+from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.solver.checks import plan_axis
@@ -24,7 +23,7 @@ from cusink.solver.pairs.checks import unused
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.costs import cost_tensors
-from cusink.torch.measures import Measures, are_measures, losses_of_pairs
+from cusink.torch.measures import Measures, are_measures, problem_of_pairs
 from cusink.torch.operators import apply, eps_in_units
 from cusink.types import Axis, Value
 
@@ -163,7 +162,8 @@ def sinkhorn_loss(
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
     if are_measures(a, b):
         of = partial(PairValues, value=value, gradient=gradient)
-        return reduced(losses_of_pairs(a, b, C, eps, of, options=given.solver), reduction)
+        (losses,) = apply(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
+        return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {})
     (losses,) = apply(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
@@ -230,7 +230,8 @@ def sinkhorn_divergence(
     given = tuple(options.items())
     if are_measures(a, b):
         unused(**own)
-        return reduced(losses_of_pairs(a, b, C, eps, PairDivergences, options=given), reduction)
+        (losses,) = apply(*problem_of_pairs(a, b, C, eps, PairDivergences, options=given))
+        return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, reach_of(given) is None, own)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")

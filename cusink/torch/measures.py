@@ -1,4 +1,4 @@
-"""`cusink.torch.Measures`: clouds of unequal sizes that are tensors, and the losses of pairs of them."""
+"""`cusink.torch.Measures`: clouds of unequal sizes that are tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cusink.bridges.pairs import PairWork, offsets_of, pair_work
+from cusink.bridges.pairs import PairWork, pair_work
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
+from cusink.costs.measures import offsets_of
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
-from cusink.torch.operators import apply
 
 __all__ = ["Measures"]
 
@@ -122,10 +122,10 @@ def are_measures(a: Any, b: Any) -> bool:
     return isinstance(a, Measures) or isinstance(b, Measures)
 
 
-def losses_of_pairs(
+def problem_of_pairs(
     a: Any, b: Any, C: Any, eps: float | torch.Tensor | RelativeEps, of: Callable[..., PairWork], **options: Any
-) -> torch.Tensor:
-    """Return the numbers (K,) of pairs of measures."""
+) -> tuple[PairWork, dict[str, torch.Tensor]]:
+    """Return the work over pairs of measures, and its inputs."""
     if isinstance(eps, RelativeEps):
         raise TypeError("'eps' must be a number, or a tensor of one for each pair, for Measures; got a RelativeEps")
     number = regularisation(eps)
@@ -141,5 +141,4 @@ def losses_of_pairs(
     named = {"a": a.weights, "x": a.points, "b": b.weights, "y": b.points}
     checked(**named)
     one_dtype(**named)
-    (out,) = apply(work, named | {"eps_of_pairs": number.expand(len(a))})
-    return out
+    return work, named | {"eps_of_pairs": number.expand(len(a))}

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.rules import LARGEST_OMEGA, overrelaxed
+from cusink.convergence.rules import LARGEST_OMEGA, STEPS, overrelaxed
 from cusink.costs.points import PointCosts
-from cusink.solver.symmetric import STEPS
 from cusink.types import HostArray
 
 STEEPEST = 600.0  # of C / eps whose kernel has digits in float64
