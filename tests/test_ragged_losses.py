@@ -135,7 +135,7 @@ def test_without_a_graph_no_slopes_are_taken_and_a_second_derivative_is_refused(
     (slope,) = torch.autograd.grad(loss, A.points, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once only"):
         slope.sum().backward()
-    monkeypatch.setattr("cusink.bridges.pairs.sinkhorn_divergence_adjoint", None)
+    monkeypatch.setattr("cusink.bridges.measures.sinkhorn_divergence_adjoint", None)
     with torch.no_grad():
         assert cusink.torch.sinkhorn_divergence(A, B, "sqeuclidean", 0.1) == loss.detach()
 
