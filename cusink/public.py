@@ -13,7 +13,7 @@ from cusink.costs.measures import Measures as Measures
 from cusink.divergence.adjoint import DivergenceGradients as DivergenceGradients
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint as sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence as sinkhorn_divergence
-from cusink.divergence.result import DivergencePairs as DivergencePairs
+from cusink.divergence.pairs import DivergencePairs as DivergencePairs
 from cusink.divergence.result import SinkhornDivergence as SinkhornDivergence
 from cusink.divergence.second import DivergenceCurvature as DivergenceCurvature
 from cusink.divergence.second import sinkhorn_divergence_hvp as sinkhorn_divergence_hvp

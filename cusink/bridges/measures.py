@@ -1,14 +1,17 @@
 """Works between measures: the Sinkhorn divergence, kernel distances, likelihoods."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from cusink.bridges.options import CostKind, adjoint_tolerance, finite_or_zero, lost, reach_of
+from cusink.bridges.pairs import PairWork
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module
 from cusink.checks.regularisation import regularisations
+from cusink.costs.measures import Measures
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence
 from cusink.divergence.result import SinkhornDivergence
@@ -114,6 +117,15 @@ class Divergence(Work):
         cotangent = cotangents["divergence"]
         moved = sinkhorn_divergence_hvp(result, grad=finite_or_zero(cotangent), **moves, tol=tol)
         return {name: lost(getattr(moved, name), self.ranks[name], cotangent) for name in wanted}
+
+
+@dataclass(frozen=True)
+class PairDivergences(PairWork):
+    """The Sinkhorn divergences of pairs."""
+
+    def _solved(self, A: Measures, B: Measures, eps: Any) -> tuple[Array, Callable[[], Any]]:
+        result = sinkhorn_divergence(A, B, self._metric, eps=eps, **dict(self.options))
+        return result.divergence, lambda: sinkhorn_divergence_adjoint(result)
 
 
 @dataclass(frozen=True)

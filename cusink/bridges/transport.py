@@ -1,15 +1,18 @@
 """Works of one transport problem: its values, and its potentials."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from cusink.bridges.options import CostKind, Gradient, adjoint_tolerance, finite_or_zero, lost, reach_of
+from cusink.bridges.pairs import PairWork
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module, in_range
 from cusink.checks.regularisation import regularisations
+from cusink.costs.measures import Measures
 from cusink.gradients import checks as checks_of_gradients
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.gradients.hvp import sinkhorn_hvp
@@ -153,6 +156,26 @@ class ValueOf(Transport):
         weight: Any = {f"grad_{self.differentiated}": finite_or_zero(cotangent)}
         moved = sinkhorn_hvp(result, **weight, **named(directions, result), tol=adjoint_tolerance(self.options))
         return {name: lost(getattr(moved, name), self.ranks[name], cotangent) for name in wanted}
+
+
+@dataclass(frozen=True)
+class PairValues(PairWork):
+    """One of the three values of pairs. "multiplier" takes the gradient of `reg_cost` for that of `cost`."""
+
+    value: Value = "cost"
+    gradient: Gradient = "exact"
+
+    @property
+    def made_of(self) -> tuple[Any, ...]:
+        """Numbers, words and tuples of these."""
+        return (*super().made_of, self.value, self.gradient)
+
+    def _solved(self, A: Measures, B: Measures, eps: Any) -> tuple[Array, Callable[[], Any]]:
+        result = sinkhorn(A, B, self._metric, eps=eps, **dict(self.options))
+        differentiated = "reg_cost" if self.gradient == "multiplier" and self.value == "cost" else self.value
+        weight: Any = {f"grad_{differentiated}": 1.0}
+        tol = adjoint_tolerance(self.options)
+        return getattr(result, self.value), lambda: sinkhorn_adjoint(result, tol=tol, **weight)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,12 @@ RELAX_LATER_ABOVE = 500
 LARGEST_OMEGA = 1.97
 # Beyond the best omega the error swings as it falls, so that a rate over fewer iterations may be anything.
 LEAST_OBSERVED = 10
+# Averaging steps f + s (T f - f), for s in turn, of a measure with itself. T contracts, and so does every such average
+# with s in (0, 1]. Near the solution T f - f falls by 1 - s (1 + eta) with eta in [0, 1] for a positive definite
+# kernel: these s are the inverse Chebyshev points of [1, 2], and two steps make the error 17 times smaller. Steps of
+# 1/2 would make it 4 times smaller.
+STEPS = tuple(1 / (1.5 + 0.5 * np.cos(np.pi * k / 4)) for k in (1, 3))
+
 NO_REACH = 1e12  # times eps: as good as inf where the price of a marginal only scales an over-relaxation
 
 STALLED_CHECKS = 10  # checks without progress, at an error that rounding explains, after which a problem stops

@@ -10,6 +10,8 @@ from cusink.checks.arrays import array_module, kind, one_array, promoted, to_hos
 from cusink.placement import on_device
 from cusink.types import Array, HostArray
 
+Offsets = tuple[int, ...]  # item k has the points from offsets[k] to offsets[k + 1]
+
 
 class Measures:
     """Weighted point clouds of unequal sizes, to be compared with each other.
@@ -198,3 +200,21 @@ def sums(offsets: HostArray, weights: HostArray) -> HostArray:
     if filled.any():
         total[filled] = np.add.reduceat(weights.astype(np.float64), offsets[:-1][filled])
     return total
+
+
+def offsets_of(offsets: Any, points: tuple[int, ...], weights: tuple[int, ...] | None) -> Offsets:
+    """Check offsets and the shapes of the points (N, d) and weights (N,) of a collection; return the offsets."""
+    if len(points) != 2 or points[1] == 0:
+        raise ValueError(f"'points' must have shape (N, d) or (N,) with d >= 1; got {points}")
+    if weights is not None and weights != points[:1]:
+        raise ValueError(f"'weights' must have shape {points[:1]}, one for each point; got {weights}")
+    known = to_host(one_array("offsets", offsets))
+    if known.dtype.kind not in "iu":
+        raise TypeError(f"'offsets' must be integers; got dtype {known.dtype}")
+    rises = known.ndim == 1 and len(known) > 1 and known[0] == 0 and known[-1] == points[0]
+    if not rises or (np.diff(known) < 0).any():
+        raise ValueError(
+            f"'offsets' must rise from 0 to the number of points, {points[0]}, with one more entry than there are "
+            f"items; got {known.tolist() if known.size < 8 else known.shape}"
+        )
+    return tuple(known.tolist())

@@ -1,20 +1,26 @@
 """Gradients of the Sinkhorn divergence, from its solved problems alone."""
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
+from cusink.checks.arrays import narrowed
 from cusink.divergence import checks
-from cusink.divergence.result import DivergencePairs, SinkhornDivergence
+from cusink.divergence.pairs import DivergencePairs
+from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
-from cusink.gradients.pairs import PairTerms, PerPair, wrt_weights
+from cusink.gradients.pairs import PairTerms, PerPair
 from cusink.gradients.parts import Cotangents, Terms
 from cusink.gradients.system import LinearSolve
 from cusink.gradients.terms import GradientTerms
 from cusink.gradients.unbalanced import unbalanced_terms
-from cusink.solver.pairs.ragged import in_order
+from cusink.solver.pairs.batches import Batch
+from cusink.solver.pairs.ragged import Side, centred, in_order, put
+from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array
@@ -46,14 +52,15 @@ class DivergenceGradients(Summary):
     _terms: tuple[Terms, Terms, Terms] = field(repr=False)
     _of_masses: Array | float = field(repr=False)
     _own_costs: bool = field(repr=False)
+    _pulled: Callable[[], tuple[Array, Array]] | None = field(default=None, repr=False)  # the points, if that is known
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return sum(terms.wrt_eps() for terms in self._terms) + self._of_masses
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def axes(self) -> tuple[Array, ...] | None:
         """By the positions of the cells along each axis of a `cusink.Grid`: arrays of shape (n_k,), one for each axis.
@@ -63,7 +70,7 @@ class DivergenceGradients(Summary):
         found = [part for part in (terms.wrt_axes() for terms in self._terms) if part is not None]
         return tuple(map(sum, zip(*found, strict=True))) if found else None
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def metric(self) -> dict[str, Array]:
         """By the parameters of the metric of a `cusink.PointCloud`, by name, see `cusink.SinkhornGradients`."""
@@ -77,7 +84,7 @@ class DivergenceGradients(Summary):
         parts = [part for part in (terms.wrt_reach() for terms in self._terms) if part is not None]
         return sum(part.sum(axis=-1) for part in parts) if parts else None
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch, or (B, n, m); None for a cost that is not stored.
@@ -89,13 +96,13 @@ class DivergenceGradients(Summary):
             return of_pair
         return of_pair + self._terms[1].wrt_cost() + self._terms[2].wrt_cost()
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def C_aa(self) -> Array | None:
         """By the cost between the bins of `a`, if it was given; None else."""
         return self._terms[1].wrt_cost() if self._own_costs else None
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def C_bb(self) -> Array | None:
         """By the cost between the bins of `b`, if it was given; None else."""
@@ -114,9 +121,11 @@ class DivergenceGradients(Summary):
         """By the target points of a `cusink.PointCloud`; None if it was given as `x` alone, and for other costs."""
         return self._points[1]
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def _points(self) -> tuple[Array | None, Array | None]:
+        if self._pulled is not None:
+            return self._pulled()
         (x, y), (x_self, _), (y_self, _) = (terms.wrt_points() for terms in self._terms)
         if x is None or x_self is None or y_self is None:
             return None, None
@@ -191,24 +200,75 @@ def sinkhorn_divergence_adjoint(
 
 def _of_pairs(result: DivergencePairs, grad: Array | float) -> DivergenceGradients:
     """Return the gradients of pairs of measures: by all weights and all points, item after item."""
-    solved, given = result.solved, result.solved.given
     if grad is None:
         raise TypeError("'grad' must be a number or an array of the shape of the divergence; got None")
-    derivatives = PerPair(given, result.f, {"grad": grad})
-    every = [(batch, sinkhorn_divergence_adjoint(part, **derivatives.of(batch))) for batch, part in solved.parts]
-    balanced = solved.parts[0][1].problems[0].reach is None
-    a, b = (
-        wrt_weights(given, side, [(batch, getattr(part, name)) for batch, part in every], balanced)
-        for name, side in (("a", given.A), ("b", given.B))
-    )
+    solved, given = result.solved, result.solved.given
+    every = _PairGradients(solved, PerPair(given, result.f, {"grad": grad}))
+    a, b = every.wrt_weights()
     sides = (given.A, given.B), (given.A, given.A), (given.B, given.B)
-    of_pair, of_aa, of_bb = (
-        PairTerms(given, pair, [(batch, part._terms[k]) for batch, part in every]) for k, pair in enumerate(sides)
-    )
+    of_pair, of_aa, of_bb = (PairTerms(given, pair, partial(every.terms, k)) for k, pair in enumerate(sides))
     of_masses: Array | float = 0
-    if not balanced:
-        of_masses = in_order(given.xp, ((batch.pairs, part._of_masses) for batch, part in every), given.count)
-    return DivergenceGradients(a=a, b=b, _terms=(of_pair, of_aa, of_bb), _of_masses=of_masses, _own_costs=False)
+    if not solved.balanced:
+        of_masses = in_order(given.xp, ((batch.pairs, part._of_masses) for batch, part in every.others), given.count)
+    return DivergenceGradients(
+        a=a,
+        b=b,
+        _terms=(of_pair, of_aa, of_bb),
+        _of_masses=of_masses,
+        _own_costs=False,
+        _pulled=every.wrt_points if every.knows_points else None,
+    )
+
+
+class _PairGradients:
+    """Gradients of pairs: of those that were solved together from what is known, of the others batch by batch."""
+
+    def __init__(self, solved: SolvedPairs[SinkhornDivergence], derivatives: PerPair) -> None:
+        self.solved, self.given, self.derivatives = solved, solved.given, derivatives
+        self.others = [self._pulled(batch, part) for batch, part in solved.others]
+        together = solved.together
+        self.knows_points = together is not None and together.pulled is not None
+
+    def _pulled(self, batch: Batch, part: SinkhornDivergence) -> tuple[Batch, DivergenceGradients]:
+        return batch, sinkhorn_divergence_adjoint(part, **self.derivatives.of(batch))
+
+    @cached_property
+    def _every(self) -> list[tuple[Batch, DivergenceGradients]]:
+        made = self.solved.parts[: len(self.solved.parts) - len(self.others)]
+        return [*(self._pulled(batch, part) for batch, part in made), *self.others]
+
+    def terms(self, k: int) -> list[tuple[Batch, Terms]]:
+        """Return the terms of all batches: of the pairs, of the first measures, of the second ones."""
+        return [(batch, part._terms[k]) for batch, part in self._every]
+
+    def wrt_weights(self) -> tuple[Array, Array]:
+        """Return the gradients (N,) and (M,) by all weights."""
+        known, given = self.solved.together, self.given
+        differences: tuple[Any, Any] = (None, None)
+        if known is not None and known.own is not None:
+            differences = known.f - known.own.f, known.g - known.own.g
+        out = []
+        for side, name, of_known in zip((given.A, given.B), "ab", differences, strict=True):
+            of_all = self._of_all(side, of_known, name)
+            out.append(centred(given.xp, side, of_all) if self.solved.balanced else of_all)
+        return out[0], out[1]
+
+    def wrt_points(self) -> tuple[Array, Array]:
+        """Return the gradients (N, d) and (M, d) by all points."""
+        x, y = self.solved.known.pulled or (None, None)
+        return self._of_all(self.given.A, x, "x"), self._of_all(self.given.B, y, "y")
+
+    def _of_all(self, side: Side, rate: Array | None, name: str) -> Array:
+        """Return gradients of all points of a side, given the derivative of each divergence by its points."""
+        out, xp = None, self.given.xp
+        if rate is not None:
+            grad = np.broadcast_to(self.derivatives.every("grad"), self.given.count)
+            each = np.repeat(grad, side.sizes).reshape(-1, *(1,) * (rate.ndim - 1))
+            out = narrowed(each * rate, self.given.dtype, xp)
+        for batch, part in self.others:
+            out = put(xp, side, out, batch.pairs, getattr(part, name))
+        assert out is not None
+        return out
 
 
 def _terms(problem: Problem, grad: Array) -> GradientTerms:

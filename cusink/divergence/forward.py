@@ -15,13 +15,14 @@ from cusink.costs.clouds import Metric
 from cusink.costs.cost import Cost
 from cusink.costs.measures import Measures
 from cusink.divergence import checks
-from cusink.divergence.result import DivergencePairs, SinkhornDivergence, joined
+from cusink.divergence.pairs import DivergencePairs, divergences, without_rounding
+from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
-from cusink.solver.pairs.checks import are_measures, one_number, pairs_of_measures, unused
-from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
+from cusink.solver.pairs.checks import are_measures, eps_of_pairs, pairs_of_measures, unused
+from cusink.solver.pairs.solve import warn_of_pairs
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.unbalanced import damped
 from cusink.solver.values import values
@@ -38,7 +39,7 @@ def sinkhorn_divergence(
     b: Measures,
     C: Metric,
     *,
-    eps: float,
+    eps: float | Array,
     reach: float | None = None,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
@@ -169,12 +170,12 @@ def sinkhorn_divergence(
     tol = tolerance(tol, a, b, C)
     eps = relative_or_numbers(eps)
     rho = checks.reach(reach, method)
+    options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     if are_measures(a, b):
         unused(C_aa=C_aa, C_bb=C_bb)
         pairs = pairs_of_measures(a, b, C, rho == math.inf, flag("check", check))
         call: Callable[..., Any] = functools.partial(
             sinkhorn_divergence,
-            eps=one_number(eps),
             reach=reach,
             max_iter=max_iter,
             tol=tol,
@@ -184,12 +185,11 @@ def sinkhorn_divergence(
             memory_limit=memory_limit,
             check=False,
         )
-        out = joined(SolvedPairs.of(pairs, call, memory_limit))
+        out = divergences(pairs, eps_of_pairs(eps, pairs), options, rho == math.inf, call, memory_limit)
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices)
-    options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     own = _self_problems(given, (of_a, of_b), rho, options)
@@ -294,12 +294,8 @@ def _divergence(problems: tuple[Problem, Problem, Problem], of_self: Array, erro
     mass_a, mass_b = (x.sum(axis=1, dtype=np.float64) for x in (cross.a, cross.b))
     if cross.reach is not None:
         out += cross.eps_as(1) / 2 * (mass_a - mass_b) ** 2
-    # A bin lighter than the error may be without its mass: what that is worth is a matter of its potential.
     spread = sum(_range(xp, w > 0, p) for w, p in ((cross.a, cross.f), (cross.b, cross.g)))
-    explained = (cross.eps_as(1) + spread) * mass_a * xp.asarray(error) + 1e-14 * (
-        xp.abs(of_pair) + xp.abs(of_self) + cross.eps_as(1) * mass_a
-    )
-    return xp.where((out < 0) & (out > -explained), 0, out)
+    return without_rounding(xp, out, of_pair, of_self, (cross.eps_as(1) + spread) * mass_a, xp.asarray(error))
 
 
 def _range(xp: ArrayModule, used: Array, potential: Array) -> Array:

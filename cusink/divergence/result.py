@@ -2,19 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from cusink.errors import one_call
-from cusink.solver.pairs.single import alone
-from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array
 
 __all__ = [
-    "DivergencePairs",
     "SinkhornDivergence",
 ]
-
-VALUES = ("divergence", "error", "n_iter", "converged")  # of every pair
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -48,60 +42,3 @@ class SinkhornDivergence(Summary):
     converged: Array
     problems: tuple[Problem, Problem, Problem] = field(repr=False)  # of a and b, of a itself, of b itself
     own_costs: bool = field(repr=False)  # whether C_aa and C_bb are arrays that were passed
-
-
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class DivergencePairs(Summary):
-    """Sinkhorn divergences of K pairs of measures of unequal sizes; ``len(pairs)`` is K.
-
-    ``pairs[k]`` is the `cusink.SinkhornDivergence` of pair k alone.
-
-    Attributes
-    ----------
-    divergence, error, n_iter, converged : array, shape (K,)
-        As in `cusink.SinkhornDivergence`.
-    f, f_self : array, shape (N,)
-        Potentials of all points of the first measures, item after item, as their weights are.
-    g, g_self : array, shape (M,)
-        Potentials of all points of the second measures.
-    """
-
-    divergence: Array
-    f: Array
-    g: Array
-    f_self: Array
-    g_self: Array
-    error: Array
-    n_iter: Array
-    converged: Array
-    solved: SolvedPairs[SinkhornDivergence] = field(repr=False)
-
-    def __len__(self) -> int:
-        return self.solved.given.count
-
-    @one_call
-    def __getitem__(self, k: int) -> SinkhornDivergence:
-        """Return the divergence of one pair."""
-        given = self.solved.given
-        k, result, row = self.solved.place(k)
-        sides = (given.A, given.B), (given.A, given.A), (given.B, given.B)
-        cross, of_a, of_b = (
-            alone(given, pair, k, problem, row) for pair, problem in zip(sides, result.problems, strict=True)
-        )
-        of_f, of_g = given.A.item(k), given.B.item(k)
-        return SinkhornDivergence(
-            problems=(cross, of_a, of_b),
-            own_costs=False,
-            f=self.f[of_f],
-            g=self.g[of_g],
-            f_self=self.f_self[of_f],
-            g_self=self.g_self[of_g],
-            **{name: getattr(self, name)[k] for name in VALUES},
-        )
-
-
-def joined(solved: SolvedPairs[SinkhornDivergence]) -> DivergencePairs:
-    """Join the results of batches."""
-    A, B, values = solved.given.A, solved.given.B, {name: solved.values(name) for name in VALUES}
-    potentials = {name: solved.flat(name, A if name[0] == "f" else B) for name in ("f", "g", "f_self", "g_self")}
-    return DivergencePairs(solved=solved, **potentials, **values)

@@ -256,7 +256,6 @@ def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_ite
         )
         for name, side in (("a", given.A), ("b", given.B))
     )
-    terms = PairTerms(
-        given, (given.A, given.B), [(batch, part._terms) for batch, part in zip(batches, every, strict=True)]
-    )
+    parts = [(batch, part._terms) for batch, part in zip(batches, every, strict=True)]
+    terms = PairTerms(given, (given.A, given.B), lambda: parts)
     return SinkhornGradients(a=a, b=b, converged=converged, _terms=terms)

@@ -1,6 +1,6 @@
 """Gradients of pairs of `cusink.Measures`: those of batches, without what is in their padding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,16 @@ from cusink.types import Array
 
 @dataclass(frozen=True, eq=False)
 class PairTerms:
-    """The terms of all batches of pairs of two sides."""
+    """The terms of all batches of pairs of two sides, which are made when they are first needed."""
 
     given: CheckedPairs
     sides: tuple[Side, Side]
-    parts: Sequence[tuple[Batch, Terms]]
+    make: Callable[[], Sequence[tuple[Batch, Terms]]]
+
+    @property
+    def parts(self) -> Sequence[tuple[Batch, Terms]]:
+        """The terms."""
+        return self.make()
 
     def wrt_a(self) -> Array:
         """Return the gradients (N,) with respect to the source weights."""
@@ -84,6 +89,10 @@ class PerPair:
                 raise ValueError(f"'{name}' must have shape {(given.count,)} to match the result; got {x.shape}")
             in_range(name, x, self.xp)
         self.arrays = dict(zip(rest, checked, strict=True))
+
+    def every(self, name: str) -> Any:
+        """Return one of them, a number or an array (K,)."""
+        return self.arrays.get(name, self.numbers.get(name))
 
     def of(self, batch: Batch) -> dict[str, Any]:
         """Return the share of a batch."""

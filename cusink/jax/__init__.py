@@ -8,8 +8,10 @@ from cusink.jax.barycenters import barycenter
 from cusink.jax.clouds import PointCloud
 from cusink.jax.kernels import kernel_distance, kernel_neg_log_likelihood
 from cusink.jax.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
+from cusink.jax.measures import Measures
 
 __all__ = [
+    "Measures",
     "PointCloud",
     "apply_plan",
     "barycenter",

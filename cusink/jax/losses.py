@@ -1,11 +1,12 @@
 """Losses between arrays of JAX."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cusink.bridges.measures import Divergence
+from cusink.bridges.measures import Divergence, PairDivergences
 from cusink.bridges.options import (
     CostKind,
     Gradient,
@@ -17,16 +18,18 @@ from cusink.bridges.options import (
     values_of,
 )
 from cusink.bridges.relative import EpsOfCosts, eps_of_grid
-from cusink.bridges.transport import Applied, Potentials, ValueOf
+from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.arrays import HALF
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.jax.arrays import floating, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.costs import cost_arrays
+from cusink.jax.measures import Measures, are_measures, problem_of_pairs
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
 from cusink.solver.checks import plan_axis
+from cusink.solver.pairs.checks import unused
 from cusink.types import Axis, Value
 
 __all__ = ["apply_plan", "sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_potentials"]
@@ -85,9 +88,9 @@ def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
 
 
 def sinkhorn_loss(
-    a: jax.Array | None,
-    b: jax.Array | None,
-    C: "jax.Array | PointCloud | Grid",
+    a: jax.Array | Measures | None,
+    b: jax.Array | Measures | None,
+    C: "jax.Array | PointCloud | Grid | str",
     eps: float | jax.Array | RelativeEps,
     *,
     value: Value = "cost",
@@ -99,12 +102,15 @@ def sinkhorn_loss(
 
     Parameters
     ----------
-    a : array, shape (n,) or (B, n), or None
-        Source weights, such as the output of a softmax. None stands for uniform weights.
-    b : array, shape (m,) or (B, m), or None
+    a : array, shape (n,) or (B, n), or Measures, or None
+        Source weights, such as the output of a softmax. None stands for uniform weights. `cusink.jax.Measures` are
+        K clouds of unequal sizes.
+    b : array, shape (m,) or (B, m), or Measures, or None
         Target weights, of the same sum as `a` unless `reach` is given.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
-        Cost, shared by all pairs or one for each. Of a `cusink.jax.PointCloud` the points are differentiable.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+        Cost, shared by all pairs or one for each. Of a `cusink.jax.PointCloud` the points are differentiable. For
+        `cusink.jax.Measures` it is the name of a metric; `eps` may then have shape (K,), there are K losses, and they
+        can be differentiated once.
     eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`, for all pairs or for each, or relative to the costs of each: then no
         gradient goes through the statistic.
@@ -159,15 +165,19 @@ def sinkhorn_loss(
     True
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
+    if are_measures(a, b):
+        of = partial(PairValues, value=value, gradient=gradient)
+        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
+        return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, given.solver, {})
     (losses,) = outputs_of(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
 
 def sinkhorn_divergence(
-    a: jax.Array | None,
-    b: jax.Array | None,
-    C: "jax.Array | PointCloud | Grid",
+    a: jax.Array | Measures | None,
+    b: jax.Array | Measures | None,
+    C: "jax.Array | PointCloud | Grid | str",
     eps: float | jax.Array | RelativeEps,
     *,
     C_aa: jax.Array | None = None,
@@ -179,10 +189,11 @@ def sinkhorn_divergence(
 
     Parameters
     ----------
-    a, b : array, shape (n,) or (B, n); (m,) or (B, m), or None
-        Weights; None stands for uniform ones.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
-        Cost, as for `cusink.sinkhorn_divergence`.
+    a, b : array, shape (n,) or (B, n); (m,) or (B, m), or Measures, or None
+        Weights; None stands for uniform ones. `cusink.jax.Measures` are K clouds of unequal sizes.
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+        Cost, as for `cusink.sinkhorn_divergence`. For `cusink.jax.Measures` it is the name of a metric; `eps` may
+        then have shape (K,), there are K divergences, and they can be differentiated once.
     eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     C_aa, C_bb : array, shape (n, n) or (B, n, n); (m, m) or (B, m, m), optional
@@ -221,6 +232,10 @@ def sinkhorn_divergence(
     [[-2.0], [-2.0]]
     """
     given = tuple(options.items())
+    if are_measures(a, b):
+        unused(C_aa=C_aa, C_bb=C_bb)
+        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, PairDivergences, options=given))
+        return reduced(losses, reduction)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
     problem = _Problem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb})

@@ -16,6 +16,7 @@ from cusink.solver.bounds import bounds
 from cusink.solver.extension import SinkhornExtension, extend
 from cusink.solver.gauge import in_gauge
 from cusink.solver.maps import conditional_means, map_values
+from cusink.solver.pairs.batches import Batch
 from cusink.solver.pairs.single import alone
 from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
@@ -314,6 +315,24 @@ class SinkhornPairs(Summary):
 
 
 def joined(solved: SolvedPairs[SinkhornResult]) -> SinkhornPairs:
-    """Join the results of batches."""
-    given, values = solved.given, {name: solved.values(name) for name in VALUES}
-    return SinkhornPairs(f=solved.flat("f", given.A), g=solved.flat("g", given.B), solved=solved, **values)
+    """Join the results of batches and of what was solved together."""
+    given, known = solved.given, solved.together
+    named: dict[str, Any] = dict.fromkeys((*VALUES, "f", "g"))
+    if known is not None:
+        named |= {name: getattr(known, name) for name in ("f", "g", "cost", "error", "n_iter")}
+        of_entropy = known.value - solved.eps * known.entropy
+        named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": known.solved}
+    values = {name: solved.values(name, named[name]) for name in VALUES}
+    f, g = solved.flat("f", given.A, named["f"]), solved.flat("g", given.B, named["g"])
+    return SinkhornPairs(f=f, g=g, solved=solved, **values)
+
+
+def made(solved: SolvedPairs[SinkhornResult], batch: Batch) -> SinkhornResult:
+    """Return the result of a batch of pairs that were solved together."""
+    known, (a, b, cloud, eps) = solved.known, solved.problem(batch)
+    f, g = solved.rows(batch, known.f, known.g)
+    problem = Problem.of(checks.problem(a, b, cloud, eps=eps, check=False), f, g, None, None)
+    reg_cost, entropic_cost = values(problem)
+    at = batch.pairs
+    every = {"cost": known.cost[at], "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": known.error[at]}
+    return make_result(problem, every, known.n_iter[at], known.solved[at])

@@ -11,10 +11,10 @@ from cusink.costs.measures import Measures
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.each import HowToSolve, solve_each
-from cusink.solver.pairs.checks import are_measures, one_number, pairs_of_measures, unused
+from cusink.solver.pairs.checks import are_measures, eps_of_pairs, pairs_of_measures, unused
 from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import Problem
-from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, make_result
+from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, made, make_result
 from cusink.solver.solution import Callback
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation, Tolerance
@@ -30,7 +30,7 @@ def sinkhorn(
     b: Measures,
     C: Metric,
     *,
-    eps: float,
+    eps: float | Array,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
     check_every: int = 10,
@@ -96,7 +96,7 @@ def sinkhorn(
     eps : float, or array, shape (B,), or RelativeEps
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p: for all problems, or one
         for each. A `cusink.RelativeEps` says it as a share of the largest, the mean or the median cost.
-        Pairs of `cusink.Measures` have one number.
+        Pairs of `cusink.Measures` have one number, or an array (K,).
     max_iter : int
         Iterations at most; one iteration is one update of g and one of f, or one evaluation of the plan where a problem
         that hardly converges takes Newton's method.
@@ -191,12 +191,12 @@ def sinkhorn(
     tol = tolerance(tol, a, b, C)
     eps = relative_or_numbers(eps)
     prices = checks.reach(reach, method)
+    options = checks.options(max_iter, tol, check_every, method, overrelaxation)
     if are_measures(a, b):
         unused(init=init, callback=callback)
         pairs = pairs_of_measures(a, b, C, prices is None, flag("check", check))
         call: Callable[..., Any] = functools.partial(
             sinkhorn,
-            eps=one_number(eps),
             max_iter=max_iter,
             tol=tol,
             check_every=check_every,
@@ -206,11 +206,11 @@ def sinkhorn(
             memory_limit=memory_limit,
             check=False,
         )
-        out = joined(SolvedPairs.of(pairs, call, memory_limit))
+        by = eps_of_pairs(eps, pairs)
+        out = joined(SolvedPairs.of(pairs, by, options, prices is None, False, call, made, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
-    options = checks.options(max_iter, tol, check_every, method, overrelaxation)
     checks.callback(callback)
     if prices is not None:
         checks.reach_in_range(prices, given.C.dtype.name)

@@ -7,16 +7,11 @@ import numpy as np
 
 from cusink.convergence.marginals import marginal_error as balanced_error
 from cusink.convergence.options import Options
-from cusink.convergence.rules import StallDetector
+from cusink.convergence.rules import STEPS, StallDetector
 from cusink.costs.cost import Cost
 from cusink.solver.unbalanced import damped, marginal_error
 from cusink.solver.values import price
 from cusink.types import Array, ArrayModule, HostArray
-
-# Averaging steps f + s (T f - f) for s in turn. T contracts, and so does every such average with s in (0, 1]. Near the
-# solution T f - f falls by 1 - s (1 + eta) with eta in [0, 1] for a positive definite kernel: these s are the inverse
-# Chebyshev points of [1, 2], and two steps make the error 17 times smaller. Steps of 1/2 would make it 4 times smaller.
-STEPS = tuple(1 / (1.5 + 0.5 * np.cos(np.pi * k / 4)) for k in (1, 3))
 
 
 class SelfSolution(NamedTuple):

@@ -8,11 +8,13 @@ from cusink.torch.barycenters import Barycenter, barycenter
 from cusink.torch.clouds import PointCloud
 from cusink.torch.kernels import kernel_distance, kernel_neg_log_likelihood
 from cusink.torch.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
+from cusink.torch.measures import Measures
 from cusink.torch.modules import KernelDistance, SinkhornDivergence, SinkhornLoss
 
 __all__ = [
     "Barycenter",
     "KernelDistance",
+    "Measures",
     "PointCloud",
     "SinkhornDivergence",
     "SinkhornLoss",

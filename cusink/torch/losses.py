@@ -1,10 +1,11 @@
 """Losses between tensors."""
 
+from functools import partial
 from typing import Any
 
 import torch
 
-from cusink.bridges.measures import Divergence
+from cusink.bridges.measures import Divergence, PairDivergences
 from cusink.bridges.options import (
     Gradient,
     LossOptions,
@@ -14,13 +15,15 @@ from cusink.bridges.options import (
     reduced,
     values_of,
 )
-from cusink.bridges.transport import Applied, Potentials, ValueOf
+from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.solver.checks import plan_axis
+from cusink.solver.pairs.checks import unused
 from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.costs import cost_tensors
+from cusink.torch.measures import Measures, are_measures, problem_of_pairs
 from cusink.torch.operators import apply, eps_in_units
 from cusink.types import Axis, Value
 
@@ -79,9 +82,9 @@ class _Problem:
 
 
 def sinkhorn_loss(
-    a: torch.Tensor | None,
-    b: torch.Tensor | None,
-    C: "torch.Tensor | PointCloud | Grid",
+    a: torch.Tensor | Measures | None,
+    b: torch.Tensor | Measures | None,
+    C: "torch.Tensor | PointCloud | Grid | str",
     eps: float | torch.Tensor | RelativeEps,
     *,
     value: Value = "cost",
@@ -93,12 +96,15 @@ def sinkhorn_loss(
 
     Parameters
     ----------
-    a : tensor, shape (n,) or (B, n), or None
-        Source weights, such as the output of a softmax. None stands for uniform weights.
-    b : tensor, shape (m,) or (B, m), or None
+    a : tensor, shape (n,) or (B, n), or Measures, or None
+        Source weights, such as the output of a softmax. None stands for uniform weights. `cusink.torch.Measures` are
+        K clouds of unequal sizes.
+    b : tensor, shape (m,) or (B, m), or Measures, or None
         Target weights, of the same sum as `a` unless `reach` is given.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
-        Cost, shared by all pairs or one for each. Of a `cusink.torch.PointCloud` the points are differentiable.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+        Cost, shared by all pairs or one for each. Of a `cusink.torch.PointCloud` the points are differentiable. For
+        `cusink.torch.Measures` it is the name of a metric; `eps` may then have shape (K,), there are K losses, and they
+        can be differentiated once.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`, for all pairs or for each, or relative to the costs of each: then no
         gradient goes through the statistic.
@@ -154,15 +160,19 @@ def sinkhorn_loss(
     True
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
+    if are_measures(a, b):
+        of = partial(PairValues, value=value, gradient=gradient)
+        (losses,) = apply(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
+        return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {})
     (losses,) = apply(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
 
 def sinkhorn_divergence(
-    a: torch.Tensor | None,
-    b: torch.Tensor | None,
-    C: "torch.Tensor | PointCloud | Grid",
+    a: torch.Tensor | Measures | None,
+    b: torch.Tensor | Measures | None,
+    C: "torch.Tensor | PointCloud | Grid | str",
     eps: float | torch.Tensor | RelativeEps,
     *,
     C_aa: torch.Tensor | None = None,
@@ -174,10 +184,11 @@ def sinkhorn_divergence(
 
     Parameters
     ----------
-    a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or None
-        Weights; None stands for uniform ones.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
-        Cost, as for `cusink.sinkhorn_divergence`.
+    a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or Measures, or None
+        Weights; None stands for uniform ones. `cusink.torch.Measures` are K clouds of unequal sizes.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+        Cost, as for `cusink.sinkhorn_divergence`. For `cusink.torch.Measures` it is the name of a metric; `eps` may
+        then have shape (K,), there are K divergences, and they can be differentiated once.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     C_aa, C_bb : tensor, shape (n, n) or (B, n, n); (m, m) or (B, m, m), optional
@@ -217,6 +228,10 @@ def sinkhorn_divergence(
     """
     own = {"C_aa": C_aa, "C_bb": C_bb}
     given = tuple(options.items())
+    if are_measures(a, b):
+        unused(**own)
+        (losses,) = apply(*problem_of_pairs(a, b, C, eps, PairDivergences, options=given))
+        return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, reach_of(given) is None, own)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")

@@ -4,9 +4,9 @@
 K pairs of clouds of 20 to 200 points in the unit cube (the second moved by 0.2), squared distances, uniform weights.
 ``sinkhorn_divergence(Measures, Measures, "sqeuclidean")`` and its adjoint take all pairs; the loop calls the same
 functions for some pairs, one at a time; a padded batch, of some pairs too, fills every cloud up to the largest with
-points of weight zero. They take turns on one core, in CPU time per pair; ratios are those of medians, with the smallest
-and the largest of a round in brackets. The divergences and gradients of all three are held to each other, on the pairs
-that the loop takes.
+points of weight zero. They take turns on one core in one process, in CPU time per pair; ratios are those of medians,
+with the smallest and the largest of a round in brackets. Loop and padded batch take the first pairs, which are drawn
+like all others. The divergences and gradients of all three are held to each other, on the pairs that the loop takes.
 """
 
 import argparse

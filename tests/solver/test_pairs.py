@@ -7,6 +7,7 @@ import pytest
 import reference
 
 import cusink
+from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import batches
 
 EPS = 0.1
@@ -33,20 +34,43 @@ def split(values, sizes):
     return np.split(values, np.cumsum(sizes)[:-1])
 
 
-def alone(x, y, a, b, metric, solve, **options):
+def alone(x, y, a, b, metric, solve, eps=EPS, **options):
+    every = np.broadcast_to(eps, len(x)).tolist()
     return [
-        solve(p, q, cusink.PointCloud(u, v, metric), eps=EPS, **options) for u, v, p, q in zip(x, y, a, b, strict=True)
+        solve(p, q, cusink.PointCloud(u, v, metric), eps=by, **options)
+        for u, v, p, q, by in zip(x, y, a, b, every, strict=True)
     ]
 
 
-@pytest.mark.parametrize(("metric", "reach", "dtype"), [("sqeuclidean", None, np.float64), ("cosine", 0.5, np.float32)])
+ITERATIONS = {"together": tiles.ITERATIONS, "some": (20, 100), "none": (1, 1)}  # those that take more are solved alone
+
+
+def check_together(which, pairs):
+    """Hold what was solved together to what was meant to be."""
+    share = pairs.solved.known.solved.mean()
+    assert {"together": share == 1, "some": 0 < share < 1, "none": share == 0}[which]
+
+
+CASES = [
+    ("sqeuclidean", None, np.float64),
+    ("euclidean", None, np.float64),
+    ("cosine", None, np.float32),
+    ("cosine", 0.5, np.float32),
+]
+
+
+@pytest.mark.parametrize(("metric", "reach", "dtype"), CASES)
 def test_pairs_are_the_pairs_alone(metric, reach, dtype):
+    eps = EPS * np.linspace(0.5, 2, len(SIZES)) if dtype == np.float64 else EPS
     given = drawn(dtype, 1.0 if reach is None else 1.5)
     near = {"rtol": 1e-9, "atol": 1e-9} if dtype == np.float64 else {"rtol": 2e-5, "atol": 2e-5}
-    pairs = cusink.sinkhorn(*measures(*given), metric, eps=EPS, reach=reach)
-    each = alone(*given, metric, cusink.sinkhorn, reach=reach)
+    tol = 1e-12 if dtype == np.float64 else "auto"
+    pairs = cusink.sinkhorn(*measures(*given), metric, eps=eps, reach=reach, tol=tol)
+    each = alone(*given, metric, cusink.sinkhorn, eps, reach=reach, tol=tol)
     assert len(pairs) == len(SIZES) and pairs.f.dtype == dtype and pairs.converged.all()
-    for name in ("cost", "reg_cost", "entropic_cost", "error"):
+    assert (pairs.solved.together is None) == (reach is not None)
+    assert pairs.error.max() <= (1e-12 if dtype == np.float64 else 1e-5)
+    for name in ("cost", "reg_cost", "entropic_cost"):
         np.testing.assert_allclose(getattr(pairs, name), [getattr(one, name) for one in each], **near)
     np.testing.assert_allclose(pairs.f, np.concatenate([one.f for one in each]), **near)
     np.testing.assert_allclose(pairs.g, np.concatenate([one.g for one in each]), **near)
@@ -71,11 +95,18 @@ def test_pairs_are_the_pairs_alone(metric, reach, dtype):
     np.testing.assert_allclose(pairs[-1].f, each[-1].f, **near)
 
 
-@pytest.mark.parametrize("reach", [None, 0.5])
-def test_divergences_are_those_of_the_pairs_alone(reach):
+@pytest.mark.parametrize(
+    ("metric", "reach", "which"),
+    [("sqeuclidean", None, which) for which in ITERATIONS] + [("euclidean", None, "some"), ("euclidean", 0.5, None)],
+)
+def test_divergences_are_those_of_the_pairs_alone(metric, reach, which, monkeypatch):
+    monkeypatch.setattr(tiles, "ITERATIONS", ITERATIONS.get(which, tiles.ITERATIONS))
     given = drawn(mass=1.0 if reach is None else 1.5)
-    pairs = cusink.sinkhorn_divergence(*measures(*given), "euclidean", eps=EPS, reach=reach)
-    each = alone(*given, "euclidean", cusink.sinkhorn_divergence, reach=reach)
+    eps = EPS if which == "together" else EPS * np.linspace(1, 2, len(SIZES))
+    pairs = cusink.sinkhorn_divergence(*measures(*given), metric, eps=eps, reach=reach, tol=1e-12)
+    each = alone(*given, metric, cusink.sinkhorn_divergence, eps, reach=reach, tol=1e-12)
+    if reach is None:
+        check_together(which, pairs)
     near = {"rtol": 1e-9, "atol": 1e-9}
     np.testing.assert_allclose(pairs.divergence, [one.divergence for one in each], **near)
     assert reach is not None or pairs.divergence[4] == 0
@@ -119,6 +150,34 @@ def test_values_and_gradients_are_what_the_oracle_says():
     np.testing.assert_allclose(along, (np.array(moved[0]) - moved[1]) / (2 * step), atol=1e-7)
 
 
+def test_a_cloud_in_several_pairs_is_solved_with_itself_once(monkeypatch):
+    x, y, a, b = drawn()
+    counts, solve = [], tiles.iterate_own
+    monkeypatch.setattr(tiles, "iterate_own", lambda A, *rest: counts.append(len(A)) or solve(A, *rest))
+    A, B = cusink.Measures.of([x[0], x[1], x[1], x[1]], [a[0], a[1], a[1], a[1]]), cusink.Measures.of(x[:4], a[:4])
+    eps = np.array([EPS, EPS, EPS, 2 * EPS])
+    pairs = cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=eps, tol=1e-12)
+    assert sum(counts) == 5  # 0, 1, 2; and 1 and 3 at another eps
+    np.testing.assert_array_equal(pairs.divergence[:2], 0)
+    for k in (2, 3):
+        cloud = cusink.PointCloud(x[1], x[k])
+        one = cusink.sinkhorn_divergence(a[1], a[k], cloud, eps=float(eps[k]), tol=1e-12)
+        np.testing.assert_allclose(pairs.divergence[k], one.divergence, rtol=1e-9)
+    pulled = cusink.sinkhorn_divergence_adjoint(pairs)
+    np.testing.assert_array_equal(pulled.x[: len(x[0]) + len(x[1])], 0)
+
+
+def test_pairs_too_steep_for_a_kernel_are_solved_alone():
+    x, y, a, b = drawn()
+    y[1] = y[1] + 30
+    A, B = measures(x, y, a, b)
+    pairs = cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=EPS)
+    assert (~pairs.solved.known.solved).nonzero()[0].tolist() == [1]
+    one = cusink.sinkhorn_divergence(a[1], b[1], cusink.PointCloud(x[1], y[1]), eps=EPS)
+    np.testing.assert_allclose(pairs.divergence[1], one.divergence, rtol=1e-9)
+    assert pairs.converged.all()
+
+
 def test_batches_take_every_pair_once_and_within_the_limit():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 200, 500), rng.integers(1, 200, 500)
@@ -135,9 +194,10 @@ def test_batches_take_every_pair_once_and_within_the_limit():
 
 def test_a_small_memory_limit_changes_nothing():
     given = measures(*drawn())
-    whole = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS)
-    parts = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS, memory_limit=4096)
-    np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-12)
+    whole = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS, tol=1e-12)
+    parts = cusink.sinkhorn(*given, "sqeuclidean", eps=EPS, tol=1e-12, memory_limit=4096)
+    assert whole.solved.known.solved.all() and 0 < parts.solved.known.solved.mean() < 1
+    np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-11)
 
 
 def test_a_pair_that_does_not_converge_is_told_of_once():
@@ -181,9 +241,12 @@ def test_bad_pairs_are_refused_before_any_work():
         solve(A, B, "sqeuclidean", eps=EPS, init=(A.weights, B.weights))
     with message(ValueError, match="'C_aa' must be None"):
         cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=EPS, C_aa=np.ones((2, 2)))
-    for eps in (np.full(len(SIZES), EPS), cusink.RelativeEps(0.1)):
-        with message(TypeError, match="'eps' must be one number"):
-            solve(A, B, "sqeuclidean", eps=eps)
+    with message(TypeError, match="got cusink.RelativeEps"):
+        solve(A, B, "sqeuclidean", eps=cusink.RelativeEps(0.1))
+    with message(ValueError, match="each of the 7 pairs; got shape"):
+        solve(A, B, "sqeuclidean", eps=np.full(3, EPS))
+    with message(ValueError, match=r"'eps' must be positive and finite; got 0 at \[2\]"):
+        cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=np.array([1, 1, 0, 1, 1, 1, 1.0]))
     with message(ValueError, match="'max_iter'"):
         solve(A, B, "sqeuclidean", eps=EPS, max_iter=0)
     pairs = solve(A, B, "sqeuclidean", eps=EPS)

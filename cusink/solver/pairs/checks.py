@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind, to_host
+from cusink.checks.regularisation import RelativeEps, for_problems
 from cusink.checks.scalars import one_of
 from cusink.checks.weights import first_index, mass_in_range, same_mass
 from cusink.costs.clouds import METRICS, Metric
 from cusink.costs.measures import Measures, sums
 from cusink.solver.pairs.ragged import Side
-from cusink.types import ArrayModule
+from cusink.types import ArrayModule, Eps
 
 ADVICE = "'C' is the name of the metric between the points of cusink.Measures"
 
@@ -37,11 +38,18 @@ def are_measures(a: object, b: object) -> bool:
     return isinstance(a, Measures) or isinstance(b, Measures)
 
 
-def one_number(eps: Any) -> float:
-    """Check that eps is a number: one for all pairs."""
-    if not isinstance(eps, float):
-        raise TypeError(f"'eps' must be one number for all pairs of cusink.Measures; got {kind(eps)}")
-    return eps
+def eps_of_pairs(eps: Eps | RelativeEps, given: CheckedPairs) -> Eps:
+    """Check that eps is a number for all pairs, or an array (K,) of one for each."""
+    if isinstance(eps, RelativeEps):
+        raise TypeError(
+            "'eps' must be a number, or an array of one for each pair, for cusink.Measures; got "
+            f"{kind(eps)}. Multiply it with the mean cost of each pair"
+        )
+    if isinstance(eps, np.ndarray) and eps.shape != (given.count,):
+        raise ValueError(
+            f"'eps' must be a number, or an array of one for each of the {given.count} pairs; got shape {eps.shape}"
+        )
+    return for_problems(eps, given.count, True, "float64" if given.dtype == np.float64 else "float32")
 
 
 def unused(**options: object) -> None:

@@ -62,10 +62,16 @@ def flat(xp: ArrayModule, side: Side, parts: Iterable[tuple[HostArray, Array]]) 
     """Return rows (P, width, ...) of batches of items as values (N, ...) of all points, item after item."""
     out: Any = None
     for items, part in parts:
-        if out is None:
-            out = xp.empty((int(side.offsets[-1]), *part.shape[2:]), part.dtype)
-        filled = side.filled(items, part.shape[1])
-        out[xp.asarray(side.places(items, part.shape[1])[filled])] = part[xp.asarray(filled)]
+        out = put(xp, side, out, items, part)
+    return out
+
+
+def put(xp: ArrayModule, side: Side, out: Array | None, items: HostArray, part: Array) -> Array:
+    """Write rows (P, width, ...) of items into values `out` (N, ...) of all points, or into a new array; return it."""
+    if out is None:
+        out = xp.empty((int(side.offsets[-1]), *part.shape[2:]), part.dtype)
+    filled = side.filled(items, part.shape[1])
+    out[xp.asarray(side.places(items, part.shape[1])[filled])] = part[xp.asarray(filled)]
     return out
 
 
@@ -73,9 +79,15 @@ def in_order(xp: ArrayModule, parts: Iterable[tuple[HostArray, Array]], count: i
     """Return values (P, ...) of batches of pairs as one array (K, ...)."""
     out: Any = None
     for pairs, part in parts:
-        if out is None:
-            out = xp.empty((count, *part.shape[1:]), part.dtype)
-        out[xp.asarray(pairs)] = part
+        out = put_in_order(xp, out, pairs, part, count)
+    return out
+
+
+def put_in_order(xp: ArrayModule, out: Array | None, pairs: HostArray, part: Array, count: int) -> Array:
+    """Write values (P, ...) of pairs into `out` (K, ...), or into a new array; return it."""
+    if out is None:
+        out = xp.empty((count, *part.shape[1:]), part.dtype)
+    out[xp.asarray(pairs)] = part
     return out
 
 

@@ -1,14 +1,18 @@
-"""One pair out of many that were solved together, as a problem without padding."""
+"""Pairs that were solved, as problems: one without padding, or a batch with it."""
 
 from dataclasses import replace
 
+import numpy as np
+
 from cusink.checks.arrays import arrays
+from cusink.checks.weights import equal_mass
 from cusink.costs.clouds import PointCloud
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side
 from cusink.solver.problem import Problem
+from cusink.types import Array, Eps
 
 
 def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem, row: int) -> Problem:
@@ -19,5 +23,16 @@ def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem
     a, f = (values[row : row + 1, : len(x)] for values in (solved.a, solved.f))
     b, g = (values[row : row + 1, : len(y)] for values in (solved.b, solved.g))
     C = operand(cloud, xp, dtype, parts).weighted(a > 0, b > 0)
+    eps = float(solved.eps[row]) if isinstance(solved.eps, np.ndarray) else solved.eps
     shift = None if solved.shift is None else solved.shift[row : row + 1]
-    return replace(solved, a=a, b=b, C=C, f=f, g=g, shift=shift, batched=False, batch_of_one=False)
+    return replace(solved, a=a, b=b, C=C, eps=eps, f=f, g=g, shift=shift, batched=False, batch_of_one=False)
+
+
+def padded(weights: tuple[Array, Array], cloud: PointCloud, eps: Eps, potentials: tuple[Array, Array]) -> Problem:
+    """Return a batch of padded problems with their potentials (P, n) and (P, m); the masses of a are those of b."""
+    parts, xp, dtype = arrays(**named_arrays(cloud))
+    C = operand(cloud, xp, dtype, parts)
+    a, b = (w.astype(C.dtype, copy=False) for w in weights)
+    b = equal_mass(a, b, xp, False, dtype)
+    f, g = potentials
+    return Problem(a=a, b=b, C=C.weighted(a > 0, b > 0), eps=eps, f=f, g=g, dtype=dtype, batched=True)

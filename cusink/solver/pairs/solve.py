@@ -1,55 +1,127 @@
-"""Solve pairs of measures of unequal sizes: batches of padded problems, of whose padding nothing is returned."""
+"""Solve pairs of measures of unequal sizes: together where that is possible, else as batches of padded problems."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from cusink.checks.arrays import to_host
+from cusink.checks.arrays import narrowed, to_host
 from cusink.checks.scalars import positive_bytes
+from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
 from cusink.errors import ConvergenceWarning, deferred_warnings, warn, warn_if_unconverged
 from cusink.solver.pairs.batches import Batch, batches
 from cusink.solver.pairs.checks import CheckedPairs
-from cusink.solver.pairs.ragged import Side, flat, in_order, rows, weight_rows
-from cusink.types import Array
+from cusink.solver.pairs.ragged import Side, put, put_in_order, rows, weight_rows
+from cusink.solver.pairs.together import Together, can_be_solved_together, solve_together
+from cusink.types import Array, Eps
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
 class SolvedPairs(Generic[R]):
-    """Checked pairs, and the result of each batch of them."""
+    """Checked pairs, what was solved together, the result of each batch of the others, and the eps of each pair.
+
+    `make` makes the result of a batch of pairs that were solved together.
+    """
 
     given: CheckedPairs
-    parts: tuple[tuple[Batch, R], ...]
+    eps: Eps
+    together: Together | None
+    others: tuple[tuple[Batch, R], ...]
+    make: "Callable[[SolvedPairs[R], Batch], R]"
+    balanced: bool
+    memory_limit: int | None
 
     @classmethod
-    def of(cls, given: CheckedPairs, call: Callable[..., R], memory_limit: int | None) -> "SolvedPairs[R]":
-        """Solve all batches: `call` takes weights (P, n) and (P, m) and a cloud between points (P, n, d), (P, m, d)."""
+    def of(
+        cls,
+        given: CheckedPairs,
+        eps: Eps,
+        options: Options,
+        balanced: bool,
+        own: bool,
+        call: Callable[..., R],
+        make: "Callable[[SolvedPairs[R], Batch], R]",
+        memory_limit: int | None,
+    ) -> "SolvedPairs[R]":
+        """Solve all pairs.
+
+        `call` solves those that are not solved together; it takes weights (P, n) and (P, m), a cloud between points
+        (P, n, d) and (P, m, d), and `eps`. `own` asks for the solutions of each measure with itself.
+        """
         limit = None if memory_limit is None else positive_bytes(memory_limit)
-        warned: list[tuple[str, type[Warning]]] = []
-        parts = []
-        for batch in batches((given.A.sizes, given.B.sizes), _itemsize(given.dtype), limit):
-            sides = (given.A, batch.n), (given.B, batch.m)
-            weights = [weight_rows(given.xp, side, batch.pairs, width) for side, width in sides]
-            x, y = (rows(given.xp, side, side.points, batch.pairs, width) for side, width in sides)
+        together, left = None, np.ones(given.count, bool)
+        if can_be_solved_together(given, options, balanced):
+            together = solve_together(given, np.broadcast_to(eps, given.count), options, own, limit)
+            left = ~together.solved
+        solved, warned = cls(given, eps, together, (), make, balanced, limit), list[tuple[str, type[Warning]]]()
+        others = []
+        for batch in solved.batches(left):
             with deferred_warnings(warned):
-                parts.append((batch, call(*weights, PointCloud(x, y, given.metric))))
+                a, b, cloud, its_eps = solved.problem(batch)
+                others.append((batch, call(a, b, cloud, eps=its_eps)))
         for message, category in dict.fromkeys(warned):
             if category is not ConvergenceWarning:  # which is given once, for all pairs
                 warn(message, category)
-        return cls(given, tuple(parts))
+        return cls(given, eps, together, tuple(others), make, balanced, limit)
 
-    def values(self, name: str) -> Array:
-        """Return an attribute (P,) of the results for all pairs (K,)."""
-        parts = ((batch.pairs, getattr(result, name)) for batch, result in self.parts)
-        return in_order(self.given.xp, parts, self.given.count)
+    def batches(self, among: Any) -> list[Batch]:
+        """Divide the pairs that are `among` (K,) them into batches."""
+        itemsize = 8 if self.given.dtype == np.float64 else 4
+        return batches((self.given.A.sizes, self.given.B.sizes), itemsize, self.memory_limit, among)
 
-    def flat(self, name: str, side: Side) -> Array:
+    def problem(self, batch: Batch) -> tuple[Array, Array, PointCloud, Eps]:
+        """Return weights, the cost and eps of a batch of padded problems."""
+        given = self.given
+        sides = (given.A, batch.n), (given.B, batch.m)
+        a, b = (weight_rows(given.xp, side, batch.pairs, width) for side, width in sides)
+        x, y = (rows(given.xp, side, side.points, batch.pairs, width) for side, width in sides)
+        eps = self.eps[batch.pairs] if isinstance(self.eps, np.ndarray) else self.eps
+        return a, b, PointCloud(x, y, given.metric), eps
+
+    @functools.cached_property
+    def parts(self) -> tuple[tuple[Batch, R], ...]:
+        """The results of batches of all pairs."""
+        if self.together is None:
+            return self.others
+        made = ((batch, self.make(self, batch)) for batch in self.batches(self.together.solved))
+        return (*made, *self.others)
+
+    @property
+    def known(self) -> Together:
+        """What was solved together."""
+        assert self.together is not None
+        return self.together
+
+    def rows(self, batch: Batch, f: Array, g: Array) -> tuple[Array, Array]:
+        """Return values (N,) and (M,) of both sides as rows (P, n) and (P, m) of a batch."""
+        sides = (self.given.A, f, batch.n), (self.given.B, g, batch.m)
+        of_f, of_g = (rows(self.given.xp, side, x, batch.pairs, width) for side, x, width in sides)
+        return of_f, of_g
+
+    def values(self, name: str, known: Array | None) -> Array:
+        """Return an attribute (P,) of the results for all pairs (K,), of which those solved together are `known`."""
+        out = self._narrowed(known)
+        for batch, result in self.others:
+            out = put_in_order(self.given.xp, out, batch.pairs, getattr(result, name), self.given.count)
+        return out
+
+    def flat(self, name: str, side: Side, known: Array | None) -> Array:
         """Return an attribute (P, n) of the results for all points (N,) of a side, item after item."""
-        return flat(self.given.xp, side, ((batch.pairs, getattr(result, name)) for batch, result in self.parts))
+        out = self._narrowed(known)
+        for batch, result in self.others:
+            out = put(self.given.xp, side, out, batch.pairs, getattr(result, name))
+        return out
+
+    def _narrowed(self, known: Array | None) -> Array | None:
+        """Return values in the dtype of the user, to be completed."""
+        if known is None or known.dtype.kind != "f":
+            return None if known is None else known.copy()
+        return narrowed(known, self.given.dtype, self.given.xp).copy()
 
     def place(self, k: int) -> tuple[int, R, int]:
         """Return the number of a pair, which may count from the end, the result it is in, and its row there."""
@@ -66,8 +138,3 @@ class SolvedPairs(Generic[R]):
 def warn_of_pairs(converged: Array, error: Array, tol: float | None, max_iter: int) -> None:
     """Emit one `ConvergenceWarning` if some of the pairs (K,) missed `tol`."""
     warn_if_unconverged(to_host(converged), to_host(error), tol, max_iter)
-
-
-def _itemsize(dtype: Any) -> int:
-    """Return the bytes of a number in the dtype of the computation."""
-    return 8 if dtype == np.float64 else 4

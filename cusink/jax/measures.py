@@ -1,0 +1,141 @@
+"""`cusink.jax.Measures`: clouds of unequal sizes that are arrays of JAX."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cusink.bridges.pairs import PairWork, pair_work
+from cusink.checks.arrays import HALF, kind
+from cusink.checks.regularisation import RelativeEps
+from cusink.costs.measures import offsets_of
+from cusink.jax.arrays import array, floating, regularisation
+
+__all__ = ["Measures"]
+
+
+class Measures:
+    """Weighted point clouds of unequal sizes, compared pair by pair; losses are differentiable in points and weights.
+
+    Two of them take the place of `a` and `b` in `sinkhorn_loss` and `sinkhorn_divergence`; `C` is then the name of a
+    metric, and there is one loss for each pair. Under ``jit`` make them inside, of points that are traced and offsets
+    that are not.
+
+    Parameters
+    ----------
+    offsets : sequence of int, shape (K + 1,)
+        Item k has the points from ``offsets[k]`` up to, but not including, ``offsets[k + 1]``.
+    weights : array, shape (N,), or None
+        Non-negative weights of all points, item after item. None gives the points of an item equal weights of sum 1.
+    points : array, shape (N, d) or (N,)
+        All points, item after item.
+
+    Raises
+    ------
+    TypeError
+        What is no array of real numbers, half precision, offsets that are no integers.
+    ValueError
+        Shapes that do not fit, offsets that do not rise from 0 to N.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cusink.jax import Measures, sinkhorn_divergence
+    >>> y = Measures.of([jnp.array([[2.0], [3.0]]), jnp.ones((1, 1))])
+    >>> def loss(x):
+    ...     return sinkhorn_divergence(Measures.of(x), y, "sqeuclidean", eps=0.1, reduction="sum")
+    >>> slopes = jax.grad(loss)([jnp.array([[0.0], [1.0]]), jnp.zeros((3, 1))])
+    >>> slopes[0].round(2).tolist()
+    [[-2.0], [-2.0]]
+    """
+
+    def __init__(self, offsets: Any, weights: jax.Array | None, points: jax.Array) -> None:
+        if points is None:
+            raise TypeError("'points' must be an array; got None")
+        points, weights = floating(points=points, weights=weights)
+        points = points[:, None] if points.ndim == 1 else points
+        self.offsets = offsets_of(offsets, tuple(points.shape), None if weights is None else tuple(weights.shape))
+        if points.dtype.name in HALF or (weights is not None and weights.dtype.name in HALF):
+            raise TypeError("Measures must not be of half precision; convert them with .astype(jax.numpy.float32)")
+        if weights is None:
+            sizes = np.diff(self.offsets)
+            weights = jnp.asarray(np.repeat(1 / np.maximum(sizes, 1), sizes), points.dtype)
+        if weights.dtype != points.dtype:
+            raise TypeError(
+                f"all arrays must share one dtype; 'weights' is {weights.dtype} and 'points' {points.dtype}"
+            )
+        self.points, self.weights = points, weights
+
+    @classmethod
+    def of(cls, clouds: Sequence[jax.Array], weights: Sequence[jax.Array] | None = None) -> "Measures":
+        """Join separate clouds.
+
+        Parameters
+        ----------
+        clouds : sequence of array, shape (n_k, d)
+            The points of each item.
+        weights : sequence of array, shape (n_k,), optional
+            Their weights; equal weights of sum 1 if not given.
+
+        Returns
+        -------
+        Measures
+            An item for each cloud, through which gradients reach the arrays.
+        """
+        clouds = _arrays("clouds", clouds)
+        if len({cloud.shape[1:] for cloud in clouds}) > 1 or clouds[0].ndim not in (1, 2):
+            raise ValueError(
+                f"'clouds' must be arrays (n, d) of one d; got shapes {sorted({c.shape for c in clouds})[:4]}"
+            )
+        joined = None
+        if weights is not None:
+            weights = _arrays("weights", weights)
+            if [w.shape for w in weights] != [(len(cloud),) for cloud in clouds]:
+                raise ValueError(
+                    "'weights' must hold one array for each of 'clouds', with a weight for each of its points"
+                )
+            joined = jnp.concatenate(weights)
+        offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
+        return cls(offsets, joined, jnp.concatenate(clouds))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"Measures({len(self)} items, {len(self.points)} points, d={self.points.shape[1]})"
+
+
+def _arrays(name: str, given: Any) -> list[jax.Array]:
+    """Return the arrays of a sequence."""
+    if not isinstance(given, Sequence) or not given:
+        raise TypeError(f"'{name}' must be a sequence of arrays, one for each item; got {kind(given)}")
+    return [array(f"{name}[{k}]", x) for k, x in enumerate(given)]
+
+
+def are_measures(a: Any, b: Any) -> bool:
+    """Say whether one side is a collection of measures."""
+    return isinstance(a, Measures) or isinstance(b, Measures)
+
+
+def problem_of_pairs(
+    a: Any, b: Any, C: Any, eps: float | jax.Array | RelativeEps, of: Callable[..., PairWork], **options: Any
+) -> tuple[PairWork, dict[str, jax.Array]]:
+    """Return the work over pairs of measures, and its inputs."""
+    if isinstance(eps, RelativeEps):
+        raise TypeError("'eps' must be a number, or an array of one for each pair, for Measures; got a RelativeEps")
+    slopes: tuple[str, ...] = ("a", "x", "b", "y")
+    if isinstance(eps, jax.Array):
+        slopes = (*slopes, "eps_of_pairs")
+    work = pair_work(a, b, C, of, slopes, **options)
+    if a.points.dtype != b.points.dtype:
+        raise TypeError(f"all arrays must share one dtype; 'a' is {a.points.dtype} and 'b' {b.points.dtype}")
+    number = regularisation(eps, a.points.dtype)
+    if number.ndim and len(number) != len(a):
+        raise ValueError(
+            f"'eps' must be a number, or an array of one for each of the {len(a)} pairs; got shape {number.shape}"
+        )
+    named = {"a": a.weights, "x": a.points, "b": b.weights, "y": b.points}
+    return work, named | {"eps_of_pairs": jnp.broadcast_to(number, (len(a),))}

@@ -1,0 +1,144 @@
+"""`cusink.torch.Measures`: clouds of unequal sizes that are tensors."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cusink.bridges.pairs import PairWork, pair_work
+from cusink.checks.arrays import kind
+from cusink.checks.regularisation import RelativeEps
+from cusink.costs.measures import offsets_of
+from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
+
+__all__ = ["Measures"]
+
+
+class Measures:
+    """Weighted point clouds of unequal sizes, compared pair by pair; losses are differentiable in points and weights.
+
+    Two of them take the place of `a` and `b` in `sinkhorn_loss` and `sinkhorn_divergence`; `C` is then the name of a
+    metric, and there is one loss for each pair.
+
+    Parameters
+    ----------
+    offsets : sequence of int, shape (K + 1,)
+        Item k has the points from ``offsets[k]`` up to, but not including, ``offsets[k + 1]``.
+    weights : tensor, shape (N,), or None
+        Non-negative weights of all points, item after item. None gives the points of an item equal weights of sum 1.
+    points : tensor, shape (N, d) or (N,)
+        All points, item after item.
+
+    Raises
+    ------
+    TypeError
+        What is no tensor of real numbers, half precision, offsets that are no integers.
+    ValueError
+        Shapes that do not fit, offsets that do not rise from 0 to N.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cusink.torch import Measures, sinkhorn_divergence
+    >>> x = [torch.tensor([[0.0], [1.0]], requires_grad=True), torch.zeros(3, 1, requires_grad=True)]
+    >>> y = [torch.tensor([[2.0], [3.0]]), torch.ones(1, 1)]
+    >>> loss = sinkhorn_divergence(Measures.of(x), Measures.of(y), "sqeuclidean", eps=0.1, reduction="none")
+    >>> loss
+    tensor([4., 1.], grad_fn=<SolveBackward>)
+    >>> loss.sum().backward()
+    >>> x[0].grad.squeeze().round(decimals=2)
+    tensor([-2., -2.])
+    """
+
+    def __init__(self, offsets: Any, weights: torch.Tensor | None, points: torch.Tensor) -> None:
+        one_tensor("points", points)
+        checked(weights=weights, points=points)
+        self.points = points.unsqueeze(-1) if points.ndim == 1 else points
+        given = offsets.tolist() if isinstance(offsets, torch.Tensor) else offsets
+        self.offsets = offsets_of(given, tuple(self.points.shape), None if weights is None else tuple(weights.shape))
+        if points.dtype in HALF or (weights is not None and weights.dtype in HALF):
+            raise TypeError("Measures must not be of half precision; convert them with .float()")
+        if not points.is_floating_point():
+            self.points = self.points.to(torch.float64 if weights is None else weights.dtype)
+        one_dtype(weights=weights, points=self.points)
+        if weights is None:
+            sizes = np.diff(self.offsets)
+            equal = np.repeat(1 / np.maximum(sizes, 1), sizes)
+            weights = torch.as_tensor(equal, dtype=self.points.dtype, device=self.points.device)
+        self.weights = weights.to(self.points.dtype)
+
+    @classmethod
+    def of(cls, clouds: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] | None = None) -> "Measures":
+        """Join separate clouds.
+
+        Parameters
+        ----------
+        clouds : sequence of tensor, shape (n_k, d)
+            The points of each item.
+        weights : sequence of tensor, shape (n_k,), optional
+            Their weights; equal weights of sum 1 if not given.
+
+        Returns
+        -------
+        Measures
+            An item for each cloud, through which gradients reach the tensors.
+        """
+        clouds = _tensors("clouds", clouds)
+        if len({cloud.shape[1:] for cloud in clouds}) > 1 or clouds[0].ndim not in (1, 2):
+            raise ValueError(
+                f"'clouds' must be tensors (n, d) of one d; got shapes {sorted({tuple(c.shape) for c in clouds})[:4]}"
+            )
+        joined = None
+        if weights is not None:
+            weights = _tensors("weights", weights)
+            if [tuple(w.shape) for w in weights] != [(len(cloud),) for cloud in clouds]:
+                raise ValueError(
+                    "'weights' must hold one tensor for each of 'clouds', with a weight for each of its points"
+                )
+            joined = torch.cat(weights)
+        offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
+        return cls(offsets, joined, torch.cat(clouds))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"Measures({len(self)} items, {len(self.points)} points, d={self.points.shape[1]})"
+
+
+def _tensors(name: str, given: Any) -> list[torch.Tensor]:
+    """Return the tensors of a sequence."""
+    if isinstance(given, torch.Tensor) or not isinstance(given, Sequence) or not given:
+        raise TypeError(f"'{name}' must be a sequence of tensors, one for each item; got {kind(given)}")
+    for k, x in enumerate(given):
+        one_tensor(f"{name}[{k}]", x)
+    checked(**{f"{name}[{k}]": x for k, x in enumerate(given)})
+    return list(given)
+
+
+def are_measures(a: Any, b: Any) -> bool:
+    """Say whether one side is a collection of measures."""
+    return isinstance(a, Measures) or isinstance(b, Measures)
+
+
+def problem_of_pairs(
+    a: Any, b: Any, C: Any, eps: float | torch.Tensor | RelativeEps, of: Callable[..., PairWork], **options: Any
+) -> tuple[PairWork, dict[str, torch.Tensor]]:
+    """Return the work over pairs of measures, and its inputs."""
+    if isinstance(eps, RelativeEps):
+        raise TypeError("'eps' must be a number, or a tensor of one for each pair, for Measures; got a RelativeEps")
+    number = regularisation(eps)
+    slopes: tuple[str, ...] = ("a", "x", "b", "y") if torch.is_grad_enabled() else ()
+    if slopes and isinstance(eps, torch.Tensor):
+        slopes = (*slopes, "eps_of_pairs")
+    work = pair_work(a, b, C, of, slopes, **options)
+    if number.ndim and len(number) != len(a):
+        raise ValueError(
+            f"'eps' must be a number, or a tensor of one for each of the {len(a)} pairs; got shape "
+            f"{tuple(number.shape)}"
+        )
+    named = {"a": a.weights, "x": a.points, "b": b.weights, "y": b.points}
+    checked(**named)
+    one_dtype(**named)
+    return work, named | {"eps_of_pairs": number.expand(len(a))}
