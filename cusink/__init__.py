@@ -23,6 +23,7 @@ __all__ = [
     "Grid",
     "Index",
     "KernelGradients",
+    "LineGradients",
     "Measures",
     "Neighbours",
     "PointCloud",
@@ -59,6 +60,8 @@ __all__ = [
     "sinkhorn_divergence_jvp",
     "sinkhorn_hvp",
     "sinkhorn_jvp",
+    "wasserstein_1d",
+    "wasserstein_1d_adjoint",
 ]
 
 

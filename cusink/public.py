@@ -19,6 +19,9 @@ from cusink.divergence.second import DivergenceCurvature as DivergenceCurvature
 from cusink.divergence.second import sinkhorn_divergence_hvp as sinkhorn_divergence_hvp
 from cusink.divergence.second import sinkhorn_divergence_jvp as sinkhorn_divergence_jvp
 from cusink.errors import ConvergenceWarning as ConvergenceWarning
+from cusink.exact.line import LineGradients as LineGradients
+from cusink.exact.line import wasserstein_1d as wasserstein_1d
+from cusink.exact.line import wasserstein_1d_adjoint as wasserstein_1d_adjoint
 from cusink.gradients.adjoint import SinkhornGradients as SinkhornGradients
 from cusink.gradients.adjoint import sinkhorn_adjoint as sinkhorn_adjoint
 from cusink.gradients.curvature import SinkhornCurvature as SinkhornCurvature

@@ -211,6 +211,7 @@ RETRIEVAL = {"value": "cost", "progress": False, "full_output": False, "on_empty
 RETRIEVAL["workers"] = 1
 NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}
 FIELD = {"field_at": None}
+LINE = {"x": A, "a": A, "y": B, "b": B, "power": 2.0}
 LOSS = {"value": "cost", "gradient": "exact", "reduction": "mean", "eps": 0.5}
 PULLED = {"grad": 1.0, "wrt": None}
 SYSTEM = {"tol": 1e-6, "max_iter": 100}
@@ -406,6 +407,9 @@ CALLS = {
         lambda eps: cusink.sinkhorn(np.stack([A, B]), B, C, eps=eps, max_iter=20),
         {"eps": np.array([0.5, 0.1])},
     ),
+    "wasserstein_1d": (cusink.wasserstein_1d, LINE),
+    "wasserstein_1d of a batch": (cusink.wasserstein_1d, LINE | {"x": ROWS, "y": OTHERS}),
+    "wasserstein_1d_adjoint": (cusink.wasserstein_1d_adjoint, LINE | PULLED),
     "kernel_product": (cusink.kernel_product, {"x": X, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}),
     "kernel_product_adjoint": (
         cusink.kernel_product_adjoint,
