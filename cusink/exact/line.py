@@ -133,8 +133,8 @@ def wasserstein_1d_adjoint(
     Notes
     -----
     ``gx_i = grad sum_j P_ij power |x_i - y_j| ** (power - 1) sign(x_i - y_j)`` with the plan P between quantiles, and
-    ``ga = grad f`` with the dual potential f that goes with it, for directions that keep both masses equal. The value has
-    a kink where points of one side meet, where those of both meet with a power of 1, and where a step of one
+    ``ga = grad f`` with the dual potential f that goes with it, for directions that keep both masses equal. The value
+    has a kink where points of one side meet, where those of both meet with a power of 1, and where a step of one
     distribution function is as high as one of the other; what is returned there is one of its slopes.
 
     Examples

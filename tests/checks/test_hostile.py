@@ -273,7 +273,7 @@ def mean_module(**options):
 CALLS = {
     "sinkhorn": (
         cusink.sinkhorn,
-        {"a": A, "b": B, "C": C, "init": None, "reach": None, "callback": None, **SOLVE, **LIMITS},
+        {"a": A, "b": B, "C": C, "init": None, "reach": None, "callback": None, "gap": 0.1, **SOLVE, **LIMITS},
     ),
     "sinkhorn unbalanced": (cusink.sinkhorn, {"a": A, "b": B, "C": C, "reach": 1.0, **SOLVE, **LIMITS}),
     "sinkhorn of measures": (
