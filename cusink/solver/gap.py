@@ -7,7 +7,7 @@ c-transforms. Where they show that pairs are missing, those are added and the pr
 end both bounds meet.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -133,7 +133,7 @@ def _programme(
     unit = float(costs.mean()) or 1.0
     ends = np.stack([pairs // m, n + pairs % m], axis=1).ravel()
     matrix = csc_array((np.ones(2 * count), ends, np.arange(0, 2 * count + 1, 2)), shape=(n + m, count))
-    weights, close = np.concatenate([a, b]), {"presolve": False}
+    weights, close = np.concatenate([a, b]), dict[str, Any](presolve=False)
     close |= {"primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE}
     for options in (close, {}):  # by its own settings HiGHS solves what it could not as closely
         found = linprog(costs / unit, A_eq=matrix, b_eq=weights, method="highs-ds", options=options)
