@@ -27,6 +27,8 @@ def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
     there: cusink.SinkhornExtension = result.at(x)
     known: cusink.SinkhornResult = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=result.g)
     print(there.potential, there.map(), there.gradient(), there.barycentric_map(y), known.error)
+    free: cusink.FreeBarycenter = cusink.free_barycenter(cusink.Measures.of([x, y]), x=x, eps=0.1, debiased=True)
+    print(free.points, cusink.sinkhorn(a, b, C, eps=0.1, gap=1e-3).bounds())
     on_a_line: cusink.LineGradients = cusink.wasserstein_1d_adjoint(a, None, b, None, power=2, wrt=("x", "a"))
     print(cusink.wasserstein_1d(a, None, b, None), on_a_line.x)
     divergence: cusink.SinkhornDivergence = cusink.sinkhorn_divergence(a, b, C, eps=0.1, reach=1.0)

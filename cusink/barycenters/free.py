@@ -116,8 +116,8 @@ def free_barycenter(
     ``x_i = sum_k w_k (P_k y_k)_i / sum_k w_k (P_k 1)_i``. A step solves for the plans and goes there, so that the
     objective, the `reg_cost` of `cusink.sinkhorn`, never rises. Debiased, points go by the gradient of the divergence
     with the same step length, ``x_i + sum_k w_k T_k(x_i) - T_x(x_i)`` with the means T under the plans to the clouds
-    and to x itself. As the objective is not convex in the points, what is found is a local minimum near the start. There is no
-    gradient through it.
+    and to x itself. As the objective is not convex in the points, what is found is a local minimum near the start.
+    There is no gradient through it.
 
     References
     ----------
