@@ -138,6 +138,8 @@ def free_barycenter(
         positive_number("tol", tol),
         positive_integer("max_iter", max_iter),
     )
+    if not (solver_tol is None or (isinstance(solver_tol, str) and solver_tol == "auto")):
+        solver_tol = positive_number("solver_tol", solver_tol, wanted="'auto', a number or None")
     options: dict[str, Any] = {"eps": eps, "reach": reach, "tol": solver_tol, "memory_limit": memory_limit}
     xp, points, debiased = given.xp, given.x, flag("debiased", debiased)
     starts: list[Start] = [None] * (len(given.clouds) + 1)
