@@ -20,9 +20,11 @@ __all__ = [
     "DivergenceCurvature",
     "DivergenceGradients",
     "DivergencePairs",
+    "FreeBarycenter",
     "Grid",
     "Index",
     "KernelGradients",
+    "LineGradients",
     "Measures",
     "Neighbours",
     "PointCloud",
@@ -39,6 +41,7 @@ __all__ = [
     "cost_matrix",
     "cost_matrix_adjoint",
     "distance_matrix",
+    "free_barycenter",
     "kernel_distance",
     "kernel_distance_adjoint",
     "kernel_neg_log_likelihood",
@@ -59,6 +62,8 @@ __all__ = [
     "sinkhorn_divergence_jvp",
     "sinkhorn_hvp",
     "sinkhorn_jvp",
+    "wasserstein_1d",
+    "wasserstein_1d_adjoint",
 ]
 
 

@@ -4,6 +4,8 @@ from cusink.barycenters.adjoint import BarycenterGradients as BarycenterGradient
 from cusink.barycenters.adjoint import barycenter_adjoint as barycenter_adjoint
 from cusink.barycenters.barycenter import Barycenter as Barycenter
 from cusink.barycenters.barycenter import barycenter as barycenter
+from cusink.barycenters.free import FreeBarycenter as FreeBarycenter
+from cusink.barycenters.free import free_barycenter as free_barycenter
 from cusink.checks.regularisation import RelativeEps as RelativeEps
 from cusink.costs.clouds import PointCloud as PointCloud
 from cusink.costs.grid import Grid as Grid
@@ -19,6 +21,9 @@ from cusink.divergence.second import DivergenceCurvature as DivergenceCurvature
 from cusink.divergence.second import sinkhorn_divergence_hvp as sinkhorn_divergence_hvp
 from cusink.divergence.second import sinkhorn_divergence_jvp as sinkhorn_divergence_jvp
 from cusink.errors import ConvergenceWarning as ConvergenceWarning
+from cusink.exact.line import LineGradients as LineGradients
+from cusink.exact.line import wasserstein_1d as wasserstein_1d
+from cusink.exact.line import wasserstein_1d_adjoint as wasserstein_1d_adjoint
 from cusink.gradients.adjoint import SinkhornGradients as SinkhornGradients
 from cusink.gradients.adjoint import sinkhorn_adjoint as sinkhorn_adjoint
 from cusink.gradients.curvature import SinkhornCurvature as SinkhornCurvature

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import promoted, weights_dtype
+from cusink.checks.arrays import in_range, kind, narrowed, promoted, to_host, weights_dtype
 from cusink.checks.scalars import flags, price_in_range, regularisation
 from cusink.checks.weights import first_index, same_mass, weight_values
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays
+from cusink.costs.measures import Measures
 from cusink.operand import operand
 from cusink.types import Array, ArrayModule
 
@@ -128,3 +129,65 @@ def _equal_mass(A: Array, xp: ArrayModule, check: bool, dtype: Any) -> Array:
             advice="To normalise, divide each by its sum: A / A.sum(axis=-1, keepdims=True)",
         )
     return A * (mass[:, :1] / mass).astype(A.dtype)[:, :, None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FreeProblem:
+    """Points x (n, d) with weights a (n,), and the clouds (share, points, weights), in the dtype of the computation.
+
+    Shares have the sum 1, and clouds without a share are left out. `spread` is the length that steps are measured by.
+    """
+
+    x: Array
+    a: Array
+    clouds: list[tuple[float, Array, Array]]
+    spread: float
+    dtype: Any  # of the user
+    xp: ArrayModule
+
+    def to_user(self, array: Array) -> Array:
+        """Return an array in the dtype of the user."""
+        return narrowed(array, self.dtype, self.xp)
+
+
+def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) -> FreeProblem:
+    """Check the arrays of `cusink.free_barycenter`."""
+    if not isinstance(measures, Measures):
+        raise TypeError(f"'measures' must be cusink.Measures, as of cusink.Measures.of(clouds); got {kind(measures)}")
+    if x is None:
+        raise TypeError("'x' must be an array of points to start from; got None. A sample of one cloud is a usual one")
+    named = {"measures.points": measures.points, "measures.weights": measures.weights}
+    (x, a, weights, points, masses), xp, dtype = promoted(x=x, a=a, weights=weights, **named)
+    x = x[:, None] if x.ndim == 1 else x
+    d, count = points.shape[1], len(measures)
+    if x.ndim != 2 or not len(x) or x.shape[1] != d:
+        raise ValueError(f"'x' must have shape (n, {d}) with at least one point, as 'measures' have; got {x.shape}")
+    for name, given, size in (("a", a, len(x)), ("weights", weights, count)):
+        if given is not None and given.shape != (size,):
+            raise ValueError(f"'{name}' must have shape ({size},); got {given.shape}")
+    in_range("x", x, xp)
+    in_range("measures.points", points, xp)
+    a = xp.full(len(x), 1 / len(x), x.dtype) if a is None else a
+    shares = xp.ones(count, x.dtype) if weights is None else weights
+    weight_values("a", a[None], xp)
+    weight_values("weights", shares[None], xp)
+    shares = to_host(shares) / float(shares.sum())
+    clouds = []
+    for k in np.flatnonzero(shares):
+        part = slice(int(measures.offsets[k]), int(measures.offsets[k + 1]))
+        if not masses[part].any():
+            raise ValueError(f"'measures' must hold no empty item with a weight; item {k} is. Leave it out")
+        clouds.append((float(shares[k]), points[part], masses[part]))
+    if balanced:
+        same_mass(
+            "'measures' and 'a'",
+            xp,
+            xp.stack([b.sum(dtype=np.float64) for _, _, b in clouds]),
+            a.sum(dtype=np.float64),
+            weights_dtype(dtype, measures.weights),
+            got=lambda k: f"got {float(clouds[k][2].sum()):g} and {float(a.sum()):g}",
+            advice="Pass measures.normalised(), or a 'reach'",
+        )
+    centre = sum(share * (points * (b / b.sum())[:, None]).sum(axis=0) for share, points, b in clouds)
+    squares = [share * float(((points - centre) ** 2).sum(axis=1) @ (b / b.sum())) for share, points, b in clouds]
+    return FreeProblem(x=x, a=a, clouds=clouds, spread=sum(squares) ** 0.5 or 1.0, dtype=dtype, xp=xp)

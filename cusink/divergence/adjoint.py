@@ -77,7 +77,7 @@ class DivergenceGradients(Summary):
         of_pair, *of_selves = (terms.wrt_metric() for terms in self._terms)
         return {name: x + sum(own[name] for own in of_selves) for name, x in of_pair.items()}
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def reach(self) -> Array | None:
         """By the price of the marginals: array of shape () or (B,); None for balanced transport."""

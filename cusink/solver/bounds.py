@@ -11,6 +11,9 @@ from cusink.types import Array, ArrayModule
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # sums of plans without digits may be infinite
 def bounds(solved: Problem) -> tuple[Array, Array]:
     """Return numbers (B,) between which the minimum lies: dual potentials made feasible, and a plan made feasible."""
+    if solved.proved is not None:
+        lower, upper = solved.proved
+        return solved.to_user(lower), solved.to_user(upper)
     if solved.reach is not None:
         return _unbalanced_bounds(solved, solved.reach)
     # In float32 the entries of a plan are only known to some (C / eps) roundings: too few digits to certify with.

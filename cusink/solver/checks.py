@@ -129,6 +129,19 @@ def reach_in_range(prices: Reach, dtype: Any) -> None:
             price_in_range("reach", price, dtype)
 
 
+def gap(value: Any, prices: Reach | None) -> float | None:
+    """Check the relative gap of the bounds that is asked for, if any."""
+    if value is None:
+        return None
+    number = positive_number("gap", value, "1e-3 is a usual one", wanted="a number or None")
+    if prices is not None:
+        raise ValueError(
+            "'gap' must be None with 'reach', as the linear programme behind it meets both marginals; got "
+            f"{number:g}. Leave one of both out"
+        )
+    return number
+
+
 def callback(function: Callback | None) -> None:
     """Check the callback of a call of `cusink.sinkhorn`."""
     if function is not None and not callable(function):

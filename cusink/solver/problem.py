@@ -49,6 +49,7 @@ class Problem:
     reach: Reach | None = None
     shift: Array | None = None
     batch_of_one: bool = False  # C came as (1, n, m)
+    proved: tuple[Array, Array] | None = None  # bounds (B,) as close as the caller asked for
 
     @classmethod
     def of(cls, given: CheckedProblem, f: Array, g: Array, reach: Reach | None, shift: Array | None) -> Self:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, overload
 
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
@@ -11,6 +12,7 @@ from cusink.costs.measures import Measures
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.each import HowToSolve, solve_each
+from cusink.solver.gap import proved_bounds
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, pairs_of_measures, unused
 from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import Problem
@@ -58,6 +60,7 @@ def sinkhorn(
     reach: float | tuple[float | None, float | None] | None = None,
     callback: Callback | None = None,
     memory_limit: int | None = None,
+    gap: float | None = None,
     check: bool = True,
 ) -> SinkhornResult: ...
 
@@ -78,6 +81,7 @@ def sinkhorn(
     reach: float | tuple[float | None, float | None] | None = None,
     callback: Callback | None = None,
     memory_limit: int | None = None,
+    gap: float | None = None,
     check: bool = True,
 ) -> SinkhornResult | SinkhornPairs:
     """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
@@ -129,6 +133,9 @@ def sinkhorn(
         Bytes that a kernel made of a `cusink.PointCloud` may take; where it would be larger, it is recreated in blocks
         in every iteration, which is slower. If not given, 1 GiB. Of `cusink.Measures` it limits what is
         solved together.
+    gap : float, optional
+        Relative gap up to which `SinkhornResult.bounds` is to enclose the cost of the problem without regularisation,
+        such as 1e-3. All else in the result is as without it. Not with `reach`, nor for `cusink.Measures`.
     check : bool
         False skips the checks of the values of the input (not those of shapes and types), for speed.
 
@@ -150,7 +157,7 @@ def sinkhorn(
     Warns
     -----
     ConvergenceWarning
-        If a problem did not reach `tol`.
+        If a problem did not reach `tol`, or `gap`.
 
     Notes
     -----
@@ -168,6 +175,9 @@ def sinkhorn(
 
     With an eps each, problems of equal eps are solved together; without `reach` those with costs of their own, stored
     or of a cloud that memory holds, are one batch, for which the costs are copied in float64.
+
+    For `gap` a sparse linear programme follows for each pair, over the pairs of bins that the potentials do not rule
+    out; see docs/exact.md. It runs on the CPU, one pair after the other, with memory for some copies of one cost.
 
     Memory is about six arrays of the size of `a` and `b`; with `reach`, about twelve; and a copy of a stored `C`, which
     the result keeps so that it does not follow when arrays of the caller change.
@@ -192,8 +202,9 @@ def sinkhorn(
     eps = relative_or_numbers(eps)
     prices = checks.reach(reach, method)
     options = checks.options(max_iter, tol, check_every, method, overrelaxation)
+    gap = checks.gap(gap, prices)
     if are_measures(a, b):
-        unused(init=init, callback=callback)
+        unused(init=init, callback=callback, gap=gap)
         pairs = pairs_of_measures(a, b, C, prices is None, flag("check", check))
         call: Callable[..., Any] = functools.partial(
             sinkhorn,
@@ -219,6 +230,8 @@ def sinkhorn(
     effort, dtype = (found.n_iter, found.needed), found.computed
     warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)
     problem = Problem.of(given, found.f, found.g, prices, shift)
+    if gap is not None:
+        problem = replace(problem, proved=proved_bounds(problem, gap))
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
     return make_result(problem, every, found.n_iter, found.converged)

@@ -72,6 +72,7 @@ TESTS: dict[str, Tests] = {
         ("tests/solver/test_forbidden.py",),
         ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),
     ),
+    "cusink/solver/gap.py": Tests(("tests/solver/test_gap.py",), ()),
     "cusink/solver/maps.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/each.py": Tests(("tests/solver/test_eps.py",), ()),

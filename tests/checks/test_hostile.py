@@ -211,6 +211,7 @@ RETRIEVAL = {"value": "cost", "progress": False, "full_output": False, "on_empty
 RETRIEVAL["workers"] = 1
 NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}
 FIELD = {"field_at": None}
+LINE = {"x": A, "a": A, "y": B, "b": B, "power": 2.0}
 LOSS = {"value": "cost", "gradient": "exact", "reduction": "mean", "eps": 0.5}
 PULLED = {"grad": 1.0, "wrt": None}
 SYSTEM = {"tol": 1e-6, "max_iter": 100}
@@ -283,7 +284,7 @@ def mean_module(**options):
 CALLS = {
     "sinkhorn": (
         cusink.sinkhorn,
-        {"a": A, "b": B, "C": C, "init": None, "reach": None, "callback": None, **SOLVE, **LIMITS},
+        {"a": A, "b": B, "C": C, "init": None, "reach": None, "callback": None, "gap": 0.1, **SOLVE, **LIMITS},
     ),
     "sinkhorn unbalanced": (cusink.sinkhorn, {"a": A, "b": B, "C": C, "reach": 1.0, **SOLVE, **LIMITS}),
     "sinkhorn of measures": (
@@ -362,6 +363,22 @@ CALLS = {
             **LIMITS,
         },
     ),
+    "free_barycenter": (
+        cusink.free_barycenter,
+        {
+            "measures": CLOUDS,
+            "weights": np.ones(2),
+            "x": Y,
+            "a": A,
+            "eps": 0.5,
+            "debiased": False,
+            "reach": None,
+            "max_iter": 3,
+            "tol": 1e-3,
+            "solver_tol": 1e-4,
+            "memory_limit": None,
+        },
+    ),
     "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
     "cost_matrix": (cusink.cost_matrix, COST_MATRIX),
     "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"grad_C": C, **COST_MATRIX, "gradient": None}),
@@ -417,6 +434,9 @@ CALLS = {
         lambda eps: cusink.sinkhorn(np.stack([A, B]), B, C, eps=eps, max_iter=20),
         {"eps": np.array([0.5, 0.1])},
     ),
+    "wasserstein_1d": (cusink.wasserstein_1d, LINE),
+    "wasserstein_1d of a batch": (cusink.wasserstein_1d, LINE | {"x": ROWS, "y": OTHERS}),
+    "wasserstein_1d_adjoint": (cusink.wasserstein_1d_adjoint, LINE | PULLED),
     "kernel_product": (cusink.kernel_product, {"x": X, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}),
     "kernel_product_adjoint": (
         cusink.kernel_product_adjoint,

@@ -1,0 +1,1 @@
+"""Transport without regularisation, where it has a closed form."""
