@@ -544,7 +544,7 @@ def test_barycenters_map_over_costs_and_points_and_keep_half_precision():
         ({"A": None}, TypeError, "'A' must be an array of histograms"),
         ({"A": np.ones((2, 4))}, ValueError, r"'A' must have shape \(K, 3\) or \(B, K, 3\)"),
         ({"C": np.ones((2, 3, 3))}, ValueError, r"'C' must have shape \(n, m\)"),
-        ({"C": np.ones((3, 3), np.float32)}, TypeError, "all arrays must share one dtype; 'C' is float32"),
+        ({"C": np.ones((3, 3), np.float16)}, TypeError, "all arrays must share one dtype; 'C' is float16"),
         ({"weights": np.ones(3)}, ValueError, r"'weights' must have shape \(2,\) or \(B, 2\)"),
     ],
 )

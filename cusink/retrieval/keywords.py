@@ -15,6 +15,8 @@ class SolveKeywords(TypedDict, total=False):
     check_every: int
     method: Method
     overrelaxation: Overrelaxation
+    reach: float | tuple[float | None, float | None] | None
+    normalise: bool
     memory_limit: int | None
     check: bool
 

@@ -12,6 +12,7 @@ from cusink.retrieval.collections import check_collections
 from cusink.retrieval.engine import corpus_of, find
 from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
+from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
@@ -77,6 +78,8 @@ def nearest(
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
+    reach: float | tuple[float | None, float | None] | None = None,
+    normalise: bool = False,
     progress: bool = False,
     memory_limit: int | None = None,
     full_output: bool = False,
@@ -89,7 +92,7 @@ def nearest(
     Parameters
     ----------
     A : array, shape (Q, n), scipy.sparse matrix or Measures
-        Histograms, all of one mass, or documents and point clouds as for `cusink.distance_matrix`.
+        Histograms, all of one mass, or images, documents and point clouds as for `cusink.distance_matrix`.
     B : array, shape (D, m), scipy.sparse matrix, Measures or None
         Histograms of the same mass to look among. None looks among the other rows of A: an item is no neighbour of
         itself.
@@ -119,6 +122,12 @@ def nearest(
         As for `cusink.sinkhorn`.
     overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
+    reach : float, or pair of float or None, optional
+        Lets the marginals of a plan differ from both histograms, which may then have different masses, at this price in
+        the unit of `C`, as for `cusink.sinkhorn`; one number for `value="divergence"`. Not for documents.
+    normalise : bool
+        Divide each item by its sum. An item that is all zero has no distance: an error among histograms, and among
+        documents what `on_empty` says.
     progress : bool
         Show a bar of the pairs decided (needs tqdm).
     memory_limit : int, optional
@@ -178,7 +187,18 @@ def nearest(
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
     number = eps_of_shared(eps, C)
-    pairs = check_collections(A, B, C, eps=number, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    prices = prices_of(reach, method, value)
+    pairs = check_collections(
+        A,
+        B,
+        C,
+        eps=number,
+        check=check,
+        memory_limit=memory_limit,
+        on_empty=on_empty,
+        reach=prices,
+        normalise=normalise,
+    )
     if value == "divergence":
         checks.divergence(pairs.C)
     k = checks.neighbours(k, pairs.shape[1], B is None)

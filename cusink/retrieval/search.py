@@ -10,7 +10,8 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, slack
+from cusink.retrieval.bounding import Bounding
+from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, why_not_bounded
 from cusink.retrieval.budget import BOUND_BYTES, search_share
 from cusink.retrieval.facts import Columns, equal_labels, solved_selves
 from cusink.retrieval.histograms import HistogramPairs
@@ -46,8 +47,8 @@ def why_not_prune(pairs: PairsOnBins, query: Query) -> str | None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
     if query.exact and pairs.shape[1] < max(2 * COLUMNS_PER_PROTOTYPE, 4 * query.first_pairs):
         return "k is not small beside the number of candidates, or they are too few"
-    if pairs.C.stored and not pairs.xp.isfinite(pairs.C.data).all():
-        return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
+    if (reason := why_not_bounded(pairs, query.value)) is not None:
+        return reason
     share = search_share(query.memory_limit)
     if share is not None and share < sum(bytes_needed(pairs, query.first_pairs)):
         return "the bounds of a row exceed 'memory_limit'"
@@ -137,12 +138,9 @@ class PrunedSearch:
         return eps * (of_columns if self.itself else entropies(self.pairs.A, self.pairs.C)), eps * of_columns
 
     @functools.cached_property
-    def slack(self) -> float:
-        """The most by which a reported value may fall below its bound."""
-        tol = self.query.options.tol
-        assert tol is not None  # see `why_not_prune`
-        mass = float(self.pairs.B[:1].sum(dtype=np.float64))
-        return slack(self.pairs, tol, mass, self.corpus.smallest)
+    def bounding(self) -> Bounding:
+        """Makes the bounds of rows."""
+        return Bounding(self.pairs, self.batches, self.corpus, self.query)
 
     @functools.cached_property
     def labels(self) -> tuple[HostArray, HostArray]:
@@ -151,7 +149,7 @@ class PrunedSearch:
 
     def find(self, rows: HostArray) -> None:
         """Find the neighbours of some rows, NumPy indices in order."""
-        bounds = RowBounds(self.pairs, self.batches, rows, self.corpus.centres, self.value == "cost")
+        bounds = self.bounding.first(rows)
         self.counts.add(bounded=bounds.lower.size - (len(rows) if self.query.excludes_self else 0))
         if self.query.excludes_self:
             bounds.close(rows, rows)
@@ -243,10 +241,12 @@ class PrunedSearch:
 
     def _floor(self, rows: HostArray, lower: HostArray) -> HostArray:
         """Return values that the reported distances cannot fall below, in the precision of the report."""
-        floor = lower - self.slack
+        floor = lower - self.bounding.slack
         if self.offsets is not None:
             ours, theirs = self.offsets
             floor = floor - (ours[rows, None] + theirs)
+        if self.value == "divergence" and (masses := self.pairs.masses) is not None:
+            floor = floor + self.pairs.eps / 2 * (masses[0][rows, None] - masses[1]) ** 2
         with np.errstate(over="ignore"):
             return floor.astype(self.pairs.dtype).astype(np.float64)
 
@@ -305,7 +305,9 @@ class PrunedSearch:
             ours, theirs = self.self_terms
             equal = self.labels[0][rows] == self.labels[1][columns]
             ours, theirs = Solved(*(x[rows] for x in ours)), Solved(*(x[columns] for x in theirs))
-            solved = debiased(pairs, solved, ours, theirs, equal)
+            masses = pairs.masses
+            excess = None if masses is None else masses[0][rows] - masses[1][columns]
+            solved = debiased(pairs, solved, ours, theirs, equal, excess)
         distances, f = narrowed(solved.distances, pairs.dtype, np).astype(np.float64), batch.f
         if pairs.symmetric and potentials:
             at = xp.asarray(back)

@@ -11,7 +11,7 @@ from cusink.costs.measures import Measures
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.each import HowToSolve, solve_each
-from cusink.solver.pairs.checks import are_measures, one_number, pairs_of_measures, unused
+from cusink.solver.pairs.checks import are_measures, normalised_measures, one_number, pairs_of_measures, unused
 from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, make_result
@@ -38,6 +38,7 @@ def sinkhorn(
     overrelaxation: Overrelaxation = "auto",
     reach: float | tuple[float | None, float | None] | None = None,
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornPairs: ...
 
@@ -58,6 +59,7 @@ def sinkhorn(
     reach: float | tuple[float | None, float | None] | None = None,
     callback: Callback | None = None,
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornResult: ...
 
@@ -78,6 +80,7 @@ def sinkhorn(
     reach: float | tuple[float | None, float | None] | None = None,
     callback: Callback | None = None,
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornResult | SinkhornPairs:
     """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
@@ -86,6 +89,7 @@ def sinkhorn(
     ----------
     a : array, shape (n,) or (B, n), or None, or Measures
         Source weights: non-negative, with a positive sum. Zeros are allowed. None stands for uniform weights of sum 1.
+        Beside a `cusink.Grid` also images, shape (H, W) or (B, H, W), and volumes, of the shape of its cells.
         `cusink.Measures` are clouds of unequal sizes, which are compared pair by pair with those of `b`.
     b : array, shape (m,) or (B, m), or None, or Measures
         Target weights, of the same sum as `a` unless `reach` is given; as many `cusink.Measures` as in `a`.
@@ -129,14 +133,16 @@ def sinkhorn(
         Bytes that a kernel made of a `cusink.PointCloud` may take; where it would be larger, it is recreated in blocks
         in every iteration, which is slower. If not given, 1 GiB. Of `cusink.Measures` it limits what is
         solved together.
+    normalise : bool
+        Divide the weights by their sums, so that masses may be any; gradients are then those by the normalised weights.
     check : bool
         False skips the checks of the values of the input (not those of shapes and types), for speed.
 
     Returns
     -------
     SinkhornResult or SinkhornPairs
-        Potentials, the three values, error, iterations; per problem, of shape () or (B,). `cusink.SinkhornPairs` for
-        `cusink.Measures`.
+        Potentials, the three values, error, iterations; per problem, of shape () or (B,). Of images the potentials are
+        images too, as are gradients by them. `cusink.SinkhornPairs` for `cusink.Measures`.
 
     Raises
     ------
@@ -193,6 +199,8 @@ def sinkhorn(
     prices = checks.reach(reach, method)
     if are_measures(a, b):
         unused(init=init, callback=callback)
+        if flag("normalise", normalise):
+            a, b = normalised_measures(a, b)
         pairs = pairs_of_measures(a, b, C, prices is None, flag("check", check))
         call: Callable[..., Any] = functools.partial(
             sinkhorn,
@@ -209,7 +217,9 @@ def sinkhorn(
         out = joined(SolvedPairs.of(pairs, call, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
-    given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
+    given = checks.problem(
+        a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices, normalise=normalise
+    )
     options = checks.options(max_iter, tol, check_every, method, overrelaxation)
     checks.callback(callback)
     if prices is not None:
