@@ -60,7 +60,7 @@ def find(
         query = dataclasses.replace(query, solve_at_most=None)
     if reason and not limited:
         # Equal columns would be solved in two roles, were one triangle to stand for both.
-        if pairs.symmetric and corpus.duplicates.any:
+        if pairs.symmetric and (corpus.duplicates.any or query.rows is not None):
             pairs = dataclasses.replace(pairs, symmetric=False)
     total = pair_count(pairs) if reason and not limited else pairs.shape[0] * pairs.shape[1]
     with progress_bar(total, 0, progress) as bar:

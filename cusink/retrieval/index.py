@@ -1,6 +1,7 @@
 """An index: a collection that is searched again and again."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -14,12 +15,14 @@ from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collected import AnyCorpus, check_settings, collect, grown, pairs_with
 from cusink.retrieval.described import Described
-from cusink.retrieval.engine import find, prepare
+from cusink.retrieval.devices import check_devices, chosen
+from cusink.retrieval.engine import prepare
 from cusink.retrieval.facts import Settings
 from cusink.retrieval.keywords import SearchKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
+from cusink.retrieval.shared import find_on_devices
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
 from cusink.workers import check_workers, working
@@ -149,6 +152,7 @@ class Index(Described):
         full_output: bool = False,
         check: bool = True,
         workers: int | None = None,
+        devices: Sequence[int] | Literal["all"] | None = None,
     ) -> tuple[Array, Array] | Neighbours:
         """Return the k items at the smallest Sinkhorn distance from each row of A.
 
@@ -172,6 +176,8 @@ class Index(Described):
             False skips the checks of the values of A.
         workers : int, optional
             Threads, as for `cusink.distance_matrix`.
+        devices : sequence of int, or "all", optional
+            Numbers of the GPUs that share the rows of CuPy histograms, as for `cusink.distance_matrix`.
 
         Returns
         -------
@@ -196,6 +202,7 @@ class Index(Described):
         corpus, settings, workers = self._corpus, self._settings, check_workers(workers)
         k = checks.neighbours(k, len(corpus), A is None, "the items of the index")
         solve_at_most = checks.solve_at_most(solve_at_most, k)
+        shared = chosen(check_devices(devices), corpus.template.xp)
         pairs = pairs_with(corpus, A, settings, check)
         if candidates is not None:
             candidates = checks.candidates(candidates, pairs.shape, k, A is None)
@@ -209,7 +216,7 @@ class Index(Described):
             candidates=candidates,
         )
         with working(workers):
-            found, pruning = find(pairs, corpus, query, prune, progress)
+            found, pruning = find_on_devices(pairs, corpus, query, prune, progress, shared)
         return neighbours(found, pairs, settings.options, pruning, full_output)
 
     @any_array

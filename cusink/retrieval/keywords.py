@@ -44,3 +44,4 @@ class SearchKeywords(TypedDict, total=False):
     progress: bool
     check: bool
     workers: int | None
+    devices: Sequence[int] | Literal["all"] | None

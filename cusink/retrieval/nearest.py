@@ -1,5 +1,6 @@
 """The nearest neighbours of histograms: those that all distances would give, from few of them."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
 from cusink.checks.foreign import any_array
@@ -9,11 +10,13 @@ from cusink.errors import memory_advice
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
-from cusink.retrieval.engine import corpus_of, find
+from cusink.retrieval.devices import check_devices, chosen
+from cusink.retrieval.engine import corpus_of
 from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
+from cusink.retrieval.shared import find_on_devices
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
 from cusink.workers import check_workers, working
@@ -25,6 +28,7 @@ class NearestKeywords(RetrievalKeywords, total=False):
     prune: bool
     solve_at_most: int | None
     candidates: Any
+    devices: Sequence[int] | Literal["all"] | None
 
 
 @overload
@@ -86,6 +90,7 @@ def nearest(
     on_empty: Literal["nan", "raise"] = "nan",
     check: bool = True,
     workers: int | None = None,
+    devices: Sequence[int] | Literal["all"] | None = None,
 ) -> tuple[Array, Array] | Neighbours:
     """Return the k rows of B at the smallest Sinkhorn distance from each row of A.
 
@@ -140,6 +145,8 @@ def nearest(
         False skips the checks of the values of the input, for speed.
     workers : int, optional
         Threads, as for `cusink.distance_matrix`.
+    devices : sequence of int, or "all", optional
+        Numbers of the GPUs that share the rows of CuPy histograms, as for `cusink.distance_matrix`.
 
     Returns
     -------
@@ -186,7 +193,7 @@ def nearest(
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
-    number = eps_of_shared(eps, C)
+    wanted, number = check_devices(devices), eps_of_shared(eps, C)
     prices = prices_of(reach, method, value)
     pairs = check_collections(
         A,
@@ -201,6 +208,7 @@ def nearest(
     )
     if value == "divergence":
         checks.divergence(pairs.C)
+    shared = chosen(wanted, pairs.xp)
     k = checks.neighbours(k, pairs.shape[1], B is None)
     solve_at_most = checks.solve_at_most(solve_at_most, k)
     if candidates is not None:
@@ -215,5 +223,5 @@ def nearest(
         candidates=candidates,
     )
     with working(workers):
-        found, pruning = find(pairs, corpus_of(pairs, query), query, prune, progress)
+        found, pruning = find_on_devices(pairs, corpus_of(pairs, query), query, prune, progress, shared)
     return neighbours(found, pairs, options, pruning, full_output)

@@ -65,7 +65,8 @@ def search_all(
     pairs, counts, to_host = values.pairs, Counts(), values.pairs.to_host
     repeated: dict[int, list[HostArray]] = {}
     best = TopK(pairs.shape[0], query.k, pairs.shape[1])
-    rows_first = itertools.product(*map(blocks, pairs.shape, tile))  # an equal column comes with the first one's rows
+    # An equal column comes with the first one's rows.
+    rows_first = itertools.product(query.blocks(pairs.shape[0], tile[0]), blocks(pairs.shape[1], tile[1]))
     for rows, columns in tiles(pairs, *tile) if pairs.symmetric else rows_first:
         fields, misses = values.tile(rows, columns, ("distances", "error", "converged"), progress)
         block = [to_host(field) for field in fields.values()]
@@ -79,7 +80,8 @@ def search_all(
             mirrored = [field[:, beyond - columns.start :].T for field in block]
             _add_block(best, slice(beyond, columns.stop), rows, mirrored, query.excludes_self)
         counts.add(misses=misses)
-    counts.add(started=pair_count(pairs), finished=pair_count(pairs))
+    solved = pair_count(pairs) if query.rows is None else (query.rows.stop - query.rows.start) * pairs.shape[1]
+    counts.add(started=solved, finished=solved)
     return Found(best, counts, Certificate(pairs.shape[0]))
 
 
@@ -96,7 +98,7 @@ def search_pruned(pairs: HistogramPairs, corpus: HistogramColumns, query: Query,
     share = search_share(query.memory_limit)
     search = PrunedSearch(pairs, corpus, query, tile_shape(pairs, share)[1])
     least, row = bytes_needed(pairs, query.first_pairs)
-    for rows in blocks(pairs.shape[0], max(1, ((share or BOUND_BYTES) - least) // row)):
+    for rows in query.blocks(pairs.shape[0], max(1, ((share or BOUND_BYTES) - least) // row)):
         search.find(np.arange(rows.start, rows.stop))
         progress((rows.stop - rows.start) * pairs.shape[1])
     return Found(search.best, search.counts, search.certificate)
@@ -105,7 +107,7 @@ def search_pruned(pairs: HistogramPairs, corpus: HistogramColumns, query: Query,
 def search_listed(pairs: HistogramPairs, corpus: HistogramColumns, query: Query, progress: Progress) -> Found:
     """Solve the candidates alone, where no bound tells anything about the other pairs."""
     search = PrunedSearch(pairs, corpus, query, tile_shape(pairs, search_share(query.memory_limit))[1])
-    for rows in blocks(pairs.shape[0], ROWS_PER_BLOCK):
+    for rows in query.blocks(pairs.shape[0], ROWS_PER_BLOCK):
         search.solve_candidates(np.arange(rows.start, rows.stop))
         progress((rows.stop - rows.start) * pairs.shape[1])
     return Found(search.best, search.counts, search.certificate)

@@ -32,7 +32,7 @@ def map_values(values: Any, axis: Axis, problem: Problem) -> tuple[Array, bool]:
 
 
 def _in_bins(values: Array, cells: Cells) -> tuple[Array, bool]:
-    """Return values of bins, or of the cells of an image, with an axis of coordinates, and whether they were numbers."""
+    """Return values of bins, or of cells of images, with an axis of coordinates, and whether they were numbers."""
     for before in (0, 1) if cells is not None else ():
         if cells is not None and values.shape[before : before + len(cells)] == cells:
             rest = values.shape[before + len(cells) :]
