@@ -20,7 +20,13 @@ AREAS: dict[str, tuple[str, ...]] = {
     "solver": ("cusink/solver/*.py", "cusink/solver/pairs/*.py", "cusink/convergence/*.py"),
     "certificate": ("cusink/backends/numpy/certificate.py", "cusink/backends/ranges.py"),
     "gradients": ("cusink/gradients/*.py",),
-    "bounds": ("cusink/retrieval/bounds.py", "cusink/retrieval/search.py", "cusink/retrieval/ranking.py"),
+    "bounds": (
+        "cusink/retrieval/bounds.py",
+        "cusink/retrieval/unbalanced_bounds.py",
+        "cusink/retrieval/bounding.py",
+        "cusink/retrieval/search.py",
+        "cusink/retrieval/ranking.py",
+    ),
     "kernels": ("kernels/*.cu", "kernels/*.cuh"),
 }
 
@@ -86,7 +92,7 @@ TESTS: dict[str, Tests] = {
         ("tests/gradients/test_points.py", "tests/gradients/test_unbalanced.py"),
     ),
     "cusink/retrieval/*": Tests(
-        ("tests/retrieval/test_bounds.py",),
+        ("tests/retrieval/test_bounds.py", "tests/retrieval/test_reach.py"),
         ("tests/retrieval/test_search.py", "tests/retrieval/test_nearest.py", "-k", "not cuda and not memory_limit"),
     ),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
