@@ -16,13 +16,12 @@ from cusink.retrieval import checks
 from cusink.retrieval.collected import AnyCorpus, check_settings, collect, grown, pairs_with
 from cusink.retrieval.described import Described
 from cusink.retrieval.devices import check_devices, chosen
-from cusink.retrieval.engine import prepare
+from cusink.retrieval.engine import find_on_devices, prepare
 from cusink.retrieval.facts import Settings
 from cusink.retrieval.keywords import SearchKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
-from cusink.retrieval.shared import find_on_devices
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
 from cusink.workers import check_workers, working

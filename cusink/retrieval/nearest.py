@@ -11,12 +11,11 @@ from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
 from cusink.retrieval.devices import check_devices, chosen
-from cusink.retrieval.engine import corpus_of
+from cusink.retrieval.engine import corpus_of, find_on_devices
 from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
-from cusink.retrieval.shared import find_on_devices
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
 from cusink.workers import check_workers, working

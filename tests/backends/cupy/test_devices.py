@@ -9,7 +9,7 @@ import pytest
 from emulated import cupy_stand_in, device_arrays
 
 import cusink
-from cusink.retrieval import shared, tiles
+from cusink.retrieval import engine, tiles
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -164,7 +164,7 @@ def test_devices_are_for_histograms_on_a_gpu():
 
 @pytest.mark.parametrize("itself", [False, True])
 def test_the_rows_of_a_search_are_shared_out(monkeypatch, itself):
-    served, find = [], shared.find
+    served, find = [], engine.find
 
     def noted(pairs, corpus, query, *rest):
         if query.rows is None:
@@ -174,7 +174,7 @@ def test_the_rows_of_a_search_are_shared_out(monkeypatch, itself):
         served.append((device, query.rows.start, int(pairs.C.data.device.id), int(pairs.B[:1].device.id)))
         return find(pairs, corpus, query, *rest)
 
-    monkeypatch.setattr(shared, "find", noted)
+    monkeypatch.setattr(engine, "find", noted)
     corpus = np.concatenate([np.random.default_rng(1).dirichlet(np.ones(6), 32).astype("f"), A[:2]])
     how = SMALL | ({"value": "divergence"} if itself else {"value": "reg_cost", "reach": 0.5})
     with device_arrays.device() as (cupy, _):
