@@ -20,7 +20,7 @@ from cusink.costs.images import as_images
 from cusink.solver.checks import plan_axis
 from cusink.torch.arrays import one_tensor
 from cusink.torch.clouds import PointCloud
-from cusink.torch.operators import apply
+from cusink.torch.operators import apply, eps_in_units
 from cusink.torch.problems import LossProblem
 from cusink.types import Axis, Value
 
@@ -30,6 +30,14 @@ __all__ = [
     "sinkhorn_loss",
     "sinkhorn_potentials",
 ]
+
+
+class _Problem(LossProblem):
+    """A problem whose eps may be relative to its costs."""
+
+    def in_units(self, eps: RelativeEps, named: dict[str, Any]) -> Any:
+        """Return eps in the unit of the costs among named tensors."""
+        return eps_in_units(eps, self.kind, named)
 
 
 def sinkhorn_loss(
@@ -112,7 +120,7 @@ def sinkhorn_loss(
     True
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
-    problem = LossProblem(a, b, C, eps, reach_of(given.solver) is None, {}, normalise)
+    problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {}, normalise)
     (losses,) = apply(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
@@ -178,7 +186,7 @@ def sinkhorn_divergence(
     """
     own = {"C_aa": C_aa, "C_bb": C_bb}
     given = tuple(options.items())
-    problem = LossProblem(a, b, C, eps, reach_of(given) is None, own, normalise)
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, own, normalise)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
     (losses,) = apply(Divergence(problem.kind, given, C_aa is not None), problem.inputs)
@@ -234,7 +242,7 @@ def sinkhorn_potentials(
     (torch.Size([2]), torch.Size([2]))
     """
     given = tuple(options.items())
-    problem = LossProblem(a, b, C, eps, reach_of(given) is None, {}, normalise)
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, normalise)
     f, g = apply(Potentials(problem.kind, given), problem.inputs)
     f, g = (as_images(problem.narrowed(x), cells) for x, cells in zip((f, g), problem.images, strict=True))
     return f, g
@@ -293,6 +301,6 @@ def apply_plan(
     axis = plan_axis(axis)
     one_tensor("values", values)
     given = tuple(options.items())
-    problem = LossProblem(a, b, C, eps, reach_of(given) is None, {}, normalise, values)
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, normalise, values)
     (applied,) = apply(Applied(problem.kind, given, axis), problem.inputs)
     return values_as_images(problem.narrowed(applied), problem.of_values)

@@ -15,7 +15,6 @@ from cusink.checks.scalars import flag
 from cusink.costs.images import in_bins
 from cusink.torch.arrays import HALF, checked, in_one_dtype, regularisation
 from cusink.torch.costs import cost_tensors
-from cusink.torch.operators import eps_in_units
 
 
 class LossProblem:
@@ -69,9 +68,13 @@ class LossProblem:
             a, b = named["a"], named["b"]
             named["b"] = b * mass_ratio(torch, a.detach(), b.detach(), "bfloat16" if half else "float32")
         if isinstance(eps, RelativeEps):
-            eps = eps_in_units(eps, self.kind, named)
+            eps = self.in_units(eps, named)
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": regularisation(eps)}
 
     def narrowed(self, out: torch.Tensor) -> torch.Tensor:
         """Return a result in the half precision of the inputs, outside autocast."""
         return out.to(self.dtype) if self.dtype in HALF and not self.autocast else out
+
+    def in_units(self, eps: RelativeEps, named: dict[str, Any]) -> Any:
+        """Return eps in the unit of the costs among named tensors."""
+        raise NotImplementedError
