@@ -342,9 +342,9 @@ def test_the_module_holds_the_cost_as_a_buffer_or_learns_it():
         ({"reduction": "max"}, ValueError, "'reduction' must be one of 'mean', 'sum', 'none'; got 'max'"),
         ({"a": np.ones(7) / 7}, TypeError, "'a' must be a tensor; got numpy.ndarray. Convert it with torch.as_tensor"),
         ({"C": None}, TypeError, "'C' must be a tensor; got NoneType"),
-        ({"b": torch.ones(3, 5) / 5}, TypeError, "one dtype; 'b' is torch.float32 and 'C' is torch.float64"),
+        ({"b": torch.ones(3, 5).half() / 5}, TypeError, "one dtype; 'b' is torch.float16 and 'C' is torch.float64"),
         ({"b": torch.empty(3, 5, device="meta")}, TypeError, "one device; 'b' is on meta and 'C' on cpu"),
-        ({"b": torch.ones(3, 6) / 6}, TypeError, "one dtype"),
+        ({"b": torch.ones(3, 6).half() / 6}, TypeError, "one dtype"),
         ({"b": torch.ones(3, 6).double() / 6}, ValueError, "'b' must have shape (5,) to match C of shape (7, 5)"),
         ({"eps": -1.0}, ValueError, "'eps' must be positive and finite; got -1.0"),
         ({"max_itr": 5}, TypeError, "unexpected keyword argument 'max_itr'"),
@@ -699,3 +699,42 @@ def test_bad_input_of_a_barycenter(given, error, message):
     arguments = {"A": torch.full((2, 3), 1 / 3), "C": torch.ones(3, 3), "eps": 0.1} | given
     with pytest.raises(error, match=message):
         bridge.barycenter(arguments.pop("A"), arguments.pop("C"), **arguments)
+
+
+def test_images_of_any_sum_in_two_dtypes():
+    """Gradients are those by the weights as they are, in their shape and dtype."""
+    rng, grid = np.random.default_rng(2), cusink.Grid((3, 4))
+    a = torch.tensor(rng.random((2, 3, 4)), dtype=torch.float32, requires_grad=True)
+    b = torch.tensor(rng.random((2, 3, 4)), requires_grad=True)
+    how = {"tol": 1e-10, "reduction": "sum", "normalise": True}
+    loss = sinkhorn_loss(a, b, grid, 0.5, **how)
+    loss.backward()
+    assert loss.dtype == torch.float64
+    assert (a.grad.dtype, b.grad.dtype) == (torch.float32, torch.float64)
+    for x, at in ((a, 0), (b, 1)):
+        move = torch.tensor(rng.standard_normal(x.shape))
+        pairs = [
+            [y.detach().double() + (sign * 1e-5 * move if k == at else 0) for k, y in enumerate((a, b))]
+            for sign in (1, -1)
+        ]
+        up, down = (float(sinkhorn_loss(*pair, grid, 0.5, **how)) for pair in pairs)
+        assert float((x.grad * move).sum()) == pytest.approx((up - down) / 2e-5, rel=1e-5)
+    f, g = bridge.sinkhorn_potentials(a, b, grid, 0.5, normalise=True)
+    assert f.shape == g.shape == a.shape
+    assert bridge.apply_plan(a, b, grid, 0.5, torch.ones(3, 4, 2), normalise=True).shape == (2, 3, 4, 2)
+    assert bridge.barycenter(a, grid, eps=0.5, normalise=True).shape == (3, 4)
+    assert bridge.sinkhorn_divergence(a, b, grid, 0.5, normalise=True).dtype == torch.float64
+    with pytest.raises(ValueError, match=r"'a' must have shape \(3, 4\) or \(B, 3, 4\)"):
+        sinkhorn_loss(a[:, :2], b, grid, 0.5)
+    with pytest.raises(ValueError, match="'a' must have a positive sum"):
+        sinkhorn_loss(a * 0, b, grid, 0.5, normalise=True)
+
+
+def test_weights_in_float32_beside_costs_in_float64_may_miss_their_masses_as_float32_does():
+    weights = torch.full((2, 7), 1 / 7) * torch.tensor([[1.0], [1.0005]])
+    weights.requires_grad_()
+    C = torch.tensor(problems.grid_cost(1, 7))
+    sinkhorn_loss(weights[0], weights[1], C, 0.1).backward()
+    assert weights.grad.dtype == torch.float32
+    with pytest.raises(ValueError, match="'a' and 'b' must have the same mass"):
+        sinkhorn_loss(weights[0].double(), weights[1].double(), C, 0.1)

@@ -160,7 +160,7 @@ def barycenter_adjoint(
     warn_rough(found.converged, tol, max_iter)
     converged = problem.xp.asarray(found.converged)
     return BarycenterGradients(
-        A=problem.to_user(found.of_histograms),
+        A=problem.bins_to_user(found.of_histograms),
         converged=converged if problem.batched else converged[0],
         _terms=BarycenterTerms(double, found),
     )

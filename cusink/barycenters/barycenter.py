@@ -60,6 +60,7 @@ def barycenter(
     check_every: int = 10,
     overrelaxation: Overrelaxation = "auto",
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> Barycenter:
     """Find the histogram with the least weighted sum of regularised transport costs to K given ones.
@@ -67,7 +68,8 @@ def barycenter(
     Parameters
     ----------
     A : array, shape (K, n) or (B, K, n)
-        Histograms, of one mass: non-negative, zeros allowed.
+        Histograms, of one mass: non-negative, zeros allowed. Beside a `cusink.Grid` also images, shape (K, H, W) or
+        (B, K, H, W), and volumes; barycenters and gradients are then images too.
     C : array, shape (n, m), or PointCloud, or Grid
         Cost of moving a unit of mass from a bin of `A` to a bin of the barycenter. +inf forbids a pair, unless
         `debiased`: a bin that some histogram cannot send mass to gets none.
@@ -89,6 +91,8 @@ def barycenter(
         Over-relaxation of the updates, as for `cusink.sinkhorn`; "auto" is none for a debiased barycenter.
     memory_limit : int, optional
         Bytes that a kernel made of a `cusink.PointCloud` may take. If not given, 1 GiB.
+    normalise : bool
+        Divide each histogram by its sum; gradients are then those by the normalised histograms.
     check : bool
         False skips the checks of the values of the input.
 
@@ -135,7 +139,9 @@ def barycenter(
     """
     tol = tolerance(tol, A, C)
     eps = regularisation(eps_of_shared(eps, C))
-    given = checks.problem(A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit)
+    given = checks.problem(
+        A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit, normalise=normalise
+    )
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
     found = _solve(given, eps, debiased, options)
     converged = found.error <= (np.inf if options.tol is None else options.tol)
@@ -158,11 +164,12 @@ def make_barycenter(given: checks.BarycenterProblem, eps: float, found: Found, c
         d=found.d,
         dtype=given.dtype,
         batched=given.batched,
+        image=given.image,
     )
     shown = {"error": xp.asarray(found.error).astype(given.dtype)}
     shown |= {"n_iter": xp.asarray(found.n_iter), "converged": xp.asarray(converged)}
     shown = {name: value if given.batched else value[0] for name, value in shown.items()}
-    return Barycenter(barycenter=problem.to_user(xp.exp(found.log_p)), problem=problem, **shown)
+    return Barycenter(barycenter=problem.bins_to_user(xp.exp(found.log_p)), problem=problem, **shown)
 
 
 def _solve(given: checks.BarycenterProblem, eps: float, debiased: bool, options: Options) -> Found:

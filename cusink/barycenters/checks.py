@@ -7,10 +7,11 @@ import numpy as np
 
 from cusink.checks.arrays import in_range, kind, narrowed, promoted, to_host, weights_dtype
 from cusink.checks.scalars import flags, price_in_range, regularisation
-from cusink.checks.weights import first_index, same_mass, weight_values
+from cusink.checks.weights import first_index, of_sum_one, same_mass, weight_values
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
-from cusink.costs.kinds import named_arrays
+from cusink.costs.images import Cells, in_bins
+from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.measures import Measures
 from cusink.operand import operand
 from cusink.types import Array, ArrayModule
@@ -29,16 +30,26 @@ class BarycenterProblem:
     C: Cost[Any]
     dtype: Any
     batched: bool
+    image: Cells = None  # the shape of a histogram beside a grid, if they came as images
 
 
 def problem(
-    A: Any, C: Any, weights: Any, *, eps: Any, debiased: Any, check: bool, memory_limit: int | None
+    A: Any,
+    C: Any,
+    weights: Any,
+    *,
+    eps: Any,
+    debiased: Any,
+    check: bool,
+    memory_limit: int | None,
+    normalise: bool = False,
 ) -> BarycenterProblem:
     """Check the arrays of a call of `cusink.barycenter`."""
     eps = regularisation(eps)
-    flags(debiased=debiased, check=check)
+    flags(debiased=debiased, check=check, normalise=normalise)
     given = A
     (A, weights, *parts), xp, dtype = promoted(A=A, weights=weights, **named_arrays(C))
+    A, image = in_bins("A", A, cells_of(C), ("K, ", "B, K, "))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     price_in_range("eps", eps, C.dtype.name)
     if A is None:
@@ -72,12 +83,13 @@ def problem(
     weights = xp.broadcast_to(weights, (size, count))
     total = weights.sum(axis=1)
     return BarycenterProblem(
-        A=_equal_mass(A, xp, check, weights_dtype(dtype, given)),
+        A=_of_sum_one(A) if normalise else _equal_mass(A, xp, check, weights_dtype(dtype, given)),
         weights=weights / total[:, None],
         total=total,
         C=C,
         dtype=dtype,
         batched=bool(sizes),
+        image=image,
     )
 
 
@@ -112,6 +124,10 @@ def _check_partners(A: Array, weights: Array, C: Array, xp: ArrayModule) -> None
         )
 
 
+def _of_sum_one(A: Array) -> Array:
+    return of_sum_one(A.reshape(-1, A.shape[-1])).reshape(A.shape)
+
+
 def _equal_mass(A: Array, xp: ArrayModule, check: bool, dtype: Any) -> Array:
     """Return `A` with the mass of the first histogram of each problem, which all have up to their tolerance."""
     mass = A.sum(axis=2, dtype=np.float64)
@@ -126,7 +142,7 @@ def _equal_mass(A: Array, xp: ArrayModule, check: bool, dtype: Any) -> Array:
                 f"row 0 has {float(mass[problem, 0]):g} and row {row} has {float(mass[problem, row]):g} in problem "
                 f"{problem}"
             ),
-            advice="To normalise, divide each by its sum: A / A.sum(axis=-1, keepdims=True)",
+            advice="normalise=True divides each by its sum",
         )
     return A * (mass[:, :1] / mass).astype(A.dtype)[:, :, None]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import Cost
+from cusink.costs.images import Cells, as_images
 from cusink.types import Array, ArrayModule, HostArray
 
 
@@ -59,6 +60,7 @@ class SolvedBarycenter:
     d: Array | None
     dtype: Any
     batched: bool
+    image: Cells = None  # as in `BarycenterProblem`
 
     @property
     def xp(self) -> ArrayModule:
@@ -81,3 +83,7 @@ class SolvedBarycenter:
         """Return `array` (B, ...) in the shape and the dtype of the user's arrays."""
         array = narrowed(array, self.dtype, self.xp)
         return array if self.batched else array[0]
+
+    def bins_to_user(self, array: Array) -> Array:
+        """Return `array` (B, ..., bins) in the shape and the dtype of the user's histograms."""
+        return as_images(self.to_user(array), self.image)

@@ -10,6 +10,7 @@ from cusink.checks.scalars import one_of, positive_number
 from cusink.checks.weights import MASS_TOLERANCE
 from cusink.costs.clouds import METRICS, Metric, PointCloud
 from cusink.costs.grid import Grid
+from cusink.costs.images import Cells
 from cusink.costs.kinds import kind_of
 from cusink.solver import checks
 from cusink.types import Array, Reach, Value
@@ -43,6 +44,11 @@ class CostKind:
             return PointCloud(given["x"], given.get("y"), self.metric, power=self.power)
         metric: Any = self.metric
         return Grid(self.cells, metric, spacing=self.spacing, periodic=self.periodic)
+
+    @property
+    def image(self) -> Cells:
+        """The shape that histograms may have beside a grid of several axes; None for other costs."""
+        return self.cells if len(self.cells) > 1 else None
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -154,10 +160,28 @@ def lost(grad: Array, rank: int, cotangent: Array) -> Array:
     return xp.where(wrong.reshape(-1, *(1,) * rank) if own else wrong.any(), xp.nan, grad).astype(grad.dtype)
 
 
-def mass_ratio(xp: Any, a: Any, b: Any) -> Any:
-    """Return the factors (..., 1) that give `b` the mass of `a`, 1 where rounding to half precision is no reason.
+def mass_ratio(xp: Any, a: Any, b: Any, dtype: str = "bfloat16") -> Any:
+    """Return the factors (..., 1) that give `b` the mass of `a`, 1 where rounding to the dtype they had is no reason.
 
     `xp` is the library of a (..., n) and b (..., m): torch or jax.numpy.
     """
     ratio = a.sum(axis=-1, keepdims=True) / b.sum(axis=-1, keepdims=True)
-    return xp.where(abs(ratio - 1) <= MASS_TOLERANCE["bfloat16"], ratio, 1)
+    return xp.where(abs(ratio - 1) <= MASS_TOLERANCE[dtype], ratio, 1)
+
+
+def of_sum_one(xp: Any, weights: Any) -> Any:
+    """Return weights (..., n) divided by their sums, through which gradients go; those of sum zero as they are."""
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / xp.where(total > 0, total, 1)
+
+
+def values_in_bins(values: Any, cells: Cells) -> tuple[Any, Cells]:
+    """Return values (..., bins, d), and the `cells` if they came as (..., *cells, d)."""
+    if cells is None or tuple(values.shape[-1 - len(cells) : -1]) != cells:
+        return values, None
+    return values.reshape(*values.shape[: -1 - len(cells)], -1, values.shape[-1]), cells
+
+
+def values_as_images(values: Any, cells: Cells) -> Any:
+    """Return values (..., bins, d) as (..., *cells, d)."""
+    return values if cells is None else values.reshape(*values.shape[:-2], *cells, values.shape[-1])

@@ -95,10 +95,16 @@ def equal_mass(a: Array, b: Array, xp: ArrayModule, check: bool, dtype: Any) -> 
             mass_a,
             dtype,
             got=lambda row: f"got {float(mass_a[row]):g} and {float(mass_b[row]):g} in row {row}",
-            advice="To normalise, divide each by its sum: a / a.sum(axis=-1, keepdims=True). Where the difference has "
+            advice="normalise=True divides each by its sum. Where the difference has "
             "a meaning, 'reach' lets mass appear and vanish at a price",
         )
     return b * (mass_a / mass_b).astype(b.dtype)[:, None]
+
+
+def of_sum_one(weights: Array) -> Array:
+    """Return weights (B, n) divided by their sums, which are positive."""
+    mass = weights.sum(axis=1, dtype=np.float64, keepdims=True)
+    return (weights / mass).astype(weights.dtype, copy=False)
 
 
 def batch_size(sizes: Mapping[str, int]) -> int:

@@ -33,8 +33,9 @@ UNITS |= {f"{prefix}i": 1024**power for power, prefix in enumerate("KMGT", start
 
 FILES = """
 A file of histograms is one array of shape (count, bins), or with --grid also (count, *grid), of non-negative numbers;
-all histograms have one mass. Files are .npy, .npz (of several arrays name one, as in corpus.npz:train; or a sparse
-matrix as scipy.sparse.save_npz writes it) or Zarr arrays (store.zarr, or store.zarr:array of a group).
+all histograms have one mass, unless --normalise or --reach is given. Files are .npy, .npz (of several arrays name one,
+as in corpus.npz:train; or a sparse matrix as scipy.sparse.save_npz writes it) or Zarr arrays (store.zarr, or
+store.zarr:array of a group).
 
 The cost of moving mass from bin i to bin j is given once: a matrix (--cost), the cells of a grid that the bins are
 (--grid), or the points at which they lie (--points). --eps is the regularisation, in the unit of the cost: with
@@ -195,6 +196,11 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
         " the reg_cost of each with itself (default: %(default)s)",
     )
     solver.add_argument("--normalise", action="store_true", help="divide every histogram by its mass")
+    solver.add_argument(
+        "--reach",
+        type=positive,
+        help="price of mass that appears or vanishes, in units of the cost; masses may then differ",
+    )
     solver.add_argument("--dtype", choices=["float32", "float64"], default="float64", help="(default: %(default)s)")
     solver.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is cuda where it works")
     solver.add_argument("--memory-limit", type=size, metavar="SIZE", help="working memory: 500M, 2G, 512MiB")

@@ -170,7 +170,7 @@ def run_build(given: Namespace) -> int:
     if given.output.exists() and not given.force:
         raise InputError(f"--output: {given.output} exists; choose another name or pass --force to replace an index")
     device, (B, _, C), (count, _) = _problem(given)
-    names = ("eps", "value", "tol", "max_iter", "memory_limit")
+    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit")
     with Report(given) as report:
         index = Index(B, C, **{name: getattr(given, name) for name in names})
         index.save(given.output, overwrite=given.force)
@@ -251,7 +251,7 @@ def _problem(given: Namespace) -> tuple[str, tuple[Any, Any, Any], tuple[int, in
 
 def _options(given: Namespace) -> dict[str, Any]:
     """Return the arguments that both functions take."""
-    names = ("eps", "value", "tol", "max_iter", "memory_limit")
+    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit")
     return {name: getattr(given, name) for name in names} | {"progress": _bar(given)}
 
 

@@ -122,7 +122,7 @@ def problem(given: Namespace) -> tuple[Any, Any, Any]:
             raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is 0. Remove it")
     if given.normalise:
         sets = [_normalised(array, mass) for array, mass in zip(sets, masses, strict=True)]
-    else:
+    elif given.reach is None:
         _one_mass(names, masses, dtype)
     return sets[0], sets[1] if given.corpus is not None else None, C
 

@@ -4,7 +4,8 @@ from typing import Any, Literal, TypeAlias
 
 from cusink.costs.between import KERNEL_BYTES
 from cusink.costs.clouds import PointCloud, mapped, point_costs
-from cusink.costs.grid import Grid, grid_costs
+from cusink.costs.grid import Grid, GridCosts, grid_costs
+from cusink.costs.images import Cells
 from cusink.types import Array, ArrayModule
 
 Kind: TypeAlias = Literal["dense", "points", "blocks", "grid"]
@@ -15,6 +16,11 @@ def kind_of(C: Any) -> Kind:
     if isinstance(C, PointCloud):
         return "points" if C.ground.has_kernels else "blocks"
     return "grid" if isinstance(C, Grid) else "dense"
+
+
+def cells_of(C: Any) -> Cells:
+    """Return the shape that histograms may have beside a cost, or its data: that of a grid of several axes, or None."""
+    return C.cells if isinstance(C, (Grid, GridCosts)) and len(C.cells) > 1 else None
 
 
 def named_arrays(C: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from cusink.retrieval import checks
 from cusink.retrieval.keywords import SolveKeywords
 from cusink.retrieval.matrix import DistanceMatrix
 from cusink.retrieval.pairs import Field
+from cusink.retrieval.prices import prices_of
 from cusink.solver.checks import options as check_options
 from cusink.types import MatrixValue, Method, Overrelaxation, Tolerance
 
@@ -74,6 +75,8 @@ def distance_matrix(
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
+    reach: float | tuple[float | None, float | None] | None = None,
+    normalise: bool = False,
     memory_limit: int | None = None,
     full_output: bool = False,
     check: bool = True,
@@ -106,6 +109,10 @@ def distance_matrix(
         As for `cusink.sinkhorn`.
     overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
+    reach : float, or pair of float or None, optional
+        Price of marginals that differ, as for `cusink.distance_matrix`.
+    normalise : bool
+        Divide each histogram by its sum.
     memory_limit : int, optional
         Bytes that a task may use at a time beyond its chunks, as for `cusink.distance_matrix`.
     full_output : bool
@@ -151,7 +158,20 @@ def distance_matrix(
     tol = tolerance(tol, A, B, C)
     flag("full_output", full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
-    job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
+    job = Job.of(
+        A,
+        B,
+        C,
+        client,
+        eps=eps,
+        value=value,
+        options=options,
+        limit=memory_limit,
+        check=check,
+        device=device,
+        reach=prices_of(reach, method, value),
+        normalise=flag("normalise", normalise),
+    )
     names: tuple[Field, ...] = tuple(DTYPES) if full_output else ("distances",)
     solve = dask.delayed(partial(tasks.solve_block, names=names, task=job.task), pure=False)
     left, right = job.cut()
@@ -174,6 +194,8 @@ def nearest(
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
+    reach: float | tuple[float | None, float | None] | None = None,
+    normalise: bool = False,
     memory_limit: int | None = None,
     check: bool = True,
     device: Device = "cpu",
@@ -208,6 +230,10 @@ def nearest(
         As for `cusink.sinkhorn`.
     overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
+    reach : float, or pair of float or None, optional
+        Price of marginals that differ, as for `cusink.distance_matrix`.
+    normalise : bool
+        Divide each histogram by its sum.
     memory_limit : int, optional
         As for `distance_matrix`.
     check : bool
@@ -252,7 +278,20 @@ def nearest(
     tol = tolerance(tol, A, B, C)
     flag("prune", prune)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
-    job = Job.of(A, B, C, client, eps=eps, value=value, options=options, limit=memory_limit, check=check, device=device)
+    job = Job.of(
+        A,
+        B,
+        C,
+        client,
+        eps=eps,
+        value=value,
+        options=options,
+        limit=memory_limit,
+        check=check,
+        device=device,
+        reach=prices_of(reach, method, value),
+        normalise=flag("normalise", normalise),
+    )
     k = checks.neighbours(k, job.shape[1], job.itself)
     left, right = Chunks.of(job.A), Chunks.of(job.B)
     look = dask.delayed(partial(neighbours.nearest_in_chunk, k=k, prune=prune, task=job.task), pure=False)

@@ -31,7 +31,7 @@ class Index:
     TypeError
         For a part that is no index.
     ValueError
-        If there is no part, or if parts are of different values, `eps`, tolerances or dtypes.
+        If there is no part, or if parts are of different values, `eps`, tolerances, prices or dtypes.
 
     Notes
     -----
@@ -73,8 +73,8 @@ class Index:
         for number, (_, fact) in enumerate(facts):
             if fact != facts[0][1]:
                 raise ValueError(
-                    f"'parts' must be indexes of one value, eps, tol and dtype; part 0 has {facts[0][1]} and part "
-                    f"{number} has {fact}"
+                    f"'parts' must be indexes of one value, eps, tol, reach and dtype; part 0 has {facts[0][1]} "
+                    f"and part {number} has {fact}"
                 )
         self._sizes = [size for size, _ in facts]
 
@@ -143,14 +143,15 @@ class Index:
 
 
 def _is_index(part: object) -> bool:
-    return all(hasattr(part, name) for name in ("search", "eps", "value", "tol", "dtype", "__len__"))
+    return all(hasattr(part, name) for name in ("search", "eps", "value", "tol", "reach", "dtype", "__len__"))
 
 
 def _facts(part: Any) -> tuple[int, dict[str, Any]]:
     """Return the items of a part, and what all parts must have in common."""
     if not _is_index(part):
         raise TypeError(f"'parts' must be cusink.Index or delayed calls that return one; got {kind(part)}")
-    return len(part), {"value": part.value, "eps": part.eps, "tol": part.tol, "dtype": str(part.dtype)}
+    named = {name: getattr(part, name) for name in ("value", "eps", "tol", "reach")}
+    return len(part), named | {"dtype": str(part.dtype)}
 
 
 @alone

@@ -13,14 +13,19 @@ from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, one_of, regularisation
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values
-from cusink.costs.kinds import named_arrays
+from cusink.costs.images import Cells, in_bins
+from cusink.costs.kinds import cells_of, named_arrays
 from cusink.operand import eps_of_shared, operand
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
+from cusink.retrieval.checks import ROWS
 from cusink.retrieval.documents.checks import are_documents
 from cusink.retrieval.histograms import memory
+from cusink.retrieval.masses import Masses, masses_of, wanted_mass
 from cusink.retrieval.tiles import Sizes, tile_shape
-from cusink.types import Array, ArrayModule, MatrixValue
+from cusink.retrieval.unbalanced import mirrored
+from cusink.solver.checks import reach_in_range
+from cusink.types import Array, ArrayModule, MatrixValue, Reach
 
 LazyArray: TypeAlias = Any  # dask.array.Array, which is not typed
 Delayed: TypeAlias = Any  # a result of dask.delayed
@@ -41,6 +46,8 @@ class Task:
     memory_limit: int | None
     check: bool
     device: Device
+    reach: Reach | None = None
+    normalise: bool = False
 
 
 class Place(NamedTuple):
@@ -108,6 +115,8 @@ class Job:
         limit: int | None,
         check: bool,
         device: Device,
+        reach: Reach | None,
+        normalise: bool,
     ) -> Self:
         """Check the arguments of a call."""
         eps = regularisation(eps_of_shared(eps, C))
@@ -118,8 +127,9 @@ class Job:
         if A is None:
             raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
         itself = B is None
-        A = _collection("A", A)
-        B = A if itself else _collection("B", B)
+        cells = cells_of(C)
+        A = _collection("A", A, cells)
+        B = A if itself else _collection("B", B, cells)
         metas = {name: np.empty_like(x._meta, shape=(0, x.shape[1])) for name, x in (("A", A), ("B", B))}
         (_, _, *parts), xp, dtype = promoted(**metas, **named_arrays(C))
         costs = operand(C, xp, dtype, parts, kernel_share(limit), batch=False)
@@ -128,8 +138,10 @@ class Job:
             cost_values(costs.data, xp)
         if value == "divergence":
             checks.divergence(costs)
-        mirrored = itself and costs.symmetric
-        tile = tile_shape(Sizes((len(A), len(B)), mirrored, *memory(costs)), limit)
+        if reach is not None:
+            reach_in_range(reach, costs.dtype.name)
+        mirrors = itself and mirrored(costs, reach)
+        tile = tile_shape(Sizes((len(A), len(B)), mirrors, *memory(costs)), limit)
         C = xp.asarray(C) if costs.stored else C
         task = Task(
             eps=eps,
@@ -139,17 +151,20 @@ class Job:
             memory_limit=limit,
             check=check,
             device=device,
+            reach=reach,
+            normalise=normalise,
         )
+        masses = masses_of(normalise, reach)
         return cls(
             A=A,
             B=B,
             itself=itself,
-            symmetric=mirrored,
+            symmetric=mirrors,
             xp=xp,
             dtype=dtype,
             tile=tile,
             C=dask.delayed(C, pure=False, traverse=False) if client is None else client.scatter(C, broadcast=True),
-            mass=dask.delayed(first_mass, pure=False)(A[:1].to_delayed()[0, 0]),
+            mass=dask.delayed(first_mass, pure=False)(A[:1].to_delayed()[0, 0], masses),
             task=task,
         )
 
@@ -170,13 +185,13 @@ class Job:
         return self.xp.empty((0, 0), dtype)
 
 
-def first_mass(a: Array) -> float:
-    """Return the mass of the first row of a chunk, to which all others are scaled."""
+def first_mass(a: Array, masses: Masses = "equal") -> float:
+    """Return the mass that all rows are scaled to, given the first; NaN for none."""
     (a,), _, _ = arrays(A=a)
-    return float(a[0].sum(dtype=np.float64))
+    return wanted_mass(a[:1], masses)
 
 
-def _collection(name: str, x: Any) -> LazyArray:
+def _collection(name: str, x: Any, cells: Cells) -> LazyArray:
     """Return a collection as a dask.array with all bins in one chunk."""
     rows = getattr(x, "_meta", x)
     if are_documents(rows, None):
@@ -186,9 +201,11 @@ def _collection(name: str, x: Any) -> LazyArray:
         )
     if not isinstance(x, da.Array):
         _, xp, _ = arrays(**{name: x})
-        x = xp.asarray(x)  # in its own dtype: that of the result depends on the cost too
+        x, _ = in_bins(name, xp.asarray(x), cells, ROWS)  # in its own dtype: the result's depends on the cost too
         if x.ndim == 2 and 0 not in x.shape:
             x = da.from_array(x, chunks=(CHUNK_ROWS[name], -1))
+    elif x.ndim > 2 and cells is not None and not np.isnan(x.shape[0]):
+        x, _ = in_bins(name, x.rechunk(dict.fromkeys(range(1, x.ndim), -1)), cells, ROWS)
     if x.ndim != 2 or 0 in x.shape:
         hint = ". A single histogram is A[None, :]" if x.ndim == 1 else ""
         raise ValueError(f"'{name}' must have shape (Q, n), one histogram per row; got {x.shape}{hint}")

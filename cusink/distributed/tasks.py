@@ -1,6 +1,7 @@
 """The tasks of `cusink.distributed` that solve blocks of a matrix."""
 
 import dataclasses
+import math
 import socket
 from typing import Any, Literal
 
@@ -68,7 +69,8 @@ def mirror_block(
 @alone
 def self_terms(x: Array, C: Any, mass: float, *, side: Literal[0, 1], task: Task) -> HostArray:
     """Solve items of A (side 0) or B, each with itself: (items, 3), the value, its error, and whether it converged."""
-    other = np.full_like(x, mass / C.shape[1 - side], shape=(1, C.shape[1 - side]))
+    bins = C.shape[1 - side]
+    other = np.full_like(x, (1 if math.isnan(mass) else mass) / bins, shape=(1, bins))
     a, b = (x, other) if side == 0 else (other, x)
     pairs = pairs_of_chunks(a, b, C, mass, None, task)
     solved = pairs.solve_selves(side, slice(0, len(x)), task.options)
@@ -93,7 +95,17 @@ def pairs_of_chunks(a: Array, b: Array | None, C: Any, mass: float, place: Place
             )
         a, b, C = to_device(a, b, C)
     try:
-        pairs = check_collections(a, b, C, eps=task.eps, check=task.check, memory_limit=task.memory_limit, mass=mass)
+        pairs = check_collections(
+            a,
+            b,
+            C,
+            eps=task.eps,
+            check=task.check,
+            memory_limit=task.memory_limit,
+            mass=mass,
+            reach=task.reach,
+            normalise=task.normalise,
+        )
     except (TypeError, ValueError) as error:
         if place is not None:
             error.add_note(

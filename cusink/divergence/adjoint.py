@@ -190,8 +190,8 @@ def sinkhorn_divergence_adjoint(
         step = (grad * cross.eps_as(1) * excess)[:, None].astype(cross.a.dtype)
         of_a, of_b = of_a + step, of_b - step
     return DivergenceGradients(
-        a=cross.to_user(of_a),
-        b=cross.to_user(of_b),
+        a=cross.bins_to_user(of_a, 0),
+        b=cross.bins_to_user(of_b, 1),
         _terms=(of_pair, of_aa, of_bb),
         _of_masses=of_masses,
         _own_costs=result.own_costs,

@@ -21,7 +21,7 @@ from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
-from cusink.solver.pairs.checks import are_measures, eps_of_pairs, pairs_of_measures, unused
+from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import warn_of_pairs
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.unbalanced import damped
@@ -47,6 +47,7 @@ def sinkhorn_divergence(
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> DivergencePairs: ...
 
@@ -67,6 +68,7 @@ def sinkhorn_divergence(
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornDivergence: ...
 
@@ -87,6 +89,7 @@ def sinkhorn_divergence(
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornDivergence | DivergencePairs:
     """Compare measures by the Sinkhorn divergence, which is zero where they are equal.
@@ -121,6 +124,8 @@ def sinkhorn_divergence(
         As for `cusink.sinkhorn`, for the problem of `a` and `b`.
     memory_limit : int, optional
         Bytes that the kernel of a `cusink.PointCloud` may take.
+    normalise : bool
+        Divide the weights by their sums, as for `cusink.sinkhorn`.
     check : bool
         False skips the checks of the values of the input.
 
@@ -173,6 +178,8 @@ def sinkhorn_divergence(
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     if are_measures(a, b):
         unused(C_aa=C_aa, C_bb=C_bb)
+        if flag("normalise", normalise):
+            a, b = normalised_measures(a, b)
         pairs = pairs_of_measures(a, b, C, rho == math.inf, flag("check", check))
         call: Callable[..., Any] = functools.partial(
             sinkhorn_divergence,
@@ -189,7 +196,9 @@ def sinkhorn_divergence(
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     prices = None if rho == math.inf else (rho, rho)
-    given = solver_checks.problem(a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices)
+    given = solver_checks.problem(
+        a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices, normalise=normalise
+    )
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     own = _self_problems(given, (of_a, of_b), rho, options)
@@ -214,8 +223,8 @@ def sinkhorn_divergence(
     alone = replace(cross, shift=None if prices is None else xp.zeros(len(given.a)))
     problems = (
         cross,
-        replace(alone, b=given.a, C=of_a, f=own.f, g=own.f, batch_of_one=of_one[0]),
-        replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1]),
+        replace(alone, b=given.a, C=of_a, f=own.f, g=own.f, batch_of_one=of_one[0], images=cross.images[:1] * 2),
+        replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1], images=cross.images[1:] * 2),
     )
     converged = error <= (math.inf if options.tol is None else options.tol)
     later = pair.error >= own.error
@@ -230,10 +239,10 @@ def sinkhorn_divergence(
     return SinkhornDivergence(
         problems=problems,
         own_costs=of_a.stored and not (of_a is cost and of_b is cost),
-        f=cross.to_user(f),
-        g=cross.to_user(g),
-        f_self=cross.to_user(own.f),
-        g_self=cross.to_user(own.g),
+        f=cross.bins_to_user(f, 0),
+        g=cross.bins_to_user(g, 1),
+        f_self=cross.bins_to_user(own.f, 0),
+        g_self=cross.bins_to_user(own.g, 1),
         **numbers,
     )
 

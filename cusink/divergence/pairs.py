@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.costs.kinds import sides_of
+from cusink.costs.clouds import sides_of
 from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import one_call
 from cusink.solver.pairs.batches import Batch

@@ -289,5 +289,8 @@ def _of_masses(
     step = grad * cross.eps_as(1) * moved
     if along.eps is not None:
         step = step + grad * along.eps * excess
-    shown = cross.to_user(step[:, None])
-    return of_a + shown, of_b - shown, cross.to_user(grad * excess * moved)
+    by_a, by_b = (
+        cross.bins_to_user(cross.xp.broadcast_to(step[:, None], weights.shape), side)
+        for side, weights in enumerate((cross.a, cross.b))
+    )
+    return of_a + by_a, of_b - by_b, cross.to_user(grad * excess * moved)

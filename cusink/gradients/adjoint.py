@@ -227,8 +227,8 @@ def sinkhorn_adjoint(
     converged = np.logical_and.reduce([solved for _, solved in parts])
     warn_rough(converged, tol, max_iter)
     return SinkhornGradients(
-        a=problem.to_user(terms.wrt_a()),
-        b=problem.to_user(terms.wrt_b()),
+        a=problem.bins_to_user(terms.wrt_a(), 0),
+        b=problem.bins_to_user(terms.wrt_b(), 1),
         converged=C.xp.asarray(converged) if problem.batched else C.xp.asarray(converged)[0],
         _terms=terms,
     )

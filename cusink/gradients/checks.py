@@ -8,6 +8,7 @@ import numpy as np
 from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
 from cusink.checks.scalars import positive_integer, positive_number, real
 from cusink.costs.cost import Cost
+from cusink.costs.images import in_bins
 from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.parts import Cotangents, Directions
 from cusink.solver.problem import Problem
@@ -51,6 +52,8 @@ def cotangents(
     }
     (*given, _), xp, _ = arrays(**{name: None if name in simple else x for name, x in named.items()}, result=f)
     shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]][: len(potentials)]
+    images = [None] * len(values) + list(problem.images)[: len(potentials)]
+    given = [in_bins(name, x, cells)[0] for name, x, cells in zip(named, given, images, strict=True)]
     for name, shape, x in zip(named, shapes, given, strict=True):
         wanted = problem.a.shape[:1] + shape if problem.batched else shape
         if name in simple:
@@ -109,10 +112,11 @@ def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[s
     (*given, _), xp, _ = arrays(**named, result=f)
     size = len(problem.a)
     out: dict[str, Array | None] = {}
+    images = {"da": problem.images[0], "db": problem.images[1]}
     for name, x in zip(named, given, strict=True):
         if x is not None:
             in_range(name, x, xp)
-            x = x.astype(np.float64)
+            x, _ = in_bins(name, x.astype(np.float64), images.get(name))
         out[name] = x
     shapes = {"da": problem.a.shape, "db": problem.b.shape, "deps": (size,)}
     for name, shape in shapes.items():

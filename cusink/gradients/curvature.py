@@ -226,8 +226,8 @@ def product(problem: Problem, values: Cotangents, along: Directions, how: Linear
     of_a, of_b = moves.wrt_weights()
     shown = problem.xp.asarray(converged)
     return SinkhornCurvature(
-        a=problem.to_user(of_a),
-        b=problem.to_user(of_b),
+        a=problem.bins_to_user(of_a, 0),
+        b=problem.bins_to_user(of_b, 1),
         converged=shown if problem.batched else shown[0],
         _curvature=moves,
     )

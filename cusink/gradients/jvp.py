@@ -139,8 +139,8 @@ def _tangents(shown: Problem, moved: Motion) -> SinkhornTangents:
     f, g = gauged(xp, problem, *(xp.where(at, x, 0) for at, x in zip(given.reached, (moved.df, moved.dg), strict=True)))
     converged = xp.asarray(moved.converged)
     return SinkhornTangents(
-        f=shown.to_user(f),
-        g=shown.to_user(g),
+        f=shown.bins_to_user(f, 0),
+        g=shown.bins_to_user(g, 1),
         cost=shown.to_user(cost),
         reg_cost=shown.to_user(reg_cost_along(moved, sums, of_a, of_b)),
         entropic_cost=shown.to_user(cost + entropy * deps + eps * entropy_moved),

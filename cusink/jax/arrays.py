@@ -14,7 +14,8 @@ from cusink.checks.scalars import regularisation as number
 def floating(**named: Any) -> list[Any]:
     """Return the inputs as arrays of JAX of floating-point numbers; None stays None.
 
-    Lists and integers follow the arrays that they come with, or have the default float of JAX.
+    Lists and integers follow the arrays that they come with, or have the default float of JAX. float32 beside float64
+    becomes that, and gradients come back in the dtype of each.
     """
     converted = {name: array(name, x) for name, x in named.items() if x is not None}
     floats = [converted[name].dtype for name in converted if not isinstance(named[name], (list, tuple, int, float))]
@@ -24,6 +25,9 @@ def floating(**named: Any) -> list[Any]:
         name: isinstance(named[name], (list, tuple, int, float)) or not jnp.issubdtype(x.dtype, jnp.floating)
         for name, x in converted.items()
     }
+    if {dtype.name for dtype in floats} == {"float32", "float64"}:
+        default = jnp.dtype("float64")
+        loose = {name: loose[name] or x.dtype.name == "float32" for name, x in converted.items()}
     cast = {name: x.astype(default) if loose[name] and x.dtype != default else x for name, x in converted.items()}
     return [cast.get(name) for name in named]
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from cusink.bridges.barycenters import BarycenterOf, check_shapes
-from cusink.bridges.options import mass_ratio
+from cusink.bridges.options import mass_ratio, of_sum_one
 from cusink.checks.arrays import HALF
 from cusink.checks.scalars import flag
 from cusink.costs.grid import Grid
+from cusink.costs.images import as_images, in_bins
 from cusink.jax.arrays import floating, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.costs import cost_arrays
@@ -26,6 +27,7 @@ def barycenter(
     *,
     eps: float | jax.Array,
     debiased: bool = False,
+    normalise: bool = False,
     **options: Any,
 ) -> jax.Array:
     """Histogram that is nearest to K given ones, differentiable once, backwards, in `A`, `C`, `weights` and `eps`.
@@ -33,7 +35,7 @@ def barycenter(
     Parameters
     ----------
     A : array, shape (K, n) or (B, K, n)
-        Histograms, of one mass.
+        Histograms, of one mass; beside a `cusink.Grid` also images, shape (K, H, W) or (B, K, H, W).
     C : array, shape (n, m), or PointCloud, or cusink.Grid
         Cost. Of a `cusink.jax.PointCloud` the points are differentiable.
     weights : array, shape (K,) or (B, K), optional
@@ -42,6 +44,8 @@ def barycenter(
         Regularisation in the unit of `C`.
     debiased : bool
         As for `cusink.barycenter`.
+    normalise : bool
+        Divide each histogram by its sum; gradients are those by `A` as it is.
     **options
         `max_iter`, `tol` and the other options of `cusink.barycenter`. `tol` is also the tolerance of the linear system
         behind the gradients (1e-6 if it is None).
@@ -83,7 +87,9 @@ def barycenter(
         raise TypeError("'A' must be an array of histograms; got None")
     kind, costs = cost_arrays(C)
     named: dict[str, Any] = {"A": A, "weights": weights, **costs}
+    single = str(getattr(A, "dtype", "")) == "float32"
     named = dict(zip(named, floating(**named), strict=True))
+    named["A"], image = in_bins("A", named["A"], kind.image, ("K, ", "B, K, "))
     if kind.kind == "dense":
         check_shape(named["C"], batch=False)
     dtype = named["A"].dtype
@@ -92,8 +98,12 @@ def barycenter(
             raise TypeError(f"all arrays must share one dtype; '{name}' is {x.dtype} and 'A' {dtype}")
     if dtype.name in HALF:
         named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
-        A = named["A"]
-        named["A"] = A * jax.lax.stop_gradient(mass_ratio(jnp, A[..., :1, :], A))
+    A = named["A"]
+    if flag("normalise", normalise):
+        named["A"] = of_sum_one(jnp, A)
+    elif dtype.name in HALF or (single and dtype == jnp.float64):
+        of = "bfloat16" if dtype.name in HALF else "float32"
+        named["A"] = A * jax.lax.stop_gradient(mass_ratio(jnp, A[..., :1, :], A, of))
     price = regularisation(eps, named["A"].dtype)
     bins, given = kind.bins({name: named[name].shape for name in costs}), named["weights"]
     check_shapes(named["A"].shape, None if given is None else given.shape, price.shape, bins)
@@ -102,4 +112,4 @@ def barycenter(
         named["weights"] = jnp.full(count, 1 / count, named["A"].dtype)
     work = BarycenterOf(kind, tuple(options.items()), flag("debiased", debiased))
     (out,) = outputs_of(work, named | {"eps": price})
-    return out.astype(dtype)
+    return as_images(out.astype(dtype), image)

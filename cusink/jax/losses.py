@@ -4,87 +4,28 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cusink.bridges.measures import Divergence, PairDivergences
 from cusink.bridges.options import (
-    CostKind,
     Gradient,
     LossOptions,
     Reduction,
-    mass_ratio,
-    reach_of,
     reduced,
-    values_of,
+    values_as_images,
 )
-from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
-from cusink.checks.arrays import HALF
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
-from cusink.jax.arrays import floating, regularisation
+from cusink.costs.images import as_images
 from cusink.jax.clouds import PointCloud
-from cusink.jax.costs import cost_arrays
 from cusink.jax.measures import Measures, are_measures, problem_of_pairs
 from cusink.jax.primitives import outputs_of
-from cusink.operand import check_shape
+from cusink.jax.problems import LossProblem
 from cusink.solver.checks import plan_axis
 from cusink.solver.pairs.checks import unused
 from cusink.types import Axis, Value
 
 __all__ = ["apply_plan", "sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_potentials"]
-
-
-class _Problem:
-    """Checked arrays of a call, all in the dtype of the computation, by name; and what turns results back."""
-
-    def __init__(
-        self, a: Any, b: Any, C: Any, eps: Any, options: tuple[tuple[str, Any], ...], own: dict[str, Any]
-    ) -> None:
-        for name in ("init", "callback"):
-            if name in dict(options):
-                raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
-        balanced = reach_of(options) is None
-        self.kind, costs = cost_arrays(C)
-        named = {**costs, "a": a, "b": b, **own}
-        named = dict(zip(named, floating(**named), strict=True))
-        if self.kind.kind == "dense":
-            check_shape(named["C"])
-        arrays = [x for x in named.values() if x is not None]
-        self.dtype = arrays[0].dtype if arrays else jnp.result_type(float)
-        bins = self.kind.bins({name: named[name].shape for name in costs})
-        if named.get("values") is not None:
-            values_of(named["values"].shape, bins)
-        for name, k in zip("ab", bins, strict=True):
-            x = named[name] = jnp.full(k, 1 / k, self.dtype) if named[name] is None else named[name]
-            if x.ndim not in (1, 2) or x.shape[-1] != k:
-                whole = f"C of shape {named['C'].shape}" if "C" in named else f"the cost, of {bins[0]} x {bins[1]} bins"
-                raise ValueError(f"'{name}' must have {k} bins to match {whole}; got shape {x.shape}")
-        first = next(iter(named))
-        for name, x in named.items():
-            if x is not None and x.dtype != self.dtype:
-                raise TypeError(f"all arrays must share one dtype; '{name}' is {x.dtype} and '{first}' {self.dtype}")
-        if self.dtype.name in HALF:
-            named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
-            if balanced:
-                named["b"] = named["b"] * jax.lax.stop_gradient(mass_ratio(jnp, named["a"], named["b"]))
-        if isinstance(eps, RelativeEps):
-            eps = _relative(eps, self.kind, named)
-        number = regularisation(eps, named["a"].dtype)
-        self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
-
-    def narrowed(self, out: jax.Array) -> jax.Array:
-        """Return a result in the dtype of the inputs."""
-        return out.astype(self.dtype)
-
-
-def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
-    """Return eps in the unit of the costs, through which no gradient goes."""
-    if not kind.names:
-        return eps_of_grid(eps, kind)
-    costs = {name: jax.lax.stop_gradient(named[name]) for name in kind.names}
-    (number,) = outputs_of(EpsOfCosts(kind, eps.share, eps.of), costs)
-    return number
 
 
 def sinkhorn_loss(
@@ -96,6 +37,7 @@ def sinkhorn_loss(
     value: Value = "cost",
     gradient: Gradient = "exact",
     reduction: Reduction = "mean",
+    normalise: bool = False,
     **options: Any,
 ) -> jax.Array:
     """Wasserstein loss between pairs of measures, differentiable twice in `a`, `b`, `C` and `eps`.
@@ -103,8 +45,9 @@ def sinkhorn_loss(
     Parameters
     ----------
     a : array, shape (n,) or (B, n), or Measures, or None
-        Source weights, such as the output of a softmax. None stands for uniform weights. `cusink.jax.Measures` are
-        K clouds of unequal sizes.
+        Source weights, such as the output of a softmax. None stands for uniform weights. Beside a `cusink.Grid` also
+        images, shape (H, W) or (B, H, W), and volumes; gradients have the shape and the dtype of each input.
+        `cusink.jax.Measures` are K clouds of unequal sizes.
     b : array, shape (m,) or (B, m), or Measures, or None
         Target weights, of the same sum as `a` unless `reach` is given.
     C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
@@ -121,6 +64,8 @@ def sinkhorn_loss(
         are the gradient of `reg_cost`, for the gradient of `cost` too, as Viehmann's report does.
     reduction : {"mean", "sum", "none"}
         Return the mean or the sum of the losses of a batch, or one loss for each pair.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn` but `init` and `callback`.
         `tol` is also the tolerance of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
@@ -166,10 +111,11 @@ def sinkhorn_loss(
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
     if are_measures(a, b):
+        unused(normalise=normalise or None)
         of = partial(PairValues, value=value, gradient=gradient)
         (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
         return reduced(losses, reduction)
-    problem = _Problem(a, b, C, eps, given.solver, {})
+    problem = LossProblem(a, b, C, eps, given.solver, {}, normalise)
     (losses,) = outputs_of(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
@@ -183,6 +129,7 @@ def sinkhorn_divergence(
     C_aa: jax.Array | None = None,
     C_bb: jax.Array | None = None,
     reduction: Reduction = "mean",
+    normalise: bool = False,
     **options: Any,
 ) -> jax.Array:
     """Sinkhorn divergence between pairs of measures, differentiable twice in all arrays.
@@ -200,6 +147,8 @@ def sinkhorn_divergence(
         Costs within each side, where `C` is a tensor between different bins.
     reduction : {"mean", "sum", "none"}
         Return the mean or the sum of the divergences of a batch, or one for each pair.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`.
 
@@ -238,7 +187,7 @@ def sinkhorn_divergence(
         return reduced(losses, reduction)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
-    problem = _Problem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb})
+    problem = LossProblem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb}, normalise)
     (losses,) = outputs_of(Divergence(problem.kind, given, C_aa is not None), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
@@ -248,6 +197,7 @@ def sinkhorn_potentials(
     b: jax.Array | None,
     C: "jax.Array | PointCloud | Grid",
     eps: float | jax.Array | RelativeEps,
+    normalise: bool = False,
     **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Dual potentials f and g of transport problems, differentiable once in `a`, `b`, `C` and `eps`.
@@ -260,6 +210,8 @@ def sinkhorn_potentials(
         Cost, as for `sinkhorn_loss`.
     eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         Options of `cusink.sinkhorn`.
 
@@ -289,9 +241,10 @@ def sinkhorn_potentials(
     ((2,), (2,))
     """
     given = tuple(options.items())
-    problem = _Problem(a, b, C, eps, given, {})
+    problem = LossProblem(a, b, C, eps, given, {}, normalise)
     f, g = outputs_of(Potentials(problem.kind, given), problem.inputs)
-    return problem.narrowed(f), problem.narrowed(g)
+    f, g = (as_images(problem.narrowed(x), cells) for x, cells in zip((f, g), problem.images, strict=True))
+    return f, g
 
 
 def apply_plan(
@@ -302,6 +255,7 @@ def apply_plan(
     values: jax.Array,
     *,
     axis: Axis = 1,
+    normalise: bool = False,
     **options: Any,
 ) -> jax.Array:
     """Plan of a transport problem times values, differentiable once in all arrays; the plan is not formed.
@@ -320,6 +274,8 @@ def apply_plan(
         What is transported, such as the target points; divided by `a` the result is then the barycentric map.
     axis : {1, 0}
         The axis of the plan to sum over: 1 gives ``P v``, 0 gives ``P' v``.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         Options of `cusink.sinkhorn`.
 
@@ -345,6 +301,6 @@ def apply_plan(
     if values is None:
         raise TypeError("'values' must be an array; got None")
     given = tuple(options.items())
-    problem = _Problem(a, b, C, eps, given, {"values": values})
+    problem = LossProblem(a, b, C, eps, given, {"values": values}, normalise)
     (applied,) = outputs_of(Applied(problem.kind, given, axis), problem.inputs)
-    return problem.narrowed(applied)
+    return values_as_images(problem.narrowed(applied), problem.of_values)

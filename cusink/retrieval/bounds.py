@@ -16,7 +16,7 @@ from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.concavity import MOST_COSTS, PAIRS_AT_ONCE, STEEPEST, ConcavityBounds
 from cusink.retrieval.pairs import PairsOnBins, Rows
-from cusink.types import Array, ArrayModule, HostArray
+from cusink.types import Array, ArrayModule, HostArray, MatrixValue
 from cusink.workers import each
 
 MOST_PROTOTYPES = 32  # that a row is solved against
@@ -34,7 +34,8 @@ class RowBounds:
     """Bounds on the values of some rows of `pairs`, successive NumPy indices, with all columns.
 
     ``lower`` (rows, D), in NumPy, is the best bound of each pair so far: of the transport cost if `sharp`, else of the
-    regularised cost; inf for pairs that are closed.
+    regularised cost; inf for pairs that are closed. Where the range of the costs does not bound that of potentials, as
+    beside forbidden pairs, each bound allows for columns of a reported plan that have `missed` so much mass in sum.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class RowBounds:
         centres: Array,
         sharp: bool,
         slack: float = math.inf,
+        missed: float = 0.0,
     ) -> None:
         self.pairs, self.batches, self.sharp, self.first = pairs, batches, sharp, rows[0]
+        self.missed = missed
         self.xp, self.eps = pairs.xp, pairs.eps
         self.bins = self.xp.asarray(np.flatnonzero(batches.support[rows].any(axis=0)))
         self.C = pairs.C.between(self.bins, batches.columns)
@@ -130,19 +133,20 @@ class RowBounds:
         """Add cuts from potentials f (rows, K, bins)."""
         count, size = f.shape[1:]
         a, f = self.a.repeat(count, axis=0), self.xp.ascontiguousarray(f).reshape(-1, size)
-        g = self._complete(a, f).reshape(len(self.a), count, -1)
-        constant = _dot(self.xp, a, f).reshape(len(self.a), count)
-        on_all = g
+        g, constant, slopes = self._cut(a, f)
+        g, slopes = (x.reshape(len(self.a), count, -1) for x in (g, slopes))
+        constant = constant.reshape(len(self.a), count)
+        on_all = slopes
         if g.shape[2] < self.pairs.C.shape[1]:  # the columns are read as they are, with the bins that none of them uses
             on_all = self.xp.zeros((*g.shape[:2], self.pairs.C.shape[1]), g.dtype)
-            on_all[..., self.batches.columns] = g
+            on_all[..., self.batches.columns] = slopes
 
         def bound(rows: slice, columns: slice) -> None:
             bounds = self.pairs.B.products(on_all[rows].reshape(-1, on_all.shape[2]), columns)
             bounds = bounds.reshape(-1, count, columns.stop - columns.start)
             bounds += constant[rows, :, None].astype(bounds.dtype)
             bounds = self.C.to_host(bounds.max(axis=1))
-            np.maximum(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
+            np.fmax(self.lower[rows, columns], bounds, out=self.lower[rows, columns])
 
         calls = [
             (rows, columns)
@@ -156,6 +160,15 @@ class RowBounds:
             starts = (self.softmin(_log(self.xp, a) + f / self.eps, 0) / self.eps).astype(np.float32).reshape(g.shape)
             self.starts = self.xp.concatenate([self.starts, starts], axis=1)
             self.scalings = self.xp.exp(self.starts - self.starts.max(axis=2, keepdims=True))
+
+    def _cut(self, a: Array, f: Array) -> tuple[Array, Array, Array]:
+        """Return potentials g (K, columns), and the cut: constants (K,), and slopes (K, columns) by the weights b."""
+        g = self._complete(a, f)
+        return g, _dot(self.xp, a, f) - self._allowance(g), g
+
+    def _allowance(self, g: Array) -> Array | float:
+        """Return how far the value of a plan whose columns miss their sums may be below a bound with g (K, columns)."""
+        return self.missed / 2 * (g.max(axis=1) - g.min(axis=1)) if self.missed else 0.0
 
     def _complete(self, a: Array, f: Array) -> Array:
         """Return the potentials g (K, columns) of a cut."""
@@ -174,8 +187,22 @@ class RowBounds:
         if self.sharp:
             f = self.C.c_transform(xp.where(b > 0, g, -xp.inf), 1)
             g = self._complete(a, f)
-        bounds = self.C.to_host(_dot(xp, a, f) + _dot(xp, b, g))
-        self.lower[rows, columns] = np.maximum(self.lower[rows, columns], bounds)
+        bounds = self.C.to_host(_dot(xp, a, f) + _dot(xp, b, g) - self._allowance(g))
+        self.lower[rows, columns] = np.fmax(self.lower[rows, columns], bounds)
+
+
+def has_forbidden(pairs: PairsOnBins) -> bool:
+    """Whether the cost forbids pairs of bins."""
+    return pairs.C.stored and not bool(pairs.xp.isfinite(pairs.C.data).all())
+
+
+def why_not_bounded(pairs: PairsOnBins, value: MatrixValue) -> str | None:
+    """Return why no bound holds for a value that meets its tolerance, or None if one does."""
+    if pairs.reach is not None and value not in ("reg_cost", "divergence"):
+        return "with 'reach', what is transported may be little, and 'reg_cost' and 'divergence' alone have a bound"
+    if has_forbidden(pairs) and (value != "cost" or pairs.reach is not None):
+        return "with forbidden pairs (+inf) in C, the tolerance bounds no value but the 'cost' of balanced transport"
+    return None
 
 
 def prototypes(B: Rows, columns: Array, xp: ArrayModule) -> Array:

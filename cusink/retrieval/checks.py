@@ -13,12 +13,16 @@ from cusink.checks.scalars import positive_bytes, positive_integer, price_in_ran
 from cusink.checks.weights import same_mass, weight_values
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
-from cusink.costs.kinds import named_arrays
+from cusink.costs.images import in_bins
+from cusink.costs.kinds import cells_of, named_arrays
 from cusink.operand import operand
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.types import Array, ArrayModule, HostArray, MatrixValue
+from cusink.retrieval.masses import Masses, factors, wanted_mass
+from cusink.retrieval.partners import partners
+from cusink.types import Array, ArrayModule, HostArray, MatrixValue, Reach
 
 ALL_VALUES = get_args(MatrixValue)
+ROWS = ("Q, ",)  # the axis before the bins
 DTYPES_ON_DISK = ("float16", "float32", "float64")
 
 
@@ -75,6 +79,7 @@ class CheckedCorpus:
     C: Cost[Any]
     dtype: Any
     mass: float
+    masses: Masses = "equal"
 
 
 def histograms(
@@ -86,6 +91,8 @@ def histograms(
     check: bool,
     memory_limit: int | None = None,
     mass: float | None = None,
+    masses: Masses = "equal",
+    reach: Reach | None = None,
 ) -> CheckedHistograms:
     """Check histograms A and B, B None for A itself; scale them to `mass`, or to the mass of the first row of A.
 
@@ -102,7 +109,8 @@ def histograms(
         )
     given = A, B
     (A, B, *parts), xp, dtype = promoted(A=A, B=B, **named_arrays(C))
-    own = weights_dtype(dtype, *given)
+    own, cells = weights_dtype(dtype, *given), cells_of(C)
+    (A, _), (B, _) = in_bins("A", A, cells, ROWS), in_bins("B", B, cells, ROWS)
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     price_in_range("eps", eps, C.dtype.name)
     shapes(A, B, C)
@@ -111,15 +119,17 @@ def histograms(
     if mass is None:
         if check:
             weight_values("A", A[:1], xp)
-        mass = float(A[0].sum(dtype=np.float64))
-    first = normalised_rows("A", A, mass, xp, check, own)
-    second = first if itself else normalised_rows("B", B, mass, xp, check, own)
+        mass = wanted_mass(A[:1], masses)
+    first = normalised_rows("A", A, mass, xp, check, own, masses=masses)
+    second = first if itself else normalised_rows("B", B, mass, xp, check, own, masses=masses)
     if check:
-        partners(first, second, C)
+        partners(first, second, C, reach)
     return CheckedHistograms(first, second, C, dtype)
 
 
-def corpus(B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None = None) -> CheckedCorpus:
+def corpus(
+    B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None = None, masses: Masses = "equal"
+) -> CheckedCorpus:
     """Check histograms B of one mass, to be looked among later, and the cost to their bins."""
     eps = regularisation(eps)
     if B is None:
@@ -131,6 +141,7 @@ def corpus(B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None 
         )
     given = B
     (B, *parts), xp, dtype = promoted(B=B, **named_arrays(C))
+    B, _ = in_bins("B", B, cells_of(C), ROWS)
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
     price_in_range("eps", eps, C.dtype.name)
     rows_on_bins("B", B, C.shape[1], C)
@@ -138,9 +149,9 @@ def corpus(B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None 
         cost_values(C.data, xp)
     if check:
         weight_values("B", B[:1], xp)
-    mass = float(B[0].sum(dtype=np.float64))
-    rows = normalised_rows("B", B, mass, xp, check, weights_dtype(dtype, given), "'B' row 0")
-    return CheckedCorpus(rows, C, dtype, mass)
+    mass = wanted_mass(B[:1], masses)
+    rows = normalised_rows("B", B, mass, xp, check, weights_dtype(dtype, given), "'B' row 0", masses)
+    return CheckedCorpus(rows, C, dtype, mass, masses)
 
 
 def rows_like(name: str, x: Any, given: CheckedCorpus, side: Literal[0, 1], check: bool) -> NormalisedRows:
@@ -150,8 +161,9 @@ def rows_like(name: str, x: Any, given: CheckedCorpus, side: Literal[0, 1], chec
         raise TypeError(f"'{name}' must be an array of histograms; got None")
     dtype = weights_dtype(given.dtype, x)
     x, xp = widened(name, x, "the index", C.xp.empty(0, given.dtype))
+    x, _ = in_bins(name, x, cells_of(C.data), ROWS)
     rows_on_bins(name, x, C.shape[side], C)
-    return normalised_rows(name, x, given.mass, xp, check, dtype, "the index")
+    return normalised_rows(name, x, given.mass, xp, check, dtype, "the index", given.masses)
 
 
 def shapes(A: Array, B: Array | None, C: Cost[Any]) -> None:
@@ -175,7 +187,14 @@ def rows_on_bins(name: str, x: Array, bins: int, C: Cost[Any], hint: str = "") -
 
 
 def normalised_rows(
-    name: str, x: Array, wanted: float, xp: ArrayModule, check: bool, dtype: Any, first: str = "'A' row 0"
+    name: str,
+    x: Array,
+    wanted: float,
+    xp: ArrayModule,
+    check: bool,
+    dtype: Any,
+    first: str = "'A' row 0",
+    masses: Masses = "equal",
 ) -> NormalisedRows:
     """Return rows scaled to the mass `wanted`, that of `first`, which they must have up to the user's dtype."""
     x = xp.ascontiguousarray(x)
@@ -183,7 +202,7 @@ def normalised_rows(
         for rows in blocks(len(x), ROWS_PER_BLOCK):
             weight_values(name, x[rows], xp, rows.start)
     mass = xp.concatenate([x[rows].sum(axis=1, dtype=np.float64) for rows in blocks(len(x), ROWS_PER_BLOCK)])
-    if check:
+    if check and masses == "equal":
         same_mass(
             "all histograms",
             xp,
@@ -191,30 +210,10 @@ def normalised_rows(
             wanted,
             dtype,
             got=lambda row: f"{first} has {wanted:g} and '{name}' row {row} has {float(mass[row]):g}",
-            advice=f"To normalise, divide each row by its sum: {name} / {name}.sum(axis=1, keepdims=True)",
+            advice="normalise=True divides each row by its sum. Where the difference has a meaning, 'reach' lets mass "
+            "appear and vanish at a price",
         )
-    return NormalisedRows(x, (wanted / mass).astype(x.dtype))
-
-
-def partners(A: Histograms, B: Histograms, cost: Cost[Any]) -> None:
-    """Check that every bin with weight may send some of it to a bin with weight, in every pair of rows."""
-    xp, C, dtype = cost.xp, cost.data, cost.dtype
-    if not cost.stored or xp.isfinite(C).all():
-        return
-    allowed = xp.isfinite(C).astype(dtype)
-    for names, weights, others, pairs in (("AB", A, B, allowed), ("BA", B, A, allowed.T)):
-        for columns in blocks(len(others), ROWS_PER_BLOCK):
-            reached = xp.matmul((others[columns] > 0).astype(dtype), pairs.T) > 0
-            for rows in blocks(len(weights), ROWS_PER_BLOCK):
-                carried = (weights[rows] > 0).astype(dtype)
-                lone = xp.matmul(carried, (~reached).T.astype(dtype)) > 0
-                if lone.any():
-                    row, other = divmod(int(lone.argmax()), lone.shape[1])
-                    raise ValueError(
-                        "'C' must allow every bin with weight a partner with weight; "
-                        f"'{names[0]}' row {rows.start + row} has weight where 'C' forbids (+inf) all partners in "
-                        f"'{names[1]}' row {columns.start + other}. Allow a pair, or drop the row"
-                    )
+    return NormalisedRows(x, factors(mass, wanted, x.dtype))
 
 
 def memory_limit(limit: int | None) -> int | None:

@@ -6,32 +6,71 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cusink.checks.arrays import array_module, kind, to_host
+from cusink.checks.scalars import flag, one_of
+from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.measures import Measures
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
+from cusink.retrieval.collections import ON_EMPTY
 from cusink.retrieval.corpus import HistogramCorpus, of_histograms
-from cusink.retrieval.documents.checks import are_documents, check_corpus, check_more, check_pairs_of_measures
+from cusink.retrieval.documents.checks import (
+    are_documents,
+    check_corpus,
+    check_more,
+    check_pairs_of_measures,
+    without_reach,
+)
 from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
 from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.facts import Settings
 from cusink.retrieval.histograms import HistogramPairs
+from cusink.retrieval.masses import masses_of
+from cusink.retrieval.partners import partners
 from cusink.retrieval.rows import joined
-from cusink.types import Array
+from cusink.types import Array, Reach
 
 AnyPairs: TypeAlias = HistogramPairs | DocumentPairs
 AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
 
 
+def check_settings(
+    eps: float,
+    value: Any,
+    options: Options,
+    memory_limit: int | None,
+    on_empty: Any,
+    reach: Reach | None,
+    normalise: bool,
+) -> Settings:
+    """Return what an index is for, checked."""
+    one_of("value", value, checks.ALL_VALUES)
+    one_of("on_empty", on_empty, ON_EMPTY)
+    return Settings(
+        eps=eps,
+        value=value,
+        options=options,
+        memory_limit=checks.memory_limit(memory_limit),
+        on_empty=on_empty,
+        reach=reach,
+        normalise=flag("normalise", normalise),
+    )
+
+
 def collect(B: Any, C: Any, settings: Settings, check: bool) -> AnyCorpus:
     """Return the corpus of items as the user passes them, who may change them afterwards."""
     if are_documents(B, None):
+        if settings.normalise and isinstance(B, Measures):
+            B = B.normalised()
         measures = Measures(*map(own, (B.offsets, B.weights, B.points))) if isinstance(B, Measures) else None
-        given = check_corpus(B, C, eps=settings.eps, check=check, on_empty=settings.on_empty)
+        without_reach(settings.reach)
+        one = settings.normalise
+        given = check_corpus(B, C, eps=settings.eps, check=check, on_empty=settings.on_empty, normalise=one)
         return of_documents(given, settings, measures, C if measures is not None else "")
     limit = kernel_share(settings.memory_limit)
-    histograms = checks.corpus(B, C, eps=settings.eps, check=check, memory_limit=limit)
+    masses = masses_of(settings.normalise, settings.reach)
+    histograms = checks.corpus(B, C, eps=settings.eps, check=check, memory_limit=limit, masses=masses)
     rows = histograms.B
     assert isinstance(rows, checks.NormalisedRows)
     return of_histograms(dataclasses.replace(histograms, B=kept(rows), C=_kept_cost(histograms.C)), settings)
@@ -44,7 +83,7 @@ def pairs_with(corpus: AnyCorpus, A: Any, settings: Settings, check: bool) -> An
             f"'A' must be given with a 'C' that is not square; got None, and 'C' of shape {corpus.template.C.shape}"
         )
     if isinstance(corpus, DocumentCorpus):
-        return corpus.with_rows(A, check, settings.on_empty)
+        return corpus.with_rows(A, check, settings)
     if A is None:
         rows = None
     else:
@@ -53,7 +92,7 @@ def pairs_with(corpus: AnyCorpus, A: Any, settings: Settings, check: bool) -> An
         rows = checks.rows_like("A", A, _checked(corpus), 0, check)
     pairs = corpus.with_rows(rows)
     if check:
-        checks.partners(pairs.A, pairs.B, pairs.C)
+        partners(pairs.A, pairs.B, pairs.C, pairs.reach)
     return pairs
 
 
@@ -67,13 +106,14 @@ def grown(corpus: AnyCorpus, B: Any, settings: Settings, check: bool) -> AnyCorp
     template = corpus.template
     both = CheckedDocuments(A=corpus.B, B=corpus.B, C=template.C, xp=template.C.xp, dtype=template.dtype)
     if corpus.measures is None:
-        items = check_more("B", B, both, 1, corpus.mass, check, settings.on_empty)
+        items = check_more("B", B, both, 1, corpus.mass, check, settings.on_empty, settings.normalise)
         every = _followed(corpus.B, items)
         both = dataclasses.replace(both, A=every, B=every)
         return corpus.followed_by(DocumentPairs.of(both, template.eps, settings.memory_limit), None)
     metric, old = corpus.metric, corpus.measures
-    check_pairs_of_measures("B", B, old, corpus.B, metric, corpus.mass, template.dtype, check, settings.on_empty)
-    measures = _joined_measures(old, B)
+    rules = (check, settings.on_empty, settings.normalise)
+    check_pairs_of_measures("B", B, old, corpus.B, metric, corpus.mass, template.dtype, *rules)
+    measures = _joined_measures(old, B.normalised() if settings.normalise else B)
     both = check_corpus(measures, metric, eps=settings.eps, check=False, on_empty="silent")
     return corpus.followed_by(DocumentPairs.of(both, template.eps, settings.memory_limit), measures)
 
@@ -94,7 +134,7 @@ def _kept_cost(C: Cost[Any]) -> Cost[Any]:
 
 
 def _checked(corpus: HistogramCorpus) -> checks.CheckedCorpus:
-    return checks.CheckedCorpus(corpus.B, corpus.template.C, corpus.template.dtype, corpus.mass)
+    return checks.CheckedCorpus(corpus.B, corpus.template.C, corpus.template.dtype, corpus.mass, corpus.masses)
 
 
 def _followed(items: RaggedWeights, more: RaggedWeights) -> RaggedWeights:

@@ -18,7 +18,9 @@ from cusink.retrieval.bounds import entropies, prototypes
 from cusink.retrieval.checks import CheckedCorpus, CheckedHistograms, Histograms
 from cusink.retrieval.facts import DIGEST_BYTES, Digested, Facts, Settings, self_terms
 from cusink.retrieval.histograms import HistogramPairs, digests_of
+from cusink.retrieval.masses import Masses
 from cusink.retrieval.tiles import tile_shape
+from cusink.retrieval.unbalanced import mirrored
 from cusink.types import Array, HostArray, MatrixValue
 
 
@@ -31,6 +33,7 @@ class HistogramCorpus(Digested):
     options: Options
     memory_limit: int | None
     mass: float = 1.0  # that items to come are scaled to
+    masses: Masses = "equal"
     before: Facts = Facts(0)
 
     @property
@@ -44,7 +47,8 @@ class HistogramCorpus(Digested):
     def with_rows(self, A: Histograms | None) -> HistogramPairs:
         """Return the pairs of rows, None for the columns themselves, with all columns."""
         if A is None:
-            return dataclasses.replace(self.template, A=self.B, symmetric=self.template.C.symmetric)
+            symmetric = mirrored(self.template.C, self.template.reach)
+            return dataclasses.replace(self.template, A=self.B, symmetric=symmetric)
         return dataclasses.replace(self.template, A=A, symmetric=False)
 
     def with_columns(self, B: Histograms) -> Self:
@@ -140,10 +144,11 @@ def of_histograms(given: CheckedCorpus, settings: Settings, facts: Facts | None 
     """Return the corpus of checked histograms."""
     both = CheckedHistograms(given.B, given.B, given.C, given.dtype)
     return HistogramCorpus(
-        template=HistogramPairs.of(both, float(settings.eps)),
+        template=HistogramPairs.of(both, float(settings.eps), settings.reach),
         value=settings.value,
         options=settings.options,
         memory_limit=settings.memory_limit,
         mass=given.mass,
+        masses=given.masses,
         before=Facts(0) if facts is None else facts,
     )

@@ -1,9 +1,13 @@
 """One search, whoever asks for it: it chooses how, by the kind of the pairs and by what may be left out."""
 
 import dataclasses
-from typing import TypeAlias
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from cusink.retrieval import search
+from cusink.retrieval.blocks import blocks
 from cusink.retrieval.corpus import HistogramCorpus
 from cusink.retrieval.documents import search as document_search
 from cusink.retrieval.documents.corpus import DocumentCorpus
@@ -11,9 +15,13 @@ from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.facts import solved_terms
 from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.progress import progress_bar
-from cusink.retrieval.query import Found, Query
+from cusink.retrieval.query import Certificate, Counts, Found, Query
+from cusink.retrieval.ranking import TopK
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
-from cusink.workers import working
+from cusink.types import ArrayModule
+from cusink.workers import each, working
+
+BLOCKS_PER_DEVICE = 2  # of rows, so that a fast device may take more
 
 AnyPairs: TypeAlias = HistogramPairs | DocumentPairs
 AnyCorpus: TypeAlias = HistogramCorpus | DocumentCorpus
@@ -60,7 +68,7 @@ def find(
         query = dataclasses.replace(query, solve_at_most=None)
     if reason and not limited:
         # Equal columns would be solved in two roles, were one triangle to stand for both.
-        if pairs.symmetric and corpus.duplicates.any:
+        if pairs.symmetric and (corpus.duplicates.any or query.rows is not None):
             pairs = dataclasses.replace(pairs, symmetric=False)
     total = pair_count(pairs) if reason and not limited else pairs.shape[0] * pairs.shape[1]
     with progress_bar(total, 0, progress) as bar:
@@ -92,3 +100,75 @@ def _all(
     given = theirs if pairs.A is pairs.B else None, theirs
     values = PairValues(pairs, query.value, query.options, tile[1], given, query.memory_limit)
     return search.search_all(values, query, tile, corpus.duplicates if len(corpus) else None, progress)
+
+
+def find_on_devices(
+    pairs: AnyPairs, corpus: AnyCorpus, query: Query, prune: bool, progress: bool, devices: tuple[int, ...]
+) -> tuple[Found, str]:
+    """Return what `find` does, on some devices, or for () on the one of the arrays."""
+    if not devices:
+        return find(pairs, corpus, query, prune, progress)
+    if not (isinstance(pairs, HistogramPairs) and isinstance(corpus, HistogramCorpus)):
+        raise ValueError("'devices' must be None for documents: histograms alone are shared out to GPUs. Leave it out")
+    xp, own = pairs.xp, pairs.xp.cuda.Device()
+    corpus.prepare(bounded=prune and why_not_prune(pairs, query) is None)
+    facts, (height, width) = corpus.facts(), pairs.shape
+    todo = list(blocks(height, max(1, -(-height // (BLOCKS_PER_DEVICE * len(devices))))))
+    own.synchronize()  # other streams read what the caller's may still be writing
+    best, counts, certificate, reasons = TopK(height, query.k, width), Counts(), Certificate(height), {""}
+    numbers, failed, merging = itertools.count(), threading.Event(), threading.Lock()
+
+    def serve(device: int, update: Callable[[int], Any]) -> None:
+        with xp.cuda.Device(device), xp.cuda.Stream(non_blocking=True) as stream:
+            mine, theirs = pairs, corpus
+            if device != own.id:
+                seen: dict[int, Any] = {}
+                mine = brought(pairs, xp, seen)
+                theirs = dataclasses.replace(corpus, template=brought(corpus.template, xp, seen), before=facts)
+            while not failed.is_set() and (k := next(numbers)) < len(todo):
+                found, why = find(mine, theirs, dataclasses.replace(query, rows=todo[k]), prune, False)
+                stream.synchronize()
+                with merging:
+                    best.take(todo[k], found.best)
+                    counts.add(
+                        bounded=found.counts.bounded,
+                        started=found.counts.started,
+                        finished=found.counts.finished,
+                        misses=found.counts.misses,
+                    )
+                    certificate.take(todo[k], found.certificate)
+                    reasons.add(why)
+                    update((todo[k].stop - todo[k].start) * width)
+
+    def serve_or_stop(device: int) -> None:
+        try:
+            serve(device, bar.update)
+        except BaseException:
+            failed.set()
+            raise
+
+    with progress_bar(height * width, 0, progress) as bar, working(len(devices)):
+        each(serve_or_stop, [(device,) for device in devices])
+    return Found(best, counts, certificate), max(reasons)
+
+
+def brought(x: Any, xp: ArrayModule, seen: dict[int, Any]) -> Any:
+    """Return a copy on the current device of an array, or of what holds arrays; anything else as it is.
+
+    What is one object stays one: `seen` has the copies by the identity of what they were made of.
+    """
+    if id(x) in seen:
+        return seen[id(x)]
+    out = x
+    if isinstance(x, xp.ndarray):
+        out = x.copy()
+    elif isinstance(x, tuple):
+        parts = [brought(part, xp, seen) for part in x]
+        out = type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    elif dataclasses.is_dataclass(x) and not isinstance(x, type):
+        given = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
+        copies = {name: brought(part, xp, seen) for name, part in given.items()}
+        moved = any(copies[name] is not part for name, part in given.items())
+        out = dataclasses.replace(x, **copies) if moved else x
+    seen[id(x)] = out
+    return out

@@ -12,7 +12,7 @@ from cusink.retrieval.blocks import blocks
 from cusink.retrieval.pairs import Pairs, Solved
 from cusink.retrieval.ranking import Duplicates
 from cusink.retrieval.tiles import calls_at_once
-from cusink.types import HostArray, MatrixValue
+from cusink.types import HostArray, MatrixValue, Reach
 from cusink.workers import each
 
 DIGEST_BYTES = 16
@@ -59,6 +59,8 @@ class Settings:
     options: Options
     memory_limit: int | None
     on_empty: str
+    reach: Reach | None = None
+    normalise: bool = False
 
 
 class Facts(NamedTuple):

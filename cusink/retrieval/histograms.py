@@ -1,5 +1,7 @@
 """Pairs of histograms on common bins, solved one row against many columns at a time."""
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -11,11 +13,11 @@ from cusink.costs.cost import Cost
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.checks import CheckedHistograms, Histograms
 from cusink.retrieval.pairs import Solved, SolvedProblems, digest
-from cusink.solver.loop import solve
+from cusink.retrieval.unbalanced import HowToPair, mirrored
 from cusink.solver.problem import Problem
 from cusink.solver.symmetric import self_potentials
 from cusink.solver.values import values
-from cusink.types import Array, ArrayModule, HostArray, Value
+from cusink.types import Array, ArrayModule, HostArray, Reach, Value
 
 ARRAYS_PER_PROBLEM = 12  # arrays (n,) and (m,) that a problem takes while it is solved
 COSTS_PER_ROW = 6  # copies of the cost that a row takes: the bins in use, its kernels, and work on them
@@ -40,9 +42,10 @@ class HistogramPairs:
     pair_bytes: int
     shared_bytes: int
     rows_per_call: int = 1
+    reach: Reach | None = None
 
     @classmethod
-    def of(cls, given: CheckedHistograms, eps: float) -> Self:
+    def of(cls, given: CheckedHistograms, eps: float, reach: Reach | None = None) -> Self:
         """Return the pairs of checked histograms."""
         C = given.C
         pair_bytes, shared_bytes = memory(C)
@@ -53,9 +56,10 @@ class HistogramPairs:
             eps=eps,
             dtype=given.dtype,
             span=C.range(),
-            symmetric=given.A is given.B and C.symmetric,
-            pair_bytes=pair_bytes,
+            symmetric=given.A is given.B and mirrored(C, reach),
+            pair_bytes=pair_bytes * (1 if reach is None else 2),
             shared_bytes=shared_bytes,
+            reach=reach,
         )
 
     @property
@@ -90,15 +94,26 @@ class HistogramPairs:
         self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options, potentials: bool = True
     ) -> SolvedProblems:
         """Solve problems a (K, n), b (K, m) on some bins; see `PairsOnBins`."""
-        found = solve(
-            C, a, b, self.eps, options, span=self.span, costs_of=C.at, potentials=potentials or value != "cost"
-        )
+        how = HowToPair(self.eps, self.span, self.reach)
+        found, shift = how.solve(C, a, b, options, potentials=potentials or value != "cost")
         distances = found.cost
         if value != "cost":
-            problem = Problem(a=a, b=b, C=C, eps=self.eps, f=found.f, g=found.g, dtype=a.dtype, batched=True)
+            problem = Problem(
+                a=a,
+                b=b,
+                C=C,
+                eps=self.eps,
+                f=found.f,
+                g=found.g,
+                dtype=a.dtype,
+                batched=True,
+                reach=self.reach,
+                shift=shift,
+            )
             reg_cost, entropic_cost = values(problem)
             distances = reg_cost if value == "reg_cost" else entropic_cost
-        return SolvedProblems(Solved(distances, found.error, found.n_iter, found.converged), found.f, found.g)
+        f, g = (found.f, found.g) if shift is None else (found.f + shift[:, None], found.g - shift[:, None])
+        return SolvedProblems(Solved(distances, found.error, found.n_iter, found.converged), f, g)
 
     def solve_selves(self, side: Literal[0, 1], items: slice, options: Options) -> Solved:
         """Solve items of one side, each with itself; see `Pairs`."""
@@ -107,13 +122,24 @@ class HistogramPairs:
         if C.divisible:
             used = xp.flatnonzero((weights > 0).any(axis=0))
             weights, C = xp.ascontiguousarray(weights[:, used]), C.between(used, used)
-        own = self_potentials(C, weights, self.eps, options)
+        rho = math.inf if self.reach is None else self.reach[side]
+        own = self_potentials(C, weights, self.eps, options, rho)
         return Solved(own.reg_cost, own.error, own.n_iter, own.converged)
 
     @property
     def mass(self) -> float:
         """The mass of the items."""
-        return float(self.A[:1].sum(dtype=np.float64)) if len(self.A) else 0.0
+        if not len(self.A):
+            return 0.0
+        return float(self.A[:1].sum(dtype=np.float64)) if self.masses is None else float(self.masses[0].max())
+
+    @functools.cached_property
+    def masses(self) -> tuple[HostArray, HostArray] | None:
+        """The masses of the items of A and of B, where these may differ."""
+        if self.reach is None:
+            return None
+        ours = masses_of_rows(self.A, self.to_host)
+        return ours, ours if self.B is self.A else masses_of_rows(self.B, self.to_host)
 
     def digests(self, side: Literal[0, 1]) -> list[bytes]:
         """Return a digest of each item; see `Pairs`."""
@@ -126,6 +152,12 @@ class HistogramPairs:
             "B": None if self.B is self.A else self.B.content(),
             "C": self.C.data,
         }
+
+
+def masses_of_rows(rows: Histograms, to_host: Callable[[Array], HostArray]) -> HostArray:
+    """Return the mass of each row."""
+    parts = (rows[block] for block in blocks(len(rows), ROWS_PER_BLOCK))
+    return np.concatenate([to_host(part.sum(axis=1, dtype=np.float64)) for part in parts])
 
 
 def digests_of(rows: Histograms, to_host: Callable[[Array], HostArray], first: int = 0) -> list[bytes]:

@@ -1,25 +1,26 @@
 """An index: a collection that is searched again and again."""
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 
 from cusink.backends.devices import cupy_module, device_error
-from cusink.checks.arrays import kind
 from cusink.checks.foreign import any_array, taken
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, flags, one_of, tolerance
 from cusink.errors import memory_advice
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
-from cusink.retrieval.collected import AnyCorpus, collect, grown, pairs_with
-from cusink.retrieval.collections import ON_EMPTY
-from cusink.retrieval.engine import find, prepare
+from cusink.retrieval.collected import AnyCorpus, check_settings, collect, grown, pairs_with
+from cusink.retrieval.described import Described
+from cusink.retrieval.devices import check_devices, chosen
+from cusink.retrieval.engine import find_on_devices, prepare
 from cusink.retrieval.facts import Settings
 from cusink.retrieval.keywords import SearchKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
+from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
@@ -28,7 +29,7 @@ from cusink.workers import check_workers, working
 ADVICE = "Build the index with a lower 'memory_limit', the bytes that may be used at a time"
 
 
-class Index:
+class Index(Described):
     """A collection whose nearest neighbours are asked for again and again: what only depends on it is found once.
 
     Parameters
@@ -51,6 +52,10 @@ class Index:
         As for `cusink.sinkhorn`.
     overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
+    reach : float, or pair of float or None, optional
+        Price of marginals that differ, as for `cusink.distance_matrix`; items and queries may then have any masses.
+    normalise : bool
+        Divide each item, and each query, by its sum.
     memory_limit : int, optional
         Bytes that a search may use at a time beyond the index, its queries and its result.
     on_empty : {"nan", "raise"}
@@ -65,9 +70,10 @@ class Index:
 
     Notes
     -----
-    Kept are the items, scaled to one mass; which of them are equal; centres of groups of them, from which all items are
-    bounded at once; for a divergence the term of each item with itself, and for `entropic_cost` its entropy. Searches
-    give what `cusink.nearest` gives, and `add` leads to what an index built at once would be, to the last bit.
+    Kept are the items, scaled to one mass unless `reach` is given; which of them are equal; centres of groups of them,
+    from which all items are bounded at once; for a divergence the term of each item with itself, and for
+    `entropic_cost` its entropy. Searches give what `cusink.nearest` gives, and `add` leads to what an index built at
+    once would be, to the last bit.
 
     Arrays that can be written to are copied. A read-only one, such as ``numpy.load(path, mmap_mode="r")``, stays where
     it is, so that a collection may be larger than the memory.
@@ -97,53 +103,27 @@ class Index:
         check_every: int = 10,
         method: Method = "auto",
         overrelaxation: Overrelaxation = "auto",
+        reach: float | tuple[float | None, float | None] | None = None,
+        normalise: bool = False,
         memory_limit: int | None = None,
         on_empty: Literal["nan", "raise"] = "nan",
         check: bool = True,
     ) -> None:
         B, C = taken("B", B), taken("C", C)
-        options = check_options(max_iter, tolerance(tol, B, C), check_every, method, overrelaxation)
-        one_of("value", value, checks.ALL_VALUES)
-        one_of("on_empty", on_empty, ON_EMPTY)
         flag("check", check)
-        limit, number = checks.memory_limit(memory_limit), eps_of_shared(eps, C)
-        settings = Settings(eps=number, value=value, options=options, memory_limit=limit, on_empty=on_empty)
+        options = check_options(max_iter, tolerance(tol, B, C), check_every, method, overrelaxation)
+        prices = prices_of(reach, method, value)
+        settings = check_settings(eps_of_shared(eps, C), value, options, memory_limit, on_empty, prices, normalise)
         self._settings, self._cost, self._corpus = settings, C, collect(B, C, settings, check)
         if value == "divergence":
             checks.divergence(self._corpus.template.C)
         prepare(self._corpus)
-
-    def __len__(self) -> int:
-        return len(self._corpus)
-
-    def __repr__(self) -> str:
-        return f"Index({len(self)} items, {self.value!r}, eps={self.eps:g}, {self.dtype})"
 
     def __reduce__(self) -> Any:
         from cusink.retrieval.stored_index import in_memory
 
         library = "cpu" if self._corpus.template.xp is np else "cuda"
         return _unpickled, (*in_memory(self._corpus, self._cost, self._settings), library)
-
-    @property
-    def eps(self) -> float:
-        """The regularisation."""
-        return float(self._settings.eps)
-
-    @property
-    def value(self) -> MatrixValue:
-        """Which distance it is."""
-        return self._settings.value
-
-    @property
-    def tol(self) -> float | None:
-        """The marginal error at which a pair stops."""
-        return self._settings.options.tol
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the items."""
-        return np.dtype(self._corpus.template.dtype)
 
     @overload
     def search(
@@ -171,6 +151,7 @@ class Index:
         full_output: bool = False,
         check: bool = True,
         workers: int | None = None,
+        devices: Sequence[int] | Literal["all"] | None = None,
     ) -> tuple[Array, Array] | Neighbours:
         """Return the k items at the smallest Sinkhorn distance from each row of A.
 
@@ -194,6 +175,8 @@ class Index:
             False skips the checks of the values of A.
         workers : int, optional
             Threads, as for `cusink.distance_matrix`.
+        devices : sequence of int, or "all", optional
+            Numbers of the GPUs that share the rows of CuPy histograms, as for `cusink.distance_matrix`.
 
         Returns
         -------
@@ -218,6 +201,7 @@ class Index:
         corpus, settings, workers = self._corpus, self._settings, check_workers(workers)
         k = checks.neighbours(k, len(corpus), A is None, "the items of the index")
         solve_at_most = checks.solve_at_most(solve_at_most, k)
+        shared = chosen(check_devices(devices), corpus.template.xp)
         pairs = pairs_with(corpus, A, settings, check)
         if candidates is not None:
             candidates = checks.candidates(candidates, pairs.shape, k, A is None)
@@ -231,7 +215,7 @@ class Index:
             candidates=candidates,
         )
         with working(workers):
-            found, pruning = find(pairs, corpus, query, prune, progress)
+            found, pruning = find_on_devices(pairs, corpus, query, prune, progress, shared)
         return neighbours(found, pairs, settings.options, pruning, full_output)
 
     @any_array
@@ -289,7 +273,7 @@ class Index:
         from cusink.retrieval.stored_index import save  # json and shutil take milliseconds to load
 
         flag("overwrite", overwrite)
-        save(_folder(path), self._corpus, self._cost, self._settings, overwrite)
+        save(path, self._corpus, self._cost, self._settings, overwrite)
 
     @classmethod
     def load(
@@ -328,7 +312,7 @@ class Index:
         one_of("device", device, ("cpu", "cuda"))
         if device == "cuda" and (problem := device_error()) is not None:
             raise RuntimeError(f"device='cuda' needs a GPU: {problem}. Or pass device='cpu'")
-        return cls._of(*load(_folder(path), mmap, verify, np if device == "cpu" else cupy_module()))
+        return cls._of(*load(path, mmap, verify, np if device == "cpu" else cupy_module()))
 
     @classmethod
     def _of(cls, corpus: AnyCorpus, C: Any, settings: Settings) -> "Index":
@@ -342,9 +326,3 @@ def _unpickled(description: dict[str, Any], arrays: dict[str, HostArray], device
     from cusink.retrieval.stored_index import unpacked
 
     return Index._of(*unpacked(description, arrays, np if device == "cpu" else cupy_module()))
-
-
-def _folder(path: object) -> Path:
-    if not checks.is_path(path):
-        raise TypeError(f"'path' must be the name of a folder; got {kind(path)}")
-    return Path(path)

@@ -15,6 +15,8 @@ class SolveKeywords(TypedDict, total=False):
     check_every: int
     method: Method
     overrelaxation: Overrelaxation
+    reach: float | tuple[float | None, float | None] | None
+    normalise: bool
     memory_limit: int | None
     check: bool
 
@@ -42,3 +44,4 @@ class SearchKeywords(TypedDict, total=False):
     progress: bool
     check: bool
     workers: int | None
+    devices: Sequence[int] | Literal["all"] | None

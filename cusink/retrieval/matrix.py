@@ -1,6 +1,7 @@
 """Distances between all pairs of two collections of histograms."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.keywords import MatrixKeywords
 from cusink.retrieval.pairs import Pairs
+from cusink.retrieval.prices import prices_of
 from cusink.retrieval.storage.memory import ArraySink
 from cusink.retrieval.tiles import Misses, PairValues, Sink, pair_count, solve_tiles, tile_shape, tiles
 from cusink.solver.checks import options as check_options
@@ -110,6 +112,8 @@ def distance_matrix(
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
+    reach: float | tuple[float | None, float | None] | None = None,
+    normalise: bool = False,
     out: Any = None,
     progress: bool = False,
     memory_limit: int | None = None,
@@ -124,11 +128,11 @@ def distance_matrix(
     Parameters
     ----------
     A : array, shape (Q, n), or sparse matrix, or Measures
-        Histograms, all of one mass: the rows of an array; or documents, the rows of a `scipy.sparse` matrix over a
-        vocabulary; or point clouds of unequal sizes.
+        Histograms, all of one mass: the rows of an array, or beside a `cusink.Grid` images (Q, H, W) and volumes; or
+        documents, the rows of a `scipy.sparse` matrix over a vocabulary; or point clouds of unequal sizes.
     B : array, shape (D, m), or sparse matrix, or Measures, or None
-        Histograms of the same mass. None compares the items of A with each other; with a symmetric cost each pair
-        is then solved once.
+        Histograms of the same mass, unless `reach` or `normalise` is given. None compares the items of A with each
+        other; with a symmetric cost each pair is then solved once.
     C : array, shape (n, m), or PointCloud, or Grid
         Cost between the bins or words.
     eps : float or RelativeEps
@@ -146,6 +150,12 @@ def distance_matrix(
         As for `cusink.sinkhorn`.
     overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
+    reach : float, or pair of float or None, optional
+        Lets the marginals of a plan differ from both histograms, which may then have different masses, at this price in
+        the unit of `C`, as for `cusink.sinkhorn`; one number for `value="divergence"`. Not for documents.
+    normalise : bool
+        Divide each item by its sum. An item that is all zero has no distance: an error among histograms, and among
+        documents what `on_empty` says.
     out : array, shape (Q, D), or path, optional
         Where to write the distances: an array of the dtype of the histograms, or the name of a ``.npy`` file or a
         ``.zarr`` store for matrices that exceed the memory. A file or store outlasts a run that was stopped for any
@@ -212,10 +222,21 @@ def distance_matrix(
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
     wanted, number = check_devices(devices), eps_of_shared(eps, C)
-    pairs = check_collections(A, B, C, eps=number, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    prices = prices_of(reach, method, value)
+    pairs = check_collections(
+        A,
+        B,
+        C,
+        eps=number,
+        check=check,
+        memory_limit=memory_limit,
+        on_empty=on_empty,
+        reach=prices,
+        normalise=normalise,
+    )
     if value == "divergence":
         checks.divergence(pairs.C)
-    spread = _spread(chosen(wanted, pairs.xp), pairs, A, B, C, memory_limit)
+    spread = _spread(chosen(wanted, pairs.xp), pairs, A, B, C, memory_limit, normalise)
     tile = tile_shape(pairs, memory_limit)
     values = PairValues(pairs, value, options, tile[1], memory_limit=memory_limit)
     if checks.is_path(out):
@@ -235,7 +256,13 @@ def distance_matrix(
 
 
 def _spread(
-    devices: tuple[int, ...], pairs: HistogramPairs | DocumentPairs, A: Any, B: Any, C: Any, memory_limit: int | None
+    devices: tuple[int, ...],
+    pairs: HistogramPairs | DocumentPairs,
+    A: Any,
+    B: Any,
+    C: Any,
+    memory_limit: int | None,
+    normalise: bool,
 ) -> Callable[[PairValues, tuple[int, int], Sink, bool], None]:
     """Return a function that solves tiles: on the device of the arrays, or on several."""
     if not devices:
@@ -246,7 +273,9 @@ def _spread(
 
     def pairs_here() -> Pairs:
         given = (with_arrays(x, lambda array: here(array, xp)) for x in (A, B, C))
-        return check_collections(*given, eps=eps, check=False, memory_limit=memory_limit)
+        return check_collections(
+            *given, eps=eps, check=False, memory_limit=memory_limit, reach=pairs.reach, normalise=normalise
+        )
 
     def solve(values: PairValues, tile: tuple[int, int], sink: Sink, progress: bool) -> None:
         solve_on_devices(values, tile, sink, devices, pairs_here, progress)
@@ -266,7 +295,9 @@ def _on_disk(
     from cusink.retrieval.storage.store import TileStore
 
     pairs, count = values.pairs, sum(1 for _ in tiles(values.pairs, *tile))
-    job = manifest(pairs, tile, count, value=values.value, **dataclasses.asdict(values.options))
+    prices = None if pairs.reach is None else [rho if rho < math.inf else None for rho in pairs.reach]
+    arguments = dataclasses.asdict(values.options) | {"reach": prices}
+    job = manifest(pairs, tile, count, value=values.value, **arguments)
     with TileStore(path, job, pairs.to_host) as store:
         spread(values, tile, store, progress)
         return store.finish(), store.finished.values()

@@ -1,5 +1,6 @@
 """The nearest neighbours of histograms: those that all distances would give, from few of them."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
 from cusink.checks.foreign import any_array
@@ -9,9 +10,11 @@ from cusink.errors import memory_advice
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
-from cusink.retrieval.engine import corpus_of, find
+from cusink.retrieval.devices import check_devices, chosen
+from cusink.retrieval.engine import corpus_of, find_on_devices
 from cusink.retrieval.keywords import RetrievalKeywords
 from cusink.retrieval.neighbours import Neighbours, neighbours
+from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
 from cusink.solver.checks import options as check_options
 from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
@@ -24,6 +27,7 @@ class NearestKeywords(RetrievalKeywords, total=False):
     prune: bool
     solve_at_most: int | None
     candidates: Any
+    devices: Sequence[int] | Literal["all"] | None
 
 
 @overload
@@ -77,19 +81,22 @@ def nearest(
     check_every: int = 10,
     method: Method = "auto",
     overrelaxation: Overrelaxation = "auto",
+    reach: float | tuple[float | None, float | None] | None = None,
+    normalise: bool = False,
     progress: bool = False,
     memory_limit: int | None = None,
     full_output: bool = False,
     on_empty: Literal["nan", "raise"] = "nan",
     check: bool = True,
     workers: int | None = None,
+    devices: Sequence[int] | Literal["all"] | None = None,
 ) -> tuple[Array, Array] | Neighbours:
     """Return the k rows of B at the smallest Sinkhorn distance from each row of A.
 
     Parameters
     ----------
     A : array, shape (Q, n), scipy.sparse matrix or Measures
-        Histograms, all of one mass, or documents and point clouds as for `cusink.distance_matrix`.
+        Histograms, all of one mass, or images, documents and point clouds as for `cusink.distance_matrix`.
     B : array, shape (D, m), scipy.sparse matrix, Measures or None
         Histograms of the same mass to look among. None looks among the other rows of A: an item is no neighbour of
         itself.
@@ -119,6 +126,12 @@ def nearest(
         As for `cusink.sinkhorn`.
     overrelaxation : {"auto"} or float or None
         As for `cusink.sinkhorn`.
+    reach : float, or pair of float or None, optional
+        Lets the marginals of a plan differ from both histograms, which may then have different masses, at this price in
+        the unit of `C`, as for `cusink.sinkhorn`; one number for `value="divergence"`. Not for documents.
+    normalise : bool
+        Divide each item by its sum. An item that is all zero has no distance: an error among histograms, and among
+        documents what `on_empty` says.
     progress : bool
         Show a bar of the pairs decided (needs tqdm).
     memory_limit : int, optional
@@ -131,6 +144,8 @@ def nearest(
         False skips the checks of the values of the input, for speed.
     workers : int, optional
         Threads, as for `cusink.distance_matrix`.
+    devices : sequence of int, or "all", optional
+        Numbers of the GPUs that share the rows of CuPy histograms, as for `cusink.distance_matrix`.
 
     Returns
     -------
@@ -177,10 +192,22 @@ def nearest(
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
     one_of("value", value, checks.ALL_VALUES)
     memory_limit, workers = checks.memory_limit(memory_limit), check_workers(workers)
-    number = eps_of_shared(eps, C)
-    pairs = check_collections(A, B, C, eps=number, check=check, memory_limit=memory_limit, on_empty=on_empty)
+    wanted, number = check_devices(devices), eps_of_shared(eps, C)
+    prices = prices_of(reach, method, value)
+    pairs = check_collections(
+        A,
+        B,
+        C,
+        eps=number,
+        check=check,
+        memory_limit=memory_limit,
+        on_empty=on_empty,
+        reach=prices,
+        normalise=normalise,
+    )
     if value == "divergence":
         checks.divergence(pairs.C)
+    shared = chosen(wanted, pairs.xp)
     k = checks.neighbours(k, pairs.shape[1], B is None)
     solve_at_most = checks.solve_at_most(solve_at_most, k)
     if candidates is not None:
@@ -195,5 +222,5 @@ def nearest(
         candidates=candidates,
     )
     with working(workers):
-        found, pruning = find(pairs, corpus_of(pairs, query), query, prune, progress)
+        found, pruning = find_on_devices(pairs, corpus_of(pairs, query), query, prune, progress, shared)
     return neighbours(found, pairs, options, pruning, full_output)

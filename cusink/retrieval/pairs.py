@@ -9,7 +9,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
-from cusink.types import Array, ArrayModule, HostArray, Value
+from cusink.types import Array, ArrayModule, HostArray, Reach, Value
 
 ROUNDINGS = 64  # of the values of a pair, that may make a divergence fall below 0
 
@@ -43,6 +43,10 @@ class Pairs(Protocol):
     @property
     def eps(self) -> float:
         """The regularisation."""
+
+    @property
+    def reach(self) -> Reach | None:
+        """The prices of the marginals, where these may differ from the items."""
 
     @property
     def xp(self) -> ArrayModule:
@@ -82,7 +86,11 @@ class Pairs(Protocol):
 
     @property
     def mass(self) -> float:
-        """The mass of the items."""
+        """The mass of the items, or the largest of those of the rows."""
+
+    @property
+    def masses(self) -> tuple[HostArray, HostArray] | None:
+        """The masses of the items of A and of B, where these may differ."""
 
     def digests(self, side: Literal[0, 1]) -> list[bytes]:
         """Return a digest of each item of A (side 0) or B (side 1), the same for equal items of both."""
@@ -143,15 +151,20 @@ def labels(pairs: Pairs) -> tuple[HostArray, HostArray]:
     return ours, theirs
 
 
-def debiased(pairs: Pairs, solved: Solved, ours: Solved, theirs: Solved, equal: HostArray) -> Solved:
+def debiased(
+    pairs: Pairs, solved: Solved, ours: Solved, theirs: Solved, equal: HostArray, excess: HostArray | None = None
+) -> Solved:
     """Return the divergences of pairs from their `reg_cost` and those of both items with themselves.
 
-    Arrays broadcast. The error of a divergence is the largest of its three parts. That of `equal` items is 0, and what
-    the error and rounding explain below 0 is 0 too.
+    Arrays broadcast. `excess` are the differences of both masses, where these may differ. The error of a divergence is
+    the largest of its three parts. That of `equal` items is 0, and what the error and rounding explain below 0 is 0
+    too.
     """
     xp, of_selves = pairs.xp, (ours.distances + theirs.distances) / 2
     error = np.maximum(np.maximum(ours.error, theirs.error), solved.error)
     out = solved.distances - of_selves
+    if excess is not None:
+        out = out + pairs.eps / 2 * xp.asarray(excess) ** 2
     scale = pairs.eps * pairs.mass
     rounding = ROUNDINGS * float(np.finfo(np.dtype(str(solved.distances.dtype))).eps)
     explained = scale * xp.asarray(error) + rounding * (xp.abs(solved.distances) + xp.abs(of_selves) + scale)

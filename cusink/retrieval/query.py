@@ -1,11 +1,13 @@
 """A search for neighbours: the query, the result, and how many pairs it took."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from cusink.convergence.options import Options
+from cusink.retrieval.blocks import blocks
 from cusink.retrieval.ranking import TopK
 from cusink.retrieval.tiles import Misses
 from cusink.types import HostArray, MatrixValue
@@ -18,6 +20,7 @@ class Query:
     """The k nearest are wanted; `excludes_self` where B is A and no item is its own neighbour.
 
     At most `solve_at_most` pairs of a row are to be solved, and with `candidates` (Q, D), a mask, these before others.
+    With `rows` those of other rows are not looked for.
     """
 
     k: int
@@ -27,6 +30,12 @@ class Query:
     memory_limit: int | None
     solve_at_most: int | None = None
     candidates: HostArray | None = None
+    rows: slice | None = None
+
+    def blocks(self, total: int, size: int) -> Iterator[slice]:
+        """Yield blocks of the rows, of `total`, whose neighbours are wanted."""
+        rows = slice(0, total) if self.rows is None else self.rows
+        return blocks(rows.stop - rows.start, size, rows.start)
 
     @property
     def exact(self) -> bool:
@@ -70,6 +79,10 @@ class Certificate:
         with np.errstate(invalid="ignore"):
             gap = np.maximum(kth - floor, 0)
         self.undercut[rows] = np.where(proved, 0, np.where(np.isnan(gap), np.inf, gap))
+
+    def take(self, rows: slice, other: "Certificate") -> None:
+        """Take over what another one says of some rows."""
+        self.proved[rows], self.undercut[rows] = other.proved[rows], other.undercut[rows]
 
 
 class Found(NamedTuple):

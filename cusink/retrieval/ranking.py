@@ -32,6 +32,11 @@ class TopK:
         for field, both in zip(fields, added, strict=True):
             field[touched] = both[first].reshape(-1, self.k)
 
+    def take(self, rows: slice, other: "TopK") -> None:
+        """Take over some rows of another one."""
+        for name in ("values", "columns", "error", "converged"):
+            getattr(self, name)[rows] = getattr(other, name)[rows]
+
 
 class Duplicates:
     """Equal items of B, which have equal `digests` (D, 16), of dtype uint8.

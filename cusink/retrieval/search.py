@@ -10,7 +10,8 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
-from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, slack
+from cusink.retrieval.bounding import Bounding
+from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, why_not_bounded
 from cusink.retrieval.budget import BOUND_BYTES, search_share
 from cusink.retrieval.facts import Columns, equal_labels, solved_selves
 from cusink.retrieval.histograms import HistogramPairs
@@ -48,8 +49,8 @@ def why_not_prune(pairs: PairsOnBins, query: Query) -> str | None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
     if query.exact and pairs.shape[1] < max(2 * COLUMNS_PER_PROTOTYPE, 4 * query.first_pairs):
         return "k is not small beside the number of candidates, or they are too few"
-    if pairs.C.stored and not pairs.xp.isfinite(pairs.C.data).all():
-        return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
+    if (reason := why_not_bounded(pairs, query.value)) is not None:
+        return reason
     share = search_share(query.memory_limit)
     if share is not None and share < sum(bytes_needed(pairs, query.first_pairs)):
         return "the bounds of a row exceed 'memory_limit'"
@@ -66,7 +67,8 @@ def search_all(
     pairs, counts, to_host = values.pairs, Counts(), values.pairs.to_host
     repeated: dict[int, list[HostArray]] = {}
     best = TopK(pairs.shape[0], query.k, pairs.shape[1])
-    rows_first = itertools.product(*map(blocks, pairs.shape, tile))  # an equal column comes with the first one's rows
+    # An equal column comes with the first one's rows.
+    rows_first = itertools.product(query.blocks(pairs.shape[0], tile[0]), blocks(pairs.shape[1], tile[1]))
     for rows, columns in tiles(pairs, *tile) if pairs.symmetric else rows_first:
         fields, misses = values.tile(rows, columns, ("distances", "error", "converged"), progress)
         block = [to_host(field) for field in fields.values()]
@@ -80,7 +82,8 @@ def search_all(
             mirrored = [field[:, beyond - columns.start :].T for field in block]
             _add_block(best, slice(beyond, columns.stop), rows, mirrored, query.excludes_self)
         counts.add(misses=misses)
-    counts.add(started=pair_count(pairs), finished=pair_count(pairs))
+    solved = pair_count(pairs) if query.rows is None else (query.rows.stop - query.rows.start) * pairs.shape[1]
+    counts.add(started=solved, finished=solved)
     return Found(best, counts, Certificate(pairs.shape[0]))
 
 
@@ -97,7 +100,7 @@ def search_pruned(pairs: HistogramPairs, corpus: HistogramColumns, query: Query,
     share = search_share(query.memory_limit)
     search = PrunedSearch(pairs, corpus, query, tile_shape(pairs, share)[1])
     least, row = bytes_needed(pairs, query.first_pairs)
-    for rows in blocks(pairs.shape[0], max(1, ((share or BOUND_BYTES) - least) // row)):
+    for rows in query.blocks(pairs.shape[0], max(1, ((share or BOUND_BYTES) - least) // row)):
         search.find(np.arange(rows.start, rows.stop))
         progress((rows.stop - rows.start) * pairs.shape[1])
     return Found(search.best, search.counts, search.certificate)
@@ -106,7 +109,7 @@ def search_pruned(pairs: HistogramPairs, corpus: HistogramColumns, query: Query,
 def search_listed(pairs: HistogramPairs, corpus: HistogramColumns, query: Query, progress: Progress) -> Found:
     """Solve the candidates alone, where no bound tells anything about the other pairs."""
     search = PrunedSearch(pairs, corpus, query, tile_shape(pairs, search_share(query.memory_limit))[1])
-    for rows in blocks(pairs.shape[0], ROWS_PER_BLOCK):
+    for rows in query.blocks(pairs.shape[0], ROWS_PER_BLOCK):
         search.solve_candidates(np.arange(rows.start, rows.stop))
         progress((rows.stop - rows.start) * pairs.shape[1])
     return Found(search.best, search.counts, search.certificate)
@@ -139,12 +142,9 @@ class PrunedSearch:
         return eps * (of_columns if self.itself else entropies(self.pairs.A, self.pairs.C)), eps * of_columns
 
     @functools.cached_property
-    def slack(self) -> float:
-        """The most by which a reported value may fall below its bound."""
-        tol = self.query.options.tol
-        assert tol is not None  # see `why_not_prune`
-        mass = float(self.pairs.B[:1].sum(dtype=np.float64))
-        return slack(self.pairs, tol, mass, self.corpus.smallest)
+    def bounding(self) -> Bounding:
+        """Makes the bounds of rows."""
+        return Bounding(self.pairs, self.batches, self.corpus, self.query)
 
     @functools.cached_property
     def labels(self) -> tuple[HostArray, HostArray]:
@@ -153,8 +153,7 @@ class PrunedSearch:
 
     def find(self, rows: HostArray) -> None:
         """Find the neighbours of some rows, NumPy indices in order."""
-        sharp = self.value == "cost"
-        bounds = RowBounds(self.pairs, self.batches, rows, self.corpus.centres, sharp, self.slack)
+        bounds = self.bounding.first(rows)
         self.counts.add(bounded=bounds.lower.size - (len(rows) if self.query.excludes_self else 0))
         if self.query.excludes_self:
             bounds.close(rows, rows)
@@ -272,10 +271,12 @@ class PrunedSearch:
 
     def _floor(self, rows: HostArray, lower: HostArray) -> HostArray:
         """Return values that the reported distances cannot fall below, in the precision of the report."""
-        floor = lower - self.slack
+        floor = lower - self.bounding.slack
         if self.offsets is not None:
             ours, theirs = self.offsets
             floor = floor - (ours[rows, None] + theirs)
+        if self.value == "divergence" and (masses := self.pairs.masses) is not None:
+            floor = floor + self.pairs.eps / 2 * (masses[0][rows, None] - masses[1]) ** 2
         with np.errstate(over="ignore"):
             return floor.astype(self.pairs.dtype).astype(np.float64)
 
@@ -334,7 +335,9 @@ class PrunedSearch:
             ours, theirs = self.self_terms
             equal = self.labels[0][rows] == self.labels[1][columns]
             ours, theirs = Solved(*(x[rows] for x in ours)), Solved(*(x[columns] for x in theirs))
-            solved = debiased(pairs, solved, ours, theirs, equal)
+            masses = pairs.masses
+            excess = None if masses is None else masses[0][rows] - masses[1][columns]
+            solved = debiased(pairs, solved, ours, theirs, equal, excess)
         distances, f = narrowed(solved.distances, pairs.dtype, np).astype(np.float64), batch.f
         if pairs.symmetric and potentials:
             at = xp.asarray(back)

@@ -1,13 +1,14 @@
 """An index as a folder of arrays, and back."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from cusink.checks.arrays import to_host
+from cusink.checks.arrays import kind, to_host
 from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
 from cusink.costs.grid import Grid
@@ -22,8 +23,10 @@ from cusink.retrieval.documents.checks import check_corpus
 from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.facts import Facts, Settings
+from cusink.retrieval.masses import masses_of
 from cusink.retrieval.rows import parts_of
 from cusink.retrieval.storage.folder import Parts, read_folder, write_folder
+from cusink.solver.checks import reach as prices
 from cusink.types import HostArray
 from cusink.version import __version__
 
@@ -32,14 +35,20 @@ FACTS = ("digests", "bins", "entropies", "terms", "centres")  # that are arrays
 MATRICES = ("factor", "table")  # that belong to a metric
 
 
-def save(path: Path, corpus: AnyCorpus, C: Any, settings: Settings, overwrite: bool) -> None:
+def save(path: object, corpus: AnyCorpus, C: Any, settings: Settings, overwrite: bool) -> None:
     """Write an index of the cost `C`, as the user passed it."""
-    write_folder(path, *_packed(corpus, C, settings), overwrite)
+    write_folder(_folder(path), *_packed(corpus, C, settings), overwrite)
 
 
-def load(path: Path, mmap: bool, verify: bool, xp: Any) -> tuple[AnyCorpus, Any, Settings]:
+def load(path: object, mmap: bool, verify: bool, xp: Any) -> tuple[AnyCorpus, Any, Settings]:
     """Return the corpus, the cost and the settings of an index, with arrays of the library `xp`."""
-    return unpacked(*read_folder(path, mmap, verify), xp)
+    return unpacked(*read_folder(_folder(path), mmap, verify), xp)
+
+
+def _folder(path: object) -> Path:
+    if not checks.is_path(path):
+        raise TypeError(f"'path' must be the name of a folder; got {kind(path)}")
+    return Path(path)
 
 
 def in_memory(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, HostArray]]:
@@ -72,7 +81,9 @@ def _packed(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, An
         "options": dataclasses.asdict(settings.options),
         "memory_limit": settings.memory_limit,
         "on_empty": settings.on_empty,
-        "mass": corpus.mass,
+        "reach": None if settings.reach is None else [rho if rho < math.inf else None for rho in settings.reach],
+        "normalise": settings.normalise,
+        "mass": corpus.mass if corpus.mass == corpus.mass else None,
         "smallest": facts.smallest,
     }
     return description, arrays
@@ -86,6 +97,8 @@ def unpacked(given: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> tu
         options=Options(**given["options"]),
         memory_limit=given["memory_limit"],
         on_empty=given["on_empty"],
+        reach=prices(given["reach"]),
+        normalise=given["normalise"],
     )
     facts = Facts(
         given["items"], smallest=given["smallest"], **{name: arrays[name] for name in FACTS if name in arrays}
@@ -105,7 +118,9 @@ def unpacked(given: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> tu
         documents = CheckedDocuments(A=items, B=items, C=cost, xp=xp, dtype=dtype)
         return of_documents(documents, settings, None, "", facts), C, settings
     rows = checks.NormalisedRows(xp.asarray(arrays["weights"]), xp.asarray(arrays["factors"]))
-    return of_histograms(checks.CheckedCorpus(rows, cost, dtype, given["mass"]), settings, facts), C, settings
+    mass = math.nan if given["mass"] is None else given["mass"]
+    masses = masses_of(settings.normalise, settings.reach)
+    return of_histograms(checks.CheckedCorpus(rows, cost, dtype, mass, masses), settings, facts), C, settings
 
 
 def _kind(corpus: AnyCorpus) -> str:

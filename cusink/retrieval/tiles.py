@@ -202,7 +202,9 @@ class PairValues:
         labels = self.labels
         equal = labels[0][rows, None] == labels[1][columns]
         ours, theirs = Solved(*(x[rows, None] for x in ours)), Solved(*(x[columns] for x in theirs))
-        return debiased(self.pairs, solved, ours, theirs, equal)
+        masses = self.pairs.masses
+        excess = None if masses is None else masses[0][rows, None] - masses[1][columns]
+        return debiased(self.pairs, solved, ours, theirs, equal, excess)
 
     @functools.cached_property
     def labels(self) -> tuple[HostArray, HostArray]:

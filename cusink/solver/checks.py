@@ -9,7 +9,7 @@ import numpy as np
 from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned, promoted, weights_dtype
 from cusink.checks.regularisation import RelativeEps, for_problems, in_units
 from cusink.checks.scalars import (
-    flag,
+    flags,
     integer,
     one_of,
     positive_integer,
@@ -18,10 +18,11 @@ from cusink.checks.scalars import (
     real,
     shown,
 )
-from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, weight_values
+from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, of_sum_one, weight_values
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
-from cusink.costs.kinds import named_arrays
+from cusink.costs.images import in_bins
+from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.statistics import statistic
 from cusink.operand import operand
 from cusink.solver.problem import CheckedProblem, Problem
@@ -43,9 +44,10 @@ def problem(
     check: bool,
     memory_limit: int | None = None,
     reach: Reach | None = None,
+    normalise: bool = False,
 ) -> CheckedProblem:
     """Check the arrays of a call of `cusink.sinkhorn`; without `reach` the masses are to be equal."""
-    flag("check", check)
+    flags(check=check, normalise=normalise)
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
     f, g = (None, None) if init is None else init
@@ -54,8 +56,12 @@ def problem(
     users = (a, b, *named_arrays(C).values())
     given = a, b
     (a, b, f, g, *parts), xp, dtype = promoted(a=a, b=b, **{"init[0]": f, "init[1]": g}, **named_arrays(C))
+    cells = cells_of(C)
+    (a, image_a), (b, image_b) = in_bins("a", a, cells), in_bins("b", b, cells)
+    (f, _), (g, _) = in_bins("init[0]", f, cells), in_bins("init[1]", g, cells)
     C = operand(C, xp, dtype, parts, memory_limit)
     n, m = C.shape[-2:]
+    images = (image_b if a is None else image_a, image_a if b is None else image_b)  # uniform weights follow the others
     batch_of_one = not C.shared and C.shape[0] == 1
     batched = not C.shared
     if batch_of_one:
@@ -80,6 +86,8 @@ def problem(
             partners(a, b, C.data, xp, reach)
     eps = in_units(eps, statistic(C, eps.of)) if isinstance(eps, RelativeEps) else eps
     eps = for_problems(eps, size, batched or bool(sizes), C.dtype.name)
+    if normalise:
+        a, b = of_sum_one(a), of_sum_one(b)
     if reach is None:
         b = equal_mass(a, b, xp, check, weights_dtype(dtype, *given))
     if init is not None:
@@ -93,7 +101,9 @@ def problem(
     a, b = owned(a, *users), owned(b, *users)
     if C.stored:
         C = replace(C, data=owned(C.data, *users))
-    return CheckedProblem(a=a, b=b, C=C, eps=eps, dtype=dtype, batched=batched, init=init, batch_of_one=batch_of_one)
+    return CheckedProblem(
+        a=a, b=b, C=C, eps=eps, dtype=dtype, batched=batched, init=init, batch_of_one=batch_of_one, images=images
+    )
 
 
 def options(
@@ -162,6 +172,7 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     if v is None:
         raise TypeError("'v' must be an array of vectors; got None")
     (v, _), xp, _ = arrays(v=v, plan=problem.f[:0].astype(problem.dtype))
+    v, _ = in_bins("v", v, problem.images[axis])
     bins = problem.C.shape[axis - 2]
     size = len(problem.a)
     allowed = [(bins,), (size, bins)] if problem.batched else [(bins,)]
@@ -176,6 +187,7 @@ def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float) -
     """Check a potential of side 0 (rows) or 1 (columns) that the user brings; return it as (B, bins) in float64."""
     (x, _), xp, _ = arrays(**{name: x, "the weights": given.a[:0].astype(given.dtype)})
     bins, size = given.C.shape[side - 2], len(given.a)
+    x, _ = in_bins(name, x, given.images[side])
     if x.ndim not in (1, 2) or x.shape[-1] != bins or (x.ndim == 2 and len(x) not in (1, size)):
         wanted = f"({bins},)" + (f" or ({size}, {bins})" if given.batched else "")
         raise ValueError(f"'{name}' must have shape {wanted} to match the weights and 'C'; got {x.shape}")

@@ -8,6 +8,7 @@ from cusink.checks.arrays import arrays, in_range
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost
 from cusink.costs.each import apply_each
+from cusink.costs.images import Cells
 from cusink.solver.problem import Problem
 from cusink.types import Array, Axis, Eps
 
@@ -20,14 +21,23 @@ def map_values(values: Any, axis: Axis, problem: Problem) -> tuple[Array, bool]:
         raise TypeError("'values' must be an array, a row for each bin; got None")
     (values, _), xp, _ = arrays(values=values, plan=problem.f[:0].astype(problem.dtype))
     bins, size = problem.C.shape[axis - 2], len(problem.a)
-    shape, flat = values.shape, values.ndim == 1
-    values = values[:, None] if flat else values
+    shape = values.shape
+    values, flat = _in_bins(values, problem.images[axis])
     values = values if values.ndim == 3 else values[None]
     if values.ndim != 3 or values.shape[1] != bins or 0 in shape or len(values) not in (1, size):
         wanted = f"({bins},) or ({bins}, d)" + (f" or ({size}, {bins}, d)" if problem.batched else "")
         raise ValueError(f"'values' must have shape {wanted} for axis={axis}; got {shape}")
     in_range("values", values, xp)
     return values, flat
+
+
+def _in_bins(values: Array, cells: Cells) -> tuple[Array, bool]:
+    """Return values of bins, or of cells of images, with an axis of coordinates, and whether they were numbers."""
+    for before in (0, 1) if cells is not None else ():
+        if cells is not None and values.shape[before : before + len(cells)] == cells:
+            rest = values.shape[before + len(cells) :]
+            return values.reshape(*values.shape[:before], -1, *(rest or (1,))), not rest
+    return (values[:, None], True) if values.ndim == 1 else (values, False)
 
 
 def conditional_means(C: Cost[Any], logits: Array, values: Array, eps: Eps, axis: Axis) -> Array:

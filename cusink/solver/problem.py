@@ -7,6 +7,7 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import Cost
+from cusink.costs.images import Cells, as_images
 from cusink.costs.logits import logits
 from cusink.solver.gauge import size
 from cusink.types import Array, ArrayModule, Eps, HostArray, Reach
@@ -27,6 +28,7 @@ class CheckedProblem:
     eps: Eps
     init: tuple[Array, Array] | None = None
     batch_of_one: bool = False  # C came as (1, n, m)
+    images: tuple[Cells, Cells] = (None, None)  # the shapes of a and b beside a grid, if they came as images
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,6 +52,7 @@ class Problem:
     shift: Array | None = None
     batch_of_one: bool = False  # C came as (1, n, m)
     proved: tuple[Array, Array] | None = None  # bounds (B,) as close as the caller asked for
+    images: tuple[Cells, Cells] = (None, None)  # as in `CheckedProblem`
 
     @classmethod
     def of(cls, given: CheckedProblem, f: Array, g: Array, reach: Reach | None, shift: Array | None) -> Self:
@@ -66,6 +69,7 @@ class Problem:
             reach=reach,
             shift=shift,
             batch_of_one=given.batch_of_one,
+            images=given.images,
         )
 
     @property
@@ -137,6 +141,10 @@ class Problem:
         """Return `array` (B, ...) in the shape and the dtype of the user's arrays."""
         array = narrowed(array, self.dtype, self.xp)
         return array if self.batched else array[0]
+
+    def bins_to_user(self, array: Array, side: int) -> Array:
+        """Return `array` (B, bins) of the side of a (0) or b (1) in the shape and the dtype of its weights."""
+        return as_images(self.to_user(array), self.images[side])
 
     def rounding(self) -> Array:
         """Return a bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""

@@ -190,7 +190,7 @@ class SinkhornResult(Summary):
         """
         problem = self.problem.in_float64()
         v = checks.vector(v, axis, problem).astype(np.float64)
-        return problem.to_user(problem.C.apply_plan(*problem.logits(), v, problem.eps, axis))
+        return problem.bins_to_user(problem.C.apply_plan(*problem.logits(), v, problem.eps, axis), 1 - axis)
 
     @on_device
     def barycentric_map(self, values: Array, axis: Axis = 1) -> Array:
@@ -212,6 +212,8 @@ class SinkhornResult(Summary):
         checked, flat = map_values(values, axis, self.problem)
         side = problem.logits()[axis]
         found = problem.to_user(conditional_means(problem.C, side, checked, problem.eps, axis))
+        if (cells := problem.images[1 - axis]) is not None:
+            found = found.reshape(*found.shape[:-2], *cells, found.shape[-1])
         return found[..., 0] if flat else found
 
     @on_device
@@ -272,7 +274,7 @@ def make_result(problem: Problem, values: dict[str, Array], n_iter: HostArray, c
     xp = problem.xp
     values = {name: problem.to_user(xp.asarray(value)) for name, value in values.items()}
     n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
-    f, g = (problem.to_user(x) for x in problem.shown_potentials())
+    f, g = (problem.bins_to_user(x, side) for side, x in enumerate(problem.shown_potentials()))
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)
 
 

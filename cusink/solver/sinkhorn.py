@@ -13,7 +13,7 @@ from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.each import HowToSolve, solve_each
 from cusink.solver.gap import proved_bounds
-from cusink.solver.pairs.checks import are_measures, eps_of_pairs, pairs_of_measures, unused
+from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, made, make_result
@@ -40,6 +40,7 @@ def sinkhorn(
     overrelaxation: Overrelaxation = "auto",
     reach: float | tuple[float | None, float | None] | None = None,
     memory_limit: int | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornPairs: ...
 
@@ -61,6 +62,7 @@ def sinkhorn(
     callback: Callback | None = None,
     memory_limit: int | None = None,
     gap: float | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornResult: ...
 
@@ -82,6 +84,7 @@ def sinkhorn(
     callback: Callback | None = None,
     memory_limit: int | None = None,
     gap: float | None = None,
+    normalise: bool = False,
     check: bool = True,
 ) -> SinkhornResult | SinkhornPairs:
     """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
@@ -90,6 +93,7 @@ def sinkhorn(
     ----------
     a : array, shape (n,) or (B, n), or None, or Measures
         Source weights: non-negative, with a positive sum. Zeros are allowed. None stands for uniform weights of sum 1.
+        Beside a `cusink.Grid` also images, shape (H, W) or (B, H, W), and volumes, of the shape of its cells.
         `cusink.Measures` are clouds of unequal sizes, which are compared pair by pair with those of `b`.
     b : array, shape (m,) or (B, m), or None, or Measures
         Target weights, of the same sum as `a` unless `reach` is given; as many `cusink.Measures` as in `a`.
@@ -136,14 +140,16 @@ def sinkhorn(
     gap : float, optional
         Relative gap up to which `SinkhornResult.bounds` is to enclose the cost of the problem without regularisation,
         such as 1e-3. All else in the result is as without it. Not with `reach`, nor for `cusink.Measures`.
+    normalise : bool
+        Divide the weights by their sums, so that masses may be any; gradients are then those by the normalised weights.
     check : bool
         False skips the checks of the values of the input (not those of shapes and types), for speed.
 
     Returns
     -------
     SinkhornResult or SinkhornPairs
-        Potentials, the three values, error, iterations; per problem, of shape () or (B,). `cusink.SinkhornPairs` for
-        `cusink.Measures`.
+        Potentials, the three values, error, iterations; per problem, of shape () or (B,). Of images the potentials are
+        images too, as are gradients by them. `cusink.SinkhornPairs` for `cusink.Measures`.
 
     Raises
     ------
@@ -205,6 +211,8 @@ def sinkhorn(
     gap = checks.gap(gap, prices)
     if are_measures(a, b):
         unused(init=init, callback=callback, gap=gap)
+        if flag("normalise", normalise):
+            a, b = normalised_measures(a, b)
         pairs = pairs_of_measures(a, b, C, prices is None, flag("check", check))
         call: Callable[..., Any] = functools.partial(
             sinkhorn,
@@ -221,7 +229,9 @@ def sinkhorn(
         out = joined(SolvedPairs.of(pairs, by, options, prices is None, False, call, made, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
-    given = checks.problem(a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices)
+    given = checks.problem(
+        a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices, normalise=normalise
+    )
     checks.callback(callback)
     if prices is not None:
         checks.reach_in_range(prices, given.C.dtype.name)

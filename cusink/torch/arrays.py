@@ -70,15 +70,20 @@ def one_tensor(name: str, x: Any) -> None:
         )
 
 
-def one_dtype(**named: Any) -> None:
-    """Check that the tensors of floating-point numbers, None apart, share one dtype."""
+def in_one_dtype(**named: Any) -> dict[str, Any]:
+    """Return the tensors with those of floating-point numbers in one dtype, and None as it is.
+
+    float32 beside float64 becomes that, and gradients come back in the dtype of each; others are to share one.
+    """
     given = {name: x for name, x in named.items() if x is not None and x.is_floating_point()}
-    if not given:
-        return
-    last, like = next(reversed(given.items()))
-    for name, x in given.items():
-        if x.dtype != like.dtype:
-            raise TypeError(f"all tensors must share one dtype; '{name}' is {x.dtype} and '{last}' is {like.dtype}")
+    if {x.dtype for x in given.values()} == {torch.float32, torch.float64}:
+        return {name: x.double() if name in given else x for name, x in named.items()}
+    if given:
+        last, like = next(reversed(given.items()))
+        for name, x in given.items():
+            if x.dtype != like.dtype:
+                raise TypeError(f"all tensors must share one dtype; '{name}' is {x.dtype} and '{last}' is {like.dtype}")
+    return named
 
 
 def regularisation(eps: Any) -> torch.Tensor:

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 
 from cusink.bridges.barycenters import BarycenterOf, check_shapes
-from cusink.bridges.options import grid_or_refuse, mass_ratio
+from cusink.bridges.options import grid_or_refuse, mass_ratio, of_sum_one
 from cusink.checks.scalars import flag
 from cusink.costs.grid import Grid
+from cusink.costs.images import as_images, in_bins
 from cusink.operand import check_shape
-from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
+from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.costs import cost_tensors
 from cusink.torch.operators import apply
@@ -24,6 +25,7 @@ def barycenter(
     *,
     eps: float | torch.Tensor,
     debiased: bool = False,
+    normalise: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """Histogram that is nearest to K given ones, differentiable once, backwards, in `A`, `C`, `weights` and `eps`.
@@ -31,7 +33,7 @@ def barycenter(
     Parameters
     ----------
     A : tensor, shape (K, n) or (B, K, n)
-        Histograms, of one mass.
+        Histograms, of one mass; beside a `cusink.Grid` also images, shape (K, H, W) or (B, K, H, W).
     C : tensor, shape (n, m), or PointCloud, or cusink.Grid
         Cost. Of a `cusink.torch.PointCloud` the points are differentiable.
     weights : tensor, shape (K,) or (B, K), optional
@@ -40,6 +42,8 @@ def barycenter(
         Regularisation in the unit of `C`.
     debiased : bool
         As for `cusink.barycenter`.
+    normalise : bool
+        Divide each histogram by its sum; gradients are those by `A` as it is.
     **options
         `max_iter`, `tol` and the other options of `cusink.barycenter`. `tol` is also the tolerance of the linear system
         behind the gradients (1e-6 if it is None).
@@ -80,11 +84,14 @@ def barycenter(
     kind, costs = cost_tensors(C)
     if kind.kind == "dense":
         check_shape(C, batch=False)
+    A, image = in_bins("A", A, kind.image, ("K, ", "B, K, "))
+    single = A.dtype == torch.float32
     named: dict[str, Any] = {"A": A, "weights": weights, **costs}
     checked(**named)
     autocast = torch.is_autocast_enabled(A.device.type)
     if not autocast:
-        one_dtype(**named)
+        named = in_one_dtype(**named)
+        A = named["A"]
     price = regularisation(eps)
     bins = kind.bins({name: tuple(x.shape) for name, x in costs.items()})
     given = None if weights is None else tuple(weights.shape)
@@ -96,11 +103,15 @@ def barycenter(
         named["weights"] = torch.full(A.shape[-2:-1], 1 / A.shape[-2], dtype=computing, device=A.device)
     if half:
         named = {name: x.float() for name, x in named.items()}
-        A = named["A"]
-        named["A"] = A * mass_ratio(torch, A[..., :1, :].detach(), A.detach())
+    A = named["A"]
+    if flag("normalise", normalise):
+        named["A"] = of_sum_one(torch, A if A.is_floating_point() else A.to(computing))
+    elif half or (single and A.dtype == torch.float64):
+        of = "bfloat16" if half else "float32"
+        named["A"] = A * mass_ratio(torch, A[..., :1, :].detach(), A.detach(), of)
     work = BarycenterOf(kind, tuple(options.items()), flag("debiased", debiased))
     (out,) = apply(work, named | {"eps": price})
-    return out.to(dtype) if dtype in HALF and not autocast else out
+    return as_images(out.to(dtype) if dtype in HALF and not autocast else out, image)
 
 
 class Barycenter(torch.nn.Module):
@@ -146,7 +157,7 @@ class Barycenter(torch.nn.Module):
         Parameters
         ----------
         A : tensor, shape (K, n) or (B, K, n)
-            Histograms, of one mass.
+            Histograms, of one mass; beside a `cusink.Grid` also images, shape (K, H, W) or (B, K, H, W).
         weights : tensor, shape (K,) or (B, K), optional
             How much each histogram counts.
 

@@ -7,7 +7,7 @@ import torch
 from cusink.bridges.measures import KernelWork
 from cusink.bridges.options import Reduction, reduced
 from cusink.norms import checks
-from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor
+from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor
 from cusink.torch.operators import apply
 
 __all__ = ["kernel_distance", "kernel_neg_log_likelihood"]
@@ -119,7 +119,7 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
     for name, given in (("x", x), ("y", y)):
         one_tensor(name, given)
     checked(x=x, a=a, y=y, b=b)
-    one_dtype(x=x, a=a, y=y, b=b)
+    x, a, y, b = in_one_dtype(x=x, a=a, y=y, b=b).values()
     dtype = x.dtype
     points = {name: p.unsqueeze(-1) if p.ndim == 1 else p for name, p in (("x", x), ("y", y))}
     weights = {"a": (a, x), "b": (b, y)}

@@ -10,21 +10,21 @@ from cusink.bridges.options import (
     Gradient,
     LossOptions,
     Reduction,
-    mass_ratio,
     reach_of,
     reduced,
-    values_of,
+    values_as_images,
 )
 from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
+from cusink.costs.images import as_images
 from cusink.solver.checks import plan_axis
 from cusink.solver.pairs.checks import unused
-from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
+from cusink.torch.arrays import one_tensor
 from cusink.torch.clouds import PointCloud
-from cusink.torch.costs import cost_tensors
 from cusink.torch.measures import Measures, are_measures, problem_of_pairs
 from cusink.torch.operators import apply, eps_in_units
+from cusink.torch.problems import LossProblem
 from cusink.types import Axis, Value
 
 __all__ = [
@@ -35,50 +35,12 @@ __all__ = [
 ]
 
 
-class _Problem:
-    """Checked tensors of a call, all in the dtype of the computation, by name; and what turns results back."""
+class _Problem(LossProblem):
+    """A problem whose eps may be relative to its costs."""
 
-    def __init__(
-        self,
-        a: torch.Tensor | None,
-        b: torch.Tensor | None,
-        C: Any,
-        eps: Any,
-        balanced: bool,
-        own: dict[str, Any],
-        values: Any = None,
-    ) -> None:
-        self.kind, costs = cost_tensors(C)
-        named = {"a": a, "b": b, **own, "values": values, **costs}
-        if all(x is None for x in named.values()):
-            raise TypeError("'a' and 'b' must not both be None for a Grid: they say on which device the loss is")
-        checked(**named)
-        device = next(x.device for x in reversed(named.values()) if x is not None)
-        self.autocast = torch.is_autocast_enabled(device.type)
-        if not self.autocast:
-            one_dtype(**named)
-        floats = [x.dtype for x in reversed(named.values()) if x is not None and x.is_floating_point()]
-        self.dtype = floats[0] if floats else torch.float64
-        half = [x for x in named.values() if x is not None and x.dtype in HALF]
-        computing = torch.float32 if self.dtype in HALF else self.dtype
-        bins = self.kind.bins({name: tuple(x.shape) for name, x in costs.items()})
-        if values is not None:
-            values_of(tuple(values.shape), bins)
-        for name, k in zip("ab", bins, strict=True):
-            if named[name] is None:
-                named[name] = torch.full((k,), 1 / k, dtype=computing, device=device)
-        if half:
-            named = {name: x if x is None else x.float() for name, x in named.items()}
-            if balanced:
-                a, b = named["a"], named["b"]
-                named["b"] = b * mass_ratio(torch, a.detach(), b.detach())
-        if isinstance(eps, RelativeEps):
-            eps = eps_in_units(eps, self.kind, named)
-        self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": regularisation(eps)}
-
-    def narrowed(self, out: torch.Tensor) -> torch.Tensor:
-        """Return a result in the half precision of the inputs, outside autocast."""
-        return out.to(self.dtype) if self.dtype in HALF and not self.autocast else out
+    def in_units(self, eps: RelativeEps, named: dict[str, Any]) -> Any:
+        """Return eps in the unit of the costs among named tensors."""
+        return eps_in_units(eps, self.kind, named)
 
 
 def sinkhorn_loss(
@@ -90,6 +52,7 @@ def sinkhorn_loss(
     value: Value = "cost",
     gradient: Gradient = "exact",
     reduction: Reduction = "mean",
+    normalise: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """Wasserstein loss between pairs of measures, differentiable twice in `a`, `b`, `C` and `eps`.
@@ -97,8 +60,9 @@ def sinkhorn_loss(
     Parameters
     ----------
     a : tensor, shape (n,) or (B, n), or Measures, or None
-        Source weights, such as the output of a softmax. None stands for uniform weights. `cusink.torch.Measures` are
-        K clouds of unequal sizes.
+        Source weights, such as the output of a softmax. None stands for uniform weights. Beside a `cusink.Grid` also
+        images, shape (H, W) or (B, H, W), and volumes; gradients have the shape and the dtype of each input.
+        `cusink.torch.Measures` are K clouds of unequal sizes.
     b : tensor, shape (m,) or (B, m), or Measures, or None
         Target weights, of the same sum as `a` unless `reach` is given.
     C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
@@ -116,6 +80,8 @@ def sinkhorn_loss(
         solve, and is off by what the entropy weighs. The two differ for ``value="cost"`` alone.
     reduction : {"mean", "sum", "none"}
         Return the mean or the sum of the losses of a batch, or one loss for each pair.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn`. `tol` is also the tolerance
         of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
@@ -161,10 +127,11 @@ def sinkhorn_loss(
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
     if are_measures(a, b):
+        unused(normalise=normalise or None)
         of = partial(PairValues, value=value, gradient=gradient)
         (losses,) = apply(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
         return reduced(losses, reduction)
-    problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {})
+    problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {}, normalise)
     (losses,) = apply(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
@@ -178,6 +145,7 @@ def sinkhorn_divergence(
     C_aa: torch.Tensor | None = None,
     C_bb: torch.Tensor | None = None,
     reduction: Reduction = "mean",
+    normalise: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """Sinkhorn divergence between pairs of measures, differentiable twice in all tensors.
@@ -195,6 +163,8 @@ def sinkhorn_divergence(
         Costs within each side, where `C` is a tensor between different bins.
     reduction : {"mean", "sum", "none"}
         Return the mean or the sum of the divergences of a batch, or one for each pair.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`.
 
@@ -229,10 +199,10 @@ def sinkhorn_divergence(
     own = {"C_aa": C_aa, "C_bb": C_bb}
     given = tuple(options.items())
     if are_measures(a, b):
-        unused(**own)
+        unused(**own, normalise=normalise or None)
         (losses,) = apply(*problem_of_pairs(a, b, C, eps, PairDivergences, options=given))
         return reduced(losses, reduction)
-    problem = _Problem(a, b, C, eps, reach_of(given) is None, own)
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, own, normalise)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
     (losses,) = apply(Divergence(problem.kind, given, C_aa is not None), problem.inputs)
@@ -244,6 +214,7 @@ def sinkhorn_potentials(
     b: torch.Tensor | None,
     C: "torch.Tensor | PointCloud | Grid",
     eps: float | torch.Tensor | RelativeEps,
+    normalise: bool = False,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Dual potentials f and g of transport problems, differentiable once in `a`, `b`, `C` and `eps`.
@@ -256,6 +227,8 @@ def sinkhorn_potentials(
         Cost, as for `sinkhorn_loss`.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         Options of `cusink.sinkhorn`.
 
@@ -285,9 +258,10 @@ def sinkhorn_potentials(
     (torch.Size([2]), torch.Size([2]))
     """
     given = tuple(options.items())
-    problem = _Problem(a, b, C, eps, reach_of(given) is None, {})
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, normalise)
     f, g = apply(Potentials(problem.kind, given), problem.inputs)
-    return problem.narrowed(f), problem.narrowed(g)
+    f, g = (as_images(problem.narrowed(x), cells) for x, cells in zip((f, g), problem.images, strict=True))
+    return f, g
 
 
 def apply_plan(
@@ -298,6 +272,7 @@ def apply_plan(
     values: torch.Tensor,
     *,
     axis: Axis = 1,
+    normalise: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """Plan of a transport problem times values, differentiable once in all tensors; the plan is not formed.
@@ -316,6 +291,8 @@ def apply_plan(
         What is transported, such as the target points; divided by `a` the result is then the barycentric map.
     axis : {1, 0}
         The axis of the plan to sum over: 1 gives ``P v``, 0 gives ``P' v``.
+    normalise : bool
+        Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
         Options of `cusink.sinkhorn`.
 
@@ -340,6 +317,6 @@ def apply_plan(
     axis = plan_axis(axis)
     one_tensor("values", values)
     given = tuple(options.items())
-    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, values)
+    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, normalise, values)
     (applied,) = apply(Applied(problem.kind, given, axis), problem.inputs)
-    return problem.narrowed(applied)
+    return values_as_images(problem.narrowed(applied), problem.of_values)

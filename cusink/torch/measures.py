@@ -10,7 +10,7 @@ from cusink.bridges.pairs import PairWork, pair_work
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.measures import offsets_of
-from cusink.torch.arrays import HALF, checked, one_dtype, one_tensor, regularisation
+from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
 
 __all__ = ["Measures"]
 
@@ -61,7 +61,7 @@ class Measures:
             raise TypeError("Measures must not be of half precision; convert them with .float()")
         if not points.is_floating_point():
             self.points = self.points.to(torch.float64 if weights is None else weights.dtype)
-        one_dtype(weights=weights, points=self.points)
+        weights, self.points = in_one_dtype(weights=weights, points=self.points).values()
         if weights is None:
             sizes = np.diff(self.offsets)
             equal = np.repeat(1 / np.maximum(sizes, 1), sizes)
@@ -140,5 +140,4 @@ def problem_of_pairs(
         )
     named = {"a": a.weights, "x": a.points, "b": b.weights, "y": b.points}
     checked(**named)
-    one_dtype(**named)
-    return work, named | {"eps_of_pairs": number.expand(len(a))}
+    return work, in_one_dtype(**named) | {"eps_of_pairs": number.expand(len(a))}

@@ -23,6 +23,8 @@ AREAS: dict[str, tuple[str, ...]] = {
     "bounds": (
         "cusink/retrieval/bounds.py",
         "cusink/retrieval/concavity.py",
+        "cusink/retrieval/unbalanced_bounds.py",
+        "cusink/retrieval/bounding.py",
         "cusink/retrieval/search.py",
         "cusink/retrieval/ranking.py",
     ),
@@ -94,7 +96,7 @@ TESTS: dict[str, Tests] = {
         ("tests/gradients", "tests/solver/test_eps.py", "-k", "not cupy and not memory"),
     ),
     "cusink/retrieval/*": Tests(
-        ("tests/retrieval/test_bounds.py", "tests/retrieval/test_concavity.py"),
+        ("tests/retrieval/test_bounds.py", "tests/retrieval/test_concavity.py", "tests/retrieval/test_reach.py"),
         ("tests/retrieval/test_search.py", "tests/retrieval/test_nearest.py", "-k", "not cuda and not memory_limit"),
     ),
     "kernels/iterate.cu": Tests(_ITERATED, ()),

@@ -206,9 +206,10 @@ VALUES = NUMBERS | WORDS | CONTAINERS | ARRAYS
 
 STEPS = {"eps": 0.5, "max_iter": 20, "tol": 1e-6, "check_every": 10, "overrelaxation": "auto"}
 SOLVE = STEPS | {"method": "auto"}
-LIMITS = {"memory_limit": None, "check": True}
+LIMITS = {"memory_limit": None, "normalise": False, "check": True}
 RETRIEVAL = {"value": "cost", "progress": False, "full_output": False, "on_empty": "nan", **SOLVE, **LIMITS}
-RETRIEVAL["workers"] = 1
+RETRIEVAL |= {"workers": 1, "reach": None}
+LAZY = {"device": "cpu", "reach": None, **SOLVE, **LIMITS}
 NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}
 FIELD = {"field_at": None}
 LINE = {"x": A, "a": A, "y": B, "b": B, "power": 2.0}
@@ -404,10 +405,14 @@ CALLS = {
             "prune": True,
             "solve_at_most": 3,
             "candidates": fixed(np.array([[0, 1], [1, 2], [2, 0]])),
+            "devices": None,
             **RETRIEVAL,
         },
     ),
-    "Index": (cusink.Index, {"B": OTHERS, "C": C, "value": "cost", "on_empty": "nan", **SOLVE, **LIMITS}),
+    "Index": (
+        cusink.Index,
+        {"B": OTHERS, "C": C, "value": "cost", "reach": None, "on_empty": "nan", **SOLVE, **LIMITS},
+    ),
     "Index.search": (
         INDEX.search,
         {
@@ -420,6 +425,7 @@ CALLS = {
             "full_output": False,
             "check": True,
             "workers": 1,
+            "devices": None,
         },
     ),
     "set_workers": (set_and_reset, {"workers": 2}),
@@ -464,11 +470,11 @@ CALLS = {
     "sinkhorn on a grid": (cusink.sinkhorn, {"a": A, "b": B, "C": cusink.Grid(N), "reach": None, **SOLVE, **LIMITS}),
     "distributed.distance_matrix": (
         cusink.distributed.distance_matrix,
-        {"A": ROWS, "B": OTHERS, "C": C, "value": "cost", "full_output": False, "device": "cpu", **SOLVE, **LIMITS},
+        {"A": ROWS, "B": OTHERS, "C": C, "value": "cost", "full_output": False, **LAZY},
     ),
     "distributed.nearest": (
         cusink.distributed.nearest,
-        {"A": ROWS, "B": OTHERS, "C": C, "k": 1, "value": "cost", "prune": True, "device": "cpu", **SOLVE, **LIMITS},
+        {"A": ROWS, "B": OTHERS, "C": C, "k": 1, "value": "cost", "prune": True, **LAZY},
     ),
     "distributed.Index": (cusink.distributed.Index, {"parts": [INDEX], "client": None}),
     "jax.PointCloud": (cusink.jax.PointCloud, CLOUD),

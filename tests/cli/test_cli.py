@@ -85,6 +85,14 @@ def test_normalising_divides_each_histogram_by_its_mass(folder):
     np.testing.assert_allclose(np.load("D.npy"), oracle(A, B, C), rtol=0, atol=1e-8)
 
 
+def test_masses_may_differ_where_they_have_a_price(folder):
+    A = np.random.default_rng(6).random((3, 4))
+    np.save("unequal.npy", A)
+    command("unequal.npy --grid 4 --eps 0.5 --reach 2 --value reg_cost -o d.npy")
+    wanted = cusink.distance_matrix(A, None, cusink.Grid(4), eps=0.5, tol=1e-6, reach=2.0, value="reg_cost")
+    np.testing.assert_allclose(np.load("d.npy"), wanted, rtol=1e-6)
+
+
 def test_precision_memory_and_progress_change_the_way_not_the_answer(folder, capsys):
     line = f"queries.npy corpus.npz --cost cost.npy --eps {EPS} --tol 1e-5"
     assert command(f"{line} --dtype float32 --memory-limit 1M --progress --device cpu -o D.npy") == 0

@@ -266,7 +266,7 @@ def copied(stored, tmp_path):
 def test_files_are_plain(stored):
     """Arrays that any reader of .npy takes, and a description that anyone can read."""
     description = json.loads((stored / "index.json").read_text())
-    assert description["version"] == 1 and description["items"] == 40 and description["value"] == "divergence"
+    assert description["version"] == 2 and description["items"] == 40 and description["value"] == "divergence"
     assert {path.name for path in stored.iterdir()} == {"index.json", *description["files"]}
     for name, entry in description["files"].items():
         array = np.load(stored / name, allow_pickle=False)
@@ -295,7 +295,7 @@ def test_damage_is_told(copied):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 1', '"version": 7', "must be an index of version 1; .* is one of version 7"),
+        ('"version": 2', '"version": 7', "must be an index of version 2; .* is one of version 7"),
         ('"eps": 0.01', '"eps": 0.02', "index.json is not what was written"),
         ("{", "", "index.json cannot be read"),
         ('"cusink index"', '"other"', "index.json cannot be read"),
@@ -391,7 +391,7 @@ def test_bad_input_says_what_to_change(clouds):
 def test_forbidden_pairs_are_checked_with_the_queries():
     A, B, C = np.eye(3), np.eye(3)[[0, 1] * 20], np.ones((3, 3))
     C[2, :2] = np.inf
-    index = cusink.Index(B, C, eps=0.1)
+    index = cusink.Index(B, C, eps=0.1, value="reg_cost")
     with pytest.raises(ValueError, match="'A' row 2 has weight where 'C' forbids"):
         index.search(A, 1)
     assert index.search(A[:2], 1, full_output=True).pruning.startswith("none: with forbidden")

@@ -19,6 +19,8 @@ from cusink.retrieval import bounds as retrieval_bounds
 from cusink.retrieval import search
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.collections import check_collections
+from cusink.retrieval.engine import corpus_of, find
+from cusink.retrieval.query import Query
 from cusink.retrieval.ranking import TopK
 
 VALUES = ["cost", "reg_cost", "entropic_cost", "divergence"]
@@ -268,7 +270,7 @@ def test_what_cannot_be_pruned_is_solved_and_told():
         (C, K, {"prune": False}, "not asked for"),
         (C, 30, {}, "k is not small"),
         (C, K, {"tol": None, "max_iter": 20}, "tol=None"),
-        (forbidden, K, {"eps": 0.1}, "forbidden"),
+        (forbidden, K, {"eps": 0.1, "value": "reg_cost"}, "forbidden"),
         (C, K, {"memory_limit": 40_000}, "memory_limit"),
     ]
     for cost, k, given, why in cases:
@@ -338,3 +340,30 @@ def test_bad_input_says_what_to_change(given, error, message):
     arguments = good | given
     with warnings.catch_warnings(), pytest.raises(error, match=message):
         cusink.nearest(arguments.pop("A"), arguments.pop("B"), arguments.pop("C"), **arguments)
+
+
+@pytest.mark.parametrize("how", [{}, {"prune": False}, {"candidates": True}])
+def test_a_search_for_some_rows_finds_what_one_for_all_does(how):
+    """As where rows are shared out to devices, among them equal ones of a collection with itself."""
+    A = np.concatenate([blots(40), blots(3)])
+    pairs = check_collections(A, None, problems.grid_cost(6, 6), eps=0.05, check=True)
+    listed = np.tile(np.arange(0, 43, 2), (43, 1)) if how.get("candidates") else None
+    query = Query(
+        k=2,
+        value="cost",
+        options=Options(1000, 1e-6, 10, "auto", "auto"),
+        excludes_self=True,
+        memory_limit=None,
+        candidates=listed,
+    )
+    whole, _ = find(pairs, corpus_of(pairs, query), query, how.get("prune", True), False)
+    finished = 0
+    for rows in (slice(0, 17), slice(17, 43)):
+        part, _ = find(
+            pairs, corpus_of(pairs, query), dataclasses.replace(query, rows=rows), how.get("prune", True), False
+        )
+        np.testing.assert_array_equal(part.best.columns[rows], whole.best.columns[rows])
+        np.testing.assert_allclose(part.best.values[rows], whole.best.values[rows], atol=1e-9)
+        assert np.isinf(np.delete(part.best.values, np.r_[rows], axis=0)).all()
+        finished += part.counts.finished
+    assert finished >= whole.counts.finished

@@ -21,7 +21,7 @@ from cusink.errors import warn
 from cusink.operand import operand
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device
-from cusink.types import HostArray
+from cusink.types import HostArray, Reach
 
 PARTNER_ENTRIES = 1 << 16  # of costs that are looked at, and of pairs of words and items
 SUPPORTED = "scipy.sparse rows over a vocabulary"
@@ -32,7 +32,9 @@ def are_documents(A: object, B: object) -> bool:
     return any(is_sparse(x) or isinstance(x, Measures) for x in (A, B))
 
 
-def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty: str = "nan") -> CheckedDocuments:
+def check_documents(
+    A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty: str = "nan", normalise: bool = False
+) -> CheckedDocuments:
     """Check the collections of a call, B None for A itself.
 
     `on_empty` says what to do about items without weight: "nan" warns once and names them, "raise" refuses them.
@@ -49,10 +51,11 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
     sides, C, xp, dtype = _sparse(given, C, check) if is_sparse(A) else _clouds(given, C)
     price_in_range("eps", eps, C.dtype.name)
     masses = [_masses(name, side, check) for name, side in zip(given, sides, strict=True)]
-    first = next((mass for all_masses in masses for mass in all_masses if mass > 0), None)
+    first = _first(np.concatenate(masses), normalise)
     own = weights_dtype(dtype, *(x if is_sparse(x) else x.weights for x in given.values()))
     scaled = [
-        _one_mass(name, side, mass, first, check, own) for name, side, mass in zip(given, sides, masses, strict=True)
+        _one_mass(name, side, mass, first, check and not normalise, own)
+        for name, side, mass in zip(given, sides, masses, strict=True)
     ]
     report_empty(dict(zip(given, scaled, strict=True)), on_empty)
     found = CheckedDocuments(A=scaled[0], B=scaled[-1], C=C, xp=xp, dtype=dtype)
@@ -61,20 +64,29 @@ def check_documents(A: Any, B: Any, C: Any, *, eps: float, check: bool, on_empty
     return found
 
 
-def check_corpus(B: Any, C: Any, *, eps: float, check: bool, on_empty: str) -> CheckedDocuments:
+def check_corpus(
+    B: Any, C: Any, *, eps: float, check: bool, on_empty: str, normalise: bool = False
+) -> CheckedDocuments:
     """Check a collection that is to be looked among later: its pairs with itself, whatever the cost is between."""
     eps = regularisation(eps)
     sides, C, xp, dtype = _sparse({"B": B}, C, check) if is_sparse(B) else _clouds({"B": B}, C)
     price_in_range("eps", eps, C.dtype.name)
     mass = _masses("B", sides[0], check)
-    first = next((one for one in mass if one > 0), None)
-    own = _one_mass("B", sides[0], mass, first, check, weights_dtype(dtype, B if is_sparse(B) else B.weights))
+    first, judged = _first(mass, normalise), check and not normalise
+    own = _one_mass("B", sides[0], mass, first, judged, weights_dtype(dtype, B if is_sparse(B) else B.weights))
     report_empty({"B": own}, on_empty)
     return CheckedDocuments(A=own, B=own, C=C, xp=xp, dtype=dtype)
 
 
 def check_more(
-    name: str, x: Any, given: CheckedDocuments, side: Literal[0, 1], first: float | None, check: bool, on_empty: str
+    name: str,
+    x: Any,
+    given: CheckedDocuments,
+    side: Literal[0, 1],
+    first: float | None,
+    check: bool,
+    on_empty: str,
+    normalise: bool = False,
 ) -> RaggedWeights:
     """Check more rows over the vocabulary of an index: queries (side 0), or further items (side 1).
 
@@ -87,8 +99,8 @@ def check_more(
     _one_column_each(name, own, given.C.shape[0 if side == 0 else -1], given.C)
     ragged = _ragged(own, data.dtype)
     mass = _masses(name, ragged, check)
-    first = next((one for one in mass if one > 0), None) if first is None else first
-    scaled = _one_mass(name, ragged, mass, first, check, given.dtype, "the index")
+    first = _first(mass, normalise) if first is None or normalise else first
+    scaled = _one_mass(name, ragged, mass, first, check and not normalise, given.dtype, "the index")
     report_empty({name: scaled}, on_empty)
     return scaled
 
@@ -103,16 +115,31 @@ def check_pairs_of_measures(
     dtype: Any,
     check: bool,
     on_empty: str,
+    normalise: bool = False,
 ) -> CheckedDocuments:
     """Check measures that are compared with those of an index, which were checked and scaled to `mass` as B."""
     if not isinstance(A, Measures):
         raise TypeError(f"'{name}' must be cusink.Measures like the items of the index; got {kind(A)}")
     (ours, _), C, xp, _ = _clouds({name: A, "the index": measures}, metric, arrays)
     own = _masses(name, ours, check)
-    mass = next((one for one in own if one > 0), None) if mass is None else mass
-    scaled = _one_mass(name, ours, own, mass, check, dtype, "the index")
+    mass = _first(own, normalise) if mass is None or normalise else mass
+    scaled = _one_mass(name, ours, own, mass, check and not normalise, dtype, "the index")
     report_empty({name: scaled}, on_empty)
     return CheckedDocuments(A=scaled, B=B, C=C, xp=xp, dtype=dtype)
+
+
+def without_reach(reach: Reach | None) -> None:
+    """Refuse prices of marginals, which pairs of documents are not solved with."""
+    if reach is not None:
+        raise ValueError(
+            "'reach' must be None for sparse rows and cusink.Measures, whose items are compared at one mass; got "
+            f"{reach}. cusink.sinkhorn takes it for pairs of cusink.Measures, and all functions do for dense arrays"
+        )
+
+
+def _first(mass: HostArray, normalise: bool) -> float | None:
+    """Return the mass that items are scaled to: 1, or the first that is one; None if all are empty."""
+    return 1.0 if normalise else next((float(one) for one in mass if one > 0), None)
 
 
 def of_one_kind(name: str, x: Any) -> None:
@@ -260,8 +287,7 @@ def _one_mass(
             first,
             dtype,
             got=lambda row: f"{owner} has {first:g} and '{name}' row {row} has {mass[row]:g}",
-            advice="Divide each row by its sum: sparse counts with sklearn.preprocessing.normalize(A, norm='l1') or "
-            "scipy.sparse.diags_array(1 / A.sum(axis=1)) @ A, Measures with .normalised()",
+            advice="normalise=True divides each by its sum",
         )
     factor = np.repeat(first / np.where(side.sizes > 0, mass, 1), side.sizes)
     return RaggedWeights(side.offsets, (side.weights * factor).astype(side.weights.dtype), side.places)

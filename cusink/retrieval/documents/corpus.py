@@ -47,17 +47,18 @@ class DocumentCorpus(Digested):
         mass = sums(self.B.offsets, self.B.weights)
         return next((float(one) for one in mass if one > 0), None)
 
-    def with_rows(self, A: Any, check: bool, on_empty: str) -> DocumentPairs:
+    def with_rows(self, A: Any, check: bool, settings: Settings) -> DocumentPairs:
         """Return the pairs of rows as the user gave them, None for the columns themselves, with all columns."""
         C, B, t = self.template.C, self.B, self.template
+        rules = (check, settings.on_empty, settings.normalise)
         if A is None:
             given = CheckedDocuments(A=B, B=B, C=C, xp=C.xp, dtype=t.dtype)
         elif self.measures is None:
             index = CheckedDocuments(A=B, B=B, C=C, xp=C.xp, dtype=t.dtype)
-            own = check_more("A", A, index, 0, self.mass, check, on_empty)
+            own = check_more("A", A, index, 0, self.mass, *rules)
             given = dataclasses.replace(index, A=own)
         else:
-            given = check_pairs_of_measures("A", A, self.measures, B, self.metric, self.mass, t.dtype, check, on_empty)
+            given = check_pairs_of_measures("A", A, self.measures, B, self.metric, self.mass, t.dtype, *rules)
         if check:
             partners(given.A, given.B, given.C)
         return DocumentPairs.of(given, t.eps, self.memory_limit)

@@ -139,6 +139,16 @@ class DocumentPairs:
         """The mass of the items that are not empty."""
         return float(self.A.weights.sum(dtype=np.float64)) / max(1, int(np.count_nonzero(self.A.sizes)))
 
+    @property
+    def reach(self) -> None:
+        """None: the marginals are met."""
+        return None
+
+    @property
+    def masses(self) -> None:
+        """None: all items have one mass."""
+        return None
+
     def digests(self, side: Literal[0, 1], first: int = 0) -> list[bytes]:
         """Return a digest of each item from `first` on; see `Pairs`.
 

@@ -13,7 +13,7 @@ import numpy as np
 from cusink.types import HostArray
 
 FORMAT = "cusink index"
-VERSION = 1  # raise it whenever what the files mean changes
+VERSION = 2  # raise it whenever what the files mean changes
 DESCRIPTION = "index.json"
 BLOCK_BYTES = 1 << 24  # that are read or written at a time
 

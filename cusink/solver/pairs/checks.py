@@ -59,6 +59,11 @@ def unused(**options: object) -> None:
             raise ValueError(f"'{name}' must be None where 'a' and 'b' are cusink.Measures; got {kind(given)}")
 
 
+def normalised_measures(*given: Any) -> tuple[Any, ...]:
+    """Return measures whose weights have the sum 1; anything else, and measures without weight, as they are."""
+    return tuple(x.normalised() if isinstance(x, Measures) else x for x in given)
+
+
 def pairs_of_measures(a: Any, b: Any, C: Any, balanced: bool, check: bool) -> CheckedPairs:
     """Check the measures of a call; without `reach`, when it is `balanced`, the masses of a pair are to be equal."""
     for name, x in (("a", a), ("b", b)):
@@ -121,8 +126,8 @@ def _masses(given: CheckedPairs, balanced: bool, check: bool) -> None:
             of_a,
             given.dtype,
             got=lambda k: f"got {of_a[k]:g} and {of_b[k]:g} in pair {k}",
-            advice="Measures.normalised() divides each by its sum. Where the difference has a meaning, 'reach' lets "
-            "mass appear and vanish at a price",
+            advice="normalise=True divides each by its sum. Where the difference has a meaning, 'reach' lets mass "
+            "appear and vanish at a price",
         )
 
 

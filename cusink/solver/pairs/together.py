@@ -1,7 +1,7 @@
 """Pairs of clouds of unequal sizes solved together: tiles of like sizes, of whose padding nothing is returned."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -94,7 +94,8 @@ def solve_together(given: CheckedPairs, eps: HostArray, options: Options, own: b
     solved at a time.
     """
     points = [side.points.astype(np.float64) for side in (given.A, given.B)]
-    costs = point_costs(np, PointCloud(points[0], points[1], given.metric), points[0], points[1])
+    cloud = PointCloud(points[0], points[1], given.metric)
+    costs = cast("PointCosts", point_costs(np, cloud, points[0], points[1]))  # as all metrics of pairs have them
     sides, K = (Clouds.of(given.A, costs.x), Clouds.of(given.B, costs.y)), given.count
     squared = own and given.metric == "sqeuclidean"
     out = Together(

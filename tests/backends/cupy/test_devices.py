@@ -9,7 +9,7 @@ import pytest
 from emulated import cupy_stand_in, device_arrays
 
 import cusink
-from cusink.retrieval import tiles
+from cusink.retrieval import engine, tiles
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -160,3 +160,46 @@ def test_devices_are_for_histograms_on_a_gpu():
         clouds = cusink.Measures([0, 2, 6], None, cupy.asarray(x))
         with pytest.raises(ValueError, match="'devices' must be None for documents"):
             cusink.distance_matrix(clouds, None, "euclidean", eps=0.1, devices=[0])
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_the_rows_of_a_search_are_shared_out(monkeypatch, itself):
+    served, find = [], engine.find
+
+    def noted(pairs, corpus, query, *rest):
+        if query.rows is None:
+            return find(pairs, corpus, query, *rest)
+        device = cupy_stand_in.HERE.device
+        meet(device)
+        served.append((device, query.rows.start, int(pairs.C.data.device.id), int(pairs.B[:1].device.id)))
+        return find(pairs, corpus, query, *rest)
+
+    monkeypatch.setattr(engine, "find", noted)
+    corpus = np.concatenate([np.random.default_rng(1).dirichlet(np.ones(6), 32).astype("f"), A[:2]])
+    how = SMALL | ({"value": "divergence"} if itself else {"value": "reg_cost", "reach": 0.5})
+    with device_arrays.device() as (cupy, _):
+        given = cupy.asarray(A), None if itself else cupy.asarray(corpus)
+        cost, meet = cupy.asarray(C), meeting()
+        one = cusink.nearest(*given, cost, **how, k=2, full_output=True)
+        many = cusink.nearest(*given, cost, **how, k=2, full_output=True, devices="all")
+        assert {device for device, *_ in served} == {0, 1}
+        assert all(device == costs == columns for device, _, costs, columns in served)
+        assert sorted(row for _, row, *_ in served) == [0, 2, 4]
+        assert many.distances.device.id == 0 and many.pruning == one.pruning and many.proved.get().all()
+        np.testing.assert_array_equal(many.indices.get(), one.indices.get())
+        np.testing.assert_allclose(many.distances.get(), one.distances.get(), rtol=1e-4, atol=1e-6)
+        if not itself:
+            index, meet = cusink.Index(given[1][:20], cost, **how), meeting()
+            index.add(given[1][20:])
+            np.testing.assert_array_equal(index.search(given[0], 2, devices=[1, 0])[1].get(), one.indices.get())
+
+
+def test_devices_of_a_search_are_checked():
+    for call in (
+        lambda **how: cusink.nearest(A, B, C, k=1, eps=0.1, **how),
+        lambda **how: cusink.Index(B, C, eps=0.1).search(A, 1, **how),
+    ):
+        with pytest.raises(ValueError, match="'devices' must be None for NumPy arrays"):
+            call(devices="all")
+        with pytest.raises(TypeError, match="'devices' must be None"):
+            call(devices=0.5)

@@ -1,0 +1,53 @@
+"""Which lower bounds a search takes, and by how much a reported value may fall below them."""
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from cusink.retrieval.batches import PairBatches
+from cusink.retrieval.bounds import RowBounds, has_forbidden, slack
+from cusink.retrieval.pairs import PairsOnBins
+from cusink.retrieval.query import Query
+from cusink.retrieval.unbalanced_bounds import UnbalancedBounds, margins
+from cusink.types import Array, HostArray
+
+
+class Bounded(Protocol):
+    """What bounds need to know of the columns of pairs."""
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive weight of the columns."""
+
+    @property
+    def centres(self) -> Array:
+        """The prototypes of the columns, on the bins in use."""
+
+
+class Bounding:
+    """Makes bounds for the values that a query asks for, of pairs that meet its tolerance.
+
+    No reported value is below a bound less `slack`.
+    """
+
+    def __init__(self, pairs: PairsOnBins, batches: PairBatches, corpus: Bounded, query: Query) -> None:
+        tol = query.options.tol
+        assert tol is not None  # see `cusink.retrieval.search.why_not_prune`
+        self.pairs, self.batches, self.corpus, self.sharp = pairs, batches, corpus, query.value == "cost"
+        # Beside forbidden pairs the range of the costs does not bound that of potentials: each bound allows for itself.
+        self.missed = tol * pairs.mass if has_forbidden(pairs) else 0.0
+        self.margins = None if pairs.reach is None else margins(pairs, tol, corpus.smallest)
+        if self.margins is not None:
+            self.slack = self.margins.slack
+        else:
+            mass = float(pairs.B[:1].sum(dtype=np.float64))
+            self.slack = slack(pairs, 0.0 if self.missed else tol, mass, corpus.smallest)
+
+    def first(self, rows: HostArray) -> RowBounds:
+        """Return the bounds that some rows begin with."""
+        given = self.pairs, self.batches, rows, self.corpus.centres
+        if self.margins is not None:
+            return UnbalancedBounds(*given, self.margins)
+        slack = math.inf if self.missed else self.slack  # what bounds of `cost` by concavity have to allow for
+        return RowBounds(*given, self.sharp, slack, self.missed)
