@@ -31,9 +31,14 @@ class KernelSoftmin:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel, self.top = kernel, SCALING_EXPONENT[kernel.dtype.name]
 
-    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def __call__(self, logits: HostArray, axis: Axis) -> HostArray:
         """Return the softmin (B, rows) of logits (B, summed)."""
+        out = self.by_product(logits, axis)
+        return softmin(self.kernel.C, logits, self.kernel.eps, axis) if out is None else out
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
+    def by_product(self, logits: HostArray, axis: Axis) -> HostArray | None:
+        """Return the softmin (B, rows) of logits (B, summed), None where too many sums are out of range."""
         kernel = self.kernel
         largest = logits.max(axis=1, keepdims=True)
         largest[np.isneginf(largest)] = 0
@@ -49,15 +54,10 @@ class KernelSoftmin:
         logs += kernel.shift
         out = logs.astype(logits.dtype, order="C")
         if sound is not True:
-            self._repair(out, sound, logits, axis)
+            if np.count_nonzero(sound) < (1 - DIRECT_SHARE) * sound.size:
+                return None
+            kernel.repair(out, sound, logits, axis)
         return out
-
-    def _repair(self, out: HostArray, sound: HostArray, logits: HostArray, axis: Axis) -> None:
-        """Overwrite the entries of `out` (B, rows) that are not `sound` (rows, B)."""
-        if np.count_nonzero(sound) < (1 - DIRECT_SHARE) * sound.size:
-            out[...] = softmin(self.kernel.C, logits, self.kernel.eps, axis)
-        else:
-            self.kernel.repair(out, sound, logits, axis)
 
 
 class OwnKernelSoftmin:
