@@ -246,9 +246,7 @@ def derivatives(rounds):
         vmapped(row, C, rounds)
     except ImportError:
         print("| JAX | | | | not installed | |")
-    print(
-        "\n| points | peak of a Hessian product of `cost`, with a `memory_limit` of 1 MiB | of the plan |\n|---|---|---|"
-    )
+    print("\n| points | peak of a Hessian product of `cost`, `memory_limit` 1 MiB | the plan |\n|---|---|---|")
     for n, peak in peaks:
         print(f"| {n} | {peak / 2**20:.1f} MiB | {n * n * 8 / 2**20:.1f} MiB |")
 

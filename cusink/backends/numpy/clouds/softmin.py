@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from cusink.backends.numpy import limits
+from cusink.backends.numpy.clouds import reductions
 from cusink.backends.numpy.clouds.kernel import PlanKernel
 from cusink.backends.numpy.clouds.layout import SortedClouds, sorted_clouds
 from cusink.backends.numpy.clouds.reductions import softmin_of
 from cusink.backends.numpy.clouds.shared import CloudKernel
-from cusink.backends.numpy.softmin import KernelSoftmin
+from cusink.backends.numpy.softmin import PRODUCT_PROBLEMS, KernelSoftmin, costs_by_products
 from cusink.backends.numpy.softmin import repeated_softmin as repeated_dense
 from cusink.backends.numpy.workers import thread_pool
 from cusink.costs.points import PointCosts
@@ -31,6 +32,15 @@ def repeated_softmin(C: PointCosts, eps: float) -> Callable[[Array, Axis], Array
     if pairs <= limits.LIMITS.cloud_array_pairs and (C.ndim == 2 or costs_kept(C)):
         return repeated_dense(C.block(np), eps)
     return SharedSoftmin(C, eps) if C.ndim == 2 else AbsorbedSoftmin(C, eps)
+
+
+def transport_cost(C: PointCosts, p: HostArray, q: HostArray, eps: float) -> HostArray:
+    """Return ``sum_ij P_ij C_ij`` (B,): of many problems between the same clouds by products with their kernel."""
+    if C.ndim == 3 or len(p) < PRODUCT_PROBLEMS:
+        return reductions.transport_cost(C, p, q, eps)
+    return costs_by_products(
+        lambda dtype: CloudKernel(C, dtype, eps), p, q, lambda p, q: reductions.transport_cost(C, p, q, eps)
+    )
 
 
 def costs_kept(C: PointCosts) -> bool:
