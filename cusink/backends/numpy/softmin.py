@@ -50,10 +50,13 @@ class KernelSoftmin:
         logs *= -kernel.eps
         logs += kernel.shift
         out = logs.astype(logits.dtype, order="C")
-        if sound is not True:
-            if np.count_nonzero(sound) < (1 - DIRECT_SHARE) * sound.size:
-                return None
-            kernel.repair(out, sound, logits, axis)
+        return out if sound is True else self._repaired(out, sound, logits, axis)
+
+    def _repaired(self, out: HostArray, sound: HostArray, logits: HostArray, axis: Axis) -> HostArray | None:
+        """Return `out` (B, rows) with the entries that are not `sound` (rows, B) made anew; None if they are many."""
+        if np.count_nonzero(sound) < (1 - DIRECT_SHARE) * sound.size:
+            return None
+        self.kernel.repair(out, sound, logits, axis)
         return out
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")

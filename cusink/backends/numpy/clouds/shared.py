@@ -24,7 +24,7 @@ CLOUDS = LogReductions(reductions.softmin, reductions.transport_cost)
 
 
 class CloudKernel:
-    """``K = 2**s exp(-C / eps)`` (n, m), s 0 for a small range, kept if it takes at most half the memory limit, else made in tiles of rows.
+    """``K = 2**s exp(-C / eps)`` (n, m), kept if it takes at most half the memory limit, else made in tiles of rows.
 
     Problems are columns: every tile serves all of them.
     """
