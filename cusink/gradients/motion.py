@@ -8,6 +8,7 @@ optimality conditions give, with the conditional means R and S' of docs/gradient
 With `reach` the rows of E sum to ``exp(-f / rho)`` instead of 1, and the system has slack, see docs/unbalanced.md.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,7 +16,14 @@ from typing import NamedTuple
 from cusink.costs.blocks import blocks
 from cusink.costs.operators import Means
 from cusink.gradients.parts import Directions, replace_inf
-from cusink.gradients.system import LinearSolve, MarginalSolution, RightSide, solve_marginal_systems
+from cusink.gradients.system import (
+    IndexedMeans,
+    LinearSolve,
+    MarginalSolution,
+    RightSide,
+    plan_means,
+    solve_marginal_systems,
+)
 from cusink.solver.problem import Problem
 from cusink.solver.values import sides
 from cusink.types import Array, HostArray
@@ -69,17 +77,26 @@ class Solved:
 
     def solve(self, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
         """Return solutions x, y of ``x + R y = h``, ``S'x + y = k``, or of the damped system with factors 1 + slack."""
+        if self.problem.reach is not None:
+            eps = self.problem.eps_as(2)
+            how = replace(how, slack=(eps / self.problem.reach[0], eps / self.problem.reach[1]))
+        return solve_marginal_systems(self._marginal, rights, how, self._kept_means)
+
+    @functools.cached_property
+    def _marginal(self) -> Problem:
+        """The problem with the same plan in which its marginals are the weights."""
         problem = self.problem
-        if self.kept is not None:
-            assert problem.reach is not None
-            eps = problem.eps_as(2)
-            slack = (eps / problem.reach[0], eps / problem.reach[1])
-            how = replace(how, slack=slack)
-            (a, b), (f, g) = self.kept, self.dual
-            marginal = {"a": problem.a * a, "b": problem.b * b}
-            marginal["f"], marginal["g"] = problem.f + f * slack[0], problem.g + g * slack[1]
-            problem = replace(problem, **marginal)
-        return solve_marginal_systems(problem, rights, how)
+        if self.kept is None:
+            return problem
+        assert problem.reach is not None
+        eps, (a, b), (f, g) = problem.eps_as(2), self.kept, self.dual
+        f, g = problem.f + f * (eps / problem.reach[0]), problem.g + g * (eps / problem.reach[1])
+        return replace(problem, a=problem.a * a, b=problem.b * b, f=f, g=g)
+
+    @functools.cached_property
+    def _kept_means(self) -> list[IndexedMeans] | None:
+        """Means for more than one system, of one problem; those of a batch would take the memory of all its kernels."""
+        return list(plan_means(self._marginal)) if len(self.problem.a) == 1 else None
 
     def sums(self, h: Array, k: Array) -> RightSide:
         """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system."""

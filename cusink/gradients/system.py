@@ -9,7 +9,7 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 have factors ``1 / (1 + slack)`` below 1, and the solution is unique, see docs/unbalanced.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -22,6 +22,7 @@ from cusink.types import Array, ArrayModule, Axis, HostArray
 
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
 
+IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 RightSide = Callable[[HostArray, Means], tuple[Array, Array]]  # h (., n) and k (., m) of the problems at an index
 
 
@@ -54,11 +55,16 @@ def solve_marginal_system(problem: Problem, right: RightSide, how: LinearSolve) 
     return solve_marginal_systems(problem, [right], how)[0]
 
 
-def solve_marginal_systems(problem: Problem, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
-    """Solve the system for several right-hand sides one after the other, with means that are prepared once."""
+def solve_marginal_systems(
+    problem: Problem, rights: Sequence[RightSide], how: LinearSolve, prepared: Iterable[IndexedMeans] | None = None
+) -> list[MarginalSolution]:
+    """Solve the system for several right-hand sides one after the other, with means that are prepared once.
+
+    `prepared` are those means, where the caller has kept them.
+    """
     C, a, b = problem.C, problem.a, problem.b
     out = [MarginalSolution(C.xp.empty_like(a), C.xp.empty_like(b), np.zeros(len(a), bool)) for _ in rights]
-    for index, means in C.plan_means(a, b, problem.f, problem.g, problem.eps):
+    for index, means in plan_means(problem) if prepared is None else prepared:
         for right, (x, y, converged) in zip(rights, out, strict=True):
             h, k = right(index, means)
             # The longer side is eliminated.
@@ -69,6 +75,11 @@ def solve_marginal_systems(problem: Problem, rights: Sequence[RightSide], how: L
             else:
                 x[index], y[index], converged[index] = system.solve(h, k)
     return out
+
+
+def plan_means(problem: Problem) -> Iterable[IndexedMeans]:
+    """Return the means under the plans of all problems, group by group."""
+    return problem.C.plan_means(problem.a, problem.b, problem.f, problem.g, problem.eps)
 
 
 def warn_rough(converged: HostArray, tol: float, max_iter: int) -> None:
@@ -122,26 +133,26 @@ class ReducedSystem:
         xp, axis, other_axis = self.xp, self.axis, self.other_axis
         of_other, of_own = self.shares
         tol = max(self.how.tol, 32 * float(np.finfo(own.dtype.name).eps))
-        weights, other_weights = self.means.marginal(axis), self.means.marginal(other_axis)
-        size = xp.sqrt(_dot(xp, other_weights, other, other) + _dot(xp, weights, own, own))
+        bins, other_bins = (Bins.of(xp, self.means.marginal(side)) for side in (axis, other_axis))
+        size = xp.sqrt(other_bins.dot(other, other) + bins.dot(own, own))
         target = tol * size
         y = xp.zeros_like(own)
         for attempt in range(ROUNDS + 1):
             x = other - of_other * self.means.mean(y, other_axis)
             residual = own - of_own * self.means.mean(x, axis) - y
-            constant = _mean(xp, weights, residual)
+            constant = bins.mean(residual)
             residual -= constant
             if self.slack:  # along the constants the system may be nearly singular
                 y += constant / self.constant_eigenvalue
-            reached = _dot(xp, weights, residual, residual)
+            reached = bins.dot(residual, residual)
             missed = np.flatnonzero(~self.to_host(reached <= target**2))
             if attempt == ROUNDS or not len(missed):
                 break
             every = len(missed) == len(y)
             chosen = slice(None) if every else missed
             system = self if every else self.at(missed)
-            start = xp.where(weights > 0, residual, 0)[chosen]
-            y[chosen] += _conjugate_gradients(system, weights[chosen], start, 0.5 * target[chosen])
+            some = bins if every else bins.at(missed)
+            y[chosen] += _conjugate_gradients(system, some, some.masked(residual[chosen]), 0.5 * target[chosen])
         y = y + residual  # one fixed-point step: defines y on empty bins, smooths light ones
         x = other - of_other * self.means.mean(y, other_axis)
         return x, y, self.to_host((reached <= target**2) & xp.isfinite(size))
@@ -156,26 +167,65 @@ class ReducedSystem:
         return replace(self, means=self.means.at(index), how=self.how.at(index))
 
 
-def _conjugate_gradients(system: ReducedSystem, weights: Array, residual: Array, target: Array) -> Array:
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """Inner products with the `weights` (B, bins) of a side, in which bins without weight do not count.
+
+    `filled` is None where all bins have weight, `mass` (B, 1) are the sums of the weights.
+    """
+
+    xp: ArrayModule
+    weights: Array
+    filled: Array | None
+    mass: Array
+
+    @classmethod
+    def of(cls, xp: ArrayModule, weights: Array) -> Self:
+        """Return the inner products with weights."""
+        filled = weights > 0
+        mass = weights.sum(axis=1, keepdims=True)  # 0 of a plan that underflows, where all mass stays behind
+        return cls(xp, weights, None if bool(filled.all()) else filled, xp.where(mass > 0, mass, 1))
+
+    def at(self, index: HostArray) -> Self:
+        """Return those of the problems at `index`."""
+        filled = None if self.filled is None else self.filled[index]
+        return replace(self, weights=self.weights[index], filled=filled, mass=self.mass[index])
+
+    def masked(self, x: Array) -> Array:
+        """Return x with 0 for bins without weight."""
+        return x if self.filled is None else self.xp.where(self.filled, x, 0)
+
+    def dot(self, x: Array, y: Array) -> Array:
+        """Return ``sum_j weights_j x_j y_j`` (B,)."""
+        product = self.masked(self.weights * x)
+        product *= y
+        return product.sum(axis=1)
+
+    def mean(self, x: Array) -> Array:
+        """Return weighted means (B, 1)."""
+        return (self.weights * x).sum(axis=1, keepdims=True) / self.mass
+
+
+def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, target: Array) -> Array:
     """Solve ``system.apply(y) = residual`` to the norm `target` (B,), each problem for itself.
 
-    The inner product has `weights`: that is the system preconditioned by its diagonal. A finished problem leaves the
+    The inner product has weights: that is the system preconditioned by its diagonal. A finished problem leaves the
     batch.
     """
     xp = system.xp
     out = xp.zeros_like(residual)
     active, y, direction = np.arange(len(out)), xp.zeros_like(residual), residual
-    size = _dot(xp, weights, residual, residual)
+    size = bins.dot(residual, residual)
     for _ in range(system.how.max_iter):
         image = system.apply(direction)
-        curvature = _dot(xp, weights, direction, image)
+        curvature = bins.dot(direction, image)
         sound = curvature > 0
         length = xp.where(sound, size / xp.where(sound, curvature, 1), 0)[:, None]
         y = y + length * direction
         residual = residual - length * image
-        residual = residual - _mean(xp, weights, residual)
-        residual = xp.where(weights > 0, residual, 0)
-        previous, size = size, _dot(xp, weights, residual, residual)
+        residual -= bins.mean(residual)
+        residual = bins.masked(residual)
+        previous, size = size, bins.dot(residual, residual)
         going = system.to_host(sound & (size > target**2))
         if not going.any():
             break
@@ -183,20 +233,7 @@ def _conjugate_gradients(system: ReducedSystem, weights: Array, residual: Array,
         if 2 * np.count_nonzero(going) <= len(going):
             out[active[~going]] = y[~going]
             index = np.flatnonzero(going)
-            active, system = active[index], system.at(index)
-            weights, y, residual, direction, size, target = (
-                v[index] for v in (weights, y, residual, direction, size, target)
-            )
+            active, system, bins = active[index], system.at(index), bins.at(index)
+            y, residual, direction, size, target = (v[index] for v in (y, residual, direction, size, target))
     out[active] = y
     return out
-
-
-def _dot(xp: ArrayModule, weights: Array, x: Array, y: Array) -> Array:
-    """Return ``sum_j weights_j x_j y_j`` (B,)."""
-    return (xp.where(weights > 0, weights * x, 0) * y).sum(axis=1)
-
-
-def _mean(xp: ArrayModule, weights: Array, x: Array) -> Array:
-    """Return weighted means (B, 1)."""
-    mass = weights.sum(axis=1, keepdims=True)  # 0 of a plan that underflows, where all mass stays behind
-    return (weights * x).sum(axis=1, keepdims=True) / xp.where(mass > 0, mass, 1)

@@ -27,6 +27,7 @@ from benchmarks.harness.timing import compare, judge, machine, one_turn, shown
 SIDE = 10
 MASS = 1.5  # of the targets
 CASES = ((0.05, 0.5), (0.01, 0.1), (0.01, 1.0))  # eps, reach
+CLOUDS = ((300, 64), (600, 16), (1000, 16))  # points, problems
 TOL = 1e-7
 TOLERANCE = 1e-5
 SAMPLE = 2  # pairs that are held to the reference
@@ -88,11 +89,33 @@ def run_case(eps, reach, count, share, rounds, competitors):
         print(f"| {eps:g} | {reach:g} | {name} | {verdict} | {median} | {ratio} |", flush=True)
 
 
+def run_clouds(n, size, dtype, rounds):
+    """Print how long unbalanced problems on shared clouds take, beside balanced ones."""
+    rng = np.random.default_rng(0)
+    cloud = cusink.PointCloud(*rng.random((2, n, 3)).astype(dtype))
+    a, b = rng.dirichlet(np.ones(n), (2, size)).astype(dtype)
+    runs = {
+        name: partial(cusink.sinkhorn, a, b, cloud, eps=0.05, reach=reach)
+        for name, reach in (("balanced", None), ("unbalanced", 0.5))
+    }
+    _, off, text = judge(
+        runs["unbalanced"]().cost[:1], [cusink.sinkhorn(a[0], b[0], cloud, eps=0.05, reach=0.5).cost], 1e-3
+    )
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(one_turn(run, calls=1, clock=time.process_time))
+    ratio = "{:.3g} ({:.3g} to {:.3g})".format(*compare(times["balanced"], times["unbalanced"]))
+    balanced, unbalanced = (shown(np.median(times[name])) for name in runs)
+    print(f"| {n} | {size} | {dtype} | {text}, {off:.1e} | {balanced} | {unbalanced} | {ratio} |", flush=True)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--sample", type=int, default=16, help="pairs that POT solves (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
+    parser.add_argument("--clouds", action="store_true", help="problems on shared clouds alone")
     args = parser.parse_args(argv)
     if len(os.sched_getaffinity(0)) > 1:
         # The threads of BLAS are counted when it is loaded: start again on one core.
@@ -101,6 +124,12 @@ def main(argv=None):
     warnings.simplefilter("ignore")
     facts = machine() | {"time": "CPU time on one core, of one pair"}
     print("\n".join(f"- {key}: {value}" for key, value in facts.items()), flush=True)
+    if args.clouds:
+        print("\n| points | problems | dtype | answer | balanced | unbalanced | ratio |\n|---|---|---|---|---|---|---|")
+        for n, size in CLOUDS:
+            for dtype in ("float64", "float32"):
+                run_clouds(n, size, dtype, args.repeats)
+        return 0
     print("\n| eps | reach | | answer | time of a pair | time / cusink's |\n|---|---|---|---|---|---|")
     for eps, reach in CASES:
         run_case(eps, reach, args.pairs, args.sample, args.repeats, {"cusink": ours, "POT": pot})

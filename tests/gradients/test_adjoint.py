@@ -457,8 +457,8 @@ def test_problems_converge_by_themselves(xp, monkeypatch):
     C = problems.line_cost(n)
     result = solve(xp, problems.Problem("", a, a[::-1].copy(), C, 2e-3))
     cotangent = np.array([0.0, 1.0, 0.0, 1.0])
-    sizes, original = [], gradients_system._dot
-    monkeypatch.setattr(gradients_system, "_dot", lambda *args: (sizes.append(len(args[1])), original(*args))[1])
+    sizes, original = [], gradients_system.Bins.dot
+    monkeypatch.setattr(gradients_system.Bins, "dot", lambda *args: (sizes.append(len(args[1])), original(*args))[1])
     rounds, solve_by = [], gradients_system._conjugate_gradients
     monkeypatch.setattr(gradients_system, "_conjugate_gradients", lambda *args: (rounds.append(1), solve_by(*args))[1])
     grads = pull(result, grad_cost=xp(cotangent), tol=1e-10)

@@ -12,9 +12,8 @@ from cusink.backends.numpy.reductions import (
     cost_range,
     plan,
     softmin,
-    transport_cost,
 )
-from cusink.backends.numpy.softmin import repeated_softmin
+from cusink.backends.numpy.softmin import repeated_softmin, transport_cost
 from cusink.costs.operators import Operators
 from cusink.types import Array, HostArray
 

@@ -178,9 +178,10 @@ class GridSoftmin(KernelSoftmin):
         super().__init__(NumpyGridKernel(C, C.dtype, eps))
         self.lines = LineSoftmin(C, eps)
 
-    def _repair(self, out: HostArray, sound: HostArray, logits: HostArray, axis: Axis) -> None:
+    def _repaired(self, out: HostArray, sound: HostArray, logits: HostArray, axis: Axis) -> HostArray:
         problems = np.flatnonzero(~sound.all(axis=0))
         out[problems] = self.lines(logits[problems], axis)
+        return out
 
 
 def _along(softmin: Callable[[Array, Axis], Array]) -> Callable[[Array], Array]:

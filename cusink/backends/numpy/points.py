@@ -13,9 +13,8 @@ from cusink.backends.numpy.clouds.reductions import (
     cost_range,
     plan,
     softmin,
-    transport_cost,
 )
-from cusink.backends.numpy.clouds.softmin import repeated_softmin
+from cusink.backends.numpy.clouds.softmin import repeated_softmin, transport_cost
 from cusink.backends.numpy.dense import to_host
 from cusink.costs.operators import Operators
 from cusink.costs.points import PointCosts

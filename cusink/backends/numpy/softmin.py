@@ -1,10 +1,11 @@
 """Log-sum-exp reductions prepared for many calls: matrix products where every sum is certified, see docs/method.md."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from cusink.backends.numpy import limits
+from cusink.backends.numpy import limits, reductions
 from cusink.backends.numpy.certificate import certified, repair
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel, log_scaled
 from cusink.backends.numpy.reductions import softmin
@@ -13,6 +14,7 @@ from cusink.costs.blocks import blocks
 from cusink.types import Array, Axis, HostArray
 
 NARROW_EXPONENT = 40.0  # range of the costs over eps up to which kernels of single problems may be in float32
+PRODUCT_PROBLEMS = 8  # with one cost, from which on to make their kernel pays for one product
 DIRECT_SHARE = 0.1  # of the entries out of range, from which log-sum-exp of all entries is faster than of single ones
 
 
@@ -31,16 +33,16 @@ class KernelSoftmin:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel, self.top = kernel, SCALING_EXPONENT[kernel.dtype.name]
 
-    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def __call__(self, logits: HostArray, axis: Axis) -> HostArray:
         """Return the softmin (B, rows) of logits (B, summed)."""
+        out = self.by_product(logits, axis)
+        return softmin(self.kernel.C, logits, self.kernel.eps, axis) if out is None else out
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
+    def by_product(self, logits: HostArray, axis: Axis) -> HostArray | None:
+        """Return the softmin (B, rows) of logits (B, summed), None where too many sums are out of range."""
         kernel = self.kernel
-        largest = logits.max(axis=1, keepdims=True)
-        largest[np.isneginf(largest)] = 0
-        factor: HostArray = logits - largest
-        factor += factor.dtype.type(self.top * np.log(2))
-        np.exp(factor, out=factor)
-        factor = flush(np.ascontiguousarray(factor.T))
+        factor, largest = self._factor(logits)
         sums = kernel.product(factor, axis)
         sound = certified(kernel.underflow_bound(axis), sums, factor, logits.T > -np.inf)
         logs = log_scaled(sums, np.full(len(logits), -float(self.top + kernel.s)))
@@ -48,16 +50,65 @@ class KernelSoftmin:
         logs *= -kernel.eps
         logs += kernel.shift
         out = logs.astype(logits.dtype, order="C")
-        if sound is not True:
-            self._repair(out, sound, logits, axis)
+        return out if sound is True else self._repaired(out, sound, logits, axis)
+
+    def _repaired(self, out: HostArray, sound: HostArray, logits: HostArray, axis: Axis) -> HostArray | None:
+        """Return `out` (B, rows) with the entries that are not `sound` (rows, B) made anew; None if they are many."""
+        if np.count_nonzero(sound) < (1 - DIRECT_SHARE) * sound.size:
+            return None
+        self.kernel.repair(out, sound, logits, axis)
         return out
 
-    def _repair(self, out: HostArray, sound: HostArray, logits: HostArray, axis: Axis) -> None:
-        """Overwrite the entries of `out` (B, rows) that are not `sound` (rows, B)."""
-        if np.count_nonzero(sound) < (1 - DIRECT_SHARE) * sound.size:
-            out[...] = softmin(self.kernel.C, logits, self.kernel.eps, axis)
-        else:
-            self.kernel.repair(out, sound, logits, axis)
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def transport_cost(self, p: HostArray, q: HostArray) -> tuple[HostArray, HostArray]:
+        """Return ``sum_ij P_ij C_ij`` (B,) of the plans with logits p and q in float64, and which of them are right."""
+        kernel = self.kernel
+        (U, of_p), (V, of_q) = self._factor(p), self._factor(q)
+        sums = kernel.product(U, 0)
+        sound = certified(kernel.underflow_bound(0), sums, U, p.T > -np.inf)
+        right = (V > 0) | (q.T == -np.inf)
+        right &= sound | (V == 0)
+        weighted = kernel.cost_product(U, 0)
+        weighted *= V
+        scale = (of_p + of_q)[:, 0].astype(np.float64) - kernel.shift / kernel.eps
+        scale -= (kernel.s + 2 * self.top) * np.log(2)
+        out = weighted.sum(axis=0, dtype=np.float64) * np.exp(scale) * kernel.unit
+        return out, right.all(axis=0) & np.isfinite(out)
+
+    def _factor(self, logits: HostArray) -> tuple[HostArray, HostArray]:
+        """Return ``2**top exp(logits - largest)`` (summed, B), and the largest logits (B, 1)."""
+        largest = logits.max(axis=1, keepdims=True)
+        largest[np.isneginf(largest)] = 0
+        factor: HostArray = (logits - largest).astype(self.kernel.dtype, copy=False)
+        factor += factor.dtype.type(self.top * np.log(2))
+        np.exp(factor, out=factor)
+        return flush(np.ascontiguousarray(factor.T)), largest
+
+
+def transport_cost(C: HostArray, p: HostArray, q: HostArray, eps: float) -> HostArray:
+    """Return ``sum_ij P_ij C_ij`` (B,): of many problems with one cost by products with their kernel."""
+    if C.ndim == 3 or len(p) < PRODUCT_PROBLEMS:
+        return reductions.transport_cost(C, p, q, eps)
+    return costs_by_products(
+        lambda dtype: DenseKernel(C, dtype, eps), p, q, lambda p, q: reductions.transport_cost(C, p, q, eps)
+    )
+
+
+def costs_by_products(
+    kernel_of: Callable[[Any], Kernel],
+    p: HostArray,
+    q: HostArray,
+    directly: Callable[[HostArray, HostArray], HostArray],
+) -> HostArray:
+    """Return transport costs (B,) by products with a kernel, in float64 at last; else of those problems `directly`."""
+    out, left = np.zeros(len(p), p.dtype), np.arange(len(p))
+    for dtype in dict.fromkeys((p.dtype, np.dtype(np.float64))):
+        if len(left):
+            cost, right = KernelSoftmin(kernel_of(dtype)).transport_cost(p[left], q[left])
+            out[left[right]], left = cost[right], left[~right]
+    if len(left):
+        out[left] = directly(p[left], q[left])
+    return out
 
 
 class OwnKernelSoftmin:

@@ -18,6 +18,8 @@ from cusink.types import Array, Axis, HostArray
 
 Tile = tuple[slice, HostArray]  # rows of the kernel, and the kernel for them (rows, m)
 
+UNLIFTED = {"float32": 30.0, "float64": 300.0}  # largest exponents of a kernel that is far from underflow as it is
+
 CLOUDS = LogReductions(reductions.softmin, reductions.transport_cost)
 
 
@@ -31,7 +33,8 @@ class CloudKernel:
 
     def __init__(self, C: PointCosts, dtype: Any, eps: float) -> None:
         self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)
-        self.s = KERNEL_EXPONENT[self.dtype.name]
+        # A lift that is added to exponents costs their last digits: only kernels that need it have one.
+        self.s = KERNEL_EXPONENT[self.dtype.name] if C.largest(np) > UNLIFTED[self.dtype.name] * eps else 0
         cast = C if C.dtype == self.dtype else C.astype(self.dtype)
         self.side = sorted_clouds(cast, 0).side(1)
         n, m = self.side.shape

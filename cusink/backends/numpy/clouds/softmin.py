@@ -7,13 +7,17 @@ log-sum-exp, and the next call starts from a kernel that has absorbed what came 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from cusink.backends.numpy import limits
+from cusink.backends.numpy.clouds import reductions
 from cusink.backends.numpy.clouds.kernel import PlanKernel
 from cusink.backends.numpy.clouds.layout import SortedClouds, sorted_clouds
 from cusink.backends.numpy.clouds.reductions import softmin_of
+from cusink.backends.numpy.clouds.shared import CloudKernel
+from cusink.backends.numpy.softmin import PRODUCT_PROBLEMS, KernelSoftmin, costs_by_products
 from cusink.backends.numpy.softmin import repeated_softmin as repeated_dense
 from cusink.backends.numpy.workers import thread_pool
 from cusink.costs.points import PointCosts
@@ -27,13 +31,49 @@ def repeated_softmin(C: PointCosts, eps: float) -> Callable[[Array, Axis], Array
     pairs = C.shape[-2] * C.shape[-1]
     if pairs <= limits.LIMITS.cloud_array_pairs and (C.ndim == 2 or costs_kept(C)):
         return repeated_dense(C.block(np), eps)
-    return AbsorbedSoftmin(C, eps)
+    return SharedSoftmin(C, eps) if C.ndim == 2 else AbsorbedSoftmin(C, eps)
+
+
+def transport_cost(C: PointCosts, p: HostArray, q: HostArray, eps: float) -> HostArray:
+    """Return ``sum_ij P_ij C_ij`` (B,): of many problems between the same clouds by products with their kernel."""
+    if C.ndim == 3 or len(p) < PRODUCT_PROBLEMS:
+        return reductions.transport_cost(C, p, q, eps)
+    return costs_by_products(
+        lambda dtype: CloudKernel(C, dtype, eps), p, q, lambda p, q: reductions.transport_cost(C, p, q, eps)
+    )
 
 
 def costs_kept(C: PointCosts) -> bool:
     """Return whether the costs of all problems may be kept as an array, and a kernel of them."""
     kept_bytes = math.prod(C.shape) * np.dtype(np.float64).itemsize
     return kept_bytes <= min(limits.LIMITS.own_kernel_bytes, C.memory_limit // 2)
+
+
+class SharedSoftmin:
+    """The softmin of problems between the same clouds: products with one kernel for all, in float64 at last.
+
+    Where too many sums leave its range, and for one problem alone, each has a kernel of its own from then on.
+    """
+
+    def __init__(self, C: PointCosts, eps: float) -> None:
+        self.C, self.eps = C, eps
+        self.left: list[Any] | None = None  # precisions that were not given up
+        self.kernel: KernelSoftmin | None = None
+        self.absorbed = AbsorbedSoftmin(C, eps)
+
+    def __call__(self, logits: HostArray, axis: Axis) -> HostArray:
+        """Return the softmin (B, rows) of logits (B, summed)."""
+        if self.left is None:
+            self.left = [] if len(logits) == 1 else [*dict.fromkeys((self.C.dtype, np.dtype(np.float64)))]
+        while self.left:
+            if self.kernel is None:
+                self.kernel = KernelSoftmin(CloudKernel(self.C, self.left[0], self.eps))
+            out = self.kernel.by_product(logits, axis)
+            if out is not None:
+                return out
+            self.left.pop(0)
+            self.kernel = None
+        return self.absorbed(logits, axis)
 
 
 class AbsorbedSoftmin:
