@@ -503,10 +503,6 @@ BROKEN = {
     "a row behind the cost": ("i < row.size && j < column.size ? C[", "j < column.size ? C["),
     "the other side's weights": ("int(b - K), int(absorbed", "int(q - K), int(absorbed"),
     "no range check": ("return sum > REAL(terms) * Range<REAL>::CERTAIN && sum < infinity();", "return sum > 0;"),
-    "a K that keeps what was absorbed": (
-        "Range<REAL>::SHIFT + by - whole)",
-        "Range<REAL>::SHIFT - whole)",
-    ),
     "no cap": ("return scaling <= Range<REAL>::CAP ? scaling : infinity();", "return scaling;"),
     "a relaxation that takes all": ("omega == 1 ? REAL(1)", "omega >= 1 ? REAL(1)"),
     "a shuffle in a divergent branch": (
