@@ -108,12 +108,149 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
     }
 }
 
+// Squared distances in 2 or 3 coordinates, in float: |x|^2 and |y|^2 are taken once for each point and not for each pair,
+//     logit - scale |x - y|^2 = (logit - |y|^2) + 2 x y - |x|^2        for points times the root of scale,
+// about the first kept point of the tile. That loses digits of |x|^2 + |y|^2, as logits of that size have lost already;
+// where one exceeds FAR, its tile is taken by differences. Per term for d = 3: 3 multiply-adds, 1 exp2, 2 additions.
+constexpr REAL FAR = 512;  // in powers of 2: 3 roundings of twice that are 2e-4
+
+template <int D>
+struct KeptPoints {
+    REAL twice[KEPT][D], length[KEPT];  // 2 x and |x|^2
+};
+
+// One tile of summed points: `apart` by differences of the points as they are, else by products.
+template <bool APART, int D, class Term>
+__device__ void walk_tile(typename Term::State (&state)[KEPT], const Term& term, const KeptPoints<D>& mine,
+                          const REAL* kept, const long long (&place)[KEPT], const REAL* others,
+                          const typename Term::Summed* values, int theirs, int count) {
+    typedef typename Term::Summed Summed;
+    int begin = threadIdx.x / 32 * 32;
+    if (begin >= count) return;
+    const Four<REAL>* points = reinterpret_cast<const Four<REAL>*>(others + begin);
+    const Four<Summed>* groups = reinterpret_cast<const Four<Summed>*>(values + begin);
+    int step = theirs / GROUP;
+#pragma unroll(APART ? 1 : 2)
+    for (int s = 0; s < 32 / GROUP; s++, points++, groups++) {  // what lies behind the last point adds nothing
+        Four<REAL> other[D];
+#pragma unroll
+        for (int c = 0; c < D; c++) other[c] = points[c * step];
+        Four<Summed> group = *groups;
+#pragma unroll
+        for (int r = 0; r < KEPT; r++) {
+            REAL x[GROUP];
+            if (APART) {
+                REAL cost[GROUP] = {};
+#pragma unroll
+                for (int c = 0; c < D; c++)
+#pragma unroll
+                    for (int g = 0; g < GROUP; g++)
+                        cost[g] = add_coordinate<SQUARED>(cost[g], kept[place[r] * D + c] - other[c].at[g]);
+#pragma unroll
+                for (int g = 0; g < GROUP; g++)
+                    x[g] = multiply_add(cost[g], -term.cost_scale, Term::exponent(group.at[g])) + mine.length[r];
+            } else {
+#pragma unroll
+                for (int g = 0; g < GROUP; g++) x[g] = Term::exponent(group.at[g]);
+#pragma unroll
+                for (int c = 0; c < D; c++)
+#pragma unroll
+                    for (int g = 0; g < GROUP; g++) x[g] = multiply_add(mine.twice[r][c], other[c].at[g], x[g]);
+            }
+            Term::push_exponents(state[r], x, group.at);
+        }
+    }
+}
+
+template <int D, class Term>
+__device__ void reduce_by_products(const Term& term, const PointPairs& points, long long B, long long kept,
+                                   long long summed) {
+    typedef typename Term::Summed Summed;
+    typedef typename Term::State State;
+    constexpr int MINE = 32 * KEPT;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, theirs = blockDim.x;
+    REAL* others = reinterpret_cast<REAL*>(dynamic_shared) + D * MINE;
+    Summed* values = reinterpret_cast<Summed*>(others + D * theirs);
+    State* parts = reinterpret_cast<State*>(dynamic_shared);
+    REAL scale = square_root(term.cost_scale);
+    long long tiles = (kept + MINE - 1) / MINE;
+    for (long long tile = blockIdx.x; tile < B * tiles; tile += gridDim.x) {
+        long long b = tile / tiles, start = tile % tiles * MINE, k = start + lane, place[KEPT];
+        const REAL* X = points.kept + b * points.kept_stride;
+        const REAL* Y = points.summed + b * points.summed_stride;
+        REAL centre[D];
+#pragma unroll
+        for (int c = 0; c < D; c++) centre[c] = X[start * D + c];
+        KeptPoints<D> mine;
+        bool far = false;
+#pragma unroll
+        for (int r = 0; r < KEPT; r++) {
+            place[r] = k + 32 * r < kept ? k + 32 * r : start;
+            mine.length[r] = 0;
+#pragma unroll
+            for (int c = 0; c < D; c++) {
+                REAL x = (X[place[r] * D + c] - centre[c]) * scale;
+                mine.twice[r][c] = 2 * x;
+                mine.length[r] = multiply_add(x, x, mine.length[r]);
+            }
+            far = far || !(mine.length[r] < FAR);
+        }
+        far = __ballot_sync(FULL_WARP, far) != 0;  // all warps keep the same points
+        State state[KEPT];
+#pragma unroll
+        for (int r = 0; r < KEPT; r++) {
+            if (far) mine.length[r] = 0;
+            state[r] = k + 32 * r < kept ? term.start(b, k + 32 * r) : State::empty();
+            Term::begin(state[r], mine.length[r]);
+        }
+        for (long long first = 0; first < summed; first += theirs) {
+            long long j = first + threadIdx.x;
+            bool inside = j < summed;
+            REAL length = 0, other[D];
+#pragma unroll
+            for (int c = 0; c < D; c++) {
+                other[c] = inside ? Y[j * D + c] : centre[c];
+                REAL y = (other[c] - centre[c]) * scale;
+                length = multiply_add(y, y, length);
+            }
+            bool apart = __syncthreads_or(far || !(length < FAR));  // the last tile has been used
+#pragma unroll
+            for (int c = 0; c < D; c++)
+                others[c * theirs + threadIdx.x] = apart ? other[c] : (other[c] - centre[c]) * scale;
+            Summed value = inside ? term.read(b, j) : Term::nothing();
+            values[threadIdx.x] = apart ? value : Term::lowered(value, length);
+            __syncthreads();
+            int count = summed - first < theirs ? int(summed - first) : theirs;
+            if (apart)
+                walk_tile<true, D>(state, term, mine, X, place, others, values, theirs, count);
+            else
+                walk_tile<false, D>(state, term, mine, X, place, others, values, theirs, count);
+        }
+        __syncthreads();  // all have used the points
+#pragma unroll
+        for (int r = 0; r < KEPT; r++) parts[(warp * KEPT + r) * 32 + lane] = state[r];
+        __syncthreads();
+        if (warp == 0) {
+#pragma unroll
+            for (int r = 0; r < KEPT; r++) {
+                for (int w = 1; w < warps; w++) state[r].merge(parts[(w * KEPT + r) * 32 + lane]);
+                Term::end(state[r], mine.length[r]);
+                if (k + 32 * r < kept) term.write(b, k + 32 * r, state[r]);
+            }
+        }
+        __syncthreads();  // the next tile writes the points again
+    }
+}
+
 template <int D, class Term>
 __device__ void reduce_near_points(const Term& term, const PointPairs& points, long long B, long long kept,
                                    long long summed) {
-    if (points.exponent == REAL(1))
-        reduce_points_of<D, SQUARED, ONE>(term, points, B, kept, summed);
-    else
+    if (points.exponent == REAL(1)) {
+        if constexpr (D > 0 && sizeof(REAL) == sizeof(float))
+            reduce_by_products<D>(term, points, B, kept, summed);
+        else
+            reduce_points_of<D, SQUARED, ONE>(term, points, B, kept, summed);
+    } else
         reduce_points_of<D, SQUARED, ROOT>(term, points, B, kept, summed);
 }
 

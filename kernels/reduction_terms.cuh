@@ -26,6 +26,20 @@ struct Softmin {
         for (int k = 0; k < GROUP; k++) x[k] = multiply_add(cost[k], -cost_scale, logit[k]);
         state.push(x);
     }
+    // For point_reduction.cuh: exponents in place of costs, which exceed those of the state by `length`.
+    __device__ static REAL exponent(const Summed& logit) {
+        return logit;
+    }
+    __device__ static Summed lowered(const Summed& logit, REAL length) {
+        return logit - length;
+    }
+    __device__ static void push_exponents(State& state, const REAL (&x)[GROUP], const Summed (&)[GROUP]) {
+        state.push(x);
+    }
+    __device__ static void begin(State&, REAL) {}
+    __device__ static void end(State& state, REAL length) {
+        state.shift -= length;
+    }
     __device__ void write(long long b, long long k, const State& state) const {
         out[b * kept + k] = value_scale * state.value();
     }
@@ -78,6 +92,21 @@ struct ApplyPlan {
             sum += power_of_two(multiply_add(cost[k], -cost_scale, at[k].logit) + state.logit) * at[k].value;
         state.sum += sum;
     }
+    __device__ static REAL exponent(const Summed& at) {
+        return at.logit;
+    }
+    __device__ static Summed lowered(const Summed& at, REAL length) {
+        return {at.logit - length, at.value};
+    }
+    __device__ static void push_exponents(State& state, const REAL (&x)[GROUP], const Summed (&at)[GROUP]) {
+#pragma unroll
+        for (int k = 0; k < GROUP; k++)
+            state.sum = multiply_add(power_of_two(x[k] + state.logit), at[k].value, state.sum);
+    }
+    __device__ static void begin(State& state, REAL length) {
+        state.logit -= length;
+    }
+    __device__ static void end(State&, REAL) {}
     __device__ void write(long long b, long long k, const State& state) const {
         out[b * kept + k] = state.sum;
     }

@@ -110,8 +110,8 @@ struct Entry {
 
 // The update of an entry whose sum is certified; with measure, only the deviation of the old entry.
 __device__ inline Entry updated_by_sum(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure) {
-    REAL ratio = in_range(old.scaling) ? old.scaling * (sum / weight)
-                                       : power_of_two(old.logit + (log_two(sum) - log_two(weight)));
+    REAL ratio = in_range(old.scaling) ? old.scaling * (sum / weight) : infinity();
+    if (!(ratio < infinity())) ratio = power_of_two(old.logit + (log_two(sum) - log_two(weight)));
     if (measure) return {old.scaling, old.logit, weight * magnitude(1 - ratio)};
     REAL factor = relaxation(omega, ratio), scaling = weight / sum * factor;
     REAL logit = in_range(scaling) ? log_two(scaling) : log_two(weight) - log_two(sum) + log_two(factor);

@@ -108,6 +108,7 @@ inline sigjmp_buf way_out;
 inline char message[256];
 inline void (*body)(void*);
 inline void* body_argument;
+inline bool votes, voted;  // of the barrier that is awaited, and of the last one
 
 [[noreturn]] inline void fail(const char* text, int line = 0) {
 #ifdef EMULATED_CHECKS
@@ -140,6 +141,12 @@ namespace emulated {
 
 COLLECTIVE inline void barrier(int line) {
     pause_fiber(AT_BARRIER, AT_SITE(line));
+}
+
+COLLECTIVE inline int barrier_or(int vote, int line) {
+    votes = votes || vote;
+    pause_fiber(AT_BARRIER, AT_SITE(line));
+    return voted;
 }
 
 // Deposit a value, wait for the whole warp, and return where the warp's values lie. Two sets of slots in turn: a lane can
@@ -219,6 +226,7 @@ inline void open_barrier() {
         line = fibers[t].line;
     }
     for (Fiber& fiber : fibers) fiber.state = READY;
+    voted = votes, votes = false;
 #ifdef EMULATED_CHECKS
     epoch++;
 #endif
@@ -254,6 +262,7 @@ inline void run_block(Order& order, bool fresh) {
     warp_turns.numbers(warps.count);
     for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.line = 0;
     for (Warp& warp : warps) warp.arrived = 0;
+    votes = false;
     for (bool first = fresh;; first = false) {
         // From one barrier to the next, either all threads move in turn, or each warp runs as far as it gets while the others
         // stand: a warp that overtakes shows a missing barrier that fair turns would hide.
@@ -412,6 +421,7 @@ const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments
 #define gridDim emulated::grid_size
 
 #define __syncthreads() emulated::barrier(__LINE__)
+#define __syncthreads_or(vote) emulated::barrier_or(vote, __LINE__)
 #define __syncwarp() emulated::exchange(0xffffffffu, 0, __LINE__, true)
 #define __shfl_sync(mask, value, lane) emulated::shuffle(mask, value, lane, __LINE__)
 #define __shfl_xor_sync(mask, value, offset) emulated::shuffle(mask, value, int(emulated::current % 32) ^ (offset), __LINE__)

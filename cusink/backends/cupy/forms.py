@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.backends.cupy import reductions
 from cusink.backends.cupy.reductions import Scales
-from cusink.backends.cupy.run import NULL, choose_launch, find_launch, run, sizes
+from cusink.backends.cupy.run import NULL, choose_launch, device, find_launch, run, sizes
 from cusink.backends.cupy.state import State
 from cusink.backends.cupy.stopping import NO_RULES, StopRules
 from cusink.types import Array, Axis, Method
@@ -16,6 +16,7 @@ from cusink.types import Array, Axis, Method
 SCALING, AUTO, LOG = 0, 1, 2  # as in scaling.cuh
 METHODS = {"scaling": SCALING, "auto": AUTO, "log": LOG}
 REPLAYED = 10  # iterations of a graph in a run that is not repeated
+STEEP = {np.dtype(np.float32): 128, np.dtype(np.float64): 1280}  # powers of 2 that a K with fixed scalings holds
 SHIFT = {np.dtype(np.float32): 44, np.dtype(np.float64): 476}  # Range::SHIFT in scaling.cuh
 
 
@@ -40,8 +41,8 @@ class Form(Protocol):
 
 def choose_form(C: Array, B: int, n: int, m: int, cost_scale: float, method: Method) -> "StoredForm":
     """Return the form that fits the sizes and the method."""
-    if find_launch("iterate", B, n, m, C.dtype, shared_cost=C.ndim == 2) is not None:
-        return FusedForm(C, cost_scale, method)
+    if find_launch("iterate", B, n, m, C.dtype, shared_cost=C.ndim == 2, log=method == "log") is not None:
+        return FusedForm(C, B, cost_scale, method)
     if C.ndim == 2 and method != "log":
         return MatmulForm(C, cost_scale, method)
     return LogForm(C, cost_scale)
@@ -98,7 +99,18 @@ class ScalingForm(StoredForm):
 
 
 class FusedForm(ScalingForm):
-    """All iterations in one launch, with K (or C, for method "log") in shared memory."""
+    """All iterations in one launch, with K (or C, for method "log") in shared memory.
+
+    Where costs differ by so much that a K shared by the problems of a block would not hold them, a block has one
+    problem, whose potentials its K can absorb.
+    """
+
+    def __init__(self, C: Array, B: int, cost_scale: float, method: Method) -> None:
+        super().__init__(C, cost_scale, method)
+        self.apart = C.ndim == 3
+        if not self.apart and method != "log" and B > device().multiprocessors:  # else a block has one anyway
+            spread = cp.where(cp.isfinite(C), C - self.minimum, 0).max()
+            self.apart = float(spread) * cost_scale > STEEP[C.dtype]
 
     def run(self, state: State, omega: Array, count: int) -> Array:
         """See `Form`."""
@@ -129,7 +141,8 @@ class FusedForm(ScalingForm):
     ) -> None:
         (B, n, m), dtype, own = state.sizes, self.C.dtype, state.index is not None
         count, checks, earlier_checks = map(np.int32, counts)
-        launch = choose_launch("iterate", B, n, m, dtype, shared_cost=not own)
+        log = self.method == LOG
+        launch = choose_launch("iterate", B, n, m, dtype, shared_cost=not self.apart, log=log)
         costs = (self.C, self.minimum, state.index if own else NULL, state.a, state.b)
         scalars = (np.float64(self.cost_scale), self.method_of(counts[0]), count, checks, earlier_checks)
         shape = (np.int64(n * m if own else 0), np.int64(B), np.int32(n), np.int32(m))

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from cusink.types import Axis
 
 MOST_BLOCKS = 2**31 - 1
-MOST_THREADS = 512  # __launch_bounds__ of every kernel but those of point_products.cu
+MOST_THREADS = 512  # __launch_bounds__ of every kernel but those of iterate.cu and point_products.cu
+MOST_ITERATE_THREADS = 256  # two blocks to a multiprocessor
 MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
@@ -83,6 +84,7 @@ def configure(
     axis: Axis = 1,
     shared_cost: bool = True,
     half: bool = False,
+    log: bool = False,
     d: int = 1,
 ) -> Launch | None:
     """Return the `Launch` of `operator`, or None where the device's shared memory cannot hold a tile.
@@ -103,6 +105,8 @@ def configure(
         Whether all problems have one cost.
     half : bool
         Whether the cost is stored in half precision.
+    log : bool
+        Whether ``"iterate"`` is for method "log".
     d : int
         Coordinates of the points, where pairs of points are summed.
 
@@ -112,7 +116,7 @@ def configure(
     """
     size = np.dtype(dtype).itemsize
     if operator == "iterate":
-        return _iterate(B, n, m, size, device, shared_cost)
+        return _iterate(B, n, m, size, device, shared_cost, log)
     if operator == "plan":
         return Launch("plan.cu", "plan", _blocks(B * n, 8), 256, 0)
     if operator == "plan_sum":
@@ -157,13 +161,21 @@ def plan_parts(B: int, n: int, m: int, device: Device) -> int:
     return _clamp(-(-4 * device.multiprocessors // tiles), 1, min(PLAN_PARTS, -(-B // PLAN_CHUNK)))
 
 
-def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int) -> int:
-    """Return the bytes of dynamic shared memory of ``iterate.cu``: K | u | p | v | q | parts | deviations."""
+def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int, log: bool = False) -> int:
+    """Return the bytes of dynamic shared memory of ``iterate.cu``.
+
+    It holds ``K | u | p | a | v | q | b | absorbed rows | absorbed columns | deviations | parts``.
+    """
     rows, columns, row_tiles, column_tiles = -(-n // 4) * 4, -(-m // 4) * 4, -(-n // 32), -(-m // 32)
-    kernel = rows * (columns + 1)
-    state = 2 * problems * (rows + columns)
-    parts = problems * 32 * max(warps, row_tiles, column_tiles)
-    return itemsize * (kernel + state + parts + problems * (row_tiles + column_tiles))
+    stride = columns + 2 if itemsize == 8 else columns + (0 if columns // 4 % 2 else 4)
+    state = (3 * problems + (problems == 1)) * (rows + columns)
+    deviations = -(-problems * (row_tiles + column_tiles) // 4) * 4
+    # A slice has its own sums; for method "log", a shift with each.
+    parts = 0
+    for kept, summed in ((rows, columns), (columns, rows)):
+        slices = max(1, min(32 * warps // (kept // 4), summed // 4))
+        parts = max(parts, (1 + log) * slices * problems * kept)
+    return itemsize * (rows * stride + state + deviations + parts)
 
 
 def configure_documents(pairs: int, n: int, m: int, dtype: npt.DTypeLike, device: Device) -> DocumentLaunch:
@@ -278,12 +290,12 @@ def _products(operator: str, B: int, kept: int, summed: int, d: int, size: int, 
     return None
 
 
-def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: bool) -> Launch | None:
-    warps = _clamp(4 * -(-max(n, m) // 32), 4, MOST_THREADS // 32)
+def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: bool, log: bool) -> Launch | None:
+    warps = _clamp(4 * -(-max(n, m) // 32), 4, MOST_ITERATE_THREADS // 32)
     # As many problems per block as leave no multiprocessor idle; each entry of K is read once for all of them.
     wanted = -(-B // device.multiprocessors) if shared_cost else 1
     for problems in (4, 2, 1):
-        shared = shared_memory(problems, n, m, warps, size)
+        shared = shared_memory(problems, n, m, warps, size, log)
         if (problems <= wanted or problems == 1) and shared <= device.shared_memory - OWN_SHARED_MEMORY:
             return Launch("iterate.cu", f"iterate_{problems}", _blocks(B, problems), 32 * warps, shared)
     return None

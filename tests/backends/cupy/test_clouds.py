@@ -177,6 +177,53 @@ def far_products():
     return (np.abs(found - exact) / np.abs(exact)).max() / (100 * 2.0**-20)
 
 
+def far_points(d):
+    """Largest error of softmin and apply_plan of points in two towns 1000 apart, in units of a few roundings."""
+    rng, reductions, errors = np.random.default_rng(6), part("clouds.reductions"), []
+    for towns in (1, 2):  # of the kept points; the second tile of those that are summed over has both
+        x, y = rng.random((1, 40, d)), rng.random((1, 64, d))
+        x[:, 20:, 0] += 1000 * (towns - 1)
+        y[:, 48:, 0] += 1000
+        points = PointCosts(x.astype(np.float32), y.astype(np.float32), "squared")
+        C, q = points.astype(np.float64).block(np), np.zeros((1, 64), np.float32)
+        p, v, eps = np.zeros((1, 40), np.float32), rng.random((1, 64)).astype(np.float32), 0.5
+        found, exact = (f(c, q, eps, 1) for f, c in ((reductions.softmin, points), (oracle.softmin, C)))
+        errors.append(np.abs(found - exact).max() / (8 * 2.0**-24 * max(1, np.abs(exact).max())))
+        found, exact = (f(c, p, q, v, eps, 1) for f, c in ((reductions.apply_plan, points), (oracle.apply_plan, C)))
+        errors.append((np.abs(found - exact) / exact).max() / (32 * 2.0**-24))
+    return max(errors)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_few_coordinates_keep_their_digits_far_from_the_origin(d):
+    with operators() as ops:
+        force(forced(2, 1))
+        assert far_points(d) < 1
+        assert {"softmin_points", "apply_plan_points"} <= set(ops.launched)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("far || !(length < FAR)", "false"),
+        ("Term::exponent(group.at[g])) + mine.length[r];", "Term::exponent(group.at[g]));"),
+        ("state.shift -= length;", ""),
+        ("state.logit -= length;", ""),
+        ("apart ? value : Term::lowered(value, length)", "value"),
+    ],
+)
+def test_broken_products_of_few_coordinates_are_found(old, new):
+    assert old in loader.source("points.cu")
+
+    def function(file, name, dtype):
+        return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
+
+    with operators(function=function):
+        force(forced(2, 1))
+        with np.errstate(all="ignore"):
+            assert not far_points(3) < 1
+
+
 def test_products_of_far_points_keep_the_distances_of_near_ones():
     with operators() as ops:
         sys.modules["cupy"].shared_memory(232448)
