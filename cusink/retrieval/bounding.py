@@ -6,11 +6,33 @@ from typing import Protocol
 import numpy as np
 
 from cusink.retrieval.batches import PairBatches
-from cusink.retrieval.bounds import RowBounds, has_forbidden, slack
+from cusink.retrieval.bounds import (
+    COLUMNS_PER_PROTOTYPE,
+    RowBounds,
+    bytes_needed,
+    has_forbidden,
+    slack,
+    why_not_bounded,
+)
+from cusink.retrieval.budget import search_share
 from cusink.retrieval.pairs import PairsOnBins
 from cusink.retrieval.query import Query
 from cusink.retrieval.unbalanced_bounds import UnbalancedBounds, margins
 from cusink.types import Array, HostArray
+
+
+def why_not_prune(pairs: PairsOnBins, query: Query) -> str | None:
+    """Return why no pair can be left out, or None if some may."""
+    if query.options.tol is None:
+        return "with tol=None values are those of unfinished iterations, which no bound holds for"
+    if query.exact and pairs.shape[1] < max(2 * COLUMNS_PER_PROTOTYPE, 4 * query.first_pairs):
+        return "k is not small beside the number of candidates, or they are too few"
+    if (reason := why_not_bounded(pairs, query.value)) is not None:
+        return reason
+    share = search_share(query.memory_limit)
+    if share is not None and share < sum(bytes_needed(pairs, query.first_pairs)):
+        return "the bounds of a row exceed 'memory_limit'"
+    return None
 
 
 class Bounded(Protocol):
@@ -33,7 +55,7 @@ class Bounding:
 
     def __init__(self, pairs: PairsOnBins, batches: PairBatches, corpus: Bounded, query: Query) -> None:
         tol = query.options.tol
-        assert tol is not None  # see `cusink.retrieval.search.why_not_prune`
+        assert tol is not None  # see `why_not_prune`
         self.pairs, self.batches, self.corpus, self.sharp = pairs, batches, corpus, query.value == "cost"
         # Beside forbidden pairs the range of the costs does not bound that of potentials: each bound allows for itself.
         self.missed = tol * pairs.mass if has_forbidden(pairs) else 0.0

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from cusink.retrieval import search
+from cusink.retrieval import bounding, search
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.corpus import HistogramCorpus
 from cusink.retrieval.documents import search as document_search
@@ -85,7 +85,7 @@ def why_not_prune(pairs: AnyPairs, query: Query) -> str | None:
     """Return why no pair can be left out, or None if some may."""
     if isinstance(pairs, DocumentPairs):
         return document_search.why_not_prune(pairs, query)
-    return search.why_not_prune(pairs, query)
+    return bounding.why_not_prune(pairs, query)
 
 
 def _all(

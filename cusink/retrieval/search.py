@@ -11,11 +11,11 @@ from cusink.checks.arrays import narrowed
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.bounding import Bounding
-from cusink.retrieval.bounds import COLUMNS_PER_PROTOTYPE, RowBounds, bytes_needed, entropies, why_not_bounded
+from cusink.retrieval.bounds import RowBounds, bytes_needed, entropies
 from cusink.retrieval.budget import BOUND_BYTES, search_share
 from cusink.retrieval.facts import Columns, equal_labels, solved_selves
 from cusink.retrieval.histograms import HistogramPairs
-from cusink.retrieval.pairs import PairsOnBins, Solved, debiased
+from cusink.retrieval.pairs import Solved, debiased
 from cusink.retrieval.query import Certificate, Counts, Found, Query
 from cusink.retrieval.ranking import Duplicates, TopK, smallest_per_row
 from cusink.retrieval.tiles import PairValues, calls_at_once, pair_count, tile_shape, tiles
@@ -41,20 +41,6 @@ class HistogramColumns(Columns, Protocol):
     @property
     def centres(self) -> Array:
         """The prototypes of the columns, on the bins in use."""
-
-
-def why_not_prune(pairs: PairsOnBins, query: Query) -> str | None:
-    """Return why no pair can be left out, or None if some may."""
-    if query.options.tol is None:
-        return "with tol=None values are those of unfinished iterations, which no bound holds for"
-    if query.exact and pairs.shape[1] < max(2 * COLUMNS_PER_PROTOTYPE, 4 * query.first_pairs):
-        return "k is not small beside the number of candidates, or they are too few"
-    if (reason := why_not_bounded(pairs, query.value)) is not None:
-        return reason
-    share = search_share(query.memory_limit)
-    if share is not None and share < sum(bytes_needed(pairs, query.first_pairs)):
-        return "the bounds of a row exceed 'memory_limit'"
-    return None
 
 
 def search_all(

@@ -11,9 +11,8 @@ import numpy as np
 from cusink.backends.numpy import iteration as dense
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds.absorbed import StabilisedProblem
-from cusink.backends.numpy.clouds.layout import sorted_clouds
+from cusink.backends.numpy.clouds.layout import costs_kept, sorted_clouds
 from cusink.backends.numpy.clouds.shared import CLOUDS, CloudKernel
-from cusink.backends.numpy.clouds.softmin import costs_kept
 from cusink.backends.numpy.forms.form import Finished, Form
 from cusink.backends.numpy.forms.log import LogForm
 from cusink.backends.numpy.forms.own import OwnKernel

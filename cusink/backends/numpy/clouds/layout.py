@@ -5,6 +5,7 @@ whose matrix product BLAS leaves to the thread that calls it.
 """
 
 import functools
+import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -285,3 +286,9 @@ class Workspace:
 
 def _shaped(array: HostArray, rows: int, columns: Columns) -> HostArray:
     return array[: rows * columns.padded].reshape(columns.tiles, rows, columns.width)
+
+
+def costs_kept(C: PointCosts) -> bool:
+    """Return whether the costs of all problems may be kept as an array, and a kernel of them."""
+    kept_bytes = math.prod(C.shape) * np.dtype(np.float64).itemsize
+    return kept_bytes <= min(limits.LIMITS.own_kernel_bytes, C.memory_limit // 2)

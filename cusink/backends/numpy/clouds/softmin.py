@@ -5,7 +5,6 @@ logits ``g / eps + log v`` the softmin is ``f - eps log(A v)``. Where sums are n
 log-sum-exp, and the next call starts from a kernel that has absorbed what came out.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds import reductions
 from cusink.backends.numpy.clouds.kernel import PlanKernel
-from cusink.backends.numpy.clouds.layout import SortedClouds, sorted_clouds
+from cusink.backends.numpy.clouds.layout import SortedClouds, costs_kept, sorted_clouds
 from cusink.backends.numpy.clouds.reductions import softmin_of
 from cusink.backends.numpy.clouds.shared import CloudKernel
 from cusink.backends.numpy.softmin import PRODUCT_PROBLEMS, KernelSoftmin, costs_by_products
@@ -41,12 +40,6 @@ def transport_cost(C: PointCosts, p: HostArray, q: HostArray, eps: float) -> Hos
     return costs_by_products(
         lambda dtype: CloudKernel(C, dtype, eps), p, q, lambda p, q: reductions.transport_cost(C, p, q, eps)
     )
-
-
-def costs_kept(C: PointCosts) -> bool:
-    """Return whether the costs of all problems may be kept as an array, and a kernel of them."""
-    kept_bytes = math.prod(C.shape) * np.dtype(np.float64).itemsize
-    return kept_bytes <= min(limits.LIMITS.own_kernel_bytes, C.memory_limit // 2)
 
 
 class SharedSoftmin:
