@@ -11,6 +11,8 @@ from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, Index
 
 MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
+LONG_SUM = 8.0  # root of the coordinates from which on their roundings count in float32
+ROUNDINGS = 8.0  # of a cost in float64, at most: of centres, products and powers
 KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
 
 
@@ -100,6 +102,11 @@ class BetweenPoints(ABC):
         """Of the points."""
         dtype: np.dtype[Any] = self.x.dtype
         return dtype
+
+    @property
+    def roundings(self) -> float:
+        """How many roundings of its dtype a cost is off by: a long sum, in float32 beside the mean of many pairs."""
+        return max(1.0, math.sqrt(self.x.shape[-1]) / LONG_SUM) if self.dtype == np.float32 else ROUNDINGS
 
     @property
     def point_bytes(self) -> int:

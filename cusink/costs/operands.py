@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_di
 from cusink.costs.each import per_problem
 from cusink.costs.grid import GridCosts
 from cusink.costs.parameters import parameter_gradients
-from cusink.costs.pulled import add_curvature, image_moves, to_points, to_user_points
+from cusink.costs.pulled import PointMoves, add_curvature, image_moves, to_points, to_user_points
 from cusink.types import Array, HostArray, Index, Statistic
 
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
@@ -108,13 +108,6 @@ class DenseCost(Cost[Array]):
         return copies * int(self.data.size) * self.dtype.itemsize
 
 
-class PointMoves(NamedTuple):
-    """How points move: those of the user, and those of the data, which may be images."""
-
-    given: tuple[Array, Array]
-    data: tuple[Array, Array]
-
-
 @dataclass(frozen=True, eq=False)
 class PointCost(Cost[BetweenPoints]):
     """The cost between points as an operand."""
@@ -138,6 +131,10 @@ class PointCost(Cost[BetweenPoints]):
     def cheap_blocks(self) -> bool:
         """Whether the points have few coordinates, which are subtracted one by one."""
         return self.data.cheap_blocks
+
+    def exponent_rounding(self) -> float:
+        """Return the relative rounding of an exponent."""
+        return super().exponent_rounding() * self.data.roundings
 
     @property
     def symmetric(self) -> bool:

@@ -1,10 +1,19 @@
 """From the points of the data to those of the user, in the shapes that came, and back: gradients and moves."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.between import BetweenPoints, Cloud, Embedding
 from cusink.types import Array, ArrayModule
+
+
+class PointMoves(NamedTuple):
+    """How points move: those of the user, and those of the data, which may be images."""
+
+    given: tuple[Array, Array]
+    data: tuple[Array, Array]
 
 
 def to_points(xp: ArrayModule, embedding: Embedding | None, cloud: Cloud, gx: Array, gy: Array) -> list[Array]:

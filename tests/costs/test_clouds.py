@@ -183,3 +183,20 @@ def test_the_error_of_one_pair_holds_what_rounding_does_to_its_exponent():
         cloud = cusink.PointCloud(x, y + 3)
         result = cusink.sinkhorn(None, None, cloud, eps=cloud.mean() / 500, tol=1e-2)
         assert abs(result.plan()[0, 0] - 1) <= result.error
+
+
+def test_the_error_of_steep_powers_holds_their_roundings():
+    x, y = np.array([[0.0], [366.6115957143117]]), np.array([[73.21681153121168]])
+    cloud = cusink.PointCloud(x, y, power=2)
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn(None, None, cloud, eps=0.8)
+    assert abs(result.plan().sum(axis=1) - 0.5).sum() <= result.error < 1e-3
+
+
+def test_the_error_in_float32_holds_the_sums_of_many_coordinates():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 200)).astype(np.float32), (rng.normal(size=(3, 200)) + 3).astype(np.float32)
+    cloud = cusink.PointCloud(x, y)
+    result = cusink.sinkhorn(None, None, cloud, eps=cloud.mean() / 300, tol=3e-3)
+    plan = np.asarray(result.plan(), float)
+    assert abs(plan.sum(axis=0) - 1 / 3).sum() <= result.error
