@@ -27,6 +27,13 @@ def scaled_kernel(C: HostArray, dtype: Any, eps: float, shift: float, s: int | N
     return flush(K.astype(dtype))
 
 
+def exp_in_range(exponents: HostArray) -> HostArray:
+    """Return ``exp(exponents)``; of potentials without digits a number far beyond all others, but one to go on with."""
+    largest = np.log(float(np.finfo(exponents.dtype).max)) / 2
+    out: HostArray = np.exp(np.minimum(exponents, exponents.dtype.type(largest)))
+    return out
+
+
 @dataclasses.dataclass(frozen=True)
 class UnderflowBound:
     """What underflow can take from a sum of products of a kernel and a factor, in units of the smallest number.

@@ -270,3 +270,9 @@ def test_an_error_beyond_all_numbers_lets_the_iteration_go_on():
     expected = cusink.sinkhorn(a, b, np.where(C > 1e9, np.inf, C), eps=0.9, reach=2.5)
     assert result.error < 1e-4 and expected.converged
     assert result.reg_cost == pytest.approx(expected.reg_cost, rel=1e-4)
+
+
+def test_plans_out_of_the_range_on_the_way_are_not_warned_of():
+    cloud = cusink.PointCloud([0.6, 0.0], [0.7, 200.0], power=2)
+    found = cusink.sinkhorn(None, None, cloud, eps=0.1, reach=0.2, check_every=3, tol=1e-4)
+    assert found.converged and found.cost < 0.1

@@ -8,6 +8,7 @@ import numpy as np
 
 from cusink.backends import stored
 from cusink.backends.numpy import limits
+from cusink.backends.ranges import exp_in_range
 from cusink.costs.blocks import blocks
 from cusink.types import Array, Axis, HostArray
 
@@ -59,7 +60,7 @@ def apply_plan(C: HostArray, p: HostArray, q: HostArray, v: HostArray, eps: floa
         exponents = _plan_exponents(turned, p, q, eps, axis, problems, block)
         maximum = _exp_shifted(exponents)
         total = np.matvec(exponents, v[problems])
-        out[problems, block] = _in_range(maximum) * total
+        out[problems, block] = exp_in_range(maximum) * total
     return out
 
 
@@ -71,7 +72,7 @@ def transport_cost(C: HostArray, p: HostArray, q: HostArray, eps: float) -> Host
         exponents = _exponents(C, q, eps, problems, block)
         maximum = _exp_shifted(exponents)
         exponents *= stored.replace_inf(np, stored.select(C, problems, block))
-        out[problems] += (_in_range(p[problems, block] + maximum) * exponents.sum(axis=-1)).sum(axis=-1)
+        out[problems] += (exp_in_range(p[problems, block] + maximum) * exponents.sum(axis=-1)).sum(axis=-1)
     return out
 
 
@@ -125,13 +126,6 @@ def _plan_exponents(
     exponents: HostArray = scaled + q
     exponents += p
     return exponents
-
-
-def _in_range(exponents: HostArray) -> HostArray:
-    """Return ``exp(exponents)``; of potentials without digits a number far beyond all others, but one to go on with."""
-    largest = np.log(float(np.finfo(exponents.dtype).max)) / 2
-    out: HostArray = np.exp(np.minimum(exponents, exponents.dtype.type(largest)))
-    return out
 
 
 def _exp_shifted(exponents: HostArray) -> HostArray:

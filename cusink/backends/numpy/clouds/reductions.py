@@ -10,6 +10,7 @@ import numpy as np
 
 from cusink.backends.numpy.clouds.exponents import Exponents, costs, exp_shifted, flat, row_sums
 from cusink.backends.numpy.clouds.layout import ABSENT, CloudSide, Workspace, extended, sorted_clouds
+from cusink.backends.ranges import exp_in_range
 from cusink.costs.points import PointCosts
 from cusink.types import Array, Axis, HostArray
 
@@ -61,9 +62,8 @@ def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: flo
         def sums(k: int, work: Workspace) -> HostArray:
             block, offset = exponents.block(k, work)
             top = exp_shifted(block)
-            with np.errstate(over="ignore"):  # of potentials without digits
-                factor: HostArray = np.exp(rows[side.blocks[k]] + (top + offset))
-            return factor * row_sums(block, vector)
+            product: HostArray = exp_in_range(rows[side.blocks[k]] + (top + offset)) * row_sums(block, vector)
+            return product
 
         return each_row(side, sums)
 
@@ -93,7 +93,7 @@ def _transport_cost(side: CloudSide, p: HostArray, q: HostArray, eps: float) -> 
             np.multiply(cost, side.dtype.type(-1 / eps), out=exponents)
             exponents += columns[:, None, :]
             top = exp_shifted(exponents)
-            factor = np.exp(rows[side.blocks[k]] + (top + largest))
+            factor = exp_in_range(rows[side.blocks[k]] + (top + largest))
             total += float(factor @ np.einsum("trw,trw->r", exponents, cost))
         return total
 
