@@ -14,7 +14,7 @@ from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
-from cusink.solver.newton import newton, worth
+from cusink.solver.newton import OVERSHOOT, newton, worth
 from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
@@ -293,7 +293,7 @@ def _restart(
         wide, a, b = C.widened(), *(x.astype(np.float64) for x in weights)
         b *= a.sum() / b.sum()
         start = out.f[slow], out.g[slow]
-        *potentials, error, taken = newton(wide, a, b, eps, start, options.tol / 2, steepness, left)
+        *potentials, error, taken = newton(wide, a, b, eps, start, options.tol / 2, steepness, left - OVERSHOOT)
         init = tuple(potentials) if error < out.error[slow[0]] else None
     annealed = HALVING * halvings(steepness)
     if init is None and taken + annealed <= left:

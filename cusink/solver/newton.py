@@ -24,6 +24,7 @@ LARGEST_STEP = 20.0  # of a potential over eps: farther away, the plan has littl
 SUFFICIENT = 1e-4  # share of the predicted gain that a step must make
 SHORTER = 4  # a step that gains too little is divided by this,
 LENGTHS = 4  # so many times; then the ridge grows
+OVERSHOOT = LENGTHS + 1  # evaluations beyond those that are allowed, at most: a step is not broken off
 FIRST_RIDGE, RIDGES, LARGER = 1e-14, 7, 100  # times c, added to the diagonal of L; how it grows
 QUADRATIC = 0.5  # factor by which a step lowers the error where it is close enough to the solution
 NO_MASS = 1e-280  # of a column below which it stays where it is
@@ -192,7 +193,7 @@ class Semidual:
 def newton(
     C: Cost[Any], a: Array, b: Array, eps: float, start: tuple[Array, Array], tol: float, steepness: float, most: int
 ) -> Found:
-    """Return potentials of one problem from the potentials `start`, after at most `most` evaluations or a few more.
+    """Return potentials of one problem from the potentials `start`, after at most `most` evaluations, or `OVERSHOOT` more.
 
     `error` may be above `tol`. The cost and the weights (1, n) and (1, m), of one mass, are in float64; `steepness` is
     the range of the costs over eps. Where `start` is too far away, eps is annealed.

@@ -207,3 +207,12 @@ def test_the_warning_says_what_helps():
     text = advice(None, None, C, eps=0.001, max_iter=50)
     assert "takes about" in text and "raise 'max_iter'" in text
     assert "hardly falls" in advice([0.5, 0.5], [0.25, 0.75], 1 - np.eye(2), eps=1e-4, max_iter=60)
+
+
+@pytest.mark.parametrize("max_iter", [500, 1000])
+def test_a_step_of_newtons_method_at_the_end_keeps_to_max_iter(max_iter):
+    a, b = np.array([[0, 1.0], [0.3, 0.7]]), np.full((2, 2), 0.5)
+    C = np.array([[[0.6, 0.9], [0, 0.5]], [[0.6, 0], [0.4, 5e7]]])
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn(a, b, C, eps=1e-5, max_iter=max_iter)
+    assert result.n_iter.max() <= max_iter
