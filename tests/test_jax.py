@@ -219,7 +219,7 @@ def test_uniform_weights_and_one_pair():
         ({"reduction": "max"}, ValueError, "'reduction' must be one of 'mean', 'sum', 'none'; got 'max'"),
         ({"init": (0, 0)}, TypeError, "'init' is not taken here"),
         ({"a": np.ones((3, 5)) / 5}, ValueError, "'a' must have 7 bins to match C of shape (7, 5); got shape (3, 5)"),
-        ({"b": np.ones((3, 5), "float32")}, TypeError, "one dtype; 'b' is float32 and 'C' float64"),
+        ({"b": np.ones((3, 5), "float16")}, TypeError, "one dtype; 'b' is float16 and 'C' float64"),
         ({"C": np.ones(5)}, ValueError, "'C' must have shape (n, m) or (B, n, m); got (5,)"),
         ({"a": -np.ones((3, 7))}, ValueError, "'a' must be non-negative"),
         ({"eps": -1.0}, ValueError, "'eps' must be positive and finite; got -1.0"),

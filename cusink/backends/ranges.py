@@ -27,11 +27,12 @@ def scaled_kernel(C: HostArray, dtype: Any, eps: float, shift: float, s: int | N
     return flush(K.astype(dtype))
 
 
-def exp_in_range(exponents: HostArray) -> HostArray:
-    """Return ``exp(exponents)``; of potentials without digits a number far beyond all others, but one to go on with."""
-    largest = np.log(float(np.finfo(exponents.dtype).max)) / 2
-    out: HostArray = np.exp(np.minimum(exponents, exponents.dtype.type(largest)))
-    return out
+def exp_times(exponents: HostArray, factors: HostArray) -> HostArray:
+    """Return ``exp(exponents) * factors``; of potentials without digits the largest numbers there are, and no NaN."""
+    largest = np.finfo(exponents.dtype).max
+    with np.errstate(over="ignore"):
+        out: HostArray = np.minimum(np.exp(exponents), largest) * factors
+        return np.clip(out, -largest, largest)
 
 
 @dataclasses.dataclass(frozen=True)

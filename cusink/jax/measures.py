@@ -59,7 +59,9 @@ class Measures:
         points = points[:, None] if points.ndim == 1 else points
         self.offsets = offsets_of(offsets, tuple(points.shape), None if weights is None else tuple(weights.shape))
         if points.dtype.name in HALF or (weights is not None and weights.dtype.name in HALF):
-            raise TypeError("Measures must not be of half precision; convert them with .astype(jax.numpy.float32)")
+            raise TypeError(
+                "'points' and 'weights' must not be of half precision; convert them with .astype(jax.numpy.float32)"
+            )
         if weights is None:
             sizes = np.diff(self.offsets)
             weights = jnp.asarray(np.repeat(1 / np.maximum(sizes, 1), sizes), points.dtype)

@@ -10,7 +10,7 @@ from cusink.types import MatrixValue, Method, Reach
 def prices_of(reach: Any, method: Method, value: MatrixValue) -> Reach | None:
     """Check the prices of the marginals for a value, None where both are to be met."""
     prices = checks.reach(reach, method)
-    if value == "divergence" and isinstance(reach, (tuple, list)):
+    if isinstance(value, str) and value == "divergence" and isinstance(reach, (tuple, list)):
         raise ValueError(
             f"'reach' must be one number for value='divergence', which solves each item with itself; got {shown(reach)}"
         )

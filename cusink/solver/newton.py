@@ -193,7 +193,7 @@ class Semidual:
 def newton(
     C: Cost[Any], a: Array, b: Array, eps: float, start: tuple[Array, Array], tol: float, steepness: float, most: int
 ) -> Found:
-    """Return potentials of one problem from the potentials `start`, after at most `most` evaluations, or `OVERSHOOT` more.
+    """Return potentials of one problem from the potentials `start`, after `most` evaluations, at most `OVERSHOOT` more.
 
     `error` may be above `tol`. The cost and the weights (1, n) and (1, m), of one mass, are in float64; `steepness` is
     the range of the costs over eps. Where `start` is too far away, eps is annealed.

@@ -56,7 +56,7 @@ def checked(**named: Any) -> None:
                 f"all tensors must share one device; '{name}' is on {x.device} and '{last}' on {like.device}"
             )
     if like.device.type not in ("cpu", "cuda"):
-        raise TypeError(f"tensors must be on the CPU or on a CUDA device; got {like.device}. Move them with .cpu()")
+        raise TypeError(f"'{last}' must be on the CPU or on a CUDA device; got {like.device}. Move it with .cpu()")
 
 
 def one_tensor(name: str, x: Any) -> None:

@@ -118,6 +118,8 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
     scale = checks.kernel(kernel, scale, function == "likelihood")
     for name, given in (("x", x), ("y", y)):
         one_tensor(name, given)
+        if not given.ndim:
+            raise ValueError(f"'{name}' must have shape (n,) or (n, d), or a batch axis before these; got ()")
     checked(x=x, a=a, y=y, b=b)
     x, a, y, b = in_one_dtype(x=x, a=a, y=y, b=b).values()
     dtype = x.dtype

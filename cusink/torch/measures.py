@@ -55,10 +55,12 @@ class Measures:
         one_tensor("points", points)
         checked(weights=weights, points=points)
         self.points = points.unsqueeze(-1) if points.ndim == 1 else points
-        given = offsets.tolist() if isinstance(offsets, torch.Tensor) else offsets
-        self.offsets = offsets_of(given, tuple(self.points.shape), None if weights is None else tuple(weights.shape))
+        if isinstance(offsets, torch.Tensor):
+            checked(offsets=offsets)
+            offsets = offsets.tolist()
+        self.offsets = offsets_of(offsets, tuple(self.points.shape), None if weights is None else tuple(weights.shape))
         if points.dtype in HALF or (weights is not None and weights.dtype in HALF):
-            raise TypeError("Measures must not be of half precision; convert them with .float()")
+            raise TypeError("'points' and 'weights' must not be of half precision; convert them with .float()")
         if not points.is_floating_point():
             self.points = self.points.to(torch.float64 if weights is None else weights.dtype)
         weights, self.points = in_one_dtype(weights=weights, points=self.points).values()

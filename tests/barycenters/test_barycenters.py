@@ -191,7 +191,7 @@ BAD = [
     ({"A": A[0]}, ValueError, r"'A' must have shape \(K, 4\) or \(B, K, 4\)"),
     ({"A": A[:, :3]}, ValueError, r"to match C of shape \(4, 4\); got \(3, 3\)"),
     ({"A": -A}, ValueError, "'A' must be non-negative"),
-    ({"A": A * [[1], [2], [1]]}, ValueError, "row 0 has 1 and row 1 has 2 in problem 0. To normalise"),
+    ({"A": A * [[1], [2], [1]]}, ValueError, "row 0 has 1 and row 1 has 2 in problem 0. normalise=True"),
     ({"weights": [1.0, 2.0]}, ValueError, r"'weights' must have shape \(3,\) or \(B, 3\)"),
     ({"weights": [1.0, -2.0, 3.0]}, ValueError, "'weights' must be non-negative"),
     ({"weights": [0.0, 0.0, 0.0]}, ValueError, "'weights' must have a positive sum"),

@@ -489,6 +489,8 @@ CALLS = {
     "jax.kernel_distance": (cusink.jax.kernel_distance, OF_POINTS),
     "jax.kernel_neg_log_likelihood": (cusink.jax.kernel_neg_log_likelihood, OF_POINTS),
     "torch.PointCloud": (cusink.torch.PointCloud, CLOUD | {"x": torch.tensor(X), "y": torch.tensor(Y)}),
+    "jax.Measures": (cusink.jax.Measures, {"offsets": [0, 2, 4], "weights": None, "points": X}),
+    "torch.Measures": (cusink.torch.Measures, {"offsets": [0, 2, 4], "weights": None, "points": torch.tensor(X)}),
     "torch.sinkhorn_loss": (cusink.torch.sinkhorn_loss, {**TENSORS, **LOSS, **SOLVE}),
     "torch.sinkhorn_divergence": (
         cusink.torch.sinkhorn_divergence,
@@ -563,6 +565,8 @@ OTHERS_TO_BLAME = {
     ("distance_matrix of measures", "A"): "C",
     ("Index", "B"): "C",
     ("Measures", "points"): "offsets",
+    ("jax.Measures", "points"): "offsets",
+    ("torch.Measures", "points"): "offsets",
     ("Measures.of", "clouds"): "points",
     ("sklearn.SinkhornTransport", "power"): "Xs",
     ("PointCloud", "labels"): "table",

@@ -213,13 +213,13 @@ def test_one_problem_and_batches_of_one_have_the_shapes_of_their_inputs():
 def test_memory_does_not_grow_with_the_pairs(monkeypatch):
     monkeypatch.setattr(motion, "BLOCK_ENTRIES", 1 << 13)
     rng = np.random.default_rng(8)
-    x, y, dx = rng.random((3, 1000, 3))
+    x, y, dx = rng.random((3, 1500, 3))
     result = cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=2.0, memory_limit=1 << 18)
     tracemalloc.start()
     product = cusink.sinkhorn_hvp(result, grad_cost=1.0, dx=dx).x
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert np.isfinite(product).all() and peak < 0.75 * 8 * 1000**2
+    assert np.isfinite(product).all() and peak < 0.5 * 8 * 1500**2
 
 
 @pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")

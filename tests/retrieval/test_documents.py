@@ -375,7 +375,11 @@ CLOUDS = cusink.Measures([0, 1, 3], None, np.zeros((3, 2)))
 BAD = {
     "negative": ((rows((0, 3, -0.5), (1, 1, 1)), None, COST), ValueError, r"'A' must hold finite, non-neg.* at \[0, 3"),
     "nan": ((GOOD, rows((0, 3, np.nan), (1, 1, 1)), COST), ValueError, r"'B' must hold finite.* got nan at \[0, 3\]"),
-    "masses": ((rows((0, 3, 2), (1, 1, 3)), None, COST), ValueError, "same mass.*has 2 and 'A' row 1 has 3.*norm='l1'"),
+    "masses": (
+        (rows((0, 3, 2), (1, 1, 3)), None, COST),
+        ValueError,
+        "same mass.*2 and 'A' row 1 has 3.*normalise=True",
+    ),
     "vocabulary": ((GOOD, None, COST[:100, :100]), ValueError, "'A' must have a column for each of the 100 words"),
     "other vocabulary": ((GOOD, GOOD, COST[:, :100]), ValueError, "'B' must have a column for each of the 100 words"),
     "square": ((GOOD, None, COST[:, :100]), ValueError, "'B' must be given with a 'C' that is not square"),

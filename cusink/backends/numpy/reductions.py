@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.backends import stored
 from cusink.backends.numpy import limits
-from cusink.backends.ranges import exp_in_range
+from cusink.backends.ranges import exp_times
 from cusink.costs.blocks import blocks
 from cusink.types import Array, Axis, HostArray
 
@@ -60,7 +60,7 @@ def apply_plan(C: HostArray, p: HostArray, q: HostArray, v: HostArray, eps: floa
         exponents = _plan_exponents(turned, p, q, eps, axis, problems, block)
         maximum = _exp_shifted(exponents)
         total = np.matvec(exponents, v[problems])
-        out[problems, block] = exp_in_range(maximum) * total
+        out[problems, block] = exp_times(maximum, total)
     return out
 
 
@@ -72,8 +72,9 @@ def transport_cost(C: HostArray, p: HostArray, q: HostArray, eps: float) -> Host
         exponents = _exponents(C, q, eps, problems, block)
         maximum = _exp_shifted(exponents)
         exponents *= stored.replace_inf(np, stored.select(C, problems, block))
-        out[problems] += (exp_in_range(p[problems, block] + maximum) * exponents.sum(axis=-1)).sum(axis=-1)
-    return out
+        with np.errstate(over="ignore"):
+            out[problems] += exp_times(p[problems, block] + maximum, exponents.sum(axis=-1)).sum(axis=-1)
+    return np.minimum(out, np.finfo(out.dtype).max)
 
 
 def c_transform(C: HostArray, potential: HostArray, axis: Axis) -> HostArray:

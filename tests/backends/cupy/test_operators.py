@@ -416,7 +416,7 @@ def found():
         exercise()
         give(FUSED)
         force_fused(1, 3, 4)
-        check("FusedForm", "auto", make("plain", 2, 100, 110, False, np.float64), np.float64)
+        check("FusedForm", "auto", make("plain", 2, 100, 104, False, np.float64), np.float64)
     except (AssertionError, emulated.EmulationError, IndexError, ValueError, TypeError):
         return True
     return False

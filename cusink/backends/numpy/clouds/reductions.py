@@ -10,7 +10,7 @@ import numpy as np
 
 from cusink.backends.numpy.clouds.exponents import Exponents, costs, exp_shifted, flat, row_sums
 from cusink.backends.numpy.clouds.layout import ABSENT, CloudSide, Workspace, extended, sorted_clouds
-from cusink.backends.ranges import exp_in_range
+from cusink.backends.ranges import exp_times
 from cusink.costs.points import PointCosts
 from cusink.types import Array, Axis, HostArray
 
@@ -62,8 +62,7 @@ def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: flo
         def sums(k: int, work: Workspace) -> HostArray:
             block, offset = exponents.block(k, work)
             top = exp_shifted(block)
-            product: HostArray = exp_in_range(rows[side.blocks[k]] + (top + offset)) * row_sums(block, vector)
-            return product
+            return exp_times(rows[side.blocks[k]] + (top + offset), row_sums(block, vector))
 
         return each_row(side, sums)
 
@@ -93,11 +92,12 @@ def _transport_cost(side: CloudSide, p: HostArray, q: HostArray, eps: float) -> 
             np.multiply(cost, side.dtype.type(-1 / eps), out=exponents)
             exponents += columns[:, None, :]
             top = exp_shifted(exponents)
-            factor = exp_in_range(rows[side.blocks[k]] + (top + largest))
-            total += float(factor @ np.einsum("trw,trw->r", exponents, cost))
+            sums = exp_times(rows[side.blocks[k]] + (top + largest), np.einsum("trw,trw->r", exponents, cost))
+            with np.errstate(over="ignore"):
+                total += float(sums.sum())
         return total
 
-    return sum(side.for_blocks(run))
+    return min(sum(side.for_blocks(run)), float(np.finfo(np.float64).max))
 
 
 def plan(C: PointCosts, p: HostArray, q: HostArray, eps: float) -> HostArray:

@@ -133,7 +133,8 @@ class PairTile:
         exponents[self.b[rows] == 0] = 0  # the potentials of padding do not follow, and it must stay in range
         np.swapaxes(exponents, 1, 2)[self.a[rows] == 0] = 0
         self.largest[rows] = np.exp(np.clip(exponents.max(axis=(1, 2)), 0, 700))
-        self.A[rows] = flush(np.exp(np.maximum(exponents, -1e4).astype(self.A.dtype)))
+        with np.errstate(over="ignore"):  # of a start without digits: sums that are not certified are taken anew
+            self.A[rows] = flush(np.exp(np.maximum(exponents, -1e4).astype(self.A.dtype)))
         self.p[rows], self.q[rows] = self.a[rows], self.b[rows]
         self._measure()
 
