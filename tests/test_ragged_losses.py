@@ -140,6 +140,39 @@ def test_without_a_graph_no_slopes_are_taken_and_a_second_derivative_is_refused(
         assert cusink.torch.sinkhorn_divergence(A, B, "sqeuclidean", 0.1) == loss.detach()
 
 
+@pytest.mark.parametrize("loss", ["sinkhorn_divergence", "sinkhorn_loss"])
+def test_both_libraries_normalise_measures(loss):
+    heavy = [[(2 + side) * w for w in weights(side)] for side in (0, 1)]
+    given = [np.concatenate(part) for side in (0, 1) for part in (clouds(side), heavy[side])]
+    offsets, found = [np.cumsum([0, *sizes]) for sizes in SIZES], []
+    how = {"reach": 0.5, "normalise": True, "tol": 1e-10}
+    wanted = getattr(cusink.torch, loss)(
+        *(cusink.torch.Measures.of(tensors(clouds(side)), tensors(weights(side))) for side in (0, 1)),
+        "sqeuclidean",
+        0.1,
+        **how | {"normalise": False},
+    )
+    x, a, y, b = tensors(given, requires_grad=True)
+    sides = [cusink.torch.Measures(at, w, p) for at, w, p in zip(offsets, (a, b), (x, y), strict=True)]
+    value = getattr(cusink.torch, loss)(*sides, "sqeuclidean", 0.1, **how)
+    found.append((value.detach(), *(slope.numpy() for slope in torch.autograd.grad(value, (x, a, y, b)))))
+
+    def of_jax(x, a, y, b):
+        sides = [cusink.jax.Measures(at, w, p) for at, w, p in zip(offsets, (a, b), (x, y), strict=True)]
+        return getattr(cusink.jax, loss)(*sides, "sqeuclidean", 0.1, **how)
+
+    value, slopes = jax.value_and_grad(of_jax, argnums=(0, 1, 2, 3))(*map(jnp.asarray, given))
+    found.append((value, *slopes))
+    for value, *slopes in found:
+        np.testing.assert_allclose(value, wanted.item(), rtol=1e-9)
+        for ours, theirs in zip(slopes, found[0][1:], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-9)
+        np.testing.assert_allclose(np.add.reduceat(slopes[1] * given[1], offsets[0][:-1]), 0, atol=1e-9)
+    empty = cusink.torch.Measures([0, 2], torch.zeros(2), torch.rand(2, 2))
+    with pytest.raises(ValueError, match="item 0 has none"):
+        getattr(cusink.torch, loss)(empty, empty, "sqeuclidean", 0.1, normalise=True)
+
+
 @pytest.mark.parametrize("library", ["torch", "jax"])
 def test_bad_pairs_are_refused(library):
     door, made = {"torch": (cusink.torch, tensors), "jax": (cusink.jax, lambda arrays: list(map(jnp.asarray, arrays)))}[
@@ -159,6 +192,12 @@ def test_bad_pairs_are_refused(library):
         solve(A, door.Measures.of([x[0], x[1] * np.nan, x[2]]), "sqeuclidean", 0.1)
     with wrong(TypeError, match="must both be Measures"):
         solve(A, None, "sqeuclidean", 0.1)
+    arrays = cusink.Measures.of(clouds(0))
+    for sides in ((A, arrays), (arrays, arrays)):
+        with wrong(TypeError, match=f"must be cusink.{library}.Measures, or weights; got cusink.Measures"):
+            solve(*sides, "sqeuclidean", 0.1)
+    with wrong(TypeError, match=f"both be cusink.Measures, or neither; 'b' is cusink.{library}.Measures"):
+        cusink.sinkhorn_divergence(arrays, A, "sqeuclidean", eps=0.1)
     with wrong(TypeError, match="name of a metric"):
         solve(A, B, x[0], 0.1)
     with wrong(ValueError, match="'C' must be one of"):

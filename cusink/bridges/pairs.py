@@ -148,6 +148,13 @@ def _one_by_one(
 # ---- what users pass ------------------------------------------------------------------------------------------
 
 
+def no_arrays(a: Any, b: Any, wanted: str) -> None:
+    """Refuse `cusink.Measures`, which hold arrays, where those `wanted` hold tensors."""
+    for name, x in (("a", a), ("b", b)):
+        if isinstance(x, Measures):
+            raise TypeError(f"'{name}' must be {wanted}, or weights; got {kind(x)}, which hold NumPy or CuPy arrays")
+
+
 def pair_work(A: Any, B: Any, C: Any, of: Callable[..., PairWork], slopes: tuple[str, ...], **options: Any) -> PairWork:
     """Return the work over pairs of the measures of a library; they have `offsets` and `points`."""
     for name, x in (("a", A), ("b", B)):

@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.checks.arrays import promoted, weights_dtype
 from cusink.checks.scalars import positive_number
-from cusink.checks.weights import equal_mass
+from cusink.checks.weights import equal_mass, same_mass
 from cusink.norms.checks import WeightedPoints, weighted_points
 from cusink.types import Array
 
@@ -28,9 +28,19 @@ def points_on_a_line(x: Any, a: Any, y: Any, b: Any, power: float) -> WeightedPo
     points = {"x": _column("x", points_x), "y": _column("y", points_y)}
     given = weighted_points(points["x"], points["y"], dict(zip("ab", weights, strict=True)), positive=True)
     first, second = (given.per_point[name].astype(np.float64) for name in "ab")
-    second = equal_mass(first, second, xp, True, weights_dtype(dtype, a, b))
+    mass, of_second = first.sum(axis=1), second.sum(axis=1)
+    same_mass(
+        "'a' and 'b'",
+        xp,
+        of_second,
+        mass,
+        weights_dtype(dtype, a, b),
+        got=lambda row: f"got {float(mass[row]):g} and {float(of_second[row]):g} in row {row}",
+        advice="Divide each by its sum",
+    )
+    second = equal_mass(first, second, xp, False, dtype)
     first_x, first_y = (p.astype(np.float64) for p in (given.x, given.y))
-    span = float(max(first_x.max(), first_y.max()) - min(first_x.min(), first_y.min()))
+    span = max(float(first_x.max()), float(first_y.max())) - min(float(first_x.min()), float(first_y.min()))
     most = math.log(float(np.finfo(given.x.dtype.name).max))
     if span > 0 and power * math.log(span) + math.log(float(first.sum(axis=1).max())) > most:
         raise ValueError(

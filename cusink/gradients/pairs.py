@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cusink.checks.arrays import array_module, arrays, in_range
 from cusink.checks.scalars import real
 from cusink.gradients.parts import Terms
@@ -77,11 +79,14 @@ class PerPair:
 
     def __init__(self, given: CheckedPairs, f: Array, named: dict[str, Any]) -> None:
         """Check the derivatives; `f` is a potential of the result."""
-        self.numbers = {
-            name: x
-            for name, x in named.items()
-            if x is None or (not isinstance(x, array_module(f).ndarray) and real(x) is not None)
-        }
+        self.numbers: dict[str, float | None] = {}
+        for name, x in named.items():
+            number = None if isinstance(x, array_module(f).ndarray) else real(x)
+            if number is not None:
+                with np.errstate(over="ignore"):
+                    in_range(name, np.full((), number, given.A.weights.dtype), np)
+            if x is None or number is not None:
+                self.numbers[name] = number
         rest = {name: x for name, x in named.items() if name not in self.numbers}
         (*checked, _), self.xp, _ = arrays(**rest, result=f[:0])
         for name, x in zip(rest, checked, strict=True):

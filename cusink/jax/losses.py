@@ -111,9 +111,8 @@ def sinkhorn_loss(
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
     if are_measures(a, b):
-        unused(normalise=normalise or None)
         of = partial(PairValues, value=value, gradient=gradient)
-        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
+        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, normalise, of, options=given.solver))
         return reduced(losses, reduction)
     problem = LossProblem(a, b, C, eps, given.solver, {}, normalise)
     (losses,) = outputs_of(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
@@ -183,7 +182,7 @@ def sinkhorn_divergence(
     given = tuple(options.items())
     if are_measures(a, b):
         unused(C_aa=C_aa, C_bb=C_bb)
-        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, PairDivergences, options=given))
+        (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, normalise, PairDivergences, options=given))
         return reduced(losses, reduction)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink.bridges.pairs import PairWork, pair_work
+from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import HALF, kind
 from cusink.checks.regularisation import RelativeEps
+from cusink.checks.scalars import flag
 from cusink.costs.measures import offsets_of
 from cusink.jax.arrays import array, floating, regularisation
 
@@ -118,14 +119,29 @@ def _arrays(name: str, given: Any) -> list[jax.Array]:
 
 
 def are_measures(a: Any, b: Any) -> bool:
-    """Say whether one side is a collection of measures."""
+    """Say whether one side is a collection of measures; those of NumPy arrays are refused."""
+    no_arrays(a, b, "cusink.jax.Measures")
     return isinstance(a, Measures) or isinstance(b, Measures)
 
 
+def _of_sum_one(given: Measures) -> jax.Array:
+    """Return weights (N,) of which those of each item have the sum 1; an item without weight keeps its zeros."""
+    item = np.repeat(np.arange(len(given)), np.diff(given.offsets))
+    mass = jnp.zeros(len(given), given.weights.dtype).at[item].add(given.weights)
+    return given.weights / jnp.where(mass == 0, 1, mass)[item]
+
+
 def problem_of_pairs(
-    a: Any, b: Any, C: Any, eps: float | jax.Array | RelativeEps, of: Callable[..., PairWork], **options: Any
+    a: Any,
+    b: Any,
+    C: Any,
+    eps: float | jax.Array | RelativeEps,
+    normalise: bool,
+    of: Callable[..., PairWork],
+    **options: Any,
 ) -> tuple[PairWork, dict[str, jax.Array]]:
     """Return the work over pairs of measures, and its inputs."""
+    flag("normalise", normalise)
     if isinstance(eps, RelativeEps):
         raise TypeError("'eps' must be a number, or an array of one for each pair, for Measures; got a RelativeEps")
     slopes: tuple[str, ...] = ("a", "x", "b", "y")
@@ -139,5 +155,6 @@ def problem_of_pairs(
         raise ValueError(
             f"'eps' must be a number, or an array of one for each of the {len(a)} pairs; got shape {number.shape}"
         )
-    named = {"a": a.weights, "x": a.points, "b": b.weights, "y": b.points}
+    of_a, of_b = (_of_sum_one(side) if normalise else side.weights for side in (a, b))
+    named = {"a": of_a, "x": a.points, "b": of_b, "y": b.points}
     return work, named | {"eps_of_pairs": jnp.broadcast_to(number, (len(a),))}

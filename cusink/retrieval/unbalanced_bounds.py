@@ -121,7 +121,7 @@ class UnbalancedBounds(RowBounds):
         a, f = self.a[xp.asarray(rows)], xp.empty((len(b), self.a.shape[1]), b.dtype)
         unique, first = np.unique(rows, return_index=True)
         for row, start, stop in zip(unique, first, [*first[1:], len(rows)], strict=True):
-            every = self.starts[row]
+            every = self.potentials[row]
             _, constant, slopes = self._cut(self.a[row : row + 1].repeat(len(every), axis=0), every)
             f[start:stop] = every[(xp.matmul(b[start:stop], slopes.T) + constant).argmax(axis=1)]
         _, constant, slopes = self._cut(a, self._iterated(a, b, f, TIGHTENING_ITERATIONS))
@@ -129,6 +129,6 @@ class UnbalancedBounds(RowBounds):
         self.lower[rows, columns] = np.fmax(self.lower[rows, columns], bounds)
 
     def _add(self, f: Array) -> None:
-        starts: Any = getattr(self, "starts", None)
-        self.starts = f if starts is None else self.xp.concatenate([starts, f], axis=1)
+        known: Any = getattr(self, "potentials", None)
+        self.potentials = f if known is None else self.xp.concatenate([known, f], axis=1)
         super()._add(f)

@@ -127,9 +127,8 @@ def sinkhorn_loss(
     """
     given = LossOptions(value, gradient, reduction, tuple(options.items()))
     if are_measures(a, b):
-        unused(normalise=normalise or None)
         of = partial(PairValues, value=value, gradient=gradient)
-        (losses,) = apply(*problem_of_pairs(a, b, C, eps, of, options=given.solver))
+        (losses,) = apply(*problem_of_pairs(a, b, C, eps, normalise, of, options=given.solver))
         return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {}, normalise)
     (losses,) = apply(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
@@ -199,8 +198,8 @@ def sinkhorn_divergence(
     own = {"C_aa": C_aa, "C_bb": C_bb}
     given = tuple(options.items())
     if are_measures(a, b):
-        unused(**own, normalise=normalise or None)
-        (losses,) = apply(*problem_of_pairs(a, b, C, eps, PairDivergences, options=given))
+        unused(**own)
+        (losses,) = apply(*problem_of_pairs(a, b, C, eps, normalise, PairDivergences, options=given))
         return reduced(losses, reduction)
     problem = _Problem(a, b, C, eps, reach_of(given) is None, own, normalise)
     if (C_aa is None) != (C_bb is None):

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cusink.bridges.pairs import PairWork, pair_work
+from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
+from cusink.checks.scalars import flag
 from cusink.costs.measures import offsets_of
 from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
 
@@ -120,14 +121,30 @@ def _tensors(name: str, given: Any) -> list[torch.Tensor]:
 
 
 def are_measures(a: Any, b: Any) -> bool:
-    """Say whether one side is a collection of measures."""
+    """Say whether one side is a collection of measures; those of NumPy arrays are refused."""
+    no_arrays(a, b, "cusink.torch.Measures")
     return isinstance(a, Measures) or isinstance(b, Measures)
 
 
+def _of_sum_one(given: Measures) -> torch.Tensor:
+    """Return weights (N,) of which those of each item have the sum 1; an item without weight keeps its zeros."""
+    weights, device = given.weights, given.weights.device
+    item = torch.as_tensor(np.repeat(np.arange(len(given)), np.diff(given.offsets)), device=device)
+    mass = weights.new_zeros(len(given)).index_add(0, item, weights)
+    return weights / torch.where(mass == 0, 1, mass)[item]
+
+
 def problem_of_pairs(
-    a: Any, b: Any, C: Any, eps: float | torch.Tensor | RelativeEps, of: Callable[..., PairWork], **options: Any
+    a: Any,
+    b: Any,
+    C: Any,
+    eps: float | torch.Tensor | RelativeEps,
+    normalise: bool,
+    of: Callable[..., PairWork],
+    **options: Any,
 ) -> tuple[PairWork, dict[str, torch.Tensor]]:
     """Return the work over pairs of measures, and its inputs."""
+    flag("normalise", normalise)
     if isinstance(eps, RelativeEps):
         raise TypeError("'eps' must be a number, or a tensor of one for each pair, for Measures; got a RelativeEps")
     number = regularisation(eps)
@@ -140,6 +157,7 @@ def problem_of_pairs(
             f"'eps' must be a number, or a tensor of one for each of the {len(a)} pairs; got shape "
             f"{tuple(number.shape)}"
         )
-    named = {"a": a.weights, "x": a.points, "b": b.weights, "y": b.points}
+    of_a, of_b = (_of_sum_one(side) if normalise else side.weights for side in (a, b))
+    named = {"a": of_a, "x": a.points, "b": of_b, "y": b.points}
     checked(**named)
     return work, in_one_dtype(**named) | {"eps_of_pairs": number.expand(len(a))}

@@ -151,11 +151,12 @@ def test_mass_scales_the_cost_and_far_points_lose_nothing(xp):
         ({"power": "2"}, "'power' must be a number"),
         ({"x": np.ones((2, 3, 1))}, r"'x' must have shape \(points,\) or \(B, points\)"),
         ({"y": [np.nan, 1.0]}, "'y' must be finite"),
-        ({"b": [0.5, 0.6]}, "must have the same mass"),
+        ({"b": [0.5, 0.6]}, r"must have the same mass.*Divide each by its sum$"),
         ({"a": [-1.0, 2.0, 0.0]}, "'a' must be non-negative"),
         ({"a": [0.0, 0.0, 0.0]}, "'a' must have a positive sum"),
         ({"a": [0.5, 0.5]}, r"'a' must have shape \(3,\)"),
         ({"x": [0.0, 1e200, 2.0], "power": 2}, "must lie so close"),
+        ({"x": [0.0, 1e308, -1e308]}, "must lie so close"),
         ({"x": np.ones((2, 3)), "y": np.ones((4, 2))}, "batch sizes must be equal or 1"),
     ],
 )

@@ -58,6 +58,18 @@ def test_a_search_finds_what_all_pairs_give_and_leaves_out_most(value, reach, ep
         assert found.pruning == "dual" and found.finished < 0.7 * matrix.size
 
 
+@pytest.mark.parametrize("queried", [slice(0, 7), slice(None)])
+def test_a_search_with_reach_takes_queries_on_other_bins_than_the_items(queried):
+    cost = C if queried == slice(0, 7) else np.concatenate([C, C[:3] + 0.1])
+    queries = np.zeros((4, len(cost)))
+    queries[:, queried] = RNG.dirichlet(np.ones(queries[:, queried].shape[1]), 4)
+    how = {"eps": 0.05, "reach": 0.02, "value": "reg_cost"}
+    matrix = cusink.distance_matrix(queries, B, cost, **how)
+    found = cusink.nearest(queries, B, cost, k=3, full_output=True, **how)
+    np.testing.assert_array_equal(found.indices, np.argsort(matrix, axis=1, kind="stable")[:, :3])
+    assert found.pruning == "dual" and found.finished < 0.7 * matrix.size
+
+
 def test_an_index_keeps_prices_and_normalises(tmp_path):
     how = {"value": "reg_cost", "reach": (0.1, None), "eps": 0.05}
     index = cusink.Index(B[:50], C, **how)
