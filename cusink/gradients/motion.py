@@ -58,22 +58,26 @@ class Solved:
 
     def pairs(self, along: Directions) -> Iterator[Pairs]:
         """Iterate over blocks of pairs of bins, and how their costs move."""
-        problem, xp = self.problem, self.problem.xp
-        (size, n), m = problem.a.shape, problem.b.shape[1]
+        (size, n), m = self.problem.a.shape, self.problem.b.shape[1]
         for problems, rows in blocks(size, n, m, BLOCK_ENTRIES):
-            costs = problem.C.block(problems, rows)
-            Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
-            Z -= costs
-            Z /= problem.eps_as(3, problems)
-            E = xp.minimum(Z, DENSEST)
-            xp.exp(E, out=E)
-            if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
-                Z = xp.where(forbidden, 0, Z)
-            D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
-            if along.eps is not None:
-                of_eps = Z * along.eps[problems, None, None]
-                D = of_eps if D is None else of_eps + D
-            yield Pairs(problems, rows, Z, E, D)
+            yield self.block(problems, rows, along)
+
+    def block(self, problems: slice, rows: slice, along: Directions) -> Pairs:
+        """Return one of these blocks."""
+        problem, xp = self.problem, self.problem.xp
+        costs = problem.C.block(problems, rows)
+        Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
+        Z -= costs
+        Z /= problem.eps_as(3, problems)
+        E = xp.minimum(Z, DENSEST)
+        xp.exp(E, out=E)
+        if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
+            Z = xp.where(forbidden, 0, Z)
+        D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
+        if along.eps is not None:
+            of_eps = Z * along.eps[problems, None, None]
+            D = of_eps if D is None else of_eps + D
+        return Pairs(problems, rows, Z, E, D)
 
     def solve(self, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
         """Return solutions x, y of ``x + R y = h``, ``S'x + y = k``, or of the damped system with factors 1 + slack."""
