@@ -110,12 +110,23 @@ class Solved:
             h, k = (x / (kept * by) for x, kept, by in zip((h, k), self.kept, damped, strict=True))
         return lambda index, _: (h[index], k[index])
 
+    def behind_cost(self, index: HostArray, means: Means) -> tuple[Array, Array]:
+        """Return the right-hand sides of the fit behind `cost`: of Z, or with `reach` of ``C / eps``."""
+        return (self.log_ratio_means if self.kept is None else self.cost_means)(index, means)
+
     def log_ratio_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
         """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
         f, g, eps = self.problem.f[index], self.problem.g[index], self.problem.eps_as(2, index)
         rows = f + means.mean(g, 1) - means.mean_cost(1)
         columns = g + means.mean(f, 0) - means.mean_cost(0)
         return rows / eps, columns / eps
+
+    def cost_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
+        """Return the right-hand sides of the fit of ``C / eps`` behind `cost` with `reach`."""
+        assert self.problem.reach is not None
+        eps = self.problem.eps_as(2, index)
+        of_rows, of_columns = (eps * (1 + eps / rho) for rho in self.problem.reach)
+        return means.mean_cost(1) / of_rows, means.mean_cost(0) / of_columns
 
     def projected(self, of_a: Array, of_b: Array) -> tuple[Array, Array]:
         """Return arrays by bins (B, n) and (B, m) that are 0 in bins which no weight can reach.
@@ -208,7 +219,7 @@ def motion(given: Solved, along: Directions, how: LinearSolve, with_fit: bool = 
         if along.a is not None:
             share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
             k[problems] -= problem.eps_as(2, problems) * share
-    rights = [given.sums(h, k), *((given.log_ratio_means,) if with_fit else ())]
+    rights = [given.sums(h, k), *((given.behind_cost,) if with_fit else ())]
     (df, dg, converged), *fits = given.solve(rights, how)
     for fit in fits:
         converged = converged & fit.converged
