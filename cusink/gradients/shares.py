@@ -40,9 +40,15 @@ class Shares:
     @functools.cached_property
     def means(self) -> Array:
         """The means (B, kept, d) of the values."""
-        out = self.given.problem.xp.zeros(self.cotangent.shape)
+        out, weighted = self.given.problem.xp.zeros(self.cotangent.shape), self.weights[..., None] * self.values
         for pairs in self.given.pairs(Directions()):
-            self.add_kept(out, pairs, pairs.density, self.weights[..., None] * self.values)
+            self.add_kept(out, pairs, pairs.density, weighted)
+        return out
+
+    @functools.cached_property
+    def of_means(self) -> Array:
+        """The scalar products (B, kept) of cotangents and means."""
+        out: Array = (self.cotangent * self.means).sum(axis=-1)
         return out
 
     @functools.cached_property
@@ -56,11 +62,10 @@ class Shares:
     def pulled(self, pairs: Pairs) -> Array:
         """Return ``E_ij <cotangent_i, v_j - mean_i>``: what the logarithm of a share takes, but for the weight."""
         xp, at, rows = self.given.problem.xp, pairs.problems, pairs.rows
-        level = -(self.cotangent * self.means).sum(axis=-1)
         if self.axis == 1:
-            inner = self.cotangent[at, rows] @ xp.swapaxes(self.values[at], -1, -2) + level[at, rows, None]
+            inner = self.cotangent[at, rows] @ xp.swapaxes(self.values[at], -1, -2) - self.of_means[at, rows, None]
         else:
-            inner = self.values[at, rows] @ xp.swapaxes(self.cotangent[at], -1, -2) + level[at, None, :]
+            inner = self.values[at, rows] @ xp.swapaxes(self.cotangent[at], -1, -2) - self.of_means[at, None, :]
         inner *= pairs.density
         return inner
 

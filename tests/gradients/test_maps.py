@@ -1,9 +1,12 @@
 """Adjoints of barycentric maps, and of potentials and maps at new points, held to differences of full solves."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 import cusink
+from cusink.gradients import motion
 
 TIGHT = {"tol": 1e-13, "max_iter": 20_000}
 EXACT = {"tol": 1e-13}
@@ -45,14 +48,18 @@ class Inputs:
         reach = None if self.reach is None else tuple(x["reach"])
         return cusink.sinkhorn(x["a"], x["b"], C, eps=float(x["eps"]), reach=reach, **TIGHT)
 
-    def directions(self, rng):
-        """Yield names and changes; weights keep their mass in balanced transport, and those of empty bins stay."""
-        for name, x in self.now.items():
-            move = rng.normal(size=x.shape)
-            if name in "ab":
-                move = x * move
-                move = move - x * move.sum(axis=1, keepdims=True) if self.reach is None else move
-            yield name, move
+    def direction(self, rng):
+        """Return changes by name; weights keep their mass in balanced transport, and those of empty bins stay."""
+        moves = {name: rng.normal(size=x.shape) for name, x in self.now.items()}
+        moves["eps"] *= 0.1
+        for name in "ab":
+            x, move = self.now[name], self.now[name] * moves[name]
+            moves[name] = move - x * move.sum(axis=1, keepdims=True) if self.reach is None else move
+        return moves
+
+    def moved(self, moves, t):
+        """Return the inputs on the way."""
+        return {name: self.now[name] + t * move for name, move in moves.items()}
 
 
 def slope(function, step=3e-4):
@@ -83,55 +90,58 @@ def test_barycentric_map_adjoint_is_the_slope_of_the_map(kind, reach, axis):
     def loss(values=values, **changed):
         return (grad * inputs.solve(**changed).barycentric_map(values, axis)).sum()
 
-    move = rng.normal(size=values.shape)
-    assert np.vdot(grads.values, move) == pytest.approx(loss(move), rel=1e-9)
-    for name, move in inputs.directions(rng):
-        wanted = slope(lambda t, name=name, move=move: loss(**{name: inputs.now[name] + t * move}))
+    moves, move = inputs.direction(rng), rng.normal(size=values.shape)
+    wanted = slope(lambda t: loss(values + t * move, **inputs.moved(moves, t)))
+    found = np.vdot(grads.values, move)
+    for name, move in moves.items():
         of = getattr(grads, name)
-        found = np.vdot(of.sum(axis=0) if name in ("eps", "reach") else of, move)  # which both problems share
-        assert found == pytest.approx(wanted, rel=2e-7, abs=2e-8), name
+        found += np.vdot(of.sum(axis=0) if name in ("eps", "reach") else of, move)  # which both problems share
+    assert found == pytest.approx(wanted, rel=2e-7)
+    if reach is not None and np.inf in reach:
+        assert grads.reach[:, 1].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("side", ["x", "y"])
-@pytest.mark.parametrize("given", ["potential", "map", "values"])
+@pytest.mark.parametrize("mapped", ["points", "values"])
 @pytest.mark.parametrize(("kind", "reach"), [("cloud", None), ("own clouds", (0.7, 0.4)), ("alone", None)])
-def test_extension_adjoint_is_the_slope_at_new_points_and_of_the_solution(kind, reach, given, side):
-    """Its own gradients, and with those of the potential sent on to the inputs of the solve."""
+def test_extension_adjoint_is_the_slope_at_new_points_and_of_the_solution(kind, reach, mapped, side):
+    """Its own gradients, and that by the potential sent on to the inputs of the solve."""
     inputs, rng = Inputs(kind, reach), np.random.default_rng(2)
     partners = "x" if kind == "alone" or side == "y" else "y"
     other = inputs.now[partners]
     new = rng.normal(size=(*other.shape[:-2], 4, 2))
-    values = rng.normal(size=(other.shape[-2], 3)) if given == "values" else None
-    grad = rng.normal(size=(2, 4) if given == "potential" else (2, 4, 2 if values is None else 3))
+    values = rng.normal(size=(other.shape[-2], 3)) if mapped == "values" else None
+    grad_map, grad_potential = rng.normal(size=(2, 4, 2 if values is None else 3)), rng.normal(size=(2, 4))
     if reach is None:  # the constant between f and g counts nothing
-        grad -= grad.mean(axis=1, keepdims=True)
+        grad_potential -= grad_potential.mean(axis=1, keepdims=True)
 
-    def loss(new=new, values=values, **changed):
+    def loss(new, values, **changed):
         there = inputs.solve(**changed).at(**{side: new})
-        mapped = there.map() if values is None else there.barycentric_map(values)
-        return (grad * (there.potential if given == "potential" else mapped)).sum()
+        images = there.map() if values is None else there.barycentric_map(values)
+        return (grad_potential * there.potential).sum() + (grad_map * images).sum()
 
-    cotangent = {"grad_potential" if given == "potential" else "grad_map": grad}
     result = inputs.solve()
-    grads = cusink.extension_adjoint(result.at(**{side: new}), **cotangent, values=values)
-    move = rng.normal(size=new.shape)
+    grads = cusink.extension_adjoint(
+        result.at(**{side: new}), grad_potential=grad_potential, grad_map=grad_map, values=values
+    )
     assert grads.points.shape == new.shape and grads.partners.shape == other.shape
-    assert np.vdot(grads.points, move) == pytest.approx(slope(lambda t: loss(new + t * move)), rel=1e-7)
-    if values is None:
-        assert grads.values is None
-    else:
-        move = rng.normal(size=values.shape)
-        assert np.vdot(grads.values, move) == pytest.approx(loss(values=move), rel=1e-9)
+    assert (grads.values is None) == (values is None)
+    moves, move, of_values = inputs.direction(rng), rng.normal(size=new.shape), 0
+    moves.pop("reach", None)  # held fixed
+    found = np.vdot(grads.points, move)
+    if values is not None:
+        of_values = rng.normal(size=values.shape)
+        found += np.vdot(grads.values, of_values)
     potential, weights = ("grad_g", "b") if side == "x" else ("grad_f", "a")
     of_solve = cusink.sinkhorn_adjoint(result, **{potential: grads.potential}, **EXACT)
     direct = {weights: grads.weights, "eps": grads.eps, partners: grads.partners}
-    for name, move in inputs.directions(rng):
-        if name == "reach":  # held fixed
-            continue
+    for name, by in moves.items():
         of = getattr(of_solve, name) + direct.get(name, 0)
-        found = np.vdot(of.sum() if name == "eps" else of, move)
-        wanted = slope(lambda t, name=name, move=move: loss(**{name: inputs.now[name] + t * move}))
-        assert found == pytest.approx(wanted, rel=2e-7, abs=2e-8), name
+        found += np.vdot(of.sum() if name == "eps" else of, by)
+    wanted = slope(
+        lambda t: loss(new + t * move, None if values is None else values + t * of_values, **inputs.moved(moves, t))
+    )
+    assert found == pytest.approx(wanted, rel=2e-7)
 
 
 @pytest.mark.parametrize("axis", [1, 0])
@@ -212,3 +222,37 @@ def test_what_does_not_fit_is_refused():
         cusink.extension_adjoint(there)
     with pytest.raises(ValueError, match="'values' must come with 'grad_map'"):
         cusink.extension_adjoint(there, grad_potential=np.ones(6), values=np.ones(4))
+
+
+def test_problems_of_a_batch_with_an_eps_each_are_those_alone():
+    rng = np.random.default_rng(6)
+    (x, new), y, eps = rng.random((2, 5, 2)), rng.random((4, 2)), np.array([0.2, 0.5])
+    grad = rng.normal(size=(2, 5, 2))
+    both = cusink.sinkhorn(np.full((2, 5), 0.2), None, cusink.PointCloud(x, y), eps=eps, **TIGHT)
+    of_map = cusink.barycentric_map_adjoint(both, y, grad, **EXACT)
+    of_new = cusink.extension_adjoint(both.at(new), grad_map=grad)
+    alone = [cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=float(e), **TIGHT) for e in eps]
+    maps = [cusink.barycentric_map_adjoint(result, y, g, **EXACT) for result, g in zip(alone, grad, strict=True)]
+    there = [cusink.extension_adjoint(result.at(new), grad_map=g) for result, g in zip(alone, grad, strict=True)]
+    for found, parts, own, summed in (
+        (of_map, maps, ("a", "b", "eps"), ("x", "y", "values")),
+        (of_new, there, ("potential", "weights", "eps"), ("points", "partners")),
+    ):
+        for name in own:
+            np.testing.assert_allclose(getattr(found, name), [getattr(p, name) for p in parts], atol=1e-10)
+        for name in summed:
+            np.testing.assert_allclose(getattr(found, name), sum(getattr(p, name) for p in parts), atol=1e-10)
+
+
+def test_memory_does_not_grow_with_the_pairs(monkeypatch):
+    monkeypatch.setattr(motion, "BLOCK_ENTRIES", 1 << 13)
+    x, y, grad = np.random.default_rng(7).random((3, 2000, 2))
+    result = cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=2.0, memory_limit=1 << 18)
+    there = result.at(grad)
+    tracemalloc.start()
+    of_map = cusink.barycentric_map_adjoint(result, y, grad)
+    of_new = cusink.extension_adjoint(there, grad_map=grad)
+    assert np.isfinite(of_map.x).all() and np.isfinite(of_new.points).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * 8 * 2000**2
