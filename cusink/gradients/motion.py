@@ -103,11 +103,17 @@ class Solved:
         return list(plan_means(self._marginal)) if len(self.problem.a) == 1 else None
 
     def sums(self, h: Array, k: Array) -> RightSide:
-        """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system."""
+        """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system.
+
+        Bins so far from all others that nothing of their weight is left in float64 have 0: no other bin sees them.
+        """
         if self.kept is not None:
             assert self.problem.reach is not None
-            damped = (1 + self.problem.eps_as(2) / rho for rho in self.problem.reach)
-            h, k = (x / (kept * by) for x, kept, by in zip((h, k), self.kept, damped, strict=True))
+            xp, damped = self.problem.xp, (1 + self.problem.eps_as(2) / rho for rho in self.problem.reach)
+            h, k = (
+                xp.where(kept > 0, x / (xp.where(kept > 0, kept, 1) * by), 0)
+                for x, kept, by in zip((h, k), self.kept, damped, strict=True)
+            )
         return lambda index, _: (h[index], k[index])
 
     def behind_cost(self, index: HostArray, means: Means) -> tuple[Array, Array]:

@@ -308,6 +308,24 @@ def test_forbidden_pairs_and_first_weights_after_a_solve_with_reach():
         np.testing.assert_allclose(getattr(product, name)[at], want[at], rtol=0, atol=1e-6, err_msg=name)
 
 
+def test_a_point_out_of_reach_leaves_the_others_alone():
+    """Of its weight nothing is left in float64; 20 away it is a part of 1e-176."""
+    found = []
+    for far in (20.0, 60.0):
+        cloud = cusink.PointCloud([0.0, 1.0, 2.0], [0.0, 1.0, far])
+        result = cusink.sinkhorn(None, None, cloud, eps=0.3, reach=0.5, tol=1e-11)
+        of_cost = cusink.sinkhorn_hvp(result, grad_cost=1.0, grad_reg_cost=0.5, dx=np.ones(3), tol=1e-10)
+        of_map = cusink.barycentric_map_adjoint(result, [1.0, 2.0, 3.0], [1.0, 2.0, -1.0], tol=1e-10)
+        of_plan = cusink.sinkhorn_adjoint(result, grad_plan=np.eye(3), tol=1e-10)
+        tangents = cusink.sinkhorn_jvp(result, dx=np.ones(3), tol=1e-10)
+        found.append([(x.a, x.b, x.x, x.y, x.eps) for x in (of_cost, of_map, of_plan)])
+        found[-1].append((tangents.f, tangents.g[:2], tangents.cost, tangents.reg_cost))
+        assert np.isnan(tangents.g[2]) == (far == 60.0)
+    for near, far in zip(*found, strict=True):
+        for x, y in zip(near, far, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-7)
+
+
 def test_a_system_that_is_not_solved_warns():
     rng = np.random.default_rng(9)
     result = cusink.sinkhorn(None, None, cusink.PointCloud(rng.random((30, 2))), eps=0.01)
