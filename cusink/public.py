@@ -27,9 +27,13 @@ from cusink.exact.line import wasserstein_1d_adjoint as wasserstein_1d_adjoint
 from cusink.gradients.adjoint import SinkhornGradients as SinkhornGradients
 from cusink.gradients.adjoint import sinkhorn_adjoint as sinkhorn_adjoint
 from cusink.gradients.curvature import SinkhornCurvature as SinkhornCurvature
+from cusink.gradients.extension import ExtensionGradients as ExtensionGradients
+from cusink.gradients.extension import extension_adjoint as extension_adjoint
 from cusink.gradients.hvp import sinkhorn_hvp as sinkhorn_hvp
 from cusink.gradients.jvp import SinkhornTangents as SinkhornTangents
 from cusink.gradients.jvp import sinkhorn_jvp as sinkhorn_jvp
+from cusink.gradients.maps import MapGradients as MapGradients
+from cusink.gradients.maps import barycentric_map_adjoint as barycentric_map_adjoint
 from cusink.norms.likelihood import kernel_neg_log_likelihood as kernel_neg_log_likelihood
 from cusink.norms.likelihood import kernel_neg_log_likelihood_adjoint as kernel_neg_log_likelihood_adjoint
 from cusink.norms.norms import kernel_distance as kernel_distance

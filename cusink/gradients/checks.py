@@ -70,6 +70,17 @@ def cotangents(
     return Cotangents(*out)
 
 
+def cotangent(name: str, x: Any, shape: tuple[int, ...], output: str, like: Array) -> Array:
+    """Check the gradient by one `output`, an array of its shape in the dtype of `like`; return it in float64."""
+    if x is None:
+        raise TypeError(f"'{name}' must be an array of shape {shape}; got None")
+    (x, _), xp, _ = arrays(**{name: x, "result": like})
+    if x.shape != shape:
+        raise ValueError(f"'{name}' must have shape {shape} to match {output}; got {x.shape}")
+    in_range(name, x, xp)
+    return xp.ascontiguousarray(x.astype(np.float64))
+
+
 def plan_cotangent(problem: Problem, f: Array, grad_plan: Any) -> Callable[[slice, slice], Array] | None:
     """Check a gradient by the plan, a matrix or a pair of thin ones; return a function that makes blocks of it."""
     if grad_plan is None:

@@ -6,7 +6,7 @@ df and dg, and
 
     dx + R dy = <R dZ + E db, W> + <R, dZ>        S'dx + dy = <S dZ + E'da, W> + <S, dZ>
 
-from the same system. docs/second-order.md derives it.
+from the same system. docs/second-order.md derives it, and what `reach` changes.
 """
 
 import functools
@@ -27,13 +27,18 @@ from cusink.types import Array, HostArray
 
 
 class Fit(NamedTuple):
-    """The solution x, y of the marginal system behind `cost`, how it moves, and the cotangent w of `cost` (B,)."""
+    """The fit x, y behind `cost`, how it moves, and the cotangent w of `cost` (B,).
+
+    `of_a` and `of_b` are how the gradients of `cost` by the weights move, times w.
+    """
 
     x: Array
     y: Array
     dx: Array
     dy: Array
     weight: Array
+    of_a: Array
+    of_b: Array
 
 
 class ThroughPlan(NamedTuple):
@@ -57,10 +62,15 @@ class Curvature:
     entropic: Array | None
     shown: Problem
 
+    @property
+    def priced(self) -> Array:
+        """The cotangents (B,) but for that of `cost`: of values that have the prices of the marginals in them."""
+        return self.level if self.fit is None else self.level - self.fit.weight
+
     def wrt_weights(self) -> tuple[Array, Array]:
         """Return the derivatives (B, n) and (B, m) of the gradients by the weights."""
         given, along, eps = self.moved.solved, self.moved.along, self.moved.solved.problem.eps_as(2)
-        problem, xp, level = given.problem, given.problem.xp, self.level[:, None]
+        problem, xp, level = given.problem, given.problem.xp, self.priced[:, None]
         deps = None if along.eps is None else along.eps[:, None]
         out = []
         for k, (weights, change) in enumerate(zip((problem.a, problem.b), (self.moved.df, self.moved.dg), strict=True)):
@@ -74,9 +84,7 @@ class Curvature:
                 if moves is not None:
                     of = of + level * eps * moves.sum(axis=1, keepdims=True)
             if self.fit is not None:
-                of = of - (self.fit.weight[:, None] * eps) * self.fit[2 + k]
-                if deps is not None:
-                    of = of - self.fit.weight[:, None] * deps * self.fit[k]
+                of = of + (self.fit.of_a, self.fit.of_b)[k]
             if self.entropic is not None:
                 some = weights > 0
                 safe, moves = xp.where(some, weights, 1), along[k]
@@ -98,7 +106,7 @@ class Curvature:
             masses = (given.problem.a.sum(axis=1), given.problem.b.sum(axis=1))
             for other, moves in ((masses[1], along.a), (masses[0], along.b)):
                 if moves is not None:
-                    of_eps += self.level * other * moves.sum(axis=1)
+                    of_eps += self.priced * other * moves.sum(axis=1)
         if self.entropic is not None:
             logs = (xp.log(xp.where(v > 0, v, 1)) + 1 for v in (given.problem.a, given.problem.b))
             of_eps += self.entropic * along.dot(*logs)
@@ -110,7 +118,7 @@ class Curvature:
 
     def _blocks(self, out: Array | None, of_eps: Array) -> Iterator[TangentBlock]:
         """Yield gradients by the costs and how they move; add them up in `out`, and in `of_eps` those by eps."""
-        shared = self.moved.solved.problem.C.shared
+        shared, priced = self.moved.solved.problem.C.shared, self.priced
         for pairs, P, dP, dZ in self.moved.plans():
             problems, rows, Z = pairs.problems, pairs.rows, pairs.log_ratio
             level = self.level[problems, None, None]
@@ -118,9 +126,9 @@ class Curvature:
             moved_eps = tangent * Z
             moved_eps += gradient * dZ
             if self.moved.solved.kept is not None:
-                moved_eps -= tangent
+                moved_eps -= priced[problems, None, None] * dP
             if self.fit is not None:
-                x, y, dx, dy, w = (v[problems] for v in self.fit)
+                x, y, dx, dy, w = (v[problems] for v in self.fit[:5])
                 w = w[:, None, None]
                 W = Z - x[:, rows, None] - y[:, None, :]
                 dW = dZ - dx[:, rows, None] - dy[:, None, :]
@@ -153,19 +161,67 @@ def _curvature_of(given: Solved, shown: Problem, values: Cotangents, along: Dire
 
 def _fit(moved: Motion, weight: Array, how: LinearSolve) -> tuple[Fit, HostArray]:
     """Return the fit behind `cost` and how it moves, and for which problems that was solved."""
-    given, along = moved.solved, moved.along
+    given, along, w = moved.solved, moved.along, weight[:, None]
     assert moved.fit is not None
     x, y, _ = moved.fit
+    eps = given.problem.eps_as(2)
+    deps: float | Array = 0.0 if along.eps is None else along.eps[:, None]
+    h, k = _moved_sums(moved, x, y)
+    if given.kept is not None:
+        return _damped_fit(moved, (x, y), (h, k), weight, how)
+    ((dx, dy, converged),) = given.solve([given.sums(h, k)], how)
+    of_a, of_b = w * (moved.df - eps * dx - deps * x), w * (moved.dg - eps * dy - deps * y)
+    return Fit(x, y, dx, dy, weight, of_a, of_b), converged
+
+
+def _damped_fit(
+    moved: Motion, fit: tuple[Array, Array], sums: tuple[Array, Array], weight: Array, how: LinearSolve
+) -> tuple[Fit, HostArray]:
+    """Return the same after a solve with `reach`, where u, v are the fit of ``C / eps``, with slack.
+
+    Their equations are ``sum_j b_j E_ij (C_ij / eps - u_i - v_j) = eps / rho_a k_i u_i`` with the fraction k that is
+    kept, and those of columns; a takes ``eps (1 + eps / rho_a) k u``. What is returned as x and y is ``f / eps - u``
+    and ``g / eps - v``, so that ``W = Z - x - y`` as in balanced transport.
+    """
+    given, eps_moves = moved.solved, moved.along.eps
+    problem, prices, changes = given.problem, given.problem.reach, (moved.df, moved.dg)
+    assert given.kept is not None and prices is not None
+    eps, deps = problem.eps_as(2), 0.0 if eps_moves is None else eps_moves[:, None]
+    h, k = (
+        total + kept * u * (eps / rho * change - deps) / rho
+        for total, kept, u, change, rho in zip(sums, given.kept, fit, changes, prices, strict=True)
+    )
+    ((du, dv, converged),) = given.solve([given.sums(h, k)], how)
+    sides = zip(given.kept, fit, (du, dv), (problem.f, problem.g), changes, prices, strict=True)
+    shown, moves, of_weights = [], [], []
+    for kept, u, by, potential, change, rho in sides:
+        shown.append(potential / eps - u)
+        moves.append((change - potential / eps * deps) / eps - by)
+        of_fit = deps * (1 + 2 * eps / rho) * u + eps * (1 + eps / rho) * (by - u * change / rho)
+        of_weights.append(weight[:, None] * kept * of_fit)
+    return Fit(shown[0], shown[1], moves[0], moves[1], weight, of_weights[0], of_weights[1]), converged
+
+
+def _moved_sums(moved: Motion, x: Array, y: Array) -> tuple[Array, Array]:
+    """Return the sums over rows and columns of how ``E (H - x - y)`` moves with x and y held fixed.
+
+    H is what x and y fit: Z, or with `reach` ``C / eps``.
+    """
+    given, along = moved.solved, moved.along
     problem, xp = given.problem, given.problem.xp
     h, k = xp.zeros_like(problem.a), xp.zeros_like(problem.b)
     for pairs in given.pairs(along):
-        problems, rows, E = pairs.problems, pairs.rows, pairs.density
-        dZ = moved.df[problems, rows, None] + moved.dg[problems, None, :]
-        if pairs.shift is not None:
-            dZ -= pairs.shift
-        dZ /= problem.eps_as(3, problems)
-        W = pairs.log_ratio - x[problems, rows, None] - y[problems, None, :]
-        M = E * (dZ * (W + 1))
+        problems, rows, E, H = pairs.problems, pairs.rows, pairs.density, pairs.log_ratio
+        eps = problem.eps_as(3, problems)
+        change = moved.df[problems, rows, None] + moved.dg[problems, None, :]
+        dZ = (change if pairs.shift is None else change - pairs.shift) / eps
+        dH = dZ
+        if given.kept is not None:
+            potentials = (problem.f[problems, rows, None] + problem.g[problems, None, :]) / eps
+            change = change if along.eps is None else change - potentials * along.eps[problems, None, None]
+            H, dH = potentials - H, change / eps - dZ
+        W = H - x[problems, rows, None] - y[problems, None, :]
+        M = E * (dZ * W + dH)
         h[problems, rows] += right_product(M, problem.b[problems])
         k[problems] += left_product(M, problem.a[problems, rows])
         if along.a is not None or along.b is not None:
@@ -174,8 +230,7 @@ def _fit(moved: Motion, weight: Array, how: LinearSolve) -> tuple[Fit, HostArray
             h[problems, rows] += right_product(E, along.b[problems])
         if along.a is not None:
             k[problems] += left_product(E, along.a[problems, rows])
-    ((dx, dy, converged),) = given.solve([given.sums(h, k)], how)
-    return Fit(x, y, dx, dy, weight), converged
+    return h, k
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -66,7 +66,7 @@ def sinkhorn_hvp(
         A result of another kind, an array of another library or dtype than the result.
     ValueError
         An array of the wrong shape or with values that are not finite, a direction that the cost does not have, no
-        direction or cotangent at all; after a solve with `reach`, a cotangent of `cost` or `entropic_cost`.
+        direction or cotangent at all; after a solve with `reach`, a cotangent of `entropic_cost`.
 
     Warns
     -----
@@ -100,9 +100,9 @@ def sinkhorn_hvp(
         potentials={},
     )
     along = checks.directions(problem, result.f, {"da": da, "db": db, "deps": deps}, {"dC": dC, "dx": dx, "dy": dy})
-    if problem.reach is not None and (values.cost is not None or values.entropic_cost is not None):
+    if problem.reach is not None and values.entropic_cost is not None:
         raise ValueError(
-            "'grad_cost' and 'grad_entropic_cost' must be None after a solve with 'reach'; got a gradient. Take "
+            "'grad_entropic_cost' must be None after a solve with 'reach'; got a gradient. Take 'grad_cost' or "
             "'grad_reg_cost', whose second derivatives are known there"
         )
     warn_unconverged(result.problem.C, result.converged, result.error)

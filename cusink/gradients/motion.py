@@ -58,22 +58,26 @@ class Solved:
 
     def pairs(self, along: Directions) -> Iterator[Pairs]:
         """Iterate over blocks of pairs of bins, and how their costs move."""
-        problem, xp = self.problem, self.problem.xp
-        (size, n), m = problem.a.shape, problem.b.shape[1]
+        (size, n), m = self.problem.a.shape, self.problem.b.shape[1]
         for problems, rows in blocks(size, n, m, BLOCK_ENTRIES):
-            costs = problem.C.block(problems, rows)
-            Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
-            Z -= costs
-            Z /= problem.eps_as(3, problems)
-            E = xp.minimum(Z, DENSEST)
-            xp.exp(E, out=E)
-            if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
-                Z = xp.where(forbidden, 0, Z)
-            D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
-            if along.eps is not None:
-                of_eps = Z * along.eps[problems, None, None]
-                D = of_eps if D is None else of_eps + D
-            yield Pairs(problems, rows, Z, E, D)
+            yield self.block(problems, rows, along)
+
+    def block(self, problems: slice, rows: slice, along: Directions) -> Pairs:
+        """Return one of these blocks."""
+        problem, xp = self.problem, self.problem.xp
+        costs = problem.C.block(problems, rows)
+        Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
+        Z -= costs
+        Z /= problem.eps_as(3, problems)
+        E = xp.minimum(Z, DENSEST)
+        xp.exp(E, out=E)
+        if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
+            Z = xp.where(forbidden, 0, Z)
+        D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
+        if along.eps is not None:
+            of_eps = Z * along.eps[problems, None, None]
+            D = of_eps if D is None else of_eps + D
+        return Pairs(problems, rows, Z, E, D)
 
     def solve(self, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
         """Return solutions x, y of ``x + R y = h``, ``S'x + y = k``, or of the damped system with factors 1 + slack."""
@@ -99,12 +103,22 @@ class Solved:
         return list(plan_means(self._marginal)) if len(self.problem.a) == 1 else None
 
     def sums(self, h: Array, k: Array) -> RightSide:
-        """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system."""
+        """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system.
+
+        Bins so far from all others that nothing of their weight is left in float64 have 0: no other bin sees them.
+        """
         if self.kept is not None:
             assert self.problem.reach is not None
-            damped = (1 + self.problem.eps_as(2) / rho for rho in self.problem.reach)
-            h, k = (x / (kept * by) for x, kept, by in zip((h, k), self.kept, damped, strict=True))
+            xp, damped = self.problem.xp, (1 + self.problem.eps_as(2) / rho for rho in self.problem.reach)
+            h, k = (
+                xp.where(kept > 0, x / (xp.where(kept > 0, kept, 1) * by), 0)
+                for x, kept, by in zip((h, k), self.kept, damped, strict=True)
+            )
         return lambda index, _: (h[index], k[index])
+
+    def behind_cost(self, index: HostArray, means: Means) -> tuple[Array, Array]:
+        """Return the right-hand sides of the fit behind `cost`: of Z, or with `reach` of ``C / eps``."""
+        return (self.log_ratio_means if self.kept is None else self.cost_means)(index, means)
 
     def log_ratio_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
         """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
@@ -112,6 +126,13 @@ class Solved:
         rows = f + means.mean(g, 1) - means.mean_cost(1)
         columns = g + means.mean(f, 0) - means.mean_cost(0)
         return rows / eps, columns / eps
+
+    def cost_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
+        """Return the right-hand sides of the fit of ``C / eps`` behind `cost` with `reach`."""
+        assert self.problem.reach is not None
+        eps = self.problem.eps_as(2, index)
+        of_rows, of_columns = (eps * (1 + eps / rho) for rho in self.problem.reach)
+        return means.mean_cost(1) / of_rows, means.mean_cost(0) / of_columns
 
     def projected(self, of_a: Array, of_b: Array) -> tuple[Array, Array]:
         """Return arrays by bins (B, n) and (B, m) that are 0 in bins which no weight can reach.
@@ -204,7 +225,7 @@ def motion(given: Solved, along: Directions, how: LinearSolve, with_fit: bool = 
         if along.a is not None:
             share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
             k[problems] -= problem.eps_as(2, problems) * share
-    rights = [given.sums(h, k), *((given.log_ratio_means,) if with_fit else ())]
+    rights = [given.sums(h, k), *((given.behind_cost,) if with_fit else ())]
     (df, dg, converged), *fits = given.solve(rights, how)
     for fit in fits:
         converged = converged & fit.converged

@@ -22,15 +22,16 @@ from cusink.solver.problem import Problem
 from cusink.types import Array, Axis, HostArray
 
 Matrix = Callable[[slice, slice], Array]  # a block of M (problems, rows, m), given problems and rows
+Product = Callable[[slice, slice, Array], Array]  # a block of ``P_ij M_ij``, given problems, rows and the block of P
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PlanTerms:
-    """A solved problem, M, the fit x, y of ``M / eps``, and weights (B,) of the plan itself and of its entropy."""
+    """A solved problem, ``P_ij M_ij``, the fit x, y of ``M / eps``, and weights (B,) of the plan and of its entropy."""
 
     shown: Problem
     given: Solved
-    matrix: Matrix
+    product: Product
     x: Array
     y: Array
     direct: Array | None = None
@@ -101,9 +102,8 @@ class PlanTerms:
         for pairs in self.given.pairs(Directions()):
             problems, rows = pairs.problems, pairs.rows
             P = pairs.density * problem.a[problems, rows, None] * problem.b[problems, None, :]
-            rest = self.matrix(problems, rows) / -problem.eps_as(3, problems)
-            rest = rest + self.x[problems, rows, None] + self.y[problems, None, :]
-            gradient = P * rest
+            gradient = P * (self.x[problems, rows, None] + self.y[problems, None, :])
+            gradient -= self.product(problems, rows, P) / problem.eps_as(3, problems)
             if of_eps is not None:
                 of_eps[problems] += (gradient * pairs.log_ratio).sum(axis=(1, 2))
             if self.direct is not None:
@@ -154,8 +154,22 @@ def _fitted(
         M = pairs.density * matrix(pairs.problems, pairs.rows)
         h[pairs.problems, pairs.rows] += right_product(M, problem.b[pairs.problems])
         k[pairs.problems] += left_product(M, problem.a[pairs.problems, pairs.rows])
-    ((x, y, converged),) = given.solve([given.sums(h / problem.eps_as(2), k / problem.eps_as(2))], how)
-    terms = PlanTerms(shown=shown, given=given, matrix=matrix, x=x, y=y, direct=direct, entropy=entropy)
+    return product_terms(shown, given, lambda at, rows, P: P * matrix(at, rows), (h, k), how, direct, entropy)
+
+
+def product_terms(
+    shown: Problem,
+    given: Solved,
+    product: Product,
+    sums: tuple[Array, Array],
+    how: LinearSolve,
+    direct: Array | None = None,
+    entropy: Array | None = None,
+) -> tuple[PlanTerms, HostArray]:
+    """Return the terms of products ``P_ij M_ij``, given their sums over rows / a (B, n) and over columns / b (B, m)."""
+    eps = given.problem.eps_as(2)
+    ((x, y, converged),) = given.solve([given.sums(sums[0] / eps, sums[1] / eps)], how)
+    terms = PlanTerms(shown=shown, given=given, product=product, x=x, y=y, direct=direct, entropy=entropy)
     return terms, converged
 
 

@@ -21,6 +21,8 @@ BLOCK_ENTRIES = 1 << 20  # of plans between new points and old ones, whose gradi
 class SinkhornExtension(Summary):
     """The solution at new points of one side of a `cusink.PointCloud`; `SinkhornResult.at` returns it.
 
+    Its derivatives are those of `cusink.extension_adjoint`.
+
     Attributes
     ----------
     points : array, shape (k, d) or (B, k, d)

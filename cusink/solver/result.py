@@ -207,6 +207,7 @@ class SinkhornResult(Summary):
         -------
         array, shape (n,) or (n, d) or (B, n, d) for axis 1; (m,) or (m, d) or (B, m, d) for axis 0
             The means. A bin without weight gets the limit for a small weight, and one that `C` forbids all partners 0.
+            Their derivatives are those of `cusink.barycentric_map_adjoint`.
         """
         problem, axis = self.problem.in_one_dtype(), checks.plan_axis(axis)
         checked, flat = map_values(values, axis, self.problem)

@@ -380,6 +380,14 @@ CALLS = {
             "memory_limit": None,
         },
     ),
+    "barycentric_map_adjoint": (
+        cusink.barycentric_map_adjoint,
+        {"result": RESULT, "values": Y, "grad_map": X, "axis": 1, **SYSTEM},
+    ),
+    "extension_adjoint": (
+        cusink.extension_adjoint,
+        {"extension": BETWEEN_POINTS.at(X), "grad_potential": A, "grad_map": X, "values": Y},
+    ),
     "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
     "cost_matrix": (cusink.cost_matrix, COST_MATRIX),
     "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"grad_C": C, **COST_MATRIX, "gradient": None}),

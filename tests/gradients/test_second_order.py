@@ -135,6 +135,10 @@ def test_the_jvp_is_that_of_dense_linear_algebra(xp, forbid):
         ("own", "reg_cost", 0.7),
         ("points", "reg_cost", (0.5, None)),
         ("grid", "reg_cost", 0.7),
+        ("dense", "cost", (0.7, 0.4)),
+        ("own", "cost", 0.7),
+        ("points", "cost", (0.5, None)),
+        ("grid", "cost", 0.7),
     ],
 )
 def test_gradients_move_as_the_hvp_says(xp, kind, value, reach):
@@ -149,19 +153,24 @@ def test_gradients_move_as_the_hvp_says(xp, kind, value, reach):
     assert_moves(xp, product, want)
 
 
-@pytest.mark.parametrize("value", ["cost", "reg_cost"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_hessian_is_symmetric(kind, value):
-    paths = [Path(kind, seed) for seed in (3, 3)]
-    first, second = paths[0].directions(), Path(kind, 4).directions()
-    result = paths[0].solve(0)
+@pytest.mark.parametrize(
+    ("kind", "value", "reach"),
+    [
+        *((kind, value, None) for kind in KINDS for value in ("cost", "reg_cost")),
+        *((kind, "cost", reach) for kind in ("own", "cosine") for reach in (0.7, (None, 0.3))),
+    ],
+)
+def test_the_hessian_is_symmetric(kind, value, reach):
+    path = Path(kind, 3, balanced=reach is None)
+    first, second = path.directions(), Path(kind, 4, balanced=reach is None).directions()
+    result = path.solve(0, reach)
     cotangents = {f"grad_{value}": 1.0}
     images = [cusink.sinkhorn_hvp(result, **cotangents, **u, tol=1e-14) for u in (first, second)]
 
     def product(u, image):
         return sum((x * getattr(image, name.removeprefix("d"))).sum() for name, x in u.items())
 
-    for u in (first, second):  # weights move on the simplex alone
+    for u in (first, second) if reach is None else ():  # weights move on the simplex alone
         for name in ("da", "db"):
             u[name] = u[name] - u[name].mean(axis=1, keepdims=True)
     forth, back = product(first, images[1]), product(second, images[0])
@@ -267,13 +276,54 @@ def test_what_a_cost_or_a_solve_does_not_have():
     with pytest.raises(ValueError, match="at least one of 'grad_cost'"):
         cusink.sinkhorn_hvp(cloud, dx=[0.0, 1.0])
     damped = cusink.sinkhorn(None, None, np.eye(2), eps=0.5, reach=1.0)
-    with pytest.raises(ValueError, match="Take 'grad_reg_cost'"):
-        cusink.sinkhorn_hvp(damped, grad_cost=1.0, dC=np.eye(2))
+    with pytest.raises(ValueError, match="'grad_entropic_cost' must be None after a solve with 'reach'"):
+        cusink.sinkhorn_hvp(damped, grad_entropic_cost=1.0, dC=np.eye(2))
     divergence = cusink.sinkhorn_divergence(None, None, 1 - np.eye(2), eps=0.5)
     with pytest.raises(ValueError, match="'dC_aa' must be None, as the divergence was computed without 'C_aa'"):
         cusink.sinkhorn_divergence_hvp(divergence, dC_aa=np.eye(2))
     with pytest.raises(ValueError, match="at least one of"):
         cusink.sinkhorn_divergence_hvp(divergence)
+
+
+def test_forbidden_pairs_and_first_weights_after_a_solve_with_reach():
+    """A row that may send nothing, single pairs, and empty bins that take their first weight."""
+    rng = np.random.default_rng(10)
+    a, b, C = 1.5 * rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(4)), rng.random((5, 4))
+    a[1] = b[2] = 0
+    C[3] = C[0, 1] = np.inf
+    along = {"da": rng.random(5), "db": rng.random(4), "dC": rng.normal(size=(5, 4)), "deps": 0.1}
+    along["da"][3] = 0  # of a bin that may send nothing no direction is taken
+
+    def gradients(t):
+        moved = (x + t * along[name] for x, name in ((a, "da"), (b, "db"), (C, "dC")))
+        result = cusink.sinkhorn(*moved, eps=0.3 + t * 0.1, reach=(0.7, 0.4), **TIGHT)
+        return cusink.sinkhorn_adjoint(result, grad_cost=1.0, grad_reg_cost=0.5, tol=1e-13)
+
+    result = cusink.sinkhorn(a, b, C, eps=0.3, reach=(0.7, 0.4), **TIGHT)
+    product = cusink.sinkhorn_hvp(result, grad_cost=1.0, grad_reg_cost=0.5, **along, tol=1e-13)
+    steps, h = [gradients(k * 1e-3) for k in range(5)], 1e-3
+    for name, at in (("a", [0, 1, 2, 4]), ("b", ...), ("C", ...), ("eps", ...)):  # one-sided: no weight is below 0
+        x = [getattr(step, name) for step in steps]
+        want = (-25 * x[0] + 48 * x[1] - 36 * x[2] + 16 * x[3] - 3 * x[4]) / (12 * h)
+        np.testing.assert_allclose(getattr(product, name)[at], want[at], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_point_out_of_reach_leaves_the_others_alone():
+    """Of its weight nothing is left in float64; 20 away it is a part of 1e-176."""
+    found = []
+    for far in (20.0, 60.0):
+        cloud = cusink.PointCloud([0.0, 1.0, 2.0], [0.0, 1.0, far])
+        result = cusink.sinkhorn(None, None, cloud, eps=0.3, reach=0.5, tol=1e-11)
+        of_cost = cusink.sinkhorn_hvp(result, grad_cost=1.0, grad_reg_cost=0.5, dx=np.ones(3), tol=1e-10)
+        of_map = cusink.barycentric_map_adjoint(result, [1.0, 2.0, 3.0], [1.0, 2.0, -1.0], tol=1e-10)
+        of_plan = cusink.sinkhorn_adjoint(result, grad_plan=np.eye(3), tol=1e-10)
+        tangents = cusink.sinkhorn_jvp(result, dx=np.ones(3), tol=1e-10)
+        found.append([(x.a, x.b, x.x, x.y, x.eps) for x in (of_cost, of_map, of_plan)])
+        found[-1].append((tangents.f, tangents.g[:2], tangents.cost, tangents.reg_cost))
+        assert np.isnan(tangents.g[2]) == (far == 60.0)
+    for near, far in zip(*found, strict=True):
+        for x, y in zip(near, far, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-7)
 
 
 def test_a_system_that_is_not_solved_warns():
