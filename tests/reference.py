@@ -215,8 +215,9 @@ def jacobian(a, b, C, eps, f, g):
     """Differentiate f, g and the three values with respect to a, b, C and eps at the optimum (f, g), by dense algebra.
 
     The optimality conditions ``f = softmin(g)``, ``g = softmin(f)`` are differentiated as they stand, in all bins,
-    and solved by least squares with ``sum(df) = sum(dg)``. Returns ``{output: {input: array (output, input)}}``, the
-    cost as n*m inputs. Only directions that keep the masses equal have a meaning.
+    and solved by least squares with equal sums of df and dg over the bins with weight. Returns
+    ``{output: {input: array (output, input)}}``, the cost as n*m inputs. Only directions that
+    keep the masses equal have a meaning.
     """
     a, b, C, f, g = (np.asarray(x, dtype=np.float64) for x in (a, b, C, f, g))
     n, m = C.shape
@@ -237,7 +238,7 @@ def jacobian(a, b, C, eps, f, g):
     per_pair[n + np.arange(m), :, np.arange(m)] = S.T
     right[:, by["C"]] = per_pair.reshape(n + m + 1, n * m)
     right[:n, by["eps"]], right[n:-1, by["eps"]] = (R * Z).sum(1)[:, None], (S * Z).sum(0)[:, None]
-    gauge = np.r_[np.ones(n), -np.ones(m)]
+    gauge = np.r_[1.0 * (a > 0), -1.0 * (b > 0)]
     system = np.block([[np.eye(n), R], [S.T, np.eye(m)], [gauge]])
     d = np.linalg.lstsq(system, right, rcond=1e-15)[0]
     # Through the plan: P = a b exp(Z), so that each direction moves Z and the weights.

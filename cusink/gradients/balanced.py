@@ -17,11 +17,11 @@ def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tup
     values = (x for x in (given.cost, given.reg_cost, given.entropic_cost) if x is not None)
     level = sum(values, start=problem.xp.zeros(len(problem.a), problem.a.dtype))
     grad_f, grad_g = given.f, given.g
-    if grad_f is not None and grad_g is not None:  # of the potentials with sum(f) = sum(g)
-        lead = (grad_f.sum(axis=1, keepdims=True) - grad_g.sum(axis=1, keepdims=True)) / (
-            grad_f.shape[1] + grad_g.shape[1]
-        )
-        grad_f, grad_g = grad_f - lead, grad_g + lead
+    if grad_f is not None and grad_g is not None:  # of the potentials with equal sums over the bins with weight
+        rows, columns = problem.a > 0, problem.b > 0
+        count = rows.sum(axis=1, keepdims=True) + columns.sum(axis=1, keepdims=True)
+        lead = ((grad_f.sum(axis=1, keepdims=True) - grad_g.sum(axis=1, keepdims=True)) / count).astype(grad_f.dtype)
+        grad_f, grad_g = grad_f - lead * rows, grad_g + lead * columns
     x = y = None
     converged = np.ones(len(problem.a), bool)
     if given.cost is not None or grad_f is not None:

@@ -729,3 +729,18 @@ def test_conjugate_gradients_run_on_the_shorter_side(monkeypatch, n, m):
     p = problem("", 3, n, m, 0.05)
     cusink.sinkhorn_adjoint(cusink.sinkhorn(p.a, p.b, p.C, eps=p.eps, tol=1e-9), grad_cost=1.0)
     assert sizes == [min(n, m)]  # once: that was enough
+
+
+def test_the_constant_of_potentials_is_that_of_the_bins_with_weight():
+    """A loss that depends on it, beside bins without weight, against differences of solves."""
+    rng = np.random.default_rng(4)
+    a, b, C, dC = np.array([0.5, 0, 0.3, 0.2, 0]), rng.dirichlet(np.ones(3)), *rng.random((2, 5, 3))
+    u, v = rng.random(5), rng.random(3)
+
+    def loss(t):
+        result = cusink.sinkhorn(a, b, C + t * dC, eps=0.2, tol=1e-13, max_iter=20_000)
+        return u @ result.f + v @ result.g
+
+    result = cusink.sinkhorn(a, b, C, eps=0.2, tol=1e-13, max_iter=20_000)
+    found = cusink.sinkhorn_adjoint(result, grad_f=u, grad_g=v, tol=1e-12)
+    assert (found.C * dC).sum() == pytest.approx(reference.derivative(loss), rel=1e-7)

@@ -74,7 +74,8 @@ def transport_cost(C: HostArray, p: HostArray, q: HostArray, eps: float) -> Host
         exponents *= stored.replace_inf(np, stored.select(C, problems, block))
         with np.errstate(over="ignore"):
             out[problems] += exp_times(p[problems, block] + maximum, exponents.sum(axis=-1)).sum(axis=-1)
-    return np.minimum(out, np.finfo(out.dtype).max, out=out)
+    np.minimum(out, np.finfo(out.dtype).max, out=out)
+    return out
 
 
 def c_transform(C: HostArray, potential: HostArray, axis: Axis) -> HostArray:
