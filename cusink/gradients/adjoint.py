@@ -173,9 +173,9 @@ def sinkhorn_adjoint(
 
     Weights vary on the simplex, so that gradients for a and b are defined up to a constant, chosen for mean zero.
     `f` and `g` are defined up to a constant that moves between them; `grad_f` and `grad_g` are taken of those with
-    ``sum(f) = sum(g)``. An empty bin has the derivative by a first bit of weight; that of `entropic_cost` is -inf,
-    for x log x has it, and only the part of `reg_cost` is given. A bin that cannot take weight, because C forbids it
-    all partners, has 0, or with `reach` the price of all its mass.
+    ``sum(f) = sum(g)`` over bins with weight. An empty bin has the derivative by a first bit of weight; that of
+    `entropic_cost` is -inf, for x log x has it, and only the part of `reg_cost` is given. A bin that cannot take
+    weight, because C forbids it all partners, has 0, or with `reach` the price of all its mass.
 
     After a solve with `reach` the masses may change, and gradients for a and b are not projected; all are exact there
     too, see docs/unbalanced.md.
