@@ -103,12 +103,6 @@ def _compared(case: Case, found: dict[str, np.ndarray]) -> Iterator[Finding]:
         best = oracle.optimum(problem)
         if best is None:
             return
-        C = np.where(best.f[:, None] + best.g - problem.C > -800 * problem.eps, problem.C, np.inf)
-        J = reference.jacobian(problem.a, problem.b, C, problem.eps, best.f, best.g)
-        wanted = {
-            name: sum(np.atleast_1d(ct) @ J[out][name] for out, ct in given.items()) for name in ("a", "b", "C", "eps")
-        }
-        wanted |= {name: wanted[name] - wanted[name].mean() for name in "ab"}
         error = float(np.atleast_1d(found["error"])[k]) + case.extra.get("tol", 1e-6) + 64 * u
         off = 16 * error / max(1 - best.contraction, 1e-9)
         # The dense system holds exp((f + g - C) / eps), which at light and empty bins may be large. Its rounding is
@@ -117,6 +111,12 @@ def _compared(case: Case, found: dict[str, np.ndarray]) -> Iterator[Finding]:
         off += oracle.ROUNDINGS * 2.0**-52 * largest
         if off > 1e-2:
             return
+        C = np.where(best.f[:, None] + best.g - problem.C > -800 * problem.eps, problem.C, np.inf)
+        J = reference.jacobian(problem.a, problem.b, C, problem.eps, best.f, best.g)
+        wanted = {
+            name: sum(np.atleast_1d(ct) @ J[out][name] for out, ct in given.items()) for name in ("a", "b", "C", "eps")
+        }
+        wanted |= {name: wanted[name] - wanted[name].mean() for name in "ab"}
         size = max(float(np.abs(ct).max()) for ct in given.values())
         spread = float(np.ptp(C[np.isfinite(C)])) + problem.eps
         least = min(float(w[w > 0].min()) for w in (problem.a, problem.b)) if {"f", "g"} & set(given) else 1.0
