@@ -102,7 +102,7 @@ def extension_adjoint(
     >>> result = cusink.sinkhorn(None, None, cusink.PointCloud([0.0, 1.0], [0.5, 2.0]), eps=0.5)
     >>> grads = cusink.extension_adjoint(result.at([0.4]), grad_map=np.array([1.0]))
     >>> print(grads.points.round(3), grads.potential.round(3))
-    [0.975] [-0.487  0.487]
+    [2.059] [-0.686  0.686]
     """
     checks.instance("extension", extension, SinkhornExtension, "SinkhornResult.at")
     if grad_potential is None and grad_map is None:

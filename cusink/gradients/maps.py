@@ -108,7 +108,7 @@ def barycentric_map_adjoint(
     >>> result = cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=0.5)
     >>> grads = cusink.barycentric_map_adjoint(result, y, np.array([1.0, 0.0]))
     >>> print(grads.values.round(3), grads.x.round(3))
-    [0.953 0.047] [ 0.135 -0.135]
+    [0.953 0.047] [ 0.203 -0.203]
     """
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     tol, max_iter = checks.linear_solve(tol, max_iter)
