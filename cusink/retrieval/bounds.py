@@ -56,14 +56,15 @@ class RowBounds:
         self.softmin = self.C.repeated_softmin(pairs.eps)
         self.a = self.xp.ascontiguousarray(pairs.A[self.xp.asarray(rows)][:, self.bins])
         self.lower = np.full((len(rows), pairs.shape[1]), -np.inf)
-        self.g = self.xp.empty((len(rows), 0, self.C.shape[1]), self.C.dtype)
+        # Cuts: what their values gain by the weights b; of equal masses these are the potentials g.
+        self.slopes = self.xp.empty((len(rows), 0, self.C.shape[1]), self.C.dtype)
         self.constant = self.xp.empty((len(rows), 0))
         self.by_concavity = None
         if sharp and slack < math.inf and self._gentle():
             costs = self.C.costs_of(0, slice(0, self.C.shape[0]))
             self.by_concavity = ConcavityBounds(self.xp, costs, pairs.eps, slack)
         # Cuts of the regularised cost over eps, in float32, and their exponentials: `enclose` starts from these.
-        self.starts = self.scalings = self.g.astype(np.float32)
+        self.starts = self.scalings = self.slopes.astype(np.float32)
         self._add(self._against(centres))
 
     def add(self, potentials: Array) -> None:
@@ -99,46 +100,51 @@ class RowBounds:
         bounds = self.by_concavity.at(at).bounds(a, b, start, xp.asarray(enough))
         self.lower[rows, columns] = np.maximum(self.lower[rows, columns], self.C.to_host(bounds))
 
-    def _best(self, potentials: Array, constant: Array, rows: HostArray, b: Array, chosen: Array) -> Array:
-        """Return for each pair, with b (pairs, columns), what is `chosen` for the highest of the cuts `potentials`.
+    def _best(self, slopes: Array, constant: Array, rows: HostArray, b: Array, chosen: Array) -> Array:
+        """Return for each pair, with b (pairs, columns), what is `chosen` (rows, K, ...) for the highest of its cuts.
 
-        Both are (rows, K, columns), and the `constant` of the cuts is (rows, K).
+        Their `slopes` are (rows, K, columns), their `constant` (rows, K).
         """
-        xp, out = self.xp, self.xp.empty(b.shape, chosen.dtype)
+        xp, out = self.xp, self.xp.empty((len(b), chosen.shape[2]), chosen.dtype)
         unique, first = np.unique(rows, return_index=True)
         for row, start, stop in zip(unique, first, [*first[1:], len(rows)], strict=True):
-            best = (xp.matmul(b[start:stop], potentials[row].T) + constant[row]).argmax(axis=1)
+            best = (xp.matmul(b[start:stop], slopes[row].T) + constant[row]).argmax(axis=1)
             out[start:stop] = chosen[row][best]
         return out
 
     def _against(self, centres: Array) -> Array:
         """Return potentials (rows, R, bins) after a few iterations of the rows with each centre (R, columns)."""
-        xp, eps = self.xp, self.eps
+        xp = self.xp
         out = xp.empty((len(self.a), len(centres), self.a.shape[1]), self.C.dtype)
 
         def iterate(rows: slice) -> None:
-            a = self.a[rows]
-            log_a, log_b = _log(xp, a.repeat(len(centres), axis=0)), _log(xp, xp.tile(centres, (len(a), 1)))
-            f = xp.zeros_like(log_a)
-            for _ in range(PROTOTYPE_ITERATIONS[self.sharp and self.by_concavity is None]):
-                g = self.softmin(log_a + f / eps, 0)
-                f = self.softmin(log_b + g / eps, 1)
-            out[rows] = f.reshape(len(a), len(centres), -1)
+            a, b = self.a[rows].repeat(len(centres), axis=0), xp.tile(centres, (rows.stop - rows.start, 1))
+            count = PROTOTYPE_ITERATIONS[self.sharp and self.by_concavity is None]
+            out[rows] = self._iterated(a, b, xp.zeros_like(a), count).reshape(-1, len(centres), a.shape[1])
 
         size = len(self.a) if xp is not np else ROWS_PER_PROTOTYPES
         each(iterate, [(rows,) for rows in blocks(len(self.a), size)], self.batches.at_once)
         return out
 
+    def _iterated(self, a: Array, b: Array, f: Array, count: int) -> Array:
+        """Return the potentials f (K, bins) of pairs after some more iterations."""
+        log_a, log_b = _log(self.xp, a), _log(self.xp, b)
+        for _ in range(count):
+            g = self.softmin(log_a + f / self.eps, 0)
+            f = self.softmin(log_b + g / self.eps, 1)
+        return f
+
     def _add(self, f: Array) -> None:
         """Add cuts from potentials f (rows, K, bins)."""
         count, size = f.shape[1:]
         a, f = self.a.repeat(count, axis=0), self.xp.ascontiguousarray(f).reshape(-1, size)
-        g, constant, slopes = self._cut(a, f)
-        g, slopes = (x.reshape(len(self.a), count, -1) for x in (g, slopes))
-        constant = constant.reshape(len(self.a), count)
+        constant, slopes = self._cut(a, f)
+        constant, slopes = constant.reshape(len(self.a), count), slopes.reshape(len(self.a), count, -1)
         on_all = slopes
-        if g.shape[2] < self.pairs.C.shape[1]:  # the columns are read as they are, with the bins that none of them uses
-            on_all = self.xp.zeros((*g.shape[:2], self.pairs.C.shape[1]), g.dtype)
+        if (
+            slopes.shape[2] < self.pairs.C.shape[1]
+        ):  # columns are read with the bins that none of them uses
+            on_all = self.xp.zeros((*slopes.shape[:2], self.pairs.C.shape[1]), slopes.dtype)
             on_all[..., self.batches.columns] = slopes
 
         def bound(rows: slice, columns: slice) -> None:
@@ -151,20 +157,21 @@ class RowBounds:
         calls = [
             (rows, columns)
             for columns in blocks(self.pairs.shape[1], ROWS_PER_BLOCK)
-            for rows in blocks(len(g), max(1, BLOCK_BOUNDS // (count * (columns.stop - columns.start))))
+            for rows in blocks(len(slopes), max(1, BLOCK_BOUNDS // (count * (columns.stop - columns.start))))
         ]
         each(bound, calls, self.batches.at_once)
-        self.g = self.xp.concatenate([self.g, g], axis=1)
+        self.slopes = self.xp.concatenate([self.slopes, slopes], axis=1)
         self.constant = self.xp.concatenate([self.constant, constant], axis=1)
         if self.by_concavity is not None:
-            starts = (self.softmin(_log(self.xp, a) + f / self.eps, 0) / self.eps).astype(np.float32).reshape(g.shape)
+            starts = self.softmin(_log(self.xp, a) + f / self.eps, 0) / self.eps
+            starts = starts.astype(np.float32).reshape(slopes.shape)
             self.starts = self.xp.concatenate([self.starts, starts], axis=1)
             self.scalings = self.xp.exp(self.starts - self.starts.max(axis=2, keepdims=True))
 
-    def _cut(self, a: Array, f: Array) -> tuple[Array, Array, Array]:
-        """Return potentials g (K, columns), and the cut: constants (K,), and slopes (K, columns) by the weights b."""
+    def _cut(self, a: Array, f: Array) -> tuple[Array, Array]:
+        """Return cuts: constants (K,), and slopes (K, columns) by the weights b."""
         g = self._complete(a, f)
-        return g, _dot(self.xp, a, f) - self._allowance(g), g
+        return _dot(self.xp, a, f) - self._allowance(g), g
 
     def _allowance(self, g: Array) -> Array | float:
         """Return how far the value of a plan whose columns miss their sums may be below a bound with g (K, columns)."""
@@ -179,7 +186,7 @@ class RowBounds:
     def _tighten(self, rows: HostArray, columns: HostArray) -> None:
         xp, eps = self.xp, self.eps
         b = xp.ascontiguousarray(self.pairs.B[xp.asarray(columns)][:, self.batches.columns])
-        a, g = self.a[xp.asarray(rows)], self._best(self.g, self.constant, rows, b, self.g)
+        a, g = self.a[xp.asarray(rows)], self._best(self.slopes, self.constant, rows, b, self.slopes)
         log_a, log_b = _log(xp, a), _log(xp, b)
         for _ in range(TIGHTENING_ITERATIONS):
             f = self.softmin(log_b + g / eps, 1)

@@ -11,7 +11,7 @@ def prices_of(reach: Any, method: Method, value: MatrixValue) -> Reach | None:
     """Check the prices of the marginals for a value, None where both are to be met."""
     one_of("value", value, get_args(MatrixValue))
     prices = checks.reach(reach, method)
-    if isinstance(value, str) and value == "divergence" and isinstance(reach, (tuple, list)):
+    if value == "divergence" and isinstance(reach, (tuple, list)):
         raise ValueError(
             f"'reach' must be one number for value='divergence', which solves each item with itself; got {shown(reach)}"
         )

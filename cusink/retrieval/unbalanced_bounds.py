@@ -5,24 +5,16 @@ that is linear in b, as in balanced transport.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cusink.retrieval.batches import PairBatches
-from cusink.retrieval.blocks import blocks
-from cusink.retrieval.bounds import (
-    MOST_SLACK,
-    PROTOTYPE_ITERATIONS,
-    ROWS_PER_PROTOTYPES,
-    TIGHTENING_ITERATIONS,
-    RowBounds,
-)
+from cusink.retrieval.bounds import MOST_SLACK, TIGHTENING_ITERATIONS, RowBounds
 from cusink.retrieval.pairs import PairsOnBins
 from cusink.solver.unbalanced import damped, translation
 from cusink.solver.values import price
 from cusink.types import Array, HostArray, Reach
-from cusink.workers import each
 
 
 class Margins(NamedTuple):
@@ -63,6 +55,8 @@ def margins(pairs: PairsOnBins, tol: float, smallest: float) -> Margins:
 class UnbalancedBounds(RowBounds):
     """`RowBounds` on the `reg_cost` of pairs with `reach`."""
 
+    potentials: Array = None  # (rows, K, bins), from which the cuts were made
+
     def __init__(
         self, pairs: PairsOnBins, batches: PairBatches, rows: HostArray, centres: Array, allowed: Margins
     ) -> None:
@@ -70,20 +64,6 @@ class UnbalancedBounds(RowBounds):
         self.reach: Reach = pairs.reach
         self.allowed = allowed
         super().__init__(pairs, batches, rows, centres, sharp=False)
-
-    def _against(self, centres: Array) -> Array:
-        """Return potentials (rows, R, bins) after a few iterations of the rows with each centre (R, columns)."""
-        xp = self.xp
-        out = xp.empty((len(self.a), len(centres), self.a.shape[1]), self.C.dtype)
-
-        def iterate(rows: slice) -> None:
-            a, b = self.a[rows].repeat(len(centres), axis=0), xp.tile(centres, (rows.stop - rows.start, 1))
-            f = self._iterated(a, b, xp.zeros_like(a), PROTOTYPE_ITERATIONS[False])
-            out[rows] = f.reshape(-1, len(centres), a.shape[1])
-
-        size = len(self.a) if xp is not np else ROWS_PER_PROTOTYPES
-        each(iterate, [(rows,) for rows in blocks(len(self.a), size)], self.batches.at_once)
-        return out
 
     def _iterated(self, a: Array, b: Array, f: Array, count: int) -> Array:
         """Return the potentials f (K, bins) of pairs after some more iterations."""
@@ -97,8 +77,8 @@ class UnbalancedBounds(RowBounds):
             f = damped(self.softmin(log_b + (g - t) / eps, 1), still, eps, rho_a)
         return f
 
-    def _cut(self, a: Array, f: Array) -> tuple[Array, Array, Array]:
-        """Return potentials g (K, columns), and the cut: constants (K,), and slopes (K, columns) by the weights b."""
+    def _cut(self, a: Array, f: Array) -> tuple[Array, Array]:
+        """Return cuts: constants (K,), and slopes (K, columns) by the weights b."""
         xp, eps, (rho_a, rho_b) = self.xp, self.eps, self.reach
         with np.errstate(divide="ignore"):
             log_a = xp.log(a)
@@ -113,22 +93,16 @@ class UnbalancedBounds(RowBounds):
             constant -= self.allowed.by_potential * xp.abs(wide).max(axis=1) + self.allowed.rounding * steep
             narrow = slopes.astype(g.dtype)
         useless = ~(xp.isfinite(constant) & xp.isfinite(narrow).all(axis=1))
-        return g, xp.where(useless, -np.inf, constant), xp.where(useless[:, None], 0, narrow).astype(g.dtype)
+        return xp.where(useless, -np.inf, constant), xp.where(useless[:, None], 0, narrow).astype(g.dtype)
 
     def _tighten(self, rows: HostArray, columns: HostArray) -> None:
         xp = self.xp
         b = xp.ascontiguousarray(self.pairs.B[xp.asarray(columns)][:, self.batches.columns])
-        a, f = self.a[xp.asarray(rows)], xp.empty((len(b), self.a.shape[1]), b.dtype)
-        unique, first = np.unique(rows, return_index=True)
-        for row, start, stop in zip(unique, first, [*first[1:], len(rows)], strict=True):
-            every = self.potentials[row]
-            _, constant, slopes = self._cut(self.a[row : row + 1].repeat(len(every), axis=0), every)
-            f[start:stop] = every[(xp.matmul(b[start:stop], slopes.T) + constant).argmax(axis=1)]
-        _, constant, slopes = self._cut(a, self._iterated(a, b, f, TIGHTENING_ITERATIONS))
+        a, f = self.a[xp.asarray(rows)], self._best(self.slopes, self.constant, rows, b, self.potentials)
+        constant, slopes = self._cut(a, self._iterated(a, b, f, TIGHTENING_ITERATIONS))
         bounds = self.C.to_host((b * slopes.astype(np.float64)).sum(axis=1) + constant)
         self.lower[rows, columns] = np.fmax(self.lower[rows, columns], bounds)
 
     def _add(self, f: Array) -> None:
-        known: Any = getattr(self, "potentials", None)
-        self.potentials = f if known is None else self.xp.concatenate([known, f], axis=1)
+        self.potentials = f if self.potentials is None else self.xp.concatenate([self.potentials, f], axis=1)
         super()._add(f)

@@ -16,9 +16,7 @@ from cusink.solver.problem import Problem
 from cusink.types import Array, HostArray
 
 PAIRS_PER_BIN = 3  # of the first programme
-ROUNDS = (
-    30  # programmes at most; each adds at least one pair, and nearly always the first or the second one is the last
-)
+ROUNDS = 30  # programmes at most; each adds at least one pair, and nearly always the first or the second is the last
 INFEASIBLE = 2  # as `scipy.optimize.linprog` has it
 TOLERANCE = 1e-9  # for weights and reduced costs of mean 1
 
