@@ -141,9 +141,7 @@ class RowBounds:
         constant, slopes = self._cut(a, f)
         constant, slopes = constant.reshape(len(self.a), count), slopes.reshape(len(self.a), count, -1)
         on_all = slopes
-        if (
-            slopes.shape[2] < self.pairs.C.shape[1]
-        ):  # columns are read with the bins that none of them uses
+        if slopes.shape[2] < self.pairs.C.shape[1]:  # columns are read with the bins that none of them uses
             on_all = self.xp.zeros((*slopes.shape[:2], self.pairs.C.shape[1]), slopes.dtype)
             on_all[..., self.batches.columns] = slopes
 

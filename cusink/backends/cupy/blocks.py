@@ -1,14 +1,11 @@
 """The operators of costs that are made in blocks, for CuPy arrays: array operations make a block, kernels reduce it."""
 
-import functools
-from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import cupy as cp
-import numpy as np
 
 from cusink.backends.blocks import reductions as blocks
-from cusink.backends.blocks.means import block_means
+from cusink.backends.blocks.operators import block_operators
 from cusink.backends.cupy import dense, iteration, reductions
 from cusink.backends.cupy.forms import LogForm
 from cusink.backends.cupy.reductions import Scales
@@ -16,7 +13,7 @@ from cusink.backends.cupy.run import LOG2_E
 from cusink.backends.cupy.unbalanced import STEPS
 from cusink.costs.blockwise import BlockCosts
 from cusink.costs.operators import Operators
-from cusink.types import Array, Axis, HostArray, Method
+from cusink.types import Array, Axis, Method
 
 ARRAYS = dense.OPERATORS
 
@@ -69,34 +66,4 @@ class BlockLogForm(LogForm):
         return self if self.C.ndim == 2 else type(self)(self.C.at(problems), self.cost_scale)
 
 
-def repeated_softmin(C: BlockCosts, eps: float) -> Callable[[Array, Axis], Array]:
-    """Return a function (logits, axis) that is `softmin`, prepared for many calls."""
-    if C.kept:
-        return ARRAYS.repeated_softmin(C.block(cp), eps)
-    return lambda logits, axis: blocks.softmin(ARRAYS, C, logits, eps, axis)
-
-
-def plan_means(C: BlockCosts, a: Array, b: Array, f: Array, g: Array, eps: float) -> Iterator[tuple[HostArray, Any]]:
-    """Iterate over ``(index, means)``, see `cusink.costs.operators`: all problems at once."""
-    if C.kept:
-        yield from ARRAYS.plan_means(C.block(cp), a, b, f, g, eps)
-    else:
-        yield np.arange(len(a)), block_means(ARRAYS, C, a, b, f, g, eps)
-
-
-OPERATORS: Operators[BlockCosts] = Operators(
-    xp=cp,
-    to_host=dense.to_host,
-    softmin=functools.partial(blocks.softmin, ARRAYS),
-    repeated_softmin=repeated_softmin,
-    plan=functools.partial(blocks.plan, ARRAYS),
-    apply_plan=functools.partial(blocks.apply_plan, ARRAYS),
-    transport_cost=functools.partial(blocks.transport_cost, ARRAYS),
-    c_transform=functools.partial(blocks.c_transform, ARRAYS),
-    cost_range=blocks.cost_range,
-    cost_block=functools.partial(blocks.cost_block, cp),
-    bilinear=functools.partial(blocks.bilinear, ARRAYS),
-    iteration=Iteration,
-    plan_means=plan_means,
-    damped_steps=STEPS,
-)
+OPERATORS: Operators[BlockCosts] = block_operators(ARRAYS, Iteration, STEPS)

@@ -1,20 +1,19 @@
 """The operators of costs that are made in blocks, in NumPy."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cusink.backends.blocks import reductions as blocks
-from cusink.backends.blocks.means import block_means
+from cusink.backends.blocks.operators import block_operators
 from cusink.backends.numpy import dense, iteration
 from cusink.backends.numpy.forms.form import Form
 from cusink.backends.numpy.forms.log import LogForm, LogReductions
-from cusink.backends.numpy.means import IndexedMeans
 from cusink.costs.blockwise import BlockCosts
 from cusink.costs.operators import Operators
-from cusink.types import Array, Axis, HostArray, Method
+from cusink.types import HostArray, Method
 
 ARRAYS = dense.OPERATORS
 LOGS = LogReductions(functools.partial(blocks.softmin, ARRAYS), functools.partial(blocks.transport_cost, ARRAYS))
@@ -36,35 +35,4 @@ class BlockLogForm(LogForm):
         return C
 
 
-def repeated_softmin(C: BlockCosts, eps: float) -> Callable[[Array, Axis], Array]:
-    """Return a function (logits, axis) that is `softmin`, prepared for many calls."""
-    if C.kept:
-        return ARRAYS.repeated_softmin(C.block(np), eps)
-    return lambda logits, axis: blocks.softmin(ARRAYS, C, logits, eps, axis)
-
-
-def plan_means(
-    C: BlockCosts, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float
-) -> Iterator[IndexedMeans]:
-    """Iterate over ``(index, means)``, see `cusink.costs.operators`."""
-    if C.kept:
-        yield from ARRAYS.plan_means(C.block(np), a, b, f, g, eps)
-    else:
-        yield np.arange(len(a)), block_means(ARRAYS, C, a, b, f, g, eps)
-
-
-OPERATORS: Operators[BlockCosts] = Operators(
-    xp=np,
-    to_host=dense.to_host,
-    softmin=functools.partial(blocks.softmin, ARRAYS),
-    repeated_softmin=repeated_softmin,
-    plan=functools.partial(blocks.plan, ARRAYS),
-    apply_plan=functools.partial(blocks.apply_plan, ARRAYS),
-    transport_cost=functools.partial(blocks.transport_cost, ARRAYS),
-    c_transform=functools.partial(blocks.c_transform, ARRAYS),
-    cost_range=blocks.cost_range,
-    cost_block=functools.partial(blocks.cost_block, np),
-    bilinear=functools.partial(blocks.bilinear, ARRAYS),
-    iteration=Iteration,
-    plan_means=plan_means,
-)
+OPERATORS: Operators[BlockCosts] = block_operators(ARRAYS, Iteration)
