@@ -122,20 +122,11 @@ def _checked(offsets: Any, weights: Any, points: Any) -> tuple[HostArray, Array,
     if points is None:
         raise TypeError("'points' must be an array; got None")
     (weights, points), xp, _ = promoted(weights=_as_given(weights), points=_as_given(points))
-    offsets = to_host(one_array("offsets", offsets))
-    if offsets.dtype.kind not in "iu":
-        raise TypeError(f"'offsets' must be integers; got dtype {offsets.dtype}")
-    offsets = offsets.astype(np.int64)
     points = points[:, None] if points.ndim == 1 else points
     if points.ndim != 2 or points.shape[1] == 0:
         raise ValueError(f"'points' must have shape (N, d) or (N,); got {points.shape}")
     N = len(points)
-    if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != N or (np.diff(offsets) < 0).any():
-        ends = f"{offsets[0]} ... {offsets[-1]}" if offsets.ndim == 1 and len(offsets) else "none"
-        raise ValueError(
-            f"'offsets' must rise from 0 to the number of points, {N}, with one more entry than there are items; got "
-            f"{ends} of shape {offsets.shape}. For clouds of sizes n they are numpy.concatenate([[0], numpy.cumsum(n)])"
-        )
+    offsets = _known_offsets(offsets, N)
     if weights is None:
         sizes = np.diff(offsets)
         floating = points.dtype if points.dtype.kind == "f" else np.dtype(np.float64)
@@ -180,18 +171,9 @@ def _joined(clouds: Any, weights: Sequence[Any] | None) -> tuple[HostArray, Arra
         if array_module(cloud) is not xp:
             raise TypeError(f"all inputs must share one library; 'clouds[0]' and 'clouds[{k}]' do not")
     clouds = [cloud[:, None] if cloud.ndim == 1 else cloud for cloud in clouds]
-    if any(cloud.ndim != 2 for cloud in clouds) or len({cloud.shape[1] for cloud in clouds}) > 1:
-        raise ValueError(
-            f"'clouds' must be arrays (n, d) of one d; got shapes {sorted({c.shape for c in clouds})[:4]}. An item "
-            "without points is an array of shape (0, d)"
-        )
-    offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
-    if weights is not None:
-        weights = _items("weights", weights)
-        if [w.shape for w in weights] != [(len(cloud),) for cloud in clouds]:
-            raise ValueError("'weights' must hold one array for each of 'clouds', with a weight for each of its points")
-        weights = xp.concatenate(weights)
-    return offsets, weights, xp.concatenate(clouds)
+    items = None if weights is None else _items("weights", weights)
+    offsets = offsets_of_clouds(clouds, items)
+    return offsets, None if items is None else xp.concatenate(items), xp.concatenate(clouds)
 
 
 def sums(offsets: HostArray, weights: HostArray) -> HostArray:
@@ -202,19 +184,38 @@ def sums(offsets: HostArray, weights: HostArray) -> HostArray:
     return total
 
 
+def offsets_of_clouds(clouds: Sequence[Any], weights: Sequence[Any] | None) -> HostArray:
+    """Check the shapes of clouds (n_k, d) and of their weights (n_k,), of any library; return the offsets."""
+    shapes = [tuple(cloud.shape) for cloud in clouds]
+    if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
+        raise ValueError(
+            f"'clouds' must be arrays (n, d) of one d; got shapes {sorted(set(shapes))[:4]}. An item without points is "
+            "an array of shape (0, d)"
+        )
+    if weights is not None and [tuple(w.shape) for w in weights] != [shape[:1] for shape in shapes]:
+        raise ValueError("'weights' must hold one array for each of 'clouds', with a weight for each of its points")
+    return np.concatenate([[0], np.cumsum([shape[0] for shape in shapes])])
+
+
 def offsets_of(offsets: Any, points: tuple[int, ...], weights: tuple[int, ...] | None) -> Offsets:
     """Check offsets and the shapes of the points (N, d) and weights (N,) of a collection; return the offsets."""
     if len(points) != 2 or points[1] == 0:
         raise ValueError(f"'points' must have shape (N, d) or (N,) with d >= 1; got {points}")
     if weights is not None and weights != points[:1]:
         raise ValueError(f"'weights' must have shape {points[:1]}, one for each point; got {weights}")
-    known = to_host(one_array("offsets", offsets))
-    if known.dtype.kind not in "iu":
-        raise TypeError(f"'offsets' must be integers; got dtype {known.dtype}")
-    rises = known.ndim == 1 and len(known) > 1 and known[0] == 0 and known[-1] == points[0]
-    if not rises or (np.diff(known) < 0).any():
+    return tuple(_known_offsets(offsets, points[0]).tolist())
+
+
+def _known_offsets(given: Any, N: int) -> HostArray:
+    """Check offsets into N points."""
+    offsets = to_host(one_array("offsets", given))
+    if offsets.dtype.kind not in "iu":
+        raise TypeError(f"'offsets' must be integers; got dtype {offsets.dtype}")
+    offsets = offsets.astype(np.int64)
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != N or (np.diff(offsets) < 0).any():
+        ends = f"{offsets[0]} ... {offsets[-1]}" if offsets.ndim == 1 and len(offsets) else "none"
         raise ValueError(
-            f"'offsets' must rise from 0 to the number of points, {points[0]}, with one more entry than there are "
-            f"items; got {known.tolist() if known.size < 8 else known.shape}"
+            f"'offsets' must rise from 0 to the number of points, {N}, with one more entry than there are items; got "
+            f"{ends} of shape {offsets.shape}. For clouds of sizes n they are numpy.concatenate([[0], numpy.cumsum(n)])"
         )
-    return tuple(known.tolist())
+    return offsets

@@ -11,7 +11,7 @@ from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import HALF, kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
-from cusink.costs.measures import offsets_of
+from cusink.costs.measures import offsets_of, offsets_of_clouds
 from cusink.jax.arrays import array, floating, regularisation
 
 __all__ = ["Measures"]
@@ -88,21 +88,10 @@ class Measures:
         Measures
             An item for each cloud, through which gradients reach the arrays.
         """
-        clouds = _arrays("clouds", clouds)
-        if len({cloud.shape[1:] for cloud in clouds}) > 1 or clouds[0].ndim not in (1, 2):
-            raise ValueError(
-                f"'clouds' must be arrays (n, d) of one d; got shapes {sorted({c.shape for c in clouds})[:4]}"
-            )
-        joined = None
-        if weights is not None:
-            weights = _arrays("weights", weights)
-            if [w.shape for w in weights] != [(len(cloud),) for cloud in clouds]:
-                raise ValueError(
-                    "'weights' must hold one array for each of 'clouds', with a weight for each of its points"
-                )
-            joined = jnp.concatenate(weights)
-        offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
-        return cls(offsets, joined, jnp.concatenate(clouds))
+        clouds = [cloud[:, None] if cloud.ndim == 1 else cloud for cloud in _arrays("clouds", clouds)]
+        weights = None if weights is None else _arrays("weights", weights)
+        offsets = offsets_of_clouds(clouds, weights)
+        return cls(offsets, None if weights is None else jnp.concatenate(weights), jnp.concatenate(clouds))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

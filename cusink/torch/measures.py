@@ -10,7 +10,7 @@ from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
-from cusink.costs.measures import offsets_of
+from cusink.costs.measures import offsets_of, offsets_of_clouds
 from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
 
 __all__ = ["Measures"]
@@ -87,21 +87,10 @@ class Measures:
         Measures
             An item for each cloud, through which gradients reach the tensors.
         """
-        clouds = _tensors("clouds", clouds)
-        if len({cloud.shape[1:] for cloud in clouds}) > 1 or clouds[0].ndim not in (1, 2):
-            raise ValueError(
-                f"'clouds' must be tensors (n, d) of one d; got shapes {sorted({tuple(c.shape) for c in clouds})[:4]}"
-            )
-        joined = None
-        if weights is not None:
-            weights = _tensors("weights", weights)
-            if [tuple(w.shape) for w in weights] != [(len(cloud),) for cloud in clouds]:
-                raise ValueError(
-                    "'weights' must hold one tensor for each of 'clouds', with a weight for each of its points"
-                )
-            joined = torch.cat(weights)
-        offsets = np.concatenate([[0], np.cumsum([len(cloud) for cloud in clouds])])
-        return cls(offsets, joined, torch.cat(clouds))
+        clouds = [cloud[:, None] if cloud.ndim == 1 else cloud for cloud in _tensors("clouds", clouds)]
+        weights = None if weights is None else _tensors("weights", weights)
+        offsets = offsets_of_clouds(clouds, weights)
+        return cls(offsets, None if weights is None else torch.cat(weights), torch.cat(clouds))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
