@@ -118,7 +118,7 @@ class Relaxation:
         chosen = since >= LEAST_OBSERVED
         if self.adaptive:
             first = FIRST_OMEGA_IF_STEEP if self.steep else FIRST_OMEGA
-            best = np.where(np.isinf(self.error), first, self._estimate(error, since))
+            best = np.where(np.isinf(self.error), first, estimated_omega(omega, self.error, error, since))
             omega = np.where(chosen, best, omega)
         error, since = np.where(chosen, error, self.error), np.where(chosen, 0, since)
         return replace(self, omega=omega, error=error, since=since, checks=self.checks + 1)
@@ -127,15 +127,17 @@ class Relaxation:
         """Return the factors of the problems at `index`."""
         return replace(self, omega=self.omega[index], error=self.error[index], since=self.since[index])
 
-    def _estimate(self, error: HostArray, iterations: HostArray) -> HostArray:
-        with np.errstate(all="ignore"):  # an error may be infinite, or larger than all but the largest numbers
-            rate = (error / self.error) ** (1 / iterations)
-        rate = np.fmax(np.fmin(rate, 1 - 1e-5), 1e-3)  # fmin and fmax leave no NaN
-        excess = self.omega - 1
-        eta = ((rate + excess) ** 2 / (rate * self.omega**2)).clip(max=1 - 1e-5)
-        best = 2 / (1 + np.sqrt(1 - eta))
-        too_large = rate <= 1.03 * excess
-        return np.where(too_large, 1 + 0.9 * excess, best).clip(1, LARGEST_OMEGA)
+
+def estimated_omega(omega: HostArray, before: HostArray, error: HostArray, iterations: int | HostArray) -> HostArray:
+    """Return the factors that follow from errors (B,) `iterations` apart, see `Relaxation`."""
+    with np.errstate(all="ignore"):  # an error may be infinite, or larger than all but the largest numbers
+        rate = (error / before) ** (1 / iterations)
+    rate = np.fmax(np.fmin(rate, 1 - 1e-5), 1e-3)  # fmin and fmax leave no NaN
+    excess = omega - 1
+    eta = ((rate + excess) ** 2 / (rate * omega**2)).clip(max=1 - 1e-5)
+    best = 2 / (1 + np.sqrt(1 - eta))
+    too_large = rate <= 1.03 * excess
+    return np.where(too_large, 1 + 0.9 * excess, best).clip(1, LARGEST_OMEGA)
 
 
 def rounding_level(dtype: Any, exponent: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cusink.costs.directions import unit_curvature, unit_tangent
+from cusink.costs.formulas import finite_power
 from cusink.types import Array, ArrayModule
 
 
@@ -59,7 +60,7 @@ class Roots(Map):
 
     def tangent(self, xp: ArrayModule, points: Array, move: Array) -> Array:
         """See `Embedding`."""
-        return move * _inverse_power(xp, points, 0.5) / 2
+        return move * finite_power(xp, points, -0.5) / 2
 
     def pulled(self, xp: ArrayModule, points: Array, gradient: Array) -> Array:
         """See `Embedding`: the map is its own adjoint."""
@@ -67,7 +68,7 @@ class Roots(Map):
 
     def curvature(self, xp: ArrayModule, points: Array, gradient: Array, move: Array) -> Array:
         """See `Embedding`."""
-        return -gradient * move * _inverse_power(xp, points, 1.5) / 4
+        return -gradient * move * finite_power(xp, points, -1.5) / 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +149,3 @@ def _east(xp: ArrayModule, points: Array) -> Array:
     latitude, longitude = points[..., 0], points[..., 1]
     level = xp.cos(latitude)
     return xp.stack([-level * xp.sin(longitude), level * xp.cos(longitude), xp.zeros(level.shape)], axis=-1)
-
-
-def _inverse_power(xp: ArrayModule, points: Array, power: float) -> Array:
-    """Return ``x ** -power``, and 0 at 0."""
-    positive = points > 0
-    return xp.where(positive, xp.where(positive, points, 1) ** -power, 0)

@@ -152,13 +152,13 @@ class Differences:
     def slopes(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array]:
         """See `Term`."""
         d = (x - y) / self.unit
-        slope = self.p / self.unit * xp.sign(d) * _power(xp, xp.abs(d), self.p - 1)
+        slope = self.p / self.unit * xp.sign(d) * finite_power(xp, xp.abs(d), self.p - 1)
         return slope, -slope
 
     def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
         """See `Term`."""
         d = xp.abs((x - y) / self.unit)
-        bend = self.p * (self.p - 1) / self.unit**2 * _power(xp, d, self.p - 2)
+        bend = self.p * (self.p - 1) / self.unit**2 * finite_power(xp, d, self.p - 2)
         return bend, -bend, bend
 
 
@@ -179,7 +179,7 @@ class RelativeEntropy:
     def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
         """See `Term`."""
         zero = xp.zeros_like(x / y)
-        return _power(xp, x, -1.0) + zero, -1 / y + zero, x / y**2
+        return finite_power(xp, x, -1.0) + zero, -1 / y + zero, x / y**2
 
 
 @dataclass(frozen=True)
@@ -196,11 +196,11 @@ class Power:
 
     def rate(self, xp: ArrayModule, s: Array) -> Array:
         """See `Outer`."""
-        return self.factor * self.exponent * _power(xp, s, self.exponent - 1)
+        return self.factor * self.exponent * finite_power(xp, s, self.exponent - 1)
 
     def bend(self, xp: ArrayModule, s: Array) -> Array:
         """See `Outer`."""
-        return self.factor * self.exponent * (self.exponent - 1) * _power(xp, s, self.exponent - 2)
+        return self.factor * self.exponent * (self.exponent - 1) * finite_power(xp, s, self.exponent - 2)
 
 
 @dataclass(frozen=True)
@@ -219,16 +219,16 @@ class Arc:
 
     def rate(self, xp: ArrayModule, s: Array) -> Array:
         """See `Outer`: at 0, with a power of 2 it is that of ``radius ** 2 * s``."""
-        scale, turn = self.scale, _power(xp, s * (4 - s), -0.5)
-        out = scale * self.power * _power(xp, self._angle(xp, s), self.power - 1) * turn
+        scale, turn = self.scale, finite_power(xp, s * (4 - s), -0.5)
+        out = scale * self.power * finite_power(xp, self._angle(xp, s), self.power - 1) * turn
         return xp.where(s > 0, out, scale) if self.power == 2 else out
 
     def bend(self, xp: ArrayModule, s: Array) -> Array:
         """See `Outer`."""
         angle, inside = self._angle(xp, s), s * (4 - s)
-        turn, turned = _power(xp, inside, -0.5), (s - 2) * _power(xp, inside, -1.5)
-        first = (self.power - 1) * _power(xp, angle, self.power - 2) * turn**2
-        return self.scale * self.power * (first + _power(xp, angle, self.power - 1) * turned)
+        turn, turned = finite_power(xp, inside, -0.5), (s - 2) * finite_power(xp, inside, -1.5)
+        first = (self.power - 1) * finite_power(xp, angle, self.power - 2) * turn**2
+        return self.scale * self.power * (first + finite_power(xp, angle, self.power - 1) * turned)
 
     @staticmethod
     def _angle(xp: ArrayModule, s: Array) -> Array:
@@ -299,7 +299,7 @@ def _checked(name: str, found: Any, shape: tuple[int, ...], xp: ArrayModule) -> 
         raise ValueError("'gradient' must return finite numbers; got NaN")
 
 
-def _power(xp: ArrayModule, x: Array, exponent: float) -> Array:
+def finite_power(xp: ArrayModule, x: Array, exponent: float) -> Array:
     """Return ``x ** exponent`` of x >= 0, and 0 in the place of infinity at 0."""
     if exponent >= 0:
         return x**exponent

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.rules import LARGEST_OMEGA, STEPS, overrelaxed
+from cusink.convergence.rules import STEPS, estimated_omega, overrelaxed
 from cusink.costs.points import PointCosts
 from cusink.types import HostArray
 
@@ -113,21 +113,14 @@ def iterate(A: HostArray, a: HostArray, b: HostArray, tol: HostArray, options: O
         going = np.flatnonzero(tol >= 0)
         if not len(going):
             break
-        omega, before = _omega(omega, error, before, count), error
+        if taken > count:
+            omega = estimated_omega(omega, before, error, count)
+        before = error
         if len(going) < KEPT * len(tol):
             A, active, a, b, u, v, S, tol, omega, before = (
                 x[going] for x in (A, active, a, b, u, v, S, tol, omega, before)
             )
     return out
-
-
-def _omega(omega: HostArray, error: HostArray, before: HostArray, count: int) -> HostArray:
-    """Return the factors that follow from errors `count` iterations apart, as `Relaxation` estimates them."""
-    rate = np.fmax(np.fmin((error / before) ** (1 / count), 1 - 1e-5), 1e-3)
-    excess = omega - 1
-    eta = ((rate + excess) ** 2 / (rate * omega**2)).clip(max=1 - 1e-5)
-    best = np.where(rate <= 1.03 * excess, 1 + 0.9 * excess, 2 / (1 + np.sqrt(1 - eta)))
-    return np.where(np.isfinite(before), best.clip(1, LARGEST_OMEGA), omega)
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")
