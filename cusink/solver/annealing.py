@@ -97,7 +97,9 @@ def _promising(found: Found, before: HostArray, options: Options, stages: int) -
     """Return which problems (B,) will end, at the rate of the last look, before they would be annealed."""
     assert options.tol is not None
     with np.errstate(divide="ignore", invalid="ignore"):
-        gained, missing = np.log(before / found.error), np.log(found.error / options.tol)
+        # Not logarithms of ratios: on the way an error may be near the largest number.
+        left = np.log(found.error)
+        gained, missing = np.log(before) - left, left - np.log(options.tol)
         ahead: HostArray = ~found.converged & (missing <= stages * gained)
     return ahead
 

@@ -216,3 +216,12 @@ def test_a_step_of_newtons_method_at_the_end_keeps_to_max_iter(max_iter):
     with pytest.warns(cusink.ConvergenceWarning):
         result = cusink.sinkhorn(a, b, C, eps=1e-5, max_iter=max_iter)
     assert result.n_iter.max() <= max_iter
+
+
+def test_errors_beyond_the_square_root_of_the_range_are_compared_without_a_warning():
+    """A pair of 7e18 that light weight must use: on the way the error is 1e304, and over `tol` it is infinite."""
+    a, C = np.array([1 - 1e-6, 1e-6]), np.array([[0.1], [7e18]])
+    with pytest.warns(cusink.ConvergenceWarning) as seen:
+        found = cusink.sinkhorn(a, np.ones(1), C, eps=0.4, max_iter=20000)
+    assert [w.category for w in seen] == [cusink.ConvergenceWarning]
+    assert not found.converged and found.error > 1
