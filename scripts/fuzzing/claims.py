@@ -117,7 +117,7 @@ def solution(problem: Problem, claimed: Claimed, dtype: str, tol: float | None, 
         yield Finding(WRONG, "n_iter <= max_iter", str(claimed.n_iter), f"max_iter {max_iter}")
     if error < 0.1:
         yield from _gibbs(problem, claimed, slack + error, dtype)
-        yield from _values(problem, claimed, slack + error + noise, u)
+        yield from _values(problem, claimed, slack + error + noise, dtype)
 
 
 def allowance(problem: Problem, claimed: Claimed, dtype: str, tol: float | None) -> float:
@@ -190,10 +190,11 @@ def _gibbs(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Iter
         )
 
 
-def _values(problem: Problem, claimed: Claimed, slack: float, u: float) -> Iterator[Finding]:
+def _values(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Iterator[Finding]:
     """Yield the values that do not agree with the plan and the potentials."""
     a, b, C, eps, reach = problem[:5]
     P = claimed.plan
+    u, least = UNITS[dtype]
     logs = np.where(P > 0, log(P), 0.0)
     ratio = np.where(P > 0, log(P) - log(a)[:, None] - log(b), 0.0)
     rows, columns = P.sum(axis=1), P.sum(axis=0)
@@ -233,6 +234,9 @@ def _values(problem: Problem, claimed: Claimed, slack: float, u: float) -> Itera
     if reach is None:  # by the marginals that were asked for, which those of the plan approach
         entropic = cost + eps * (kl + sum(float(times(w, log(w)).sum()) for w in (a, b))) + gap
     light += problem.floor * float(P.sum())
+    # An entry below the range of the dtype is shown as zero or a multiple of the least number. Logarithms are < 1024.
+    low = (P < 1024 * least) & np.isfinite(C)
+    light += least * float((np.abs(C[low]) + 1024 * eps).sum())
     expected = {
         "cost": (cost, slack * heavy + light),
         "reg_cost": (cost + eps * kl + gap, slack * around + shown + light),
