@@ -94,7 +94,13 @@ class UnbalancedIteration(HostChecked):
         image = (self.softmin if C.shared else self._softmin_of(C))(p, 0)
         error = marginal_error(xp, b, g, image, -t, eps, rho_b)
         self.shift[self.problems[index]] = t[:, 0]
-        return f, xp.where(b > 0, g, damped(image, -t, eps, rho_b)), C.transport_cost(p, q, eps), error
+        if a.dtype == np.float32:  # logits carry roundings of all of an exponent, each of which the cost would have
+            wide = [x.astype(np.float64) for x in (a, self._of_weighted(f, a), b, g)]
+            with np.errstate(divide="ignore"):
+                p, q = xp.log(wide[0]) + wide[1] / eps, xp.log(wide[2]) + wide[3] / eps
+            C = C.widened()
+        cost = C.transport_cost(p, q, eps).astype(a.dtype, copy=False)
+        return f, xp.where(b > 0, g, damped(image, -t, eps, rho_b)), cost, error
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
