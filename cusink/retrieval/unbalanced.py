@@ -7,6 +7,7 @@ from typing import Any
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.solver.loop import Start, solve
+from cusink.solver.newton import TILE
 from cusink.solver.solution import Solution
 from cusink.solver.unbalanced import UnbalancedIteration, partnered
 from cusink.types import Array, Reach
@@ -30,7 +31,9 @@ class HowToPair:
     ) -> tuple[Solution, Array | None]:
         """Solve problems a (K, n), b (K, m) on some bins; with prices return the shifts (K,) of the potentials too."""
         if self.reach is None:
-            found = solve(C, a, b, self.eps, options, span=self.span, costs_of=C.at, potentials=potentials)
+            found = solve(
+                C, a, b, self.eps, options, span=self.span, costs_of=C.at, together=TILE, potentials=potentials
+            )
             return found, None
         shift = C.xp.zeros(len(a))
         start: Start = functools.partial(UnbalancedIteration, reach=self.reach, shift=shift)

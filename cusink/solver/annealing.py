@@ -20,7 +20,7 @@ from cusink.types import Array, HostArray
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
 LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is known
 HALVING = 20  # iterations at each eps of `halved`
-FIRST_LOOK = 20, 50  # iterations after which the first look is taken; each later one after twice as many
+FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
 LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method,
 ROOM = 150  # and so many where it was put off
@@ -166,7 +166,8 @@ class Patience:
         # Plateaus are common before ordinary problems begin to converge; those annealed at once are past them.
         first = max(PATIENCE, cost if steepness > 2 * ANNEAL_ABOVE else 2 * cost)
         latest = max_iter - cost - PATIENCE // 2 if cost else 0
-        due = int(np.clip(OF_NEWTON * newton, *FIRST_LOOK))
+        least, usual, most = FIRST_LOOK
+        due = usual if newton == math.inf else int(np.clip(OF_NEWTON * newton, least, most))
         return cls(newton, max_iter, cost, first, latest, due, 0, *np.full((2, problems), np.inf))
 
     def look(self, rules: StopState, bound: HostArray, done: int, tol: float) -> tuple[Self, Slow]:

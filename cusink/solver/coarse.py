@@ -6,6 +6,7 @@ from typing import Any
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.solver.newton import ALONE
 from cusink.solver.solution import Solution
 from cusink.types import Array
 
@@ -34,12 +35,12 @@ def coarse_start(
     for costs, level in levels:
         at = max(eps, CELL * level.variance)
         rough = replace(options, tol=max(tol, ROUGH) if at > eps else SHARE * tol)
-        found = solve(costs, level.a, level.b, at, rough, init=init, restrict=False, many=False)
+        found = solve(costs, level.a, level.b, at, rough, init=init, restrict=False, together=ALONE)
         ((_, means),) = costs.plan_means(level.a, level.b, found.f, found.g, at)
         init = level.extended(found.f, found.g, means)
     while at > 4 * eps:
         at /= 4
-        found = solve(C, a, b, at, replace(options, tol=max(tol, ROUGH)), init=init, restrict=False, many=False)
+        found = solve(C, a, b, at, replace(options, tol=max(tol, ROUGH)), init=init, restrict=False, together=ALONE)
         init = found.f, found.g
     assert init is not None
     return C, init, replace(options, check_every=min(options.check_every, CHECK_EVERY))

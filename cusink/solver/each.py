@@ -26,7 +26,7 @@ class HowToSolve:
 
     options: Options
     reach: Reach | None
-    many: bool  # whether there are several problems
+    together: int  # problems that share an iteration, more or less
     spanned: bool = False  # whether the bins with weight say in which range the costs lie
     judge: bool = False
 
@@ -103,7 +103,7 @@ def _solve_one(
         costs_of=C.at if how.reach is None else None,
         judge=how.judge and begun is None,
         annealed=begun is not None,
-        many=how.many,
+        together=how.together,
     )
     return found, shift
 

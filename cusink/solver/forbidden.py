@@ -68,7 +68,7 @@ def solve_beside(
     init: tuple[Array, Array] | None,
     callback: Callback | None,
     span: tuple[float, float],
-    many: bool,
+    together: int,
 ) -> Solution:
     """Solve without the pairs whose costs are numbers of another size, and with them the problems that need them."""
     every, limit = np.arange(len(a)), span[0] + FORBIDS * eps
@@ -93,7 +93,7 @@ def solve_beside(
             span=None if restricted else span,
             costs_of=costs,
             restrict=False,
-            many=many,
+            together=together,
         )
 
     at, left = np.flatnonzero(promising(C, a, b, limit, options.tol or 0.0)), every

@@ -14,7 +14,7 @@ from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
-from cusink.solver.newton import OVERSHOOT, newton, worth
+from cusink.solver.newton import BATCH, OVERSHOOT, newton, worth
 from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
@@ -44,7 +44,7 @@ def solve(
     restrict: bool = True,
     judge: bool = False,
     annealed: bool = False,
-    many: bool = True,
+    together: int = BATCH,
     potentials: bool = True,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
@@ -54,7 +54,7 @@ def solve(
     `costs_of` returns the costs of some of the problems. With it, those that hardly converge begin again from another
     start, one by Newton's method alone if `init` is `annealed`; with `restrict`, numbers too large for the digits of
     float64 are left out where they forbid their pairs; and with `judge`, problems that `init` puts far from the
-    solution begin without it. `many` says that problems come in large numbers. Without `potentials` those of the
+    solution begin without it. So many problems share an iteration as `together` says. Without `potentials` those of the
     solution are not to be read, and are not computed where nothing else needs them.
     """
     low, high = C.range() if span is None else span
@@ -63,7 +63,7 @@ def solve(
         raise ValueError(f"'eps' must be such that C / eps is finite; got {eps:g} for costs of up to {high:g}")
     xp, dtype = C.xp, a.dtype
     if high - low > forbidden.FORBIDS * eps and restrict and options.tol is not None and costs_of is not None:
-        return forbidden.solve_beside(solve, costs_of, a, b, eps, options, init, callback, (low, high), many)
+        return forbidden.solve_beside(solve, costs_of, a, b, eps, options, init, callback, (low, high), together)
     exponent = max(abs(low), abs(high)) / eps
     widened = _needs_float64(C, dtype, options.tol, exponent, start)
     if widened:
@@ -84,7 +84,9 @@ def solve(
     spent = np.zeros(len(a), np.int64)
     poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
     if near := tol is not None and init is None:
-        rough = functools.partial(solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, many=many)
+        rough = functools.partial(
+            solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, together=together
+        )
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
     f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     begun = (a, b, eps, f, g, options.method)
@@ -107,7 +109,7 @@ def solve(
     found = Solution.empty(xp, a, b)
     patience = None
     if costs_of is not None and setting == "auto":
-        least = worth(a.shape[1], b.shape[1], many)
+        least = worth(a.shape[1], b.shape[1], together)
         patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter)
     # The size of the potentials counts for the rounding of exponents alone; a bound on it will do where that is small.
     sizes, most = None, 0.0
@@ -119,7 +121,7 @@ def solve(
         assert costs_of is not None  # else nothing is given up
         costs, weights = costs_of(part), (a[part], b[part])
         resume = functools.partial(
-            solve, callback=later(callback, found, part), span=(low, high), restrict=False, many=many
+            solve, callback=later(callback, found, part), span=(low, high), restrict=False, together=together
         )
         again = functools.partial(resume, costs_of=costs.at)
         if why == "poor":

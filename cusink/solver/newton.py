@@ -33,7 +33,7 @@ STAGE, ROUGH, PER_STAGE = 4, 1e-2, 20  # factor between two values of eps; toler
 EASY = 2  # largest values of eps that are left out: from there on any start will do
 LAST = 100  # evaluations at the smallest eps
 LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
-TOGETHER = 16  # problems from which on an iteration of one takes as little as it can
+ALONE, BATCH, TILE = 1, 16, 256  # that share an iteration: one problem, those of a call, pairs of a distance matrix
 EVALUATIONS = 15  # that a problem takes, more or less
 
 
@@ -212,16 +212,16 @@ def newton(
     return Found(*dual.potentials(point, len(moving)), error, taken)
 
 
-def worth(n: int, m: int, many: bool) -> float:
-    """Return how many iterations of a problem take as long as `newton`, more or less: a large batch, or one alone.
+def worth(n: int, m: int, together: int) -> float:
+    """Return how many iterations of a problem take as long as `newton`, more or less, where `together` share each.
 
     Counted in units of 0.05 ns, as measured on one core: an iteration of a single problem waits for memory, a batch
-    does not; an exponential and a call take their time too. It does not depend on how many problems there are, so that
-    no problem ends in another way because of others.
+    does not; an exponential and a call take their time too. `together` is a constant of the caller's, not the number of
+    problems, so that none ends in another way because of others.
     """
     if n * m > LARGEST:
         return math.inf
-    problems, k = TOGETHER if many else 1, min(n, m)
-    iteration = 4 * n * m * (1 + 3 / problems) + 8e5 / problems
+    k = min(n, m)
+    iteration = 4 * n * m * (1 + 3 / together) + 8e5 / together
     step = n * m * (0.54 * k + 200) + 0.7 * k**3 + 3e6
     return EVALUATIONS * step / iteration

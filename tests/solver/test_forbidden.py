@@ -9,6 +9,7 @@ from cusink.convergence.options import Options
 from cusink.operand import dense_cost
 from cusink.solver import forbidden
 from cusink.solver.forbidden import carried_nothing, promising, solve_beside
+from cusink.solver.newton import ALONE, BATCH
 from cusink.solver.solution import Solution
 
 BIG = 1e20
@@ -86,7 +87,7 @@ def beside(solve, b, max_iter=101, init=None, tol=1e-6, C=ISLANDS):
     b = np.asarray(b, float)
     a, C = np.repeat(A, len(b), axis=0), dense_cost(C)
     options = Options(max_iter, tol, 10, "auto", "auto")
-    return solve_beside(solve, C.at, a, b, 1e-9, options, init, None, (0.0, BIG), len(b) > 1)
+    return solve_beside(solve, C.at, a, b, 1e-9, options, init, None, (0.0, BIG), BATCH if len(b) > 1 else ALONE)
 
 
 EQUAL, UNEQUAL = [0.1, 0.4, 0.5], [0.1, 0.5, 0.4]
@@ -97,7 +98,7 @@ def test_an_answer_without_these_pairs_stands():
     found = beside(solve, [EQUAL])
     assert [call[:3] for call in solve.calls] == [(1, True, 50)]
     given = solve.calls[0][3]
-    assert given["span"] is None and given["restrict"] is False and given["many"] is False and given["init"] is None
+    assert given["span"] is None and given["restrict"] is False and given["together"] == ALONE and given["init"] is None
     assert (found.n_iter[0], found.cost[0], found.computed) == (10, 1, np.float64)
     solve.calls.clear()
     beside(solve, [[0.1, 0.4 + 1e-5, 0.5 - 1e-5]], tol=1e-4, C=np.where(ISLANDS == BIG, 15.0, ISLANDS))  # 1.5e10 eps
@@ -117,7 +118,7 @@ def test_problems_go_their_own_ways():
     solve = Recorder(True)
     found = beside(solve, [UNEQUAL, EQUAL, UNEQUAL, EQUAL])
     assert [call[:3] for call in solve.calls] == [(2, True, 50), (2, False, 51)]
-    assert all(call[3]["many"] for call in solve.calls)
+    assert all(call[3]["together"] == BATCH for call in solve.calls)
     assert found.n_iter.tolist() == [20, 10, 20, 10] and found.cost.tolist() == [2, 1, 2, 1]
 
 

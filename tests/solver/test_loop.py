@@ -221,7 +221,9 @@ def test_patience_is_what_a_new_start_costs():
     assert (found.newton, found.cost, found.first, found.latest) == (700, 200, 400, 9700)
     assert (found.due, found.since) == (35, 0)  # a twentieth of what Newton's method takes
     assert Patience.start(3, 100.0, 1000.0, 10_000).due == 20
-    assert Patience.start(3, 7000.0, 1000.0, 10_000).due == Patience.start(3, np.inf, 1000.0, 10_000).due == 50
+    assert Patience.start(3, 3000.0, 1000.0, 10_000).due == 150
+    assert Patience.start(3, 7000.0, 1000.0, 10_000).due == 200
+    assert Patience.start(3, np.inf, 1000.0, 10_000).due == 50  # where it cannot be had
     assert found.level.shape == found.bound.shape == (3,)
     assert np.isinf(found.level).all() and np.isinf(found.bound).all()
     steep = Patience.start(3, 700.0, 4000.0, 10_000)  # annealed at once: past its plateau

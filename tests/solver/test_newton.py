@@ -6,7 +6,7 @@ import reference
 
 import cusink
 from cusink.operand import dense_cost
-from cusink.solver.newton import DIRECT, LARGEST, PACE, Semidual, newton, worth
+from cusink.solver.newton import ALONE, BATCH, DIRECT, LARGEST, PACE, TILE, Semidual, newton, worth
 
 
 def points(rng, n, m, d, shared=0):
@@ -96,9 +96,9 @@ def test_few_evaluations_are_kept_to():
 
 
 def test_the_price_of_a_start_grows_with_size_and_with_the_batch():
-    assert worth(10, 10, False) < worth(100, 100, False) < worth(1000, 1000, False)
-    assert worth(100, 100, False) < worth(100, 100, True)
-    assert worth(LARGEST, 2, False) == np.inf
+    assert worth(10, 10, ALONE) < worth(100, 100, ALONE) < worth(1000, 1000, ALONE)
+    assert worth(100, 100, ALONE) < worth(100, 100, BATCH)
+    assert worth(LARGEST, 2, ALONE) == np.inf
 
 
 @pytest.mark.parametrize("kind", ["stored", "points", "a batch", "a cost each"])
@@ -329,8 +329,9 @@ def test_one_bin_needs_no_step():
 
 def test_what_it_is_worth_in_iterations():
     """Measured on one core: of 100 x 100, a step as 6.5 iterations of a single problem, as 24 of 300 x 300."""
-    assert worth(100, 100, False) == pytest.approx(15 * 6.5, rel=0.03)
-    assert worth(300, 300, False) == pytest.approx(15 * 24, rel=0.03)
-    assert worth(100, 100, True) == pytest.approx(15 * 64, rel=0.03)
-    assert worth(100, 300, False) == worth(300, 100, False) < worth(173, 173, False) * 2
-    assert worth(1024, 1024, False) < np.inf == worth(1025, 1024, False)
+    assert worth(100, 100, ALONE) == pytest.approx(15 * 6.5, rel=0.03)
+    assert worth(300, 300, ALONE) == pytest.approx(15 * 24, rel=0.03)
+    assert worth(100, 100, BATCH) == pytest.approx(15 * 64, rel=0.03)
+    assert worth(64, 64, TILE) == pytest.approx(15 * 208, rel=0.1)  # 1.06 us an iteration, 220 us an evaluation
+    assert worth(100, 300, ALONE) == worth(300, 100, ALONE) < worth(173, 173, ALONE) * 2
+    assert worth(1024, 1024, ALONE) < np.inf == worth(1025, 1024, ALONE)
