@@ -21,7 +21,7 @@ from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.annealing import ANNEAL_ABOVE
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
-from cusink.solver.newton import ALONE, BATCH
+from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import warn_of_pairs
 from cusink.solver.problem import CheckedProblem, Problem
@@ -210,7 +210,7 @@ def sinkhorn_divergence(
     equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
     near = high - low <= 2 * ANNEAL_ABOVE * np.min(given.eps) or bool(equal.all())
     init = (own.f, own.g) if near else None  # the solution, if a and b are equal
-    how = HowToSolve(options, prices, together=BATCH if len(given.a) > 1 else ALONE)
+    how = HowToSolve(options, prices, together=sharing(len(given.a), given.C.shared))
     pair, shift = solve_each(cost, given.a, given.b, given.eps, how, init=init)
 
     error = np.maximum(pair.error, own.error)

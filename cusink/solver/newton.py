@@ -34,6 +34,7 @@ EASY = 2  # largest values of eps that are left out: from there on any start wil
 LAST = 100  # evaluations at the smallest eps
 LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
 ALONE, BATCH, TILE = 1, 16, 256  # that share an iteration: one problem, those of a call, pairs of a distance matrix
+MANY = 64  # problems of one cost from which on they are a tile
 EVALUATIONS = 15  # that a problem takes, more or less
 
 
@@ -210,6 +211,13 @@ def newton(
             point, error, more = rough.ascend(potential, goal, at_most)
             potential, taken = rough.potential(point), taken + more
     return Found(*dual.potentials(point, len(moving)), error, taken)
+
+
+def sharing(problems: int, shared: bool) -> int:
+    """Return how many share an iteration, more or less: problems with one cost, or one each, are a product apart."""
+    if problems == 1:
+        return ALONE
+    return TILE if shared and problems >= MANY else BATCH
 
 
 def worth(n: int, m: int, together: int) -> float:

@@ -13,7 +13,7 @@ from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.each import HowToSolve, solve_each
 from cusink.solver.gap import proved_bounds
-from cusink.solver.newton import ALONE, BATCH
+from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
 from cusink.solver.problem import Problem
@@ -236,7 +236,7 @@ def sinkhorn(
     checks.callback(callback)
     if prices is not None:
         checks.reach_in_range(prices, given.C.dtype.name)
-    how = HowToSolve(options, prices, together=BATCH if len(given.a) > 1 else ALONE, spanned=True, judge=True)
+    how = HowToSolve(options, prices, together=sharing(len(given.a), given.C.shared), spanned=True, judge=True)
     found, shift = solve_each(given.C, given.a, given.b, given.eps, how, init=given.init, callback=callback)
     effort, dtype = (found.n_iter, found.needed), found.computed
     warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)

@@ -6,7 +6,7 @@ import reference
 
 import cusink
 from cusink.operand import dense_cost
-from cusink.solver.newton import ALONE, BATCH, DIRECT, LARGEST, PACE, TILE, Semidual, newton, worth
+from cusink.solver.newton import ALONE, BATCH, DIRECT, LARGEST, MANY, PACE, TILE, Semidual, newton, sharing, worth
 
 
 def points(rng, n, m, d, shared=0):
@@ -335,3 +335,9 @@ def test_what_it_is_worth_in_iterations():
     assert worth(64, 64, TILE) == pytest.approx(15 * 208, rel=0.1)  # 1.06 us an iteration, 220 us an evaluation
     assert worth(100, 300, ALONE) == worth(300, 100, ALONE) < worth(173, 173, ALONE) * 2
     assert worth(1024, 1024, ALONE) < np.inf == worth(1025, 1024, ALONE)
+
+
+def test_how_many_share_an_iteration():
+    assert sharing(1, True) == sharing(1, False) == ALONE
+    assert sharing(2, True) == sharing(MANY - 1, True) == sharing(10 * MANY, False) == BATCH
+    assert sharing(MANY, True) == TILE
