@@ -37,6 +37,7 @@ def operand(
     memory_limit: int | None = None,
     batch: bool = True,
     weighted: tuple[Array, Array] | None = None,
+    weights_follow: bool = False,
 ) -> Cost[Any]:
     """Return the operand of a cost, whose shape and range are checked.
 
@@ -54,6 +55,8 @@ def operand(
     weighted : (array, array), optional
         Masks, shape (n,) or (B, n) and (m,) or (B, m), of the bins that have weight: points without any do not decide
         how large the costs of a cloud are, or about which point its squares are taken.
+    weights_follow : bool
+        Whether the caller has masks later, and calls `with_room` then.
 
     Returns
     -------
@@ -67,7 +70,18 @@ def operand(
     cost: Cost[Any] = OPERANDS[kind](data, operators(kind, xp))
     if not cost.stored and cost.largest() > largest(cost.dtype.name):
         raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {cost.dtype}. Scale the points")
-    return cost if weighted is None else cost.weighted(*weighted)
+    cost = cost if weighted is None else cost.weighted(*weighted)
+    return cost if weights_follow else with_room(cost)
+
+
+def with_room(cost: Cost[Any]) -> Cost[Any]:
+    """Return a cost, if the squared distances between points with weight have room in its dtype."""
+    if not cost.squares_fit():
+        raise ValueError(
+            f"'C' must hold points whose squared distances have room in {cost.dtype}, as its costs are powers of them; "
+            "these are too far apart, or too near. Scale the points, or use float64"
+        )
+    return cost
 
 
 def eps_of_shared(eps: Any, C: Any) -> Any:

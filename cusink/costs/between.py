@@ -113,6 +113,11 @@ class BetweenPoints(ABC):
         """Memory of the points."""
         return int(self.x.nbytes) + (0 if self.y is self.x else int(self.y.nbytes))
 
+    def squares_fit(self, xp: ArrayModule) -> bool:
+        """Whether the dtype has room for squared distances, if the costs are powers of such."""
+        del xp
+        return True
+
     def weighted(self, x: Array, y: Array) -> Self:
         """Return the same costs with masks of the points that have weight: no other decides how large the costs are."""
         x, y = (_like(mask, points) for mask, points in ((x, self.x), (y, self.y)))

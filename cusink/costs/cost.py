@@ -128,6 +128,10 @@ class Cost(ABC, Generic[Data]):
         del x, y
         return self
 
+    def squares_fit(self) -> bool:
+        """Whether the dtype has room for squared distances, if the costs are powers of such."""
+        return True
+
     def extended(self, side: int, points: Any) -> Self:
         """Return the cost between new points in the place of those of side 0 (rows) or 1 (columns)."""
         del side, points

@@ -176,6 +176,10 @@ class PointCost(Cost[BetweenPoints]):
         """Return the same cost with masks of the points that have weight, which alone decide how large it is."""
         return replace(self, data=self.data.weighted(x, y))
 
+    def squares_fit(self) -> bool:
+        """Whether the dtype has room for the squared distances behind the costs."""
+        return self.data.squares_fit(self.xp)
+
     def with_loss(self, loss: float) -> Self:
         """Return the cost that may leave out a share of a sum."""
         return replace(self, data=replace(self.data, loss=loss))
@@ -196,10 +200,7 @@ class PointCost(Cost[BetweenPoints]):
         return min(copies * n * m * self.dtype.itemsize, self.data.memory_limit) + self.data.point_bytes
 
     def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, Array | None]:
-        """Pull the gradient of all costs, in blocks, back to the points in the shapes that the user passed.
-
-        It is summed over the problems of a shared cloud.
-        """
+        """Pull the gradient of all costs back to the user's points, summed over problems that share a cloud."""
         xp, costs = self.xp, self.data
 
         def pulled() -> Iterator[tuple[slice, slice, Array, Array]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -134,7 +135,8 @@ class PointCosts(BetweenPoints):
         """
         if self.exponent == 1:
             return self.factor, None
-        s = dataclasses.replace(self, exponent=1.0, factor=1.0).block(xp, problems, rows)
+        # In float64: squares of 1e-30 and of 1e20 are not numbers of float32.
+        s = dataclasses.replace(self.astype(np.float64), exponent=1.0, factor=1.0).block(xp, problems, rows)
         positive = xp.where(s > 0, s, xp.inf if self.exponent < 1 else 0)
         return self.factor * self.exponent * xp.power(positive, s.dtype.type(self.exponent - 1)), s
 
@@ -190,6 +192,18 @@ class PointCosts(BetweenPoints):
             own, other = (self._size(xp, side) for side in (0, 1))
             s = own + other if self.norm == "cityblock" else (xp.sqrt(own) + xp.sqrt(other)) ** 2
             return float(self.factor * s.max() ** self.exponent)
+
+    def squares_fit(self, xp: ArrayModule) -> bool:
+        """Whether squared distances are numbers of the dtype, with all their digits, where a power of them is taken."""
+        if self.norm != "squared" or self.exponent == 1:
+            return True
+        reach = 0.0
+        for side, points in enumerate((self.x, self.y)):
+            sizes = xp.abs(points - self.origin).max(axis=-1)
+            reach = max(reach, float((sizes if self.filled is None else xp.where(self.filled[side], sizes, 0)).max()))
+        number = np.finfo(self.dtype.name)
+        least, most = math.sqrt(number.tiny / number.eps**2), math.sqrt(number.max / (8 * self.x.shape[-1]))
+        return reach == 0 or least <= reach <= most
 
     def _size(self, xp: ArrayModule, side: int) -> Array:
         """Return the largest distance of points with weight from the origin, in float64, of which no copy is made."""

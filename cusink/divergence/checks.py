@@ -95,7 +95,7 @@ def _cloud(cloud: Any, given: CheckedProblem, memory_limit: int | None) -> Cost[
     """Return the cost of a cloud to itself; one for all, if it is a batch of one."""
     parts, xp, _ = arrays(**named_arrays(cloud))
     parts = [p.astype(given.C.dtype, copy=False) for p in parts]  # weights may be wider
-    C = operand(cloud, xp, given.dtype, parts, memory_limit)
+    C = operand(cloud, xp, given.dtype, parts, memory_limit, weights_follow=True)  # as checked between the clouds
     return C.at(0) if not C.shared and C.shape[0] == 1 else C
 
 

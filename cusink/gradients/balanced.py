@@ -50,11 +50,12 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolut
     def right(index: HostArray, means: Means) -> tuple[Array, Array]:
         if given.cost is None:
             return h[index], k[index]
-        # The means of log(P / a b') = (f + g - C) / eps.
+        # The means of log(P / a b') = (f + g - C) / eps: the potentials over eps, of which numbers have room.
         every, eps = len(index) == len(a), problem.eps_as(2, index)
         w, f_, g_, h_, k_ = (v if every else v[index] for v in (given.cost[:, None], f, g, h, k))
-        rows = (f_ + means.mean(g_, 1) - means.mean_cost(1)) / eps
-        columns = (g_ + means.mean(f_, 0) - means.mean_cost(0)) / eps
+        f_, g_ = f_ / eps, g_ / eps
+        rows = f_ + means.mean(g_, 1) - means.mean_cost(1) / eps
+        columns = g_ + means.mean(f_, 0) - means.mean_cost(0) / eps
         return (w * rows + h_).astype(a.dtype), (w * columns + k_).astype(b.dtype)
 
     return solve_marginal_system(replace(problem, f=f, g=g), right, how)

@@ -122,10 +122,9 @@ class Solved:
 
     def log_ratio_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
         """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
-        f, g, eps = self.problem.f[index], self.problem.g[index], self.problem.eps_as(2, index)
-        rows = f + means.mean(g, 1) - means.mean_cost(1)
-        columns = g + means.mean(f, 0) - means.mean_cost(0)
-        return rows / eps, columns / eps
+        eps = self.problem.eps_as(2, index)
+        f, g = self.problem.f[index] / eps, self.problem.g[index] / eps
+        return f + means.mean(g, 1) - means.mean_cost(1) / eps, g + means.mean(f, 0) - means.mean_cost(0) / eps
 
     def cost_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
         """Return the right-hand sides of the fit of ``C / eps`` behind `cost` with `reach`."""

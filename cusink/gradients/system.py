@@ -130,6 +130,14 @@ class ReducedSystem:
     @np.errstate(over="ignore", invalid="ignore")  # potentials far from any solution have means without bound
     def solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
         """Return the unknowns of the other and of the own side, and which problems converged."""
+        # In a unit near their size, a power of two: squares of 1e-30 or of 1e20 are not numbers of float32.
+        size = self.xp.maximum(abs(other).max(axis=1), abs(own).max(axis=1))[:, None]
+        unit = self.xp.exp2(self.xp.round(self.xp.log2(self.xp.where((size > 0) & (size < np.inf), size, 1))))
+        x, y, converged = self._solve(other / unit, own / unit)
+        return x * unit, y * unit, converged
+
+    def _solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
+        """Solve the system for sides whose largest number is about 1."""
         xp, axis, other_axis = self.xp, self.axis, self.other_axis
         of_other, of_own = self.shares
         tol = max(self.how.tol, 32 * float(np.finfo(own.dtype.name).eps))

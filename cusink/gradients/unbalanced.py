@@ -144,7 +144,7 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[MeanCos
         eps = problem.eps_as(2, index)
         costs.rows[index] = given.cost[index, None] * means.mean_cost(1)
         costs.columns[index] = given.cost[index, None] * means.mean_cost(0)
-        of_rows, of_columns = means.mean(costs.columns[index], 1) / eps, means.mean(costs.rows[index], 0) / eps
+        of_rows, of_columns = means.mean(costs.columns[index] / eps, 1), means.mean(costs.rows[index] / eps, 0)
         return (of_rows + h[index]).astype(a.dtype), (of_columns + k[index]).astype(b.dtype)
 
     return costs, solve_marginal_system(problem, right, how)

@@ -24,7 +24,7 @@ from cusink.costs.checks import cost_values, partners
 from cusink.costs.images import in_bins
 from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.statistics import statistic
-from cusink.operand import operand
+from cusink.operand import operand, with_room
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.solution import Callback
 from cusink.types import Array, Axis, Eps, Method, Reach
@@ -59,7 +59,7 @@ def problem(
     cells = cells_of(C)
     (a, image_a), (b, image_b) = in_bins("a", a, cells), in_bins("b", b, cells)
     (f, _), (g, _) = in_bins("init[0]", f, cells), in_bins("init[1]", g, cells)
-    C = operand(C, xp, dtype, parts, memory_limit)
+    C = operand(C, xp, dtype, parts, memory_limit, weights_follow=True)
     n, m = C.shape[-2:]
     images = (image_b if a is None else image_a, image_a if b is None else image_b)  # uniform weights follow the others
     batch_of_one = not C.shared and C.shape[0] == 1
@@ -77,7 +77,7 @@ def problem(
         sizes["eps"] = len(eps)
     size = batch_size(sizes)
     a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
-    C = C.weighted(a > 0, b > 0)
+    C = with_room(C.weighted(a > 0, b > 0))
     if check:
         weight_values("a", a, xp)
         weight_values("b", b, xp)

@@ -52,8 +52,10 @@ class UnbalancedIteration(HostChecked):
         self.a, self.b = a, b
         with np.errstate(divide="ignore"):
             self.log_a, self.log_b = xp.log(a), xp.log(b)
-        f, g = (xp.where(xp.isfinite(x), x, 0) for x in (f, g))
-        t = ((f.mean(axis=1) - g.mean(axis=1)) / 2)[:, None]
+        # Of bins with weight: an empty one may have a potential of 1e8, beside which f - t had no digits left.
+        f, g = (self._of_weighted(xp.where(xp.isfinite(x), x, 0), w) for x, w in ((f, a), (g, b)))
+        of_f, of_g = (x.sum(axis=1) / xp.maximum((w > 0).sum(axis=1), 1) for x, w in ((f, a), (g, b)))
+        t = ((of_f - of_g) / 2)[:, None].astype(a.dtype, copy=False)
         self.f, self.g, self.t = self._of_weighted(f - t, a), self._of_weighted(g + t, b), t.astype(np.float64)
         self.steps: DampedSteps = C.ops.damped_steps or ArraySteps(xp)
         self.softmin = self._softmin_of(C)

@@ -291,3 +291,11 @@ def test_the_cost_in_float32_is_that_of_the_plan(kind):
     assert found.cost.dtype == np.float32 and found.error < 1e-5
     P = found.plan().astype(float)
     assert abs(found.cost - P[0, 1]) <= 2e-7 * P[0, 1]
+
+
+def test_a_start_with_a_large_potential_of_an_empty_bin_keeps_its_digits():
+    """The shift of a start was the mean over all bins: 5e7 for a bin 1e4 away, beside which nothing converged."""
+    a, b, C = np.array([0.2]), np.array([0.4, 0.0]), cusink.cost_matrix(np.array([0.1]), np.array([1.0, 1e4]))
+    first = cusink.sinkhorn(a, b, C, eps=0.02, reach=1.6)
+    again = cusink.sinkhorn(a, b, C, eps=0.02, reach=1.6, init=(first.f, first.g))
+    assert again.converged and again.n_iter == 1 and again.error < 1e-12

@@ -107,7 +107,8 @@ class SharedMeans:
         if columns is not None:
             out += factors.T @ (self.V * columns)
         if costs is not None:
-            out += ((factors * costs[:, None]).T @ self.V) * np.where(K > 0, self.kernel.costs, 0)
+            unit = self.kernel.unit
+            out += ((factors * (costs * unit)[:, None]).T @ self.V) * np.where(K > 0, self.kernel.costs / unit, 0)
         out *= K
         return out
 

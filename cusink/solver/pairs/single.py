@@ -22,7 +22,7 @@ def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem
     parts, xp, dtype = arrays(**named_arrays(cloud))
     a, f = (values[row : row + 1, : len(x)] for values in (solved.a, solved.f))
     b, g = (values[row : row + 1, : len(y)] for values in (solved.b, solved.g))
-    C = operand(cloud, xp, dtype, parts).weighted(a > 0, b > 0)
+    C = operand(cloud, xp, dtype, parts, weighted=(a > 0, b > 0))
     eps = float(solved.eps[row]) if isinstance(solved.eps, np.ndarray) else solved.eps
     shift = None if solved.shift is None else solved.shift[row : row + 1]
     return replace(solved, a=a, b=b, C=C, eps=eps, f=f, g=g, shift=shift, batched=False, batch_of_one=False)
@@ -31,7 +31,7 @@ def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem
 def padded(weights: tuple[Array, Array], cloud: PointCloud, eps: Eps, potentials: tuple[Array, Array]) -> Problem:
     """Return a batch of padded problems with their potentials (P, n) and (P, m); the masses of a are those of b."""
     parts, xp, dtype = arrays(**named_arrays(cloud))
-    C = operand(cloud, xp, dtype, parts)
+    C = operand(cloud, xp, dtype, parts, weights_follow=True)
     a, b = (w.astype(C.dtype, copy=False) for w in weights)
     b = equal_mass(a, b, xp, False, dtype)
     f, g = potentials

@@ -120,8 +120,7 @@ def c_transform(C: PointCosts, potential: HostArray, axis: Axis) -> HostArray:
     """Return ``min_j (C_ij - potential_j)`` (B, rows); a potential of -inf takes its bin out of the minimum."""
 
     def one(side: CloudSide, problem: int) -> HostArray:
-        values = np.maximum(potential[problem][side.columns], ABSENT)
-        columns = side.all.tiled(extended(values, ABSENT))[:, None, :]
+        columns = side.all.tiled(extended(potential[problem][side.columns], -np.inf))[:, None, :]
 
         def smallest(k: int, work: Workspace) -> HostArray:
             slack = costs(side, side.blocks[k], work, exact=True)
@@ -131,9 +130,7 @@ def c_transform(C: PointCosts, potential: HostArray, axis: Axis) -> HostArray:
 
         return each_row(side, smallest)
 
-    out = _each(C, axis, potential, one)
-    out[out > -ABSENT / 2] = np.inf
-    return out
+    return _each(C, axis, potential, one)
 
 
 def cost_range(C: PointCosts) -> tuple[float, float]:
