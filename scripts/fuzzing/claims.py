@@ -225,8 +225,8 @@ def _values(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Ite
             )
             kl += float(priced.sum()) / eps
     if reach is not None:  # what a marginal is off by may all be in the bin of the largest logarithm
-        heaviest = max(float(np.abs(log(w[w > 0])).max(initial=0)) for w in (a, b))
-        unmet = slack * eps * float(P.sum()) * heaviest
+        logs_of = (p[w > 0] + eps * log(w[w > 0]) for p, w in ((f, a), (g, b)))
+        unmet = slack * float(P.sum()) * max(float(np.abs(x).max(initial=0)) for x in logs_of)
     if reach is not None and math.inf in reach:
         f_mass = float(P.sum())
         shown += slack * f_mass * float(np.abs(f).max() + np.abs(g).max())
@@ -253,12 +253,14 @@ def exact_cost(problem: Problem) -> float | None:
     a, b, C = problem.a, problem.b, problem.C
     kept = np.ix_(a > 0, b > 0)
     a, b, C = a[a > 0], b[b > 0], C[kept]
+    unit = float(np.abs(C[np.isfinite(C)]).max(initial=0)) or 1.0  # the tolerances of linear programmes are absolute
+    C = C / unit
     if np.isfinite(C).all() and _pot() is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             answer, log = _pot().emd2(a / a.sum(), b / b.sum(), np.ascontiguousarray(C), log=True)
         if log["warning"] is None:  # it finds some problems of one pair infeasible
-            return float(answer * a.sum())
+            return float(answer * a.sum()) * unit
     allowed = np.isfinite(C)
     i, j = np.nonzero(allowed)
     A = np.zeros((len(a) + len(b), len(i)))

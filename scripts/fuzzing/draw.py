@@ -38,7 +38,7 @@ def weights(rng: Generator, rows: int, bins: int, dtype: str = "float64") -> np.
 
 
 def costs(rng: Generator, shape: tuple[int, ...], dtype: str = "float64") -> np.ndarray:
-    """Draw costs: random, ties, of points, a large number for forbidden pairs, over decades, shifted."""
+    """Draw costs: random, ties, of points, a large number for forbidden pairs, over decades, shifted, in any unit."""
     kind = rng.choice(["random", "ties", "line", "large", "decades", "shifted", "equal", "random"])
     C = rng.random(shape)
     if kind == "ties":
@@ -55,7 +55,14 @@ def costs(rng: Generator, shape: tuple[int, ...], dtype: str = "float64") -> np.
         C += rng.choice([-1.0, 3.0, -3.0, 100.0])
     elif kind == "equal":
         C[:] = C.flat[0]
+    if kind != "large" and dtype in ("float64", "float32") and rng.random() < 0.1:
+        C *= unit(rng)
     return C
+
+
+def unit(rng: Generator) -> float:
+    """Draw the unit of a cost: far from 1, yet with room for its squares in float64."""
+    return float(f"{10.0 ** rng.uniform(-18, 18):.2g}")
 
 
 def scale_of(C: np.ndarray) -> float:

@@ -49,7 +49,7 @@ def draw(rng: Generator, seed: int) -> Case:
         for p in (x, y):
             p[:, p.shape[1] // 2 :] += 10.0 ** rng.uniform(1, 3)
     elif kind == "scaled":
-        factor = 10.0 ** rng.uniform(-3, 3)
+        factor = 10.0 ** (rng.uniform(-3, 3) * rng.choice([1, 1, 3]))
         x, y, scale = (
             x * factor,
             y * factor,

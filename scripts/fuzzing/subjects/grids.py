@@ -37,7 +37,7 @@ def draw(rng: Generator, seed: int) -> Case:
     if rng.random() < 0.4:
         extra["metric"] = "cityblock"
     if rng.random() < 0.3:
-        extra["spacing"] = float(f"{10 ** rng.uniform(-2, 2):.2g}")
+        extra["spacing"] = float(f"{10 ** (rng.uniform(-2, 2) * rng.choice([1, 1, 4])):.2g}")
         scale = extra["spacing"] ** (1 if "metric" in extra else 2)
     if rng.random() < 0.3:
         extra["periodic"] = True
