@@ -253,7 +253,9 @@ def exact_cost(problem: Problem) -> float | None:
     a, b, C = problem.a, problem.b, problem.C
     kept = np.ix_(a > 0, b > 0)
     a, b, C = a[a > 0], b[b > 0], C[kept]
-    unit = float(np.abs(C[np.isfinite(C)]).max(initial=0)) or 1.0  # the tolerances of linear programmes are absolute
+    # The tolerances of linear programmes are absolute; costs of another size forbid their pairs.
+    sizes = np.abs(C[np.isfinite(C) & (C != 0)])
+    unit = float(np.median(sizes)) if sizes.size else 1.0
     C = C / unit
     if np.isfinite(C).all() and _pot() is not None:
         with warnings.catch_warnings():
@@ -266,7 +268,7 @@ def exact_cost(problem: Problem) -> float | None:
     A = np.zeros((len(a) + len(b), len(i)))
     A[i, np.arange(len(i))] = A[len(a) + j, np.arange(len(i))] = 1
     answer = linprog(C[i, j], A_eq=A, b_eq=np.r_[a, b] / a.sum(), method="highs")
-    return float(answer.fun * a.sum()) if answer.status == 0 else None
+    return float(answer.fun * a.sum()) * unit if answer.status == 0 else None
 
 
 _POT: list = []

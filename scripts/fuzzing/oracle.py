@@ -83,10 +83,11 @@ def value(problem: Problem, claimed: Claimed, dtype: str, best: Optimum) -> Iter
 def plain_iterations(problem: Problem, tol: float, check_every: int, most: int) -> int | None:
     """Return after how many plain iterations a loop in float64 sees an error of `tol`; None if not by `most`.
 
-    None too where the rounding of exponents is larger: what the loop sees there is not the error.
+    None too where the rounding of exponents, of which a plan carries several, may be larger: what the loop sees is not
+    the error.
     """
     a, b, C, eps = problem[:4]
-    if 2.0**-53 * float(np.abs(C[np.isfinite(C)]).max(initial=0)) / eps > tol:
+    if 2.0**-49 * float(np.abs(C[np.isfinite(C)]).max(initial=0)) / eps > tol:
         return None
     f = np.zeros(len(a))
     with np.errstate(all="ignore"):
