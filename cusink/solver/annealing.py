@@ -18,6 +18,7 @@ from cusink.solver.gauge import in_gauge
 from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
+NEAR = 2  # looks until the end, where a problem goes on whatever it took
 LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is known
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
@@ -60,8 +61,8 @@ def quartered(
     """Return iterations (B,) spent on ..., 16 and 4 times eps and the potentials found; None where it does not pay.
 
     Before that, every problem gets as many iterations as come between two looks, and as many again as long as its error
-    falls so fast that it ends sooner than annealing would: those that end there are done. `solve` takes a cost,
-    weights, eps, options and `init`; `steepness` is the range of the costs over eps.
+    falls so fast that it ends sooner than annealing would, or very soon: those that end there are done. `solve` takes a
+    cost, weights, eps, options and `init`; `steepness` is the range of the costs over eps.
     """
     stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
     budget = options.max_iter // (4 * max(stages, 1))
@@ -74,7 +75,8 @@ def quartered(
         found = solve(C.at(some), a[some], b[some], eps, _of_one_look(options), init=(f[some], g[some]))
         f[some], g[some] = found.f, found.g
         spent[some], done[some] = spent[some] + found.n_iter, found.converged
-        ahead = _promising(found, error[some], options, stages) & (spent[some] < stages * options.check_every)
+        looks = _looks_left(found, error[some], options)
+        ahead = (looks <= stages) & (spent[some] < stages * options.check_every) | (looks <= NEAR)
         error[some] = found.error
         some = some[ahead]
     some = np.flatnonzero(~done)
@@ -93,15 +95,15 @@ def _of_one_look(options: Options) -> Options:
     return replace(options, max_iter=options.check_every)
 
 
-def _promising(found: Found, before: HostArray, options: Options, stages: int) -> HostArray:
-    """Return which problems (B,) will end, at the rate of the last look, before they would be annealed."""
+def _looks_left(found: Found, before: HostArray, options: Options) -> HostArray:
+    """Return after how many more looks (B,) problems will end, at the rate of the last one; NaN for those that did."""
     assert options.tol is not None
     with np.errstate(divide="ignore", invalid="ignore"):
         # Not logarithms of ratios: on the way an error may be near the largest number.
         left = np.log(found.error)
         gained, missing = np.log(before) - left, left - np.log(options.tol)
-        ahead: HostArray = ~found.converged & (missing <= stages * gained)
-    return ahead
+        looks = np.where(gained > 0, missing / gained, np.inf)
+    return np.where(found.converged, np.nan, looks)
 
 
 def halved(C: Solvable, a: Array, b: Array, eps: float, options: Options, steepness: float) -> Potentials:

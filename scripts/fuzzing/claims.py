@@ -161,8 +161,9 @@ def _gibbs(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Iter
     carried = np.abs(C[i, j]).max() / eps
     shown = u * (np.abs(claimed.f[i]) + np.abs(claimed.g[j])) / eps + 4 * 2.0**-52 * carried + noise * carried
     shown += (floor + 2 * least) / eps  # potentials below the least number of the dtype are shown as 0
+    digits = least / P[i, j]  # entries of the plan below its range have few
     Z = log(P[i, j]) - log(a[i]) - log(b[j])
-    off = np.abs(Z - (claimed.f[i] + claimed.g[j] - C[i, j]) / eps) - 4 * shown
+    off = np.abs(Z - (claimed.f[i] + claimed.g[j] - C[i, j]) / eps) - 4 * shown - digits
     share = P[i, j] / P.sum()
     if float((share * off).sum()) > slack:
         k = int(np.argmax(share * off))
@@ -181,7 +182,7 @@ def _gibbs(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Iter
     right = root * (Z + C[i, j] / eps)
     rest = right - system @ np.linalg.lstsq(system, right, rcond=1e-13)[0]
     rms, rounding = float(np.sqrt((rest**2).sum())), 64 * 2.0**-52 * (carried + float(np.abs(Z).max()))
-    if not rms <= slack + rounding + noise * carried + floor / eps:
+    if not rms <= slack + rounding + noise * carried + floor / eps + float(np.sqrt((share * digits**2).sum())):
         yield Finding(
             WRONG,
             "the plan is a b exp((f + g - C) / eps)",

@@ -196,9 +196,12 @@ def test_a_problem_that_ends_sooner_than_annealing_would_is_not_annealed():
     assert [len(call[4]) for call in solve.calls] == [4, 2, 2, 2]
     assert (init[0][0] == 1).all() and (init[1][0] == 3).all() and (init[0][1] == 2).all()
     assert not (init[0][2] == 1).all()
-    # However fast it falls, no longer than two stages may take.
-    solve = Planned([[1e-4], [1e-5], [1e-6]])
-    assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)[0] == [20 + 6]
+    # However fast it falls, no longer than three stages may take,
+    solve = Planned([[2e-2], [8.15e-4], [7.4e-5]])
+    assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 17_000.0)[0] == [30 + 9]
+    # but where two more looks would do.
+    solve = Planned([[1e-4], [1e-5], [1e-6], [9e-8]])
+    assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)[0] == [40]
     solve = Planned([[1e-8]])
     spent, init = annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)
     assert len(solve.calls) == 1 and spent.tolist() == [10] and (init[0] == 1).all()
