@@ -88,19 +88,19 @@ def test_problems_end_at_their_looks_are_measured_and_go_on_where_that_was_in_va
 
 
 def test_a_look_after_a_vain_one_waits():
-    """Measured in vain after eight looks, it is not measured again for two, however promising its bound is."""
-    bounds = [[1.0] * 8 + [2e-6] * 3]
+    """Measured in vain at the ninth look, it is not measured again at the next two, however promising its bound is."""
+    bounds = [[1.0] * 8 + [2e-6] * 4]
     script = Scripted(bounds, [[3e-6, 9e-7]])
     out, _, _ = run(script, max_iter=1000, omega=1.5)
-    assert out.n_iter.tolist() == [110] and script.finished == [[0], [0]]
+    assert out.n_iter.tolist() == [120] and script.finished == [[0], [0]]
     script = Scripted([[1.0] * 8 + [2e-6, 1e-6]], [[3e-6, 9e-7]])  # a bound within tol is enough
     assert run(script, max_iter=1000, omega=1.5)[0].n_iter.tolist() == [100]
 
 
 def test_what_leaves_the_range_ends_unconverged():
-    script = Scripted([[np.inf], [np.nan], [1e-7]], [[1.0], [np.nan], [np.inf]])
+    script = Scripted([[np.inf], [np.nan], [1e-7, 1e-7]], [[1.0], [np.nan], [np.inf, 1e-8]])
     out, _, _ = run(script)
-    assert out.converged.tolist() == [True, False, False] and script.asked == [([0, 1, 2], 10)]
+    assert out.converged.tolist() == [True, False, True] and script.asked == [([0, 1, 2], 10), ([2], 10)]
     fixed = Scripted([[np.inf], [0.5]], [[0.5], [np.inf]])
     out, _, _ = run(fixed, tol=None)
     assert fixed.asked == [([0, 1], 35)] and out.converged.tolist() == [False, True]
@@ -131,7 +131,7 @@ def test_a_start_that_is_poor_is_given_up_at_once():
 
 def patience(count, due=20, **given):
     return Patience(
-        **{"newton": 5.0, "max_iter": 400, "cost": 0, "first": 1, "latest": 0, "due": due, "since": 10}
+        **{"newton": 25.0, "max_iter": 400, "cost": 0, "first": 1, "latest": 0, "due": due, "since": 10}
         | {"bound": np.full(count, 1e-2), "level": np.full(count, 1e-2)}
         | given
     )
@@ -165,10 +165,8 @@ def test_a_device_is_asked_for_as_many_checks_as_fit(max_iter, given, checks):
 
 
 def test_a_device_that_stops_in_vain_goes_on_and_what_is_left_is_checked_on_the_host():
-    script = Scripted(
-        [[9e-7, 1e-7], [1e-3, 1e-4, 1e-5]], [[3e-6, 1e-7], [1e-5]], stops=[([10, 30], [True, False]), ([10, 0], [1, 0])]
-    )
-    script.stops[1] = ([10, 0], [True, False])
+    bounds, errors = [[9e-7, 1e-7], [1e-3, 1e-4, 1e-5]], [[3e-6, 1e-7], [1e-5]]
+    script = Scripted(bounds, errors, stops=[([10, 30], [True, False])])
     out, _, _ = run(script, max_iter=35)
     assert script.asked[0] == ([0, 1], 10, 3)
     assert all(len(call) == 2 for call in script.asked[1:])  # fewer than `check_every` are left for one of them
@@ -229,14 +227,14 @@ def test_what_rounding_can_do_to_the_plan_is_in_the_error(scale, mass):
 
 
 def test_the_rounding_of_a_mass_is_that_of_mass_one():
-    """Values in the unit of the mass, potentials less eps log mass."""
+    """Values in the unit of the mass, f + g less eps log mass, in the gauge of equal sums."""
     rng = np.random.default_rng(1)
     a, b, C = rng.dirichlet(np.ones(3)), rng.dirichlet(np.ones(4)), rng.random((3, 4))
     one, many = (cusink.sinkhorn(m * a, m * b, C, eps=0.1, tol=1e-10) for m in (1.0, 256.0))
     assert one.n_iter == many.n_iter
     np.testing.assert_array_equal(many.cost, 256 * one.cost)
-    np.testing.assert_allclose(many.f, one.f - 0.05 * math.log(256), atol=1e-15)
-    np.testing.assert_allclose(many.g, one.g - 0.05 * math.log(256), atol=1e-15)
+    np.testing.assert_allclose(many.f, one.f - 0.1 * math.log(256) * 4 / 7, atol=1e-15)
+    np.testing.assert_allclose(many.g, one.g - 0.1 * math.log(256) * 3 / 7, atol=1e-15)
 
 
 # ---- beginning again -----------------------------------------------------------------------------------------------
@@ -252,7 +250,7 @@ def found_of(error, n_iter, value):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What is asked of the starts; Newton's method finds `starts.error` after `starts.taken` evaluations."""
+    """Note what is asked of the starts; Newton's method finds `starts.error` after `starts.taken` evaluations."""
     asked = SimpleNamespace(newton=[], halved=[], resumed=[], error=1e-3, taken=30, found=[1e-8])
 
     def newton(C, a, b, eps, start, tol, steepness, most):
@@ -387,7 +385,7 @@ def begun(variances, eps, tol=1e-4, check_every=10):
 
 def test_a_large_cloud_is_solved_from_coarse_to_fine():
     found, calls, cost = begun([1.6, 0.4, 0.008], 0.01)
-    assert cost.losses == [1e-6] and cost.at == pytest.approx(0.01)
+    assert cost.losses == pytest.approx([1e-6]) and cost.at == pytest.approx(0.01)
     assert [call[0] for call in calls] == [0, 1, 2]
     np.testing.assert_allclose([call[1] for call in calls], [2.0, 0.5, 0.01])
     assert [call[2] for call in calls] == [1e-2, 1e-2, 0.5e-4]  # at eps itself half of the tolerance
