@@ -237,6 +237,116 @@ def test_the_rounding_of_a_mass_is_that_of_mass_one():
     np.testing.assert_allclose(many.g, one.g - 0.1 * math.log(256) * 3 / 7, atol=1e-15)
 
 
+# ---- how an iteration begins ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Return what an iteration is told, for costs from `low` to 4 more and two problems."""
+    calls, original = [], loop._iterate
+
+    def watched(C, iteration, rules, options, out, callback, started, patience, poor, sizes, most):
+        known = None if sizes is None else sizes.copy()
+        calls.append(SimpleNamespace(**{k: x for k, x in locals().items() if k not in ("calls", "original")}))
+        return original(C, iteration, rules, options, out, callback, started, patience, poor, sizes, most)
+
+    monkeypatch.setattr(loop, "_iterate", watched)
+
+    def solve(tol=TOL, low=0.0, parts=True, dtype=float, one_bin=False, eps=0.5, init=False, max_iter=300, **given):
+        calls.clear()
+        how = {name: given.pop(name) for name in ("overrelaxation", "check_every") if name in given}
+        costs = low + np.array([[0.0, 4.0, 1.0], [2.0, 0.5, 3.0]]).astype(dtype)
+        a, b = np.array([[0.5, 0.5], [0.25, 0.75]], dtype), np.array([[0.25, 0.5, 0.25]] * 2, dtype)
+        if one_bin:
+            a[1] = 0.0005, 0.9995
+        C = dense_cost(costs)
+        f, g = np.full((2, 2), 0.1), np.full((2, 3), 0.2)
+        given |= {"costs_of": C.at} if parts else {}
+        out = loop.solve(C, a, b, eps, Options(max_iter, tol, **how), init=(f, g) if init else None, **given)
+        return calls[0], out
+
+    return solve
+
+
+def test_an_iteration_aims_below_the_tolerance_by_what_rounding_adds(begun):
+    unit = 2.0**-52
+    told, out = begun()
+    assert told.options.tol == pytest.approx(TOL - (2 * unit + 2 * (unit / 2 + 1.5 * unit) * 8), rel=1e-15)
+    assert out.converged.all() and told.options.max_iter == 300 and not told.started
+    told, _ = begun(low=1e9)  # at most half of it
+    assert told.options.tol == pytest.approx(TOL / 2 - 2 * unit, rel=1e-15)
+    assert begun(tol=None)[0].options.tol is None
+    assert begun(low=-100.0)[0].options.tol == pytest.approx(TOL - (2 * unit + 4 * unit * 200), rel=1e-15)
+
+
+def test_an_iteration_knows_what_rounding_explains(begun):
+    unit = 2.0**-52
+    assert begun()[0].rules.stall.level == pytest.approx(64 * unit * (1 + 8), rel=1e-12)
+    single = begun(dtype=np.float32, tol=1e-4)[0]
+    # Its exponents are taken in float64, and explain the less of its error.
+    assert single.C.dtype == np.float32 and single.C.exponent_rounding() == unit / 2
+    assert single.rules.stall.level == pytest.approx(64 * 2.0**-23 * (1 + 8 * unit / 2.0**-23), rel=1e-12)
+    far = begun(dtype=np.float32, tol=1e-4, low=2.0**22)[0]
+    assert far.rules.stall.level == pytest.approx(64 * (2.0**-23 + 2 * (2.0**22 + 4) * unit), rel=1e-12)
+    # float32 has digits for half of a tolerance: four half roundings, and half of one of each exponent.
+    limit = 2 * (2 * 2.0**-23 + unit / 2 * 8)
+    assert begun(dtype=np.float32, tol=1.01 * limit)[0].C.dtype == np.float32
+    assert begun(dtype=np.float32, tol=0.99 * limit)[0].C.dtype == np.float64
+    assert begun(dtype=np.float32, tol=1.01 * limit)[1].cost.dtype == np.float32
+    assert begun(dtype=np.float32, tol=0.99 * limit)[1].cost.dtype == np.float32  # as it came
+
+
+def test_a_start_is_judged_where_that_is_asked_for(begun):
+    told, _ = begun(init=True, judge=True)
+    assert told.poor == 0.3 and told.started and told.patience is not None
+    for given in (
+        {"judge": True},
+        {"init": True},
+        {"init": True, "judge": True, "tol": None},
+        {"init": True, "judge": True, "parts": False},
+    ):
+        told, _ = begun(**given)
+        assert told.poor == math.inf and told.started == given.get("init", False), given
+
+
+def test_patience_is_for_problems_that_may_begin_again(begun):
+    told, _ = begun()
+    assert told.patience.newton == worth(2, 3, True) and told.patience.cost == 3 * HALVING
+    assert told.patience.max_iter == 300 and told.patience.bound.shape == (2,)
+    assert begun(many=False)[0].patience.newton == worth(2, 3, False)
+    assert begun(annealed=True)[0].patience.cost == 0
+    for given in ({"parts": False}, {"overrelaxation": 1.5}, {"overrelaxation": None}, {"tol": None}):
+        assert begun(**given)[0].patience is None, given
+
+
+def test_the_factor_an_iteration_begins_with(begun):
+    assert begun()[0].rules.relaxation.omega.tolist() == [1, 1]
+    assert begun(overrelaxation=1.5)[0].rules.relaxation.omega.tolist() == [1.5, 1.5]
+    for given in ({"overrelaxation": None}, {"tol": None}):
+        told = begun(**given)[0].rules.relaxation
+        assert told.omega.tolist() == [1, 1] and not told.adaptive
+    told = begun(tol=None, overrelaxation=1.5)[0].rules.relaxation
+    assert told.omega.tolist() == [1.5, 1.5]
+    steep = {"eps": 4 / 76, "one_bin": True}
+    assert begun(**steep)[0].rules.relaxation.omega.tolist() == [1.6, 1.0]  # but for nearly all weight in one bin
+    assert begun(**steep, overrelaxation=1.7)[0].rules.relaxation.omega.tolist() == [1.7, 1.7]
+    assert begun(**steep, check_every=9)[0].rules.relaxation.omega.tolist() == [1, 1]
+    assert begun(eps=4 / 74)[0].rules.relaxation.omega.tolist() == [1, 1]
+    assert begun(eps=4 / 76, span=(0.0, 0.1))[0].rules.relaxation.omega.tolist() == [1, 1]  # the span says how steep
+
+
+def test_a_bound_on_potentials_will_do_where_their_rounding_is_little(begun):
+    told, out = begun(potentials=False)
+    unit = 2.0**-52
+    assert np.isnan(told.known).all() and told.most == pytest.approx(1e-3 * told.options.tol * 0.5 / (2 * unit))
+    assert out.converged.all()
+    for given in ({}, {"potentials": False, "tol": None}, {"potentials": False, "low": 1e7}):
+        assert begun(**given)[0].sizes is None, given
+    at = 4 * 2 * unit / (1e-3 * 0.5) + 34 * unit  # the tolerance at which costs of 4 are as large as they may be
+    assert begun(potentials=False, tol=1.001 * at)[0].sizes is not None
+    assert begun(potentials=False, tol=0.999 * at)[0].sizes is None
+
+
 # ---- beginning again -----------------------------------------------------------------------------------------------
 
 
@@ -370,7 +480,7 @@ class Clouds:
         return [(cost(k), level(k, variance)) for k, variance in enumerate(self.variances)]
 
 
-def begun(variances, eps, tol=1e-4, check_every=10):
+def coarsely(variances, eps, tol=1e-4, check_every=10):
     calls = []
 
     def solve(C, a, b, eps, options, init, restrict, many):
@@ -384,7 +494,7 @@ def begun(variances, eps, tol=1e-4, check_every=10):
 
 
 def test_a_large_cloud_is_solved_from_coarse_to_fine():
-    found, calls, cost = begun([1.6, 0.4, 0.008], 0.01)
+    found, calls, cost = coarsely([1.6, 0.4, 0.008], 0.01)
     assert cost.losses == pytest.approx([1e-6]) and cost.at == pytest.approx(0.01)
     assert [call[0] for call in calls] == [0, 1, 2]
     np.testing.assert_allclose([call[1] for call in calls], [2.0, 0.5, 0.01])
@@ -392,23 +502,25 @@ def test_a_large_cloud_is_solved_from_coarse_to_fine():
     assert [call[3] for call in calls] == [None, 11.0, 21.0]
     C, init, options = found
     assert C is cost and init == (31.0, 61.0) and (options.check_every, options.tol) == (5, 1e-4)
-    assert begun([0.008], 0.01, check_every=3)[0][2].check_every == 3
-    assert [call[2] for call in begun([0.4], 0.1, tol=0.03)[1]] == [0.03, 0.03]  # no closer than asked for
+    assert coarsely([0.008], 0.01, check_every=3)[0][2].check_every == 3
+    assert [call[2] for call in coarsely([0.4], 0.1, tol=0.03)[1]] == [0.03, 0.03]  # no closer than asked for
 
 
 def test_the_points_follow_at_a_quarter_of_eps_each():
-    found, calls, _ = begun([0.072], 0.01)  # 9 eps
+    found, calls, _ = coarsely([0.072], 0.01)  # 9 eps
     assert [call[0] for call in calls] == [0, "all"]
     np.testing.assert_allclose([call[1] for call in calls], [0.09, 0.0225])
     assert [call[2] for call in calls] == [1e-2, 1e-2] and [call[3] for call in calls] == [None, 11.0]
     assert found[1] == (20.0, 40.0)
-    assert [call[0] for call in begun([0.0319], 0.01)[1]] == [0] and len(begun([0.0321], 0.01)[1]) == 2
+    assert [call[0] for call in coarsely([0.0319], 0.01)[1]] == [0] and len(coarsely([0.0321], 0.01)[1]) == 2
 
 
 def test_where_coarse_levels_do_not_pay():
-    assert begun([0.1], 0.01, tol=None)[0] is None
-    assert begun([], 0.01)[0] is None
-    assert begun([0.0799], 0.01)[0] is not None and begun([0.0801], 0.01)[0] is None and not begun([1.0], 0.01)[1]
+    assert coarsely([0.1], 0.01, tol=None)[0] is None
+    assert coarsely([], 0.01)[0] is None
+    assert (
+        coarsely([0.0799], 0.01)[0] is not None and coarsely([0.0801], 0.01)[0] is None and not coarsely([1.0], 0.01)[1]
+    )
 
 
 # ---- what is handed on ---------------------------------------------------------------------------------------------
