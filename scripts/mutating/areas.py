@@ -51,10 +51,7 @@ _AROUND = "tests/solver/test_checks_and_values.py"
 _PAIRS = Tests(("tests/solver/test_pair_pieces.py", "tests/solver/test_pairs.py"), ())
 _OF_GRADIENTS = "tests/gradients/test_gradient_pieces.py"
 _WITHOUT_CUPY = ("-k", "not cupy and not memory")
-_SECOND_ORDER = Tests(
-    (_OF_GRADIENTS, "tests/gradients/test_second_order.py", *_WITHOUT_CUPY),
-    ("tests/gradients/test_adjoint.py", "tests/solver/test_eps.py", *_WITHOUT_CUPY),
-)
+_SECOND_ORDER = Tests((_OF_GRADIENTS, "tests/gradients/test_second_order.py", *_WITHOUT_CUPY), ())
 _FIRST_ORDER = Tests(
     (
         _OF_GRADIENTS,
@@ -62,7 +59,7 @@ _FIRST_ORDER = Tests(
         "-k",
         "pieces or dense_linear or forbidden_pairs or unconverged or bad_input or shorter_side or falls_short",
     ),
-    ("tests/gradients", "tests/solver/test_eps.py", *_WITHOUT_CUPY),
+    ("tests/gradients/test_adjoint.py", *_WITHOUT_CUPY),
 )
 _OF_MAPS = Tests((_OF_GRADIENTS, "tests/gradients/test_maps.py", *_WITHOUT_CUPY), ())
 _OF_SEARCH = "tests/retrieval/test_search_pieces.py"
