@@ -10,7 +10,7 @@ import cusink
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
-from cusink.solver import coarse, loop
+from cusink.solver import coarse, each, loop
 from cusink.solver.annealing import HALVING, Patience, Slow
 from cusink.solver.newton import worth
 from cusink.solver.solution import Solution, later
@@ -544,3 +544,142 @@ def test_a_callback_sees_all_problems_and_all_iterations():
     assert later(None, out, np.array([0])) is None
     later(lambda *x: seen.append(x), out, np.array([2, 0]))(5, np.array([0.25, 0.5]))
     assert seen[0][0] == 35 and seen[0][1].tolist() == [0.5, 2.0, 0.25] and out.error.tolist() == [1, 2, 3]
+
+
+# ---- one eps, or one each ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def solves(monkeypatch):
+    """Note what the loop is asked for; it finds the first weight of each problem, and the eps."""
+    calls = []
+
+    def solve(C, a, b, eps, options, **given):
+        calls.append(SimpleNamespace(C=C, a=a, b=b, eps=eps, options=options, **given))
+        out = Solution.empty(np, a, b)
+        out.f[:], out.g[:], out.cost[:], out.error[:] = a[:, :1], eps, a[:, 1], 1e-9
+        return out._replace(computed=np.dtype(np.float32))
+
+    monkeypatch.setattr(each, "solve", solve)
+    return calls
+
+
+W = np.array([[0.25, 0.75], [0.5, 0.5], [0.1, 0.9]])
+COST = np.array([[0.0, 1.0], [2.0, 0.5]])
+
+
+def solve_each(eps, reach=None, cost=COST, a=W, tol=TOL, init=None, callback=None, method="auto", **how):
+    options = Options(max_iter=50, tol=tol, method=method)
+    given = each.HowToSolve(options, reach, **{"many": True} | how)
+    return each.solve_each(
+        dense_cost(cost), a, W[:, ::-1].copy().astype(a.dtype), eps, given, init=init, callback=callback
+    )
+
+
+def test_problems_of_one_eps_are_one_call(solves):
+    found, shift = solve_each(0.5)
+    assert shift is None and len(solves) == 1 and (solves[0].eps, solves[0].span, solves[0].start) == (0.5, None, None)
+    assert solves[0].costs_of is not None and not solves[0].judge and not solves[0].annealed and solves[0].many
+    assert found.cost.tolist() == W[:, 1].tolist()
+    solve_each(np.full(3, 0.5), spanned=True, judge=True, many=False)
+    assert len(solves) == 2 and (solves[1].eps, solves[1].span) == (0.5, (0.0, 2.0)) and solves[1].judge
+    assert isinstance(solves[1].eps, float) and not solves[1].many
+    _, shift = solve_each(0.5, reach=(1.0, 2.0))
+    assert (
+        shift.tolist() == [0, 0, 0] and solves[2].costs_of is None and solves[2].start.keywords["reach"] == (1.0, 2.0)
+    )
+    assert solves[2].start.keywords["shift"] is shift
+
+
+def test_problems_of_equal_eps_are_one_call(solves):
+    seen, init = [], (np.arange(6.0).reshape(3, 2), np.ones((3, 2)))
+    found, shift = solve_each(np.array([0.5, 0.25, 0.5]), init=init, callback=lambda *x: seen.append(x))
+    assert [(call.eps, call.a.tolist()) for call in solves] == [(0.25, W[[1]].tolist()), (0.5, W[[0, 2]].tolist())]
+    assert solves[1].init[0].tolist() == [[0, 1], [4, 5]] and solves[1].init[1].shape == (2, 2) and shift is None
+    assert found.f[:, 0].tolist() == W[:, 0].tolist() and found.g[:, 0].tolist() == [0.5, 0.25, 0.5]
+    assert found.computed == np.float32
+    solves[1].callback(7, np.array([0.1, 0.2]))
+    assert seen[0][0] == 7 and seen[0][1].tolist() == [0.1, 1e-9, 0.2]
+    with pytest.raises(ValueError, match="C / eps is finite; got 1e-310 in a batch with costs of up to 2"):
+        solve_each(np.array([1e-310, 1.0, 1.0]))
+    _, shift = solve_each(np.array([0.5, 0.25, 0.5]), reach=(1.0, 2.0))
+    assert shift.shape == (3,) and len(solves) == 4
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_costs_of_their_own_are_taken_in_units_of_eps(solves, dtype):
+    eps, cost = np.array([0.5, 0.25, 0.125]), np.stack([COST, COST, 2 * COST]).astype(dtype)
+    init = np.ones((3, 2)), np.full((3, 2), 2.0)
+    found, shift = solve_each(eps, cost=cost, a=W.astype(dtype), init=init)
+    (call,) = solves
+    assert shift is None and call.eps == 1.0 and call.a.dtype == call.b.dtype == call.C.dtype == np.float64
+    np.testing.assert_allclose(call.C.data, cost / eps[:, None, None])
+    np.testing.assert_allclose(call.init[0][:, 0], 1 / eps)
+    np.testing.assert_allclose(call.init[1][:, 0], 2 / eps)
+    np.testing.assert_allclose(call.a.sum(axis=1), call.b.sum(axis=1), rtol=1e-15)
+    np.testing.assert_allclose(found.f[:, 0], W[:, 0] * eps, rtol=1e-6)
+    np.testing.assert_allclose(found.g[:, 0], eps)
+    np.testing.assert_allclose(found.cost, W[:, 1] * eps, rtol=1e-6)
+    assert found.cost.dtype == dtype
+    solves.clear()
+    solve_each(eps, cost=cost, a=W.astype(dtype), reach=(1.0, 1.0))
+    assert len(solves) == 3  # not with prices
+
+
+def test_coarse_levels_are_asked_where_nothing_else_is_known(solves, monkeypatch):
+    asked, other = [], dense_cost(COST)
+    found = other, ("f", "g"), Options(max_iter=3)
+    monkeypatch.setattr(each, "coarse_start", lambda *given: asked.append(given) or found)
+    solve_each(0.5, spanned=True, judge=True)
+    assert len(asked) == 1 and solves[0].C is other and solves[0].init == ("f", "g")
+    assert solves[0].options.max_iter == 3 and solves[0].annealed and not solves[0].judge
+    init = np.ones((3, 2)), np.ones((3, 2))
+    for given in ({"spanned": False}, {"init": init}, {"reach": (1.0, 1.0)}, {"method": "log"}):
+        solve_each(0.5, **{"spanned": True} | given)
+        assert len(asked) == 1 and not solves[-1].annealed, given
+
+
+def test_self_terms_of_an_eps_each_are_those_of_each(monkeypatch):
+    calls = []
+
+    def self_potentials(C, a, eps, options, rho):
+        calls.append((C.shape, a.tolist(), eps, rho))
+        count = len(a)
+        return each.SelfSolution(
+            a + eps, a[:, 0] * eps, np.full(count, eps), np.arange(count), np.full(count, eps > 0.3)
+        )
+
+    monkeypatch.setattr(each, "self_potentials", self_potentials)
+    cost, options = dense_cost(COST), Options()
+    assert each.self_potentials_each(cost, W, 0.5, options, 2.0).f.tolist() == (W + 0.5).tolist()
+    calls.clear()
+    eps = np.array([0.5, 0.25, 0.5])
+    found = each.self_potentials_each(cost, W, eps, options, 2.0)
+    assert [call[1:] for call in calls] == [(W[[1]].tolist(), 0.25, 2.0), (W[[0, 2]].tolist(), 0.5, 2.0)]
+    assert found.f.tolist() == (W + eps[:, None]).tolist() and found.reg_cost.tolist() == (W[:, 0] * eps).tolist()
+    assert found.error.tolist() == eps.tolist() and found.n_iter.tolist() == [0, 0, 1]
+    assert found.converged.tolist() == [True, False, True]
+    one = each.self_potentials_each(cost, W[:1], eps, options, 2.0)  # one measure for all
+    assert one.f.tolist() == (W[[0, 0, 0]] + eps[:, None]).tolist()
+
+
+def test_a_call_says_how_to_solve(monkeypatch):
+    from cusink.solver import sinkhorn as door
+
+    calls, original = [], door.solve_each
+
+    def watched(C, a, b, eps, how, *, init, callback):
+        calls.append((how, init, callback))
+        return original(C, a, b, eps, how, init=init, callback=callback)
+
+    monkeypatch.setattr(door, "solve_each", watched)
+    cusink.sinkhorn(W[0], W[1], COST, eps=0.5)
+    cusink.sinkhorn(W, W, COST, eps=0.5, reach=2.0, max_iter=70, check_every=4, init=(np.zeros(2), np.zeros(2)))
+    (one, *rest), (many, init, _) = calls
+    assert (one.many, one.spanned, one.judge, one.reach) == (False, True, True, None) and rest == [None, None]
+    assert many.many and many.reach == (2.0, 2.0) and init[0].shape == (3, 2)
+    assert many.options == Options(70, 1e-6, 4, "auto", "auto")
+    single = cusink.sinkhorn(W.astype(np.float32), W.astype(np.float32), COST.astype(np.float32), eps=0.5)
+    assert calls[2][0].options.tol == 1e-5 and single.converged.all()
+    with pytest.warns(cusink.ConvergenceWarning, match="1 of 3 problems"):
+        cusink.sinkhorn(W, W[[0, 1, 0]], 30 * COST, eps=0.5, max_iter=2, tol=1e-4)
