@@ -233,11 +233,13 @@ def test_the_rounding_of_a_plan(dtype):
     unit = float(np.finfo(dtype).eps)
     found = solved(dtype).rounding()
     largest = float(C.astype(dtype).max())
-    assert found == pytest.approx([8 * unit * (1 + (3 + largest) / 0.1)], rel=1e-12)
+    assert found == pytest.approx([8 * unit * (1 + (3 + largest) / 0.1)], rel=1e-12, abs=0)
     # Costs beyond what the potentials reach carry no mass: 2000 eps above.
-    assert solved(dtype, scale=1e6).rounding() == pytest.approx([8 * unit * (1 + (3 + 3 + 200) / 0.1)], rel=1e-12)
+    assert solved(dtype, scale=1e6).rounding() == pytest.approx(
+        [8 * unit * (1 + (3 + 3 + 200) / 0.1)], rel=1e-12, abs=0
+    )
     each = solved(dtype, eps=np.array([0.2]), f=4.0).rounding()
-    assert each == pytest.approx([8 * unit * (1 + (6 + largest) / 0.2)], rel=1e-6)
+    assert each == pytest.approx([8 * unit * (1 + (6 + largest) / 0.2)], rel=1e-6, abs=0)
 
 
 def test_a_dtype_serves_if_it_has_the_digits():
