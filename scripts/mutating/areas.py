@@ -142,7 +142,7 @@ TESTS: dict[str, Tests] = {
     "cusink/gradients/terms.py": _FIRST_ORDER,
     "cusink/gradients/through_plan.py": _SECOND_ORDER,
     "cusink/gradients/unbalanced.py": Tests((_OF_GRADIENTS, "tests/gradients/test_unbalanced.py"), ()),
-    "cusink/retrieval/bounding.py": Tests((_OF_SEARCH, "tests/retrieval/test_bounds.py"), _SEARCHED),
+    "cusink/retrieval/bounding.py": Tests((_OF_SEARCH, "tests/retrieval/test_reach.py"), _SEARCHED),
     "cusink/retrieval/bounds.py": Tests(
         (_OF_SEARCH, "tests/retrieval/test_bounds.py", "tests/retrieval/test_concavity.py"), _SEARCHED
     ),

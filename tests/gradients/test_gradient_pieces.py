@@ -532,3 +532,40 @@ def test_derivatives_by_images_are_images_of_their_side(image):
         for name in "ab":
             np.testing.assert_allclose(getattr(found, name), getattr(want, name).reshape(shapes[name]), atol=1e-9)
         assert found.values.shape == shapes[side]
+
+
+@pytest.mark.parametrize("reach", [(None, 0.3), (0.3, None), (0.3, 0.5)])
+def test_a_bin_that_may_send_nothing_and_must_has_no_gradient(reach):
+    """Without a price its weight could go nowhere; with one all of it would stay behind, at that price."""
+    C = rng.random((4, 3))
+    C[1] = np.inf
+    a, b = np.array([0.4, 0.0, 0.3, 0.3]), rng.dirichlet(np.ones(3))
+    for cost, side, prices_ in ((C, "a", reach), (C.T.copy(), "b", reach[::-1])):
+        weights = (a, b) if side == "a" else (b, a)
+        solved = cusink.sinkhorn(*weights, cost, eps=0.2, reach=prices_, tol=1e-12)
+        for given in ({"grad_cost": 1.0}, {"grad_reg_cost": 1.0}, {"grad_cost": 0.5, "grad_reg_cost": 2.0}):
+            found = getattr(cusink.sinkhorn_adjoint(solved, **given, tol=1e-11), side)
+            assert np.isfinite(found).all()
+            level = given.get("grad_reg_cost", 0.0)
+            mass = weights[1 if side == "a" else 0].sum()
+            want = 0.0 if reach[0] is None else level * (reach[0] + 0.2 * mass)
+            assert found[1] == pytest.approx(want, abs=1e-9)
+
+
+@pytest.mark.parametrize("reach", [(None, 0.3), (0.3, None)])
+def test_a_bin_without_partners_leaves_the_other_gradients_alone(reach):
+    """They are those without the bin, whether its marginal has a price or not."""
+    C, kept = rng.random((4, 3)), np.array([0, 2, 3])
+    C[1] = np.inf
+    a, b = np.array([0.4, 0.0, 0.3, 0.3]), rng.dirichlet(np.ones(3))
+    how = {"eps": 0.2, "reach": reach, "tol": 1e-12}
+    whole, small = cusink.sinkhorn(a, b, C, **how), cusink.sinkhorn(a[kept], b, C[kept], **how)
+    for name in ("cost", "reg_cost", "entropic_cost", "f", "plan"):
+        grad = np.asarray({"f": np.array([1.0, 0, 2, 3]), "plan": np.arange(12.0).reshape(4, 3)}.get(name, 1.0))
+        found = cusink.sinkhorn_adjoint(whole, **{f"grad_{name}": grad}, tol=1e-11)
+        want = cusink.sinkhorn_adjoint(small, **{f"grad_{name}": grad[kept] if grad.ndim else grad}, tol=1e-11)
+        np.testing.assert_allclose(found.a[kept], want.a, atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(found.C[kept], want.C, atol=1e-8, err_msg=name)
+        for part in ("b", "eps", "reach"):
+            np.testing.assert_allclose(getattr(found, part), getattr(want, part), atol=1e-8, err_msg=name)
+        assert not found.C[1].any()

@@ -515,6 +515,17 @@ def test_bounds_of_a_search_allow_for_the_tolerance_once(forbid):
         assert (rows.lower < plain.lower).all()
 
 
+def test_bounds_of_a_search_with_prices_have_margins():
+    rng = np.random.default_rng(0)
+    A, B, C = rng.random((3, 5)), rng.random((40, 6)), rng.random((5, 6))
+    pairs = check_collections(A, B, C, eps=0.1, check=True, reach=(0.4, 0.7))
+    corpus = SimpleNamespace(smallest=float(B.min()), centres=B[:2])
+    found = Bounding(pairs, PairBatches(pairs, "reg_cost", Options(), 1024), corpus, query(2))
+    assert found.margins == margins(pairs, TOL, corpus.smallest) and found.slack == found.margins.slack > 0
+    rows = found.first(np.arange(2))
+    assert isinstance(rows, UnbalancedBounds) and rows.allowed is found.margins and not rows.sharp
+
+
 def test_margins_of_unbalanced_values_term_by_term():
     masses = np.array([0.5, 2.0]), np.array([1.0, 3.0, 0.25])
     eps, (low, high), tol, smallest = 0.2, (-0.5, 1.5), 1e-4, 1e-3

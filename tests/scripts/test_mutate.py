@@ -176,6 +176,12 @@ def test_a_weak_test_is_found_and_mended(mutate):
     assert [change for change, outcome in outcomes.items() if outcome == "survived"] == ["if x <= low:"]
 
 
+def test_files_are_asked_one_by_one():
+    steps = (("a.py", "b.py"), ("b.py", "c.py", "-k", "x or y"), ())
+    assert run._one_by_one(steps) == [("a.py",), ("b.py",), ("b.py", "-k", "x or y"), ("c.py", "-k", "x or y")]
+    assert run._one_by_one((("a.py",), ("a.py",))) == [("a.py",)]
+
+
 def test_what_g_plus_plus_refuses_is_no_survivor_and_no_success():
     assert trial.NO_SOURCE.search("kernels/softmin.cu:7:12: error: expected ';'")
     assert not trial.NO_SOURCE.search("E   AssertionError: kernels/softmin.cu")
