@@ -569,3 +569,29 @@ def test_a_bin_without_partners_leaves_the_other_gradients_alone(reach):
         for part in ("b", "eps", "reach"):
             np.testing.assert_allclose(getattr(found, part), getattr(want, part), atol=1e-8, err_msg=name)
         assert not found.C[1].any()
+
+
+@pytest.mark.parametrize("reach", [None, (None, 0.3), (0.3, None), (0.3, 0.4)], ids=str)
+def test_a_bin_without_partners_leaves_directions_alone(reach):
+    C, kept = rng.random((4, 3)), np.array([0, 2, 3])
+    C[1] = np.inf
+    a, b = np.array([0.4, 0.0, 0.3, 0.3]), rng.dirichlet(np.ones(3))
+    how = {"eps": 0.2, "reach": reach, "tol": 1e-13, "max_iter": 5000}
+    whole, small = cusink.sinkhorn(a, b, C, **how), cusink.sinkhorn(a[kept], b, C[kept], **how)
+    da, db, dC = rng.normal(size=4) * (a > 0), rng.normal(size=3), rng.normal(size=(4, 3))
+    along = {"da": da, "db": db, "dC": dC, "deps": 0.3, "tol": 1e-12}
+    few = along | {"da": da[kept], "dC": dC[kept]}
+    found, want = cusink.sinkhorn_jvp(whole, **along), cusink.sinkhorn_jvp(small, **few)
+    np.testing.assert_allclose(found.f[kept], want.f, atol=1e-8)
+    for name in ("g", "cost", "reg_cost", "entropic_cost"):
+        np.testing.assert_allclose(getattr(found, name), getattr(want, name), atol=1e-8, err_msg=name)
+    for value in ("grad_cost", "grad_reg_cost"):
+        found, want = (
+            cusink.sinkhorn_hvp(whole, **{value: 1.0}, **along),
+            cusink.sinkhorn_hvp(small, **{value: 1.0}, **few),
+        )
+        np.testing.assert_allclose(found.a[kept], want.a, atol=1e-7)
+        np.testing.assert_allclose(found.C[kept], want.C, atol=1e-7)
+        assert not found.C[1].any()
+        for name in ("b", "eps"):
+            np.testing.assert_allclose(getattr(found, name), getattr(want, name), atol=1e-7, err_msg=name)
