@@ -657,6 +657,15 @@ def test_tightening_takes_two_iterations_from_the_best_cut():
         assert found.lower[k, j] == pytest.approx(max(before[k, j], A[k] @ f + B[j] @ g), rel=1e-12)
 
 
+@pytest.mark.parametrize(("items", "count"), [(3, 1), (31, 1), (32, 2), (600, 32)])
+def test_how_many_prototypes_there_are(items, count):
+    B = np.random.default_rng(8).dirichlet(np.ones(4), items)
+    found = dual.prototypes(B, np.arange(4), np)
+    assert found.shape == (count, 4)
+    if count == 1:
+        np.testing.assert_allclose(found[0], B.mean(axis=0), rtol=1e-13)
+
+
 def test_starts_of_bounds_by_concavity():
     rng = np.random.default_rng(4)
     A, B, C = rng.dirichlet(np.ones(5), 2), rng.dirichlet(np.ones(6), 20), rng.random((5, 6))
