@@ -87,7 +87,7 @@ TESTS: dict[str, Tests] = {
         ("tests/solver/test_unbalanced.py", "tests/solver/test_sinkhorn.py", "tests/solver/test_eps.py"),
     ),
     "cusink/solver/coarse.py": Tests(("tests/solver/test_loop_pieces.py",), ()),
-    "cusink/solver/each.py": Tests(("tests/solver/test_eps.py",), ()),
+    "cusink/solver/each.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_eps.py"), ()),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/forbidden.py": Tests(
         ("tests/solver/test_forbidden.py",),
@@ -104,7 +104,8 @@ TESTS: dict[str, Tests] = {
         ("tests/solver/test_pair_pieces.py", "tests/solver/test_pairs.py"),
     ),
     "cusink/solver/sinkhorn.py": Tests(
-        ("tests/solver/test_pair_pieces.py", "tests/solver/test_loop.py", "tests/solver/test_gap.py"), _SOLVED
+        ("tests/solver/test_loop_pieces.py", "tests/solver/test_pair_pieces.py", "tests/solver/test_gap.py"),
+        ("tests/solver/test_loop.py",),
     ),
     "cusink/solver/solution.py": Tests(_LOOP, ()),
     "cusink/solver/symmetric.py": Tests(("tests/solver/test_loop.py",), ("tests/divergence/test_divergence.py",)),
