@@ -179,6 +179,9 @@ def test_pairs_are_solved_in_rounds_by_their_bounds(monkeypatch, seed, loose, mo
         np.testing.assert_array_equal(one.best.columns[0], np.argsort(values[0], kind="stable")[:3])
         assert len(solved) < 150 and one.certificate.proved.all()
     assert one.bounds.added == [(1, min(8, budget), 3)]
+    floor, kth = one.bounds.lower[0].min() - 0.01, one.best.values[0, -1]
+    assert one.certificate.proved.tolist() == [bool(floor > kth or floor == np.inf)] == [most is None]
+    assert one.certificate.undercut[0] == pytest.approx(max(kth - floor, 0) if not one.certificate.proved[0] else 0)
 
 
 def plain_enclosed(values, lower, k, slack, first):
