@@ -13,6 +13,7 @@ from cusink.convergence.options import Options
 from cusink.operand import dense_cost
 from cusink.solver import bounds, checks, gap, gauge, maps, unbalanced, values
 from cusink.solver.problem import Problem
+from cusink.solver.symmetric import self_potentials
 
 rng = np.random.default_rng(3)
 A, B, C = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(6)), rng.random((4, 6))
@@ -595,3 +596,13 @@ def test_means_of_rows_that_may_have_nothing_are_zero(axis):
     want = K @ v[0] / K.sum(axis=1, keepdims=True)
     want[1] = 0
     np.testing.assert_allclose(found[0], want, atol=1e-13)
+
+
+def test_a_self_term_whose_error_is_the_tolerance_has_converged():
+    cost, a = dense_cost(abs(np.subtract.outer(range(4), range(4))) / 3.0), np.stack([A, A[::-1]])
+    few = self_potentials(cost, a, 0.1, Options(tol=None, max_iter=3))
+    error = float(few.error.max())
+    assert few.converged.all() and error > 1e-6
+    again = self_potentials(cost, a, 0.1, Options(tol=error, max_iter=3))
+    assert again.error.max() == error and again.converged.all()
+    assert not self_potentials(cost, a, 0.1, Options(tol=0.999 * error, max_iter=3)).converged.all()
