@@ -66,7 +66,7 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
     xp, eps, dtype = problem.xp, problem.eps_as(2), problem.a.dtype
     # The derivative by a first bit of weight may leave the range of the user's dtype: it is clipped.
     least = -float(np.log(largest_factor(problem.dtype)))
-    scaled = tuple(xp.maximum(replace_inf(xp, side.potential / side.rho), least) for side in sides(problem))
+    scaled = tuple(xp.maximum(replace_inf(xp, side.potential) / side.rho, least) for side in sides(problem))
     # Fraction of its weight that each bin sends away, the limit for empty bins; 0 where all partners are forbidden.
     kept = tuple(
         xp.where(xp.isfinite(side.potential), xp.exp(-x), 0) for x, side in zip(scaled, sides(problem), strict=True)

@@ -1,7 +1,6 @@
 """What is mutated, and which tests are asked about it."""
 
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,87 +46,145 @@ _ITERATED = (
     "-k",
     "(any_launch or oracle and zero) and float32 or checks_on_the",
 )
-_SECOND_ORDER = Tests(
-    ("tests/gradients/test_second_order.py", "-k", "not cupy and not memory"),
-    ("tests/gradients/test_adjoint.py", "tests/solver/test_eps.py", "-k", "not cupy and not memory"),
+_LOOP = ("tests/solver/test_loop_pieces.py", "tests/solver/test_loop.py")
+_AROUND = "tests/solver/test_checks_and_values.py"
+_PAIRS = Tests(("tests/solver/test_pair_pieces.py", "tests/solver/test_pairs.py"), ())
+_OF_GRADIENTS = "tests/gradients/test_gradient_pieces.py"
+_WITHOUT_CUPY = ("-k", "not cupy and not memory")
+_SECOND_ORDER = Tests((_OF_GRADIENTS, "tests/gradients/test_second_order.py", *_WITHOUT_CUPY), ())
+_FIRST_ORDER = Tests(
+    (
+        _OF_GRADIENTS,
+        "tests/gradients/test_adjoint.py",
+        "-k",
+        "pieces or dense_linear or forbidden_pairs or unconverged or bad_input or shorter_side or falls_short",
+    ),
+    ("tests/gradients/test_adjoint.py", *_WITHOUT_CUPY),
 )
-# The first pattern that fits a file decides.
+_OF_MAPS = Tests((_OF_GRADIENTS, "tests/gradients/test_maps.py", *_WITHOUT_CUPY), ())
+_OF_SEARCH = "tests/retrieval/test_search_pieces.py"
+_SEARCHED = (
+    "tests/retrieval/test_search.py",
+    "tests/retrieval/test_nearest.py",
+    "-k",
+    "not cuda and not memory_limit",
+)
+_BETWEEN_POINTS = Tests(
+    ("tests/backends/cupy/test_clouds.py", "-k", "agree or tensor or far_points or follow and float32"), ()
+)
+# Every file has an entry of its own, or a new one would be asked of tests that know nothing of it.
 TESTS: dict[str, Tests] = {
-    "cusink/convergence/*": Tests(("tests/convergence",), _SOLVED),
-    "cusink/solver/pairs/*": Tests(("tests/solver/test_pairs.py",), ()),
-    "cusink/gradients/pairs.py": Tests(("tests/solver/test_pairs.py",), ()),
-    "cusink/solver/unbalanced.py": Tests(("tests/solver/test_unbalanced.py",), ()),
+    "cusink/convergence/marginals.py": Tests(("tests/convergence",), _SOLVED),
+    "cusink/convergence/options.py": Tests(("tests/convergence", _AROUND), _SOLVED),
+    "cusink/convergence/rules.py": Tests(("tests/convergence",), _SOLVED),
+    "cusink/solver/annealing.py": Tests(_LOOP, _SOLVED),
     "cusink/solver/bounds.py": Tests(
-        ("tests/solver/test_bounds.py",),
+        ("tests/solver/test_bounds.py", _AROUND),
         ("tests/solver/test_unbalanced.py", "tests/solver/test_values.py", "-k", "bounds"),
     ),
-    "cusink/solver/values.py": Tests(
-        ("tests/solver/test_bounds.py", "tests/solver/test_unbalanced.py"),
-        ("tests/solver/test_values.py", "-k", "definition"),
-    ),
     "cusink/solver/checks.py": Tests(
-        ("tests/solver/test_loop.py", "tests/checks/test_input.py"),
+        (_AROUND, "tests/solver/test_loop.py", "tests/checks/test_input.py"),
         ("tests/solver/test_unbalanced.py", "tests/solver/test_sinkhorn.py", "tests/solver/test_eps.py"),
     ),
-    "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), ("tests/solver/test_loop.py",)),
+    "cusink/solver/coarse.py": Tests(("tests/solver/test_loop_pieces.py",), ()),
+    "cusink/solver/each.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_eps.py"), ()),
+    "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/forbidden.py": Tests(
         ("tests/solver/test_forbidden.py",),
         ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),
     ),
-    "cusink/solver/gap.py": Tests(("tests/solver/test_gap.py",), ()),
-    "cusink/solver/maps.py": Tests(("tests/solver/test_maps.py",), ()),
-    "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
-    "cusink/solver/each.py": Tests(("tests/solver/test_eps.py",), ()),
-    "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
-    "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
-    "cusink/gradients/unbalanced.py": Tests(("tests/gradients/test_unbalanced.py",), ()),
-    "cusink/gradients/prices.py": Tests(("tests/gradients/test_unbalanced.py", "-k", "prices or reach"), ()),
-    "cusink/gradients/maps.py": Tests(("tests/gradients/test_maps.py", "-k", "not cupy"), ()),
-    "cusink/gradients/shares.py": Tests(("tests/gradients/test_maps.py", "-k", "not cupy"), ()),
-    "cusink/gradients/extension.py": Tests(("tests/gradients/test_maps.py", "-k", "not cupy"), ()),
+    "cusink/solver/gap.py": Tests((_AROUND, "tests/solver/test_gap.py"), ()),
+    "cusink/solver/gauge.py": Tests((_AROUND, "tests/solver/test_loop.py"), _SOLVED),
+    "cusink/solver/loop.py": Tests(_LOOP, _SOLVED),
+    "cusink/solver/maps.py": Tests((_AROUND, "tests/solver/test_maps.py"), ()),
+    "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), _LOOP),
+    "cusink/solver/problem.py": Tests((_AROUND, "tests/solver/test_maps.py"), ("tests/solver/test_eps.py",)),
+    "cusink/solver/result.py": Tests(
+        (_AROUND, "tests/solver/test_maps.py", "tests/solver/test_loop.py"),
+        ("tests/solver/test_pair_pieces.py", "tests/solver/test_pairs.py"),
+    ),
+    "cusink/solver/sinkhorn.py": Tests(
+        ("tests/solver/test_loop_pieces.py", "tests/solver/test_pair_pieces.py", "tests/solver/test_gap.py"),
+        ("tests/solver/test_loop.py",),
+    ),
+    "cusink/solver/solution.py": Tests(_LOOP, ()),
+    "cusink/solver/symmetric.py": Tests(
+        (_AROUND, "tests/solver/test_loop.py"), ("tests/divergence/test_divergence.py",)
+    ),
+    "cusink/solver/unbalanced.py": Tests((_AROUND, "tests/solver/test_unbalanced.py"), ()),
+    "cusink/solver/values.py": Tests(
+        (_AROUND, "tests/solver/test_bounds.py", "tests/solver/test_unbalanced.py"),
+        ("tests/solver/test_values.py", "-k", "definition"),
+    ),
+    "cusink/solver/pairs/batches.py": _PAIRS,
+    "cusink/solver/pairs/checks.py": _PAIRS,
+    "cusink/solver/pairs/ragged.py": _PAIRS,
+    "cusink/solver/pairs/single.py": _PAIRS,
+    "cusink/solver/pairs/solve.py": _PAIRS,
+    "cusink/solver/pairs/tiles.py": _PAIRS,
+    "cusink/solver/pairs/together.py": _PAIRS,
+    "cusink/backends/numpy/certificate.py": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
+    "cusink/backends/ranges.py": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
+    "cusink/gradients/adjoint.py": _FIRST_ORDER,
+    "cusink/gradients/balanced.py": _FIRST_ORDER,
+    "cusink/gradients/checks.py": _FIRST_ORDER,
     "cusink/gradients/curvature.py": _SECOND_ORDER,
-    "cusink/gradients/[hj]vp.py": _SECOND_ORDER,
-    "cusink/gradients/motion.py": _SECOND_ORDER,
-    "cusink/gradients/through_plan.py": _SECOND_ORDER,
     "cusink/gradients/envelope.py": _SECOND_ORDER,
-    "cusink/gradients/*": Tests(
-        (
-            "tests/gradients/test_adjoint.py",
-            "-k",
-            "dense_linear or forbidden_pairs or unconverged or bad_input or shorter_side or falls_short",
-        ),
-        ("tests/gradients", "tests/solver/test_eps.py", "-k", "not cupy and not memory"),
+    "cusink/gradients/extension.py": _OF_MAPS,
+    "cusink/gradients/hvp.py": _SECOND_ORDER,
+    "cusink/gradients/jvp.py": _SECOND_ORDER,
+    "cusink/gradients/maps.py": _OF_MAPS,
+    "cusink/gradients/motion.py": _SECOND_ORDER,
+    "cusink/gradients/pairs.py": Tests((_OF_GRADIENTS, "tests/solver/test_pairs.py"), ()),
+    "cusink/gradients/parts.py": _FIRST_ORDER,
+    "cusink/gradients/prices.py": Tests(
+        (_OF_GRADIENTS, "tests/gradients/test_unbalanced.py", "-k", "pieces or prices or reach"), ()
     ),
-    "cusink/retrieval/*": Tests(
-        ("tests/retrieval/test_bounds.py", "tests/retrieval/test_concavity.py", "tests/retrieval/test_reach.py"),
-        ("tests/retrieval/test_search.py", "tests/retrieval/test_nearest.py", "-k", "not cuda and not memory_limit"),
+    "cusink/gradients/shares.py": _OF_MAPS,
+    "cusink/gradients/system.py": _FIRST_ORDER,
+    "cusink/gradients/terms.py": _FIRST_ORDER,
+    "cusink/gradients/through_plan.py": _SECOND_ORDER,
+    "cusink/gradients/unbalanced.py": Tests((_OF_GRADIENTS, "tests/gradients/test_unbalanced.py"), ()),
+    "cusink/retrieval/bounding.py": Tests((_OF_SEARCH, "tests/retrieval/test_reach.py"), _SEARCHED),
+    "cusink/retrieval/bounds.py": Tests(
+        (_OF_SEARCH, "tests/retrieval/test_bounds.py", "tests/retrieval/test_concavity.py"), _SEARCHED
     ),
-    "kernels/iterate.cu": Tests(_ITERATED, ()),
-    "kernels/scaling*": Tests(_ITERATED, ()),
+    "cusink/retrieval/concavity.py": Tests((_OF_SEARCH, "tests/retrieval/test_concavity.py"), _SEARCHED),
+    "cusink/retrieval/ranking.py": Tests((_OF_SEARCH, "tests/retrieval/test_bounds.py"), _SEARCHED),
+    "cusink/retrieval/search.py": Tests((_OF_SEARCH, "tests/retrieval/test_reach.py"), _SEARCHED),
+    "cusink/retrieval/unbalanced_bounds.py": Tests((_OF_SEARCH, "tests/retrieval/test_reach.py"), _SEARCHED),
+    "kernels/apply_plan.cu": Tests((_REDUCTIONS, "-k", "apply_plan and float32"), ()),
+    "kernels/c_transform.cu": Tests((_REDUCTIONS, "-k", "c_transform and float32"), ()),
     "kernels/convergence.cuh": Tests(_ITERATED, ()),
+    "kernels/cost_reduction.cuh": Tests(_REDUCED, ()),
     "kernels/documents.cu": Tests(
         ("tests/backends/cupy/test_documents.py", "-k", "float32 and values or stop_by_themselves or rounding"), ()
     ),
+    "kernels/grid.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"), ()),
+    "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),
+    "kernels/online_softmax.cuh": Tests(_REDUCED, ()),
+    "kernels/plan.cu": Tests((_REDUCTIONS, "-k", "plan and not apply_plan and float32"), ()),
     "kernels/point_pairs.cuh": Tests(
         ("tests/backends/cupy/test_sums.py", "-k", "float32"), ("tests/backends/cupy/test_clouds.py", "-k", "agree")
     ),
-    "kernels/point*": Tests(
-        ("tests/backends/cupy/test_clouds.py", "-k", "agree or tensor or far_points or follow and float32"), ()
-    ),
-    "kernels/grid.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"), ()),
-    "kernels/unbalanced.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and unbalanced"), ()),
+    "kernels/point_products.cu": _BETWEEN_POINTS,
+    "kernels/point_products.cuh": _BETWEEN_POINTS,
+    "kernels/point_reduction.cuh": _BETWEEN_POINTS,
+    "kernels/points.cu": _BETWEEN_POINTS,
+    "kernels/reduction_terms.cuh": Tests(_REDUCED, ()),
+    "kernels/scaling.cu": Tests(_ITERATED, ()),
+    "kernels/scaling.cuh": Tests(_ITERATED, ()),
     "kernels/softmin.cu": Tests((_REDUCTIONS, "-k", "softmin and float32 or half_precision"), ()),
-    "kernels/apply_plan.cu": Tests((_REDUCTIONS, "-k", "apply_plan and float32"), ()),
-    "kernels/c_transform.cu": Tests((_REDUCTIONS, "-k", "c_transform and float32"), ()),
-    "kernels/plan.cu": Tests((_REDUCTIONS, "-k", "plan and not apply_plan and float32"), ()),
-    "kernels/*": Tests(_REDUCED, ()),
+    "kernels/unbalanced.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and unbalanced"), ()),
 }
 
 
 def tests_of(path: str) -> Tests:
     """Return the tests of a source."""
-    return next(tests for pattern, tests in TESTS.items() if fnmatch(path, pattern))
+    if (tests := TESTS.get(path)) is None:
+        raise LookupError(f"{path} must have an entry in TESTS of scripts/mutating/areas.py: which tests hold it?")
+    return tests
 
 
 def mutants(root: Path, names: list[str]) -> Iterator[Mutant]:
@@ -136,4 +193,8 @@ def mutants(root: Path, names: list[str]) -> Iterator[Mutant]:
         for pattern in AREAS[name]:
             for file in sorted(root.glob(pattern)):
                 make = python.mutants if file.suffix == ".py" else cuda.mutants
-                yield from make(name, file.relative_to(root).as_posix(), file.read_text("utf-8"))
+                path = file.relative_to(root).as_posix()
+                every = list(make(name, path, file.read_text("utf-8")))
+                if every:
+                    tests_of(path)  # before anything is tried
+                yield from every

@@ -2,9 +2,9 @@
 """Change the sources a little, one place at a time, and see whether the tests notice.
 
 Each mutant lives in a copy of the sources, never in the checkout. Its tests are those that `areas.py` names for its
-file: first those that take seconds, and if they pass, thorough ones. `--sample` draws that many mutants of each area by
-`--seed`; a larger sample holds the smaller one. With `--state FILE` the same command goes on where it was stopped;
-survivors are tried again when tests have changed.
+file, one after the other: first those that take seconds, and if they pass, thorough ones. `--sample` draws that many
+mutants of each area by `--seed`; a larger sample holds the smaller one. With `--state FILE` the same command goes on
+where it was stopped; survivors are tried again when tests have changed.
 
     killed    a test fails          survived   no test fails
     timeout   the tests do not end, which a run of tests would show
@@ -139,14 +139,23 @@ def _end(*_: object) -> None:
 def _try(mutant: Mutant, steps: Iterable[tuple[str, ...]]) -> Result:
     """Try a mutant with the quick tests of its file, and then with the thorough ones."""
     outcome, test = SURVIVED, ""
-    for tests in steps:
-        if outcome == SURVIVED and tests:
+    for tests in _one_by_one(steps):
+        if outcome == SURVIVED:
             if tests not in _seconds:
                 _seconds[tests] = _workshop.baseline(tests)
             outcome, test = _workshop.trial(mutant, tests, _seconds[tests])
     said = {"name": mutant.name, "area": mutant.area, "path": mutant.path, "line": mutant.line, "kind": mutant.kind}
     source = _hash([_workshop.folder / mutant.path])
     return {**said, "diff": mutant.diff, "outcome": outcome, "test": test, "source": source, "tests": _tests_then}
+
+
+def _one_by_one(steps: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return every file once, with the options of its step: what an early one finds no later one need be run for."""
+    out: dict[tuple[str, ...], None] = {}
+    for step in steps:
+        count = step.index("-k") if "-k" in step else len(step)
+        out |= dict.fromkeys((file, *step[count:]) for file in step[:count])
+    return list(out)
 
 
 def _run(root: Path, mutants: list[Mutant], jobs: int, take: Callable[[Result], None]) -> None:

@@ -82,9 +82,20 @@ def test_every_source_has_mutants_that_parse_and_a_place_in_the_table():
     for path in texts:
         for argument in (x for step in areas.tests_of(path) for x in step if x.startswith("tests/")):
             assert (ROOT / argument).exists(), argument
+    assert set(areas.TESTS) == set(texts)  # a file that is gone has no tests to be asked
     every = {(mutant.path, mutant.diff) for mutant in found}
     stale = set(run.explained(ROOT / run.EXPLAINED)) - every
     assert not stale, stale
+
+
+def test_a_new_source_without_tests_is_an_error_that_is_said(tmp_path):
+    new = tmp_path / "cusink" / "solver" / "new.py"
+    new.parent.mkdir(parents=True)
+    new.write_text("")
+    assert list(areas.mutants(tmp_path, ["solver"])) == []  # nothing in it can be wrong
+    new.write_text("x = 1 + 1\n")
+    with pytest.raises(LookupError, match=r"cusink/solver/new.py must have an entry in TESTS of .*areas\.py"):
+        list(areas.mutants(tmp_path, ["solver"]))
 
 
 def test_a_sample_holds_the_smaller_ones():
@@ -127,7 +138,7 @@ def mutate(tmp_path, monkeypatch, capsys):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     monkeypatch.setattr(areas, "AREAS", {"numbers": ("cusink/numbers.py",)})
-    monkeypatch.setattr(areas, "TESTS", {"*": areas.Tests(("tests/test_numbers.py",), ())})
+    monkeypatch.setattr(areas, "TESTS", {"cusink/numbers.py": areas.Tests(("tests/test_numbers.py",), ())})
     monkeypatch.setattr(run, "PRELOADED", ("pytest",))
     state = tmp_path / "state"
 
@@ -163,6 +174,12 @@ def test_a_weak_test_is_found_and_mended(mutate):
     assert status == 0 and "75.0 %" in printed and "100.0 %" in printed
     assert len(mutate.state.read_text().splitlines()) == lines + 3  # only survivors were tried again
     assert [change for change, outcome in outcomes.items() if outcome == "survived"] == ["if x <= low:"]
+
+
+def test_files_are_asked_one_by_one():
+    steps = (("a.py", "b.py"), ("b.py", "c.py", "-k", "x or y"), ())
+    assert run._one_by_one(steps) == [("a.py",), ("b.py",), ("b.py", "-k", "x or y"), ("c.py", "-k", "x or y")]
+    assert run._one_by_one((("a.py",), ("a.py",))) == [("a.py",)]
 
 
 def test_what_g_plus_plus_refuses_is_no_survivor_and_no_success():

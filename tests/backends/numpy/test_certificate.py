@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from cusink.backends.numpy.certificate import certified, in_range, repair
-from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush, scaled_kernel
+from cusink.backends.ranges import (
+    KERNEL_EXPONENT,
+    SCALING_EXPONENT,
+    SCALING_LIMIT,
+    UnderflowBound,
+    exp_times,
+    flush,
+    scaled_kernel,
+)
 
 DTYPES = [np.float32, np.float64]
 
@@ -50,6 +58,27 @@ def test_only_denormals_are_flushed(dtype):
         found = flush(given)
         assert found is given
         assert found.tolist() == [x if x >= tiny else 0.0 for x in np.array(array, dtype).tolist()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_exponentials_stay_numbers(dtype):
+    largest = np.finfo(dtype).max
+    exponents = np.array([0.5, -3.0, 1e4, 1e4, 1e4, 700.0, -np.inf], dtype)
+    factors = np.array([2.0, -4.0, 0.0, 1.0, -3.0, 1e-3, 5.0], dtype)
+    found = exp_times(exponents, factors)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found[:2], np.exp([0.5, -3.0]) * [2, -4], rtol=1e-6)
+    assert found[2:5].tolist() == [0, largest, -largest] and found[6] == 0
+    assert found[5] == pytest.approx(float(largest) * 1e-3 if dtype == np.float32 else np.exp(700.0) * 1e-3, rel=1e-6)
+
+
+def test_rescaled_kernels_and_scalings_leave_room():
+    """The largest entry times the largest scaling of each side, and a sum of many, are below the largest number."""
+    for dtype in ("float32", "float64"):
+        top = np.finfo(dtype).maxexp
+        limit = np.log2(SCALING_LIMIT[dtype])
+        assert KERNEL_EXPONENT[dtype] + limit + SCALING_EXPONENT[dtype] < top
+        assert SCALING_EXPONENT[dtype] < limit
 
 
 # ---- what is certified ---------------------------------------------------------------------------------------------
@@ -104,6 +133,21 @@ def test_a_factor_from_which_a_sum_may_overflow_is_not_certified(dtype):
         assert (found is True) == sound
         if not sound:
             assert found[:, [0, 2]].all() and not found[:, 1].any()
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.125, 16.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_floor_is_that_of_the_largest_factor_and_includes_it(dtype, largest):
+    """By column and by entry: an entry that underflowed without weight sends its column to the slower form."""
+    bound = UnderflowBound.of_product(6, 8.0)
+    floor = np.dtype(dtype).type(bound.floor(dtype, largest, False))
+    for lone in (False, True):
+        for entry, sound in ((floor, True), (np.nextafter(floor, np.dtype(dtype).type(0)), False)):
+            product, factor, weights = products(dtype, entry)
+            factor *= np.dtype(dtype).type(largest)
+            if lone:
+                factor[3, 1] = weights[3, 1] = 0
+            assert (certified(bound, product, factor, weights) is True) == sound
 
 
 def test_nothing_is_certified_at_once():
