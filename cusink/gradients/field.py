@@ -65,7 +65,9 @@ def field_gradients(of: Shares, rho: float, cotangent: Array) -> Field:
                 moved[pairs.problems, pairs.rows] += means.sum(axis=2)
             else:
                 moved[pairs.problems] += means.sum(axis=1)
-        parts.append(C.points_curvature(moving(group, along), along.cost))
+        x, y = C.points_curvature(moving(group, along), along.cost)
+        assert x is not None and y is not None  # new points are never those of the other side
+        parts.append((x, y))
     points, partners = (sum(part[side] for part in parts) for side in (1 - axis, axis))
     total = moved.sum(axis=1)
     return Field(points, partners, sums, of_eps - kappa * damped * total, eps * damped * damped * total)

@@ -229,8 +229,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"'grad_gradient' must have shape \(6, 3\) to match the gradient; got \(6,\)"):
         cusink.extension_adjoint(there, grad_gradient=np.ones(6))
     cloud = cusink.PointCloud(np.zeros((2, 3)), np.ones((4, 3)), lambda x, y: x @ y.T)
+    of_function = cusink.sinkhorn(None, None, cloud, eps=1.0).at(np.zeros((6, 3)))
     with pytest.raises(ValueError, match="'grad_gradient' must be None for a 'metric' that is a function"):
-        of_function = cusink.sinkhorn(None, None, cloud, eps=1.0).at(np.zeros((6, 3)))
         cusink.extension_adjoint(of_function, grad_gradient=np.ones((6, 3)))
     with pytest.raises(ValueError, match="'values' must come with 'grad_map'"):
         cusink.extension_adjoint(there, grad_potential=np.ones(6), values=np.ones(4))
