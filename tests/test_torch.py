@@ -227,13 +227,12 @@ def test_a_change_in_place_before_backward_is_noticed():
         loss.backward()
 
 
-@pytest.mark.parametrize(("loss", "order"), [("cost", 3), ("reach", 2), ("potentials", 2), ("kernel", 2)])
+@pytest.mark.parametrize(("loss", "order"), [("cost", 3), ("potentials", 2), ("kernel", 2)])
 def test_a_derivative_that_does_not_exist_is_refused(loss, order):
     a, b, C, eps = case(B=1)
     logits = a[0].log().requires_grad_()
     functions = {
         "cost": lambda x: sinkhorn_loss(x, b, C, eps),
-        "reach": lambda x: sinkhorn_loss(x, b, C, eps, value="entropic_cost", reach=1.0),
         "potentials": lambda x: bridge.sinkhorn_potentials(x, b, C, eps)[0].square().sum(),
         "kernel": lambda x: bridge.kernel_distance(C, x, C[:4], None),
     }
@@ -241,7 +240,7 @@ def test_a_derivative_that_does_not_exist_is_refused(loss, order):
     for _ in range(order - 1):
         (grad,) = torch.autograd.grad(value, logits, create_graph=True)
         value = grad.square().sum()
-    with pytest.raises((RuntimeError, ValueError), match="once only|twice only|'grad_entropic_cost' must"):
+    with pytest.raises(RuntimeError, match="once only|twice only"):
         torch.autograd.grad(value, logits, create_graph=True)
 
 
@@ -483,7 +482,9 @@ def test_second_derivatives_of_clouds_pass_gradgradcheck(loss):
     assert torch.autograd.gradgradcheck(LOSSES[loss], (x, y.detach()))
 
 
-@pytest.mark.parametrize(("value", "reach"), [("cost", None), ("entropic_cost", None), ("cost", 0.7)])
+@pytest.mark.parametrize(
+    ("value", "reach"), [("cost", None), ("entropic_cost", None), ("cost", 0.7), ("entropic_cost", 0.7)]
+)
 def test_second_derivatives_in_all_inputs_pass_gradgradcheck(value, reach):
     a, b, C, eps = case(n=3, m=2, B=2)
     leaves = [x.requires_grad_() for x in (a.log(), b[0].log(), C, torch.tensor(eps, dtype=torch.float64))]

@@ -110,12 +110,12 @@ class AtNewPoints(Transport):
     def _spread(self, given: Inputs) -> Inputs:
         """Return inputs in which the problems are as many as sets of new points, or of values, and have clouds each."""
         given, xp = dict(given), array_module(given["a"])
-        batch = self.batch({name: x.shape for name, x in given.items()})
+        sizes = [len(given[name]) for name in self.more if given[name].ndim > 2]
         names = ["a", *(self.cost.names if given["points"].ndim > 2 else ())]
-        for name in names if batch else ():
+        for name in names if sizes else ():
             x = given[name]
             if x.ndim == self.ranks[name]:
-                given[name] = xp.ascontiguousarray(xp.broadcast_to(x, (*batch, *x.shape)))
+                given[name] = xp.ascontiguousarray(xp.broadcast_to(x, (max(sizes), *x.shape)))
         return given
 
     def _extension(self, result: SinkhornResult, given: Inputs) -> SinkhornExtension:

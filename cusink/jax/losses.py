@@ -91,7 +91,7 @@ def sinkhorn_loss(
     ``vmap`` over single problems is one call of the solver. Under ``jit`` on a GPU the arrays travel to the host and
     are solved there. The gradients for `a` and `b` have mean zero: weights vary on the simplex. With `reach` masses may
     vary and nothing is projected. Second derivatives are those of ``hessian``,
-    ``jacfwd`` or ``grad`` of a gradient; with `reach` `reg_cost` alone has them. float16 and bfloat16 are computed in
+    ``jacfwd`` or ``grad`` of a gradient; by `reach` there are none. float16 and bfloat16 are computed in
     float32. Lists and whole numbers follow the arrays that they come with, and have the default float of JAX where
     there are none.
 

@@ -96,7 +96,9 @@ def sinkhorn_loss(
     TypeError, ValueError
         As `cusink.sinkhorn` does, and for tensors of different devices.
     RuntimeError
-        If the gradient is differentiated more often than it can be: once more, with `reach` for `reg_cost` alone.
+        If the gradient is differentiated more often than once.
+    NotImplementedError
+        If the gradient by a `reach` that is a tensor is differentiated.
 
     Warns
     -----
