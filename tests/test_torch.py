@@ -261,6 +261,11 @@ def test_half_precision_is_computed_in_float32_and_returned_as_it_came(half):
     assert abs(loss.double() - expected) <= torch.finfo(half).eps * expected
     with pytest.raises(ValueError, match="must have the same mass"):
         sinkhorn_loss(rounded[0] * 1.1, *rounded[1:], eps)
+    number = torch.tensor(eps, dtype=half, requires_grad=True)  # NumPy has no bfloat16
+    sinkhorn_loss(*rounded, number).backward()
+    assert number.grad.dtype == half and number.grad.isfinite()
+    with pytest.raises(ValueError, match="'x' must have shape"):
+        bridge.kernel_distance(rounded[2][:0], None, rounded[2], None)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -440,6 +445,7 @@ def test_a_scaler_of_half_precision_sees_the_overflow():
         (torch.eye(2) * 1j, 0.1, "'C' must be a dense tensor"),
         (torch.eye(2), torch.full((2, 2), 0.1), "'eps' must be a number, or a tensor of one"),
         (torch.eye(2), torch.tensor(0.1j), "'eps' must be a real number"),
+        (torch.eye(2) * torch.nan, cusink.RelativeEps(0.1), "'C' must hold finite costs"),
     ],
 )
 def test_tensors_that_are_no_costs_or_numbers(C, eps, error):
