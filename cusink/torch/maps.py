@@ -127,7 +127,7 @@ def entropic_map(
     >>> from cusink.torch import PointCloud, entropic_map
     >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [3.0]])
     >>> entropic_map(None, None, PointCloud(x, y), 0.1, torch.tensor([[0.2]])).round(decimals=2)
-    tensor([[2.0100]])
+    tensor([[2.]])
     """
     return _at_new_points("map", a, b, C, eps, points, values, axis, normalise, options)
 
