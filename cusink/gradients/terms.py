@@ -130,7 +130,8 @@ class GradientTerms:
     def _summed(self) -> Iterator[GradientBlock]:
         """Yield the sum over the problems of the gradients with respect to the costs: products, and one kernel."""
         total = self._wrt_shared_cost()
-        for _, rows in blocks(1, *total.shape, BLOCK_ENTRIES):
+        n, m = total.shape
+        for _, rows in blocks(1, n, m, BLOCK_ENTRIES):
             yield slice(0, 1), rows, total[None, rows]
 
     @np.errstate(invalid="ignore")
