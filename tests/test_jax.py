@@ -10,6 +10,7 @@ import reference as oracle
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
+from jax.test_util import check_grads  # noqa: E402
 
 import cusink  # noqa: E402
 from cusink import jax as bridge  # noqa: E402
@@ -244,24 +245,24 @@ def test_a_bad_value_under_jit_is_named_in_what_jax_raises():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda x, b, C: sinkhorn_loss(x, b, C, 0.1, value="entropic_cost", reach=1.0),
         lambda x, b, C: (bridge.sinkhorn_potentials(x, b, C, 0.1)[0] ** 2).sum(),
         lambda x, b, C: bridge.kernel_distance(C, x, C[:4], None),
         lambda x, b, C: jax.grad(lambda y: sinkhorn_loss(y, b, C, 0.1))(x)[0],
     ],
-    ids=["reach", "potentials", "kernel", "third"],
+    ids=["potentials", "kernel", "third"],
 )
 def test_a_derivative_that_does_not_exist_is_refused(loss):
     a, b, C, _ = case()
-    with pytest.raises((NotImplementedError, ValueError), match="once only|twice only|'grad_entropic_cost' must"):
+    with pytest.raises((NotImplementedError, ValueError), match="once only|twice only"):
         jax.hessian(lambda x: loss(x, b[0], C))(a[0])
 
 
-def test_the_hessian_of_the_cost_with_reach_is_that_of_differences():
+def test_the_hessian_of_values_with_reach_is_that_of_differences():
     a, b, C, _ = case()
 
     def loss(x):
-        return sinkhorn_loss(x, b[0], C, 0.3, reach=1.0, tol=1e-12)
+        given = (x, b[0], C, 0.3)
+        return sum(sinkhorn_loss(*given, value=value, reach=1.0, tol=1e-12) for value in ("cost", "entropic_cost"))
 
     direction = jnp.asarray(np.random.default_rng(7).normal(size=a[0].shape)) * a[0]
     before, after = (jax.grad(loss)(a[0] + h * direction) for h in (-1e-4, 1e-4))
@@ -590,3 +591,51 @@ def test_images_of_any_sum_in_two_dtypes():
     assert bridge.barycenter(jnp.stack([a, 2 * a]), grid, eps=0.5, normalise=True).shape == (3, 4)
     with pytest.raises(ValueError, match=r"'a' must have shape \(3, 4\) or \(B, 3, 4\)"):
         loss(a[:2], b)
+
+
+MAPS = {
+    "means": lambda x, b, y, v, eps: bridge.barycentric_map(None, b, bridge.PointCloud(x, y), eps, v, **TIGHT),
+    "map": lambda x, b, y, v, eps: bridge.entropic_map(None, b, bridge.PointCloud(x, y), eps, 2 * x[:2], **TIGHT),
+    "values": lambda x, b, y, v, eps: bridge.entropic_map(
+        None, 2 * b, bridge.PointCloud(x, y), eps, x[1:], v, reach=(0.5, None), **TIGHT
+    ),
+    "potential": lambda x, b, y, v, eps: bridge.potential_at(
+        None, b, bridge.PointCloud(x, y), eps, 2 * y[:2], axis=0, **TIGHT
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_pass_check_grads_in_both_modes(name):
+    x, y = points()
+    rng = np.random.default_rng(6)
+    b, v = jnp.asarray(rng.normal(size=len(y))), jnp.asarray(rng.normal(size=(len(y), 1)))
+
+    def function(x, b, *rest):
+        return MAPS[name](x, jax.nn.softmax(b), *rest)
+
+    check_grads(function, (x, b, y, v, 0.5), 1, ("fwd", "rev"), atol=1e-5, rtol=1e-5)
+    compiled = jax.jit(lambda x: function(x, b, y, v, 0.5))
+    np.testing.assert_allclose(compiled(x), function(x, b, y, v, 0.5), rtol=1e-12)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_prices_of_the_marginals_are_differentiable_and_map(traced):
+    a, b, C, eps = case(B=1)
+
+    def loss(reach):
+        return sinkhorn_loss(a, b, C, eps, reach=reach, **TIGHT)
+
+    loss = jax.jit(loss) if traced else loss
+    for reach in (jnp.asarray(0.5), jnp.asarray([0.5, 0.9])):
+        check_grads(loss, (reach,), 1, ("fwd", "rev"), atol=1e-5, rtol=1e-5)
+    prices = jnp.asarray([0.3, 0.9])
+    each = [jax.value_and_grad(loss)(reach) for reach in prices]
+    np.testing.assert_allclose(jax.vmap(jax.value_and_grad(loss))(prices), np.transpose(each), rtol=1e-7)
+    if not traced:
+        with pytest.raises(NotImplementedError, match="'reach' has no second derivative here"):
+            jax.hessian(loss)(prices)
+        of_self = jax.grad(lambda reach: bridge.sinkhorn_divergence(a, a, cusink.Grid(7), eps, reach=reach))(prices[0])
+        np.testing.assert_allclose(of_self, 0, atol=1e-6)
+        with pytest.raises(TypeError, match="'reach' must be a real number"):
+            loss(prices > 0)

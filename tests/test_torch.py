@@ -227,13 +227,12 @@ def test_a_change_in_place_before_backward_is_noticed():
         loss.backward()
 
 
-@pytest.mark.parametrize(("loss", "order"), [("cost", 3), ("reach", 2), ("potentials", 2), ("kernel", 2)])
+@pytest.mark.parametrize(("loss", "order"), [("cost", 3), ("potentials", 2), ("kernel", 2)])
 def test_a_derivative_that_does_not_exist_is_refused(loss, order):
     a, b, C, eps = case(B=1)
     logits = a[0].log().requires_grad_()
     functions = {
         "cost": lambda x: sinkhorn_loss(x, b, C, eps),
-        "reach": lambda x: sinkhorn_loss(x, b, C, eps, value="entropic_cost", reach=1.0),
         "potentials": lambda x: bridge.sinkhorn_potentials(x, b, C, eps)[0].square().sum(),
         "kernel": lambda x: bridge.kernel_distance(C, x, C[:4], None),
     }
@@ -241,7 +240,7 @@ def test_a_derivative_that_does_not_exist_is_refused(loss, order):
     for _ in range(order - 1):
         (grad,) = torch.autograd.grad(value, logits, create_graph=True)
         value = grad.square().sum()
-    with pytest.raises((RuntimeError, ValueError), match="once only|twice only|'grad_entropic_cost' must"):
+    with pytest.raises(RuntimeError, match="once only|twice only"):
         torch.autograd.grad(value, logits, create_graph=True)
 
 
@@ -262,6 +261,11 @@ def test_half_precision_is_computed_in_float32_and_returned_as_it_came(half):
     assert abs(loss.double() - expected) <= torch.finfo(half).eps * expected
     with pytest.raises(ValueError, match="must have the same mass"):
         sinkhorn_loss(rounded[0] * 1.1, *rounded[1:], eps)
+    number = torch.tensor(eps, dtype=half, requires_grad=True)  # NumPy has no bfloat16
+    sinkhorn_loss(*rounded, number).backward()
+    assert number.grad.dtype == half and number.grad.isfinite()
+    with pytest.raises(ValueError, match="'x' must have shape"):
+        bridge.kernel_distance(rounded[2][:0], None, rounded[2], None)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -441,6 +445,7 @@ def test_a_scaler_of_half_precision_sees_the_overflow():
         (torch.eye(2) * 1j, 0.1, "'C' must be a dense tensor"),
         (torch.eye(2), torch.full((2, 2), 0.1), "'eps' must be a number, or a tensor of one"),
         (torch.eye(2), torch.tensor(0.1j), "'eps' must be a real number"),
+        (torch.eye(2) * torch.nan, cusink.RelativeEps(0.1), "'C' must hold finite costs"),
     ],
 )
 def test_tensors_that_are_no_costs_or_numbers(C, eps, error):
@@ -483,7 +488,9 @@ def test_second_derivatives_of_clouds_pass_gradgradcheck(loss):
     assert torch.autograd.gradgradcheck(LOSSES[loss], (x, y.detach()))
 
 
-@pytest.mark.parametrize(("value", "reach"), [("cost", None), ("entropic_cost", None), ("cost", 0.7)])
+@pytest.mark.parametrize(
+    ("value", "reach"), [("cost", None), ("entropic_cost", None), ("cost", 0.7), ("entropic_cost", 0.7)]
+)
 def test_second_derivatives_in_all_inputs_pass_gradgradcheck(value, reach):
     a, b, C, eps = case(n=3, m=2, B=2)
     leaves = [x.requires_grad_() for x in (a.log(), b[0].log(), C, torch.tensor(eps, dtype=torch.float64))]
@@ -738,3 +745,165 @@ def test_weights_in_float32_beside_costs_in_float64_may_miss_their_masses_as_flo
     assert weights.grad.dtype == torch.float32
     with pytest.raises(ValueError, match="'a' and 'b' must have the same mass"):
         sinkhorn_loss(weights[0].double(), weights[1].double(), C, 0.1)
+
+
+# ---- maps, new points, prices of the marginals ---------------------------------------------------------------------
+
+
+def of_maps(seed=8):
+    """Leaves by name: scores and weights of both sides, clouds, new points, values, a cost, eps, prices."""
+    rng = np.random.default_rng(seed)
+    shapes = {"s": (2, 4), "b": (3,), "x": (4, 2), "y": (3, 2), "new": (2, 2), "v": (3, 1), "C": (4, 3), "reach": (2,)}
+    leaves = {name: torch.tensor(0.3 + rng.random(shape), requires_grad=True) for name, shape in shapes.items()}
+    return leaves | {name: torch.tensor(0.4, dtype=torch.float64, requires_grad=True) for name in ("eps", "one")}
+
+
+def cloud(x, y):
+    return bridge.PointCloud(x, y, "euclidean", power=1.5)
+
+
+MAPS = {  # functions, and the names of their leaves; those with `reach` have no forward mode
+    "means": ("s b C eps v", lambda s, b, *rest: bridge.barycentric_map(s.softmax(-1), b / b.sum(), *rest, **TIGHT)),
+    "columns": (
+        "s b x y eps new reach",
+        lambda s, b, x, y, eps, new, reach: bridge.barycentric_map(
+            s, b, cloud(x, y), eps, torch.cat([new, new]), axis=0, reach=reach, **TIGHT
+        ),
+    ),
+    "map": (
+        "s b x y eps new",
+        lambda s, b, x, y, eps, new: bridge.entropic_map(s.softmax(-1), b / b.sum(), cloud(x, y), eps, new, **TIGHT),
+    ),
+    "values": (
+        "b x y eps new v one",
+        lambda b, x, y, eps, new, v, one: bridge.entropic_map(
+            None, b, cloud(x, y), eps, new, v, reach=(one, None), normalise=True, **TIGHT
+        ),
+    ),
+    "potential": (
+        "s b x eps new",
+        lambda s, b, x, eps, new: bridge.potential_at(s, b, cloud(x, x[1:]), eps, new, axis=0, reach=0.7, **TIGHT),
+    ),
+    "cost": ("s b C eps reach", lambda s, b, C, eps, reach: sinkhorn_loss(s, b, C, eps, reach=reach, **TIGHT)),
+    "divergence": (
+        "s x y one",
+        lambda s, x, y, one: bridge.sinkhorn_divergence(s, None, cloud(x, y), 0.4, reach=one, **TIGHT),
+    ),
+    "potentials": (
+        "s b C reach",
+        lambda s, b, C, reach: bridge.sinkhorn_potentials(s, b, C, 0.4, reach=reach, **TIGHT),
+    ),
+}
+BACKWARD = ("columns", "values", "potentials")
+
+
+@forward_mode
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_and_prices_pass_gradcheck(name):
+    names, function = MAPS[name]
+    leaves, fast = of_maps(), {"fast_mode": True, "rtol": 1e-4}
+    given = tuple(leaves[each] for each in names.split())
+    assert torch.autograd.gradcheck(function, given, check_forward_ad=name not in BACKWARD, **fast)
+
+
+@forward_mode
+def test_what_has_no_derivative_by_prices_is_refused():
+    leaves = of_maps()
+    names, function = MAPS["columns"]
+    given = tuple(leaves[each].detach() for each in names.split())
+    with pytest.raises(NotImplementedError, match="'reach' has no derivative of forward mode here"):
+        torch.func.jvp(lambda r: function(*given[:-1], r), given[-1:], given[-1:])
+    loss = MAPS["cost"][1](*(leaves[each] for each in "s b C eps reach".split()))
+    (slope,) = torch.autograd.grad(loss, leaves["reach"], create_graph=True)
+    with pytest.raises(NotImplementedError, match="'reach' has no second derivative here"):
+        slope.sum().backward()
+
+
+def test_maps_over_new_points_and_prices_are_loops():
+    leaves = {name: x.detach() for name, x in of_maps().items()}
+    b, x, y, new, C = (leaves[name] for name in ("b", "x", "y", "new", "C"))
+    points, prices = torch.stack([new, new + 0.5, 2 * new]), torch.tensor([0.3, 0.9, torch.inf], dtype=torch.float64)
+
+    def at(points):
+        return bridge.entropic_map(None, None, cloud(x, y), 0.4, points, **TIGHT)[:, 0].prod()
+
+    def priced(reach):
+        return sinkhorn_loss(None, b / b.sum(), C, 0.4, reach=reach, **TIGHT)
+
+    for function, given in ((at, points), (priced, prices)):
+        found = torch.func.vmap(torch.func.grad_and_value(function))(given)
+        each = [torch.func.grad_and_value(function)(x) for x in given]
+        for got, wanted in zip(found, map(torch.stack, zip(*each, strict=True)), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-10)
+    assert found[0][2] == 0  # both marginals are met
+
+
+def test_maps_and_prices_in_compiled_code_and_modules():
+    leaves = of_maps()
+    b, x, y, new = (leaves[name].detach() for name in ("b", "x", "y", "new"))
+    module = SinkhornLoss(None, 0.4, reach=torch.nn.Parameter(torch.tensor(0.6, dtype=torch.float64)))
+    assert [name for name, _ in module.named_parameters()] == ["reach"] and "reach=0.6" in repr(module)
+
+    def function(new):
+        there = bridge.entropic_map(None, b, cloud(x, y), 0.4, new, reach=2.0)
+        there = there + bridge.apply_plan(None, b, cloud(x, y), 0.4, y, reach=2.0)[:2]
+        return there.sum() + bridge.potential_at(None, b, cloud(x, y), 0.4, new, reach=2.0).sum() + module(new, y)
+
+    compiled, grads = torch.compile(function, backend="aot_eager", fullgraph=True), []
+    for way in (function, compiled):
+        leaf = new.clone().requires_grad_()
+        module.zero_grad()
+        way(leaf).backward()
+        grads.append((leaf.grad, module.reach.grad))
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("output", ["product", "potentials", "means", "map"])
+def test_a_gradient_of_a_map_that_overflowed_reaches_the_inputs_of_its_problem(output):
+    a, b, C, eps = case(n=4, m=4)
+    functions = {
+        "product": lambda a: bridge.apply_plan(a, b, C, eps, C, **TIGHT),
+        "potentials": lambda a: bridge.sinkhorn_potentials(a, b, C, eps, **TIGHT)[1],
+        "means": lambda a: bridge.barycentric_map(a, b, C, eps, C, **TIGHT),
+        "map": lambda a: bridge.entropic_map(a, b, cloud(C, C + 1), eps, C, **TIGHT),
+    }
+    leaf = a.clone().requires_grad_()
+    out = functions[output](leaf)
+    (finite,) = torch.autograd.grad(out.sum(), leaf, retain_graph=True)
+    cotangent = torch.ones_like(out)
+    cotangent[1].view(-1)[0] = torch.inf
+    (grad,) = torch.autograd.grad(out, leaf, cotangent)
+    assert grad[1].isnan().all()
+    torch.testing.assert_close(grad[[0, 2]], finite[[0, 2]], rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, r: bridge.entropic_map(None, None, x, 0.1, x), TypeError, "'C' must be a PointCloud for new points"),
+        (lambda x, r: bridge.potential_at(None, None, cloud(x, x), 0.1, x[:, :1]), ValueError, "the 2 coordinates"),
+        (lambda x, r: bridge.entropic_map(None, None, cloud(x, x), 0.1, x, x[:1]), ValueError, r"shape \(2, d\)"),
+        (
+            lambda x, r: sinkhorn_loss(None, None, x, 0.1, reach=r),
+            ValueError,
+            r"one for each marginal; got shapes \(3,\)",
+        ),
+        (lambda x, r: sinkhorn_loss(None, None, x, 0.1, reach=-r[0]), ValueError, "'reach' must be"),
+        (lambda x, r: sinkhorn_loss(None, None, x, 0.1, reach=r[0] > 0), TypeError, "'reach' must be a real number"),
+        (lambda x, r: sinkhorn_loss(None, None, x, 0.1, reach=(r[0], -1.0)), ValueError, "'reach' must be"),
+        (lambda x, r: sinkhorn_loss(None, None, x, 0.1, reach="given"), TypeError, "'reach' must be"),
+        (
+            lambda x, r: bridge.sinkhorn_divergence(None, None, x, 0.1, reach=r[:2]),
+            ValueError,
+            "must be one number; got",
+        ),
+        (
+            lambda x, r: sinkhorn_loss(*[bridge.Measures.of([x])] * 2, "euclidean", 0.1, reach=r[0]),
+            TypeError,
+            "'reach' must hold numbers for Measures",
+        ),
+    ],
+)
+def test_bad_input_of_maps_and_prices(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.ones(3))

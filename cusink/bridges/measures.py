@@ -6,7 +6,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from cusink.bridges.options import CostKind, adjoint_tolerance, finite_or_zero, lost, reach_of
+from cusink.bridges.options import (
+    CostKind,
+    adjoint_tolerance,
+    finite_or_zero,
+    lost,
+    options_with,
+    reach_gradient,
+    refuse_reach,
+    takes_reach,
+    unbalanced,
+)
 from cusink.bridges.pairs import PairWork
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module
@@ -42,7 +52,8 @@ class Divergence(Work):
     def ranks(self) -> dict[str, int]:
         """Axes of each input of one problem."""
         own = {"C_aa": 2, "C_bb": 2} if self.own_costs else {}
-        return {"a": 1, "b": 1} | self.cost.ranks | own | {"eps": 0}
+        price = {"reach": 0} if takes_reach(self.options) else {}
+        return {"a": 1, "b": 1} | self.cost.ranks | own | {"eps": 0} | price
 
     @property
     def outputs(self) -> dict[str, int]:
@@ -52,7 +63,7 @@ class Divergence(Work):
     @property
     def state(self) -> dict[str, int]:
         """Potentials in float64, the shift of unbalanced transport, the error."""
-        shift = {} if reach_of(self.options) is None else {"shift": 0}
+        shift = {"shift": 0} if unbalanced(self.options) else {}
         return {f"potential_{name}": 1 for name in POTENTIALS} | {"error": 0} | shift
 
     def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
@@ -70,18 +81,18 @@ class Divergence(Work):
             eps=regularisations(given["eps"]),
             C_aa=given.get("C_aa"),
             C_bb=given.get("C_bb"),
-            **dict(self.options),
+            **options_with(self.options, given),
         )
         pair, of_a, of_b = result.problems
         out = {"divergence": result.divergence, "error": result.error}
         for name, x in zip(POTENTIALS, (pair.f, pair.g, of_a.f, of_b.f), strict=True):
             out[f"potential_{name}"] = _at(pair.batched, x.astype(np.float64, copy=False))
-        if pair.shift is not None:
-            out["shift"] = _at(pair.batched, pair.shift)
+        if unbalanced(self.options):  # a price that is an input may be inf
+            out["shift"] = _at(pair.batched, pair.xp.zeros(len(pair.a)) if pair.shift is None else pair.shift)
         return out
 
     def _resumed(self, given: Inputs, state: Inputs) -> SinkhornDivergence:
-        options = dict(self.options)
+        options = options_with(self.options, given)
         f, g, f_self, g_self = (x.reshape(-1, x.shape[-1]) for x in (state[f"potential_{name}"] for name in POTENTIALS))
         return resumed(
             given["a"],
@@ -101,17 +112,27 @@ class Divergence(Work):
         """Return gradients of inputs."""
         cotangent = cotangents["divergence"]
         grads = sinkhorn_divergence_adjoint(self._resumed(given, state), grad=finite_or_zero(cotangent))
-        return {name: lost(getattr(grads, name), self.ranks[name], cotangent) for name in wanted}
+        out = {name: getattr(grads, name) for name in wanted}
+        if "reach" in out:
+            out["reach"] = reach_gradient(out["reach"], given)
+        return {name: lost(x, self.ranks[name], cotangent) for name, x in out.items()}
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the divergence along directions."""
-        result = self._resumed(given, state)
-        return {"divergence": sinkhorn_divergence_jvp(result, **_named(directions, result.f))}
+        result, moves, total = self._resumed(given, state), dict(directions), 0
+        of_reach = moves.pop("reach", None)
+        if of_reach is not None:  # one number, whose derivative is its gradient
+            grads = sinkhorn_divergence_adjoint(result, grad=1.0)
+            total = reach_gradient(grads.reach, given) * of_reach
+        if moves:
+            total = total + sinkhorn_divergence_jvp(result, **_named(moves, result.f))
+        return {"divergence": total}
 
     def product(
         self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]
     ) -> Arrays:
         """Return the derivatives of gradients along directions."""
+        refuse_reach((*directions, *wanted), "second derivative")
         result = self._resumed(given, state)
         moves, tol = _named(directions, result.f), adjoint_tolerance(self.options)
         cotangent = cotangents["divergence"]

@@ -1,8 +1,10 @@
 """Options, costs and rules of half precision that the losses of `cusink.torch` and `cusink.jax` share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
 
 from cusink.bridges.works import Inputs
 from cusink.checks.arrays import array_module, kind
@@ -13,8 +15,9 @@ from cusink.costs.grid import Grid
 from cusink.costs.images import Cells
 from cusink.costs.kinds import kind_of
 from cusink.solver import checks
-from cusink.types import Array, Reach, Value
+from cusink.types import Array, Value
 
+GIVEN = "given"  # in the place of a `reach` that is an input
 Gradient: TypeAlias = Literal["exact", "multiplier"]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
@@ -109,10 +112,61 @@ def reduced(losses: Any, reduction: str) -> Any:
     return losses if reduction == "none" else getattr(losses, reduction)()
 
 
-def reach_of(options: tuple[tuple[str, Any], ...]) -> Reach | None:
-    """Return the checked prices of the marginals among options of the solver, None for balanced transport."""
+def takes_reach(options: tuple[tuple[str, Any], ...]) -> bool:
+    """Say whether `reach` is an input of the work that has these options, with a gradient."""
+    reach = dict(options).get("reach")
+    return isinstance(reach, str) and reach == GIVEN
+
+
+def reach_parts(options: tuple[tuple[str, Any], ...], of: Any, one: bool) -> tuple[Any, ...]:
+    """Return the prices of both marginals, or `one`, if some are arrays of a library, instances of `of`; else check."""
+    reach = dict(options).get("reach")
+    parts = tuple(reach) if isinstance(reach, (tuple, list)) else (reach,)
+    if not any(isinstance(x, of) for x in parts):
+        checks.reach(reach, dict(options).get("method", "auto"))
+        return ()
+    sizes = {tuple(x.shape) for x in parts if isinstance(x, of)}
+    wanted = {(), (1,)} if one or len(parts) > 1 else {(), (1,), (2,)}
+    if len(parts) > (1 if one else 2) or not sizes <= wanted:
+        rule = "be one number" if one else "be one number, or one for each marginal"
+        raise ValueError(f"'reach' must {rule}; got shapes {', '.join(str(shape) for shape in sorted(sizes))}")
+    rest = [x for x in parts if not isinstance(x, of)]
+    if rest:
+        checks.reach((rest[0], None))
+    return parts
+
+
+def with_reach_given(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+    """Return options of the solver in which `reach` is an input of the work."""
+    return tuple((name, GIVEN if name == "reach" else x) for name, x in options)
+
+
+def unbalanced(options: tuple[tuple[str, Any], ...]) -> bool:
+    """Say whether options of the solver have prices of the marginals, which are checked."""
     named = dict(options)
-    return checks.reach(named.get("reach"), named.get("method", "auto"))
+    return takes_reach(options) or checks.reach(named.get("reach"), named.get("method", "auto")) is not None
+
+
+def options_with(options: tuple[tuple[str, Any], ...], given: Inputs) -> dict[str, Any]:
+    """Return options of the solver by name, with the prices that are an input of the work as numbers."""
+    named = dict(options)
+    if takes_reach(options):
+        prices = tuple(float(price) for price in given["reach"].reshape(-1))
+        named["reach"] = prices if given["reach"].ndim else prices[0]
+    return named
+
+
+def reach_gradient(found: Array | None, given: Inputs) -> Array:
+    """Return the gradient by the prices, zeros where both marginals were to be met."""
+    return array_module(given["reach"]).zeros_like(given["reach"]) if found is None else found
+
+
+def refuse_reach(names: Iterable[str], mode: str) -> None:
+    """Refuse a derivative by the prices that does not exist."""
+    if "reach" in names:
+        raise NotImplementedError(
+            f"'reach' has no {mode} here: take its gradient once, backwards, and detach it elsewhere"
+        )
 
 
 def adjoint_tolerance(options: tuple[tuple[str, Any], ...]) -> float:
@@ -128,6 +182,21 @@ def values_of(shape: tuple[int, ...], bins: tuple[int, int]) -> None:
             f"'values' must have shape ({bins[1]}, d) for axis 1 or ({bins[0]}, d) for axis 0, or that with a batch "
             f"axis; got {shape}"
         )
+
+
+def new_points_shape(shape: tuple[int, ...], kind: CostKind, d: int) -> None:
+    """Check the shape of new points beside a cost between points of `d` coordinates."""
+    if kind.kind != "points":
+        raise TypeError("'C' must be a PointCloud for new points; other costs know their own bins alone")
+    point_shape("points", shape)
+    if shape[-1] != d:
+        raise ValueError(f"'points' must have the {d} coordinates of the cloud; got shape {shape}")
+
+
+def values_at(shape: tuple[int, ...], bins: int) -> None:
+    """Check the shape of values of the side of `bins` points that new points are mapped to."""
+    if len(shape) not in (2, 3) or shape[-2] != bins or 0 in shape:
+        raise ValueError(f"'values' must have shape ({bins}, d), or that with a batch axis; got {shape}")
 
 
 def point_shape(name: str, shape: tuple[int, ...]) -> None:
@@ -158,6 +227,14 @@ def lost(grad: Array, rank: int, cotangent: Array) -> Array:
         return grad
     own = wrong.ndim == 1 and grad.ndim > rank and len(grad) == len(wrong)
     return xp.where(wrong.reshape(-1, *(1,) * rank) if own else wrong.any(), xp.nan, grad).astype(grad.dtype)
+
+
+def overflowed(cotangent: Array, rank: int) -> Array:
+    """Return numbers (B,) or () that are not finite where the gradient of an output of `rank` axes is not."""
+    axes = tuple(range(cotangent.ndim - rank, cotangent.ndim))
+    with np.errstate(invalid="ignore", over="ignore"):
+        total: Array = (cotangent - cotangent).sum(axis=axes)
+    return total
 
 
 def mass_ratio(xp: Any, a: Any, b: Any, dtype: str = "bfloat16") -> Any:

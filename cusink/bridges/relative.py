@@ -7,6 +7,7 @@ from cusink.bridges.options import CostKind
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module, arrays
 from cusink.checks.regularisation import RelativeEps, in_units
+from cusink.costs.checks import cost_values
 from cusink.costs.kinds import named_arrays
 from cusink.costs.statistics import statistic
 from cusink.operand import eps_of_shared, operand
@@ -49,6 +50,8 @@ class EpsOfCosts(Work):
         """Return the regularisation."""
         C = self.cost.build(given)
         parts, xp, dtype = arrays(**named_arrays(C))
+        if self.cost.kind == "dense":
+            cost_values(given["C"], xp)
         eps = in_units(RelativeEps(self.share, self.of), statistic(operand(C, xp, dtype, parts), self.of))
         return {"eps": xp.asarray(eps, dtype)}
 

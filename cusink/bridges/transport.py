@@ -1,13 +1,25 @@
-"""Works of one transport problem: its values, and its potentials."""
+"""Works of one transport problem: its values, its potentials, and products with its plan."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from cusink.bridges.options import CostKind, Gradient, adjoint_tolerance, finite_or_zero, lost, reach_of
+from cusink.bridges.options import (
+    CostKind,
+    Gradient,
+    adjoint_tolerance,
+    finite_or_zero,
+    lost,
+    options_with,
+    overflowed,
+    reach_gradient,
+    refuse_reach,
+    takes_reach,
+    unbalanced,
+)
 from cusink.bridges.pairs import PairWork
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module, in_range
@@ -41,12 +53,18 @@ class Transport(Work):
     @property
     def ranks(self) -> dict[str, int]:
         """Axes of each input of one problem."""
-        return {"a": 1, "b": 1} | self.cost.ranks | {"eps": 0}
+        price = {"reach": 1} if takes_reach(self.options) else {}
+        return {"a": 1, "b": 1} | self.cost.ranks | {"eps": 0} | price | self.more
+
+    @property
+    def more(self) -> dict[str, int]:
+        """Axes of inputs beside those of the solve; no ``super().ranks``, which ``torch.compile`` does not follow."""
+        return {}
 
     @property
     def state(self) -> dict[str, int]:
         """Potentials in float64 and, for unbalanced transport, their shift; what the warnings of gradients say."""
-        shift = {} if reach_of(self.options) is None else {"shift": 0}
+        shift = {"shift": 0} if unbalanced(self.options) else {}
         return {"potential_f": 1, "potential_g": 1, "error": 0, "converged": 0} | shift
 
     def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
@@ -63,7 +81,7 @@ class Transport(Work):
     def solved(self, given: Inputs) -> SinkhornResult:
         """Solve the problems."""
         C, eps = self.cost.build(given), regularisations(given["eps"])
-        result: SinkhornResult = sinkhorn(given["a"], given["b"], C, eps=eps, **dict(self.options))
+        result: SinkhornResult = sinkhorn(given["a"], given["b"], C, eps=eps, **options_with(self.options, given))
         return result
 
     def kept(self, result: SinkhornResult) -> Arrays:
@@ -73,14 +91,15 @@ class Transport(Work):
         for name in ("f", "g"):
             potential = getattr(problem, name).astype(np.float64, copy=False)
             out[f"potential_{name}"] = potential if problem.batched else potential[0]
-        if problem.shift is not None:
-            out["shift"] = problem.shift if problem.batched else problem.shift[0]
+        if unbalanced(self.options):  # prices that are an input may both be inf
+            shift = problem.shift if problem.shift is not None else problem.xp.zeros(len(problem.a))
+            out["shift"] = shift if problem.batched else shift[0]
         return out
 
     def resumed(self, given: Inputs, state: Inputs) -> SinkhornResult:
         """Return the result that `run` had, but for the values."""
-        reach, eps = reach_of(self.options), regularisations(given["eps"])
-        limit = dict(self.options).get("memory_limit")
+        options, eps = options_with(self.options, given), regularisations(given["eps"])
+        reach, limit = checks.reach(options.get("reach")), options.get("memory_limit")
         checked = checks.problem(
             given["a"],
             given["b"],
@@ -101,9 +120,17 @@ class Transport(Work):
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivatives of the outputs along directions."""
+        refuse_reach(directions, "derivative of forward mode")
         result = self.resumed(given, state)
         tangents = sinkhorn_jvp(result, **named(directions, result), tol=adjoint_tolerance(self.options))
         return {name: getattr(tangents, name) for name in self.outputs}
+
+    def chosen(self, grads: Any, given: Inputs, wanted: Iterable[str], wrong: Array) -> Arrays:
+        """Return gradients by name, NaN for the problems in which numbers `wrong` (B,) or () are not finite."""
+        out = {name: getattr(grads, name) for name in wanted}
+        if "reach" in out:
+            out["reach"] = reach_gradient(out["reach"], given)
+        return {name: lost(x, self.ranks[name], wrong) for name, x in out.items()}
 
     @abstractmethod
     def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
@@ -138,19 +165,26 @@ class ValueOf(Transport):
         result, cotangent = self.resumed(given, state), cotangents[self.value]
         tol = adjoint_tolerance(self.options)
         weight: Any = {f"grad_{self.differentiated}": finite_or_zero(cotangent)}
-        grads = sinkhorn_adjoint(result, tol=tol, **weight)
-        return {name: lost(getattr(grads, name), self.ranks[name], cotangent) for name in wanted}
+        return self.chosen(sinkhorn_adjoint(result, tol=tol, **weight), given, wanted, cotangent)
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the value along directions."""
-        result = self.resumed(given, state)
-        tangents = sinkhorn_jvp(result, **named(directions, result), tol=adjoint_tolerance(self.options))
-        return {self.value: getattr(tangents, self.differentiated)}
+        result, moves, total = self.resumed(given, state), dict(directions), 0
+        tol, of_reach = adjoint_tolerance(self.options), moves.pop("reach", None)
+        if of_reach is not None:  # one number, whose derivative is its gradient
+            weight: Any = {f"grad_{self.differentiated}": 1.0}
+            grads = sinkhorn_adjoint(result, tol=tol, **weight)
+            total = (reach_gradient(grads.reach, given) * of_reach).sum(axis=-1)
+        if moves:
+            tangents = sinkhorn_jvp(result, **named(moves, result), tol=tol)
+            total = total + getattr(tangents, self.differentiated)
+        return {self.value: total}
 
     def product(
         self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]
     ) -> Arrays:
         """Return the derivatives of gradients along directions."""
+        refuse_reach((*directions, *wanted), "second derivative")
         result = self.resumed(given, state)
         cotangent = cotangents[self.value]
         weight: Any = {f"grad_{self.differentiated}": finite_or_zero(cotangent)}
@@ -190,9 +224,10 @@ class Potentials(Transport):
     def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
         """Return gradients of inputs."""
         result = self.resumed(given, state)
-        of_f, of_g = cotangents["f"], cotangents["g"]
+        of_f, of_g = finite_or_zero(cotangents["f"]), finite_or_zero(cotangents["g"])
         grads = sinkhorn_adjoint(result, grad_f=of_f, grad_g=of_g, tol=adjoint_tolerance(self.options))
-        return {name: getattr(grads, name) for name in wanted}
+        wrong = overflowed(cotangents["f"], 1) + overflowed(cotangents["g"], 1)
+        return self.chosen(grads, given, wanted, wrong)
 
 
 @dataclass(frozen=True)
@@ -207,9 +242,9 @@ class Applied(Transport):
         return (self.cost.made_of, self.options, self.axis)
 
     @property
-    def ranks(self) -> dict[str, int]:
-        """Axes of each input of one problem."""
-        return super().ranks | {"values": 2}
+    def more(self) -> dict[str, int]:
+        """Axes of the values."""
+        return {"values": 2}
 
     @property
     def outputs(self) -> dict[str, int]:
@@ -230,7 +265,11 @@ class Applied(Transport):
             xp = array_module(given["a"])
             given = dict(given) | {"a": xp.ascontiguousarray(xp.broadcast_to(given["a"], (size, *given["a"].shape)))}
         result = self.solved(given)
-        return self.kept(result) | {"applied": _apply(result, given["values"], self.axis)}
+        return self.kept(result) | {"applied": self.of(result, given["values"])}
+
+    def of(self, result: SinkhornResult, values: Array) -> Array:
+        """Return what the plan makes of values."""
+        return _apply(result, values, self.axis)
 
     def resumed(self, given: Inputs, state: Inputs) -> SinkhornResult:
         """Return the result that `run` had, with a batch where the values have one."""
@@ -239,18 +278,20 @@ class Applied(Transport):
 
     def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
         """Return gradients of inputs."""
-        result, cotangent = self.resumed(given, state), cotangents["applied"]
-        out: Arrays = {}
+        result, wrong = self.resumed(given, state), overflowed(cotangents["applied"], 2)
+        cotangent, out = finite_or_zero(cotangents["applied"]), {}
         if "values" in wanted:
-            out["values"] = _apply(result, cotangent, 0 if self.axis == 1 else 1)
-        if set(wanted) - {"values"}:
+            out["values"] = lost(_apply(result, cotangent, 0 if self.axis == 1 else 1), 2, wrong)
+        rest = [name for name in wanted if name != "values"]
+        if rest:
             thin = (cotangent, given["values"]) if self.axis == 1 else (given["values"], cotangent)
             grads = sinkhorn_adjoint(result, grad_plan=thin, tol=adjoint_tolerance(self.options))
-            out |= {name: getattr(grads, name) for name in wanted if name != "values"}
+            out |= self.chosen(grads, given, rest, wrong)
         return out
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the product along directions."""
+        refuse_reach(directions, "derivative of forward mode")
         result, moves = self.resumed(given, state), dict(directions)
         problem, total = result.problem, 0
         if "values" in moves:

@@ -18,6 +18,8 @@ from cusink.types import Array
 Inputs = Mapping[str, Array]  # arrays by the name of the argument
 Shapes = Mapping[str, tuple[int, ...]]
 Arrays = dict[str, Array]
+COMMON = frozenset({"reach"})  # inputs that all problems of a call share
+
 Grouped = Callable[[Sequence[Inputs]], Arrays]  # of inputs, state, cotangents, directions
 
 
@@ -148,14 +150,16 @@ def _mapped(
 ) -> Arrays:
     """Call a function of groups of arrays whose axes in front are one, or none.
 
-    Problems that are single below these axes become one batch; batches are taken one after the other. `ranks` are the
-    axes of each array of one problem, `of` those of the results, which have the axes in front too.
+    Problems that are single below these axes become one batch; batches, and those with `COMMON` inputs of their
+    own, are taken one after the other. `ranks` are the axes of each array of one problem, `of` those of the results,
+    which have the axes in front too.
     """
     if not lead:
         return function(groups)
     paired = [(name, x, rank[name]) for group, rank in zip(groups, ranks, strict=True) for name, x in group.items()]
     front = np.broadcast_shapes(*(x.shape[:lead] for _, x, _ in paired))
-    if all(x.ndim - lead <= rank for _, x, rank in paired):
+    own = any(name in COMMON and math.prod(x.shape[:lead]) > 1 for name, x, _ in paired)
+    if not own and all(x.ndim - lead <= rank for _, x, rank in paired):
         out = function(_one_batch(groups, ranks, front, lead))
         return {
             name: x.reshape((front if x.ndim > of[name] else (1,) * lead) + x.shape[x.ndim - of[name] :])

@@ -27,9 +27,11 @@ from cusink.types import Array, HostArray
 
 
 class Fit(NamedTuple):
-    """The fit x, y behind `cost`, how it moves, and the cotangent w of `cost` (B,).
+    """The fit x, y behind `cost`, how it moves, and the factor `weight` (B,) of ``W = of_ratio Z - x - y``.
 
-    `of_a` and `of_b` are how the gradients of `cost` by the weights move, times w.
+    `of_a` and `of_b` are how the gradients by the weights move that go through the fit. `share` is the cotangent of the
+    values behind it. In balanced transport this and `weight` are the cotangent of `cost`, and `of_ratio` is 1; with
+    `reach` the cotangents are in the fit, `weight` is 1, and `entropic_cost` goes through it too.
     """
 
     x: Array
@@ -37,6 +39,8 @@ class Fit(NamedTuple):
     dx: Array
     dy: Array
     weight: Array
+    of_ratio: Array
+    share: Array
     of_a: Array
     of_b: Array
 
@@ -53,19 +57,21 @@ class ThroughPlan(NamedTuple):
 class Curvature:
     """How the gradients of a solved problem move along a direction.
 
-    `level` (B,) is the sum of the cotangents, `entropic` that of `entropic_cost`.
+    `level` (B,) is the sum of the cotangents, `entropic` that of `entropic_cost` in balanced transport, where its
+    entropy is that of the plan's ratio and of the weights; `entropy` is it with `reach`.
     """
 
     moved: Motion
     level: Array
     fit: Fit | None
     entropic: Array | None
+    entropy: Array | None
     shown: Problem
 
     @property
     def priced(self) -> Array:
-        """The cotangents (B,) but for that of `cost`: of values that have the prices of the marginals in them."""
-        return self.level if self.fit is None else self.level - self.fit.weight
+        """The cotangents (B,) but for those behind the fit: of values with the prices of the marginals in them."""
+        return self.level if self.fit is None else self.level - self.fit.share
 
     def wrt_weights(self) -> tuple[Array, Array]:
         """Return the derivatives (B, n) and (B, m) of the gradients by the weights."""
@@ -128,15 +134,19 @@ class Curvature:
             if self.moved.solved.kept is not None:
                 moved_eps -= priced[problems, None, None] * dP
             if self.fit is not None:
-                x, y, dx, dy, w = (v[problems] for v in self.fit[:5])
-                w = w[:, None, None]
-                W = Z - x[:, rows, None] - y[:, None, :]
-                dW = dZ - dx[:, rows, None] - dy[:, None, :]
+                x, y, dx, dy, *factors = (v[problems] for v in self.fit[:7])
+                w, of_ratio, share = (v[:, None, None] for v in factors)
+                W = of_ratio * Z - x[:, rows, None] - y[:, None, :]
+                dW = of_ratio * dZ - dx[:, rows, None] - dy[:, None, :]
                 of_fit, of_moved = w * P, w * dP
                 gradient += of_fit * W
                 change = of_moved * W + of_fit * dW
                 tangent += change
-                moved_eps += (change - of_moved) * Z + of_fit * (W - 1) * dZ
+                moved_eps += (change - share * dP) * Z + (of_fit * W - share * P) * dZ
+            if self.entropy is not None:
+                log_a, log_b = self.moved.solved.weight_logs
+                logs = Z + (log_a[problems, rows, None] + 1) + log_b[problems, None, :]
+                moved_eps += self.entropy[problems, None, None] * dP * logs
             of_eps[problems] += moved_eps.sum(axis=(1, 2))
             if out is not None:
                 if shared:
@@ -151,12 +161,16 @@ def _curvature_of(given: Solved, shown: Problem, values: Cotangents, along: Dire
     xp = given.problem.xp
     cotangents = [None if x is None else x.astype(np.float64) for x in values[:3]]
     level = sum((x for x in cotangents if x is not None), start=xp.zeros(len(given.problem.a)))
-    moved = motion(given, along, how, with_fit=cotangents[0] is not None)
-    fit = None
-    if cotangents[0] is not None:
-        fit, converged = _fit(moved, cotangents[0], how)
+    entropic = None if given.kept is None else cotangents[2]
+    if cotangents[0] is None and entropic is None:
+        moved, fit = motion(given, along, how), None
+    else:
+        cost = xp.zeros(len(level)) if cotangents[0] is None else cotangents[0]
+        moved = motion(given, along, how, given.behind_values(cost, entropic))
+        fit, converged = _fit(moved, cost, how) if given.kept is None else _damped_fit(moved, cost, entropic, how)
         moved = replace(moved, converged=moved.converged & converged)
-    return Curvature(moved=moved, level=level, fit=fit, entropic=cotangents[2], shown=shown)
+    balanced = cotangents[2] if given.kept is None else None
+    return Curvature(moved=moved, level=level, fit=fit, entropic=balanced, entropy=entropic, shown=shown)
 
 
 def _fit(moved: Motion, weight: Array, how: LinearSolve) -> tuple[Fit, HostArray]:
@@ -166,24 +180,23 @@ def _fit(moved: Motion, weight: Array, how: LinearSolve) -> tuple[Fit, HostArray
     x, y, _ = moved.fit
     eps = given.problem.eps_as(2)
     deps: float | Array = 0.0 if along.eps is None else along.eps[:, None]
-    h, k = _moved_sums(moved, x, y)
-    if given.kept is not None:
-        return _damped_fit(moved, (x, y), (h, k), weight, how)
+    h, k = _moved_sums(moved, None, None)
     ((dx, dy, converged),) = given.solve([given.sums(h, k)], how)
     of_a, of_b = w * (moved.df - eps * dx - deps * x), w * (moved.dg - eps * dy - deps * y)
-    return Fit(x, y, dx, dy, weight, of_a, of_b), converged
+    return Fit(x, y, dx, dy, weight, given.problem.xp.ones_like(weight), weight, of_a, of_b), converged
 
 
-def _damped_fit(
-    moved: Motion, fit: tuple[Array, Array], sums: tuple[Array, Array], weight: Array, how: LinearSolve
-) -> tuple[Fit, HostArray]:
-    """Return the same after a solve with `reach`, where u, v are the fit of ``C / eps``, with slack.
+def _damped_fit(moved: Motion, cost: Array, entropic: Array | None, how: LinearSolve) -> tuple[Fit, HostArray]:
+    """Return the same after a solve with `reach`, for cotangents (B,) of `cost` and `entropic_cost`.
 
-    Their equations are ``sum_j b_j E_ij (C_ij / eps - u_i - v_j) = eps / rho_a k_i u_i`` with the fraction k that is
-    kept, and those of columns; a takes ``eps (1 + eps / rho_a) k u``. What is returned as x and y is ``f / eps - u``
-    and ``g / eps - v``, so that ``W = Z - x - y`` as in balanced transport.
+    u, v are the fit, with slack, of ``H = cost C / eps + entropic (C / eps + log P + 1)``. Their equations are
+    ``sum_j b_j E_ij (H_ij - u_i - v_j) = eps / rho_a k_i u_i`` with the fraction k that is kept, and those of columns;
+    a takes ``eps (1 + eps / rho_a) k u``. Rows x and columns y are such that ``W = cost Z - x - y`` is ``u + v - H``.
     """
     given, eps_moves = moved.solved, moved.along.eps
+    assert moved.fit is not None
+    fit, sums = moved.fit[:2], _moved_sums(moved, cost, entropic)
+    share = cost if entropic is None else cost + entropic
     problem, prices, changes = given.problem, given.problem.reach, (moved.df, moved.dg)
     assert given.kept is not None and prices is not None
     eps, deps = problem.eps_as(2), 0.0 if eps_moves is None else eps_moves[:, None]
@@ -195,20 +208,37 @@ def _damped_fit(
     sides = zip(given.kept, fit, (du, dv), (problem.f, problem.g), changes, prices, strict=True)
     shown, moves, of_weights = [], [], []
     for kept, u, by, potential, change, rho in sides:
-        shown.append(potential / eps - u)
-        moves.append((change - potential / eps * deps) / eps - by)
+        shown.append(share[:, None] * potential / eps - u)
+        moves.append(share[:, None] * (change - potential / eps * deps) / eps - by)
         of_fit = deps * (1 + 2 * eps / rho) * u + eps * (1 + eps / rho) * (by - u * change / rho)
-        of_weights.append(weight[:, None] * kept * of_fit)
-    return Fit(shown[0], shown[1], moves[0], moves[1], weight, of_weights[0], of_weights[1]), converged
+        of_weights.append(kept * of_fit)
+    if entropic is not None:
+        for k, (logs, of_logs) in enumerate(zip(given.weight_logs, _log_moves(moved), strict=True)):
+            shown[k] = shown[k] + entropic[:, None] * (logs + (k == 0))
+            moves[k] = moves[k] + entropic[:, None] * of_logs
+    one = problem.xp.ones_like(cost)
+    return Fit(shown[0], shown[1], moves[0], moves[1], one, cost, share, of_weights[0], of_weights[1]), converged
 
 
-def _moved_sums(moved: Motion, x: Array, y: Array) -> tuple[Array, Array]:
-    """Return the sums over rows and columns of how ``E (H - x - y)`` moves with x and y held fixed.
+def _log_moves(moved: Motion) -> tuple[Array, Array]:
+    """Return how the logarithms of the weights move, 0 in empty bins."""
+    problem, xp, out = moved.solved.problem, moved.solved.problem.xp, []
+    for weights, move in zip((problem.a, problem.b), moved.along[:2], strict=True):
+        some = weights > 0
+        out.append(xp.zeros_like(weights) if move is None else xp.where(some, move / xp.where(some, weights, 1), 0))
+    return out[0], out[1]
 
-    H is what x and y fit: Z, or with `reach` ``C / eps``.
+
+def _moved_sums(moved: Motion, cost: Array | None, entropic: Array | None) -> tuple[Array, Array]:
+    """Return the sums over rows and columns of how ``E (H - x - y)`` moves with the fit x and y of H held fixed.
+
+    H is Z or, with `reach` and cotangents (B,) of values, that of `_damped_fit`.
     """
     given, along = moved.solved, moved.along
     problem, xp = given.problem, given.problem.xp
+    assert moved.fit is not None
+    x, y, _ = moved.fit
+    (of_rows, of_columns), (moved_a, moved_b) = given.plan_logs, _log_moves(moved)
     h, k = xp.zeros_like(problem.a), xp.zeros_like(problem.b)
     for pairs in given.pairs(along):
         problems, rows, E, H = pairs.problems, pairs.rows, pairs.density, pairs.log_ratio
@@ -216,10 +246,15 @@ def _moved_sums(moved: Motion, x: Array, y: Array) -> tuple[Array, Array]:
         change = moved.df[problems, rows, None] + moved.dg[problems, None, :]
         dZ = (change if pairs.shift is None else change - pairs.shift) / eps
         dH = dZ
-        if given.kept is not None:
+        if cost is not None:
             potentials = (problem.f[problems, rows, None] + problem.g[problems, None, :]) / eps
-            change = change if along.eps is None else change - potentials * along.eps[problems, None, None]
-            H, dH = potentials - H, change / eps - dZ
+            change = (change if along.eps is None else change - potentials * along.eps[problems, None, None]) / eps
+            w = cost[problems, None, None]
+            H, dH = w * (potentials - H), w * (change - dZ)
+            if entropic is not None:
+                w = entropic[problems, None, None]
+                H += w * (of_rows[problems, rows, None] + of_columns[problems, None, :])
+                dH += w * (change + moved_a[problems, rows, None] + moved_b[problems, None, :])
         W = H - x[problems, rows, None] - y[problems, None, :]
         M = E * (dZ * W + dH)
         h[problems, rows] += right_product(M, problem.b[problems])

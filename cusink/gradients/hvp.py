@@ -66,7 +66,7 @@ def sinkhorn_hvp(
         A result of another kind, an array of another library or dtype than the result.
     ValueError
         An array of the wrong shape or with values that are not finite, a direction that the cost does not have, no
-        direction or cotangent at all; after a solve with `reach`, a cotangent of `entropic_cost`.
+        direction or cotangent at all.
 
     Warns
     -----
@@ -75,9 +75,9 @@ def sinkhorn_hvp(
 
     Notes
     -----
-    For `reg_cost` one linear system is solved, for `cost` three, all of one matrix; the plan is gone through twice or
-    three times, in blocks, and none is kept: memory is O(n + m). Everything is computed in float64.
-    docs/second-order.md derives the formulas.
+    For `reg_cost` one linear system is solved, for `cost` three, and with `reach` for `entropic_cost` too, all of one
+    matrix; the plan is gone through twice or three times, in blocks, and none is kept: memory is O(n + m). Everything
+    is computed in float64. docs/second-order.md derives the formulas.
 
     The Hessian is that of the value as a function of all inputs together, and symmetric. Where a metric has no second
     derivative, at points that coincide, its part is zero.
@@ -100,10 +100,5 @@ def sinkhorn_hvp(
         potentials={},
     )
     along = checks.directions(problem, result.f, {"da": da, "db": db, "deps": deps}, {"dC": dC, "dx": dx, "dy": dy})
-    if problem.reach is not None and values.entropic_cost is not None:
-        raise ValueError(
-            "'grad_entropic_cost' must be None after a solve with 'reach'; got a gradient. Take 'grad_cost' or "
-            "'grad_reg_cost', whose second derivatives are known there"
-        )
     warn_unconverged(result.problem.C, result.converged, result.error)
     return product(problem, values, along, LinearSolve(tol, max_iter))

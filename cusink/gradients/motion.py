@@ -116,9 +116,39 @@ class Solved:
             )
         return lambda index, _: (h[index], k[index])
 
-    def behind_cost(self, index: HostArray, means: Means) -> tuple[Array, Array]:
-        """Return the right-hand sides of the fit behind `cost`: of Z, or with `reach` of ``C / eps``."""
-        return (self.log_ratio_means if self.kept is None else self.cost_means)(index, means)
+    @functools.cached_property
+    def weight_logs(self) -> tuple[Array, Array]:
+        """The logarithms of the weights (B, n) and (B, m), 0 in empty bins."""
+        xp = self.problem.xp
+        log_a, log_b = (xp.log(xp.where(w > 0, w, 1)) for w in (self.problem.a, self.problem.b))
+        return log_a, log_b
+
+    @functools.cached_property
+    def plan_logs(self) -> tuple[Array, Array]:
+        """Rows and columns whose sum is ``C / eps + log P + 1``, as C / eps + Z is ``(f + g) / eps``."""
+        eps, (log_a, log_b) = self.problem.eps_as(2), self.weight_logs
+        return self.problem.f / eps + log_a + 1, self.problem.g / eps + log_b
+
+    def behind_values(self, cost: Array, entropic: Array | None) -> RightSide:
+        """Return the right-hand sides of the fit behind values with cotangents (B,).
+
+        It is that of Z behind `cost` in balanced transport; with `reach` of ``H = cost C / eps + entropic (C / eps +
+        log P + 1)``, by whose means the gradients go.
+        """
+        if self.kept is None:
+            return self.log_ratio_means
+
+        def right(index: HostArray, means: Means) -> tuple[Array, Array]:
+            rows, columns = (cost[index, None] * x for x in self.cost_means(index, means))
+            if entropic is None:
+                return rows, columns
+            assert self.problem.reach is not None
+            (of_rows, of_columns), eps = (x[index] for x in self.plan_logs), self.problem.eps_as(2, index)
+            (damped_a, damped_b), w = (1 + eps / rho for rho in self.problem.reach), entropic[index, None]
+            rows = rows + w * (of_rows + means.mean(of_columns, 1)) / damped_a
+            return rows, columns + w * (of_columns + means.mean(of_rows, 0)) / damped_b
+
+        return right
 
     def log_ratio_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
         """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
@@ -159,7 +189,7 @@ class Solved:
 class Motion:
     """Changes df (B, n) and dg (B, m) of the potentials of a solved problem along a direction.
 
-    `fit` is the solution behind `cost`, if it was asked for.
+    `fit` is the solution behind values, if it was asked for.
     """
 
     solved: Solved
@@ -207,8 +237,11 @@ def solved(problem: Problem) -> Solved:
     )
 
 
-def motion(given: Solved, along: Directions, how: LinearSolve, with_fit: bool = False) -> Motion:
-    """Return how the potentials move along a direction, whose weights are projected as their gradients are."""
+def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | None = None) -> Motion:
+    """Return how the potentials move along a direction, whose weights are projected as their gradients are.
+
+    `fit` are the right-hand sides of one more system, whose solution comes with them.
+    """
     problem, xp = given.problem, given.problem.xp
     a, b, along = problem.a, problem.b, given.feasible(along)
     h, k = xp.zeros_like(a), xp.zeros_like(b)
@@ -224,10 +257,10 @@ def motion(given: Solved, along: Directions, how: LinearSolve, with_fit: bool = 
         if along.a is not None:
             share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
             k[problems] -= problem.eps_as(2, problems) * share
-    rights = [given.sums(h, k), *((given.behind_cost,) if with_fit else ())]
+    rights = [given.sums(h, k), *(() if fit is None else (fit,))]
     (df, dg, converged), *fits = given.solve(rights, how)
-    for fit in fits:
-        converged = converged & fit.converged
+    for found in fits:
+        converged = converged & found.converged
     return Motion(given, along, df, dg, converged, *fits)
 
 

@@ -105,3 +105,26 @@ def shares(problem: Problem, axis: Axis, values: Array, cotangent: Array) -> Sha
         values=xp.broadcast_to(values, (size, *values.shape[1:])),
         cotangent=xp.where(kept[..., None], xp.broadcast_to(cotangent, (size, *cotangent.shape[1:])), 0),
     )
+
+
+def means_along(of: Shares, along: Directions, change: Array) -> tuple[Array, Array]:
+    """Return the derivatives of the means (B, kept, d) and of the softmins (B, kept) along a direction.
+
+    `change` (B, bins) is that of the other side's potential; the values stay. Weights and potential of the bins
+    that are kept do not matter.
+    """
+    problem, axis, xp = of.given.problem, of.axis, of.given.problem.xp
+    moves = along.b if axis == 1 else along.a
+    out, total = xp.zeros(of.cotangent.shape), xp.zeros((*of.softmin.shape, 1))
+    ones = xp.ones((*of.weights.shape, 1))
+    for pairs in of.given.pairs(along):
+        at, rows = pairs.problems, pairs.rows
+        moved = change[at, None, :] if axis == 1 else change[at, rows, None]
+        if pairs.shift is not None:
+            moved = moved - pairs.shift
+        block = of.weighted(pairs, pairs.density * (moved / problem.eps_as(3, at)))
+        if moves is not None:
+            block += pairs.density * (moves[at, None, :] if axis == 1 else moves[at, rows, None])
+        of.add_kept(out, pairs, block, of.values)
+        of.add_kept(total, pairs, block, ones)
+    return out - total * of.means, -problem.eps_as(2) * total[..., 0]

@@ -146,7 +146,7 @@ class ReducedSystem:
         target = tol * size
         y = xp.zeros_like(own)
         for attempt in range(ROUNDS + 1):
-            x = other - of_other * self.means.mean(y, other_axis)
+            x = other - of_other * self.means.mean(y, other_axis) if attempt else other  # y = 0 at first
             residual = own - of_own * self.means.mean(x, axis) - y
             constant = bins.mean(residual)
             residual -= constant
@@ -168,7 +168,8 @@ class ReducedSystem:
     def apply(self, y: Array) -> Array:
         """Return ``y - share^2 S' R y``."""
         of_other, of_own = self.shares
-        return y - of_other * of_own * self.means.mean(self.means.mean(y, self.other_axis), self.axis)
+        both = self.means.mean(self.means.mean(y, self.other_axis), self.axis)
+        return y - (of_other * of_own * both if self.slack else both)
 
     def at(self, index: HostArray) -> Self:
         """Return the system of the problems at `index`."""
@@ -222,22 +223,24 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
     """
     xp = system.xp
     out = xp.zeros_like(residual)
-    active, y, direction = np.arange(len(out)), xp.zeros_like(residual), residual
+    active, y, residual, direction = np.arange(len(out)), xp.zeros_like(residual), residual.copy(), residual.copy()
     size = bins.dot(residual, residual)
     for _ in range(system.how.max_iter):
         image = system.apply(direction)
         curvature = bins.dot(direction, image)
         sound = curvature > 0
         length = xp.where(sound, size / xp.where(sound, curvature, 1), 0)[:, None]
-        y = y + length * direction
-        residual = residual - length * image
+        y += length * direction
+        image *= length
+        residual -= image
         residual -= bins.mean(residual)
         residual = bins.masked(residual)
         previous, size = size, bins.dot(residual, residual)
         going = system.to_host(sound & (size > target**2))
         if not going.any():
             break
-        direction = residual + (size / xp.where(previous > 0, previous, 1))[:, None] * direction
+        direction *= (size / xp.where(previous > 0, previous, 1))[:, None]
+        direction += residual
         if 2 * np.count_nonzero(going) <= len(going):
             out[active[~going]] = y[~going]
             index = np.flatnonzero(going)

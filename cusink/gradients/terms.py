@@ -17,6 +17,7 @@ from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule
 
 BLOCK_ENTRIES = 1 << 17  # of a block of plans, where a gradient needs the plan entry by entry
+SUM_COPIES = 6  # of a sum of plans, while it is made
 COPIES_PER_BLOCK = 16  # of float64 that a block takes at most, and what the allocator keeps of them
 
 
@@ -103,7 +104,7 @@ class GradientTerms:
 
         They are (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d).
         """
-        return self.problem.C.points_adjoint(self._gradients())
+        return self.problem.C.points_adjoint(self._summed() if self._summable else self._gradients())
 
     def wrt_axes(self) -> tuple[Array, ...] | None:
         """Return the gradients (n_k,) with respect to the positions of the cells of a grid, summed over the batch."""
@@ -118,6 +119,20 @@ class GradientTerms:
         """Yield the gradients with respect to the costs."""
         for problems, rows in self._blocks():
             yield problems, rows, self._block(problems, rows).gradient
+
+    @property
+    def _summable(self) -> bool:
+        """Whether problems share a cloud, and the sum of their gradients by its costs may be made at once."""
+        C, limit = self.problem.C, getattr(self.problem.C.data, "memory_limit", 0)
+        fits = SUM_COPIES * C.shape[-2] * C.shape[-1] * np.dtype(C.dtype).itemsize <= limit
+        return C.shared and len(self.problem.a) > 1 and fits and self.grad_f is None
+
+    def _summed(self) -> Iterator[GradientBlock]:
+        """Yield the sum over the problems of the gradients with respect to the costs: products, and one kernel."""
+        total = self._wrt_shared_cost()
+        n, m = total.shape
+        for _, rows in blocks(1, n, m, BLOCK_ENTRIES):
+            yield slice(0, 1), rows, total[None, rows]
 
     @np.errstate(invalid="ignore")
     def wrt_eps(self) -> Array:

@@ -8,6 +8,7 @@ from cusink.jax.barycenters import barycenter
 from cusink.jax.clouds import PointCloud
 from cusink.jax.kernels import kernel_distance, kernel_neg_log_likelihood
 from cusink.jax.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
+from cusink.jax.maps import barycentric_map, entropic_map, potential_at
 from cusink.jax.measures import Measures
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "PointCloud",
     "apply_plan",
     "barycenter",
+    "barycentric_map",
+    "entropic_map",
     "kernel_distance",
     "kernel_neg_log_likelihood",
+    "potential_at",
     "sinkhorn_divergence",
     "sinkhorn_loss",
     "sinkhorn_potentials",

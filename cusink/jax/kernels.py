@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cusink.bridges.measures import KernelWork
-from cusink.bridges.options import Reduction, reduced
+from cusink.bridges.options import Reduction, point_shape, reduced
 from cusink.checks.arrays import HALF
 from cusink.jax.arrays import floating
 from cusink.jax.primitives import outputs_of
@@ -123,6 +123,8 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
             raise TypeError(f"'{name}' must be an array of points; got None")
     x, a, y, b = floating(x=x, a=a, y=y, b=b)
     x, y = (p[:, None] if p.ndim == 1 else p for p in (x, y))
+    for name, points in (("x", x), ("y", y)):
+        point_shape(name, points.shape)
     dtype = x.dtype
     a, b = (jnp.full(p.shape[-2], 1 / p.shape[-2], dtype) if w is None else w for w, p in ((a, x), (b, y)))
     named = {"x": x, "a": a, "y": y, "b": b}

@@ -69,6 +69,7 @@ def sinkhorn_loss(
     **options
         `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn` but `init` and `callback`.
         `tol` is also the tolerance of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
+        `reach` may be an array, one price or one for each marginal, which then have gradients.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def sinkhorn_loss(
     ``vmap`` over single problems is one call of the solver. Under ``jit`` on a GPU the arrays travel to the host and
     are solved there. The gradients for `a` and `b` have mean zero: weights vary on the simplex. With `reach` masses may
     vary and nothing is projected. Second derivatives are those of ``hessian``,
-    ``jacfwd`` or ``grad`` of a gradient; with `reach` `reg_cost` alone has them. float16 and bfloat16 are computed in
+    ``jacfwd`` or ``grad`` of a gradient; by `reach` there are none. float16 and bfloat16 are computed in
     float32. Lists and whole numbers follow the arrays that they come with, and have the default float of JAX where
     there are none.
 
@@ -115,7 +116,7 @@ def sinkhorn_loss(
         (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, normalise, of, options=given.solver))
         return reduced(losses, reduction)
     problem = LossProblem(a, b, C, eps, given.solver, {}, normalise)
-    (losses,) = outputs_of(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
+    (losses,) = outputs_of(ValueOf(problem.kind, problem.options, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
 
@@ -149,7 +150,8 @@ def sinkhorn_divergence(
     normalise : bool
         Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
-        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`.
+        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`. `reach` may be an array of
+        one price, which then has a gradient.
 
     Returns
     -------
@@ -186,8 +188,8 @@ def sinkhorn_divergence(
         return reduced(losses, reduction)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
-    problem = LossProblem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb}, normalise)
-    (losses,) = outputs_of(Divergence(problem.kind, given, C_aa is not None), problem.inputs)
+    problem = LossProblem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb}, normalise, one_reach=True)
+    (losses,) = outputs_of(Divergence(problem.kind, problem.options, C_aa is not None), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
 
@@ -241,7 +243,7 @@ def sinkhorn_potentials(
     """
     given = tuple(options.items())
     problem = LossProblem(a, b, C, eps, given, {}, normalise)
-    f, g = outputs_of(Potentials(problem.kind, given), problem.inputs)
+    f, g = outputs_of(Potentials(problem.kind, problem.options), problem.inputs)
     f, g = (as_images(problem.narrowed(x), cells) for x, cells in zip((f, g), problem.images, strict=True))
     return f, g
 
@@ -301,5 +303,5 @@ def apply_plan(
         raise TypeError("'values' must be an array; got None")
     given = tuple(options.items())
     problem = LossProblem(a, b, C, eps, given, {"values": values}, normalise)
-    (applied,) = outputs_of(Applied(problem.kind, given, axis), problem.inputs)
+    (applied,) = outputs_of(Applied(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(applied), problem.of_values)

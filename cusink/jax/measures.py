@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cusink.bridges.options import reach_parts
 from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import HALF, kind
 from cusink.checks.regularisation import RelativeEps
@@ -136,6 +137,8 @@ def problem_of_pairs(
     slopes: tuple[str, ...] = ("a", "x", "b", "y")
     if isinstance(eps, jax.Array):
         slopes = (*slopes, "eps_of_pairs")
+    if reach_parts(options["options"], (jax.Array, np.ndarray), False):
+        raise TypeError("'reach' must hold numbers for Measures, which give no gradient by it; got an array of JAX")
     work = pair_work(a, b, C, of, slopes, **options)
     if a.points.dtype != b.points.dtype:
         raise TypeError(f"all arrays must share one dtype; 'a' is {a.points.dtype} and 'b' {b.points.dtype}")

@@ -4,14 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cusink.bridges.options import (
     CostKind,
     mass_ratio,
     of_sum_one,
-    reach_of,
+    reach_parts,
+    unbalanced,
     values_in_bins,
     values_of,
+    with_reach_given,
 )
 from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.checks.arrays import HALF
@@ -36,12 +39,15 @@ class LossProblem:
         options: tuple[tuple[str, Any], ...],
         own: dict[str, Any],
         normalise: bool,
+        one_reach: bool = False,
     ) -> None:
         flag("normalise", normalise)
         for name in ("init", "callback"):
             if name in dict(options):
                 raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
-        balanced = reach_of(options) is None
+        parts = reach_parts(options, (jax.Array, np.ndarray), one_reach)
+        self.options = with_reach_given(options) if parts else options
+        balanced = not unbalanced(self.options)
         self.kind, costs = cost_arrays(C)
         named = {**costs, "a": a, "b": b, **own}
         single = any(str(getattr(x, "dtype", "")) == "float32" for x in (a, b))
@@ -78,6 +84,8 @@ class LossProblem:
             eps = _relative(eps, self.kind, named)
         number = regularisation(eps, named["a"].dtype)
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
+        if parts:
+            self.inputs["reach"] = _prices(parts, one_reach, named["a"].dtype)
 
     def narrowed(self, out: jax.Array) -> jax.Array:
         """Return a result in the dtype of the inputs."""
@@ -91,3 +99,18 @@ def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
     costs = {name: jax.lax.stop_gradient(named[name]) for name in kind.names}
     (number,) = outputs_of(EpsOfCosts(kind, eps.share, eps.of), costs)
     return number
+
+
+def _prices(parts: tuple[Any, ...], one: bool, dtype: Any) -> jax.Array:
+    """Return the prices of both marginals as an array (2,), or `one` of them ()."""
+    for x in parts:
+        if isinstance(x, (jax.Array, np.ndarray)) and not (
+            jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+        ):
+            raise TypeError(f"'reach' must be a real number; got an array of {x.dtype}")
+    arrays = [jnp.asarray(jnp.inf if x is None else x, dtype) for x in parts]
+    if one:
+        return arrays[0].reshape(())
+    if len(arrays) == 1:
+        return jnp.broadcast_to(arrays[0].reshape(-1), 2)
+    return jnp.stack([x.reshape(()) for x in arrays])

@@ -8,6 +8,7 @@ from cusink.torch.barycenters import Barycenter, barycenter
 from cusink.torch.clouds import PointCloud
 from cusink.torch.kernels import kernel_distance, kernel_neg_log_likelihood
 from cusink.torch.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
+from cusink.torch.maps import barycentric_map, entropic_map, potential_at
 from cusink.torch.measures import Measures
 from cusink.torch.modules import KernelDistance, SinkhornDivergence, SinkhornLoss
 
@@ -20,8 +21,11 @@ __all__ = [
     "SinkhornLoss",
     "apply_plan",
     "barycenter",
+    "barycentric_map",
+    "entropic_map",
     "kernel_distance",
     "kernel_neg_log_likelihood",
+    "potential_at",
     "sinkhorn_divergence",
     "sinkhorn_loss",
     "sinkhorn_potentials",

@@ -98,4 +98,5 @@ def regularisation(eps: Any) -> torch.Tensor:
         raise ValueError(
             f"'eps' must be a number, or a tensor of one or of one per problem; got shape {tuple(eps.shape)}"
         )
+    eps = eps.float() if eps.dtype in HALF else eps  # NumPy has no bfloat16
     return eps.reshape(()) if eps.numel() == 1 else eps

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from cusink.bridges.measures import KernelWork
-from cusink.bridges.options import Reduction, reduced
+from cusink.bridges.options import Reduction, point_shape, reduced
 from cusink.norms import checks
 from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor
 from cusink.torch.operators import apply
@@ -124,6 +124,8 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
     x, a, y, b = in_one_dtype(x=x, a=a, y=y, b=b).values()
     dtype = x.dtype
     points = {name: p.unsqueeze(-1) if p.ndim == 1 else p for name, p in (("x", x), ("y", y))}
+    for name, given in points.items():
+        point_shape(name, tuple(given.shape))
     weights = {"a": (a, x), "b": (b, y)}
     named = dict(points)
     for name, (w, p) in weights.items():

@@ -10,7 +10,6 @@ from cusink.bridges.options import (
     Gradient,
     LossOptions,
     Reduction,
-    reach_of,
     reduced,
     values_as_images,
 )
@@ -35,7 +34,7 @@ __all__ = [
 ]
 
 
-class _Problem(LossProblem):
+class Problem(LossProblem):
     """A problem whose eps may be relative to its costs."""
 
     def in_units(self, eps: RelativeEps, named: dict[str, Any]) -> Any:
@@ -85,6 +84,7 @@ def sinkhorn_loss(
     **options
         `max_iter`, `tol`, `method`, `reach` and the other options of `cusink.sinkhorn`. `tol` is also the tolerance
         of the linear system behind the exact gradient of `cost` (1e-6 if it is None).
+        `reach` may be a tensor, one price or one for each marginal, which then have gradients.
 
     Returns
     -------
@@ -96,7 +96,9 @@ def sinkhorn_loss(
     TypeError, ValueError
         As `cusink.sinkhorn` does, and for tensors of different devices.
     RuntimeError
-        If the gradient is differentiated more often than it can be: once more, with `reach` for `reg_cost` alone.
+        If the gradient is differentiated more often than once.
+    NotImplementedError
+        If the gradient by a `reach` that is a tensor is differentiated.
 
     Warns
     -----
@@ -130,8 +132,8 @@ def sinkhorn_loss(
         of = partial(PairValues, value=value, gradient=gradient)
         (losses,) = apply(*problem_of_pairs(a, b, C, eps, normalise, of, options=given.solver))
         return reduced(losses, reduction)
-    problem = _Problem(a, b, C, eps, reach_of(given.solver) is None, {}, normalise)
-    (losses,) = apply(ValueOf(problem.kind, given.solver, value, gradient), problem.inputs)
+    problem = Problem(a, b, C, eps, given.solver, {}, normalise)
+    (losses,) = apply(ValueOf(problem.kind, problem.options, value, gradient), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
 
@@ -165,7 +167,8 @@ def sinkhorn_divergence(
     normalise : bool
         Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
-        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`.
+        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`. `reach` may be a tensor of
+        one price, which then has a gradient.
 
     Returns
     -------
@@ -201,10 +204,10 @@ def sinkhorn_divergence(
         unused(**own)
         (losses,) = apply(*problem_of_pairs(a, b, C, eps, normalise, PairDivergences, options=given))
         return reduced(losses, reduction)
-    problem = _Problem(a, b, C, eps, reach_of(given) is None, own, normalise)
+    problem = Problem(a, b, C, eps, given, own, normalise, one_reach=True)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
-    (losses,) = apply(Divergence(problem.kind, given, C_aa is not None), problem.inputs)
+    (losses,) = apply(Divergence(problem.kind, problem.options, C_aa is not None), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 
 
@@ -257,8 +260,8 @@ def sinkhorn_potentials(
     (torch.Size([2]), torch.Size([2]))
     """
     given = tuple(options.items())
-    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, normalise)
-    f, g = apply(Potentials(problem.kind, given), problem.inputs)
+    problem = Problem(a, b, C, eps, given, {}, normalise)
+    f, g = apply(Potentials(problem.kind, problem.options), problem.inputs)
     f, g = (as_images(problem.narrowed(x), cells) for x, cells in zip((f, g), problem.images, strict=True))
     return f, g
 
@@ -316,6 +319,6 @@ def apply_plan(
     axis = plan_axis(axis)
     one_tensor("values", values)
     given = tuple(options.items())
-    problem = _Problem(a, b, C, eps, reach_of(given) is None, {}, normalise, values)
-    (applied,) = apply(Applied(problem.kind, given, axis), problem.inputs)
+    problem = Problem(a, b, C, eps, given, {}, normalise, values)
+    (applied,) = apply(Applied(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(applied), problem.of_values)

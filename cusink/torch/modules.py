@@ -38,8 +38,20 @@ class _TransportLoss(torch.nn.Module):
             self.register_buffer("eps", eps)
         else:
             self.eps = eps
+        reach = options.get("reach")
+        self._own_reach = isinstance(reach, torch.Tensor)
+        if self._own_reach:  # a buffer, or learnt
+            del options["reach"]
+            if isinstance(reach, torch.nn.Parameter):
+                self.reach = reach
+            else:
+                self.register_buffer("reach", reach)
         if C is None:  # a wrong metric fails here, not in the first call
             PointCloud(torch.zeros(1, 1), None, metric, power=power)
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options of a call."""
+        return self.options | ({"reach": self.reach} if self._own_reach else {})
 
     def _inputs(self, given: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         """Return weights and the cost of a call."""
@@ -62,10 +74,10 @@ class _TransportLoss(torch.nn.Module):
         str
             Such as ``eps=0.05, value='cost'``.
         """
-        eps = self.eps
-        if isinstance(eps, torch.Tensor):
-            eps = eps.item() if eps.numel() == 1 else eps.tolist()
-        shown = {"eps": eps, **self.options}
+        shown = {"eps": self.eps, **self._options()}
+        for name in ("eps", "reach"):
+            if isinstance(x := shown.get(name), torch.Tensor):
+                shown[name] = x.item() if x.numel() == 1 else x.tolist()
         return ", ".join(f"{name}={option!r}" for name, option in shown.items())
 
 
@@ -92,7 +104,7 @@ class SinkhornLoss(_TransportLoss):
     power : float
         The cost between points is the metric to this power.
     **options
-        Options of `cusink.sinkhorn`.
+        Options of `cusink.sinkhorn`. `reach` may be a tensor: a buffer, or learnt if it is a ``torch.nn.Parameter``.
 
     Examples
     --------
@@ -135,7 +147,7 @@ class SinkhornLoss(_TransportLoss):
         tensor, shape () or (B,)
             The loss, as `sinkhorn_loss` returns it.
         """
-        return sinkhorn_loss(*self._inputs(given), self.eps, **self.options)
+        return sinkhorn_loss(*self._inputs(given), self.eps, **self._options())
 
 
 class SinkhornDivergence(_TransportLoss):
@@ -154,7 +166,7 @@ class SinkhornDivergence(_TransportLoss):
     power : float
         The cost between points is the metric to this power.
     **options
-        Options of `cusink.sinkhorn_divergence`.
+        Options of `cusink.sinkhorn_divergence`; `reach` may be a tensor, as for `SinkhornLoss`.
 
     Examples
     --------
@@ -193,7 +205,7 @@ class SinkhornDivergence(_TransportLoss):
         tensor, shape () or (B,)
             The divergence, as `sinkhorn_divergence` returns it.
         """
-        return sinkhorn_divergence(*self._inputs(given), self.eps, **self.options)
+        return sinkhorn_divergence(*self._inputs(given), self.eps, **self._options())
 
 
 class KernelDistance(torch.nn.Module):

@@ -1,5 +1,6 @@
 """Checked tensors of a call, and what turns results back."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,13 +8,16 @@ import torch
 from cusink.bridges.options import (
     mass_ratio,
     of_sum_one,
+    reach_parts,
+    unbalanced,
     values_in_bins,
     values_of,
+    with_reach_given,
 )
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.images import in_bins
-from cusink.torch.arrays import HALF, checked, in_one_dtype, regularisation
+from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
 from cusink.torch.costs import cost_tensors
 
 
@@ -26,12 +30,15 @@ class LossProblem:
         b: torch.Tensor | None,
         C: Any,
         eps: Any,
-        balanced: bool,
+        options: tuple[tuple[str, Any], ...],
         own: dict[str, Any],
         normalise: bool,
         values: Any = None,
+        one_reach: bool = False,
     ) -> None:
         self.kind, costs = cost_tensors(C)
+        self.options, prices = _prices(options, one_reach)
+        balanced = not unbalanced(self.options)
         named = {"a": a, "b": b, **own, "values": values, **costs}
         flag("normalise", normalise)
         if all(x is None for x in named.values()):
@@ -69,7 +76,7 @@ class LossProblem:
             named["b"] = b * mass_ratio(torch, a.detach(), b.detach(), "bfloat16" if half else "float32")
         if isinstance(eps, RelativeEps):
             eps = self.in_units(eps, named)
-        self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": regularisation(eps)}
+        self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": regularisation(eps)} | prices
 
     def narrowed(self, out: torch.Tensor) -> torch.Tensor:
         """Return a result in the half precision of the inputs, outside autocast."""
@@ -78,3 +85,25 @@ class LossProblem:
     def in_units(self, eps: RelativeEps, named: dict[str, Any]) -> Any:
         """Return eps in the unit of the costs among named tensors."""
         raise NotImplementedError
+
+
+def _prices(
+    options: tuple[tuple[str, Any], ...], one: bool
+) -> tuple[tuple[tuple[str, Any], ...], dict[str, torch.Tensor]]:
+    """Return options, and `reach` as an input if it has tensors: the prices of both marginals (2,), or one ()."""
+    parts = reach_parts(options, torch.Tensor, one)
+    if not parts:
+        return options, {}
+    tensors = [x for x in parts if isinstance(x, torch.Tensor)]
+    for x in tensors:
+        one_tensor("reach", x)
+        if x.dtype == torch.bool:
+            raise TypeError(f"'reach' must be a real number; got a tensor of {x.dtype}")
+    if one:
+        return with_reach_given(options), {"reach": tensors[0].double().reshape(())}
+    if len(parts) == 1:
+        return with_reach_given(options), {"reach": tensors[0].double().reshape(-1).expand(2)}
+    sides = [x if isinstance(x, torch.Tensor) else torch.tensor(math.inf if x is None else float(x)) for x in parts]
+    return with_reach_given(options), {
+        "reach": torch.stack([x.double().reshape(()).to(tensors[0].device) for x in sides])
+    }

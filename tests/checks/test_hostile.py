@@ -492,6 +492,18 @@ CALLS = {
         {**BRIDGED, "C_aa": C, "C_bb": C, "reduction": "mean", **SOLVE},
     ),
     "jax.sinkhorn_potentials": (cusink.jax.sinkhorn_potentials, {**BRIDGED, **SOLVE}),
+    "jax.barycentric_map": (
+        cusink.jax.barycentric_map,
+        {**BRIDGED, "values": Y, "axis": 1, **SOLVE},
+    ),
+    "jax.entropic_map": (
+        cusink.jax.entropic_map,
+        {**BRIDGED, "C": cusink.jax.PointCloud(X, Y), "points": X, "values": None, "axis": 1, **SOLVE},
+    ),
+    "jax.potential_at": (
+        cusink.jax.potential_at,
+        {**BRIDGED, "C": cusink.jax.PointCloud(X, Y), "points": X, "axis": 1, **SOLVE},
+    ),
     "jax.apply_plan": (cusink.jax.apply_plan, {**BRIDGED, "values": Y, "axis": 1, **SOLVE}),
     "jax.barycenter": (cusink.jax.barycenter, MEAN),
     "jax.kernel_distance": (cusink.jax.kernel_distance, OF_POINTS),
@@ -505,6 +517,31 @@ CALLS = {
         {**TENSORS, "C_aa": torch.tensor(C), "C_bb": torch.tensor(C), "reduction": "mean", **SOLVE},
     ),
     "torch.sinkhorn_potentials": (cusink.torch.sinkhorn_potentials, {**TENSORS, **SOLVE}),
+    "torch.barycentric_map": (
+        cusink.torch.barycentric_map,
+        {**TENSORS, "values": torch.tensor(Y), "axis": 1, **SOLVE},
+    ),
+    "torch.entropic_map": (
+        cusink.torch.entropic_map,
+        {
+            **TENSORS,
+            "C": cusink.torch.PointCloud(torch.tensor(X), torch.tensor(Y)),
+            "points": torch.tensor(X),
+            "values": None,
+            "axis": 1,
+            **SOLVE,
+        },
+    ),
+    "torch.potential_at": (
+        cusink.torch.potential_at,
+        {
+            **TENSORS,
+            "C": cusink.torch.PointCloud(torch.tensor(X), torch.tensor(Y)),
+            "points": torch.tensor(X),
+            "axis": 1,
+            **SOLVE,
+        },
+    ),
     "torch.apply_plan": (cusink.torch.apply_plan, {**TENSORS, "values": torch.tensor(Y), "axis": 1, **SOLVE}),
     "torch.barycenter": (
         cusink.torch.barycenter,

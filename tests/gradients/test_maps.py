@@ -112,30 +112,35 @@ def test_extension_adjoint_is_the_slope_at_new_points_and_of_the_solution(kind, 
     new = rng.normal(size=(*other.shape[:-2], 4, 2))
     values = rng.normal(size=(other.shape[-2], 3)) if mapped == "values" else None
     grad_map, grad_potential = rng.normal(size=(2, 4, 2 if values is None else 3)), rng.normal(size=(2, 4))
+    grad_gradient = rng.normal(size=(2, 4, 2))
 
     def loss(new, values, **changed):
         there = inputs.solve(**changed).at(**{side: new})
         images = there.map() if values is None else there.barycentric_map(values)
-        return (grad_potential * there.potential).sum() + (grad_map * images).sum()
+        of_potential = (grad_potential * there.potential).sum() + (grad_gradient * there.gradient()).sum()
+        return of_potential + (grad_map * images).sum()
 
     result = inputs.solve()
     grads = cusink.extension_adjoint(
-        result.at(**{side: new}), grad_potential=grad_potential, grad_map=grad_map, values=values
+        result.at(**{side: new}),
+        grad_potential=grad_potential,
+        grad_map=grad_map,
+        grad_gradient=grad_gradient,
+        values=values,
     )
     assert grads.points.shape == new.shape and grads.partners.shape == other.shape
     assert (grads.values is None) == (values is None)
     moves, move, of_values = inputs.direction(rng), rng.normal(size=new.shape), 0
-    moves.pop("reach", None)  # held fixed
     found = np.vdot(grads.points, move)
     if values is not None:
         of_values = rng.normal(size=values.shape)
         found += np.vdot(grads.values, of_values)
     potential, weights = ("grad_g", "b") if side == "x" else ("grad_f", "a")
     of_solve = cusink.sinkhorn_adjoint(result, **{potential: grads.potential}, **EXACT)
-    direct = {weights: grads.weights, "eps": grads.eps, partners: grads.partners}
+    direct = {weights: grads.weights, "eps": grads.eps, "reach": grads.reach, partners: grads.partners}
     for name, by in moves.items():
         of = getattr(of_solve, name) + direct.get(name, 0)
-        found += np.vdot(of.sum() if name == "eps" else of, by)
+        found += np.vdot(of.sum(axis=0) if name in ("eps", "reach") else of, by)
     wanted = slope(
         lambda t: loss(new + t * move, None if values is None else values + t * of_values, **inputs.moved(moves, t))
     )
@@ -172,7 +177,10 @@ def test_both_libraries_and_dtypes_agree(xp, dtype):
         for r, of in ((found, xp), (wanted, np.float64))
     ]
     pairs += [
-        (cusink.extension_adjoint(r.at(of(new)), grad_map=of(grad[:3])), ("points", "potential", "partners", "eps"))
+        (
+            cusink.extension_adjoint(r.at(of(new)), grad_map=of(grad[:3]), grad_gradient=of(grad[1:4])),
+            ("points", "potential", "partners", "eps"),
+        )
         for r, of in ((found, xp), (wanted, np.float64))
     ]
     for (got, names), (want, _) in (pairs[:2], pairs[2:]):
@@ -185,7 +193,7 @@ def test_numbers_stay_numbers_and_images_are_bins():
     line = cusink.sinkhorn(None, None, cusink.PointCloud([0.0, 1.0], [0.5, 2.0]), eps=0.5)
     found = cusink.barycentric_map_adjoint(line, [0.5, 2.0], [1.0, 0.0])
     assert found.values.shape == found.x.shape == (2,)
-    there = cusink.extension_adjoint(line.at([0.1, 0.2, 0.3]), grad_map=[1.0, 0.0, 2.0])
+    there = cusink.extension_adjoint(line.at([0.1, 0.2, 0.3]), grad_map=[1.0, 0.0, 2.0], grad_gradient=[1.0, 2.0, 3.0])
     assert there.points.shape == (3,) and there.partners.shape == (2,)
     image, grid = np.full((2, 3), 1 / 6), cusink.Grid((2, 3), spacing=0.5)
     values, grad = np.random.default_rng(5).normal(size=(2, 2, 3))
@@ -216,8 +224,14 @@ def test_what_does_not_fit_is_refused():
         cusink.extension_adjoint(there, grad_map=np.ones((6, 2)))
     with pytest.raises(ValueError, match=r"'grad_potential' must have shape \(6,\) to match the potential; got \(4,\)"):
         cusink.extension_adjoint(there, grad_potential=np.ones(4))
-    with pytest.raises(ValueError, match="at least one of 'grad_potential', 'grad_map'"):
+    with pytest.raises(ValueError, match="at least one of 'grad_potential', 'grad_map', 'grad_gradient'"):
         cusink.extension_adjoint(there)
+    with pytest.raises(ValueError, match=r"'grad_gradient' must have shape \(6, 3\) to match the gradient; got \(6,\)"):
+        cusink.extension_adjoint(there, grad_gradient=np.ones(6))
+    cloud = cusink.PointCloud(np.zeros((2, 3)), np.ones((4, 3)), lambda x, y: x @ y.T)
+    of_function = cusink.sinkhorn(None, None, cloud, eps=1.0).at(np.zeros((6, 3)))
+    with pytest.raises(ValueError, match="'grad_gradient' must be None for a 'metric' that is a function"):
+        cusink.extension_adjoint(of_function, grad_gradient=np.ones((6, 3)))
     with pytest.raises(ValueError, match="'values' must come with 'grad_map'"):
         cusink.extension_adjoint(there, grad_potential=np.ones(6), values=np.ones(4))
 
@@ -228,10 +242,13 @@ def test_problems_of_a_batch_with_an_eps_each_are_those_alone():
     grad = rng.normal(size=(2, 5, 2))
     both = cusink.sinkhorn(np.full((2, 5), 0.2), None, cusink.PointCloud(x, y), eps=eps, **TIGHT)
     of_map = cusink.barycentric_map_adjoint(both, y, grad, **EXACT)
-    of_new = cusink.extension_adjoint(both.at(new), grad_map=grad)
+    of_new = cusink.extension_adjoint(both.at(new), grad_map=grad, grad_gradient=grad)
     alone = [cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=float(e), **TIGHT) for e in eps]
     maps = [cusink.barycentric_map_adjoint(result, y, g, **EXACT) for result, g in zip(alone, grad, strict=True)]
-    there = [cusink.extension_adjoint(result.at(new), grad_map=g) for result, g in zip(alone, grad, strict=True)]
+    there = [
+        cusink.extension_adjoint(result.at(new), grad_map=g, grad_gradient=g)
+        for result, g in zip(alone, grad, strict=True)
+    ]
     for found, parts, own, summed in (
         (of_map, maps, ("a", "b", "eps"), ("x", "y", "values")),
         (of_new, there, ("potential", "weights", "eps"), ("points", "partners")),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import cusink
+from cusink.gradients import terms
 
 METRICS = [("sqeuclidean", 1), ("euclidean", 1), ("euclidean", 1.5), ("cityblock", 1), ("cityblock", 2), ("cosine", 1)]
 
@@ -100,3 +101,23 @@ def test_points_far_from_the_origin_lose_nothing():
     ours, theirs = (cusink.sinkhorn_adjoint(result, grad_cost=1.0) for result in (far, near))
     np.testing.assert_allclose(far.cost, near.cost, rtol=1e-5)
     np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("reach", [None, (0.7, 0.4)])
+def test_problems_that_share_a_cloud_are_summed_before_their_costs_are(xp, monkeypatch, reach):
+    """Their plans are products with one kernel, of which no block is made for each problem."""
+    rng = np.random.default_rng(9)
+    x, y, a, b = rng.random((6, 2)), rng.random((5, 2)), rng.dirichlet(np.ones(6), 3), rng.dirichlet(np.ones(5), 3)
+    result = cusink.sinkhorn(xp(a), xp(b), cusink.PointCloud(xp(x), xp(y)), eps=0.1, reach=reach, tol=1e-10)
+    weights = {f"grad_{value}": xp(rng.normal(size=3)) for value in ("cost", "reg_cost")}
+
+    def points():
+        grads = cusink.sinkhorn_adjoint(result, **weights, tol=1e-12)
+        return grads.x, grads.y
+
+    with monkeypatch.context() as patched:
+        patched.setattr(terms, "SUM_COPIES", 1 << 40)
+        expected = points()
+    monkeypatch.setattr(terms.GradientTerms, "_block", None)
+    for found, wanted in zip(points(), expected, strict=True):
+        np.testing.assert_allclose(xp.numpy(found), xp.numpy(wanted), rtol=1e-8, atol=1e-12)
