@@ -4,8 +4,10 @@ from cusink.barycenters.adjoint import BarycenterGradients as BarycenterGradient
 from cusink.barycenters.adjoint import barycenter_adjoint as barycenter_adjoint
 from cusink.barycenters.barycenter import Barycenter as Barycenter
 from cusink.barycenters.barycenter import barycenter as barycenter
-from cusink.barycenters.free import FreeBarycenter as FreeBarycenter
 from cusink.barycenters.free import free_barycenter as free_barycenter
+from cusink.barycenters.free_adjoint import FreeBarycenterGradients as FreeBarycenterGradients
+from cusink.barycenters.free_adjoint import free_barycenter_adjoint as free_barycenter_adjoint
+from cusink.barycenters.free_result import FreeBarycenter as FreeBarycenter
 from cusink.checks.regularisation import RelativeEps as RelativeEps
 from cusink.costs.clouds import PointCloud as PointCloud
 from cusink.costs.grid import Grid as Grid

@@ -48,6 +48,7 @@ DIVERGENCE_OF_PAIRS = cusink.sinkhorn_divergence(CLOUDS, CLOUDS, "euclidean", ep
 INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
 BARYCENTER = cusink.barycenter(ROWS, C, eps=0.5)
+FREE_BARYCENTER = cusink.free_barycenter(CLOUDS, x=Y, eps=0.5)
 BETWEEN_POINTS = cusink.sinkhorn(A, B, cusink.PointCloud(X, Y), eps=0.5)
 DIVERGENCE_BETWEEN = cusink.sinkhorn_divergence(A, B, C, eps=0.5, C_aa=C, C_bb=C)
 DIVERGENCE_OF_POINTS = cusink.sinkhorn_divergence(A, B, cusink.PointCloud(X, Y), eps=0.5)
@@ -373,6 +374,7 @@ CALLS = {
             "a": A,
             "eps": 0.5,
             "debiased": False,
+            "free_weights": False,
             "reach": None,
             "max_iter": 3,
             "tol": 1e-3,
@@ -387,6 +389,10 @@ CALLS = {
     "extension_adjoint": (
         cusink.extension_adjoint,
         {"extension": BETWEEN_POINTS.at(X), "grad_potential": A, "grad_map": X, "values": Y},
+    ),
+    "free_barycenter_adjoint": (
+        cusink.free_barycenter_adjoint,
+        {"result": FREE_BARYCENTER, "grad_points": Y, **SYSTEM},
     ),
     "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
     "cost_matrix": (cusink.cost_matrix, COST_MATRIX),
