@@ -26,6 +26,8 @@ from cusink.errors import ConvergenceWarning as ConvergenceWarning
 from cusink.exact.line import LineGradients as LineGradients
 from cusink.exact.line import wasserstein_1d as wasserstein_1d
 from cusink.exact.line import wasserstein_1d_adjoint as wasserstein_1d_adjoint
+from cusink.flows.flow import Flow as Flow
+from cusink.flows.flow import gradient_flow as gradient_flow
 from cusink.gradients.adjoint import SinkhornGradients as SinkhornGradients
 from cusink.gradients.adjoint import sinkhorn_adjoint as sinkhorn_adjoint
 from cusink.gradients.curvature import SinkhornCurvature as SinkhornCurvature

@@ -33,6 +33,8 @@ def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
     free: cusink.FreeBarycenter = cusink.free_barycenter(cusink.Measures.of([x, y]), x=x, eps=0.1, debiased=True)
     by_clouds: cusink.FreeBarycenterGradients = cusink.free_barycenter_adjoint(free, grad_points=x)
     print(free.points, by_clouds.y, cusink.sinkhorn(a, b, C, eps=0.1, gap=1e-3).bounds())
+    flow: cusink.Flow = cusink.gradient_flow(x, y, loss="energy", momentum=0.5, callback=print)
+    print(flow.points, flow.losses)
     on_a_line: cusink.LineGradients = cusink.wasserstein_1d_adjoint(a, None, b, None, power=2, wrt=("x", "a"))
     print(cusink.wasserstein_1d(a, None, b, None), on_a_line.x)
     divergence: cusink.SinkhornDivergence = cusink.sinkhorn_divergence(a, b, C, eps=0.1, reach=1.0)
