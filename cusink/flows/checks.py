@@ -18,13 +18,17 @@ NEVER = -1.0  # a tolerance that no shift reaches
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FlowProblem:
-    """Points x (n, d), y (m, d) with weights a (n,), b (m,), and the `spread` of y that lengths are measured by."""
+    """Points x (n, d), y (m, d) with weights a (n,), b (m,), and the `spread` of y that lengths are measured by.
+
+    `extent` is the longest side of the box around all points.
+    """
 
     x: Array
     y: Array
     a: Array
     b: Array
     spread: float
+    extent: float
     shape: tuple[int, ...]  # of x as it came
     dtype: Any  # of the user
     xp: ArrayModule
@@ -51,11 +55,13 @@ def flow_problem(x: Any, y: Any, a: Any, b: Any, *, loss: Any, reach: Any) -> Fl
     """Check points and weights; masses must be equal for balanced transport."""
     one_of("loss", loss, ("sinkhorn", *KERNELS))
     given = weighted_points(x, y, {"a": a, "b": b}, positive=True)
-    if given.batched:
-        raise ValueError(
-            f"'x' must have shape (n, d) or (n,), and 'y' and weights no batch axis: a flow is of one cloud; got "
-            f"{given.shapes['x']} and {given.shapes['y']}. Call once for each"
-        )
+    axes = {"x": 2, "y": 2, "a": 1, "b": 1}
+    for name, most in axes.items():
+        if len(given.shapes[name]) > most:
+            raise ValueError(
+                f"'{name}' must have no batch axis, as a flow is of one cloud; got shape {given.shapes[name]}. Call "
+                "once for each"
+            )
     xp, first, second = given.xp, given.per_point["a"], given.per_point["b"]
     if loss == "sinkhorn" and reach is None:
         mass, other = (w.sum(axis=1, dtype=np.float64) for w in (first, second))
@@ -70,12 +76,14 @@ def flow_problem(x: Any, y: Any, a: Any, b: Any, *, loss: Any, reach: Any) -> Fl
         )
     y, share = given.y[0].astype(np.float64), second[0] / second[0].sum(dtype=np.float64)
     centre = share @ y
+    every = xp.concatenate([given.x[0].astype(np.float64), y])
     return FlowProblem(
         x=given.x[0],
         y=given.y[0],
         a=first[0],
         b=second[0],
         spread=math.sqrt(float(share @ ((y - centre) ** 2).sum(axis=1))) or 1.0,
+        extent=float((every.max(axis=0) - every.min(axis=0)).max()),
         shape=given.shapes["x"],
         dtype=given.dtype,
         xp=xp,

@@ -23,6 +23,7 @@ __all__ = [
 
 Loss: TypeAlias = Literal["sinkhorn", "gaussian", "laplace", "energy"]
 Callback: TypeAlias = Callable[[int, Array, float], None]
+FARTHEST = 1e3  # that a point moves in a step, in extents of both clouds
 LONGER = 1.25  # a step after one that lowered the loss
 SHORTEST = 2.0**-20  # of the step that was asked for; no shorter one is tried
 
@@ -165,8 +166,9 @@ def gradient_flow(
     _tell(callback, given, points, losses)
     while len(losses) <= steps.max_iter and length >= SHORTEST * steps.step and shift > max(steps.tol, 0.0):
         move = -length * velocity if moved is None else steps.momentum * moved - length * velocity
-        tried = _of_points(loss, given, points + move, how)
-        if not tried.value < losses[-1]:
+        near = float(abs(move).max()) <= FARTHEST * given.extent  # and no infinity
+        tried = _of_points(loss, given, points + move, how) if near else None
+        if tried is None or not tried.value < losses[-1]:
             shortened += 1
             length, moved = (length / 2 if moved is None else length), None
             continue

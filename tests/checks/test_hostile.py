@@ -404,7 +404,7 @@ CALLS = {
             "step": 0.25,
             "momentum": 0.0,
             "max_iter": 1,
-            "tol": None,
+            "tol": 0.5,
             "solver_tol": "auto",
             "memory_limit": None,
             "callback": None,
@@ -614,7 +614,7 @@ OTHERS_TO_BLAME = {
     ("plot.contact_sheet", "corpus"): "corpus_labels",
 }
 # What a callback that cannot be called so raises is its own affair.
-OWN_ERRORS = {("sinkhorn", "callback", "class"), ("sinkhorn", "callback", "function")}
+OWN_ERRORS = {(call, "callback", label) for call in ("sinkhorn", "gradient_flow") for label in ("class", "function")}
 
 
 def numbers_in(found):

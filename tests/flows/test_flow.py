@@ -103,6 +103,14 @@ def test_where_digits_end_it_says_so():
     assert cusink.gradient_flow(x, x + np.float32(0.01), loss="gaussian", max_iter=500).n_iter == flow.n_iter
 
 
+def test_a_step_out_of_the_range_is_shortened():
+    x, y, _, _ = drawn()
+    flow = cusink.gradient_flow(x, y, loss="laplace", step=1e6, max_iter=3)
+    assert (np.diff(flow.losses) < 0).all() and np.isfinite(flow.points).all() and flow.n_shortened > 3
+    far = cusink.gradient_flow(x, y, loss="laplace", step=1e300, max_iter=3)
+    assert far.n_iter == 0 and (far.points == x).all()
+
+
 def test_points_without_weight_stay_and_shapes_are_kept():
     a = np.array([0.5, 0.0, 0.5])
     flow = cusink.gradient_flow([0.0, 1.0, 2.0], [3.0, 4.0], a, loss="energy", step=0.5, max_iter=3)
