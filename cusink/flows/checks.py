@@ -98,7 +98,9 @@ def options(loss: str, *, eps: Any, scale: Any, reach: Any, solver_tol: Any, mem
             raise ValueError(f"'{name}' must be None with loss '{loss}', which has none; got {shown(value)}")
     if loss != "sinkhorn":
         if not (isinstance(solver_tol, str) and solver_tol == "auto"):
-            raise ValueError(f"'solver_tol' must be 'auto' with loss '{loss}', which solves nothing; got {solver_tol}")
+            raise ValueError(
+                f"'solver_tol' must be 'auto' with loss '{loss}', which solves nothing; got {shown(solver_tol)}"
+            )
         return {} if scale is None else {"scale": positive_number("scale", scale)}
     if eps is None:
         raise TypeError(
