@@ -4,8 +4,10 @@ from cusink.barycenters.adjoint import BarycenterGradients as BarycenterGradient
 from cusink.barycenters.adjoint import barycenter_adjoint as barycenter_adjoint
 from cusink.barycenters.barycenter import Barycenter as Barycenter
 from cusink.barycenters.barycenter import barycenter as barycenter
-from cusink.barycenters.free import FreeBarycenter as FreeBarycenter
 from cusink.barycenters.free import free_barycenter as free_barycenter
+from cusink.barycenters.free_adjoint import FreeBarycenterGradients as FreeBarycenterGradients
+from cusink.barycenters.free_adjoint import free_barycenter_adjoint as free_barycenter_adjoint
+from cusink.barycenters.free_result import FreeBarycenter as FreeBarycenter
 from cusink.checks.regularisation import RelativeEps as RelativeEps
 from cusink.costs.clouds import PointCloud as PointCloud
 from cusink.costs.grid import Grid as Grid
@@ -24,6 +26,8 @@ from cusink.errors import ConvergenceWarning as ConvergenceWarning
 from cusink.exact.line import LineGradients as LineGradients
 from cusink.exact.line import wasserstein_1d as wasserstein_1d
 from cusink.exact.line import wasserstein_1d_adjoint as wasserstein_1d_adjoint
+from cusink.flows.flow import Flow as Flow
+from cusink.flows.flow import gradient_flow as gradient_flow
 from cusink.gradients.adjoint import SinkhornGradients as SinkhornGradients
 from cusink.gradients.adjoint import sinkhorn_adjoint as sinkhorn_adjoint
 from cusink.gradients.curvature import SinkhornCurvature as SinkhornCurvature

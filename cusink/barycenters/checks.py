@@ -1,7 +1,7 @@
 """Checks of the arguments of `cusink.barycenter`, in the manner of `cusink.solver.checks`."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -147,23 +147,47 @@ def _equal_mass(A: Array, xp: ArrayModule, check: bool, dtype: Any) -> Array:
     return A * (mass[:, :1] / mass).astype(A.dtype)[:, :, None]
 
 
+class Cloud(NamedTuple):
+    """Points (m, d) and weights (m,) of an item of measures, the `part` of their rows, and its share."""
+
+    share: float
+    points: Array
+    weights: Array
+    item: int
+    part: slice
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FreeProblem:
-    """Points x (n, d) with weights a (n,), and the clouds (share, points, weights), in the dtype of the computation.
+    """Points x (n, d) with weights a (n,), and clouds, in the dtype of the computation.
 
-    Shares have the sum 1, and clouds without a share are left out. `spread` is the length that steps are measured by.
+    Shares have the sum 1, of `total` as they came; `others` are clouds without a share, which have points with mass.
+    `spread` is the length that steps are measured by, and `sizes` are the numbers of points and of items.
     """
 
     x: Array
     a: Array
-    clouds: list[tuple[float, Array, Array]]
+    clouds: list[Cloud]
+    others: list[Cloud]
+    total: float
     spread: float
+    sizes: tuple[int, int]
     dtype: Any  # of the user
     xp: ArrayModule
 
     def to_user(self, array: Array) -> Array:
         """Return an array in the dtype of the user."""
         return narrowed(array, self.dtype, self.xp)
+
+    def in_float64(self) -> Self:
+        """Return the same problem in float64."""
+
+        def wide(cloud: Cloud) -> Cloud:
+            return cloud._replace(points=cloud.points.astype(np.float64), weights=cloud.weights.astype(np.float64))
+
+        clouds, others = [wide(cloud) for cloud in self.clouds], [wide(cloud) for cloud in self.others]
+        x, a = self.x.astype(np.float64), self.a.astype(np.float64)
+        return replace(self, x=x, a=a, clouds=clouds, others=others)
 
 
 def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) -> FreeProblem:
@@ -187,23 +211,37 @@ def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) ->
     shares = xp.ones(count, x.dtype) if weights is None else weights
     weight_values("a", a[None], xp)
     weight_values("weights", shares[None], xp)
-    shares = to_host(shares) / float(shares.sum())
-    clouds = []
-    for k in np.flatnonzero(shares):
+    total = float(shares.sum())
+    clouds: list[Cloud] = []
+    others: list[Cloud] = []
+    for k, share in enumerate(to_host(shares) / total):
         part = slice(int(measures.offsets[k]), int(measures.offsets[k + 1]))
-        if not masses[part].any():
+        full = bool(masses[part].any())
+        if share > 0 and not full:
             raise ValueError(f"'measures' must hold no empty item with a weight; item {k} is. Leave it out")
-        clouds.append((float(shares[k]), points[part], masses[part]))
+        if full:
+            (clouds if share > 0 else others).append(Cloud(float(share), points[part], masses[part], k, part))
     if balanced:
         same_mass(
             "'measures' and 'a'",
             xp,
-            xp.stack([b.sum(dtype=np.float64) for _, _, b in clouds]),
+            xp.stack([cloud.weights.sum(dtype=np.float64) for cloud in clouds]),
             a.sum(dtype=np.float64),
             weights_dtype(dtype, measures.weights),
-            got=lambda k: f"got {float(clouds[k][2].sum()):g} and {float(a.sum()):g}",
+            got=lambda k: f"got {float(clouds[k].weights.sum()):g} and {float(a.sum()):g}",
             advice="Pass measures.normalised(), or a 'reach'",
         )
-    centre = sum(share * (points * (b / b.sum())[:, None]).sum(axis=0) for share, points, b in clouds)
-    squares = [share * float(((points - centre) ** 2).sum(axis=1) @ (b / b.sum())) for share, points, b in clouds]
-    return FreeProblem(x=x, a=a, clouds=clouds, spread=sum(squares) ** 0.5 or 1.0, dtype=dtype, xp=xp)
+    parts = [(cloud.share, cloud.points, cloud.weights / cloud.weights.sum()) for cloud in clouds]
+    centre = sum(share * (p * b[:, None]).sum(axis=0) for share, p, b in parts)
+    squares = [share * float(((p - centre) ** 2).sum(axis=1) @ b) for share, p, b in parts]
+    return FreeProblem(
+        x=x,
+        a=a,
+        clouds=clouds,
+        others=others,
+        total=total,
+        spread=sum(squares) ** 0.5 or 1.0,
+        sizes=(len(points), count),
+        dtype=dtype,
+        xp=xp,
+    )

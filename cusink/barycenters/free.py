@@ -1,52 +1,28 @@
 """Barycenters of clouds whose points are free to move: each goes to the mean of where its mass would go."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cusink.barycenters.checks import free_problem
+from cusink.barycenters.checks import FreeProblem, free_problem
+from cusink.barycenters.free_result import Found, FreeBarycenter, Start
+from cusink.barycenters.solves import Solves, solve_all
 from cusink.checks.scalars import flag, positive_integer, positive_number
-from cusink.costs.clouds import PointCloud
 from cusink.costs.measures import Measures
 from cusink.errors import ConvergenceWarning, memory_advice, warn
-from cusink.solver.result import SinkhornResult
-from cusink.solver.sinkhorn import sinkhorn
-from cusink.summary import Summary
-from cusink.types import Array, Tolerance
+from cusink.solver import checks
+from cusink.types import Array, ArrayModule, Tolerance
 
 __all__ = [
-    "FreeBarycenter",
     "free_barycenter",
 ]
 
-Start = tuple[Array, Array] | None  # potentials of the last step
-
-
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class FreeBarycenter(Summary):
-    """Barycenter of clouds, as a cloud.
-
-    Attributes
-    ----------
-    points : array, shape (n, d)
-        Where the points have come to rest.
-    weights : array, shape (n,)
-        Their weights, as they were given.
-    shift : float
-        How far points moved in the last step, as a root of a weighted mean square, relative to the spread of all clouds
-        about their mean.
-    n_iter : int
-        Steps taken.
-    converged : bool
-        Whether `shift` reached the tolerance.
-    """
-
-    points: Array
-    weights: Array
-    shift: float
-    n_iter: int
-    converged: bool
+FASTER = 8.0  # by which a length changes from step to step at most
+STEEPEST = 5.0  # logarithm of the most that a weight changes in a step
+SHORTEST = 2.0**-30  # step at which no shorter one is tried
+ROUNDING = 64.0  # by how many roundings of its terms the objective may seem to rise
 
 
 @memory_advice("Pass 'memory_limit', or fewer points")
@@ -58,6 +34,7 @@ def free_barycenter(
     a: Array | None = None,
     eps: float,
     debiased: bool = False,
+    free_weights: bool = False,
     reach: float | tuple[float | None, float | None] | None = None,
     max_iter: int = 100,
     tol: float = 1e-3,
@@ -76,18 +53,21 @@ def free_barycenter(
     x : array, shape (n, d) or (n,)
         Points to start from: the barycenter has as many.
     a : array, shape (n,), optional
-        Their weights, which stay. If not given, 1 / n each.
+        Their weights, which stay unless `free_weights` is true, when they are a start. If not given, 1 / n each.
     eps : float
         Regularisation in the unit of squared distances.
     debiased : bool
         Whether to minimise the Sinkhorn divergence, which undoes the shrinking towards means that eps causes.
+    free_weights : bool
+        Whether the weights of the barycenter are found too: of their mass, or with `reach` of any mass. A point that
+        starts with the weight 0 keeps it.
     reach : float, or pair of float or None, optional
         Lets mass stay behind, as for `cusink.sinkhorn`: outliers then count for little. The first of a pair is for
-        the barycenter.
+        the barycenter. One number where it is debiased.
     max_iter : int
         Steps at most; each solves a problem for every cloud, from the potentials of the step before.
     tol : float
-        `shift` at which to stop.
+        `shift` at which to stop; with `free_weights` that of `weights_gap` too.
     solver_tol : "auto", float or None
         Marginal error of these problems, as `tol` of `cusink.sinkhorn`.
     memory_limit : int, optional
@@ -108,7 +88,8 @@ def free_barycenter(
     Warns
     -----
     ConvergenceWarning
-        If points still moved by more than `tol`, or a problem did not reach `solver_tol`.
+        If points still moved by more than `tol`, weights were further from the best, or a problem did not reach
+        `solver_tol`.
 
     Notes
     -----
@@ -117,7 +98,12 @@ def free_barycenter(
     objective, the `reg_cost` of `cusink.sinkhorn`, never rises. Debiased, points go by the gradient of the divergence
     with the same step length, ``x_i + sum_k w_k T_k(x_i) - T_x(x_i)`` with the means T under the plans to the clouds
     and to x itself. As the objective is not convex in the points, what is found is a local minimum near the start.
-    There is no gradient through it.
+    `cusink.free_barycenter_adjoint` gives gradients through it.
+
+    Free weights go down by mirror steps, ``a_i exp(-t (h_i - mean of h))`` with the gradient h of the objective by
+    them, while points move; where the objective would rise, both steps are shortened. It is convex in the weights, so
+    that ``sum_i a_i (h_i - min h)`` bounds what better ones could gain. All is computed in float64. An objective that
+    is not debiased gathers the mass on few points.
 
     References
     ----------
@@ -140,40 +126,129 @@ def free_barycenter(
     )
     if not (solver_tol is None or (isinstance(solver_tol, str) and solver_tol == "auto")):
         solver_tol = positive_number("solver_tol", solver_tol, wanted="'auto', a number or None")
+    debiased, free_weights = flag("debiased", debiased), flag("free_weights", free_weights)
+    prices = checks.reach(reach)
+    if debiased and prices is not None and prices[0] != prices[1]:
+        raise ValueError(
+            f"'reach' must be one number for a debiased barycenter, as for a divergence; got {reach}. Pass debiased="
+            "False, or one number"
+        )
     options: dict[str, Any] = {"eps": eps, "reach": reach, "tol": solver_tol, "memory_limit": memory_limit}
-    xp, points, debiased = given.xp, given.x, flag("debiased", debiased)
-    starts: list[Start] = [None] * (len(given.clouds) + 1)
+    found = Found(
+        given=given.in_float64() if free_weights else given,
+        x=given.x,
+        a=given.a,
+        starts=None,
+        debiased=debiased,
+        fixed=not free_weights,
+        options=options | {"reach": None if prices is None else reach},
+    )
+    return _with_free_weights(found, tol, max_iter) if free_weights else _with_fixed_weights(found, tol, max_iter)
+
+
+def _with_fixed_weights(found: Found, tol: float, max_iter: int) -> FreeBarycenter:
+    """Move points until they rest."""
+    given, points, starts = found.given, found.x, found.starts
     done, shift = 0, np.inf
     while done < max_iter and shift > tol:
-        pull, total = xp.zeros_like(points), xp.zeros_like(given.a)
-        for k, (share, y, b) in enumerate(given.clouds):
-            result = sinkhorn(given.a, b, PointCloud(points, y), init=starts[k], **options)
-            starts[k] = result.f, result.g
-            mass, means = _rows(result, given.a, y, reach is None)
-            pull += share * mass[:, None] * (means - points)
-            total += share * mass
-        if debiased:
-            result = sinkhorn(given.a, given.a, PointCloud(points), init=starts[-1], **options)
-            starts[-1] = result.f, result.g
-            mass, means = _rows(result, given.a, points, reach is None)
-            pull -= mass[:, None] * (means - points)
-        step = pull / xp.where(total > 0, total, 1)[:, None]  # points without mass stay
+        solves = _solved(found, points, given.a, starts)
+        step, starts = solves.pulls().step, solves.starts
         points = points + step
-        shift = float((given.a[:, None] * step**2).sum() / given.a.sum()) ** 0.5 / given.spread
+        shift = _length(given, step, given.a)
         done += 1
-    if shift > tol:
-        warn(
-            f"points still moved by {shift:.2g} of the spread of the clouds, more than tol={tol:g}, after max_iter="
-            f"{max_iter} steps. Raise 'max_iter' or accept a larger 'tol'.",
-            ConvergenceWarning,
+    return _result(replace(found, x=points, starts=starts), shift, 0.0, done, tol, max_iter)
+
+
+def _with_free_weights(found: Found, tol: float, max_iter: int) -> FreeBarycenter:
+    """Move points and weights together until both rest, by steps after which the objective has not risen."""
+    given, xp, free_mass = found.given, found.given.xp, found.options["reach"] is not None
+    unit = given.spread**2  # of the objective, and of its gradient by weights
+    points, a, starts, trial = given.x, given.a, found.starts, (given.x, given.a)
+    best, length, part = np.inf, 1.0, 1.0  # of the steps of weights and of points
+    step, slopes = xp.zeros_like(points), xp.zeros_like(a)
+    done, shift, gap = 0, np.inf, np.inf
+    while done < max_iter and part >= SHORTEST:
+        solves = _solved(found, *trial, starts)
+        done += 1
+        value = solves.objective()
+        if value > best + _slack(solves, unit):
+            length, part = length / 4, part / 2
+        else:
+            before, by_before = a, slopes
+            (points, a), best, starts = trial, min(value, best), solves.starts
+            step, slopes = solves.pulls().step, solves.by_weights() / unit
+            if not free_mass:
+                slopes = slopes - (a * slopes).sum() / a.sum()
+            least = float(xp.where(a > 0, slopes, np.inf).min())
+            gap = float((a * slopes).sum() / a.sum()) - (min(least, 0.0) if free_mass else least)
+            shift = _length(given, step, a)
+            if shift <= tol and gap <= tol:
+                break
+            part = min(1.0, 2 * part)
+            length = _next_length(xp, (before, a), slopes - by_before, length) if done > 1 else length
+        trial = (points + part * step, _mirrored(xp, a, length * slopes, free_mass))
+    moved = replace(found, x=points, a=a, starts=starts)
+    return _result(moved, shift, gap, done, tol, max_iter)
+
+
+def _next_length(xp: ArrayModule, weights: tuple[Array, Array], bent: Array, length: float) -> float:
+    """Return the length of a mirror step by the secant rule of Barzilai and Borwein, near that of the last one.
+
+    `bent` is how the gradient has changed between both `weights`.
+    """
+    some = (weights[0] > 0) & (weights[1] > 0)
+    moved = xp.where(some, xp.log(xp.where(some, weights[1], 1) / xp.where(some, weights[0], 1)), 0)
+    square, product = (float((weights[1] * moved * other).sum()) for other in (moved, bent))
+    return min(max(square / product, length / FASTER), length * FASTER) if product > 0 else length * FASTER
+
+
+def _mirrored(xp: ArrayModule, a: Array, change: Array, free_mass: bool) -> Array:
+    """Return weights times ``exp(-change)``, of the mass that they had unless that is free."""
+    most = float(xp.where(a > 0, xp.abs(change), 0).max())
+    moved = a * xp.exp(-change * min(1.0, STEEPEST / most) if most > 0 else -change)
+    return moved if free_mass else moved * (a.sum() / moved.sum())
+
+
+def _slack(solves: Solves, unit: float) -> float:
+    """Return by how much the objective may be off: by rounding, and by mass on the wrong side of all clouds."""
+    rounding, mass = ROUNDING * float(np.finfo(float).eps), unit * float(solves.a.sum())
+    out = 0.0
+    for share, result in solves.shared:
+        out += abs(share) * (rounding * abs(float(result.reg_cost)) + float(result.error) * mass)
+    return out
+
+
+def _length(given: FreeProblem, step: Array, a: Array) -> float:
+    """Return the length of a step relative to the spread of the clouds."""
+    square = float((a[:, None] * step**2).sum() / a.sum())
+    return math.sqrt(square) / given.spread
+
+
+def _solved(found: Found, x: Array, a: Array, starts: list[Start] | None) -> Solves:
+    return solve_all(found.given, x, a, starts=starts, debiased=found.debiased, options=found.options)
+
+
+def _result(found: Found, shift: float, gap: float, done: int, tol: float, max_iter: int) -> FreeBarycenter:
+    """Return the barycenter, and warn if it is none yet."""
+    given, converged = found.given, shift <= tol and gap <= tol
+    if not converged:
+        rest = (
+            f"points still moved by {shift:.2g} of the spread of the clouds"
+            if shift > tol
+            else f"weights were still {gap:.2g} from the best"
         )
+        spent = (
+            f"max_iter={max_iter} steps. Raise 'max_iter'"
+            if done == max_iter
+            else (f"{done} steps, where the objective falls no more by its digits. Lower 'solver_tol'")
+        )
+        warn(f"{rest}, more than tol={tol:g}, after {spent} or accept a larger 'tol'.", ConvergenceWarning)
     return FreeBarycenter(
-        points=given.to_user(points), weights=given.to_user(given.a), shift=shift, n_iter=done, converged=shift <= tol
+        points=given.to_user(found.x),
+        weights=given.to_user(found.a),
+        shift=shift,
+        weights_gap=gap,
+        n_iter=done,
+        converged=converged,
+        found=found,
     )
-
-
-def _rows(result: SinkhornResult, a: Array, values: Array, balanced: bool) -> tuple[Any, Any]:
-    """Return the mass (n,) of the rows of a plan, and the means (n, d) of values under them."""
-    xp = result.problem.xp
-    mass = a if balanced else result.apply(xp.ones_like(values[:, 0]), axis=1)
-    return mass, result.barycentric_map(values, axis=1)

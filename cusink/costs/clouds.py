@@ -8,7 +8,7 @@ import numpy as np
 from cusink.checks.arrays import arrays, finite, finite_entries, kind, narrowed, one_array, owned, promoted, to_host
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.between import KERNEL_BYTES, BetweenPoints
-from cusink.costs.formulas import CostFunction, CostGradient
+from cusink.costs.formulas import CostFunction, CostGradient, lent
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric, Ground
 from cusink.costs.wanted import check_points, check_targets, checked_labels
 from cusink.placement import on_device
@@ -37,7 +37,7 @@ class PointCloud:
         "sqeuclidean", "euclidean", "cityblock", "cosine", "minkowski", "mahalanobis", "hellinger", "kl" or "haversine",
         see docs/point-clouds.md for their formulas. Or a function of points (n, d) and (m, d) that returns their costs
         (n, m), finite and at least 0: it is called with some of the points at a time, in the dtype of the computation,
-        and never with all pairs at once where these do not fit into `memory_limit`.
+        and never with all pairs at once where these do not fit into `memory_limit`. It cannot write to its points.
     power : float
         The cost is the metric to this power; 1 for a function.
     tf32 : bool
@@ -208,7 +208,7 @@ def _try(ground: Ground, x: Array, y: Array) -> None:
     x, y = (xp.ascontiguousarray(p if p.ndim == 2 else p[0]) for p in (x[..., :2, :], y[..., :3, :]))
     assert callable(ground.metric)
     try:
-        ground.metric(x, y)
+        ground.metric(lent(xp, x), lent(xp, y))
     except Exception as error:
         raise TypeError(
             f"'metric' must be a name, or a function of points x and y; called with {len(x)} and {len(y)} of them it "

@@ -248,7 +248,7 @@ class Given:
         """See `Formula`."""
         if x.ndim == 3:
             return xp.stack([self.costs(xp, *points) for points in zip(x, y, strict=True)])
-        found = self.function(x, y)
+        found = self.function(lent(xp, x), lent(xp, y))
         _checked("metric", found, (len(x), len(y)), xp)
         if not bool((found >= 0).all()):  # NaN too
             least = "NaN" if bool(xp.isnan(found).any()) else f"{float(found.min()):g}"
@@ -265,7 +265,7 @@ class Given:
         if x.ndim == 3:
             each = [self.adjoint(xp, *parts) for parts in zip(gradient, x, y, strict=True)]
             return xp.stack([gx for gx, _ in each]), xp.stack([gy for _, gy in each])
-        found = self.gradient(x, y, gradient.astype(x.dtype, copy=False))
+        found = self.gradient(lent(xp, x), lent(xp, y), gradient.astype(x.dtype, copy=False))
         if not isinstance(found, (tuple, list)) or len(found) != 2:
             raise TypeError(f"'gradient' must return a pair, the gradients of x and of y; got {type(found).__name__}")
         for part, points in zip(found, (x, y), strict=True):
@@ -282,6 +282,15 @@ class Given:
         """See `Formula`; its points stay."""
         del gradient, moves
         return self.adjoint(xp, tangent, x, y)
+
+
+def lent(xp: ArrayModule, points: Array) -> Array:
+    """Return points that a function of the user cannot change: read-only in NumPy, a copy elsewhere."""
+    if xp is not np:
+        return points.copy()
+    view = points.view()
+    view.flags.writeable = False
+    return view
 
 
 def _checked(name: str, found: Any, shape: tuple[int, ...], xp: ArrayModule) -> None:

@@ -48,6 +48,7 @@ DIVERGENCE_OF_PAIRS = cusink.sinkhorn_divergence(CLOUDS, CLOUDS, "euclidean", ep
 INDEX = cusink.Index(OTHERS, C, eps=0.5)
 DIVERGENCE = cusink.sinkhorn_divergence(A, B, C, eps=0.5)
 BARYCENTER = cusink.barycenter(ROWS, C, eps=0.5)
+FREE_BARYCENTER = cusink.free_barycenter(CLOUDS, x=Y, eps=0.5)
 BETWEEN_POINTS = cusink.sinkhorn(A, B, cusink.PointCloud(X, Y), eps=0.5)
 DIVERGENCE_BETWEEN = cusink.sinkhorn_divergence(A, B, C, eps=0.5, C_aa=C, C_bb=C)
 DIVERGENCE_OF_POINTS = cusink.sinkhorn_divergence(A, B, cusink.PointCloud(X, Y), eps=0.5)
@@ -373,6 +374,7 @@ CALLS = {
             "a": A,
             "eps": 0.5,
             "debiased": False,
+            "free_weights": False,
             "reach": None,
             "max_iter": 3,
             "tol": 1e-3,
@@ -387,6 +389,30 @@ CALLS = {
     "extension_adjoint": (
         cusink.extension_adjoint,
         {"extension": BETWEEN_POINTS.at(X), "grad_potential": A, "grad_map": X, "values": Y},
+    ),
+    "gradient_flow": (
+        cusink.gradient_flow,
+        {
+            "x": X,
+            "y": Y,
+            "a": None,
+            "b": None,
+            "loss": "sinkhorn",
+            "eps": 0.5,
+            "scale": None,
+            "reach": None,
+            "step": 0.25,
+            "momentum": 0.0,
+            "max_iter": 1,
+            "tol": 0.5,
+            "solver_tol": "auto",
+            "memory_limit": None,
+            "callback": None,
+        },
+    ),
+    "free_barycenter_adjoint": (
+        cusink.free_barycenter_adjoint,
+        {"result": FREE_BARYCENTER, "grad_points": Y, **SYSTEM},
     ),
     "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
     "cost_matrix": (cusink.cost_matrix, COST_MATRIX),
@@ -625,7 +651,7 @@ OTHERS_TO_BLAME = {
     ("plot.contact_sheet", "corpus"): "corpus_labels",
 }
 # What a callback that cannot be called so raises is its own affair.
-OWN_ERRORS = {("sinkhorn", "callback", "class"), ("sinkhorn", "callback", "function")}
+OWN_ERRORS = {(call, "callback", label) for call in ("sinkhorn", "gradient_flow") for label in ("class", "function")}
 
 
 def numbers_in(found):

@@ -412,6 +412,31 @@ def test_what_a_function_answers_is_looked_at_before_anything_is_solved():
         cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, bad_at_last), eps=1.0, max_iter=1)
 
 
+def test_a_function_cannot_change_the_points():
+    def at_once(x, y):
+        x -= y[0]
+        return city(x, y)
+
+    def later(x, y):
+        if len(x) > 2:
+            x -= y[0]
+        return city(x, y)
+
+    def gradient(x, y, G):
+        y *= 2
+        return x, y
+
+    kept = X.copy()
+    with pytest.raises(TypeError, match="it raised ValueError: .*read-only"):
+        cusink.PointCloud(kept, Y, at_once)
+    with pytest.raises(ValueError, match="read-only"):
+        cusink.sinkhorn(None, None, cusink.PointCloud(kept, Y, later), eps=EPS)
+    result = cusink.sinkhorn(None, None, cusink.PointCloud(kept, Y, city, gradient=gradient), eps=EPS)
+    with pytest.raises(ValueError, match="read-only"):
+        print(cusink.sinkhorn_adjoint(result, grad_cost=1.0).x)
+    np.testing.assert_array_equal(kept, X)
+
+
 def test_gradients_of_a_function_are_refused_or_checked():
     result = cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, city), eps=EPS)
     with pytest.raises(ValueError, match="'gradient' must be given with a 'metric' that is a function"):

@@ -1,0 +1,1 @@
+"""Clouds that move down the gradient of a loss."""
