@@ -146,6 +146,12 @@ def test_the_pages_look_right(site, browser, window):
     assert not wrong
 
 
+def test_formulas_are_typeset(site, browser):
+    assert browser.open((site / "method.html").as_uri(), *PHONE) == []
+    typeset = "[...document.querySelectorAll('mjx-container[display]')].filter(e => e.offsetHeight > 10).length"
+    assert browser.evaluate(typeset) == (ROOT / "docs" / "method.md").read_text(encoding="utf-8").count("$$") // 2 > 5
+
+
 def test_the_search_finds_pages(site, browser):
     assert browser.open((site / "search.html").as_uri() + "?q=barycenter", *DESKTOP) == []
     script = """new Promise(done => {
