@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from arguments import Parser
+
 ROOT = Path(__file__).resolve().parents[2]
 MEASUREMENTS = ROOT / "docs" / "measurements"
 INK, GREY, OURS, RIGHT, WRONG = "#1b1b1b", "#5c5c5c", "#0072b2", "#999999", "#d55e00"
@@ -116,7 +120,7 @@ CHARTS = {
 
 def main(arguments=None):
     """Draw the charts and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder (default: docs/images)")
     given = parser.parse_args(arguments)
     try:

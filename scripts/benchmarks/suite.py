@@ -34,6 +34,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
+from arguments import Parser
+
 from benchmarks import gradients
 from benchmarks.harness import peers, searches, spaces, works
 from benchmarks.harness.peers import Competitor
@@ -244,7 +246,7 @@ def version(package):
 
 def main(argv=None):
     """Run the works, write the records, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="+", choices=PARTS, default=PARTS, help="which to run (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="how often the fast ones are timed (default: 3)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"file of JSON lines (default: {OUTPUT.name})")

@@ -4,12 +4,13 @@
 ``./scripts/bench suite`` writes the lines, ``./scripts/bench tables`` runs this file. Nothing is measured here.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from arguments import Parser
 
 from benchmarks import charts
 from benchmarks.harness.timing import shown
@@ -127,7 +128,7 @@ def page(records):
 
 def main(argv=None):
     """Write the page, draw the charts, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", type=Path, default=FOLDER / "suite-cpu.jsonl", help="file of JSON lines")
     parser.add_argument("--output", type=Path, default=FOLDER / "suite-cpu.md", help="page to write")
     parser.add_argument("--charts", type=Path, default=None, help="folder of the charts (default: docs/images)")

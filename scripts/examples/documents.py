@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
+from arguments import Parser
 from benchmarks.harness.lee import JUDGED, read_corpus, shares, tfidf_shares, word_costs
 
 import cusink
@@ -79,7 +80,7 @@ def main(arguments=None):
 
 def parse(arguments):
     """Return the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eps", type=float, default=0.019, help="words are up to 2 apart (default: %(default)s)")
     parser.add_argument("--tol", type=float, default=0.01, help="L1 marginal error (default: %(default)s)")
     parser.add_argument("--sample", type=int, default=300, help="pairs for wmdistance (default: %(default)s)")
