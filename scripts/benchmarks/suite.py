@@ -258,6 +258,7 @@ def main(argv=None):
     facts |= {"clock": "CPU time on one core", "python": sys.version.split()[0]}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for name in args.works:
+        facts["load"] = round(os.getloadavg()[0], 1)  # of the whole machine: other work makes CPU time longer, too
         if name == "roofline":
             records = operator_records(args.quick)
         else:

@@ -65,6 +65,10 @@ def conditions(records):
     for key in ("machine", "clock", "python", "date", "commit"):
         found = sorted({record[key] for record in records})
         lines.append(f"- {key}: {', '.join(found)}")
+    loads = {r["part"]: r["load"] for r in records if "load" in r}
+    if loads:
+        said = ", ".join(f"{load:g} at the start of {part}" for part, load in loads.items())
+        lines.append(f"- load of the machine, which other programs shared: {said}")
     versions = {r["package"]: r["version"] for r in records if r.get("version")}
     return "\n".join([*lines, "- versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))])
 
