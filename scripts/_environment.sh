@@ -86,7 +86,7 @@ ensure_environment() {
 ensure_compiler() {
     command -v g++ >/dev/null && return
     export ZIG_GLOBAL_CACHE_DIR=${ZIG_GLOBAL_CACHE_DIR:-$PWD/.cache/zig} ZIG_LOCAL_CACHE_DIR=${ZIG_LOCAL_CACHE_DIR:-$PWD/.cache/zig}
-    .venv/bin/python -c 'import ziglang' 2>/dev/null && return
+    .venv/bin/python -m ziglang version >/dev/null 2>&1 && return # an install that was cut short can be imported
     echo "Installing a C++ compiler into .venv, as g++ was not found (once, 100 MB) ..."
     pip_install .venv "$COMPILER"
 }
