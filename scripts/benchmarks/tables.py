@@ -27,7 +27,9 @@ TITLES = {
 NOTES = {
     "nearest": "`nearest` proves its neighbours. Candidates by L2 may miss some, and nothing would say so.",
     "pairs": "Few and small problems: what a call costs once counts. `sinkhorn-cpu.md` has 256 pairs.",
-    "gradients": "Three gradients are compared, each with its own reference: see `scripts/benchmarks/gradients.py`.",
+    "gradients": "Three gradients are compared, each with its own reference: see `scripts/benchmarks/gradients.py`."
+    " Few and small problems, as above: `gradients-cpu.md` has 256 pairs.",
+    "clouds": "Small clouds: `point-clouds-cpu.md` has larger ones, also with KeOps.",
 }
 HEAD = """# Every peer on the same work
 
