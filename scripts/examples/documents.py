@@ -163,7 +163,8 @@ def draw(path, judgements, found):
     axes[3].plot(judgements[pairs], found[name][pairs], ".", color=BLUE, markersize=5, alpha=0.35, markeredgewidth=0)
     axes[3].set_xlabel("judgement of people (0 to 1)", color=GREY, fontsize=12)
     axes[3].set_ylabel("Sinkhorn distance", color=GREY, fontsize=12)
-    axes[3].set_title(f"Pearson {pearson:.2f}, Spearman {spearman:.2f}", fontsize=14, color=INK)
+    said = f"Pearson {pearson:.2f}\nSpearman {spearman:.2f}"  # in the corner that has no points
+    axes[3].text(0.98, 0.97, said, fontsize=12, color=INK, ha="right", va="top", transform=axes[3].transAxes)
     axes[3].tick_params(labelsize=11, colors=GREY)
     axes[3].set_box_aspect(1)
     for side in ("top", "right"):
