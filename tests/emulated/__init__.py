@@ -116,7 +116,10 @@ def precompiled(header, real, told):
 
 
 def _compile(real, told, *arguments):
-    outcome = subprocess.run([*compiler(), *told, f"-DREAL={real}", *arguments], capture_output=True, text=True)
+    # zig keeps what it builds of its own library, by default in the user's home, which may not be writable.
+    kept = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(CACHE.parent / "zig")) | os.environ
+    command = [*compiler(), *told, f"-DREAL={real}", *arguments]
+    outcome = subprocess.run(command, capture_output=True, text=True, env=kept)
     if outcome.returncode:
         raise EmulationError(outcome.stderr[:4000])
 
