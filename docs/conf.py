@@ -20,6 +20,8 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # after the one above: it points that to a copy of MathJax that it puts into the site
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["gallery"]
@@ -27,8 +29,9 @@ nitpicky = False
 default_role = "autolink"  # `cusink.sinkhorn` in a docstring is a link
 suppress_warnings = ["config.cache"]  # the order of the gallery is a class, which cannot be pickled
 
-# Formulas are text, as in docstrings, so that they read the same in a terminal. No MathJax is needed.
-myst_enable_extensions = ["deflist"]
+# Formulas between $$ are typeset, by MathJax here and by GitHub there. Those in docstrings are text, for terminals.
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_dmath_allow_labels = False
 myst_heading_anchors = 3
 
 autosummary_generate = True

@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from arguments import Parser
+
 ROOT = Path(__file__).resolve().parents[2]
 MEASUREMENTS = ROOT / "docs" / "measurements"
 INK, GREY, OURS, RIGHT, WRONG = "#1b1b1b", "#5c5c5c", "#0072b2", "#999999", "#d55e00"
@@ -116,7 +120,7 @@ CHARTS = {
 
 def main(arguments=None):
     """Draw the charts and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder (default: docs/images)")
     given = parser.parse_args(arguments)
     try:
@@ -173,28 +177,31 @@ def draw(path, panels):
     from matplotlib.figure import Figure
 
     most = max(len(rows) for _, rows in panels)
-    figure = Figure(figsize=(17, 1.5 + 0.42 * most), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, wspace=0.05)  # notes end before the names of the next panel
-    for ax, (panel, rows) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    names = [[row.name for row in rows] for _, rows in panels]
+    # Names that are those of the panel to the left are not written again: what is left is room for large letters.
+    written = [k == 0 or names[k] != names[k - 1] for k in range(len(panels))]
+    figure = Figure(figsize=(10 + 1.2 * sum(written), 1.3 + 0.4 * most), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, wspace=0.06)  # notes end before the names of the next panel
+    for ax, (panel, rows), named in zip(figure.subplots(1, len(panels)), panels, written, strict=True):
         for k, row in enumerate(rows):
             colour = OURS if row.name.startswith("cusink") else RIGHT if row.right else WRONG
             # From 1, which is cusink, to the ratio: the length of a bar from any other place would mean nothing.
             ax.plot([1, row.ratio], [k, k], color=colour, linewidth=7, solid_capstyle="butt", zorder=2)
             ax.plot(row.ratio, k, "o" if row.right else "X", color=colour, markersize=11, zorder=3)
             note = f"{row.ratio:.3g} ×" + ("" if row.right else "  wrong")
-            ax.text(max(row.ratio, 1) * 1.8, k, note, va="center", fontsize=12, color=INK if row.right else WRONG)
-        ax.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=12)
+            ax.text(max(row.ratio, 1) * 2.2, k, note, va="center", fontsize=12, color=INK if row.right else WRONG)
+        ax.set_yticks(range(len(rows)), [row.name if named else "" for row in rows], fontsize=12)
         ax.set_ylim(most - 0.5, -0.5)
         ax.set_xscale("log")
-        ax.set_xlim(0.07, 2500)
+        ax.set_xlim(0.07, 8000)
         ax.axvline(1, color=OURS, linewidth=1, zorder=0)
         ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
         ax.set_xlabel("time beside cusink's", fontsize=11, color=GREY)
-        ax.set_title(panel.title, fontsize=13.5, color=INK, loc="left", x=-0.5)
+        ax.set_title(panel.title, fontsize=13, color=INK, loc="left", x=-0.45 if named else 0)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
         ax.minorticks_off()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -219,15 +219,16 @@ def plot(outcome, path):
     import matplotlib.pyplot as plt
 
     items = np.array([row["items"] for row in outcome["rows"]], float)
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
     for axis, name, label in zip(axes, ("seconds", "solved"), ("CPU time of a query, s", "pairs solved"), strict=True):
         values, power = np.array([row[name] for row in outcome["rows"]]), outcome["exponents"][name]
         middle = np.exp(np.log(values).mean() - power * np.log(items).mean())
         axis.loglog(items, values, "o-", label="measured")
         axis.loglog(items, middle * items**power, ":", label=f"items ** {power:.2f}")
         axis.set(xlabel="items", ylabel=label)
+        axis.yaxis.set_minor_formatter("")
         axis.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=130)
 
 
 def main(argv=None):

@@ -8,7 +8,6 @@ a wrong answer is shown as WRONG and counts in no comparison. Compilation and th
 ``scripts/bench`` makes the environment and runs this file.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,6 +16,8 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from arguments import Parser
 
 from benchmarks.harness import peers, works
 from benchmarks.harness.memory import measure_memory
@@ -116,7 +117,7 @@ def w2_small_rows(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which work to do (default: all)")
     parser.add_argument("--repeats", type=int, default=None, help="rounds of the fast competitors (default 9; quick 3)")
     parser.add_argument("--quick", action="store_true", help="fewer eps, queries, competitors and rounds")

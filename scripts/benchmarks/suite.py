@@ -34,6 +34,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
+from arguments import Parser
+
 from benchmarks import gradients
 from benchmarks.harness import peers, searches, spaces, works
 from benchmarks.harness.peers import Competitor
@@ -244,7 +246,7 @@ def version(package):
 
 def main(argv=None):
     """Run the works, write the records, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="+", choices=PARTS, default=PARTS, help="which to run (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="how often the fast ones are timed (default: 3)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"file of JSON lines (default: {OUTPUT.name})")
@@ -256,6 +258,7 @@ def main(argv=None):
     facts |= {"clock": "CPU time on one core", "python": sys.version.split()[0]}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for name in args.works:
+        facts["load"] = round(os.getloadavg()[0], 1)  # of the whole machine: other work makes CPU time longer, too
         if name == "roofline":
             records = operator_records(args.quick)
         else:

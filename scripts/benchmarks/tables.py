@@ -4,12 +4,13 @@
 ``./scripts/bench suite`` writes the lines, ``./scripts/bench tables`` runs this file. Nothing is measured here.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
+
+from arguments import Parser
 
 from benchmarks import charts
 from benchmarks.harness.timing import shown
@@ -26,7 +27,9 @@ TITLES = {
 NOTES = {
     "nearest": "`nearest` proves its neighbours. Candidates by L2 may miss some, and nothing would say so.",
     "pairs": "Few and small problems: what a call costs once counts. `sinkhorn-cpu.md` has 256 pairs.",
-    "gradients": "Three gradients are compared, each with its own reference: see `scripts/benchmarks/gradients.py`.",
+    "gradients": "Three gradients are compared, each with its own reference: see `scripts/benchmarks/gradients.py`."
+    " Few and small problems, as above: `gradients-cpu.md` has 256 pairs.",
+    "clouds": "Small clouds: `point-clouds-cpu.md` has larger ones, also with KeOps.",
 }
 HEAD = """# Every peer on the same work
 
@@ -64,6 +67,10 @@ def conditions(records):
     for key in ("machine", "clock", "python", "date", "commit"):
         found = sorted({record[key] for record in records})
         lines.append(f"- {key}: {', '.join(found)}")
+    loads = {r["part"]: r["load"] for r in records if "load" in r}
+    if loads:
+        said = ", ".join(f"{load:g} at the start of {part}" for part, load in loads.items())
+        lines.append(f"- load of the machine, which other programs shared: {said}")
     versions = {r["package"]: r["version"] for r in records if r.get("version")}
     return "\n".join([*lines, "- versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))])
 
@@ -127,7 +134,7 @@ def page(records):
 
 def main(argv=None):
     """Write the page, draw the charts, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", type=Path, default=FOLDER / "suite-cpu.jsonl", help="file of JSON lines")
     parser.add_argument("--output", type=Path, default=FOLDER / "suite-cpu.md", help="page to write")
     parser.add_argument("--charts", type=Path, default=None, help="folder of the charts (default: docs/images)")

@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
+from arguments import Parser
 from benchmarks.harness.lee import JUDGED, read_corpus, shares, tfidf_shares, word_costs
 
 import cusink
@@ -79,7 +80,7 @@ def main(arguments=None):
 
 def parse(arguments):
     """Return the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eps", type=float, default=0.019, help="words are up to 2 apart (default: %(default)s)")
     parser.add_argument("--tol", type=float, default=0.01, help="L1 marginal error (default: %(default)s)")
     parser.add_argument("--sample", type=int, default=300, help="pairs for wmdistance (default: %(default)s)")
@@ -149,20 +150,22 @@ def draw(path, judgements, found):
         low, high = np.quantile(matrix[pairs], [0.02, 0.995])
         image = panel.imshow(matrix[np.ix_(order, order)], cmap="Blues", vmin=low, vmax=high, interpolation="nearest")
         bar = figure.colorbar(image, ax=panel, location="bottom", shrink=0.8, pad=0.04, aspect=30)
+        bar.ax.locator_params(nbins=4)
         bar.ax.xaxis.set_major_formatter(lambda value, _: f"{abs(value):.2g}")  # a distance is drawn as its negative
-        bar.ax.tick_params(labelsize=8, colors=GREY)
+        bar.ax.tick_params(labelsize=11, colors=GREY)
         bar.outline.set_visible(False)
-        panel.set_title(title, fontsize=11, color=INK)
+        panel.set_title(title, fontsize=14, color=INK)
         panel.set_xticks([])
         panel.set_yticks([])
-    axes[0].set_ylabel("50 news texts", color=GREY, fontsize=9)
-    figure.supxlabel("Darker is more alike. The texts are in one order in all three.", color=GREY, fontsize=9, x=0.37)
+    axes[0].set_ylabel("50 news texts", color=GREY, fontsize=12)
+    figure.supxlabel("Darker is more alike. The texts are in one order in all three.", color=GREY, fontsize=12, x=0.37)
     pearson, spearman = agreement(found[name], judgements)
-    axes[3].plot(judgements[pairs], found[name][pairs], ".", color=BLUE, markersize=4, alpha=0.35, markeredgewidth=0)
-    axes[3].set_xlabel("judgement of people (0 to 1)", color=GREY, fontsize=9)
-    axes[3].set_ylabel("Sinkhorn distance", color=GREY, fontsize=9)
-    axes[3].set_title(f"Pearson {pearson:.2f}, Spearman {spearman:.2f}", fontsize=11, color=INK)
-    axes[3].tick_params(labelsize=8, colors=GREY)
+    axes[3].plot(judgements[pairs], found[name][pairs], ".", color=BLUE, markersize=5, alpha=0.35, markeredgewidth=0)
+    axes[3].set_xlabel("judgement of people (0 to 1)", color=GREY, fontsize=12)
+    axes[3].set_ylabel("Sinkhorn distance", color=GREY, fontsize=12)
+    said = f"Pearson {pearson:.2f}\nSpearman {spearman:.2f}"  # in the corner that has no points
+    axes[3].text(0.98, 0.97, said, fontsize=12, color=INK, ha="right", va="top", transform=axes[3].transAxes)
+    axes[3].tick_params(labelsize=11, colors=GREY)
     axes[3].set_box_aspect(1)
     for side in ("top", "right"):
         axes[3].spines[side].set_visible(False)

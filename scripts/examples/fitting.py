@@ -262,9 +262,9 @@ class Pictures:
         ax.set_aspect("equal")
         ax.set_xticks([])
         ax.set_yticks([])
-        ax.set_title(f"{self.given.divergence}, iteration {iteration}", fontsize=12, color=INK, loc="left")
-        for place, name, colour in ((0.8, "data, truth", DATA), (1, "model", MODEL)):
-            ax.text(place, 1.018, name, fontsize=11, color=colour, ha="right", transform=ax.transAxes)
+        ax.set_title(f"{self.given.divergence}, iteration {iteration}", fontsize=15, color=INK, loc="left")
+        for place, name, colour in ((0.78, "data, truth", DATA), (1, "model", MODEL)):
+            ax.text(place, 1.018, name, fontsize=15, color=colour, ha="right", transform=ax.transAxes)
 
     def field(self, ax, values):
         """Draw a field over the square, in bands of colour."""
@@ -280,9 +280,9 @@ class Pictures:
         """Draw the cost of every iteration."""
         ax.plot(costs, color=INK, linewidth=0.9)
         ax.set_yscale("log" if 0 < 20 * costs.min() < costs.max() else "linear")
-        ax.set_title(f"cost, at last {costs[-1]:.4g}", fontsize=12, color=INK, loc="left")
-        ax.set_xlabel("iteration", fontsize=10, color=GREY)
-        ax.tick_params(which="both", labelsize=8.5, colors=GREY)
+        ax.set_title(f"cost, at last {costs[-1]:.4g}", fontsize=15, color=INK, loc="left")
+        ax.set_xlabel("iteration", fontsize=14, color=GREY)
+        ax.tick_params(which="both", labelsize=14, colors=GREY)
         ax.grid(color="#e6e6e6", linewidth=0.7)
         ax.spines[["top", "right"]].set_visible(False)
 
@@ -298,8 +298,8 @@ class Pictures:
             ax = figure.add_axes(((place * 5.1 + 0.1) / 20.4, 0.6 / 5.9, 4.9 / 20.4, 4.9 / 5.9))
             self.situation(ax, iteration, *self.seen[iteration])
         self.curve(figure.add_axes((15.9 / 20.4, 1.05 / 5.9, 4.3 / 20.4, 4.4 / 5.9)), costs)
-        figure.text(0.1 / 20.4, 0.16 / 5.9, f"{LEGEND}; {SHADES[self.given.divergence]}", fontsize=14, color=GREY)
-        figure.savefig(self.given.output / "summary.png", dpi=70)
+        figure.text(0.1 / 20.4, 0.16 / 5.9, f"{LEGEND}; {SHADES[self.given.divergence]}", fontsize=16, color=GREY)
+        figure.savefig(self.given.output / "summary.png", dpi=80)
 
 
 def new_figure(width, height, **options):

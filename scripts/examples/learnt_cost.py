@@ -224,8 +224,8 @@ def picture(path, curves, C):
             axes.set_xticks([])
             axes.set_yticks([])
             if column == 0:
-                axes.set_ylabel(word, fontsize=11, color=ink)
-    figure.colorbar(image, cax=figure.add_axes((0.485, 0.06, 0.012, 0.72))).ax.tick_params(labelsize=8, colors=grey)
+                axes.set_ylabel(word, fontsize=13, color=ink)
+    figure.colorbar(image, cax=figure.add_axes((0.485, 0.06, 0.012, 0.72))).ax.tick_params(labelsize=11, colors=grey)
     axes = figure.add_axes((0.59, 0.11, 0.39, 0.67))
     lines = {
         LEARNT: ("#0072b2", "-"),
@@ -239,18 +239,18 @@ def picture(path, curves, C):
         mean = np.mean([draw[name] for draw in curves], axis=0)
         axes.plot(ranks, mean, style, color=colour, linewidth=2, label=name)
     axes.set_xticks(ranks)
-    axes.set_xlabel("nearest k", fontsize=9.5, color=grey)
-    axes.set_title("share of the nearest k that show the digit", fontsize=11, color=ink, loc="left")
+    axes.set_xlabel("nearest k", fontsize=12, color=grey)
+    axes.set_title("share of the nearest k that show the digit", fontsize=13, color=ink, loc="left")
     axes.grid(color="#e6e6e6", linewidth=0.7)
-    axes.tick_params(labelsize=8.5, colors=grey)
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.tick_params(labelsize=11, colors=grey)
+    axes.legend(frameon=False, fontsize=11.5, loc="lower left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.text(0.02, 0.93, "A cost between pixels that is learnt from digits", fontsize=15, color=ink)
+    figure.text(0.02, 0.93, "A cost between pixels that is learnt from digits", fontsize=17, color=ink)
     about = (
         f"Left: the cost from the marked cell to each other. Right: {HELD_OUT} held-out images; draws: {len(curves)}."
     )
-    figure.text(0.02, 0.87, about, fontsize=10, color=grey)
+    figure.text(0.02, 0.87, about, fontsize=12, color=grey)
     figure.savefig(path, dpi=130)
 
 

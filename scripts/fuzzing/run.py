@@ -31,6 +31,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
+from arguments import Parser
+
 from fuzzing import report
 from fuzzing.case import FAILURES, UNCLEAR, Case, Finding, Seen
 from fuzzing.shrink import shrunk
@@ -221,9 +223,7 @@ class _limit:  # noqa: N801
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="time to draw cases for; 10 if --cases is not given")
     parser.add_argument("--cases", type=int, help="cases of each subject")
     parser.add_argument("--seed", type=int, default=0, help="integer of the first case")

@@ -33,6 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from arguments import Parser  # noqa: E402
+
 from mutating import areas  # noqa: E402
 from mutating.mutant import Mutant  # noqa: E402
 from mutating.trial import INVALID, KILLED, SURVIVED, TIMEOUT, Workshop  # noqa: E402
@@ -197,9 +199,7 @@ def _read(state: Path | None, root: Path) -> dict[str, Result]:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ",".join(areas.AREAS)
     parser.add_argument("--sample", type=int, help="mutants of each area; all if it is not given")
     parser.add_argument("--seed", type=int, default=0, help="integer that draws the sample")

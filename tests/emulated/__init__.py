@@ -37,6 +37,8 @@ WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror")
 # A checked build calls cuda_checks.h at every access, and walks from frame to frame to where a collective is called.
 CHECKS = ("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls")
 CHECKS_OF_GCC = ("-fno-thread-jumps", "-fno-threadsafe-statics", "-Wno-frame-address")
+# Constants of launch bounds are used by nothing here, which only clang minds.
+CLANG = ("-fsanitize-trap=bounds,alignment", "-Wno-unused-const-variable")
 
 
 ONE_AT_A_TIME = threading.Lock()  # of launches, for all devices: the emulation and its guarded memory are one
@@ -62,7 +64,7 @@ def options(checks=False):
     told = (
         *("-std=c++17", "-O1", "-g0", "-fPIC", "-fno-exceptions", *WARNINGS),
         *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds,alignment"),
-        *(("-fno-gnu-unique", "-fsanitize-undefined-trap-on-error") if gcc else ("-fsanitize-trap=bounds,alignment",)),
+        *(("-fno-gnu-unique", "-fsanitize-undefined-trap-on-error") if gcc else CLANG),
     )
     return (*told, *CHECKS, *(CHECKS_OF_GCC if gcc else CHECKS_OF_GCC[1:])) if checks else told
 
@@ -114,7 +116,10 @@ def precompiled(header, real, told):
 
 
 def _compile(real, told, *arguments):
-    outcome = subprocess.run([*compiler(), *told, f"-DREAL={real}", *arguments], capture_output=True, text=True)
+    # zig keeps what it builds of its own library, by default in the user's home, which may not be writable.
+    kept = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(CACHE.parent / "zig")) | os.environ
+    command = [*compiler(), *told, f"-DREAL={real}", *arguments]
+    outcome = subprocess.run(command, capture_output=True, text=True, env=kept)
     if outcome.returncode:
         raise EmulationError(outcome.stderr[:4000])
 

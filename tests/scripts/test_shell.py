@@ -1,4 +1,4 @@
-"""``scripts/test-gpu`` says what is missing, and lets no GPU test be skipped; a stub stands for the GPU's tools."""
+"""The shell scripts: no GPU test may be skipped (stubs stand for its tools), and wrong arguments are one line."""
 
 import os
 import shutil
@@ -120,5 +120,23 @@ def test_a_missing_sanitizer_is_no_success(run):
 )
 def test_wrong_arguments_are_refused_in_one_line_before_any_work(script, arguments, said):
     done = subprocess.run([SCRIPT.parent / script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("benchmarks/sinkhorn.py", ["now"], "unrecognized arguments: now"),
+        ("benchmarks/suite.py", ["--rounds", "0"], "must be at least 1; got 0"),
+        ("benchmarks/tables.py", ["--input", "none.jsonl"], "none.jsonl"),
+        ("fuzzing/run.py", ["--minutes", "long"], "argument --minutes"),
+        ("mutating/run.py", ["--sample", "some"], "argument --sample"),
+    ],
+)
+def test_wrong_arguments_of_a_program_are_one_line_and_status_2(script, arguments, said):
+    command = [sys.executable, SCRIPT.parent / script, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert said in done.stderr and done.stderr.count("\n") == 1

@@ -17,7 +17,8 @@ NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chro
 LOOK = """(() => {
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   const broken = [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.getAttribute("src"));
-  return {wide, broken, words: document.body.innerText.length, title: document.title};
+  const formulas = [...document.querySelectorAll("mjx-merror")].map(e => e.title || e.innerText);
+  return {wide, broken, formulas, words: document.body.innerText.length, title: document.title};
 })()"""
 
 
@@ -95,9 +96,11 @@ class Browser:
         self.call("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self._events):
             self._events.append(self._receive())
+        self.evaluate("window.MathJax?.startup?.promise.then(() => 0)")  # formulas are set after the page has loaded
         seen = self.evaluate(LOOK)
         wrong = [said for event in self._events if (said := _complaint(event))]
         wrong += [f"picture not shown: {source}" for source in seen["broken"]]
+        wrong += [f"formula that is none: {said}" for said in seen["formulas"]]
         if seen["wide"] > 0:
             wrong.append(f"{seen['wide']} pixels wider than the window")
         if seen["words"] < 40:

@@ -86,8 +86,34 @@ def test_points():
     theirs = ot.bregman.empirical_sinkhorn_divergence(x, y, 1.0, stopThr=1e-13)
     np.testing.assert_allclose(cost(x, y) - cost(x, x) / 2 - cost(y, y) / 2, theirs, rtol=1e-8)
     np.testing.assert_allclose(cusink.cost_matrix(x, y), ot.dist(x, y), rtol=1e-12)
+    theirs = ot.solve_sample(x, y, reg=1.0, tol=1e-13, max_iter=100_000)
+    np.testing.assert_allclose([ours.reg_cost, ours.cost], [theirs.value, theirs.value_linear], rtol=1e-8)
     batch = ot.batch.solve_sample_batch(x[None], y[None], 1.0, tol=1e-13, max_iter=100_000)
     np.testing.assert_allclose(cost(x, y), np.asarray(batch.value_linear)[0], rtol=1e-8)
+
+
+def test_steps_of_batches(problem, result):
+    a, b, M = problem
+    from ot import batch
+
+    plan = result.plan()
+    np.testing.assert_allclose(batch.loss_linear_batch(M[None], plan[None])[0], result.cost, rtol=1e-9)
+    entropy = (result.cost - result.entropic_cost) / REG
+    np.testing.assert_allclose(batch.entropy_batch(plan[None])[0], entropy, rtol=1e-9)
+    ours = cusink.sinkhorn(a, b, M / REG, eps=1.0, tol=1e-12).plan()
+    for name, kernel in (("bregman_projection_batch", np.exp(-M / REG)), ("bregman_log_projection_batch", -M / REG)):
+        theirs = getattr(batch, name)(kernel[None], a[None], b[None], tol=1e-13, max_iter=100_000)["T"]
+        np.testing.assert_allclose(ours, theirs[0], atol=1e-9)
+
+
+def test_lines():
+    x, y = np.random.default_rng(4).normal(size=(2, 7, 5))
+    a, b = np.random.default_rng(5).dirichlet(np.ones(5), size=2)
+    for power in (1.0, 2.0):
+        theirs = ot.wasserstein_1d(x.T, y.T, a, b, p=power)
+        np.testing.assert_allclose(cusink.wasserstein_1d(x, a, y, b, power=power), theirs, rtol=1e-9)
+    theirs = ot.emd2_1d(x[0], y[0], a, b)
+    np.testing.assert_allclose(cusink.wasserstein_1d(x[0], a, y[0], b, power=2.0), theirs, rtol=1e-9)
 
 
 def test_barycenters(histograms):
