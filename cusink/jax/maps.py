@@ -29,7 +29,7 @@ def barycentric_map(
     normalise: bool = False,
     **options: Any,
 ) -> jax.Array:
-    """Means of values under the rows of a plan, differentiable once in all arrays; the plan is not formed.
+    """Average values under the rows of a plan, differentiable once in all arrays; the plan is not formed.
 
     Parameters
     ----------

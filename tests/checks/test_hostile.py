@@ -388,7 +388,7 @@ CALLS = {
     ),
     "extension_adjoint": (
         cusink.extension_adjoint,
-        {"extension": BETWEEN_POINTS.at(X), "grad_potential": A, "grad_map": X, "values": Y},
+        {"extension": BETWEEN_POINTS.at(X), "grad_potential": A, "grad_map": X, "grad_gradient": X, "values": Y},
     ),
     "gradient_flow": (
         cusink.gradient_flow,
