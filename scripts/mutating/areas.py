@@ -54,6 +54,7 @@ _SECOND_ORDER = Tests(
 # The first pattern that fits a file decides.
 TESTS: dict[str, Tests] = {
     "cusink/convergence/*": Tests(("tests/convergence",), _SOLVED),
+    "cusink/solver/at_once.py": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "cusink/solver/pairs/*": Tests(("tests/solver/test_pairs.py",), ()),
     "cusink/gradients/pairs.py": Tests(("tests/solver/test_pairs.py",), ()),
     "cusink/solver/unbalanced.py": Tests(("tests/solver/test_unbalanced.py",), ()),
@@ -103,6 +104,7 @@ TESTS: dict[str, Tests] = {
         ("tests/retrieval/test_search.py", "tests/retrieval/test_nearest.py", "-k", "not cuda and not memory_limit"),
     ),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
+    "kernels/at_once.cu": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/scaling*": Tests(_ITERATED, ()),
     "kernels/convergence.cuh": Tests(_ITERATED, ()),
     "kernels/documents.cu": Tests(

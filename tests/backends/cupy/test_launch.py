@@ -26,7 +26,7 @@ REDUCTIONS = tuple(STATE)
 OTHERS = ("plan", "iterate", "scaled_kernel", "start_scalings", "balance_scalings", "scaling_update")
 OTHERS += ("logit_update", "read_potentials", "read_logits", "plan_sum")
 OTHERS += ("grid_product", "start_grid", "grid_update", "grid_error", "grid_potentials", "grid_relax")
-OTHERS += ("damped_update", "translate")
+OTHERS += ("damped_update", "translate", "begin_at_once", "end_at_once")
 
 
 def all_launches():
