@@ -287,3 +287,196 @@ end_at_once(double* f, double* g, REAL* shown_f, REAL* shown_g, REAL* cost, REAL
         __syncthreads();
     }
 }
+
+// The density E = exp((f + g - C) / eps) of a plan in shared memory, in rows of an odd length, so that neither side
+// meets a bank twice; and what the means under the plan need of a side: weights, and 1 / sum_j E_ij b_j.
+struct Density {
+    const REAL* E;
+    int stride, n, m;
+    const REAL *a, *b, *of_rows, *of_columns;
+
+    // out_i = sum_j E_ij b_j v_j / sum_j E_ij b_j, or the same of columns; a warp for each. No barrier.
+    __device__ void mean(REAL* out, const REAL* v, bool rows) const {
+        int lane = threadIdx.x % 32, kept = rows ? n : m, summed = rows ? m : n;
+        const REAL *weights = rows ? b : a, *factor = rows ? of_rows : of_columns;
+        for (int k = threadIdx.x / 32; k < kept; k += blockDim.x / 32) {
+            REAL sum = 0;
+            for (int s = lane; s < summed; s += 32)
+                sum = multiply_add(E[rows ? k * stride + s : s * stride + k], weights[s] * v[s], sum);
+            sum = warp_sum(sum);
+            if (lane == 0) out[k] = sum * factor[k];
+        }
+    }
+};
+
+__device__ inline double block_total(double x) {
+    return merge_block(Total{x}).sum;
+}
+
+// grad_a, x (B, n); grad_b, y (B, m); grad_C of the shape of C, or null; grad_eps (B,); converged (B,) as in end_at_once;
+// facts (B, 3): whether the system was solved, cotangents that are no ordinary numbers, whether the solve had converged.
+// From weights, potentials in float64, C, what had converged (B,), and cotangents (B,) of cost and of all values
+// together, or null for numbers. The marginal system of cusink/gradients/system.py is
+// solved by conjugate gradients, the longer side eliminated, n m multiply-adds for each of its two products.
+// Shared: E | 4 vectors of n | 4 of m | 3 of the shorter side | 1 of the longer one. One block per problem, of any
+// multiple of 32 threads; right for any grid. Bound by its barriers: 8 for each iteration.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+adjoint_at_once(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out_y, REAL* grad_eps, int* converged,
+                double* facts, const REAL* given_a, const REAL* given_b, const double* given_f, const double* given_g,
+                const REAL* given_C, const signed char* solved, const REAL* of_cost, const REAL* of_values,
+                double cost_number, double values_number, double eps, double cost_scale, double tol, int max_iter,
+                int rounds, long long cost_stride, long long B, int n, int m) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, stride = m | 1;
+    for (long long word = first_thread(); 4 * word < B; word += all_threads()) converged[word] = 0x01010101;
+    bool rows_out = n >= m;  // the rows are eliminated
+    int own = rows_out ? m : n, other = rows_out ? n : m;
+    REAL* E = reinterpret_cast<REAL*>(dynamic_shared);
+    REAL *a = E + n * stride, *T = a + n, *h = T + n, *x = h + n, *b = x + n, *S = b + m, *k = S + m, *y = k + m;
+    REAL *residual = y + m, *direction = residual + own, *image = direction + own, *between = image + own;
+    Density density = {E, stride, n, m, a, b, T, S};
+    for (long long problem = blockIdx.x; problem < B; problem += gridDim.x) {
+        const REAL* C = given_C + problem * cost_stride;
+        const double *f = given_f + problem * n, *g = given_g + problem * m;
+        double w = of_cost ? double(of_cost[problem]) : cost_number;
+        double level = of_values ? double(of_values[problem]) : values_number;
+        for (int i = threadIdx.x; i < n; i += blockDim.x) a[i] = given_a[problem * n + i];
+        for (int j = threadIdx.x; j < m; j += blockDim.x) b[j] = given_b[problem * m + j];
+        __syncthreads();
+        for (int i = warp; i < n; i += warps)
+            for (int j = lane; j < m; j += 32) {
+                double exponent = (f[i] + g[j] - double(C[(long long)i * m + j])) * cost_scale;
+                E[i * stride + j] = a[i] > 0 || b[j] > 0 ? power_of_two(REAL(exponent)) : REAL(0);
+            }
+        __syncthreads();
+        // The right-hand sides are w times the means of log E.
+        for (int i = warp; i < n; i += warps) {
+            double sum = 0, mean = 0;
+            for (int j = lane; j < m; j += 32) {
+                double mass = double(E[i * stride + j]) * double(b[j]);
+                sum += mass, mean += mass * ((f[i] + g[j] - double(C[(long long)i * m + j])) / eps);
+            }
+            sum = warp_total(sum), mean = warp_total(mean);
+            if (lane == 0) T[i] = REAL(1 / sum), h[i] = REAL(w * mean / sum);
+        }
+        for (int j = warp; j < m; j += warps) {
+            double sum = 0, mean = 0;
+            for (int i = lane; i < n; i += 32) {
+                double mass = double(E[i * stride + j]) * double(a[i]);
+                sum += mass, mean += mass * ((f[i] + g[j] - double(C[(long long)i * m + j])) / eps);
+            }
+            sum = warp_total(sum), mean = warp_total(mean);
+            if (lane == 0) S[j] = REAL(1 / sum), k[j] = REAL(w * mean / sum);
+        }
+        __syncthreads();
+        const REAL *of_other = rows_out ? h : k, *of_own = rows_out ? k : h;
+        REAL *unknown = rows_out ? y : x, *eliminated = rows_out ? x : y;
+        const REAL *own_weight = rows_out ? b : a, *own_factor = rows_out ? S : T;
+        const REAL *other_weight = rows_out ? a : b, *other_factor = rows_out ? T : S;
+        double size = 0, mass = 0;
+        for (int s = threadIdx.x; s < own; s += blockDim.x) {
+            double weight = double(own_weight[s]) / double(own_factor[s]);
+            size += weight * of_own[s] * of_own[s], mass += weight, unknown[s] = 0;
+        }
+        for (int s = threadIdx.x; s < other; s += blockDim.x)
+            size += double(other_weight[s]) / double(other_factor[s]) * of_other[s] * of_other[s];
+        size = block_total(size), mass = block_total(mass);
+        double target = tol * tol * size, reached = 0;
+        int left = max_iter;
+#pragma unroll 1
+        for (int attempt = 0; attempt <= rounds; attempt++) {
+            density.mean(eliminated, unknown, rows_out);
+            __syncthreads();
+            for (int s = threadIdx.x; s < other; s += blockDim.x) eliminated[s] = of_other[s] - eliminated[s];
+            __syncthreads();
+            density.mean(residual, eliminated, !rows_out);
+            __syncthreads();
+            double constant = 0;
+            for (int s = threadIdx.x; s < own; s += blockDim.x) {
+                residual[s] = of_own[s] - residual[s] - unknown[s];
+                constant += double(own_weight[s]) / double(own_factor[s]) * residual[s];
+            }
+            constant = block_total(constant) / mass;
+            reached = 0;
+            for (int s = threadIdx.x; s < own; s += blockDim.x) {
+                residual[s] -= REAL(constant);
+                direction[s] = own_weight[s] > 0 ? residual[s] : REAL(0);
+                reached += double(own_weight[s]) / double(own_factor[s]) * residual[s] * residual[s];
+            }
+            reached = block_total(reached);
+            if (reached <= target || attempt == rounds || !(size < 1e300)) break;
+            double now = reached;
+            // `image` holds the residual of the iteration, and `between` the products.
+            for (int s = threadIdx.x; s < own; s += blockDim.x) image[s] = direction[s];
+            __syncthreads();
+#pragma unroll 1
+            for (int turn = 0; turn < left && now > target / 4; turn++) {
+                density.mean(between, direction, rows_out);
+                __syncthreads();
+                density.mean(residual, between, !rows_out);
+                __syncthreads();
+                double curvature = 0;
+                for (int s = threadIdx.x; s < own; s += blockDim.x) {
+                    residual[s] = direction[s] - residual[s];
+                    curvature += double(own_weight[s]) / double(own_factor[s]) * direction[s] * residual[s];
+                }
+                curvature = block_total(curvature);
+                if (!(curvature > 0)) break;
+                REAL length = REAL(now / curvature);
+                double drift = 0;
+                for (int s = threadIdx.x; s < own; s += blockDim.x) {
+                    unknown[s] += length * direction[s], image[s] -= length * residual[s];
+                    drift += double(own_weight[s]) / double(own_factor[s]) * image[s];
+                }
+                drift = block_total(drift) / mass;
+                double next = 0;
+                for (int s = threadIdx.x; s < own; s += blockDim.x) {
+                    image[s] = own_weight[s] > 0 ? image[s] - REAL(drift) : REAL(0);
+                    next += double(own_weight[s]) / double(own_factor[s]) * image[s] * image[s];
+                }
+                next = block_total(next);
+                REAL share = REAL(next / now);
+                now = next;
+                for (int s = threadIdx.x; s < own; s += blockDim.x) direction[s] = image[s] + share * direction[s];
+                __syncthreads();
+            }
+            __syncthreads();
+        }
+        // One fixed-point step defines the unknown of empty bins.
+        for (int s = threadIdx.x; s < own; s += blockDim.x) unknown[s] += residual[s];
+        __syncthreads();
+        density.mean(eliminated, unknown, rows_out);
+        __syncthreads();
+        for (int s = threadIdx.x; s < other; s += blockDim.x) eliminated[s] = of_other[s] - eliminated[s];
+        __syncthreads();
+        double of_f = 0, of_g = 0;
+        for (int i = threadIdx.x; i < n; i += blockDim.x) of_f += level * f[i] - eps * x[i];
+        for (int j = threadIdx.x; j < m; j += blockDim.x) of_g += level * g[j] - eps * y[j];
+        of_f = block_total(of_f) / n, of_g = block_total(of_g) / m;
+        for (int i = threadIdx.x; i < n; i += blockDim.x) {
+            out_x[problem * n + i] = x[i];
+            grad_a[problem * n + i] = REAL(level * f[i] - eps * x[i] - of_f);
+        }
+        for (int j = threadIdx.x; j < m; j += blockDim.x) {
+            out_y[problem * m + j] = y[j];
+            grad_b[problem * m + j] = REAL(level * g[j] - eps * y[j] - of_g);
+        }
+        double by_eps = 0;
+        for (int i = warp; i < n; i += warps)
+            for (int j = lane; j < m; j += 32) {
+                long long at = (long long)i * m + j;
+                double ratio = (f[i] + g[j] - double(C[at])) / eps;
+                double P = double(a[i]) * double(b[j]) * double(E[i * stride + j]);
+                double gradient = P * (level + w * ratio - double(x[i]) - double(y[j]));
+                if (grad_C) grad_C[problem * cost_stride + at] = REAL(gradient);
+                by_eps += (gradient - w * P) * ratio;
+            }
+        by_eps = block_total(by_eps);
+        if (threadIdx.x == 0) {
+            grad_eps[problem] = REAL(by_eps);
+            facts[problem * 3] = reached <= target && by_eps - by_eps == 0;
+            facts[problem * 3 + 1] = fabs(w) <= 1e30 && fabs(level) <= 1e30 ? 0 : 1;
+            facts[problem * 3 + 2] = solved[problem];
+        }
+        __syncthreads();
+    }
+}

@@ -272,6 +272,59 @@ class SolveAtOnce(Protocol[DataIn]):
     ) -> AtOnce | None: ...
 
 
+class SolvedArrays(NamedTuple):
+    """Weights (B, n) and (B, m), potentials in float64, and which problems (B,) had converged."""
+
+    a: Array
+    b: Array
+    f: Array
+    g: Array
+    converged: Array
+
+
+class FitRules(NamedTuple):
+    """How the marginal system is solved: relative residual, iterations, and rounds of them."""
+
+    tol: float
+    max_iter: int
+    rounds: int
+
+
+class AdjointAtOnce(NamedTuple):
+    """Gradients by a (B, n), b (B, m), eps (B,), and by C where no sum over problems is in it; x and y of the system.
+
+    `solved`, `odd` and `sound` (B,) in NumPy: 1 where the system was solved, where cotangents are no ordinary numbers,
+    and where the solve had converged. The gradients are those where all are 1, 0 and 1.
+    """
+
+    a: Array
+    b: Array
+    C: Array | None
+    eps: Array
+    x: Array
+    y: Array
+    converged: Array
+    solved: HostArray
+    odd: HostArray
+    sound: HostArray
+
+
+class PullAtOnce(Protocol[DataIn]):
+    """The gradients of values of small problems; cotangents of the cost, and of all values together: (B,) or numbers.
+
+    None where the problems do not fit.
+    """
+
+    def __call__(
+        self,
+        C: DataIn,
+        given: SolvedArrays,
+        cotangents: tuple[float | Array, float | Array],
+        eps: float,
+        rules: FitRules,
+    ) -> AdjointAtOnce | None: ...
+
+
 class DampedSteps(Protocol):
     """What an iteration of unbalanced transport does beside `softmin`, see `cusink.solver.unbalanced`."""
 
@@ -317,3 +370,4 @@ class Operators(Generic[Data]):
     levels: CoarseLevels[Data] | None = None
     damped_steps: DampedSteps | None = None  # None for array operations
     solve_at_once: SolveAtOnce[Data] | None = None  # None where the host looks on without a delay
+    adjoint_at_once: PullAtOnce[Data] | None = None

@@ -81,6 +81,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/each.py": Tests(("tests/solver/test_eps.py",), ()),
     "cusink/solver/*": Tests(("tests/solver/test_loop.py",), _SOLVED),
     "cusink/backends/*": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
+    "cusink/gradients/at_once.py": Tests(("tests/backends/cupy/test_at_once.py", "-k", "gradients"), ()),
     "cusink/gradients/unbalanced.py": Tests(("tests/gradients/test_unbalanced.py",), ()),
     "cusink/gradients/prices.py": Tests(("tests/gradients/test_unbalanced.py", "-k", "prices or reach"), ()),
     "cusink/gradients/maps.py": Tests(("tests/gradients/test_maps.py", "-k", "not cupy"), ()),

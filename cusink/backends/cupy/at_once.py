@@ -23,7 +23,7 @@ from cusink.convergence.rules import (
     STALLED_CHECKS,
     rounding_level,
 )
-from cusink.costs.operators import FACTS, AtOnce, AtOnceRules, Facts
+from cusink.costs.operators import FACTS, AdjointAtOnce, AtOnce, AtOnceRules, Facts, FitRules, SolvedArrays
 from cusink.types import Array
 
 MOST_ITERATIONS = 500  # with a tolerance: a problem that takes more is better looked at in between
@@ -86,6 +86,38 @@ def solve_at_once(C: Array, a: Array | None, b: Array | None, B: int, eps: float
     run(end, dtype, *made, *solved, *scales, *rounding, cost_stride, *sizes(B, n, m))
     values = (cost, reg_cost, entropic_cost, error, n_iter, converged.view(np.bool_)[:B])
     return AtOnce(kept_a, kept_b, kept_C, f, g, *shown, *values, Facts(*cp.asnumpy(facts).T))
+
+
+def adjoint_at_once(
+    C: Array, given: SolvedArrays, cotangents: tuple[float | Array, float | Array], eps: float, rules: FitRules
+) -> AdjointAtOnce | None:
+    """Return the gradients of values of B problems, see `cusink.costs.operators.AdjointAtOnce`; None if too large."""
+    a, b, f, g, solved = map(cp.ascontiguousarray, given)
+    (B, n), m, dtype = a.shape, b.shape[1], C.dtype
+    launch = find_launch("adjoint_at_once", B, n, m, dtype)
+    if launch is None or B > WAVES * BLOCKS * device().multiprocessors:
+        return None
+    x, y, of_a, of_b = (cp.empty((B, bins), dtype) for bins in (n, m, n, m))
+    own = C.ndim == 3
+    of_C = cp.empty(C.shape, dtype) if own or B == 1 else None
+    of_eps, facts = cp.empty(B, dtype), cp.empty((B, 3))
+    converged = cp.empty(-(-B // 4), np.int32)
+    made = (of_a, of_b, NULL if of_C is None else of_C, x, y, of_eps, converged, facts)
+    numbers = [np.float64(value if isinstance(value, float) else 0) for value in cotangents]
+    arrays = [NULL if isinstance(value, float) else cp.ascontiguousarray(value) for value in cotangents]
+    tol = np.float64(max(rules.tol, 32 * float(np.finfo(dtype).eps)))
+    scalars = (
+        *numbers,
+        np.float64(eps),
+        np.float64(LOG2_E / eps),
+        tol,
+        np.int32(rules.max_iter),
+        np.int32(rules.rounds),
+    )
+    shape = (np.int64(n * m if own else 0), np.int64(B), np.int32(n), np.int32(m))
+    inputs = (a, b, f, g, cp.ascontiguousarray(C), solved.view(np.int8), *arrays)
+    run(launch, dtype, *made, *inputs, *scalars, *shape)
+    return AdjointAtOnce(of_a, of_b, of_C, of_eps, x, y, converged.view(np.bool_)[:B], *cp.asnumpy(facts).T)
 
 
 def _omegas(rules: AtOnceRules, dtype: np.dtype[Any]) -> tuple[np.float64, ...]:

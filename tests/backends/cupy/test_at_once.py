@@ -1,7 +1,6 @@
-"""Small problems that are solved without a look by the host: their answers, certificates, messages and launches."""
+"""Small problems that are solved without a look by the host: their answers, certificates, gradients and launches."""
 
 import functools
-import warnings
 
 import emulated
 import numpy as np
@@ -13,7 +12,7 @@ import cusink
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import configure
 from cusink.convergence.options import Options
-from cusink.costs.operators import AtOnceRules
+from cusink.costs.operators import AtOnceRules, FitRules, SolvedArrays
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -197,6 +196,85 @@ def test_what_a_result_keeps_is_its_own():
         np.testing.assert_array_equal(result.plan().get(), plan)
 
 
+GRADIENTS = ("a", "b", "C", "eps")
+COTANGENTS = {
+    "the cost": {"grad_cost": 1.0},
+    "the value of the problem": {"grad_reg_cost": 2},
+    "both": {"grad_cost": np.array([1.0, -0.3, 2.0]), "grad_reg_cost": -0.5},
+}
+
+
+def pulled(given, cotangents, tol=1e-9, **options):
+    """Return the gradients on the stand-in, and what they took: for the weights, and for all that is lazy."""
+    with device_arrays.device() as (cupy, launched):
+        result = cusink.sinkhorn(*map(cupy.asarray, given), **options)
+        values = {k: cupy.asarray(x.astype(given[0].dtype)) if np.ndim(x) else x for k, x in cotangents.items()}
+        before, work = (cupy_stand_in.Work.count, cupy_stand_in.Work.waits), []
+        gradients = cusink.sinkhorn_adjoint(result, **values, tol=tol)
+        for name in GRADIENTS[1:]:
+            getattr(gradients, name)
+            work.append((cupy_stand_in.Work.count - before[0], cupy_stand_in.Work.waits - before[1]))
+        assert gradients.converged.get().all() and gradients.converged.shape == result.converged.shape
+        assert gradients.x is None and gradients.axes is None and gradients.reach is None and gradients.metric == {}
+        return {name: getattr(gradients, name).get() for name in GRADIENTS}, work, launched
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("of", COTANGENTS)
+def test_gradients_are_numpy_s(of, dtype):
+    for kind in ("empty bins", "a cost each", "masses") if of == "both" else ("one problem", "a cost each"):
+        a, b, C = given = make(kind, dtype, n=7 if of == "both" else 12)
+        tol = {"eps": 0.05, "tol": 1e-10 if dtype == np.float64 else 1e-5}
+        solved = cusink.sinkhorn(*(x.astype(float) for x in given), **tol | {"tol": 1e-12})
+        exact = cusink.sinkhorn_adjoint(solved, **COTANGENTS[of], tol=1e-10)
+        found, work, launched = pulled(given, COTANGENTS[of], **tol)
+        count = 2 if of == "both" else 1  # with the sum of both cotangents
+        assert work[0] == (count, 1) and "adjoint_at_once" in launched
+        if kind in ("one problem", "a cost each"):  # there is no sum over problems
+            assert work[-1] == (count, 1) and launched[-1] == "adjoint_at_once"
+        for name in GRADIENTS:
+            right, rough = getattr(exact, name), 1e-5 if dtype == np.float64 else 1e-3
+            assert found[name].dtype == dtype and found[name].shape == right.shape
+            np.testing.assert_allclose(found[name], right, rtol=0, atol=rough * abs(right).max())
+
+
+@pytest.mark.filterwarnings("ignore:.*(did not reach|had not converged)")
+def test_gradients_that_need_a_look_are_taken_with_looks():
+    given = make("plain", np.float64)
+    for cotangents, options, tol in (
+        ({"grad_cost": 1.0}, {"max_iter": 10}, 1e-6),
+        ({"grad_cost": 1.0, "grad_entropic_cost": 1.0}, {}, 1e-6),
+    ):
+        options = {"eps": 0.02} | options
+        exact = cusink.sinkhorn_adjoint(cusink.sinkhorn(*given, **options), **cotangents, tol=tol)
+        with device_arrays.device() as (cupy, _):
+            result = cusink.sinkhorn(*map(cupy.asarray, given), **options)
+            found = cusink.sinkhorn_adjoint(result, **cotangents, tol=tol)
+            np.testing.assert_allclose(found.a.get(), exact.a, rtol=0, atol=0.1 * abs(exact.a).max())
+    with device_arrays.device() as (cupy, _):
+        result = cusink.sinkhorn(*map(cupy.asarray, given), eps=0.05)
+        with pytest.raises(ValueError, match="'grad_cost' must be finite; got nan"):
+            cusink.sinkhorn_adjoint(result, grad_cost=cupy.asarray(np.array([1.0, np.nan, 1.0])))
+        with pytest.raises(ValueError, match="'grad_cost' must be finite"):
+            cusink.sinkhorn_adjoint(result, grad_cost=np.inf)
+
+
+def check_gradients(dtype, seed=0):
+    """Pull cotangents back through problems with empty bins, of both orders of the sides, and compare with float64."""
+    for kind, n, own in (("empty bins", 37, False), ("a cost each", 19, True)):
+        a, b, C = make(kind, dtype, n=n, m=35, seed=seed)
+        eps, w = 0.1, np.array([1.0, -0.3, 2.0], dtype)
+        solved = cusink.sinkhorn(*(x.astype(float) for x in (a, b, C)), eps=eps, tol=1e-12)
+        exact = cusink.sinkhorn_adjoint(solved, grad_cost=w.astype(float), grad_reg_cost=w.astype(float), tol=1e-11)
+        arrays = SolvedArrays(a, b, solved.problem.f, solved.problem.g, np.ones(3, bool))
+        found = part("at_once").adjoint_at_once(C, arrays, (w, 2 * w), eps, FitRules(1e-10, 1000, 3))
+        assert found.solved.all() and not found.odd.any() and found.sound.all() and found.converged.all()
+        for name in ("a", "b", "eps", *(("C",) if own else ())):
+            right = getattr(exact, name)
+            digits = 1e-9 if dtype == np.float64 else 1e-4
+            np.testing.assert_allclose(getattr(found, name), right, rtol=0, atol=digits * abs(right).max())
+
+
 def forced(grid, warps, operator, *sizes, **options):
     launch = configure(operator, *sizes, **options)
     return launch._replace(grid=grid, block=32 * warps) if operator.endswith("at_once") else launch
@@ -235,6 +313,7 @@ def test_kernels_are_right_in_any_launch(dtype):
             emulated.shuffle(seed)
             force(functools.partial(forced, *launch))
             check(dtype, seed)
+            check_gradients(dtype, seed)
             assert set(loader.names("at_once.cu")) <= set(ops.launched)
 
 
@@ -243,6 +322,7 @@ def test_kernels_keep_to_the_rules_of_cuda():
     with operators(function=emulated.checked_function):
         force(functools.partial(forced, 2, 3))
         check(np.float32)
+        check_gradients(np.float32)
 
 
 BROKEN = {
@@ -262,6 +342,8 @@ BROKEN = {
         "        columns[threadIdx.x] = sum;",
     ),
     "a plan of other masses": (" * cost_scale + more);", " * cost_scale);"),
+    "no step for empty bins": ("unknown[s] += residual[s];", "unknown[s] += 0;"),
+    "means of the other side": ("rows ? b : a, *factor", "rows ? a : b, *factor"),
 }
 
 
@@ -274,7 +356,11 @@ def test_a_broken_kernel_is_found(what):
         change = (lambda text: text.replace(old, new)) if name == "at_once.cu" else None
         return emulated.Kernel(name, *rest, change=change)
 
-    with operators(function=function), warnings.catch_warnings():
+    def run():
+        check(np.float32)
+        check_gradients(np.float32)
+
+    with operators(function=function):
         force(functools.partial(forced, 2, 3))
         with pytest.raises((AssertionError, emulated.EmulationError)):
-            check(np.float32)
+            run()
