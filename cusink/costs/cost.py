@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Generic, Protocol, Self
 import numpy as np
 
 from cusink.connection import doors_of
+from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.each import apply_each, means_each
-from cusink.costs.operators import AtOnce, AtOnceRules, CoarseLevel, Data, Iteration, Means, Operators
+from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs

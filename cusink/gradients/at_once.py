@@ -12,7 +12,7 @@ import numpy as np
 
 from cusink.checks.arrays import array_module, largest
 from cusink.checks.scalars import real
-from cusink.costs.operators import AdjointAtOnce, FitRules, SolvedArrays
+from cusink.costs.at_once import AdjointAtOnce, FitRules, SolvedArrays
 from cusink.gradients.system import ROUNDS, LinearSolve
 from cusink.gradients.terms import GradientTerms
 from cusink.solver.problem import Problem

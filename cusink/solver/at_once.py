@@ -15,8 +15,8 @@ from cusink.checks.arrays import largest, weights_dtype
 from cusink.checks.regularisation import for_problems
 from cusink.checks.weights import MASS_TOLERANCE
 from cusink.convergence.options import Options
+from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.cost import Cost
-from cusink.costs.operators import AtOnce, AtOnceRules
 from cusink.solver.gauge import DIGITS
 from cusink.solver.loop import CARRIED, NEARLY_ALL, PLAN_ROUNDING, needs_float64
 from cusink.solver.problem import ArrivedProblem, Problem
@@ -64,7 +64,8 @@ def _rules(C: Cost[Any], options: Options) -> AtOnceRules:
     adaptive = options.overrelaxation == "auto" and options.tol is not None
     omega = options.overrelaxation if isinstance(options.overrelaxation, float) else 1.0
     carried = CARRIED * float(np.finfo(C.dtype.name).eps) / 2
-    return AtOnceRules(options, None if adaptive else omega, carried, C.exponent_rounding() + PLAN_ROUNDING, NEARLY_ALL)
+    how = (options.max_iter, options.tol, options.check_every, options.method)
+    return AtOnceRules(*how, None if adaptive else omega, carried, C.exponent_rounding() + PLAN_ROUNDING, NEARLY_ALL)
 
 
 def _exponent(found: AtOnce, eps: float) -> HostArray:

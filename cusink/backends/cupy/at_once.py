@@ -23,7 +23,7 @@ from cusink.convergence.rules import (
     STALLED_CHECKS,
     rounding_level,
 )
-from cusink.costs.operators import FACTS, AdjointAtOnce, AtOnce, AtOnceRules, Facts, FitRules, SolvedArrays
+from cusink.costs.at_once import FACTS, AdjointAtOnce, AtOnce, AtOnceRules, Facts, FitRules, SolvedArrays
 from cusink.types import Array
 
 MOST_ITERATIONS = 500  # with a tolerance: a problem that takes more is better looked at in between
@@ -32,12 +32,12 @@ BLOCKS = 2  # of iterate to a multiprocessor
 
 
 def solve_at_once(C: Array, a: Array | None, b: Array | None, B: int, eps: float, rules: AtOnceRules) -> AtOnce | None:
-    """Return the solutions of B problems, see `cusink.costs.operators.AtOnce`; None where they are too large or many.
+    """Return the solutions of B problems, see `cusink.costs.at_once.AtOnce`; None where they are too large or many.
 
     C (n, m) or (B, n, m), a (n,), (1, n) or (B, n), b likewise, or None for uniform weights.
     """
-    (n, m), dtype, options = C.shape[-2:], C.dtype, rules.options
-    method = METHODS[options.method]
+    (n, m), dtype = C.shape[-2:], C.dtype
+    method = METHODS[rules.method]
     launch = find_launch("iterate", B, n, m, dtype, shared_cost=False, log=method == LOG)
     if launch is None or B > WAVES * BLOCKS * device().multiprocessors:
         return None
@@ -46,11 +46,11 @@ def solve_at_once(C: Array, a: Array | None, b: Array | None, B: int, eps: float
     strides = [np.int64(bins if w is not None and w.size > bins else 0) for w, bins in ((a, n), (b, m))]
     cost_stride = np.int64(n * m if C.ndim == 3 else 0)
     shape = (*strides, cost_stride, *sizes(B, n, m))
-    count, checks = options.max_iter, 1
-    if options.tol is not None:
-        count = min(options.check_every, options.max_iter)
-        checks = max(1, min(options.max_iter, MOST_ITERATIONS) // count)
-    tol = np.float64(-1.0 if options.tol is None else options.tol)
+    count, checks = rules.max_iter, 1
+    if rules.tol is not None:
+        count = min(rules.check_every, rules.max_iter)
+        checks = max(1, min(rules.max_iter, MOST_ITERATIONS) // count)
+    tol = np.float64(-1.0 if rules.tol is None else rules.tol)
     rounding = (tol, np.float64(rules.carried), np.float64(rules.of_exponents))
     scales = (np.float64(eps), np.float64(LOG2_E / float(eps)))
 
@@ -91,7 +91,7 @@ def solve_at_once(C: Array, a: Array | None, b: Array | None, B: int, eps: float
 def adjoint_at_once(
     C: Array, given: SolvedArrays, cotangents: tuple[float | Array, float | Array], eps: float, rules: FitRules
 ) -> AdjointAtOnce | None:
-    """Return the gradients of values of B problems, see `cusink.costs.operators.AdjointAtOnce`; None if too large."""
+    """Return the gradients of values of B problems, see `cusink.costs.at_once.AdjointAtOnce`; None if too large."""
     a, b, f, g, solved = map(cp.ascontiguousarray, given)
     (B, n), m, dtype = a.shape, b.shape[1], C.dtype
     launch = find_launch("adjoint_at_once", B, n, m, dtype)
@@ -122,6 +122,6 @@ def adjoint_at_once(
 
 def _omegas(rules: AtOnceRules, dtype: np.dtype[Any]) -> tuple[np.float64, ...]:
     """Return the level of rounding for costs of no size, and the rules by which omega is first chosen."""
-    begin_steep = FIRST_OMEGA_IF_STEEP if rules.options.check_every >= LEAST_OBSERVED else 1.0
+    begin_steep = FIRST_OMEGA_IF_STEEP if rules.check_every >= LEAST_OBSERVED else 1.0
     numbers = (rounding_level(dtype, 0.0), rules.omega or 0.0, begin_steep, FIRST_OMEGA, FIRST_OMEGA_IF_STEEP)
     return tuple(map(np.float64, (*numbers, RELAX_ABOVE, RELAX_LATER_ABOVE, rules.nearly_all)))

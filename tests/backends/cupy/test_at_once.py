@@ -11,8 +11,7 @@ from emulated.cupy_stand_in import force, operators, part
 import cusink
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import configure
-from cusink.convergence.options import Options
-from cusink.costs.operators import AtOnceRules, FitRules, SolvedArrays
+from cusink.costs.at_once import AtOnceRules, FitRules, SolvedArrays
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -284,7 +283,7 @@ def check(dtype, seed=0):
     """Solve problems with empty bins and other masses, and compare all outputs with float64."""
     for kind in ("empty bins", "masses", "a cost each"):
         a, b, C = make(kind, dtype, n=37, m=35, seed=seed)
-        eps, rules = 0.07, AtOnceRules(Options(tol=None, max_iter=4), 1.2, 1e-9, 1e-14, 0.999)
+        eps, rules = 0.07, AtOnceRules(4, None, 10, "auto", 1.2, 1e-9, 1e-14, 0.999)
         found = part("at_once").solve_at_once(C, a, b, 3, eps, rules)
         wide = [x.astype(float) for x in (a, b, C)]
         wide[1] *= (wide[0].sum(axis=1) / wide[1].sum(axis=1))[:, None]
