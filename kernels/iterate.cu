@@ -12,7 +12,8 @@
 //
 // With `states` a block repeats this up to `checks` times. After each time it checks which of its problems may stop,
 // and chooses omega for the others (convergence.cuh). A problem that may stop no longer changes, and a block ends when
-// all of its problems may stop.
+// all of its problems may stop. With `own_rules` a block of one problem measures the error after one plain f-update
+// itself, and goes on where that misses the tolerance.
 //
 // A thread sums for 4 kept entries over a slice of the other side, 4 entries at a time: 4 wide loads of K (each for all
 // P problems) and P of scalings for 16 P multiply-adds; LOG has 16 exp2 in their place. Per half-step a block of P
@@ -54,7 +55,7 @@ struct IterateArguments {
     const REAL *C, *cost_minimum;
     const long long* cost_index;
     const REAL *a, *b, *omega;
-    const double* mass;
+    const double *mass, *own_rules;
     StopRules rules;
     double cost_scale;
     int method, count, checks, earlier_checks;
@@ -302,6 +303,7 @@ __device__ void iterate(const IterateArguments& x) {
     __shared__ Side sides[2];
     __shared__ REAL omega[PROBLEMS];
     __shared__ int stopped[PROBLEMS];
+    __shared__ int trying;  // whether the next round is a plain f-update and a measurement
     // Dynamic shared memory: K | u | p | a | v | q | b | absorbed rows | absorbed columns | deviations | parts;
     // `shared_memory` in cusink/backends/cupy/launch.py counts the same.
     int warps = blockDim.x / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -353,6 +355,7 @@ __device__ void iterate(const IterateArguments& x) {
             }
         }
         int t = threadIdx.x;
+        if (t == 0) trying = 0;
         if (t < PROBLEMS) {
             stopped[t] = t >= problems;
             omega[t] = stopped[t] ? REAL(1) : x.states ? REAL(x.states[b0 + t].omega) : x.omega[b0 + t];
@@ -371,10 +374,10 @@ __device__ void iterate(const IterateArguments& x) {
             load_kernel(K, C, stride, sides[1], sides[0], K, minimum, x.cost_scale, x.method, has_absorbed);
         loaded = !has_absorbed;
         __syncthreads();
-        bool plain = x.count == 0;
         int resting = 2;  // half-steps since K was made
 #pragma unroll 1
-        for (int check = 0; check < x.checks; check++) {
+        for (int check = 0; check < x.checks;) {
+            bool trial = PROBLEMS == 1 && trying, plain = x.count == 0 || trial;
             // Half-steps alternate, g first; the last one only measures. One copy of the update serves both sides.
             int last = plain ? 2 : 2 * x.count;
 #pragma unroll 1
@@ -411,19 +414,33 @@ __device__ void iterate(const IterateArguments& x) {
                 if (x.states) {
                     StopState state = x.states[b0 + t];
                     double error = double(total) / x.mass[b0 + t];
-                    x.rules.observe(state, error, x.count, x.earlier_checks + check);
-                    if (!(error < 1e300)) state.stopped = 1;  // the problem left the range of method SCALING
+                    StopRules rules = x.rules;
+                    if (x.own_rules) {
+                        const double* own = x.own_rules + (b0 + t) * 3;
+                        rules.tol = own[0], rules.level = own[1], rules.first_omega = own[2];
+                    }
+                    if (trial) {
+                        state.stopped = error <= rules.tol;
+                        if (!(error <= rules.tol)) StopRules::refuse(state, x.earlier_checks + check + 1);
+                    } else {
+                        rules.observe(state, error, x.count, x.earlier_checks + check);
+                        if (!(error < 1e300)) state.stopped = 1;  // the problem left the range of method SCALING
+                    }
                     x.states[b0 + t] = state;
                     x.taken[b0 + t] = (check + 1) * (long long)x.count;
-                    stopped[t] = state.stopped != 0;
+                    bool tries = PROBLEMS == 1 && x.own_rules && !trial && state.stopped == 1 && error < 1e300;
+                    if (PROBLEMS == 1) trying = tries;
+                    stopped[t] = state.stopped != 0 && !tries;
                     omega[t] = REAL(state.omega);
                 }
             }
             __syncthreads();
+            if (PROBLEMS == 1 && trying) continue;  // all threads agree
+            check++;
             bool ended = true;
 #pragma unroll
             for (int k = 0; k < PROBLEMS; k++) ended = ended && stopped[k];
-            if (ended || check + 1 == x.checks) break;  // all threads agree
+            if (ended || check == x.checks) break;  // all threads agree
             if (has_absorbed) continue;                 // nothing is far from 1
             for (int k = warp; k < problems; k += warps) {
                 if (stopped[k]) continue;
@@ -453,38 +470,44 @@ __device__ void iterate(const IterateArguments& x) {
 // u, p (B, n) and v, q (B, m) in place; deviation (B,); C (n, m) with cost_stride 0 or (costs, n, m), cost_minimum of
 // each cost; cost_index (B,) or null; a (B, n), b (B, m). Without states (null): omega (B,), and checks = 1. With them:
 // gauge (B,) and states (B, 8) in place, taken (B,) iterations, mass (B,); earlier_checks of these problems came before
-// this launch. One problem per block.
+// this launch. own_rules (B, 3) or null: tol, level and first_omega of each problem. One problem per block.
 extern "C" __global__ void __launch_bounds__(ITERATE_THREADS, ITERATE_BLOCKS)
 iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
-          const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
-          double largest_omega, int stalled_checks, int adaptive, int least_observed, double cost_scale, int method,
-          int count, int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+          const REAL* omega, const double* mass, const double* own_rules, double tol, double level, double progress,
+          double first_omega, double largest_omega, int stalled_checks, int adaptive, int least_observed,
+          double cost_scale, int method, int count, int checks, int earlier_checks, long long cost_stride, long long B,
+          int n, int m) {
     StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
     iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
-                a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
+                a, b, omega, mass, own_rules, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B,
+                n, m});
 }
 
 // The same for a shared C (cost_stride 0): two problems per block, each entry of K read once for both.
 extern "C" __global__ void __launch_bounds__(ITERATE_THREADS, ITERATE_BLOCKS)
 iterate_2(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
-          const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
-          double largest_omega, int stalled_checks, int adaptive, int least_observed, double cost_scale, int method,
-          int count, int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+          const REAL* omega, const double* mass, const double* own_rules, double tol, double level, double progress,
+          double first_omega, double largest_omega, int stalled_checks, int adaptive, int least_observed,
+          double cost_scale, int method, int count, int checks, int earlier_checks, long long cost_stride, long long B,
+          int n, int m) {
     StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
     iterate<2>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
-                a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
+                a, b, omega, mass, own_rules, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B,
+                n, m});
 }
 
 // The same for a shared C (cost_stride 0): four problems per block.
 extern "C" __global__ void __launch_bounds__(ITERATE_THREADS, ITERATE_BLOCKS)
 iterate_4(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
           const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
-          const REAL* omega, const double* mass, double tol, double level, double progress, double first_omega,
-          double largest_omega, int stalled_checks, int adaptive, int least_observed, double cost_scale, int method,
-          int count, int checks, int earlier_checks, long long cost_stride, long long B, int n, int m) {
+          const REAL* omega, const double* mass, const double* own_rules, double tol, double level, double progress,
+          double first_omega, double largest_omega, int stalled_checks, int adaptive, int least_observed,
+          double cost_scale, int method, int count, int checks, int earlier_checks, long long cost_stride, long long B,
+          int n, int m) {
     StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
     iterate<4>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
-                a, b, omega, mass, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B, n, m});
+                a, b, omega, mass, own_rules, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B,
+                n, m});
 }

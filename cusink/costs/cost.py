@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self
 import numpy as np
 
 from cusink.connection import doors_of
+from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.each import apply_each, means_each
 from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
@@ -278,6 +279,11 @@ class Cost(ABC, Generic[Data]):
     def iteration(self, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> Iteration:
         """Put problems under way."""
         return self.ops.iteration(self.data, a, b, eps, f, g, method)
+
+    def solve_at_once(self, a: Array | None, b: Array | None, B: int, eps: float, rules: AtOnceRules) -> AtOnce | None:
+        """Return solutions of B problems whose weights nobody has looked at; None where that is not to be had."""
+        solve = self.ops.solve_at_once
+        return None if solve is None else solve(self.data, a, b, B, eps, rules)
 
     def levels(self, a: Array, b: Array) -> "list[tuple[Self, CoarseLevel[Data]]]":
         """Return coarse levels of a problem with weights a (1, n) and b (1, m), coarsest first, and their costs."""

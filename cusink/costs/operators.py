@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
 from cusink.convergence.rules import StopState
+from cusink.costs.at_once import PullAtOnce, SolveAtOnce
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 Data = TypeVar("Data")
@@ -251,3 +252,5 @@ class Operators(Generic[Data]):
     plan_means: PlanMeans[Data]
     levels: CoarseLevels[Data] | None = None
     damped_steps: DampedSteps | None = None  # None for array operations
+    solve_at_once: SolveAtOnce[Data] | None = None  # None where the host looks on without a delay
+    adjoint_at_once: PullAtOnce[Data] | None = None

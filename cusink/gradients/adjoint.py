@@ -9,6 +9,7 @@ import numpy as np
 from cusink.checks.arrays import to_host
 from cusink.errors import deferred_warnings, one_call
 from cusink.gradients import checks
+from cusink.gradients.at_once import adjoint_at_once
 from cusink.gradients.balanced import balanced_terms
 from cusink.gradients.pairs import PairTerms, PerPair, wrt_weights
 from cusink.gradients.parts import Terms
@@ -206,7 +207,17 @@ def sinkhorn_adjoint(
         values = {"grad_cost": grad_cost, "grad_reg_cost": grad_reg_cost, "grad_entropic_cost": grad_entropic_cost}
         return _of_pairs(result, values, tol, max_iter)
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
-    problem, C = result.problem, result.problem.C
+    problem, C, how = result.problem, result.problem.C, LinearSolve(tol, max_iter)
+    if all(x is None for x in (grad_entropic_cost, grad_f, grad_g, grad_plan)):
+        at_once = adjoint_at_once(problem, result.converged, grad_cost, grad_reg_cost, how)
+        if at_once is not None:
+            converged = at_once.found.converged
+            return SinkhornGradients(
+                a=problem.bins_to_user(at_once.wrt_a(), 0),
+                b=problem.bins_to_user(at_once.wrt_b(), 1),
+                converged=converged if problem.batched else converged[0],
+                _terms=at_once,
+            )
     matrix = checks.plan_cotangent(problem, result.f, grad_plan)
     given = checks.cotangents(
         problem,
@@ -216,7 +227,6 @@ def sinkhorn_adjoint(
         more={"grad_plan": grad_plan},
     )
     checks.warn_unconverged(result.problem.C, result.converged, result.error)
-    how = LinearSolve(tol, max_iter)
     parts: list[tuple[Any, Any]] = []
     if problem.reach is not None and given.entropic_cost is not None:
         parts.append(entropic_terms(problem, given.entropic_cost, how))

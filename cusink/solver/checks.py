@@ -25,7 +25,7 @@ from cusink.costs.images import in_bins
 from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.statistics import statistic
 from cusink.operand import operand, with_room
-from cusink.solver.problem import CheckedProblem, Problem
+from cusink.solver.problem import ArrivedProblem, CheckedProblem, Problem
 from cusink.solver.solution import Callback
 from cusink.types import Array, Axis, Eps, Method, Reach
 
@@ -48,6 +48,19 @@ def problem(
 ) -> CheckedProblem:
     """Check the arrays of a call of `cusink.sinkhorn`; without `reach` the masses are to be equal."""
     flags(check=check, normalise=normalise)
+    return checked(arrived(a, b, C, eps=eps, init=init, memory_limit=memory_limit), check, reach, normalise)
+
+
+def arrived(
+    a: Any,
+    b: Any,
+    C: Any,
+    *,
+    eps: Eps | RelativeEps,
+    init: Any = None,
+    memory_limit: int | None = None,
+) -> ArrivedProblem:
+    """Check kinds and shapes of the arrays of a call, and no values."""
     if init is not None and not (isinstance(init, (tuple, list)) and len(init) == 2):
         raise TypeError(f"'init' must be a pair (f, g) of potentials; got {kind(init)}. Pass (result.f, result.g)")
     f, g = (None, None) if init is None else init
@@ -75,8 +88,27 @@ def problem(
     )
     if isinstance(eps, np.ndarray) and (sizes or batched):
         sizes["eps"] = len(eps)
-    size = batch_size(sizes)
-    a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((a, n), (b, m)))
+    return ArrivedProblem(
+        a=a,
+        b=b,
+        init=None if init is None else (f, g),
+        C=C,
+        eps=eps,
+        dtype=dtype,
+        size=batch_size(sizes),
+        batched=batched or bool(sizes),
+        batch_of_one=batch_of_one,
+        images=images,
+        given=given,
+        users=users,
+    )
+
+
+def checked(problem: ArrivedProblem, check: bool, reach: Reach | None, normalise: bool) -> CheckedProblem:
+    """Check the values of a problem, where `check` asks for it, and bring them into the form that is computed with."""
+    C, xp, size, dtype = problem.C, problem.C.xp, problem.size, problem.dtype
+    n, m = C.shape[-2:]
+    a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((problem.a, n), (problem.b, m)))
     C = with_room(C.weighted(a > 0, b > 0))
     if check:
         weight_values("a", a, xp)
@@ -84,25 +116,34 @@ def problem(
         if C.stored:
             cost_values(C.data, xp)
             partners(a, b, C.data, xp, reach)
+    eps = problem.eps
     eps = in_units(eps, statistic(C, eps.of)) if isinstance(eps, RelativeEps) else eps
-    eps = for_problems(eps, size, batched or bool(sizes), C.dtype.name)
+    eps = for_problems(eps, size, problem.batched, C.dtype.name)
     if normalise:
         a, b = of_sum_one(a), of_sum_one(b)
     if reach is None:
-        b = equal_mass(a, b, xp, check, weights_dtype(dtype, *given))
+        b = equal_mass(a, b, xp, check, weights_dtype(dtype, *problem.given))
+    init = problem.init
     if init is not None:
         if check:
-            for name, x in (("init[0]", f), ("init[1]", g)):
+            for name, x in zip(("init[0]", "init[1]"), init, strict=True):
                 finite_entries(name, x, xp, "Start without 'init'")
-        f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in (f, g))
+        f, g = (xp.ascontiguousarray(xp.broadcast_to(x, (size, x.shape[-1]))) for x in init)
         init = (f, g)
-    batched = batched or bool(sizes)
     # The result keeps these.
-    a, b = owned(a, *users), owned(b, *users)
+    a, b = owned(a, *problem.users), owned(b, *problem.users)
     if C.stored:
-        C = replace(C, data=owned(C.data, *users))
+        C = replace(C, data=owned(C.data, *problem.users))
     return CheckedProblem(
-        a=a, b=b, C=C, eps=eps, dtype=dtype, batched=batched, init=init, batch_of_one=batch_of_one, images=images
+        a=a,
+        b=b,
+        C=C,
+        eps=eps,
+        dtype=dtype,
+        batched=problem.batched,
+        init=init,
+        batch_of_one=problem.batch_of_one,
+        images=problem.images,
     )
 
 

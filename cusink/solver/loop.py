@@ -65,7 +65,7 @@ def solve(
     if high - low > forbidden.FORBIDS * eps and restrict and options.tol is not None and costs_of is not None:
         return forbidden.solve_beside(solve, costs_of, a, b, eps, options, init, callback, (low, high), together)
     exponent = max(abs(low), abs(high)) / eps
-    widened = _needs_float64(C, dtype, options.tol, exponent, start)
+    widened = needs_float64(C, dtype, options.tol, exponent, start)
     if widened:
         C, a, b = C.widened(), a.astype(np.float64), b.astype(np.float64)
         if start is None:  # masses that were equal in float32 are so in float64, or the error would not fall
@@ -176,7 +176,7 @@ def _exponent_rounding(C: Solvable, start: Start | None) -> float:
     return C.exponent_rounding() if start is None else float(np.finfo(C.dtype.name).eps) / 2
 
 
-def _needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float, start: Start | None = None) -> bool:
+def needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float, start: Start | None = None) -> bool:
     """Return whether float32 has too few digits for the exponents, or for the tolerance."""
     rounding = CARRIED * float(np.finfo(dtype.name).eps) / 2 + _exponent_rounding(C, start) * exponent
     return bool(dtype == np.float32 and rounding > (UNCHECKED if tol is None else tol / 2))

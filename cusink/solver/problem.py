@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from cusink.checks.arrays import narrowed
+from cusink.checks.regularisation import RelativeEps
 from cusink.costs.cost import Cost
 from cusink.costs.images import Cells, as_images
 from cusink.costs.logits import logits
@@ -14,6 +15,27 @@ from cusink.types import Array, ArrayModule, Eps, HostArray, Reach
 
 NO_MASS = 2000  # exponent below which the entries of a plan are zero, of weights of any size
 NARROW = 1e-4  # relative rounding of the plan up to which gradients are taken in float32
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ArrivedProblem:
+    """Arrays of a call that have one library, dtype and fitting shapes; nobody has looked at their values.
+
+    Weights a (n,) or (B, n) or None, b likewise; `init` the same for potentials; `size` is B.
+    """
+
+    a: Array | None
+    b: Array | None
+    init: tuple[Array, Array] | None
+    C: Cost[Any]
+    eps: Eps | RelativeEps
+    dtype: Any
+    size: int
+    batched: bool
+    batch_of_one: bool
+    images: tuple[Cells, Cells]
+    given: tuple[Any, Any]  # a and b as the caller gave them
+    users: tuple[Any, ...]  # all arrays of the caller
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

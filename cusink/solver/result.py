@@ -23,13 +23,14 @@ from cusink.solver.problem import Problem
 from cusink.solver.solution import Solution
 from cusink.solver.values import values
 from cusink.summary import Summary
-from cusink.types import Array, Axis, HostArray, Tolerance
+from cusink.types import Array, Axis, Tolerance
 
 __all__ = [
     "SinkhornPairs",
     "SinkhornResult",
 ]
 
+Potentials = tuple[Array, Array]
 VALUES = ("cost", "reg_cost", "entropic_cost", "error", "n_iter", "converged")  # of every problem
 
 
@@ -270,12 +271,17 @@ class SinkhornResult(Summary):
         return bounds(self.problem)
 
 
-def make_result(problem: Problem, values: dict[str, Array], n_iter: HostArray, converged: HostArray) -> SinkhornResult:
-    """Return the result of a problem, given its values (B,) by name, in the user's shape and library."""
+def make_result(
+    problem: Problem, values: dict[str, Array], n_iter: Array, converged: Array, shown: Potentials | None = None
+) -> SinkhornResult:
+    """Return the result of a problem, given its values (B,) by name, in the user's shape and library.
+
+    `shown` are its potentials, where they are known to be finite.
+    """
     xp = problem.xp
     values = {name: problem.to_user(xp.asarray(value)) for name, value in values.items()}
     n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
-    f, g = (problem.bins_to_user(x, side) for side, x in enumerate(problem.shown_potentials()))
+    f, g = (problem.bins_to_user(x, side) for side, x in enumerate(shown or problem.shown_potentials()))
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any, overload
 
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
-from cusink.checks.scalars import flag, tolerance
+from cusink.checks.scalars import flag, flags, tolerance
 from cusink.costs.clouds import Metric
 from cusink.costs.measures import Measures
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
+from cusink.solver.at_once import solve_at_once
 from cusink.solver.each import HowToSolve, solve_each
 from cusink.solver.gap import proved_bounds
 from cusink.solver.newton import sharing
@@ -25,6 +26,8 @@ from cusink.types import Array, Method, Overrelaxation, Tolerance
 __all__ = [
     "sinkhorn",
 ]
+
+VALUES = ("cost", "reg_cost", "entropic_cost", "error")
 
 
 @overload
@@ -230,9 +233,15 @@ def sinkhorn(
         out = joined(SolvedPairs.of(pairs, by, options, prices is None, False, call, made, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
-    given = checks.problem(
-        a, b, C, eps=eps, init=init, check=check, memory_limit=memory_limit, reach=prices, normalise=normalise
-    )
+    flags(check=check, normalise=normalise)
+    arrived = checks.arrived(a, b, C, eps=eps, init=init, memory_limit=memory_limit)
+    if prices is None and callback is None and gap is None and not normalise:
+        at_once = solve_at_once(arrived, options, check)
+        if at_once is not None:
+            problem, known = at_once
+            every = {name: getattr(known, name) for name in VALUES}
+            return make_result(problem, every, known.n_iter, known.converged, (known.shown_f, known.shown_g))
+    given = checks.checked(arrived, check, prices, normalise)
     checks.callback(callback)
     if prices is not None:
         checks.reach_in_range(prices, given.C.dtype.name)

@@ -88,6 +88,7 @@ TESTS: dict[str, Tests] = {
     ),
     "cusink/solver/coarse.py": Tests(("tests/solver/test_loop_pieces.py",), ()),
     "cusink/solver/each.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_eps.py"), ()),
+    "cusink/solver/at_once.py": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/forbidden.py": Tests(
         ("tests/solver/test_forbidden.py",),
@@ -130,6 +131,8 @@ TESTS: dict[str, Tests] = {
     "cusink/gradients/checks.py": _FIRST_ORDER,
     "cusink/gradients/curvature.py": _SECOND_ORDER,
     "cusink/gradients/envelope.py": _SECOND_ORDER,
+    "cusink/gradients/at_once.py": Tests(("tests/backends/cupy/test_at_once.py", "-k", "gradients"), ()),
+    "cusink/gradients/field.py": _OF_MAPS,
     "cusink/gradients/extension.py": _OF_MAPS,
     "cusink/gradients/hvp.py": _SECOND_ORDER,
     "cusink/gradients/jvp.py": _SECOND_ORDER,
@@ -161,6 +164,7 @@ TESTS: dict[str, Tests] = {
         ("tests/backends/cupy/test_documents.py", "-k", "float32 and values or stop_by_themselves or rounding"), ()
     ),
     "kernels/grid.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"), ()),
+    "kernels/at_once.cu": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),
     "kernels/online_softmax.cuh": Tests(_REDUCED, ()),

@@ -35,9 +35,12 @@ HERE = Here()
 
 
 class Work:
-    """How many things were given to a device to do: launches, graphs, operations on arrays, copies from the host."""
+    """How many things were given to a device to do: launches, graphs, operations on arrays, copies from the host.
 
-    count = 0
+    `waits` are the times that the host waited for a device: copies to the host, and numbers that it read.
+    """
+
+    count, waits = 0, 0
 
 
 class OutOfMemoryError(MemoryError):

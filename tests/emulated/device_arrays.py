@@ -21,8 +21,10 @@ METHODS = (
     "prod ravel repeat reshape round sort squeeze std sum swapaxes take tolist transpose var view"
 ).split()
 FROM_ANY = {"copy", "item", "tolist"}  # methods that copy from any device, to the current one or to the host
+TO_HOST = {"item", "tolist"}
 # Those that hand out another view, and give the device nothing to do.
-VIEWS = {"broadcast_to", "diagonal", "isscalar", "ravel", "reshape", "squeeze", "swapaxes", "transpose", "view"}
+VIEWS = {"broadcast_to", "diagonal", "ravel", "reshape", "squeeze", "swapaxes", "transpose", "view"}
+VIEWS |= {"isscalar", "may_share_memory"}
 NOT_IN_CUPY = {"initial", "where"}  # keywords of NumPy's reductions
 FROM_HOST = ("asarray", "array", "ascontiguousarray", "from_dlpack")
 
@@ -75,12 +77,15 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         return map(given_out, self._host)
 
     def __bool__(self):
+        cupy_stand_in.Work.waits += 1
         return bool(self._host)
 
     def __int__(self):
+        cupy_stand_in.Work.waits += 1
         return int(self._host)
 
     def __float__(self):
+        cupy_stand_in.Work.waits += 1
         return float(self._host)
 
     def __format__(self, spec):
@@ -107,6 +112,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         return self._host.__array_interface__
 
     def get(self):
+        cupy_stand_in.Work.waits += 1
         return self._host.copy()
 
 
@@ -153,7 +159,9 @@ def on_device(name, function):
             made = function(*map(taken_in, args), **{key: taken_in(x) for key, x in options.items()})
         source = getattr(function, "__self__", None)
         copied = name == "reshape" and isinstance(source, np.ndarray) and not np.may_share_memory(made, source)
-        cupy_stand_in.Work.count += name not in VIEWS or copied
+        itself = made is source and source is not None  # as of astype(copy=False)
+        cupy_stand_in.Work.count += (name not in VIEWS or copied) and not itself
+        cupy_stand_in.Work.waits += name in TO_HOST
         return given_out(made)
 
     return call

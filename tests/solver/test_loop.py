@@ -130,9 +130,9 @@ def test_where_float32_has_too_few_digits():
     for tol, exponent in ((1e-5, 10.0), (None, 500.0)):
         limit = 1e-4 if tol is None else tol / 2
         top = (limit - own) / 6e-8
-        assert not loop._needs_float64(stored, single, tol, 0.999 * top)
-        assert loop._needs_float64(stored, single, tol, 1.001 * top) and top > exponent
-        assert not loop._needs_float64(stored, double, tol, 1e9)
+        assert not loop.needs_float64(stored, single, tol, 0.999 * top)
+        assert loop.needs_float64(stored, single, tol, 1.001 * top) and top > exponent
+        assert not loop.needs_float64(stored, double, tol, 1e9)
 
 
 def test_sizes_are_powers_of_two_near_the_masses():

@@ -2,6 +2,7 @@
 
 import cupy as xp
 
+from cusink.backends.cupy.at_once import adjoint_at_once, solve_at_once
 from cusink.backends.cupy.iteration import Iteration
 from cusink.backends.cupy.means import plan_means
 from cusink.backends.cupy.reductions import (
@@ -41,4 +42,6 @@ OPERATORS: Operators[Array] = Operators(
     iteration=Iteration,
     plan_means=plan_means,
     damped_steps=STEPS,
+    solve_at_once=solve_at_once,
+    adjoint_at_once=adjoint_at_once,
 )

@@ -115,7 +115,7 @@ class FusedForm(ScalingForm):
     def run(self, state: State, omega: Array, count: int) -> Array:
         """See `Form`."""
         deviation = cp.empty(len(omega), self.C.dtype)
-        self._launch(state, (deviation, NULL, NULL, NULL), (omega, NULL), NO_RULES, (count, 1, 0))
+        self._launch(state, (deviation, NULL, NULL, NULL), (omega, NULL, NULL), NO_RULES, (count, 1, 0))
         return deviation
 
     def run_until_converged(
@@ -127,7 +127,7 @@ class FusedForm(ScalingForm):
         """
         B = len(table)
         deviation, taken = cp.empty(B, self.C.dtype), cp.empty(B, np.int64)
-        outputs, inputs = (deviation, state.level, table, taken), (NULL, state.mass)
+        outputs, inputs = (deviation, state.level, table, taken), (NULL, state.mass, NULL)
         self._launch(state, outputs, inputs, rules, (count, checks, earlier_checks))
         return taken
 

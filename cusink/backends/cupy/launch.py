@@ -148,6 +148,12 @@ def configure(
         return Launch("unbalanced.cu", operator, _blocks(B * n, 256), 256, 0)
     if operator == "translate":
         return Launch("unbalanced.cu", operator, _blocks(B), 32 * _power_of_two(-(-max(n, m) // 128), 16), 0)
+    if operator in ("begin_at_once", "end_at_once"):
+        return Launch("at_once.cu", operator, _blocks(B), 32 * _power_of_two(-(-max(n, m) // 32), 8), 0)
+    if operator == "adjoint_at_once":
+        shared = size * (n * (m | 1) + 4 * (n + m) + 3 * min(n, m) + max(n, m))
+        fits = shared <= device.shared_memory - OWN_SHARED_MEMORY
+        return Launch("at_once.cu", operator, _blocks(B), 256, shared) if fits else None
     if operator == "scaled_kernel":
         return Launch("scaling.cu", operator, _blocks(n * m, 256), 256, 0)
     if operator in ("read_potentials", "read_logits"):

@@ -26,7 +26,7 @@ REDUCTIONS = tuple(STATE)
 OTHERS = ("plan", "iterate", "scaled_kernel", "start_scalings", "balance_scalings", "scaling_update")
 OTHERS += ("logit_update", "read_potentials", "read_logits", "plan_sum")
 OTHERS += ("grid_product", "start_grid", "grid_update", "grid_error", "grid_potentials", "grid_relax")
-OTHERS += ("damped_update", "translate")
+OTHERS += ("damped_update", "translate", "begin_at_once", "end_at_once", "adjoint_at_once")
 
 
 def all_launches():
@@ -50,7 +50,7 @@ def test_every_launch_is_legal_and_names_a_kernel():
     seen = set()
     for operator, sizes, _, launch in all_launches():
         if launch is None:
-            assert operator == "iterate" or operator.endswith(("_points", "_products"))
+            assert operator in ("iterate", "adjoint_at_once") or operator.endswith(("_points", "_products"))
             continue
         seen.add(launch[:2])
         assert launch.grid in range(1, MOST_BLOCKS + 1), (operator, sizes)
@@ -59,7 +59,9 @@ def test_every_launch_is_legal_and_names_a_kernel():
             sizes,
         )
         # Without being asked for, a block has 48 KiB; the fused kernel, and points of many coordinates, ask for more.
-        more = operator == "iterate" or (operator.endswith(("_points", "_products")) and launch.block == 32)
+        more = operator in ("iterate", "adjoint_at_once") or (
+            operator.endswith(("_points", "_products")) and launch.block == 32
+        )
         assert 0 <= launch.shared <= (sizes[-1].shared_memory if more else 48 << 10), (operator, sizes)
     # What is left over is chosen by the storage of the cost, not by sizes; documents have a test of their own.
     half = {name for name in known if name[1].endswith("_half")}

@@ -495,7 +495,7 @@ BROKEN = {
         "u, kept, summed, of_columns);",
     ),
     "no barrier after an update": (f"{SYNC}\n    return false;", "return false;"),
-    "no barrier before the first half-step": (f"{SYNC}\n        bool plain", "bool plain"),
+    "no barrier before the first half-step": (f"{SYNC}\n        int resting", "int resting"),
     "padding that is not zero": (
         "u[t * rows + i] = inside ? x.u[(b0 + t) * x.n + i] : REAL(0);",
         "if (inside) u[t * rows + i] = x.u[(b0 + t) * x.n + i];",
@@ -590,9 +590,10 @@ def test_too_little_shared_memory_is_caught():
 # The public functions on top
 
 
-def use(monkeypatch, ops):
-    """Let the public functions run on `ops` with arrays of NumPy."""
-    monkeypatch.setitem(connection._doors, "numpy", lambda: {"dense": ops.OPERATORS})
+def use(monkeypatch, ops, at_once=True):
+    """Let the public functions run on `ops` with arrays of NumPy; small problems `at_once`, or with looks."""
+    chosen = ops.OPERATORS if at_once else dataclasses.replace(ops.OPERATORS, solve_at_once=None)
+    monkeypatch.setitem(connection._doors, "numpy", lambda: {"dense": chosen})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -648,7 +649,7 @@ def test_a_solve_of_small_problems_tests_for_its_end_on_the_device(monkeypatch):
         options = {"eps": eps, "tol": 1e-9, "check_every": check_every}
         expected = cusink.sinkhorn(a, b, C, **options)
         with operators() as ops:
-            use(monkeypatch, ops)
+            use(monkeypatch, ops, at_once=False)
             vain = counted(monkeypatch, StopState, "refuse")
             result = cusink.sinkhorn(a, b, C, **options)
             monkeypatch.undo()
@@ -664,7 +665,7 @@ def test_a_solve_of_small_problems_tests_for_its_end_on_the_device(monkeypatch):
         assert 0 <= more <= 2 * len(vain) and more <= 5 and (check_every == 2 or not vain)
         assert launched["balance"] == 0 and launched["start"] == 1
     with operators() as ops:
-        use(monkeypatch, ops)
+        use(monkeypatch, ops, at_once=False)
         cusink.sinkhorn(a, b, C, eps=eps, tol=None, max_iter=40)
         assert sum(name.startswith("iterate") for name in ops.launched) == 2
 
