@@ -86,7 +86,7 @@ def entropic_map(
     normalise: bool = False,
     **options: Any,
 ) -> jax.Array:
-    """Images of new points under the entropic map of a transport problem, differentiable once in all arrays.
+    """Map new points by the entropic map of a transport problem, differentiable once in all arrays.
 
     Parameters
     ----------

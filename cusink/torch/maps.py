@@ -85,7 +85,7 @@ def entropic_map(
     normalise: bool = False,
     **options: Any,
 ) -> torch.Tensor:
-    """Images of new points under the entropic map of a transport problem, differentiable once in all tensors.
+    """Map new points by the entropic map of a transport problem, differentiable once in all tensors.
 
     Parameters
     ----------

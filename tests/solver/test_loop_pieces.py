@@ -12,7 +12,7 @@ from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
 from cusink.solver import coarse, each, loop
 from cusink.solver.annealing import HALVING, Patience, Slow
-from cusink.solver.newton import worth
+from cusink.solver.newton import ALONE, BATCH, worth
 from cusink.solver.solution import Solution, later
 
 TOL = 1e-6
@@ -311,9 +311,9 @@ def test_a_start_is_judged_where_that_is_asked_for(begun):
 
 def test_patience_is_for_problems_that_may_begin_again(begun):
     told, _ = begun()
-    assert told.patience.newton == worth(2, 3, True) and told.patience.cost == 3 * HALVING
+    assert told.patience.newton == worth(2, 3, BATCH) and told.patience.cost == 3 * HALVING
     assert told.patience.max_iter == 300 and told.patience.bound.shape == (2,)
-    assert begun(many=False)[0].patience.newton == worth(2, 3, False)
+    assert begun(together=ALONE)[0].patience.newton == worth(2, 3, ALONE)
     assert begun(annealed=True)[0].patience.cost == 0
     for given in ({"parts": False}, {"overrelaxation": 1.5}, {"overrelaxation": None}, {"tol": None}):
         assert begun(**given)[0].patience is None, given
@@ -444,8 +444,8 @@ def test_what_newton_is_worth_has_its_parts(n, m):
     """In the unit of 0.05 ns: products, exponentials and a factorisation, over an iteration of one or of many."""
     k = min(n, m)
     evaluation = n * m * (0.54 * k + 200) + 0.7 * k**3 + 3e6
-    assert worth(n, m, False) == pytest.approx(15 * evaluation / (4 * n * m * 4 + 8e5), rel=1e-12)
-    assert worth(n, m, True) == pytest.approx(15 * evaluation / (4 * n * m * (1 + 3 / 16) + 5e4), rel=1e-12)
+    assert worth(n, m, ALONE) == pytest.approx(15 * evaluation / (4 * n * m * 4 + 8e5), rel=1e-12)
+    assert worth(n, m, BATCH) == pytest.approx(15 * evaluation / (4 * n * m * (1 + 3 / 16) + 5e4), rel=1e-12)
 
 
 # ---- coarse to fine ------------------------------------------------------------------------------------------------
@@ -483,8 +483,8 @@ class Clouds:
 def coarsely(variances, eps, tol=1e-4, check_every=10):
     calls = []
 
-    def solve(C, a, b, eps, options, init, restrict, many):
-        assert not restrict and not many
+    def solve(C, a, b, eps, options, init, restrict, together):
+        assert not restrict and together == ALONE
         calls.append((getattr(C, "name", "all"), eps, options.tol, None if init is None else init[0]))
         return SimpleNamespace(f=10.0 * len(calls), g=20.0 * len(calls))
 
@@ -570,7 +570,7 @@ COST = np.array([[0.0, 1.0], [2.0, 0.5]])
 
 def solve_each(eps, reach=None, cost=COST, a=W, tol=TOL, init=None, callback=None, method="auto", **how):
     options = Options(max_iter=50, tol=tol, method=method)
-    given = each.HowToSolve(options, reach, **{"many": True} | how)
+    given = each.HowToSolve(options, reach, **{"together": BATCH} | how)
     return each.solve_each(
         dense_cost(cost), a, W[:, ::-1].copy().astype(a.dtype), eps, given, init=init, callback=callback
     )
@@ -579,11 +579,12 @@ def solve_each(eps, reach=None, cost=COST, a=W, tol=TOL, init=None, callback=Non
 def test_problems_of_one_eps_are_one_call(solves):
     found, shift = solve_each(0.5)
     assert shift is None and len(solves) == 1 and (solves[0].eps, solves[0].span, solves[0].start) == (0.5, None, None)
-    assert solves[0].costs_of is not None and not solves[0].judge and not solves[0].annealed and solves[0].many
+    assert solves[0].costs_of is not None and not solves[0].judge and not solves[0].annealed
+    assert solves[0].together == BATCH
     assert found.cost.tolist() == W[:, 1].tolist()
-    solve_each(np.full(3, 0.5), spanned=True, judge=True, many=False)
+    solve_each(np.full(3, 0.5), spanned=True, judge=True, together=ALONE)
     assert len(solves) == 2 and (solves[1].eps, solves[1].span) == (0.5, (0.0, 2.0)) and solves[1].judge
-    assert isinstance(solves[1].eps, float) and not solves[1].many
+    assert isinstance(solves[1].eps, float) and solves[1].together == ALONE
     _, shift = solve_each(0.5, reach=(1.0, 2.0))
     assert (
         shift.tolist() == [0, 0, 0] and solves[2].costs_of is None and solves[2].start.keywords["reach"] == (1.0, 2.0)
@@ -676,8 +677,8 @@ def test_a_call_says_how_to_solve(monkeypatch):
     cusink.sinkhorn(W[0], W[1], COST, eps=0.5)
     cusink.sinkhorn(W, W, COST, eps=0.5, reach=2.0, max_iter=70, check_every=4, init=(np.zeros(2), np.zeros(2)))
     (one, *rest), (many, init, _) = calls
-    assert (one.many, one.spanned, one.judge, one.reach) == (False, True, True, None) and rest == [None, None]
-    assert many.many and many.reach == (2.0, 2.0) and init[0].shape == (3, 2)
+    assert (one.together, one.spanned, one.judge, one.reach) == (ALONE, True, True, None) and rest == [None, None]
+    assert many.together == BATCH and many.reach == (2.0, 2.0) and init[0].shape == (3, 2)
     assert many.options == Options(70, 1e-6, 4, "auto", "auto")
     single = cusink.sinkhorn(W.astype(np.float32), W.astype(np.float32), COST.astype(np.float32), eps=0.5)
     assert calls[2][0].options.tol == 1e-5 and single.converged.all()
