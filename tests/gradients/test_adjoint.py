@@ -594,9 +594,10 @@ def test_the_envelope_reads_no_cost():
 
     class Operators:
         def __getattr__(self, name):
-            if name not in {"xp", "to_host"}:
+            operator = getattr(real, name)
+            if name not in {"xp", "to_host"} and operator is not None:  # one that this backend lacks reads nothing
                 touched.append(name)
-            return getattr(real, name)
+            return operator
 
     grads = pull(with_operators(result, Operators()), grad_reg_cost=1.0)
     assert not touched
