@@ -54,7 +54,7 @@ def solve(
     `costs_of` returns the costs of some of the problems. With it, those that hardly converge begin again from another
     start, one by Newton's method alone if `init` is `annealed`; with `restrict`, numbers too large for the digits of
     float64 are left out where they forbid their pairs; and with `judge`, problems that `init` puts far from the
-    solution begin without it. So many problems share an iteration as `together` says. Without `potentials` those of the
+    solution begin without it. `together` problems share an iteration, more or less. Without `potentials` those of the
     solution are not to be read, and are not computed where nothing else needs them.
     """
     low, high = C.range() if span is None else span
