@@ -154,7 +154,7 @@ def gradient_flow(
     >>> import cusink
     >>> flow = cusink.gradient_flow([0.0, 1.0], [4.0, 6.0], eps=0.1, step=0.5, max_iter=5)
     >>> print(flow.points.round(2), flow.n_iter)
-    [4. 6.] 5
+    [4. 6.] 2
     """
     given = checks.flow_problem(x, y, a, b, reach=reach, loss=loss)
     how = checks.options(loss, eps=eps, scale=scale, reach=reach, solver_tol=solver_tol, memory_limit=memory_limit)
