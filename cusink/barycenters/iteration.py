@@ -74,7 +74,7 @@ class BarycenterIteration:
             if self.debiasing is not None:
                 off = xp.where(p > 0, p * xp.abs(xp.expm1(self.debiasing.excess)), 0)
                 error = xp.maximum(error, off.sum(axis=1))
-        error = xp.minimum(error, float(np.finfo(error.dtype.name).max) ** 0.5)
+        error = xp.minimum(error, float(np.finfo(error.dtype).max) ** 0.5)
         return error.astype(np.float64) / self.mass
 
     def logarithms(self, index: HostArray) -> Array:

@@ -30,7 +30,7 @@ def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0
     """
     with np.errstate(over="ignore"):
         mass = weights.sum(axis=1, dtype=np.float64)
-    limits = np.finfo(weights.dtype.name)
+    limits = np.finfo(weights.dtype)
     if (weights.min() >= 0) & (mass.min() >= float(limits.tiny)) & (mass.max() <= float(limits.max)):
         return  # as in nearly all calls; NaN is in none of these ranges
     if (at := first_bad_weight(xp, weights)) is not None:
@@ -48,7 +48,7 @@ def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0
 
 def mass_in_range(name: str, mass: Array, dtype: Any, first_row: int = 0) -> None:
     """Check that masses (B,) are normal numbers of the dtype of the weights; messages count from row `first_row`."""
-    limits = np.finfo(dtype.name)
+    limits = np.finfo(dtype)
     low, high = float(limits.tiny), float(limits.max)
     if (at := first_index(~((mass >= low) & (mass <= high)))) is not None:
         raise ValueError(

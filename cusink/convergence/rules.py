@@ -142,7 +142,7 @@ def estimated_omega(omega: HostArray, before: HostArray, error: HostArray, itera
 
 def rounding_level(dtype: Any, exponent: float) -> float:
     """Return the marginal error that rounding explains; `exponent` is the largest cost over eps."""
-    return ROUNDINGS * float(np.finfo(dtype.name).eps) * (1 + exponent)
+    return ROUNDINGS * float(np.finfo(dtype).eps) * (1 + exponent)
 
 
 @dataclass(frozen=True, eq=False)

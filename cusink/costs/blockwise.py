@@ -177,7 +177,7 @@ class BlockCosts(BetweenPoints):
     def _mirrored(self) -> bool:
         """Whether the costs between the points of one cloud are symmetric up to rounding."""
         xp, size = array_module(self.x), 1 if self.ndim == 2 else len(self.x)
-        slack = SYMMETRY * float(np.finfo(self.dtype.name).eps) * self.extent[1]
+        slack = SYMMETRY * float(np.finfo(self.dtype).eps) * self.extent[1]
         for problems, rows in blocks(size, self.shape[-2], self.shape[-1], self.entries(xp)):
             other = xp.swapaxes(self.block(xp, problems, columns=rows), -1, -2)
             if not bool((xp.abs(self.block(xp, problems, rows) - other) <= slack).all()):

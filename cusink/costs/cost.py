@@ -270,7 +270,7 @@ class Cost(ABC, Generic[Data]):
 
     def exponent_rounding(self) -> float:
         """Return the relative rounding of an exponent ``(f + g - C) / eps`` in an iteration."""
-        return float(np.finfo(self.dtype.name).eps) / 2
+        return float(np.finfo(self.dtype).eps) / 2
 
     def widened(self) -> Self:
         """Return the cost in float64."""

@@ -201,7 +201,7 @@ class PointCosts(BetweenPoints):
         for side, points in enumerate((self.x, self.y)):
             sizes = xp.abs(points - self.origin).max(axis=-1)
             reach = max(reach, float((sizes if self.filled is None else xp.where(self.filled[side], sizes, 0)).max()))
-        number = np.finfo(self.dtype.name)
+        number = np.finfo(self.dtype)
         least, most = math.sqrt(number.tiny / number.eps**2), math.sqrt(number.max / (8 * self.x.shape[-1]))
         return reach == 0 or least <= reach <= most
 

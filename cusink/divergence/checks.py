@@ -131,5 +131,5 @@ def _symmetric(name: str, C: Array, fix: str) -> None:
         return
     off = abs(C[unequal] - other[unequal]).max()
     scale = abs(C[unequal]).max()
-    if not off <= 64 * float(np.finfo(C.dtype.name).eps) * scale:
+    if not off <= 64 * float(np.finfo(C.dtype).eps) * scale:
         raise ValueError(f"'{name}' must be symmetric; an entry and its mirror image are {float(off):.3g} apart. {fix}")

@@ -41,7 +41,7 @@ def points_on_a_line(x: Any, a: Any, y: Any, b: Any, power: float) -> WeightedPo
     second = equal_mass(first, second, xp, False, dtype)
     first_x, first_y = (p.astype(np.float64) for p in (given.x, given.y))
     span = max(float(first_x.max()), float(first_y.max())) - min(float(first_x.min()), float(first_y.min()))
-    most = math.log(float(np.finfo(given.x.dtype.name).max))
+    most = math.log(float(np.finfo(given.x.dtype).max))
     if span > 0 and power * math.log(span) + math.log(float(first.sum(axis=1).max())) > most:
         raise ValueError(
             f"'x' and 'y' must lie so close that |x - y| ** {power:g}, the distance to 'power', is a number of "

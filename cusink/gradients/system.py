@@ -140,7 +140,7 @@ class ReducedSystem:
         """Solve the system for sides whose largest number is about 1."""
         xp, axis, other_axis = self.xp, self.axis, self.other_axis
         of_other, of_own = self.shares
-        tol = max(self.how.tol, 32 * float(np.finfo(own.dtype.name).eps))
+        tol = max(self.how.tol, 32 * float(np.finfo(own.dtype).eps))
         bins, other_bins = (Bins.of(xp, self.means.marginal(side)) for side in (axis, other_axis))
         size = xp.sqrt(other_bins.dot(other, other) + bins.dot(own, own))
         target = tol * size

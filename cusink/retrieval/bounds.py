@@ -238,7 +238,7 @@ def slack(pairs: PairsOnBins, tol: float, mass: float, smallest: float) -> float
     `smallest` is the smallest positive weight of the columns.
     """
     low, high = pairs.span
-    eps, bins, unit = pairs.eps, sum(pairs.C.shape), float(np.finfo(pairs.C.dtype.name).eps) / 2
+    eps, bins, unit = pairs.eps, sum(pairs.C.shape), float(np.finfo(pairs.C.dtype).eps) / 2
     span, size = high - low, 4 * max(abs(low), abs(high)) + 2 * eps * abs(math.log(mass))
     rounding = unit * ((bins + 32) * (size + eps) + 4 * span * span / eps)
     return min(mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding), MOST_SLACK)

@@ -44,7 +44,7 @@ def margins(pairs: PairsOnBins, tol: float, smallest: float) -> Margins:
         prices = eps + rho_a + rho_b
         log_mass = (eps * (most_a + most_b) + rho_a * most_a + rho_b * most_b - low + tol * size) / prices
     carried = math.exp(min(log_mass, 600.0))
-    unit, bins = float(np.finfo(pairs.C.dtype.name).eps) / 2, sum(pairs.C.shape)
+    unit, bins = float(np.finfo(pairs.C.dtype).eps) / 2, sum(pairs.C.shape)
     rounding = unit * ((bins + 32) * (size + eps) + 4 * span * span / eps)
     of_bins = eps * (1 + max(log_mass - math.log(smallest), 0.0) + size / rho_b)
     heaviest = max(carried, math.exp(most_a), math.exp(most_b))

@@ -63,7 +63,7 @@ def _rules(C: Cost[Any], options: Options) -> AtOnceRules:
     """Return how to solve problems with a cost in its dtype."""
     adaptive = options.overrelaxation == "auto" and options.tol is not None
     omega = options.overrelaxation if isinstance(options.overrelaxation, float) else 1.0
-    carried = CARRIED * float(np.finfo(C.dtype.name).eps) / 2
+    carried = CARRIED * float(np.finfo(C.dtype).eps) / 2
     how = (options.max_iter, options.tol, options.check_every, options.method)
     return AtOnceRules(*how, None if adaptive else omega, carried, C.exponent_rounding() + PLAN_ROUNDING, NEARLY_ALL)
 
@@ -79,7 +79,7 @@ def _exponent(found: AtOnce, eps: float) -> HostArray:
 def _fit(given: ArrivedProblem, found: AtOnce, eps: float, check: bool) -> bool:
     """Return whether the input is one that this way is for; `checked` says what is wrong with others."""
     facts, C = found.facts, given.C
-    limits, most = np.finfo(C.dtype.name), largest(C.dtype.name)
+    limits, most = np.finfo(C.dtype), largest(C.dtype.name)
     fit = (facts.odd == 0) & (facts.least >= 0) & (abs(facts.exponent) <= MOST_BITS)
     for mass in (facts.mass_a, facts.mass_b):
         fit &= (mass >= float(limits.tiny)) & (mass <= float(limits.max))

@@ -39,7 +39,7 @@ def bounds(solved: Problem) -> tuple[Array, Array]:
     upper = C.transport_cost(p, q, eps) + rest
 
     carried = xp.where(a > 0, xp.abs(f), 0).max(axis=1), xp.where(b > 0, xp.abs(g), 0).max(axis=1)
-    slack = 8 * float(np.finfo(solved.C.dtype.name).eps) * mass * (carried[0] + carried[1])
+    slack = 8 * float(np.finfo(solved.C.dtype).eps) * mass * (carried[0] + carried[1])
     # Each scaling recomputes the plan; allow for its rounding in the upper bound.
     upper = upper + problem.rounding() * (xp.abs(upper) + mass * C.largest()) + slack
     return solved.to_user(xp.minimum(lower - slack, upper)), solved.to_user(upper)
@@ -47,7 +47,7 @@ def bounds(solved: Problem) -> tuple[Array, Array]:
 
 def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Array, Array]:
     """Return numbers (B,) between which ``min <P, C> + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)`` lies."""
-    rounding = 8 * float(np.finfo(solved.C.dtype.name).eps)
+    rounding = 8 * float(np.finfo(solved.C.dtype).eps)
     problem = solved.in_float64()
     xp, a, b, C, eps = problem.xp, problem.a, problem.b, problem.C, problem.eps
     g = xp.where((b > 0) & xp.isfinite(problem.g), problem.g, -xp.inf)

@@ -76,7 +76,7 @@ def solve(
         a, b = a / size[:, None].astype(a.dtype), b / size[:, None].astype(b.dtype)
         lift = (eps / 2 * np.log(2)) * xp.log2(size)[:, None]
         init = None if init is None else (init[0] + lift, init[1] + lift)
-    rounding, of_exponents = CARRIED * float(np.finfo(a.dtype.name).eps) / 2, _exponent_rounding(C, start)
+    rounding, of_exponents = CARRIED * float(np.finfo(a.dtype).eps) / 2, _exponent_rounding(C, start)
     wanted = tol = options.tol
     if tol is not None:  # leave room for the rounding that is added to the error
         tol -= rounding + min(2 * (of_exponents + PLAN_ROUNDING) * exponent, tol / 2)
@@ -93,7 +93,7 @@ def solve(
     iteration = C.iteration(*begun) if start is None else start(C, *begun)
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     # Where exponents are taken in float64, their rounding explains no error of float32.
-    explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype.name).eps)
+    explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype).eps)
     rules = StopState.start(
         Relaxation.start(
             len(a),
@@ -173,12 +173,12 @@ def _one_bin(C: Solvable, a: Array, b: Array) -> HostArray:
 
 def _exponent_rounding(C: Solvable, start: Start | None) -> float:
     """Return the relative rounding of exponents: that of its dtype for an iteration that is not the backend's own."""
-    return C.exponent_rounding() if start is None else float(np.finfo(C.dtype.name).eps) / 2
+    return C.exponent_rounding() if start is None else float(np.finfo(C.dtype).eps) / 2
 
 
 def needs_float64(C: Solvable, dtype: Any, tol: float | None, exponent: float, start: Start | None = None) -> bool:
     """Return whether float32 has too few digits for the exponents, or for the tolerance."""
-    rounding = CARRIED * float(np.finfo(dtype.name).eps) / 2 + _exponent_rounding(C, start) * exponent
+    rounding = CARRIED * float(np.finfo(dtype).eps) / 2 + _exponent_rounding(C, start) * exponent
     return bool(dtype == np.float32 and rounding > (UNCHECKED if tol is None else tol / 2))
 
 

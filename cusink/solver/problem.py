@@ -172,4 +172,4 @@ class Problem:
         """Return a bound (B,) on the relative error of entries of the plan, taken in the dtype of this problem."""
         potentials = size(self.xp, *self.moving(), self.f, self.g)
         costs = self.xp.minimum(self.C.largest(), potentials + NO_MASS * self.eps_as(1))  # of pairs that carry mass
-        return 8 * float(np.finfo(self.C.dtype.name).eps) * (1 + (potentials + costs) / self.eps_as(1))
+        return 8 * float(np.finfo(self.C.dtype).eps) * (1 + (potentials + costs) / self.eps_as(1))

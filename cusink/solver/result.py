@@ -170,7 +170,7 @@ class SinkhornResult(Summary):
         with np.errstate(over="ignore"):
             plan = problem.C.plan(*problem.logits(), problem.eps)
         if (self.error >= 1).any():  # potentials of no digits: their products may leave the range, but stay numbers
-            plan = problem.xp.minimum(plan, float(np.finfo(problem.dtype.name).max))
+            plan = problem.xp.minimum(plan, float(np.finfo(problem.dtype).max))
         return problem.to_user(plan)
 
     @on_device
