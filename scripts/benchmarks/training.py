@@ -32,7 +32,7 @@ from benchmarks.harness.timing import machine, shown
 PAIRS, POINTS, EPS = 64, 200, 0.05
 SAMPLE = 2  # pairs that are held to the reference
 TARGET = 1e-2  # relative error of a gradient, in the norm, of the worst pair
-SCALINGS = (0.5, 0.9, 0.95)  # of GeomLoss
+SCALINGS = (0.5, 0.9, 0.95, 0.97)  # of GeomLoss
 THRESHOLDS = (1e-2, 1e-3)  # of OTT
 BATCHES = ((30, 16), (30, 64), (100, 16), (100, 64), (200, 16), (200, 64))
 
