@@ -46,6 +46,7 @@ def works():
 
     A, B, C = digits(QUERIES, "float32")
     A64, B64, C64 = digits(QUERIES, "float64")
+    W, grid = enlarged()
     return {
         f"distance_matrix, {QUERIES} x {len(B)} digits, float32, tol 1e-4": lambda workers: (
             cusink.distance_matrix(A, B, C, eps=0.01, tol=1e-4, workers=workers),
@@ -53,7 +54,22 @@ def works():
         f"nearest, {QUERIES} among {len(B)} digits, reg_cost, float64, tol 1e-6": lambda workers: cusink.nearest(
             A64, B64, C64, k=10, eps=0.01, tol=1e-6, value="reg_cost", workers=workers
         ),
+        f"distance_matrix, 8 x {len(W) - 8} digits of 24 x 24 pixels, float64, tol 1e-4": lambda workers: (
+            cusink.distance_matrix(W[:8], W[8:], grid, eps=0.01 * grid.max(), tol=1e-4, workers=workers),
+        ),
     }
+
+
+def enlarged():
+    """Return 200 digits of 24 x 24 pixels (200, 576), a little brighter than black, and the grid of their pixels."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    import cusink
+
+    images = np.kron(load_digits().images[:200], np.ones((3, 3))) + 0.01
+    images = images.reshape(len(images), -1)
+    return images / images.sum(axis=1, keepdims=True), cusink.Grid((24, 24))
 
 
 def report(name, run, given):
