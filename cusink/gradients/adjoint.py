@@ -28,9 +28,6 @@ __all__ = [
 ]
 
 
-NARROW = 2e-4  # bound on the rounding of the plan up to which float32 serves: sums over it err by a tenth of that
-
-
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SinkhornGradients(Summary):
     """Gradients of ``sum(cotangent * output)`` by the inputs of `cusink.sinkhorn`.
@@ -235,7 +232,7 @@ def sinkhorn_adjoint(
         parts.append(plan_terms(problem, matrix, how))
     if any(x is not None for x in given):
         terms_of = balanced_terms if problem.reach is None else unbalanced_terms
-        parts.append(terms_of(problem.in_one_dtype(NARROW), given, how))
+        parts.append(terms_of(problem.in_one_dtype(), given, how))
     terms = SumOfTerms(tuple(part for part, _ in parts)) if len(parts) > 1 else parts[0][0]
     converged = np.logical_and.reduce([solved for _, solved in parts])
     warn_rough(converged, tol, max_iter)

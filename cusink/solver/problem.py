@@ -110,12 +110,12 @@ class Problem:
             return eps
         return self.xp.asarray(eps, self.f.dtype).reshape(-1, *(1,) * (axes - 1))
 
-    def in_one_dtype(self, most: float = NARROW) -> Self:
+    def in_one_dtype(self) -> Self:
         """Return the same problem with the potentials in the dtype of the cost, or all in float64.
 
-        A dtype serves if it has the digits of the exponents: if it rounds entries of the plan by `most` at most.
+        A dtype serves if it has the digits of the exponents.
         """
-        if self.C.dtype == np.float64 or float(self.rounding().max()) > most:
+        if self.C.dtype == np.float64 or float(self.rounding().max()) > NARROW:
             return self.in_float64()
         f, g = (x.astype(self.C.dtype) for x in (self.f, self.g))
         return replace(self, f=f, g=g)
