@@ -7,6 +7,7 @@
 at which the marginals of the plan are ``a exp(-f / rho_a)`` and ``b exp(-g / rho_b)``.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,11 @@ class UnbalancedIteration(HostChecked):
         self.softmin = self._softmin_of(C)
         self.image_f, self.image_g = self.f, self.softmin(self.log_a + self.f / eps, 0)
 
+    @functools.cached_property
+    def _wide(self) -> Cost[Any]:
+        """The cost that all problems share, in float64."""
+        return self.C.widened()
+
     def _softmin_of(self, C: Cost[Any]) -> Callable[[Array, Axis], Array]:
         if self.method == "log":
             return lambda logits, axis: C.softmin(logits, self.eps, axis)
@@ -100,7 +106,7 @@ class UnbalancedIteration(HostChecked):
             wide = [x.astype(np.float64) for x in (a, self._of_weighted(f, a), b, g)]
             with np.errstate(divide="ignore"):
                 p, q = xp.log(wide[0]) + wide[1] / eps, xp.log(wide[2]) + wide[3] / eps
-            C = C.widened()
+            C = self._wide if self.C.shared else C.widened()
         cost = C.transport_cost(p, q, eps).astype(a.dtype, copy=False)
         return f, xp.where(b > 0, g, damped(image, -t, eps, rho_b)), cost, error
 
