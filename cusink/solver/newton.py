@@ -224,8 +224,8 @@ def worth(n: int, m: int, together: int) -> float:
     """Return how many iterations of a problem take as long as `newton`, more or less, where `together` share each.
 
     Counted in units of 0.05 ns, as measured on one core: an iteration of a single problem waits for memory, a batch
-    does not; an exponential and a call take their time too. `together` is a constant of the caller's, not the number of
-    problems, so that none ends in another way because of others.
+    does not; an exponential and a call take their time too. `together` is one of three constants, so that among
+    as many, more or less, no problem ends in another way because of others.
     """
     if n * m > LARGEST:
         return math.inf
