@@ -4,7 +4,8 @@
     threads.py                # two threads beside one
     threads.py --busy         # while another process keeps one core busy
 
-The two take turns on the clock; a ratio is the median of those of the rounds. Every answer must have the same bytes.
+The two take turns on the clock; a ratio is that of the medians, with the least and the largest of a round. Every answer
+must have the same bytes.
 """
 
 import os
@@ -12,7 +13,6 @@ import os
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # before NumPy is loaded
 
-import argparse  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -21,37 +21,38 @@ from pathlib import Path  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
-QUERIES = 100
-
 
 def main(arguments=None):
     """Run the benchmark; status 1 if an answer differs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    from arguments import Parser
+
+    parser = Parser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=100, help="digits that are looked up (default: %(default)s)")
     parser.add_argument("--busy", action="store_true", help="keep a core busy meanwhile")
     given = parser.parse_args(arguments)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if given.busy else None
     try:
-        return 1 if any(report(name, run, given) for name, run in works().items()) else 0
+        return 1 if any(report(name, run, given) for name, run in works(given.queries).items()) else 0
     finally:
         if busy is not None:
             busy.kill()
             busy.wait()
 
 
-def works():
+def works(queries):
     """Return functions of the number of threads, which return arrays."""
     import cusink
     from benchmarks.retrieval import digits
 
-    A, B, C = digits(QUERIES, "float32")
-    A64, B64, C64 = digits(QUERIES, "float64")
+    A, B, C = digits(queries, "float32")
+    A64, B64, C64 = digits(queries, "float64")
     W, grid = enlarged()
     return {
-        f"distance_matrix, {QUERIES} x {len(B)} digits, float32, tol 1e-4": lambda workers: (
+        f"distance_matrix, {queries} x {len(B)} digits, float32, tol 1e-4": lambda workers: (
             cusink.distance_matrix(A, B, C, eps=0.01, tol=1e-4, workers=workers),
         ),
-        f"nearest, {QUERIES} among {len(B)} digits, reg_cost, float64, tol 1e-6": lambda workers: cusink.nearest(
+        f"nearest, {queries} among {len(B)} digits, reg_cost, float64, tol 1e-6": lambda workers: cusink.nearest(
             A64, B64, C64, k=10, eps=0.01, tol=1e-6, value="reg_cost", workers=workers
         ),
         f"distance_matrix, 8 x {len(W) - 8} digits of 24 x 24 pixels, float64, tol 1e-4": lambda workers: (
@@ -74,6 +75,8 @@ def enlarged():
 
 def report(name, run, given):
     """Print the times of a work; return whether an answer differed."""
+    from benchmarks.harness.timing import compare
+
     want = [x.tobytes() for x in run(1)]
     times = {1: [], 2: []}
     for k in range(given.rounds):
@@ -84,11 +87,11 @@ def report(name, run, given):
             if [x.tobytes() for x in found] != want:
                 print(f"{name}: WRONG, the bytes differ")
                 return True
-    ratios = sorted(one / two for one, two in zip(times[1], times[2], strict=True))
-    medians = [statistics.median(seconds) for seconds in times.values()]
+    ratio, least, most = compare(times[2], times[1])
+    one, two = map(statistics.median, times.values())
     print(
-        f"{name}{', a core busy' if given.busy else ''}: one thread {medians[0]:.2f} s, two {medians[1]:.2f} s, "
-        f"{statistics.median(ratios):.2f} times faster ({ratios[0]:.2f} to {ratios[-1]:.2f}), same bytes",
+        f"{name}{', a core busy' if given.busy else ''}: one thread {one:.2f} s, two {two:.2f} s, "
+        f"{ratio:.2f} times faster ({least:.2f} to {most:.2f}), same bytes",
         flush=True,
     )
     return False
