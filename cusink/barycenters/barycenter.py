@@ -1,6 +1,6 @@
 """Barycenters: the histogram that is nearest to several, each with its weight."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.operand import eps_of_shared
 from cusink.solver import checks as solver_checks
+from cusink.solver.loop import UNCHECKED
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, Overrelaxation, Tolerance
 
@@ -143,6 +144,7 @@ def barycenter(
         A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit, normalise=normalise
     )
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
+    given = _with_digits(given, eps, options.tol)
     found = _solve(given, eps, debiased, options)
     converged = found.error <= (np.inf if options.tol is None else options.tol)
     effort = (found.n_iter, np.full(len(found.n_iter), np.nan))
@@ -170,6 +172,21 @@ def make_barycenter(given: checks.BarycenterProblem, eps: float, found: Found, c
     shown |= {"n_iter": xp.asarray(found.n_iter), "converged": xp.asarray(converged)}
     shown = {name: value if given.batched else value[0] for name, value in shown.items()}
     return Barycenter(barycenter=problem.bins_to_user(xp.exp(found.log_p)), problem=problem, **shown)
+
+
+def _with_digits(given: checks.BarycenterProblem, eps: float, tol: float | None) -> checks.BarycenterProblem:
+    """Return the checked problems, in float64 where logarithms of scalings, like C / eps, need more than float32."""
+    low, high = given.C.range()
+    rounding = float(np.finfo(given.A.dtype).eps) / 2 * max(abs(low), abs(high)) / eps
+    if given.A.dtype == np.float64 or rounding <= (UNCHECKED if tol is None else tol / 2):
+        return given
+    names = ("A", "weights", "total")
+    wide = {name: getattr(given, name).astype(np.float64) for name in names}
+    # Masses that were equal in float32 are so in float64, or the error would not fall.
+    mass = wide["A"].sum(axis=2, keepdims=True)
+    wide["A"] *= mass[:, :1] / mass
+    wide["weights"] /= wide["weights"].sum(axis=1, keepdims=True)
+    return replace(given, C=given.C.widened(), **wide)
 
 
 def _solve(given: checks.BarycenterProblem, eps: float, debiased: bool, options: Options) -> Found:

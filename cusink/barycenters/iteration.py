@@ -41,7 +41,8 @@ class BarycenterIteration:
         flat /= self.eps
         return flat.reshape(*logits.shape[:-1], -1)
 
-    @np.errstate(invalid="ignore")  # minus infinity and infinity, where pairs are forbidden
+    # Minus infinity and infinity meet where pairs are forbidden; what has no digits may leave the range, and is an error.
+    @np.errstate(invalid="ignore", over="ignore")
     def advance(self, omega: HostArray, count: int) -> Array:
         """Take `count` iterations of every problem; return their errors (B,)."""
         xp = self.xp
@@ -74,7 +75,8 @@ class BarycenterIteration:
             if self.debiasing is not None:
                 off = xp.where(p > 0, p * xp.abs(xp.expm1(self.debiasing.excess)), 0)
                 error = xp.maximum(error, off.sum(axis=1))
-        error = xp.minimum(error, float(np.finfo(error.dtype).max) ** 0.5)
+        most = float(np.finfo(error.dtype).max) ** 0.5
+        error = xp.where(error <= most, error, most)  # NaN is one, too
         return error.astype(np.float64) / self.mass
 
     def logarithms(self, index: HostArray) -> Array:

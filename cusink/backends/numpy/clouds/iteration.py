@@ -32,10 +32,14 @@ class Iteration(dense.Iteration):
         super().__init__(C, a, b, eps, f, g, method)
 
     def _forms(self, C: PointCosts, dtype: np.dtype[Any], eps: float, method: Method) -> Sequence[Form]:
+        small = C.shape[-2] * C.shape[-1] <= limits.LIMITS.cloud_array_pairs
+        # In blocks an exponent of float32 has several roundings, which a sum over few pairs does not average.
+        if small and (C.ndim == 2 or (method == "log" and costs_kept(C))):
+            return super()._forms(C.block(np), dtype, eps, method)
         if method == "log":
             return [CloudLogForm(C, dtype, eps, CLOUDS)]
-        if C.shape[-2] * C.shape[-1] <= limits.LIMITS.cloud_array_pairs:
-            return [CloudTiles(C, dtype, eps)] if C.ndim == 3 else super()._forms(C.block(np), dtype, eps, method)
+        if small:
+            return [CloudTiles(C, dtype, eps)]
         if C.ndim == 3 or self.alone:
             return [StabilisedForm(C, dtype, eps)]
         kernels = [CloudKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
