@@ -41,7 +41,7 @@ class BarycenterIteration:
         flat /= self.eps
         return flat.reshape(*logits.shape[:-1], -1)
 
-    # Minus infinity and infinity meet where pairs are forbidden; what has no digits may leave the range, and is an error.
+    # Infinities of both signs meet where pairs are forbidden. What has no digits may leave the range: a large error.
     @np.errstate(invalid="ignore", over="ignore")
     def advance(self, omega: HostArray, count: int) -> Array:
         """Take `count` iterations of every problem; return their errors (B,)."""

@@ -186,6 +186,28 @@ def test_a_bin_that_may_send_its_mass_to_no_common_bin_is_refused():
         cusink.barycenter(A[:, :6], C[:6], eps=0.2, debiased=True)
 
 
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize("large", [5e2, 1e9, 1e25])
+def test_float32_has_the_digits_of_float64_where_costs_are_steep(large, debiased):
+    """At C / eps of 2e11 the error was NaN."""
+    A = np.array([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
+    C = np.array([[0.0, 1.0, large], [1.0, 0.0, 1.0], [large, 1.0, 0.0]])
+    wanted = cusink.barycenter(A, C, eps=0.01, debiased=debiased, tol=1e-6)
+    found = cusink.barycenter(A.astype(np.float32), C.astype(np.float32), eps=0.01, debiased=debiased, tol=1e-6)
+    assert found.converged and found.barycenter.dtype == np.float32
+    np.testing.assert_allclose(found.barycenter, wanted.barycenter, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore::cusink.ConvergenceWarning")
+def test_what_has_no_digits_has_an_error_that_is_a_number():
+    """Logarithms beyond the digits of float64 too: nothing overflows but the error."""
+    rng = np.random.default_rng(5)
+    for exponent in rng.uniform(13, 29, 100):
+        C = 10.0**exponent * np.array([[0.1], [0.7]])
+        found = cusink.barycenter(rng.dirichlet([1.0, 0.3], 2), C, eps=0.003, max_iter=50)
+        assert np.isfinite(found.error) and np.isfinite(found.barycenter).all()
+
+
 BAD = [
     ({"A": None}, TypeError, "'A' must be an array of histograms; got None"),
     ({"A": A[0]}, ValueError, r"'A' must have shape \(K, 4\) or \(B, K, 4\)"),
