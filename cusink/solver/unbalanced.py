@@ -8,6 +8,7 @@ at which the marginals of the plan are ``a exp(-f / rho_a)`` and ``b exp(-g / rh
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -207,4 +208,6 @@ def marginal_error(
     large = excess > MUCH_MORE
     least = marginal * xp.abs(xp.expm1(xp.where(large, 0, excess)))
     off = weights * xp.where(large, xp.exp(xp.minimum(excess - fallen, LARGEST_EXPONENT)), least)
-    return off.sum(axis=1) / (weights * marginal).sum(axis=1)
+    with np.errstate(over="ignore"):
+        error = off.sum(axis=1) / (weights * marginal).sum(axis=1)
+    return xp.minimum(error, math.exp(LARGEST_EXPONENT))

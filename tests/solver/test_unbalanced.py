@@ -272,6 +272,15 @@ def test_an_error_beyond_all_numbers_lets_the_iteration_go_on():
     assert result.reg_cost == pytest.approx(expected.reg_cost, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_marginal_beyond_all_numbers_beside_the_mass_lets_the_iteration_go_on():
+    """After a level of annealing a plan was more than 1e308 times its marginal: the iteration ended there."""
+    b, cloud = np.array([1e-188, 1.0]), cusink.PointCloud([[1.0, 0.5], [0.0, 800.0]], [[0.0, 0.0], [11.0, 11.0]])
+    looked = [cusink.sinkhorn(np.ones(2), b, cloud, eps=0.1, reach=0.4, check_every=every) for every in (1, 10)]
+    assert all(found.converged for found in looked)
+    np.testing.assert_allclose(looked[0].f, looked[1].f, rtol=1e-7)
+
+
 def test_plans_out_of_the_range_on_the_way_are_not_warned_of():
     cloud = cusink.PointCloud([0.6, 0.0], [0.7, 200.0], power=2)
     found = cusink.sinkhorn(None, None, cloud, eps=0.1, reach=0.2, check_every=3, tol=1e-4)
