@@ -353,7 +353,7 @@ LOSSES = {
     "divergence": lambda x, y: bridge.sinkhorn_divergence(
         None, None, bridge.PointCloud(x, y, "euclidean"), 0.5, **TIGHT
     ),
-    "kernel": lambda x, y: bridge.kernel_distance(x, None, y, None, kernel="energy"),
+    "kernel": lambda x, y: bridge.kernel_distance(x, None, y, None, kernel="distance"),
     "likelihood": lambda x, y: bridge.kernel_neg_log_likelihood(x, None, y, None),
 }
 

@@ -126,4 +126,4 @@ def smooth(x: Floats, a: Floats, y: Floats, b: Floats) -> None:
     print(distance, field, likelihood, other, cusink.kernel_distance(x, a, y, b) > 0)
     cusink.kernel_neg_log_likelihood_adjoint(x, a, y, b, scale=0.5)
     cusink.kernel_distance_adjoint(x, a, y, b, 2.0)
-    cusink.kernel_product(x, y, b, "exponential")  # type: ignore[arg-type]
+    cusink.kernel_product_log(x, y, None, "distance")  # type: ignore[arg-type]

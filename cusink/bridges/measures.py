@@ -183,7 +183,7 @@ class KernelWork(Work):
 
     def run(self, given: Inputs) -> Arrays:
         """Return the value."""
-        function = {"distance": kernel_distance, "likelihood": kernel_neg_log_likelihood}[self.function]
+        function: Callable[..., Array] = kernel_distance if self.function == "distance" else kernel_neg_log_likelihood
         x, a, y, b = (given[name] for name in self.ranks)
         return {"value": function(x, a, y, b, **self._options)}
 

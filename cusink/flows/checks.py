@@ -9,10 +9,9 @@ import numpy as np
 from cusink.checks.arrays import kind, narrowed, weights_dtype
 from cusink.checks.scalars import one_of, positive_integer, positive_number, real, regularisation, shown
 from cusink.checks.weights import same_mass
-from cusink.norms.checks import weighted_points
+from cusink.norms.checks import KERNELS, weighted_points
 from cusink.types import Array, ArrayModule
 
-KERNELS = ("gaussian", "laplace", "energy")
 NEVER = -1.0  # a tolerance that no shift reaches
 
 
@@ -63,7 +62,7 @@ def flow_problem(x: Any, y: Any, a: Any, b: Any, *, loss: Any, reach: Any) -> Fl
                 "once for each"
             )
     xp, first, second = given.xp, given.per_point["a"], given.per_point["b"]
-    if loss == "sinkhorn" and reach is None:
+    if loss == "distance" or (loss == "sinkhorn" and reach is None):
         mass, other = (w.sum(axis=1, dtype=np.float64) for w in (first, second))
         same_mass(
             "'a' and 'b'",
@@ -72,7 +71,7 @@ def flow_problem(x: Any, y: Any, a: Any, b: Any, *, loss: Any, reach: Any) -> Fl
             mass,
             weights_dtype(given.dtype, a, b),
             got=lambda _: f"got {float(mass[0]):g} and {float(other[0]):g}",
-            advice="Divide each by its sum, or pass a 'reach'",
+            advice="Divide each by its sum" + (", or pass a 'reach'" if loss == "sinkhorn" else ""),
         )
     y, share = given.y[0].astype(np.float64), second[0] / second[0].sum(dtype=np.float64)
     centre = share @ y

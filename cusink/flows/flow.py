@@ -21,7 +21,7 @@ __all__ = [
     "gradient_flow",
 ]
 
-Loss: TypeAlias = Literal["sinkhorn", "gaussian", "laplace", "energy"]
+Loss: TypeAlias = Literal["sinkhorn", "gaussian", "laplace", "energy", "exponential", "distance"]
 Callback: TypeAlias = Callable[[int, Array, float], None]
 FARTHEST = 1e3  # that a point moves in a step, in extents of both clouds
 LONGER = 1.25  # a step after one that lowered the loss
@@ -91,7 +91,7 @@ def gradient_flow(
         Weights of x, which stay; 1 / n each if not given. A point without weight does not move.
     b : array, shape (m,), optional
         Weights of y; 1 / m each if not given.
-    loss : {"sinkhorn", "gaussian", "laplace", "energy"}
+    loss : {"sinkhorn", "gaussian", "laplace", "energy", "exponential", "distance"}
         `cusink.sinkhorn_divergence` of squared distances, or `cusink.kernel_distance` with this kernel.
     eps : float, optional
         Regularisation of "sinkhorn" in the unit of squared distances, which needs it.
@@ -140,9 +140,9 @@ def gradient_flow(
     It is the explicit scheme of ``dx_i/dt = -(1 / a_i) dL/dx_i``, the gradient flow of L in the space of measures with
     the distances of Wasserstein, for n particles. A step that would not lower the loss is not taken: momentum is
     forgotten, and half of the step tried; after a step that lowered it the next is a quarter longer, up to `step`.
-    Gradients of "gaussian" and "laplace" vanish where points are many `scale` from y, so that a long step may leave
-    points stranded there; "energy" pulls from further away, and "sinkhorn" from anywhere. Memory is that of the loss
-    and of three clouds.
+    Gradients of "gaussian", "laplace" and "exponential" vanish where points are many `scale` from y, so that a long
+    step may leave points stranded there; "energy" pulls from further away, "distance" and "sinkhorn" from anywhere.
+    Memory is that of the loss and of three clouds.
 
     References
     ----------

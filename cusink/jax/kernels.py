@@ -37,7 +37,7 @@ def kernel_distance(
         Points of the second measure.
     b : array, shape (m,) or (B, m), or None
         Their weights; None for 1 / m each.
-    kernel : {"gaussian", "laplace", "energy"}
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
         As for `cusink.kernel_distance`.
     scale : float
         Length in the units of the points.

@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed, promoted
 from cusink.checks.scalars import one_of, positive_number, real, shown
-from cusink.checks.weights import batch_size, weight_values
+from cusink.checks.weights import batch_size, same_mass, weight_values
 from cusink.types import Array, ArrayModule
 
-KERNELS = ("gaussian", "laplace", "energy")
-LOG_KERNELS = (*KERNELS, "exponential")
+LOG_KERNELS = ("gaussian", "laplace", "energy", "exponential")
+KERNELS = (*LOG_KERNELS, "distance")
+LARGEST_POWER = 1023  # of 2 in float64
 SIDES = {"a": "x", "b": "y", "log_b": "y", "grad": "x"}  # whose points these arrays have a number for
 
 
@@ -32,6 +33,14 @@ class WeightedPoints:
     batched: bool
     flat: bool  # points on a line, given as numbers
     shapes: dict[str, tuple[int, ...]]
+    unit: float = 1.0  # in which x and y are given, a power of two
+
+    def in_own_unit(self) -> Self:
+        """Return the same points in a unit in which they are at most about 1 apart."""
+        halves = [float(x) / 2 for p in (self.x, self.y) for x in (p.min(), p.max())]
+        power = min(math.frexp(max(halves) - min(halves))[1] + 1, LARGEST_POWER)
+        x, y = (self.xp.ldexp(p, -power) for p in (self.x, self.y))
+        return replace(self, x=x, y=y, unit=2.0**power)
 
     def to_user(self, array: Array) -> Array:
         """Return a result (B, ...) in the user's dtype, without the batch axis if there was none."""
@@ -48,8 +57,8 @@ class WeightedPoints:
 def kernel(name: object, scale: object, log: bool) -> float:
     """Check a kernel's name and its scale; return the scale."""
     allowed = LOG_KERNELS if log else KERNELS
-    only_log = isinstance(name, str) and name in LOG_KERNELS
-    hint = "'exponential' exists in the log form alone: cusink.kernel_product_log" if only_log else ""
+    negative = isinstance(name, str) and name in KERNELS
+    hint = "'distance' is negative and has no logarithm: take 'exponential'" if negative else ""
     one_of("kernel", name, allowed, hint)
     return positive_number("scale", scale, "It is a length in the units of the points")
 
@@ -107,6 +116,35 @@ def scale_in_range(scale: float, dtype: Any) -> None:
         )
 
 
+def distances_in_range(kernel: str, scale: float, given: WeightedPoints) -> None:
+    """Check that distances over the scale are numbers of the dtype of the computation, where the kernel has a unit."""
+    limits, farthest = np.finfo(given.x.dtype), given.unit / scale
+    if given.unit != 1 and not (
+        farthest * math.sqrt(given.x.shape[-1]) <= float(limits.max)
+        and (kernel != "distance" or farthest >= float(limits.tiny))
+    ):
+        raise ValueError(
+            f"'scale' must be such that distances over it are numbers of {given.x.dtype}; got {scale} for points up to "
+            f"{given.unit:.2g} apart. Take a scale nearer to the distances"
+        )
+
+
+def equal_masses(given: WeightedPoints) -> None:
+    """Check that weights a (B, n) and b (B, m) of any sign have equal sums, without which -r/s gives no norm."""
+    xp, a, b = given.xp, given.per_point["a"], given.per_point["b"]
+    first, second = (w.sum(axis=1, dtype=np.float64) for w in (a, b))
+    size = sum(xp.abs(w).sum(axis=1, dtype=np.float64) for w in (a, b))
+    same_mass(
+        "the measures beside the kernel 'distance'",
+        xp,
+        size + (second - first),
+        size,
+        given.dtype,
+        got=lambda row: f"got {float(first[row]):g} and {float(second[row]):g} in row {row}",
+        advice="Divide the weights of each by their sum, or take another kernel",
+    )
+
+
 def cotangent(grad: Array, given: WeightedPoints) -> Array:
     """Check a gradient of shape () or (B,) with respect to a value; return it with a trailing axis, (B, 1)."""
     size = len(given.x)
@@ -135,6 +173,7 @@ def field_points(field_at: Array, given: WeightedPoints) -> tuple[Array, tuple[i
         raise ValueError(f"'field_at' must have {wanted} and at least one point; got shape {points.shape}")
     finite("field_at", points, xp)
     shape = points.shape if given.flat else points.shape[:-1]
+    points = xp.ldexp(points, -(math.frexp(given.unit)[1] - 1)) if given.unit != 1 else points
     points = xp.broadcast_to(points.reshape(1, -1, d), (len(given.x), math.prod(shape), d))
     return xp.ascontiguousarray(points), shape
 

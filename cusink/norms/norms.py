@@ -50,7 +50,7 @@ def kernel_scalar_product(
         Points of the second measure nu.
     b : array, shape (m,) or (B, m), or None
         Their weights; None for 1 / m each.
-    kernel : {"gaussian", "laplace", "energy"}
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
         As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
@@ -95,7 +95,7 @@ def kernel_scalar_product_adjoint(
         As for `cusink.kernel_scalar_product`.
     grad : float or array, shape () or (B,)
         Derivative of the final loss with respect to the result.
-    kernel : {"gaussian", "laplace", "energy"}
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
         As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
@@ -163,7 +163,7 @@ def kernel_distance(
     ----------
     x, a, y, b : array
         As for `cusink.kernel_scalar_product`.
-    kernel : {"gaussian", "laplace", "energy"}
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
         As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
@@ -181,16 +181,19 @@ def kernel_distance(
     Raises
     ------
     ValueError
-        As `cusink.kernel_product`.
+        As `cusink.kernel_product`; masses that differ beside "distance".
 
     Notes
     -----
     ``<mu, mu>_k - 2 <mu, nu>_k + <nu, nu>_k``, without a factor 1/2 and without a square root; a value that rounding
-    made negative is returned as zero. It is also called the squared maximum mean discrepancy. The masses may differ.
+    made negative is returned as zero. It is also called the squared maximum mean discrepancy. The masses may differ,
+    but not with "distance", which is positive between equal ones alone. With that kernel and scale 1 it is the energy
+    distance ``2 E|X - Y| - E|X - X'| - E|Y - Y'|``.
 
     References
     ----------
     J. Feydy, "Fitting a generative model using standard divergences between measures" (notebook), 2017.
+    G. Székely and M. Rizzo, Energy statistics: a class of statistics based on distances, 2013.
 
     Examples
     --------
@@ -198,7 +201,7 @@ def kernel_distance(
     >>> cusink.kernel_distance([0.0, 1.0], None, [0.0, 3.0], None, kernel="energy").round(4)
     np.float64(0.1656)
     """
-    given, profile = prepare(x, y, kernel, scale, a=a, b=b)
+    given, profile = _prepare_norm(x, a, y, b, kernel, scale)
     first, mixed, second = (_scalar_product(given, profile, *pair) for pair in ("xx", "xy", "yy"))
     distance = given.to_user(given.xp.maximum(first - mixed + (second - mixed), 0))
     if field_at is None:
@@ -227,7 +230,7 @@ def kernel_distance_adjoint(
         As for `cusink.kernel_scalar_product`.
     grad : float or array, shape () or (B,)
         Derivative of the final loss with respect to the distance.
-    kernel : {"gaussian", "laplace", "energy"}
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
         As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
@@ -256,7 +259,7 @@ def kernel_distance_adjoint(
     array([1.472])
     """
     names = checks.wanted(wrt, ("x", "a", "y", "b"))
-    given, profile = prepare(x, y, kernel, scale, a=a, b=b)
+    given, profile = _prepare_norm(x, a, y, b, kernel, scale)
     grad, out = 2 * checks.cotangent(grad, given), {}
     for side, weights, sign in (("x", "a", 1), ("y", "b", -1)):
         if not names & {side, weights}:
@@ -269,6 +272,16 @@ def kernel_distance_adjoint(
             field = _difference(given, profile, points)
         out[weights] = sign * grad * field
     return gradients(given, out, names)
+
+
+def _prepare_norm(
+    x: Array, a: Array | None, y: Array, b: Array | None, kernel: str, scale: float
+) -> tuple[WeightedPoints, Profile]:
+    """Return checked measures whose difference has a norm, and the profile of the kernel."""
+    given, profile = prepare(x, y, kernel, scale, a=a, b=b)
+    if kernel == "distance":
+        checks.equal_masses(given)
+    return given, profile
 
 
 def _scalar_product(given: WeightedPoints, profile: Profile, left: str, right: str) -> Array:

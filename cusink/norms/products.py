@@ -24,7 +24,7 @@ __all__ = [
 
 ADVICE = "Nothing of the size of all pairs is made: pass fewer points or problems at once"
 
-Kernel: TypeAlias = Literal["gaussian", "laplace", "energy"]
+Kernel: TypeAlias = Literal["gaussian", "laplace", "energy", "exponential", "distance"]
 LogKernel: TypeAlias = Literal["gaussian", "laplace", "energy", "exponential"]
 
 
@@ -76,8 +76,9 @@ def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussi
         Points of the measure whose field it is.
     b : array, shape (m,) or (B, m), or None
         Their weights, of any sign; None for 1 / m each.
-    kernel : {"gaussian", "laplace", "energy"}
-        exp(-r²/s²), exp(-sqrt(r² + s²)) or (r² + s²)^(-1/4), with r = ``|x - y|`` and s = `scale`.
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
+        exp(-r²/s²), exp(-sqrt(r² + s²)), (r² + s²)^(-1/4), exp(-r/s) or -r/s, with r = ``|x - y|`` and s = `scale`.
+        The last two have a kink at r = 0; the fourth is also called Laplacian, the last is that of the energy distance.
     scale : float
         Length in the units of the points.
 
@@ -96,7 +97,8 @@ def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussi
     Notes
     -----
     Memory is O(n + m): pairs are formed block by block. For d ≤ 4 differences are formed before squares, so that points
-    far from the origin lose no digits.
+    far from the origin lose no digits. For d ≥ 5 NumPy computes r from a matrix product: beside a kink, points nearer
+    to each other than 4e-8 of the radius of the cloud count as equal.
 
     Examples
     --------
@@ -127,7 +129,7 @@ def kernel_product_adjoint(
         As for `cusink.kernel_product`.
     grad : array, shape (n,) or (B, n)
         Derivative of the final loss with respect to each entry of the result.
-    kernel : {"gaussian", "laplace", "energy"}
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
         As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
@@ -147,7 +149,8 @@ def kernel_product_adjoint(
     Notes
     -----
     ``gx_i = grad_i sum_j b_j ∇k(x_i - y_j)``, ``gy_j = b_j sum_i grad_i ∇k(y_j - x_i)``, ``gb_j = sum_i k(x_i, y_j)
-    grad_i``, where ∇k is the gradient of the kernel as a function of the difference.
+    grad_i``, where ∇k is the gradient of the kernel as a function of the difference. Where points coincide at a kink,
+    it counts as zero.
 
     Examples
     --------
@@ -173,7 +176,7 @@ def kernel_product_log(
     log_b : array, shape (m,) or (B, m), or None
         Logarithms of the weights; -inf is a weight of zero. None for weights of 1 / m each.
     kernel : {"gaussian", "laplace", "energy", "exponential"}
-        As for `cusink.kernel_product`; "exponential" is exp(-r/s).
+        As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
 
@@ -189,8 +192,7 @@ def kernel_product_log(
 
     Notes
     -----
-    The largest term is factored out of each sum, in one pass. "exponential" has a kink at r = 0. For d ≥ 5 NumPy
-    computes r from a matrix product: points nearer to each other than 4e-8 of the radius of the cloud count as equal.
+    The largest term is factored out of each sum, in one pass. "distance" is negative and has no logarithm.
 
     Examples
     --------
@@ -272,17 +274,21 @@ def prepare(
     scale = checks.kernel(kernel, scale, log)
     given = checks.weighted_points(x, y, per_point, positive=log and "a" in per_point)
     checks.scale_in_range(scale, given.x.dtype)
-    return given, profile(kernel, scale)
+    if kernel in ("exponential", "distance"):  # of distances, whose squares may have no room where they have
+        given = given.in_own_unit()
+    checks.distances_in_range(kernel, scale, given)
+    return given, profile(kernel, scale, given.unit)
 
 
-def profile(kernel: str, scale: float) -> Profile:
-    """Return the `Profile` of a kernel by its name."""
+def profile(kernel: str, scale: float, unit: float = 1.0) -> Profile:
+    """Return the `Profile` of a kernel by its name, for points that are given in a unit; slopes are not."""
     s = float(scale)
     return {
         "gaussian": Profile("linear", -1 / s**2, 0.0, -2 / s**2),
         "laplace": Profile("root", -1.0, s**2, -1.0),
         "energy": Profile("log", -0.25, s**2, -0.5),
-        "exponential": Profile("root", -1 / s, 0.0, -1 / s),
+        "exponential": Profile("root", -unit / s, 0.0, -1 / s),
+        "distance": Profile("distance", -unit / s, 0.0, -1 / s),
     }[kernel]
 
 

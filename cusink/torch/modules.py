@@ -213,7 +213,7 @@ class KernelDistance(torch.nn.Module):
 
     Parameters
     ----------
-    kernel : {"gaussian", "laplace", "energy"}
+    kernel : {"gaussian", "laplace", "energy", "exponential", "distance"}
         As for `cusink.kernel_distance`.
     scale : float
         Length in the units of the points.

@@ -70,9 +70,10 @@ def test_a_step_of_a_half_goes_by_the_means_under_the_plans(reach, xp):
         ({"loss": "energy"}, 20.0),
         ({"loss": "gaussian", "scale": 1.5, "momentum": 0.9}, 4.0),
         ({"loss": "laplace", "scale": 2.0}, 40.0),
+        ({"loss": "distance"}, 20.0),
         ({"eps": 0.3, "momentum": 0.8}, 1.2),
     ],
-    ids=["energy", "gaussian", "laplace", "sinkhorn"],
+    ids=["energy", "gaussian", "laplace", "distance", "sinkhorn"],
 )
 def test_the_loss_never_rises_however_long_the_step(options, step):
     x, y, a, b = drawn(2)
@@ -135,6 +136,7 @@ def test_points_without_weight_stay_and_shapes_are_kept():
         ({"eps": 0}, ValueError, "'eps' must be positive"),
         ({"scale": 1.0}, ValueError, "'scale' must be None with loss 'sinkhorn'"),
         ({"loss": "energy"}, ValueError, "'eps' must be None with loss 'energy'"),
+        ({"loss": "distance", "eps": None, "a": [1.0, 1.0, 1.0]}, ValueError, "Divide each by its sum$"),
         ({"loss": "energy", "eps": None, "solver_tol": 1e-3}, ValueError, "'solver_tol' must be 'auto'"),
         ({"step": 0}, ValueError, "'step' must be positive"),
         ({"momentum": 1.0}, ValueError, r"'momentum' must be a number in \[0, 1\)"),

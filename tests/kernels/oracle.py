@@ -2,8 +2,8 @@
 
 import numpy as np
 
-KERNELS = ("gaussian", "laplace", "energy")
-LOG_KERNELS = (*KERNELS, "exponential")
+LOG_KERNELS = ("gaussian", "laplace", "energy", "exponential")
+KERNELS = (*LOG_KERNELS, "distance")
 
 
 def log_kernel(x, y, kernel, scale, dtype=np.float64):
@@ -17,8 +17,15 @@ def log_kernel(x, y, kernel, scale, dtype=np.float64):
     return -np.log(q + s**2) / 4 if kernel == "energy" else -np.sqrt(q) / s
 
 
+def kernel_of(x, y, kernel, scale, dtype=np.float64):
+    """Return k (n, m) of points (n, d) and (m, d)."""
+    if kernel == "distance":
+        return log_kernel(x, y, "exponential", scale, dtype)
+    return np.exp(log_kernel(x, y, kernel, scale, dtype))
+
+
 def product(x, y, b, kernel, scale, dtype=np.float64):
-    return np.exp(log_kernel(x, y, kernel, scale, dtype)) @ b.astype(dtype)
+    return kernel_of(x, y, kernel, scale, dtype) @ b.astype(dtype)
 
 
 def product_log(x, y, log_b, kernel, scale, dtype=np.float64):
@@ -32,7 +39,10 @@ def product_log(x, y, log_b, kernel, scale, dtype=np.float64):
 def slopes(x, y, v, p, q, kernel, scale, dtype=np.float64):
     """``sum_j w_ij`` and ``sum_j w_ij grad_x log k`` with ``w_ij = k exp(p_i + q_j) v_j``."""
     x, y, v, p, q, s = *(array.astype(dtype) for array in (x, y, v, p, q)), dtype(scale)
-    w = np.exp(log_kernel(x, y, kernel, scale, dtype) + p[:, None] + q) * v
+    if kernel == "distance":  # which has no logits
+        w = kernel_of(x, y, kernel, scale, dtype) * v
+    else:
+        w = np.exp(log_kernel(x, y, kernel, scale, dtype) + p[:, None] + q) * v
     difference = x[:, None] - y[None]
     square = (difference**2).sum(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -41,6 +51,7 @@ def slopes(x, y, v, p, q, kernel, scale, dtype=np.float64):
             "laplace": -1 / np.sqrt(square + s**2),
             "energy": -1 / (2 * (square + s**2)),
             "exponential": np.where(square > 0, -1 / (s * np.sqrt(square)), dtype(0)),
+            "distance": np.where(square > 0, 1 / square, dtype(0)),
         }[kernel]
     return w.sum(axis=1), np.einsum("ij,ijk->ik", w * factor, difference)
 

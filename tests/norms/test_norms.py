@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference
+import scipy.spatial
+import scipy.stats
 from emulated.oracle import assert_as_good
 from kernels import oracle
 
@@ -25,7 +27,7 @@ LOG_FORMS = ("kernel_product_log", "kernel_neg_log_likelihood")
 CASES = [(name, kernel) for name in VALUES for kernel in (oracle.LOG_KERNELS if name in LOG_FORMS else oracle.KERNELS)]
 
 
-def inputs(name, n, m, d, seed=0, dtype=np.float64):
+def inputs(name, n, m, d, seed=0, dtype=np.float64, kernel=None):
     """Arguments of a function by their names, with a weight of zero among them."""
     rng = np.random.default_rng(seed)
     a, b = rng.random(n) + 0.1, rng.random(m) + 0.1
@@ -38,6 +40,8 @@ def inputs(name, n, m, d, seed=0, dtype=np.float64):
         given["log_b"] = reference.log_weights(given.pop("b"))
     elif name != "kernel_neg_log_likelihood":
         given["b"] = given["b"] * rng.choice([-1, 1], m)  # weights of either sign
+    if name == "kernel_distance" and kernel == "distance":  # which needs equal masses
+        given["b"] += (given["a"].sum() - given["b"].sum()) / m
     return {key: value.astype(dtype) for key, value in given.items()}
 
 
@@ -48,7 +52,7 @@ def inputs(name, n, m, d, seed=0, dtype=np.float64):
 @pytest.mark.parametrize(("name", "kernel"), CASES)
 def test_values_are_the_definitions(xp, name, kernel, dtype):
     for n, m, d in ((9, 40, 2), (33, 5, 7)):
-        given = inputs(name, n, m, d, dtype=dtype)
+        given = inputs(name, n, m, d, dtype=dtype, kernel=kernel)
         actual = getattr(cusink, name)(*map(xp, given.values()), kernel=kernel, scale=0.6)
         assert xp.owns(actual) or actual.shape == ()
         assert actual.dtype == dtype
@@ -138,10 +142,49 @@ def test_distance_of_equal_measures_is_zero_and_never_negative(xp):
         for kernel in oracle.KERNELS:
             assert cusink.kernel_distance(xp(x), xp(a), xp(x), xp(a), kernel=kernel) == 0
             shuffled = float(cusink.kernel_distance(xp(x), xp(a), xp(x[order]), xp(a[order]), kernel=kernel))
-            norm = oracle.scalar_product(x, a, x, a, kernel, 1.0)
+            norm = abs(oracle.scalar_product(x, a, x, a, kernel, 1.0))
             assert 0 <= shuffled <= 8 * np.finfo(dtype).eps * norm
             grads = cusink.kernel_distance_adjoint(xp(x), xp(a), xp(x), xp(a), kernel=kernel)
             assert not any(xp.numpy(g).any() for g in (grads.x, grads.a, grads.y, grads.b))
+
+
+def test_the_energy_distance_is_that_of_statistics():
+    """SciPy's on a line, whose square it is twice, and by its expectations between points of many coordinates."""
+    rng = np.random.default_rng(0)
+    x, y, a, b = rng.normal(size=9), rng.normal(size=7) + 1, rng.dirichlet(np.ones(9)), rng.dirichlet(np.ones(7))
+    actual = cusink.kernel_distance(x, a, y, b, kernel="distance")
+    np.testing.assert_allclose(actual, scipy.stats.energy_distance(x, y, a, b) ** 2, rtol=1e-12)
+    x, y = rng.normal(size=(9, 6)), rng.normal(size=(7, 6))
+    expected = sum(
+        sign * first @ scipy.spatial.distance.cdist(p, q) @ second
+        for sign, p, first, q, second in ((2, x, a, y, b), (-1, x, a, x, a), (-1, y, b, y, b))
+    )
+    np.testing.assert_allclose(cusink.kernel_distance(x, a, y, b, kernel="distance"), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["exponential", "distance"])
+@pytest.mark.parametrize(("dtype", "power"), [("float32", 60), ("float32", -60), ("float64", 500), ("float64", -500)])
+def test_distances_have_digits_where_their_squares_have_no_room(xp, kernel, dtype, power):
+    """The unit of the points and of the scale, a power of two, changes no digit."""
+    given = inputs("kernel_distance", 5, 6, 2, dtype=dtype, kernel=kernel)
+    scale = 0.6 if kernel == "exponential" else 1.0
+    x, a, y, b = map(xp, given.values())
+    far = {side: xp(np.ldexp(given[side], power)) for side in "xy"}
+    in_scale = 2.0 ** min(max(power, -62), 62) if kernel == "exponential" and dtype == "float32" else 2.0**power
+    options = {"kernel": kernel, "scale": scale}
+    moved = {"kernel": kernel, "scale": scale * (in_scale if kernel == "exponential" else 1)}
+    factor = 1.0 if kernel == "exponential" else 2.0**power
+    wanted, found = (
+        cusink.kernel_distance(x, a, y, b, **options),
+        cusink.kernel_distance(far["x"], a, far["y"], b, **moved),
+    )
+    assert float(found) / factor == float(wanted) > 0
+    for by, rate in (("a", factor), ("x", factor / 2.0**power)):
+        near, away = (
+            xp.numpy(getattr(cusink.kernel_distance_adjoint(*points, **how, wrt=by), by))
+            for points, how in (((x, a, y, b), options), ((far["x"], a, far["y"], b), moved))
+        )
+        np.testing.assert_array_equal(away.astype(float) / rate, near.astype(float))
 
 
 def test_default_weights_are_uniform():
@@ -256,7 +299,7 @@ def slopes(value, given, key):
 @pytest.mark.parametrize("d", [2, 6])
 @pytest.mark.parametrize(("name", "kernel"), CASES)
 def test_gradients_are_the_slopes_of_the_definitions(xp, name, kernel, d):
-    given = inputs(name, 4, 5, d)
+    given = inputs(name, 4, 5, d, kernel=kernel)
     product = name.startswith("kernel_product")
     grad = np.random.default_rng(1).normal(size=4 if product else ())
     kept = given
@@ -311,8 +354,11 @@ def test_weights_of_zero_have_true_gradients(xp):
         np.testing.assert_array_equal(xp.numpy(gradient), 0)
 
 
-def test_the_kink_of_the_exponential_has_slope_zero(xp):
+def test_a_kink_has_slope_zero(xp):
     x = np.array([[1.0, 2.0]])
+    for kernel in ("exponential", "distance"):
+        grads = cusink.kernel_product_adjoint(xp(x), xp(x), None, xp([1.0]), kernel, 0.5)
+        np.testing.assert_array_equal(xp.numpy(grads.x), 0)
     grads = cusink.kernel_product_log_adjoint(xp(x), xp(x), None, xp([1.0]), "exponential", 0.5)
     np.testing.assert_array_equal(xp.numpy(grads.x), 0)
     np.testing.assert_array_equal(xp.numpy(grads.y), 0)
@@ -322,8 +368,11 @@ def test_the_kink_of_the_exponential_has_slope_zero(xp):
 
 P, W = np.zeros((3, 2)), np.ones(3)
 BAD = [
-    (cusink.kernel_product, (P, P, W, "gausian"), {}, ValueError, "'gaussian', 'laplace', 'energy'; got 'gausian'"),
-    (cusink.kernel_product, (P, P, W, "exponential"), {}, ValueError, "exists in the log form alone"),
+    (cusink.kernel_product, (P, P, W, "gausian"), {}, ValueError, "'exponential', 'distance'; got 'gausian'"),
+    (cusink.kernel_product_log, (P, P, W, "distance"), {}, ValueError, "has no logarithm: take 'exponential'"),
+    (cusink.kernel_distance, (P, W, P, 2 * W), {"kernel": "distance"}, ValueError, "got 3 and 6 in row 0"),
+    (cusink.kernel_distance_adjoint, (P, W, P, 2 * W), {"kernel": "distance"}, ValueError, "the same mass"),
+    (cusink.kernel_product, ([0.0], [1e300], [1.0], "distance", 1e-100), {}, ValueError, "nearer to the distances"),
     (cusink.kernel_product_log, (P, P, W, "rbf"), {}, ValueError, "'energy', 'exponential'; got 'rbf'"),
     (cusink.kernel_product, (P, P, W, "energy", 0.0), {}, ValueError, "'scale' must be positive and finite; got 0.0"),
     (cusink.kernel_product, (P, P, W, "energy", -1), {}, ValueError, "'scale' must be positive and finite; got -1"),

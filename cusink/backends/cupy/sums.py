@@ -8,7 +8,7 @@ import numpy as np
 from cusink.backends.cupy.run import LOG2_E, NULL, choose_launch, run, sizes
 from cusink.types import Array
 
-FORMS = ("linear", "root", "log")  # by their numbers in kernel_product.cu
+FORMS = ("linear", "root", "log", "distance")  # by their numbers in kernel_product.cu
 
 
 class Profile(Protocol):
@@ -63,8 +63,8 @@ def _launch(
     *slope: np.floating[Any],
 ) -> None:
     (B, n, d), m, dtype = x.shape, y.shape[1], x.dtype
-    # Exponents are in base 2. For the form "log" the logarithm is in base 2 already.
-    rate = profile.rate if profile.form == "log" else profile.rate * LOG2_E
+    # Exponents are in base 2. For the form "log" the logarithm is in base 2 already, and "distance" has none.
+    rate = profile.rate if profile.form in ("log", "distance") else profile.rate * LOG2_E
     launch = choose_launch(operator, B, n, m, dtype, d=d)
     scalars = (dtype.type(rate), dtype.type(profile.shift), *slope)
     run(launch, dtype, *arrays, *scalars, *sizes(FORMS.index(profile.form), B, n, m, d))

@@ -101,13 +101,18 @@ def kernel_slopes(
             slope: Any = np.float64(0)
             for columns in pairs.columns():
                 base = pairs.base(rows, columns, memory)
-                term = _log_kernel(base, profile, memory.take(1, base.shape))
-                if logits is not None:
-                    term += logits[1][columns]
-                    term += logits[0][rows, None]
-                np.exp(term, out=term)
-                term *= value[columns]
-                total = total + term.sum(axis=1)
+                if profile.form == "distance":
+                    term = memory.take(1, base.shape)
+                    term[...] = value[columns]
+                    total = total + profile.rate * np.vecdot(base, term)
+                else:
+                    term = _log_kernel(base, profile, memory.take(1, base.shape))
+                    if logits is not None:
+                        term += logits[1][columns]
+                        term += logits[0][rows, None]
+                    np.exp(term, out=term)
+                    term *= value[columns]
+                    total = total + term.sum(axis=1)
                 if profile.form != "linear":
                     # Where the base is 0, so is the difference.
                     np.divide(term, base, out=term, where=True if profile.shift else base != 0)
@@ -156,7 +161,8 @@ class PointPairs:
         self.x, self.y = x, np.column_stack([y, np.ones(self.m)])
         # Points nearer than this cannot be told from equal ones; for a kernel with a kink they count as equal.
         largest = squares[0].max() + squares[1].max()
-        self.floor = 8 * np.finfo(np.float64).eps * largest if profile.shift == 0 and profile.form == "root" else 0
+        kink = profile.form == "distance" or (profile.form == "root" and profile.shift == 0)
+        self.floor = 8 * np.finfo(np.float64).eps * largest if kink else 0
 
     def rows(self) -> list[slice]:
         """Return the rows of each block."""
@@ -169,7 +175,7 @@ class PointPairs:
         return [slice(first, min(first + size, self.m)) for first in range(0, self.m, size)]
 
     def base(self, rows: slice, columns: slice, memory: Memory) -> HostArray:
-        """Return q, sqrt(q + shift) or q + shift of a block, by the form; in the first array of `memory`."""
+        """Return q, sqrt(q + shift), q + shift or sqrt(q) of a block, by the form; in the first array of `memory`."""
         shape = rows.stop - rows.start, columns.stop - columns.start
         out = memory.take(0, shape)
         if self.direct:
@@ -183,7 +189,7 @@ class PointPairs:
         if self.profile.form != "linear":
             if self.profile.shift:
                 out += self.dtype.type(self.profile.shift)
-            if self.profile.form == "root":
+            if self.profile.form != "log":
                 np.sqrt(out, out=out)
         return out
 
@@ -228,6 +234,9 @@ def _log_kernel(base: HostArray, profile: Profile, out: HostArray | None = None)
 
 def _kernel(base: HostArray, profile: Profile) -> HostArray:
     """Return k of a `PointPairs.base`, in its place."""
+    if profile.form == "distance":
+        base *= base.dtype.type(profile.rate)
+        return base
     if profile.form == "log" and profile.rate == -0.25:
         np.sqrt(base, out=base)
         np.sqrt(base, out=base)
