@@ -19,6 +19,7 @@ from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
 NEAR = 2  # looks until the end, where a problem goes on whatever it took
+SHORTEST_LOOK = 10  # iterations between two looks that tell of a rate
 LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is known
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
@@ -66,17 +67,18 @@ def quartered(
     """
     stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
     budget = options.max_iter // (4 * max(stages, 1))
-    if not stages or budget <= options.check_every:
+    every = max(options.check_every, SHORTEST_LOOK)
+    if not stages or budget <= every:
         return np.zeros(len(a), np.int64), None
     f, g = C.xp.zeros_like(a), C.xp.zeros_like(b)
     spent, done = np.zeros(len(a), np.int64), np.zeros(len(a), bool)
     some, error = np.arange(len(a)), np.full(len(a), LARGEST_ERROR)
     while len(some):
-        found = solve(C.at(some), a[some], b[some], eps, _of_one_look(options), init=(f[some], g[some]))
+        found = solve(C.at(some), a[some], b[some], eps, replace(options, max_iter=every), init=(f[some], g[some]))
         f[some], g[some] = found.f, found.g
         spent[some], done[some] = spent[some] + found.n_iter, found.converged
         looks = _looks_left(found, error[some], options)
-        ahead = (looks <= stages) & (spent[some] < stages * options.check_every) | (looks <= NEAR)
+        ahead = (looks <= stages) & (spent[some] < stages * every) | (looks <= NEAR)
         error[some] = found.error
         some = some[ahead]
     some = np.flatnonzero(~done)
@@ -89,10 +91,6 @@ def quartered(
             spent[some], init = spent[some] + found.n_iter, in_gauge(part, *weights, found.f, found.g, larger)
         f[some], g[some] = init
     return spent, (f, g)
-
-
-def _of_one_look(options: Options) -> Options:
-    return replace(options, max_iter=options.check_every)
 
 
 def _looks_left(found: Found, before: HostArray, options: Options) -> HostArray:

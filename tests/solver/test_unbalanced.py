@@ -9,7 +9,7 @@ import reference
 from scipy.optimize import minimize
 
 import cusink
-from cusink.solver.unbalanced import over_relaxed
+from cusink.solver.unbalanced import marginal_error, over_relaxed
 
 REACHES = [0.05, 0.5, (0.5, 0.1), (0.3, None), (None, 0.3), 30.0, 1e6]
 
@@ -279,6 +279,10 @@ def test_a_marginal_beyond_all_numbers_beside_the_mass_lets_the_iteration_go_on(
     looked = [cusink.sinkhorn(np.ones(2), b, cloud, eps=0.1, reach=0.4, check_every=every) for every in (1, 10)]
     assert all(found.converged for found in looked)
     np.testing.assert_allclose(looked[0].f, looked[1].f, rtol=1e-7)
+    assert looked[0].n_iter <= 2 * 8 + 10  # plain iterations take 8
+    potential = np.array([[0.0, 1000.0]])
+    error = marginal_error(np, np.array([[1e-200, 1.0]]), potential, potential - 100, np.zeros((1, 1)), 0.1, 0.4)
+    assert 1e100 < error[0] < np.inf
 
 
 def test_plans_out_of_the_range_on_the_way_are_not_warned_of():
