@@ -12,6 +12,7 @@ from cusink.types import Array, ArrayModule, Index
 
 MEAN_ENTRIES = 1 << 20  # costs that are averaged at a time
 LONG_SUM = 8.0  # root of the coordinates from which on their roundings count in float32
+OF_IMAGES = 2.0  # roundings of a squared distance, in float32, of images that were rounded
 ROUNDINGS = 8.0  # of a cost in float64, at most: of centres, products and powers
 KERNEL_BYTES = 1 << 30  # that a kernel may take if the caller sets no limit
 
@@ -106,7 +107,15 @@ class BetweenPoints(ABC):
     @property
     def roundings(self) -> float:
         """How many roundings of its dtype a cost is off by: a long sum, in float32 beside the mean of many pairs."""
-        return max(1.0, math.sqrt(self.x.shape[-1]) / LONG_SUM) if self.dtype == np.float32 else ROUNDINGS
+        if self.dtype != np.float32:
+            return ROUNDINGS
+        of_images = 0.0 if self.embedding is None else OF_IMAGES * max(1.0, self.power_of_squares)
+        return max(1.0, math.sqrt(self.x.shape[-1]) / LONG_SUM) + of_images
+
+    @property
+    def power_of_squares(self) -> float:
+        """About which power of squared distances the costs are."""
+        return 1.0
 
     @property
     def point_bytes(self) -> int:

@@ -36,6 +36,11 @@ class PointCosts(BetweenPoints):
         """Whether the points have few coordinates, which are subtracted one by one."""
         return bool(self.x.shape[-1] <= FEW_COORDINATES)
 
+    @property
+    def power_of_squares(self) -> float:
+        """Which power of squared distances the costs are."""
+        return self.exponent
+
     @functools.cached_property
     def origin(self) -> Array:
         """The mean of the points x with weight, (1, d) or (B, 1, d), about which those that lie together are small."""
