@@ -44,11 +44,11 @@ def _checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes
     for value in around:
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"'periodic' must be a bool, or one for each axis; got {kind(value)}")
-    return _Axes(counts, _spacings(spacing, counts, around), tuple(map(bool, around)))
+    return _Axes(counts, _spacings(spacing, counts, around, metric == "sqeuclidean"), tuple(map(bool, around)))
 
 
-def _spacings(spacing: Any, counts: tuple[int, ...], periodic: tuple[Any, ...]) -> tuple[Spacing, ...]:
-    """Check the distances between cells, of which there are `counts` along the axes."""
+def _spacings(spacing: Any, counts: tuple[int, ...], periodic: tuple[Any, ...], squared: bool) -> tuple[Spacing, ...]:
+    """Check the distances between cells, of which there are `counts` along the axes; `squared` says that costs are."""
     out: list[Spacing] = []
     for k, value in enumerate(_for_each_axis("spacing", spacing, len(counts))):
         if not isinstance(spacing, (tuple, list)) or not isinstance(value, (tuple, list, np.ndarray)):
@@ -62,7 +62,8 @@ def _spacings(spacing: Any, counts: tuple[int, ...], periodic: tuple[Any, ...]) 
             )
         gaps = tuple(map(_positive, value))
         out.append(gaps if len(set(gaps)) > 1 else gaps[0] if gaps else 1.0)
-    if not math.isfinite(sum(length * length for length in map(_length, out, counts))):
+    lengths = list(map(_length, out, counts))
+    if not math.isfinite(sum(length * length if squared else length for length in lengths)):
         raise ValueError(f"'spacing' must be such that costs are finite; got {shown(spacing)}. Change its unit")
     return tuple(out)
 
