@@ -78,7 +78,7 @@ def test_it_is_the_sorted_matrix(xp, value, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:Items without weight")
-@pytest.mark.parametrize("at", range(9))
+@pytest.mark.parametrize("at", range(10))
 def test_nearest_additions_and_files_give_the_same_bytes(clouds, at, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "ROWS_PER_BLOCK", 25)  # small, so that parts stay parts
     name, A, B, C, options = list(kinds(clouds))[at]

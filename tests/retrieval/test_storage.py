@@ -305,7 +305,7 @@ def test_a_record_of_another_layout_is_refused(tmp_path, ending):
         (np.array([[0.0, 1.0], [1.0, 0.0]]), ("07ce919f8631", "b5876c3ed193")),
         (cusink.PointCloud([0.0, 1.0]), ("07ce919f8631", "3794babdbaaf")),
         (cusink.Grid((2,)), ("07ce919f8631", "064a82ba6fe4")),
-        (cusink.Grid((2, 2), "euclidean"), ("?", "?")),
+        (cusink.Grid((2, 2), "euclidean"), ("709549e91bc3", "c6d3e8cc5233")),
     ],
     ids=["array", "points", "grid", "distances"],
 )
