@@ -89,12 +89,13 @@ class EuclideanCosts:
 
     These are the squared distances along each axis, in float64 and in units of the largest spacing: no distance that
     `dtype` holds is lost to the range of its square. Along the axis `even`, if there is one, a cost depends on the
-    distance alone.
+    distance alone. `around` says that an axis is periodic.
     """
 
     squares: GridCosts
     unit: float
     even: int | None
+    around: bool
     dtype: np.dtype[Any]
     memory_limit: int
 
@@ -135,6 +136,11 @@ class EuclideanCosts:
     def entries(self, xp: ArrayModule) -> int:
         """Return how many costs are made at a time."""
         return entries_at_a_time(xp, self.memory_limit)
+
+    def centres(self, xp: ArrayModule) -> Array:
+        """Return the centres (n, d) of the cells of a grid that is not periodic, in float64, from that of the first."""
+        places = [self.unit * xp.sqrt(axis[:, 0]) for axis in self.squares.axes]
+        return xp.stack([x.reshape(-1) for x in xp.meshgrid(*places, indexing="ij")], axis=-1)
 
     def astype(self, dtype: Any) -> Self:
         """Return the same grid in another precision."""

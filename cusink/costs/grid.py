@@ -202,7 +202,8 @@ def data_of_grid(
     evenly = [k for k, spacing in enumerate(grid.spacing) if not isinstance(spacing, tuple)]
     even = max(evenly, key=lambda k: grid.cells[k]) if evenly else None
     squares = grid_costs(xp, grid, np.float64, squared=True, unit=unit)
-    return EuclideanCosts(squares, unit, even, np.dtype(dtype), memory_limit)
+    around = any(count > 1 and periodic for count, periodic in zip(grid.cells, grid.periodic, strict=True))
+    return EuclideanCosts(squares, unit, even, around, np.dtype(dtype), memory_limit)
 
 
 def grid_costs(xp: ArrayModule, grid: Grid, dtype: Any, squared: bool | None = None, unit: float = 1.0) -> GridCosts:

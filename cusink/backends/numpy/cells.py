@@ -10,6 +10,7 @@ import numpy as np
 from cusink.backends.blocks.means import block_means
 from cusink.backends.blocks.operators import block_operators
 from cusink.backends.numpy import blocks, means
+from cusink.backends.numpy.clouds.iteration import StabilisedForm
 from cusink.backends.numpy.forms.form import Form
 from cusink.backends.numpy.forms.own import OwnKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
@@ -17,6 +18,7 @@ from cusink.backends.numpy.shifts import ARRAYS, LOGS, ShiftKernel, has_shifts
 from cusink.backends.numpy.softmin import KernelSoftmin, costs_by_products
 from cusink.costs.cells import EuclideanCosts
 from cusink.costs.operators import Operators
+from cusink.costs.points import PointCosts
 from cusink.types import Array, Axis, HostArray, Method
 
 
@@ -24,13 +26,26 @@ class Iteration(blocks.Iteration):
     """Problems under way: on a `ShiftKernel` where it pays, else as all costs that are made in blocks."""
 
     def _forms(self, C: EuclideanCosts, dtype: np.dtype[Any], eps: float, method: Method) -> Sequence[Form]:  # type: ignore[override]
+        if method != "log" and not has_shifts(C) and not C.kept and not C.around:
+            return [_between_centres(C, eps)]
         if method == "log" or not has_shifts(C):
             return super()._forms(C, dtype, eps, method)
         kernels = [ShiftKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
         forms: list[Form] = [SharedKernel(kernel) for kernel in kernels]
         if method == "auto":
-            forms.append(LateKernel(C, np.float64, eps) if C.kept else blocks.BlockLogForm(C, np.float64, eps, LOGS))
+            if not C.around:
+                forms.append(_between_centres(C, eps))
+            else:
+                late = LateKernel(C, np.float64, eps) if C.kept else blocks.BlockLogForm(C, np.float64, eps, LOGS)
+                forms.append(late)
         return forms
+
+
+def _between_centres(C: EuclideanCosts, eps: float) -> Form:
+    """Return a form for problems between points, which looks at those pairs alone that count."""
+    x = C.centres(np)
+    points = PointCosts(x, x, "squared", exponent=0.5, memory_limit=C.memory_limit)
+    return StabilisedForm(points, np.float64, eps)
 
 
 class LateKernel(OwnKernel):

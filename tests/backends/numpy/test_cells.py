@@ -110,7 +110,7 @@ def check_operators(way, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("inputs", ["plain", "empty bins", "warm start", "far apart", "very far apart"])
+@pytest.mark.parametrize("inputs", ["plain", "empty bins", "warm start", "far apart", "very far apart", "far around"])
 def test_iterations_follow_the_oracle(way, inputs, dtype):
     check_iterations(way, inputs, dtype)
 
@@ -122,15 +122,17 @@ def test_iterations_on_a_device_follow_the_oracle(on_a_device):
 
 def check_iterations(way, inputs, dtype):
     rng, eps, grid = np.random.default_rng(1), 0.5, GRIDS["around"]
-    if inputs.endswith("far apart"):
-        grid = cusink.Grid((2, 30), "euclidean", spacing=(1.0, 4.0 if inputs == "far apart" else 20.0))
+    if "far" in inputs:
+        spacing = {"far apart": 4.0, "very far apart": 20.0, "far around": 40.0}[inputs]
+        grid = cusink.Grid((2, 30), "euclidean", spacing=(1.0, spacing), periodic=(False, inputs == "far around"))
     a, b = rng.random((2, 3, grid.shape[0])) + 0.05
     f, g = np.zeros_like(a), np.zeros_like(b)
     if inputs == "empty bins":
         a[rng.random(a.shape) < 0.4], b[rng.random(b.shape) < 0.4] = 0, 0
         a[:, 0] = b[:, 0] = 1
-    elif inputs.endswith("far apart"):
-        near, far = np.arange(60) % 30 < 2, np.arange(60) % 30 > 27
+    elif "far" in inputs:
+        middle = 15 if inputs == "far around" else 28
+        near, far = np.arange(60) % 30 < 2, np.arange(60) % 30 // 2 == middle // 2
         a[:2, ~near], b[:2, ~far] = 0, 0  # two of three at the two ends
     elif inputs == "warm start":
         f, g = rng.normal(size=f.shape), rng.normal(size=g.shape)
@@ -151,9 +153,10 @@ def check_iterations(way, inputs, dtype):
     for actual, right, rough, scale in zip(results, expected, allowed, (eps, eps, None, 1), strict=True):
         assert_as_good(np.asarray(actual, dtype), right, rough, exponent, scale)
     if way.name in ("shifts", "windows"):
-        left = {"far apart": 1 if dtype == np.float32 else 0, "very far apart": 2 if dtype == np.float32 else 1}
+        last = 2 if dtype == np.float32 else 1
+        left = {"far apart": last - 1, "very far apart": last, "far around": last}
         form = [next(k for k, rows in enumerate(iteration.rows) if i in rows) for i in range(3)]
-        assert form == [left.get(inputs, 0)] * 2 + [0 if inputs != "very far apart" else form[2]]
+        assert form == [left.get(inputs, 0)] * 2 + [form[2] if inputs in ("very far apart", "far around") else 0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
