@@ -9,13 +9,20 @@ from cusink.checks.regularisation import RelativeEps, in_units
 from cusink.checks.scalars import positive_bytes
 from cusink.connection import doors_of
 from cusink.costs.cost import Cost
-from cusink.costs.kinds import Kind, data_of, kind_of, named_arrays
-from cusink.costs.operands import DenseCost, GridCost, PointCost
+from cusink.costs.kinds import Kind, data_of, named_arrays, operators_for
+from cusink.costs.on_grids import EuclideanCost, GridCost
+from cusink.costs.operands import DenseCost, PointCost
 from cusink.costs.operators import Operators
 from cusink.costs.statistics import statistic
 from cusink.types import Array, ArrayModule
 
-OPERANDS: dict[Kind, Any] = {"dense": DenseCost, "points": PointCost, "blocks": PointCost, "grid": GridCost}
+OPERANDS: dict[Kind, Any] = {
+    "dense": DenseCost,
+    "points": PointCost,
+    "blocks": PointCost,
+    "grid": GridCost,
+    "cells": EuclideanCost,
+}
 
 
 def operators(kind: Kind, xp: ArrayModule) -> Operators[Any]:
@@ -62,7 +69,7 @@ def operand(
     -------
     Cost
     """
-    kind = kind_of(C)
+    kind = operators_for(C)
     computing = np.dtype(np.float32) if dtype.name in HALF else dtype
     limit = {} if memory_limit is None else {"memory_limit": positive_bytes(memory_limit)}
     data = data_of(C, xp, computing, parts, **limit)

@@ -472,7 +472,7 @@ def test_potentials_are_differentiable():
 def test_images_on_a_grid_and_a_divergence_with_costs_of_its_own():
     rng = np.random.default_rng(5)
     a, b = (jnp.asarray(problems.histograms(rng, 2, 12)) for _ in range(2))
-    grid = cusink.Grid((3, 4), spacing=0.5)
+    grid = cusink.Grid((3, 4), "euclidean", spacing=(0.5, (0.5, 1.0, 0.25)))
     for loss in (sinkhorn_loss, bridge.sinkhorn_divergence):
         found, expected = (jax.grad(partial(loss, b=b, C=C, eps=0.2, tol=1e-10))(a) for C in (grid, grid.dense()))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)

@@ -35,9 +35,23 @@ OPTIONAL = {"torch", "jax", "sklearn", "distributed", "plot"}
 ABOVE_OPERANDS = {"solver", "gradients", "divergence", "barycenters"}
 LONGEST_CHAIN = 14  # files that import each other in a row
 LONGEST_FILE = 350
-KINDS = {"PointCloud", "Grid", "PointCosts", "BlockCosts", "GridCosts", "Cost", "DenseCost", "PointCost", "GridCost"}
+KINDS = {
+    "PointCloud",
+    "Grid",
+    "PointCosts",
+    "BlockCosts",
+    "GridCosts",
+    "EuclideanCosts",
+    "Cost",
+    "DenseCost",
+    "PointCost",
+    "GridCost",
+    "EuclideanCost",
+}
 DOORS = [
-    f"backends.{library}.{kind}" for library in ("numpy", "cupy") for kind in ("dense", "points", "blocks", "grid")
+    f"backends.{library}.{kind}"
+    for library in ("numpy", "cupy")
+    for kind in ("dense", "points", "blocks", "grid", "cells")
 ]
 
 

@@ -592,7 +592,7 @@ def test_modules_take_clouds(make):
 def test_images_on_a_grid():
     rng = np.random.default_rng(5)
     a, b = (torch.as_tensor(problems.histograms(rng, 2, 12)).requires_grad_() for _ in range(2))
-    grid = cusink.Grid((3, 4), spacing=0.5)
+    grid = cusink.Grid((3, 4), "euclidean", spacing=(0.5, (0.5, 1.0, 0.25)))
     dense = torch.as_tensor(grid.dense())
     for loss in (sinkhorn_loss, bridge.sinkhorn_divergence):
         values, grads = [], []

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 @functools.cache
 def numpy_operators() -> "dict[Kind, Operators[Any]]":
     """Return the operators in NumPy."""
-    from cusink.backends.numpy import blocks, dense, grid, points
+    from cusink.backends.numpy import blocks, cells, dense, grid, points
 
     kinds: dict[Kind, Operators[Any]] = {"dense": dense.OPERATORS, "points": points.OPERATORS}
-    return kinds | {"blocks": blocks.OPERATORS, "grid": grid.OPERATORS}
+    return kinds | {"blocks": blocks.OPERATORS, "grid": grid.OPERATORS, "cells": cells.OPERATORS}
 
 
 def cupy_operators() -> "dict[Kind, Operators[Any]]":
     """Return the operators in CuPy, which must be installed."""
-    from cusink.backends.cupy import blocks, dense, grid, points
+    from cusink.backends.cupy import blocks, cells, dense, grid, points
 
     kinds: dict[Kind, Operators[Any]] = {"dense": dense.OPERATORS, "points": points.OPERATORS}
-    return kinds | {"blocks": blocks.OPERATORS, "grid": grid.OPERATORS}
+    return kinds | {"blocks": blocks.OPERATORS, "grid": grid.OPERATORS, "cells": cells.OPERATORS}

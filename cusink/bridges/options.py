@@ -10,6 +10,7 @@ from cusink.bridges.works import Inputs
 from cusink.checks.arrays import array_module, kind
 from cusink.checks.scalars import one_of, positive_number
 from cusink.checks.weights import MASS_TOLERANCE
+from cusink.costs.cells import Spacing
 from cusink.costs.clouds import METRICS, Metric, PointCloud
 from cusink.costs.grid import Grid
 from cusink.costs.images import Cells
@@ -31,7 +32,7 @@ class CostKind:
     power: float = 1.0
     names: tuple[str, ...] = ("C",)
     cells: tuple[int, ...] = ()
-    spacing: tuple[float, ...] = ()
+    spacing: tuple[Spacing, ...] = ()
     periodic: tuple[bool, ...] = ()
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 
 from cusink.checks.weights import first_bad_weight, first_index, first_unequal_mass
 from cusink.costs.clouds import METRICS, PointCloud
-from cusink.costs.grid import SEPARABLE, Grid
+from cusink.costs.grid import GRID_METRICS, Grid
 from cusink.costs.kinds import data_of, named_arrays
 from cusink.costs.matrix import cost_matrix
 from cusink.types import HostArray
@@ -154,10 +154,11 @@ def cost(given: Namespace, dtype: Any, sparse: bool) -> tuple[Any, str]:
         return _scaled(C.astype(dtype), given.scale_cost), f"the cost of shape {C.shape}"
     if given.grid is not None:
         words = f"the grid {'x'.join(map(str, given.grid))}"
-        if np.prod(given.grid) ** 2 > STORED and metric in SEPARABLE and len(given.grid) <= 3:
+        large = np.prod(given.grid) ** 2 > STORED
+        if large and not sparse and metric in GRID_METRICS and len(given.grid) <= 3:
             return _grid(given.grid, metric, given.scale_cost), words
         points = [np.indices(given.grid).reshape(len(given.grid), -1).T.astype(np.float64)]
-        return _of_points(points, metric, given.scale_cost, False, dtype, "--metric"), words
+        return _of_points(points, metric, given.scale_cost, sparse and large, dtype, "--metric"), words
     points = [load(name).astype(dtype) for name in given.points]
     if len(points) == 2 and given.corpus is None:
         raise InputError("--points: one collection lies on one set of points; give one file, or a corpus")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -19,6 +19,59 @@ COPIES_KEPT = 4  # of all costs that an iteration takes where they are stored
 SYMMETRY = 64.0  # roundings of the largest cost by which functions that are symmetric may differ
 
 
+class InBlocks(Protocol):
+    """Costs that operators make in blocks, as they need them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n, m)`` or ``(B, n, m)``, of the cost that is not stored."""
+
+    @property
+    def ndim(self) -> int:
+        """2 for a cost that all problems share, 3 for one each."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the costs may be stored while an iteration needs them."""
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Numbers between which all costs lie."""
+
+    def entries(self, xp: ArrayModule) -> int:
+        """Return how many costs are made at a time."""
+
+    def astype(self, dtype: Any) -> Self:
+        """Return the same costs in another precision."""
+
+    def at(self, problems: Index) -> Self:
+        """Return the costs of some problems, where each has its own; else the shared one."""
+
+    def block(
+        self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None), columns: Index = slice(None)
+    ) -> Array:
+        """Return the costs of some problems, rows and columns as an array."""
+
+
+def check_row(memory_limit: int, bins: int) -> None:
+    """Refuse a limit that holds no row of costs."""
+    least = 8 * COPIES * bins
+    if memory_limit < least:
+        raise ValueError(
+            f"'memory_limit' must hold a row of costs as they are made, {least} bytes; got {memory_limit}. Raise it"
+        )
+
+
+def entries_at_a_time(xp: ArrayModule, memory_limit: int) -> int:
+    """Return how many costs may be made at a time."""
+    return min(HOST_ENTRIES if xp is np else DEVICE_ENTRIES, memory_limit // (8 * COPIES))
+
+
+def stays(shape: tuple[int, ...], dtype: np.dtype[Any], memory_limit: int) -> bool:
+    """Return whether costs may be stored while an iteration needs them."""
+    return COPIES_KEPT * math.prod(shape) * dtype.itemsize <= memory_limit
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockCosts(BetweenPoints):
     """``C_ij = formula(x_i, y_j) + table[labels of i, j]``; the second for points with labels."""
@@ -30,12 +83,7 @@ class BlockCosts(BetweenPoints):
 
     def __post_init__(self) -> None:
         """Refuse a limit that holds no row of costs."""
-        least = 8 * COPIES * max(self.shape[-2:])
-        if self.memory_limit < least:
-            raise ValueError(
-                f"'memory_limit' must hold a row of costs as they are made, {least} bytes; got {self.memory_limit}. "
-                "Raise it"
-            )
+        check_row(self.memory_limit, max(self.shape[-2:]))
 
     @property
     def movable(self) -> bool:
@@ -44,12 +92,12 @@ class BlockCosts(BetweenPoints):
 
     def entries(self, xp: ArrayModule) -> int:
         """Return how many costs are made at a time."""
-        return min(HOST_ENTRIES if xp is np else DEVICE_ENTRIES, self.memory_limit // (8 * COPIES))
+        return entries_at_a_time(xp, self.memory_limit)
 
     @property
     def kept(self) -> bool:
         """Whether the costs may be stored while an iteration needs them."""
-        return COPIES_KEPT * math.prod(self.shape) * self.dtype.itemsize <= self.memory_limit
+        return stays(self.shape, self.dtype, self.memory_limit)
 
     def own(self, side: int) -> Self:
         """Return the costs of the points of side 0 (x) or 1 (y) to themselves."""

@@ -1,103 +1,35 @@
-"""Costs between the cells of a regular grid, never stored: what users pass, and the data that operators take."""
+"""`cusink.Grid`: a cost between the cells of a grid that is never stored, as users pass it."""
 
-import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from cusink.checks.arrays import kind
 from cusink.checks.scalars import integer, one_of, real, shown
-from cusink.types import Array, ArrayModule, HostArray, Index
+from cusink.costs.between import KERNEL_BYTES
+from cusink.costs.cells import EuclideanCosts, GridCosts, Spacing, apart
+from cusink.types import ArrayModule, HostArray
 
 __all__ = ["Grid"]
 
-SeparableMetric: TypeAlias = Literal["sqeuclidean", "cityblock"]
-SEPARABLE: tuple[SeparableMetric, ...] = ("sqeuclidean", "cityblock")
+GridMetric: TypeAlias = Literal["sqeuclidean", "euclidean", "cityblock"]
+GRID_METRICS: tuple[GridMetric, ...] = ("sqeuclidean", "euclidean", "cityblock")
 MOST_CELLS = np.iinfo(np.intp).max // 8  # numbers of float64 in an array
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class GridCosts:
-    """``C_ij = sum_k axes[k][i_k, j_k]`` for cells i and j of a grid, numbered in C order.
-
-    `axes` are symmetric arrays (n_k, n_k) of one dtype, from 0 up, and `slopes` in float64 their derivatives with
-    respect to the positions of the cells of the rows.
-    """
-
-    axes: tuple[Array, ...]
-    slopes: tuple[Array, ...]
-
-    @property
-    def cells(self) -> tuple[int, ...]:
-        """Cells along each axis."""
-        return tuple(len(axis) for axis in self.axes)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(n, n)``, of the cost that is not stored."""
-        cells = math.prod(self.cells)
-        return (cells, cells)
-
-    @property
-    def ndim(self) -> int:
-        """2: all problems share the cost."""
-        return 2
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the axes."""
-        dtype: np.dtype[Any] = self.axes[0].dtype
-        return dtype
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the same grid in another precision."""
-        return dataclasses.replace(self, axes=tuple(axis.astype(dtype) for axis in self.axes))
-
-    def block(self, xp: ArrayModule, problems: Index = slice(None), rows: Index = slice(None)) -> Array:
-        """Return the costs (rows, n) of some rows as an array."""
-        del problems  # all share them
-        of_rows = xp.unravel_index(xp.arange(self.shape[0])[rows], self.cells)
-        out = xp.zeros((len(of_rows[0]), *self.cells), self.dtype)
-        for k, (axis, cells) in enumerate(zip(self.axes, of_rows, strict=True)):
-            out += axis[cells].reshape(len(cells), *(len(axis) if other == k else 1 for other in range(len(self.axes))))
-        return out.reshape(len(of_rows[0]), -1)
-
-    def axes_adjoint(self, xp: ArrayModule, blocks: Iterable[tuple[slice, Array]]) -> tuple[Array, ...]:
-        """Pull the gradient of all costs, in blocks of rows (rows, n), back to the positions of the cells (n_k,)."""
-        sums = [xp.zeros(axis.shape) for axis in self.slopes]
-        for rows, gradient in blocks:
-            of_rows = xp.unravel_index(xp.arange(self.shape[0])[rows], self.cells)
-            gradient = gradient.reshape(-1, *self.cells)
-            for k, (total, cells) in enumerate(zip(sums, of_rows, strict=True)):
-                others = tuple(1 + axis for axis in range(len(self.cells)) if axis != k)
-                chosen = (cells == xp.arange(len(total))[:, None]).astype(np.float64)
-                total += chosen @ gradient.sum(axis=others, dtype=np.float64)
-        return tuple(((total + total.T) * slope).sum(axis=1) for total, slope in zip(sums, self.slopes, strict=True))
-
-    def at(self, problems: Index) -> Self:
-        """Return the grid itself, which all problems share."""
-        del problems
-        return self
-
-    def largest(self, xp: ArrayModule) -> float:
-        """Return the largest cost."""
-        del xp
-        return float(sum(float(axis.max()) for axis in self.axes))
 
 
 class _Axes(NamedTuple):
     """One entry for each axis."""
 
     cells: tuple[int, ...]
-    spacing: tuple[float, ...]
+    spacing: tuple[Spacing, ...]
     periodic: tuple[bool, ...]
 
 
 def _checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes:
     """Check the arguments of `Grid`."""
-    one_of("metric", metric, SEPARABLE, "Only these are sums over axes: for another one pass a cusink.PointCloud")
+    one_of("metric", metric, GRID_METRICS, "For another one pass a cusink.PointCloud of the centres of cells")
     given = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     cells = [integer(k) for k in given]
     if not 1 <= len(cells) <= 3 or not all(k is not None and k > 0 for k in cells):
@@ -108,28 +40,48 @@ def _checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes
             f"'shape' must be of cells that arrays can hold; got {shown(math.prod(counts))} cells, of which "
             f"{shown(max(counts))} along an axis. Take a coarser grid"
         )
-    spacings = _spacings(spacing, counts)
     around = _for_each_axis("periodic", periodic, len(counts))
     for value in around:
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"'periodic' must be a bool, or one for each axis; got {kind(value)}")
-    return _Axes(counts, spacings, tuple(map(bool, around)))
+    return _Axes(counts, _spacings(spacing, counts, around, metric == "sqeuclidean"), tuple(map(bool, around)))
 
 
-def _spacings(spacing: Any, counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Check the distances between cells, of which there are `counts` along the axes."""
-    rule = "'spacing' must be positive and finite, one number or one for each axis"
-    out = []
-    for value in _for_each_axis("spacing", spacing, len(counts)):
-        number = real(value)
-        if number is None:
-            raise TypeError(f"{rule}; got {kind(value)}")
-        if not 0 < number < math.inf:
-            raise ValueError(f"{rule}; got {shown(value)}")
-        out.append(number)
-    if not math.isfinite(sum((number * k) * (number * k) for number, k in zip(out, counts, strict=True))):
+def _spacings(spacing: Any, counts: tuple[int, ...], periodic: tuple[Any, ...], squared: bool) -> tuple[Spacing, ...]:
+    """Check the distances between cells, of which there are `counts` along the axes; `squared` says that costs are."""
+    out: list[Spacing] = []
+    for k, value in enumerate(_for_each_axis("spacing", spacing, len(counts))):
+        if not isinstance(spacing, (tuple, list)) or not isinstance(value, (tuple, list, np.ndarray)):
+            out.append(_positive(value))
+            continue
+        wanted = counts[k] if periodic[k] else counts[k] - 1
+        if len(value) != wanted or getattr(value, "ndim", 1) != 1:
+            raise ValueError(
+                f"'spacing' must have {wanted} distances between neighbours for axis {k} of {counts[k]} cells"
+                f"{', the last one from the last cell to the first' if periodic[k] else ''}; got {shown(value)}"
+            )
+        gaps = tuple(map(_positive, value))
+        out.append(gaps if len(set(gaps)) > 1 else gaps[0] if gaps else 1.0)
+    lengths = list(map(_length, out, counts))
+    if not math.isfinite(sum(length * length if squared else length for length in lengths)):
         raise ValueError(f"'spacing' must be such that costs are finite; got {shown(spacing)}. Change its unit")
     return tuple(out)
+
+
+def _positive(value: Any) -> float:
+    """Check a distance between cells."""
+    rule = "'spacing' must be positive and finite, one number or one for each axis"
+    number = real(value)
+    if number is None:
+        raise TypeError(f"{rule}; got {kind(value)}")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{rule}; got {shown(value)}")
+    return number
+
+
+def _length(spacing: Spacing, cells: int) -> float:
+    """Return a bound on the length of an axis."""
+    return sum(spacing) if isinstance(spacing, tuple) else spacing * cells
 
 
 def _for_each_axis(name: str, value: Any, count: int) -> tuple[Any, ...]:
@@ -140,27 +92,29 @@ def _for_each_axis(name: str, value: Any, count: int) -> tuple[Any, ...]:
 
 
 class Grid:
-    """The cost between the cells of a regular grid, as a sum over its axes: images and volumes as histograms.
+    """The cost between the cells of a grid, which is never stored: images and volumes as histograms.
 
     It takes the place of `C` in `cusink.sinkhorn` and the functions built on it. Histograms have one bin for each cell,
-    in C order: ``image.reshape(-1)``. Every reduction over the N cells runs axis by axis, with work of ``N (n_1 + n_2 +
-    ...)`` instead of ``N**2``.
+    in C order: ``image.reshape(-1)``. With "sqeuclidean" and "cityblock", which are sums over the axes, every reduction
+    over the N cells runs axis by axis, with work of ``N (n_1 + n_2 + ...)`` instead of ``N**2``.
 
     Parameters
     ----------
     shape : tuple of int
         Cells along each axis: one, two or three axes.
-    metric : {"sqeuclidean", "cityblock"}
-        Between the centres of cells; both are sums over the axes, which "euclidean" is not.
-    spacing : float or tuple of float
-        Distance between neighbouring cells, for all axes or for each.
+    metric : {"sqeuclidean", "euclidean", "cityblock"}
+        Between the centres of cells.
+    spacing : float or tuple of float, or tuple of arrays
+        Distance between neighbouring cells, for all axes or for each. In a tuple an axis of n cells may have an
+        array of the n - 1 distances between its neighbours, such as ``numpy.diff`` of coordinates; of n, the last one
+        from the last cell to the first, if it is periodic.
     periodic : bool or tuple of bool
-        Whether the last cell of an axis is the neighbour of its first.
+        Whether the last cell of an axis is the neighbour of its first: the shorter way counts.
 
     Attributes
     ----------
     cells, metric, spacing, periodic
-        As given, the last two for each axis.
+        As given, the last two for each axis; distances that are all equal are one number.
     shape : tuple
         Of the cost, (N, N).
 
@@ -168,6 +122,11 @@ class Grid:
     ------
     TypeError, ValueError
         A shape, spacing or metric that is none.
+
+    Notes
+    -----
+    "euclidean" is no sum over the axes. Its work is ``N**2``, with memory for ``2 N**2 / n`` entries of the kernel,
+    where n is the longest axis whose cells are evenly spaced, see docs/grid.md; on a line it is "cityblock".
 
     Examples
     --------
@@ -184,9 +143,9 @@ class Grid:
     def __init__(
         self,
         shape: int | tuple[int, ...],
-        metric: SeparableMetric = "sqeuclidean",
+        metric: GridMetric = "sqeuclidean",
         *,
-        spacing: float | tuple[float, ...] = 1.0,
+        spacing: float | Sequence[float | Sequence[float] | HostArray] = 1.0,
         periodic: bool | tuple[bool, ...] = False,
     ) -> None:
         self.cells, self.spacing, self.periodic = _checked_axes(shape, metric, spacing, periodic)
@@ -206,6 +165,11 @@ class Grid:
     def __repr__(self) -> str:
         return f"Grid({self.cells}, {self.metric!r}, spacing={self.spacing}, periodic={self.periodic})"
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether the cost is a sum over the axes."""
+        return self.metric != "euclidean" or sum(count > 1 for count in self.cells) <= 1
+
     def dense(self) -> HostArray:
         """Return the cost as an array, in float64: memory of its size.
 
@@ -214,7 +178,7 @@ class Grid:
         array, shape (N, N)
             The costs.
         """
-        cost: HostArray = grid_costs(np, self, np.float64).block(np)
+        cost: HostArray = data_of_grid(np, self, np.float64).block(np)
         return cost
 
     def max(self) -> float:
@@ -225,21 +189,32 @@ class Grid:
         float
             In the unit of `spacing`, squared for "sqeuclidean".
         """
-        return grid_costs(np, self, np.float64).largest(np)
+        return data_of_grid(np, self, np.float64).largest(np)
 
 
-def grid_costs(xp: ArrayModule, grid: Grid, dtype: Any) -> GridCosts:
-    """Return an array of costs for each axis of a grid."""
+def data_of_grid(
+    xp: ArrayModule, grid: Grid, dtype: Any, memory_limit: int = KERNEL_BYTES
+) -> GridCosts | EuclideanCosts:
+    """Return the cost of a grid as operators take it."""
+    if grid.is_sum:
+        return grid_costs(xp, grid, dtype)
+    unit = max(max(h) if isinstance(h, tuple) else h for h in grid.spacing)
+    evenly = [k for k, spacing in enumerate(grid.spacing) if not isinstance(spacing, tuple)]
+    even = max(evenly, key=lambda k: grid.cells[k]) if evenly else None
+    squares = grid_costs(xp, grid, np.float64, squared=True, unit=unit)
+    around = any(count > 1 and periodic for count, periodic in zip(grid.cells, grid.periodic, strict=True))
+    return EuclideanCosts(squares, unit, even, around, np.dtype(dtype), memory_limit)
+
+
+def grid_costs(xp: ArrayModule, grid: Grid, dtype: Any, squared: bool | None = None, unit: float = 1.0) -> GridCosts:
+    """Return an array of distances, or of their squares, for each axis of a grid, in a unit of its spacing."""
+    squared = grid.metric == "sqeuclidean" if squared is None else squared
     axes, slopes = [], []
     for cells, spacing, periodic in zip(grid.cells, grid.spacing, grid.periodic, strict=True):
-        steps = np.arange(cells)[:, None] - np.arange(cells)
-        if periodic:  # the shorter way; between both, which is neither up nor down, none has a slope
-            steps = (steps + cells // 2) % cells - cells // 2
-        up = np.where(2 * np.abs(steps) == cells, 0, steps) if periodic else steps
-        distance = spacing * np.abs(steps).astype(np.float64)
-        squared = grid.metric == "sqeuclidean"
+        distance, up = apart(cells, spacing, periodic)
         # What exceeds the dtype is refused by the checks.
         with np.errstate(over="ignore"):
+            distance = distance / unit
             axes.append(xp.asarray(distance**2 if squared else distance, dtype))
-        slopes.append(xp.asarray(2 * spacing * up if squared else np.sign(up), np.float64))
+        slopes.append(xp.asarray(2 * up * distance if squared else up, np.float64))
     return GridCosts(tuple(axes), tuple(slopes))

@@ -3,12 +3,13 @@
 from typing import Any, Literal, TypeAlias
 
 from cusink.costs.between import KERNEL_BYTES
+from cusink.costs.cells import EuclideanCosts, GridCosts
 from cusink.costs.clouds import PointCloud, mapped, point_costs
-from cusink.costs.grid import Grid, GridCosts, grid_costs
+from cusink.costs.grid import Grid, data_of_grid
 from cusink.costs.images import Cells
 from cusink.types import Array, ArrayModule
 
-Kind: TypeAlias = Literal["dense", "points", "blocks", "grid"]
+Kind: TypeAlias = Literal["dense", "points", "blocks", "grid", "cells"]
 
 
 def kind_of(C: Any) -> Kind:
@@ -18,9 +19,14 @@ def kind_of(C: Any) -> Kind:
     return "grid" if isinstance(C, Grid) else "dense"
 
 
+def operators_for(C: Any) -> Kind:
+    """Return the word by which the operators of a cost are found: those of a grid that is no sum are of their own."""
+    return "cells" if isinstance(C, Grid) and not C.is_sum else kind_of(C)
+
+
 def cells_of(C: Any) -> Cells:
     """Return the shape that histograms may have beside a cost, or its data: that of a grid of several axes, or None."""
-    return C.cells if isinstance(C, (Grid, GridCosts)) and len(C.cells) > 1 else None
+    return C.cells if isinstance(C, (Grid, GridCosts, EuclideanCosts)) and len(C.cells) > 1 else None
 
 
 def named_arrays(C: Any) -> dict[str, Any]:
@@ -31,14 +37,14 @@ def named_arrays(C: Any) -> dict[str, Any]:
 
 
 def data_of(C: Any, xp: ArrayModule, dtype: Any, parts: list[Array], memory_limit: int = KERNEL_BYTES) -> Any:
-    """Return a cost as operators take it: an array, `PointCosts`, `BlockCosts` or `GridCosts`.
+    """Return a cost as operators take it: an array, `PointCosts`, `BlockCosts`, `GridCosts` or `EuclideanCosts`.
 
     `parts` are the arrays of `named_arrays`, converted to `dtype`; a kernel may take `memory_limit` bytes.
     """
     if isinstance(C, PointCloud):
         x, y = parts
         return point_costs(xp, C, x, y, memory_limit)
-    return grid_costs(xp, C, dtype) if isinstance(C, Grid) else parts[0]
+    return data_of_grid(xp, C, dtype, memory_limit) if isinstance(C, Grid) else parts[0]
 
 
 def with_arrays(C: Any, function: Any) -> Any:

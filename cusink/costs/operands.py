@@ -12,10 +12,9 @@ from cusink.costs.between import BetweenPoints
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
 from cusink.costs.each import per_problem
-from cusink.costs.grid import GridCosts
 from cusink.costs.parameters import parameter_gradients
 from cusink.costs.pulled import PointMoves, add_curvature, image_moves, to_points, to_user_points
-from cusink.types import Array, HostArray, Index, Statistic
+from cusink.types import Array, HostArray, Index
 
 SYMMETRY_ENTRIES = 1 << 16  # compared at a time
 COPIES_IN_UNITS = 6  # of the costs that their work takes where they are stored
@@ -286,63 +285,3 @@ class PointCost(Cost[BetweenPoints]):
         else:
             out[0][problems, rows] += of_rows
             out[1][problems] += of_columns
-
-
-@dataclass(frozen=True, eq=False)
-class GridCost(Cost[GridCosts]):
-    """The cost between the cells of a grid as an operand. It is shared, and needs all cells."""
-
-    kind: ClassVar[str] = "grid"
-    divisible: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(n, n)``."""
-        return self.data.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the computation."""
-        return self.data.dtype
-
-    @property
-    def symmetric(self) -> bool:
-        """True: a distance is."""
-        return True
-
-    def known_statistic(self, name: Statistic) -> float | None:
-        """Return the largest or the mean cost, which are sums of those of the axes."""
-        of_axes = [float(x.max() if name == "max" else x.mean(dtype=np.float64)) for x in self.data.axes]
-        return None if name == "median" else sum(of_axes)
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the same cost in another precision."""
-        return replace(self, data=self.data.astype(dtype))
-
-    def at(self, problems: Index) -> Self:
-        """Return the cost itself, which all problems share."""
-        del problems
-        return self
-
-    def between(self, rows: Array, columns: Array) -> Self:
-        """Return the cost between all cells."""
-        del rows, columns
-        return self
-
-    def own(self, side: int) -> Self:
-        """Return the cost itself: both sides are one grid."""
-        del side
-        return self
-
-    def axes_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, ...]:
-        """Pull the gradient of all costs, in blocks, back to the positions of the cells along each axis."""
-        return self.data.axes_adjoint(self.xp, ((rows, gradient.sum(axis=0)) for _, rows, gradient in blocks))
-
-    def exponent_rounding(self) -> float:
-        """Return the rounding of float64, in which exponents are taken."""
-        return float(np.finfo("float64").eps) / 2
-
-    def row_bytes(self, copies: int) -> int:
-        """Return 0: an axis is small."""
-        del copies
-        return 0

@@ -138,9 +138,9 @@ def sinkhorn(
     callback : callable, optional
         Called as ``callback(iteration, error)`` at every check, with the latest error of every problem.
     memory_limit : int, optional
-        Bytes that a kernel made of a `cusink.PointCloud` may take; where it would be larger, it is recreated in blocks
-        in every iteration, which is slower. If not given, 1 GiB. Of `cusink.Measures` it limits what is
-        solved together.
+        Bytes that a kernel made of a `cusink.PointCloud` or a Euclidean `cusink.Grid` may take; where it would be
+        larger, it is recreated in blocks in every iteration, which is slower. If not given, 1 GiB. Of
+        `cusink.Measures` it limits what is solved together.
     gap : float, optional
         Relative gap up to which `SinkhornResult.bounds` is to enclose the cost of the problem without regularisation,
         such as 1e-3. All else in the result is as without it. Not with `reach`, nor for `cusink.Measures`.

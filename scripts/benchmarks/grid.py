@@ -151,12 +151,75 @@ def run_work(work, reference, rounds, without):
         print(f"| {name} | {text} | {relative} | {median} | {ratio} |", flush=True)
 
 
+# ---- Euclidean distances, which are no sums over the axes --------------------------------------------------------
+
+
+EUCLIDEAN = [  # cells, pairs, eps over the largest cost
+    ((28, 28), 1, 0.01),
+    ((28, 28), 64, 0.01),
+    ((64, 64), 1, 0.1),
+    ((64, 64), 1, 0.01),
+    ((64, 64), 16, 0.01),
+    ((16, 16, 16), 1, 0.01),
+]
+TO = {"float64": 1e-8, "float32": 1e-5}  # tolerances
+
+
+def spots(cells, count, seed):
+    """Return sums of three spots each on a faint ground (count, cells)."""
+    rng, at = np.random.default_rng(seed), np.indices(cells).reshape(len(cells), 1, 1, -1)
+    centre = rng.uniform(0.2, 0.8, (len(cells), count, 3, 1)) * np.reshape(cells, (-1, 1, 1, 1))
+    image = np.exp(-((at - centre) ** 2).sum(axis=0) / (2 * (max(cells) / 12) ** 2)).sum(axis=1) + 1e-3
+    return image / image.sum(axis=1, keepdims=True)
+
+
+def euclidean_ways(cells, dtype):
+    """Return the cost as a `Grid`, as a cloud of the centres, and as an array."""
+    import cusink
+
+    centres = np.indices(cells).reshape(len(cells), -1).T.astype(dtype)
+    grid = cusink.Grid(cells, "euclidean")
+    cloud = cusink.PointCloud(np.ascontiguousarray(centres), None, "euclidean")
+    return {"Grid": grid, "PointCloud": cloud, "stored C": grid.dense().astype(dtype)}
+
+
+def plan_error(p, q, f, g, centres, eps):
+    """Return the error of the marginals of one problem, of a plan made in float64 without the library."""
+    C = np.sqrt(((centres[:, None] - centres) ** 2).sum(axis=-1))
+    P = p[:, None] * q * np.exp((f[:, None].astype(float) + g - C) / eps)
+    return abs(P.sum(axis=1) - p).sum() + abs(P.sum(axis=0) - q).sum()
+
+
+def run_euclidean(cells, count, share, dtype, rounds):
+    """Check all three ways and time them in turns; print a row of the table."""
+    import cusink
+
+    a, b = (spots(cells, count, seed).astype(dtype) for seed in (0, 1))
+    centres = np.indices(cells).reshape(len(cells), -1).T.astype(float)
+    eps = share * float(np.linalg.norm(np.subtract(cells, 1)))
+    runs = {
+        name: partial(cusink.sinkhorn, a, b, C, eps=eps, tol=TO[dtype], max_iter=20_000)
+        for name, C in euclidean_ways(cells, dtype).items()
+    }
+    first = {name: run() for name, run in runs.items()}
+    wrong = [name for name, x in first.items() if plan_error(a[0], b[0], x.f[0], x.g[0], centres, eps) > 4 * TO[dtype]]
+    times = {name: [] for name in runs}
+    for name in schedule(dict.fromkeys(runs), rounds):
+        times[name].append(one_turn(runs[name], calls=3, clock=time.process_time))
+    ratios = ("{:.3g} ({:.3g} to {:.3g})".format(*compare(times["Grid"], times[x])) for x in list(times)[1:])
+    what = f"{count} x {' x '.join(map(str, cells))}, eps {share:g}"
+    verdict = f"WRONG: {', '.join(wrong)}" if wrong else "right"
+    spent, steps = shown(np.median(times["Grid"])), int(first["Grid"].n_iter.max())
+    print(f"| {what} | {dtype} | {verdict} | {steps} | {spent} | {' | '.join(ratios)} |", flush=True)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--eps", type=float, nargs="+", default=[0.1, 0.01, 0.003])
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the fast competitors")
+    parser.add_argument("--euclidean", action="store_true", help="Euclidean distances, beside a cloud and an array")
     parser.add_argument("--without", nargs="*", default=[], help="leave out competitors with this in their name")
     args = parser.parse_args(argv)
     if len(os.sched_getaffinity(0)) > 1:
@@ -167,6 +230,13 @@ def main(argv=None):
     np.seterr(all="ignore")
     facts = machine() | {"time": "CPU time on one core"}
     print("\n".join(f"- {key}: {value}" for key, value in facts.items()), flush=True)
+    if args.euclidean:
+        print("\n| work | dtype | answer | iterations | Grid | PointCloud / Grid | stored C / Grid |")
+        print("|---|---|---|---|---|---|---|")
+        for work in EUCLIDEAN:
+            for dtype in ("float64", "float32"):
+                run_euclidean(*work, dtype, args.repeats)
+        return 0
     for eps in args.eps:
         for empty in (False, True):
             exact = replace(pairs(empty, eps, args.pairs), iterations=args.iterations)

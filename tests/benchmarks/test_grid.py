@@ -31,3 +31,14 @@ def test_all_solve_one_problem_and_a_wrong_answer_shows(empty, dtype, monkeypatc
     assert "OTT" not in " ".join(rows)
     assert rows.pop("wrong").startswith("WRONG: off by") and rows.pop("missing").startswith("FAILED: ZeroDivision")
     assert len(rows) == 3 and all(row.startswith("right") for row in rows.values())
+
+
+def test_euclidean_ways_solve_one_problem_and_a_wrong_one_shows(monkeypatch, capsys):
+    bench.run_euclidean((4, 5), 2, 0.1, "float32", 1)
+    ways = bench.euclidean_ways
+    monkeypatch.setattr(
+        bench, "euclidean_ways", lambda *args: ways(*args) | {"PointCloud": ways(*args)["stored C"] * 2}
+    )
+    bench.run_euclidean((4, 5), 2, 0.1, "float32", 1)
+    right, wrong = capsys.readouterr().out.splitlines()
+    assert "| right |" in right and "| WRONG: PointCloud |" in wrong

@@ -38,16 +38,18 @@ def test_dtypes_stay(dtype):
     assert cusink.sinkhorn(None, None, cloud, eps=1.0).cost.dtype == dtype
 
 
-@pytest.mark.parametrize("metric", ["sqeuclidean", "cityblock"])
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock"])
 @pytest.mark.parametrize("cells", [5, (3, 4), (2, 3, 4)])
-def test_a_grid_stands_for_the_cost_between_its_cells(metric, cells):
+def test_a_grid_stands_for_the_cost_between_its_cells(metric, cells, even):
     shape = np.atleast_1d(cells)
     spacing = tuple(0.5 + np.arange(len(shape)))
-    centres = np.indices(tuple(shape)).reshape(len(shape), -1).T * spacing
-    grid = cusink.Grid(cells, metric, spacing=spacing)
-    np.testing.assert_allclose(grid.dense(), cusink.cost_matrix(centres, centres, metric), rtol=1e-13)
+    places = [h * (np.arange(n) if even else np.arange(n) ** 1.5) for n, h in zip(shape, spacing, strict=True)]
+    centres = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, len(shape))
+    grid = cusink.Grid(cells, metric, spacing=spacing if even else tuple(map(np.diff, places)))
+    np.testing.assert_allclose(grid.dense(), cusink.cost_matrix(centres, centres, metric), rtol=1e-13, atol=0)
     assert grid.max() == pytest.approx(grid.dense().max())
-    assert repr(grid).startswith("Grid(")
+    assert repr(grid).startswith("Grid(") and eval(repr(grid), {"Grid": cusink.Grid}) == grid
 
 
 def test_a_periodic_axis_goes_the_shorter_way():
@@ -57,10 +59,37 @@ def test_a_periodic_axis_goes_the_shorter_way():
     assert cost[0, 0, 0, :].tolist() == [0, 1, 4]
 
 
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock"])
+def test_a_periodic_grid_goes_to_the_nearest_image_of_a_cell(metric):
+    gaps = (1.0, 0.5, 2.0, 0.25)  # four cells on a circle of length 3.75
+    x = np.concatenate([[0], np.cumsum(gaps)])[:4]
+    grid = cusink.Grid((4, 3), metric, spacing=(gaps, 0.5), periodic=(True, True))
+    centres = np.stack(np.meshgrid(x, 0.5 * np.arange(3), indexing="ij"), axis=-1).reshape(-1, 2)
+    images = [centres + np.array([i * 3.75, j * 1.5]) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    nearest = np.min([cusink.cost_matrix(centres, image, metric) for image in images], axis=0)
+    np.testing.assert_allclose(grid.dense(), nearest, rtol=1e-13, atol=1e-13)
+
+
+def test_equal_distances_between_cells_are_one_number():
+    grid = cusink.Grid((3, 1), spacing=([0.5, 0.5], ()))
+    assert grid == cusink.Grid((3, 1), spacing=(0.5, 1.0)) and grid.spacing == (0.5, 1.0)
+    uneven = cusink.Grid((3, 1), spacing=([0.5, 0.75], 1.0))
+    assert uneven != grid and hash(uneven) == hash(cusink.Grid((3, 1), spacing=((0.5, 0.75), 1)))
+
+
+def test_a_distance_on_a_grid_is_right_where_its_square_is_no_number():
+    """Squares are taken in units of the spacing: of 1e-30 they would be nothing in float32, and of 1e30 too much."""
+    for spacing in (1e-30, 1e30):
+        grid = cusink.Grid((2, 2), "euclidean", spacing=spacing)
+        assert grid.max() == pytest.approx(2**0.5 * spacing)
+        a, b = np.eye(4, dtype=np.float32)[[0, 3]]
+        assert cusink.sinkhorn(a, b, grid, eps=0.1 * spacing).cost == pytest.approx(2**0.5 * spacing, rel=1e-6)
+
+
 def test_solving_with_either_is_solving_with_the_cost(xp):
     rng = np.random.default_rng(1)
     a, b = xp(rng.dirichlet(np.ones(6), 3)), xp(rng.dirichlet(np.ones(6), 3))
-    for C in (cusink.PointCloud(xp(POINTS)), cusink.Grid((2, 3))):
+    for C in (cusink.PointCloud(xp(POINTS)), cusink.Grid((2, 3)), cusink.Grid((2, 3), "euclidean")):
         stored = xp(xp.numpy(C.dense()))
         ours, theirs = (cusink.sinkhorn(a, b, cost, eps=0.2, tol=1e-9) for cost in (C, stored))
         for name in ("cost", "reg_cost", "entropic_cost", "f", "g"):
@@ -115,7 +144,12 @@ def test_bad_powers_and_missing_points_are_refused():
         (((0, 3),), {}, "'shape' must be one, two or three positive numbers"),
         (((1, 2, 3, 4),), {}, "'shape' must be one, two or three positive numbers"),
         ((3.5,), {}, "'shape' must be one, two or three positive numbers"),
-        (((3, 3), "euclidean"), {}, "PointCloud"),
+        (((3, 3), "cosine"), {}, "PointCloud"),
+        (((3, 3),), {"spacing": ((1.0, 2.0, 3.0), 1.0)}, "2 distances between neighbours for axis 0 of 3 cells; got"),
+        (((3, 3),), {"spacing": ((1.0, 2.0), 1.0), "periodic": True}, "3 distances .* the last one from the last cell"),
+        (((3, 3),), {"spacing": ((1.0, 0.0), 1.0)}, "'spacing' must be positive and finite"),
+        (((3, 3),), {"spacing": (np.ones((2, 2)), 1.0)}, "2 distances between neighbours for axis 0"),
+        (((3, 3),), {"spacing": ((1e200, 2e200), 1.0)}, "costs are finite"),
         (((3, 3),), {"spacing": -1.0}, "'spacing' must be positive"),
         (((3, 3),), {"spacing": (1.0, 1.0, 1.0)}, "'spacing' must be one value, or 2"),
         (((3, 3),), {"periodic": "yes"}, "'periodic' must be a bool"),
@@ -133,6 +167,8 @@ def test_weights_that_do_not_fit_are_refused():
         cusink.sinkhorn(np.ones(6, np.float16) / 6, None, cusink.PointCloud(POINTS), eps=0.1)
     with pytest.raises(ValueError, match="'memory_limit' must be a number of bytes; got -1"):
         cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=-1)
+    with pytest.raises(ValueError, match="'memory_limit' must hold a row of costs as they are made, 384 bytes; got 99"):
+        cusink.sinkhorn(None, None, cusink.Grid((2, 3), "euclidean"), eps=0.1, memory_limit=99)
     with pytest.raises(TypeError, match="'memory_limit'"):
         cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=1e6)
 
@@ -143,6 +179,7 @@ def test_weights_that_do_not_fit_are_refused():
         (None, cusink.PointCloud(np.array([1e30, 0], np.float32))),
         (None, cusink.PointCloud([1e200, 0.0])),
         (np.full(9, 1 / 9, np.float32), cusink.Grid((3, 3), spacing=1e20)),
+        (np.full(9, 1 / 9, np.float32), cusink.Grid((3, 3), "euclidean", spacing=2e38)),
     ],
 )
 def test_costs_beyond_the_range_are_refused(a, C):

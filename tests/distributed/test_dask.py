@@ -23,6 +23,7 @@ COSTS = {
     "points": cusink.PointCloud(POINTS),
     "two clouds": cusink.PointCloud(POINTS, POINTS[::-1] + 0.1),
     "grid": cusink.Grid((4, 4), spacing=1 / np.sqrt(18)),
+    "distances": cusink.Grid((4, 4), "euclidean", spacing=1 / np.sqrt(18)),
 }
 OPTIONS = {"eps": 0.05, "tol": 1e-3}
 LIMIT = 60_004  # tiles of 10 x 10 pairs

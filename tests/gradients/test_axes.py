@@ -18,15 +18,16 @@ def between(positions, metric, around):
             distance = np.minimum(distance, length - distance)
         shape = [1] * (2 * len(positions))
         shape[k] = shape[len(positions) + k] = len(x)
-        total = total + (distance**2 if metric == "sqeuclidean" else distance).reshape(shape)
+        total = total + (distance if metric == "cityblock" else distance**2).reshape(shape)
     count = int(np.prod([len(x) for x in positions]))
-    return total.reshape(count, count)
+    return (total**0.5 if metric == "euclidean" else total).reshape(count, count)
 
 
 GRIDS = [
     cusink.Grid((3, 2, 2), spacing=(0.5, 0.8, 1.0)),
     cusink.Grid((3, 4), "cityblock", spacing=0.4),
     cusink.Grid((5, 3), spacing=(0.4, 0.5), periodic=(True, False)),
+    cusink.Grid((5, 3), "euclidean", spacing=(0.4, (0.5, 0.7)), periodic=(True, False)),
 ]
 
 
@@ -57,7 +58,10 @@ def test_gradients_by_the_axes_are_differences(grid, name):
     _, pulled = values_of(name, a, b, grid, r)
     found = pulled().axes
     assert [x.shape for x in found] == [(k,) for k in grid.cells]
-    places = [step * np.arange(k) for step, k in zip(grid.spacing, grid.cells, strict=True)]
+    places = [
+        np.concatenate([[0], np.cumsum(step)]) if isinstance(step, tuple) else step * np.arange(k)
+        for step, k in zip(grid.spacing, grid.cells, strict=True)
+    ]
     around = [
         step * k if circle else 0 for step, k, circle in zip(grid.spacing, grid.cells, grid.periodic, strict=True)
     ]

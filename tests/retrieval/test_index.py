@@ -45,6 +45,7 @@ def kinds(clouds):
     yield "float32", A.astype("f4"), B.astype("f4"), C.astype("f4"), {"eps": EPS, "value": "cost", "tol": 1e-4}
     yield "float16", A.astype("f2"), B.astype("f2"), C.astype("f2"), {"eps": 0.05, "value": "cost", "tol": 1e-4}
     yield "grid", A, B, cusink.Grid((6, 6), spacing=0.1, periodic=(False, True)), {"eps": EPS, "value": "divergence"}
+    yield "distances", A, B, cusink.Grid((6, 6), "euclidean", spacing=((0.1,) * 4 + (0.2,), 0.1)), {"eps": EPS}
     yield "cloud", A, B, cusink.PointCloud(cells, metric="euclidean", power=1.5), {"eps": EPS, "value": "entropic_cost"}
     yield "two clouds", A, B, cusink.PointCloud(cells, cells + 0.01), {"eps": EPS, "value": "divergence"}
     yield "sparse", topical(4, 1), topical(60, 2), cusink.cost_matrix(topics(), metric="euclidean"), TOPICAL
@@ -77,7 +78,7 @@ def test_it_is_the_sorted_matrix(xp, value, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:Items without weight")
-@pytest.mark.parametrize("at", range(9))
+@pytest.mark.parametrize("at", range(10))
 def test_nearest_additions_and_files_give_the_same_bytes(clouds, at, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "ROWS_PER_BLOCK", 25)  # small, so that parts stay parts
     name, A, B, C, options = list(kinds(clouds))[at]

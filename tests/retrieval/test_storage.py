@@ -305,12 +305,14 @@ def test_a_record_of_another_layout_is_refused(tmp_path, ending):
         (np.array([[0.0, 1.0], [1.0, 0.0]]), ("07ce919f8631", "b5876c3ed193")),
         (cusink.PointCloud([0.0, 1.0]), ("07ce919f8631", "3794babdbaaf")),
         (cusink.Grid((2,)), ("07ce919f8631", "064a82ba6fe4")),
+        (cusink.Grid((2, 2), "euclidean"), ("709549e91bc3", "c6d3e8cc5233")),
     ],
-    ids=["array", "points", "grid"],
+    ids=["array", "points", "grid", "distances"],
 )
 def test_a_fingerprint_changes_with_the_format_alone(cost, fingerprints):
     """Or else unfinished stores would become those of another job: when one changes, `ledger.FORMAT` must too."""
-    pairs = check_collections(np.array([[0.5, 0.5], [0.25, 0.75]]), None, cost, eps=0.1, check=True)
+    A = np.tile([[0.5, 0.5], [0.25, 0.75]], cost.shape[0] // 2) / (cost.shape[0] // 2)
+    pairs = check_collections(A, None, cost, eps=0.1, check=True)
     inputs = ledger.manifest(pairs, (1, 1), 1)["inputs"]
     assert (inputs["A"][:12], inputs["C"][:12]) == fingerprints and ledger.FORMAT == 2
 
@@ -326,11 +328,13 @@ def test_costs_that_are_not_stored_have_fingerprints():
         cusink.Grid((4, 4)),
         cusink.Grid((4, 4), spacing=2.0),
         cusink.Grid((2, 8)),
+        cusink.Grid((4, 4), "euclidean"),
+        cusink.Grid((4, 4), "euclidean", spacing=2.0),
         C,
     ):
         pairs = _tiles_of(cost)
         prints.add(json.dumps(ledger.manifest(pairs, (1, 1), 1)["inputs"]))
-    assert len(prints) == 8
+    assert len(prints) == 10
 
 
 def _tiles_of(cost):

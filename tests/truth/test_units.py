@@ -10,7 +10,7 @@ A, B = RNG.dirichlet(np.ones(6), 3), RNG.dirichlet(np.ones(6), 3)
 COSTS, X, Y = RNG.random((6, 6)), RNG.random((6, 2)), RNG.random((6, 2))
 # Powers of 4, so that the points are scaled by whole powers of 2 and every digit is the same.
 UNITS = {"float32": (4.0**-48, 4.0**-30, 4.0**30, 4.0**48), "float64": (4.0**-400, 4.0**-60, 4.0**60, 4.0**400)}
-OF_POINTS = {"points": 0.5, "euclidean": 1.0, "cityblock": 1.0, "grid": 0.5}
+OF_POINTS = {"points": 0.5, "euclidean": 1.0, "cityblock": 1.0, "grid": 0.5, "distances": 1.0}
 
 
 def cost_in(kind, unit, dtype):
@@ -19,6 +19,8 @@ def cost_in(kind, unit, dtype):
         return (COSTS * unit).astype(dtype)
     if kind == "grid":
         return cusink.Grid((2, 3), spacing=scale)
+    if kind == "distances":
+        return cusink.Grid((2, 3), "euclidean", spacing=scale)
     points = ((p * scale).astype(dtype) for p in (X, Y))
     return cusink.PointCloud(*points, *([] if kind == "points" else [kind]))
 

@@ -3,14 +3,14 @@
 import numpy as np
 
 from cusink.backends.blocks import reductions
-from cusink.costs.blockwise import BlockCosts
+from cusink.costs.blockwise import InBlocks
 from cusink.costs.logits import logits
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, HostArray
 
 
 def block_means(
-    dense: Operators[Array], C: BlockCosts, a: Array, b: Array, f: Array, g: Array, eps: float
+    dense: Operators[Array], C: InBlocks, a: Array, b: Array, f: Array, g: Array, eps: float
 ) -> "BlockMeans":
     """Return the means of all problems, taken in float64."""
     xp, wide = dense.xp, C.astype(np.float64)
@@ -28,7 +28,7 @@ class BlockMeans:
     """
 
     def __init__(
-        self, dense: Operators[Array], C: BlockCosts, eps: float, p: Array, q: Array, of_q: Array, of_p: Array
+        self, dense: Operators[Array], C: InBlocks, eps: float, p: Array, q: Array, of_q: Array, of_p: Array
     ) -> None:
         self.dense, self.C, self.eps, self.p, self.q, self.of_q, self.of_p = dense, C, eps, p, q, of_q, of_p
 

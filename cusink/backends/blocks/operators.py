@@ -2,22 +2,24 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cusink.backends.blocks import reductions
 from cusink.backends.blocks.means import block_means
-from cusink.costs.blockwise import BlockCosts
+from cusink.costs.blockwise import InBlocks
 from cusink.costs.operators import DampedSteps, Operators, StartIteration
 from cusink.types import Array, Axis, HostArray
+
+Data = TypeVar("Data", bound=InBlocks)
 
 
 def block_operators(
     dense: Operators[Array],
-    iteration: StartIteration[BlockCosts],
+    iteration: StartIteration[Data],
     damped_steps: DampedSteps | None = None,
-) -> Operators[BlockCosts]:
+) -> Operators[Data]:
     """Return the operators, given those `dense` of stored costs and what puts problems under way."""
     return Operators(
         xp=dense.xp,
@@ -37,7 +39,7 @@ def block_operators(
     )
 
 
-def _repeated_softmin(dense: Operators[Array], C: BlockCosts, eps: float) -> Callable[[Array, Axis], Array]:
+def _repeated_softmin(dense: Operators[Array], C: InBlocks, eps: float) -> Callable[[Array, Axis], Array]:
     """Return a function (logits, axis) that is `softmin`, prepared for many calls."""
     if C.kept:
         return dense.repeated_softmin(C.block(dense.xp), eps)
@@ -45,7 +47,7 @@ def _repeated_softmin(dense: Operators[Array], C: BlockCosts, eps: float) -> Cal
 
 
 def _plan_means(
-    dense: Operators[Array], C: BlockCosts, a: Array, b: Array, f: Array, g: Array, eps: float
+    dense: Operators[Array], C: InBlocks, a: Array, b: Array, f: Array, g: Array, eps: float
 ) -> Iterator[tuple[HostArray, Any]]:
     """Iterate over ``(index, means)``, see `cusink.costs.operators`."""
     if C.kept:

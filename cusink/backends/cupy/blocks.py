@@ -11,7 +11,7 @@ from cusink.backends.cupy.forms import LogForm
 from cusink.backends.cupy.reductions import Scales
 from cusink.backends.cupy.run import LOG2_E
 from cusink.backends.cupy.unbalanced import STEPS
-from cusink.costs.blockwise import BlockCosts
+from cusink.costs.blockwise import BlockCosts, InBlocks
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, Method
 
@@ -21,7 +21,7 @@ ARRAYS = dense.OPERATORS
 class Iteration(iteration.Iteration):
     """Problems under way: on a stored cost while they are, if it fits, else by log-sum-exp over blocks."""
 
-    def __init__(self, C: BlockCosts, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> None:
+    def __init__(self, C: InBlocks, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> None:
         if C.kept:
             super().__init__(C.block(cp), a, b, eps, f, g, method)
         else:
@@ -31,7 +31,7 @@ class Iteration(iteration.Iteration):
 class BlockLogForm(LogForm):
     """The log-domain form with reductions over blocks, which are new arrays: it is never replayed as a graph."""
 
-    C: Any  # BlockCosts, where its base has an array
+    C: Any  # InBlocks, where its base has an array
     replayed = False
 
     def log_sums(

@@ -12,7 +12,7 @@ from cusink.backends.cupy.reductions import plan as stored_plan
 from cusink.backends.cupy.unbalanced import STEPS
 from cusink.backends.grid import reductions as grid
 from cusink.backends.grid.means import LogMeans, log_means
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import GridCosts
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, HostArray
 

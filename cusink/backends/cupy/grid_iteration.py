@@ -16,7 +16,7 @@ from cusink.backends.cupy.run import choose_launch, run, sizes
 from cusink.backends.grid import reductions as grid
 from cusink.backends.ranges import REPEATED_ITERATIONS
 from cusink.convergence.marginals import marginal_error
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import GridCosts
 from cusink.costs.logits import logits
 from cusink.costs.operators import HostChecked
 from cusink.types import Array, HostArray, Method

@@ -15,7 +15,7 @@ from cusink.backends.cupy.run import NULL, choose_launch, run, sizes
 from cusink.backends.grid import reductions as grid
 from cusink.backends.grid.kernel import GridKernel
 from cusink.backends.ranges import SCALING_EXPONENT
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import GridCosts
 from cusink.costs.logits import logits
 from cusink.types import Array
 

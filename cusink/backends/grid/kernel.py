@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, scaled_kernel
 from cusink.backends.spare import Spare
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import GridCosts
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, HostArray
 

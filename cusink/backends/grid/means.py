@@ -1,7 +1,7 @@
 """Conditional means under plans between the cells of a grid, by log-sum-exp along one axis at a time."""
 
 from cusink.backends.grid import reductions as grid
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import GridCosts
 from cusink.costs.logits import logits
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, HostArray

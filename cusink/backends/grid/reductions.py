@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import GridCosts
 from cusink.costs.operators import Operators
 from cusink.types import Array, ArrayModule
 

@@ -11,7 +11,7 @@ from cusink.backends.blocks.operators import block_operators
 from cusink.backends.numpy import dense, iteration
 from cusink.backends.numpy.forms.form import Form
 from cusink.backends.numpy.forms.log import LogForm, LogReductions
-from cusink.costs.blockwise import BlockCosts
+from cusink.costs.blockwise import BlockCosts, InBlocks
 from cusink.costs.operators import Operators
 from cusink.types import HostArray, Method
 
@@ -22,16 +22,16 @@ LOGS = LogReductions(functools.partial(blocks.softmin, ARRAYS), functools.partia
 class Iteration(iteration.Iteration):
     """Problems under way: on a stored cost while they are, if it fits, else by log-sum-exp over blocks."""
 
-    def _forms(self, C: BlockCosts, dtype: np.dtype[Any], eps: float, method: Method) -> Sequence[Form]:
+    def _forms(self, C: InBlocks, dtype: np.dtype[Any], eps: float, method: Method) -> Sequence[Form]:
         return super()._forms(C.block(np), dtype, eps, method) if C.kept else [BlockLogForm(C, dtype, eps, LOGS)]
 
 
 class BlockLogForm(LogForm):
     """Log-sum-exp over blocks of costs."""
 
-    def cost(self, index: slice | HostArray = slice(None)) -> BlockCosts:
+    def cost(self, index: slice | HostArray = slice(None)) -> InBlocks:
         """Return the shared cost, or the costs of the problems at `index`."""
-        C: BlockCosts = self.C if self.problems is None else self.C.at(self.problems[index])
+        C: InBlocks = self.C if self.problems is None else self.C.at(self.problems[index])
         return C
 
 

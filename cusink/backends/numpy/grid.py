@@ -18,7 +18,7 @@ from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.backends.numpy.means import IndexedMeans, shared_means, tile_means
 from cusink.backends.numpy.softmin import KernelSoftmin
 from cusink.backends.numpy.softmin import repeated_softmin as repeated_dense
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import GridCosts
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, HostArray, Method
 

@@ -19,6 +19,10 @@ class Limits:
     own_kernel_bytes: int = 1 << 26  # of kernels of all problems, or of their costs, up to which they are kept
     grid_plan_bytes: int = 1 << 28  # of the plan between the cells of a grid, up to which means are taken with it
 
+    grid_array_cells: int = 1 << 10  # up to which distances that are no sums over the axes are an array
+    grid_window_problems: int = 8  # from which on a row of the kernel takes them at a time, not a problem all rows
+    grid_shift_entries: int = 1 << 20  # of the sums of a problem's cells that are as far from one, made at a time
+
     cloud_array_pairs: int = 1 << 16  # pairs up to which the costs of a problem, or of a tile of problems, are an array
     cloud_block_entries: int = 1 << 18  # of a block of rows in the cache, and of a matrix that BLAS takes on one thread
     cloud_block_rows: tuple[int, int] = 64, 256  # least and most

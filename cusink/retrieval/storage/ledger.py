@@ -19,7 +19,7 @@ import numpy as np
 
 from cusink.checks.arrays import to_host
 from cusink.costs.blockwise import BlockCosts
-from cusink.costs.grid import GridCosts
+from cusink.costs.cells import EuclideanCosts, GridCosts
 from cusink.costs.points import PointCosts
 from cusink.retrieval.pairs import Pairs
 from cusink.retrieval.tiles import Misses
@@ -42,6 +42,7 @@ COSTS = {
     PointCosts: ("points", ("x", "y", "norm", "exponent", "factor", "terms", "memory_limit")),
     BlockCosts: ("blocks", ("x", "y", "formula", "labels", "table", "memory_limit")),
     GridCosts: ("grid", ("axes",)),
+    EuclideanCosts: ("euclidean grid", ("squares", "unit", "memory_limit")),
 }
 
 

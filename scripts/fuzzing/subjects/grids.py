@@ -34,8 +34,8 @@ def draw(rng: Generator, seed: int) -> Case:
     extra.pop("layout", None)
     extra.pop("overwrite", None)
     scale = 1.0
-    if rng.random() < 0.4:
-        extra["metric"] = "cityblock"
+    if rng.random() < 0.5:
+        extra["metric"] = str(rng.choice(["cityblock", "euclidean"]))
     if rng.random() < 0.3:
         extra["spacing"] = float(f"{10 ** (rng.uniform(-2, 2) * rng.choice([1, 1, 4])):.2g}")
         scale = extra["spacing"] ** (1 if "metric" in extra else 2)
@@ -63,6 +63,8 @@ def check(case: Case) -> Seen:
         apart = np.abs(axis[:, None] - axis).astype(float)
         apart = spacing * (np.minimum(apart, count - apart) if periodic else apart)
         costs += apart if metric == "cityblock" else apart**2
+    if metric == "euclidean":
+        costs **= 0.5
     flat = case.but(
         arrays={k: x.reshape(*x.shape[: x.ndim - len(cells)], -1) for k, x in case.arrays.items()},
         axes={k: "Bn" if case.axes[k].startswith("B") else "n" for k in case.arrays},
