@@ -40,6 +40,14 @@ class Solution(NamedTuple):
             a.dtype,
         )
 
+    def ended(self, at: HostArray | slice, f: Array, g: Array, cost: Array) -> Self:
+        """Return the solution with potentials and costs of the problems `at`; a slice is all, whose arrays are kept."""
+        if isinstance(at, slice):
+            f, g = (x.astype(np.float64, order="C", copy=False) for x in (f, g))
+            return self._replace(f=f, g=g, cost=cost.astype(self.cost.dtype, copy=False))
+        self.f[at], self.g[at], self.cost[at] = f, g, cost
+        return self
+
     def put(self, at: HostArray, found: "Solution") -> None:
         """Take over the solutions of the problems `at`."""
         for target, result in zip(self[:7], found[:7], strict=True):

@@ -100,6 +100,6 @@ def log_quotient(scaling: HostArray, weights: HostArray, exponent: HostArray) ->
     """Return ``log(scaling * 2**exponent / weights)`` of columns, transposed, in float64."""
     with np.errstate(over="ignore"):
         quotient = scaling / weights
-    if np.isfinite(quotient).all():
+    if quotient.max(initial=0) < np.inf:
         return log_scaled(quotient, exponent)
     return log_scaled(scaling, exponent) - np.log(weights.T, dtype=np.float64)

@@ -170,7 +170,8 @@ class SharedKernel:
         last = self._last_update(index)
         a, b, smallest, V, T, S, gamma_a, gamma_b, eu, ev, inside, sound_f = last
         eps, kernel = self.eps, self.kernel
-        T[:, ~inside] = 1
+        if not inside.all():
+            T[:, ~inside] = 1
         f = log_scaled(T, ev - self.s)
         f *= -eps
         U = np.divide(gamma_a, T, out=T)
