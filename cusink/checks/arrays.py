@@ -42,8 +42,9 @@ def widened(name: str, x: Any, owner: str, like: Array) -> tuple[Array, ArrayMod
 
 def weights_dtype(dtype: Any, *weights: Any) -> Any:
     """Return the dtype that masses are judged by: float32 where weights came in it, though costs made `dtype` wider."""
-    came = {str(w.dtype) for w in weights if hasattr(w, "dtype")}
-    return np.dtype(np.float32) if dtype == np.float64 and "float32" in came else dtype
+    if dtype == np.float64 and "float32" in {str(w.dtype) for w in weights if hasattr(w, "dtype")}:
+        return np.dtype(np.float32)
+    return dtype
 
 
 def _converted(named: Mapping[str, Any], promote: bool) -> tuple[list[Any], ArrayModule, Any]:

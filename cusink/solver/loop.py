@@ -88,9 +88,10 @@ def solve(
             solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, together=together
         )
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
-    f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    begun = (a, b, eps, f, g, options.method)
-    iteration = C.iteration(*begun) if start is None else start(C, *begun)
+    begin = C.iteration if start is None else functools.partial(start, C)
+    begun = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
+    iteration = begin(a, b, eps, *begun, options.method)
+    del begun  # the iteration may take the memory
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     # Where exponents are taken in float64, their rounding explains no error of float32.
     explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype).eps)
@@ -106,7 +107,7 @@ def solve(
         StallDetector.start(len(a), C.dtype, explained),
     )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
-    found = Solution.empty(xp, a, b)
+    found = Solution.of_no_potentials(xp, a, b)
     patience = None
     if costs_of is not None and setting == "auto":
         least = worth(a.shape[1], b.shape[1], together)
@@ -119,7 +120,7 @@ def solve(
     slow, found = _iterate(
         C, iteration, rules, remaining, found, callback, init is not None, patience, poor, sizes, most
     )
-    for why, part in slow.parts(found.n_iter):
+    for why, part in slow.parts(found.n_iter) if patience is not None or poor < math.inf else ():
         assert costs_of is not None  # else nothing is given up
         costs, weights = costs_of(part), (a[part], b[part])
         resume = functools.partial(
@@ -139,7 +140,7 @@ def solve(
         sizes = None
     if sizes is not None:
         known = np.isnan(sizes)
-        f, g, a, b = (x[known] for x in (f, g, a, b))
+        f, g, a, b = (x[known[: len(x)]] for x in (f, g, a, b))  # if none are known, f and g have no rows
     if size is not None:
         lift = lift if sizes is None else lift[known]
         f, g = f - lift, g - lift
