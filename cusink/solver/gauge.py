@@ -35,8 +35,7 @@ def sized(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) -> tu
     f += constant
     g -= constant
     largest = [_largest(xp, *side) for side in zip(used, (f, g), strict=True)]
-    of_all = [most if mask is None else abs(x) for most, mask, x in zip(largest, used, (f, g), strict=True)]
-    if float(max(x.max() for x in of_all)) / eps > DIGITS:  # as in hardly any call
+    if float(max(x.max() for x in largest)) / eps > DIGITS:  # as in hardly any call
         equalise(C, a, b, f, g, eps, DIGITS)
         return f, g, size(xp, a, b, f, g)
     return f, g, largest[0] + largest[1]
