@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import HALF, array_module, arrays, largest
+from cusink.checks.arrays import array_module, arrays, is_half, largest
 from cusink.checks.regularisation import RelativeEps, in_units
 from cusink.checks.scalars import positive_bytes
 from cusink.connection import doors_of
@@ -70,7 +70,7 @@ def operand(
     Cost
     """
     kind = operators_for(C)
-    computing = np.dtype(np.float32) if dtype.name in HALF else dtype
+    computing = np.dtype(np.float32) if is_half(dtype) else dtype
     limit = {} if memory_limit is None else {"memory_limit": positive_bytes(memory_limit)}
     data = data_of(C, xp, computing, parts, **limit)
     check_shape(data, batch)

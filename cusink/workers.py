@@ -63,7 +63,8 @@ def set_workers(workers: int | None) -> None:
     Notes
     -----
     All cores are those that the process may run on, within the quota of its control group. A task on a worker of
-    ``dask.distributed`` uses one thread, for Dask runs as many tasks as there are cores.
+    ``dask.distributed`` uses one thread, for Dask runs as many tasks as there are cores. So does, unless a number is
+    given, work on small histograms, of which operations on arrays are so short that threads wait for each other.
 
     Examples
     --------
@@ -93,6 +94,11 @@ def workers() -> int:
         return 1
     wanted = _wanted.get()
     return (_setting or _start()) if wanted is None else wanted
+
+
+def asked_for() -> bool:
+    """Return whether somebody said how many workers there are to be: the call, `set_workers` or the environment."""
+    return _wanted.get() is not None or _setting is not None or VARIABLE in os.environ
 
 
 @contextlib.contextmanager

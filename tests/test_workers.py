@@ -19,6 +19,8 @@ import cusink
 from cusink import workers
 from cusink.errors import one_call, warn
 
+rng = np.random.default_rng(0)
+
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
@@ -93,6 +95,63 @@ def test_the_setting_holds_where_nothing_is_said(seen):
 
 
 # How many
+
+
+def histograms(bins, columns, dtype):
+    A, B = rng.dirichlet(np.ones(bins), 3).astype(dtype), rng.dirichlet(np.ones(bins), columns).astype(dtype)
+    return A, B, cusink.cost_matrix(np.arange(float(bins)) / bins).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("bins", "columns", "dtype", "several"),
+    [
+        (64, 1500, "float32", False),
+        (64, 1500, "float64", False),
+        (65, 1024, "float64", True),
+        (65, 1000, "float64", False),
+    ],
+)
+def test_short_calls_are_left_to_one_thread_unless_somebody_asks(seen, monkeypatch, bins, columns, dtype, several):
+    A, B, C = histograms(bins, columns, dtype)
+    monkeypatch.setattr(workers, "cores", lambda: 3)
+
+    def matrix(**given):
+        seen.clear()
+        found = cusink.distance_matrix(A, B, C, eps=1, max_iter=1, tol=None, **given).tobytes()
+        return found, len(seen)
+
+    want, threads = matrix()
+    assert (threads > 1) == several
+    assert matrix(workers=1) == (want, 1)
+    for asking in ({"workers": 3}, {"workers": -1}):
+        found, threads = matrix(**asking)
+        assert found == want and threads > 1
+    monkeypatch.setenv(workers.VARIABLE, "3")
+    assert matrix()[0] == want and len(seen) > 1
+    monkeypatch.setenv(workers.VARIABLE, "1")
+    assert matrix() == (want, 1)
+    cusink.set_workers(2)  # comes before the environment
+    assert matrix()[0] == want and len(seen) > 1
+
+
+def test_a_search_asks_the_same(monkeypatch):
+    from cusink.retrieval import batches
+
+    A, B, C = collection(12, 60)
+    told = []
+
+    def watched(run, calls, at_most):
+        told.append(at_most)
+        return workers.each(run, calls, at_most)
+
+    monkeypatch.setattr(batches, "each", watched)
+    answers = []
+    for given, at_most in (({}, 1), ({"workers": 3}, None)):
+        told.clear()
+        answers.append([x.tobytes() for x in cusink.nearest(A, B, C, k=3, eps=EPS, **given)])
+        answers.append([x.tobytes() for x in cusink.Index(B, C, eps=EPS).search(A, 3, **given)])
+        assert told and set(told) == {at_most}
+    assert answers[:2] == answers[2:]
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path):

@@ -20,11 +20,18 @@ REPEATED_ITERATIONS = 25  # that a problem repeats at most in the next form when
 def scaled_kernel(C: HostArray, dtype: Any, eps: float, shift: float, s: int | None = None) -> HostArray:
     """Return ``2**s exp((shift - C) / eps)`` without denormals; s is `KERNEL_EXPONENT` if not given."""
     # float64 first: C / eps may be 1e4, and float32 would leave exp with that many rounding errors.
-    exponents = np.maximum((shift - C.astype(np.float64)) / eps, -1e6)
-    powers = np.floor(exponents / np.log(2))  # on their own: added to the shift, a digit of C / eps would be lost
-    s = KERNEL_EXPONENT[np.dtype(dtype).name] if s is None else s
-    K = np.ldexp(np.exp(exponents - powers * np.log(2)), powers.astype(int) + s)
-    return flush(K.astype(dtype))
+    exponents = C.astype(np.float64)  # in place from here on: to fetch memory takes longer than to use it
+    np.subtract(shift, exponents, out=exponents)
+    exponents /= eps
+    np.maximum(exponents, -1e6, out=exponents)
+    powers = exponents / np.log(2)
+    np.floor(powers, out=powers)  # on their own: added to the shift, a digit of C / eps would be lost
+    binary = powers.astype(np.int32)
+    binary += KERNEL_EXPONENT[np.dtype(dtype).name] if s is None else s
+    powers *= np.log(2)
+    exponents -= powers
+    K = np.ldexp(np.exp(exponents, out=exponents), binary, out=exponents)
+    return flush(K.astype(dtype, copy=False))
 
 
 def exp_times(exponents: HostArray, factors: HostArray) -> HostArray:

@@ -10,11 +10,13 @@ RANGE_ENTRIES = 1 << 16  # of a block: a range takes no memory that a limit woul
 
 def cost_range(xp: ArrayModule, C: Array) -> tuple[float, float]:
     """Return the smallest and the largest finite cost, without a copy of all."""
-    rows = C.reshape(-1, C.shape[-1])
-    largest = -np.inf
+    least, largest = float(C.min()), float(C.max())
+    if np.isfinite(largest):
+        return least, largest
+    rows, largest = C.reshape(-1, C.shape[-1]), -np.inf
     for _, block in blocks(1, len(rows), C.shape[-1], RANGE_ENTRIES):
         largest = max(largest, float(xp.where(xp.isfinite(rows[block]), rows[block], -np.inf).max()))
-    return float(C.min()), largest
+    return least, largest
 
 
 def cost_block(xp: ArrayModule, C: Array, problems: slice | HostArray, rows: slice | HostArray) -> Array:

@@ -15,6 +15,11 @@ HALF = ("float16", "bfloat16")
 ROOM = 2.0**-20  # share of the range of a dtype that inputs may fill
 
 
+def is_half(dtype: Any) -> bool:
+    """Return whether a dtype is one of half precision."""
+    return dtype.itemsize == 2 and dtype.name in HALF
+
+
 def arrays(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
     """Return the inputs as arrays of one library and dtype (None stays None), that library, and the user's dtype.
 
@@ -37,8 +42,9 @@ def widened(name: str, x: Any, owner: str, like: Array) -> tuple[Array, ArrayMod
 
 def weights_dtype(dtype: Any, *weights: Any) -> Any:
     """Return the dtype that masses are judged by: float32 where weights came in it, though costs made `dtype` wider."""
-    came = {str(w.dtype) for w in weights if hasattr(w, "dtype")}
-    return np.dtype(np.float32) if dtype == np.float64 and "float32" in came else dtype
+    if dtype == np.float64 and "float32" in {str(w.dtype) for w in weights if hasattr(w, "dtype")}:
+        return np.dtype(np.float32)
+    return dtype
 
 
 def _converted(named: Mapping[str, Any], promote: bool) -> tuple[list[Any], ArrayModule, Any]:
@@ -60,11 +66,12 @@ def _converted(named: Mapping[str, Any], promote: bool) -> tuple[list[Any], Arra
     converted = {name: _numeric(name, x, xp) for name, x in given.items()}
     floating = {name: x.dtype for name, x in converted.items() if _is_floating(x.dtype)}
     floating = {name: dtype for name, dtype in floating.items() if name in libraries} or floating
-    if promote and {dtype.name for dtype in floating.values()} == {"float32", "float64"}:
-        floating = {"all": np.dtype(np.float64)}
-    _same("dtype", {name: dtype.name for name, dtype in floating.items()}, "Convert one of them with .astype")
+    if len(set(floating.values())) > 1:  # a dtype takes its time to say its name
+        if promote and {dtype.name for dtype in floating.values()} == {"float32", "float64"}:
+            floating = {"all": np.dtype(np.float64)}
+        _same("dtype", {name: dtype.name for name, dtype in floating.items()}, "Convert one of them with .astype")
     dtype = next(iter(floating.values()), np.dtype(np.float64))
-    computing = np.dtype(np.float32) if dtype.name in HALF else dtype
+    computing = np.dtype(np.float32) if is_half(dtype) else dtype
     cast = {name: as_dtype(name, x, computing) for name, x in converted.items()}
     return [cast.get(name) for name in named], xp, dtype
 
@@ -170,7 +177,7 @@ def narrowed(array: Array, dtype: Any, xp: ArrayModule) -> Array:
         return array
     with np.errstate(over="ignore"):
         out = array.astype(dtype)
-    if dtype.name in HALF and (xp.isinf(out) & xp.isfinite(array)).any():
+    if is_half(dtype) and (xp.isinf(out) & xp.isfinite(array)).any():
         warn(f"a result exceeds the range of {dtype.name} and is infinite there. Pass float32", RuntimeWarning)
     return out
 

@@ -23,16 +23,16 @@ def first_bad_weight(xp: ArrayModule, weights: Array) -> tuple[int, ...] | None:
     return first_index(~((weights >= 0) & xp.isfinite(weights)))
 
 
-def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0) -> None:
+def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0) -> Array:
     """Check that weights (B, n) are finite, non-negative, and of a positive sum within the range of their dtype.
 
-    Messages count from row `first_row`.
+    Messages count from row `first_row`. Return the sums (B,), in float64.
     """
     with np.errstate(over="ignore"):
         mass = weights.sum(axis=1, dtype=np.float64)
     limits = np.finfo(weights.dtype)
     if (weights.min() >= 0) & (mass.min() >= float(limits.tiny)) & (mass.max() <= float(limits.max)):
-        return  # as in nearly all calls; NaN is in none of these ranges
+        return mass  # as in nearly all calls; NaN is in none of these ranges
     if (at := first_bad_weight(xp, weights)) is not None:
         value = float(weights[at])
         rule, advice = "finite", ""
@@ -44,6 +44,7 @@ def weight_values(name: str, weights: Array, xp: ArrayModule, first_row: int = 0
             f"'{name}' must have a positive sum; row {first_row + at[0]} is all zero. Leave empty rows out"
         )
     mass_in_range(name, mass, weights.dtype, first_row)
+    return mass
 
 
 def mass_in_range(name: str, mass: Array, dtype: Any, first_row: int = 0) -> None:
@@ -84,9 +85,14 @@ def same_mass(
         raise ValueError(f"{subject} must have the same mass (relative {tolerance:g}); {got(*at)}. {advice}")
 
 
-def equal_mass(a: Array, b: Array, xp: ArrayModule, check: bool, dtype: Any) -> Array:
-    """Return `b` (B, m) with the mass of `a` (B, n), which it must have up to the tolerance of the user's dtype."""
-    mass_a, mass_b = a.sum(axis=1, dtype=np.float64), b.sum(axis=1, dtype=np.float64)
+def equal_mass(
+    a: Array, b: Array, xp: ArrayModule, check: bool, dtype: Any, masses: tuple[Array, Array] | None = None
+) -> Array:
+    """Return `b` (B, m) with the mass of `a` (B, n), which it must have up to the tolerance of the user's dtype.
+
+    `masses` are their sums (B,), where they are known.
+    """
+    mass_a, mass_b = masses or (w.sum(axis=1, dtype=np.float64) for w in (a, b))
     if check:
         same_mass(
             "'a' and 'b'",

@@ -171,7 +171,8 @@ def distance_matrix(
     check : bool
         False skips the checks of the values of the input, for speed.
     workers : int, optional
-        Threads that solve pairs, -1 for all cores that the process may use; None for what `cusink.set_workers` says.
+        Threads that solve pairs, -1 for all cores that the process may use; None for what `cusink.set_workers` says,
+        and else for as many as pay: one for short calls, see docs/retrieval.md, or all cores.
         Each may use `memory_limit` for itself only as far as all of them stay within it.
     devices : sequence of int, or "all", optional
         Numbers of the GPUs that share the tiles of CuPy histograms, or all that the process sees. Each keeps a copy of

@@ -19,11 +19,16 @@ from cusink.retrieval.budget import tile_share
 from cusink.retrieval.pairs import Field, Pairs, Solved, debiased, labels
 from cusink.retrieval.progress import progress_bar
 from cusink.types import Array, HostArray, MatrixValue
-from cusink.workers import each
+from cusink.workers import asked_for, each
 
 COLUMNS_PER_TILE = 1024  # pairs solved at once at most: more would leave the cache and gain nothing
 ROWS_PER_TILE = 128
 ROWS_PER_SQUARE = 32  # of a tile at least where a triangle stands for both, because tiles are square then
+# Bytes of the pairs of a call up to which it is left to one thread unless somebody asks for more: its array operations
+# are so short that threads wait for Python's interpreter lock. Of 6 MiB (64 bins, float32) two threads were 0.7 to 0.9
+# times as fast as one, of 12 MiB (64 bins, float64) 1.2 to 1.3 times, and 0.96 while another process kept a core busy;
+# of 20 MiB (576 bins) they were 1.7 times as fast, and 1.2 times. See docs/measurements/retrieval-cpu.md.
+ONE_THREAD_BYTES = 12 << 20
 TILE_BYTES = 1 << 30  # that all pairs of a tile would take at once: the work that may be lost when a run is killed
 
 
@@ -75,9 +80,12 @@ def calls_at_once(pairs: Pairs, width: int, memory_limit: int | None) -> int | N
     """Return how many threads may solve `width` pairs each at a time; None for any number."""
     if pairs.xp is not np:
         return 1  # a device is one worker
+    call_bytes = min(width, pairs.shape[1]) * pairs.pair_bytes
+    if call_bytes <= ONE_THREAD_BYTES and not asked_for():
+        return 1
     if memory_limit is None:
         return None
-    return max(1, tile_share(memory_limit) // (pairs.shared_bytes + min(width, pairs.shape[1]) * pairs.pair_bytes))
+    return max(1, tile_share(memory_limit) // (pairs.shared_bytes + call_bytes))
 
 
 def tiles(pairs: HasSizes, height: int, width: int) -> Iterator[tuple[slice, slice]]:

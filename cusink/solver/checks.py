@@ -109,10 +109,10 @@ def checked(problem: ArrivedProblem, check: bool, reach: Reach | None, normalise
     C, xp, size, dtype = problem.C, problem.C.xp, problem.size, problem.dtype
     n, m = C.shape[-2:]
     a, b = (broadcast_weights(xp, x, bins, size, C.dtype) for x, bins in ((problem.a, n), (problem.b, m)))
-    C = with_room(C.weighted(a > 0, b > 0))
+    C = with_room(C if C.stored else C.weighted(a > 0, b > 0))
+    masses = None
     if check:
-        weight_values("a", a, xp)
-        weight_values("b", b, xp)
+        masses = weight_values("a", a, xp), weight_values("b", b, xp)
         if C.stored:
             cost_values(C.data, xp)
             partners(a, b, C.data, xp, reach)
@@ -120,9 +120,9 @@ def checked(problem: ArrivedProblem, check: bool, reach: Reach | None, normalise
     eps = in_units(eps, statistic(C, eps.of)) if isinstance(eps, RelativeEps) else eps
     eps = for_problems(eps, size, problem.batched, C.dtype.name)
     if normalise:
-        a, b = of_sum_one(a), of_sum_one(b)
+        a, b, masses = of_sum_one(a), of_sum_one(b), None
     if reach is None:
-        b = equal_mass(a, b, xp, check, weights_dtype(dtype, *problem.given))
+        b = equal_mass(a, b, xp, check, weights_dtype(dtype, *problem.given), masses)
     init = problem.init
     if init is not None:
         if check:

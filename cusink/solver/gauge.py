@@ -21,15 +21,24 @@ def in_gauge(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) ->
     constant of their own; where the potentials are too large for their digits, these are equalised too. `f` and `g` may
     be overwritten.
     """
+    f, g, _ = sized(C, a, b, f, g, eps)
+    return f, g
+
+
+def sized(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return potentials `in_gauge`, and their `size`."""
     xp = C.xp
     f, g = f.astype(np.float64, copy=False), g.astype(np.float64, copy=False)
-    (sum_f, count_f), (sum_g, count_g) = (_sum(xp, w > 0, x) for w, x in ((a, f), (b, g)))
+    used = [_used(w) for w in (a, b)]
+    (sum_f, count_f), (sum_g, count_g) = (_sum(xp, *side) for side in zip(used, (f, g), strict=True))
     constant = (sum_g - sum_f) / (count_f + count_g)
     f += constant
     g -= constant
-    if float(max(abs(x).max() for x in (f, g))) / eps > DIGITS:  # as in hardly any call
+    largest = [_largest(xp, *side) for side in zip(used, (f, g), strict=True)]
+    if float(max(x.max() for x in largest)) / eps > DIGITS:  # as in hardly any call
         equalise(C, a, b, f, g, eps, DIGITS)
-    return f, g
+        return f, g, size(xp, a, b, f, g)
+    return f, g, largest[0] + largest[1]
 
 
 def equalise(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float, above: float) -> None:
@@ -41,12 +50,18 @@ def equalise(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float, ab
 def size(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array) -> Array:
     """Return the largest ``|f_i| + |g_j|`` (B,) of bins with weight."""
     sides = ((a, f), (b, g))
-    return sum((_largest(xp, w > 0, x) for w, x in sides), start=xp.zeros(len(a)))
+    return sum((_largest(xp, _used(w), x) for w, x in sides), start=xp.zeros(len(a)))
 
 
-def _largest(xp: ArrayModule, used: Array, potential: Array) -> Array:
-    """Return the largest size (B,) of the potential of a used bin."""
-    if not used.all():
+def _used(weights: Array) -> Array | None:
+    """Return a mask of the bins with weight; None where all have some."""
+    used = weights > 0
+    return None if used.all() else used
+
+
+def _largest(xp: ArrayModule, used: Array | None, potential: Array) -> Array:
+    """Return the largest size (B,) of the potential of a used bin, None for all bins."""
+    if used is not None:
         potential = xp.where(used, potential, 0)
     return xp.maximum(potential.max(axis=1), -potential.min(axis=1))
 
@@ -97,8 +112,8 @@ def islands(edges: Iterable[tuple[slice, HostArray]], rows: int, columns: int) -
     return island[:rows], island[rows:]
 
 
-def _sum(xp: ArrayModule, used: Array, potential: Array) -> tuple[Array, Array]:
-    """Return the sum over the used bins and their number, (B, 1) each."""
-    if used.all():
-        return potential.sum(axis=1, keepdims=True), xp.full((len(used), 1), float(used.shape[1]))
+def _sum(xp: ArrayModule, used: Array | None, potential: Array) -> tuple[Array, Array]:
+    """Return the sum over the used bins, None for all, and their number, (B, 1) or 1 number."""
+    if used is None:
+        return potential.sum(axis=1, keepdims=True), float(potential.shape[1])
     return xp.where(used, potential, 0).sum(axis=1, keepdims=True), used.sum(axis=1, keepdims=True)

@@ -88,9 +88,10 @@ def solve(
             solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, together=together
         )
         spent, init = quartered(rough, C, a, b, eps, options, steepness)
-    f, g = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    begun = (a, b, eps, f, g, options.method)
-    iteration = C.iteration(*begun) if start is None else start(C, *begun)
+    begin = C.iteration if start is None else functools.partial(start, C)
+    begun = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
+    iteration = begin(a, b, eps, *begun, options.method)
+    del begun  # the iteration may take the memory
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     # Where exponents are taken in float64, their rounding explains no error of float32.
     explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype).eps)
@@ -106,7 +107,7 @@ def solve(
         StallDetector.start(len(a), C.dtype, explained),
     )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
-    found = Solution.empty(xp, a, b)
+    found = Solution.of_no_potentials(xp, a, b)
     patience = None
     if costs_of is not None and setting == "auto":
         least = worth(a.shape[1], b.shape[1], together)
@@ -116,8 +117,10 @@ def solve(
     if tol is not None and not potentials and start is None and exponent < gauge.DIGITS:
         most = SPARED * tol * eps / (of_exponents + PLAN_ROUNDING)
         sizes = np.full(len(a), np.nan) if exponent * eps < most else None
-    slow = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor, sizes, most)
-    for why, part in slow.parts(found.n_iter):
+    slow, found = _iterate(
+        C, iteration, rules, remaining, found, callback, init is not None, patience, poor, sizes, most
+    )
+    for why, part in slow.parts(found.n_iter) if patience is not None or poor < math.inf else ():
         assert costs_of is not None  # else nothing is given up
         costs, weights = costs_of(part), (a[part], b[part])
         resume = functools.partial(
@@ -137,15 +140,17 @@ def solve(
         sizes = None
     if sizes is not None:
         known = np.isnan(sizes)
-        f, g, a, b = (x[known] for x in (f, g, a, b))
+        f, g, a, b = (x[known[: len(x)]] for x in (f, g, a, b))  # if none are known, f and g have no rows
     if size is not None:
         lift = lift if sizes is None else lift[known]
         f, g = f - lift, g - lift
     steep = start is None and exponent > gauge.DIGITS
     before = C.to_host(gauge.size(xp, a, b, f, g)) / eps if steep else None
     if start is None and len(f):
-        f, g = gauge.in_gauge(C, a, b, f, g, eps)
-    size_of = C.to_host(gauge.size(xp, a, b, f, g)) / eps
+        f, g, largest = gauge.sized(C, a, b, f, g, eps)
+    else:
+        largest = gauge.size(xp, a, b, f, g)
+    size_of = C.to_host(largest) / eps
     if before is not None:  # digits that potentials did not have then they do not have now
         size_of = np.maximum(size_of, before)
     if sizes is not None:
@@ -200,12 +205,13 @@ def _iterate(
     poor: float = math.inf,
     sizes: HostArray | None = None,
     most: float = 0.0,
-) -> Slow:
-    """Iterate until every problem has stopped, and write what it ends with into `out`.
+) -> tuple[Slow, Solution]:
+    """Iterate until every problem has stopped; return what it ends with, for which there is room in `out`.
 
-    There `converged` says whether the problem stayed in range. Return which problems were given up: by `patience`, or
-    for an error above `poor` after the first iteration. Where there is room for `sizes` (B,), bounds on the size of
-    potentials that were not computed are written there, and NaN for the others. Bounds above `most` will not do.
+    There `converged` says whether the problem stayed in range. Return before it which problems were given up: by
+    `patience`, or for an error above `poor` after the first iteration. Where there is room for `sizes` (B,), bounds on
+    the size of potentials that were not computed are written there, and NaN for the others. Bounds above `most` will
+    not do.
     """
     tol, max_iter = options.tol, options.max_iter
     active, done, given_up = np.arange(len(out.error)), 0, Slow.none(len(out.error))
@@ -220,9 +226,12 @@ def _iterate(
             rules, bound, taken, over = iteration.advance_until_converged(rules, tol, count, checks)
         else:
             bound, taken = C.to_host(iteration.advance(rules.relaxation.omega, count)), np.asarray(count)
-            over = np.zeros(len(active), bool) if tol is None else ~np.isfinite(bound) | rules.may_end(bound, tol)
-            rules = rules.observe(bound, count)
-            over |= (tol is not None) & rules.stall.stalled
+            if tol is None:  # all take as many iterations as they are told, and omega is a number
+                over = np.zeros(len(active), bool)
+            else:
+                over = ~np.isfinite(bound) | rules.may_end(bound, tol)
+                rules = rules.observe(bound, count)
+                over |= rules.stall.stalled
         out.n_iter[active] += taken
         done = int(out.n_iter[active].min())
         out.error[active] = bound
@@ -248,7 +257,8 @@ def _iterate(
             found = None if sizes is None or given_up.among(at).any() else iteration.measure(index)
             if found is None or (found[0] > most).any():
                 found = None
-                out.f[at], out.g[at], out.cost[at], measured = iteration.finish(index)
+                *solved, measured = iteration.finish(index)
+                out = out.ended(at, *solved)
             if sizes is not None:
                 sizes[at] = np.nan
                 if found is not None:
@@ -270,7 +280,7 @@ def _iterate(
             iteration.keep(index)
             rules, active = rules.select(index), active[index]
             patience = patience and patience.select(index)
-    return given_up
+    return given_up, out
 
 
 def _restart(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, HostArray
 
 Callback = Callable[[int, HostArray], Any]
@@ -29,9 +30,14 @@ class Solution(NamedTuple):
     @classmethod
     def empty(cls, xp: ArrayModule, a: Array, b: Array) -> Self:
         """Return room for the solutions of problems with weights a (B, n) and b (B, m)."""
+        return cls.of_no_potentials(xp, a, b)._replace(f=xp.empty(a.shape), g=xp.empty(b.shape))
+
+    @classmethod
+    def of_no_potentials(cls, xp: ArrayModule, a: Array, b: Array) -> Self:
+        """Return the same without room for potentials, which `ended` makes when there are some."""
         return cls(
-            xp.empty(a.shape),
-            xp.empty(b.shape),
+            xp.empty((0, a.shape[1])),
+            xp.empty((0, b.shape[1])),
             xp.empty(len(a), a.dtype),
             np.full(len(a), np.inf),
             np.zeros(len(a), np.int64),
@@ -39,6 +45,18 @@ class Solution(NamedTuple):
             np.full(len(a), np.nan),
             a.dtype,
         )
+
+    def ended(self, at: HostArray | slice, f: Array, g: Array, cost: Array) -> Self:
+        """Return the solution with potentials and costs of the problems `at`; a slice is all, whose arrays are kept."""
+        if isinstance(at, slice):
+            f, g = (x.astype(np.float64, order="C", copy=False) for x in (f, g))
+            return self._replace(f=f, g=g, cost=cost.astype(self.cost.dtype, copy=False))
+        out = self
+        if not len(self.f):
+            xp, count = array_module(f), len(self.error)
+            out = self._replace(f=xp.empty((count, f.shape[1])), g=xp.empty((count, g.shape[1])))
+        out.f[at], out.g[at], out.cost[at] = f, g, cost
+        return out
 
     def put(self, at: HostArray, found: "Solution") -> None:
         """Take over the solutions of the problems `at`."""

@@ -25,22 +25,24 @@ def values(problem: Problem) -> tuple[Array, Array]:
         return _unbalanced_values(problem)
     xp, a, b = problem.xp, problem.a, problem.b
     # <a, f> + <b, g>, in the gauge in which <a, f> is zero: there nothing cancels.
-    level = weighted_sum(xp, a, problem.f) / a.sum(axis=1, dtype=np.float64)
-    reg_cost = weighted_sum(xp, b, problem.g + level[:, None])
-    return reg_cost, reg_cost - problem.eps_as(1) * (_entropy(xp, a) + _entropy(xp, b))
+    wide_a, wide_b = (w.astype(np.float64, copy=False) for w in (a, b))
+    level = weighted_sum(xp, wide_a, problem.f) / wide_a.sum(axis=1)
+    reg_cost = weighted_sum(xp, wide_b, problem.g + level[:, None])
+    return reg_cost, reg_cost - problem.eps_as(1) * (_entropy(xp, a, wide_a) + _entropy(xp, b, wide_b))
 
 
-def _entropy(xp: ArrayModule, weights: Array) -> Array:
-    """Return ``-sum_i w_i log w_i`` (B,)."""
-    log = xp.where(weights > 0, weights, 1)
-    return -weighted_sum(xp, weights, xp.log(log, out=log))
+def _entropy(xp: ArrayModule, weights: Array, wide: Array) -> Array:
+    """Return ``-sum_i w_i log w_i`` (B,) of weights in their dtype and in float64."""
+    return -weighted_sum(xp, wide, xp.log(weights if weights.min() > 0 else xp.where(weights > 0, weights, 1)))
 
 
 def weighted_sum(xp: ArrayModule, weights: Array, values: Array) -> Array:
     """Return ``sum_i weights_i values_i`` (B,); a zero weight counts nothing, even times an infinite value."""
-    if not xp.isfinite(values).all():
-        values = xp.where(weights > 0, values, 0)
-    return xp.einsum("bi,bi->b", weights.astype(np.float64, copy=False), values.astype(np.float64, copy=False))
+    weights, values = weights.astype(np.float64, copy=False), values.astype(np.float64, copy=False)
+    total = xp.einsum("bi,bi->b", weights, values)
+    if xp.isfinite(total).all():  # as with values that are all finite
+        return total
+    return xp.einsum("bi,bi->b", weights, xp.where(weights > 0, values, 0))
 
 
 def _unbalanced_values(problem: Problem) -> tuple[Array, Array]:

@@ -354,6 +354,8 @@ def test_balanced_values_are_sums_over_bins_with_weight():
     assert reg_cost == pytest.approx([2 + 1.25])
     assert entropic_cost == pytest.approx(reg_cost - 0.2 * (reference.entropy(a[0]) + reference.entropy(b[0])))
     assert values.weighted_sum(np, a, f).tolist() == [2.0] and values.weighted_sum(np, b, g).tolist() == [1.25]
+    both = np.concatenate([f, [[1.0, 7.0, 2.0]]])  # one row without an infinite value beside one with
+    assert values.weighted_sum(np, np.concatenate([a, a]), both).tolist() == [2.0, 1.5]
     assert values.price(np, a, np.zeros((1, 3)) + 2, np.inf) == pytest.approx([2.0])
     assert values.price(np, b, g, 0.5) == pytest.approx([0.5 * (b[0] @ (1 - np.exp(-g[0] / 0.5)))], rel=1e-14)
 

@@ -322,6 +322,8 @@ def test_the_gauge_has_equal_sums_over_bins_with_weight():
         np.testing.assert_allclose(found[1][k], g[k] - constant, rtol=1e-13)
         want = np.abs(f[k, u]).max() + np.abs(g[k, v]).max()
         assert gauge.size(np, A, B, f, g)[k] == pytest.approx(want)
+    for x, y in zip(gauge.sized(dense_cost(C), A, B, f, g, EPS), (*found, gauge.size(np, A, B, *found)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-13)
 
 
 @pytest.mark.parametrize("apart", [True, False])

@@ -68,7 +68,7 @@ def run(iteration, max_iter=35, tol=TOL, omega=1.0, level=0.0, **given):
     watch = (lambda *x: seen.append(x)) if given.pop("watched", False) else None
     started = given.pop("started", False)
     rules = StopState.start(relaxation, stall)
-    given_up = loop._iterate(HOST, iteration, rules, options, out, watch, started, **given)
+    given_up, out = loop._iterate(HOST, iteration, rules, options, out, watch, started, **given)
     return out, given_up, seen
 
 

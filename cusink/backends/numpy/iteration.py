@@ -33,6 +33,9 @@ class Iteration(HostChecked):
         self.rows: list[HostArray] = []  # of each form: the numbers of its problems
         left = np.arange(len(a))
         for form in self.forms:
+            if not len(left):
+                self.rows.append(left)
+                continue
             fits = form.can_start(a[left], b[left], f[left], g[left]) if self.rows else form.can_start(a, b, f, g)
             rows, left = left[fits], left[~fits]
             form.append(*((a, b, f, g) if len(rows) == len(a) else (x[rows] for x in (a, b, f, g))))

@@ -93,9 +93,15 @@ class DenseKernel:
 
     @functools.cached_property
     def _cost_kernel(self) -> tuple[HostArray, float]:
-        carry = self.K > 0
-        unit = float(np.abs(self.C[carry]).max(initial=0)) or 1.0
-        return np.divide(self.C, unit, where=carry, out=np.zeros_like(self.K)) * self.K, unit
+        if self.K.min() > 0:
+            KC, unit = np.empty_like(self.K), max(abs(self.shift), abs(float(self.C.max()))) or 1.0
+            np.divide(self.C, unit, out=KC)
+        else:
+            carry = self.K > 0
+            unit = float(np.abs(self.C[carry]).max(initial=0)) or 1.0
+            KC = np.divide(self.C, unit, where=carry, out=np.zeros_like(self.K))
+        KC *= self.K
+        return KC, unit
 
     def underflow_bound(self, axis: Axis) -> UnderflowBound:
         """Return what `product` may lose."""
@@ -111,14 +117,16 @@ class DenseKernel:
 
 
 def log_scaled(x: Array, exponent: HostArray) -> HostArray:
-    """Return ``log(x * 2**exponent)`` of columns x (n, B), transposed, in float64.
+    """Return ``log(x * 2**exponent)`` of columns x (n, B), transposed, as a new array in float64.
 
     No digit is lost to a large exponent.
     """
-    log: HostArray = np.multiply(x, np.exp2(exponent), dtype=np.float64)
+    rows = x.T.copy()  # transposed before it is widened: that moves half of the bytes
+    log: HostArray = rows.astype(np.float64, copy=False)
+    log *= np.exp2(exponent)[:, None]
     if log.min(initial=1) >= np.finfo(np.float64).tiny and log.max(initial=1) < np.inf:
-        return np.log(log, out=log).T
-    mantissa, power = np.frexp(x)
+        return np.log(log, out=log)
+    mantissa, power = np.frexp(x.T)
     np.log(mantissa, out=log, dtype=np.float64)
-    log += (power + exponent) * np.log(2)
-    return log.T
+    log += (power + exponent[:, None]) * np.log(2)
+    return log

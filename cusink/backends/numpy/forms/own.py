@@ -1,5 +1,7 @@
 """Sinkhorn iterations with a kernel for each problem, which absorbs the problem's potentials (Schmitzer 2019)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cusink.backends import stored
@@ -24,7 +26,7 @@ class OwnKernel(LogForm):
     exists at a time.
     """
 
-    kept: "list[tuple[HostArray, _Tile]]"  # tiles whose kernels stay, and the problems in them
+    kept: "Sequence[tuple[HostArray, _Tile]]" = ()  # tiles whose kernels stay, and the problems in them
 
     def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations; return which problems left the range: none."""

@@ -1,11 +1,15 @@
 """The arrays of problems whose scalings are columns, and reductions of them."""
 
+import itertools
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from cusink.backends.numpy.forms.kernel import log_scaled
 from cusink.types import HostArray
+
+MORE, LESS = 4, 3  # the room to what is used of it: the rest is never fetched, but makes the piece a larger one
 
 
 class Workspace(NamedTuple):
@@ -19,6 +23,51 @@ class Workspace(NamedTuple):
     gamma_b: HostArray
     scratch_rows: HostArray
     scratch_columns: HostArray
+
+
+class Room:
+    """The memory of scalings and of the work with them, in one piece; problems that go on work in the room of all.
+
+    To fetch memory takes longer than to use it. The allocator of Linux keeps freed memory for the next call while it is
+    at most twice the largest piece that was ever freed, which is this one.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        self._memory = np.empty(0, dtype)
+
+    def begun(self, bins: tuple[int, int], problems: int) -> tuple[list[HostArray], Workspace]:
+        """Return arrays for a, b, U and V of problems, and their workspace."""
+        states = [(count, problems) for count in bins] * 2
+        arrays = self._divided([*states, *_shapes(bins, problems)])
+        return arrays[:4], _workspace(bins, arrays[4:])
+
+    def workspace(self, bins: tuple[int, int], problems: int) -> Workspace:
+        """Return the workspace of problems whose a, b, U and V lie elsewhere by now."""
+        return _workspace(bins, self._divided(_shapes(bins, problems)))
+
+    def is_large_for(self, bins: tuple[int, int], problems: int) -> bool:
+        """Return whether the workspace of so many problems is a small part of this."""
+        return 4 * MORE * sum(map(math.prod, _shapes(bins, problems))) < LESS * self._memory.size
+
+    def _divided(self, shapes: list[tuple[int, int]]) -> list[HostArray]:
+        """Return arrays of these shapes."""
+        sizes = list(map(math.prod, shapes))
+        if self._memory.size < sum(sizes):
+            self._memory = np.empty(MORE * sum(sizes) // LESS, self._memory.dtype)
+        ends = itertools.accumulate(sizes)
+        parts = zip(shapes, sizes, ends, strict=True)
+        return [self._memory[end - size : end].reshape(shape) for shape, size, end in parts]
+
+
+def _shapes(bins: tuple[int, int], problems: int) -> list[tuple[int, int]]:
+    """Return the shapes of the arrays of a workspace, with one for both scratches: never both are in use."""
+    n, m = bins
+    return [(n, problems)] * 3 + [(m, problems)] * 3 + [(max(n, m), problems)]
+
+
+def _workspace(bins: tuple[int, int], arrays: list[HostArray]) -> Workspace:
+    *arrays, scratch = arrays
+    return Workspace._make([*arrays, *(scratch[:count] for count in bins)])
 
 
 class Numerators(NamedTuple):
@@ -100,6 +149,6 @@ def log_quotient(scaling: HostArray, weights: HostArray, exponent: HostArray) ->
     """Return ``log(scaling * 2**exponent / weights)`` of columns, transposed, in float64."""
     with np.errstate(over="ignore"):
         quotient = scaling / weights
-    if np.isfinite(quotient).all():
+    if quotient.max(initial=0) < np.inf:
         return log_scaled(quotient, exponent)
     return log_scaled(scaling, exponent) - np.log(weights.T, dtype=np.float64)

@@ -10,6 +10,7 @@ from cusink.backends.numpy.forms.kernel import Kernel, log_scaled
 from cusink.backends.numpy.forms.scalings import (
     LastUpdate,
     Numerators,
+    Room,
     Workspace,
     both,
     distance,
@@ -40,11 +41,12 @@ class SharedKernel:
         self.top, self.limit = SCALING_EXPONENT[self.dtype.name], SCALING_LIMIT[self.dtype.name]
         self.tiny = float(np.finfo(self.dtype).tiny)
         self.reach = self.top - np.log2(self.tiny) - 1  # of logarithms to base 2 that scalings may span
-        n, m = self.C.shape
+        n, m = self.bins = (int(self.C.shape[0]), int(self.C.shape[1]))
         self.a, self.b, self.U, self.V = (np.empty((k, 0), self.dtype) for k in (n, m, n, m))
         self.eu, self.ev, self.smallest = np.empty(0), np.empty(0), np.empty(0)
         self.row_sums: HostArray | None = None
         self.work: Workspace | None = None
+        self.room = Room(self.dtype)
         self.without_weight: tuple[HostArray | None, HostArray | None] | None = (
             None  # `empty_bins`, once they are known
         )
@@ -67,15 +69,20 @@ class SharedKernel:
 
     def append(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> None:
         """Add problems that start from the potentials f (B, n) and g (B, m)."""
-        a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
-        U, eu = self._scaling(a, f.T if f.any() else None)
-        V, ev = self._scaling(b, g.T - self.shift if g.any() else None)
-        smallest = np.minimum(smallest_weight(a), smallest_weight(b))
+        count, none_yet = len(a), not self.eu.size
+        if none_yet:
+            given, self.work = self.room.begun(self.bins, count)
+        else:
+            given = [np.empty((bins, count), self.dtype) for bins in (*self.bins, *self.bins)]
+        new_a, new_b, U, V = given
+        new_a[...], new_b[...] = a.T, b.T
+        eu = self._scaling(new_a, f.T if f.any() else None, U)
+        ev = self._scaling(new_b, g.T - self.shift if g.any() else None, V)
+        smallest = np.minimum(smallest_weight(new_a), smallest_weight(new_b)).astype(np.float64)
         self.numerators = self.without_weight = None
-        for name, new in {"a": a, "b": b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}.items():
-            old = getattr(self, name)
-            new = new.astype(old.dtype, copy=False)
-            setattr(self, name, np.concatenate([old, new], axis=-1) if old.size else new)
+        every = {"a": new_a, "b": new_b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}
+        for name, new in every.items():
+            setattr(self, name, new if none_yet else np.concatenate([getattr(self, name), new], axis=-1))
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def advance(self, omega: HostArray, count: int) -> HostArray:
@@ -170,7 +177,8 @@ class SharedKernel:
         last = self._last_update(index)
         a, b, smallest, V, T, S, gamma_a, gamma_b, eu, ev, inside, sound_f = last
         eps, kernel = self.eps, self.kernel
-        T[:, ~inside] = 1
+        if not inside.all():
+            T[:, ~inside] = 1
         f = log_scaled(T, ev - self.s)
         f *= -eps
         U = np.divide(gamma_a, T, out=T)
@@ -262,6 +270,8 @@ class SharedKernel:
         for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
                 setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., index]))
+        if self.room.is_large_for(self.bins, len(index)):
+            self.work, self.room = None, Room(self.dtype)
 
     def state(self, chosen: HostArray) -> Finished:
         """Return ``(a, b, f, g)`` of the problems `chosen`."""
@@ -270,16 +280,18 @@ class SharedKernel:
         g = self.eps * log_ratio(self.V[:, chosen].T, b, self.ev[chosen, None]) + self.shift
         return a, b, f, g
 
-    def _scaling(self, weights: HostArray, potential: HostArray | None) -> tuple[HostArray, HostArray]:
-        """Return ``weights * exp(potential / eps) / 2**exponent``, its largest entries at about ``2**top``.
+    def _scaling(self, weights: HostArray, potential: HostArray | None, out: HostArray) -> HostArray:
+        """Fill `out` with ``weights * exp(potential / eps) / 2**exponent``, its largest entries at about ``2**top``.
 
-        Also return the exponent (B,).
+        Return the exponent (B,).
         """
         if potential is None:  # 0; for the target `shift`, which is nearer to where the iteration goes
-            return weights * 2.0**self.top, np.full(weights.shape[1], -float(self.top))
+            np.multiply(weights, 2.0**self.top, out=out)
+            return np.full(weights.shape[1], -float(self.top))
         log = np.log2(np.where(weights > 0, weights, 1), dtype=np.float64) + potential / (self.eps * np.log(2))
-        exponent = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - self.top
-        return np.where(weights > 0, np.exp2(np.minimum(log - exponent, self.top)), 0), exponent
+        exponent: HostArray = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - self.top
+        out[...] = np.where(weights > 0, np.exp2(np.minimum(log - exponent, self.top)), 0)
+        return exponent
 
     def _rebalance(self, scaling: HostArray, exponent: HostArray) -> None:
         """Scale the largest entry of each column to about ``2**top``, in place; add the power of two to `exponent`."""
@@ -319,9 +331,5 @@ class SharedKernel:
     def _workspace(self) -> Workspace:
         """Return the workspace for the problems under way."""
         if self.work is None or self.work.U.shape != self.U.shape:
-            U, V = self.U, self.V
-            buffer = np.empty(max(U.size, V.size), self.dtype)  # never both scratches are in use
-            scratch_U, scratch_V = (buffer[: x.size].reshape(x.shape) for x in (U, V))
-            arrays = [np.empty_like(x) for x in (U, U, U, V, V, V)]
-            self.work, self.numerators = Workspace._make([*arrays, scratch_U, scratch_V]), None
+            self.work, self.numerators = self.room.workspace(self.bins, len(self.eu)), None
         return self.work
