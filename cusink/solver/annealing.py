@@ -209,15 +209,13 @@ class Patience:
             last = left - done < ROOM
             if self.newton < np.inf and left >= LEAST_LEFT:
                 few = FEW * self.newton
-                if few < left:
+                if self.least and few < left:
                     by_newton = known & (bound <= CLOSE) & ~(missing <= few * worse)
                 if done >= self.least and (self.newton < left or last):
                     by_newton |= known & ~(missing <= min(self.newton, left) * worse)
             if self.first <= done <= self.latest:
                 by_halving = known & ~by_newton & ~(missing <= WORTH * self.cost * promising)
-        due = 2 * self.due
-        while due <= done:
-            due *= 2
+        due = max(2 * done - 1, done + 1)  # twice as many again after a start, whose first look is taken after one
         return replace(self, due=due, since=done, bound=bound, level=level), Slow(by_newton, by_halving, poor)
 
     def select(self, index: HostArray) -> Self:
