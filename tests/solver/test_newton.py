@@ -133,6 +133,23 @@ def test_the_solver_turns_to_it(kind, dtype):
     assert (error <= 2 * tol + 50 * np.finfo(dtype).eps).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("name", "eps", "most"),  # of iterations; before steps were bent, and close problems turned early: 44, 98, 118, 342
+    [("permutation", 1e-3, 27), ("permutation", 1e-4, 28), ("classes", 1e-3, 92), ("classes", 1e-4, 190)],
+)
+def test_how_many_iterations_a_hard_problem_takes(name, eps, most, dtype):
+    rng = np.random.default_rng(5)
+    x = rng.random((100, 2))
+    C = cusink.cost_matrix(x, rng.permutation(x)) if name == "permutation" else 1 - np.eye(80)
+    a, b = np.full((2, 100), 0.01) if name == "permutation" else rng.dirichlet(np.ones(80), 2)
+    tol = 1e-8 if dtype == np.float64 else 1e-5
+    result = cusink.sinkhorn(*(w.astype(dtype) for w in (a, b, C / C.max())), eps=eps, tol=tol, max_iter=1000)
+    assert result.converged and result.n_iter <= most
+    plan = np.asarray(result.plan(), np.float64)
+    assert np.abs(plan.sum(axis=1) - a).sum() + np.abs(plan.sum(axis=0) - b).sum() <= tol + 20 * np.finfo(dtype).eps
+
+
 # ---- parts of a step -------------------------------------------------------------------------------------------------
 
 
