@@ -24,6 +24,9 @@ LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is 
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
+CLOSE = 1e-2  # error from which on annealing leads farther away, and Newton's method takes
+FEW = 4 / 15  # of its usual evaluations: steps square the error there
+CLOSE_LOOK = 10  # iterations until the first look for close problems, where the usual first look is the earliest
 LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method,
 ROOM = 150  # and so many where it was put off
 PATIENCE = 200  # iterations that every problem gets before it may be annealed
@@ -57,13 +60,21 @@ class Found(Protocol):
 
 
 def quartered(
-    solve: Callable[..., Found], C: Solvable, a: Array, b: Array, eps: float, options: Options, steepness: float
+    solve: Callable[..., Found],
+    C: Solvable,
+    a: Array,
+    b: Array,
+    eps: float,
+    options: Options,
+    steepness: float,
+    close: float = 0.0,
 ) -> tuple[HostArray, Potentials | None]:
     """Return iterations (B,) spent on ..., 16 and 4 times eps and the potentials found; None where it does not pay.
 
     Before that, every problem gets as many iterations as come between two looks, and as many again as long as its error
-    falls so fast that it ends sooner than annealing would, or very soon: those that end there are done. `solve` takes a
-    cost, weights, eps, options and `init`; `steepness` is the range of the costs over eps.
+    falls so fast that it ends sooner than annealing would, or very soon: those that end there are done. Those within
+    an error of `close` are not annealed. `solve` takes a cost, weights, eps, options and `init`; `steepness` is the
+    range of the costs over eps.
     """
     stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
     budget = options.max_iter // (4 * max(stages, 1))
@@ -80,8 +91,8 @@ def quartered(
         looks = _looks_left(found, error[some], options)
         ahead = (looks <= stages) & (spent[some] < stages * every) | (looks <= NEAR)
         error[some] = found.error
-        some = some[ahead]
-    some = np.flatnonzero(~done)
+        some = some[ahead & ~(found.error <= close)]
+    some = np.flatnonzero(~done & ~(error <= close))
     if len(some):
         part, weights = C.at(some), (a[some], b[some])
         init: Potentials = (C.xp.zeros_like(weights[0]), C.xp.zeros_like(weights[1]))
@@ -154,21 +165,27 @@ class Patience:
     cost: int  # iterations that `halved` takes
     first: int  # iterations before which it is too early for `halved`,
     latest: int  # and after which it is too late
+    least: int  # iterations before which only close problems turn to Newton's method
     due: int  # iterations at which to look
     since: int  # iterations at the last look
     bound: HostArray  # (B,), the bound on the error at the last look
     level: HostArray  # (B,), the error of a plain iteration, estimated then
 
     @classmethod
-    def start(cls, problems: int, newton: float, steepness: float, max_iter: int) -> Self:
-        """Return the patience with problems at their start; `newton` is the `worth` of Newton's method."""
+    def start(cls, problems: int, newton: float, steepness: float, max_iter: int, *, started: bool = False) -> Self:
+        """Return the patience with problems at their start; `newton` is the `worth` of Newton's method.
+
+        Of problems that were `started` by iterations, the first one tells an error.
+        """
         cost = HALVING * halvings(steepness)
         # Plateaus are common before ordinary problems begin to converge; those annealed at once are past them.
         first = max(PATIENCE, cost if steepness > 2 * ANNEAL_ABOVE else 2 * cost)
         latest = max_iter - cost - PATIENCE // 2 if cost else 0
         least, usual, most = FIRST_LOOK
-        due = usual if newton == math.inf else int(np.clip(OF_NEWTON * newton, least, most))
-        return cls(newton, max_iter, cost, first, latest, due, 0, *np.full((2, problems), np.inf))
+        usual = usual if newton == math.inf else int(np.clip(OF_NEWTON * newton, least, most))
+        due = usual if usual > least else 1 if started else CLOSE_LOOK
+        least = 0 if due == usual else 2 * usual
+        return cls(newton, max_iter, cost, first, latest, least, due, 0, *np.full((2, problems), np.inf))
 
     def look(self, rules: StopState, bound: HostArray, done: int, tol: float) -> tuple[Self, Slow]:
         """Return the patience after a look at the bounds (B,) after `done` iterations, and who is given up."""
@@ -188,11 +205,16 @@ class Patience:
             # Where all iterations that are left take less than Newton's method, it is for problems that would not end
             # at all. Early rates do not tell which: it is put off, as waiting costs less than it would.
             last = left - done < ROOM
-            if self.newton < np.inf and left >= LEAST_LEFT and (self.newton < left or last):
-                by_newton = known & ~(missing <= min(self.newton, left) * worse)
+            if self.newton < np.inf and left >= LEAST_LEFT:
+                few = FEW * self.newton
+                if self.least and few < left:
+                    by_newton = known & (bound <= CLOSE) & ~(missing <= few * worse)
+                if done >= self.least and (self.newton < left or last):
+                    by_newton |= known & ~(missing <= min(self.newton, left) * worse)
             if self.first <= done <= self.latest:
                 by_halving = known & ~by_newton & ~(missing <= WORTH * self.cost * promising)
-        return replace(self, due=2 * done, since=done, bound=bound, level=level), Slow(by_newton, by_halving, poor)
+        due = max(2 * done - 1, done + 1)  # twice as many again after a start, whose first look is taken after one
+        return replace(self, due=due, since=done, bound=bound, level=level), Slow(by_newton, by_halving, poor)
 
     def select(self, index: HostArray) -> Self:
         """Return the patience with the problems at `index`."""

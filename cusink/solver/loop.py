@@ -13,8 +13,8 @@ from cusink.convergence.rules import RELAX_ABOVE, Relaxation, StallDetector, Sto
 from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
-from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
-from cusink.solver.newton import BATCH, OVERSHOOT, newton, worth
+from cusink.solver.annealing import CLOSE, HALVING, Patience, Slow, halved, halvings, quartered
+from cusink.solver.newton import ALONE, BATCH, OVERSHOOT, newton, worth
 from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
@@ -83,11 +83,14 @@ def solve(
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
     poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
+    least = worth(a.shape[1], b.shape[1], together)
     if near := tol is not None and init is None:
         rough = functools.partial(
             solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, together=together
         )
-        spent, init = quartered(rough, C, a, b, eps, options, steepness)
+        # Newton's method, which is not far for a single problem, ends what is close and crawls.
+        close = CLOSE if costs_of is not None and together == ALONE and least < math.inf else 0.0
+        spent, init = quartered(rough, C, a, b, eps, options, steepness, close)
     begin = C.iteration if start is None else functools.partial(start, C)
     begun = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
     iteration = begin(a, b, eps, *begun, options.method)
@@ -110,8 +113,8 @@ def solve(
     found = Solution.of_no_potentials(xp, a, b)
     patience = None
     if costs_of is not None and setting == "auto":
-        least = worth(a.shape[1], b.shape[1], together)
-        patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter)
+        started = near and init is not None
+        patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter, started=started)
     # The size of the potentials counts for the rounding of exponents alone; a bound on it will do where that is small.
     sizes, most = None, 0.0
     if tol is not None and not potentials and start is None and exponent < gauge.DIGITS:

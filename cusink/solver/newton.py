@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.costs.cost import Cost
-from cusink.types import Array, Axis
+from cusink.types import Array, ArrayModule, Axis
 
 LARGEST_STEP = 20.0  # of a potential over eps: farther away, the plan has little to do with its quadratic model
+LINEAR = 100.0  # steps longer than that are not made shorter as a whole
 SUFFICIENT = 1e-4  # share of the predicted gain that a step must make
 SHORTER = 4  # a step that gains too little is divided by this,
 LENGTHS = 4  # so many times; then the ridge grows
@@ -28,6 +29,7 @@ OVERSHOOT = LENGTHS + 1  # evaluations beyond those that are allowed, at most: a
 FIRST_RIDGE, RIDGES, LARGER = 1e-14, 7, 100  # times c, added to the diagonal of L; how it grows
 QUADRATIC = 0.5  # factor by which a step lowers the error where it is close enough to the solution
 NO_MASS = 1e-280  # of a column below which it stays where it is
+LEAST_EXPONENT = -330.0  # of finite costs. Exponentials that underflow take three times as long; squares do not here
 DIRECT, PACE = 8, 0.9  # evaluations from the potentials at hand; more if each lowers the error so far. Else, annealing
 STAGE, ROUGH, PER_STAGE = 4, 1e-2, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
 EASY = 2  # largest values of eps that are left out: from there on any start will do
@@ -79,6 +81,7 @@ class Semidual:
         self.exponents = self.xp.ascontiguousarray(costs) / eps
         self.fixed, self.moving = fixed[rows], moving[self.present]
         self.log_moving = self.xp.log(self.moving)
+        self.finite = bool(self.xp.isfinite(self.exponents.max()))
 
     def annealed(self, factor: float) -> "Semidual":
         """Return the objective at `factor` times eps."""
@@ -93,6 +96,8 @@ class Semidual:
         kernel = logits - self.exponents
         near = kernel.max(axis=1, keepdims=True) if near is None else near
         kernel -= near
+        if self.finite:
+            xp.maximum(kernel, LEAST_EXPONENT, out=kernel)
         xp.exp(kernel, out=kernel)
         sums = kernel @ xp.ones_like(logits)
         highest = near + xp.log(sums)[:, None]
@@ -116,11 +121,23 @@ class Semidual:
         constant = xp.sqrt(diagonal / diagonal.sum())  # a constant in g changes nothing
         edges += constant[:, None] * constant
         edges[every, every] += 1
-        try:
-            step = scale * xp.linalg.solve(edges, scale * point.gradient)
-        except np.linalg.LinAlgError:
-            step = xp.full_like(scale, np.nan)
+        step = scale * _solution(xp, edges, scale * point.gradient)
         return step - step.mean()
+
+    def bent(self, step: Array) -> Array:
+        """Return a direction (m,) that gains like `step`, made for exponentials where that goes too far for a line.
+
+        Between parts that exchange a mass w where d is missing, a step is d / w and the way to go about its logarithm.
+        Made shorter as a whole, one such part would keep all others where they are. Any function that rises, entry by
+        entry, leaves an ascent an ascent, as L is a Laplacian; zero is where most of the mass stays.
+        """
+        xp = self.xp
+        if not LINEAR < float(abs(step).max()) < math.inf:
+            return step
+        order = xp.argsort(step)
+        mass = xp.cumsum(self.moving[order])
+        bent = xp.arcsinh(step - step[order[xp.searchsorted(mass, mass[-1:] / 2)]])
+        return bent - bent.mean()
 
     def error(self, point: Point) -> float:
         """Return the marginal error."""
@@ -138,7 +155,7 @@ class Semidual:
         while error > tol and taken < most:  # and no NaN
             if taken >= DIRECT and error > first * pace**taken:
                 break
-            better, length, more = self._farther(point, self.direction(point, ridge), error)
+            better, length, more = self._farther(point, self.bent(self.direction(point, ridge)), error)
             taken += more
             if better is None:
                 grown += 1
@@ -178,6 +195,12 @@ class Semidual:
         there = self.at(point.logits + step.clip(-LARGEST_STEP, LARGEST_STEP), point.fixed)
         return there if there.objective >= point.objective else point
 
+    def _best(self, point: Point, logits: Array) -> Array:
+        """Return the potentials (1, n) of the fixed side that are best for `logits` (1, m), those of `point`."""
+        if point.fixed.size == self.C.shape[-2:][1 - self.axis]:
+            return -self.eps * point.fixed.T
+        return self.C.softmin(logits, self.eps, self.axis)
+
     def potential(self, point: Point) -> Array:
         """Return the potential (m,) of the moving side."""
         return (point.logits - self.log_moving) * self.eps
@@ -187,8 +210,22 @@ class Semidual:
         moved = self.xp.zeros((1, size))
         logits = self.xp.full((1, size), -np.inf)
         moved[0, self.present], logits[0, self.present] = self.potential(point), point.logits
-        best = self.C.softmin(logits, self.eps, self.axis)
+        best = self._best(point, logits)
         return (best, moved) if self.axis == 1 else (moved, best)
+
+
+def _solution(xp: ArrayModule, matrix: Array, right: Array) -> Array:
+    """Return the solution (m,) of a linear system that is positive definite but for rounding; NaN where it has none."""
+    if xp is np:
+        from scipy.linalg.lapack import dposv  # takes long to import
+
+        _, found, failed = dposv(matrix.T, right)  # the transpose is in the order of Fortran
+        if not failed:
+            return found
+    try:
+        return xp.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        return xp.full_like(right, np.nan)
 
 
 def newton(

@@ -202,6 +202,10 @@ def test_a_problem_that_ends_sooner_than_annealing_would_is_not_annealed():
     # but where two more looks would do.
     solve = Planned([[1e-4], [1e-5], [1e-6], [9e-8]])
     assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)[0] == [40]
+    solve = Planned([[1e-2, 1.01e-2]])  # those that are close do not anneal, nor wait for another look
+    spent, init = annealing.quartered(solve, cost, A[:2], B[:2], 0.01, options, 4001.0, 1e-2)
+    assert spent.tolist() == [10, 10 + 6] and [len(call[4]) for call in solve.calls] == [2, 1, 1]
+    assert (init[0][0] == 1).all() and (init[1][0] == 3).all()
     solve = Planned([[1e-8]])
     spent, init = annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)
     assert len(solve.calls) == 1 and spent.tolist() == [10] and (init[0] == 1).all()
@@ -222,8 +226,9 @@ def test_halved_is_plain_iterations_at_each_eps():
 def test_patience_is_what_a_new_start_costs():
     found = Patience.start(3, 700.0, 1000.0, 10_000)  # ten halvings of 20 iterations
     assert (found.newton, found.cost, found.first, found.latest) == (700, 200, 400, 9700)
-    assert (found.due, found.since) == (35, 0)  # a twentieth of what Newton's method takes
-    assert Patience.start(3, 100.0, 1000.0, 10_000).due == 20
+    assert (found.due, found.since, found.least) == (35, 0, 0)  # a twentieth of what Newton's method takes
+    assert Patience.start(3, 400.0, 1000.0, 10_000).least == 40
+    assert Patience.start(3, 420.0, 1000.0, 10_000).due == 21
     assert Patience.start(3, 3000.0, 1000.0, 10_000).due == 150
     assert Patience.start(3, 7000.0, 1000.0, 10_000).due == 200
     assert Patience.start(3, np.inf, 1000.0, 10_000).due == 50  # where it cannot be had
@@ -247,7 +252,7 @@ def rules_of(*omega):
 def test_who_begins_again_by_halving():
     rules = rules_of(1.0, 1.0, 1.5, 1.0)
     first, slow = Patience.start(4, np.inf, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 200, 1e-6)
-    assert not np.any(slow) and (first.since, first.due) == (200, 400)
+    assert not np.any(slow) and (first.since, first.due) == (200, 399)
     np.testing.assert_allclose(first.level, [1e-2, 1e-2, 1e-2 / 3, 1e-2])
     # Missing is log(bound / tol) at log(level / new) in 200: twice the 200 of annealing are allowed.
     fast = 1e-6 ** (1 / 3) * 1e-2 ** (2 / 3)  # half of what is missing was gained: as much again is left
@@ -261,27 +266,54 @@ def test_who_begins_again_by_halving():
 
 
 def test_who_begins_again_by_newton():
-    """Where more is left than Newton takes, by the slower of two rates: of the bound, and of a plain iteration."""
+    """Where more is left than Newton takes, by the slower of two rates: of the bound, and of a plain iteration.
+
+    No bound here is close to the solution.
+    """
     rules = rules_of(1.0, 1.0, 1.0, 1.0)
-    first, slow = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 50, 1e-6)
+    first, slow = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e4), 50, 1e-4)
     assert not np.any(slow)
-    fast = 1e-4  # half of what is missing was gained in 50: 50 are left
-    slow_by = 1e-6 ** (1 / 3) * 1e-2 ** (2 / 3)  # a third: 100 are left
+    fast = 1.0  # half of what is missing was gained in 50: 50 are left
+    slow_by = 1e-4 ** (1 / 3) * 1e4 ** (2 / 3)  # a third: 100 are left
     bound = np.array([fast, 0.99 * slow_by, 1.01 * slow_by, np.inf])
-    _, slow = first.look(rules, bound, 100, 1e-6)
+    _, slow = first.look(rules, bound, 100, 1e-4)
     assert slow.by_newton.tolist() == [False, False, True, False] and not slow.by_halving.any()
     # It need not pay where the iterations would not do; but some must be left for it.
     for newton, max_iter, turns in ((1e5, 200, True), (1e5, 10_000, False), (np.inf, 200, False), (1.0, 139, False)):
-        first, _ = Patience.start(4, newton, 1.0, max_iter).look(rules, np.full(4, 1e-2), 50, 1e-6)
-        assert first.look(rules, np.full(4, 1.01 * slow_by), 100, 1e-6)[1].by_newton.all() == turns
+        first, _ = Patience.start(4, newton, 1.0, max_iter).look(rules, np.full(4, 1e4), 50, 1e-4)
+        assert first.look(rules, np.full(4, 1.01 * slow_by), 100, 1e-4)[1].by_newton.all() == turns
     # Where it costs more than all iterations that are left, the last look with room for it decides.
     for max_iter, at, turns in ((950, 400, False), (950, 800, True), (949, 400, True)):
-        first, _ = Patience.start(4, 1e5, 1.0, max_iter).look(rules, np.full(4, 1e-2), at // 2, 1e-6)
-        assert first.look(rules, np.full(4, 0.9e-2), at, 1e-6)[1].by_newton.all() == turns
+        first, _ = Patience.start(4, 1e5, 1.0, max_iter).look(rules, np.full(4, 1e4), at // 2, 1e-4)
+        assert first.look(rules, np.full(4, 0.9e4), at, 1e-4)[1].by_newton.all() == turns
     # A larger omega makes the plain error look small; the bound has not moved.
-    first, _ = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e-2), 50, 1e-6)
-    _, slow = first.look(rules_of(1.0, 1.0, 1.97, 1.97), np.full(4, 1e-2), 100, 1e-6)
+    first, _ = Patience.start(4, 100.0, 1000.0, 10_000).look(rules, np.full(4, 1e4), 50, 1e-4)
+    _, slow = first.look(rules_of(1.0, 1.0, 1.97, 1.97), np.full(4, 1e4), 100, 1e-4)
     assert slow.by_newton.all()
+
+
+def test_close_problems_begin_again_by_newton_where_a_few_steps_pay():
+    rules, newton = rules_of(1.0, 1.0, 1.0), 150.0
+    few = 40  # four evaluations of fifteen
+    first, slow = Patience.start(3, newton, 1000.0, 10_000).look(rules, np.full(3, 0.02), 10, 1e-6)
+    assert not np.any(slow) and (first.since, first.due, first.least) == (10, 19, 40)
+    close = 0.01 * np.array([1.0, 1.0, 1.01])
+    assert first.look(rules, close, 20, 1e-6)[1].by_newton.tolist() == [True, True, False]  # early only those
+    assert first.look(rules, close, 40, 1e-6)[1].by_newton.all()
+    # Missing is log(0.01 / tol); log 2 of it takes ten iterations.
+    for tol, turns in ((0.01 / 2 ** (0.99 * few / 10), False), (0.01 / 2 ** (1.01 * few / 10), True)):
+        assert first.look(rules, close[:1].repeat(3), 20, tol)[1].by_newton.all() == turns
+    tight, _ = Patience.start(3, newton, 1000.0, 59).look(rules, np.full(3, 0.02), 10, 1e-6)
+    assert not np.any(tight.look(rules, close, 20, 1e-6)[1])  # 39 are left
+
+
+def test_when_close_problems_are_looked_at():
+    assert Patience.start(1, 100.0, 1000.0, 10_000).due == 10
+    assert Patience.start(1, 100.0, 1000.0, 10_000, started=True).due == 1
+    assert Patience.start(1, 420.0, 1000.0, 10_000, started=True).due == 21  # where it costs more, as all others
+    first, _ = Patience.start(1, 100.0, 1.0, 10_000, started=True).look(rules_of(1.0), np.ones(1), 1, 1e-6)
+    second, _ = first.look(rules_of(1.0), np.ones(1), 11, 1e-6)
+    assert (first.due, second.due) == (2, 21)
 
 
 CRAWLS = np.where(np.arange(16).reshape(4, 4) == 7, -1.85, 0.0), np.full(4, 0.25), np.full(4, 0.25), 0.01

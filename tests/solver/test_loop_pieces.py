@@ -131,15 +131,15 @@ def test_a_start_that_is_poor_is_given_up_at_once():
 
 def patience(count, due=20, **given):
     return Patience(
-        **{"newton": 25.0, "max_iter": 400, "cost": 0, "first": 1, "latest": 0, "due": due, "since": 10}
+        **{"newton": 25.0, "max_iter": 400, "cost": 0, "first": 1, "latest": 0, "least": 0, "due": due, "since": 10}
         | {"bound": np.full(count, 1e-2), "level": np.full(count, 1e-2)}
         | given
     )
 
 
 def test_problems_that_hardly_converge_are_given_up_when_it_is_due():
-    script = Scripted([[1e-2, 1e-2], [1e-2, 5e-7], [1e-2, 1e-2, 1e-7], [1e-2, 1e-2]], [[0.9], [1e-8], [1e-7], [1e-7]])
-    bounds = np.array([1e-2, 1e-2, 1.0, 1e-2])
+    script = Scripted([[2e-2, 2e-2], [2e-2, 5e-7], [2e-2, 2e-2, 1e-7], [2e-2, 2e-2]], [[0.9], [1e-8], [1e-7], [1e-7]])
+    bounds = np.array([2e-2, 2e-2, 2.0, 2e-2])
     out, given_up, _ = run(script, max_iter=400, patience=patience(4, bound=bounds, level=bounds))
     # At 20 the third has fallen by a hundredth in ten, and needs twenty more; to the fourth its error says it is there.
     assert script.asked == [([0, 1, 2, 3], 10), ([0, 1, 2, 3], 10), ([2], 10)]
