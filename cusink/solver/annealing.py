@@ -25,7 +25,7 @@ HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
 CLOSE = 1e-2  # error from which on annealing leads farther away, and Newton's method takes
-FEW = 4 / 15  # of its usual evaluations: steps square the error there
+GROWING = 2.0  # by how much a rate may yet grow there, while the factor of over-relaxation is found
 CLOSE_LOOK = 10  # iterations until the first look for close problems, where the usual first look is the earliest
 LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method,
 ROOM = 150  # and so many where it was put off
@@ -205,12 +205,10 @@ class Patience:
             # Where all iterations that are left take less than Newton's method, it is for problems that would not end
             # at all. Early rates do not tell which: it is put off, as waiting costs less than it would.
             last = left - done < ROOM
-            if self.newton < np.inf and left >= LEAST_LEFT:
-                few = FEW * self.newton
-                if self.least and few < left:
-                    by_newton = known & (bound <= CLOSE) & ~(missing <= few * worse)
-                if done >= self.least and (self.newton < left or last):
-                    by_newton |= known & ~(missing <= min(self.newton, left) * worse)
+            if self.newton < np.inf and left >= LEAST_LEFT and (self.newton < left or last):
+                early = done < self.least
+                rate = GROWING * worse if early else worse
+                by_newton = known & ((bound <= CLOSE) | (not early)) & ~(missing <= min(self.newton, left) * rate)
             if self.first <= done <= self.latest:
                 by_halving = known & ~by_newton & ~(missing <= WORTH * self.cost * promising)
         due = max(2 * done - 1, done + 1)  # twice as many again after a start, whose first look is taken after one

@@ -292,19 +292,19 @@ def test_who_begins_again_by_newton():
     assert slow.by_newton.all()
 
 
-def test_close_problems_begin_again_by_newton_where_a_few_steps_pay():
+def test_close_problems_begin_again_by_newton_where_that_pays():
     rules, newton = rules_of(1.0, 1.0, 1.0), 150.0
-    few = 40  # four evaluations of fifteen
-    first, slow = Patience.start(3, newton, 1000.0, 10_000).look(rules, np.full(3, 0.02), 10, 1e-6)
+    early = 2 * newton  # a rate may grow twofold yet
+    first, slow = Patience.start(3, newton, 1000.0, 10_000).look(rules, np.full(3, 0.02), 10, 1e-12)
     assert not np.any(slow) and (first.since, first.due, first.least) == (10, 19, 40)
     close = 0.01 * np.array([1.0, 1.0, 1.01])
-    assert first.look(rules, close, 20, 1e-6)[1].by_newton.tolist() == [True, True, False]  # early only those
-    assert first.look(rules, close, 40, 1e-6)[1].by_newton.all()
+    assert first.look(rules, close, 20, 1e-12)[1].by_newton.tolist() == [True, True, False]  # early only those
+    assert first.look(rules, close, 40, 1e-12)[1].by_newton.all()
     # Missing is log(0.01 / tol); log 2 of it takes ten iterations.
-    for tol, turns in ((0.01 / 2 ** (0.99 * few / 10), False), (0.01 / 2 ** (1.01 * few / 10), True)):
+    for tol, turns in ((0.01 / 2 ** (0.99 * early / 10), False), (0.01 / 2 ** (1.01 * early / 10), True)):
         assert first.look(rules, close[:1].repeat(3), 20, tol)[1].by_newton.all() == turns
-    tight, _ = Patience.start(3, newton, 1000.0, 59).look(rules, np.full(3, 0.02), 10, 1e-6)
-    assert not np.any(tight.look(rules, close, 20, 1e-6)[1])  # 39 are left
+    tight, _ = Patience.start(3, newton, 1000.0, 59).look(rules, np.full(3, 0.02), 10, 1e-12)
+    assert not np.any(tight.look(rules, close, 20, 1e-12)[1])  # 39 are left
 
 
 def test_when_close_problems_are_looked_at():
