@@ -1,10 +1,18 @@
-// uses: online_softmax.cuh
+// uses: grid_tiles.cuh
 // Sinkhorn iterations on scalings between the cells of a grid: products along one axis, and what lies between them.
 //
 // K = K_1 x K_2 x ... = 2^s exp(-C / eps) is a product of one small symmetric matrix for each axis. Problems are rows of
-// n cells, the last axis fastest. The scalings of a side are x 2^exponent with the largest x in [2^(top - 1), 2^top), so
-// that they never leave the range because of a common factor. `lost` is 1 where a scaling of a bin with weight has
-// underflowed. A sum over a factor x is right to rounding from
+// n cells, the last axis fastest. A half-step is a pass for each axis: grid_product for all but the last, and
+// grid_half_step, which updates the side with the sums. So an iteration is 2 launches for each axis.
+//
+// The scalings of a side are x 2^exponent. They are written as they come, and brought to size when they are next read,
+// by the power of 2 `down` with which the largest is in [2^(top - 1), 2^top): so no launch must wait for the largest
+// x before it writes. Blocks find `high` and `low`, the largest and the smallest x of a bin with weight, by
+// atomics, which give the same in any order. Those two and the exponent are a slot. A side has two slots in turn,
+// because the one before is read while the next is filled; who reads a side resets its spare one.
+//
+// A side has lost something where its low, brought to size, is below the smallest normal number. A sum over a factor that
+// is brought to size is right to rounding from
 //
 //     floor = unit (of_kernel max x + of_products + of_factor lost)        +inf for a max x above `limit`
 //
@@ -12,25 +20,43 @@
 // scaling is lost at the beginning or the end. A bin without weight has x = 0, and its sum counts nothing.
 //
 // Everything may be captured: no launch allocates, and each is right for any grid and any block that is a multiple of 32
-// (at most 512), but grid_product, whose block is PRODUCT_THREADS. Bytes bound all but grid_product; one block has a problem, so that
-// few problems of very many cells leave most of a device idle. All arrays C-contiguous.
+// (at most 512), but grid_product and grid_half_step, whose block is PRODUCT_THREADS. These two are bound by 2 B n n_k
+// operations for long axes, and by the bytes of x (and, in a half-step, of the weights) for short ones: n_k
+// multiply-adds for 8 to 16 bytes in float. Bytes bound all else; in start_grid and grid_error one block has a problem,
+// so that few problems of very many cells leave most of a device idle, once for each check. All arrays C-contiguous.
 
 constexpr double LN_2 = 0.69314718055994530942;
 constexpr int LIFT = 64;  // keeps weight / sum away from underflow
-constexpr int TILE = 32, EACH = 4, PRODUCT_THREADS = (TILE / EACH) * (TILE / EACH);
 
 // 2^e for |e| below 1022, exactly; in float for |e| below 126.
-__device__ inline REAL exact_power(double e) {
-    return REAL(__longlong_as_double((1023LL + (long long)e) << 52));
+__device__ inline REAL exact_power(long long e) {
+    return REAL(__longlong_as_double((1023LL + e) << 52));
 }
 
 // The e with which x is in [2^(e - 1), 2^e); x is normal and positive.
 __device__ inline int exponent_of(double x) {
-    int e = int(floor(log2(x))) + 1;
-    // log2 is not exact to the last digit near a power of two.
-    if (x < exp2(double(e - 1))) e--;
-    if (x >= exp2(double(e))) e++;
-    return e;
+    return int((__double_as_longlong(x) >> 52) & 2047) - 1022;
+}
+
+// log2(x 2^e) with the digits that it has where log2(x) and e are large and cancel.
+__device__ inline double log_of_product(double x, double e) {
+    if (!(x >= Limits<double>::tiny && x < double(infinity()))) return log2(x) + e;
+    long long bits = __double_as_longlong(x);
+    return log2(__longlong_as_double((bits & ((1LL << 52) - 1)) | (1023LL << 52))) + (exponent_of(x) - 1 + e);
+}
+
+// Numbers that are not negative are in the order of their bits.
+__device__ inline void raise_to(float* at, float x) {
+    atomicMax(reinterpret_cast<unsigned*>(at), __float_as_uint(x));
+}
+__device__ inline void raise_to(double* at, double x) {
+    atomicMax(reinterpret_cast<unsigned long long*>(at), (unsigned long long)__double_as_longlong(x));
+}
+__device__ inline void lower_to(float* at, float x) {
+    atomicMin(reinterpret_cast<unsigned*>(at), __float_as_uint(x));
+}
+__device__ inline void lower_to(double* at, double x) {
+    atomicMin(reinterpret_cast<unsigned long long*>(at), (unsigned long long)__double_as_longlong(x));
 }
 
 struct Largest {
@@ -62,157 +88,205 @@ __device__ inline double block_sum(double x) {
     return merge_block(WideSum{x}).value;
 }
 
+// A side as it is read, brought to size: largest is +inf where no scaling is in range.
+struct Extent {
+    double exponent, largest;
+    bool lost;
+};
+
+// To which size scalings are brought, and by powers of 2 of which |e| at most.
+struct Size {
+    int top, span;
+
+    __device__ static bool can(REAL high) {
+        return high >= Limits<REAL>::tiny && high < infinity();
+    }
+    // The e of the power of 2 that is taken out of scalings with this largest one.
+    __device__ int shift(REAL high) const {
+        int e = can(high) ? exponent_of(double(high)) - top : 0;
+        return e > span ? span : e < -span ? -span : e;
+    }
+};
+
+struct Slots {
+    const double* exponent;
+    const REAL *high, *low;
+    Size size;
+
+    __device__ Extent of(long long b) const {
+        int shift = size.shift(high[b]);
+        REAL down = exact_power(-shift);
+        double largest = Size::can(high[b]) ? double(high[b] * down) : double(infinity());
+        return {exponent[b] + shift, largest, !(low[b] * down >= Limits<REAL>::tiny)};
+    }
+};
+
 // What a sum over one side can lose.
 struct SumBound {
     double unit, of_kernel, of_products, of_factor, limit;
 
-    __device__ double floor(double largest, int lost) const {
-        return largest <= limit ? unit * (of_kernel * largest + of_products + of_factor * lost) : double(infinity());
+    __device__ double floor(const Extent& factor) const {
+        if (!(factor.largest <= limit)) return double(infinity());
+        return unit * (of_kernel * factor.largest + of_products + of_factor * factor.lost);
     }
 };
 
-// out = K x along the last axis of `problems` arrays x (lines, n), n the cells of the axis; K (n, n) symmetric. The
-// result for problem p, cell i, line l goes to p out_problem + i out_cell + l out_line: with (lines n, lines, 1) the
-// axis of a problem becomes its first. A block makes tiles of 32 x 32 results from 32 cells at a time, a thread 4 x 4 of
-// them: 16 multiply-adds for two wide loads of shared memory.
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS)
-grid_product(REAL* out, const REAL* K, const REAL* x, long long problems, long long lines, long long n,
-             long long out_problem, long long out_cell, long long out_line) {
-    __shared__ Four<REAL> of_K[TILE][TILE / EACH], of_x[TILE][TILE / EACH + 1];  // [summed cell][kept cell or line]
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int row = threadIdx.x / (TILE / EACH), column = threadIdx.x % (TILE / EACH);
-    long long cell_tiles = (n + TILE - 1) / TILE, line_tiles = (lines + TILE - 1) / TILE;
-    for (long long unit = blockIdx.x; unit < problems * cell_tiles * line_tiles; unit += gridDim.x) {
-        long long p = unit / (cell_tiles * line_tiles), rest = unit % (cell_tiles * line_tiles);
-        long long i0 = rest / line_tiles * TILE, l0 = rest % line_tiles * TILE;
-        const REAL* mine = x + p * lines * n;
-        REAL total[EACH][EACH] = {};
-        for (long long j0 = 0; j0 < n; j0 += TILE) {
-            __syncthreads();  // the tiles before have been read
-            for (int k = warp; k < TILE; k += PRODUCT_THREADS / 32) {
-                long long j = j0 + k, i = i0 + lane;  // K is symmetric: a row of it is a column
-                of_K[k][lane / EACH].at[lane % EACH] = i < n && j < n ? K[j * n + i] : REAL(0);
-                long long l = l0 + k, cell = j0 + lane;
-                of_x[lane][k / EACH].at[k % EACH] = l < lines && cell < n ? mine[l * n + cell] : REAL(0);
-            }
-            __syncthreads();
-#pragma unroll 8
-            for (int k = 0; k < TILE; k++) {
-                Four<REAL> kernel = of_K[k][row], factor = of_x[k][column];
-#pragma unroll
-                for (int s = 0; s < EACH; s++)
-#pragma unroll
-                    for (int t = 0; t < EACH; t++)
-                        total[s][t] = multiply_add(kernel.at[s], factor.at[t], total[s][t]);
-            }
-        }
-#pragma unroll
-        for (int s = 0; s < EACH; s++)
-#pragma unroll
-            for (int t = 0; t < EACH; t++) {
-                long long i = i0 + row * EACH + s, l = l0 + column * EACH + t;
-                if (i < n && l < lines) out[p * out_problem + i * out_cell + l * out_line] = total[s][t];
-            }
+// An input that is x, brought to size where `high` (B,) is not null.
+struct Scaled {
+    const REAL *x, *high;
+    Size size;
+
+    __device__ void begin(REAL* of_line, long long p, long long l0, const Shape& shape) const {
+        long long l = l0 + threadIdx.x;
+        if (threadIdx.x >= TILE) return;
+        bool scales = high != nullptr && l < shape.lines;
+        of_line[threadIdx.x] = exact_power(scales ? -size.shift(high[shape.problem(p, l)]) : 0);
     }
+    __device__ REAL read(long long at, REAL of_line) const {
+        return x[at] * of_line;
+    }
+};
+
+// out: the products along one axis with x (problems, lines, n), see grid_tiles.cuh; high (B,) of x, or null.
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 1)
+grid_product(REAL* out, const REAL* K, const REAL* x, const REAL* high, int top, int span, long long problems,
+             long long lines, long long n, long long out_problem, long long out_cell, long long out_line) {
+    Shape shape = {problems, lines, n, out_problem, out_cell, out_line};
+    multiply_axis(K, shape, Scaled{x, high, {top, span}}, Sums{out});
 }
 
-// x (B, n), exponent, largest (B,), lost (B,) of one side at its potential (B, n), natural and in float64; rate = log2(e)
-// / eps; weights (B, n). Where `begins`, inside (B,) is set to 1, and to 0 for a problem that has lost a scaling.
+// The update of a side by the sums of its line's problem, see grid_half_step.
+struct Update {
+    REAL *x, *high, *low, *kept_sums, *spare_high, *spare_low;
+    double* exponent;
+    int* inside;
+    const REAL *weights, *excess;
+    const double* old_exponent;
+    Slots factor;
+    SumBound bound;
+    int s;
+
+    struct Line {
+        long long b;
+        double floor;
+        REAL beyond, old, high, low;
+        bool uncertain;
+    };
+    __device__ static Line none() {
+        return {0, 0, REAL(0), REAL(0), REAL(0), infinity(), false};
+    }
+    __device__ Line line(long long b) const {
+        Extent extent = factor.of(b);
+        double span = factor.size.span, up = old_exponent[b] - (s - LIFT - extent.exponent);
+        REAL old = exact_power((long long)fmax(-span, fmin(up, span)));
+        return {b, bound.floor(extent), excess[b], old, REAL(0), infinity(), false};
+    }
+    __device__ void write(Line& line, const Place& place, REAL sum) const {
+        REAL weight = weights[place.at], value = 0;
+        if (weight > 0) {
+            if (!(double(sum) >= line.floor && sum < infinity())) line.uncertain = true;
+            value = weight * exact_power(LIFT) / sum;
+            if (line.beyond > 0) {
+                REAL past = line.beyond * (x[place.at] * line.old);
+                value = line.beyond * value + larger(value - past, REAL(0));
+            }
+            line.high = larger(line.high, value);
+            line.low = smaller(line.low, value);
+        }
+        x[place.at] = value;
+        if (kept_sums != nullptr) kept_sums[place.at] = sum;
+        if (place.first) {  // one sum of a problem is the first
+            exponent[line.b] = s - LIFT - factor.of(line.b).exponent;
+            spare_high[line.b] = 0;
+            spare_low[line.b] = infinity();
+        }
+    }
+    __device__ void end(Line& line, bool lives, bool together) const {
+        if (lives && line.uncertain) atomicMin(inside + line.b, 0);
+        if (together) {  // one atomic for the warp, whose first lane always has a line
+            line.high = warp_maximum(line.high);
+            line.low = -warp_maximum(-line.low);
+            lives = threadIdx.x % 32 == 0;
+        }
+        if (!lives || !(line.high > 0 || line.low < infinity())) return;  // no bin with weight
+        raise_to(high + line.b, line.high);
+        lower_to(low + line.b, line.low);
+    }
+};
+
+// The last pass of a half-step. From in (problems, lines, n), what the passes before left of a factor, to a side's
+// scalings x (B, n) = weights / sums, or past that by excess (B,); their exponent, high and low (B,) are the next slot
+// of the side, of which high and low have been reset, and old_exponent (B,) is of the slot before. inside (B,) turns 0
+// where a sum is not certified. `spare` is the factor's other slot, which is reset. kept_sums (B, n) receives the
+// sums, unless it is null. in_high (B,) is null unless `in` is the factor itself.
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 1)
+grid_half_step(REAL* x, double* exponent, REAL* high, REAL* low, int* inside, REAL* spare_high, REAL* spare_low,
+               REAL* kept_sums, const REAL* K, const REAL* in, const REAL* in_high, const REAL* weights,
+               const double* old_exponent, const double* factor_exponent, const REAL* factor_high,
+               const REAL* factor_low, const REAL* excess, double unit, double of_kernel, double of_products,
+               double of_factor, double limit, int s, int top, int span, long long problems, long long lines,
+               long long n, long long out_problem, long long out_cell, long long out_line) {
+    Shape shape = {problems, lines, n, out_problem, out_cell, out_line};
+    Size size = {top, span};
+    Slots factor = {factor_exponent, factor_high, factor_low, size};
+    SumBound bound = {unit, of_kernel, of_products, of_factor, limit};
+    Update update = {x,       high,   low,          kept_sums, spare_high, spare_low, exponent, inside,
+                     weights, excess, old_exponent, factor,    bound,      s};
+    multiply_axis(K, shape, Scaled{in, in_high, size}, update);
+}
+
+// x (B, n) and the slot exponent, high, low (B,) of one side at its potential (B, n), natural and in float64, and its
+// other slot reset; rate = log2(e) / eps; weights (B, n). Where `begins`, inside (B,) is set to 1, and to 0 for a problem
+// that has lost a scaling.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-start_grid(REAL* x, double* exponent, double* largest, int* lost, int* inside, const REAL* weights,
-           const double* potential, double rate, int top, int begins, long long B, long long n) {
+start_grid(REAL* x, double* exponent, REAL* high, REAL* low, REAL* spare_high, REAL* spare_low, int* inside,
+           const REAL* weights, const double* potential, double rate, int top, int begins, long long B, long long n) {
     for (long long b = blockIdx.x; b < B; b += gridDim.x) {
-        double high = -double(infinity());
+        double most = -double(infinity());
         for (long long i = threadIdx.x; i < n; i += blockDim.x) {
             REAL weight = weights[b * n + i];
-            if (weight > 0) high = fmax(high, log2(double(weight)) + potential[b * n + i] * rate);
+            if (weight > 0) most = fmax(most, log2(double(weight)) + potential[b * n + i] * rate);
         }
-        high = ceil(block_largest(high)) - top;
-        double bad = 0, most = 0;
+        double taken = ceil(block_largest(most)) - top, bad = 0, largest = 0, least = double(infinity());
         for (long long i = threadIdx.x; i < n; i += blockDim.x) {
             REAL weight = weights[b * n + i], value = 0;
             if (weight > 0) {
-                value = REAL(exp2(log2(double(weight)) + potential[b * n + i] * rate - high));
+                value = REAL(exp2(log2(double(weight)) + potential[b * n + i] * rate - taken));
                 if (!(value >= Limits<REAL>::tiny && value < infinity())) bad = 1;
+                largest = fmax(largest, double(value));
+                least = fmin(least, double(value));
             }
             x[b * n + i] = value;
-            most = fmax(most, double(value));
         }
         bad = block_largest(bad);
-        most = block_largest(most);
+        largest = block_largest(largest);
+        least = -block_largest(-least);
         if (threadIdx.x == 0) {
-            exponent[b] = high;
-            largest[b] = most;
-            lost[b] = bad > 0;
+            exponent[b] = taken;
+            high[b] = REAL(largest);
+            low[b] = REAL(least);
+            spare_high[b] = 0;
+            spare_low[b] = infinity();
             if (begins || bad > 0) inside[b] = begins && bad == 0;
         }
     }
 }
 
-// A half-step: x (B, n), exponent, largest (B,), lost (B,) of a side go to weights / sums, or past it by excess (B,), from
-// sums (B, n) over the other side, whose exponent, largest and lost those of the `factor` are. inside (B,) turns 0 where
-// a sum is not certified. error (B,), null for none, receives how far the marginals were off before, as mass, for the
-// problems with an excess.
+// error (B,): how far the marginals of a side are off, over its mass, from sums (B, n) over the other side. With excess
+// (B,) it is set, and to 0 where there is no excess: then the side has just been updated with these sums. Without (null)
+// it is added, and scale (B,), unless null, receives what makes x * sums marginals. inside (B,) turns 0 where a sum is not
+// certified, or where either side has lost a scaling.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-grid_update(REAL* x, double* exponent, double* largest, int* lost, int* inside, double* error, const REAL* sums,
-            const REAL* weights, const double* factor_exponent, const double* factor_largest, const int* factor_lost,
-            const REAL* excess, double unit, double of_kernel, double of_products, double of_factor, double limit, int s,
-            int top, int span, long long B, long long n) {
+grid_error(double* error, int* inside, double* scale, const REAL* sums, const REAL* x, const REAL* weights,
+           const double* exponent, const REAL* high, const REAL* low, const double* factor_exponent,
+           const REAL* factor_high, const REAL* factor_low, const REAL* excess, double unit, double of_kernel,
+           double of_products, double of_factor, double limit, int s, int top, int span, long long B, long long n) {
     SumBound bound = {unit, of_kernel, of_products, of_factor, limit};
+    Slots mine = {exponent, high, low, {top, span}}, others = {factor_exponent, factor_high, factor_low, {top, span}};
     for (long long b = blockIdx.x; b < B; b += gridDim.x) {
-        const double floor = bound.floor(factor_largest[b], factor_lost[b]), past = exponent[b];
-        double lifted = s - LIFT - factor_exponent[b], uncertain = 0, high = 0;
-        REAL beyond = excess[b], old = exact_power(fmax(-double(span), fmin(past - lifted, double(span))));
-        auto updated = [&](long long at) {
-            REAL plain = weights[at] * REAL(__longlong_as_double((1023LL + LIFT) << 52)) / sums[at];
-            if (beyond == 0) return plain;
-            return beyond * plain + larger(plain - beyond * (x[at] * old), REAL(0));
-        };
-        for (long long at = b * n + threadIdx.x; at < (b + 1) * n; at += blockDim.x) {
-            if (!(weights[at] > 0)) continue;
-            if (!(double(sums[at]) >= floor && sums[at] < infinity())) uncertain = 1;
-            high = fmax(high, double(updated(at)));
-        }
-        high = block_largest(high);
-        uncertain = block_largest(uncertain);
-        if (!(high >= Limits<double>::tiny && high < double(infinity()))) uncertain = high = 1;
-        double shift = exponent_of(high) - top, bad = 0;
-        REAL down = exact_power(fmax(-double(span), fmin(-shift, double(span))));
-        for (long long at = b * n + threadIdx.x; at < (b + 1) * n; at += blockDim.x) {
-            REAL value = weights[at] > 0 ? updated(at) * down : REAL(0);
-            if (weights[at] > 0 && !(value >= Limits<REAL>::tiny)) bad = 1;
-            x[at] = value;
-        }
-        bad = block_largest(bad);
-        double off = 0;
-        if (error != nullptr && beyond > 0) {
-            double whole = exp2(lifted + shift + factor_exponent[b] - s);
-            for (long long at = b * n + threadIdx.x; at < (b + 1) * n; at += blockDim.x)
-                if (weights[at] > 0) off += fabs(double(x[at]) * double(sums[at]) * whole - double(weights[at]));
-            off = block_sum(off);
-        }
-        __syncthreads();  // `past` has been read
-        if (threadIdx.x == 0) {
-            exponent[b] = lifted + shift;
-            largest[b] = high * double(down);
-            lost[b] = bad > 0;
-            if (uncertain > 0) inside[b] = 0;
-            if (error != nullptr) error[b] = off;
-        }
-    }
-}
-
-// error (B,) = (error + how far the marginals of a side are off) / its mass, from sums (B, n) over the other side; inside
-// (B,) turns 0 where a sum is not certified, or where either side has lost a scaling.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-grid_error(double* error, int* inside, const REAL* sums, const REAL* x, const REAL* weights, const double* exponent,
-           const int* lost, const double* factor_exponent, const double* factor_largest, const int* factor_lost,
-           double unit, double of_kernel, double of_products, double of_factor, double limit, int s, long long B,
-           long long n) {
-    SumBound bound = {unit, of_kernel, of_products, of_factor, limit};
-    for (long long b = blockIdx.x; b < B; b += gridDim.x) {
-        double floor = bound.floor(factor_largest[b], factor_lost[b]), whole = exp2(exponent[b] + factor_exponent[b] - s);
-        double uncertain = lost[b] || factor_lost[b], off = 0, mass = 0;
+        Extent factor = others.of(b);
+        double floor = bound.floor(factor), whole = exp2(exponent[b] + factor.exponent - s);
+        double uncertain = mine.of(b).lost || factor.lost, off = 0, mass = 0;
         for (long long at = b * n + threadIdx.x; at < (b + 1) * n; at += blockDim.x) {
             if (!(weights[at] > 0)) continue;
             if (!(double(sums[at]) >= floor && sums[at] < infinity())) uncertain = 1;
@@ -223,7 +297,8 @@ grid_error(double* error, int* inside, const REAL* sums, const REAL* x, const RE
         off = block_sum(off);
         mass = block_sum(mass);
         if (threadIdx.x == 0) {
-            error[b] = (error[b] + off) / mass;
+            error[b] = excess == nullptr ? error[b] + off / mass : excess[b] > 0 ? off / mass : 0;
+            if (scale != nullptr) scale[b] = whole;
             if (uncertain > 0) inside[b] = 0;
         }
     }
@@ -233,35 +308,21 @@ grid_error(double* error, int* inside, const REAL* sums, const REAL* x, const RE
 // and with sums (B, n) over the other side its softmin, or NaN where that sum is not certified.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 grid_potentials(double* out, const REAL* x, const REAL* weights, const double* exponent, const REAL* sums,
-                const double* factor_exponent, const double* factor_largest, const int* factor_lost, double eps,
-                double unit, double of_kernel, double of_products, double of_factor, double limit, int s, long long B,
-                long long n) {
+                const double* factor_exponent, const REAL* factor_high, const REAL* factor_low, double eps, double unit,
+                double of_kernel, double of_products, double of_factor, double limit, int s, int top, int span,
+                long long B, long long n) {
     SumBound bound = {unit, of_kernel, of_products, of_factor, limit};
+    Slots others = {factor_exponent, factor_high, factor_low, {top, span}};
     for (long long at = first_thread(); at < B * n; at += all_threads()) {
         long long b = at / n;
         double logarithm = 0;
         if (weights[at] > 0) {
-            logarithm = log2(double(x[at]) / double(weights[at])) + exponent[b];
+            logarithm = log_of_product(double(x[at]) / double(weights[at]), exponent[b]);
         } else if (sums != nullptr) {
-            bool certain = double(sums[at]) >= bound.floor(factor_largest[b], factor_lost[b]) && sums[at] < infinity();
-            logarithm = certain ? s - factor_exponent[b] - log2(double(sums[at])) : double(infinity()) - double(infinity());
+            Extent factor = others.of(b);
+            bool certain = double(sums[at]) >= bound.floor(factor) && sums[at] < infinity();
+            logarithm = -log_of_product(certain ? double(sums[at]) : -1.0, factor.exponent - s);  // -1 gives NaN
         }
         out[at] = eps * LN_2 * logarithm;
-    }
-}
-
-// potential (B, n) in place and logits (B, n) of it, of a side with weights (B, n), all in float64: from the softmin `plain`
-// (B, n) over the other side, over-relaxed by excess (B,). A bin without weight keeps the softmin.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-grid_relax(double* potential, double* logits, const double* plain, const double* weights, const double* excess,
-           double eps, long long B, long long n) {
-    for (long long at = first_thread(); at < B * n; at += all_threads()) {
-        double value = plain[at], past = excess[at / n];
-        if (weights[at] > 0 && past > 0) {
-            double beyond = -past * expm1(fmin((potential[at] - value) / eps, 80.0));
-            value += eps * log1p(fmax(beyond, past - 1));
-        }
-        potential[at] = value;
-        logits[at] = weights[at] > 0 ? log(weights[at]) + value / eps : -double(infinity());
     }
 }

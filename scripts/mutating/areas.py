@@ -72,6 +72,10 @@ _SEARCHED = (
 _BETWEEN_POINTS = Tests(
     ("tests/backends/cupy/test_clouds.py", "-k", "agree or tensor or far_points or follow and float32"), ()
 )
+_BETWEEN_CELLS = Tests(
+    ("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"),
+    ("tests/backends/numpy/test_grid.py", "-k", "cupy and (follow or repeated or operators)"),
+)
 # Every file has an entry of its own, or a new one would be asked of tests that know nothing of it.
 TESTS: dict[str, Tests] = {
     "cusink/convergence/marginals.py": Tests(("tests/convergence",), _SOLVED),
@@ -163,7 +167,9 @@ TESTS: dict[str, Tests] = {
     "kernels/documents.cu": Tests(
         ("tests/backends/cupy/test_documents.py", "-k", "float32 and values or stop_by_themselves or rounding"), ()
     ),
-    "kernels/grid.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"), ()),
+    "kernels/grid.cu": _BETWEEN_CELLS,
+    "kernels/grid_logs.cu": _BETWEEN_CELLS,
+    "kernels/grid_tiles.cuh": _BETWEEN_CELLS,
     "kernels/at_once.cu": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),

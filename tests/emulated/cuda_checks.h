@@ -4,7 +4,8 @@
 // sanitizer's library. A shadow of 4-byte cells for the shared memory and for each array knows who wrote and who read
 // last: the block, the barriers it had passed, the thread. Errors are, in the words of compute-sanitizer,
 //   racecheck   two threads of a block at one cell, one of them writing, with no barrier (or __syncwarp) between;
-//               two blocks at one cell of an array, one of them writing: nothing orders blocks of a launch;
+//               two blocks at one cell of an array, one of them writing: nothing orders blocks of a launch; atomics of
+//               any two threads may meet at a cell, but no atomic may meet another's plain read or write;
 //   initcheck   a read of shared memory that nobody of this block has written, static or dynamic;
 //   memcheck    an access behind the dynamic shared memory that was asked for, however far.
 // Shuffles do not order memory, so they count for nothing here. exp2 and log2 get the errors of the device's.
@@ -18,12 +19,16 @@
 
 namespace emulated {
 
+enum Access { READS, WRITES, ATOMICALLY };
+
 struct Visit {
     unsigned block, epoch, warp_epoch, thread;
+    bool atomic;
 };
 struct Cell {
     Visit write, read;
     bool several_threads, several_warps, several_blocks;  // that read it since it was written
+    bool atomics_apart;                                   // by several blocks
 };
 struct Region {
     uintptr_t start;
@@ -46,18 +51,22 @@ UNSEEN inline bool unordered(const Visit& before, bool shared) {
     return before.thread / 32 != current / 32 || before.warp_epoch == warp_epochs[current / 32];
 }
 
-UNSEEN inline void visit(Cell& cell, bool shared, bool writes) {
-    if (unordered(cell.write, shared))
+UNSEEN inline void visit(Cell& cell, bool shared, Access access) {
+    bool writes = access != READS, atomic = access == ATOMICALLY, met = unordered(cell.write, shared);
+    bool apart = cell.atomics_apart && cell.write.block >= first_serial;
+    if (atomic ? met && !cell.write.atomic : met || apart)
         fail(writes ? "two threads write to one place with no barrier between" : "a read and a write of one place with no barrier between");
     unsigned oldest = shared ? serial : first_serial;
     bool known = cell.read.block >= oldest && cell.read.block;
     if (writes) {
-        bool apart = known && (unordered(cell.read, shared) || (cell.several_blocks && !shared) ||
+        bool read = known && (unordered(cell.read, shared) || (cell.several_blocks && !shared) ||
                                (cell.several_threads && cell.read.block == serial && cell.read.epoch == epoch &&
                                 (cell.several_warps || cell.read.warp_epoch == warp_epochs[current / 32])));
-        if (apart) fail("a read and a write of one place with no barrier between");
-        cell.write = {serial, epoch, warp_epochs[current / 32], current};
+        if (read) fail("a read and a write of one place with no barrier between");
+        unsigned before = cell.write.block;
+        cell.write = {serial, epoch, warp_epochs[current / 32], current, atomic};
         cell.read.block = 0;
+        cell.atomics_apart = atomic && (apart || (met && before != serial));
         return;
     }
     if (shared && cell.write.block != serial) fail("a read of shared memory that nobody has written");
@@ -65,10 +74,10 @@ UNSEEN inline void visit(Cell& cell, bool shared, bool writes) {
     cell.several_threads = same && (cell.several_threads || cell.read.thread != current);
     cell.several_warps = same && (cell.several_warps || cell.read.thread / 32 != current / 32);
     cell.several_blocks = known && (cell.several_blocks || cell.read.block != serial);
-    cell.read = {serial, epoch, warp_epochs[current / 32], current};
+    cell.read = {serial, epoch, warp_epochs[current / 32], current, false};
 }
 
-UNSEEN inline void look(void* address, size_t size, bool writes) {
+UNSEEN inline void look(void* address, size_t size, Access access) {
     if (!inside) return;
     uintptr_t at = uintptr_t(address);
     Cell* cells = nullptr;
@@ -77,7 +86,7 @@ UNSEEN inline void look(void* address, size_t size, bool writes) {
     if (at - dynamic_start < SHARED_LIMIT + GUARD) {
         cells = dynamic_cells, offset = at - dynamic_start;
         if (offset + size > dynamic_bytes)
-            fail(writes ? "a write behind the dynamic shared memory" : "a read behind the dynamic shared memory");
+            fail(access ? "a write behind the dynamic shared memory" : "a read behind the dynamic shared memory");
     } else if (at - static_start < static_end - static_start) {
         cells = static_cells, offset = at - static_start;
     } else {
@@ -89,7 +98,7 @@ UNSEEN inline void look(void* address, size_t size, bool writes) {
             }
     }
     if (!cells) return;  // a thread's own
-    for (size_t cell = offset / 4; cell <= (offset + size - 1) / 4; cell++) visit(cells[cell], shared, writes);
+    for (size_t cell = offset / 4; cell <= (offset + size - 1) / 4; cell++) visit(cells[cell], shared, access);
 }
 
 // The static shared memory of this library is what else it has of memory for each thread.
@@ -176,34 +185,34 @@ UNSEEN inline double device_log2(double x) {
 }  // namespace emulated
 
 #define SEEN(size)                                                                                       \
-    extern "C" UNSEEN void __tsan_read##size(void* at) { emulated::look(at, size, false); }              \
-    extern "C" UNSEEN void __tsan_write##size(void* at) { emulated::look(at, size, true); }              \
-    extern "C" UNSEEN void __tsan_unaligned_read##size(void* at) { emulated::look(at, size, false); }    \
-    extern "C" UNSEEN void __tsan_unaligned_write##size(void* at) { emulated::look(at, size, true); }
+    extern "C" UNSEEN void __tsan_read##size(void* at) { emulated::look(at, size, emulated::READS); }     \
+    extern "C" UNSEEN void __tsan_write##size(void* at) { emulated::look(at, size, emulated::WRITES); }    \
+    extern "C" UNSEEN void __tsan_unaligned_read##size(void* at) { emulated::look(at, size, emulated::READS); }  \
+    extern "C" UNSEEN void __tsan_unaligned_write##size(void* at) { emulated::look(at, size, emulated::WRITES); }
 SEEN(1)
 SEEN(2)
 SEEN(4)
 SEEN(8)
 SEEN(16)
 extern "C" UNSEEN void __tsan_read_range(void* at, size_t size) {
-    emulated::look(at, size, false);
+    emulated::look(at, size, emulated::READS);
 }
 extern "C" UNSEEN void __tsan_write_range(void* at, size_t size) {
-    emulated::look(at, size, true);
+    emulated::look(at, size, emulated::WRITES);
 }
 // clang hands whole objects to these.
 extern "C" UNSEEN void* __tsan_memcpy(void* to, const void* from, size_t size) {
-    emulated::look((void*)from, size, false);
-    emulated::look(to, size, true);
+    emulated::look((void*)from, size, emulated::READS);
+    emulated::look(to, size, emulated::WRITES);
     return memcpy(to, from, size);
 }
 extern "C" UNSEEN void* __tsan_memmove(void* to, const void* from, size_t size) {
-    emulated::look((void*)from, size, false);
-    emulated::look(to, size, true);
+    emulated::look((void*)from, size, emulated::READS);
+    emulated::look(to, size, emulated::WRITES);
     return memmove(to, from, size);
 }
 extern "C" UNSEEN void* __tsan_memset(void* to, int value, size_t size) {
-    emulated::look(to, size, true);
+    emulated::look(to, size, emulated::WRITES);
     return memset(to, value, size);
 }
 extern "C" UNSEEN void __tsan_func_entry(void*) {}

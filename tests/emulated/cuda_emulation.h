@@ -134,9 +134,20 @@ inline void pause_fiber(State state, int line) {
 namespace emulated {
 #define AT_SITE(line) call_site()
 #define COLLECTIVE __attribute__((noinline))
+#define ATOMIC UNSEEN __attribute__((noinline))
+template <class T>
+UNSEEN T atomically(T* at) {
+    look(at, sizeof *at, ATOMICALLY);
+    return *at;
+}
 #else
 #define AT_SITE(line) line
 #define COLLECTIVE
+#define ATOMIC inline
+template <class T>
+T atomically(T* at) {
+    return *at;
+}
 #endif
 
 COLLECTIVE inline void barrier(int line) {
@@ -438,6 +449,25 @@ inline float __int_as_float(int bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
+}
+inline long long __double_as_longlong(double x) {
+    long long bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+// One value at a time, as all threads are on one: atomics need no more. They are ordered with one another, in any block.
+template <class T, class V>
+ATOMIC T atomicMax(T* at, V value) {
+    T old = emulated::atomically(at);
+    if (old < T(value)) *at = T(value);
+    return old;
+}
+template <class T, class V>
+ATOMIC T atomicMin(T* at, V value) {
+    T old = emulated::atomically(at);
+    if (T(value) < old) *at = T(value);
+    return old;
 }
 
 inline unsigned __float_as_uint(float x) {

@@ -232,7 +232,32 @@ extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
     wait();
 }
 """
+LARGEST = """
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    unsigned* most = reinterpret_cast<unsigned*>(out);
+    if (blockIdx.x < 2) atomicMax(most, __float_as_uint(x[threadIdx.x]));
+    if (blockIdx.x == 2 && threadIdx.x > 0) out[threadIdx.x] = 1;
+}
+"""
 PLANTED = {
+    "a largest number that blocks find with no atomic": (
+        LARGEST,
+        "atomicMax(most, __float_as_uint(x[threadIdx.x]));",
+        "if (threadIdx.x == 5 && *most < 7) *most = 7;",
+        "two threads write|a read and a write",
+    ),
+    "an atomic and a plain write of another block": (
+        LARGEST,
+        "threadIdx.x > 0) out[threadIdx.x] = 1;",
+        "true) out[threadIdx.x] = 1;",
+        "two threads write|a read and a write",
+    ),
+    "a largest number that is read while other blocks look for it": (
+        LARGEST,
+        "if (blockIdx.x == 2 && threadIdx.x > 0)",
+        "if (blockIdx.x == 0 && threadIdx.x == 0) out[2] = out[0];\n    if (blockIdx.x == 2 && threadIdx.x > 2)",
+        "two threads write|a read and a write",
+    ),
     "a warp that overtakes": (REVERSE, "__syncthreads();", "__syncwarp();", "no barrier between|nobody has written"),
     "a barrier too few": (
         REVERSE,
@@ -291,7 +316,7 @@ PLANTED = {
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     """Run a kernel of a checked build, which has the right ones and all broken ones: one build for all."""
-    texts = {"reverse": REVERSE, "static": STATIC, "wide": WIDE, "helper": HELPER}
+    texts = {"reverse": REVERSE, "static": STATIC, "wide": WIDE, "helper": HELPER, "largest": LARGEST}
     for what, (text, old, new, _) in PLANTED.items():
         assert text.count(old) == 1, what
         texts[what] = text.replace(old, new)
@@ -312,16 +337,16 @@ def checked(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("what", ["reverse", "static", "wide", "helper"])
+@pytest.mark.parametrize("what", ["reverse", "static", "wide", "helper", "largest"])
 def test_a_right_kernel_passes_the_checks(checked, what):
-    checked(what, 3 if what == "reverse" else 1)
+    checked(what, 3 if what in ("reverse", "largest") else 1)
 
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_checked_build_finds(checked, what):
     text, *_, message = PLANTED[what]
     with pytest.raises(EmulationError, match=message):
-        checked(what, 3 if text == REVERSE else 1)
+        checked(what, 3 if text in (REVERSE, LARGEST) else 1)
 
 
 def test_exponentials_and_logarithms_have_the_errors_of_the_device_s(toy):

@@ -32,6 +32,9 @@ TERMS = {
     "apply_plan_products": "HMMA",
     "c_transform": "FMNMX",
     "grid_product": "FFMA",
+    "grid_half_step": "FFMA",
+    "grid_log_product": "FFMA",
+    "grid_log_step": "FFMA",
     "": "MUFU.EX2",
 }
 UNITS = {

@@ -8,6 +8,7 @@ import numpy as np
 from cusink.backends.cupy import dense
 from cusink.backends.cupy.dense import to_host
 from cusink.backends.cupy.grid_iteration import GridIteration as Iteration
+from cusink.backends.cupy.grid_logs import LineSoftmin
 from cusink.backends.cupy.reductions import plan as stored_plan
 from cusink.backends.cupy.unbalanced import STEPS
 from cusink.backends.grid import reductions as grid
@@ -23,8 +24,8 @@ def softmin(C: GridCosts, logits: Array, eps: float, axis: Axis) -> Array:  # no
 
 
 def repeated_softmin(C: GridCosts, eps: float) -> Callable[[Array, Axis], Array]:
-    """Return a function (logits, axis) that is `softmin`."""
-    return lambda logits, axis: softmin(C, logits, eps, axis)
+    """Return a function (logits, axis) that is `softmin`, prepared for many calls."""
+    return LineSoftmin(C, eps)
 
 
 def plan(C: GridCosts, p: Array, q: Array, eps: float) -> Array:

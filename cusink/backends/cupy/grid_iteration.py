@@ -6,18 +6,17 @@ potentials in the next form: scalings in float64, then log-sum-exp along each ax
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy import dense
-from cusink.backends.cupy.grid_scalings import Advanced, AxisScalings, Finished, Workspace
-from cusink.backends.cupy.run import choose_launch, run, sizes
-from cusink.backends.grid import reductions as grid
+from cusink.backends.cupy.grid_logs import AxisLogs, LogWorkspace
+from cusink.backends.cupy.grid_passes import Advanced
+from cusink.backends.cupy.grid_scalings import AxisScalings, Workspace
 from cusink.backends.ranges import REPEATED_ITERATIONS
-from cusink.convergence.marginals import marginal_error
 from cusink.costs.cells import GridCosts
-from cusink.costs.logits import logits
 from cusink.costs.operators import HostChecked
 from cusink.types import Array, HostArray, Method
 
@@ -37,7 +36,7 @@ class GridIteration(HostChecked):
         if method != "scaling":
             self.forms.append(AxisLogs(C, self.eps))
         self.level = np.zeros(len(a), int)  # the form of each problem; len(forms) for one that is out of all ranges
-        self.work: dict[int, tuple[HostArray, Workspace]] = {}  # of forms with scalings, and for which problems it is
+        self.work: dict[int, tuple[HostArray, Workspace | LogWorkspace]] = {}  # of each form, and for which problems
 
     def advance(self, omega: HostArray, count: int) -> Array:
         """Take `count` iterations of every problem; return bounds (B,) on their errors, inf for one out of range."""
@@ -54,16 +53,10 @@ class GridIteration(HostChecked):
         lost = self.level == len(self.forms)
         return cp.where(cp.asarray(lost), np.inf, error) if lost.any() else error
 
-    def _advance(
-        self, k: int, form: "AxisScalings | AxisLogs", at: HostArray, excess: HostArray, count: int
-    ) -> Advanced:
-        if isinstance(form, AxisLogs):
-            a, b, f, g = self._some(at, self.a, self.b, self.f, self.g)
-            return form.advance(a, b, f, g, cp.asarray(excess), count)
+    def _advance(self, k: int, form: AxisScalings | AxisLogs, at: HostArray, excess: HostArray, count: int) -> Advanced:
         if k not in self.work or not np.array_equal(self.work[k][0], at):
-            a, b = self._some(at, self.a, self.b)
-            self.work[k] = at, Workspace.of(a, b, form.dtype)
-        work = self.work[k][1]
+            self.work[k] = at, form.workspace(*self._some(at, self.a, self.b))
+        work: Any = self.work[k][1]
         work.f[...], work.g[...] = self._some(at, self.f, self.g)
         work.excess[...] = cp.asarray(excess)
         return form.advance(work, count)
@@ -95,47 +88,6 @@ class GridIteration(HostChecked):
         """Drop all problems but those at `index`; they are numbered in its order from now on."""
         self.level, chosen, self.work = self.level[index], cp.asarray(index), {}
         self.a, self.b, self.f, self.g = (x[chosen] for x in (self.a, self.b, self.f, self.g))
-
-
-class AxisLogs:
-    """Iterations as log-sum-exp along each axis, in float64; no problem leaves its range."""
-
-    def __init__(self, C: GridCosts, eps: float) -> None:
-        self.C, self.eps = C.astype(np.float64), eps
-
-    def advance(self, a: Array, b: Array, f: Array, g: Array, excess: Array, count: int) -> Advanced:
-        """Take `count` iterations, over-relaxed by `excess` (B,)."""
-        eps = self.eps
-        a, b, f, g = (cp.array(x, np.float64) for x in (a, b, f, g))
-        p = logits(cp, a, f, eps)
-        for _ in range(count):
-            q = self._relaxed(g, self._softmin(p), b, excess)
-            plain = self._softmin(q)
-            p = self._relaxed(f, plain, a, excess)
-        error = marginal_error(cp, b, g, self._softmin(p), eps) + marginal_error(cp, a, f, plain, eps)
-        return Advanced(f, g, error, cp.ones(len(a), bool))
-
-    def finish(self, a: Array, b: Array, g: Array) -> Finished:
-        """Take one plain f-update from g (B, n)."""
-        eps = self.eps
-        q = logits(cp, b, g, eps, np.float64)
-        f = self._softmin(q)
-        p = logits(cp, a, f, eps, np.float64)
-        after = self._softmin(p)
-        cost = grid.transport_cost(dense.OPERATORS, self.C, p, q, eps)
-        error = marginal_error(cp, b, g, after, eps)
-        return Finished(f, cp.where(b > 0, g, after), cost, error, cp.ones(len(a), bool))
-
-    def _softmin(self, logits: Array) -> Array:
-        return grid.softmin(dense.OPERATORS, self.C, logits, self.eps)
-
-    def _relaxed(self, potential: Array, plain: Array, weights: Array, excess: Array) -> Array:
-        """Move `potential` (B, n) to `plain`, or past it; return its logits."""
-        (B, n), wide = potential.shape, np.dtype(np.float64)
-        out, plain = cp.empty((B, n)), cp.ascontiguousarray(plain)
-        arrays = (potential, out, plain, weights, excess, np.float64(self.eps))
-        run(choose_launch("grid_relax", B, n, 1, wide), wide, *arrays, *sizes(B, n))
-        return out
 
 
 def _put(targets: Iterable[Array], at: HostArray, results: Iterable[Array], kept: HostArray) -> None:

@@ -23,7 +23,7 @@ MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
-GRID_THREADS = 64  # of a product along the axis of a grid, as in grid.cu
+GRID_THREADS = 64  # of a product along the axis of a grid, as in grid_tiles.cuh
 PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
 PLAN_WARPS, PLAN_PARTS = 4, 16  # of a block, and at most into which the problems are divided
 POINTS = {4: 64, 8: 32}  # that a block keeps, by the bytes of a REAL, as in point_reduction.cuh
@@ -39,6 +39,8 @@ STATE = {"softmin": 2, "apply_plan": 2, "c_transform": 1, "transport_cost": 2}
 SUMMED = {"softmin": 1, "apply_plan": 2, "c_transform": 1, "transport_cost": 1}
 FILE = {"softmin": "softmin.cu", "apply_plan": "apply_plan.cu", "c_transform": "c_transform.cu"}
 FILE |= {"transport_cost": "apply_plan.cu", "plan": "plan.cu", "iterate": "iterate.cu"}
+GRID_PASSES = ("grid_product", "grid_half_step", "grid_log_product", "grid_log_step")
+GRID = (*GRID_PASSES, "start_grid", "grid_error", "grid_potentials", "grid_logits", "grid_log_error")
 # REALs of the state of a thread that walks through pairs of points, without the slopes.
 PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1}
 
@@ -138,12 +140,13 @@ def configure(
         return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
     if operator in ("start_scalings", "balance_scalings"):
         return Launch("scaling.cu", operator, _blocks(B, 4), 128, 0)
-    if operator == "grid_product":  # `B` problems of `n` lines of `m` cells
-        return Launch("grid.cu", operator, _blocks(B * -(-n // TILE) * -(-m // TILE)), GRID_THREADS, 0)
-    if operator in ("start_grid", "grid_update", "grid_error"):  # `n` cells
-        return Launch("grid.cu", operator, _blocks(B), 32 * _power_of_two(-(-n // 128), 16), 0)
-    if operator in ("grid_potentials", "grid_relax"):
-        return Launch("grid.cu", operator, _blocks(B * n, 256), 256, 0)
+    if operator in GRID:
+        file = "grid_logs.cu" if operator.startswith("grid_log") else "grid.cu"
+        if operator in GRID_PASSES:  # `B` problems of `n` lines of `m` cells
+            return Launch(file, operator, _blocks(B * -(-n // TILE) * -(-m // TILE)), GRID_THREADS, 0)
+        if operator in ("grid_potentials", "grid_logits"):  # `n` cells
+            return Launch(file, operator, _blocks(B * n, 256), 256, 0)
+        return Launch(file, operator, _blocks(B), 32 * _power_of_two(-(-n // 128), 16), 0)
     if operator == "damped_update":
         return Launch("unbalanced.cu", operator, _blocks(B * n, 256), 256, 0)
     if operator == "translate":

@@ -16,7 +16,7 @@ from emulated.oracle import assert_as_good
 
 import cusink
 from cusink.backends.cupy import loader
-from cusink.backends.cupy.launch import configure
+from cusink.backends.cupy.launch import GRID_PASSES, configure
 from cusink.costs.grid import grid_costs
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
@@ -30,7 +30,7 @@ def forced(grid, warps, operator, *sizes, **options):
     launch = configure(operator, *sizes, **options)
     if launch.file not in CHECKS:
         return launch
-    return launch._replace(grid=grid, block=launch.block if operator == "grid_product" else 32 * warps)
+    return launch._replace(grid=grid, block=launch.block if operator in GRID_PASSES else 32 * warps)
 
 
 def dense_kernel(grid, eps, s):
@@ -44,12 +44,15 @@ def check_products(dtype, seed=0, cells=((5,), (1,), (33, 3), (3, 34), (2, 35, 3
     for shape in cells:
         grid, eps = cusink.Grid(shape, "cityblock"), 7.0
         form = scalings.AxisScalings(grid_costs(np, grid, np.dtype(dtype)), dtype, eps)
-        x = rng.random((3, grid.shape[0])).astype(dtype)
-        out, scratch = np.empty_like(x), np.empty_like(x)
-        form._product(x, out, scratch)
+        x = np.ldexp(rng.random((3, grid.shape[0])), [[70], [0], [-70]]).astype(dtype)
+        slot = scalings.Slot(np.zeros(3), x.max(axis=1), x.min(axis=1))
+        out = form._product(x, slot, (np.empty_like(x), np.empty_like(x)))
         K = dense_kernel(grid, eps, form.kernel.s)
+        x = np.ldexp(x, int(form.top) - np.frexp(slot.high)[1][:, None]).astype(float)  # brought to size
         np.testing.assert_allclose(out, x @ K, rtol=sum(shape) * 2 * np.finfo(dtype).eps)
-        of_cost = form._cost_product(x)
+        of_cost = form._cost_product(
+            np.ldexp(x, 9).astype(dtype), slot._replace(high=x.max(axis=1).astype(dtype) * 512)
+        )
         np.testing.assert_allclose(
             of_cost, x @ (K * grid.dense() / form.kernel.unit), rtol=sum(shape) * 4 * np.finfo(dtype).eps
         )
@@ -77,6 +80,8 @@ def check_iterations(dtype, seed=0, method="scaling"):
                 off = (b * abs(1 - np.exp((v - softmin(C, a, u, eps)) / eps))).sum(axis=1)
                 past = (a * abs(1 - np.exp((u - plain) / eps))).sum(axis=1)
                 np.testing.assert_allclose(bound, off + past * (omega > 1), rtol=0, atol=40 * np.finfo(dtype).eps)
+                if method == "scaling":
+                    check_slots(iteration.work[0][1])
             found, after, cost, error = iteration.finish(np.array([1, 0]))
         u, exact = softmin(C, b, v, eps), np.where(b > 0, v, softmin(C, a, softmin(C, b, v, eps), eps))
         tight = {"rtol": 0, "atol": 100 * eps * np.finfo(dtype).eps * n}
@@ -86,6 +91,14 @@ def check_iterations(dtype, seed=0, method="scaling"):
         np.testing.assert_allclose(cost, (P * C).sum(axis=(1, 2))[::-1], rtol=40 * np.finfo(dtype).eps)
         off = abs(P.sum(axis=1) - b).sum(axis=1)
         np.testing.assert_allclose(error, off[::-1], rtol=0, atol=40 * np.finfo(dtype).eps)
+
+
+def check_slots(work):
+    """Blocks have found the largest and the smallest scaling of the last half-step, with no other one's in it."""
+    for side in (work.rows, work.columns):
+        slot = side.slots[0]  # after 2 iterations
+        assert (slot.high == side.x.max(axis=1)).all()
+        assert (slot.low == np.where(side.weights > 0, side.x, np.inf).min(axis=1)).all()
 
 
 def softmin(C, weights, potential, eps):
@@ -144,7 +157,34 @@ def check_logs(dtype, seed=0):
     check_iterations(dtype, seed, "log")
 
 
-CHECKS = {"grid.cu": (check_products, check_iterations, check_logs), "unbalanced.cu": (check_damped,)}
+def check_far_logs(dtype, seed=0):
+    """Take sums whose terms leave the range of a dtype within one line; and a problem with nothing in it."""
+    rng, eps, wide = np.random.default_rng(seed), 0.5, dtype == np.float64
+    for grid in (cusink.Grid(35), cusink.Grid((33, 2)), cusink.Grid((2, 3, 34), spacing=(5.0, 1.0, 1.0))):
+        softmin_of = part("grid_logs").LineSoftmin(grid_costs(np, grid, np.dtype(dtype)), eps)
+        x = (rng.normal(size=(3, grid.shape[0])) * (300 if wide else 30)).astype(dtype)
+        x[1, 3:] = -np.inf  # all from one end of each line
+        x[2] = -np.inf
+        found = softmin_of(x, 1)
+        with np.errstate(invalid="ignore"):
+            exact = -eps * np.logaddexp.reduce(x.astype(float)[:, :, None] - grid.dense() / eps, axis=1)
+        largest = abs(x[np.isfinite(x)]).max() * eps + grid.max()
+        np.testing.assert_allclose(found, exact, rtol=0, atol=4 * np.finfo(dtype).eps * largest)
+    # All terms of the sum for cell 20 are about the smallest number: some underflow, and the others are no zero.
+    steep = -np.finfo(dtype).minexp * np.log(2) / 20
+    line = cusink.Grid(24, "cityblock", spacing=steep)
+    x = (-steep * np.arange(24) + rng.normal(size=(2, 24))).astype(dtype)
+    x[:, 20:] = -np.inf
+    found = part("grid_logs").LineSoftmin(grid_costs(np, line, np.dtype(dtype)), 1.0)(x, 1)
+    exact = -np.logaddexp.reduce(x.astype(float)[:, :, None] - line.dense(), axis=1)
+    np.testing.assert_allclose(found, exact, rtol=8 * np.finfo(dtype).eps)
+
+
+CHECKS = {
+    "grid.cu": (check_products, check_iterations),
+    "grid_logs.cu": (check_logs, check_far_logs),
+    "unbalanced.cu": (check_damped,),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -173,9 +213,18 @@ def test_kernels_keep_to_the_rules_of_cuda(file):
 
 BROKEN = {
     "a product that forgets a barrier": ("grid.cu", "__syncthreads();\n#pragma unroll 8", "#pragma unroll 8"),
-    "scalings without their exponent": ("grid.cu", "exponent[b] = lifted + shift;", "exponent[b] = lifted;"),
-    "an error without the past": ("grid.cu", "error[b] = (error[b] + off) / mass;", "error[b] = off / mass;"),
-    "a log that goes as far as it is told": ("grid.cu", "fmax(beyond, past - 1)", "beyond + past"),
+    "scalings without their exponent": ("grid.cu", "- LIFT - factor.of(line.b).exponent;", "- LIFT;"),
+    "scalings that are not brought to size": ("grid.cu", "scales ? -size.shift(", "scales && p < 0 ? -size.shift("),
+    "a largest scaling of the half-step before": ("grid.cu", "spare_high[line.b] = 0;", ""),
+    "a largest scaling of a part": ("grid.cu", "line.high = warp_maximum(line.high);", ""),
+    "an error without the past": ("grid.cu", "? error[b] + off / mass :", "? off / mass :"),
+    "a log that goes as far as it is told": (
+        "grid_logs.cu",
+        "fmax(beyond, double(line.past) - 1)",
+        "beyond + line.past",
+    ),
+    "sums that are not certified": ("grid_logs.cu", "if (sum >= floor)", "if (sum > 0)"),
+    "exponentials over another line's largest": ("grid_logs.cu", "* shape.lines + l0 + k)", "* shape.lines + l0)"),
     "a step down in the unit of a step up": ("unbalanced.cu", "step > 0 ? eps : fall", "eps"),
     "a mass that underflows": ("unbalanced.cu", "exp(mass.least - double(", "exp(mass.least * 0 - double("),
 }
@@ -234,22 +283,18 @@ def of_grid(grid, count, **options):
     return work(call)
 
 
-@pytest.mark.parametrize(("grid", "most"), [(LINE, 4), (IMAGE, 6), (VOLUME, 8)])
-def test_an_iteration_on_a_grid_is_a_product_for_each_axis_and_an_update_per_side(grid, most):
-    assert of_grid(grid, 20) - of_grid(grid, 10) == 10 * most
-
-
-def test_an_iteration_on_a_grid_in_the_log_domain():
-    """For each side an update, for each axis a softmin, and between them a factor and what turns the axes."""
-    assert of_grid(LINE, 20, method="log") - of_grid(LINE, 10, method="log") == 10 * 4
-    assert of_grid(IMAGE, 20, method="log") - of_grid(IMAGE, 10, method="log") == 10 * 12
+@pytest.mark.parametrize("method", ["auto", "log"])
+@pytest.mark.parametrize(("grid", "most"), [(LINE, 2), (IMAGE, 4), (VOLUME, 6)])
+def test_an_iteration_on_a_grid_is_two_launches_for_each_axis(grid, most, method):
+    assert of_grid(grid, 20, method=method) - of_grid(grid, 10, method=method) == 10 * most
 
 
 @pytest.mark.filterwarnings("ignore:.*did not reach")
-def test_from_the_second_check_on_a_grid_takes_a_graph():
+@pytest.mark.parametrize("method", ["auto", "log"])
+def test_from_the_second_check_on_a_grid_takes_a_graph(method):
     """25 iterations are a chunk; one more gives the device a graph, copies of what goes in and out, and little else."""
-    assert of_grid(IMAGE, 100) - of_grid(IMAGE, 75) == 8
-    never = {"tol": 1e-30, "overrelaxation": 1.5}
+    assert of_grid(IMAGE, 100, method=method) - of_grid(IMAGE, 75, method=method) == 8
+    never = {"tol": 1e-30, "overrelaxation": 1.5, "method": method}
     assert of_grid(IMAGE, 40, **never) - of_grid(IMAGE, 30, **never) == 8
 
 
@@ -290,3 +335,9 @@ def test_an_iteration_with_reach_is_five_launches(omega):
         return work(call)
 
     assert of(30) - of(10) == 20 * 5
+
+
+@pytest.mark.parametrize(("grid", "most"), [(LINE, 5), (IMAGE, 7), (VOLUME, 9)])
+def test_an_iteration_with_reach_on_a_grid_is_a_launch_for_each_axis_and_three(grid, most):
+    unbalanced = {"reach": 1.0, "overrelaxation": None}
+    assert of_grid(grid, 20, **unbalanced) - of_grid(grid, 10, **unbalanced) == 10 * most

@@ -8,6 +8,7 @@ import pytest
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import (
     FILE,
+    GRID,
     H100,
     MOST_BLOCKS,
     MOST_ITERATE_THREADS,
@@ -25,7 +26,7 @@ DEVICES = (H100, Device(40, 64 << 10), Device(1, 48 << 10))  # an H100, a T4, th
 REDUCTIONS = tuple(STATE)
 OTHERS = ("plan", "iterate", "scaled_kernel", "start_scalings", "balance_scalings", "scaling_update")
 OTHERS += ("logit_update", "read_potentials", "read_logits", "plan_sum")
-OTHERS += ("grid_product", "start_grid", "grid_update", "grid_error", "grid_potentials", "grid_relax")
+OTHERS += GRID
 OTHERS += ("damped_update", "translate", "begin_at_once", "end_at_once", "adjoint_at_once")
 
 
