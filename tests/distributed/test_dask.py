@@ -63,7 +63,9 @@ def test_the_same_bytes_as_on_one_machine(symmetric, value, limit):
     assert distributed.distance_matrix(A, B, C, **options).compute().tobytes() == want.distances.tobytes()
 
 
-@pytest.mark.parametrize(("kind", "symmetric"), [("points", True), ("two clouds", False), ("grid", True)])
+@pytest.mark.parametrize(
+    ("kind", "symmetric"), [("points", True), ("two clouds", False), ("grid", True), ("distances", True)]
+)
 def test_costs_that_are_not_stored(kind, symmetric):
     A, B = histograms(15), None if symmetric else histograms(12, seed=1)
     options = OPTIONS | {"value": "divergence", "memory_limit": LIMIT}

@@ -229,3 +229,34 @@ def test_no_array_of_all_pairs_of_cells_is_made():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert result.converged and peak < 1200**2 * 8 / 2
+
+
+@pytest.mark.parametrize("cells", [1, 1 << 20])
+def test_all_that_is_made_of_solves_is_as_with_the_cost(cells, limits):
+    limits(grid_array_cells=cells)
+    rng, grid = np.random.default_rng(5), cusink.Grid((4, 5), "euclidean", spacing=(0.5, 1.0), periodic=(True, False))
+    a, b = rng.dirichlet(np.ones(20), (2, 3))
+    move = rng.normal(size=a.shape)
+    move -= move.mean(axis=1, keepdims=True)
+    answers = []
+    for C in (grid, cost(grid)):
+        solved = cusink.sinkhorn(a, b, C, eps=0.3, tol=1e-11, max_iter=5000)
+        mean = cusink.barycenter(a, C, eps=0.3, tol=1e-10)
+        answers.append(
+            {
+                "unbalanced": cusink.sinkhorn(a, b, C, eps=0.3, tol=1e-11, reach=2.0).reg_cost,
+                "in units": cusink.sinkhorn(a, b, C, eps=cusink.RelativeEps(0.1, "median"), tol=1e-11).cost,
+                "counted": cusink.sinkhorn(a, b, C, eps=0.3, tol=None, max_iter=7).cost,
+                "bounds": np.stack(solved.bounds()),
+                "moved": cusink.sinkhorn_jvp(solved, da=move, tol=1e-10).f,
+                "curved": cusink.sinkhorn_hvp(solved, grad_reg_cost=1.0, da=move, tol=1e-10).a,
+                "by eps": cusink.sinkhorn_adjoint(solved, grad_cost=1.0, tol=1e-10).eps,
+                "divergence": cusink.sinkhorn_divergence(a, b, C, eps=0.3, tol=1e-10).divergence,
+                "barycenter": cusink.barycenter_adjoint(mean, grad_barycenter=a[0], tol=1e-10).A,
+                "matrix": cusink.distance_matrix(a, b, C, eps=0.3, value="divergence", tol=1e-9),
+                "nearest": cusink.nearest(a, b, C, k=2, eps=0.3)[1],
+            }
+        )
+    for name, found in answers[0].items():
+        wanted = answers[1][name]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * abs(wanted).max(), err_msg=name)
