@@ -42,7 +42,7 @@ FILE |= {"transport_cost": "apply_plan.cu", "plan": "plan.cu", "iterate": "itera
 GRID_PASSES = ("grid_product", "grid_half_step", "grid_log_product", "grid_log_step")
 GRID = (*GRID_PASSES, "start_grid", "grid_error", "grid_potentials", "grid_logits", "grid_log_error")
 # REALs of the state of a thread that walks through pairs of points, without the slopes.
-PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1}
+PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1, "distance_sums": 1, "distance_slopes": 1}
 
 
 class Device(NamedTuple):
@@ -252,7 +252,7 @@ def _reduction(
 
 
 def _pairs(operator: str, B: int, n: int, m: int, d: int, size: int, device: Device) -> Launch:
-    slopes = operator == "kernel_slopes"
+    slopes = operator.endswith("slopes")
     units = B * -(-n // 32) * (-(-d // COORDINATES) if slopes and d > NEAR else 1)
     few = units < 8 * device.multiprocessors
     if d <= NEAR:
