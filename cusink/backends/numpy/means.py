@@ -5,6 +5,7 @@ one product with a common kernel (`SharedMeans`) where every sum is certified to
 problems with a cost each, in tiles of a few problems whose kernels exist while the tile does (`TileMeans`).
 """
 
+import functools
 from collections.abc import Generator, Iterator
 from typing import Literal
 
@@ -142,6 +143,10 @@ class SharedMeans:
 
     def in_float32(self) -> "SharedMeans | None":
         """Return the same means in float32; None if they are in it, or a sum of theirs would leave its range."""
+        return self._narrow
+
+    @functools.cached_property
+    def _narrow(self) -> "SharedMeans | None":
         if self.kernel.dtype == np.float32:
             return None
         kernel = self.kernel.in_float32()
