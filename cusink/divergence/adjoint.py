@@ -179,7 +179,8 @@ def sinkhorn_divergence_adjoint(
     cross = result.problems[0]
     grad = checks.cotangent(grad, cross, result.f)
     of_pair, of_aa, of_bb = (
-        _terms(problem, share * grad) for problem, share in zip(result.problems, (1, -0.5, -0.5), strict=True)
+        _terms(problem.in_one_dtype(), share * grad)
+        for problem, share in zip(result.problems, (1, -0.5, -0.5), strict=True)
     )
     of_a, of_b = of_pair.wrt_a() + 2 * of_aa.wrt_a(), of_pair.wrt_b() + 2 * of_bb.wrt_a()
     of_masses: Array | float = 0
@@ -273,5 +274,5 @@ class _PairGradients:
 def _terms(problem: Problem, grad: Array) -> GradientTerms:
     """Return the terms of the gradients of ``grad * reg_cost`` (B,) of one of the three problems."""
     if problem.reach is not None:
-        return unbalanced_terms(problem.in_one_dtype(), Cotangents(reg_cost=grad), NOTHING_TO_SOLVE)[0]
+        return unbalanced_terms(problem, Cotangents(reg_cost=grad), NOTHING_TO_SOLVE)[0]
     return GradientTerms(problem=problem, level=grad)
