@@ -907,3 +907,25 @@ def test_a_gradient_of_a_map_that_overflowed_reaches_the_inputs_of_its_problem(o
 def test_bad_input_of_maps_and_prices(call, error, message):
     with pytest.raises(error, match=message):
         call(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.ones(3))
+
+
+def test_measures_are_made_inside_compiled_code():
+    """From offsets and from separate clouds, with weights and without; bad offsets are refused as outside."""
+    torch.manual_seed(0)
+    w, x, y = torch.rand(7), torch.rand(7, 3), torch.rand(9, 3)
+
+    def function(w, x, y):
+        pairs = bridge.Measures([0, 3, 7], w, x), bridge.Measures.of([y[:5], y[5:]])
+        return sinkhorn_loss(*pairs, "sqeuclidean", 0.5, normalise=True)
+
+    found = []
+    for run in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
+        leaves = [t.clone().requires_grad_() for t in (w, x, y)]
+        loss = run(*leaves)
+        loss.backward()
+        found.append([loss.detach(), *(t.grad for t in leaves)])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=0, atol=0)
+    for offsets, message in (([0, 5, 3, 7], "must rise from 0"), ([0, 3, 6], "must rise from 0"), ([0], "must rise")):
+        with pytest.raises(ValueError, match=message):
+            bridge.Measures(offsets, None, x)

@@ -4,6 +4,7 @@ A number depends on its own pair alone, so that its derivatives by all inputs ar
 They are taken where the pairs are solved and are the state of the work: a gradient multiplies them.
 """
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,9 +172,7 @@ def pair_work(A: Any, B: Any, C: Any, of: Callable[..., PairWork], slopes: tuple
     if d[0] != d[1]:
         raise ValueError(f"'a' and 'b' must have points of one dimension; got d = {d[0]} and d = {d[1]}")
     for name, x in (("a", A), ("b", B)):
-        empty = np.diff(x.offsets) == 0
-        if empty.any():
-            raise ValueError(
-                f"'{name}' must hold measures with points; item {int(empty.argmax())} has none. Leave it out"
-            )
+        empty = [k for k, (start, end) in enumerate(itertools.pairwise(x.offsets)) if start == end]
+        if empty:
+            raise ValueError(f"'{name}' must hold measures with points; item {empty[0]} has none. Leave it out")
     return of(C, (A.offsets, B.offsets), slopes=slopes, **options)

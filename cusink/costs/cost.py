@@ -169,6 +169,14 @@ class Cost(ABC, Generic[Data]):
         """Return the derivative of a `block` along a direction."""
         raise NotImplementedError
 
+    def tangent_factors(self, direction: Any) -> tuple[Array, Array] | None:
+        """Return thin matrices (n, r) and (m, r), or some of each problem, of which `block_tangent` is the product.
+
+        None where there are none.
+        """
+        factors = getattr(self.data, "tangent_factors", None)
+        return None if factors is None or direction is None else factors(self.xp, direction.data)
+
     def points_curvature(self, blocks: Iterable[TangentBlock], direction: Any) -> tuple[Array | None, Array | None]:
         """Return the derivative of `points_adjoint` along a direction, or None, in which the gradient moves too."""
         del direction

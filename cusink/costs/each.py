@@ -83,3 +83,8 @@ class MeansInUnits:
     def at(self, index: HostArray) -> Self:
         """Return the means of the problems at `index`."""
         return type(self)(self.means.at(index), self.eps[index])
+
+    def in_float32(self) -> Self | None:
+        """Return about the same means in float32, if there are such."""
+        narrow = self.means.in_float32()
+        return None if narrow is None else type(self)(narrow, self.eps)

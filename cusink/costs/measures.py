@@ -1,5 +1,6 @@
 """Collections of weighted points: each item has its own support, of any size."""
 
+import itertools
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -172,7 +173,7 @@ def _joined(clouds: Any, weights: Sequence[Any] | None) -> tuple[HostArray, Arra
             raise TypeError(f"all inputs must share one library; 'clouds[0]' and 'clouds[{k}]' do not")
     clouds = [cloud[:, None] if cloud.ndim == 1 else cloud for cloud in clouds]
     items = None if weights is None else _items("weights", weights)
-    offsets = offsets_of_clouds(clouds, items)
+    offsets = np.array(offsets_of_clouds(clouds, items))
     return offsets, None if items is None else xp.concatenate(items), xp.concatenate(clouds)
 
 
@@ -184,7 +185,7 @@ def sums(offsets: HostArray, weights: HostArray) -> HostArray:
     return total
 
 
-def offsets_of_clouds(clouds: Sequence[Any], weights: Sequence[Any] | None) -> HostArray:
+def offsets_of_clouds(clouds: Sequence[Any], weights: Sequence[Any] | None) -> list[int]:
     """Check the shapes of clouds (n_k, d) and of their weights (n_k,), of any library; return the offsets."""
     shapes = [tuple(cloud.shape) for cloud in clouds]
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
@@ -194,7 +195,7 @@ def offsets_of_clouds(clouds: Sequence[Any], weights: Sequence[Any] | None) -> H
         )
     if weights is not None and [tuple(w.shape) for w in weights] != [shape[:1] for shape in shapes]:
         raise ValueError("'weights' must hold one array for each of 'clouds', with a weight for each of its points")
-    return np.concatenate([[0], np.cumsum([shape[0] for shape in shapes])])
+    return [0, *itertools.accumulate(shape[0] for shape in shapes)]
 
 
 def offsets_of(offsets: Any, points: tuple[int, ...], weights: tuple[int, ...] | None) -> Offsets:
@@ -203,6 +204,10 @@ def offsets_of(offsets: Any, points: tuple[int, ...], weights: tuple[int, ...] |
         raise ValueError(f"'points' must have shape (N, d) or (N,) with d >= 1; got {points}")
     if weights is not None and weights != points[:1]:
         raise ValueError(f"'weights' must have shape {points[:1]}, one for each point; got {weights}")
+    if isinstance(offsets, (list, tuple)) and len(offsets) > 1 and all(type(k) is int for k in offsets):
+        # In plain Python, which a compiler of traced code can follow.
+        if offsets[0] == 0 and offsets[-1] == points[0] and all(x <= y for x, y in itertools.pairwise(offsets)):
+            return tuple(offsets)
     return tuple(_known_offsets(offsets, points[0]).tolist())
 
 

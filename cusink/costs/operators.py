@@ -164,11 +164,14 @@ class Means(Protocol):
     def at(self, index: HostArray) -> Self:
         """Return the means of the problems at `index`."""
 
+    def in_float32(self) -> "Means | None":
+        """Return about the same means in float32, where these take less time; None if they are in it or leave it."""
+
 
 class PlanMeans(Protocol[DataIn]):
     """Iterate over pairs ``(index, means)`` of problems and an object for them, each problem in one pair.
 
-    A pair may be as small as memory requires.
+    A pair may be as small as memory requires; its index is in ascending order.
     """
 
     def __call__(

@@ -107,7 +107,8 @@ class PointCosts(BetweenPoints):
     ) -> Array:
         """Return the derivative of a `block` while the points x and y `moves`, in float64."""
         rate, _ = self._rate(xp, problems, rows)
-        return rate * self._distance_tangent(xp, moves, problems, rows)
+        tangent = self._distance_tangent(xp, moves, problems, rows)
+        return tangent if isinstance(rate, float) and rate == 1 else rate * tangent
 
     def block_curvature(
         self,
@@ -155,11 +156,28 @@ class PointCosts(BetweenPoints):
                 slope = xp.sign(x[..., :, None, k] - y[..., None, :, k])
                 out += slope * (move_x[..., :, None, k] - move_y[..., None, :, k])
             return out
+        of_rows, of_columns = self._tangent_factors(xp, x, y, move_x, move_y, problems)
+        return of_rows @ xp.swapaxes(of_columns, -1, -2)
+
+    def tangent_factors(self, xp: ArrayModule, moves: tuple[Array, Array]) -> tuple[Array, Array] | None:
+        """Return thin matrices (n, r) and (m, r), or some of each problem, of which `block_tangent` is the product.
+
+        None where it is no such product.
+        """
+        if self.norm != "squared" or self.exponent != 1:
+            return None
+        of_rows, of_columns = self._tangent_factors(xp, self.x, self.y, *moves, slice(None))
+        return self.factor * of_rows, of_columns
+
+    def _tangent_factors(
+        self, xp: ArrayModule, x: Array, y: Array, move_x: Array, move_y: Array, problems: Index
+    ) -> tuple[Array, Array]:
+        """Return the factors of the derivative ``2 (x - y) (move_x - move_y)`` of squared distances."""
         origin = self.origin if self.ndim == 2 else self.origin[problems]
         x, y = (points.astype(np.float64) - origin for points in (x, y))
-        own_x, own_y = (x * move_x).sum(axis=-1), (y * move_y).sum(axis=-1)
-        mixed = xp.concatenate([x, move_x], axis=-1) @ xp.swapaxes(xp.concatenate([move_y, y], axis=-1), -1, -2)
-        return 2 * (own_x[..., :, None] + own_y[..., None, :] - mixed)
+        own_x, own_y = ((p * move).sum(axis=-1, keepdims=True) for p, move in ((x, move_x), (y, move_y)))
+        of_rows = xp.concatenate([x, move_x, own_x, xp.ones_like(own_x)], axis=-1)
+        return of_rows, xp.concatenate([-2 * move_y, -2 * y, 2 * xp.ones_like(own_y), 2 * own_y], axis=-1)
 
     def _pulled(self, xp: ArrayModule, gradient: Array, x: Array, y: Array, problems: Index) -> tuple[Array, Array]:
         """Pull the `gradient` of distances s back to points."""

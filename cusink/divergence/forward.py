@@ -327,7 +327,11 @@ def _in_float64(problem: Problem, cross: Problem) -> Array:
         problem = replace(problem, a=a, b=b)
     _, q = problem.logits()
     eps = problem.eps
-    f = problem.C.softmin(q, eps, 1) if isinstance(eps, np.ndarray) else problem.C.repeated_softmin(eps)(q, 1)
+    C = problem.C
+    if isinstance(eps, np.ndarray) or not (C.shared or C.stored):
+        f = C.softmin(q, eps, 1)
+    else:
+        f = C.repeated_softmin(eps)(q, 1)
     if problem.reach is not None and problem.shift is not None:
         f = damped(f, problem.shift[:, None], problem.eps_as(2), problem.reach[0])
     return values(replace(problem, f=f))[0]

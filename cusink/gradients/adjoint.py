@@ -231,8 +231,10 @@ def sinkhorn_adjoint(
     if matrix is not None:
         parts.append(plan_terms(problem, matrix, how))
     if any(x is not None for x in given):
-        terms_of = balanced_terms if problem.reach is None else unbalanced_terms
-        parts.append(terms_of(problem.in_one_dtype(), given, how))
+        if problem.reach is None:
+            parts.append(balanced_terms(problem, given, how))
+        else:
+            parts.append(unbalanced_terms(problem.in_one_dtype(), given, how))
     terms = SumOfTerms(tuple(part for part, _ in parts)) if len(parts) > 1 else parts[0][0]
     converged = np.logical_and.reduce([solved for _, solved in parts])
     warn_rough(converged, tol, max_iter)

@@ -9,11 +9,13 @@ from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
 from cusink.gradients.terms import GradientTerms, apply_density
 from cusink.solver.problem import Problem
-from cusink.types import Array, HostArray
+from cusink.types import Array, Axis, HostArray
 
 
 def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[GradientTerms, HostArray]:
     """Return the terms, and whether the marginal system of each problem was solved (B,), in NumPy."""
+    if any(x is not None for x in given._replace(reg_cost=None)):  # its gradients are the potentials as they are
+        problem = problem.in_one_dtype()
     values = (x for x in (given.cost, given.reg_cost, given.entropic_cost) if x is not None)
     level = sum(values, start=problem.xp.zeros(len(problem.a), problem.a.dtype))
     grad_f, grad_g = given.f, given.g
@@ -41,21 +43,32 @@ def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tup
 
 def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolution:
     """Solve for the x and y through which all gradients of the cost and the potentials go."""
-    xp, a, b = problem.xp, problem.a, problem.b
+    xp, a = problem.xp, problem.a
     f, g = replace_inf(xp, problem.f), replace_inf(xp, problem.g)
-    h, k = xp.zeros_like(a), xp.zeros_like(b)
+    sums: tuple[Array, Array] | None = None
     if given.f is not None and given.g is not None:
-        h, k = apply_density(replace(problem, f=f, g=g), given.f, given.g)
+        sums = apply_density(replace(problem, f=f, g=g), given.f, given.g)
 
     def right(index: HostArray, means: Means) -> tuple[Array, Array]:
+        every = len(index) == len(a)
+        of_potentials = None if sums is None else tuple(v if every else v[index] for v in sums)
         if given.cost is None:
-            return h[index], k[index]
+            assert of_potentials is not None
+            return of_potentials
         # The means of log(P / a b') = (f + g - C) / eps: the potentials over eps, of which numbers have room.
-        every, eps = len(index) == len(a), problem.eps_as(2, index)
-        w, f_, g_, h_, k_ = (v if every else v[index] for v in (given.cost[:, None], f, g, h, k))
+        eps = problem.eps_as(2, index)
+        w, f_, g_ = (v if every else v[index] for v in (given.cost[:, None], f, g))
         f_, g_ = f_ / eps, g_ / eps
-        rows = f_ + means.mean(g_, 1) - means.mean_cost(1) / eps
-        columns = g_ + means.mean(f_, 0) - means.mean_cost(0) / eps
-        return (w * rows + h_).astype(a.dtype), (w * columns + k_).astype(b.dtype)
+        rows, columns = means.mean(g_, 1), means.mean(f_, 0)
+        sides: tuple[tuple[Array, Array, Axis], ...] = (rows, f_, 1), (columns, g_, 0)
+        for k, (total, own, axis) in enumerate(sides):
+            total += own
+            costs = means.mean_cost(axis)
+            costs /= eps
+            total -= costs
+            total *= w
+            if of_potentials is not None:
+                total += of_potentials[k]
+        return rows.astype(a.dtype, copy=False), columns.astype(a.dtype, copy=False)
 
     return solve_marginal_system(replace(problem, f=f, g=g), right, how)

@@ -12,7 +12,7 @@ from cusink.costs.images import in_bins
 from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.parts import Cotangents, Directions
 from cusink.solver.problem import Problem
-from cusink.types import Array
+from cusink.types import Array, ArrayModule
 
 
 def instance(name: str, x: Any, wanted: type, source: str) -> None:
@@ -50,7 +50,10 @@ def cotangents(
         for name, x in values.items()
         if not isinstance(x, array_module(f).ndarray) and (number := real(x)) is not None
     }
-    (*given, _), xp, _ = arrays(**{name: None if name in simple else x for name, x in named.items()}, result=f)
+    xp: ArrayModule = problem.xp
+    given = [None if name in simple else x for name, x in named.items()]
+    if any(x is not None for x in given):
+        (*given, _), xp, _ = arrays(**dict(zip(named, given, strict=True)), result=f)
     shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]][: len(potentials)]
     images = [None] * len(values) + list(problem.images)[: len(potentials)]
     given = [in_bins(name, x, cells)[0] for name, x, cells in zip(named, given, images, strict=True)]

@@ -23,7 +23,7 @@ from cusink.gradients.parts import Cotangents, Directions
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
-from cusink.types import Array, HostArray
+from cusink.types import Array, ArrayModule, HostArray
 
 
 class Fit(NamedTuple):
@@ -124,36 +124,46 @@ class Curvature:
 
     def _blocks(self, out: Array | None, of_eps: Array) -> Iterator[TangentBlock]:
         """Yield gradients by the costs and how they move; add them up in `out`, and in `of_eps` those by eps."""
-        shared, priced = self.moved.solved.problem.C.shared, self.priced
+        xp, shared, priced = self.moved.solved.problem.xp, self.moved.solved.problem.C.shared, self.priced
         for pairs, P, dP, dZ in self.moved.plans():
             problems, rows, Z = pairs.problems, pairs.rows, pairs.log_ratio
             level = self.level[problems, None, None]
-            gradient, tangent = level * P, level * dP
-            moved_eps = tangent * Z
-            moved_eps += gradient * dZ
             if self.moved.solved.kept is not None:
-                moved_eps -= priced[problems, None, None] * dP
-            if self.fit is not None:
+                of_eps[problems] -= priced[problems] * dP.sum(axis=(1, 2))
+            entropic = None if self.entropy is None else dP.copy()
+            if self.fit is None:
+                gradient, tangent = level * P, level * dP
+            else:
                 x, y, dx, dy, *factors = (v[problems] for v in self.fit[:7])
-                w, of_ratio, share = (v[:, None, None] for v in factors)
-                W = of_ratio * Z - x[:, rows, None] - y[:, None, :]
-                dW = of_ratio * dZ - dx[:, rows, None] - dy[:, None, :]
-                of_fit, of_moved = w * P, w * dP
-                gradient += of_fit * W
-                change = of_moved * W + of_fit * dW
-                tangent += change
-                moved_eps += (change - share * dP) * Z + (of_fit * W - share * P) * dZ
+                w, of_ratio, share = (v[:, None] for v in factors)
+                of_eps[problems] -= share[:, 0] * (_product_sums(xp, dP, Z) + _product_sums(xp, P, dZ))
+                # The gradient is ``P (level + w W)`` with the W of `Fit`.
+                W, dW = (w * of_ratio)[:, :, None] * Z, (w * of_ratio)[:, :, None] * dZ
+                W -= (w * x[:, rows] - level[:, 0])[:, :, None]
+                W -= (w * y)[:, None, :]
+                dW -= (w * dx[:, rows])[:, :, None]
+                dW -= (w * dy)[:, None, :]
+                dW *= P
+                dP *= W
+                dP += dW
+                P *= W
+                gradient, tangent = P, dP
+            of_eps[problems] += _product_sums(xp, tangent, Z) + _product_sums(xp, gradient, dZ)
             if self.entropy is not None:
                 log_a, log_b = self.moved.solved.weight_logs
                 logs = Z + (log_a[problems, rows, None] + 1) + log_b[problems, None, :]
-                moved_eps += self.entropy[problems, None, None] * dP * logs
-            of_eps[problems] += moved_eps.sum(axis=(1, 2))
+                of_eps[problems] += self.entropy[problems] * _product_sums(xp, entropic, logs)
             if out is not None:
                 if shared:
                     out[rows] += tangent.sum(axis=0)
                 else:
                     out[problems, rows] += tangent
             yield problems, rows, gradient, tangent
+
+
+def _product_sums(xp: ArrayModule, x: Array, y: Array) -> Array:
+    """Return the sums (B,) of the products of entries of a block."""
+    return xp.einsum("bij,bij->b", x, y)
 
 
 def _curvature_of(given: Solved, shown: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> Curvature:
@@ -244,8 +254,8 @@ def _moved_sums(moved: Motion, cost: Array | None, entropic: Array | None) -> tu
         problems, rows, E, H = pairs.problems, pairs.rows, pairs.density, pairs.log_ratio
         eps = problem.eps_as(3, problems)
         change = moved.df[problems, rows, None] + moved.dg[problems, None, :]
-        dZ = (change if pairs.shift is None else change - pairs.shift) / eps
-        dH = dZ
+        dZ = change if pairs.shift is None else change - pairs.shift
+        dZ = dH = dZ / eps
         if cost is not None:
             potentials = (problem.f[problems, rows, None] + problem.g[problems, None, :]) / eps
             change = (change if along.eps is None else change - potentials * along.eps[problems, None, None]) / eps
@@ -255,8 +265,11 @@ def _moved_sums(moved: Motion, cost: Array | None, entropic: Array | None) -> tu
                 w = entropic[problems, None, None]
                 H += w * (of_rows[problems, rows, None] + of_columns[problems, None, :])
                 dH += w * (change + moved_a[problems, rows, None] + moved_b[problems, None, :])
-        W = H - x[problems, rows, None] - y[problems, None, :]
-        M = E * (dZ * W + dH)
+        W = H - x[problems, rows, None]
+        W -= y[problems, None, :]
+        M = dZ * W
+        M += dH
+        M *= E
         h[problems, rows] += right_product(M, problem.b[problems])
         k[problems] += left_product(M, problem.a[problems, rows])
         if along.a is not None or along.b is not None:

@@ -99,8 +99,8 @@ def sinkhorn_jvp(
     Notes
     -----
     The product of the Jacobian with a vector, where `cusink.sinkhorn_adjoint` is that of its transpose. One linear
-    system is solved, for all directions together, and the plan is gone through twice in blocks: memory is O(n + m).
-    Everything is computed in float64. docs/second-order.md derives the formulas.
+    system is solved, for all directions together, and the plan is gone through up to twice in blocks: memory is
+    O(n + m). Everything is computed in float64. docs/second-order.md derives the formulas.
 
     Examples
     --------

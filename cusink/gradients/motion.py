@@ -116,6 +116,29 @@ class Solved:
             )
         return lambda index, _: (h[index], k[index])
 
+    def tangent_means(self, along: Directions) -> RightSide | None:
+        """Return the right-hand sides for costs that move by thin factors, as means of these; None for other moves."""
+        if self.kept is not None or any(x is not None for x in along[:3]):
+            return None
+        factors = self.problem.C.tangent_factors(along.cost)
+        if factors is None:
+            return None
+        of_rows, of_columns = (x if x.ndim == 3 else x[None] for x in factors)
+        moving = [
+            k for k in range(of_rows.shape[2]) if bool((of_rows[..., k] != 0).any() & (of_columns[..., k] != 0).any())
+        ]
+
+        def right(index: HostArray, means: Means) -> tuple[Array, Array]:
+            h, k = (self.problem.xp.zeros_like(x[index]) for x in (self.problem.a, self.problem.b))
+            for which in moving:
+                u, v = (x[index, :, which] if len(x) > 1 else x[:, :, which] for x in (of_rows, of_columns))
+                every_u, every_v = (self.problem.xp.broadcast_to(x, y.shape) for x, y in ((u, h), (v, k)))
+                h += u * means.mean(every_v, 1)
+                k += v * means.mean(every_u, 0)
+            return h, k
+
+        return right
+
     @functools.cached_property
     def weight_logs(self) -> tuple[Array, Array]:
         """The logarithms of the weights (B, n) and (B, m), 0 in empty bins."""
@@ -242,8 +265,18 @@ def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | 
 
     `fit` are the right-hand sides of one more system, whose solution comes with them.
     """
+    along = given.feasible(along)
+    rights = [given.tangent_means(along) or _sums(given, along), *(() if fit is None else (fit,))]
+    (df, dg, converged), *fits = given.solve(rights, how)
+    for found in fits:
+        converged = converged & found.converged
+    return Motion(given, along, df, dg, converged, *fits)
+
+
+def _sums(given: Solved, along: Directions) -> RightSide:
+    """Return the right-hand sides of the system for a direction, by a pass over all pairs."""
     problem, xp = given.problem, given.problem.xp
-    a, b, along = problem.a, problem.b, given.feasible(along)
+    a, b = problem.a, problem.b
     h, k = xp.zeros_like(a), xp.zeros_like(b)
     for pairs in given.pairs(along):
         problems, rows, E = pairs.problems, pairs.rows, pairs.density
@@ -257,11 +290,7 @@ def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | 
         if along.a is not None:
             share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
             k[problems] -= problem.eps_as(2, problems) * share
-    rights = [given.sums(h, k), *(() if fit is None else (fit,))]
-    (df, dg, converged), *fits = given.solve(rights, how)
-    for found in fits:
-        converged = converged & found.converged
-    return Motion(given, along, df, dg, converged, *fits)
+    return given.sums(h, k)
 
 
 def right_product(M: Array, v: Array) -> Array:

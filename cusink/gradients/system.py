@@ -11,7 +11,7 @@ have factors ``1 / (1 + slack)`` below 1, and the solution is unique, see docs/u
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
+DRAFT = 1e-7  # relative residual down to which a first round is made in float32, where the means have that
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 RightSide = Callable[[HostArray, Means], tuple[Array, Array]]  # h (., n) and k (., m) of the problems at an index
@@ -49,6 +50,13 @@ class LinearSolve:
             return self
         return replace(self, slack=(of_rows[index], of_columns[index]))
 
+    def astype(self, dtype: Any) -> Self:
+        """Return the same with the slack in another precision."""
+        of_rows, of_columns = self.slack
+        if isinstance(of_rows, float) or isinstance(of_columns, float):
+            return self
+        return replace(self, slack=(of_rows.astype(dtype), of_columns.astype(dtype)))
+
 
 def solve_marginal_system(problem: Problem, right: RightSide, how: LinearSolve) -> MarginalSolution:
     """Solve the system for every problem, whose potentials must be finite."""
@@ -63,17 +71,30 @@ def solve_marginal_systems(
     `prepared` are those means, where the caller has kept them.
     """
     C, a, b = problem.C, problem.a, problem.b
-    out = [MarginalSolution(C.xp.empty_like(a), C.xp.empty_like(b), np.zeros(len(a), bool)) for _ in rights]
+    parts: list[list[tuple[HostArray, MarginalSolution]]] = [[] for _ in rights]
     for index, means in plan_means(problem) if prepared is None else prepared:
-        for right, (x, y, converged) in zip(rights, out, strict=True):
+        for right, found in zip(rights, parts, strict=True):
             h, k = right(index, means)
             # The longer side is eliminated.
             axis: Axis = 1 if h.shape[1] < k.shape[1] else 0
             system = ReducedSystem(C.xp, C.to_host, means, axis, how.at(index))
             if axis == 1:
-                y[index], x[index], converged[index] = system.solve(k, h)
+                y, x, converged = system.solve(k, h)
             else:
-                x[index], y[index], converged[index] = system.solve(h, k)
+                x, y, converged = system.solve(h, k)
+            found.append((index, MarginalSolution(x, y, converged)))
+    return [_joined(C.xp, a, b, found) for found in parts]
+
+
+def _joined(xp: ArrayModule, a: Array, b: Array, parts: list[tuple[HostArray, MarginalSolution]]) -> MarginalSolution:
+    """Return the solutions of all problems, in the dtype of their weights."""
+    if len(parts) == 1:
+        x, y, converged = parts[0][1]
+        return MarginalSolution(x.astype(a.dtype, copy=False), y.astype(b.dtype, copy=False), converged)
+    out = MarginalSolution(xp.empty_like(a), xp.empty_like(b), np.zeros(len(a), bool))
+    for index, part in parts:
+        for whole, some in zip(out, part, strict=True):
+            whole[index] = some
     return out
 
 
@@ -131,23 +152,30 @@ class ReducedSystem:
     def solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
         """Return the unknowns of the other and of the own side, and which problems converged."""
         # In a unit near their size, a power of two: squares of 1e-30 or of 1e20 are not numbers of float32.
-        size = self.xp.maximum(abs(other).max(axis=1), abs(own).max(axis=1))[:, None]
-        unit = self.xp.exp2(self.xp.round(self.xp.log2(self.xp.where((size > 0) & (size < np.inf), size, 1))))
+        xp = self.xp
+        size = xp.maximum(largest(xp, other), largest(xp, own))[:, None]
+        unit = xp.exp2(xp.round(xp.log2(xp.where((size > 0) & (size < np.inf), size, 1))))
         x, y, converged = self._solve(other / unit, own / unit)
-        return x * unit, y * unit, converged
+        x *= unit
+        y *= unit
+        return x, y, converged
 
     def _solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
         """Solve the system for sides whose largest number is about 1."""
         xp, axis, other_axis = self.xp, self.axis, self.other_axis
-        of_other, of_own = self.shares
         tol = max(self.how.tol, 32 * float(np.finfo(own.dtype).eps))
         bins, other_bins = (Bins.of(xp, self.means.marginal(side)) for side in (axis, other_axis))
         size = xp.sqrt(other_bins.dot(other, other) + bins.dot(own, own))
         target = tol * size
         y = xp.zeros_like(own)
+        draft = self._draft() if tol >= DRAFT else None
         for attempt in range(ROUNDS + 1):
-            x = other - of_other * self.means.mean(y, other_axis) if attempt else other  # y = 0 at first
-            residual = own - of_own * self.means.mean(x, axis) - y
+            x = self._other_side(other, y) if attempt else other  # y = 0 at first
+            residual = self.means.mean(x, axis)
+            if self.slack:
+                residual *= self.shares[1]
+            xp.subtract(own, residual, out=residual)
+            residual -= y
             constant = bins.mean(residual)
             residual -= constant
             if self.slack:  # along the constants the system may be nearly singular
@@ -156,24 +184,53 @@ class ReducedSystem:
             missed = np.flatnonzero(~self.to_host(reached <= target**2))
             if attempt == ROUNDS or not len(missed):
                 break
+            if draft is not None and not attempt:
+                y += draft._correction(bins, residual, 0.5 * target)
+                continue
             every = len(missed) == len(y)
             chosen = slice(None) if every else missed
             system = self if every else self.at(missed)
             some = bins if every else bins.at(missed)
             y[chosen] += _conjugate_gradients(system, some, some.masked(residual[chosen]), 0.5 * target[chosen])
-        y = y + residual  # one fixed-point step: defines y on empty bins, smooths light ones
-        x = other - of_other * self.means.mean(y, other_axis)
+        y += residual  # one fixed-point step: defines y on empty bins, smooths light ones
+        x = self._other_side(other, y)
         return x, y, self.to_host((reached <= target**2) & xp.isfinite(size))
+
+    def _other_side(self, other: Array, y: Array) -> Array:
+        """Return x, given y."""
+        image = self.means.mean(y, self.other_axis)
+        if self.slack:
+            image *= self.shares[0]
+        return self.xp.subtract(other, image, out=image)
+
+    def _draft(self) -> Self | None:
+        """Return the system in float32, if it is in float64 and its means can be."""
+        means = self.means.in_float32()
+        return None if means is None else replace(self, means=means, how=self.how.astype(np.float32))
+
+    def _correction(self, bins: "Bins", residual: Array, target: Array) -> Array:
+        """Return about the solution of ``apply(y) = residual``, in the dtype of these means."""
+        narrow = bins.astype(np.float32)
+        found = _conjugate_gradients(self, narrow, bins.masked(residual).astype(np.float32), target.astype(np.float32))
+        sound = self.xp.isfinite(found).all(axis=1, keepdims=True)
+        return found if sound.all() else self.xp.where(sound, found, 0)
 
     def apply(self, y: Array) -> Array:
         """Return ``y - share^2 S' R y``."""
-        of_other, of_own = self.shares
         both = self.means.mean(self.means.mean(y, self.other_axis), self.axis)
-        return y - (of_other * of_own * both if self.slack else both)
+        if self.slack:
+            of_other, of_own = self.shares
+            both *= of_other * of_own
+        return self.xp.subtract(y, both, out=both)
 
     def at(self, index: HostArray) -> Self:
         """Return the system of the problems at `index`."""
         return replace(self, means=self.means.at(index), how=self.how.at(index))
+
+
+def largest(xp: ArrayModule, x: Array) -> Array:
+    """Return the largest size (B,) of an entry of each row."""
+    return xp.maximum(x.max(axis=1), -x.min(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,19 +257,25 @@ class Bins:
         filled = None if self.filled is None else self.filled[index]
         return replace(self, weights=self.weights[index], filled=filled, mass=self.mass[index])
 
+    def astype(self, dtype: Any) -> Self:
+        """Return the same in another precision."""
+        return replace(self, weights=self.weights.astype(dtype), mass=self.mass.astype(dtype))
+
     def masked(self, x: Array) -> Array:
         """Return x with 0 for bins without weight."""
         return x if self.filled is None else self.xp.where(self.filled, x, 0)
 
-    def dot(self, x: Array, y: Array) -> Array:
+    def dot(self, x: Array, y: Array, scratch: Array | None = None) -> Array:
         """Return ``sum_j weights_j x_j y_j`` (B,)."""
-        product = self.masked(self.weights * x)
-        product *= y
-        return product.sum(axis=1)
+        return self.xp.einsum("bi,bi->b", self.weighted(x, scratch), y)
+
+    def weighted(self, x: Array, scratch: Array | None = None) -> Array:
+        """Return ``weights * x`` with 0 for bins without weight."""
+        return self.masked(self.xp.multiply(self.weights, x, out=scratch))
 
     def mean(self, x: Array) -> Array:
         """Return weighted means (B, 1)."""
-        return (self.weights * x).sum(axis=1, keepdims=True) / self.mass
+        return self.xp.einsum("bi,bi->b", self.weights, x)[:, None] / self.mass
 
 
 def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, target: Array) -> Array:
@@ -224,18 +287,19 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
     xp = system.xp
     out = xp.zeros_like(residual)
     active, y, residual, direction = np.arange(len(out)), xp.zeros_like(residual), residual.copy(), residual.copy()
-    size = bins.dot(residual, residual)
+    scratch = xp.empty_like(residual)
+    size = bins.dot(residual, residual, scratch)
     for _ in range(system.how.max_iter):
         image = system.apply(direction)
-        curvature = bins.dot(direction, image)
+        curvature = bins.dot(direction, image, scratch)
         sound = curvature > 0
         length = xp.where(sound, size / xp.where(sound, curvature, 1), 0)[:, None]
-        y += length * direction
+        y += xp.multiply(length, direction, out=scratch)
         image *= length
         residual -= image
         residual -= bins.mean(residual)
         residual = bins.masked(residual)
-        previous, size = size, bins.dot(residual, residual)
+        previous, size = size, bins.dot(residual, residual, scratch)
         going = system.to_host(sound & (size > target**2))
         if not going.any():
             break
@@ -246,5 +310,6 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
             index = np.flatnonzero(going)
             active, system, bins = active[index], system.at(index), bins.at(index)
             y, residual, direction, size, target = (v[index] for v in (y, residual, direction, size, target))
+            scratch = scratch[: len(index)]
     out[active] = y
     return out

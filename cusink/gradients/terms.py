@@ -1,5 +1,6 @@
 """The terms of the gradients of a solve: weights, costs, points and regularisation, block by block of the plans."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class PlanBlock(NamedTuple):
 class GradientTerms:
     """The solved problem, cotangents, and the solution x (B, n), y (B, m) of the marginal system.
 
-    `level` (B,) is the sum of the cotangents of the three values.
+    `level` (B,) is the sum of the cotangents of the three values. Gradients by weights need the potentials as they are;
+    what needs entries of the plan has the problem `in_one_dtype`.
     """
 
     problem: Problem
@@ -50,6 +52,12 @@ class GradientTerms:
     grad_g: Array | None = None
     x: Array | None = None
     y: Array | None = None
+
+    @functools.cached_property
+    def in_one_dtype(self) -> Problem:
+        """The problem in the precision in which entries of its plan are taken."""
+        problem = self.problem
+        return problem if problem.f.dtype == problem.C.dtype else problem.in_one_dtype()
 
     def wrt_a(self) -> Array:
         """Return the gradient (B, n) with respect to the source weights, of mean zero."""
@@ -81,7 +89,7 @@ class GradientTerms:
 
         It is (n, m) or (1, n, m), summed over the batch, or (B, n, m).
         """
-        problem, C = self.problem, self.problem.C
+        problem, C = self.in_one_dtype, self.in_one_dtype.C
         if not C.stored:
             return None
         if C.shared and self.grad_f is None:
@@ -104,16 +112,16 @@ class GradientTerms:
 
         They are (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d).
         """
-        return self.problem.C.points_adjoint(self._summed() if self._summable else self._gradients())
+        return self.in_one_dtype.C.points_adjoint(self._summed() if self._summable else self._gradients())
 
     def wrt_axes(self) -> tuple[Array, ...] | None:
         """Return the gradients (n_k,) with respect to the positions of the cells of a grid, summed over the batch."""
-        found = self.problem.C.axes_adjoint(self._gradients())
+        found = self.in_one_dtype.C.axes_adjoint(self._gradients())
         return found if found is None else tuple(narrowed(x, self.problem.dtype, self.problem.xp) for x in found)
 
     def wrt_metric(self) -> dict[str, Array]:
         """Return the gradients with respect to the parameters of a metric, summed over the batch."""
-        return self.problem.C.metric_adjoint(self._gradients())
+        return self.in_one_dtype.C.metric_adjoint(self._gradients())
 
     def _gradients(self) -> Iterator[GradientBlock]:
         """Yield the gradients with respect to the costs."""
@@ -123,7 +131,7 @@ class GradientTerms:
     @property
     def _summable(self) -> bool:
         """Whether problems share a cloud, and the sum of their gradients by its costs may be made at once."""
-        C, limit = self.problem.C, getattr(self.problem.C.data, "memory_limit", 0)
+        C, limit = self.in_one_dtype.C, getattr(self.in_one_dtype.C.data, "memory_limit", 0)
         fits = SUM_COPIES * C.shape[-2] * C.shape[-1] * np.dtype(C.dtype).itemsize <= limit
         return C.shared and len(self.problem.a) > 1 and fits and self.grad_f is None
 
@@ -154,7 +162,7 @@ class GradientTerms:
 
     def _wrt_shared_cost(self) -> Array:
         """Return ``sum_b P_b`` times ``level``, plus ``grad_cost (f + g - C) / eps - x - y``."""
-        problem, w, xp = self.problem, self.grad_cost, self.problem.xp
+        problem, w, xp = self.in_one_dtype, self.grad_cost, self.problem.xp
         C, eps, a, b = problem.C, problem.eps_as(2), problem.a, problem.b
         f, g = replace_inf(xp, problem.f), replace_inf(xp, problem.g)
         rows, columns, costs = self.level[:, None] + xp.zeros_like(a), None, None
@@ -169,7 +177,8 @@ class GradientTerms:
 
     @np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
     def _block(self, problems: slice, rows: slice, with_log_ratio: bool = False) -> PlanBlock:
-        problem, eps, xp = self.problem, self.problem.eps_as(2, problems), self.problem.xp
+        problem, xp = self.in_one_dtype, self.problem.xp
+        eps = problem.eps_as(2, problems)
         f, g = replace_inf(xp, problem.f)[problems, rows], replace_inf(xp, problem.g)[problems]
         p, q = logits(xp, problem.a[problems, rows], f, eps), logits(xp, problem.b[problems], g, eps)
         costs = problem.C.block(problems, rows)

@@ -1,9 +1,9 @@
 """`cusink.torch.Measures`: clouds of unequal sizes that are tensors."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from cusink.bridges.options import reach_parts
@@ -67,8 +67,8 @@ class Measures:
             self.points = self.points.to(torch.float64 if weights is None else weights.dtype)
         weights, self.points = in_one_dtype(weights=weights, points=self.points).values()
         if weights is None:
-            sizes = np.diff(self.offsets)
-            equal = np.repeat(1 / np.maximum(sizes, 1), sizes)
+            sizes = [end - start for start, end in itertools.pairwise(self.offsets)]
+            equal = [1 / size for size in sizes for _ in range(size)]
             weights = torch.as_tensor(equal, dtype=self.points.dtype, device=self.points.device)
         self.weights = weights.to(self.points.dtype)
 
@@ -119,7 +119,8 @@ def are_measures(a: Any, b: Any) -> bool:
 def _of_sum_one(given: Measures) -> torch.Tensor:
     """Return weights (N,) of which those of each item have the sum 1; an item without weight keeps its zeros."""
     weights, device = given.weights, given.weights.device
-    item = torch.as_tensor(np.repeat(np.arange(len(given)), np.diff(given.offsets)), device=device)
+    sizes = [end - start for start, end in itertools.pairwise(given.offsets)]
+    item = torch.as_tensor([k for k, size in enumerate(sizes) for _ in range(size)], dtype=torch.int64, device=device)
     mass = weights.new_zeros(len(given)).index_add(0, item, weights)
     return weights / torch.where(mass == 0, 1, mass)[item]
 

@@ -504,6 +504,30 @@ def test_a_step_that_falls_short_is_followed_by_another(monkeypatch):
         assert not pull(result, grad_cost=1.0, tol=1e-8).converged.any()
 
 
+def test_a_correction_in_float32_counts_by_its_residual_in_float64(monkeypatch):
+    """It is taken where the kernel is shared and `tol` leaves room; one that fails is made good in float64."""
+    p, solve_by, steps = DENSE[0], gradients_system._conjugate_gradients, []
+    result = solve(np.asarray, p)
+    want = pull(result, grad_cost=1.0, tol=1e-12).a
+
+    def watched(system, bins, residual, target, spoil=1.0):
+        steps.append(residual.dtype.name)
+        return solve_by(system, bins, residual, target) * (spoil if residual.dtype == np.float32 else 1)
+
+    monkeypatch.setattr(gradients_system, "_conjugate_gradients", watched)
+    for tol, expected in ((1e-6, ["float32"]), (gradients_system.DRAFT / 2, ["float64"])):
+        steps.clear()
+        grads = pull(result, grad_cost=1.0, tol=tol)
+        assert grads.converged.all() and steps == expected
+        np.testing.assert_allclose(grads.a, want, rtol=0, atol=100 * tol * np.abs(want).max())
+    for spoil in (np.nan, 0.5):
+        steps.clear()
+        monkeypatch.setattr(gradients_system, "_conjugate_gradients", lambda *args, s=spoil: watched(*args, spoil=s))
+        grads = pull(result, grad_cost=1.0, tol=1e-6)
+        assert grads.converged.all() and steps == ["float32", "float64"]
+        np.testing.assert_allclose(grads.a, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
 def exact_by_elimination(result, p, dtype):
     """Return the gradient of `cost` with respect to a, from each problem's dense system at the result's potentials."""
     want = []

@@ -64,6 +64,9 @@ class BlockMeans:
         each = (x[index] for x in (self.p, self.q, self.of_q, self.of_p))
         return BlockMeans(self.dense, self.C.at(index), self.eps, *each)
 
+    def in_float32(self) -> None:
+        """Return None: there are no means in float32."""
+
     def _given(self, axis: Axis) -> tuple[Array, Array]:
         """Return logits of plans in which every bin of one side has the sum 1."""
         return (-self.of_q, self.q) if axis == 1 else (self.p, -self.of_p)

@@ -87,6 +87,9 @@ class DenseMeans:
         p, q, f, g, T, S = (x[index] for x in (self.p, self.q, self.f, self.g, self.T, self.S))
         return type(self)(self._costs(index), self.eps, p, q, f, g, (T, S))
 
+    def in_float32(self) -> None:
+        """Return None: there are no means in float32."""
+
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
         """Yield slices of problems and of rows, for blocks of limited size or of one row."""
         (B, n), m, entries = self.p.shape, self.q.shape[1], limits.LIMITS.block_entries

@@ -54,3 +54,6 @@ class LogMeans:
     def at(self, index: HostArray) -> "LogMeans":
         """Return the means of the problems at `index`."""
         return LogMeans(self.dense, self.C, self.eps, *(x[index] for x in (self.p, self.q, self.of_q, self.of_p)))
+
+    def in_float32(self) -> None:
+        """Return None: there are no means in float32."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy as xp
@@ -126,6 +126,10 @@ class NumpyGridKernel(GridKernel):
 
     def __init__(self, C: GridCosts, dtype: Any, eps: float) -> None:
         super().__init__(ARRAYS, C, dtype, eps)
+
+    def in_float32(self) -> Self:
+        """Return the kernel in float32."""
+        return type(self)(self.C, np.float32, self.eps)
 
     def repair(self, potential: HostArray, sound: HostArray | Literal[True], logits: HostArray, axis: Axis) -> None:
         """Overwrite the entries of `potential` (B, n) that are not `sound` (n, B) by their softmin."""

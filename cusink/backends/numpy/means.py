@@ -5,7 +5,9 @@ one product with a common kernel (`SharedMeans`) where every sum is certified to
 problems with a cost each, in tiles of a few problems whose kernels exist while the tile does (`TileMeans`).
 """
 
+import functools
 from collections.abc import Generator, Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from cusink.backends import stored
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel
-from cusink.backends.numpy.forms.shared import SharedKernel
+from cusink.backends.ranges import SCALING_EXPONENT, flush
 from cusink.costs.operators import Means
 from cusink.types import Array, Axis, HostArray
 
@@ -50,7 +52,8 @@ def shared_means(
     """
     if not len(rest):
         return rest
-    means, inside = _shared(kernel, *(x[rest].astype(kernel.dtype, copy=False) for x in (a, b, f, g)))
+    some = (a, b, f, g) if len(rest) == len(a) else tuple(x[rest] for x in (a, b, f, g))
+    means, inside = _shared(kernel, *(x.astype(kernel.dtype, copy=False) for x in some))
     if inside.all():
         yield rest, means
     elif inside.any():
@@ -61,17 +64,29 @@ def shared_means(
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
 def _shared(kernel: Kernel, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> tuple["SharedMeans", HostArray]:
     """Return means of problems that share one kernel, and which of the problems (B,) are in its range."""
-    f, g = (np.where(np.isfinite(x), x, 0) for x in (f, g))  # a bin that no mass can reach has no finite potential
-    problems = SharedKernel(kernel)
-    problems.append(a, b, f, g)
-    U, V = (np.ascontiguousarray(x.T) for x in (problems.U, problems.V))
+    U, V = (_scaling(weights, potential, kernel) for weights, potential in ((a, f), (b, g)))
     means = SharedMeans(kernel, a, U, V, kernel.product_of_rows(V, 1), kernel.product_of_rows(U, 0))
     inside = np.ones(len(a), bool)
-    sides: tuple[tuple[HostArray, HostArray, HostArray, Axis], ...] = (means.T, V, b, 1), (means.S, U, a, 0)
-    for sums, factor, weights, axis in sides:
-        sound = certified(kernel.underflow_bound(axis), sums.T, factor.T, weights.T)
+    for sound in means.certificates(a, b):
         inside &= True if sound is True else sound.all(axis=0)
     return means, inside
+
+
+def _scaling(weights: HostArray, potential: HostArray, kernel: Kernel) -> HostArray:
+    """Return ``weights * exp(potential / eps)`` (B, n), each row in a unit in which its largest entry is in range."""
+    logs = np.divide(potential, kernel.eps, dtype=np.float64)
+    if not np.isfinite(logs).all():
+        logs[~np.isfinite(logs)] = 0  # a bin that no mass can reach has no finite potential
+    if weights.all():
+        logs -= logs.max(axis=1, keepdims=True)
+    else:  # bins without weight may have any potential
+        logs -= np.where(weights > 0, logs, -np.inf).max(axis=1, keepdims=True)
+        np.minimum(logs, 0, out=logs)
+    scaling: HostArray = np.exp(logs, out=logs)
+    scaling *= weights
+    _, exponent = np.frexp(scaling.max(axis=1, keepdims=True))
+    scaling *= np.exp2(SCALING_EXPONENT[kernel.dtype.name] - exponent.astype(float))
+    return flush(scaling.astype(kernel.dtype, copy=False))
 
 
 class SharedMeans:
@@ -79,21 +94,31 @@ class SharedMeans:
 
     def __init__(self, kernel: Kernel, a: HostArray, U: HostArray, V: HostArray, T: HostArray, S: HostArray) -> None:
         self.kernel, self.a, self.U, self.V, self.T, self.S = kernel, a, U, V, T, S
+        self.scratch: dict[Axis, HostArray] = {}  # room for the factor of a product
+
+    def certificates(self, a: HostArray, b: HostArray) -> Iterator[HostArray | Literal[True]]:
+        """Iterate over which sums T (n, B) and S (m, B) lost nothing, given the weights; True for all of them."""
+        sides: tuple[tuple[HostArray, HostArray, HostArray, Axis], ...] = (self.T, self.V, b, 1), (self.S, self.U, a, 0)
+        for sums, factor, weights, axis in sides:
+            yield certified(self.kernel.underflow_bound(axis), sums.T, factor.T, weights.T)
 
     def mean(self, v: HostArray, axis: Axis) -> Array:
         """Return the means of v given each bin of the other side, whether it has weight or not."""
-        if axis == 1:
-            out = self.kernel.product_of_rows(self.V * v, 1)
-            out /= self.T
-        else:
-            out = self.kernel.product_of_rows(self.U * v, 0)
-            out /= self.S
+        factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
+        if axis not in self.scratch:
+            self.scratch[axis] = np.empty_like(factor)
+        out = self.kernel.product_of_rows(np.multiply(factor, v, out=self.scratch[axis], casting="same_kind"), axis)
+        out /= sums
         return out
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
         factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
-        return self.kernel.unit * (self.kernel.cost_product(factor.T, axis).T / sums)
+        out = np.empty_like(sums)
+        self.kernel.cost_product(factor.T, axis, out=out.T)
+        out /= sums
+        out *= self.kernel.unit
+        return out
 
     def marginal(self, axis: Axis) -> Array:
         """Return ``P 1`` (axis 1) or ``P' 1`` (axis 0)."""
@@ -115,6 +140,22 @@ class SharedMeans:
     def at(self, index: HostArray) -> "SharedMeans":
         """Return the means of the problems at `index`."""
         return SharedMeans(self.kernel, *(x[index] for x in (self.a, self.U, self.V, self.T, self.S)))
+
+    def in_float32(self) -> "SharedMeans | None":
+        """Return the same means in float32; None if they are in it, or a sum of theirs would leave its range."""
+        return self._narrow
+
+    @functools.cached_property
+    def _narrow(self) -> "SharedMeans | None":
+        if self.kernel.dtype == np.float32:
+            return None
+        kernel = self.kernel.in_float32()
+        of_scaling = 2.0 ** (SCALING_EXPONENT["float32"] - SCALING_EXPONENT["float64"])
+        of_sums = of_scaling * 2.0 ** (kernel.s - self.kernel.s)
+        U, V = (flush((x * of_scaling).astype(np.float32)) for x in (self.U, self.V))
+        T, S = ((x * of_sums).astype(np.float32) for x in (self.T, self.S))
+        means = SharedMeans(kernel, self.a.astype(np.float32), U, V, T, S)
+        return means if all(sound is True for sound in means.certificates(self.U, self.V)) else None
 
     def _row_factors(self) -> HostArray:
         """Return factors (B, n) with which ``factor_i K_ij V_j`` is the plan; its row sums are a up to rounding."""
@@ -178,3 +219,6 @@ class TileMeans:
         """Return the means of the problems at `index`."""
         C = stored.select(self.C, index)
         return TileMeans(self.A[index], C, *(x[index] for x in (self.a, self.b, self.T, self.S)))
+
+    def in_float32(self) -> None:
+        """Return None: there are no means in float32."""

@@ -12,9 +12,8 @@ from cusink.backends.numpy.clouds.reductions import (
     cost_block,
     cost_range,
     plan,
-    softmin,
 )
-from cusink.backends.numpy.clouds.softmin import repeated_softmin, transport_cost
+from cusink.backends.numpy.clouds.softmin import repeated_softmin, softmin, transport_cost
 from cusink.backends.numpy.dense import to_host
 from cusink.costs.operators import Operators
 from cusink.costs.points import PointCosts

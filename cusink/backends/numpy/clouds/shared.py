@@ -42,6 +42,10 @@ class CloudKernel:
         self.exponents = Exponents(self.side, np.zeros(m), 1 / eps, np.full(n, self.s * np.log(2)))
         self.order = self.side.order, self.side.columns
 
+    def in_float32(self) -> "CloudKernel":
+        """Return about the same kernel in float32."""
+        return CloudKernel(self.C, np.float32, self.eps)
+
     def product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
         """Return ``K factor`` (axis 1) or ``K' factor`` (axis 0)."""
         return self._product(factor, axis, out, self._tiles())

@@ -33,6 +33,19 @@ def repeated_softmin(C: PointCosts, eps: float) -> Callable[[Array, Axis], Array
     return SharedSoftmin(C, eps) if C.ndim == 2 else AbsorbedSoftmin(C, eps)
 
 
+def softmin(C: PointCosts, logits: HostArray, eps: float, axis: Axis) -> HostArray:
+    """Return ``-eps * log(sum_j exp(logits_j - C_ij / eps))`` (B, n); of small clouds a few problems at a time.
+
+    Costs and kernels of these stay in the cache, where memory for all would have to be fetched.
+    """
+    n, m = C.shape[-2:]
+    if C.ndim == 2 or n * m > limits.LIMITS.cloud_array_pairs:
+        return reductions.softmin(C, logits, eps, axis)
+    size = max(1, limits.LIMITS.kernel_tile_bytes // (n * m * 8))
+    parts = [slice(start, start + size) for start in range(0, len(logits), size)]
+    return np.concatenate([repeated_dense(C.block(np, some), eps)(logits[some], axis) for some in parts])
+
+
 def transport_cost(C: PointCosts, p: HostArray, q: HostArray, eps: float) -> HostArray:
     """Return ``sum_ij P_ij C_ij`` (B,): of many problems between the same clouds by products with their kernel."""
     if C.ndim == 3 or len(p) < PRODUCT_PROBLEMS:

@@ -8,7 +8,7 @@ import numpy as np
 from cusink.backends.numpy.certificate import repair
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import finish_log
-from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, scaled_kernel
+from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush, scaled_kernel
 from cusink.types import Array, Axis, HostArray
 
 
@@ -24,6 +24,9 @@ class Kernel(Protocol):
     @property
     def K(self) -> HostArray:  # noqa: N802
         """The kernel as an array (n, m)."""
+
+    def in_float32(self) -> "Kernel":
+        """Return the same kernel in float32."""
 
     @property
     def costs(self) -> HostArray:
@@ -66,6 +69,12 @@ class DenseKernel:
     def K(self) -> HostArray:  # noqa: N802
         """The kernel (n, m)."""
         return scaled_kernel(self.C, self.dtype, self.eps, self.shift)
+
+    def in_float32(self) -> "DenseKernel":
+        """Return the kernel in float32."""
+        narrow = DenseKernel(self.C, np.float32, self.eps)
+        narrow.__dict__["K"] = flush(np.ldexp(self.K, narrow.s - self.s).astype(np.float32))
+        return narrow
 
     def product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
         """Return ``K factor`` (axis 1) or ``K' factor`` (axis 0)."""
