@@ -10,7 +10,7 @@ from cusink.backends.blocks import reductions as blocks
 from cusink.backends.numpy import dense, limits
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import LogReductions, finish_log
-from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, scaled_kernel
+from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush, scaled_kernel
 from cusink.costs.cells import EuclideanCosts
 from cusink.types import Array, Axis, HostArray
 
@@ -54,6 +54,12 @@ class ShiftKernel:
         wide = self._side_by_side(lambda costs: (costs / self.unit).astype(self.dtype))
         wide *= self.wide
         return wide
+
+    def in_float32(self) -> "ShiftKernel":
+        """Return the kernel in float32."""
+        narrow = ShiftKernel(self.C, np.float32, self.eps)
+        narrow.__dict__["wide"] = flush(np.ldexp(self.wide, narrow.s - self.s).astype(np.float32))
+        return narrow
 
     def product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
         """Return ``K factor``, which is ``K' factor``."""
