@@ -140,7 +140,8 @@ class EuclideanCosts:
     def centres(self, xp: ArrayModule) -> Array:
         """Return the centres (n, d) of the cells of a grid that is not periodic, in float64, from that of the first."""
         places = [self.unit * xp.sqrt(axis[:, 0]) for axis in self.squares.axes]
-        return xp.stack([x.reshape(-1) for x in xp.meshgrid(*places, indexing="ij")], axis=-1)
+        cells = xp.unravel_index(xp.arange(self.shape[0]), self.cells)
+        return xp.stack([place[along] for place, along in zip(places, cells, strict=True)], axis=-1)
 
     def astype(self, dtype: Any) -> Self:
         """Return the same grid in another precision."""
