@@ -45,6 +45,10 @@ class Pairs(Protocol):
         """The regularisation."""
 
     @property
+    def span(self) -> tuple[float, float]:
+        """Numbers between which the costs lie."""
+
+    @property
     def reach(self) -> Reach | None:
         """The prices of the marginals, where these may differ from the items."""
 
@@ -165,7 +169,8 @@ def debiased(
     out = solved.distances - of_selves
     if excess is not None:
         out = out + pairs.eps / 2 * xp.asarray(excess) ** 2
-    scale = pairs.eps * pairs.mass
+    # A bin lighter than the error may be without its mass, which is worth what costs differ by.
+    scale = (pairs.eps + pairs.span[1] - pairs.span[0]) * pairs.mass
     rounding = ROUNDINGS * float(np.finfo(np.dtype(str(solved.distances.dtype))).eps)
     explained = scale * xp.asarray(error) + rounding * (xp.abs(solved.distances) + xp.abs(of_selves) + scale)
     zero = xp.asarray(equal) & xp.isfinite(out) | ((out < 0) & (out > -explained))

@@ -103,6 +103,16 @@ def test_nearly_equal_items_are_not_negative(dtype, size):
     assert (D.result >= 0).all(), f"as low as {D.result.min()}"
 
 
+def test_a_bin_lighter_than_the_error_makes_no_distance_negative():
+    """Its mass is worth what costs differ by, a hundred times eps here: distances of -2e-10 were left as they were."""
+    A = np.array([[0.9980214671989346, 1.1195066819387823e-06], [0.9980218037072751, 7.829983413343133e-07]])
+    cost = np.array([[0.0, 0.02], [0.02, 0.0]])
+    for B in (None, A):
+        distances = cusink.distance_matrix(A, B, cost, eps=2e-4, value="divergence")
+        assert (distances >= 0).all() and (np.diag(distances) == 0).all()
+    assert (cusink.nearest(A, None, cost, k=1, eps=2e-4, value="divergence")[0] >= 0).all()
+
+
 def test_neighbours_of_scikit_learn_take_the_matrix():
     from sklearn.cluster import DBSCAN
     from sklearn.metrics import silhouette_score
