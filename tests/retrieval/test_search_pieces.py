@@ -423,7 +423,14 @@ def solver_of(symmetric, **given):
         return SimpleNamespace(values=10.0 * rows + columns, error=rows / 10, converged=columns < 3, f=f, g=g)
 
     pairs = SimpleNamespace(
-        xp=np, symmetric=symmetric, B=range(5), dtype=np.dtype(np.float32), masses=None, eps=0.5, mass=1.0
+        xp=np,
+        symmetric=symmetric,
+        B=range(5),
+        dtype=np.dtype(np.float32),
+        masses=None,
+        eps=0.5,
+        mass=1.0,
+        span=(0.0, 1.0),
     )
     one = SimpleNamespace(pairs=pairs, batches=SimpleNamespace(solve=solve), self_terms=None)
     for name, x in given.items():
