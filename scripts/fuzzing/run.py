@@ -243,5 +243,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, or the other processes would stay
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main())

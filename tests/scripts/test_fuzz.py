@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -181,6 +182,20 @@ def test_a_run_goes_on_where_it_was_stopped(fuzz, monkeypatch, tmp_path):
     assert seen == [100, 101, 102, 103, 103, 104, 105, 106]
     monkeypatch.setattr(run, "one", check)
     assert outcomes(found) == outcomes(fuzz(*arguments[:-2])[1])
+
+
+def test_a_run_that_is_ended_leaves_no_process(tmp_path):
+    """Ended by the system and not by Ctrl-C, its processes stayed, with a gigabyte each."""
+    kept = tmp_path / "state"
+    command = [sys.executable, run.__file__, "--only", "input", "--jobs", "2", "--minutes", "5", "--state", str(kept)]
+    running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    until = time.monotonic() + 120
+    while not (kept.exists() and kept.stat().st_size > 1000):
+        assert time.monotonic() < until and running.poll() is None
+        time.sleep(0.05)
+    running.terminate()
+    _, said = running.communicate(timeout=60)  # the others hold its standard error while they are there
+    assert running.returncode == 130 and b"the same command goes on" in said
 
 
 def test_a_state_of_other_sources_is_refused(fuzz, monkeypatch, tmp_path):
