@@ -56,7 +56,8 @@ class UnbalancedIteration(HostChecked):
             self.log_a, self.log_b = xp.log(a), xp.log(b)
         # Of bins with weight: an empty one may have a potential of 1e8, beside which f - t had no digits left.
         f, g = (self._of_weighted(xp.where(xp.isfinite(x), x, 0), w) for x, w in ((f, a), (g, b)))
-        of_f, of_g = (x.sum(axis=1) / xp.maximum((w > 0).sum(axis=1), 1) for x, w in ((f, a), (g, b)))
+        # By the lowest, where most mass is left: the mean may be that of bins far away, beside which no digits are.
+        of_f, of_g = (_lowest(xp, x, w) for x, w in ((f, a), (g, b)))
         t = ((of_f - of_g) / 2)[:, None].astype(a.dtype, copy=False)
         self.f, self.g, self.t = self._of_weighted(f - t, a), self._of_weighted(g + t, b), t.astype(np.float64)
         self.steps: DampedSteps = C.ops.damped_steps or ArraySteps(xp)
@@ -182,6 +183,12 @@ def translation(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array, reach: 
     """Return the t (B,) of the highest dual objective for ``f + t`` and ``g - t``: both marginals get one mass."""
     (sum_a, low_a), (sum_b, low_b) = (_mass(xp, *side) for side in ((a, f, reach[0]), (b, g, reach[1])))
     return (xp.log(sum_a / sum_b) - low_a + low_b) / (1 / reach[0] + 1 / reach[1])
+
+
+def _lowest(xp: ArrayModule, potential: Array, weights: Array) -> Array:
+    """Return the lowest potential (B,) of bins with weight; 0 where there is none."""
+    lowest = xp.where(weights > 0, potential, xp.inf).min(axis=1)
+    return xp.where(xp.isfinite(lowest), lowest, 0)
 
 
 def _mass(xp: ArrayModule, weights: Array, potential: Array, rho: float) -> tuple[Array, Array]:

@@ -312,3 +312,13 @@ def test_a_start_with_a_large_potential_of_an_empty_bin_keeps_its_digits():
     first = cusink.sinkhorn(a, b, C, eps=0.02, reach=1.6)
     again = cusink.sinkhorn(a, b, C, eps=0.02, reach=1.6, init=(first.f, first.g))
     assert again.converged and again.n_iter == 1 and again.error < 1e-12
+
+
+def test_a_bin_far_away_takes_no_digits_from_the_others():
+    """The shift of a start was half of the mean potential, 3e7 here: the error was more than the one claimed."""
+    C = np.array([[0.9], [1.1e10]])
+    found = cusink.sinkhorn(np.ones(2), np.array([2.0]), C, eps=1.0, reach=0.01)
+    f, g = found.problem.f[0], found.problem.g[0]
+    assert found.converged and abs(f[0]) < 1 and abs(g[0]) < 1
+    off = found.plan().sum(axis=0) - 2 * np.exp(-found.g / 0.01)
+    assert abs(off[0]) <= found.error * found.plan().sum()
