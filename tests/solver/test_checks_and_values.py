@@ -527,15 +527,15 @@ def test_bins_without_partners_keep_their_mass():
     assert unbalanced.partnered(dense_cost(C), *given)[0] is given[0]
 
 
-def test_an_unbalanced_iteration_begins_about_the_middle_of_its_potentials():
+def test_an_unbalanced_iteration_begins_between_its_lowest_potentials():
     """A constant of any size in f and -g is the shift, and no digit of either is lost to it."""
     f, g, shift = np.array([[50.0, 51.0, 52.0, 53.0]]), np.full((1, 6), -40.0), np.zeros(1)
     begun = unbalanced.UnbalancedIteration(
         dense_cost(C), A[None], B[None], 0.2, f, g, "log", reach=(1.0, 1.0), shift=shift
     )
-    assert begun.t.tolist() == [[(51.5 + 40) / 2]]
-    np.testing.assert_allclose(begun.f, f - 45.75)
-    np.testing.assert_allclose(begun.g, g + 45.75)
+    assert begun.t.tolist() == [[(50 + 40) / 2]]
+    np.testing.assert_allclose(begun.f, f - 45)
+    np.testing.assert_allclose(begun.g, g + 45)
     again = unbalanced.UnbalancedIteration(
         dense_cost(C), A[None], B[None], 0.2, np.full((1, 4), np.inf), g, "log", reach=(1.0, 1.0), shift=shift
     )
