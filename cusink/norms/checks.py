@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed, promoted
+from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed, promoted, to_host
 from cusink.checks.scalars import one_of, positive_number, real, shown
 from cusink.checks.weights import batch_size, same_mass, weight_values
 from cusink.types import Array, ArrayModule
@@ -37,8 +37,9 @@ class WeightedPoints:
 
     def in_own_unit(self) -> Self:
         """Return the same points in a unit in which they are at most about 1 apart."""
-        halves = [float(x) / 2 for p in (self.x, self.y) for x in (p.min(), p.max())]
-        power = min(math.frexp(max(halves) - min(halves))[1] + 1, LARGEST_POWER)
+        ends = to_host(self.xp.stack([end for p in (self.x, self.y) for end in (p.min(), p.max())]))
+        extent = float(ends.max()) / 2 - float(ends.min()) / 2  # half of it: the whole may be out of range
+        power = min(math.frexp(extent)[1] + 1, LARGEST_POWER)
         x, y = (self.xp.ldexp(p, -power) for p in (self.x, self.y))
         return replace(self, x=x, y=y, unit=2.0**power)
 
