@@ -21,6 +21,7 @@ ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at onc
 NEAR = 2  # looks until the end, where a problem goes on whatever it took
 SHORTEST_LOOK = 10  # iterations between two looks that tell of a rate
 LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is known
+STAGE = 50  # iterations that a stage of `quartered` takes where it is hard
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
@@ -89,7 +90,7 @@ def quartered(
         f[some], g[some] = found.f, found.g
         spent[some], done[some] = spent[some] + found.n_iter, found.converged
         looks = _looks_left(found, error[some], options)
-        ahead = (looks <= stages) & (spent[some] < stages * every) | (looks <= NEAR)
+        ahead = (spent[some] + looks * every <= stages * min(budget, STAGE)) | (looks <= NEAR)
         error[some] = found.error
         some = some[ahead & ~(found.error <= close)]
     some = np.flatnonzero(~done & ~(error <= close))

@@ -188,23 +188,28 @@ def test_starts_at_larger_eps():
 
 
 def test_a_problem_that_ends_sooner_than_annealing_would_is_not_annealed():
-    """With two stages, 20 iterations: one problem ends in the first look, one falls fast enough, two do not."""
+    """With two stages, 100 iterations: one problem ends in the first look, one falls fast enough, two do not."""
     cost, options = dense_cost(C), Options(max_iter=800, tol=1e-7)
-    solve = Planned([[1e-8, 2e-4, 8e-3, 1e-3], [0, 9e-8, 0, 1e-4]])
+    solve = Planned([[1e-8, 2e-4, 0.5, 1e-3], [0, 9e-8, 0, 5e-4]])
     spent, init = annealing.quartered(solve, cost, A, B, 0.01, options, 4001.0)
     assert spent.tolist() == [10, 20, 10 + 6, 20 + 8]
     assert [len(call[4]) for call in solve.calls] == [4, 2, 2, 2]
     assert (init[0][0] == 1).all() and (init[1][0] == 3).all() and (init[0][1] == 2).all()
     assert not (init[0][2] == 1).all()
-    # However fast it falls, no longer than three stages may take,
-    solve = Planned([[2e-2], [8.15e-4], [7.4e-5]])
-    assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 17_000.0)[0] == [30 + 9]
+    # With three, 150, of which 14 looks may be left after the first; with a budget of 20 for each, five.
+    for most, error, spent in ((800, 0.651, 20), (800, 0.653, 10), (240, 0.121, 20), (240, 0.122, 10)):
+        solve, few = Planned([[error], [error * 0.999]]), Options(max_iter=most, tol=1e-7)
+        assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, few, 17_000.0)[0] == [spent + 9]
+    # What a look promised is forgotten at the next,
+    solve = Planned([[2e-2], [8.15e-4], [7.4e-5], [7e-5]])
+    assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 17_000.0)[0] == [40 + 9]
     # but where two more looks would do.
     solve = Planned([[1e-4], [1e-5], [1e-6], [9e-8]])
     assert annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)[0] == [40]
-    solve = Planned([[1e-2, 1.01e-2]])  # those that are close do not anneal, nor wait for another look
+    # Those that are close do not anneal, nor wait for another look.
+    solve = Planned([[1e-2, 1.1e-2], [0, 1.01e-2]])
     spent, init = annealing.quartered(solve, cost, A[:2], B[:2], 0.01, options, 4001.0, 1e-2)
-    assert spent.tolist() == [10, 10 + 6] and [len(call[4]) for call in solve.calls] == [2, 1, 1]
+    assert spent.tolist() == [10, 20 + 6] and [len(call[4]) for call in solve.calls] == [2, 1, 1, 1]
     assert (init[0][0] == 1).all() and (init[1][0] == 3).all()
     solve = Planned([[1e-8]])
     spent, init = annealing.quartered(solve, cost, A[:1], B[:1], 0.01, options, 4001.0)
