@@ -322,3 +322,18 @@ def test_a_bin_far_away_takes_no_digits_from_the_others():
     assert found.converged and abs(f[0]) < 1 and abs(g[0]) < 1
     off = found.plan().sum(axis=0) - 2 * np.exp(-found.g / 0.01)
     assert abs(off[0]) <= found.error * found.plan().sum()
+
+
+@pytest.mark.parametrize("of_points", [False, True])
+def test_the_error_of_float32_counts_what_its_logits_lost(of_points):
+    """Logits of 300 have few digits in float32: plans were off by twice the error that was reported."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x, far = (rng.uniform(low, low + 5, (1, 2)).astype(np.float32) for low in (0, 20))
+        y = np.concatenate([far, x + np.float32(2)])
+        C = np.sqrt(((x.astype(float)[:, None] - y) ** 2).sum(axis=-1))
+        cost = cusink.PointCloud(x, y, power=0.5) if of_points else C.astype(np.float32)
+        a, b = np.ones(1, np.float32), np.array([1, 0], np.float32)
+        found = cusink.sinkhorn(a, b, cost, eps=0.1, tol=1e-3, reach=2.7)
+        wanted = np.exp(-float(found.g[0]) / 2.7)
+        assert abs(float(found.plan().sum()) / wanted - 1) <= 2e-6 <= found.error, seed
