@@ -72,8 +72,8 @@ begin_at_once(REAL* kept_a, REAL* kept_b, REAL* kept_C, REAL* a, REAL* b, REAL* 
               double* facts, const REAL* given_a, const REAL* given_b, const REAL* given_C, double eps,
               double cost_scale, double tol, double carried, double of_exponents, double level, double fixed_omega,
               double begin_steep, double first_omega, double first_omega_if_steep, double steep_above,
-              double steep_below, double nearly_all, double shift, long long a_stride, long long b_stride,
-              long long cost_stride, long long B, long long n, long long m) {
+              double steep_below, double nearly_all, double plain_if_one_bin, double shift, long long a_stride,
+              long long b_stride, long long cost_stride, long long B, long long n, long long m) {
     for (long long k = blockIdx.x; k < B; k += gridDim.x) {
         const REAL* C = given_C + k * cost_stride;
         Given found = Given::empty();
@@ -127,7 +127,7 @@ begin_at_once(REAL* kept_a, REAL* kept_b, REAL* kept_C, REAL* a, REAL* b, REAL* 
             double infinite = double(infinity());
             if (keeps) minimum[cost_stride != 0 ? k : 0] = REAL(found.low);
             omega[k] = REAL(first), gauge[k] = start, mass[k] = total.sum;
-            double state[8] = {first, infinite, infinite, 0, 0, 0, infinite, 0};
+            double state[8] = {first, infinite, infinite, 0, 0, 0, infinite, one_bin ? -plain_if_one_bin : 0};
 #pragma unroll
             for (int c = 0; c < 8; c++) states[k * 8 + c] = state[c];
             own_rules[k * 3] = tol - carried - fmin(2 * of_exponents * exponent, tol / 2);

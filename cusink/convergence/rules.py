@@ -23,6 +23,7 @@ RELAX_LATER_ABOVE = 500
 LARGEST_OMEGA = 1.97
 # Beyond the best omega the error swings as it falls, so that a rate over fewer iterations may be anything.
 LEAST_OBSERVED = 10
+PLAIN_IF_ONE_BIN = 20  # so many more come first where nearly all weight of a side is in one bin
 # Averaging steps f + s (T f - f), for s in turn, of a measure with itself. T contracts, and so does every such average
 # with s in (0, 1]. Near the solution T f - f falls by 1 - s (1 + eta) with eta in [0, 1] for a positive definite
 # kernel: these s are the inverse Chebyshev points of [1, 2], and two steps make the error 17 times smaller. Steps of
@@ -101,7 +102,8 @@ class Relaxation:
     ) -> Self:
         """Return the factors to begin with; `steepness` is the range of the costs over eps.
 
-        `slow` problems are known to outlast the first check; those of nearly `one_bin` (B,) mostly end there, without.
+        `slow` problems are known to outlast the first check. Those of nearly `one_bin` (B,) mostly end there without;
+        for others the last of the mass arrives all at once after some steps: they stay plain for longer.
         """
         adaptive, steep = setting == "auto", RELAX_ABOVE <= steepness < RELAX_LATER_ABOVE
         if adaptive:
@@ -109,7 +111,9 @@ class Relaxation:
         else:
             first = 1.0 if setting is None else float(setting)
         errors, since = np.full(problems, np.inf), np.full(problems, LEAST_OBSERVED if slow else 0)
-        omega = np.full(problems, first) if one_bin is None else np.where(one_bin, 1.0, first)
+        omega = np.full(problems, first)
+        if one_bin is not None:
+            omega[one_bin], since[one_bin] = 1.0, since[one_bin] - PLAIN_IF_ONE_BIN
         return cls(omega, errors, since, 0, adaptive, steep)
 
     def observe(self, error: HostArray, iterations: int) -> Self:

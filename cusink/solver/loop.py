@@ -19,7 +19,7 @@ from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
-NEARLY_ALL = 0.999  # of the weights
+NEARLY_ALL = 0.95  # of the weights
 POOR = 0.3  # error after one iteration from which a start is worth less than none
 PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given

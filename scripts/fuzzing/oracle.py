@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import xlogy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import reference
@@ -144,5 +145,5 @@ def unbalanced_value(problem: Problem, name: str) -> float:
     for sums, weights, rho in ((P.sum(axis=1), a, reach[0]), (P.sum(axis=0), b, reach[1])):
         if rho < math.inf:
             kept = weights > 0
-            value += rho * float((sums[kept] * np.log(sums[kept] / weights[kept])).sum() - sums.sum() + weights.sum())
+            value += rho * float(xlogy(sums[kept], sums[kept] / weights[kept]).sum() - sums.sum() + weights.sum())
     return value

@@ -101,6 +101,21 @@ def test_a_steep_problem_that_is_looked_at_often_is_not_overrelaxed_at_once():
     assert found.converged and found.n_iter <= 2 * plain.n_iter + 10
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_nor_does_one_whose_mass_arrives_all_at_once(seed):
+    """With most weight in one bin, plain iterations end some steps after they began to count: 14 of them, not 46."""
+    rng = np.random.default_rng(seed)
+    n, rest = int(rng.integers(3, 7)), 10 ** rng.uniform(-7, -1.3)
+    steps = np.abs(np.subtract.outer(np.arange(n), np.arange(n))).astype(float)
+    a, b = rng.dirichlet(np.ones(n)), rest * rng.dirichlet(np.ones(n))
+    b[rng.integers(n)] += 1 - rest
+    eps, every = steps.max() / 10 ** rng.uniform(1.9, 2.7), int(rng.choice([1, 3, 10]))
+    for pair in ((a, b), (b, a)):
+        found, plain = both(*pair, steps, eps=eps, tol=1e-9, check_every=every)
+        allowed = 2 * int(plain.n_iter) + 10
+        assert plain.converged and found.converged and found.n_iter <= -(-allowed // every) * every
+
+
 def test_nor_does_one_of_huge_costs_whose_stages_would_take_longer():
     """Five stages were thought to take as long as five looks; they took 241 iterations, where 90 were left."""
     a, b = np.array([[0.32, 0.68], [0.69, 0.31]]), np.array([[0.3, 0.7], [0.3, 0.7]])

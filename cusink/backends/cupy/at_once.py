@@ -17,6 +17,7 @@ from cusink.convergence.rules import (
     FIRST_OMEGA_IF_STEEP,
     LARGEST_OMEGA,
     LEAST_OBSERVED,
+    PLAIN_IF_ONE_BIN,
     PROGRESS,
     RELAX_ABOVE,
     RELAX_LATER_ABOVE,
@@ -124,4 +125,5 @@ def _omegas(rules: AtOnceRules, dtype: np.dtype[Any]) -> tuple[np.float64, ...]:
     """Return the level of rounding for costs of no size, and the rules by which omega is first chosen."""
     begin_steep = FIRST_OMEGA_IF_STEEP if rules.check_every >= LEAST_OBSERVED else 1.0
     numbers = (rounding_level(dtype, 0.0), rules.omega or 0.0, begin_steep, FIRST_OMEGA, FIRST_OMEGA_IF_STEEP)
-    return tuple(map(np.float64, (*numbers, RELAX_ABOVE, RELAX_LATER_ABOVE, rules.nearly_all)))
+    limits = (RELAX_ABOVE, RELAX_LATER_ABOVE, rules.nearly_all, PLAIN_IF_ONE_BIN)
+    return tuple(map(np.float64, (*numbers, *limits)))

@@ -107,6 +107,16 @@ def test_uniform_weights_and_one_bin():
         np.testing.assert_allclose(found["f"], exact.f, atol=1e-12)
 
 
+def test_most_weight_in_one_bin_stays_plain_for_longer():
+    a, b = np.full(6, 1 / 6), np.array([0.02, 0.01, 0.96, 0, 0.005, 0.005])
+    C = np.abs(np.subtract.outer(np.arange(6.0), np.arange(6.0)))
+    for pair in ((a, b), (b, a)):
+        exact = cusink.sinkhorn(*pair, C, eps=0.03, tol=1e-9)
+        found, work, *_ = on_device(*pair, C, eps=0.03, tol=1e-9)
+        assert work == (3, 1) and np.atleast_1d(found["n_iter"])[0] == exact.n_iter >= 40
+        np.testing.assert_allclose(found["reg_cost"], exact.reg_cost, rtol=1e-9)
+
+
 def test_small_eps_in_float32_is_solved_in_float64_at_once():
     """The digits of float32 do not do for this eps: the second try has 12 conversions beside its launches."""
     given = make("plain", np.float32)
