@@ -110,12 +110,15 @@ def test_a_factor_that_underflowed_asks_for_more_where_it_has_weight(dtype):
     between = 2 * bound.floor(dtype, 1.0, False)
     assert between < bound.floor(dtype, 1.0, True)
     for value, weight, lost in ((0.0, 1.0, True), (tiny / 2, 1.0, True), (tiny, 1.0, False), (0.0, 0.0, False)):
-        product, factor, weights = products(dtype, between)
-        factor[3, 1], weights[3, 1] = value, weight
-        found = certified(bound, product, factor, weights)
-        assert (found is not True) == lost, (value, weight)
-        if lost:
-            assert found.sum() == 11 and not found[2, 1]
+        for lone in (False, True):  # a zero without weight beside it, which has all entries looked at
+            product, factor, weights = products(dtype, between)
+            factor[3, 1], weights[3, 1] = value, weight
+            if lone:
+                factor[4, 1] = weights[4, 1] = 0
+            found = certified(bound, product, factor, weights)
+            assert (found is not True) == lost, (value, weight, lone)
+            if lost:
+                assert found.sum() == 11 and not found[2, 1]
     product, factor, weights = products(dtype, between)
     factor[3, 0] = 0.0  # of a column whose sums are large
     assert certified(bound, product, factor, weights) is True
