@@ -1,5 +1,7 @@
 """The range check: it lets no sum through that underflow spoilt, and sends away none that it did not."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,16 @@ def test_kernels_are_scaled_and_have_no_denormals(dtype):
         assert K.dtype == dtype
         np.testing.assert_allclose(K[want >= tiny], want[want >= tiny].astype(dtype), rtol=200 * np.finfo(dtype).eps)
         assert (K[want < tiny] == 0).all() and K[1, 2] == 0
+
+
+def test_a_kernel_is_made_in_three_arrays():
+    """Of exponents, which become the kernel, and of powers in two types: fetching memory takes longer than using it."""
+    C = np.linspace(0, 3000, 1 << 16)[None]  # with entries to flush
+    tracemalloc.start()
+    scaled_kernel(C, np.float64, 1.0, 0.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (8 + 8 + 4 + 4) * C.size
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
