@@ -2,12 +2,14 @@
 
 A test that takes `xp` runs once per array library: NumPy always, CuPy as a test marked ``gpu``. Tests so marked are
 skipped where there is no GPU, the last line of the run counts them, and ``CUSINK_REQUIRE_GPU=1`` makes every such skip
-a failure.
+a failure. ``CUSINK_REQUIRE_EXTRAS=1`` does so with tests, and whole files, that miss a package or a compiler: one that
+fails to install would otherwise take its tests out of the run.
 """
 
 import dataclasses
 import functools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 SKIPPED_GPU = "skipped for want of a GPU"
+MISSING = re.compile(r"could not import '(?!cupy)|no g\+\+ to build")  # as reasons say it; CuPy needs a driver
 
 
 @functools.cache
@@ -98,11 +101,33 @@ def pytest_runtest_setup(item):
         pytest.skip(missing_gpu())
 
 
+def is_set(variable):
+    """Whether a variable of the environment asks for something."""
+    return os.environ.get(variable, "0") not in {"", "0"}
+
+
+def fail_for_want_of_extras(report):
+    """Turn the skip of a test, or of a file, for want of a package or a compiler into a failure, if that is asked."""
+    if report.skipped and is_set("CUSINK_REQUIRE_EXTRAS") and MISSING.search(str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"CUSINK_REQUIRE_EXTRAS is set, and a test was skipped: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return fail_for_want_of_extras((yield))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    report = yield
-    required = os.environ.get("CUSINK_REQUIRE_GPU", "0") not in {"", "0"}
-    if required and report.skipped and item.get_closest_marker("gpu") and not hasattr(report, "wasxfail"):
+    report = fail_for_want_of_extras((yield))
+    if (
+        is_set("CUSINK_REQUIRE_GPU")
+        and report.skipped
+        and item.get_closest_marker("gpu")
+        and not hasattr(report, "wasxfail")
+    ):
         report.outcome = "failed"
         report.longrepr = f"CUSINK_REQUIRE_GPU is set, and a GPU test was skipped: {report.longrepr}"
     return report

@@ -177,7 +177,7 @@ def test_each_walks_a_batch_with_broadcasting():
     assert shapes == [((2,), (4,), (2, 4))] * 3
 
 
-# The rule about GPU tests
+# The rules about tests that are skipped
 
 
 def run_suite(folder, **environment):
@@ -200,11 +200,13 @@ def run_suite(folder, **environment):
         "-ra",
         "-p",
         "no:cacheprovider",
+        "--continue-on-collection-errors",
         "--rootdir",
         str(folder),
         str(folder),
     ]
-    variables = {k: v for k, v in os.environ.items() if k not in {"CUSINK_REQUIRE_GPU", "PYTEST_ADDOPTS"}} | environment
+    ours = {"CUSINK_REQUIRE_GPU", "CUSINK_REQUIRE_EXTRAS", "PYTEST_ADDOPTS"}
+    variables = {k: v for k, v in os.environ.items() if k not in ours} | environment
     answer = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=variables | {"PYTHONPATH": str(folder)}
     )
@@ -217,6 +219,7 @@ def test_skipped_gpu_tests_are_counted_in_the_last_line_and_inputs_are_read_only
     assert "1 passed" in last and "1 failed" in last  # what writes to its input fails
 
 
-def test_skipped_gpu_tests_fail_where_a_gpu_is_required(tmp_path):
-    status, last = run_suite(tmp_path, CUSINK_REQUIRE_GPU="1")
-    assert status == 1 and "for want of a GPU" not in last and "3 errors" in last
+def test_skipped_tests_fail_where_a_gpu_and_all_packages_are_required(tmp_path):
+    status, last = run_suite(tmp_path, CUSINK_REQUIRE_GPU="1", CUSINK_REQUIRE_EXTRAS="1")
+    assert status == 1 and "for want of a GPU" not in last
+    assert "4 errors" in last and "skipped" not in last  # of three tests, and of the file as a whole

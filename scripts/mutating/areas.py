@@ -27,6 +27,12 @@ AREAS: dict[str, tuple[str, ...]] = {
         "cusink/retrieval/search.py",
         "cusink/retrieval/ranking.py",
     ),
+    "grids": (
+        "cusink/backends/numpy/cells.py",
+        "cusink/backends/numpy/shifts.py",
+        "cusink/backends/cupy/grid_logs.py",
+        "cusink/backends/cupy/grid_passes.py",
+    ),
     "kernels": ("kernels/*.cu", "kernels/*.cuh"),
 }
 
@@ -72,9 +78,15 @@ _SEARCHED = (
 _BETWEEN_POINTS = Tests(
     ("tests/backends/cupy/test_clouds.py", "-k", "agree or tensor or far_points or follow and float32"), ()
 )
-_BETWEEN_CELLS = Tests(
-    ("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"),
-    ("tests/backends/numpy/test_grid.py", "-k", "cupy and (follow or repeated or operators)"),
+_FUSED = "tests/backends/cupy/test_fused_steps.py"
+_ON_GRIDS = ("tests/backends/numpy/test_grid.py", "-k", "cupy and (follow or repeated or operators)")
+_OF_SHIFTS = Tests(
+    ("tests/backends/numpy/test_cells.py", "-k", "of_shifts or forms_of or certified_sum or means_are"),
+    ("tests/backends/numpy/test_cells.py", "-k", "(operators or iterations) and not device"),
+)
+_OF_LINES = Tests(
+    (_FUSED, "-k", "oracle and grid_logs and float64 or lost_digits"),
+    (_FUSED, "-k", "oracle and grid_logs and float32 or for_each_axis and log or second_check and log"),
 )
 # Every file has an entry of its own, or a new one would be asked of tests that know nothing of it.
 TESTS: dict[str, Tests] = {
@@ -129,7 +141,14 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/pairs/tiles.py": _PAIRS,
     "cusink/solver/pairs/together.py": _PAIRS,
     "cusink/backends/numpy/certificate.py": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
-    "cusink/backends/ranges.py": Tests(("tests/backends/numpy/test_certificate.py",), _FIXED),
+    "cusink/backends/ranges.py": Tests(
+        ("tests/backends/numpy/test_certificate.py",),
+        (_FIXED[0], _FUSED, "-k", f"properties and ({_FIXED[-1]}) or second_check and log"),
+    ),
+    "cusink/backends/numpy/cells.py": _OF_SHIFTS,
+    "cusink/backends/numpy/shifts.py": _OF_SHIFTS,
+    "cusink/backends/cupy/grid_logs.py": _OF_LINES,
+    "cusink/backends/cupy/grid_passes.py": _OF_LINES,
     "cusink/gradients/adjoint.py": _FIRST_ORDER,
     "cusink/gradients/balanced.py": _FIRST_ORDER,
     "cusink/gradients/checks.py": _FIRST_ORDER,
@@ -167,16 +186,22 @@ TESTS: dict[str, Tests] = {
     "kernels/documents.cu": Tests(
         ("tests/backends/cupy/test_documents.py", "-k", "float32 and values or stop_by_themselves or rounding"), ()
     ),
-    "kernels/grid.cu": _BETWEEN_CELLS,
-    "kernels/grid_logs.cu": _BETWEEN_CELLS,
-    "kernels/grid_tiles.cuh": _BETWEEN_CELLS,
+    "kernels/grid.cu": Tests((_FUSED, "-k", "oracle and grid.cu"), _ON_GRIDS),
+    "kernels/grid_logs.cu": Tests((_FUSED, "-k", "oracle and grid_logs or lost_digits"), _ON_GRIDS),
+    "kernels/grid_tiles.cuh": Tests((_FUSED, "-k", "oracle and grid and float32"), _ON_GRIDS),
     "kernels/at_once.cu": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),
     "kernels/online_softmax.cuh": Tests(_REDUCED, ()),
     "kernels/plan.cu": Tests((_REDUCTIONS, "-k", "plan and not apply_plan and float32"), ()),
     "kernels/point_pairs.cuh": Tests(
-        ("tests/backends/cupy/test_sums.py", "-k", "float32"), ("tests/backends/cupy/test_clouds.py", "-k", "agree")
+        ("tests/backends/cupy/test_sums.py", "-k", "float32"),
+        (
+            "tests/backends/cupy/test_sums.py",
+            "tests/backends/cupy/test_clouds.py",
+            "-k",
+            "every_kernel and float64 or agree",
+        ),
     ),
     "kernels/point_products.cu": _BETWEEN_POINTS,
     "kernels/point_products.cuh": _BETWEEN_POINTS,
@@ -186,7 +211,7 @@ TESTS: dict[str, Tests] = {
     "kernels/scaling.cu": Tests(_ITERATED, ()),
     "kernels/scaling.cuh": Tests(_ITERATED, ()),
     "kernels/softmin.cu": Tests((_REDUCTIONS, "-k", "softmin and float32 or half_precision"), ()),
-    "kernels/unbalanced.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and unbalanced"), ()),
+    "kernels/unbalanced.cu": Tests((_FUSED, "-k", "oracle and unbalanced"), ()),
 }
 
 

@@ -37,8 +37,10 @@ WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror")
 # A checked build calls cuda_checks.h at every access, and walks from frame to frame to where a collective is called.
 CHECKS = ("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls")
 CHECKS_OF_GCC = ("-fno-thread-jumps", "-fno-threadsafe-statics", "-Wno-frame-address")
+# `bounds` alone takes an array at the end of a struct for one of any length; clang has no other.
+GCC = ("-fno-gnu-unique", "-fsanitize=bounds-strict,alignment", "-fsanitize-undefined-trap-on-error")
 # Constants of launch bounds are used by nothing here, which only clang minds.
-CLANG = ("-fsanitize-trap=bounds,alignment", "-Wno-unused-const-variable")
+CLANG = ("-fsanitize=bounds,alignment", "-fsanitize-trap=bounds,alignment", "-Wno-unused-const-variable")
 
 
 ONE_AT_A_TIME = threading.Lock()  # of launches, for all devices: the emulation and its guarded memory are one
@@ -63,8 +65,8 @@ def options(checks=False):
     # -fno-gnu-unique the shared variables of one dtype's templates would be those of the other's; clang has none.
     told = (
         *("-std=c++17", "-O1", "-g0", "-fPIC", "-fno-exceptions", *WARNINGS),
-        *("-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fsanitize=bounds,alignment"),
-        *(("-fno-gnu-unique", "-fsanitize-undefined-trap-on-error") if gcc else CLANG),
+        *("-U_FORTIFY_SOURCE", "-fno-stack-protector"),
+        *(GCC if gcc else CLANG),
     )
     return (*told, *CHECKS, *(CHECKS_OF_GCC if gcc else CHECKS_OF_GCC[1:])) if checks else told
 

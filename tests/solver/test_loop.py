@@ -181,7 +181,8 @@ def test_starts_at_larger_eps():
         assert all(call[1:3] == (800 // (4 * stages), 1e-2) for call in solve.calls[1:])
         assert spent.tolist() == [10 + k * stages for k in (3, 4)]
         assert all(not np.any(x) for call in solve.calls[:2] for x in call[3])
-        np.testing.assert_allclose(init[0].mean(axis=1) * 5, init[1].mean(axis=1) * 6, rtol=0.5)
+        np.testing.assert_allclose(*((x * (w > 0)).sum(axis=1) for x, w in zip(init, (a, b), strict=True)), rtol=1e-12)
+        np.testing.assert_allclose(init[0][:, :1] + init[1], (1 + 3) * stages, rtol=1e-12)  # every one was begun with
     solve = Planned([[0.9]])
     spent, init = annealing.quartered(solve, cost, a, b, 0.01, Options(max_iter=11), 17_000.0)
     assert solve.calls == [] and spent.tolist() == [0, 0] and init is None  # nothing to spend

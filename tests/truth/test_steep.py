@@ -56,6 +56,7 @@ def test_the_error_counts_what_steep_costs_lose(dtype, span, method, layout):
     outcome = attempt(cusink.sinkhorn, *given, eps=1.0, method=method, max_iter=3000)
     assert_claims_hold(outcome.result, *given, 1.0, flags=outcome.flags)
     exact = reference.exact_cost(*of_one_mass(a, b), C)
+    assert span == 1e10 or np.all(outcome.result.converged)
     # Entropy moves the cost by eps log(n m) at most; the rest is rounding of the weights.
     found = np.ravel(np.asarray(outcome.result.cost, np.float64))[np.ravel(outcome.result.converged)]
     assert (np.abs(found - exact) <= 3.0 + 4e-6 * span).all()
@@ -71,6 +72,8 @@ def test_a_constant_in_the_cost_moves_the_value_alone(dtype, shift, method):
     assert_claims_hold(outcome.result, a, b, C, 0.1, flags=outcome.flags)
     want = optimum(a, b, C.astype(np.float64) - C.min(), 0.1)
     mass = float(a.sum(dtype=np.float64))
+    # In float64 as well costs of 1e10 eps have lost more digits than the tolerance leaves them.
+    assert outcome.result.converged or dtype == "float64"
     if bool(outcome.result.converged):
         slack = 4 * np.finfo(dtype).eps * abs(shift) + 2e-6
         assert abs(float(outcome.result.cost) - float(C.min()) * mass - want.cost) <= slack
@@ -96,7 +99,7 @@ def test_steep_documents(dtype, scale):
     found = attempt(cusink.distance_matrix, cusink.Measures.of(points), None, "sqeuclidean", eps=1.0, full_output=True)
     want = np.array([[on_a_line(x, y) for y in clouds] for x in clouds])
     converged = np.asarray(found.result.converged)
-    assert converged.all() or found.flags
+    assert (converged.all() or found.flags) and converged.diagonal().all()
     off = np.abs(np.asarray(found.result.distances, np.float64) / scale**2 - want)
     # Entropy costs eps log(6) at most, and the marginals are met to 1e-6.
     assert (off[converged] <= 2 / scale**2 + 1e-5 * 64**2).all(), off
@@ -113,7 +116,7 @@ def test_steep_documents_of_the_report(pairs):
     rows = measures if pairs == "one for all" else measures[:1]
     found = attempt(cusink.distance_matrix, rows, measures, "sqeuclidean", eps=eps, full_output=True)
     converged = np.asarray(found.result.converged)
-    assert converged.all() or found.flags
+    assert (converged.all() or found.flags) and converged.diagonal().all()
     offsets = measures.offsets
     for i, j in np.argwhere(converged):
         (x, p), (y, q) = (
@@ -157,8 +160,8 @@ def test_large_masses_at_the_edge_of_the_range(seed, method, span):
     a, b = ((1e11 * w / w.sum()).astype(np.float32) for w in (a, b))
     outcome = attempt(cusink.sinkhorn, a, b, C, eps=0.01, method=method)
     assert_claims_hold(outcome.result, a, b, C, 0.01, flags=outcome.flags)
-    if bool(outcome.result.converged):
-        assert_values(outcome, 1e-5, reg_cost=optimum(a, b, C, 0.01).reg_cost)
+    may_flag = method == "scaling"  # as its range is at an end
+    assert_values(outcome, 1e-5, may_flag=may_flag, reg_cost=optimum(a, b, C, 0.01).reg_cost)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -180,6 +180,19 @@ def check_far_logs(dtype, seed=0):
     np.testing.assert_allclose(found, exact, rtol=8 * np.finfo(dtype).eps)
 
 
+def test_no_sum_passes_that_lost_digits():
+    """All entries of K that a cell needs underflow, beside one sum of any size about the bound on what they take."""
+    cells, tiny, rounding = 600, *(float(getattr(np.finfo(np.float32), name)) for name in ("tiny", "eps"))
+    grid = cusink.Grid(cells, "cityblock", spacing=((-math.log(0.9 * tiny), *[1e-5] * (cells - 2)),))
+    x = np.zeros((25, cells), np.float32)
+    x[:, 0] = np.log(tiny / rounding * 10 ** np.linspace(-2, 4, 25))
+    with operators():
+        C = grid_costs(np, grid, np.dtype(np.float32))
+        found = part("grid_logs").LineSoftmin(C, 1.0)(x, 1)
+    exact = -np.logaddexp.reduce(x.astype(float) - C.axes[0][0].astype(float), axis=1)
+    np.testing.assert_allclose(found[:, 0], exact, rtol=0, atol=3 * np.spacing(np.float32(exact.max())))
+
+
 CHECKS = {
     "grid.cu": (check_products, check_iterations),
     "grid_logs.cu": (check_logs, check_far_logs),
@@ -284,7 +297,9 @@ def of_grid(grid, count, **options):
 
 
 @pytest.mark.parametrize("method", ["auto", "log"])
-@pytest.mark.parametrize(("grid", "most"), [(LINE, 2), (IMAGE, 4), (VOLUME, 6)])
+@pytest.mark.parametrize(
+    ("grid", "most"), [(LINE, 2), (IMAGE, 4), (VOLUME, 6), (cusink.Grid((1, 5)), 2), (cusink.Grid((1, 1)), 2)]
+)
 def test_an_iteration_on_a_grid_is_two_launches_for_each_axis(grid, most, method):
     assert of_grid(grid, 20, method=method) - of_grid(grid, 10, method=method) == 10 * most
 

@@ -1,5 +1,6 @@
 """Distances between the cells of a grid, which are no sums over the axes: operators and iterations, against oracles."""
 
+import dataclasses
 import itertools
 import tracemalloc
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import cusink
 from cusink.backends.numpy import cells as numpy_cells
 from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.shifts import ShiftKernel, has_shifts
-from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT, flush
+from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT, UnderflowBound, flush
 from cusink.costs.grid import data_of_grid
 
 NO_COMPILER = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
@@ -23,7 +24,7 @@ DTYPES = (np.float32, np.float64)
 GRIDS = {
     "plane": cusink.Grid((5, 3), "euclidean", spacing=(0.5, 1.0)),
     "around": cusink.Grid((3, 6), "euclidean", periodic=(False, True)),  # its longest axis is not the first
-    "space": cusink.Grid((3, 2, 4), "euclidean", spacing=((1.0, 0.25), 1.0, 0.5)),
+    "space": cusink.Grid((3, 4, 2), "euclidean", spacing=((1.0, 0.25), 0.5, 1.0)),  # and here between two others
     "uneven": cusink.Grid((3, 3), "euclidean", spacing=((1.0, 2.0), (0.5, 0.25))),
 }
 OMEGA = np.array([1.0, 1.25, 1.5])
@@ -187,6 +188,90 @@ def test_a_certified_sum_lost_nothing(cells, problems, dtype, limits):
         assert (error <= allowed).all()
         outcome.append(sound.mean())
     assert max(outcome) == 1 and min(outcome) < 0.97
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["plane", "space", "around"])
+def test_a_kernel_of_shifts_is_that_of_the_cost(name, dtype, unit, limits):
+    """One problem at a time and many, into any array; costs of a size whose square is beyond float32."""
+    limits(grid_window_problems=3, grid_shift_entries=40)
+    rng, full, eps = np.random.default_rng(6), cost(GRIDS[name]), 0.3
+    cells = len(full)
+    C = data_of_grid(np, GRIDS[name], dtype, 64 * 2 * cells)  # two rows are made at a time
+    C = dataclasses.replace(C, unit=unit * C.unit)
+    kernel = ShiftKernel(C, dtype, eps * unit)
+    K = np.exp(-full / eps)
+    rounding = {"rtol": 4 * (cells + full.max() / eps) * np.finfo(dtype).eps}
+    np.testing.assert_allclose(np.ldexp(kernel.K, -kernel.s), K, **rounding)
+    np.testing.assert_allclose(kernel.costs / unit, full, **rounding)
+    for B in (2, 3):
+        x = rng.random((cells, B)).astype(dtype)
+        for out in (None, np.full((cells, B), np.nan, dtype), np.full((B, cells), np.nan, dtype).T):
+            for product, exact in ((kernel.product, K @ x), (kernel.cost_product, (K * full) @ x / full.max())):
+                found = product(x, 1, out)
+                assert found.dtype == dtype and (out is None or found is out)
+                np.testing.assert_allclose(np.ldexp(found, -kernel.s), exact, **rounding)
+        np.testing.assert_allclose(kernel.product_of_rows(-x.T, 0), -kernel.product(x, 0).T)
+    assert kernel.unit == pytest.approx(full.max() * unit)
+    assert kernel.underflow_bound(0) == UnderflowBound.of_product(cells, float(kernel.K.max()))
+    narrow = kernel.in_float32()
+    assert narrow.wide.dtype == narrow.dtype == np.float32
+    np.testing.assert_allclose(np.ldexp(narrow.K, -narrow.s), K, rtol=32 * cells * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("name", ["plane", "space", "around"])
+def test_a_kernel_of_shifts_repairs_what_is_not_sound(name):
+    rng, full, eps = np.random.default_rng(7), cost(GRIDS[name]), 0.3
+    cells, logits = len(full), rng.normal(size=(4, len(full)))
+    kernel = ShiftKernel(data_of_grid(np, GRIDS[name], np.float64, 64 * 2 * cells), np.float64, eps)
+    sound = rng.random((cells, 4)) > 0.3
+    sound[:, 2], sound[3], sound[4] = True, True, False
+    exact = np.where(sound.T, 7.0, oracle.softmin(full, logits, eps, 1))
+    potential = np.full((4, cells), 7.0)
+    for nothing in (True, np.ones_like(sound)):
+        kernel.repair(potential, nothing, logits, 1)
+        assert (potential == 7).all()
+    kernel.repair(potential, sound, logits, 1)
+    np.testing.assert_allclose(potential, exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["plane", "space", "around"])
+def test_a_kernel_of_shifts_is_made_where_it_fits(name, limits):
+    """Four arrays of it, and of few cells none: less memory than they take is too little, and twice that is enough."""
+    C = data_of_grid(np, GRIDS[name], np.float32)
+    limits(grid_array_cells=C.shape[0] - 1)
+    arrays = 4 * ShiftKernel(C, np.float64, 1.0).wide.nbytes
+    slices = C.cells[C.even]
+    least = arrays * 2 * slices // (2 * slices - 1)  # as if the slices at distance zero were there twice
+    for memory, fits in ((least, True), (least - 1, False)):
+        assert has_shifts(dataclasses.replace(C, memory_limit=memory)) == fits
+    limits(grid_array_cells=C.shape[0])
+    assert not has_shifts(C)
+    limits(grid_array_cells=0)
+    assert not has_shifts(data_of_grid(np, GRIDS["uneven"], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("grid", "cells", "memory", "method", "forms"),
+    [
+        ("plane", 1, 1 << 20, "auto", ["SharedKernel", "SharedKernel", "StabilisedForm"]),
+        ("plane", 1, 1 << 20, "scaling", ["SharedKernel", "SharedKernel"]),
+        ("around", 1, 1 << 20, "auto", ["SharedKernel", "SharedKernel", "LateKernel"]),
+        ("around", 1, 4000, "auto", ["SharedKernel", "SharedKernel", "BlockLogForm"]),
+        ("plane", 1, 1 << 20, "log", ["LogForm"]),
+        ("plane", 99, 1 << 20, "auto", ["SharedKernel", "SharedKernel", "OwnKernel"]),
+        ("plane", 99, 1000, "auto", ["StabilisedForm"]),
+        ("plane", 99, 1000, "log", ["BlockLogForm"]),
+        ("around", 99, 1200, "auto", ["BlockLogForm"]),
+    ],
+)
+def test_the_forms_of_a_grid_fit_the_memory(grid, cells, memory, method, forms, limits):
+    limits(grid_array_cells=cells)
+    C = data_of_grid(np, GRIDS[grid], np.float32, memory)
+    w = np.full((1, C.shape[0]), 1 / C.shape[0], np.float32)
+    iteration = numpy_cells.OPERATORS.iteration(C, w, w, 0.3, 0 * w, 0 * w, method)
+    assert [type(form).__name__ for form in iteration.forms] == forms
 
 
 @pytest.mark.parametrize("kind", ["products", "a plan", "blocks"])

@@ -1,5 +1,7 @@
 """The range check: it lets no sum through that underflow spoilt, and sends away none that it did not."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,16 @@ def test_kernels_are_scaled_and_have_no_denormals(dtype):
         assert K.dtype == dtype
         np.testing.assert_allclose(K[want >= tiny], want[want >= tiny].astype(dtype), rtol=200 * np.finfo(dtype).eps)
         assert (K[want < tiny] == 0).all() and K[1, 2] == 0
+
+
+def test_a_kernel_is_made_in_three_arrays():
+    """Of exponents, which become the kernel, and of powers in two types: fetching memory takes longer than using it."""
+    C = np.linspace(0, 3000, 1 << 16)[None]  # with entries to flush
+    tracemalloc.start()
+    scaled_kernel(C, np.float64, 1.0, 0.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (8 + 8 + 4 + 4) * C.size
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,12 +122,15 @@ def test_a_factor_that_underflowed_asks_for_more_where_it_has_weight(dtype):
     between = 2 * bound.floor(dtype, 1.0, False)
     assert between < bound.floor(dtype, 1.0, True)
     for value, weight, lost in ((0.0, 1.0, True), (tiny / 2, 1.0, True), (tiny, 1.0, False), (0.0, 0.0, False)):
-        product, factor, weights = products(dtype, between)
-        factor[3, 1], weights[3, 1] = value, weight
-        found = certified(bound, product, factor, weights)
-        assert (found is not True) == lost, (value, weight)
-        if lost:
-            assert found.sum() == 11 and not found[2, 1]
+        for lone in (False, True):  # a zero without weight beside it, which has all entries looked at
+            product, factor, weights = products(dtype, between)
+            factor[3, 1], weights[3, 1] = value, weight
+            if lone:
+                factor[4, 1] = weights[4, 1] = 0
+            found = certified(bound, product, factor, weights)
+            assert (found is not True) == lost, (value, weight, lone)
+            if lost:
+                assert found.sum() == 11 and not found[2, 1]
     product, factor, weights = products(dtype, between)
     factor[3, 0] = 0.0  # of a column whose sums are large
     assert certified(bound, product, factor, weights) is True
