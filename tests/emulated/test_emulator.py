@@ -84,6 +84,16 @@ extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
             "if (t & 1)\n__shfl_sync(0xffffffffu, 1, 0);\nelse\n__shfl_sync(0xffffffffu, 1, 0); __syncthreads();",
             "its lanes reach at different lines",
         ),
+        (
+            "__syncthreads();",
+            "if (t & 1) __shfl_sync(~0u, 1, 0); else __shfl_sync(~0u, 1, 0); __syncthreads();",
+            "its lanes reach at different lines .line 7,",
+        ),
+        (
+            "int t = threadIdx.x;",
+            "int t = threadIdx.x; volatile REAL own[1 << 14]; own[t] = n, n = own[t];",
+            "own memory",
+        ),
         ("out[t] =", "out[t + 1] =", "a read or write outside its array"),
         ("x[t] :", "x[t + 1] :", "a read or write outside its array"),
         ("out[t] =", "out[t - 1] =", "a write before the beginning"),
@@ -225,11 +235,24 @@ __device__ REAL total(REAL x) {
     return x;
 }
 __device__ void wait() { __syncthreads(); }
+struct Sum {
+    REAL value;
+    template <int WARPS> __device__ REAL /* of a lane, (see total) */ add(REAL) const { return total(value); }
+    __device__ REAL operator()(bool odd) const {
+        return add<2>(odd) + add<1>(odd);
+    }
+};
 extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
     REAL* kept = reinterpret_cast<REAL*>(dynamic_shared);
+    bool odd = threadIdx.x % 2;
     kept[threadIdx.x] = 0;
-    out[threadIdx.x] = total(REAL(1));
+    REAL most = total(REAL(1));
+    if (odd) most += 1;
     wait();
+    if (odd) most -= kept[0];
+#pragma unroll
+    for (int k = 0; k < 4; k++) most += Sum{most}(odd);
+    out[threadIdx.x] = most;
 }
 """
 LARGEST = """
@@ -297,7 +320,7 @@ PLANTED = {
         "if (t == 0 && blockIdx.x == gridDim.x) count = n;",
         "nobody has written",
     ),
-    "a wide access at a narrow address": (WIDE, "dynamic_shared) + 0", "dynamic_shared) + 1", "outside its array"),
+    "a wide access at a narrow address": (WIDE, "dynamic_shared) + 0", "dynamic_shared) + 1", "at a narrow address"),
     "a shuffle in both branches, in one helper": (
         HELPER,
         "total(REAL(1));",
@@ -306,10 +329,14 @@ PLANTED = {
     ),
     "a barrier in both branches, in one helper": (
         HELPER,
-        "wait();\n}",
-        "if (threadIdx.x < 32) wait(); else { out[0] = 1; wait(); }\n}",
+        "    wait();",
+        "    if (threadIdx.x < 32) wait(); else { out[0] = 1; wait(); }",
         "different lines|two threads write",
     ),
+    "a barrier in both branches": (HELPER, "    wait();", "    if (odd) wait(); else wait();", "different lines"),
+    "a shuffle in a helper's helper": (HELPER, "+ add<1>(odd)", "+ (odd ? add<1>(1) : add<1>(1))", "lines"),
+    "instances of a template in both branches": (HELPER, "+ add<1>(odd)", "+ (odd ? add<1>(1) : add<2>(1))", "lines"),
+    "a helper of helpers in both branches": (HELPER, "}(odd);", "}(odd ? true : Sum{1}(0) > 0);", "lines|never"),
 }
 
 
