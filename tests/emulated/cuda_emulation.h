@@ -56,6 +56,8 @@ constexpr size_t STACK = STACK_BYTES, SHARED_LIMIT = 228 << 10, GUARD = 4096;
 struct Place {
     int line;
     unsigned number;
+    Place(int line, unsigned number) : line(line), number(number) {}
+    Place(int line = 0) : Place(line, -unsigned(line)) {}  // of one in this file
 };
 
 // xorshift64*: the order of turns needs no better, and <random> takes long to compile.
@@ -436,7 +438,7 @@ const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments
 #define blockDim emulated::block_size
 #define gridDim emulated::grid_size
 
-#define THIS_PLACE emulated::Place{__LINE__, __COUNTER__ + 1u}
+#define THIS_PLACE emulated::Place(__LINE__, __COUNTER__ + 1u)
 #define __syncthreads() emulated::barrier(THIS_PLACE)
 #define __syncthreads_or(vote) emulated::barrier_or(vote, THIS_PLACE)
 #define __syncwarp() emulated::exchange(0xffffffffu, 0, THIS_PLACE, true)
@@ -488,7 +490,7 @@ inline float __uint_as_float(unsigned bits) {
 // The warp's mma.sync.m16n8k8 on tf32 numbers, whose last 13 bits a tensor core does not see: fragments by shuffles.
 inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2] CALLER) {
     auto from = [](unsigned bits, int lane) {
-        return __uint_as_float(emulated::shuffle(0xffffffffu, bits, lane, {__LINE__, 0}) & 0xffffe000u);
+        return __uint_as_float(emulated::shuffle(0xffffffffu, bits, lane, __LINE__) & 0xffffe000u);
     };
     int lane = emulated::current % 32, row = lane / 4, column = 2 * (lane % 4);
     for (int k = 0; k < 4; k++) {
