@@ -505,14 +505,6 @@ inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsign
     }
 }
 
-// A device refuses a wide access at a narrow address. Sanitizers look at the access, and not all at a copy of an object.
-template <class To, class From>
-UNSEEN To cast_to_aligned(From* from) {
-    if (uintptr_t(from) % alignof(std::remove_pointer_t<To>)) emulated::fail("a wide access at a narrow address");
-    return reinterpret_cast<To>(from);
-}
-#define reinterpret_cast cast_to_aligned
-
 // One of these per kernel, behind the kernel's source.
 #define EMULATED_KERNEL(name, most_threads)                                                                               \
     extern "C" const char* signature_##name() {                                                                           \
@@ -523,5 +515,13 @@ UNSEEN To cast_to_aligned(From* from) {
         return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, stacks,                 \
                                 sizeof(REAL) == 4, most_threads);                                                         \
     }
+
+// A device refuses a wide access at a narrow address. Sanitizers look at the access, and not all at a copy of an object.
+template <class To, class From>
+UNSEEN To cast_to_aligned(From* from) {
+    if (uintptr_t(from) % alignof(std::remove_pointer_t<To>)) emulated::fail("a wide access at a narrow address");
+    return reinterpret_cast<To>(from);
+}
+#define reinterpret_cast cast_to_aligned
 
 #endif
