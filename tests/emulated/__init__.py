@@ -26,21 +26,26 @@ import numpy as np
 
 from cusink.backends.cupy import loader
 
+from .callers import with_callers
+
 HERE = Path(__file__).parent
 # A second suite (of the wheel, outside the checkout) can use what the first one built: the key is the whole source.
 CACHE = Path(os.environ.get("CUSINK_EMULATED_BUILDS") or HERE.parents[1] / ".cache" / "emulated").absolute()
 PAGE = mmap.PAGESIZE
 LARGE = 1 << 30  # bytes from which on an array is handed over as it is: hardly any of its pages exist
-GUARD = 256 * PAGE  # unmapped, on either side of an array
+GUARD = 256 * PAGE  # unmapped, on either side of an array, and of a stack
+STACK = 16 * PAGE  # of a CUDA thread, for its own arrays and what a compiler puts there
 PLAIN_SHARED_MEMORY = 48 << 10  # what a launch may ask for without raising the kernel's own limit
 WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Werror")
-# A checked build calls cuda_checks.h at every access, and walks from frame to frame to where a collective is called.
-CHECKS = ("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls")
-CHECKS_OF_GCC = ("-fno-thread-jumps", "-fno-threadsafe-statics", "-Wno-frame-address")
+# A checked build calls cuda_checks.h at every access.
+CHECKS = ("-DEMULATED_CHECKS", "-fsanitize=thread", "-fno-threadsafe-statics")
 # `bounds` alone takes an array at the end of a struct for one of any length; clang has no other.
 GCC = ("-fno-gnu-unique", "-fsanitize=bounds-strict,alignment", "-fsanitize-undefined-trap-on-error")
-# Constants of launch bounds are used by nothing here, which only clang minds.
-CLANG = ("-fsanitize=bounds,alignment", "-fsanitize-trap=bounds,alignment", "-Wno-unused-const-variable")
+# Only clang minds that nothing here uses the constants of launch bounds, and that it does not unroll a loop as told.
+CLANG = (
+    *("-fsanitize=bounds,alignment", "-fsanitize-trap=bounds,alignment"),
+    *("-Wno-unused-const-variable", "-Wno-pass-failed"),
+)
 
 
 ONE_AT_A_TIME = threading.Lock()  # of launches, for all devices: the emulation and its guarded memory are one
@@ -65,16 +70,17 @@ def options(checks=False):
     # -fno-gnu-unique the shared variables of one dtype's templates would be those of the other's; clang has none.
     told = (
         *("-std=c++17", "-O1", "-g0", "-fPIC", "-fno-exceptions", *WARNINGS),
-        *("-U_FORTIFY_SOURCE", "-fno-stack-protector"),
+        *(f"-DSTACK_BYTES={STACK}", "-U_FORTIFY_SOURCE", "-fno-stack-protector"),
         *(GCC if gcc else CLANG),
     )
-    return (*told, *CHECKS, *(CHECKS_OF_GCC if gcc else CHECKS_OF_GCC[1:])) if checks else told
+    return (*told, *CHECKS) if checks else told
 
 
 @functools.cache
 def build(text, names, dtype, checks=False):
     """Compile CUDA source `text` (see `cusink.backends.cupy.loader.source`) for `dtype`; return the loaded library."""
     real, told = loader.REAL[np.dtype(dtype)], options(checks)
+    text = with_callers(text) if checks else text
     kernels = "".join(f"EMULATED_KERNEL({name}, ({launch_bound(text, name)}))\n" for name in names)
     memory = "thread_local __align__(64) unsigned char dynamic_shared[emulated::SHARED_LIMIT + emulated::GUARD];\n"
     header = HERE / "cuda_emulation.h"
@@ -166,7 +172,7 @@ class Kernel:
             starts = (ctypes.c_void_p * len(copies))(*(memory.address for _, memory in copies.values()))
             lengths = (ctypes.c_long * len(copies))(*(array.nbytes for array, _ in copies.values()))
             self._regions(ctypes.c_long(len(copies)), starts, lengths)
-        error = self._launch(pointers, *sizes, ctypes.c_ulong(self.seed))
+        error = self._launch(pointers, *sizes, ctypes.c_ulong(self.seed), stacks())
         for array, memory in copies.values():
             memory.fetch(array)
         if error:
@@ -237,6 +243,12 @@ def _map(pages):
     if libc.mprotect(address + GUARD, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE):
         raise MemoryError("mprotect failed")
     return address + GUARD
+
+
+@functools.cache
+def stacks():
+    """Return where the stacks of a block's threads begin. All kernels share them: one launch runs at a time."""
+    return (ctypes.c_void_p * 1024)(*(_map(STACK // PAGE) for _ in range(1024)))
 
 
 @functools.cache

@@ -15,7 +15,15 @@
 
 #include <link.h>
 
-#define UNSEEN __attribute__((no_sanitize_thread))
+// What compilers fill in, and <source_location> of C++20 would declare.
+namespace std {
+struct source_location {
+    struct __impl {
+        const char *_M_file_name, *_M_function_name;
+        unsigned _M_line, _M_column;
+    };
+};
+}  // namespace std
 
 namespace emulated {
 
@@ -37,10 +45,12 @@ struct Region {
 };
 
 constexpr int MOST_REGIONS = 64;
+constexpr size_t STATIC_LIMIT = 64 << 10;  // of all kernels of a file together
 inline Region arrays[MOST_REGIONS];
 inline int array_count, last_array;
-inline Cell dynamic_cells[(SHARED_LIMIT + GUARD) / 4 + 1], static_cells[4096];
-inline uintptr_t dynamic_start, static_start, static_end;
+inline Cell shared_cells[(SHARED_LIMIT + GUARD + STATIC_LIMIT) / 4];
+// Shared memory of both kinds is what the library has of memory for each thread; a compiler puts either kind first.
+inline uintptr_t shared_start, shared_end, dynamic_start;
 inline size_t dynamic_bytes;
 inline unsigned serial, first_serial, epoch, warp_epochs[32];
 inline bool inside;  // a kernel, and not this emulation
@@ -83,12 +93,10 @@ UNSEEN inline void look(void* address, size_t size, Access access) {
     Cell* cells = nullptr;
     size_t offset = 0;
     bool shared = true;
-    if (at - dynamic_start < SHARED_LIMIT + GUARD) {
-        cells = dynamic_cells, offset = at - dynamic_start;
-        if (offset + size > dynamic_bytes)
+    if (at - shared_start < shared_end - shared_start) {
+        cells = shared_cells, offset = at - shared_start;
+        if (at - dynamic_start < SHARED_LIMIT + GUARD && at - dynamic_start + size > dynamic_bytes)
             fail(access ? "a write behind the dynamic shared memory" : "a read behind the dynamic shared memory");
-    } else if (at - static_start < static_end - static_start) {
-        cells = static_cells, offset = at - static_start;
     } else {
         shared = false;
         for (int tried = 0, k = last_array; tried < array_count; tried++, k = k + 1 < array_count ? k + 1 : 0)
@@ -101,8 +109,7 @@ UNSEEN inline void look(void* address, size_t size, Access access) {
     for (size_t cell = offset / 4; cell <= (offset + size - 1) / 4; cell++) visit(cells[cell], shared, access);
 }
 
-// The static shared memory of this library is what else it has of memory for each thread.
-UNSEEN inline int find_statics(dl_phdr_info* info, size_t, void* own) {
+UNSEEN inline int find_shared(dl_phdr_info* info, size_t, void* own) {
     bool ours = false;
     for (int k = 0; k < info->dlpi_phnum; k++) {
         const auto& part = info->dlpi_phdr[k];
@@ -110,8 +117,8 @@ UNSEEN inline int find_statics(dl_phdr_info* info, size_t, void* own) {
     }
     for (int k = 0; ours && k < info->dlpi_phnum; k++)
         if (info->dlpi_phdr[k].p_type == PT_TLS) {
-            static_start = uintptr_t(info->dlpi_tls_data);
-            static_end = static_start + info->dlpi_phdr[k].p_memsz;
+            shared_start = uintptr_t(info->dlpi_tls_data);
+            shared_end = shared_start + info->dlpi_phdr[k].p_memsz;
         }
     return ours;
 }
@@ -119,7 +126,7 @@ UNSEEN inline int find_statics(dl_phdr_info* info, size_t, void* own) {
 UNSEEN inline void start_launch(unsigned char* shared, size_t bytes) {
     static char here;
     dynamic_start = uintptr_t(shared), dynamic_bytes = bytes;
-    dl_iterate_phdr(find_statics, &here);
+    dl_iterate_phdr(find_shared, &here);
     first_serial = serial + 1;
 }
 
@@ -128,8 +135,8 @@ UNSEEN inline void start_block() {
     serial++, epoch = 0;
     for (unsigned& own : warp_epochs) own = 0;
     uintptr_t end = dynamic_start + SHARED_LIMIT + GUARD;
-    if (dynamic_start > static_start) memset((void*)static_start, 0xff, dynamic_start - static_start);
-    if (static_end > end) memset((void*)end, 0xff, static_end - end);
+    if (dynamic_start > shared_start) memset((void*)shared_start, 0xff, dynamic_start - shared_start);
+    if (shared_end > end) memset((void*)end, 0xff, shared_end - end);
 }
 
 UNSEEN inline void set_regions(long count, void** starts, long* sizes) {
@@ -146,16 +153,21 @@ UNSEEN inline void set_regions(long count, void** starts, long* sizes) {
     }
 }
 
-// The instruction that called a collective, and all calls that led there, as one number: by return addresses.
-UNSEEN inline int call_site() {
-    uintptr_t* frame = (uintptr_t*)__builtin_frame_address(0);
-    uintptr_t low = uintptr_t(fibers[current].stack), site = 0;
-    while (uintptr_t(frame) - low < STACK - 16 && frame[1]) {
-        site = site * 1000003 + frame[1];
-        frame = (uintptr_t*)frame[0];
+// What callers.py makes the last parameter of helpers: while it lives, the path of its thread tells its call, by line and
+// column, from others.
+class Caller {
+    unsigned before;
+
+public:
+    UNSEEN Caller(const void* where) : before(fibers[current].path) {
+        auto at = static_cast<const std::source_location::__impl*>(where);
+        fibers[current].path = (before * 1000003u + at->_M_line) * 1000003u + at->_M_column;
     }
-    return int(site % 1000000007) + 1;
-}
+    UNSEEN ~Caller() {
+        fibers[current].path = before;
+    }
+    Caller(const Caller&) = delete;
+};
 
 // x with an error of so many units in the last place at most, by a number that x decides.
 template <class T, class Bits>

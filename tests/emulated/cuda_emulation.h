@@ -3,10 +3,10 @@
 // Each CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp operation, then another one runs, in an
 // order that a seed shuffles: where a barrier is missing, some order shows it. What CUDA leaves undefined is
 // an error here: a barrier that only part of a block (a shuffle that only part of a warp) reaches, or that its threads reach
-// at different lines; a mask other than the full warp; a write behind the dynamic shared memory that was asked for. Reads
+// at different places; a mask other than the full warp; a write behind the dynamic shared memory that was asked for. Reads
 // there, and of shared memory that nobody has written, give NaN. Arrays in global memory come from the driver with unmapped
 // pages around them; a fault ends the launch with a message. As under CuPy (-ftz=true) float has no subnormals.
-// With EMULATED_CHECKS, cuda_checks.h adds what slows a kernel down: races, uninitialised shared memory, call sites.
+// With EMULATED_CHECKS, cuda_checks.h adds what slows a kernel down: races, uninitialised shared memory, callers.
 
 #ifndef CUDA_EMULATION_H
 #define CUDA_EMULATION_H
@@ -18,7 +18,6 @@
 #include <cstdlib>
 #include <cstdio>
 #include <cstring>
-#include <sys/mman.h>
 #include <type_traits>
 #include <ucontext.h>
 #include <utility>
@@ -35,6 +34,14 @@
 // All fibers live on one thread, so that thread_local is shared by a block; unlike 'static' it may follow 'extern'.
 #define __shared__ thread_local
 
+#ifdef EMULATED_CHECKS
+#define UNSEEN __attribute__((no_sanitize_thread))  // of this emulation, not of a kernel
+#define CALLER , emulated::Caller = __builtin_source_location()
+#else
+#define UNSEEN
+#define CALLER
+#endif
+
 namespace emulated {
 
 struct Index {
@@ -43,7 +50,15 @@ struct Index {
 
 enum State { READY, AT_BARRIER, IN_WARP, DONE };
 
-constexpr size_t STACK = 64 << 10, SHARED_LIMIT = 228 << 10, GUARD = 4096;
+constexpr size_t STACK = STACK_BYTES, SHARED_LIMIT = 228 << 10, GUARD = 4096;
+
+// Of a collective in the source: which one it is does not depend on what a compiler copies or merges.
+struct Place {
+    int line;
+    unsigned number;
+    Place(int line, unsigned number) : line(line), number(number) {}
+    Place(int line = 0) : Place(line, -unsigned(line)) {}  // of one in this file
+};
 
 // xorshift64*: the order of turns needs no better, and <random> takes long to compile.
 struct Order {
@@ -56,8 +71,8 @@ struct Order {
 
 struct Fiber {
     State state;
-    int line;
-    unsigned parity;
+    Place place;
+    unsigned path, parity;  // path: all calls that led here, in a checked build
     jmp_buf context;
     char* stack;
 };
@@ -86,7 +101,7 @@ struct Array {
         zeros(size);
         for (size_t k = 0; k < size; k++) at[k] = T(k);
     }
-    T& operator[](size_t k) {
+    UNSEEN T& operator[](size_t k) {
         return at[k];
     }
     T* begin() {
@@ -111,9 +126,6 @@ inline void* body_argument;
 inline bool votes, voted;  // of the barrier that is awaited, and of the last one
 
 [[noreturn]] inline void fail(const char* text, int line = 0) {
-#ifdef EMULATED_CHECKS
-    line = 0;  // there it is a call site
-#endif
     if (line)
         snprintf(message, sizeof message, "%s (line %d, block %u, thread %u)", text, line, block_index.x, current);
     else
@@ -121,19 +133,10 @@ inline bool votes, voted;  // of the barrier that is awaited, and of the last on
     siglongjmp(way_out, 1);
 }
 
-inline void pause_fiber(State state, int line) {
-    Fiber& fiber = fibers[current];
-    fiber.state = state;
-    fiber.line = line;
-    if (!_setjmp(fiber.context)) _longjmp(scheduler, 1);
-}
-
 #ifdef EMULATED_CHECKS
 }  // namespace emulated
 #include "cuda_checks.h"
 namespace emulated {
-#define AT_SITE(line) call_site()
-#define COLLECTIVE __attribute__((noinline))
 #define ATOMIC UNSEEN __attribute__((noinline))
 template <class T>
 UNSEEN T atomically(T* at) {
@@ -141,8 +144,6 @@ UNSEEN T atomically(T* at) {
     return *at;
 }
 #else
-#define AT_SITE(line) line
-#define COLLECTIVE
 #define ATOMIC inline
 template <class T>
 T atomically(T* at) {
@@ -150,28 +151,40 @@ T atomically(T* at) {
 }
 #endif
 
-COLLECTIVE inline void barrier(int line) {
-    pause_fiber(AT_BARRIER, AT_SITE(line));
+UNSEEN inline void pause_fiber(State state, Place place) {
+    Fiber& fiber = fibers[current];
+    fiber.state = state;
+    fiber.place = place;
+    if (!_setjmp(fiber.context)) _longjmp(scheduler, 1);
 }
 
-COLLECTIVE inline int barrier_or(int vote, int line) {
+// The same for threads that are at one place, with the same calls behind them.
+UNSEEN inline bool together(const Fiber& one, const Fiber& other) {
+    return one.place.number == other.place.number && one.path == other.path;
+}
+
+UNSEEN inline void barrier(Place place) {
+    pause_fiber(AT_BARRIER, place);
+}
+
+UNSEEN inline int barrier_or(int vote, Place place) {
     votes = votes || vote;
-    pause_fiber(AT_BARRIER, AT_SITE(line));
+    pause_fiber(AT_BARRIER, place);
     return voted;
 }
 
 // Deposit a value, wait for the whole warp, and return where the warp's values lie. Two sets of slots in turn: a lane can
 // be ahead of another by one operation, never by two.
-COLLECTIVE inline uint64_t* exchange(unsigned mask, uint64_t value, int line, [[maybe_unused]] bool orders_memory = false) {
-    line = AT_SITE(line);
-    if (mask != 0xffffffffu) fail("a warp operation with a partial mask", line);
+UNSEEN inline uint64_t* exchange(unsigned mask, uint64_t value, Place place, [[maybe_unused]] bool orders_memory = false) {
+    if (mask != 0xffffffffu) fail("a warp operation with a partial mask", place.line);
     Fiber& fiber = fibers[current];
     Warp& warp = warps[current / 32];
     uint64_t* slots = warp.slot[fiber.parity ^= 1];
     slots[current % 32] = value;
+    fiber.place = place;
     if (++warp.arrived == 32) {
         for (unsigned lane = current / 32 * 32; lane < current / 32 * 32 + 32; lane++) {
-            if (lane != current && fibers[lane].line != line) fail("a warp operation that its lanes reach at different lines", line);
+            if (!together(fibers[lane], fiber)) fail("a warp operation that its lanes reach at different lines", place.line);
             fibers[lane].state = READY;
         }
         warp.arrived = 0;
@@ -180,24 +193,24 @@ COLLECTIVE inline uint64_t* exchange(unsigned mask, uint64_t value, int line, [[
 #endif
     }
     if (fiber.state == READY && warp.arrived == 0)
-        pause_fiber(READY, line);
+        pause_fiber(READY, place);
     else
-        pause_fiber(IN_WARP, line);
+        pause_fiber(IN_WARP, place);
     return slots;
 }
 
 template <class T>
-T shuffle(unsigned mask, T value, int lane, int line) {
+UNSEEN T shuffle(unsigned mask, T value, int lane, Place place) {
     uint64_t bits = 0;
     static_assert(sizeof(T) <= sizeof bits, "shuffles move at most 8 bytes");
     memcpy(&bits, &value, sizeof value);
-    uint64_t* slots = exchange(mask, bits, line);
+    uint64_t* slots = exchange(mask, bits, place);
     memcpy(&value, &slots[lane & 31], sizeof value);
     return value;
 }
 
-inline unsigned ballot(unsigned mask, bool vote, int line) {
-    uint64_t* slots = exchange(mask, vote, line);
+UNSEEN inline unsigned ballot(unsigned mask, bool vote, Place place) {
+    uint64_t* slots = exchange(mask, vote, place);
     unsigned votes = 0;
     for (int lane = 0; lane < 32; lane++) votes |= unsigned(slots[lane]) << lane;
     return votes;
@@ -206,7 +219,7 @@ inline unsigned ballot(unsigned mask, bool vote, int line) {
 inline void fiber_main() {
     for (;;) {
         body(body_argument);
-        pause_fiber(DONE, 0);
+        pause_fiber(DONE, {});
     }
 }
 
@@ -226,15 +239,14 @@ inline void resume(unsigned thread, ucontext_t* fresh) {
     _longjmp(fibers[thread].context, 1);
 }
 
-// Let the barrier open if the whole block waits at one line of it.
+// Let the barrier open if the whole block waits at one place of it.
 inline void open_barrier() {
-    int line = 0;
+    int line = fibers[0].place.line;
     for (unsigned t = 0; t < fibers.count; t++) {
         current = t;
         if (fibers[t].state == DONE) fail("a thread has left the block while others wait at a barrier");
-        if (fibers[t].state == IN_WARP) fail("part of a warp waits in a warp operation that the rest never reaches", fibers[t].line);
-        if (line && fibers[t].line != line) fail("a barrier that its threads reach at different lines", fibers[t].line);
-        line = fibers[t].line;
+        if (fibers[t].state == IN_WARP) fail("part of a warp waits in a warp operation that the rest never reaches", fibers[t].place.line);
+        if (!together(fibers[t], fibers[0])) fail("a barrier that its threads reach at different lines", line);
     }
     for (Fiber& fiber : fibers) fiber.state = READY;
     voted = votes, votes = false;
@@ -271,7 +283,7 @@ inline bool run_ready(const unsigned* threads, size_t count, bool fresh) {
 inline void run_block(Order& order, bool fresh) {
     turns.numbers(fibers.count);
     warp_turns.numbers(warps.count);
-    for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.line = 0;
+    for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.path = 0;
     for (Warp& warp : warps) warp.arrived = 0;
     votes = false;
     for (bool first = fresh;; first = false) {
@@ -298,8 +310,10 @@ inline void run_block(Order& order, bool fresh) {
     }
 }
 
-inline void on_signal(int number) {
+inline void on_signal(int number, siginfo_t* info, void*) {
+    bool stack = fibers.count && uintptr_t(fibers[current].stack) - uintptr_t(info->si_addr) <= STACK;
     const char* what = number == SIGFPE ? "a division by zero"
+                       : stack         ? "more of a thread's own memory than the emulation has"
                        : number == SIGILL || number == SIGTRAP ? "an index outside its array"
                                                                : "a read or write outside its array";
     snprintf(message, sizeof message, "%s (block %u, thread %u)", what, block_index.x, current);
@@ -317,8 +331,8 @@ struct Signals {
         stack.ss_size = sizeof own;
         sigaltstack(&stack, &old_stack);
         struct sigaction action = {};
-        action.sa_handler = on_signal;
-        action.sa_flags = SA_ONSTACK | SA_NODEFER;
+        action.sa_sigaction = on_signal;
+        action.sa_flags = SA_ONSTACK | SA_NODEFER | SA_SIGINFO;
         for (int k = 0; k < 5; k++) sigaction(numbers[k], &action, &old[k]);
     }
     ~Signals() {
@@ -327,15 +341,8 @@ struct Signals {
     }
 };
 
-inline char* stack_of(unsigned thread) {
-    static char* stacks[1024];  // no block has more threads
-    if (!stacks[thread])
-        stacks[thread] = (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return stacks[thread];
-}
-
 inline const char* run(void (*kernel)(void*), void* argument, unsigned char* shared, long grid, long block, long shared_bytes,
-                       unsigned long seed, bool flush, long most_threads) {
+                       unsigned long seed, char** stacks, bool flush, long most_threads) {
     if (block < 32 || block > most_threads || block > 1024 || block % 32) return "the block is no multiple of 32 up to the kernel's launch bound";
     if (shared_bytes < 0 || size_t(shared_bytes) > SHARED_LIMIT) return "more shared memory than any device has";
     if (grid < 1 || grid > 2147483647) return "the grid is outside what a launch takes";
@@ -344,7 +351,7 @@ inline const char* run(void (*kernel)(void*), void* argument, unsigned char* sha
     body_argument = argument;
     fibers.zeros(block);
     warps.zeros(block / 32);
-    for (long t = 0; t < block; t++) fibers[t].stack = stack_of(t);
+    for (long t = 0; t < block; t++) fibers[t].stack = stacks[t];
     block_size = {unsigned(block), 1, 1};
     grid_size = {unsigned(grid), 1, 1};
     Order order = {seed * 2654435761u + 88172645463325252u};
@@ -419,9 +426,9 @@ const char* signature(void (*)(A...)) {
 
 template <class... A>
 const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments, long grid, long block, long shared_bytes,
-                   unsigned long seed, bool flush, long most_threads) {
+                   unsigned long seed, char** stacks, bool flush, long most_threads) {
     Call<A...> call = {kernel, arguments};
-    return run(&Call<A...>::invoke, &call, shared, grid, block, shared_bytes, seed, flush, most_threads);
+    return run(&Call<A...>::invoke, &call, shared, grid, block, shared_bytes, seed, stacks, flush, most_threads);
 }
 
 }  // namespace emulated
@@ -431,12 +438,13 @@ const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments
 #define blockDim emulated::block_size
 #define gridDim emulated::grid_size
 
-#define __syncthreads() emulated::barrier(__LINE__)
-#define __syncthreads_or(vote) emulated::barrier_or(vote, __LINE__)
-#define __syncwarp() emulated::exchange(0xffffffffu, 0, __LINE__, true)
-#define __shfl_sync(mask, value, lane) emulated::shuffle(mask, value, lane, __LINE__)
-#define __shfl_xor_sync(mask, value, offset) emulated::shuffle(mask, value, int(emulated::current % 32) ^ (offset), __LINE__)
-#define __ballot_sync(mask, vote) emulated::ballot(mask, vote, __LINE__)
+#define THIS_PLACE emulated::Place(__LINE__, __COUNTER__ + 1u)
+#define __syncthreads() emulated::barrier(THIS_PLACE)
+#define __syncthreads_or(vote) emulated::barrier_or(vote, THIS_PLACE)
+#define __syncwarp() emulated::exchange(0xffffffffu, 0, THIS_PLACE, true)
+#define __shfl_sync(mask, value, lane) emulated::shuffle(mask, value, lane, THIS_PLACE)
+#define __shfl_xor_sync(mask, value, offset) emulated::shuffle(mask, value, int(emulated::current % 32) ^ (offset), THIS_PLACE)
+#define __ballot_sync(mask, vote) emulated::ballot(mask, vote, THIS_PLACE)
 #define __popc(x) __builtin_popcount(x)
 #define __ffs(x) __builtin_ffs(x)
 
@@ -480,8 +488,10 @@ inline float __uint_as_float(unsigned bits) {
 }
 
 // The warp's mma.sync.m16n8k8 on tf32 numbers, whose last 13 bits a tensor core does not see: fragments by shuffles.
-inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    auto from = [](unsigned bits, int lane) { return __uint_as_float(__shfl_sync(0xffffffffu, bits, lane) & 0xffffe000u); };
+inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2] CALLER) {
+    auto from = [](unsigned bits, int lane) {
+        return __uint_as_float(emulated::shuffle(0xffffffffu, bits, lane, __LINE__) & 0xffffe000u);
+    };
     int lane = emulated::current % 32, row = lane / 4, column = 2 * (lane % 4);
     for (int k = 0; k < 4; k++) {
         float x[4], y[2][2];
@@ -500,9 +510,18 @@ inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsign
     extern "C" const char* signature_##name() {                                                                           \
         return emulated::signature(name);                                                                                 \
     }                                                                                                                     \
-    extern "C" const char* launch_##name(void** arguments, long grid, long block, long shared_bytes, unsigned long seed) { \
-        return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, sizeof(REAL) == 4,       \
-                                most_threads);                                                                            \
+    extern "C" const char* launch_##name(void** arguments, long grid, long block, long shared_bytes, unsigned long seed,  \
+                                         char** stacks) {                                                                 \
+        return emulated::launch(name, dynamic_shared, arguments, grid, block, shared_bytes, seed, stacks,                 \
+                                sizeof(REAL) == 4, most_threads);                                                         \
     }
+
+// A device refuses a wide access at a narrow address. Sanitizers look at the access, and not all at a copy of an object.
+template <class To, class From>
+UNSEEN To cast_to_aligned(From* from) {
+    if (uintptr_t(from) % alignof(std::remove_pointer_t<To>)) emulated::fail("a wide access at a narrow address");
+    return reinterpret_cast<To>(from);
+}
+#define reinterpret_cast cast_to_aligned
 
 #endif

@@ -71,31 +71,64 @@ extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
     assert not all((out == 36).all() for out, _ in toy(broken, seeds=range(5)))
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("__syncthreads();", "if (t == 5) return; __syncthreads();", "has left the block while others wait"),
-        ("__syncthreads();", "if (t < 32) __syncthreads();", "has left|different lines"),
-        ("__syncthreads();", "if (t < 32) {\n__syncthreads();\n} else {\n__syncthreads();\n}", "different lines"),
-        ("__syncthreads();", "if (t == 3) __shfl_sync(0xffffffffu, 1, 0); __syncthreads();", "the rest never reaches"),
-        ("__syncthreads();", "__shfl_sync(0x0000ffffu, 1, 0); __syncthreads();", "partial mask"),
-        (
-            "__syncthreads();",
-            "if (t & 1)\n__shfl_sync(0xffffffffu, 1, 0);\nelse\n__shfl_sync(0xffffffffu, 1, 0); __syncthreads();",
-            "its lanes reach at different lines",
-        ),
-        ("out[t] =", "out[t + 1] =", "a read or write outside its array"),
-        ("x[t] :", "x[t + 1] :", "a read or write outside its array"),
-        ("out[t] =", "out[t - 1] =", "a write before the beginning"),
-        ("out[t] =", "out[t - 4096] =", "a read or write outside its array"),
-        ("kept[t] =", "kept[t + 1] =", "a write behind the dynamic shared memory"),
-        ("int t = threadIdx.x;", "int t = threadIdx.x; n /= t;", "a division by zero"),
-    ],
-)
-def test_what_cuda_leaves_undefined_is_an_error(toy, old, new, message):
-    assert old in REVERSE
+def gather(path, texts):
+    """Write `texts` of kernels 'toy' into one file, as toy_0, toy_1 and so on: one build for all."""
+    parts = [text.replace("void toy", f"void toy_{k}") for k, text in enumerate(texts)]
+    path.write_text(
+        HEAD + "".join(f"namespace toys_{k} {{\n{text}\n}}\nusing toys_{k}::toy_{k};\n" for k, text in enumerate(parts))
+    )
+
+
+UNDEFINED = [
+    ("__syncthreads();", "if (t == 5) return; __syncthreads();", "has left the block while others wait"),
+    ("__syncthreads();", "if (t < 32) __syncthreads();", "has left|different lines"),
+    ("__syncthreads();", "if (t < 32) {\n__syncthreads();\n} else {\n__syncthreads();\n}", "different lines"),
+    ("__syncthreads();", "if (t == 3) __shfl_sync(0xffffffffu, 1, 0); __syncthreads();", "the rest never reaches"),
+    ("__syncthreads();", "__shfl_sync(0x0000ffffu, 1, 0); __syncthreads();", "partial mask"),
+    (
+        "__syncthreads();",
+        "if (t & 1)\n__shfl_sync(0xffffffffu, 1, 0);\nelse\n__shfl_sync(0xffffffffu, 1, 0); __syncthreads();",
+        "its lanes reach at different lines",
+    ),
+    (
+        "__syncthreads();",
+        "if (t & 1) __shfl_sync(~0u, 1, 0); else __shfl_sync(~0u, 1, 0); __syncthreads();",
+        "its lanes reach at different lines .line [1-9]",
+    ),
+    (
+        "int t = threadIdx.x;",
+        "int t = threadIdx.x; volatile REAL own[1 << 14]; own[t] = n, n = own[t];",
+        "own memory",
+    ),
+    ("out[t] =", "out[t + 1] =", "a read or write outside its array"),
+    ("x[t] :", "x[t + 1] :", "a read or write outside its array"),
+    ("out[t] =", "out[t - 1] =", "a write before the beginning"),
+    ("out[t] =", "out[t - 4096] =", "a read or write outside its array"),
+    ("kept[t] =", "kept[t + 1] =", "a write behind the dynamic shared memory"),
+    ("int t = threadIdx.x;", "int t = threadIdx.x; n /= t;", "a division by zero"),
+]
+
+
+@pytest.fixture(scope="module")
+def undefined(tmp_path_factory):
+    path = tmp_path_factory.mktemp("undefined") / "toys.cu"
+    gather(path, [REVERSE, *(REVERSE.replace(old, new) for old, new, _ in UNDEFINED)])
+
+    def run(number):
+        out, x = np.zeros(64, np.float32), np.arange(1, 65, dtype=np.float32)
+        emulated.shuffle(0)
+        Kernel(str(path), f"toy_{number}", np.float32)((1,), (64,), (out, x, np.int32(64)), shared_mem=4 * 64)
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("number", range(len(UNDEFINED)), ids=[f"{old}-{new}" for old, new, _ in UNDEFINED])
+def test_what_cuda_leaves_undefined_is_an_error(undefined, number):
+    old, _, message = UNDEFINED[number]
+    assert old in REVERSE and undefined(0).any()
     with pytest.raises(EmulationError, match=message):
-        toy(REVERSE.replace(old, new))
+        undefined(1 + number)
 
 
 @pytest.mark.skipif(len(emulated.compiler() or ()) != 1, reason="clang lets an array at the end of a struct be longer")
@@ -241,11 +274,24 @@ __device__ REAL total(REAL x) {
     return x;
 }
 __device__ void wait() { __syncthreads(); }
+struct Sum {
+    REAL value;
+    template <int WARPS> __device__ REAL /* of a lane, (see total) */ add(REAL) const { return total(value); }
+    __device__ REAL operator()(bool odd) const {
+        return add<2>(odd) + add<1>(odd);
+    }
+};
 extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
     REAL* kept = reinterpret_cast<REAL*>(dynamic_shared);
+    bool odd = threadIdx.x % 2;
     kept[threadIdx.x] = 0;
-    out[threadIdx.x] = total(REAL(1));
+    REAL most = total(REAL(1));
+    if (odd) most += 1;
     wait();
+    if (odd) most -= kept[0];
+#pragma unroll
+    for (int k = 0; k < 4; k++) most += Sum{most}(odd);
+    out[threadIdx.x] = most;
 }
 """
 LARGEST = """
@@ -313,7 +359,7 @@ PLANTED = {
         "if (t == 0 && blockIdx.x == gridDim.x) count = n;",
         "nobody has written",
     ),
-    "a wide access at a narrow address": (WIDE, "dynamic_shared) + 0", "dynamic_shared) + 1", "outside its array"),
+    "a wide access at a narrow address": (WIDE, "dynamic_shared) + 0", "dynamic_shared) + 1", "at a narrow address"),
     "a shuffle in both branches, in one helper": (
         HELPER,
         "total(REAL(1));",
@@ -322,10 +368,14 @@ PLANTED = {
     ),
     "a barrier in both branches, in one helper": (
         HELPER,
-        "wait();\n}",
-        "if (threadIdx.x < 32) wait(); else { out[0] = 1; wait(); }\n}",
+        "    wait();",
+        "    if (threadIdx.x < 32) wait(); else { out[0] = 1; wait(); }",
         "different lines|two threads write",
     ),
+    "a barrier in both branches": (HELPER, "    wait();", "    if (odd) wait(); else wait();", "different lines"),
+    "a shuffle in a helper's helper": (HELPER, "+ add<1>(odd)", "+ (odd ? add<1>(1) : add<1>(1))", "lines"),
+    "instances of a template in both branches": (HELPER, "+ add<1>(odd)", "+ (odd ? add<1>(1) : add<2>(1))", "lines"),
+    "a helper of helpers in both branches": (HELPER, "}(odd);", "}(odd ? true : Sum{1}(0) > 0);", "lines|never"),
 }
 
 
@@ -336,11 +386,8 @@ def checked(tmp_path_factory):
     for what, (text, old, new, _) in PLANTED.items():
         assert text.count(old) == 1, what
         texts[what] = text.replace(old, new)
-    parts = [text.replace("void toy", f"void toy_{k}") for k, text in enumerate(texts.values())]
     path = tmp_path_factory.mktemp("checked") / "toys.cu"
-    path.write_text(
-        HEAD + "".join(f"namespace toys_{k} {{\n{text}\n}}\nusing toys_{k}::toy_{k};\n" for k, text in enumerate(parts))
-    )
+    gather(path, texts.values())
 
     def run(what, grid):
         kernel = Kernel(str(path), f"toy_{list(texts).index(what)}", np.float32, checks=True)
