@@ -141,8 +141,8 @@ class SharedKernel:
             if ahead:
                 drift = side.drift(sums)
                 side.scaling[...] = sums
-                free, growth = unwatched(sides, lowest, tops.largest, limit, drift) if lowest[1] > 0 else (0, 1.0)
-                watched, due, largest = now + 1 + free, max(now + 1 + free, 2 * now + 1), largest * growth
+                free, largest = unwatched(sides, lowest, limit, drift)
+                watched, due = now + 1 + free, max(now + 1 + free, 2 * now + 1)
             if inside is not True:  # reset the failed columns to a harmless state; the next form repeats them
                 outside |= ~inside
                 U[:, ~inside], V[:, ~inside], eu[~inside], ev[~inside] = self.a[:, ~inside], self.b[:, ~inside], 0, 0

@@ -49,20 +49,19 @@ def fill_more(sides: tuple[Side, Side], excess: HostArray) -> None:
             np.multiply(side.gamma, 1 + excess, out=side.more)
 
 
-def unwatched(
-    sides: tuple[Side, Side], lowest: list[float], largest: tuple[float, float], limit: float, drift: float
-) -> tuple[int, float]:
-    """Return how many plain iterations stay in range, and by how much a scaling may grow meanwhile.
+def unwatched(sides: tuple[Side, Side], lowest: list[float], limit: float, drift: float) -> tuple[int, float]:
+    """Return for how many plain iterations scalings stay within `limit`, and what the second one is at most by then.
 
-    `lowest` are the least sums of both sides in the last iteration, `largest` the largest numerators, and `drift` is
-    that of a scaling in it. A plain iteration is a softmin of a softmin. It brings two starts no farther apart in any
-    entry of their logarithms, so that no later iteration drifts more than the last one, but for rounding.
+    `lowest` are the least sums of both sides in the last iteration, and `drift` is that of a scaling in it. A plain
+    iteration is a softmin of a softmin. It brings two starts no farther apart in any entry of their logarithms, so that
+    no later iteration drifts more than the last one, but for rounding.
     """
+    largest = [float(side.scaling.max(initial=0)) for side in sides]
     every = zip(sides, lowest, largest, strict=True)
-    room = min(min(low / side.floor, limit * low / max(top, side.floor)) for side, low, top in every)
+    room = min(min(low / side.floor, limit / max(top, side.floor)) for side, low, top in every)
     if not (1 < room < math.inf and drift < math.inf):
-        return 0, 1.0
+        return 0, largest[1]
     n, m = (len(side.scaling) for side in sides)
     drift += 2 * (n + m) * float(np.finfo(sides[0].scaling.dtype).eps)
     count = int(math.log(room) / drift)
-    return count, math.exp(count * drift)
+    return count, largest[1] * math.exp(count * drift)
