@@ -4,7 +4,7 @@ They also stand in kernels/convergence.cuh, for problems whose checks run on the
 it, and a test compares both.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -52,6 +52,19 @@ def overrelaxed(
     scratch = xp.subtract(scratch, moved, out=scratch)
     least = xp.multiply(plain, excess, out=moved)
     return xp.maximum(scratch, least, out=least)
+
+
+def overrelaxed_quotient(
+    xp: ArrayModule, old: Array, more: Array, sums: Array, excess: Any, share: Any, room: Array, scratch: Array
+) -> None:
+    """Overwrite `old` by `overrelaxed` of it and of the plain update; omega times that is the quotient ``more / sums``.
+
+    `share` is ``excess / omega``. `room`, which may be `sums`, and `scratch` are overwritten too.
+    """
+    longest = xp.divide(more, sums, out=room)
+    least = xp.multiply(longest, share, out=scratch)
+    moved = xp.subtract(longest, xp.multiply(old, excess, out=old), out=room)
+    xp.maximum(moved, least, out=old)
 
 
 def overrelaxed_log(xp: ArrayModule, old: Array, plain: Array, excess: Any, unit: Any) -> Array:
@@ -125,11 +138,12 @@ class Relaxation:
             best = np.where(np.isinf(self.error), first, estimated_omega(omega, self.error, error, since))
             omega = np.where(chosen, best, omega)
         error, since = np.where(chosen, error, self.error), np.where(chosen, 0, since)
-        return replace(self, omega=omega, error=error, since=since, checks=self.checks + 1)
+        return type(self)(omega, error, since, self.checks + 1, self.adaptive, self.steep)
 
     def select(self, index: HostArray) -> Self:
         """Return the factors of the problems at `index`."""
-        return replace(self, omega=self.omega[index], error=self.error[index], since=self.since[index])
+        omega, error, since = (x[index] for x in (self.omega, self.error, self.since))
+        return type(self)(omega, error, since, self.checks, self.adaptive, self.steep)
 
 
 def estimated_omega(omega: HostArray, before: HostArray, error: HostArray, iterations: int | HostArray) -> HostArray:
@@ -171,11 +185,11 @@ class StallDetector:
     def observe(self, error: HostArray) -> Self:
         """Return the detector after a check that measured the errors (B,)."""
         better = error < PROGRESS * self.best
-        return replace(self, best=np.where(better, error, self.best), checks=np.where(better, 0, self.checks + 1))
+        return type(self)(self.level, np.where(better, error, self.best), np.where(better, 0, self.checks + 1))
 
     def select(self, index: HostArray) -> Self:
         """Return the detector of the problems at `index`."""
-        return replace(self, best=self.best[index], checks=self.checks[index])
+        return type(self)(self.level, self.best[index], self.checks[index])
 
 
 class StopState(NamedTuple):

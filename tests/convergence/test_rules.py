@@ -31,6 +31,9 @@ def test_the_update_is_that_of_its_definition_wherever_it_is_written(omega):
     np.testing.assert_allclose(rules.overrelaxed(np, old, plain, omega - 1, scratch=scratch, out=out), want, rtol=1e-15)
     np.testing.assert_allclose(out, want, rtol=1e-15)
     np.testing.assert_array_equal(np.stack(before), np.stack([old, plain]))
+    updated, sums = old.copy(), np.random.default_rng(1).random((3, 7)) + 0.5
+    rules.overrelaxed_quotient(np, updated, omega * plain * sums, sums, omega - 1, (omega - 1) / omega, sums, scratch)
+    np.testing.assert_allclose(updated, want, rtol=1e-14, atol=1e-14)
     found = rules.overrelaxed(np, old, plain, omega - 1, out=old)
     assert found is old
     np.testing.assert_allclose(old, want, rtol=1e-15)

@@ -24,7 +24,11 @@ def certified(
     """
     info = np.finfo(product.dtype)
     tiny, limit = float(info.tiny), float(info.max) / bound.gain
-    # First by column, as if all entries below tiny had underflowed; then by entry in the columns that fail.
+    # First all at once, as if an entry had underflowed; then by column, as if all entries below tiny had; then by entry
+    # in the columns that fail.
+    most = float(factor.max(initial=0))
+    if most <= limit and product.min(initial=np.inf) >= float(bound.floor(product.dtype, most, True)):
+        return True
     lowest, smallest = product.min(axis=0, initial=np.inf), factor.min(axis=0, initial=np.inf)
     largest = factor.max(axis=0, initial=0).astype(np.float64)
     certain = (lowest >= bound.floor(product.dtype, largest, smallest < tiny)) & (largest <= limit)

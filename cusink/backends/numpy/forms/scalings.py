@@ -7,20 +7,27 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from cusink.backends.numpy.forms.kernel import log_scaled
+from cusink.backends.ranges import flush
 from cusink.types import HostArray
 
 MORE, LESS = 4, 3  # the room to what is used of it: the rest is never fetched, but makes the piece a larger one
 
 
 class Workspace(NamedTuple):
-    """Arrays like U (n, B) and like V (m, B). They are kept: to fetch memory takes longer than to use it."""
+    """Arrays like U (n, B) and like V (m, B). They are kept: to fetch memory takes longer than to use it.
+
+    ``more`` is omega times ``gamma``, of problems that are over-relaxed; `last_sums` are the sums of the last update.
+    """
 
     U: HostArray
     row_sums: HostArray
+    last_sums: HostArray
     gamma_a: HostArray
+    more_a: HostArray
     V: HostArray
     column_sums: HostArray
     gamma_b: HostArray
+    more_b: HostArray
     scratch_rows: HostArray
     scratch_columns: HostArray
 
@@ -62,7 +69,7 @@ class Room:
 def _shapes(bins: tuple[int, int], problems: int) -> list[tuple[int, int]]:
     """Return the shapes of the arrays of a workspace, with one for both scratches: never both are in use."""
     n, m = bins
-    return [(n, problems)] * 3 + [(m, problems)] * 3 + [(max(n, m), problems)]
+    return [(n, problems)] * 5 + [(m, problems)] * 4 + [(max(n, m), problems)]
 
 
 def _workspace(bins: tuple[int, int], arrays: list[HostArray]) -> Workspace:
@@ -71,17 +78,17 @@ def _workspace(bins: tuple[int, int], arrays: list[HostArray]) -> Workspace:
 
 
 class Numerators(NamedTuple):
-    """The largest entries of ``gamma a`` and ``gamma b``, and the columns (B,) in which none underflows."""
+    """The largest entries of ``gamma b`` and ``gamma a``, and the columns (B,) in which none underflows."""
 
-    largest_a: float
-    largest_b: float
+    largest: tuple[float, float]  # by the axis of the kernel that an update sums over
     normal: HostArray | Literal[True]
 
 
 class LastUpdate(NamedTuple):
     """Problems at their last update: weights, scaling of b, sums T (n, B), room S (m, B), numerators, exponents.
 
-    Also which problems are `inside` the range, and which sums are `sound`.
+    Also which problems are `inside` the range, which sums are `sound`, room for more work (m, B), and what is `known`
+    of plain problems.
     """
 
     a: HostArray
@@ -96,6 +103,39 @@ class LastUpdate(NamedTuple):
     ev: HostArray
     inside: HostArray
     sound: HostArray | Literal[True]
+    room: HostArray
+    known: "Measure | None"
+
+
+class Measure(NamedTuple):
+    """Problems as they are after a plain update of both sides: scaling of a, column sums, marginal errors (B,)."""
+
+    U: HostArray
+    S: HostArray
+    error: HostArray
+
+
+def begin(out: HostArray, weights: HostArray, potential: HostArray | None, eps: float, top: int) -> HostArray:
+    """Fill `out` with ``weights * exp(potential / eps) / 2**exponent``, its largest entries at about ``2**top``.
+
+    Return the exponent (B,). The potential None is 0.
+    """
+    if potential is None:
+        np.multiply(weights, 2.0**top, out=out)
+        return np.full(weights.shape[1], -float(top))
+    log = np.log2(np.where(weights > 0, weights, 1), dtype=np.float64) + potential / (eps * np.log(2))
+    exponent: HostArray = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - top
+    out[...] = np.where(weights > 0, np.exp2(np.minimum(log - exponent, top)), 0)
+    return exponent
+
+
+def rebalance(scaling: HostArray, exponent: HostArray, top: int) -> None:
+    """Scale the largest entry of each column to about ``2**top``, in place; add the power of two to `exponent`."""
+    _, shift = np.frexp(scaling.max(axis=0, initial=0))
+    shift -= top
+    scaling *= np.exp2(-shift).astype(scaling.dtype)
+    flush(scaling)
+    exponent += shift
 
 
 def both(one: HostArray | Literal[True], other: HostArray | Literal[True]) -> HostArray | Literal[True]:
@@ -103,11 +143,11 @@ def both(one: HostArray | Literal[True], other: HostArray | Literal[True]) -> Ho
     return other if one is True else one if other is True else one & other
 
 
-def distance(scaling: HostArray, sums: HostArray, numerators: HostArray) -> HostArray:
-    """Return ``sum |scaling * sums - numerators|`` of each column; overwrite `sums`."""
-    sums *= scaling
-    sums -= numerators
-    total: HostArray = np.abs(sums, out=sums).sum(axis=0)
+def distance(scaling: HostArray, sums: HostArray, numerators: HostArray, out: HostArray) -> HostArray:
+    """Return ``sum |scaling * sums - numerators|`` of each column; overwrite `out`, which may be `sums`."""
+    np.multiply(sums, scaling, out=out)
+    out -= numerators
+    total: HostArray = np.abs(out, out=out).sum(axis=0)
     return total
 
 

@@ -1,5 +1,6 @@
 """Sinkhorn iterations as matrix products with one kernel that all problems share, certified entry by entry."""
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -9,9 +10,11 @@ from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.kernel import Kernel, log_scaled
 from cusink.backends.numpy.forms.scalings import (
     LastUpdate,
+    Measure,
     Numerators,
     Room,
     Workspace,
+    begin,
     both,
     distance,
     empty_bins,
@@ -19,10 +22,12 @@ from cusink.backends.numpy.forms.scalings import (
     log_quotient,
     log_ratio,
     normal_columns,
+    rebalance,
     smallest_weight,
 )
-from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT, flush
-from cusink.convergence.rules import overrelaxed
+from cusink.backends.numpy.forms.sides import Side, fill_more, unwatched
+from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT
+from cusink.convergence.rules import overrelaxed_quotient
 from cusink.costs.operators import Measured
 from cusink.types import HostArray
 
@@ -44,12 +49,13 @@ class SharedKernel:
         n, m = self.bins = (int(self.C.shape[0]), int(self.C.shape[1]))
         self.a, self.b, self.U, self.V = (np.empty((k, 0), self.dtype) for k in (n, m, n, m))
         self.eu, self.ev, self.smallest = np.empty(0), np.empty(0), np.empty(0)
-        self.row_sums: HostArray | None = None
+        self.relaxed = False
+        self.row_sums: HostArray | None = None  # of the last update of U
+        self.sums_are_kept = False  # whether all of them are as the product gave them
+        self.measured: Measure | None = None  # of plain problems, if `bound` has looked at them
         self.work: Workspace | None = None
         self.room = Room(self.dtype)
-        self.without_weight: tuple[HostArray | None, HostArray | None] | None = (
-            None  # `empty_bins`, once they are known
-        )
+        self.without_weight: tuple[HostArray | None, HostArray | None] | None = None  # once they are known
         self.numerators: Numerators | None = None  # of the problems under way, if they are in the workspace
 
     def can_start(self, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> HostArray:
@@ -76,10 +82,11 @@ class SharedKernel:
             given = [np.empty((bins, count), self.dtype) for bins in (*self.bins, *self.bins)]
         new_a, new_b, U, V = given
         new_a[...], new_b[...] = a.T, b.T
-        eu = self._scaling(new_a, f.T if f.any() else None, U)
-        ev = self._scaling(new_b, g.T - self.shift if g.any() else None, V)
+        eu = begin(U, new_a, f.T if f.any() else None, self.eps, self.top)
+        # A potential of 0 becomes `shift` for the target, which is nearer to where the iteration goes.
+        ev = begin(V, new_b, g.T - self.shift if g.any() else None, self.eps, self.top)
         smallest = np.minimum(smallest_weight(new_a), smallest_weight(new_b)).astype(np.float64)
-        self.numerators = self.without_weight = None
+        self.numerators = self.without_weight = self.row_sums = self.measured = None
         every = {"a": new_a, "b": new_b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}
         for name, new in every.items():
             setattr(self, name, new if none_yet else np.concatenate([getattr(self, name), new], axis=-1))
@@ -87,102 +94,109 @@ class SharedKernel:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations; return which problems (B,) left the range. These stay where they were."""
-        kernel, a, b, outside = self.kernel, self.a, self.b, np.zeros(len(omega), bool)
-        work = self._workspace()
-        U, X, gamma_a, V, S, gamma_b, scratch_U, scratch_V = work
+        product, limit, work, outside = self.kernel.product, self.limit, self._workspace(), np.zeros(len(omega), bool)
+        U, V, self.row_sums, self.measured = work.U, work.V, None, None
         U[...], V[...], eu, ev = self.U, self.V, self.eu.copy(), self.ev.copy()
         excess = (omega - 1).astype(self.dtype)
-        relaxed = bool(excess.any())
-        if relaxed and (excess == excess[0]).all():
+        self.relaxed = relaxed = bool(excess.any())
+        if (excess == excess[0]).all():
             excess = excess[:1]  # one number is faster than a row
-        tops = self._own_numerators(work)
-        largest, row_sums = np.inf, None
-        if self.without_weight is None:
-            self.without_weight = empty_bins(a), empty_bins(b)
-        no_a, no_b = self.without_weight
-        bound_S, bound_X, lowest_of = kernel.underflow_bound(0), kernel.underflow_bound(1), np.minimum.reduce
-        # A sum above this is certified, even if an entry of the factor underflowed.
-        floor_S, floor_X = (float(bound.floor(self.dtype, self.limit, True)) for bound in (bound_S, bound_X))
+        share = excess / (1 + excess)
+        tops, sides = self._own_numerators(work), self._sides(work)
+        fill_more(sides, excess)
+        largest, lowest_of, raised = np.inf, np.minimum.reduce, False
+        lowest = [0.0, 0.0]  # of the sums of both sides; 0 where they are not as they came, or not all above the floor
+        watched, due = 0, math.inf if relaxed or sides[1].empty is not None else 0  # the next looks, and looks ahead
         for step in range(2 * count):
-            g_update = step % 2 == 0
+            side, now, last = sides[step % 2], step // 2, step == 2 * count - 1
+            axis, ahead = side.axis, step % 2 == 1 and now >= due and not last and lowest[0] > 0
+            sums = work.last_sums if last else side.room if relaxed or ahead else side.scaling
+            if now < watched:  # plain iterations that are known to stay in range
+                np.divide(side.gamma, product(side.factor, axis, out=sums), out=side.scaling)
+                continue
             inside: HostArray | Literal[True] = True
-            if not largest <= self.limit:
-                largest = float((U if g_update else V).max(initial=0))
-            if not largest <= self.limit:
-                self._rebalance(U, eu)
-                self._rebalance(V, ev)
-                tops = self._fill_numerators(a, b, self.smallest, eu, ev, gamma_a, gamma_b)
-                largest = 2.0**self.top
-            if g_update:
-                kernel.product(U, 0, out=S)
-                lowest = float(lowest_of(S, axis=None))
-                if no_b is not None and not (lowest >= floor_S and 2 * tops.largest_b <= self.limit * lowest):
-                    np.maximum(S, no_b, out=S)  # the sums of empty bins do not count
-                    lowest = float(lowest_of(S, axis=None))
-                if tops.normal is not True or not (largest <= self.limit and lowest >= floor_S):
-                    inside = both(tops.normal, in_range(S, certified(bound_S, S, U, a), b))
-                largest = 2 * tops.largest_b / max(lowest, self.tiny)  # relaxed is at most twice the plain update
-                np.divide(gamma_b, S, out=S)
-                if relaxed:
-                    overrelaxed(np, V, S, excess, scratch=scratch_V, out=V)
-                else:
-                    V, S = S, V
+            if not largest <= limit:
+                largest = float(side.factor.max(initial=0))
+            if not largest <= limit:
+                rebalance(U, eu, self.top)
+                rebalance(V, ev, self.top)
+                tops = self._refilled(sides, excess, eu, ev)
+                largest, lowest, ahead = 2.0**self.top, [0.0, 0.0], False
+            product(side.factor, axis, out=sums)
+            top, low = tops.largest[axis], float(lowest_of(sums, axis=None))
+            lowest[axis] = low
+            if side.empty is not None and not (low >= side.floor and 2 * top <= limit * low):
+                np.maximum(sums, side.empty, out=sums)  # the sums of empty bins do not count
+                low, lowest[axis], raised = float(lowest_of(sums, axis=None)), 0.0, last
+            if tops.normal is not True or not (largest <= limit and low >= side.floor):
+                lowest[axis] = 0.0
+                if tops.normal is not True or not side.certain(low, largest, limit):
+                    sound = certified(side.bound, sums, side.factor, side.factor_weights)
+                    inside = both(tops.normal, in_range(sums, sound, side.weights))
+            largest = 2 * top / max(low, self.tiny)  # relaxed is at most twice the plain update
+            if relaxed:
+                overrelaxed_quotient(np, side.scaling, side.more, sums, excess, share, side.room, side.scratch)
             else:
-                kernel.product(V, 1, out=X)
-                lowest = float(lowest_of(X, axis=None))
-                if no_a is not None and not (lowest >= floor_X and 2 * tops.largest_a <= self.limit * lowest):
-                    np.maximum(X, no_a, out=X)
-                    lowest = float(lowest_of(X, axis=None))
-                if tops.normal is not True or not (largest <= self.limit and lowest >= floor_X):
-                    inside = both(tops.normal, in_range(X, certified(bound_X, X, V, b), a))
-                largest = 2 * tops.largest_a / max(lowest, self.tiny)
-                if relaxed and step == 2 * count - 1:
-                    row_sums = X.copy()
-                np.divide(gamma_a, X, out=X)
-                if relaxed:
-                    overrelaxed(np, U, X, excess, scratch=scratch_U, out=U)
-                else:
-                    U, X = X, U
+                np.divide(side.gamma, sums, out=sums if ahead else side.scaling)
+            if ahead:
+                drift = side.drift(sums)
+                side.scaling[...] = sums
+                free, largest = unwatched(sides, lowest, limit, drift)
+                watched, due = now + 1 + free, max(now + 1 + free, 2 * now + 1)
             if inside is not True:  # reset the failed columns to a harmless state; the next form repeats them
                 outside |= ~inside
-                U[:, ~inside], V[:, ~inside], eu[~inside], ev[~inside] = a[:, ~inside], b[:, ~inside], 0, 0
-                tops = self._fill_numerators(a, b, self.smallest, eu, ev, gamma_a, gamma_b)
+                U[:, ~inside], V[:, ~inside], eu[~inside], ev[~inside] = self.a[:, ~inside], self.b[:, ~inside], 0, 0
+                tops = self._refilled(sides, excess, eu, ev)
         # A scaling that underflowed was certified not to count here, but it might in the iterations that follow.
-        outside |= ~(normal_columns(U, a, self.tiny) & normal_columns(V, b, self.tiny))
+        outside |= ~(normal_columns(U, self.a, self.tiny) & normal_columns(V, self.b, self.tiny))
+        self.row_sums, self.sums_are_kept = work.last_sums, not (raised or outside.any())
         if outside.any():
             for new, old in ((U, self.U), (V, self.V), (eu, self.eu), (ev, self.ev)):
                 new[..., outside] = old[..., outside]
-        self.work = work._replace(U=self.U, row_sums=X, V=self.V, column_sums=S)
+        self.work = work._replace(U=self.U, V=self.V)
         self.U, self.V, self.eu, self.ev = U, V, eu, ev
         self.numerators = None if outside.any() else tops
-        self.row_sums = row_sums  # of over-relaxed problems, whose U is past its plain update: `bound` measures how far
         return outside
+
+    def _sides(self, work: Workspace) -> tuple[Side, Side]:
+        """Return both sides of the problems under way, the one that is updated first before the other."""
+        if self.without_weight is None:
+            self.without_weight = empty_bins(self.a), empty_bins(self.b)
+        (no_a, no_b), a, b, bound = self.without_weight, self.a, self.b, self.kernel.underflow_bound
+        # A sum above the floor is certified, even if an entry of the factor underflowed.
+        bounds = [(bound(axis), float(bound(axis).floor(self.dtype, self.limit, True))) for axis in (0, 1)]
+        U, X, _, gamma_a, more_a, V, S, gamma_b, more_b, scratch_U, scratch_V = work
+        return (
+            Side(0, U, a, V, b, gamma_b, more_b, S, scratch_V, no_b, *bounds[0]),
+            Side(1, V, b, U, a, gamma_a, more_a, X, scratch_U, no_a, *bounds[1]),
+        )
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def bound(self) -> HostArray:
         """Return bounds (B,) on the marginal errors after one more plain f-update, for omega = 1 the errors."""
         work = self._workspace()
         self._own_numerators(work)
-        self.kernel.product(self.U, 0, out=work.column_sums)
-        bound = distance(self.V, work.column_sums, work.gamma_b)
-        if self.row_sums is not None:
-            work.row_sums[...] = self.row_sums
-            bound += distance(self.U, work.row_sums, work.gamma_a)
-        total: HostArray = bound / work.gamma_b.sum(axis=0, dtype=np.float64)
-        return total
+        S, total = work.column_sums, work.gamma_b.sum(axis=0, dtype=np.float64)
+        self.kernel.product(self.U, 0, out=S)
+        bound = distance(self.V, S, work.gamma_b, out=work.scratch_columns)
+        if self.relaxed and self.row_sums is not None:
+            bound += distance(self.U, self.row_sums, work.gamma_a, out=work.scratch_rows)
+        elif self.sums_are_kept and self.row_sums is not None:
+            self.measured = Measure(self.U, S, bound / total)
+        error: HostArray = bound / total if self.measured is None else self.measured.error
+        return error
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         last = self._last_update(index)
-        a, b, smallest, V, T, S, gamma_a, gamma_b, eu, ev, inside, sound_f = last
+        a, b, smallest, V, T, S, _, gamma_b, eu, ev, inside, sound_f, *_ = last
         eps, kernel = self.eps, self.kernel
         if not inside.all():
             T[:, ~inside] = 1
         f = log_scaled(T, ev - self.s)
         f *= -eps
-        U = np.divide(gamma_a, T, out=T)
-        kernel.product(U, 0, out=S)
+        U = self._plain_update(last)
         sound_g = certified(kernel.underflow_bound(0), S, U, a)
         inside &= in_range(S, sound_g, b)
         carried = V > 0
@@ -216,47 +230,63 @@ class SharedKernel:
     def measure(self, index: HostArray) -> Measured | None:
         """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
         last = self._last_update(index)
-        a, _, smallest, V, T, S, gamma_a, _, _, _, inside, sound_f = last
-        if sound_f is not True or not inside.all() or self._may_be_light(smallest):
+        if last.sound is not True or not last.inside.all() or self._may_be_light(last.smallest):
             return None
-        U = np.divide(gamma_a, T, out=T)
-        self.kernel.product(U, 0, out=S)
-        if certified(self.kernel.underflow_bound(0), S, U, a) is not True:
+        U = self._plain_update(last)
+        if certified(self.kernel.underflow_bound(0), last.S, U, last.a) is not True:
             return None
-        cost, error = self._cost_and_error(last, U, V)
+        cost, error = self._cost_and_error(last, U, last.V)
         # T and V are normal numbers, and the exponent ev cancels in f + g, whose mean is that of f plus that of g.
-        spans = 6 * np.finfo(self.dtype).maxexp + self.s + 2 - 2 * np.log2(smallest)
+        spans = 6 * np.finfo(self.dtype).maxexp + self.s + 2 - 2 * np.log2(last.smallest)
         return self.eps * np.log(2) * spans + abs(self.shift), cost, error
 
     def _last_update(self, index: HostArray) -> LastUpdate:
         """Return the problems at `index` with the sums T of a plain f-update."""
         every = len(index) == len(self.eu) and (index[1:] > index[:-1]).all()
         a, b, smallest, V, eu, ev = (
-            x if every else x[..., index] for x in (self.a, self.b, self.smallest, self.V, self.eu, self.ev)
+            x if every else x.take(index, -1) for x in (self.a, self.b, self.smallest, self.V, self.eu, self.ev)
         )
         if every:
             work = self._workspace()
-            T, gamma_a, S, gamma_b = work.row_sums, work.gamma_a, work.column_sums, work.gamma_b
+            T, gamma_a, S, gamma_b, room = work[1], work.gamma_a, work.column_sums, work.gamma_b, work.scratch_columns
             normal = self._own_numerators(work).normal
         else:
             T, gamma_a, S, gamma_b = (np.empty_like(x) for x in (a, a, b, b))
-            normal = self._fill_numerators(a, b, smallest, eu, ev, gamma_a, gamma_b).normal
-        self.kernel.product(V, 1, out=T)
+            normal, room = self._fill_numerators(a, b, smallest, eu, ev, gamma_a, gamma_b).normal, S
+        if self.row_sums is not None and self.sums_are_kept:
+            T[...] = self.row_sums if every else self.row_sums.take(index, -1)
+        else:
+            self.kernel.product(V, 1, out=T)
+        known = self.measured
+        if known is not None and not every:
+            known = Measure(*(x.take(index, -1) for x in known))
         sound = certified(self.kernel.underflow_bound(1), T, V, b)
         inside = np.ones(len(index), bool) & normal & in_range(T, sound, a)
-        return LastUpdate(a, b, smallest, V, T, S, gamma_a, gamma_b, eu, ev, inside, sound)
+        S = S if known is None else known.S
+        return LastUpdate(a, b, smallest, V, T, S, gamma_a, gamma_b, eu, ev, inside, sound, room, known)
+
+    def _plain_update(self, last: LastUpdate) -> HostArray:
+        """Return the scaling of a after a plain update; the column sums are in ``last.S`` then."""
+        if last.known is not None:
+            return last.known.U
+        U = np.divide(last.gamma_a, last.T, out=last.T)
+        self.kernel.product(U, 0, out=last.S)
+        return U
 
     def _cost_and_error(self, last: LastUpdate, U: HostArray, V: HostArray) -> tuple[HostArray, HostArray]:
         """Return transport cost and marginal error (B,) of the plan of U and V, whose column sums are in ``last.S``."""
-        S, gamma = last.S, np.exp2(self.s - last.eu - last.ev)
-        error = distance(V, S, last.gamma_b) / last.gamma_b.sum(axis=0, dtype=np.float64)
-        weighted = self.kernel.cost_product(U, 0, out=S)
+        gamma = np.exp2(self.s - last.eu - last.ev)
+        if last.known is None:
+            error = distance(V, last.S, last.gamma_b, out=last.room) / last.gamma_b.sum(axis=0, dtype=np.float64)
+        else:
+            error = last.known.error
+        weighted = self.kernel.cost_product(U, 0, out=last.room)
         weighted *= V
         return weighted.sum(axis=0) / gamma * self.kernel.unit, error
 
     def _may_be_light(self, smallest: HostArray) -> bool:
         """Return whether a bin may have so little weight that over-relaxation leaves its potential open."""
-        return self.row_sums is not None and smallest.min(initial=1) < 2 * float(np.finfo(self.dtype).eps)
+        return self.relaxed and smallest.min(initial=1) < 2 * float(np.finfo(self.dtype).eps)
 
     def _light(self, V: HostArray, sums: HostArray, gamma_b: HostArray) -> HostArray:
         """Return the bins (m, B) that have weight, but less than rounding of the mass, in the plan too."""
@@ -266,10 +296,10 @@ class SharedKernel:
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
-        self.numerators = self.without_weight = None
+        self.numerators = self.without_weight = self.measured = None
         for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
-                setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., index]))
+                setattr(self, name, getattr(self, name).take(index, -1))
         if self.room.is_large_for(self.bins, len(index)):
             self.work, self.room = None, Room(self.dtype)
 
@@ -280,27 +310,6 @@ class SharedKernel:
         g = self.eps * log_ratio(self.V[:, chosen].T, b, self.ev[chosen, None]) + self.shift
         return a, b, f, g
 
-    def _scaling(self, weights: HostArray, potential: HostArray | None, out: HostArray) -> HostArray:
-        """Fill `out` with ``weights * exp(potential / eps) / 2**exponent``, its largest entries at about ``2**top``.
-
-        Return the exponent (B,).
-        """
-        if potential is None:  # 0; for the target `shift`, which is nearer to where the iteration goes
-            np.multiply(weights, 2.0**self.top, out=out)
-            return np.full(weights.shape[1], -float(self.top))
-        log = np.log2(np.where(weights > 0, weights, 1), dtype=np.float64) + potential / (self.eps * np.log(2))
-        exponent: HostArray = np.ceil(np.where(weights > 0, log, -np.inf).max(axis=0)) - self.top
-        out[...] = np.where(weights > 0, np.exp2(np.minimum(log - exponent, self.top)), 0)
-        return exponent
-
-    def _rebalance(self, scaling: HostArray, exponent: HostArray) -> None:
-        """Scale the largest entry of each column to about ``2**top``, in place; add the power of two to `exponent`."""
-        _, shift = np.frexp(scaling.max(axis=0, initial=0))
-        shift -= self.top
-        scaling *= np.exp2(-shift).astype(scaling.dtype)
-        flush(scaling)
-        exponent += shift
-
     def _own_numerators(self, work: Workspace) -> Numerators:
         """Return the numerators of the problems under way, which are in their workspace then."""
         if self.numerators is None:
@@ -308,6 +317,12 @@ class SharedKernel:
                 self.a, self.b, self.smallest, self.eu, self.ev, work.gamma_a, work.gamma_b
             )
         return self.numerators
+
+    def _refilled(self, sides: tuple[Side, Side], excess: HostArray, eu: HostArray, ev: HostArray) -> Numerators:
+        """Fill in the numerators anew, for other exponents."""
+        tops = self._fill_numerators(self.a, self.b, self.smallest, eu, ev, sides[1].gamma, sides[0].gamma)
+        fill_more(sides, excess)
+        return tops
 
     def _fill_numerators(
         self,
@@ -321,12 +336,12 @@ class SharedKernel:
     ) -> Numerators:
         """Fill in ``gamma a`` and ``gamma b``."""
         gamma = np.exp2(self.s - eu - ev)
-        normal = (gamma * smallest >= self.tiny) & (gamma <= float(np.finfo(self.dtype).max))
+        normal = (gamma * smallest >= self.tiny) & (gamma <= float(np.finfo(self.dtype).max) / 2)
         gamma = gamma.astype(self.dtype)
         np.multiply(gamma, a, out=gamma_a)
         np.multiply(gamma, b, out=gamma_b)
-        tops = float(gamma_a.max(initial=0)), float(gamma_b.max(initial=0))
-        return Numerators(*tops, True if normal.all() else normal)
+        tops = float(gamma_b.max(initial=0)), float(gamma_a.max(initial=0))
+        return Numerators(tops, True if normal.all() else normal)
 
     def _workspace(self) -> Workspace:
         """Return the workspace for the problems under way."""
