@@ -16,8 +16,8 @@ def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tup
     """Return the terms, and whether the marginal system of each problem was solved (B,), in NumPy."""
     if any(x is not None for x in given._replace(reg_cost=None)):  # its gradients are the potentials as they are
         problem = problem.in_one_dtype()
-    values = (x for x in (given.cost, given.reg_cost, given.entropic_cost) if x is not None)
-    level = sum(values, start=problem.xp.zeros(len(problem.a), problem.a.dtype))
+    values = [x for x in (given.cost, given.reg_cost, given.entropic_cost) if x is not None]
+    level = sum(values[1:], start=values[0]) if values else problem.xp.zeros(len(problem.a), problem.a.dtype)
     grad_f, grad_g = given.f, given.g
     if grad_f is not None and grad_g is not None:  # of the potentials with equal sums over the bins with weight
         rows, columns = problem.a > 0, problem.b > 0

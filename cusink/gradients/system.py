@@ -9,6 +9,7 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 have factors ``1 / (1 + slack)`` below 1, and the solution is unique, see docs/unbalanced.md.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -137,7 +138,7 @@ class ReducedSystem:
         slack = self.how.slack if self.axis == 0 else self.how.slack[::-1]
         return 1 / (1 + slack[0]), 1 / (1 + slack[1])
 
-    @property
+    @functools.cached_property
     def slack(self) -> bool:
         """Whether the equations have slack."""
         return not all(isinstance(slack, float) and slack == 0 for slack in self.how.slack)
