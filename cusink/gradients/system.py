@@ -218,7 +218,7 @@ class ReducedSystem:
 
     def apply(self, y: Array) -> Array:
         """Return ``y - share^2 S' R y``."""
-        both = self.means.mean(self.means.mean(y, self.other_axis), self.axis)
+        both = self.means.smoothed(y, self.axis)
         if self.slack:
             of_other, of_own = self.shares
             both *= of_other * of_own

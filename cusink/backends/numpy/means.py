@@ -124,6 +124,10 @@ class SharedMeans:
         out /= sums
         return out
 
+    def smoothed(self, v: HostArray, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
         factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
@@ -206,6 +210,10 @@ class TileMeans:
         if axis == 1:
             return stored.ratio(np, np.matvec(self.A, self.b * v), self.T)
         return stored.ratio(np, np.vecmat(self.a * v, self.A), self.S)
+
+    def smoothed(self, v: HostArray, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
