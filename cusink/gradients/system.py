@@ -22,6 +22,8 @@ from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
+CENTRED = 4  # steps of them after which rounding's share of the constants is taken out of the residual
+NEAR_ONE = 2.0**20  # largest size of sides, and inverse of the smallest, whose squares need no other unit
 DRAFT = 1e-7  # relative residual down to which a first round is made in float32, where the means have that
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
@@ -155,6 +157,8 @@ class ReducedSystem:
         # In a unit near their size, a power of two: squares of 1e-30 or of 1e20 are not numbers of float32.
         xp = self.xp
         size = xp.maximum(largest(xp, other), largest(xp, own))[:, None]
+        if len(size) and float(size.min()) > 1 / NEAR_ONE and float(size.max()) < NEAR_ONE:  # as nearly always
+            return self._solve(other, own)
         unit = xp.exp2(xp.round(xp.log2(xp.where((size > 0) & (size < np.inf), size, 1))))
         x, y, converged = self._solve(other / unit, own / unit)
         x *= unit
@@ -290,7 +294,7 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
     active, y, residual, direction = np.arange(len(out)), xp.zeros_like(residual), residual.copy(), residual.copy()
     scratch = xp.empty_like(residual)
     size = bins.dot(residual, residual, scratch)
-    for _ in range(system.how.max_iter):
+    for step in range(system.how.max_iter):
         image = system.apply(direction)
         curvature = bins.dot(direction, image, scratch)
         sound = curvature > 0
@@ -298,7 +302,8 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
         y += xp.multiply(length, direction, out=scratch)
         image *= length
         residual -= image
-        residual -= bins.mean(residual)
+        if step % CENTRED == 0:
+            residual -= bins.mean(residual)
         residual = bins.masked(residual)
         previous, size = size, bins.dot(residual, residual, scratch)
         going = system.to_host(sound & (size > target**2))

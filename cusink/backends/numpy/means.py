@@ -139,8 +139,13 @@ class SharedMeans:
 
     def marginal(self, axis: Axis) -> Array:
         """Return ``P 1`` (axis 1) or ``P' 1`` (axis 0)."""
-        row_sums: HostArray = self._row_factors() * self.T
-        return row_sums if axis == 1 else self.V * self.kernel.product_of_rows(self._row_factors(), 0)
+        if axis == 1:
+            row_sums: HostArray = self._row_factors() * self.T
+            return row_sums
+        sums = self.V * self.S  # those of the plan in some unit, which has the mass of the rows
+        total = sums.sum(axis=1, keepdims=True)
+        sums *= self.a.sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
+        return sums
 
     def plan_sum(self, rows: HostArray, columns: HostArray | None, costs: HostArray | None) -> HostArray:
         """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
