@@ -1,5 +1,6 @@
 """Take arrays in: one library, one device, one dtype, real numbers, the machine's byte order."""
 
+import functools
 import numbers
 import sys
 from collections.abc import Mapping
@@ -149,6 +150,7 @@ def finite_entries(name: str, array: Array, xp: ArrayModule, advice: str = "") -
         raise ValueError(f"'{name}' must be finite; got {float(array[wrong][0])}{advice and f'. {advice}'}")
 
 
+@functools.cache
 def largest(dtype: Any) -> float:
     """Return the largest magnitude of an input of `dtype`: sums and products of a million such stay in the range."""
     return float(np.finfo(dtype).max) * ROOM
@@ -157,7 +159,7 @@ def largest(dtype: Any) -> float:
 def in_range(name: str, array: Array, xp: ArrayModule, advice: str = "") -> None:
     """Check that all entries are finite, and so far from the end of the range that sums of them do not leave it."""
     finite_entries(name, array, xp, advice)
-    most = largest(array.dtype.name)
+    most = largest(array.dtype)
     if array.size and not max(float(array.max()), -float(array.min())) <= most:
         raise ValueError(
             f"'{name}' must be at most {most:.2g} in {array.dtype}, so that sums do not leave the range; got "

@@ -20,6 +20,8 @@ def real(value: Any) -> float | None:
 
     Numbers are those of Python, of `fractions` and `decimal`, the scalars of NumPy, and arrays without axes.
     """
+    if type(value) is float:  # as nearly always
+        return value
     if _is_array(value):
         if value.ndim or not (value.dtype.kind in "fiu" or value.dtype.name in HALF):
             return None

@@ -68,6 +68,11 @@ class MeansInUnits:
         """Return the means of a vector."""
         return self.means.mean(v, axis)
 
+    def smoothed(self, v: Array, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        smoothed: Array = self.means.smoothed(v, axis)
+        return smoothed
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the costs, in their own unit."""
         return self.means.mean_cost(axis) * self.eps

@@ -152,6 +152,9 @@ class Means(Protocol):
         For a bin of weight zero it is the limit.
         """
 
+    def smoothed(self, v: Array, axis: Axis) -> Array:
+        """Return `mean` over `axis` of the `mean` of v over the other one, for bins with weight."""
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the mean of the costs in the place of v."""
 

@@ -16,8 +16,8 @@ def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tup
     """Return the terms, and whether the marginal system of each problem was solved (B,), in NumPy."""
     if any(x is not None for x in given._replace(reg_cost=None)):  # its gradients are the potentials as they are
         problem = problem.in_one_dtype()
-    values = (x for x in (given.cost, given.reg_cost, given.entropic_cost) if x is not None)
-    level = sum(values, start=problem.xp.zeros(len(problem.a), problem.a.dtype))
+    values = [x for x in (given.cost, given.reg_cost, given.entropic_cost) if x is not None]
+    level = sum(values[1:], start=values[0]) if values else problem.xp.zeros(len(problem.a), problem.a.dtype)
     grad_f, grad_g = given.f, given.g
     if grad_f is not None and grad_g is not None:  # of the potentials with equal sums over the bins with weight
         rows, columns = problem.a > 0, problem.b > 0
@@ -58,7 +58,7 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolut
         # The means of log(P / a b') = (f + g - C) / eps: the potentials over eps, of which numbers have room.
         eps = problem.eps_as(2, index)
         w, f_, g_ = (v if every else v[index] for v in (given.cost[:, None], f, g))
-        f_, g_ = f_ / eps, g_ / eps
+        f_, g_, scaled = f_ / eps, g_ / eps, bool((w != 1).any())
         rows, columns = means.mean(g_, 1), means.mean(f_, 0)
         sides: tuple[tuple[Array, Array, Axis], ...] = (rows, f_, 1), (columns, g_, 0)
         for k, (total, own, axis) in enumerate(sides):
@@ -66,7 +66,8 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolut
             costs = means.mean_cost(axis)
             costs /= eps
             total -= costs
-            total *= w
+            if scaled:
+                total *= w
             if of_potentials is not None:
                 total += of_potentials[k]
         return rows.astype(a.dtype, copy=False), columns.astype(a.dtype, copy=False)

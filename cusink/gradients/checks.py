@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, in_range, kind, owned
+from cusink.checks.arrays import array_module, arrays, in_range, kind, largest, owned
 from cusink.checks.scalars import positive_integer, positive_number, real
 from cusink.costs.cost import Cost
 from cusink.costs.images import in_bins
@@ -52,6 +52,10 @@ def cotangents(
     }
     xp: ArrayModule = problem.xp
     given = [None if name in simple else x for name, x in named.items()]
+    most = largest(problem.a.dtype)
+    if all(x is None for x in given) and all(abs(number) <= most for number in simple.values()):
+        full = {name: xp.full(len(problem.a), number, problem.a.dtype) for name, number in simple.items()}
+        return Cotangents(*map(full.get, named))
     if any(x is not None for x in given):
         (*given, _), xp, _ = arrays(**dict(zip(named, given, strict=True)), result=f)
     shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]][: len(potentials)]

@@ -254,8 +254,11 @@ def _moved_sums(moved: Motion, cost: Array | None, entropic: Array | None) -> tu
         problems, rows, E, H = pairs.problems, pairs.rows, pairs.density, pairs.log_ratio
         eps = problem.eps_as(3, problems)
         change = moved.df[problems, rows, None] + moved.dg[problems, None, :]
-        dZ = change if pairs.shift is None else change - pairs.shift
-        dZ = dH = dZ / eps
+        dZ = change if cost is None else change.copy()
+        if pairs.shift is not None:
+            dZ -= pairs.shift
+        dZ /= eps
+        dH = dZ
         if cost is not None:
             potentials = (problem.f[problems, rows, None] + problem.g[problems, None, :]) / eps
             change = (change if along.eps is None else change - potentials * along.eps[problems, None, None]) / eps
@@ -265,7 +268,8 @@ def _moved_sums(moved: Motion, cost: Array | None, entropic: Array | None) -> tu
                 w = entropic[problems, None, None]
                 H += w * (of_rows[problems, rows, None] + of_columns[problems, None, :])
                 dH += w * (change + moved_a[problems, rows, None] + moved_b[problems, None, :])
-        W = H - x[problems, rows, None]
+        W = H  # in place, as all here: to fetch memory takes longer than to use it
+        W -= x[problems, rows, None]
         W -= y[problems, None, :]
         M = dZ * W
         M += dH

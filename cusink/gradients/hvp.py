@@ -77,7 +77,7 @@ def sinkhorn_hvp(
     -----
     For `reg_cost` one linear system is solved, for `cost` three, and with `reach` for `entropic_cost` too, all of one
     matrix; the plan is gone through up to three times, in blocks, and none is kept: memory is O(n + m). Everything
-    is computed in float64. docs/second-order.md derives the formulas.
+    is computed in float64, but for steps of the systems whose residual is. docs/second-order.md derives the formulas.
 
     The Hessian is that of the value as a function of all inputs together, and symmetric. Where a metric has no second
     derivative, at points that coincide, its part is zero.

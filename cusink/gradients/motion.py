@@ -59,25 +59,37 @@ class Solved:
     def pairs(self, along: Directions) -> Iterator[Pairs]:
         """Iterate over blocks of pairs of bins, and how their costs move."""
         (size, n), m = self.problem.a.shape, self.problem.b.shape[1]
+        thin = self._thin_moves(along)
         for problems, rows in blocks(size, n, m, BLOCK_ENTRIES):
-            yield self.block(problems, rows, along)
+            yield self.block(problems, rows, along, thin)
 
-    def block(self, problems: slice, rows: slice, along: Directions) -> Pairs:
-        """Return one of these blocks."""
+    def block(self, problems: slice, rows: slice, along: Directions, thin: tuple[Array, Array] | None = None) -> Pairs:
+        """Return one of these blocks; `thin` are the factors of how the costs move, where they have such."""
         problem, xp = self.problem, self.problem.xp
         costs = problem.C.block(problems, rows)
         Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
         Z -= costs
         Z /= problem.eps_as(3, problems)
-        E = xp.minimum(Z, DENSEST)
-        xp.exp(E, out=E)
+        E = xp.exp(Z) if self._bounded else xp.exp(xp.minimum(Z, DENSEST))
         if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
             Z = xp.where(forbidden, 0, Z)
-        D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
+        if thin is not None:
+            of_rows, of_columns = (x if x.ndim == 3 else x[None] for x in thin)
+            at = problems if len(of_rows) > 1 else slice(None)
+            D = of_rows[at, rows] @ xp.swapaxes(of_columns[at], -1, -2)
+        else:
+            D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
         if along.eps is not None:
             of_eps = Z * along.eps[problems, None, None]
             D = of_eps if D is None else of_eps + D
         return Pairs(problems, rows, Z, E, D)
+
+    @functools.cached_property
+    def _bounded(self) -> bool:
+        """Whether no exponent can reach `DENSEST`."""
+        problem = self.problem
+        top = problem.f.max(axis=1) + problem.g.max(axis=1) - problem.C.range()[0]
+        return float((top / problem.eps_as(1)).max()) <= DENSEST
 
     def solve(self, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
         """Return solutions x, y of ``x + R y = h``, ``S'x + y = k``, or of the damped system with factors 1 + slack."""
@@ -120,17 +132,14 @@ class Solved:
         """Return the right-hand sides for costs that move by thin factors, as means of these; None for other moves."""
         if self.kept is not None or any(x is not None for x in along[:3]):
             return None
-        factors = self.problem.C.tangent_factors(along.cost)
+        factors = self._thin_moves(along)
         if factors is None:
             return None
         of_rows, of_columns = (x if x.ndim == 3 else x[None] for x in factors)
-        moving = [
-            k for k in range(of_rows.shape[2]) if bool((of_rows[..., k] != 0).any() & (of_columns[..., k] != 0).any())
-        ]
 
         def right(index: HostArray, means: Means) -> tuple[Array, Array]:
             h, k = (self.problem.xp.zeros_like(x[index]) for x in (self.problem.a, self.problem.b))
-            for which in moving:
+            for which in range(of_rows.shape[2]):
                 u, v = (x[index, :, which] if len(x) > 1 else x[:, :, which] for x in (of_rows, of_columns))
                 every_u, every_v = (self.problem.xp.broadcast_to(x, y.shape) for x, y in ((u, h), (v, k)))
                 h += u * means.mean(every_v, 1)
@@ -138,6 +147,18 @@ class Solved:
             return h, k
 
         return right
+
+    def _thin_moves(self, along: Directions) -> tuple[Array, Array] | None:
+        """Return thin matrices whose product is how the costs move, without columns of zeros; None for other moves."""
+        factors = None if along.cost is None else self.problem.C.tangent_factors(along.cost)
+        if factors is None:
+            return None
+        of_rows, of_columns = factors
+        moving = [
+            k for k in range(of_rows.shape[-1]) if bool((of_rows[..., k] != 0).any() & (of_columns[..., k] != 0).any())
+        ]
+        contiguous = self.problem.xp.ascontiguousarray  # as BLAS takes them
+        return contiguous(of_rows[..., moving]), contiguous(of_columns[..., moving])
 
     @functools.cached_property
     def weight_logs(self) -> tuple[Array, Array]:

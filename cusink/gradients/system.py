@@ -9,6 +9,7 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 have factors ``1 / (1 + slack)`` below 1, and the solution is unique, see docs/unbalanced.md.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -21,6 +22,8 @@ from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
+CENTRED = 4  # steps of them after which rounding's share of the constants is taken out of the residual
+NEAR_ONE = 2.0**20  # largest size of sides, and inverse of the smallest, whose squares need no other unit
 DRAFT = 1e-7  # relative residual down to which a first round is made in float32, where the means have that
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
@@ -137,7 +140,7 @@ class ReducedSystem:
         slack = self.how.slack if self.axis == 0 else self.how.slack[::-1]
         return 1 / (1 + slack[0]), 1 / (1 + slack[1])
 
-    @property
+    @functools.cached_property
     def slack(self) -> bool:
         """Whether the equations have slack."""
         return not all(isinstance(slack, float) and slack == 0 for slack in self.how.slack)
@@ -154,6 +157,8 @@ class ReducedSystem:
         # In a unit near their size, a power of two: squares of 1e-30 or of 1e20 are not numbers of float32.
         xp = self.xp
         size = xp.maximum(largest(xp, other), largest(xp, own))[:, None]
+        if len(size) and float(size.min()) > 1 / NEAR_ONE and float(size.max()) < NEAR_ONE:  # as nearly always
+            return self._solve(other, own)
         unit = xp.exp2(xp.round(xp.log2(xp.where((size > 0) & (size < np.inf), size, 1))))
         x, y, converged = self._solve(other / unit, own / unit)
         x *= unit
@@ -217,7 +222,7 @@ class ReducedSystem:
 
     def apply(self, y: Array) -> Array:
         """Return ``y - share^2 S' R y``."""
-        both = self.means.mean(self.means.mean(y, self.other_axis), self.axis)
+        both = self.means.smoothed(y, self.axis)
         if self.slack:
             of_other, of_own = self.shares
             both *= of_other * of_own
@@ -289,7 +294,7 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
     active, y, residual, direction = np.arange(len(out)), xp.zeros_like(residual), residual.copy(), residual.copy()
     scratch = xp.empty_like(residual)
     size = bins.dot(residual, residual, scratch)
-    for _ in range(system.how.max_iter):
+    for step in range(system.how.max_iter):
         image = system.apply(direction)
         curvature = bins.dot(direction, image, scratch)
         sound = curvature > 0
@@ -297,7 +302,8 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
         y += xp.multiply(length, direction, out=scratch)
         image *= length
         residual -= image
-        residual -= bins.mean(residual)
+        if step % CENTRED == 0:
+            residual -= bins.mean(residual)
         residual = bins.masked(residual)
         previous, size = size, bins.dot(residual, residual, scratch)
         going = system.to_host(sound & (size > target**2))

@@ -69,20 +69,21 @@ class GradientTerms:
 
     @np.errstate(invalid="ignore")
     def _wrt_weights(self, weights: Array, potential: Array, fit: Array | None) -> Array:
-        xp = self.problem.xp
-        out = self.level[:, None] * potential
+        xp, out = self.problem.xp, potential
+        if not bool((self.level == 1).all()):
+            wide = np.promote_types(self.level.dtype, out.dtype)  # NumPy takes its time to mix dtypes
+            out = self.level.astype(wide, copy=False)[:, None] * out
         if fit is not None:
-            out -= self.problem.eps_as(2) * fit
+            out = out - self.problem.eps_as(2) * fit
         if self.grad_entropic_cost is not None:
             entropy = xp.where(weights > 0, xp.log(xp.where(weights > 0, weights, 1)) + 1, 0)
-            out += self.grad_entropic_cost[:, None] * (self.problem.eps_as(2) * entropy)
+            out = out + self.grad_entropic_cost[:, None] * (self.problem.eps_as(2) * entropy)
         mean = out.mean(axis=1, keepdims=True)
         if not xp.isfinite(mean).all():  # a bin that C forbids all partners has no finite potential
             reached = xp.isfinite(potential)
             out = xp.where(reached, out, 0)
             mean = xp.where(reached, out.sum(axis=1, keepdims=True) / reached.sum(axis=1, keepdims=True), 0)
-        out -= mean
-        return out
+        return out - mean
 
     def wrt_cost(self) -> Array | None:
         """Return the gradient with respect to a stored cost.

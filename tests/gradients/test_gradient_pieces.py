@@ -197,6 +197,9 @@ class DenseMeans:
         sums = np.einsum("bij,bj->bi" if axis == 1 else "bij,bi->bj", self.P, v)
         return np.divide(sums, total, out=np.zeros_like(sums), where=total > 0)
 
+    def smoothed(self, v, axis):
+        return self.mean(self.mean(v, 1 - axis), axis)
+
     def marginal(self, axis):
         return self.P.sum(axis=2 if axis == 1 else 1)
 

@@ -36,6 +36,10 @@ class BlockMeans:
         """Return the means of v given each bin of the other side, whether it has weight or not."""
         return reductions.apply_plan(self.dense, self.C, *self._given(axis), v.astype(np.float64), self.eps, axis)
 
+    def smoothed(self, v: Array, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
         return reductions.mean_costs(self.dense, self.C, *self._given(axis), self.eps, axis)

@@ -46,6 +46,10 @@ class DenseMeans:
             return _ratio(self.apply_plan(self.C, self.f, self.q, v, self.eps, 1), self.T)
         return _ratio(self.apply_plan(self.C, self.p, self.g, v, self.eps, 0), self.S)
 
+    def smoothed(self, v: Array, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
         p, q = (self.f, self.q) if axis == 1 else (self.p, self.g)

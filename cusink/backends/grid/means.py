@@ -29,6 +29,10 @@ class LogMeans:
         xp = self.dense.xp
         return xp.exp(plus - sums) - xp.exp(minus - sums)
 
+    def smoothed(self, v: Array, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
         summed, sums = (self.q, self.of_q) if axis == 1 else (self.p, self.of_p)

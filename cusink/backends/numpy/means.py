@@ -21,6 +21,9 @@ from cusink.types import Array, Axis, HostArray
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 
+ARRAYS_OF_A_SOLVE = 8  # of the weights' size, twice which malloc is to keep
+MOST_KEPT = 1 << 24  # bytes of them
+
 
 def plan_means(
     C: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostArray, eps: float
@@ -64,12 +67,22 @@ def shared_means(
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
 def _shared(kernel: Kernel, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> tuple["SharedMeans", HostArray]:
     """Return means of problems that share one kernel, and which of the problems (B,) are in its range."""
+    _keep_heap(ARRAYS_OF_A_SOLVE * (a.size + b.size) * 8)
     U, V = (_scaling(weights, potential, kernel) for weights, potential in ((a, f), (b, g)))
     means = SharedMeans(kernel, a, U, V, kernel.product_of_rows(V, 1), kernel.product_of_rows(U, 0))
     inside = np.ones(len(a), bool)
     for sound in means.certificates(a, b):
         inside &= True if sound is True else sound.all(axis=0)
     return means, inside
+
+
+def _keep_heap(size: int) -> None:
+    """Let malloc keep the memory of a solve for the next one, in place of giving it back to the system.
+
+    glibc gives it back where twice the largest block that was ever freed is free, and the pages of the next arrays
+    are faulted in one by one. A block that nobody touches costs nothing.
+    """
+    np.empty(min(size, MOST_KEPT), np.uint8)
 
 
 def _scaling(weights: HostArray, potential: HostArray, kernel: Kernel) -> HostArray:
@@ -111,6 +124,10 @@ class SharedMeans:
         out /= sums
         return out
 
+    def smoothed(self, v: HostArray, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
         factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
@@ -122,8 +139,13 @@ class SharedMeans:
 
     def marginal(self, axis: Axis) -> Array:
         """Return ``P 1`` (axis 1) or ``P' 1`` (axis 0)."""
-        row_sums: HostArray = self._row_factors() * self.T
-        return row_sums if axis == 1 else self.V * self.kernel.product_of_rows(self._row_factors(), 0)
+        if axis == 1:
+            row_sums: HostArray = self._row_factors() * self.T
+            return row_sums
+        sums = self.V * self.S  # those of the plan in some unit, which has the mass of the rows
+        total = sums.sum(axis=1, keepdims=True)
+        sums *= self.a.sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
+        return sums
 
     def plan_sum(self, rows: HostArray, columns: HostArray | None, costs: HostArray | None) -> HostArray:
         """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
@@ -193,6 +215,10 @@ class TileMeans:
         if axis == 1:
             return stored.ratio(np, np.matvec(self.A, self.b * v), self.T)
         return stored.ratio(np, np.vecmat(self.a * v, self.A), self.S)
+
+    def smoothed(self, v: HostArray, axis: Axis) -> Array:
+        """Return the means over `axis` of the means of v over the other one."""
+        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""

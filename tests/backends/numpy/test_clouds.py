@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 import cusink
 from cusink.backends.numpy import points as ops
 from cusink.backends.numpy.clouds.layout import neighbours, sorted_clouds
+from cusink.backends.numpy.clouds.means import CloudMeans
 from cusink.costs.kinds import data_of, named_arrays
 
 FLOATS = [np.float32, np.float64]
@@ -252,6 +253,15 @@ def test_means(limit, dtype, cut):
     v, w = points((1, 30), dtype, 2), points((1, 40), dtype, 3)
     near(means.mean(v, 1), v @ to.T, np.abs(v).max())
     near(means.mean(w, 0), w @ of, np.abs(w).max())
+    smooth, some = (v @ to.T @ of)[:, b > 0], b > 0
+    near(means.smoothed(v, 0)[:, some], smooth, np.abs(v).max())
+    near(means.smoothed(w, 1)[:, a > 0], (w @ of @ to.T)[:, a > 0], np.abs(w).max())
+    narrow = means.in_float32()
+    assert narrow is not None or not isinstance(means, CloudMeans) or limit == 0 or dtype == np.float32
+    if narrow is not None:  # of the kernel that is kept
+        found = narrow.smoothed(v.astype(np.float32), 0)[:, some]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, smooth, rtol=0, atol=naive(D, eps, np.float32) * np.abs(v).max())
     near(means.mean_cost(1), (to * D).sum(axis=1)[None], D.max())
     near(means.mean_cost(0), (of * D).sum(axis=0)[None], D.max())
     P = a[:, None] * E * b

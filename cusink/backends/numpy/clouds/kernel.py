@@ -5,6 +5,7 @@ add nothing to it: a block holds only the columns in which it has an entry above
 these are few where eps is small. Blocks are kept as far as memory allows, and made when they are needed beyond that.
 """
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,13 @@ from cusink.backends.numpy.clouds.expanded import Expanded, Polynomial, cheapest
 from cusink.backends.numpy.clouds.exponents import Exponents, multiply, row_sums
 from cusink.backends.numpy.clouds.layout import CloudSide, Columns, Workspace, extended
 from cusink.backends.numpy.workers import cores
+from cusink.backends.ranges import flush
 from cusink.types import HostArray
 
 # Rows of the right factor of a block, up to which it is kept: to make a block from it is then fast.
 KEPT_FACTOR_ROWS = 18
 OF_EXPONENTS = 2.0**-6  # rounding of exponents in float32 that must not leave out what counts
+LARGEST_IN_FLOAT32 = 1e30  # entry of a kernel whose sums are taken in float32
 ALL_COLUMNS_ABOVE = 0.8  # share of the columns that a block needs, from which it has all of them
 
 Weigh = Callable[[slice, HostArray], HostArray]  # the weights p of some rows from their sums ``A q``
@@ -55,7 +58,7 @@ class PlanKernel:
         least: float = 0.0,
         share: float = 0.0,
     ) -> None:
-        self.side, self.f, self.g, self.eps = side, f, g, eps
+        self.side, self.f, self.g, self.eps, self.dtype = side, f, g, eps, side.dtype
         self.exponents = Exponents(side, g / eps, 1 / eps, f / eps)
         n, m = side.shape
         self.least = least if n * m >= limits.LIMITS.cloud_sparse_pairs else 0.0
@@ -100,7 +103,7 @@ class PlanKernel:
     ) -> tuple[HostArray, HostArray]:
         """Return T and S; without q or `weigh` one of them means nothing."""
         side = self.side
-        T = np.empty(side.shape[0] if q is not None else 0, side.dtype)
+        T = np.empty(side.shape[0] if q is not None else 0, self.dtype)
         vector = None if q is None else extended(q)
         every = None if vector is None else side.all.tiled(vector)
 
@@ -137,12 +140,15 @@ class PlanKernel:
             return S
 
         S: HostArray = sum(side.for_blocks(run, pool), np.zeros(1))
-        return T, S[:-1].astype(side.dtype)
+        return T, S[:-1].astype(self.dtype)
 
-    def cost_sums(self, q: HostArray, weigh: Weigh, pool: ThreadPoolExecutor | None, columns: bool = True) -> CostSums:
+    def cost_sums(
+        self, q: HostArray, weigh: Weigh, pool: ThreadPoolExecutor | None, columns: bool = True, keep: bool = False
+    ) -> CostSums:
         """Return `sums`, and the same with ``A_ij C_ij`` for A.
 
         Without `columns` SC means nothing. With ``E = log A`` the cost is ``f + g - eps E``: it takes no second block.
+        With `keep` blocks are kept as in sums, for which they need not be made again.
         """
         side, level = self.side, float(self.g.mean())
         T, TC = np.empty(side.shape[0], side.dtype), np.empty(side.shape[0])
@@ -159,7 +165,7 @@ class PlanKernel:
                     TC[rows] = side.costs.factor * squares
                     S[thin.index] += thin.column_sums(weigh(rows, T[rows]))
                     continue
-                A, AE, some = self._with_exponents(k, work)
+                A, AE, some = self._with_exponents(k, work, keep)
                 here = some.tiled(q)
                 T[rows] = row_sums(A, here)
                 p = weigh(rows, T[rows])
@@ -185,11 +191,31 @@ class PlanKernel:
     def _block(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
         """Return block k of A (tiles, rows, width), which is kept if there is room, and its columns."""
         block, columns = self._exponents(k, work)
+        place = self._place_of(k, block, columns)
+        return np.exp(block, out=block if place is None else place), columns
+
+    def _place_of(self, k: int, block: HostArray, columns: Columns) -> HostArray | None:
+        """Return where block k is kept, in the shape of `block`; None if there is no room."""
         if not self._afford(block.nbytes, columns if self.cells is None else None):
-            return np.exp(block, out=block), columns
+            return None
         tiles, rows, width = block.shape
         self.kept[k] = self._place((rows, tiles * width))
-        return np.exp(block, out=self.kept[k].reshape(rows, tiles, width).transpose(1, 0, 2)), columns
+        return self.kept[k].reshape(rows, tiles, width).transpose(1, 0, 2)
+
+    def in_float32(self) -> "PlanKernel | None":
+        """Return the kept kernel in float32, for sums; None if not all is kept, or it leaves the range or the room."""
+        blocks = [self.kept.get(k) for k in range(len(self.columns))]
+        if self.dtype == np.float32 or self.share or any(A is None for A in blocks):
+            return None
+        if not self._afford(sum(A.nbytes for A in blocks if A is not None) // 2):
+            return None
+        out = copy.copy(self)
+        out.dtype, out.kept = np.dtype(np.float32), {}
+        for k, A in enumerate(blocks):
+            if A is None or not A.max(initial=0) <= LARGEST_IN_FLOAT32:
+                return None
+            out.kept[k] = flush(A.astype(np.float32))
+        return out
 
     def _kept_rows(self, k: int, A: HostArray) -> Iterator[tuple[slice, HostArray]]:
         """Iterate over slices of rows of a kept block, with as many entries as BLAS takes on the thread that calls."""
@@ -211,15 +237,16 @@ class PlanKernel:
             return self.store[start : self.used].reshape(shape)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _with_exponents(self, k: int, work: Workspace) -> tuple[HostArray, HostArray, Columns]:
-        """Return block k of A and of ``A E``, and their columns."""
+    def _with_exponents(self, k: int, work: Workspace, keep: bool = False) -> tuple[HostArray, HostArray, Columns]:
+        """Return block k of A, which may be made to `keep`, and of ``A E``, and their columns."""
         exponents, columns = self._exponents(k, work)
         A = self.kept.get(k)
         if A is not None:
             tiles, rows, width = exponents.shape
             A = A.reshape(rows, tiles, width).transpose(1, 0, 2)
         else:
-            A = np.exp(exponents, out=work.second(exponents.shape[1], columns))
+            place = self._place_of(k, exponents, columns) if keep else None
+            A = np.exp(exponents, out=work.second(exponents.shape[1], columns) if place is None else place)
         exponents *= A
         return A, exponents, columns
 

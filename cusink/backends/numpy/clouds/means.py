@@ -1,5 +1,7 @@
 """Conditional means under plans between clouds in NumPy, prepared so that many can be taken."""
 
+import copy
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +11,7 @@ from cusink.backends.numpy import limits
 from cusink.backends.numpy import means as dense
 from cusink.backends.numpy.clouds.absorbed import LOG_SLACK
 from cusink.backends.numpy.clouds.exponents import Exponents, costs, exp_shifted, flat, row_sums
-from cusink.backends.numpy.clouds.kernel import PlanKernel
+from cusink.backends.numpy.clouds.kernel import CostSums, PlanKernel
 from cusink.backends.numpy.clouds.layout import CloudSide, Workspace, extended, sorted_clouds
 from cusink.backends.numpy.clouds.reductions import each_row
 from cusink.backends.numpy.clouds.shared import CloudKernel
@@ -55,7 +57,7 @@ class CloudMeans:
         rounding = float(np.finfo(a.dtype).eps)
         for least in (rounding * np.exp(-LOG_SLACK) / float(self.b.sum(dtype=np.float64)), 0.0):
             self.kernel = PlanKernel(self.side, f[order], g[columns], eps, C.memory_limit, least)
-            self.sums = self.kernel.cost_sums(self.b, lambda rows, _: self.a[rows], None)
+            self.sums = self.kernel.cost_sums(self.b, lambda rows, _: self.a[rows], None, keep=True)
             if min(self.sums.T.min(), self.sums.S.min()) >= np.exp(-LOG_SLACK):
                 break  # the columns left out of a sum are less than its rounding
         self.empty: dict[Axis, EmptyMeans] = {}
@@ -77,6 +79,14 @@ class CloudMeans:
             empty = self.empty[axis]
             out[0, empty.side.order] = empty.mean(v[0, empty.side.columns])
         return out
+
+    def smoothed(self, v: HostArray, axis: Axis) -> HostArray:
+        """Return the means over `axis` of the means of v over the other one, and 0 for bins without weight."""
+        if axis == 1:
+            return self.mean(self.mean(v, 0), 1)
+        rates = stored.ratio(np, self.a, self.sums.T)  # one pass over the kernel serves both means
+        _, sums = self.kernel.sums(self.b * v[0, self.order[1]], lambda rows, sums: rates[rows] * sums, None)
+        return self._to_caller(self._ratio(sums, 0), 0)
 
     def mean_cost(self, axis: Axis) -> HostArray:
         """Return the means of the cost given each bin."""
@@ -112,8 +122,19 @@ class CloudMeans:
         del index
         return self
 
-    def in_float32(self) -> None:
-        """Return None: to make the kernel again takes about as long as products with it would save."""
+    def in_float32(self) -> "CloudMeans | None":
+        """Return about the same means in float32, where the whole kernel is kept."""
+        return self._narrow
+
+    @functools.cached_property
+    def _narrow(self) -> "CloudMeans | None":
+        kernel = self.kernel.in_float32()
+        if kernel is None:
+            return None
+        out = copy.copy(self)
+        out.kernel, out.sums = kernel, CostSums(*(x.astype(np.float32) for x in self.sums))
+        out.a, out.b = self.a.astype(np.float32), self.b.astype(np.float32)
+        return out
 
     def _ratio(self, sums: HostArray, axis: Axis) -> Array:
         return stored.ratio(np, sums, self.sums.T if axis == 1 else self.sums.S)
