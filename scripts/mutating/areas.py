@@ -76,6 +76,7 @@ _BETWEEN_CELLS = Tests(
     ("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and grid"),
     ("tests/backends/numpy/test_grid.py", "-k", "cupy and (follow or repeated or operators)"),
 )
+_SPLIT = Tests(("tests/backends/cupy/test_split_step.py", "-k", "digits or oracle and zero or log_sum or gives_up"), ())
 # Every file has an entry of its own, or a new one would be asked of tests that know nothing of it.
 TESTS: dict[str, Tests] = {
     "cusink/convergence/marginals.py": Tests(("tests/convergence",), _SOLVED),
@@ -185,6 +186,9 @@ TESTS: dict[str, Tests] = {
     "kernels/reduction_terms.cuh": Tests(_REDUCED, ()),
     "kernels/scaling.cu": Tests(_ITERATED, ()),
     "kernels/scaling.cuh": Tests(_ITERATED, ()),
+    "kernels/damping.cuh": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and unbalanced"), ()),
+    "kernels/half_parts.cuh": _SPLIT,
+    "kernels/split_step.cu": _SPLIT,
     "kernels/softmin.cu": Tests((_REDUCTIONS, "-k", "softmin and float32 or half_precision"), ()),
     "kernels/unbalanced.cu": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and unbalanced"), ()),
 }
