@@ -195,10 +195,8 @@ def test_a_kernel_that_does_not_fit_beside_the_others_is_kept_once():
 BROKEN = {
     "no small parts of K": ("tensor_core_half(sums[m][n + next], high[m], b_low);", "(void)b_low;"),
     "a sum that only tensor cores add": ("WarpSums part = {};", "static thread_local WarpSums part;"),
-    "scales of other rows": ("of_x[16 * m + e / 2 * 8]", "of_x[16 * m]"),
     "one copy too few that is waited for": ("await_copies<STAGES - 2>();", "await_copies<STAGES - 1>();"),
     "no barrier before the sums": ("__syncthreads();  // all have used the last stage", ""),
-    "no barrier after the sums": ("__syncthreads();  // the next tile copies", "// the next tile copies"),
     "parts of the scalings before": ("write_parts(entry.scaling,", "write_parts(old.scaling,"),
 }
 
