@@ -201,7 +201,7 @@ struct Update {
             spare_low[line.b] = infinity();
         }
     }
-    __device__ void end(Line& line, bool lives, bool together) const {
+    __device__ void end(Line& line, bool lives, bool together, long long) const {
         if (lives && line.uncertain) atomicMin(inside + line.b, 0);
         if (together) {  // one atomic for the warp, whose first lane always has a line
             line.high = warp_maximum(line.high);

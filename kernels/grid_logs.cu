@@ -1,4 +1,4 @@
-// uses: grid_tiles.cuh
+// uses: grid_tiles.cuh damping.cuh
 // Sinkhorn iterations between the cells of a grid on potentials: log-sum-exp along one axis after the other.
 //
 // A line of logits x is an exponential of each, a product with K = exp(-C / eps) of its axis, and a logarithm of each
@@ -10,7 +10,11 @@
 // A half-step is a pass for each axis, grid_log_product for all but the last, and grid_log_step, which updates the side: an
 // iteration is 2 launches for each axis. Bound by multiply-adds: n_k of them for a sum, and 1/32 n_k exponentials, as a
 // block uses each for 32 sums. Iterations are in double: potentials keep the digits that scalings lost. In float a softmin
-// alone is taken, as with `reach` and for barycenters.
+// alone is taken, as for barycenters.
+//
+// With `reach` (docs/unbalanced.md) grid_damped_step is the last pass. It leaves the mass of its marginal in a part for each
+// warp, an exponential for each cell, and the first pass of the next half-step makes the shift of them: block b for problem
+// b. So an iteration is 2 launches for each axis there too; on a line, whose only pass is the last, and 1 for the shift.
 //
 // Nothing allocates, so that all may be captured. Right for any grid, and any block that is a multiple of 32 (at most
 // 512), but grid_log_product and grid_log_step, whose block is PRODUCT_THREADS. All arrays C-contiguous.
@@ -73,7 +77,7 @@ struct LogSums {
     __device__ void write(Line&, const Place& place, REAL sum) const {
         out[place.at] = value_scale * logarithms.of(place, sum);
     }
-    __device__ void end(const Line&, bool, bool) const {}
+    __device__ void end(const Line&, bool, bool, long long) const {}
 };
 
 struct LogUpdate {
@@ -101,16 +105,78 @@ struct LogUpdate {
         potential[place.at] = value;
         logits[place.at] = weight > 0 ? REAL(log(double(weight))) + value / eps : -infinity();
     }
-    __device__ void end(const Line&, bool, bool) const {}
+    __device__ void end(const Line&, bool, bool, long long) const {}
+};
+
+// The parts (B, parts) of the mass of a marginal.
+struct Parts {
+    Mass* of;
+    long long count;
+
+    __device__ Mass whole(long long b) const {
+        Mass mass = Mass::empty();
+        for (long long k = threadIdx.x; k < count; k += blockDim.x) {
+            Mass part = of[b * count + k];
+            if (part.sum > 0) mass.add(part.least, part.sum);
+        }
+        return merge_block(mass);
+    }
+};
+
+struct DampedUpdate {
+    REAL *potential, *logits, *kept_image;
+    Parts parts;
+    const REAL *weights, *log_weights, *excess;
+    const double* shift;
+    Logarithms logarithms;
+    REAL value_scale;
+    Damping damping;
+    double rho;
+
+    struct Line {
+        Mass mass;
+        double shift;
+        long long b;
+        REAL past;
+    };
+    __device__ Line line(long long b) const {
+        return {Mass::empty(), shift[b], b, excess == nullptr ? REAL(0) : excess[b]};
+    }
+    __device__ static Line none() {
+        return {Mass::empty(), 0, 0, REAL(0)};
+    }
+    __device__ void write(Line& line, const Place& place, REAL sum) const {
+        REAL image = value_scale * logarithms.of(place, sum), weight = weights[place.at], value = 0;
+        if (kept_image != nullptr) kept_image[place.at] = image;
+        if (weight > 0) {
+            value = damping.step(potential[place.at], image, line.shift, line.past);
+            if (parts.of != nullptr) line.mass.add(double(value) / rho, double(weight));
+        }
+        potential[place.at] = value;
+        logits[place.at] = log_weights[place.at] + value / REAL(damping.eps);
+    }
+    __device__ void end(Line& line, bool, bool, long long part) const {
+        if (parts.of == nullptr) return;
+        line.mass.merge_warp();
+        if (threadIdx.x % 32 == 0) parts.of[line.b * parts.count + part] = line.mass;
+    }
 };
 
 // out = value_scale * log2 of the products along one axis of exp2(logit_scale * x), x (problems, lines, n), see
-// grid_tiles.cuh; K = exp2(-rate * C) (n, n).
+// grid_tiles.cuh; K = exp2(-rate * C) (n, n). Unless it is null, shift (problems,) receives the t of the masses of both
+// marginals, each in parts (problems, parts), with prices rho.
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 1)
 grid_log_product(REAL* out, const REAL* K, const REAL* C, const REAL* x, REAL logit_scale, REAL rate, REAL floor,
-                 REAL value_scale, long long problems, long long lines, long long n, long long out_problem,
+                 REAL value_scale, double* shift, double* parts_a, double* parts_b, double rho_a, double rho_b,
+                 long long parts, long long problems, long long lines, long long n, long long out_problem,
                  long long out_cell, long long out_line) {
     Shape shape = {problems, lines, n, out_problem, out_cell, out_line};
+    for (long long b = blockIdx.x; shift != nullptr && b < problems; b += gridDim.x) {
+        Mass of_a = Parts{reinterpret_cast<Mass*>(parts_a), parts}.whole(b);
+        Mass of_b = Parts{reinterpret_cast<Mass*>(parts_b), parts}.whole(b);
+        double best = best_shift(of_a, of_b, rho_a, rho_b);
+        if (threadIdx.x == 0) shift[b] = best;
+    }
     Logarithms logarithms = {x, C, logit_scale, rate, floor, n};
     multiply_axis(K, shape, Exponentials{x, logit_scale}, LogSums{out, logarithms, value_scale});
 }
@@ -126,6 +192,24 @@ grid_log_step(REAL* potential, REAL* logits, REAL* kept_plain, const REAL* K, co
     Shape shape = {problems, lines, n, out_problem, out_cell, out_line};
     Logarithms logarithms = {x, C, logit_scale, rate, floor, n};
     LogUpdate update = {potential, logits, kept_plain, weights, excess, logarithms, value_scale, eps};
+    multiply_axis(K, shape, Exponentials{x, logit_scale}, update);
+}
+
+// The last pass of a half-step with `reach`: as damped_update in unbalanced.cu with that product for `image`, which
+// kept_image (B, n) receives, unless it is null. potential, logits, weights, log_weights (B, n); shift (B,), excess (B,) or
+// null; parts (B, parts) of the mass of the marginal, or null. Where there are parts, the grid has several axes.
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 1)
+grid_damped_step(REAL* potential, REAL* logits, REAL* kept_image, double* of_mass, const REAL* K, const REAL* C,
+                 const REAL* x, const REAL* weights, const REAL* log_weights, const double* shift, const REAL* excess,
+                 REAL logit_scale, REAL rate, REAL floor, REAL value_scale, double sign, double eps, double rho, double fall,
+                 long long parts, long long problems, long long lines, long long n, long long out_problem,
+                 long long out_cell, long long out_line) {
+    Shape shape = {problems, lines, n, out_problem, out_cell, out_line};
+    Logarithms logarithms = {x, C, logit_scale, rate, floor, n};
+    Parts masses = {reinterpret_cast<Mass*>(of_mass), parts};
+    Damping damping = Damping::of(sign, eps, rho, fall);
+    DampedUpdate update = {potential, logits, kept_image, masses,    weights,     log_weights,
+                           excess,    shift,  logarithms, value_scale, damping, rho};
     multiply_axis(K, shape, Exponentials{x, logit_scale}, update);
 }
 

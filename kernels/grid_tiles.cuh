@@ -19,8 +19,9 @@
 //     Line line(b)                        what all sums of a line share, for problem b
 //     Line none()                         the same for no line
 //     void write(line, place, sum)        one sum
-//     void end(line, lives, together)     the whole warp: after the last sum of a line, if there `lives` one; whether
-//                                         all lines of the warp are `together` in one problem
+//     void end(line, lives, together, part)   the whole warp: after the last sum of a line, if there `lives` one; whether
+//                                         all lines of the warp are `together` in one problem, and the number of the warp
+//                                         among the 2 ceil(n / 32) ceil(lines / 32) of that problem
 constexpr int TILE = 32, EACH = 4, PRODUCT_THREADS = (TILE / EACH) * (TILE / EACH), STEP = PRODUCT_THREADS / 32;
 
 struct Shape {
@@ -107,7 +108,7 @@ __device__ void multiply_axis(const REAL* K, const Shape& shape, const Input& in
             Place place = {at, p * lines + l, i0 + k, of_line[lane], first};
             output.write(line, place, of_x[k][lane / EACH].at[lane % EACH]);
         }
-        output.end(line, lives, !shape.one_axis());
+        output.end(line, lives, !shape.one_axis(), rest * (PRODUCT_THREADS / 32) + warp);
     }
 }
 
@@ -125,5 +126,5 @@ struct Sums {
     __device__ void write(Line&, const Place& place, REAL sum) const {
         out[place.at] = sum;
     }
-    __device__ void end(const Line&, bool, bool) const {}
+    __device__ void end(const Line&, bool, bool, long long) const {}
 };

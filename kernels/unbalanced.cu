@@ -1,39 +1,10 @@
-// uses: online_softmax.cuh
+// uses: damping.cuh
 // What an iteration of unbalanced transport does beside softmin: an update of one side, and the shift of both.
 //
 // The potentials are f + t and g - t with prices rho of their marginals, see docs/unbalanced.md and
 // cusink/solver/unbalanced.py, whose formulas these are. Natural logarithms. Bound by bytes: each array is read once
 // (translate twice) and written once. Correct for any grid and any block that is a multiple of 32 (at most 512). All
 // arrays C-contiguous.
-
-__device__ inline float exp_minus_one(float x) {
-    return expm1f(x);
-}
-__device__ inline double exp_minus_one(double x) {
-    return expm1(x);
-}
-__device__ inline float log_one_plus(float x) {
-    return log1pf(x);
-}
-__device__ inline double log_one_plus(double x) {
-    return log1p(x);
-}
-
-// A sum of weight exp(-x) as sum * exp(-least), with the x of weights above 0; in double.
-struct Mass {
-    double least, sum;
-
-    __device__ static Mass empty() {
-        return {double(infinity()), 0};
-    }
-    __device__ void merge_warp() {
-        double lowest = least;
-        for (int step = 16; step > 0; step /= 2) lowest = fmin(lowest, __shfl_xor_sync(FULL_WARP, lowest, step));
-        sum = sum > 0 ? sum * exp(lowest - least) : 0;
-        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, step);
-        least = lowest;
-    }
-};
 
 __device__ inline Mass block_mass(const REAL* weights, const REAL* potential, double rho, long long n) {
     Mass mass = Mass::empty();
@@ -45,24 +16,17 @@ __device__ inline Mass block_mass(const REAL* weights, const REAL* potential, do
 }
 
 // out, logits (B, n) of a side with potential (B, n): from the softmin `image` (B, n) over the other side and the shift
-// t (B,) that is sign * t here, over-relaxed by excess (B,), null for none; weights and their logarithms (B, n). `rise`
-// and `fall` are the units of a step up and of one down. 0 in a bin without weight.
+// t (B,) that is sign * t here, over-relaxed by excess (B,), null for none; weights and their logarithms (B, n). eps and
+// fall are the units of a step up and of one down. 0 in a bin without weight.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 damped_update(REAL* out, REAL* logits, const REAL* potential, const REAL* image, const REAL* weights,
               const REAL* log_weights, const double* shift, const REAL* excess, double sign, double eps, double rho,
               double fall, long long B, long long n) {
-    const double kappa = 1 / (1 + eps / rho), moved = sign * kappa * eps / rho;
+    const Damping damping = Damping::of(sign, eps, rho, fall);
     for (long long at = first_thread(); at < B * n; at += all_threads()) {
         long long b = at / n;
         REAL value = 0;
-        if (weights[at] > 0) {
-            value = REAL(kappa) * image[at] - REAL(shift[b] * moved);
-            if (excess != nullptr) {
-                REAL step = value - potential[at], unit = REAL(step > 0 ? eps : fall);
-                REAL further = unit * log_one_plus(-excess[b] * exp_minus_one(-magnitude(step) / unit));
-                value += step > 0 ? further : -further;
-            }
-        }
+        if (weights[at] > 0) value = damping.step(potential[at], image[at], shift[b], excess == nullptr ? REAL(0) : excess[b]);
         out[at] = value;
         logits[at] = log_weights[at] + value / REAL(eps);
     }
@@ -75,7 +39,7 @@ translate(double* shift, const REAL* a, const REAL* b, const REAL* f, const REAL
           long long B, long long n, long long m) {
     for (long long k = blockIdx.x; k < B; k += gridDim.x) {
         Mass of_a = block_mass(a + k * n, f + k * n, rho_a, n), of_b = block_mass(b + k * m, g + k * m, rho_b, m);
-        double level = log(of_a.sum / of_b.sum) - of_a.least + of_b.least;
-        if (threadIdx.x == 0) shift[k] = level / (1 / rho_a + 1 / rho_b);
+        double best = best_shift(of_a, of_b, rho_a, rho_b);
+        if (threadIdx.x == 0) shift[k] = best;
     }
 }

@@ -32,6 +32,7 @@ STEPS = {
     "operators": 90,
     "peers": 50,
     "calls": 60,
+    "large": 30,
     "tests": 150,
     "sanitizers": 60,
     "profile": 45,

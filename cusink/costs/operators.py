@@ -15,7 +15,7 @@ that is summed over: 1 sums over j and gives ``(B, n)``, 0 sums over i and gives
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from cusink.convergence.rules import StopState
 from cusink.costs.at_once import PullAtOnce, SolveAtOnce
@@ -214,6 +214,16 @@ class CoarseLevels(Protocol[Data]):
     def __call__(self, C: Data, a: HostArray, b: HostArray) -> Sequence[CoarseLevel[Data]]: ...
 
 
+class Damped(NamedTuple):
+    """Problems of unbalanced transport under way, see `cusink.solver.unbalanced`."""
+
+    f: Array  # (B, n)
+    g: Array  # (B, m)
+    t: Array  # (B, 1), float64
+    logits: Array  # of the side that was updated last
+    image: Array  # (B, n), the softmin by which f was updated
+
+
 class DampedSteps(Protocol):
     """What an iteration of unbalanced transport does beside `softmin`, see `cusink.solver.unbalanced`."""
 
@@ -237,6 +247,22 @@ class DampedSteps(Protocol):
 
     def translation(self, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
         """Return the shift t (B,) of the highest dual objective for ``f + t`` and ``g - t``."""
+
+    def iterate(
+        self,
+        softmin: Callable[[Array, Axis], Array],
+        rows: tuple[Array, Array],
+        columns: tuple[Array, Array],
+        start: Damped,
+        excess: Array | None,
+        eps: float,
+        reach: Reach,
+        count: int,
+    ) -> Damped | None:
+        """Take `count` iterations, the first one from after its update of g and t; None where the solver is to do it.
+
+        `rows` and `columns` are the weights of a side and their logarithms.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 from cusink.convergence.rules import NO_REACH, overrelaxed_step
 from cusink.costs.checks import stranded
 from cusink.costs.cost import Cost
-from cusink.costs.operators import DampedSteps, HostChecked
+from cusink.costs.operators import Damped, DampedSteps, HostChecked
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 MUCH_MORE = 40.0  # logarithm of a ratio x beside which x - 1 is x
@@ -84,18 +84,29 @@ class UnbalancedIteration(HostChecked):
         """Take `count` iterations of every problem; return bounds (B,) on their errors."""
         xp, eps, (rho_a, rho_b) = self.xp, self.eps, self.reach
         excess = None if (omega == 1).all() else xp.asarray(omega - 1, self.a.dtype)[:, None]
-        for _ in range(count):
-            of_columns = self.b, self.log_b, excess, eps, rho_b
-            self.g, q = self.steps.update(self.g, self.image_g, self.t, -1, *of_columns)
-            self.t = self.steps.translation(self.a, self.b, self.f, self.g, self.reach)[:, None]
-            self.image_f = self.softmin(q, 1)
-            of_rows = self.a, self.log_a, excess, eps, rho_a
-            self.f, p = self.steps.update(self.f, self.image_f, self.t, 1, *of_rows)
-            self.image_g = self.softmin(p, 0)
+        rows, columns = (self.a, self.log_a), (self.b, self.log_b)
+        self.g, q = self.steps.update(self.g, self.image_g, self.t, -1, *columns, excess, eps, rho_b)
+        self.t = self.steps.translation(self.a, self.b, self.f, self.g, self.reach)[:, None]
+        start = Damped(self.f, self.g, self.t, q, self.image_f)
+        done = self.steps.iterate(self.softmin, rows, columns, start, excess, eps, self.reach, count)
+        self.f, self.g, self.t, p, self.image_f = done or self._iterate(start, excess, count)
+        self.image_g = self.softmin(p, 0)
         error = marginal_error(xp, self.b, self.g, self.image_g, -self.t, eps, rho_b)
         if excess is not None:
             error += marginal_error(xp, self.a, self.f, self.image_f, self.t, eps, rho_a)
         return error
+
+    def _iterate(self, start: Damped, excess: Array | None, count: int) -> Damped:
+        """See `cusink.costs.operators.DampedSteps.iterate`."""
+        eps, (rho_a, rho_b), (f, g, t, logits, image) = self.eps, self.reach, start
+        for k in range(count):
+            if k:
+                image = self.softmin(logits, 0)
+                g, logits = self.steps.update(g, image, t, -1, self.b, self.log_b, excess, eps, rho_b)
+                t = self.steps.translation(self.a, self.b, f, g, self.reach)[:, None]
+            image = self.softmin(logits, 1)
+            f, logits = self.steps.update(f, image, t, 1, self.a, self.log_a, excess, eps, rho_a)
+        return Damped(f, g, t, logits, image)
 
     def finish(self, index: HostArray) -> tuple[Array, Array, Array, Array]:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update; fill in their shifts."""
@@ -150,6 +161,10 @@ class ArraySteps:
     def translation(self, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
         """Return the shift t (B,) of the highest dual objective for ``f + t`` and ``g - t``."""
         return translation(self.xp, a, b, f, g, reach)
+
+    def iterate(self, *_: Any) -> Damped | None:
+        """Return None: the loop of the solver does as well."""
+        return None
 
 
 def partnered(C: Cost[Any], a: Array, b: Array) -> tuple[Array, Array]:

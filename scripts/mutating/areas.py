@@ -88,6 +88,7 @@ _OF_LINES = Tests(
     (_FUSED, "-k", "oracle and grid_logs and float64 or lost_digits"),
     (_FUSED, "-k", "oracle and grid_logs and float32 or for_each_axis and log or second_check and log"),
 )
+_SPLIT = Tests(("tests/backends/cupy/test_split_step.py", "-k", "digits or oracle and zero or log_sum or gives_up"), ())
 # Every file has an entry of its own, or a new one would be asked of tests that know nothing of it.
 TESTS: dict[str, Tests] = {
     "cusink/convergence/marginals.py": Tests(("tests/convergence",), _SOLVED),
@@ -210,6 +211,9 @@ TESTS: dict[str, Tests] = {
     "kernels/reduction_terms.cuh": Tests(_REDUCED, ()),
     "kernels/scaling.cu": Tests(_ITERATED, ()),
     "kernels/scaling.cuh": Tests(_ITERATED, ()),
+    "kernels/damping.cuh": Tests(("tests/backends/cupy/test_fused_steps.py", "-k", "oracle and unbalanced"), ()),
+    "kernels/half_parts.cuh": _SPLIT,
+    "kernels/split_step.cu": _SPLIT,
     "kernels/softmin.cu": Tests((_REDUCTIONS, "-k", "softmin and float32 or half_precision"), ()),
     "kernels/unbalanced.cu": Tests((_FUSED, "-k", "oracle and unbalanced"), ()),
 }

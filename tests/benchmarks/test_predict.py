@@ -29,6 +29,16 @@ def test_time_grows_with_work_and_falls_with_the_machine():
     assert predict.predict("softmin_points", 1, 10**4, 10**4, 2000) is None
 
 
+def test_a_half_step_on_tensor_cores_takes_the_tiles_of_the_busiest_multiprocessor():
+    found = predict.predict("split_step", 1665, 4000, 4000)
+    assert found.kernel == "split_step" and found.blocks == 2
+    # 27 x 32 tiles are 7 for the busiest of 132; each takes 125 times 4 warps with 96 products of 2048 multiply-adds.
+    assert found.parts["tensor"] == pytest.approx(7 * 125 * 4 * 96 * 2048 / (0.62 * 2048 * 1.755e9))
+    assert found.parts["shared"] < 1.1 * found.parts["tensor"] and found.parts["issue"] < found.parts["tensor"]
+    assert found.seconds == max(found.parts.values()) and 0.4 < found.share < 0.62
+    assert predict.predict("split_step", 1665, 4000, 4000, machine=predict.MACHINES["T4"]) is None
+
+
 def test_the_table_calls_itself_predicted(capsys):
     predict.main([])
     text = capsys.readouterr().out

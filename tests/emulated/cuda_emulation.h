@@ -280,10 +280,22 @@ inline bool run_ready(const unsigned* threads, size_t count, bool fresh) {
     return moved;
 }
 
+// Copies of 16 bytes that are under way. They arrive as late as they may, and until then what they go to is no number.
+struct Copies {
+    struct {
+        unsigned* to;
+        const unsigned* from;
+        int group;
+    } list[256];
+    int count, groups;
+};
+inline Copies copies[1024];
+
 inline void run_block(Order& order, bool fresh) {
     turns.numbers(fibers.count);
     warp_turns.numbers(warps.count);
     for (Fiber& fiber : fibers) fiber.state = READY, fiber.parity = 0, fiber.path = 0;
+    for (unsigned t = 0; t < fibers.count; t++) copies[t].count = copies[t].groups = 0;
     for (Warp& warp : warps) warp.arrived = 0;
     votes = false;
     for (bool first = fresh;; first = false) {
@@ -503,6 +515,89 @@ inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsign
             c[2 + j] += x[1] * y[j][0] + x[3] * y[j][1];
         }
     }
+}
+
+inline unsigned to_half(float x) {
+    unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u;
+    double size = std::fabs(double(x));
+    if (size != size) return 0x7fffu;
+    if (size >= 65520) return sign | 0x7c00u;
+    int exponent = size < 0x1p-14 ? -14 : std::ilogb(size);
+    unsigned steps = unsigned(std::nearbyint(std::ldexp(size, 10 - exponent)));  // 1024 to 2048; fewer for a subnormal
+    return sign | (steps + (unsigned(exponent + 14) << 10));
+}
+inline float of_half(unsigned half) {
+    int exponent = half >> 10 & 31, fraction = half & 1023;
+    float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                                : float(std::ldexp(exponent ? 1024 + fraction : fraction, (exponent ? exponent : 1) - 25));
+    return half & 0x8000u ? -size : size;
+}
+
+namespace emulated {
+// The warp's mma.sync.m16n8k16: exact products, and a sum that is truncated, as tensor cores do with what they add.
+template <class Decode>
+void tensor_core_16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], Decode decode) {
+    unsigned of_a[4][32], of_b[2][32];
+    auto gather = [](unsigned first, unsigned second, unsigned* firsts, unsigned* seconds) {
+        uint64_t* slots = exchange(0xffffffffu, first | uint64_t(second) << 32, __LINE__);
+        for (int lane = 0; lane < 32; lane++) firsts[lane] = unsigned(slots[lane]), seconds[lane] = unsigned(slots[lane] >> 32);
+    };
+    gather(a[0], a[1], of_a[0], of_a[1]);
+    gather(a[2], a[3], of_a[2], of_a[3]);
+    gather(b[0], b[1], of_b[0], of_b[1]);
+    int lane = current % 32;
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++) {
+            double sum = c[2 * i + j];
+            for (int k = 0; k < 16; k++) {
+                int from = k % 8 / 2, shift = k % 2 * 16;
+                unsigned x = of_a[k / 8 * 2 + i][lane / 4 * 4 + from], y = of_b[k / 8][(lane % 4 * 2 + j) * 4 + from];
+                sum += double(decode(x >> shift & 0xffffu)) * double(decode(y >> shift & 0xffffu));
+            }
+            float rounded = float(sum);
+            c[2 * i + j] = std::fabs(rounded) > std::fabs(sum) && std::fabs(sum) < INFINITY ? std::nextafter(rounded, 0.0f) : rounded;
+        }
+}
+}  // namespace emulated
+
+inline void tensor_core_half(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    emulated::tensor_core_16(c, a, b, of_half);
+}
+inline void tensor_core_bfloat(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    emulated::tensor_core_16(c, a, b, [](unsigned bits) { return __uint_as_float(bits << 16); });
+}
+
+// ldmatrix.x4: lane 8 k + i points to row i of matrix k, of which each lane gets two halves.
+inline void load_matrices(unsigned (&fragments)[4], const void* row) {
+    if (uintptr_t(row) % 16) emulated::fail("a row of a matrix that is not aligned");
+    const unsigned* rows[32];
+    uint64_t* slots = emulated::exchange(0xffffffffu, uintptr_t(row), __LINE__);
+    for (int lane = 0; lane < 32; lane++) rows[lane] = (const unsigned*)slots[lane];
+    int lane = emulated::current % 32;
+    for (int k = 0; k < 4; k++) fragments[k] = rows[8 * k + lane / 4][lane % 4];
+}
+inline void copy_ahead(void* to, const void* from) {
+    emulated::Copies& mine = emulated::copies[emulated::current];
+    if ((uintptr_t(to) | uintptr_t(from)) % 16) emulated::fail("a copy of 16 bytes that are not aligned");
+    if (mine.count == 256) emulated::fail("more copies under way than this emulation holds");
+    mine.list[mine.count++] = {(unsigned*)to, (const unsigned*)from, mine.groups};
+    for (int k = 0; k < 4; k++) ((unsigned*)to)[k] = 0xffffffffu;
+}
+inline void end_copies() {
+    emulated::copies[emulated::current].groups++;
+}
+template <int LEFT>
+void await_copies() {
+    emulated::Copies& mine = emulated::copies[emulated::current];
+    int left = 0;
+    for (int c = 0; c < mine.count; c++) {
+        auto copy = mine.list[c];
+        if (copy.group < mine.groups - LEFT)
+            for (int k = 0; k < 4; k++) copy.to[k] = copy.from[k];
+        else
+            mine.list[left++] = copy;
+    }
+    mine.count = left;
 }
 
 // One of these per kernel, behind the kernel's source.

@@ -441,3 +441,114 @@ def test_a_graph_does_not_keep_its_arrays_alive():
         del p
         with pytest.raises(EmulationError, match="an array that has been freed"):
             graph.launch()
+
+
+TENSOR = """
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    unsigned short* halves = reinterpret_cast<unsigned short*>(dynamic_shared);
+    int lane = threadIdx.x, row = lane / 4, column = 2 * (lane % 4);
+    for (int k = lane; k < 256; k += 32) {
+        halves[k] = to_half(x[k % n]);              // (16, 16): rows of the first factor
+        halves[256 + k] = to_half(x[k % n] - 3.5f);  // (16, 16): columns of the second, of which 8 are used
+    }
+    __syncwarp();
+    unsigned a[4], b[4];
+    load_matrices(a, halves + lane % 16 * 16 + lane / 16 * 8);
+    load_matrices(b, halves + 256 + (lane / 16 * 8 + lane % 8) * 16 + lane / 8 % 2 * 8);
+    float c[4] = {float(START), 0, 0, 0};
+    unsigned first[2] = {b[0], b[1]};
+    PRODUCT(c, a, first);
+    for (int k = 0; k < 4; k++) out[(row + k / 2 * 8) * 8 + column + k % 2] = c[k];
+}
+"""
+
+
+def test_products_of_tensor_cores_are_those_of_their_matrices(toy):
+    text = TENSOR.replace("START", "0").replace("PRODUCT", "tensor_core_half")
+    ((out, x),) = toy(text, n=128, block=32, shared=1024)
+    a, b = (np.resize(x, (16, 16)), np.resize(x - np.float32(3.5), (16, 16)))
+    np.testing.assert_array_equal(out.reshape(16, 8), a @ b[:8].T)  # whole and half numbers: nothing is rounded
+
+
+def test_sums_of_tensor_cores_are_truncated(toy):
+    """1 to 16 and 16 numbers from -2.5 on are more than a half-unit above what a float holds of such a sum."""
+    text = TENSOR.replace("START", "0x1p28").replace("PRODUCT", "tensor_core_half")
+    ((out, x),) = toy(text, n=128, block=32, shared=1024)
+    exact = 2.0**28 + np.arange(1, 17) @ (np.arange(1, 17) - 3.5)
+    assert np.float32(exact) > exact > out[0] == np.nextafter(np.float32(exact), np.float32(0))
+
+
+def test_bfloats_are_the_upper_halves_of_floats(toy):
+    """The bits of halves are those of other numbers here."""
+    text = TENSOR.replace("START", "0").replace("PRODUCT", "tensor_core_bfloat")
+    ((out, x),) = toy(text, n=128, block=32, shared=1024)
+    a, b = (np.resize(y, (16, 16)).astype(np.float16).view(np.uint16).astype(np.uint32) << 16 for y in (x, x - 3.5))
+    exact = a.view(np.float32).astype(float) @ b[:8].view(np.float32).astype(float).T
+    np.testing.assert_allclose(out.reshape(16, 8), exact, rtol=1e-6)
+
+
+def test_halves_are_rounded_as_numpy_rounds_them(toy):
+    x = [0.0, 1.0, -2.5, 65504.0, 65519.0, 65520.0, 1e9, 2.0**-24, 2.0**-25, 3e-8, -6.1e-5, 2049.0, 2051.0]
+    text = """
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    const float given[] = {VALUES};
+    out[threadIdx.x] = of_half(to_half(given[threadIdx.x % COUNT]));
+}
+"""
+    text = text.replace("VALUES", ", ".join(f"{number}f" for number in x)).replace("COUNT", str(len(x)))
+    ((out, _),) = toy(text, n=32, block=32)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(out[: len(x)], np.float32(np.float16(np.float32(x))))
+
+
+AHEAD = """
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    REAL* kept = reinterpret_cast<REAL*>(dynamic_shared);
+    int t = threadIdx.x;
+    for (int k = 0; k < 2; k++) {
+        if (t < 32) copy_ahead(kept + 128 * k + 4 * t, x + 128 * k + 4 * t);
+        end_copies();
+    }
+    await_copies<1>();
+    __syncthreads();
+    out[t] = kept[127 - t];
+    await_copies<0>();
+    __syncthreads();
+    out[128 + t] = kept[128 + 127 - t];
+}
+"""
+
+
+def test_copies_arrive_when_they_are_waited_for(toy):
+    for checks in (False, True):
+        for out, x in toy(AHEAD, n=256, block=128, shared=1024, seeds=range(3), checks=checks):
+            np.testing.assert_array_equal(out.reshape(2, -1), x.reshape(2, -1)[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("await_copies<0>();", "await_copies<1>();"),
+        ("await_copies<1>();\n    __syncthreads();", "await_copies<1>();"),
+    ],
+)
+def test_copies_that_are_not_there_yet_show(toy, old, new):
+    assert old in AHEAD
+    results = toy(AHEAD.replace(old, new), n=256, block=128, shared=1024, seeds=range(5))
+    assert not all((out.reshape(2, -1) == x.reshape(2, -1)[:, ::-1]).all() for out, x in results)
+
+
+def test_a_race_with_a_copy_is_found(toy):
+    with pytest.raises(EmulationError, match="no barrier between|nobody has written"):
+        toy(
+            AHEAD.replace("await_copies<1>();\n    __syncthreads();", "await_copies<1>();"),
+            n=256,
+            block=128,
+            shared=1024,
+            checks=True,
+        )
+
+
+def test_copies_that_are_not_aligned_are_errors(toy):
+    with pytest.raises(EmulationError, match="aligned"):
+        toy(AHEAD.replace("x + 128 * k", "x + 1 + 120 * k"), n=256, block=128, shared=1024)

@@ -30,11 +30,13 @@ TERMS = {
     "iterate": "FFMA",
     "softmin_products": "HMMA",
     "apply_plan_products": "HMMA",
+    "split_step": "HMMA",
     "c_transform": "FMNMX",
     "grid_product": "FFMA",
     "grid_half_step": "FFMA",
     "grid_log_product": "FFMA",
     "grid_log_step": "FFMA",
+    "grid_damped_step": "FFMA",
     "": "MUFU.EX2",
 }
 UNITS = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.backends.cupy import reductions
 from cusink.backends.cupy.reductions import Scales
-from cusink.backends.cupy.run import NULL, choose_launch, device, find_launch, run, sizes
+from cusink.backends.cupy.run import NULL, choose_launch, device, run, sizes
 from cusink.backends.cupy.state import State
 from cusink.backends.cupy.stopping import NO_RULES, StopRules
 from cusink.types import Array, Axis, Method
@@ -37,15 +37,6 @@ class Form(Protocol):
 
     def select(self, problems: Array) -> Self:
         """Return the form for some of the problems."""
-
-
-def choose_form(C: Array, B: int, n: int, m: int, cost_scale: float, method: Method) -> "StoredForm":
-    """Return the form that fits the sizes and the method."""
-    if find_launch("iterate", B, n, m, C.dtype, shared_cost=C.ndim == 2, log=method == "log") is not None:
-        return FusedForm(C, B, cost_scale, method)
-    if C.ndim == 2 and method != "log":
-        return MatmulForm(C, cost_scale, method)
-    return LogForm(C, cost_scale)
 
 
 class StoredForm:
@@ -189,14 +180,26 @@ class MatmulForm(ScalingForm):
         if count == 0:
             cp.dot(state.v, self.K.T, out=T)
             self._update(rows, omega, method, False, 1)
+        return row_deviation.sum(axis=1) + self.measured(state, omega, method)
+
+    def measured(self, state: State, omega: Array, method: np.int32) -> Array:
+        """Return how far the columns are from what they have to be (B,), as mass, by a product in float."""
+        B, _, m = state.sizes
+        deviation, S = cp.empty((B, -(-m // 32)), self.C.dtype), cp.empty((B, m), self.C.dtype)
         cp.dot(state.u, self.K, out=S)
+        columns = HalfStep(state.v, state.q, deviation, S, state.b, state.p)
         self._update(columns, omega, method, True, 0)
-        return row_deviation.sum(axis=1) + column_deviation.sum(axis=1)
+        return deviation.sum(axis=1)
+
+    def layout(self, axis: Axis) -> tuple[int, int, int, int]:
+        """Return the strides of the kept and the summed index in the cost, and their ends."""
+        n, m = self.C.shape
+        return (m, 1, n, m) if axis else (1, m, m, n)
 
     def _update(self, side: HalfStep, omega: Array, method: np.int32, measure: bool, axis: Axis) -> None:
         n, m = self.C.shape
         launch = choose_launch("scaling_update", len(omega), n, m, self.C.dtype, axis=axis)
-        kept = (m, 1, n, m) if axis else (1, m, m, n)  # strides of the kept and the summed index, and their ends
+        kept = self.layout(axis)
         scalars = (self.C.dtype.type(self.cost_scale), method, np.int32(measure))
         shape = sizes(*kept[:2], len(omega), *kept[2:])
         run(launch, self.C.dtype, *side, self.C, self.minimum, omega, *scalars, *shape)

@@ -9,8 +9,8 @@ from cusink.backends.cupy import dense
 from cusink.backends.cupy.dense import to_host
 from cusink.backends.cupy.grid_iteration import GridIteration as Iteration
 from cusink.backends.cupy.grid_logs import LineSoftmin
+from cusink.backends.cupy.grid_unbalanced import GRID_STEPS
 from cusink.backends.cupy.reductions import plan as stored_plan
-from cusink.backends.cupy.unbalanced import STEPS
 from cusink.backends.grid import reductions as grid
 from cusink.backends.grid.means import LogMeans, log_means
 from cusink.costs.cells import GridCosts
@@ -84,5 +84,5 @@ OPERATORS: Operators[GridCosts] = Operators(
     bilinear=bilinear,
     iteration=Iteration,
     plan_means=plan_means,
-    damped_steps=STEPS,
+    damped_steps=GRID_STEPS,
 )

@@ -1,22 +1,36 @@
 """Iterations between the cells of a grid on potentials, by the kernels of ``grid_logs.cu``: log-sum-exp by axis."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy import dense
 from cusink.backends.cupy.grid_passes import Advanced, Finished, Pass, passes, replayed, run_cells, run_pass
+from cusink.backends.cupy.launch import GRID_THREADS, TILE
 from cusink.backends.cupy.run import LOG2_E, NULL
 from cusink.backends.grid import reductions as grid
 from cusink.backends.ranges import scaled_kernel
 from cusink.convergence.marginals import LARGEST_STEP, marginal_error
 from cusink.costs.cells import GridCosts
 from cusink.costs.logits import logits
-from cusink.types import Array, Axis
+from cusink.types import Array, Axis, Reach
 
 WIDE = np.dtype(np.float64)
+PARTS = GRID_THREADS // 32  # of a mass in a tile: its warps
+
+
+class Shift(NamedTuple):
+    """The shift between both sides, and what the first pass of a half-step makes it of; see ``grid_damped_step``."""
+
+    shift: Any  # (B,), float64; NULL where it is not made anew
+    parts: tuple[Any, Any]  # (B, parts, 2) each: the masses of the marginals
+    reach: Reach
+    number: int  # of parts
+
+
+UNMOVED = Shift(NULL, (NULL, NULL), (1.0, 1.0), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +83,7 @@ class LineSoftmin:
     def into(self, out: Array, logits: Array, spare: tuple[Array, Array]) -> None:
         """Write the same to `out`, with two more arrays (B, n) for what passes leave to the next."""
         x, scale, last = self._before_last(logits, spare)
-        self._run("grid_log_product", last, (out,), (x, 0, ()), scale, (self.value_scale,))
+        self._product(last, out, x, 0, scale, self.value_scale)
 
     def step(
         self, out: tuple[Array, Array, Any], logits: Array, side: tuple[Array, Array], eps: float, spare: Any
@@ -81,15 +95,44 @@ class LineSoftmin:
         x, scale, last = self._before_last(logits, spare)
         self._run("grid_log_step", last, out, (x, 0, side), scale, (self.value_scale, self.dtype.type(eps)))
 
-    def _before_last(self, x: Array, spare: tuple[Array, Array]) -> tuple[Array, float, Pass]:
+    def damped_step(
+        self,
+        out: tuple[Array, Array, Any, Any],
+        logits: Array,
+        side: tuple[Array, ...],
+        prices: tuple[float, ...],
+        spare: tuple[Array, Array],
+        shift: Shift,
+    ) -> None:
+        """Take a half-step with `reach`, see ``grid_damped_step``; before its last pass `shift` is made anew, if told.
+
+        `out` are potential, logits, the softmin and the masses (NULL: do not); `side` the weights, their logarithms,
+        the shift and the excess; `prices` sign, eps, rho and the unit of a step down.
+        """
+        x, scale, last = self._before_last(logits, spare, shift)
+        scalars = (self.value_scale, *map(np.float64, prices), np.int64(shift.number))
+        self._run("grid_damped_step", last, out, (x, 0, side), scale, scalars)
+
+    def parts(self, B: int) -> int:
+        """Return in how many parts ``grid_damped_step`` leaves a mass: 0 on a line, where no pass comes before it."""
+        last = passes(self.cells, B)[-1]
+        return PARTS * -(-last.cells // TILE) * -(-last.lines // TILE) if len(self.cells) > 1 else 0
+
+    def _before_last(self, x: Array, spare: tuple[Array, Array], shift: Shift = UNMOVED) -> tuple[Array, float, Pass]:
         """Take all passes but the last over natural logits x: what is left, its unit in powers of 2, the last pass."""
         *before, last = passes(self.cells, len(x))
         scale = LOG2_E
         for k, (out, shape) in enumerate(zip(spare, before, strict=False)):
             axis = len(self.costs) - 1 - k
-            self._run("grid_log_product", shape, (out,), (x, axis, ()), scale, (self.dtype.type(1),))
+            self._product(shape, out, x, axis, scale, self.dtype.type(1), UNMOVED if k else shift)
             x, scale = out, 1.0
         return x, scale, last
+
+    def _product(
+        self, shape: Pass, out: Array, x: Array, axis: int, scale: float, value: Any, shift: Shift = UNMOVED
+    ) -> None:
+        made = (shift.shift, *shift.parts, *map(np.float64, shift.reach), np.int64(shift.number))
+        self._run("grid_log_product", shape, (out,), (x, axis, ()), scale, (value, *made))
 
     def _run(
         self,

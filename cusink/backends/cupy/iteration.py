@@ -5,15 +5,19 @@ All forms keep the same state (`cusink.backends.cupy.state`), so that problems s
 `FusedForm`    small problems: all iterations in one launch of ``iterate.cu``, the kernel or the cost in shared memory;
 `MatmulForm`   larger problems that share a cost: a matrix product and one elementwise CUDA kernel per half-step, which
                recomputes the entries that fail the range check as log-sum-exp;
+`SplitForm`    the same on tensor cores, with the update in the launch of the product, where a device has fast ones;
 `LogForm`      the rest: a cost per problem has to be read in every half-step, which takes longer than its exponentials.
 """
+
+import math
 
 import cupy as cp
 import numpy as np
 
-from cusink.backends.cupy.forms import Form, FusedForm, choose_form
+from cusink.backends.cupy.forms import Form, FusedForm, LogForm, MatmulForm, StoredForm
 from cusink.backends.cupy.reductions import Scales
-from cusink.backends.cupy.run import LOG2_E
+from cusink.backends.cupy.run import LOG2_E, find_launch
+from cusink.backends.cupy.split_form import SplitForm
 from cusink.backends.cupy.state import State
 from cusink.backends.cupy.stopping import StopRules, from_table, to_table
 from cusink.convergence.rules import StopState
@@ -23,10 +27,20 @@ from cusink.types import Array, HostArray, Method
 class Iteration:
     """Problems under way with a stored cost, see `cusink.costs.operators`."""
 
-    def __init__(self, C: Array, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> None:
+    def __init__(
+        self,
+        C: Array,
+        a: Array,
+        b: Array,
+        eps: float,
+        f: Array,
+        g: Array,
+        method: Method,
+        memory: float = math.inf,
+    ) -> None:
         C = cp.ascontiguousarray(C)
         (B, n), m = a.shape, b.shape[1]
-        form = choose_form(C, B, n, m, LOG2_E / float(eps), method)
+        form = choose_form(C, B, n, m, LOG2_E / float(eps), method, memory)
         self._start(form, a, b, eps, f, g, None if C.ndim == 2 else cp.arange(B, dtype=np.int64))
 
     def _start(
@@ -80,3 +94,12 @@ class Iteration:
 
     def _device(self, omega: HostArray) -> Array:
         return cp.ascontiguousarray(cp.asarray(omega), dtype=self.state.a.dtype)
+
+
+def choose_form(C: Array, B: int, n: int, m: int, cost_scale: float, method: Method, memory: float) -> StoredForm:
+    """Return the form that fits the sizes, the method and the bytes of `memory` for cost and kernel."""
+    if find_launch("iterate", B, n, m, C.dtype, shared_cost=C.ndim == 2, log=method == "log") is not None:
+        return FusedForm(C, B, cost_scale, method)
+    if C.ndim == 2 and method != "log":
+        return (SplitForm if SplitForm.pays(C, B, method, memory) else MatmulForm)(C, cost_scale, method)
+    return LogForm(C, cost_scale)

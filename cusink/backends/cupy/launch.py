@@ -23,6 +23,8 @@ MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
+SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_THREADS, STAGES, PARTS = 64, 128, 128, 3, 32  # as in split_step.cu and half_parts.cuh
+SPLIT_FROM = 32  # problems from which on half of a tile of them or more is in use
 GRID_THREADS = 64  # of a product along the axis of a grid, as in grid_tiles.cuh
 PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
 PLAN_WARPS, PLAN_PARTS = 4, 16  # of a block, and at most into which the problems are divided
@@ -39,7 +41,7 @@ STATE = {"softmin": 2, "apply_plan": 2, "c_transform": 1, "transport_cost": 2}
 SUMMED = {"softmin": 1, "apply_plan": 2, "c_transform": 1, "transport_cost": 1}
 FILE = {"softmin": "softmin.cu", "apply_plan": "apply_plan.cu", "c_transform": "c_transform.cu"}
 FILE |= {"transport_cost": "apply_plan.cu", "plan": "plan.cu", "iterate": "iterate.cu"}
-GRID_PASSES = ("grid_product", "grid_half_step", "grid_log_product", "grid_log_step")
+GRID_PASSES = ("grid_product", "grid_half_step", "grid_log_product", "grid_log_step", "grid_damped_step")
 GRID = (*GRID_PASSES, "start_grid", "grid_error", "grid_potentials", "grid_logits", "grid_log_error")
 # REALs of the state of a thread that walks through pairs of points, without the slopes.
 PAIR_STATE = {"kernel_sums": 1, "kernel_log_sums": 2, "kernel_slopes": 1, "distance_sums": 1, "distance_slopes": 1}
@@ -51,9 +53,10 @@ class Device(NamedTuple):
     multiprocessors: int
     shared_memory: int  # bytes that a block may have
     tensor_cores: bool = False  # whether they multiply tf32 numbers
+    fast_halves: bool = False  # whether they multiply halves so fast that three products are faster than one in float
 
 
-H100 = Device(132, 232448, True)
+H100 = Device(132, 232448, True, True)
 
 
 class Launch(NamedTuple):
@@ -138,10 +141,16 @@ def configure(
         return _products(operator, B, n, m, d, size, device)
     if operator in ("scaling_update", "logit_update"):
         return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
+    if operator == "split_step":
+        return _split_step(B, n if axis else m, size, device)
+    if operator in ("split_kernel", "split_scalings"):  # blocks of a kernel, or of the scalings of a side
+        rows, summed = (n, m) if axis else (m, n)
+        rows = rows if operator == "split_kernel" else B
+        return Launch("split_step.cu", operator, _blocks(rows * -(-summed // PARTS), 4), 128, 0)
     if operator in ("start_scalings", "balance_scalings"):
         return Launch("scaling.cu", operator, _blocks(B, 4), 128, 0)
     if operator in GRID:
-        file = "grid_logs.cu" if operator.startswith("grid_log") else "grid.cu"
+        file = "grid_logs.cu" if operator.startswith(("grid_log", "grid_damped")) else "grid.cu"
         if operator in GRID_PASSES:  # `B` problems of `n` lines of `m` cells
             return Launch(file, operator, _blocks(B * -(-n // TILE) * -(-m // TILE)), GRID_THREADS, 0)
         if operator in ("grid_potentials", "grid_logits"):  # `n` cells
@@ -297,6 +306,16 @@ def _products(operator: str, B: int, kept: int, summed: int, d: int, size: int, 
         if warps <= _power_of_two(-(-summed // BAND), 8) and shared <= limit:
             return Launch("point_products.cu", operator, _blocks(B * -(-kept // BAND)), 32 * warps, shared)
     return None
+
+
+def _split_step(B: int, kept: int, size: int, device: Device) -> Launch | None:
+    """Return a launch on tensor cores; None where it does not fit, or where products in float are as fast or faster."""
+    shared = STAGES * (SPLIT_ROWS + SPLIT_COLUMNS) * (4 * PARTS + 4)
+    tiles = -(-B // SPLIT_ROWS) * -(-kept // SPLIT_COLUMNS)
+    pays = device.fast_halves and size == 4 and B >= SPLIT_FROM and tiles >= device.multiprocessors
+    if not pays or shared > device.shared_memory - OWN_SHARED_MEMORY:
+        return None
+    return Launch("split_step.cu", "split_step", _blocks(tiles), SPLIT_THREADS, shared)
 
 
 def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: bool, log: bool) -> Launch | None:

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 from benchmarks.gpu import kernels as bench
-from benchmarks.gpu import peers, predict
+from benchmarks.gpu import large, peers, predict
 from benchmarks.gpu.cases import FOLDER, all_cases
 from benchmarks.gpu.clouds import point_cases
 
@@ -293,6 +293,7 @@ STEPS = {
     "operators": operators,
     "peers": peers.measure,
     "calls": calls,
+    "large": large.measure,
     "tests": gpu_tests,
     "sanitizers": sanitizers,
     "profile": profile,
@@ -326,7 +327,7 @@ def markdown(report):
             cells = (row.get(key) for key in ("ms", "of_copy", "of_exp", "predicted_ms_on_h100"))
             cells = " | ".join("" if cell is None else f"{cell:.4g}" for cell in cells)
             lines.append(f"| {row['case']} | {row['status']} | {cells} |")
-    for name in ("peers", "calls"):
+    for name in ("peers", "calls", "large"):
         if rows := found(name):
             keys = list(dict.fromkeys(key for row in rows for key in row))
             lines += ["", "| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]

@@ -28,7 +28,7 @@ class Iteration(dense.Iteration):
         fused = find_launch("iterate", len(a), n, m, a.dtype, shared_cost=shared) is not None
         matmul = shared and len(a) >= limits.LIMITS.stored_from and method != "log"
         if stored <= C.memory_limit and (fused or matmul):
-            super().__init__(cost_block(C, slice(None), slice(None)), a, b, eps, f, g, method)
+            super().__init__(cost_block(C, slice(None), slice(None)), a, b, eps, f, g, method, C.memory_limit)
         else:
             self._start(StreamedForm(KernelArguments.of(C), LOG2_E / float(eps)), a, b, eps, f, g)
 
