@@ -15,6 +15,7 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import StopState
 from cusink.costs.cost import Solvable
 from cusink.solver.gauge import in_gauge
+from cusink.solver.semidual import CLOSE
 from cusink.types import Array, HostArray
 
 ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
@@ -25,7 +26,6 @@ STAGE = 50  # iterations that a stage of `quartered` takes where it is hard
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
-CLOSE = 1e-2  # error from which on annealing leads farther away, and Newton's method takes
 GROWING = 2.0  # by how much a rate may yet grow there, while the factor of over-relaxation is found
 CLOSE_LOOK = 10  # iterations until the first look for close problems, where the usual first look is the earliest
 LEAST_LEFT = 40  # of the iterations that a problem may take must be left for Newton's method,

@@ -13,9 +13,10 @@ from cusink.convergence.rules import RELAX_ABOVE, Relaxation, StallDetector, Sto
 from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
-from cusink.solver.annealing import CLOSE, HALVING, Patience, Slow, halved, halvings, quartered
-from cusink.solver.newton import ALONE, BATCH, OVERSHOOT, newton, worth
-from cusink.solver.solution import Callback, Solution, later
+from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
+from cusink.solver.newton import ALONE, BATCH, Found, first_look, newton, worth
+from cusink.solver.semidual import CLOSE, OVERSHOOT
+from cusink.solver.solution import Callback, Solution, Solved, later
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
@@ -84,36 +85,40 @@ def solve(
     spent = np.zeros(len(a), np.int64)
     poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
     least = worth(a.shape[1], b.shape[1], together)
+    ahead: Found | None = None
     if near := tol is not None and init is None:
         rough = functools.partial(
             solve, start=start, span=(low, high), costs_of=costs_of, restrict=False, together=together
         )
         # Newton's method, which is not far for a single problem, ends what is close and crawls.
         close = CLOSE if costs_of is not None and together == ALONE and least < math.inf else 0.0
-        spent, init = quartered(rough, C, a, b, eps, options, steepness, close)
+        if close and callback is None and costs_of is not None:
+            ahead = first_look(costs_of(np.arange(1)), a, b, eps, options, steepness)
+        if ahead is not None:
+            spent, init = spent + ahead.taken, (ahead.f, ahead.g)
+        if ahead is None or ahead.error > close:
+            taken, annealed_start = quartered(rough, C, a, b, eps, options, steepness, close)
+            spent, init = spent + taken, annealed_start or init
     begin = C.iteration if start is None else functools.partial(start, C)
     begun = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    iteration = begin(a, b, eps, *begun, options.method)
+    if ahead is None or tol is None or ahead.error > tol:
+        iteration = begin(a, b, eps, *begun, options.method)
+    else:  # its only iteration measures it
+        iteration, spent = Solved(ahead), spent - 1
     del begun  # the iteration may take the memory
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     # Where exponents are taken in float64, their rounding explains no error of float32.
     explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype).eps)
+    started = near and init is not None
+    one_bin = _one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None
     rules = StopState.start(
-        Relaxation.start(
-            len(a),
-            setting,
-            steepness,
-            slow=near and init is not None,
-            check_every=options.check_every,
-            one_bin=_one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None,
-        ),
+        Relaxation.start(len(a), setting, steepness, slow=started, check_every=options.check_every, one_bin=one_bin),
         StallDetector.start(len(a), C.dtype, explained),
     )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
     found = Solution.of_no_potentials(xp, a, b)
     patience = None
     if costs_of is not None and setting == "auto":
-        started = near and init is not None
         patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter, started=started)
     # The size of the potentials counts for the rounding of exponents alone; a bound on it will do where that is small.
     sizes, most = None, 0.0
@@ -161,7 +166,8 @@ def solve(
         sizes = (sizes + of_lift) / eps
         sizes[known] = size_of
         size_of = sizes
-    error = error + rounding + np.expm1(np.minimum((of_exponents + PLAN_ROUNDING) * size_of, 700.0))
+    of_plan = (of_exponents + PLAN_ROUNDING) * size_of
+    error = error + rounding + np.where(of_plan > 700, np.finfo(float).max, np.expm1(np.minimum(of_plan, 700.0)))
     if steep:
         gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
     reached = in_range & (error <= (math.inf if wanted is None else wanted))
@@ -305,11 +311,13 @@ def _restart(
     left = options.max_iter - int(out.n_iter[slow[0]]) - 1
     init, taken = None, 0
     if by_newton and options.tol is not None:
-        wide, a, b = C.widened(), *(x.astype(np.float64) for x in weights)
-        b *= a.sum() / b.sum()
         start = out.f[slow], out.g[slow]
-        *potentials, error, taken = newton(wide, a, b, eps, start, options.tol / 2, steepness, left - OVERSHOOT)
-        init = tuple(potentials) if error < out.error[slow[0]] else None
+        f, g, cost, error, taken = newton(C, *weights, eps, start, options.tol / 2, steepness, left - OVERSHOOT)
+        if error <= options.tol:
+            out.f[slow], out.g[slow], out.cost[slow], out.error[slow] = f, g, cost, error
+            out.n_iter[slow] += taken
+            return
+        init = (f, g) if error < out.error[slow[0]] else None
     annealed = HALVING * halvings(steepness)
     if init is None and taken + annealed <= left:
         init, taken = halved(C, *weights, eps, options, steepness), taken + annealed

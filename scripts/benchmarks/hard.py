@@ -198,6 +198,7 @@ def main(arguments=None):
     parser.add_argument("--tol", type=float, nargs="+", default=TOLERANCES, help="marginal errors")
     parser.add_argument("--longest", type=float, default=0.5, help="seconds after which a solver is left out")
     parser.add_argument("--only", nargs="+", help="solvers by name")
+    parser.add_argument("--problems", nargs="+", default=[""], help="parts of the names of problems")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
@@ -208,6 +209,8 @@ def main(arguments=None):
     print(machine())
     print(f"\n| problem | eps | error | {' | '.join(chosen)} | of the best |\n|{'---|' * (4 + len(chosen))}")
     for name, problem in problems().items():
+        if not any(part in name for part in options.problems):
+            continue
         left_out = set()
         for tol in sorted(options.tol, reverse=True):
             for eps in sorted(options.eps, reverse=True):

@@ -121,6 +121,7 @@ TESTS: dict[str, Tests] = {
         (_AROUND, "tests/solver/test_maps.py", "tests/solver/test_loop.py"),
         ("tests/solver/test_pair_pieces.py", "tests/solver/test_pairs.py"),
     ),
+    "cusink/solver/semidual.py": Tests(("tests/solver/test_newton.py",), _LOOP),
     "cusink/solver/sinkhorn.py": Tests(
         ("tests/solver/test_loop_pieces.py", "tests/solver/test_pair_pieces.py", "tests/solver/test_gap.py"),
         ("tests/solver/test_loop.py",),

@@ -16,7 +16,9 @@ from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
 from cusink.solver import annealing, gauge, loop
 from cusink.solver.annealing import Patience
-from cusink.solver.newton import Semidual
+from cusink.solver.newton import Found
+from cusink.solver.semidual import Semidual
+from cusink.solver.solution import Solved
 from cusink.solver.symmetric import self_potentials
 
 rng = np.random.default_rng(5)
@@ -322,7 +324,7 @@ def test_when_close_problems_are_looked_at():
     assert (first.due, second.due) == (2, 21)
 
 
-CRAWLS = np.where(np.arange(16).reshape(4, 4) == 7, -1.85, 0.0), np.full(4, 0.25), np.full(4, 0.25), 0.01
+CRAWLS = np.where(np.arange(16).reshape(4, 4) == 7, -1.85, 0.0), np.full(4, 0.25), np.full(4, 0.25), 0.001
 TIES = 1 - np.eye(2), np.array([0.5, 0.5]), np.array([0.25, 0.75]), 1e-4
 
 
@@ -335,16 +337,22 @@ def test_iterations_of_every_start_are_counted(monkeypatch, problem, max_iter):
         taken.append(count)
         return original(self, omega, count)
 
-    def evaluated(self, logits, near=None):
+    def evaluated(self, logits, before=None):
         taken.append(1)
-        return at(self, logits, near)
+        return at(self, logits, before)
 
-    at = Semidual.at
+    def iterated(self, point, count):
+        there, count = swept(self, point, count)
+        taken.append(count - 1)  # the last one is evaluated
+        return there, count
+
+    at, swept = Semidual.at, Semidual.swept
     monkeypatch.setattr(Iteration, "advance", counted)
     monkeypatch.setattr(Semidual, "at", evaluated)
+    monkeypatch.setattr(Semidual, "swept", iterated)
     costs, a, b, eps = problem
     result = unconverged(a, b, costs, eps=eps, max_iter=max_iter)
-    assert result.n_iter == sum(taken) <= max_iter and result.n_iter > 30
+    assert result.n_iter == sum(taken) <= max_iter and result.n_iter > 20
 
 
 # ---- gauges ----------------------------------------------------------------------------------------------------------
@@ -396,7 +404,7 @@ def test_digits_that_were_lost_before_the_gauge_are_counted():
     a, b = np.array([0.28125, 0.25, 0.1875, 0.171875]), np.array([0.3641627193679638, 0.5264622806320363])
     cost = np.array([[0.0, 530.0], [0.0, 0.01], [0.0, 0.0], [0.0, 0.006]])
     with pytest.warns(cusink.ConvergenceWarning):
-        result = cusink.sinkhorn(a, b, cost, eps=9e-09, tol=1e-9)
+        result = cusink.sinkhorn(a, b, cost, eps=9e-09, tol=1e-9, overrelaxation=None)  # Newton's method would end it
     assert result.error >= abs(result.plan().sum(axis=1) - a).sum() / a.sum()
 
 
@@ -492,3 +500,70 @@ def test_apply_says_what_is_no_vector():
 def test_a_cost_of_one_problem_is_that_of_all():
     result = cusink.sinkhorn(A, B, C[None], eps=EPS)
     np.testing.assert_array_equal(result.cost, cusink.sinkhorn(A, B, C, eps=EPS).cost)
+
+
+# ---- what comes before iterations ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """Replace the first look by one that finds `potentials` with `error`, after 11 iterations of its own."""
+    told = SimpleNamespace(asked=[], quartered=[], error=1e-9, potentials=None)
+    original = annealing.quartered
+
+    def first_look(C, a, b, eps, options, steepness):
+        told.asked.append((a, b, eps, options, steepness))
+        f, g = told.potentials
+        return Found(f[None], g[None], 7.0, told.error, 11)
+
+    def quartered(*given):
+        told.quartered.append(given[-1])
+        return original(*given)
+
+    monkeypatch.setattr("cusink.solver.loop.first_look", first_look)
+    monkeypatch.setattr("cusink.solver.loop.quartered", quartered)
+    return told
+
+
+def test_what_the_first_look_solved_is_the_solution(ahead):
+    ahead.potentials = np.array([1.0, 2.0]), np.array([4.0, 3.0])
+    result = cusink.sinkhorn([0.5, 0.5], [0.25, 0.75], 1 - np.eye(2), eps=0.01)
+    (_, b, eps, options, steepness), *others = ahead.asked
+    assert not others and not ahead.quartered
+    assert b.tolist() == [[0.25, 0.75]] and (eps, options.max_iter, steepness) == (0.01, 1000, 100.0)
+    assert result.converged and result.n_iter == 11 and result.cost == 7 and 1e-9 <= result.error <= 1.01e-9 + 1e-12
+    np.testing.assert_allclose(result.f, [2, 3])  # in the gauge of a result
+    np.testing.assert_allclose(result.g, [3, 2])
+
+
+def test_from_what_it_did_not_solve_iterations_go_on(ahead):
+    a, b, cost = np.array([0.5, 0.5]), np.array([0.25, 0.75]), 1 - np.eye(2)
+    plain = reference.sinkhorn(a, b, cost, 0.05, 3000)
+    ahead.potentials, ahead.error = (plain.f, plain.g), 1e-3
+    result = cusink.sinkhorn(a, b, cost, eps=0.05)
+    assert result.converged and result.n_iter == 11 + 1 and not ahead.quartered  # close: it is not annealed
+    ahead.error = 0.02
+    result = cusink.sinkhorn(a, b, cost, eps=0.05)
+    assert result.n_iter == 11 + 1 and ahead.quartered == [1e-2]
+
+
+def test_who_is_looked_at_first(ahead):
+    ahead.potentials = np.array([1.0, 2.0]), np.array([4.0, 3.0])
+    a, cost = np.full((2, 2), 0.5), 1 - np.eye(2)
+    for given in ({"callback": lambda *_: None}, {"init": (np.zeros(2), np.zeros(2))}, {"tol": None}, {"reach": 1.0}):
+        unconverged(a[0], a[0], cost, eps=0.05, max_iter=100, **given)
+        assert not ahead.asked, given
+    cusink.sinkhorn(a, a, cost, eps=0.05)  # two problems
+    assert not ahead.asked
+    cusink.sinkhorn(a[0], a[0], cost, eps=0.05)
+    assert len(ahead.asked) == 1
+
+
+def test_a_solved_problem_stays_where_it_is():
+    found = Found(np.ones((1, 2)), np.zeros((1, 3)), 4.0, 1e-7, 5)
+    solved = Solved(found)
+    assert solved.advance(np.ones(1), 1).tolist() == [1e-7]
+    f, g, cost, error = solved.finish(np.arange(1))
+    assert (f is found.f, g is found.g, cost.tolist(), error.tolist()) == (True, True, [4.0], [1e-7])
+    with pytest.raises(NotImplementedError):
+        solved.keep(np.arange(1))

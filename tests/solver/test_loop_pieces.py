@@ -12,7 +12,8 @@ from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
 from cusink.solver import coarse, each, loop
 from cusink.solver.annealing import HALVING, Patience, Slow
-from cusink.solver.newton import ALONE, BATCH, worth
+from cusink.solver.newton import ALONE, BATCH, Found, worth
+from cusink.solver.semidual import OVERSHOOT
 from cusink.solver.solution import Solution, later
 
 TOL = 1e-6
@@ -368,7 +369,7 @@ def starts(monkeypatch):
 
     def newton(C, a, b, eps, start, tol, steepness, most):
         asked.newton.append((C, a, b, eps, start, tol, steepness, most))
-        return np.full((1, 2), 4.0), np.full((1, 3), 5.0), asked.error, asked.taken
+        return Found(np.full((1, 2), 4.0), np.full((1, 3), 5.0), 6.0, asked.error, asked.taken)
 
     def halved(*given):
         asked.halved.append(given)
@@ -396,14 +397,23 @@ def restart(starts, slow, steepness=1000.0, by_newton=True, max_iter=1000, error
 def test_a_start_by_newton_is_taken_if_it_is_better(starts):
     out = restart(starts, [1])
     _, a, b, eps, start, tol, steepness, most = starts.newton[0]
-    assert (eps, tol, steepness, most) == (0.5, TOL / 2, 1000.0, 1000 - 40 - 1 - 5)
-    np.testing.assert_allclose(b, np.full((1, 3), 2 / 3))  # of the mass of a
-    assert start[0].tolist() == [[1, 1]] and a.tolist() == [[1, 1]]
+    assert (eps, tol, steepness, most) == (0.5, TOL / 2, 1000.0, 1000 - 40 - 1 - OVERSHOOT)
+    assert b.tolist() == [[1.5] * 3] and start[0].tolist() == [[1, 1]] and a.tolist() == [[1, 1]]
     ((left, init),) = starts.resumed
     assert left == 1000 - 40 - 30 and init[0].tolist() == [[4, 4]] and not starts.halved
     assert out.n_iter.tolist() == [40, 40 + 30 + 11, 40] and out.f[:, 0].tolist() == [1, 9, 1]
     assert out.error.tolist() == [0.1, 1e-8, 0.1] and out.cost.tolist() == [1, 9, 1] and out.g[1, 0] == 9
     np.testing.assert_allclose(out.needed, [500, 500 + 40 + 30, 500])
+
+
+def test_what_newton_solved_is_the_solution(starts):
+    starts.error = TOL
+    out = restart(starts, [1])
+    assert not starts.resumed and not starts.halved and out.n_iter.tolist() == [40, 40 + 30, 40]
+    assert out.f[:, 0].tolist() == [1, 4, 1] and out.g[:, 0].tolist() == [1, 5, 1] and out.cost.tolist() == [1, 6, 1]
+    assert out.error.tolist() == [0.1, TOL, 0.1]
+    starts.error = 1.01 * TOL
+    assert restart(starts, [1]).cost[1] == 9 and len(starts.resumed) == 1
 
 
 @pytest.mark.parametrize("found", [0.1, 0.2])
@@ -446,7 +456,7 @@ def test_costs_are_widened_for_parts_too():
 def test_what_newton_is_worth_has_its_parts(n, m):
     """In the unit of 0.05 ns: products, exponentials and a factorisation, over an iteration of one or of many."""
     k = min(n, m)
-    evaluation = n * m * (0.54 * k + 200) + 0.7 * k**3 + 3e6
+    evaluation = n * m * (0.54 * k + 40) + 0.7 * k**3 + 2e6
     assert worth(n, m, ALONE) == pytest.approx(15 * evaluation / (4 * n * m * 4 + 8e5), rel=1e-12)
     assert worth(n, m, BATCH) == pytest.approx(15 * evaluation / (4 * n * m * (1 + 3 / 16) + 5e4), rel=1e-12)
 

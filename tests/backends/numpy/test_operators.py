@@ -50,6 +50,14 @@ def rounding(C, eps, dtype, largest=1.0):
     return 8 * np.finfo(dtype).eps * (np.abs(finite).max(initial=0) / float(eps) + largest)
 
 
+@pytest.mark.parametrize(("dtype", "edge"), [(np.float64, 708.39), (np.float32, 87.33)])
+def test_entries_of_a_plan_that_underflow_are_zero(dtype, edge):
+    C = np.array([[0, edge - 0.1, edge + 0.1, edge + 30, 1e6, np.inf]], dtype)
+    (found,), none = dense.plan(C, np.zeros((1, 1), dtype), np.zeros((1, 6), dtype), 1.0), np.zeros(4)
+    np.testing.assert_allclose(found[0, :2], np.exp(-C[0, :2].astype(float)), rtol=30 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(found[0, 2:], none)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", FLOATS)
