@@ -114,8 +114,9 @@ def _found(dual: Semidual, a: Array, b: Array, point: Point, taken: int) -> Foun
     """Return what is known of a point of the problem with the weights (1, n) and (1, m)."""
     # In float32, masses that are equal may not be so in float64.
     rounding = abs(float(a.sum(dtype=np.float64)) / float(b.sum(dtype=np.float64)) - 1)
+    point, error = dual.ended(point)
     f, g = dual.potentials(point, (a, b)[dual.axis].shape[1])
-    return Found(f, g, dual.cost(point), dual.error(point) + rounding, taken)
+    return Found(f, g, dual.cost(point), error + rounding, taken)
 
 
 def sharing(problems: int, shared: bool) -> int:

@@ -247,11 +247,28 @@ class Semidual:
             self.xp.maximum(entries, LEAST_EXPONENT, out=entries)
         return largest + self.xp.log(self.xp.exp(entries, out=entries).sum(axis=0))
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # far from a solution
+    def ended(self, point: Point) -> tuple[Point, float]:
+        """Return the point as iterations end: with f the best for its g, so that the rows are right; and the error.
+
+        Where f is the moving side that is an update of f, after which `Point.fixed` is no longer the best.
+        """
+        if self.axis == 1:
+            return point, self.error(point)
+        sums = self.moving - point.gradient
+        moved = self.xp.where(sums > 0, self.moving / sums, 1.0)
+        scale = point.scale * moved
+        columns = point.row * (point.kernel.entries @ scale)
+        there = point._replace(logits=point.logits + self.xp.log(moved), scale=scale)
+        return there, float(abs(columns - self.fixed).sum() / self.fixed.sum())
+
     def _best(self, point: Point, logits: Array) -> Array:
-        """Return the potentials (1, n) of the fixed side that are best for `logits` (1, m), those of `point`."""
+        """Return the potentials (1, n) of the fixed side: those of `point`, and the best for `logits` (1, m) elsewhere."""
         if point.fixed.size == self.C.shape[-2:][1 - self.axis]:
             return -self.eps * point.fixed.T
-        return self.C.softmin(logits, self.eps, self.axis)
+        out = self.C.softmin(logits, self.eps, self.axis)
+        out[0, self.rows] = -self.eps * point.fixed[:, 0]
+        return out
 
     def potential(self, point: Point) -> Array:
         """Return the potential (m,) of the moving side."""
