@@ -51,8 +51,6 @@ class UnbalancedIteration(HostChecked):
         self.xp = xp = C.xp
         self.C, self.eps, self.reach, self.method = C, eps, reach, method
         self.shift, self.problems = shift, np.arange(len(a))
-        if xp is np:  # as in the log domain of balanced problems: logits of 1e2 have few digits in float32
-            a, b, f, g = (x.astype(np.float64, copy=False) for x in (a, b, f, g))
         self.a, self.b = a, b
         with np.errstate(divide="ignore"):
             self.log_a, self.log_b = xp.log(a), xp.log(b)
@@ -106,12 +104,12 @@ class UnbalancedIteration(HostChecked):
         image = (self.softmin if C.shared else self._softmin_of(C))(p, 0)
         error = marginal_error(xp, b, g, image, -t, eps, rho_b)
         self.shift[self.problems[index]] = t[:, 0]
-        if C.dtype == np.float32:  # exponents carry roundings of all of them, each of which the cost would have
+        if a.dtype == np.float32:  # logits carry roundings of all of an exponent, each of which the cost would have
             wide = [x.astype(np.float64) for x in (a, self._of_weighted(f, a), b, g)]
             with np.errstate(divide="ignore"):
                 p, q = xp.log(wide[0]) + wide[1] / eps, xp.log(wide[2]) + wide[3] / eps
             C = self._wide if self.C.shared else C.widened()
-        cost = C.transport_cost(p, q, eps)
+        cost = C.transport_cost(p, q, eps).astype(a.dtype, copy=False)
         return f, xp.where(b > 0, g, damped(image, -t, eps, rho_b)), cost, error
 
     def keep(self, index: HostArray) -> None:

@@ -138,7 +138,7 @@ class OwnKernelSoftmin:
         sums: HostArray = np.matvec(self.K, factor) if axis == 1 else np.vecmat(factor, self.K)
         bound = UnderflowBound.of_product(factor.shape[1], 1.0)
         sound = certified(bound, sums.T, factor.T, logits.T > -np.inf)
-        logs = np.log(sums, dtype=logits.dtype)
+        logs = np.log(sums, out=sums)
         logs += largest
         logs *= -self.eps
         logs += self.shift

@@ -114,7 +114,7 @@ class ProblemSoftmin:
             return self._direct(logits, axis)
         own, other = self.absorbed if axis == 1 else self.absorbed[::-1]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            factor = np.exp(logits - other / self.eps).astype(self.clouds.dtype)
+            factor = np.exp(logits - other / self.eps).astype(logits.dtype)
             sums = self._sums(factor, axis)
             sound = certified(sums, factor, logits)
             if np.count_nonzero(sound) < (1 - DIRECT_SHARE) * len(sound):
