@@ -48,13 +48,14 @@ def softmin_entries(
 def plan(C: HostArray, p: HostArray, q: HostArray, eps: float) -> HostArray:
     """Return the plans (B, n, m) of the logits p (B, n) and q (B, m)."""
     exponents = _plan_exponents(C, p, q, eps, 1, slice(None), slice(None))
-    least = float(np.log(np.finfo(exponents.dtype).tiny))
+    # Exponentials that underflow take five times as long. Smaller than the smallest number they are zero in any case.
+    least = float(np.log(np.finfo(exponents.dtype).smallest_subnormal)) - 1
     if not exponents.min(initial=0) < least:
         return np.exp(exponents, out=exponents)
-    normal = exponents >= least  # exponentials that underflow take five times as long, and carry nothing
-    np.maximum(exponents, least, out=exponents)
+    counted = exponents >= least
+    np.copyto(exponents, 0, where=~counted)
     np.exp(exponents, out=exponents)
-    exponents *= normal
+    exponents *= counted
     return exponents
 
 
