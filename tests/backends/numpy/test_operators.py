@@ -50,12 +50,15 @@ def rounding(C, eps, dtype, largest=1.0):
     return 8 * np.finfo(dtype).eps * (np.abs(finite).max(initial=0) / float(eps) + largest)
 
 
-@pytest.mark.parametrize(("dtype", "edge"), [(np.float64, 708.39), (np.float32, 87.33)])
-def test_entries_of_a_plan_that_underflow_are_zero(dtype, edge):
-    C = np.array([[0, edge - 0.1, edge + 0.1, edge + 30, 1e6, np.inf]], dtype)
-    (found,), none = dense.plan(C, np.zeros((1, 1), dtype), np.zeros((1, 6), dtype), 1.0), np.zeros(4)
-    np.testing.assert_allclose(found[0, :2], np.exp(-C[0, :2].astype(float)), rtol=30 * np.finfo(dtype).eps)
-    np.testing.assert_array_equal(found[0, 2:], none)
+@pytest.mark.parametrize(("dtype", "edge"), [(np.float64, 745.13), (np.float32, 103.97)])
+def test_only_entries_of_a_plan_below_the_smallest_number_are_zero(dtype, edge):
+    """A plan of weights of 1e-300 is made of denormals: without them its rows would not have their mass."""
+    C = np.array([[0, edge - 38, edge - 0.1, edge + 0.9, edge + 30, 1e6, np.inf]], dtype)
+    (found,), few = dense.plan(C, np.zeros((1, 1), dtype), np.zeros((1, 7), dtype), 1.0), C[0, :3].astype(float)
+    np.testing.assert_array_equal(found[0, :3], np.exp(-C[0, :3]))
+    np.testing.assert_allclose(found[0, :2], np.exp(-few[:2]), rtol=30 * np.finfo(dtype).eps)
+    assert 0 < found[0, 2] < np.finfo(dtype).tiny
+    np.testing.assert_array_equal(found[0, 3:], np.zeros(4))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
