@@ -263,7 +263,7 @@ class Semidual:
         return there, float(abs(columns - self.fixed).sum() / self.fixed.sum())
 
     def _best(self, point: Point, logits: Array) -> Array:
-        """Return the potentials (1, n) of the fixed side: those of `point`, and the best for `logits` (1, m) elsewhere."""
+        """Return the potentials (1, n) of the fixed side: those of `point`; the best for `logits` (1, m) elsewhere."""
         if point.fixed.size == self.C.shape[-2:][1 - self.axis]:
             return -self.eps * point.fixed.T
         out = self.C.softmin(logits, self.eps, self.axis)
