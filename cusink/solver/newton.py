@@ -11,7 +11,6 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.convergence.rules import RELAX_ABOVE
 from cusink.costs.cost import Cost
-from cusink.solver.gauge import DIGITS
 from cusink.solver.semidual import CLOSE, Point, Semidual
 from cusink.types import Array
 
@@ -26,6 +25,7 @@ EVALUATIONS = 15  # that a problem takes, more or less,
 FIRST_EVALUATIONS, CLOSE_EVALUATIONS = 8, 3  # until it is known not to be too far away, and within an error of `CLOSE`
 CHEAP = 300  # iterations that take as long as Newton's method, up to which a problem begins with it in view
 LEAST = 30  # iterations that it must be allowed then
+MOST_STEEP = 2000.0  # range of the costs over eps; beyond it, annealing finds better potentials where parts hardly meet
 LOOK, LEAST_LOOKED, MOST_LOOKED = 5, 10, 40  # plain iterations between two looks; those before it, at least and at most
 
 
@@ -62,7 +62,7 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
     n, m = a.shape[1], b.shape[1]
     price = worth(n, m, ALONE)
     usual = options.overrelaxation == "auto" and options.method == "auto" and C.xp is np
-    if not (usual and RELAX_ABOVE <= steepness <= DIGITS and price <= CHEAP and most >= LEAST and tol and tol > 0):
+    if not (usual and RELAX_ABOVE <= steepness <= MOST_STEEP and price <= CHEAP and most >= LEAST and tol and tol > 0):
         return None
     dual = _dual(C, a, b, eps)
     point, taken = dual.first(), 1

@@ -4,6 +4,8 @@ No operator forms an array (B, n, m), except `plan`, whose result it is: a block
 and forgotten.
 """
 
+import math
+
 import numpy as np
 
 from cusink.backends import stored
@@ -49,7 +51,8 @@ def plan(C: HostArray, p: HostArray, q: HostArray, eps: float) -> HostArray:
     """Return the plans (B, n, m) of the logits p (B, n) and q (B, m)."""
     exponents = _plan_exponents(C, p, q, eps, 1, slice(None), slice(None))
     # Exponentials that underflow take five times as long. Smaller than the smallest number they are zero in any case.
-    least = float(np.log(np.finfo(exponents.dtype).smallest_subnormal)) - 1
+    info = np.finfo(exponents.dtype)
+    least = (info.minexp - info.nmant) * math.log(2) - 1  # where denormals are flushed, the smallest number is 0
     if not exponents.min(initial=0) < least:
         return np.exp(exponents, out=exponents)
     counted = exponents >= least

@@ -18,6 +18,8 @@ from cusink import connection
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import Launch, configure, shared_memory
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
+from cusink.solver.annealing import Patience
+from cusink.solver.newton import sharing, worth
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -632,9 +634,9 @@ def counted(monkeypatch, owner, name):
     return calls
 
 
-def turns_until(n_iter, check_every):
-    """Return after how many launches of iterations a problem ends that is never looked at in vain."""
-    turns, done, look = 0, 0, 50
+def turns_until(n_iter, check_every, look):
+    """Return after how many launches of iterations a problem ends that is first looked at there, and never in vain."""
+    turns, done = 0, 0
     while done < n_iter:
         done += check_every * min(16, -(-(look - done) // check_every))
         look = 2 * done if done >= look else look
@@ -658,7 +660,8 @@ def test_a_solve_of_small_problems_tests_for_its_end_on_the_device(monkeypatch):
         np.testing.assert_array_equal(result.n_iter, expected.n_iter)
         np.testing.assert_allclose(result.cost, expected.cost, rtol=1e-9)
         # 16 checks in a launch, fewer to the next look, and one more plain update of all that have ended by then.
-        turns = np.array([turns_until(count, check_every) for count in result.n_iter])
+        first = Patience.start(9, worth(20, 30, sharing(9, shared=True)), 1.0, 1000).due
+        turns = np.array([turns_until(count, check_every, first) for count in result.n_iter])
         assert result.n_iter.max() // check_every > 2 and (check_every > 2 or turns.max() > 1)
         # Errors measured in vain take one more launch for that, and one in which those problems catch up.
         more = launched["iterate"] - (turns.max() + len(set(turns.tolist())))
