@@ -20,6 +20,7 @@ RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
 # Beyond it the first iterations are plain again. They leave modes that hardly converge as small as a plain solve does,
 # over-relaxed ones need not; ordinary problems are so slow there that they do not notice.
 RELAX_LATER_ABOVE = 500
+ANNEAL_ABOVE = 1000  # beyond twice this range, problems are annealed before the first iteration
 LARGEST_OMEGA = 1.97
 # Beyond the best omega the error swings as it falls, so that a rate over fewer iterations may be anything.
 LEAST_OBSERVED = 10

@@ -11,6 +11,7 @@ import numpy as np
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import flag, tolerance
 from cusink.convergence.options import Options
+from cusink.convergence.rules import ANNEAL_ABOVE
 from cusink.costs.clouds import Metric
 from cusink.costs.cost import Cost
 from cusink.costs.measures import Measures
@@ -19,7 +20,6 @@ from cusink.divergence.pairs import DivergencePairs, divergences, without_roundi
 from cusink.divergence.result import SinkhornDivergence
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
-from cusink.solver.annealing import ANNEAL_ABOVE
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
 from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused

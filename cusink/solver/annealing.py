@@ -12,13 +12,12 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.rules import StopState
+from cusink.convergence.rules import ANNEAL_ABOVE, StopState
 from cusink.costs.cost import Solvable
 from cusink.solver.gauge import in_gauge
 from cusink.solver.semidual import CLOSE
 from cusink.types import Array, HostArray
 
-ANNEAL_ABOVE = 1000  # range of the costs over eps beyond which to anneal at once
 NEAR = 2  # looks until the end, where a problem goes on whatever it took
 SHORTEST_LOOK = 10  # iterations between two looks that tell of a rate
 LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is known

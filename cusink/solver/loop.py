@@ -14,9 +14,9 @@ from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
-from cusink.solver.newton import ALONE, BATCH, Found, first_look, newton, worth
+from cusink.solver.newton import ALONE, BATCH, Found, Solved, first_look, newton, worth
 from cusink.solver.semidual import CLOSE, OVERSHOOT
-from cusink.solver.solution import Callback, Solution, Solved, later
+from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.rules import RELAX_ABOVE
+from cusink.convergence.rules import ANNEAL_ABOVE, RELAX_ABOVE
 from cusink.costs.cost import Cost
+from cusink.costs.operators import HostChecked
 from cusink.solver.semidual import CLOSE, Point, Semidual
-from cusink.types import Array
+from cusink.types import Array, HostArray
 
 PACE = 0.9  # factor of the error for each evaluation from the potentials at hand on; beyond it, eps is annealed
 STAGE, ROUGH, PER_STAGE = 4, 1e-2, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
@@ -25,7 +26,6 @@ EVALUATIONS = 15  # that a problem takes, more or less,
 FIRST_EVALUATIONS, CLOSE_EVALUATIONS = 8, 3  # until it is known not to be too far away, and within an error of `CLOSE`
 CHEAP = 300  # iterations that take as long as Newton's method, up to which a problem begins with it in view
 LEAST = 30  # iterations that it must be allowed then
-MOST_STEEP = 2000.0  # range of the costs over eps; beyond it, annealing finds better potentials where parts hardly meet
 LOOK, LEAST_LOOKED, MOST_LOOKED = 5, 10, 40  # plain iterations between two looks; those before it, at least and at most
 
 
@@ -37,6 +37,27 @@ class Found(NamedTuple):
     cost: float
     error: float
     taken: int
+
+
+class Solved(HostChecked):
+    """A problem that is solved, as an iteration that stays where it is."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+
+    def advance(self, omega: HostArray, count: int) -> HostArray:
+        """Return the error (1,)."""
+        del omega, count
+        return np.array([self.found.error])
+
+    def finish(self, index: HostArray) -> tuple[Array, Array, HostArray, HostArray]:
+        """Return ``(f, g, cost, error)``, of shapes (1, n), (1, m), (1,) and (1,)."""
+        del index
+        return self.found.f, self.found.g, np.array([self.found.cost]), np.array([self.found.error])
+
+    def keep(self, index: HostArray) -> None:
+        """Raise: a problem that is solved is not under way."""
+        raise NotImplementedError
 
 
 def newton(
@@ -62,7 +83,9 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
     n, m = a.shape[1], b.shape[1]
     price = worth(n, m, ALONE)
     usual = options.overrelaxation == "auto" and options.method == "auto" and C.xp is np
-    if not (usual and RELAX_ABOVE <= steepness <= MOST_STEEP and price <= CHEAP and most >= LEAST and tol and tol > 0):
+    # What is annealed at once is left to that: where parts hardly meet, it finds better potentials between them.
+    steep = RELAX_ABOVE <= steepness <= 2 * ANNEAL_ABOVE
+    if not (usual and steep and price <= CHEAP and most >= LEAST and tol and tol > 0):
         return None
     dual = _dual(C, a, b, eps)
     point, taken = dual.first(), 1

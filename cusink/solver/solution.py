@@ -1,11 +1,10 @@
 """What the loop of the solver hands on: solutions of many problems, and callbacks for a part of them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from cusink.costs.operators import HostChecked
 from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, HostArray
 
@@ -63,47 +62,6 @@ class Solution(NamedTuple):
         """Take over the solutions of the problems `at`."""
         for target, result in zip(self[:7], found[:7], strict=True):
             target[at] = result
-
-
-class Known(Protocol):
-    """What `Solved` needs of a solution that was found in another way than by iterations."""
-
-    @property
-    def f(self) -> Array:
-        """Potential (1, n)."""
-
-    @property
-    def g(self) -> Array:
-        """Potential (1, m)."""
-
-    @property
-    def cost(self) -> float:
-        """Transport cost."""
-
-    @property
-    def error(self) -> float:
-        """Marginal error."""
-
-
-class Solved(HostChecked):
-    """A problem that is solved, as an iteration that stays where it is."""
-
-    def __init__(self, found: Known) -> None:
-        self.found = found
-
-    def advance(self, omega: HostArray, count: int) -> HostArray:
-        """Return the error (1,)."""
-        del omega, count
-        return np.array([self.found.error])
-
-    def finish(self, index: HostArray) -> tuple[Array, Array, HostArray, HostArray]:
-        """Return ``(f, g, cost, error)``, of shapes (1, n), (1, m), (1,) and (1,)."""
-        del index
-        return self.found.f, self.found.g, np.array([self.found.cost]), np.array([self.found.error])
-
-    def keep(self, index: HostArray) -> None:
-        """Raise: a problem that is solved is not under way."""
-        raise NotImplementedError
 
 
 def later(callback: Callback | None, out: Solution, slow: HostArray) -> Callback | None:

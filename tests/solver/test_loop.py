@@ -16,9 +16,8 @@ from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
 from cusink.solver import annealing, gauge, loop
 from cusink.solver.annealing import Patience
-from cusink.solver.newton import Found
+from cusink.solver.newton import Found, Solved
 from cusink.solver.semidual import Semidual
-from cusink.solver.solution import Solved
 from cusink.solver.symmetric import self_potentials
 
 rng = np.random.default_rng(5)
