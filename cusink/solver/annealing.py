@@ -81,7 +81,8 @@ def quartered(
     every = max(options.check_every, SHORTEST_LOOK)
     if not stages or budget <= every:
         return np.zeros(len(a), np.int64), None
-    f, g = C.xp.zeros_like(a), C.xp.zeros_like(b)
+    # Not in float32: potentials of thousands of eps would lose what was found from one look to the next.
+    f, g = (C.xp.zeros(w.shape, np.float64) for w in (a, b))
     spent, done = np.zeros(len(a), np.int64), np.zeros(len(a), bool)
     some, error = np.arange(len(a)), np.full(len(a), LARGEST_ERROR)
     while len(some):
