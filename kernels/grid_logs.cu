@@ -221,7 +221,8 @@ grid_logits(REAL* logits, const REAL* weights, const REAL* potential, REAL eps, 
 }
 
 // error (B,) = sum_j w_j |1 - exp((before_j - after_j) / eps)| over the mass, weights w, before and after (B, n); added
-// where `adds`. `most` bounds the exponent. Bound by bytes; one block has a problem.
+// where `adds`. `most` bounds exponents; beyond it the marginal is taken with its weight in the exponent, which may be
+// too small for the product. Bound by bytes; one block has a problem.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 grid_log_error(double* error, const REAL* weights, const REAL* before, const REAL* after, REAL eps, double most, int adds,
                long long B, long long n) {
@@ -229,7 +230,8 @@ grid_log_error(double* error, const REAL* weights, const REAL* before, const REA
         REAL off = 0, mass = 0;
         for (long long at = b * n + threadIdx.x; at < (b + 1) * n; at += blockDim.x) {
             if (!(weights[at] > 0)) continue;
-            off += weights[at] * REAL(fabs(1 - exp(fmin(double(before[at] - after[at]) / eps, most))));
+            double weight = weights[at], step = double(before[at] - after[at]) / eps;
+            off += REAL(step > most ? exp(fmin(step + log(weight), most / 2)) : weight * fabs(1 - exp(step)));
             mass += weights[at];
         }
         off = merge_block(PlainSum{off}).sum;

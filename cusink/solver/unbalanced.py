@@ -228,10 +228,12 @@ def marginal_error(
     excess = (potential - image).astype(np.float64) / eps + scaled + shift / rho
     fallen = xp.where(weights > 0, scaled - xp.where(weights > 0, scaled, xp.inf).min(axis=1, keepdims=True), 0)
     marginal = xp.exp(-fallen)
-    # Where the plan has much more than the marginal, as it is: that may be far below the range of exp.
+    # Where the plan has much more than the marginal, what it has: both factors may be far below the range of exp.
     large = excess > MUCH_MORE
-    least = marginal * xp.abs(xp.expm1(xp.where(large, 0, excess)))
-    off = weights * xp.where(large, xp.exp(xp.minimum(excess - fallen, LARGEST_EXPONENT)), least)
+    with np.errstate(divide="ignore"):
+        logs = xp.log(weights.astype(np.float64)) + excess - fallen
+    off = weights * marginal * xp.abs(xp.expm1(xp.where(large, 0, excess)))
+    off = xp.where(large, xp.exp(xp.minimum(logs, LARGEST_EXPONENT)), off)
     with np.errstate(over="ignore"):
         error = off.sum(axis=1) / (weights * marginal).sum(axis=1)
     return xp.minimum(error, math.exp(LARGEST_EXPONENT))

@@ -239,3 +239,10 @@ def test_the_error_is_how_far_the_marginals_are_from_the_weights():
     ]
     np.testing.assert_allclose(marginal_error(np, weights, before, after, eps), want, rtol=1e-13)
     assert np.isfinite(marginal_error(np, np.ones((1, 1)), np.full((1, 1), 1e6), np.zeros((1, 1)), 1.0)).all()
+
+
+def test_the_error_counts_what_lies_in_a_bin_with_hardly_any_weight():
+    for dtype, least, step in ((np.float64, 1e-300, 750.0), (np.float32, 1e-38, 90.0)):
+        weights = np.array([[least, 1.0]], dtype)
+        error = marginal_error(np, weights, np.array([[step, 0.0]], dtype), np.zeros((1, 2), dtype), 1.0)
+        assert error == pytest.approx(math.exp(step + math.log(least)), rel=1e-4)

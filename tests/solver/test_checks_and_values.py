@@ -517,6 +517,12 @@ def test_the_error_of_a_marginal_is_its_distance_from_what_the_price_leaves(rho)
     assert np.isfinite(beyond).all() and beyond > 1e100
 
 
+def test_the_error_of_a_marginal_counts_what_lies_in_a_bin_with_hardly_any_weight():
+    weights, potential = np.array([[5e-228, 1.0]]), np.array([[523.0, 0.0]])
+    error = unbalanced.marginal_error(np, weights, potential, np.zeros((1, 2)), np.zeros((1, 1)), 1.0, 1e9)
+    assert error == pytest.approx(np.exp(523 + np.log(5e-228)), rel=1e-5)
+
+
 def test_bins_without_partners_keep_their_mass():
     cost = C.copy()
     cost[2], cost[:, 5] = np.inf, np.inf
