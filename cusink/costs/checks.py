@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from cusink.checks.arrays import arrays, finite, in_range, kind, largest, promoted
 from cusink.checks.weights import first_index
 from cusink.types import Array, ArrayModule, Reach
@@ -90,6 +92,7 @@ def stranded(a: Array, b: Array, C: Array, xp: ArrayModule) -> tuple[Array, Arra
     return of_a, of_b
 
 
+@np.errstate(invalid="ignore")  # BLAS may compute with what lies on its stack, and leave that out of the product
 def _reached(others: Array, pairs: Array, xp: ArrayModule) -> Array:
     """Return the bins (B, n) with a partner that `pairs` (n, m) or (B, n, m) allow and `others` (B, m) give weight."""
     count = xp.matmul((others > 0)[:, None, :].astype(others.dtype), xp.swapaxes(pairs, -1, -2).astype(others.dtype))

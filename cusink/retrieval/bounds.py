@@ -100,6 +100,7 @@ class RowBounds:
         bounds = self.by_concavity.at(at).bounds(a, b, start, xp.asarray(enough))
         self.lower[rows, columns] = np.maximum(self.lower[rows, columns], self.C.to_host(bounds))
 
+    @np.errstate(invalid="ignore")  # as in `prototypes`
     def _best(self, slopes: Array, constant: Array, rows: HostArray, b: Array, chosen: Array) -> Array:
         """Return for each pair, with b (pairs, columns), what is `chosen` (rows, K, ...) for the highest of its cuts.
 
@@ -210,6 +211,7 @@ def why_not_bounded(pairs: PairsOnBins, value: MatrixValue) -> str | None:
     return None
 
 
+@np.errstate(invalid="ignore")  # BLAS may compute with what lies on its stack, and leave that out of the product
 def prototypes(B: Rows, columns: Array, xp: ArrayModule) -> Array:
     """Return centres (R, columns), on the bins in use, of clusters of B: k-means on a sample."""
     total = len(B)

@@ -147,6 +147,7 @@ class SharedMeans:
         sums *= self.a.sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
         return sums
 
+    @np.errstate(invalid="ignore")  # as in the products of `DenseKernel`
     def plan_sum(self, rows: HostArray, columns: HostArray | None, costs: HostArray | None) -> HostArray:
         """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
         K, factors = self.kernel.K, self._row_factors()

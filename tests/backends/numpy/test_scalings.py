@@ -1,6 +1,7 @@
 """Scalings as columns: the memory that they share, and the logarithms that are taken of them."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -99,3 +100,16 @@ def test_no_result_lies_in_memory_of_a_later_one():
         assert not np.shares_memory(x, y)
     for x, y in zip(before, (first.f, first.g, first.problem.a, first.problem.b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_products_do_not_warn_of_what_blas_leaves_out_of_them():
+    """BLAS may set the flag of an invalid operation by what lies on its stack; here a product of 0 and inf sets it."""
+    kernel = DenseKernel(np.array([[0.0, 1e6], [1e6, 0.0]]), np.float64, 1.0)
+    assert not kernel.K[0, 1]
+    factor = np.array([[np.inf, 1.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel.product_of_rows(factor, 1)
+        kernel.cost_product(factor.T, 1)
+    with pytest.warns(RuntimeWarning, match="invalid value"):
+        np.matmul(factor, kernel.K.T)

@@ -135,6 +135,7 @@ class Exponents:
         return left, right, offset
 
 
+@np.errstate(invalid="ignore")  # BLAS may compute with what lies on its stack, and leave that out of the product
 def multiply(left: HostArray, right: HostArray, out: HostArray) -> HostArray:
     """Return ``left @ right`` as tiles (tiles, rows, width), in products that BLAS does not thread."""
     tiles, _, width = out.shape

@@ -80,11 +80,13 @@ class DenseKernel:
         """Return ``K factor`` (axis 1) or ``K' factor`` (axis 0)."""
         return np.matmul(self.K if axis == 1 else self.K.T, factor, out=out)
 
+    @np.errstate(invalid="ignore")  # BLAS may compute with what lies on its stack, and leave that out of the product
     def product_of_rows(self, factor: HostArray, axis: Axis) -> HostArray:
         """Return the `product` with problems as rows."""
         out: HostArray = np.matmul(factor, self.K.T if axis == 1 else self.K)
         return out
 
+    @np.errstate(invalid="ignore")
     def cost_product(self, factor: HostArray, axis: Axis, out: HostArray | None = None) -> HostArray:
         """Return the `product` with ``K * C / unit`` for K: without the unit, its largest entry may overflow."""
         KC = self._cost_kernel[0]
