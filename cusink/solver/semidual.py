@@ -31,6 +31,7 @@ CLOSE = 1e-2  # error from which on annealing leads farther away, and steps squa
 QUADRATIC = 0.5  # factor by which a step lowers the error where it is close enough to the solution
 NO_MASS = 1e-280  # of a column below which it stays where it is
 LEAST_EXPONENT = -330.0  # of finite costs. Exponentials that underflow take three times as long; squares do not here
+CUT_OFF = 1e-100  # of the mass: below it, what exponentials were cut off to counts
 REACH = 40.0  # logits that moved less since exponentials were taken scale them: what was cut off stays below 1e-100
 DIRECT = 8  # evaluations that an ascent has before its pace counts
 
@@ -104,13 +105,13 @@ class Semidual:
         gradient = self.moving - scale * (row @ kernel.entries)
         return Point(logits, highest, float(objective), gradient, row, scale, kernel)
 
-    def _kernel(self, logits: Array) -> Kernel:
-        """Return exponentials whose largest in each row is 1."""
+    def _kernel(self, logits: Array, cut: bool = True) -> Kernel:
+        """Return exponentials whose largest in each row is 1; with `cut`, none is so small that it is slow."""
         xp = self.xp
         entries = logits - self.exponents
         near = entries.max(axis=1, keepdims=True)
         entries -= near
-        if self.finite:
+        if self.finite and cut:
             xp.maximum(entries, LEAST_EXPONENT, out=entries)
         return Kernel(xp.exp(entries, out=entries), logits, near)
 
@@ -235,7 +236,7 @@ class Semidual:
         if float(abs(moved).max()) <= REACH:  # and no NaN
             there = self.at(point.kernel.origin + moved, point)
         else:
-            count, there = 1, self.at(self.log_moving - self._sums(self.xp.log(self.fixed)[:, None] - point.fixed))
+            count, there = 1, self.at(self._updated(point))
         return there if there.objective >= point.objective else point, count
 
     def _sums(self, logits: Array) -> Array:
@@ -251,16 +252,30 @@ class Semidual:
     def ended(self, point: Point) -> tuple[Point, float]:
         """Return the point as iterations end: with f the best for its g, so that the rows are right; and the error.
 
-        Where f is the moving side that is an update of f, after which `Point.fixed` is no longer the best.
+        Where f is the moving side that is an update of f, after which `Point.fixed` is no longer the best. Where g is,
+        it is an update of bins with hardly any weight, whose potentials the error does not tell.
         """
+        xp, kernel, row = self.xp, point.kernel, point.row
         if self.axis == 1:
+            share = max(self.error(point), float(np.finfo(float).eps)) / len(self.moving)
+            light = self.moving < share * self.moving.sum()
+            if bool(light.any()):
+                point = self.at(xp.where(light, self._updated(point), point.logits), point)
             return point, self.error(point)
-        sums = self.moving - point.gradient
-        moved = self.xp.where(sums > 0, self.moving / sums, 1.0)
-        scale = point.scale * moved
-        columns = point.row * (point.kernel.entries @ scale)
-        there = point._replace(logits=point.logits + self.xp.log(moved), scale=scale)
-        return there, float(abs(columns - self.fixed).sum() / self.fixed.sum())
+        sums = row @ kernel.entries  # not by the gradient, from which hardly any weight cannot be told
+        if float(sums.min()) > CUT_OFF * float(row.sum()):
+            scale = self.moving / sums
+            logits = point.logits + xp.log(scale / point.scale)
+        else:
+            logits = self._updated(point)
+            kernel, scale = self._kernel(logits), xp.ones_like(logits)
+            row = self.fixed * xp.exp(kernel.near - point.fixed)[:, 0]
+        there = point._replace(logits=logits, row=row, scale=scale, kernel=kernel)
+        return there, float(abs(row * (kernel.entries @ scale) - self.fixed).sum() / self.fixed.sum())
+
+    def _updated(self, point: Point) -> Array:
+        """Return the logits (m,) of the moving side that are best for the fixed side's at `point`."""
+        return self.log_moving - self._sums(self.xp.log(self.fixed)[:, None] - point.fixed)
 
     def _best(self, point: Point, logits: Array) -> Array:
         """Return the potentials (1, n) of the fixed side: those of `point`; the best for `logits` (1, m) elsewhere."""
@@ -298,8 +313,13 @@ class Semidual:
 
     def cost(self, point: Point) -> float:
         """Return the transport cost ``sum_ij P_ij C_ij``."""
-        exponents = self.exponents if self.finite else self.xp.where(point.kernel.entries > 0, self.exponents, 0)
-        return float(point.row @ ((point.kernel.entries * exponents) @ point.scale)) * self.eps
+        entries = point.kernel.entries
+        exponents = self.exponents if self.finite else self.xp.where(entries > 0, self.exponents, 0)
+        found = float(point.row @ ((entries * exponents) @ point.scale))
+        if self.finite and abs(found) < CUT_OFF * float(self.moving.sum()):
+            entries = self._kernel(point.kernel.origin, cut=False).entries
+            found = float(point.row @ ((entries * exponents) @ point.scale))
+        return found * self.eps
 
 
 def _solution(xp: ArrayModule, matrix: Array, right: Array) -> Array:

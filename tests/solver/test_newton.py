@@ -599,3 +599,35 @@ def test_masses_that_differ_in_float32_count_as_error():
     assert apart > 1e-7 and found.error >= apart
     plan = plan_of(found, *(x.astype(np.float64) for x in (a, b, C.astype(np.float32))), 1e-2)
     assert np.abs(plan.sum(axis=0) - b).sum() + np.abs(plan.sum(axis=1) - a).sum() <= found.error + 1e-9
+
+
+@pytest.mark.parametrize("weight", [1e-12, 1e-30, 1e-100, 3e-247])
+def test_a_bin_with_hardly_any_weight_has_its_own_potential(weight):
+    """All mass is in one bin of the other side, at a cost of 1: so that is the potential, and all of the cost."""
+    a, b = np.array([1.0, weight]), np.array([1.0, 0.0])
+    C = np.array([[0.0, 1.0], [1.0, 0.0]])
+    result = cusink.sinkhorn(a, b, C, eps=0.01)
+    assert result.converged and result.f[1] - result.f[0] == pytest.approx(1, abs=1e-12)
+    assert result.plan()[1, 0] == pytest.approx(weight, rel=1e-9) and result.cost == pytest.approx(weight, rel=1e-9)
+    gradient = cusink.sinkhorn_adjoint(result, grad_reg_cost=1.0).a
+    assert gradient[1] - gradient[0] == pytest.approx(1, abs=1e-12)
+    other = cusink.sinkhorn(b, a, C, eps=0.01)  # of the side that is updated first, too
+    assert other.g[1] - other.g[0] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", [142, 161])
+def test_columns_with_less_weight_than_the_error_have_the_best_potentials(seed):
+    rng = np.random.default_rng(seed)
+    a, C = np.full(8, 1 / 8), rng.random((8, 5))
+    b = np.array([0.4, 0.3, 0.3, 1e-12, 1e-40])
+    result = cusink.sinkhorn(a, b, C, eps=0.003, tol=1e-6)
+    best = -0.003 * logsumexp(np.log(a)[:, None] + (result.f[:, None] - C) / 0.003, axis=0)
+    np.testing.assert_allclose(result.g[3:], best[3:], atol=1e-6)
+    np.testing.assert_allclose(result.plan().sum(axis=1), a, rtol=1e-12)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 7e-4, 1.5e-3])
+def test_a_cost_below_what_exponentials_were_cut_off_to_is_that_of_the_plan(eps):
+    C = np.array([[0.0, 1.0], [1.0, 0.0]])
+    result = cusink.sinkhorn(np.full(2, 0.5), np.full(2, 0.5), C, eps=eps)
+    assert result.n_iter == 1 and result.cost == pytest.approx((result.plan() * C).sum(), rel=1e-9, abs=1e-300)
