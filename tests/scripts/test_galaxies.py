@@ -54,7 +54,7 @@ def test_histograms_are_the_light_above_the_sky():
     exposure[0, 40, 40] -= 5  # darker than the sky
     want = np.zeros((16, 16))
     want[2, 3], want[15, 0] = 0.75, 0.25
-    np.testing.assert_allclose(galaxies.histograms(exposure)[0].reshape(16, 16), want, atol=1e-6)
+    np.testing.assert_allclose(galaxies.histograms(exposure, 7.0)[0].reshape(16, 16), want, atol=1e-6)
 
 
 def plain_sinkhorn(a, b, K):
@@ -76,7 +76,11 @@ def test_the_tables_are_those_of_a_plain_search(sky, tmp_path, capsys, monkeypat
         fields = galaxies.places(sky, 3, 4, 64)
         names = np.repeat(np.arange(12), 3)
         search = galaxies.Search(
-            galaxies.expose(sky, fields, 5, rng), np.arange(12), galaxies.expose(sky, fields[names], 5, rng), names
+            galaxies.expose(sky, fields, 5, rng),
+            np.arange(12),
+            galaxies.expose(sky, fields[names], 5, rng),
+            names,
+            13.0,
         )
         seen.append(search)
         return search
@@ -97,7 +101,7 @@ def test_the_tables_are_those_of_a_plain_search(sky, tmp_path, capsys, monkeypat
     assert len(lines) == 10
     printed = {line[0]: [float(number) for number in line[1:4]] for line in lines[:5]}
 
-    A, B = (galaxies.histograms(part).astype(float) for part in (seen[0].queries, seen[0].corpus))
+    A, B = (galaxies.histograms(part, 13.0).astype(float) for part in (seen[0].queries, seen[0].corpus))
     C = np.linalg.norm(np.indices((16, 16)).reshape(2, -1).T[:, None] - np.indices((16, 16)).reshape(2, -1).T, axis=2)
     plain = {
         "Sinkhorn": lambda a, b: plain_sinkhorn(a / a.sum(), b / b.sum(), np.exp(-C)),
