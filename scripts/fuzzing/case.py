@@ -99,7 +99,7 @@ def observe(
     call: Callable[[], Any],
     inputs: dict[str, Any],
     names: Iterable[str],
-    announced: str = r"exceeds the range of \w+float",
+    announced: str = r"exceeds the range of b?float16",
 ) -> Seen:
     """Call, and judge what holds for every call: errors are clear and early, warnings expected, inputs as before.
 
