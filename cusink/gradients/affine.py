@@ -118,22 +118,20 @@ class AffineBlocks:
         return left, right
 
     def _costs(self, problems: slice, rows: slice) -> tuple[Array, Array | None]:
-        """Return a block of costs, with 0 for forbidden pairs, and the mask of these."""
+        """Return a block of costs, of all problems or each, with 0 for forbidden pairs, and the mask of these."""
         if self.costs is not None:
             return _product(self.costs, problems, rows), None
         xp, C = self.C.xp, self.C.block(problems, rows)
-        C = C if C.ndim == 3 else C[None]
         forbidden = xp.isposinf(C) if self.C.stored else None
         if forbidden is None or not bool(forbidden.any()):
             return C, None
         return xp.where(forbidden, 0, C), forbidden
 
     def _moves(self, problems: slice, rows: slice) -> Array:
-        """Return a block of how costs move."""
+        """Return a block of how costs move, of all problems or each."""
         if self.moves is not None:
             return _product(self.moves, problems, rows)
-        moves = self.C.block_tangent(self.direction, problems, rows)
-        return moves if moves.ndim == 3 else moves[None]
+        return self.C.block_tangent(self.direction, problems, rows)
 
 
 def _of(problems: slice, factor: Array) -> Array:
