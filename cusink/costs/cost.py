@@ -177,6 +177,14 @@ class Cost(ABC, Generic[Data]):
         factors = getattr(self.data, "tangent_factors", None)
         return None if factors is None or direction is None else factors(self.xp, direction.data)
 
+    def factors(self) -> tuple[Array, Array] | None:
+        """Return thin matrices (n, r) and (m, r), or some of each problem, in float64, whose product are the costs.
+
+        None where there are none. Costs far below the largest ones lose digits by them.
+        """
+        factors = getattr(self.data, "factors", None)
+        return None if factors is None else factors(self.xp)
+
     def points_curvature(self, blocks: Iterable[TangentBlock], direction: Any) -> tuple[Array | None, Array | None]:
         """Return the derivative of `points_adjoint` along a direction, or None, in which the gradient moves too."""
         del direction

@@ -206,7 +206,7 @@ class PointCost(Cost[BetweenPoints]):
 
         def pulled() -> Iterator[tuple[slice, slice, Array, Array]]:
             for problems, rows, gradient in blocks:
-                gradient = gradient.sum(axis=0) if self.shared else gradient
+                gradient = _total(gradient) if self.shared else gradient
                 yield problems, rows, *costs.block_adjoint(xp, gradient, problems, rows)
 
         (gx, gy), cloud = self._summed(pulled()), costs.cloud
@@ -261,7 +261,7 @@ class PointCost(Cost[BetweenPoints]):
         def pulled() -> Iterator[tuple[slice, slice, Array, Array]]:
             for problems, rows, gradient, tangent in blocks:
                 if self.shared:
-                    gradient, tangent = gradient.sum(axis=0), tangent.sum(axis=0)
+                    gradient, tangent = _total(gradient), _total(tangent)
                 if embedding is not None:
                     of_rows, of_columns = costs.block_adjoint(xp, gradient, problems, rows)
                     self._add(plain, problems, rows, of_rows, of_columns)
@@ -287,3 +287,9 @@ class PointCost(Cost[BetweenPoints]):
         else:
             out[0][problems, rows] += of_rows
             out[1][problems] += of_columns
+
+
+def _total(gradient: Array) -> Array:
+    """Return the sum of a block over its problems; without a pass over it, where there is one."""
+    total: Array = gradient[0] if len(gradient) == 1 else gradient.sum(axis=0)
+    return total

@@ -159,6 +159,18 @@ class PointCosts(BetweenPoints):
         of_rows, of_columns = self._tangent_factors(xp, x, y, move_x, move_y, problems)
         return of_rows @ xp.swapaxes(of_columns, -1, -2)
 
+    def factors(self, xp: ArrayModule) -> tuple[Array, Array] | None:
+        """Return thin matrices (n, r) and (m, r), or some of each problem, whose product are the costs.
+
+        None where they are no such product.
+        """
+        if self.norm != "squared" or self.exponent != 1:
+            return None
+        x, y = (points.astype(np.float64, copy=False) - self.origin for points in (self.x, self.y))
+        own_x, own_y = ((p * p).sum(axis=-1, keepdims=True) for p in (x, y))
+        of_rows = xp.concatenate([-2 * x, own_x, xp.ones_like(own_x)], axis=-1)
+        return self.factor * of_rows, xp.concatenate([y, xp.ones_like(own_y), own_y], axis=-1)
+
     def tangent_factors(self, xp: ArrayModule, moves: tuple[Array, Array]) -> tuple[Array, Array] | None:
         """Return thin matrices (n, r) and (m, r), or some of each problem, of which `block_tangent` is the product.
 
@@ -174,7 +186,7 @@ class PointCosts(BetweenPoints):
     ) -> tuple[Array, Array]:
         """Return the factors of the derivative ``2 (x - y) (move_x - move_y)`` of squared distances."""
         origin = self.origin if self.ndim == 2 else self.origin[problems]
-        x, y = (points.astype(np.float64) - origin for points in (x, y))
+        x, y = (points.astype(np.float64, copy=False) - origin for points in (x, y))
         own_x, own_y = ((p * move).sum(axis=-1, keepdims=True) for p, move in ((x, move_x), (y, move_y)))
         of_rows = xp.concatenate([x, move_x, own_x, xp.ones_like(own_x)], axis=-1)
         return of_rows, xp.concatenate([-2 * move_y, -2 * y, 2 * xp.ones_like(own_y), 2 * own_y], axis=-1)
@@ -183,7 +195,9 @@ class PointCosts(BetweenPoints):
         """Pull the `gradient` of distances s back to points."""
         if self.norm == "squared":
             origin = self.origin if self.ndim == 2 else self.origin[problems]
-            return _squares_adjoint(xp, gradient, *(points.astype(np.float64) - origin for points in (x, y)))
+            return _squares_adjoint(
+                xp, gradient, *(points.astype(np.float64, copy=False) - origin for points in (x, y))
+            )
         gx, gy = xp.empty(x.shape, gradient.dtype), xp.empty(y.shape, gradient.dtype)
         for k in range(x.shape[-1]):
             slope = xp.sign(x[..., :, None, k] - y[..., None, :, k]) * gradient
@@ -242,7 +256,7 @@ class PointCosts(BetweenPoints):
 
 def _squares_adjoint(xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
     """Pull a `gradient` of squared distances back to points: in float64, if its own precision loses too many digits."""
-    pulled = [_pull(xp, gradient, *(points.astype(gradient.dtype) for points in (x, y)))]
+    pulled = [_pull(xp, gradient, *(points.astype(gradient.dtype, copy=False) for points in (x, y)))]
     if gradient.dtype == np.float32 and not all(_has_digits(xp, *side) for side in pulled[0]):
         step = max(1, SUM_ENTRIES * gradient.shape[-2] // gradient.size)
         slices = [slice(start, start + step) for start in range(0, x.shape[-2], step)]

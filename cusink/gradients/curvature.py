@@ -18,12 +18,13 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import TangentBlock
+from cusink.gradients.affine import Affine
 from cusink.gradients.motion import Motion, Solved, left_product, motion, right_product, solved
 from cusink.gradients.parts import Cotangents, Directions
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
-from cusink.types import Array, ArrayModule, HostArray
+from cusink.types import Array, HostArray
 
 
 class Fit(NamedTuple):
@@ -43,6 +44,16 @@ class Fit(NamedTuple):
     share: Array
     of_a: Array
     of_b: Array
+
+    def residual(self, given: Solved) -> Affine:
+        """Return the array ``weight W``."""
+        fit = Affine(rows=self.x, columns=self.y)
+        return given.log_ratio.times(self.of_ratio).minus(fit).times(self.weight)
+
+    def residual_moved(self, moved: Motion) -> Affine:
+        """Return how that array moves."""
+        fit = Affine(rows=self.dx, columns=self.dy)
+        return moved.log_ratio.times(self.of_ratio).minus(fit).times(self.weight)
 
 
 class ThroughPlan(NamedTuple):
@@ -124,46 +135,44 @@ class Curvature:
 
     def _blocks(self, out: Array | None, of_eps: Array) -> Iterator[TangentBlock]:
         """Yield gradients by the costs and how they move; add them up in `out`, and in `of_eps` those by eps."""
-        xp, shared, priced = self.moved.solved.problem.xp, self.moved.solved.problem.C.shared, self.priced
-        for pairs, P, dP, dZ in self.moved.plans():
+        given, xp, priced = self.moved.solved, self.moved.solved.problem.xp, self.priced
+        level = Affine(rows=xp.zeros_like(given.problem.a) + self.level[:, None])
+        others = [] if self.fit is None else [level.plus(self.fit.residual(given)), self.fit.residual_moved(self.moved)]
+        for pairs, P, dP, dZ in self.moved.plans(*others):
             problems, rows, Z = pairs.problems, pairs.rows, pairs.log_ratio
-            level = self.level[problems, None, None]
-            if self.moved.solved.kept is not None:
+            if given.kept is not None:
                 of_eps[problems] -= priced[problems] * dP.sum(axis=(1, 2))
             entropic = None if self.entropy is None else dP.copy()
+            if self.fit is not None:
+                share = self.fit.share[problems]
+                of_eps[problems] -= share * (_product_sums(dP, Z) + _product_sums(P, dZ))
+            gradient, tangent = P, dP  # in place: few arrays stay in the cache
             if self.fit is None:
-                gradient, tangent = level * P, level * dP
-            else:
-                x, y, dx, dy, *factors = (v[problems] for v in self.fit[:7])
-                w, of_ratio, share = (v[:, None] for v in factors)
-                of_eps[problems] -= share[:, 0] * (_product_sums(xp, dP, Z) + _product_sums(xp, P, dZ))
-                # The gradient is ``P (level + w W)`` with the W of `Fit`.
-                W, dW = (w * of_ratio)[:, :, None] * Z, (w * of_ratio)[:, :, None] * dZ
-                W -= (w * x[:, rows] - level[:, 0])[:, :, None]
-                W -= (w * y)[:, None, :]
-                dW -= (w * dx[:, rows])[:, :, None]
-                dW -= (w * dy)[:, None, :]
-                dW *= P
-                dP *= W
-                dP += dW
-                P *= W
-                gradient, tangent = P, dP
-            of_eps[problems] += _product_sums(xp, tangent, Z) + _product_sums(xp, gradient, dZ)
+                gradient *= self.level[problems, None, None]
+                tangent *= self.level[problems, None, None]
+            else:  # the gradient is ``P factor``, with ``level + w W`` of the W of `Fit`
+                factor, change = pairs.others
+                tangent *= factor
+                change *= P
+                tangent += change
+                gradient *= factor
+            of_eps[problems] += _product_sums(tangent, Z) + _product_sums(gradient, dZ)
             if self.entropy is not None:
-                log_a, log_b = self.moved.solved.weight_logs
+                log_a, log_b = given.weight_logs
                 logs = Z + (log_a[problems, rows, None] + 1) + log_b[problems, None, :]
-                of_eps[problems] += self.entropy[problems] * _product_sums(xp, entropic, logs)
+                of_eps[problems] += self.entropy[problems] * _product_sums(entropic, logs)
             if out is not None:
-                if shared:
+                if given.problem.C.shared:
                     out[rows] += tangent.sum(axis=0)
                 else:
                     out[problems, rows] += tangent
             yield problems, rows, gradient, tangent
 
 
-def _product_sums(xp: ArrayModule, x: Array, y: Array) -> Array:
+def _product_sums(x: Array, y: Array) -> Array:
     """Return the sums (B,) of the products of entries of a block."""
-    return xp.einsum("bij,bij->b", x, y)
+    sums: Array = x.reshape(len(x), 1, -1) @ y.reshape(len(y), -1, 1)
+    return sums[:, 0, 0]
 
 
 def _curvature_of(given: Solved, shown: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> Curvature:
@@ -247,42 +256,41 @@ def _moved_sums(moved: Motion, cost: Array | None, entropic: Array | None) -> tu
     given, along = moved.solved, moved.along
     problem, xp = given.problem, given.problem.xp
     assert moved.fit is not None
-    x, y, _ = moved.fit
-    (of_rows, of_columns), (moved_a, moved_b) = given.plan_logs, _log_moves(moved)
+    dZ, (H, dH) = moved.log_ratio, _fitted(moved, cost, entropic)
+    W = H.minus(Affine(rows=moved.fit.x, columns=moved.fit.y))
+    weights_move = along.a is not None or along.b is not None
     h, k = xp.zeros_like(problem.a), xp.zeros_like(problem.b)
-    for pairs in given.pairs(along):
-        problems, rows, E, H = pairs.problems, pairs.rows, pairs.density, pairs.log_ratio
-        eps = problem.eps_as(3, problems)
-        change = moved.df[problems, rows, None] + moved.dg[problems, None, :]
-        dZ = change if cost is None else change.copy()
-        if pairs.shift is not None:
-            dZ -= pairs.shift
-        dZ /= eps
-        dH = dZ
-        if cost is not None:
-            potentials = (problem.f[problems, rows, None] + problem.g[problems, None, :]) / eps
-            change = (change if along.eps is None else change - potentials * along.eps[problems, None, None]) / eps
-            w = cost[problems, None, None]
-            H, dH = w * (potentials - H), w * (change - dZ)
-            if entropic is not None:
-                w = entropic[problems, None, None]
-                H += w * (of_rows[problems, rows, None] + of_columns[problems, None, :])
-                dH += w * (change + moved_a[problems, rows, None] + moved_b[problems, None, :])
-        W = H  # in place, as all here: to fetch memory takes longer than to use it
-        W -= x[problems, rows, None]
-        W -= y[problems, None, :]
-        M = dZ * W
-        M += dH
+    for pairs in given.pairs(along, W, dZ, dH):
+        problems, rows, E, (residual, M, change) = pairs.problems, pairs.rows, pairs.density, pairs.others
+        M *= residual
+        M += change
         M *= E
         h[problems, rows] += right_product(M, problem.b[problems])
         k[problems] += left_product(M, problem.a[problems, rows])
-        if along.a is not None or along.b is not None:
-            E = E * W
+        if weights_move:
+            residual *= E
         if along.b is not None:
-            h[problems, rows] += right_product(E, along.b[problems])
+            h[problems, rows] += right_product(residual, along.b[problems])
         if along.a is not None:
-            k[problems] += left_product(E, along.a[problems, rows])
+            k[problems] += left_product(residual, along.a[problems, rows])
     return h, k
+
+
+def _fitted(moved: Motion, cost: Array | None, entropic: Array | None) -> tuple[Affine, Affine]:
+    """Return the array H of `_moved_sums`, and how it moves."""
+    given, eps = moved.solved, moved.solved.problem.eps_as(1)
+    if cost is None:
+        return given.log_ratio, moved.log_ratio
+    potentials = Affine(rows=given.problem.f, columns=given.problem.g).times(1 / eps)  # C / eps + Z
+    change = Affine(rows=moved.df, columns=moved.dg)
+    if moved.along.eps is not None:
+        change = change.minus(potentials.times(moved.along.eps))
+    change = change.times(1 / eps)
+    H, dH = (x.minus(y).times(cost) for x, y in ((potentials, given.log_ratio), (change, moved.log_ratio)))
+    if entropic is not None:
+        logs, logs_moved = (Affine(rows=x, columns=y) for x, y in (given.plan_logs, _log_moves(moved)))
+        H, dH = H.plus(logs.times(entropic)), dH.plus(change.plus(logs_moved).times(entropic))
+    return H, dH
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cusink.gradients.affine import Affine
 from cusink.gradients.motion import Motion, solved
 from cusink.gradients.parts import Directions, replace_inf
 from cusink.solver.problem import Problem
@@ -20,13 +21,12 @@ class Sums(NamedTuple):
 
 def plan_sums(moved: Motion) -> Sums:
     """Go through the plans once."""
-    xp, eps = moved.solved.problem.xp, moved.along.eps
+    xp, moves = moved.solved.problem.xp, moved.along.cost is not None
     out = Sums(*(xp.zeros(len(moved.df)) for _ in Sums._fields))
-    for pairs, P, dP, _ in moved.plans():
+    for pairs, P, dP, _ in moved.plans(*([Affine(move=xp.ones(len(moved.df)))] if moves else [])):
         at, Z = pairs.problems, pairs.log_ratio
-        if pairs.shift is not None:  # D = dC + Z deps
-            direct = pairs.shift if eps is None else pairs.shift - Z * eps[at, None, None]
-            out.of_costs[at] += (P * direct).sum(axis=(1, 2))
+        for dC in pairs.others:
+            out.of_costs[at] += (P * dC).sum(axis=(1, 2))
         out.log_ratio[at] += (P * Z).sum(axis=(1, 2))
         out.moved[at] += (dP * Z).sum(axis=(1, 2))
     return out

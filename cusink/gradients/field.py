@@ -9,9 +9,7 @@ gradients are therefore those of the potential, moved: with shares p of a row an
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cusink.costs.blocks import blocks
 from cusink.costs.cost import TangentBlock
-from cusink.gradients.motion import BLOCK_ENTRIES, Pairs
 from cusink.gradients.parts import Directions
 from cusink.gradients.shares import Shares
 from cusink.types import Array
@@ -30,23 +28,18 @@ class Field(NamedTuple):
 def field_gradients(of: Shares, rho: float, cotangent: Array) -> Field:
     """Return the gradients for a cotangent (B, kept, d), or (B, kept) of numbers; `rho` is the price of these bins."""
     problem, axis, xp = of.given.problem, of.axis, of.given.problem.xp
-    C, (size, kept), (n, m) = problem.C, of.softmin.shape, problem.C.shape[-2:]
+    C, (size, kept) = problem.C, of.softmin.shape
     own, other = ("dx", "dy") if axis == 1 else ("dy", "dx")
     eps = problem.eps_as(1)
     moved, sums, of_eps = xp.zeros((size, kept)), xp.zeros(of.weights.shape), xp.zeros(size)
     kappa, damped = (1.0, 0.0 * eps) if rho == float("inf") else (rho / (rho + eps), 1 / (rho + eps))
     kappas = xp.zeros(size) + kappa
 
-    def pairs_of(group: slice, along: Directions) -> Iterator[Pairs]:
-        for some, rows in blocks(group.stop - group.start, n, m, BLOCK_ENTRIES):
-            problems = slice(group.start + some.start, group.start + some.stop)
-            yield of.given.block(problems, rows, along)
-
     def moving(group: slice, along: Directions) -> Iterator[TangentBlock]:
-        for pairs in pairs_of(group, along):
+        for pairs in of.given.pairs(along, of.given.shift(along), problems=group):
             at, rows, E = pairs.problems, pairs.rows, kappas[pairs.problems, None, None] * pairs.density
             change = moved[at, rows, None] if axis == 1 else moved[at, None, :]
-            dE = E * (change - pairs.shift) / problem.eps_as(3, at)
+            dE = E * (change - pairs.others[0]) / problem.eps_as(3, at)
             if axis == 1:
                 sums[at] += dE.sum(axis=1)
             else:
@@ -59,8 +52,8 @@ def field_gradients(of: Shares, rho: float, cotangent: Array) -> Field:
     for group in [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]:
         move = cotangent[group.start] if C.shared else cotangent  # a shared cloud moves with one problem at a time
         along = Directions(cost=C.direction({"dC": None, own: move, other: None}))
-        for pairs in pairs_of(group, along):
-            means = of.weighted(pairs, pairs.density) * pairs.shift
+        for pairs in of.given.pairs(along, of.given.shift(along), problems=group):
+            means = of.weighted(pairs, pairs.density) * pairs.others[0]
             if axis == 1:
                 moved[pairs.problems, pairs.rows] += means.sum(axis=2)
             else:

@@ -9,12 +9,17 @@ With `reach` the rows of E sum to ``exp(-f / rho)`` instead of 1, and the system
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from cusink.costs.blocks import blocks
 from cusink.costs.operators import Means
+from cusink.gradients.affine import Affine, AffineBlocks
 from cusink.gradients.parts import Directions, replace_inf
 from cusink.gradients.system import (
     IndexedMeans,
@@ -29,18 +34,19 @@ from cusink.solver.values import sides
 from cusink.types import Array, HostArray
 
 BLOCK_ENTRIES = 1 << 16  # of a block of pairs
+THIN_RANGE = 2.0**14  # of costs in eps, up to which exponents may be products of thin matrices: these err by 2**-36
 DENSEST = 600.0  # exponent at which the density is cut off; pairs with weight are far below
 LARGEST_SHARE = 1e150  # of a first bit of weight in a bin that is empty on both sides
 
 
 class Pairs(NamedTuple):
-    """Pairs (problems, rows, m): Z, zero where forbidden; E; and D, or None if cost and eps stay."""
+    """Pairs (problems, rows, m): Z, zero where forbidden; E; and blocks of other arrays that were asked for."""
 
     problems: slice
     rows: slice
     log_ratio: Array
     density: Array
-    shift: Array | None
+    others: list[Array]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,33 +62,53 @@ class Solved:
     dual: tuple[Array, Array]
     kept: tuple[Array, Array] | None
 
-    def pairs(self, along: Directions) -> Iterator[Pairs]:
-        """Iterate over blocks of pairs of bins, and how their costs move."""
+    def pairs(self, along: Directions, *others: Affine, problems: slice | None = None) -> Iterator[Pairs]:
+        """Iterate over blocks of pairs of bins, with those of other arrays, of all problems or some."""
         (size, n), m = self.problem.a.shape, self.problem.b.shape[1]
-        thin = self._thin_moves(along)
-        for problems, rows in blocks(size, n, m, BLOCK_ENTRIES):
-            yield self.block(problems, rows, along, thin)
+        first, last = (0, size) if problems is None else (problems.start, problems.stop)
+        source = self.affine(along)
+        for some, group in itertools.groupby(blocks(last - first, n, m, BLOCK_ENTRIES), key=operator.itemgetter(0)):
+            block = self.blocks(source, slice(first + some.start, first + some.stop), *others)
+            for _, rows in group:
+                yield block(rows)
 
-    def block(self, problems: slice, rows: slice, along: Directions, thin: tuple[Array, Array] | None = None) -> Pairs:
-        """Return one of these blocks; `thin` are the factors of how the costs move, where they have such."""
-        problem, xp = self.problem, self.problem.xp
-        costs = problem.C.block(problems, rows)
-        Z = problem.f[problems, rows, None] + problem.g[problems, None, :]
-        Z -= costs
-        Z /= problem.eps_as(3, problems)
-        E = xp.exp(Z) if self._bounded else xp.exp(xp.minimum(Z, DENSEST))
-        if problem.C.stored and bool((forbidden := xp.isneginf(Z)).any()):
-            Z = xp.where(forbidden, 0, Z)
-        if thin is not None:
-            of_rows, of_columns = (x if x.ndim == 3 else x[None] for x in thin)
-            at = problems if len(of_rows) > 1 else slice(None)
-            D = of_rows[at, rows] @ xp.swapaxes(of_columns[at], -1, -2)
-        else:
-            D = None if along.cost is None else problem.C.block_tangent(along.cost, problems, rows)
-        if along.eps is not None:
-            of_eps = Z * along.eps[problems, None, None]
-            D = of_eps if D is None else of_eps + D
-        return Pairs(problems, rows, Z, E, D)
+    def blocks(self, source: AffineBlocks, problems: slice, *others: Affine) -> Callable[[slice], Pairs]:
+        """Return a function that makes these blocks of some problems, given the rows."""
+        xp = self.problem.xp
+        made = source.maker(problems, [self.log_ratio, *others])
+
+        def block(rows: slice) -> Pairs:
+            (Z, *rest), forbidden = made(rows)
+            if forbidden is not None:
+                Z = xp.where(forbidden, 0, Z)
+            E = xp.exp(Z) if self._bounded else xp.exp(xp.minimum(Z, DENSEST))
+            if forbidden is not None:
+                E = xp.where(forbidden, 0, E)
+            return Pairs(problems, rows, Z, E, rest)
+
+        return block
+
+    @functools.cached_property
+    def log_ratio(self) -> Affine:
+        """The array Z."""
+        problem = self.problem
+        costs = Affine(rows=problem.f, columns=problem.g, cost=-problem.xp.ones(len(problem.a)))
+        return costs.times(1 / problem.eps_as(1))
+
+    def shift(self, along: Directions) -> Affine:
+        """Return the array D."""
+        of_costs = Affine() if along.cost is None else Affine(move=self.problem.xp.ones(len(self.problem.a)))
+        return of_costs if along.eps is None else of_costs.plus(self.log_ratio.times(along.eps))
+
+    def affine(self, along: Directions) -> AffineBlocks:
+        """Return what makes blocks of arrays while the costs move."""
+        return AffineBlocks(self.problem.C, along.cost, self._thin_costs, self._thin_moves(along))
+
+    @functools.cached_property
+    def _thin_costs(self) -> tuple[Array, Array] | None:
+        """Thin matrices whose product are the costs, where these keep their digits by them."""
+        factors, least = self.problem.C.factors(), float(np.min(self.problem.eps))
+        return factors if factors is not None and self.problem.C.range()[1] <= THIN_RANGE * least else None
 
     @functools.cached_property
     def _bounded(self) -> bool:
@@ -128,28 +154,8 @@ class Solved:
             )
         return lambda index, _: (h[index], k[index])
 
-    def tangent_means(self, along: Directions) -> RightSide | None:
-        """Return the right-hand sides for costs that move by thin factors, as means of these; None for other moves."""
-        if self.kept is not None or any(x is not None for x in along[:3]):
-            return None
-        factors = self._thin_moves(along)
-        if factors is None:
-            return None
-        of_rows, of_columns = (x if x.ndim == 3 else x[None] for x in factors)
-
-        def right(index: HostArray, means: Means) -> tuple[Array, Array]:
-            h, k = (self.problem.xp.zeros_like(x[index]) for x in (self.problem.a, self.problem.b))
-            for which in range(of_rows.shape[2]):
-                u, v = (x[index, :, which] if len(x) > 1 else x[:, :, which] for x in (of_rows, of_columns))
-                every_u, every_v = (self.problem.xp.broadcast_to(x, y.shape) for x, y in ((u, h), (v, k)))
-                h += u * means.mean(every_v, 1)
-                k += v * means.mean(every_u, 0)
-            return h, k
-
-        return right
-
     def _thin_moves(self, along: Directions) -> tuple[Array, Array] | None:
-        """Return thin matrices whose product is how the costs move, without columns of zeros; None for other moves."""
+        """Return thin matrices whose product are the moves of the costs, without columns of zeros; None for others."""
         factors = None if along.cost is None else self.problem.C.tangent_factors(along.cost)
         if factors is None:
             return None
@@ -243,24 +249,29 @@ class Motion:
     converged: HostArray  # (B,), of the linear systems
     fit: MarginalSolution | None = None
 
-    def plans(self) -> Iterator[tuple[Pairs, Array, Array, Array]]:
-        """Iterate over pairs, their plans P and the changes dP and dZ."""
+    @functools.cached_property
+    def log_ratio(self) -> Affine:
+        """The array dZ."""
+        given = self.solved
+        change = Affine(rows=self.df, columns=self.dg).minus(given.shift(self.along))
+        return change.times(1 / given.problem.eps_as(1))
+
+    def plans(self, *others: Affine) -> Iterator[tuple[Pairs, Array, Array, Array]]:
+        """Iterate over pairs, their plans P and the changes dP and dZ; with blocks of other arrays."""
         problem, along = self.solved.problem, self.along
-        for pairs in self.solved.pairs(along):
-            problems, rows = pairs.problems, pairs.rows
-            dZ = self.df[problems, rows, None] + self.dg[problems, None, :]
-            if pairs.shift is not None:
-                dZ -= pairs.shift
-            dZ /= problem.eps_as(3, problems)
+        for pairs in self.solved.pairs(along, self.log_ratio, *others):
+            problems, rows, (dZ, *rest) = pairs.problems, pairs.rows, pairs.others
             a, b = problem.a[problems, rows, None], problem.b[problems, None, :]
-            P = pairs.density * a
+            weights_stay = along.a is None and along.b is None
+            P = pairs.density if weights_stay else pairs.density.copy()  # in place: few arrays stay in the cache
+            P *= a
             P *= b
             dP = P * dZ
             if along.a is not None:
                 dP += pairs.density * along.a[problems, rows, None] * b
             if along.b is not None:
                 dP += pairs.density * a * along.b[problems, None, :]
-            yield pairs, P, dP, dZ
+            yield pairs._replace(others=rest), P, dP, dZ
 
 
 def solved(problem: Problem) -> Solved:
@@ -287,7 +298,7 @@ def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | 
     `fit` are the right-hand sides of one more system, whose solution comes with them.
     """
     along = given.feasible(along)
-    rights = [given.tangent_means(along) or _sums(given, along), *(() if fit is None else (fit,))]
+    rights = [_sums(given, along), *(() if fit is None else (fit,))]
     (df, dg, converged), *fits = given.solve(rights, how)
     for found in fits:
         converged = converged & found.converged
@@ -299,10 +310,11 @@ def _sums(given: Solved, along: Directions) -> RightSide:
     problem, xp = given.problem, given.problem.xp
     a, b = problem.a, problem.b
     h, k = xp.zeros_like(a), xp.zeros_like(b)
-    for pairs in given.pairs(along):
+    moves = along.cost is not None or along.eps is not None
+    for pairs in given.pairs(along, *([given.shift(along)] if moves else [])):
         problems, rows, E = pairs.problems, pairs.rows, pairs.density
-        if pairs.shift is not None:
-            M = E * pairs.shift
+        for M in pairs.others:
+            M *= E
             h[problems, rows] += right_product(M, b[problems])
             k[problems] += left_product(M, a[problems, rows])
         if along.b is not None:

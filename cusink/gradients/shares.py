@@ -9,6 +9,7 @@ may be empty.
 import functools
 from dataclasses import dataclass, replace
 
+from cusink.gradients.affine import Affine
 from cusink.gradients.motion import Pairs, Solved, solved
 from cusink.gradients.parts import Directions
 from cusink.solver.problem import Problem
@@ -35,7 +36,7 @@ class Shares:
 
     def block(self, problems: slice, rows: slice) -> Pairs:
         """Return a block of E, as the density."""
-        return self.given.block(problems, rows, Directions())
+        return self.given.blocks(self.given.affine(Directions()), problems)(rows)
 
     @functools.cached_property
     def means(self) -> Array:
@@ -117,12 +118,10 @@ def means_along(of: Shares, along: Directions, change: Array) -> tuple[Array, Ar
     moves = along.b if axis == 1 else along.a
     out, total = xp.zeros(of.cotangent.shape), xp.zeros((*of.softmin.shape, 1))
     ones = xp.ones((*of.weights.shape, 1))
-    for pairs in of.given.pairs(along):
-        at, rows = pairs.problems, pairs.rows
-        moved = change[at, None, :] if axis == 1 else change[at, rows, None]
-        if pairs.shift is not None:
-            moved = moved - pairs.shift
-        block = of.weighted(pairs, pairs.density * (moved / problem.eps_as(3, at)))
+    of_other = Affine(columns=change) if axis == 1 else Affine(rows=change)
+    for pairs in of.given.pairs(along, of_other.minus(of.given.shift(along)).times(1 / problem.eps_as(1))):
+        at, rows, (moved,) = pairs.problems, pairs.rows, pairs.others
+        block = of.weighted(pairs, pairs.density * moved)
         if moves is not None:
             block += pairs.density * (moves[at, None, :] if axis == 1 else moves[at, rows, None])
         of.add_kept(out, pairs, block, of.values)

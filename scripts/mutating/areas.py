@@ -152,6 +152,9 @@ TESTS: dict[str, Tests] = {
     "cusink/backends/cupy/grid_logs.py": _OF_LINES,
     "cusink/backends/cupy/grid_passes.py": _OF_LINES,
     "cusink/gradients/adjoint.py": _FIRST_ORDER,
+    "cusink/gradients/affine.py": Tests(
+        ("tests/gradients/test_affine.py",), ("tests/gradients/test_second_order.py", *_WITHOUT_CUPY)
+    ),
     "cusink/gradients/balanced.py": _FIRST_ORDER,
     "cusink/gradients/checks.py": _FIRST_ORDER,
     "cusink/gradients/curvature.py": _SECOND_ORDER,
