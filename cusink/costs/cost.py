@@ -1,5 +1,6 @@
 """The operand of a call: a checked cost together with the operators of its kind and library."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -242,6 +243,10 @@ class Cost(ABC, Generic[Data]):
 
     def range(self) -> tuple[float, float]:
         """Return numbers between which all finite costs lie."""
+        return self._range
+
+    @functools.cached_property
+    def _range(self) -> tuple[float, float]:
         return self.ops.cost_range(self.data)
 
     def span(self, x: Array, y: Array) -> tuple[float, float]:
