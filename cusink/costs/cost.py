@@ -204,6 +204,10 @@ class Cost(ABC, Generic[Data]):
         """Return an array of this library as a NumPy array."""
         return self.ops.to_host(array)
 
+    def kept(self) -> "Cost[Any]":
+        """Return the costs between points as an array in float64, where they may be kept; else the cost itself."""
+        return self
+
     def in_units_of(self, eps: HostArray) -> "Cost[Any] | None":
         """Return stored costs divided by an eps (B,) each; None where they are shared, or cannot be stored."""
         del eps
