@@ -21,8 +21,10 @@ DIRECT_SHARE = 0.1  # of the entries out of range, from which log-sum-exp of all
 def repeated_softmin(C: HostArray, eps: float) -> Callable[[Array, Axis], Array]:
     """Return a function (logits, axis) that is the `softmin` of this cost and eps."""
     if C.ndim == 3:
-        if C.size * np.dtype(np.float64).itemsize <= limits.LIMITS.own_kernel_bytes and np.isfinite(C.max()):
-            return OwnKernelSoftmin(C, eps)
+        if C.size * np.dtype(np.float64).itemsize <= limits.LIMITS.own_kernel_bytes:
+            by_kernels = OwnKernelSoftmin(C, eps)
+            if np.isfinite(by_kernels.steepness):
+                return by_kernels
         return lambda logits, axis: softmin(C, logits, eps, axis)
     return KernelSoftmin(DenseKernel(C, C.dtype, eps))
 
@@ -121,7 +123,8 @@ class OwnKernelSoftmin:
     def __init__(self, C: HostArray, eps: float) -> None:
         self.C, self.eps = C, eps
         self.shift: HostArray = C.min(axis=(1, 2))[:, None]
-        self.steepness = float((C.max(axis=(1, 2)) - self.shift[:, 0]).max()) / eps
+        with np.errstate(invalid="ignore"):  # a cost that is not finite is for others
+            self.steepness = float((C.max(axis=(1, 2)) - self.shift[:, 0]).max()) / eps
         self.kernels: HostArray | None = None
 
     def _made_kernels(self, dtype: Any) -> HostArray:

@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 
 import cusink
 from cusink.backends.numpy.forms.log import chosen_costs
-from cusink.backends.numpy.softmin import OwnKernelSoftmin
+from cusink.backends.numpy.softmin import OwnKernelSoftmin, repeated_softmin
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -38,6 +38,19 @@ def test_costs_in_float64_take_logits_in_float32(eps, kernels):
     assert got.dtype == np.float32 and softmin.kernels.dtype == kernels
     want = -eps * logsumexp(logits[:, None].astype(np.float64) - C / eps, axis=2)
     np.testing.assert_allclose(got, want, atol=4 * np.finfo(np.float32).eps * (1 + eps * np.abs(logits).max()))
+
+
+def test_costs_that_forbid_pairs_take_no_kernels():
+    rng = np.random.default_rng(5)
+    C, logits = rng.random((3, 6, 7)), rng.normal(size=(3, 7))
+    assert isinstance(repeated_softmin(C, 0.1), OwnKernelSoftmin)
+    C[1, 2, 3], C[2] = np.inf, np.inf
+    found = repeated_softmin(C, 0.1)
+    assert not isinstance(found, OwnKernelSoftmin)
+    want = -0.1 * logsumexp(logits[:2, None] - C[:2] / 0.1, axis=2)
+    got = found(logits, 1)
+    np.testing.assert_allclose(got[:2], want, rtol=1e-12)
+    assert np.isposinf(got[2]).all()
 
 
 def test_costs_that_follow_each_other_are_not_copied():
