@@ -302,4 +302,5 @@ def kept_costs(C: PointCosts) -> HostArray | None:
     few = C.ndim == 3 and C.shape[-2] * C.shape[-1] <= limits.LIMITS.cloud_array_pairs
     if not few or not costs_kept(C) or not all(mask.all() for mask in C.filled or ()):
         return None
-    return C.astype(np.float64).block(np)
+    costs: HostArray = C.astype(np.float64).block(np)
+    return costs
