@@ -42,8 +42,9 @@ def select(C: Array, problems: slice | HostArray, rows: slice | HostArray | None
 
 def replace_inf(xp: ArrayModule, C: Array) -> Array:
     """Return the costs with 0 for forbidden pairs, which carry no mass; C itself where there are none."""
-    forbidden = xp.isposinf(C)
-    return xp.where(forbidden, 0, C) if forbidden.any() else C
+    if not C.size or C.max() < np.inf:  # one pass, where to look for +inf takes four
+        return C
+    return xp.where(xp.isposinf(C), 0, C)
 
 
 def ratio(xp: ArrayModule, x: Array, y: Array) -> Array:

@@ -1,5 +1,6 @@
 """The operand of a call: a checked cost together with the operators of its kind and library."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -211,6 +212,10 @@ class Cost(ABC, Generic[Data]):
         """Return an array of this library as a NumPy array."""
         return self.ops.to_host(array)
 
+    def kept(self) -> "Cost[Any]":
+        """Return the costs between points as an array in float64, where they may be kept; else the cost itself."""
+        return self
+
     def in_units_of(self, eps: HostArray) -> "Cost[Any] | None":
         """Return stored costs divided by an eps (B,) each; None where they are shared, or cannot be stored."""
         del eps
@@ -250,6 +255,10 @@ class Cost(ABC, Generic[Data]):
 
     def range(self) -> tuple[float, float]:
         """Return numbers between which all finite costs lie."""
+        return self._range
+
+    @functools.cached_property
+    def _range(self) -> tuple[float, float]:
         return self.ops.cost_range(self.data)
 
     def span(self, x: Array, y: Array) -> tuple[float, float]:

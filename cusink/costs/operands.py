@@ -25,6 +25,7 @@ class DenseCost(Cost[Array]):
     """An array (n, m) or (B, n, m) of costs; +inf forbids a pair."""
 
     kind: ClassVar[str] = "dense"
+    roundings: float = 1.0  # that an exponent is off by, those of a cost that was made of points among them
 
     @property
     def stored(self) -> bool:
@@ -102,7 +103,7 @@ class DenseCost(Cost[Array]):
 
     def exponent_rounding(self) -> float:
         """Return the rounding of float64 on the host, which takes exponents in it, and of the dtype on a device."""
-        return float(np.finfo("float64" if self.xp is np else self.dtype.name).eps) / 2
+        return float(np.finfo("float64" if self.xp is np else self.dtype.name).eps) / 2 * self.roundings
 
     def row_bytes(self, copies: int) -> int:
         """Return the size of that many copies."""
@@ -149,6 +150,14 @@ class PointCost(Cost[BetweenPoints]):
     def at(self, problems: Index) -> Self:
         """Return the costs of some problems, where each has its own."""
         return self if self.shared else replace(self, data=self.data.at(problems))
+
+    def kept(self) -> Cost[Any]:
+        """Return the costs as an array in float64, where they may be kept; else the cost itself."""
+        make = self.ops.kept_costs
+        costs = None if make is None else make(self.data)
+        if costs is None:
+            return self
+        return DenseCost(costs, doors_of(self.xp.__name__)["dense"], self.data.astype(np.float64).roundings)
 
     def in_units_of(self, eps: HostArray) -> DenseCost | None:
         """Return stored costs divided by an eps (B,) each; None where they are shared, or would take too much."""

@@ -214,6 +214,12 @@ class CoarseLevels(Protocol[Data]):
     def __call__(self, C: Data, a: HostArray, b: HostArray) -> Sequence[CoarseLevel[Data]]: ...
 
 
+class KeptCosts(Protocol[DataIn]):
+    """The costs of all problems in float64, as an array; None where they are too many to be kept."""
+
+    def __call__(self, C: DataIn) -> Array | None: ...
+
+
 class Damped(NamedTuple):
     """Problems of unbalanced transport under way, see `cusink.solver.unbalanced`."""
 
@@ -283,6 +289,7 @@ class Operators(Generic[Data]):
     iteration: StartIteration[Data]
     plan_means: PlanMeans[Data]
     levels: CoarseLevels[Data] | None = None
+    kept_costs: KeptCosts[Data] | None = None  # None where costs are stored anyway, or never
     damped_steps: DampedSteps | None = None  # None for array operations
     solve_at_once: SolveAtOnce[Data] | None = None  # None where the host looks on without a delay
     adjoint_at_once: PullAtOnce[Data] | None = None

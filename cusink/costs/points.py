@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from cusink.costs.between import BetweenPoints
 from cusink.costs.blocks import blocks
-from cusink.types import Array, ArrayModule, Index
+from cusink.types import Array, ArrayModule, HostArray, Index
 
-BLOCK_ENTRIES = 1 << 14  # costs between points of several problems that are made at a time on the host
+BLOCK_ENTRIES = 1 << 15  # costs between points of several problems that are made at a time on the host
 SUM_ENTRIES = 1 << 18  # of a gradient that are summed at a time, in float64
 FEW_COORDINATES = 8
 LEAST_DIFFERENCE = 2.0**-6  # of its terms, that has digits enough in float32
@@ -63,32 +64,40 @@ class PointCosts(BetweenPoints):
         x, y = self._points(problems, rows)
         out = xp.empty((*x.shape[:-1], y.shape[-2]), self.dtype)
         if xp is not np:
-            return self._costs(xp, x, y, out)
-        # So few at a time that these stay in the cache.
-        x, y = (p.astype(np.float64, copy=False) for p in (x, y))
+            coordinates = ((x[..., :, None, k], y[..., None, :, k]) for k in range(x.shape[-1]))
+            return self._costs(xp, xp.subtract, coordinates, out, xp.empty_like(out) if x.shape[-1] > 1 else out)
         x, y, stacked = (p if p.ndim == 3 else p[None] for p in (x, y, out))
+        of_rows, of_columns = _as_factors(x, y)
+        # So few at a time that these stay in the cache.
+        work = np.empty((2, min(stacked.size, max(BLOCK_ENTRIES, y.shape[1]))))
         for some, part in blocks(len(stacked), x.shape[1], y.shape[1], BLOCK_ENTRIES):
             into = stacked[some, part]
-            if out.dtype == np.float64:
-                self._costs(np, x[some, part], y[some], into)
-            else:
-                into[...] = self._costs(np, x[some, part], y[some], np.empty(into.shape))
+            made, scratch = (w[: into.size].reshape(into.shape) for w in work)
+            made = into if out.dtype == np.float64 else made
+            factors = zip(of_rows[:, some, part], of_columns[:, some], strict=True)
+            self._costs(np, np.matmul, factors, made, scratch)
+            if made is not into:
+                into[...] = made
         return out
 
-    def _costs(self, xp: ArrayModule, x: Array, y: Array, out: Array) -> Array:
-        """Return the costs between points, written into `out`: a coordinate at a time."""
-        scratch = out
-        for k in range(x.shape[-1]):
-            column = xp.ascontiguousarray(y[..., k])  # a stride would keep the host from subtracting several at a time
-            xp.subtract(x[..., :, None, k], column[..., None, :], out=scratch)
+    def _costs(
+        self,
+        xp: ArrayModule,
+        difference: Callable[..., Array],
+        coordinates: Iterable[tuple[Array, Array]],
+        out: Array,
+        scratch: Array,
+    ) -> Array:
+        """Return the costs between points, written into `out`, by the `difference` of each pair of coordinates."""
+        for k, (of_rows, of_columns) in enumerate(coordinates):
+            apart = scratch if k else out
+            difference(of_rows, of_columns, out=apart)
             if self.norm == "cityblock":
-                xp.abs(scratch, out=scratch)
+                xp.abs(apart, out=apart)
             else:
-                scratch *= scratch
+                apart *= apart
             if k:
-                out += scratch
-            elif x.shape[-1] > 1:
-                scratch = xp.empty_like(out)
+                out += apart
         return self.of_distances(xp, out)
 
     def block_adjoint(
@@ -226,7 +235,8 @@ class PointCosts(BetweenPoints):
     def largest(self, xp: ArrayModule) -> float:
         """Return a bound that no cost between points with weight exceeds."""
         with np.errstate(over="ignore"):  # inf is a bound
-            own, other = (self._size(xp, side) for side in (0, 1))
+            own = self._size(xp, 0)
+            other = own if self.y is self.x and self.filled is None else self._size(xp, 1)
             s = own + other if self.norm == "cityblock" else (xp.sqrt(own) + xp.sqrt(other)) ** 2
             return float(self.factor * s.max() ** self.exponent)
 
@@ -252,6 +262,19 @@ class PointCosts(BetweenPoints):
         if self.filled is not None:
             sizes = xp.where(self.filled[side], sizes, 0)
         return sizes.max(axis=-1)
+
+
+def _as_factors(x: HostArray, y: HostArray) -> tuple[HostArray, HostArray]:
+    """Return factors (d, B, n, 2) and (d, B, 2, m) in float64, whose products are the differences of coordinates.
+
+    That is ``x * 1 + 1 * (-y)``, rounded once as ``x - y`` is: a product takes a third of the time that NumPy takes to
+    subtract rows from a column.
+    """
+    (B, n, d), m = x.shape, y.shape[1]
+    of_rows, of_columns = np.ones((d, B, n, 2)), np.ones((d, B, 2, m))
+    of_rows[..., 0] = np.moveaxis(x, -1, 0)
+    np.negative(np.moveaxis(y, -1, 0), out=of_columns[:, :, 1])
+    return of_rows, of_columns
 
 
 def _squares_adjoint(xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from cusink.costs.measures import Measures
 from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs, divergences, without_rounding
 from cusink.divergence.result import SinkhornDivergence
+from cusink.divergence.values import value_in_float64
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
@@ -25,9 +26,9 @@ from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import warn_of_pairs
 from cusink.solver.problem import CheckedProblem, Problem
-from cusink.solver.unbalanced import damped
+from cusink.solver.symmetric import SelfSolution
 from cusink.solver.values import values
-from cusink.types import Array, ArrayModule, HostArray, Method, Overrelaxation, Tolerance
+from cusink.types import Array, ArrayModule, HostArray, Method, Overrelaxation, Reach, Tolerance
 
 __all__ = [
     "sinkhorn_divergence",
@@ -202,15 +203,17 @@ def sinkhorn_divergence(
     )
     of_a, of_b = checks.self_costs(C, C_aa, C_bb, given, memory_limit, check)
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
-    own = _self_problems(given, (of_a, of_b), rho, options)
-    cost, xp = given.C, given.C.xp
     if prices is not None:
-        solver_checks.reach_in_range(prices, cost.dtype.name)
+        solver_checks.reach_in_range(prices, given.C.dtype.name)
+    xp = given.C.xp
+    own = _self_terms(given, (of_a, of_b), prices, options)
+    # With prices float32 may turn out to have too few digits, and points have more of them than their costs.
+    cost = given.C.kept() if prices is None else given.C
     low, high = cost.range()
     equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
     near = high - low <= 2 * ANNEAL_ABOVE * np.min(given.eps) or bool(equal.all())
     init = (own.f, own.g) if near else None  # the solution, if a and b are equal
-    how = HowToSolve(options, prices, together=sharing(len(given.a), given.C.shared))
+    how = HowToSolve(options, prices, together=sharing(len(given.a), cost.shared))
     pair, shift = solve_each(cost, given.a, given.b, given.eps, how, init=init)
 
     error = np.maximum(pair.error, own.error)
@@ -231,7 +234,7 @@ def sinkhorn_divergence(
     later = pair.error >= own.error
     effort = (np.where(later, pair.n_iter, own.n_iter), np.where(later, pair.needed, np.nan))
     warn_if_unconverged(converged, error, options.tol, options.max_iter, effort=effort, dtype=pair.computed)
-    divergence = xp.where(equal, 0, _divergence(problems, own.reg_cost, error))
+    divergence = xp.where(equal, 0, _divergence(cross, cost, own.reg_cost, error))
     numbers = {"divergence": divergence, "error": error}
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
     for name, value in (("n_iter", pair.n_iter), ("converged", converged)):
@@ -261,21 +264,38 @@ class SelfTerms(NamedTuple):
     n_iter: HostArray
 
 
-def _self_problems(
-    given: CheckedProblem, costs: tuple[Cost[Any], Cost[Any]], rho: float, options: Options
+def _self_terms(
+    given: CheckedProblem, costs: tuple[Cost[Any], Cost[Any]], prices: Reach | None, options: Options
 ) -> SelfTerms:
     """Solve both measures with themselves."""
-    xp, potentials, reg_cost = given.C.xp, [], 0
-    error, n_iter = np.zeros(len(given.a)), np.zeros(len(given.a), np.int64)
-    for weights, C in zip((given.a, given.b), costs, strict=True):
-        # One measure that is compared with many is solved once.
-        same = C.shared and len(weights) > 1 and bool((weights == weights[:1]).all())
-        own = self_potentials_each(C, weights[:1] if same else weights, given.eps, options, rho)
-        potentials.append(xp.ascontiguousarray(xp.broadcast_to(own.f, weights.shape)))
-        reg_cost = reg_cost + own.reg_cost / 2
-        n_iter = np.where(own.error >= error, own.n_iter, n_iter)
-        error = np.maximum(error, own.error)
-    return SelfTerms(potentials[0], potentials[1], reg_cost, error, n_iter)
+    mass = given.a.sum(axis=1, dtype=np.float64)
+    of_a, of_b = (
+        _solved_with_itself(replace(given, a=weights, b=weights, C=C), prices, options, mass)
+        for weights, C in zip((given.a, given.b), costs, strict=True)
+    )
+    n_iter = np.where(of_b.error >= of_a.error, of_b.n_iter, of_a.n_iter)
+    reg_cost, error = of_a.reg_cost / 2 + of_b.reg_cost / 2, np.maximum(of_a.error, of_b.error)
+    return SelfTerms(of_a.f, of_b.f, reg_cost, error, n_iter)
+
+
+def _solved_with_itself(given: CheckedProblem, prices: Reach | None, options: Options, mass: Array) -> SelfSolution:
+    """Solve a measure with itself; its value is that of a `mass` (B,), in float32 the `value_in_float64`.
+
+    Costs that are kept for both are forgotten here.
+    """
+    xp, kept, a = given.C.xp, given.C.kept(), given.a
+    # One measure that is compared with many is solved once.
+    same = kept.shared and len(a) > 1 and bool((a == a[:1]).all())
+    own = self_potentials_each(
+        kept, a[:1] if same else a, given.eps, options, math.inf if prices is None else prices[0]
+    )
+    f = xp.ascontiguousarray(xp.broadcast_to(own.f, a.shape))
+    error, n_iter = (np.broadcast_to(x, len(a)) for x in (own.error, own.n_iter))
+    value = own.reg_cost
+    if a.dtype != np.float64:
+        still = None if prices is None else xp.zeros(len(a))
+        value = value_in_float64(Problem.of(replace(given, C=kept), f, f, prices, still), mass)
+    return SelfSolution(f, value, error, n_iter, own.converged)
 
 
 def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: bool) -> Array:
@@ -291,17 +311,17 @@ def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: 
     return (a == b).all(axis=1) & C.data.same_points()
 
 
-def _divergence(problems: tuple[Problem, Problem, Problem], of_self: Array, error: HostArray) -> Array:
-    """Return the divergence (B,) in float64; `of_self` is the sum of the half values of both self-terms."""
-    cross = problems[0]
+def _divergence(cross: Problem, cost: Cost[Any], of_self: Array, error: HostArray) -> Array:
+    """Return the divergence (B,) in float64; `of_self` is the sum of the half values of both self-terms.
+
+    `cost` is that of the pair, or what is kept of it. Differences of values that are almost equal need more digits than
+    potentials in float32 have.
+    """
     xp = cross.xp
-    if cross.a.dtype == np.float64:
-        of_pair = values(cross)[0]
-    else:  # differences of values that are almost equal need more digits than the potentials have
-        of_pair, *of_each = (_in_float64(problem, cross) for problem in problems)
-        of_self = sum(of_each) / 2
-    out = of_pair - of_self
     mass_a, mass_b = (x.sum(axis=1, dtype=np.float64) for x in (cross.a, cross.b))
+    double = cross.a.dtype == np.float64
+    of_pair = values(cross)[0] if double else value_in_float64(replace(cross, C=cost), mass_a)
+    out = of_pair - of_self
     if cross.reach is not None:
         out += cross.eps_as(1) / 2 * (mass_a - mass_b) ** 2
     spread = sum(_range(xp, w > 0, p) for w, p in ((cross.a, cross.f), (cross.b, cross.g)))
@@ -313,25 +333,3 @@ def _range(xp: ArrayModule, used: Array, potential: Array) -> Array:
     used = used & xp.isfinite(potential)
     highest, lowest = xp.where(used, potential, -xp.inf).max(axis=1), xp.where(used, potential, xp.inf).min(axis=1)
     return xp.maximum(highest - lowest, 0)
-
-
-def _in_float64(problem: Problem, cross: Problem) -> Array:
-    """Return the dual value (B,) of the potential g with the best f for it.
-
-    It is as accurate as the square of the error of g.
-    """
-    problem = problem.in_float64()
-    if problem.reach is None:  # all of one mass, to more digits than the weights were given with
-        mass = cross.a.sum(axis=1, keepdims=True, dtype=np.float64)
-        a, b = (weights * (mass / weights.sum(axis=1, keepdims=True)) for weights in (problem.a, problem.b))
-        problem = replace(problem, a=a, b=b)
-    _, q = problem.logits()
-    eps = problem.eps
-    C = problem.C
-    if isinstance(eps, np.ndarray) or not (C.shared or C.stored):
-        f = C.softmin(q, eps, 1)
-    else:
-        f = C.repeated_softmin(eps)(q, 1)
-    if problem.reach is not None and problem.shift is not None:
-        f = damped(f, problem.shift[:, None], problem.eps_as(2), problem.reach[0])
-    return values(replace(problem, f=f))[0]

@@ -108,12 +108,12 @@ def solve(
     del begun  # the iteration may take the memory
     setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
     # Where exponents are taken in float64, their rounding explains no error of float32.
-    explained = exponent * 2 * of_exponents / float(np.finfo(C.dtype).eps)
+    explained = exponent * 2 * of_exponents / float(np.finfo(a.dtype).eps)
     started = near and init is not None
     one_bin = _one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None
     rules = StopState.start(
         Relaxation.start(len(a), setting, steepness, slow=started, check_every=options.check_every, one_bin=one_bin),
-        StallDetector.start(len(a), C.dtype, explained),
+        StallDetector.start(len(a), a.dtype, explained),
     )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
     found = Solution.of_no_potentials(xp, a, b)

@@ -41,7 +41,7 @@ def self_potentials(C: Cost[Any], a: Array, eps: float, options: Options, rho: f
         log_a = xp.log(a)
     out, reg_cost = xp.empty_like(a), xp.empty(len(a), np.float64)
     error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
-    stall = StallDetector.start(len(a), C.dtype, C.largest() / eps)
+    stall = StallDetector.start(len(a), a.dtype, C.largest() / eps)
     active, f, still = np.arange(len(a)), xp.zeros_like(a), xp.zeros((1, 1))
     for done in range(1, max_iter + 1):
         image = softmin(log_a + f / eps, 1)

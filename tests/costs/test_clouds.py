@@ -213,6 +213,21 @@ def test_costs_in_float32_are_rounded_once(metric, power):
     np.testing.assert_array_equal(cusink.PointCloud(x[1], y[1], metric, power=power).dense(), C[1])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cityblock"])
+def test_differences_are_taken_before_anything_else_and_rounded_once(metric, dtype):
+    """To the last bit, also of points far off beside their distances, and where blocks end within a problem."""
+    rng = np.random.default_rng(0)
+    for size, n, m, d, far in ((3, 5, 7, 1, 0), (40, 30, 31, 3, 1e6), (2, 250, 260, 3, 0), (1, 4, 40_000, 9, 1e6)):
+        x, y = (rng.normal(size=(size, k, d)).astype(dtype) + dtype(far) for k in (n, m))
+        y[:, : min(n, m)] = x[:, : min(n, m)] + dtype(1e-3) * y[:, : min(n, m)]
+        expected = 0
+        for k in range(d):
+            apart = x[:, :, None, k].astype(np.float64) - y[:, None, :, k]
+            expected = expected + (np.abs(apart) if metric == "cityblock" else apart * apart)
+        np.testing.assert_array_equal(cusink.PointCloud(x, y, metric).dense(), expected.astype(dtype))
+
+
 def test_the_error_of_one_pair_holds_what_rounding_does_to_its_exponent():
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -139,6 +139,68 @@ def test_clouds_and_given_costs(metric):
     np.testing.assert_allclose(moved.divergence, expected, rtol=1e-7)
 
 
+def small_clouds(dtype):
+    """Three pairs of clouds of 14 and 11 points, their weights, and these and those in float64."""
+    rng = np.random.default_rng(3)
+    x, y = rng.random((3, 14, 2)) + 1, rng.random((3, 11, 2)) + 1.2
+    given = [part.astype(dtype) for part in (rng.dirichlet(np.ones(14), 3), rng.dirichlet(np.ones(11), 3), x, y)]
+    a, b, x, y = (part.astype(np.float64) for part in given)
+    return given, (a, b * (a.sum(axis=1) / b.sum(axis=1))[:, None], x, y)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cosine"])
+def test_small_clouds_of_a_batch_are_solved_as_their_costs_in_float64(metric, dtype):
+    """The costs of float32 points are not rounded to float32, and nothing of them is kept in the result."""
+    eps, rtol = 0.02, {np.float64: 1e-9, np.float32: 1e-6}[dtype]
+    (a, b, *points), (wide_a, wide_b, x, y) = small_clouds(dtype)
+    cloud = cusink.PointCloud(*points, metric)
+    result = cusink.sinkhorn_divergence(a, b, cloud, eps=eps)
+    costs = [
+        np.stack([cusink.cost_matrix(p, q, metric) for p, q in zip(*pair, strict=True)])
+        for pair in ((x, y), (x, x), (y, y))
+    ]
+    expected = [oracle(*each, eps) for each in zip(wide_a, wide_b, *costs, strict=True)]
+    np.testing.assert_allclose(result.divergence, expected, rtol=rtol)
+    cost = result.problems[0].C
+    assert not any(problem.C.stored for problem in result.problems) and cost.dtype == dtype
+    assert cost.kept().stored and cost.kept().dtype == np.float64
+    np.testing.assert_allclose(cost.kept().data, costs[0], rtol=1e-13, atol=1e-15)
+    few = cusink.sinkhorn_divergence(a, b, cloud, eps=eps, memory_limit=1 << 10)  # in which no costs are kept
+    np.testing.assert_allclose(few.divergence, expected, rtol=rtol)
+    assert few.problems[0].C.kept() is few.problems[0].C
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_points_without_weight_do_not_say_how_large_kept_costs_are(dtype):
+    (a, b, x, y), _ = small_clouds(dtype)
+    near = cusink.sinkhorn_divergence(a, b, cusink.PointCloud(x, y), eps=0.02)
+    a, x = (np.concatenate([part, part[:, :1]], axis=1) for part in (a, x))
+    a[:, -1], x[:, -1] = 0, 1e6
+    far = cusink.sinkhorn_divergence(a, b, cusink.PointCloud(x, y), eps=0.02)
+    np.testing.assert_allclose(far.divergence, near.divergence, rtol=4 * np.finfo(dtype).eps, atol=1e-8)
+    assert far.converged.all() and far.n_iter.max() <= near.n_iter.max() + 20
+    assert far.problems[0].C.kept() is far.problems[0].C and near.problems[0].C.kept().stored
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.03])
+def test_clouds_in_float32_take_the_iterations_of_their_costs_and_say_their_error(eps):
+    """`error` holds for the plan of the returned potentials at the costs of the points, in float64."""
+    x, y = np.random.default_rng(0).random((2, 8, 40, 3)).astype(np.float32)
+    a = np.full((8, 40), 1 / 40, np.float32)
+    result = cusink.sinkhorn_divergence(a, a, cusink.PointCloud(x, y), eps=eps)
+    C, C_aa, C_bb = (cusink.PointCloud(*pair).dense() for pair in ((x, y), (x, x), (y, y)))
+    given = cusink.sinkhorn_divergence(a, a, C, C_aa=C_aa, C_bb=C_bb, eps=eps)
+    np.testing.assert_array_equal(result.n_iter, given.n_iter)
+    for k in range(8):
+        exact = ((x[k, :, None].astype(np.float64) - y[k]) ** 2).sum(axis=-1)
+        f, g = (potential[k].astype(np.float64) for potential in (result.f, result.g))
+        P = np.exp((f[:, None] + g - exact) / eps) / 1600
+        off = sum(np.abs(P.sum(axis=axis) - 1 / 40).sum() for axis in (0, 1))
+        of_rounding = 2.0**-24 * (np.abs(f).max() + np.abs(g).max()) / eps  # of what is returned
+        assert off <= result.error[k] + 2 * of_rounding
+
+
 def test_a_grid_and_clouds_of_their_own():
     rng = np.random.default_rng(4)
     images = problems.histograms(rng, 4, 20)

@@ -4,6 +4,7 @@ import numpy as xp
 
 from cusink.backends.numpy.clouds.coarse import levels
 from cusink.backends.numpy.clouds.iteration import Iteration
+from cusink.backends.numpy.clouds.layout import kept_costs
 from cusink.backends.numpy.clouds.means import plan_means
 from cusink.backends.numpy.clouds.reductions import (
     apply_plan,
@@ -26,6 +27,7 @@ __all__ = [
     "c_transform",
     "cost_block",
     "cost_range",
+    "kept_costs",
     "plan",
     "plan_means",
     "repeated_softmin",
@@ -50,4 +52,5 @@ OPERATORS: Operators[PointCosts] = Operators(
     iteration=Iteration,
     plan_means=plan_means,
     levels=levels,
+    kept_costs=kept_costs,
 )

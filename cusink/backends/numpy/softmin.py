@@ -21,8 +21,10 @@ DIRECT_SHARE = 0.1  # of the entries out of range, from which log-sum-exp of all
 def repeated_softmin(C: HostArray, eps: float) -> Callable[[Array, Axis], Array]:
     """Return a function (logits, axis) that is the `softmin` of this cost and eps."""
     if C.ndim == 3:
-        if C.size * np.dtype(np.float64).itemsize <= limits.LIMITS.own_kernel_bytes and np.isfinite(C.max()):
-            return OwnKernelSoftmin(C, eps)
+        if C.size * np.dtype(np.float64).itemsize <= limits.LIMITS.own_kernel_bytes:
+            by_kernels = OwnKernelSoftmin(C, eps)
+            if np.isfinite(by_kernels.steepness):
+                return by_kernels
         return lambda logits, axis: softmin(C, logits, eps, axis)
     return KernelSoftmin(DenseKernel(C, C.dtype, eps))
 
@@ -114,28 +116,36 @@ def costs_by_products(
 class OwnKernelSoftmin:
     """The softmin of a finite cost for each problem as products with its kernels ``exp((shift - C) / eps)`` (B, n, m).
 
-    The shift of a problem is its smallest cost. Kernels are in float64 where float32 has no room for them.
+    The shift of a problem is its smallest cost. Kernels are made at the first call, in float32 where either the costs
+    or the logits are and it has room for them.
     """
 
     def __init__(self, C: HostArray, eps: float) -> None:
         self.C, self.eps = C, eps
         self.shift: HostArray = C.min(axis=(1, 2))[:, None]
-        steepness = float((C.max(axis=(1, 2)) - self.shift[:, 0]).max()) / eps
-        self.K = np.empty(C.shape, C.dtype if steepness <= NARROW_EXPONENT else np.float64)
-        scale = self.K.dtype.type(-1 / eps)
+        with np.errstate(invalid="ignore"):  # a cost that is not finite is for others
+            self.steepness = float((C.max(axis=(1, 2)) - self.shift[:, 0]).max()) / eps
+        self.kernels: HostArray | None = None
+
+    def _made_kernels(self, dtype: Any) -> HostArray:
+        C, K = self.C, np.empty(self.C.shape, dtype if self.steepness <= NARROW_EXPONENT else np.float64)
+        wide = np.result_type(C, K)
         for problems, rows in blocks(len(C), C.shape[1], C.shape[2], limits.LIMITS.dense_block_entries):
-            part = np.subtract(C[problems, rows], self.shift[problems, :, None], dtype=self.K.dtype)
-            part *= scale
-            self.K[problems, rows] = flush(np.exp(part, out=part))
+            part = np.subtract(C[problems, rows], self.shift[problems, :, None], dtype=wide)
+            part *= wide.type(-1 / self.eps)
+            flush(np.exp(part.astype(K.dtype, copy=False), out=K[problems, rows]))
+        return K
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
     def __call__(self, logits: HostArray, axis: Axis) -> HostArray:
         """Return the softmin (B, rows) of logits (B, summed)."""
-        largest = logits.max(axis=1, keepdims=True)
+        if self.kernels is None:
+            self.kernels = self._made_kernels(min(self.C.dtype, logits.dtype, key=lambda dtype: dtype.itemsize))
+        K, largest = self.kernels, logits.max(axis=1, keepdims=True)
         largest[np.isneginf(largest)] = 0
-        factor: HostArray = (logits - largest).astype(self.K.dtype, copy=False)
+        factor: HostArray = (logits - largest).astype(K.dtype, copy=False)
         factor = flush(np.exp(factor, out=factor))
-        sums: HostArray = np.matvec(self.K, factor) if axis == 1 else np.vecmat(factor, self.K)
+        sums: HostArray = np.matvec(K, factor) if axis == 1 else np.vecmat(factor, K)
         bound = UnderflowBound.of_product(factor.shape[1], 1.0)
         sound = certified(bound, sums.T, factor.T, logits.T > -np.inf)
         logs = np.log(sums, dtype=np.result_type(sums, logits))

@@ -14,7 +14,7 @@ from cusink.backends.numpy.clouds.absorbed import StabilisedProblem
 from cusink.backends.numpy.clouds.layout import costs_kept, sorted_clouds
 from cusink.backends.numpy.clouds.shared import CLOUDS, CloudKernel
 from cusink.backends.numpy.forms.form import Finished, Form
-from cusink.backends.numpy.forms.log import LogForm
+from cusink.backends.numpy.forms.log import LogForm, chosen_costs
 from cusink.backends.numpy.forms.own import OwnKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.backends.numpy.workers import thread_pool
@@ -66,7 +66,7 @@ class CloudTiles(OwnKernel):
         """Return the costs of the problems at `index` as an array."""
         assert self.problems is not None  # each problem has a cost of its own
         chosen = self.problems[index]
-        return self.C.block(np, chosen) if self._costs is None else self._costs[chosen]
+        return self.C.block(np, chosen) if self._costs is None else chosen_costs(self._costs, chosen)
 
 
 class StabilisedForm:

@@ -292,3 +292,15 @@ def costs_kept(C: PointCosts) -> bool:
     """Return whether the costs of all problems may be kept as an array, and a kernel of them."""
     kept_bytes = math.prod(C.shape) * np.dtype(np.float64).itemsize
     return kept_bytes <= min(limits.LIMITS.own_kernel_bytes, C.memory_limit // 2)
+
+
+def kept_costs(C: PointCosts) -> HostArray | None:
+    """Return the costs (B, n, m) of small clouds in float64, differences before squares, where all may be kept.
+
+    All points must have weight: one without any may lie so far off that an array does not tell how large costs are.
+    """
+    few = C.ndim == 3 and C.shape[-2] * C.shape[-1] <= limits.LIMITS.cloud_array_pairs
+    if not few or not costs_kept(C) or not all(mask.all() for mask in C.filled or ()):
+        return None
+    costs: HostArray = C.astype(np.float64).block(np)
+    return costs

@@ -82,7 +82,14 @@ class LogForm:
 
     def cost(self, index: slice | HostArray = slice(None)) -> Array:
         """Return the shared cost, or the costs of the problems at `index`."""
-        return self.C if self.problems is None else self.C[self.problems[index]]
+        return self.C if self.problems is None else chosen_costs(self.C, self.problems[index])
+
+
+def chosen_costs(C: Array, problems: HostArray) -> Array:
+    """Return the costs of some problems: of those that follow each other without a copy."""
+    if len(problems) and (np.diff(problems) == 1).all():
+        return C[problems[0] : problems[-1] + 1]
+    return C[problems]
 
 
 def error_log(

@@ -217,7 +217,14 @@ class _Tile:
         self._absorb(rows)
 
     def _absorb(self, rows: slice | HostArray) -> None:
-        """Make the kernels of `rows` from their potentials."""
+        """Make the kernels of `rows` from their potentials, of so few at a time that exponents stay in the cache."""
+        (_, n, m), index = self.A.shape, np.arange(len(self.A))[rows]
+        step = max(1, limits.LIMITS.dense_block_entries // (n * m))
+        for start in range(0, len(index), step):
+            few = index[start : start + step]
+            self._absorb_few(slice(few[0], few[-1] + 1) if isinstance(rows, slice) else few)
+
+    def _absorb_few(self, rows: slice | HostArray) -> None:
         # float64 first: f + g - C cancels, and (f + g - C) / eps in float32 would keep few digits.
         f, g = (stored.replace_inf(np, x[rows]) for x in (self.f, self.g))  # of bins that no weight can reach
         exponents: HostArray = f[:, :, None] + g[:, None, :]
@@ -235,7 +242,7 @@ class _Tile:
         if exponents.min(initial=0) < least:
             exponents[exponents < least] = -np.inf
         narrow = exponents.astype(self.A.dtype, copy=False)
-        self.A[rows] = np.exp(narrow, out=narrow)
+        self.A[rows] = np.exp(narrow, out=self.A[rows] if isinstance(rows, slice) else narrow)
 
     def _sound(self, product: HostArray, factor: HostArray, empty: HostArray | None) -> HostArray:
         """Return which entries (rows, T) of `product` (T, rows) are certified; `empty` are the empty bins of `factor`.
