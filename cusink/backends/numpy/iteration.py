@@ -58,8 +58,11 @@ class Iteration(HostChecked):
 
     def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations of every problem; return bounds (B,) on their errors, inf for one out of range."""
-        for start in range(0, count, REPEATED_ITERATIONS):
-            self._advance(omega, min(REPEATED_ITERATIONS, count - start))
+        left = count
+        while left > 0:
+            some = min(left, max(REPEATED_ITERATIONS, self._unwatched()))
+            self._advance(omega, some)
+            left -= some
         error = np.full(len(omega), np.inf)
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows):
@@ -83,6 +86,13 @@ class Iteration(HostChecked):
                         self.rows[k] = rows[~outside]
                     else:
                         self.stuck[rows[outside]] = True
+
+    def _unwatched(self) -> int:
+        """Return how many plain iterations are known to leave all problems in the range of the form they are in."""
+        for form, rows in zip(self.forms, self.rows, strict=True):
+            if len(rows) == len(self.stuck) and isinstance(form, SharedKernel):
+                return form.unwatched
+        return 0
 
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""

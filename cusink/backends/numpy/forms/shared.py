@@ -18,6 +18,7 @@ from cusink.backends.numpy.forms.scalings import (
     both,
     distance,
     empty_bins,
+    fill_numerators,
     log2_ratio,
     log_quotient,
     log_ratio,
@@ -25,7 +26,7 @@ from cusink.backends.numpy.forms.scalings import (
     rebalance,
     smallest_weight,
 )
-from cusink.backends.numpy.forms.sides import Side, fill_more, unwatched
+from cusink.backends.numpy.forms.sides import Outlook, Side, fill_more, unwatched
 from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT
 from cusink.convergence.rules import overrelaxed_quotient
 from cusink.costs.operators import Measured
@@ -53,6 +54,7 @@ class SharedKernel:
         self.row_sums: HostArray | None = None  # of the last update of U
         self.sums_are_kept = False  # whether all of them are as the product gave them
         self.measured: Measure | None = None  # of plain problems, if `bound` has looked at them
+        self.outlook = Outlook()
         self.work: Workspace | None = None
         self.room = Room(self.dtype)
         self.without_weight: tuple[HostArray | None, HostArray | None] | None = None  # once they are known
@@ -87,6 +89,7 @@ class SharedKernel:
         ev = begin(V, new_b, g.T - self.shift if g.any() else None, self.eps, self.top)
         smallest = np.minimum(smallest_weight(new_a), smallest_weight(new_b)).astype(np.float64)
         self.numerators = self.without_weight = self.row_sums = self.measured = None
+        self.outlook = Outlook()
         every = {"a": new_a, "b": new_b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}
         for name, new in every.items():
             setattr(self, name, new if none_yet else np.concatenate([getattr(self, name), new], axis=-1))
@@ -106,9 +109,11 @@ class SharedKernel:
         fill_more(sides, excess)
         largest, lowest_of, raised = np.inf, np.minimum.reduce, False
         lowest = [0.0, 0.0]  # of the sums of both sides; 0 where they are not as they came, or not all above the floor
-        watched, due = 0, math.inf if relaxed or sides[1].empty is not None else 0  # the next looks, and looks ahead
+        start, watched, due = self.outlook if not relaxed else Outlook()  # the next looks, and looks ahead
+        if relaxed or sides[1].empty is not None:
+            due = math.inf
         for step in range(2 * count):
-            side, now, last = sides[step % 2], step // 2, step == 2 * count - 1
+            side, now, last = sides[step % 2], start + step // 2, step == 2 * count - 1
             axis, ahead = side.axis, step % 2 == 1 and now >= due and not last and lowest[0] > 0
             sums = work.last_sums if last else side.room if relaxed or ahead else side.scaling
             if now < watched:  # plain iterations that are known to stay in range
@@ -156,7 +161,13 @@ class SharedKernel:
         self.work = work._replace(U=self.U, V=self.V)
         self.U, self.V, self.eu, self.ev = U, V, eu, ev
         self.numerators = None if outside.any() else tops
+        self.outlook = Outlook() if relaxed or outside.any() else Outlook(start + count, watched, due)
         return outside
+
+    @property
+    def unwatched(self) -> int:
+        """How many plain iterations are known to stay in range from here on."""
+        return max(0, self.outlook.watched - self.outlook.done)
 
     def _sides(self, work: Workspace) -> tuple[Side, Side]:
         """Return both sides of the problems under way, the one that is updated first before the other."""
@@ -252,7 +263,7 @@ class SharedKernel:
             normal = self._own_numerators(work).normal
         else:
             T, gamma_a, S, gamma_b = (np.empty_like(x) for x in (a, a, b, b))
-            normal, room = self._fill_numerators(a, b, smallest, eu, ev, gamma_a, gamma_b).normal, S
+            normal, room = fill_numerators(self.s, a, b, smallest, eu, ev, gamma_a, gamma_b).normal, S
         if self.row_sums is not None and self.sums_are_kept:
             T[...] = self.row_sums if every else self.row_sums.take(index, -1)
         else:
@@ -297,6 +308,7 @@ class SharedKernel:
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
         self.numerators = self.without_weight = self.measured = None
+        self.outlook = Outlook()
         for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).take(index, -1))
@@ -313,35 +325,15 @@ class SharedKernel:
     def _own_numerators(self, work: Workspace) -> Numerators:
         """Return the numerators of the problems under way, which are in their workspace then."""
         if self.numerators is None:
-            self.numerators = self._fill_numerators(
-                self.a, self.b, self.smallest, self.eu, self.ev, work.gamma_a, work.gamma_b
-            )
+            ends = work.gamma_a, work.gamma_b
+            self.numerators = fill_numerators(self.s, self.a, self.b, self.smallest, self.eu, self.ev, *ends)
         return self.numerators
 
     def _refilled(self, sides: tuple[Side, Side], excess: HostArray, eu: HostArray, ev: HostArray) -> Numerators:
         """Fill in the numerators anew, for other exponents."""
-        tops = self._fill_numerators(self.a, self.b, self.smallest, eu, ev, sides[1].gamma, sides[0].gamma)
+        tops = fill_numerators(self.s, self.a, self.b, self.smallest, eu, ev, sides[1].gamma, sides[0].gamma)
         fill_more(sides, excess)
         return tops
-
-    def _fill_numerators(
-        self,
-        a: HostArray,
-        b: HostArray,
-        smallest: HostArray,
-        eu: HostArray,
-        ev: HostArray,
-        gamma_a: HostArray,
-        gamma_b: HostArray,
-    ) -> Numerators:
-        """Fill in ``gamma a`` and ``gamma b``."""
-        gamma = np.exp2(self.s - eu - ev)
-        normal = (gamma * smallest >= self.tiny) & (gamma <= float(np.finfo(self.dtype).max) / 2)
-        gamma = gamma.astype(self.dtype)
-        np.multiply(gamma, a, out=gamma_a)
-        np.multiply(gamma, b, out=gamma_b)
-        tops = float(gamma_b.max(initial=0)), float(gamma_a.max(initial=0))
-        return Numerators(tops, True if normal.all() else normal)
 
     def _workspace(self) -> Workspace:
         """Return the workspace for the problems under way."""
