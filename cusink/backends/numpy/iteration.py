@@ -108,12 +108,12 @@ class Iteration(HostChecked):
                 f[place], g[place], cost[place], error[place] = form.finish(local)
         return f, g, cost, error
 
-    def measure(self, index: HostArray) -> Measured | None:
-        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
+    def measure(self, index: HostArray, keep: bool = False) -> Measured | None:
+        """Return cost and error as if by `finish`; None where they need the potentials."""
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows) == len(self.stuck) and isinstance(form, SharedKernel) and not self.stuck.any():
-                measured = form.measure(np.argsort(rows)[index])
-                return measured and (measured[0], measured[1].astype(self.dtype, copy=False), measured[2])
+                measured = form.measure(np.argsort(rows)[index], keep)
+                return measured and measured._replace(cost=measured.cost.astype(self.dtype, copy=False))
         return None
 
     def keep(self, index: HostArray) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from cusink.backends.numpy.certificate import certified, in_range
+from cusink.backends.numpy.forms.ended import Ended, Unit
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.kernel import Kernel, log_scaled
 from cusink.backends.numpy.forms.scalings import (
@@ -20,7 +21,6 @@ from cusink.backends.numpy.forms.scalings import (
     empty_bins,
     fill_numerators,
     log2_ratio,
-    log_quotient,
     log_ratio,
     normal_columns,
     rebalance,
@@ -202,33 +202,27 @@ class SharedKernel:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         last = self._last_update(index)
         a, b, smallest, V, T, S, _, gamma_b, eu, ev, inside, sound_f, *_ = last
-        eps, kernel = self.eps, self.kernel
+        eps, kernel, unit = self.eps, self.kernel, self._unit
         if not inside.all():
             T[:, ~inside] = 1
-        f = log_scaled(T, ev - self.s)
-        f *= -eps
+        f = unit.of_sums(T, ev)
         U = self._plain_update(last)
         sound_g = certified(kernel.underflow_bound(0), S, U, a)
         inside &= in_range(S, sound_g, b)
         carried = V > 0
-        if carried.all():
-            g = log_quotient(V, b, ev)
-            g *= eps
-            g += self.shift
-        else:  # a weight of zero has the potential of its own softmin
-            g = self.shift - eps * log_scaled(S, eu - self.s)
+        # A weight of zero has the potential of its own softmin.
+        g = unit.of_scaling(V, b, ev, None) if carried.all() else unit.of_columns(S, eu)
         light, plain = None, g
         if self._may_be_light(smallest):
             light = self._light(V, S, gamma_b) & sound_g
-            plain = self.shift - eps * log_scaled(S, eu - self.s)
+            plain = unit.of_columns(S, eu)
             V = np.where(light, gamma_b / S, V)
         cost, error = self._cost_and_error(last, U, V)
         if sound_f is not True or sound_g is not True:
             kernel.repair(f, sound_f, (log_scaled(V, ev) + self.shift / eps).astype(T.dtype), axis=1)
             kernel.repair(g, sound_g | carried, log_scaled(U, eu).astype(T.dtype), axis=0)
         if not carried.all():
-            quotient = log_quotient(np.where(carried, V, 1), np.where(carried, b, 1), ev)
-            g = np.where(carried.T, eps * quotient + self.shift, g)
+            g = np.where(carried.T, unit.of_scaling(V, b, ev, carried), g)
         if light is not None:  # no error tells whether over-relaxed g converged there; plain ones do not move the plan
             g = np.where(light.T, plain, g)
         lost = np.flatnonzero(~inside)
@@ -238,18 +232,24 @@ class SharedKernel:
         return f, g, cost, error
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-    def measure(self, index: HostArray) -> Measured | None:
-        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
+    def measure(self, index: HostArray, keep: bool = False) -> Measured | None:
+        """Return cost and error as if by `finish`, and potentials to be had later, if they are to `keep`; or None."""
         last = self._last_update(index)
         if last.sound is not True or not last.inside.all() or self._may_be_light(last.smallest):
             return None
+        T = last.T.copy() if keep else last.T
         U = self._plain_update(last)
         if certified(self.kernel.underflow_bound(0), last.S, U, last.a) is not True:
             return None
+        potentials = Ended.kept(self._unit, last, T).potentials if keep else None
         cost, error = self._cost_and_error(last, U, last.V)
         # T and V are normal numbers, and the exponent ev cancels in f + g, whose mean is that of f plus that of g.
         spans = 6 * np.finfo(self.dtype).maxexp + self.s + 2 - 2 * np.log2(last.smallest)
-        return self.eps * np.log(2) * spans + abs(self.shift), cost, error
+        return Measured(self.eps * np.log(2) * spans + abs(self.shift), cost, error, potentials)
+
+    @property
+    def _unit(self) -> Unit:
+        return Unit(self.eps, self.shift, self.s)
 
     def _last_update(self, index: HostArray) -> LastUpdate:
         """Return the problems at `index` with the sums T of a plain f-update."""
