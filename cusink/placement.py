@@ -59,7 +59,7 @@ def _first(given: Iterable[Any], array_type: type, depth: int) -> Any:
         if isinstance(value, (list, tuple)):
             found = _first(value[:2], array_type, depth - 1)
         elif type(value).__module__.partition(".")[0] in HOLDERS:
-            found = _first(getattr(value, "__dict__", {}).values(), array_type, depth - 1)
+            found = _first(tuple(getattr(value, "__dict__", {}).values()), array_type, depth - 1)
         else:
             continue
         if found is not None:

@@ -80,7 +80,17 @@ class Bilinear(Protocol[DataIn]):
     def __call__(self, C: DataIn, x: Array, y: Array) -> Array: ...
 
 
-Measured = tuple[Array, Array, Array]  # a bound on the size of the potentials in their gauge, cost, error (B,)
+class Measured(NamedTuple):
+    """Problems that have ended: a bound (B,) on the `size` of their potentials, transport cost and marginal error (B,).
+
+    The size is at least ``max |f_i| + max |g_j|`` over bins with weight, where f and g have equal sums. `potentials`
+    returns f (B, n) and g (B, m) as they are after `Iteration.finish`, where they were kept.
+    """
+
+    size: Array
+    cost: Array
+    error: Array
+    potentials: Callable[[], tuple[Array, Array]] | None = None
 
 
 class Iteration(Protocol):
@@ -110,10 +120,10 @@ class Iteration(Protocol):
         A zero weight gets the potential of its own softmin.
         """
 
-    def measure(self, index: HostArray) -> Measured | None:
-        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials.
+    def measure(self, index: HostArray, keep: bool = False) -> Measured | None:
+        """Return cost and error as if by `finish`, and the potentials if they are to `keep`; None for `finish` itself.
 
-        `size` (B,) is at least ``max |f_i| + max |g_j|`` over bins with weight, where f and g have equal sums.
+        What is kept does not change when the iteration goes on.
         """
 
     def keep(self, index: HostArray) -> None:
@@ -131,9 +141,9 @@ class HostChecked:
         """Raise: nothing calls it."""
         raise NotImplementedError
 
-    def measure(self, index: HostArray) -> Measured | None:
+    def measure(self, index: HostArray, keep: bool = False) -> Measured | None:
         """Return None: all is computed by `finish`."""
-        del index
+        del index, keep
         return None
 
 

@@ -17,8 +17,9 @@ from cusink.checks.weights import MASS_TOLERANCE
 from cusink.convergence.options import Options
 from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.cost import Cost
+from cusink.solver.ending import PLAN_ROUNDING
 from cusink.solver.gauge import DIGITS
-from cusink.solver.loop import CARRIED, NEARLY_ALL, PLAN_ROUNDING, needs_float64
+from cusink.solver.loop import CARRIED, NEARLY_ALL, needs_float64
 from cusink.solver.problem import ArrivedProblem, Problem
 from cusink.types import HostArray
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class HowToSolve:
     together: int  # problems that share an iteration, more or less
     spanned: bool = False  # whether the bins with weight say in which range the costs lie
     judge: bool = False
+    defer: bool = False  # whether potentials may be left for later
 
 
 def solve_each(
@@ -50,6 +51,7 @@ def solve_each(
         return _solve_one(C, a, b, eps, how, init, callback)
     if (eps == eps[0]).all():
         return _solve_one(C, a, b, float(eps[0]), how, init, callback)
+    how = replace(how, defer=False)
     low, high = C.range()
     if not math.isfinite((high - low) / float(eps.min())):
         raise ValueError(
@@ -104,6 +106,7 @@ def _solve_one(
         judge=how.judge and begun is None,
         annealed=begun is not None,
         together=how.together,
+        defer=how.defer,
     )
     return found, shift
 

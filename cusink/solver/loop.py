@@ -14,6 +14,7 @@ from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
+from cusink.solver.ending import PLAN_ROUNDING, Ending, Spared, ended
 from cusink.solver.newton import ALONE, BATCH, Found, Solved, first_look, newton, worth
 from cusink.solver.semidual import CLOSE, OVERSHOOT
 from cusink.solver.solution import Callback, Solution, later
@@ -22,7 +23,6 @@ from cusink.types import Array, HostArray, Method
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
 NEARLY_ALL = 0.95  # of the weights
 POOR = 0.3  # error after one iteration from which a start is worth less than none
-PLAN_ROUNDING = 1.5 * float(np.finfo(float).eps)  # of an exponent f / eps + log a + g / eps + log b - C / eps
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
 SPARED = 1e-3  # share of the tolerance below which a bound on the rounding of exponents will do
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
@@ -47,6 +47,7 @@ def solve(
     annealed: bool = False,
     together: int = BATCH,
     potentials: bool = True,
+    defer: bool = False,
 ) -> Solution:
     """Solve checked problems with weights a (B, n) and b (B, m).
 
@@ -56,7 +57,8 @@ def solve(
     start, one by Newton's method alone if `init` is `annealed`; with `restrict`, numbers too large for the digits of
     float64 are left out where they forbid their pairs; and with `judge`, problems that `init` puts far from the
     solution begin without it. `together` problems share an iteration, more or less. Without `potentials` those of the
-    solution are not to be read, and are not computed where nothing else needs them.
+    solution are not to be read, and are not computed where nothing else needs them; with
+    `defer` they may be left for later.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -78,9 +80,10 @@ def solve(
         lift = (eps / 2 * np.log(2)) * xp.log2(size)[:, None]
         init = None if init is None else (init[0] + lift, init[1] + lift)
     rounding, of_exponents = CARRIED * float(np.finfo(a.dtype).eps) / 2, _exponent_rounding(C, start)
+    of_plan = of_exponents + PLAN_ROUNDING
     wanted = tol = options.tol
     if tol is not None:  # leave room for the rounding that is added to the error
-        tol -= rounding + min(2 * (of_exponents + PLAN_ROUNDING) * exponent, tol / 2)
+        tol -= rounding + min(2 * of_plan * exponent, tol / 2)
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
     poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
@@ -120,13 +123,25 @@ def solve(
     patience = None
     if costs_of is not None and setting == "auto":
         patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter, started=started)
-    # The size of the potentials counts for the rounding of exponents alone; a bound on it will do where that is small.
-    sizes, most = None, 0.0
-    if tol is not None and not potentials and start is None and exponent < gauge.DIGITS:
-        most = SPARED * tol * eps / (of_exponents + PLAN_ROUNDING)
-        sizes = np.full(len(a), np.nan) if exponent * eps < most else None
-    slow, found = _iterate(
-        C, iteration, rules, remaining, found, callback, init is not None, patience, poor, sizes, most
+    spared: Spared | None = None
+    if start is None and exponent < gauge.DIGITS:
+        if defer and not widened:
+            spared = Spared(len(a), gauge.DIGITS * eps, keep=True)
+        elif not potentials and tol is not None:
+            # Their size counts for the rounding of exponents alone: a bound on it will do where that is small.
+            most = SPARED * tol * eps / of_plan
+            spared = Spared(len(a), most, keep=False) if exponent * eps < most else None
+    slow, found = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor, spared)
+    ending = Ending(
+        C=C,
+        a=a,
+        b=b,
+        eps=eps,
+        mass=size,
+        rounding=rounding,
+        of_plan=of_plan,
+        islands=start is None,
+        steep=start is None and exponent > gauge.DIGITS,
     )
     for why, part in slow.parts(found.n_iter) if patience is not None or poor < math.inf else ():
         assert costs_of is not None  # else nothing is given up
@@ -141,37 +156,15 @@ def solve(
         else:
             more = resume if why == "by_newton" else functools.partial(again, annealed=True)
             _restart(more, costs, weights, eps, remaining, found, part, steepness, why == "by_newton")
-    f, g, cost, error, n_iter, in_range, needed, computed = found
-    if size is not None:
-        cost = cost * size
-    if sizes is not None and np.isnan(sizes).all():  # as where the backend has no `measure`
-        sizes = None
-    if sizes is not None:
-        known = np.isnan(sizes)
-        f, g, a, b = (x[known[: len(x)]] for x in (f, g, a, b))  # if none are known, f and g have no rows
-    if size is not None:
-        lift = lift if sizes is None else lift[known]
-        f, g = f - lift, g - lift
-    steep = start is None and exponent > gauge.DIGITS
-    before = C.to_host(gauge.size(xp, a, b, f, g)) / eps if steep else None
-    if start is None and len(f):
-        f, g, largest = gauge.sized(C, a, b, f, g, eps)
-    else:
-        largest = gauge.size(xp, a, b, f, g)
-    size_of = C.to_host(largest) / eps
-    if before is not None:  # digits that potentials did not have then they do not have now
-        size_of = np.maximum(size_of, before)
-    if sizes is not None:
-        of_lift = 0 if size is None else eps * abs(np.log(size))
-        sizes = (sizes + of_lift) / eps
-        sizes[known] = size_of
-        size_of = sizes
-    of_plan = (of_exponents + PLAN_ROUNDING) * size_of
-    error = error + rounding + np.where(of_plan > 700, np.finfo(float).max, np.expm1(np.minimum(of_plan, 700.0)))
-    if steep:
-        gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
-    reached = in_range & (error <= (math.inf if wanted is None else wanted))
-    return Solution(f, g, cost.astype(dtype, copy=False), error, n_iter + spent, reached, needed + spent, computed)
+    most_error = math.inf if wanted is None else wanted
+    out = ended(found, spared, ending, most_error)
+    cost = out.cost if size is None else out.cost * size
+    return out._replace(
+        cost=cost.astype(dtype, copy=False),
+        n_iter=out.n_iter + spent,
+        converged=out.converged & (out.error <= most_error),
+        needed=out.needed + spent,
+    )
 
 
 def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray], Cost[Any]]:
@@ -212,15 +205,13 @@ def _iterate(
     started: bool,
     patience: Patience | None = None,
     poor: float = math.inf,
-    sizes: HostArray | None = None,
-    most: float = 0.0,
+    spared: Spared | None = None,
 ) -> tuple[Slow, Solution]:
     """Iterate until every problem has stopped; return what it ends with, for which there is room in `out`.
 
     There `converged` says whether the problem stayed in range. Return before it which problems were given up: by
-    `patience`, or for an error above `poor` after the first iteration. Where there is room for `sizes` (B,), bounds on
-    the size of potentials that were not computed are written there, and NaN for the others. Bounds above `most` will
-    not do.
+    `patience`, or for an error above `poor` after the first iteration. What is `spared` says of which problems no
+    potentials are computed.
     """
     tol, max_iter = options.tol, options.max_iter
     active, done, given_up = np.arange(len(out.error)), 0, Slow.none(len(out.error))
@@ -263,15 +254,12 @@ def _iterate(
         if over.any():
             index = np.flatnonzero(over)
             at = slice(None) if len(index) == len(out.error) else active[index]
-            found = None if sizes is None or given_up.among(at).any() else iteration.measure(index)
-            if found is None or (found[0] > most).any():
-                found = None
+            found = None if spared is None else spared.measure(iteration, index, at, not given_up.among(at).any())
+            if found is None:
                 *solved, measured = iteration.finish(index)
                 out = out.ended(at, *solved)
-            if sizes is not None:
-                sizes[at] = np.nan
-                if found is not None:
-                    sizes[at], out.cost[at], measured = found
+            else:
+                out.cost[at], measured = found
             out.error[at] = C.to_host(measured)
             out.converged[at] = np.isfinite(out.error[at] if tol is not None else bound[index])
             vain = np.zeros(len(active), bool)

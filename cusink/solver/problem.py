@@ -10,6 +10,7 @@ from cusink.checks.regularisation import RelativeEps
 from cusink.costs.cost import Cost
 from cusink.costs.images import Cells, as_images
 from cusink.costs.logits import logits
+from cusink.deferred import Deferring
 from cusink.solver.gauge import size
 from cusink.types import Array, ArrayModule, Eps, HostArray, Reach
 
@@ -54,12 +55,12 @@ class CheckedProblem:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Problem:
+class Problem(Deferring):
     """The solved problem in the precision it was computed in: a, f (B, n); b, g (B, m).
 
     Of unbalanced transport, with prices `reach`, the potentials are ``f + shift`` and ``g - shift`` with `shift` (B,)
     in float64, and the plan is that of f and g, see `cusink.solver.unbalanced`. A bin with weight that `C` forbids all
-    partners has +inf there: all of its mass stays behind.
+    partners has +inf there: all of its mass stays behind. f and g may be deferred.
     """
 
     a: Array
@@ -161,7 +162,10 @@ class Problem:
 
     def to_user(self, array: Array) -> Array:
         """Return `array` (B, ...) in the shape and the dtype of the user's arrays."""
-        array = narrowed(array, self.dtype, self.xp)
+        return self.one_or_all(narrowed(array, self.dtype, self.xp))
+
+    def one_or_all(self, array: Array) -> Array:
+        """Return `array` (B, ...), or the first of it if the user gave one problem."""
         return array if self.batched else array[0]
 
     def bins_to_user(self, array: Array, side: int) -> Array:

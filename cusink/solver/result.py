@@ -9,6 +9,7 @@ from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import positive_number, tolerance
 from cusink.costs.each import costs_of, groups, per_problem
 from cusink.costs.logits import logits
+from cusink.deferred import Deferring
 from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.solver import checks
@@ -35,8 +36,8 @@ VALUES = ("cost", "reg_cost", "entropic_cost", "error", "n_iter", "converged")  
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class SinkhornResult(Summary):
-    """Solution of one problem, or of a batch.
+class SinkhornResult(Deferring, Summary):
+    """Solution of one problem, or of a batch; on the CPU, what needs the potentials may be computed when it is read.
 
     Attributes
     ----------
@@ -280,7 +281,7 @@ def make_result(
     """
     xp = problem.xp
     values = {name: problem.to_user(xp.asarray(value)) for name, value in values.items()}
-    n_iter, converged = (xp.asarray(x) if problem.batched else xp.asarray(x)[0] for x in (n_iter, converged))
+    n_iter, converged = (problem.one_or_all(xp.asarray(x)) for x in (n_iter, converged))
     f, g = (problem.bins_to_user(x, side) for side, x in enumerate(shown or problem.shown_potentials()))
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)
 

@@ -9,6 +9,7 @@ from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import flag, flags, tolerance
 from cusink.costs.clouds import Metric
 from cusink.costs.measures import Measures
+from cusink.deferred import Deferred
 from cusink.errors import memory_advice, warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.at_once import solve_at_once
@@ -17,9 +18,9 @@ from cusink.solver.gap import proved_bounds
 from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import SolvedPairs, warn_of_pairs
-from cusink.solver.problem import Problem
+from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, made, make_result
-from cusink.solver.solution import Callback
+from cusink.solver.solution import Callback, FoundLater, Solution
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation, Tolerance
 
@@ -245,8 +246,11 @@ def sinkhorn(
     checks.callback(callback)
     if prices is not None:
         checks.reach_in_range(prices, given.C.dtype.name)
-    how = HowToSolve(options, prices, together=sharing(len(given.a), given.C.shared), spanned=True, judge=True)
+    together = sharing(len(given.a), given.C.shared)
+    how = HowToSolve(options, prices, together=together, spanned=True, judge=True, defer=gap is None)
     found, shift = solve_each(given.C, given.a, given.b, given.eps, how, init=given.init, callback=callback)
+    if found.later is not None:
+        return _unread(given, found, found.later)
     effort, dtype = (found.n_iter, found.needed), found.computed
     warn_if_unconverged(found.converged, found.error, options.tol, options.max_iter, effort=effort, dtype=dtype)
     problem = Problem.of(given, found.f, found.g, prices, shift)
@@ -255,3 +259,36 @@ def sinkhorn(
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
     return make_result(problem, every, found.n_iter, found.converged)
+
+
+def _unread(given: CheckedProblem, found: Solution, later: FoundLater) -> SinkhornResult:
+    """Return the result of balanced problems whose potentials and errors are `later`.
+
+    All that is not there is computed at once: a user who has the potentials, and may change them, has the rest.
+    """
+
+    def of_problem() -> dict[str, Array]:
+        f, g, _ = later()
+        return {"f": f, "g": g}
+
+    def of_result() -> dict[str, Array]:
+        error = later()[2]
+        reg_cost, entropic_cost = values(problem)
+        every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": error}
+        made = make_result(problem, every, found.n_iter, found.converged)
+        return {name: getattr(made, name) for name in ("f", "g", "reg_cost", "entropic_cost", "error")}
+
+    potentials, rest = Deferred(of_problem), Deferred(of_result)
+    problem = Problem.of(given, potentials, potentials, None, None)
+    cost, n_iter, converged = (problem.xp.asarray(x) for x in (found.cost, found.n_iter, found.converged))
+    return SinkhornResult(
+        f=rest,
+        g=rest,
+        cost=problem.to_user(cost),
+        reg_cost=rest,
+        entropic_cost=rest,
+        error=rest,
+        n_iter=problem.one_or_all(n_iter),
+        converged=problem.one_or_all(converged),
+        problem=problem,
+    )

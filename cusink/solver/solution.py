@@ -9,13 +9,15 @@ from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, HostArray
 
 Callback = Callable[[int, HostArray], Any]
+FoundLater = Callable[[], tuple[Array, Array, HostArray]]  # f (B, n), g (B, m), errors (B,)
 
 
 class Solution(NamedTuple):
     """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy.
 
     `needed` (B,) estimates how many iterations a problem that ran out of them takes in all: inf where the error does
-    not fall, NaN for other problems. `computed` is the dtype of the iterations.
+    not fall, NaN for other problems. `computed` is the dtype of the iterations. Where the potentials are left for
+    `later`, f and g have no rows, and `error` bounds the errors.
     """
 
     f: Array
@@ -26,6 +28,7 @@ class Solution(NamedTuple):
     converged: HostArray
     needed: HostArray
     computed: Any
+    later: FoundLater | None = None
 
     @classmethod
     def empty(cls, xp: ArrayModule, a: Array, b: Array) -> Self:

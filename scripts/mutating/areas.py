@@ -106,6 +106,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/coarse.py": Tests(("tests/solver/test_loop_pieces.py",), ()),
     "cusink/solver/each.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_eps.py"), ()),
     "cusink/solver/at_once.py": Tests(("tests/backends/cupy/test_at_once.py",), ()),
+    "cusink/solver/ending.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_unread.py"), _LOOP),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
     "cusink/solver/forbidden.py": Tests(
         ("tests/solver/test_forbidden.py",),
@@ -123,7 +124,12 @@ TESTS: dict[str, Tests] = {
     ),
     "cusink/solver/semidual.py": Tests(("tests/solver/test_newton.py",), _LOOP),
     "cusink/solver/sinkhorn.py": Tests(
-        ("tests/solver/test_loop_pieces.py", "tests/solver/test_pair_pieces.py", "tests/solver/test_gap.py"),
+        (
+            "tests/solver/test_loop_pieces.py",
+            "tests/solver/test_unread.py",
+            "tests/solver/test_pair_pieces.py",
+            "tests/solver/test_gap.py",
+        ),
         ("tests/solver/test_loop.py",),
     ),
     "cusink/solver/solution.py": Tests(_LOOP, ()),

@@ -9,9 +9,11 @@ import pytest
 import cusink
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
+from cusink.costs.operators import Measured
 from cusink.operand import dense_cost
 from cusink.solver import coarse, each, loop
 from cusink.solver.annealing import HALVING, Patience, Slow
+from cusink.solver.ending import Ending, Later, Spared, ended
 from cusink.solver.newton import ALONE, BATCH, Found, worth
 from cusink.solver.semidual import OVERSHOOT
 from cusink.solver.solution import Solution, later
@@ -42,18 +44,22 @@ class Scripted:
         taken, over = self.stops.pop(0)
         return rules, self._bound(), np.array(taken), np.array(over)
 
-    def measure(self, index):
+    def measure(self, index, keep=False):
         if self.sizes is None:
             return None
         at = self.at[index]
         self.measured.append(at.tolist())
-        return np.array([self.sizes[k] for k in at]), 7.0 + at, np.array([self.errors[k].pop(0) for k in at])
+        size, error = np.array([self.sizes[k] for k in at]), np.array([self.errors[k].pop(0) for k in at])
+        return Measured(size, 7.0 + at, error, (lambda: self.potentials(at, 20.0)) if keep else None)
 
     def finish(self, index):
         at = self.at[index]
         self.finished.append(at.tolist())
         error = np.array([self.errors[k].pop(0) for k in at])
-        return 1.0 + at[:, None] + np.zeros((1, 2)), 10.0 + at[:, None] + np.zeros((1, 3)), 5.0 + at, error
+        return *self.potentials(at, 0.0), 5.0 + at, error
+
+    def potentials(self, at, more):
+        return more + 1.0 + at[:, None] + np.zeros((1, 2)), more + 10.0 + at[:, None] + np.zeros((1, 3))
 
     def keep(self, index):
         self.at = self.at[index]
@@ -179,18 +185,19 @@ def test_a_device_that_stops_in_vain_goes_on_and_what_is_left_is_checked_on_the_
 
 def test_values_alone_are_measured_where_a_bound_on_potentials_will_do():
     script = Scripted([[1e-7], [1e-7], [1e-2, 1e-7]], [[1e-8], [2e-8], [3e-8]], sizes=[4.0, 6.0, 5.0])
-    sizes = np.full(3, np.nan)
-    out, _, _ = run(script, sizes=sizes, most=6.0)
+    spared = Spared(3, 6.0, keep=False)
+    out, _, _ = run(script, spared=spared)
     assert script.measured == [[0, 1], [2]] and script.finished == []
-    assert sizes.tolist() == [4, 6, 5] and out.cost.tolist() == [7, 8, 9] and out.error.tolist() == [1e-8, 2e-8, 3e-8]
+    assert spared.sizes.tolist() == [4, 6, 5] and out.cost.tolist() == [7, 8, 9]
+    assert out.error.tolist() == [1e-8, 2e-8, 3e-8]
     script = Scripted([[1e-7], [1e-7], [1e-2, 1e-7]], [[9, 1e-8], [9, 2e-8], [3e-8]], sizes=[4.0, 6.0, 5.0])
-    sizes = np.full(3, np.nan)
-    out, _, _ = run(script, sizes=sizes, most=5.9)
-    assert script.finished == [[0, 1]] and np.isnan(sizes[:2]).all() and sizes[2] == 5
+    spared = Spared(3, 5.9, keep=False)
+    out, _, _ = run(script, spared=spared)
+    assert script.finished == [[0, 1]] and np.isnan(spared.sizes[:2]).all() and spared.sizes[2] == 5
     assert out.cost.tolist() == [5, 6, 9] and out.f[:2].tolist() == [[1, 1], [2, 2]]
     # Those that begin again need their potentials.
     script = Scripted([[1e-2, 1e-2]], [[0.9]], sizes=[4.0])
-    _, given_up, _ = run(script, max_iter=400, patience=patience(1), sizes=np.full(1, np.nan), most=6.0)
+    _, given_up, _ = run(script, max_iter=400, patience=patience(1), spared=Spared(1, 6.0, keep=False))
     assert given_up.by_newton.all() and script.finished == [[0]] and script.measured == []
 
 
@@ -246,10 +253,10 @@ def begun(monkeypatch):
     """Return what an iteration is told, for costs from `low` to 4 more and two problems."""
     calls, original = [], loop._iterate
 
-    def watched(C, iteration, rules, options, out, callback, started, patience, poor, sizes, most):
-        known = None if sizes is None else sizes.copy()
+    def watched(C, iteration, rules, options, out, callback, started, patience, poor, spared):
+        known = None if spared is None else spared.sizes.copy()
         calls.append(SimpleNamespace(**{k: x for k, x in locals().items() if k not in ("calls", "original")}))
-        return original(C, iteration, rules, options, out, callback, started, patience, poor, sizes, most)
+        return original(C, iteration, rules, options, out, callback, started, patience, poor, spared)
 
     monkeypatch.setattr(loop, "_iterate", watched)
 
@@ -342,13 +349,80 @@ def test_the_factor_an_iteration_begins_with(begun):
 def test_a_bound_on_potentials_will_do_where_their_rounding_is_little(begun):
     told, out = begun(potentials=False)
     unit = 2.0**-52
-    assert np.isnan(told.known).all() and told.most == pytest.approx(1e-3 * told.options.tol * 0.5 / (2 * unit))
+    assert np.isnan(told.known).all() and told.spared.most == pytest.approx(1e-3 * told.options.tol * 0.5 / (2 * unit))
     assert out.converged.all()
     for given in ({}, {"potentials": False, "tol": None}, {"potentials": False, "low": 1e7}):
-        assert begun(**given)[0].sizes is None, given
+        assert begun(**given)[0].spared is None, given
     at = 4 * 2 * unit / (1e-3 * 0.5) + 34 * unit  # the tolerance at which costs of 4 are as large as they may be
-    assert begun(potentials=False, tol=1.001 * at)[0].sizes is not None
-    assert begun(potentials=False, tol=0.999 * at)[0].sizes is None
+    assert begun(potentials=False, tol=1.001 * at)[0].spared is not None
+    assert begun(potentials=False, tol=0.999 * at)[0].spared is None
+
+
+def kept(errors, sizes=(4.0, 6.0, 5.0), most=6.0):
+    """Return problems that end at the first look, with or without potentials, and one that ends at the second."""
+    spared = Spared(3, most, keep=True)
+    script = Scripted([[1e-7, 1e-7], [1e-7], [1e-2, 1e-7]], errors, sizes=list(sizes))
+    out, _, _ = run(script, spared=spared)
+    return script, spared, out
+
+
+def rows_of(out):
+    return out.f[:, 0].tolist(), out.g[:, 0].tolist()
+
+
+def test_potentials_that_are_kept_are_those_of_the_look_at_which_each_problem_ended():
+    script, spared, out = kept([[1e-8], [2e-8], [3e-8]])
+    assert script.finished == [] and rows_of(spared.put(out)) == ([21, 22, 23], [30, 31, 32])
+    # One is measured in vain, and goes on.
+    script, spared, out = kept([[9, 1e-8], [2e-8], [3e-8]])
+    assert script.measured == [[0, 1], [0, 2]] and rows_of(spared.put(out)) == ([21, 22, 23], [30, 31, 32])
+    # Two are finished, of which one is so in vain, and kept at the next look.
+    script, spared, out = kept([[9, 9, 1e-8], [2e-8, 2e-8], [3e-8]], sizes=(4.0, 6.1, 5.0))
+    assert script.finished == [[0, 1]] and np.isnan(spared.sizes).tolist() == [False, True, False]
+    before = out.f.copy()
+    assert rows_of(spared.put(out)) == ([21, 2, 23], [30, 11, 32])
+    np.testing.assert_array_equal(out.f, before)
+
+
+def ending_of(**given):
+    a, b = np.full((3, 2), 0.5), np.full((3, 3), 1 / 3)
+    named = {"mass": None, "rounding": 1e-9, "of_plan": 1e-10, "islands": True, "steep": False} | given
+    return Ending(C=dense_cost(np.zeros((2, 3))), a=a, b=b, eps=0.5, **named)
+
+
+def test_what_ends_within_the_tolerance_leaves_its_potentials_for_later():
+    """Errors are bounds until somebody asks, and then those of the sizes that the potentials have."""
+    ending, errors = ending_of(), [[1e-8], [2e-8], [3e-8]]
+    _, spared, out = kept(errors, sizes=(100.0, 140.0, 120.0), most=150.0)
+    sizes = ending.potentials(*spared.put(out)[:2])[2]
+    found = ended(out, spared, ending, TOL)
+    assert found.later is not None and found.converged.all()
+    np.testing.assert_allclose(found.error, out.error + 1e-9 + np.expm1(1e-10 * np.array([200, 280, 240])), rtol=1e-12)
+    f, g, error = found.later()
+    assert all(x is y for x, y in zip((f, g, error), found.later(), strict=True))
+    np.testing.assert_array_equal(error, ending.errors(out.error, sizes))
+    np.testing.assert_allclose(f.sum(axis=1), g.sum(axis=1), atol=1e-12)
+    assert (error < found.error).all()
+    # At once where the bounds leave open whether all are within it, or one has its potentials already.
+    for most, tol in ((150.0, float(error.max())), (130.0, TOL)):
+        _, spared, out = kept([[9, 1e-8], [9, 2e-8], [3e-8]] if most < 140 else errors, (100.0, 140.0, 120.0), most)
+        sizes = ending.potentials(*spared.put(out)[:2])[2]
+        at_once = ended(out, spared, ending, tol)
+        assert at_once.later is None
+        np.testing.assert_array_equal(at_once.error, ending.errors(out.error, sizes))
+
+
+def test_potentials_are_computed_once_and_what_they_were_made_of_is_forgotten():
+    _, spared, out = kept([[1e-8], [2e-8], [3e-8]])
+    later = Later(out, spared, ending_of())
+    first = later.found()
+    spared.put = None  # nobody calls it
+    assert later.found() is first and later._parts is None
+
+
+def test_bounds_on_potentials_count_the_mass():
+    mass = np.array([1.0, 4.0, 0.25])
+    np.testing.assert_allclose(ending_of(mass=mass).bounds(np.ones(3)), 2 + np.abs(np.log(mass)))
 
 
 # ---- beginning again -----------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Iteration:
         self.state.balance()
         return deviation / self.state.mass
 
-    def measure(self, index: HostArray) -> None:
+    def measure(self, index: HostArray, keep: bool = False) -> None:
         """Return None: all is computed by `finish`."""
 
     def advance_until_converged(

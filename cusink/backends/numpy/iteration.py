@@ -58,8 +58,11 @@ class Iteration(HostChecked):
 
     def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations of every problem; return bounds (B,) on their errors, inf for one out of range."""
-        for start in range(0, count, REPEATED_ITERATIONS):
-            self._advance(omega, min(REPEATED_ITERATIONS, count - start))
+        left = count
+        while left > 0:
+            some = min(left, max(REPEATED_ITERATIONS, self._unwatched()))
+            self._advance(omega, some)
+            left -= some
         error = np.full(len(omega), np.inf)
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows):
@@ -84,6 +87,13 @@ class Iteration(HostChecked):
                     else:
                         self.stuck[rows[outside]] = True
 
+    def _unwatched(self) -> int:
+        """Return how many plain iterations are known to leave all problems in the range of the form they are in."""
+        for form, rows in zip(self.forms, self.rows, strict=True):
+            if len(rows) == len(self.stuck) and isinstance(form, SharedKernel):
+                return form.unwatched
+        return 0
+
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         for form, rows in zip(self.forms, self.rows, strict=True):
@@ -98,12 +108,12 @@ class Iteration(HostChecked):
                 f[place], g[place], cost[place], error[place] = form.finish(local)
         return f, g, cost, error
 
-    def measure(self, index: HostArray) -> Measured | None:
-        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
+    def measure(self, index: HostArray, keep: bool = False) -> Measured | None:
+        """Return cost and error as if by `finish`; None where they need the potentials."""
         for form, rows in zip(self.forms, self.rows, strict=True):
             if len(rows) == len(self.stuck) and isinstance(form, SharedKernel) and not self.stuck.any():
-                measured = form.measure(np.argsort(rows)[index])
-                return measured and (measured[0], measured[1].astype(self.dtype, copy=False), measured[2])
+                measured = form.measure(np.argsort(rows)[index], keep)
+                return measured and measured._replace(cost=measured.cost.astype(self.dtype, copy=False))
         return None
 
     def keep(self, index: HostArray) -> None:

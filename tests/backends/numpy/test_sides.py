@@ -8,6 +8,7 @@ import pytest
 from cusink.backends.numpy.forms.kernel import DenseKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.backends.numpy.forms.sides import unwatched
+from cusink.backends.numpy.iteration import Iteration
 
 rng = np.random.default_rng(11)
 
@@ -112,3 +113,36 @@ def test_iterations_without_looks_are_those_with_looks(dtype, empty, monkeypatch
     assert sum(count for count, _ in promised) > 20 and len(promised) < 6
     for x, y in zip(*found, strict=True):
         assert x.tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_iterations_that_need_no_look_are_taken_at_once(dtype, monkeypatch):
+    """The same bytes as in pieces of 25; and over-relaxed iterations, or fewer problems, end what is known."""
+    C = ((rng.random((12, 1)) - rng.random(9)) ** 2).astype(dtype)
+    a, b = rng.dirichlet(np.ones(12), 6).astype(dtype), rng.dirichlet(np.ones(9), 6).astype(dtype)
+    counts, found, advance = [], [], SharedKernel.advance
+
+    def counted(form, omega, count):
+        counts.append(count)
+        return advance(form, omega, count)
+
+    monkeypatch.setattr(SharedKernel, "advance", counted)
+    for known in (True, False):
+        if not known:
+            monkeypatch.setattr(SharedKernel, "unwatched", 0)
+        counts.clear()
+        iteration = Iteration(C, a, b, 0.1, np.zeros_like(a), np.zeros_like(b), "auto")
+        bound = iteration.advance(np.ones(6), 160)
+        assert sum(counts) == 160 and counts[0] == 25 and (max(counts) > 25) == known
+        found.append((bound, *iteration.finish(np.arange(6))))
+    for x, y in zip(*found, strict=True):
+        assert x.tobytes() == y.tobytes()
+    monkeypatch.undo()
+    form = under_way(dtype, 0.1, 25)
+    assert form.unwatched > 0
+    form.keep(np.arange(3))
+    assert form.unwatched == 0
+    form.advance(np.ones(3), 25)
+    assert form.unwatched > 0
+    form.advance(np.full(3, 1.5), 1)
+    assert form.unwatched == 0

@@ -115,6 +115,26 @@ class Measure(NamedTuple):
     error: HostArray
 
 
+def fill_numerators(
+    s: int,
+    a: HostArray,
+    b: HostArray,
+    smallest: HostArray,
+    eu: HostArray,
+    ev: HostArray,
+    gamma_a: HostArray,
+    gamma_b: HostArray,
+) -> Numerators:
+    """Fill in ``gamma a`` and ``gamma b`` of a kernel with the factor ``2**s``."""
+    limits, gamma = np.finfo(a.dtype), np.exp2(s - eu - ev)
+    normal = (gamma * smallest >= float(limits.tiny)) & (gamma <= float(limits.max) / 2)
+    gamma = gamma.astype(a.dtype)
+    np.multiply(gamma, a, out=gamma_a)
+    np.multiply(gamma, b, out=gamma_b)
+    tops = float(gamma_b.max(initial=0)), float(gamma_a.max(initial=0))
+    return Numerators(tops, True if normal.all() else normal)
+
+
 def begin(out: HostArray, weights: HostArray, potential: HostArray | None, eps: float, top: int) -> HostArray:
     """Fill `out` with ``weights * exp(potential / eps) / 2**exponent``, its largest entries at about ``2**top``.
 

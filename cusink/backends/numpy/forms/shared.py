@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from cusink.backends.numpy.certificate import certified, in_range
+from cusink.backends.numpy.forms.ended import Ended, Unit
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.kernel import Kernel, log_scaled
 from cusink.backends.numpy.forms.scalings import (
@@ -18,14 +19,14 @@ from cusink.backends.numpy.forms.scalings import (
     both,
     distance,
     empty_bins,
+    fill_numerators,
     log2_ratio,
-    log_quotient,
     log_ratio,
     normal_columns,
     rebalance,
     smallest_weight,
 )
-from cusink.backends.numpy.forms.sides import Side, fill_more, unwatched
+from cusink.backends.numpy.forms.sides import Outlook, Side, fill_more, unwatched
 from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT
 from cusink.convergence.rules import overrelaxed_quotient
 from cusink.costs.operators import Measured
@@ -53,6 +54,7 @@ class SharedKernel:
         self.row_sums: HostArray | None = None  # of the last update of U
         self.sums_are_kept = False  # whether all of them are as the product gave them
         self.measured: Measure | None = None  # of plain problems, if `bound` has looked at them
+        self.outlook = Outlook()
         self.work: Workspace | None = None
         self.room = Room(self.dtype)
         self.without_weight: tuple[HostArray | None, HostArray | None] | None = None  # once they are known
@@ -87,6 +89,7 @@ class SharedKernel:
         ev = begin(V, new_b, g.T - self.shift if g.any() else None, self.eps, self.top)
         smallest = np.minimum(smallest_weight(new_a), smallest_weight(new_b)).astype(np.float64)
         self.numerators = self.without_weight = self.row_sums = self.measured = None
+        self.outlook = Outlook()
         every = {"a": new_a, "b": new_b, "smallest": smallest, "U": U, "V": V, "eu": eu, "ev": ev}
         for name, new in every.items():
             setattr(self, name, new if none_yet else np.concatenate([getattr(self, name), new], axis=-1))
@@ -106,9 +109,11 @@ class SharedKernel:
         fill_more(sides, excess)
         largest, lowest_of, raised = np.inf, np.minimum.reduce, False
         lowest = [0.0, 0.0]  # of the sums of both sides; 0 where they are not as they came, or not all above the floor
-        watched, due = 0, math.inf if relaxed or sides[1].empty is not None else 0  # the next looks, and looks ahead
+        start, watched, due = self.outlook if not relaxed else Outlook()  # the next looks, and looks ahead
+        if relaxed or sides[1].empty is not None:
+            due = math.inf
         for step in range(2 * count):
-            side, now, last = sides[step % 2], step // 2, step == 2 * count - 1
+            side, now, last = sides[step % 2], start + step // 2, step == 2 * count - 1
             axis, ahead = side.axis, step % 2 == 1 and now >= due and not last and lowest[0] > 0
             sums = work.last_sums if last else side.room if relaxed or ahead else side.scaling
             if now < watched:  # plain iterations that are known to stay in range
@@ -156,7 +161,13 @@ class SharedKernel:
         self.work = work._replace(U=self.U, V=self.V)
         self.U, self.V, self.eu, self.ev = U, V, eu, ev
         self.numerators = None if outside.any() else tops
+        self.outlook = Outlook() if relaxed or outside.any() else Outlook(start + count, watched, due)
         return outside
+
+    @property
+    def unwatched(self) -> int:
+        """How many plain iterations are known to stay in range from here on."""
+        return max(0, self.outlook.watched - self.outlook.done)
 
     def _sides(self, work: Workspace) -> tuple[Side, Side]:
         """Return both sides of the problems under way, the one that is updated first before the other."""
@@ -191,33 +202,27 @@ class SharedKernel:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
         last = self._last_update(index)
         a, b, smallest, V, T, S, _, gamma_b, eu, ev, inside, sound_f, *_ = last
-        eps, kernel = self.eps, self.kernel
+        eps, kernel, unit = self.eps, self.kernel, self._unit
         if not inside.all():
             T[:, ~inside] = 1
-        f = log_scaled(T, ev - self.s)
-        f *= -eps
+        f = unit.of_sums(T, ev)
         U = self._plain_update(last)
         sound_g = certified(kernel.underflow_bound(0), S, U, a)
         inside &= in_range(S, sound_g, b)
         carried = V > 0
-        if carried.all():
-            g = log_quotient(V, b, ev)
-            g *= eps
-            g += self.shift
-        else:  # a weight of zero has the potential of its own softmin
-            g = self.shift - eps * log_scaled(S, eu - self.s)
+        # A weight of zero has the potential of its own softmin.
+        g = unit.of_scaling(V, b, ev, None) if carried.all() else unit.of_columns(S, eu)
         light, plain = None, g
         if self._may_be_light(smallest):
             light = self._light(V, S, gamma_b) & sound_g
-            plain = self.shift - eps * log_scaled(S, eu - self.s)
+            plain = unit.of_columns(S, eu)
             V = np.where(light, gamma_b / S, V)
         cost, error = self._cost_and_error(last, U, V)
         if sound_f is not True or sound_g is not True:
             kernel.repair(f, sound_f, (log_scaled(V, ev) + self.shift / eps).astype(T.dtype), axis=1)
             kernel.repair(g, sound_g | carried, log_scaled(U, eu).astype(T.dtype), axis=0)
         if not carried.all():
-            quotient = log_quotient(np.where(carried, V, 1), np.where(carried, b, 1), ev)
-            g = np.where(carried.T, eps * quotient + self.shift, g)
+            g = np.where(carried.T, unit.of_scaling(V, b, ev, carried), g)
         if light is not None:  # no error tells whether over-relaxed g converged there; plain ones do not move the plan
             g = np.where(light.T, plain, g)
         lost = np.flatnonzero(~inside)
@@ -227,18 +232,24 @@ class SharedKernel:
         return f, g, cost, error
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-    def measure(self, index: HostArray) -> Measured | None:
-        """Return ``(size, cost, error)`` as if by `finish`; None where that needs the potentials."""
+    def measure(self, index: HostArray, keep: bool = False) -> Measured | None:
+        """Return cost and error as if by `finish`, and potentials to be had later, if they are to `keep`; or None."""
         last = self._last_update(index)
         if last.sound is not True or not last.inside.all() or self._may_be_light(last.smallest):
             return None
+        T = last.T.copy() if keep else last.T
         U = self._plain_update(last)
         if certified(self.kernel.underflow_bound(0), last.S, U, last.a) is not True:
             return None
+        potentials = Ended.kept(self._unit, last, T).potentials if keep else None
         cost, error = self._cost_and_error(last, U, last.V)
         # T and V are normal numbers, and the exponent ev cancels in f + g, whose mean is that of f plus that of g.
         spans = 6 * np.finfo(self.dtype).maxexp + self.s + 2 - 2 * np.log2(last.smallest)
-        return self.eps * np.log(2) * spans + abs(self.shift), cost, error
+        return Measured(self.eps * np.log(2) * spans + abs(self.shift), cost, error, potentials)
+
+    @property
+    def _unit(self) -> Unit:
+        return Unit(self.eps, self.shift, self.s)
 
     def _last_update(self, index: HostArray) -> LastUpdate:
         """Return the problems at `index` with the sums T of a plain f-update."""
@@ -252,7 +263,7 @@ class SharedKernel:
             normal = self._own_numerators(work).normal
         else:
             T, gamma_a, S, gamma_b = (np.empty_like(x) for x in (a, a, b, b))
-            normal, room = self._fill_numerators(a, b, smallest, eu, ev, gamma_a, gamma_b).normal, S
+            normal, room = fill_numerators(self.s, a, b, smallest, eu, ev, gamma_a, gamma_b).normal, S
         if self.row_sums is not None and self.sums_are_kept:
             T[...] = self.row_sums if every else self.row_sums.take(index, -1)
         else:
@@ -297,6 +308,7 @@ class SharedKernel:
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
         self.numerators = self.without_weight = self.measured = None
+        self.outlook = Outlook()
         for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).take(index, -1))
@@ -313,35 +325,15 @@ class SharedKernel:
     def _own_numerators(self, work: Workspace) -> Numerators:
         """Return the numerators of the problems under way, which are in their workspace then."""
         if self.numerators is None:
-            self.numerators = self._fill_numerators(
-                self.a, self.b, self.smallest, self.eu, self.ev, work.gamma_a, work.gamma_b
-            )
+            ends = work.gamma_a, work.gamma_b
+            self.numerators = fill_numerators(self.s, self.a, self.b, self.smallest, self.eu, self.ev, *ends)
         return self.numerators
 
     def _refilled(self, sides: tuple[Side, Side], excess: HostArray, eu: HostArray, ev: HostArray) -> Numerators:
         """Fill in the numerators anew, for other exponents."""
-        tops = self._fill_numerators(self.a, self.b, self.smallest, eu, ev, sides[1].gamma, sides[0].gamma)
+        tops = fill_numerators(self.s, self.a, self.b, self.smallest, eu, ev, sides[1].gamma, sides[0].gamma)
         fill_more(sides, excess)
         return tops
-
-    def _fill_numerators(
-        self,
-        a: HostArray,
-        b: HostArray,
-        smallest: HostArray,
-        eu: HostArray,
-        ev: HostArray,
-        gamma_a: HostArray,
-        gamma_b: HostArray,
-    ) -> Numerators:
-        """Fill in ``gamma a`` and ``gamma b``."""
-        gamma = np.exp2(self.s - eu - ev)
-        normal = (gamma * smallest >= self.tiny) & (gamma <= float(np.finfo(self.dtype).max) / 2)
-        gamma = gamma.astype(self.dtype)
-        np.multiply(gamma, a, out=gamma_a)
-        np.multiply(gamma, b, out=gamma_b)
-        tops = float(gamma_b.max(initial=0)), float(gamma_a.max(initial=0))
-        return Numerators(tops, True if normal.all() else normal)
 
     def _workspace(self) -> Workspace:
         """Return the workspace for the problems under way."""

@@ -42,6 +42,14 @@ class Side(NamedTuple):
         return math.log(max(most, 1 / least)) if 0 < least <= most < math.inf else math.inf
 
 
+class Outlook(NamedTuple):
+    """Plain iterations that are `done`, how many by then need no look, and before which to look ahead is in vain."""
+
+    done: int = 0
+    watched: int = 0
+    due: float = 0
+
+
 def fill_more(sides: tuple[Side, Side], excess: HostArray) -> None:
     """Fill in the numerators of updates that are over-relaxed by omega, `excess` more than 1; of plain ones nothing."""
     if excess.any():

@@ -1,0 +1,89 @@
+"""Fields that are computed when they are read."""
+
+import copy
+import dataclasses
+import pickle
+import threading
+
+import pytest
+
+from cusink.deferred import Deferred, Deferring
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(Deferring):
+    known: int
+    first: list[int]
+    second: list[int]
+
+
+def pair(asked):
+    def compute():
+        asked.append(1)
+        return {"first": [1], "second": [2]}
+
+    later = Deferred(compute)
+    return Pair(3, later, later)
+
+
+def test_fields_are_computed_together_when_one_is_read():
+    asked = []
+    made = pair(asked)
+    assert made.known == 3 and not asked
+    assert made.second == [2] and made.first == [1] and asked == [1]
+    assert made.first is made.first and made == Pair(3, [1], [2])
+
+
+def test_an_attribute_that_is_not_there_computes_nothing():
+    asked = []
+    made = pair(asked)
+    with pytest.raises(AttributeError, match="'Pair' object has no attribute 'third'") as caught:
+        _ = made.third
+    assert caught.value.name == "third" and not hasattr(made, "__array__") and not asked
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.first = [7]
+    assert made.first == [1]
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, dataclasses.replace, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_copies_have_the_values(again):
+    asked = []
+    made = again(pair(asked))
+    assert asked == [1] and vars(made) == {"known": 3, "first": [1], "second": [2]}
+    assert vars(again(made)) == vars(made) and vars(again(Pair(3, [1], [2]))) == vars(made)
+
+
+def test_what_fails_is_computed_again():
+    """An interrupt while a field is computed leaves nothing behind."""
+    asked = []
+
+    def compute():
+        asked.append(1)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return {"first": [1], "second": [2]}
+
+    later = Deferred(compute)
+    made = Pair(3, later, later)
+    with pytest.raises(KeyboardInterrupt):
+        _ = made.first
+    assert made.first == [1] and asked == [1, 1]
+
+
+def test_threads_that_read_at_once_find_the_same_objects():
+    barrier, found = threading.Barrier(8), []
+
+    def compute():
+        barrier.wait(10)  # all of them are here before one is done
+        return {"first": [1], "second": [2]}
+
+    later = Deferred(compute)
+    made = Pair(3, later, later)
+    threads = [threading.Thread(target=lambda: found.append((made.first, made.second))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len({(id(x), id(y)) for x, y in found}) == 1
