@@ -12,6 +12,8 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import ANNEAL_ABOVE, RELAX_ABOVE
 from cusink.costs.cost import Cost
 from cusink.costs.operators import HostChecked
+from cusink.solver.balance import offsets
+from cusink.solver.gauge import DIGITS
 from cusink.solver.semidual import CLOSE, Point, Semidual
 from cusink.types import Array, HostArray
 
@@ -19,6 +21,7 @@ PACE = 0.9  # factor of the error for each evaluation from the potentials at han
 STAGE, ROUGH, PER_STAGE = 4, 1e-2, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
 EASY = 2  # largest values of eps that are left out: from there on any start will do
 LAST = 100  # evaluations at the smallest eps
+SETTLING = 10  # evaluations after parts of a plan were moved against each other
 LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
 ALONE, BATCH, TILE = 1, 16, 256  # that share an iteration: one problem, those of a call, pairs of a distance matrix
 MANY = 64  # problems of one cost from which on they are a tile
@@ -70,25 +73,26 @@ def newton(
     """
     dual = _dual(C, a, b, eps)
     moving = start[dual.axis][0].astype(np.float64)
-    return _found(dual, a, b, *_climbed(dual, dual.begun(moving[dual.present]), tol, steepness, most))
+    point, taken = _climbed(dual, dual.begun(moving[dual.present]), tol, steepness, most)
+    return _found(dual, a, b, *_settled(dual, point, tol, taken, most))
 
 
 def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, steepness: float) -> Found | None:
     """Return where plain iterations lead one problem, and Newton's method after these; None where it is not for it.
 
     Where the iterations that are left take less than that, it is where the plain ones ended. `options` have a
-    tolerance, of which half the iterations are taken at most.
+    tolerance, of which half the iterations are taken at most. An error of inf says to begin anew: where costs are so
+    large that they are annealed, iterations go on better from there than from where steps did not get any farther.
     """
     tol, most = options.tol, options.max_iter // 2
     n, m = a.shape[1], b.shape[1]
     price = worth(n, m, ALONE)
     usual = options.overrelaxation == "auto" and options.method == "auto" and C.xp is np
-    # What is annealed at once is left to that: where parts hardly meet, it finds better potentials between them.
-    steep = RELAX_ABOVE <= steepness <= 2 * ANNEAL_ABOVE
+    steep = RELAX_ABOVE <= steepness <= DIGITS
     if not (usual and steep and price <= CHEAP and most >= LEAST and tol and tol > 0):
         return None
     dual = _dual(C, a, b, eps)
-    point, taken = dual.first(), 1
+    point, taken, failed = dual.first(), 1, False
     error = dual.error(point)
     while error > tol:  # and no NaN
         before = error
@@ -100,8 +104,12 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
             if relaxed + hand_over(n, m) > by_newton:
                 point, more = _climbed(dual, point, tol, steepness, most - taken)
                 error, taken = dual.error(point), taken + more - 1  # it begins where it was
+                failed = error > tol and steepness > 2 * ANNEAL_ABOVE
             break
-    return _found(dual, a, b, point, taken) if math.isfinite(error) else None
+    if not math.isfinite(error):
+        return None
+    found = _found(dual, a, b, *_settled(dual, point, tol, taken, most))
+    return found._replace(error=math.inf) if failed else found
 
 
 def iterations_left(before: float, error: float, tol: float, count: int) -> tuple[float, float]:
@@ -131,6 +139,20 @@ def _climbed(dual: Semidual, start: Point, tol: float, steepness: float, most: i
             point, error, more = rough.ascend(rough.begun(potential), goal, at_most)
             potential, taken = rough.potential(point), taken + more
     return point, taken
+
+
+def _settled(dual: Semidual, point: Point, tol: float, taken: int, most: int) -> tuple[Point, int]:
+    """Return a solution with the parts of its plan in balance, and `taken` with the evaluations that this took."""
+    error = dual.error(point)
+    if not (error <= tol and taken < most):
+        return point, taken
+    to_host = dual.C.to_host
+    moved = offsets(to_host(dual.log_plan(point)), to_host(dual.fixed), to_host(dual.moving), error)
+    if moved is None:
+        return point, taken
+    start = dual.at(point.logits + dual.xp.asarray(moved))
+    there, error, more = dual.ascend(start, tol, min(SETTLING, most - taken))
+    return there if error <= tol else point, taken + more
 
 
 def _found(dual: Semidual, a: Array, b: Array, point: Point, taken: int) -> Found:

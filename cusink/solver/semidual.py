@@ -153,6 +153,12 @@ class Semidual:
         """Return the marginal error."""
         return float(abs(point.gradient).sum() / self.moving.sum())
 
+    def log_plan(self, point: Point) -> Array:
+        """Return logarithms (n, m) of the entries of the plan."""
+        out = point.logits - self.exponents
+        out += self.xp.log(self.fixed)[:, None] - point.fixed
+        return out
+
     def begun(self, potential: Array) -> Point:
         """Return the point of a potential (m,)."""
         return self.at(self.log_moving + potential / self.eps)

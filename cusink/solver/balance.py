@@ -1,0 +1,106 @@
+"""Where parts of a plan that hardly exchange mass stand to each other.
+
+Any potential between two such parts meets the marginals to rounding, in a wide interval. The solution is one of them:
+what leaves a part comes back to it, so that the masses between parts, however small, are in balance. They are balanced
+as a matrix is by a diagonal one (Osborne 1960), of numbers that may be ``exp(-10000)``. Such a sum is its largest term,
+more or less; balanced at every scale (Schneider and Schneider 1991), these tell the potentials.
+
+E. E. Osborne, On pre-conditioning of matrices, J. ACM 1960.
+H. Schneider and M. H. Schneider, Max-balancing weighted directed graphs and matrix scaling, Math. Oper. Res. 1991.
+"""
+
+import numpy as np
+
+from cusink.types import HostArray
+
+CROSSING = 1e-3  # share of the smaller of two bins' masses below which they may be in different parts,
+KNOWN = 10  # times the error: what moves between them if it is more than that is known
+SURPLUS = 1e-13  # of a mass that rounding explains. A part that has more needs other parts, which tells where it is
+SWEEPS = 20  # over all parts, before those that are tied most closely become one
+EVEN = 0.02  # difference of the most that enters and that leaves, of its logarithm, that needs no more sweeps
+ROUNDS = 100  # of that, at most: 23 for 269 parts are the most that hard problems took
+TIED = 0.25  # of the logarithm of the most that leaves a part: what is within that of it counts as much
+
+
+def offsets(exponents: HostArray, a: HostArray, b: HostArray, error: float) -> HostArray | None:
+    """Return by how much columns (m,) move over eps, and their rows the other way; None where all is one part.
+
+    `exponents` are logarithms (n, m) of the entries of a plan with the positive weights `a` and `b`, up to an `error`
+    relative to their mass.
+    """
+    n, known = len(a), np.log(max(KNOWN * error, SURPLUS) * a.sum())
+    least_of_row, least_of_column = (np.minimum(np.log(w) + np.log(CROSSING), known) for w in (a, b))
+    part = _components((exponents >= least_of_row[:, None]) | (exponents >= least_of_column))
+    rows, columns, parts = part[:n], part[n:], int(part.max()) + 1
+    if parts == 1:
+        return None
+    crossing = _largest(exponents.astype(np.float32), rows, columns, parts)
+    while parts > 1:
+        given, taken = np.bincount(rows, a, parts), np.bincount(columns, b, parts)
+        nearest = np.maximum(crossing, crossing.T)
+        np.fill_diagonal(nearest, -np.inf)
+        uneven = (abs(given - taken) > SURPLUS * np.maximum(given, taken)) & (nearest.max(axis=1) > -np.inf)
+        if not uneven.any():
+            break
+        edges = np.zeros((parts, parts), bool)
+        edges[uneven, nearest[uneven].argmax(axis=1)] = True
+        part = _components(edges | edges.T, "strong")
+        rows, columns, parts = part[rows], part[columns], int(part.max()) + 1
+        crossing = _largest(crossing, part, part, parts)
+    return _balanced(crossing)[columns] if parts > 1 else None
+
+
+def _balanced(crossing: HostArray) -> HostArray:
+    """Return offsets (parts,) that balance logarithms of masses from one part to another; the diagonal is ignored.
+
+    Each part goes half of the way to where as much leaves it as enters, all at once: no largest number grows by
+    that. Sweeps move parts, not groups of parts that are tied to each other more closely than to others. Therefore
+    those on a circle along which each passes on the most that leaves it, or nearly, become one, until none do.
+    """
+    offset, part = np.zeros(len(crossing)), np.arange(len(crossing))
+    for _ in range(ROUNDS):
+        np.fill_diagonal(crossing, -np.inf)
+        moved = np.zeros_like(crossing[0])
+        for _ in range(SWEEPS):
+            leaving, entering = crossing.max(axis=1), crossing.max(axis=0)
+            apart = np.subtract(leaving, entering, out=np.zeros_like(moved), where=leaving + entering > -np.inf)
+            if not (abs(apart) > -EVEN * leaving).any():
+                break
+            moved += apart / 4
+            crossing += apart / 4
+            crossing -= (apart / 4)[:, None]
+        offset += moved[part]
+        least = crossing.max(axis=1)
+        least += TIED * np.minimum(least, 0)
+        joined = _components((crossing >= least[:, None]) & (crossing > -np.inf), "strong")
+        parts = int(joined.max()) + 1
+        if parts in (1, len(crossing)):
+            break
+        part, crossing = joined[part], _largest(crossing, joined, joined, parts)
+    return offset
+
+
+def _largest(entries: HostArray, rows: HostArray, columns: HostArray, parts: int) -> HostArray:
+    """Return the largest entries (parts, parts) of rows and columns by part; -inf where there is none."""
+    for part in (rows, columns):
+        order = np.argsort(part, kind="stable")
+        of, first = np.unique(part[order], return_index=True)
+        out = np.full((parts, entries.shape[1]), -np.inf, entries.dtype)
+        out[of] = np.maximum.reduceat(entries[order], first, axis=0)
+        entries = np.ascontiguousarray(out.T)
+    return entries
+
+
+def _components(edges: HostArray, connection: str = "weak") -> HostArray:
+    """Return the components of a graph with `edges` (n, n) or, if `weak`, of (n + m,) with those between (n, m)."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    n, m = edges.shape
+    at = np.flatnonzero(edges)
+    ends = np.searchsorted(at, m * np.arange(n + 1))
+    first, nodes = (n, n + m) if connection == "weak" else (0, n)
+    ends = np.concatenate([ends, np.full(nodes - n, len(at))])
+    graph = csr_array((np.ones(len(at)), first + at % m, ends), shape=(nodes, nodes))
+    out: HostArray = connected_components(graph, directed=connection == "strong", connection=connection)[1]
+    return out

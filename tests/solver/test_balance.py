@@ -1,0 +1,150 @@
+"""How parts of a plan that hardly exchange mass stand to each other."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+from scipy.special import logsumexp
+
+import cusink
+from cusink.solver.balance import offsets
+
+
+def spread(x, y):
+    """Return squared distances, the largest 1."""
+    C = ((x[:, None] - y[None]) ** 2).sum(axis=2)
+    return C / C.max()
+
+
+def parted(kind, seed):
+    """Return weights, costs, and the part of each row and column, of which each gives all its mass to its own."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 8))
+    one = np.arange(n)
+    if kind == "towns":  # of two points and three, of a quarter of the mass each
+        centres = np.array([[0, 0], [3, 0], [0, 4], [5, 5]])
+        x, y = (np.concatenate([c + rng.random((k, 2)) / 4 for c in centres]) for k in (2, 3))
+        y += np.repeat(rng.random((4, 2)), 3, axis=0)
+        a, b = (np.tile(w, 4) / 64 for w in ([5, 11], [2, 7, 7]))
+        return a, b, spread(x, y), np.repeat(range(4), 2), np.repeat(range(4), 3)
+    if kind == "moved":  # a lattice, and the same elsewhere
+        x = rng.permutation(np.stack(np.divmod(np.arange(16), 4), axis=1))[:n].astype(float)
+        C = spread(x, x + 5)
+    elif kind == "turned":  # what one passes on to the next comes back around the circle
+        angle = 2 * np.pi * one / n
+        x, y = (np.stack([np.cos(t), np.sin(t)], axis=1) for t in (angle, angle + rng.uniform(-0.8, 0.8) * np.pi / n))
+        C = spread(x, y + rng.random((n, 2)) / 50)
+    else:
+        C = rng.random((n, n))
+        C = C[:, linear_sum_assignment(C)[1]]
+    return *np.full((2, n), 1 / n), C, one, one
+
+
+def out_of_balance(f, g, a, b, C, eps, rows, columns):
+    """Return by how much what leaves a set of parts differs at most from what enters it, relative to their logarithms.
+
+    It would be nothing at the solution: whatever the set, as much mass enters as leaves.
+    """
+    logs, parts, worst = np.log(a)[:, None] + np.log(b) + (f[:, None] + g - C) / eps, rows.max() + 1, 0.0
+    for some in itertools.product([False, True], repeat=parts):
+        inside = np.array(some)
+        if inside.any() and not inside.all():
+            at, to = inside[rows], inside[columns]
+            leaving, entering = logsumexp(logs[np.ix_(at, ~to)]), logsumexp(logs[np.ix_(~at, to)])
+            worst = max(worst, abs(leaving - entering) / -max(leaving, entering))
+    return worst
+
+
+@pytest.mark.parametrize("kind", ["towns", "moved", "turned", "assigned"])
+def test_what_leaves_parts_comes_back(kind):
+    looked_at = 0
+    for seed, tol in itertools.product(range(6), (1e-4, 1e-9)):
+        a, b, C, rows, columns = parted(kind, seed)
+        for eps in (1e-3, 1e-4, 1e-5):
+            result = cusink.sinkhorn(a, b, C, eps=eps, tol=tol)
+            plan = result.plan()
+            assert result.converged
+            assert np.abs(plan.sum(axis=1) - a).sum() + np.abs(plan.sum(axis=0) - b).sum() <= result.error + 1e-9
+            if plan[rows[:, None] != columns].max() < 1e-4 / rows.max():
+                assert out_of_balance(result.f, result.g, a, b, C, eps, rows, columns) < 0.15  # by iterations: 1
+                looked_at += 1
+    assert looked_at >= 20
+
+
+def test_between_two_parts_it_is_the_middle():
+    """In closed form: the offset by which as much leaves as enters."""
+    rng = np.random.default_rng(0)
+    for far in (10, 1000, 100_000):
+        logs = -rng.random((5, 4)) * far - 10
+        logs[:2, :1] = logs[2:, 1:] = -1
+        moved = offsets(logs, np.array([0.25, 0.25, 0.2, 0.2, 0.1]), np.array([0.5, 0.2, 0.2, 0.1]), 1e-3)
+        assert (moved[1:] == moved[1]).all()
+        leaving, entering = logsumexp(logs[:2, 1:]), logsumexp(logs[2:, :1])
+        assert abs(moved[1] - moved[0] - (entering - leaving) / 2) <= max(0.02 * far, 1.5)  # the largest term counts
+
+
+def test_groups_of_parts_are_balanced_as_parts_are(monkeypatch):
+    """Pairs that exchange far more with each other than with other pairs, and those more than with other groups."""
+    n, rng = 16, np.random.default_rng(1)
+    bins = np.arange(n)
+    level = np.floor(np.log2(np.maximum(np.bitwise_xor.outer(bins, bins), 1))).astype(int)
+    apart = -500.0 * 4**level
+    right = sum(rng.uniform(-1, 1, n)[bins >> k] * 120.0 * 4**k for k in range(4))
+    logs = apart + right[:, None] - right
+    np.fill_diagonal(logs, -np.log(n))
+    moved = offsets(logs, *np.full((2, n), 1 / n), 1e-3)
+
+    def off(moved):
+        return np.abs(np.subtract.outer(moved - right, moved - right) / apart).max()
+
+    assert off(moved) < 0.05 < 0.3 < off(0 * right)
+    monkeypatch.setattr("cusink.solver.balance.ROUNDS", 1)
+    assert off(offsets(logs, *np.full((2, n), 1 / n), 1e-3)) > 0.05
+
+
+def test_what_is_not_moved():
+    w = np.full(4, 0.25)
+    assert offsets(np.log(np.outer(w, w)), w, w, 1e-3) is None  # one part
+    least = np.array([1, 5e-324])
+    assert offsets(np.add.outer(np.log(least), np.log([0.5, 0.5])), least, w[:2] * 2, 0.0) is None
+    logs = np.full((4, 4), -30.0)
+    np.fill_diagonal(logs, np.log(w))
+    logs[0, 1], logs[3, 0] = -20, -22
+    known = offsets(logs, w, w, 0.0)  # what moves is known where it is more than the error
+    assert known[0] == known[1] == known[3]
+    uneven = w + [1e-9, -1e-9, 0, 0]  # what one part has too much has to cross, and says where it stands
+    moved = offsets(logs, uneven, w, 1e-3)
+    assert moved[0] == moved[1] and moved[3] != moved[0]
+    assert (
+        offsets(logs, w + [1e-9, 0, 0, -1e-9], w, 1e-3) is not None
+        and offsets(logs, w * [1, 1, 1, 1 + 1e-15], w, 1e-3)[1] != 0
+    )
+    logs[:] = np.where(np.eye(4) > 0, logs, -np.inf)
+    assert (offsets(logs, w, w, 1e-3) == 0).all()  # nothing crosses
+    logs[[0, 1, 2], [1, 2, 3]] = -30, -50, -40  # and nothing comes back
+    kept = offsets(logs, w, w, 1e-3)
+    assert kept[0] == kept[3] == 0 and (offsets(logs, uneven, w, 1e-3) is not None)
+    assert offsets(logs, 2 * w, w, 1e-3) is None  # all has to cross
+
+
+def test_what_is_found_after_parts_have_moved_is_the_solution_or_left_alone(monkeypatch):
+    a, b, C, *_ = parted("moved", 0)
+    monkeypatch.setattr("cusink.solver.newton.offsets", lambda logs, a, b, error: None)
+    before = cusink.sinkhorn(a, b, C, eps=1e-3, tol=1e-9)
+    monkeypatch.setattr("cusink.solver.newton.offsets", lambda logs, a, b, error: 1e4 * np.arange(len(b)))
+    found = cusink.sinkhorn(a, b, C, eps=1e-3, tol=1e-9)
+    np.testing.assert_allclose(found.plan(), before.plan(), atol=1e-9)
+    assert found.converged and found.n_iter > before.n_iter
+
+
+def test_new_points_go_where_the_nearest_ones_go():
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x, new = rng.random((int(rng.integers(3, 40)), 2)), rng.random((200, 2))
+        result = cusink.sinkhorn(None, None, cusink.PointCloud(x, x + 0.5), eps=10 ** rng.uniform(-4, -3), tol=1e-6)
+        squared = ((new[:, None] - x) ** 2).sum(axis=2)
+        nearest, second = np.sort(squared, axis=1)[:, :2].T
+        clear = second - nearest > 0.03
+        wanted = x[squared.argmin(axis=1)] + 0.5
+        np.testing.assert_allclose(result.at(new).map()[clear], wanted[clear], atol=1e-6)
