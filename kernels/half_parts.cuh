@@ -58,6 +58,25 @@ __device__ inline void load_matrices(unsigned (&fragments)[4], const Half* row) 
                  : "memory");
 #endif
 }
+// The same number, of which a compiler knows nothing: it does not take apart how it was made, so that what is a constant more
+// needs no register of its own.
+__device__ inline int opaque(int x) {
+    asm("" : "+r"(x));
+    return x;
+}
+// The same in a loop, which a compiler takes for another number each time, and computes what follows from it again.
+__device__ inline long long again(long long x) {
+    asm volatile("" : "+l"(x));
+    return x;
+}
+// The largest of the numbers of all lanes.
+__device__ inline unsigned largest(unsigned x) {
+    unsigned most = 0;
+#if __CUDA_ARCH__ >= 800
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(x));
+#endif
+    return most;
+}
 // Copy 16 bytes to shared memory, some time before await_copies says that they are there; to this thread, so that others
 // need a barrier too.
 __device__ inline void copy_ahead(void* to, const void* from) {
@@ -71,6 +90,10 @@ __device__ inline void end_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
+// Bring the line of an address to the cache of the device.
+__device__ inline void fetch(const void* at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
 // Wait for all copies but those between the last `LEFT` times of end_copies.
 template <int LEFT>
 __device__ inline void await_copies() {
@@ -83,14 +106,16 @@ __device__ inline void await_copies() {
 // Write the parts of a block, whose numbers the lanes have, and its scale. The whole warp must call this.
 __device__ inline void write_parts(REAL value, Half* parts, float* scale) {
     int lane = threadIdx.x % 32;
-    float x = float(value), most = float(warp_maximum(value));
-    int exponent = int(__float_as_uint(most) >> 23) - 14;  // of the scale, biased by 127
+    float x = float(value);
+    unsigned most = largest(__float_as_uint(x));  // of numbers that are not negative
+    int exponent = int(most >> 23) - 14;          // of the scale, biased by 127
     exponent = exponent < 1 ? 1 : exponent;
-    bool some = most > 0, finite = most < float(infinity());
+    bool finite = most < 0x7f800000u;
     float scaled = x * (finite ? __uint_as_float(unsigned(254 - exponent) << 23) : 1.0f);
-    unsigned high = to_half(scaled), mine = high | to_half(scaled - of_half(high)) << 16, of_two = lane % 16 * 2;
-    unsigned first = __shfl_sync(FULL_WARP, mine, of_two), second = __shfl_sync(FULL_WARP, mine, of_two + 1);
-    unsigned two = lane < 16 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
-    reinterpret_cast<unsigned*>(parts)[lane] = two;
-    if (lane == 0) *scale = !some ? 0.0f : finite ? __uint_as_float(unsigned(exponent) << 23) : 1.0f;
+    unsigned high = to_half(scaled), mine = high | to_half(scaled - of_half(high)) << 16;
+    // An even lane writes two high parts, the odd one beside it their low parts.
+    unsigned other = __shfl_xor_sync(FULL_WARP, mine, 1);
+    unsigned two = lane % 2 ? other >> 16 | (mine & 0xffff0000u) : (mine & 0xffffu) | other << 16;
+    reinterpret_cast<unsigned*>(parts)[lane % 2 * 16 + lane / 2] = two;
+    if (lane == 0) *scale = !most ? 0.0f : finite ? __uint_as_float(unsigned(exponent) << 23) : 1.0f;
 }

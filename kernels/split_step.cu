@@ -16,25 +16,77 @@
 // scales as bfloat16, which hold any power of 2. What is not certified is log-sum-exp, as in scaling_update. `repaired`
 // counts those entries: where they are many, the host goes back to products in float.
 //
-// A block of 128 threads makes tiles of 64 problems x 128 kept indices, a warp 32 x 64 of them. Per block of 32 summed
-// indices a warp takes 96 products m16n8k16, 24 loads of four matrices, 128 float operations to add what
-// they gave, and copies of 24 KiB for the next but one; two thread blocks fit on a multiprocessor of 164 KiB or more, so that
-// one multiplies while the other updates. Bound by tensor cores: 3 B kept summed multiply-adds. Neighbouring thread blocks
+// A block of 256 threads makes tiles of two strips of 80 problems x 160 kept indices, or of one strip x 320, where a
+// second one has no problems. A warp has 80 x 40 of them. Per block of 32 summed indices it takes 150 products m16n8k16,
+// 30 loads of four matrices, and 100 float operations twice to add what they gave; all warps copy 41 KiB for the next but
+// one. Tiles are as large as registers allow, so that the L2 cache need not be read faster than it can.
+//
+// The sums of a tile go to global memory, from where its update is taken in pieces between the products of the next tile:
+// in every second block of summed indices by the warps of the first strip, in the others by those of the second, so that
+// of two warps that share a tensor core one goes on. Only the update of the last tile has no products beside it; what it
+// reads is brought to the cache before. Bound by tensor cores: 3 B kept summed multiply-adds. Neighbouring thread blocks
 // share a tile of K, which is read once from memory. Right for any grid; the block is SPLIT_THREADS. All C-contiguous.
 
-constexpr int SPLIT_ROWS = 64, SPLIT_COLUMNS = 128, SPLIT_THREADS = 128, STAGES = 3;
-constexpr int STAGE_ROWS = SPLIT_ROWS + SPLIT_COLUMNS, STAGE_BYTES = STAGE_ROWS * (2 * HALVES + 4);
-constexpr int SUMS = SPLIT_COLUMNS + 4;                             // from one row of sums to the next
+constexpr int STRIP = 80, WARP_COLUMNS = 40, SPLIT_THREADS = 256, SPLIT_WARPS = 8, STAGES = 3;
+constexpr int TILE_COLUMNS = WARP_COLUMNS * SPLIT_WARPS;  // of one strip; half of them where there are two
+constexpr int TILE = STRIP * TILE_COLUMNS;                // entries
+constexpr int STAGE_ROWS = STRIP + TILE_COLUMNS;          // at most
+constexpr int STAGE_BYTES = STAGE_ROWS * (2 * HALVES + 4);
+constexpr int M = STRIP / 16, N = WARP_COLUMNS / 8;  // products of a warp, by rows and by columns
+constexpr int HALF = 3;                              // of M, for which there are registers at once
+constexpr int TOGETHER = 2;                          // rows that a warp updates at once
+constexpr int PAIRS_APART = STAGE_ROWS + 8;          // words from one pair of scales to the next, in other banks
+constexpr int SCALES_AT_ONCE = 192;                  // blocks whose scales have room where stages were
+static_assert(SCALES_AT_ONCE / 2 * PAIRS_APART * 4 <= STAGES * STAGE_BYTES, "scales lie where stages were");
 constexpr float LEAST_OVER_SCALES = 0x1p19f;
+constexpr float MODERATE = 0x1p80f;  // a ratio times which a scaling in range is finite
 
-// Rows of parts (rows, blocks, HALVES), scales (blocks, padded).
+// Parts (padded, blocks, HALVES) of rows, whole tiles of them, and scales (blocks, padded).
 struct PartsOf {
     const Half* parts;
     const float* scales;
-    long long rows, padded;
+    long long padded;
 };
 
-// Where 16 bytes of a row of a tile lie: in an order by which 8 rows never meet in a bank.
+// A tile: its first problem and kept index, problems and kept indices.
+struct Tile {
+    long long b0, k0;
+    int rows, columns;
+
+    // Where the sums of a warp begin.
+    __device__ int row_of(int warp) const {
+        return rows == STRIP ? 0 : warp / (SPLIT_WARPS / 2) * STRIP;
+    }
+    __device__ int column_of(int warp) const {
+        return (rows == STRIP ? warp : warp % (SPLIT_WARPS / 2)) * WARP_COLUMNS;
+    }
+};
+
+// The tiles of a half-step: first all of two strips, then those of the last strip.
+__device__ inline Tile tile_number(int tile, long long B, long long kept) {
+    int pairs = int((B + STRIP - 1) / (2 * STRIP)), half = TILE_COLUMNS / 2, paired = pairs * int((kept + half - 1) / half);
+    if (tile < paired) return {tile % pairs * 2LL * STRIP, tile / pairs * (long long)half, 2 * STRIP, half};
+    return {pairs * 2LL * STRIP, (tile - paired) * (long long)TILE_COLUMNS, STRIP, TILE_COLUMNS};
+}
+
+// How many times 16 rows of a strip hold problems: all of the first of two strips, fewer in the last one. Not of the tile
+// in shared memory, as a compiler has to see that products are skipped by all warps or by none.
+__device__ inline int units_of(int tile, long long B, long long kept) {
+    long long pairs = (B + STRIP - 1) / (2 * STRIP), half = TILE_COLUMNS / 2;
+    return tile < pairs * ((kept + half - 1) / half) ? M : int((B - pairs * 2 * STRIP + 15) / 16);
+}
+
+struct alignas(8) TwoFloats {
+    float first, second;
+};
+struct alignas(16) FourFloats {
+    float a, b, c, d;
+};
+struct alignas(16) FourWords {
+    unsigned a, b, c, d;
+};
+
+// Where 16 bytes of a row of a stage lie: in an order by which 8 rows never meet in a bank.
 __device__ inline int placed(int row, int chunk) {
     return row * HALVES + (chunk ^ row % 8) * CHUNK;
 }
@@ -48,50 +100,76 @@ struct Stage {
         Half* start = reinterpret_cast<Half*>(dynamic_shared + k * STAGE_BYTES);
         return {start, reinterpret_cast<float*>(start + STAGE_ROWS * HALVES)};
     }
-    // Copy a block of `count` rows from row `first` on, as rows `to` and on; rows that are missing are copies of the last one.
-    __device__ void copy(const PartsOf& from, long long first, int to, int count, long long block, long long blocks) const {
-        const int chunk = threadIdx.x % 8;
-#pragma unroll
-        for (int row = threadIdx.x / 8; row < count; row += SPLIT_THREADS / 8) {
-            long long r = first + row < from.rows ? first + row : from.rows - 1;
-            copy_ahead(parts + placed(to + row, chunk), from.parts + (r * blocks + block) * HALVES + chunk * CHUNK);
-        }
-        int at = threadIdx.x * 4;
-        if (at < count) copy_ahead(scales + to + at, from.scales + block * from.padded + first + at);
-    }
 };
 
-// What a warp has of 32 problems and 64 kept indices: sums[m][n] is the lane's part of rows 16 m and columns 8 n.
-typedef float WarpSums[2][8][4];
+// Copy 5 `step` rows, `apart` from each other, to those of a stage from `row` on, by threads for 32 rows.
+__device__ inline void copy_rows(const Half* from, Half* parts, int row, int step, long long apart) {
+    Half* to = parts + placed(row, threadIdx.x % 8);
+#pragma unroll
+    for (int k = 0; k < 5; k++) copy_ahead(to + k * step * HALVES, from + k * step * apart);
+}
 
-// The products of one block of summed indices, from zero: of the rows from row0 on with those from column0 on.
-__device__ inline void multiply_block(WarpSums& sums, const Half* parts, int row0, int column0) {
+// Copy a block of summed indices of a tile.
+__device__ inline void copy_block(const Stage& stage, const PartsOf& x, const PartsOf& K, const Tile& tile, int block,
+                                  int blocks) {
+    constexpr int AT_ONCE = SPLIT_THREADS / 8;
+    int thread = threadIdx.x, row = thread / 8, four = thread * 4, rows = tile.rows;
+    long long apart = again(blocks) * HALVES, first = row * apart + block * HALVES + thread % 8 * CHUNK;
+    const Half* of_K = K.parts + tile.k0 * apart + first;
+    if (row < rows / 5) copy_rows(x.parts + tile.b0 * apart + first, stage.parts, row, rows / 5, apart);
+    copy_rows(of_K, stage.parts, rows + row, AT_ONCE, apart);
+    if (tile.columns == TILE_COLUMNS)
+        copy_rows(of_K + 5 * AT_ONCE * apart, stage.parts, rows + 5 * AT_ONCE + row, AT_ONCE, apart);
+    const float* scales = four < rows ? x.scales + block * x.padded + tile.b0 + four
+                                      : K.scales + block * K.padded + tile.k0 + (four - rows);
+    if (four < rows + tile.columns) copy_ahead(stage.scales + four, scales);
+}
+
+// What a warp has of a strip and 40 kept indices: sums[m][n] is the lane's part of rows 16 m and columns 8 n.
+typedef float WarpSums[M][N][4];
+
+// Add the products of one block of summed indices: of 16 `units` rows from row0 on with those from column0 on, multiples
+// of 8. That there may be fewer units also keeps a compiler from loading all of them ahead, for which it has no registers.
+__device__ inline void multiply_block(WarpSums& total, const Stage& stage, int units, int row0, int column0) {
     int lane = threadIdx.x % 32;
+    // Where the lane's rows have a chunk: all else is constant.
+    int chunk_x = lane / 16 ^ lane % 8, chunk_K = (lane / 8 % 2 | lane / 16 * 4) ^ lane % 8;
+    auto place_x = [&](int c) { return opaque((row0 + lane % 16) * HALVES + (chunk_x ^ c) * CHUNK); };
+    auto place_K = [&](int c) { return opaque((column0 + lane % 8) * HALVES + (chunk_K ^ c) * CHUNK); };
+    const int of_high[2] = {place_x(0), place_x(2)}, of_low[2] = {place_x(4), place_x(6)};
+    const int of_both[2] = {place_K(0), place_K(2)};
+    unsigned of_K[N][2][4];  // halves of 16 summed indices: high parts, then low ones
 #pragma unroll
-    for (int k = 0; k < 4; k += 2) {  // chunks of the high parts; those of the low ones are 4 further
-        unsigned high[2][4], low[2][4];
+    for (int n = 0; n < N; n++)
 #pragma unroll
-        for (int m = 0; m < 2; m++) {
-            int row = row0 + 16 * m + lane % 16, chunk = k + lane / 16;
-            load_matrices(high[m], parts + placed(row, chunk));
-            load_matrices(low[m], parts + placed(row, chunk + 4));
-        }
+        for (int k = 0; k < 2; k++) load_matrices(of_K[n][k], stage.parts + of_both[k] + 8 * n * HALVES);
 #pragma unroll
-        for (int n = 0; n < 8; n += 2) {
-            unsigned other_high[4], other_low[4];
-            int row = column0 + 8 * n + lane / 16 * 8 + lane % 8, chunk = k + lane / 8 % 2;
-            load_matrices(other_high, parts + placed(row, chunk));
-            load_matrices(other_low, parts + placed(row, chunk + 4));
+    for (int m = 0; m < M; m++) {
+        if (m >= units) break;
+        float part[N][4] = {};
 #pragma unroll
-            for (int next = 0; next < 2; next++) {
-                unsigned b_high[2] = {other_high[2 * next], other_high[2 * next + 1]};
-                unsigned b_low[2] = {other_low[2 * next], other_low[2 * next + 1]};
+        for (int k = 0; k < 2; k++) {
+            unsigned high[4], low[4];
+            load_matrices(high, stage.parts + of_high[k] + 16 * m * HALVES);
+            load_matrices(low, stage.parts + of_low[k] + 16 * m * HALVES);
 #pragma unroll
-                for (int m = 0; m < 2; m++) {  // the small ones first
-                    tensor_core_half(sums[m][n + next], low[m], b_high);
-                    tensor_core_half(sums[m][n + next], high[m], b_low);
-                    tensor_core_half(sums[m][n + next], high[m], b_high);
+            for (int product = 0; product < 3; product++)  // the small ones first
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    int part_K = product == 1 ? 2 : 0;
+                    unsigned other[2] = {of_K[n][k][part_K], of_K[n][k][part_K + 1]};
+                    tensor_core_half(part[n], product == 0 ? low : high, other);
                 }
+        }
+        // Read again for each m: registers are scarcer than reads.
+        const float* scale_x = stage.scales + row0 + 16 * m + lane / 4;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            auto scale_K = *reinterpret_cast<const TwoFloats*>(stage.scales + column0 + 8 * n + lane % 4 * 2);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                float scale = scale_x[e / 2 * 8] * (e % 2 ? scale_K.second : scale_K.first);
+                total[m][n][e] = fmaf(part[n][e], scale, total[m][n][e]);
             }
         }
     }
@@ -102,30 +180,84 @@ __device__ inline unsigned as_bfloats(float first, float second) {
     return __float_as_uint(first) >> 16 | (__float_as_uint(second) & 0xffff0000u);
 }
 
-// G of the warp's entries: the products of all scales.
-__device__ inline void multiply_scales(WarpSums& sums, const PartsOf& x, const PartsOf& K, long long b0, long long k0,
-                                       long long blocks) {
-    int row = threadIdx.x % 32 / 4;
-    for (long long first = threadIdx.x % 4 * 2; first < (blocks + 15) / 16 * 16; first += 16) {
-        auto scales = [&](const PartsOf& of, long long r, long long block) {
-            const float* at = of.scales + block * of.padded + r;
-            return as_bfloats(block < blocks ? at[0] : 0.0f, block + 1 < blocks ? at[of.padded] : 0.0f);
-        };
-        unsigned a[2][4];
-#pragma unroll
-        for (int m = 0; m < 2; m++)
-#pragma unroll
-            for (int r = 0; r < 4; r++) a[m][r] = scales(x, b0 + 16 * m + row + r % 2 * 8, first + r / 2 * 8);
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            unsigned b[2] = {scales(K, k0 + 8 * n + row, first), scales(K, k0 + 8 * n + row, first + 8)};
-#pragma unroll
-            for (int m = 0; m < 2; m++) tensor_core_bfloat(sums[m][n], a[m], b);
+// Bring the scales of a tile for `count` blocks of summed indices from `first` on to where its stages were: pairs of them
+// as bfloat16, zero where there are none, (pairs, PAIRS_APART) for the rows of a stage.
+__device__ inline void gather_scales(const PartsOf& x, const PartsOf& K, const Tile& tile, int first, int count,
+                                     int blocks) {
+    int warp = threadIdx.x / 32;
+    for (int row = threadIdx.x % 32 * 4; row < tile.rows + tile.columns; row += 128) {
+        bool is_x = row < tile.rows;
+        long long padded = is_x ? x.padded : K.padded;
+        const float* at = is_x ? x.scales + tile.b0 + row : K.scales + tile.k0 + (row - tile.rows);
+        unsigned* to = reinterpret_cast<unsigned*>(dynamic_shared) + warp * PAIRS_APART + row;
+        at += (first + 2 * warp) * padded;
+        for (int block = first + 2 * warp; block < first + count; block += 2 * SPLIT_WARPS) {
+            FourFloats one = {}, other = {};
+            if (block < blocks) one = *reinterpret_cast<const FourFloats*>(at);
+            if (block + 1 < blocks) other = *reinterpret_cast<const FourFloats*>(at + padded);
+            *reinterpret_cast<FourWords*>(to) = {as_bfloats(one.a, other.a), as_bfloats(one.b, other.b),
+                                                 as_bfloats(one.c, other.c), as_bfloats(one.d, other.d)};
+            at += 2 * SPLIT_WARPS * padded;
+            to += SPLIT_WARPS * PAIRS_APART;
         }
     }
 }
 
-// parts (kept, blocks, 64), scales (blocks, padded) of K = 2^SHIFT exp(-(C - minimum) / eps) for a shared C with its smallest
+// Add to G of the warp's entries, in ROWS times 16 rows from row0 on, the products of the scales of `count` blocks.
+template <int ROWS>
+__device__ inline void multiply_scales(float (&sums)[ROWS][N][4], int row0, int column0, int count) {
+    int lane = threadIdx.x % 32;
+    const unsigned* pairs = reinterpret_cast<const unsigned*>(dynamic_shared) + lane % 4 * PAIRS_APART + lane / 4;
+    for (int first = 0; first < count; first += 16) {
+        unsigned of_K[N][2];
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) of_K[n][r] = pairs[4 * r * PAIRS_APART + column0 + 8 * n];
+#pragma unroll
+        for (int m = 0; m < ROWS; m++) {
+            unsigned of_x[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) of_x[r] = pairs[r / 2 * 4 * PAIRS_APART + row0 + 16 * m + r % 2 * 8];
+#pragma unroll
+            for (int n = 0; n < N; n++) tensor_core_bfloat(sums[m][n], of_x, of_K[n]);
+        }
+        pairs += 8 * PAIRS_APART;
+    }
+}
+
+// Write the sums of the rows 16 FIRST to 16 LAST of the warp to those of the tile (rows, columns); -1, which nothing
+// certifies, where G is too large. By all threads.
+template <int FIRST, int LAST>
+__device__ inline void store_sums(float* sums, const WarpSums& total, const PartsOf& x, const PartsOf& K, const Tile& tile,
+                                  int blocks) {
+    int lane = threadIdx.x % 32, row0 = tile.row_of(threadIdx.x / 32), column0 = tile.column_of(threadIdx.x / 32);
+    float least[LAST - FIRST][N][4] = {};
+    for (int first = 0; first < blocks; first += SCALES_AT_ONCE) {
+        int left = (blocks - first + 15) / 16 * 16, count = left < SCALES_AT_ONCE ? left : SCALES_AT_ONCE;
+        if (FIRST == 0 || blocks > SCALES_AT_ONCE) {  // or they are there already
+            __syncthreads();  // all have used what is in their place
+            gather_scales(x, K, tile, first, count, blocks);
+            __syncthreads();
+        }
+        multiply_scales(least, row0 + 16 * FIRST, tile.rows + column0, count);
+    }
+#pragma unroll
+    for (int m = FIRST; m < LAST; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e += 2) {
+                auto certain = [&](int c) {
+                    float sum = total[m][n][c];
+                    return sum >= LEAST_OVER_SCALES * least[m - FIRST][n][c] ? sum : -1.0f;
+                };
+                int row = row0 + 16 * m + lane / 4 + e / 2 * 8, column = column0 + 8 * n + lane % 4 * 2;
+                *reinterpret_cast<TwoFloats*>(sums + row * tile.columns + column) = {certain(e), certain(e + 1)};
+            }
+}
+
+// parts (padded, blocks, 64), scales (blocks, padded) of K = 2^SHIFT exp(-(C - minimum) / eps) for a shared C with its smallest
 // entry minimum (1,); the strides of C say which of its axes is kept. One warp per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 split_kernel(Half* parts, float* scales, const REAL* C, const REAL* minimum, double cost_scale, long long kept_stride,
@@ -139,7 +271,7 @@ split_kernel(Half* parts, float* scales, const REAL* C, const REAL* minimum, dou
     }
 }
 
-// parts (B, blocks, 64), scales (blocks, padded) of scalings (B, n). One warp per block.
+// parts (padded, blocks, 64), scales (blocks, padded) of scalings (B, n). One warp per block.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 split_scalings(Half* parts, float* scales, const REAL* scaling, long long B, long long n, long long padded) {
     long long blocks = (n + PARTS - 1) / PARTS;
@@ -150,88 +282,192 @@ split_scalings(Half* parts, float* scales, const REAL* scaling, long long B, lon
     }
 }
 
-// scaling, logit (B, kept) in place, and their parts: parts (B, kept blocks, 64), scales (kept blocks, padded_x); deviation (B,
-// kept blocks), as in scaling_update; repaired (thread blocks, 4), how many entries of each warp were not certified. From the parts
-// of the scalings x of the other side, summed blocks, and those of K, kept rows; weights (B, kept); logits (B, summed) of
-// the other side; C (n, m), minimum (1,), omega (B,). Dynamic shared memory: STAGES stages, and in their place the sums.
-extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, 2)
-split_step(REAL* scaling, REAL* logit, Half* parts, float* scales, REAL* deviation, int* repaired,
+// What a launch changes and what its updates need, as `split_step` takes them.
+struct Side {
+    REAL *scaling, *logit;
+    Half* parts;
+    float* scales;
+    REAL* deviation;
+    int* repaired;
+    const REAL *weights, *logits, *C, *minimum, *omega;
+    REAL cost_scale;
+    long long kept_stride, summed_stride, B, kept, summed, padded, measured;
+};
+
+// The tile whose updates are under way: in shared memory, as registers are scarce.
+struct Pending {
+    long long b0, k0;
+    int columns, rows, pieces;  // of its sums; rows and pieces of 32 kept indices that exist
+
+    __device__ static Pending of(const Tile& tile, long long B, long long kept) {
+        long long rows = B - tile.b0, columns = kept - tile.k0;
+        return {tile.b0, tile.k0, tile.columns, rows < tile.rows ? int(rows) : tile.rows,
+                columns < tile.columns ? int((columns + PARTS - 1) / PARTS) : tile.columns / PARTS};
+    }
+};
+
+// The sums over the lanes of two numbers: of the first in the lanes below 16, of the second in the others.
+__device__ inline REAL two_warp_sums(REAL first, REAL second) {
+    bool lower = threadIdx.x % 32 < 16;
+    REAL mine = lower ? first : second;
+    mine += __shfl_xor_sync(FULL_WARP, lower ? second : first, 16);
+#pragma unroll
+    for (int step = 8; step; step /= 2) mine += __shfl_xor_sync(FULL_WARP, mine, step);
+    return mine;
+}
+
+// The updates of a tile that are left to this warp: of every SPLIT_WARPS-th row, a piece of TOGETHER rows after the other.
+// What the next piece reads is under way since the one before.
+struct Updates {
+    int row, piece;
+    REAL sum[TOGETHER], scaling[TOGETHER], weight[TOGETHER], omega[TOGETHER];
+
+    __device__ bool left(const Pending& of) const {
+        return row < of.rows;
+    }
+    // Where the lane's entry of the next piece lies, in its first row.
+    __device__ long long place(const Pending& of, const Side& side) const {
+        return (of.b0 + row) * side.kept + of.k0 + piece * PARTS + threadIdx.x % 32;
+    }
+    __device__ void load(const Pending& of, const Side& side, const float* sums) {
+        int column = piece * PARTS + threadIdx.x % 32;
+        long long at = place(of, side);
+#pragma unroll
+        for (int r = 0; r < TOGETHER; r++) {
+            int at_row = row + r * SPLIT_WARPS;
+            bool exists = at_row < of.rows, inside = exists && of.k0 + column < side.kept;
+            sum[r] = inside ? REAL(sums[at_row * of.columns + column]) : REAL(0);
+            scaling[r] = inside ? side.scaling[at + r * SPLIT_WARPS * side.kept] : REAL(0);
+            weight[r] = inside ? side.weights[at + r * SPLIT_WARPS * side.kept] : REAL(0);
+            omega[r] = exists ? side.omega[of.b0 + at_row] : REAL(1);
+        }
+    }
+    // Take a piece. The whole warp must call this.
+    __device__ void take(const Pending& of, const Side& side, const float* sums) {
+        int lane = threadIdx.x % 32;
+        int kept_blocks = int((again(side.kept) + PARTS - 1) / PARTS);
+        long long b = of.b0 + row, at = place(of, side), k = of.k0 + piece * PARTS + lane, block = k / PARTS;
+        REAL logarithm[TOGETHER] = {}, off[TOGETHER];
+        bool fails[TOGETHER];
+#pragma unroll
+        for (int r = 0; r < TOGETHER; r++) fails[r] = weight[r] > 0 && !certified(sum[r], again(side.summed));
+        if (__ballot_sync(FULL_WARP, fails[0] || fails[1])) {
+            Costs costs = {side.C, again(side.kept_stride), again(side.summed_stride), side.minimum[0], side.cost_scale};
+#pragma unroll 1  // rare
+            for (int r = 0; r < TOGETHER; r++) {
+                bool mine = r ? fails[1] : fails[0];
+                int lost = __popc(__ballot_sync(FULL_WARP, mine));
+                if (lane == 0) side.repaired[again(blockIdx.x) * SPLIT_WARPS + row % SPLIT_WARPS] += lost;
+                const REAL* logits = side.logits + (b + r * SPLIT_WARPS) * side.summed;
+                (r ? logarithm[1] : logarithm[0]) = log_sum(mine, costs, k, side.summed, logits) + shift_of(AUTO);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < TOGETHER; r++) {
+            long long here = at + r * SPLIT_WARPS * side.kept, row_here = b + r * SPLIT_WARPS;
+            Entry old = {scaling[r], REAL(0), REAL(0)}, entry = {REAL(0), -infinity(), REAL(0)};
+            if (weight[r] > 0) {
+                bool plain = omega[r] == 1 && !side.measured && !fails[r];
+                // Only here an update needs the logit: with a scaling in range and a moderate sum the ratio is finite.
+                bool needs = fails[r] || !in_range(old.scaling) || !(sum[r] < weight[r] * MODERATE);
+                if (!plain && needs) old.logit = side.logit[here];
+                entry = plain ? plain_by_sum(sum[r], weight[r])
+                        : fails[r] ? updated_by_log(old, logarithm[r], weight[r], omega[r], false)
+                                   : updated_by_sum(old, sum[r], weight[r], omega[r], false);
+            }
+            off[r] = entry.deviation;
+            if (row + r * SPLIT_WARPS >= of.rows) break;  // the whole warp
+            if (k < side.kept) {
+                side.scaling[here] = entry.scaling;
+                side.logit[here] = entry.logit;
+            }
+            write_parts(entry.scaling, side.parts + (row_here * kept_blocks + block) * HALVES,
+                        side.scales + block * side.padded + row_here);
+        }
+        if (side.measured) {  // for all threads
+            REAL both = two_warp_sums(off[0], off[1]);
+            int second = lane / 16;
+            if (lane % 16 == 0 && row + second * SPLIT_WARPS < of.rows)
+                side.deviation[(b + second * SPLIT_WARPS) * kept_blocks + block] = both;
+        }
+        if (++piece == of.pieces) {
+            piece = 0;
+            row += TOGETHER * SPLIT_WARPS;
+        }
+        if (left(of)) load(of, side, sums);
+    }
+};
+
+// Bring what the updates of a tile read to the cache of the device, in as many steps as there are `blocks`, by one warp.
+__device__ inline void fetch_ahead(const Side& side, const Tile& tile, int step, int steps) {
+    constexpr int LINE = 128 / sizeof(REAL);
+    int lines = tile.columns / LINE + 1, all = tile.rows * lines;  // of an array: a row may begin within a line
+    int unit = (step - steps) * 32 + all + threadIdx.x % 32;
+    if (unit >= 0 && unit < all) {
+        long long b = tile.b0 + unit / lines, k = tile.k0 + unit % lines * LINE;
+        long long at = b * side.kept + (k < side.kept ? k : side.kept - 1);
+        if (b < side.B) {
+            fetch(side.scaling + at);
+            fetch(side.weights + at);
+        }
+    }
+}
+
+// scaling, logit (B, kept) in place, and their parts: parts (padded_x, kept blocks, 64), scales (kept blocks, padded_x);
+// deviation (B, kept blocks), as in scaling_update, if it is `measured`; repaired (thread blocks, 8), how many entries of
+// each warp were not certified; sums (thread blocks, TILE), of the tile whose update is under way. From the parts of the
+// scalings x of the other side, summed blocks, and those of K, kept rows; weights (B, kept); logits (B, summed) of the
+// other side; C (n, m), minimum (1,), omega (B,). Dynamic shared memory: STAGES stages.
+extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, 1)
+split_step(REAL* scaling, REAL* logit, Half* parts, float* scales, REAL* deviation, int* repaired, float* sums,
            const Half* x_parts, const float* x_scales, const Half* K_parts, const float* K_scales,
            const REAL* weights, const REAL* logits, const REAL* C, const REAL* minimum, const REAL* omega, REAL cost_scale,
            long long kept_stride, long long summed_stride, long long B, long long kept, long long summed,
-           long long padded_x, long long padded_K) {
-    PartsOf x = {x_parts, x_scales, B, padded_x};
-    PartsOf K = {K_parts, K_scales, kept, padded_K};
-    Costs costs = {C, kept_stride, summed_stride, minimum[0], cost_scale};
-    long long row_tiles = (B + SPLIT_ROWS - 1) / SPLIT_ROWS, column_tiles = (kept + SPLIT_COLUMNS - 1) / SPLIT_COLUMNS;
-    long long blocks = (summed + PARTS - 1) / PARTS, kept_blocks = (kept + PARTS - 1) / PARTS;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = warp / 2 * 32, column0 = warp % 2 * 64;
-    float* sums = reinterpret_cast<float*>(dynamic_shared);
-    int lost = 0;
-    for (long long tile = blockIdx.x; tile < row_tiles * column_tiles; tile += gridDim.x) {
-        long long b0 = tile % row_tiles * SPLIT_ROWS, k0 = tile / row_tiles * SPLIT_COLUMNS;
-        auto copy = [&](long long block) {
-            if (block < blocks) {
-                Stage stage = Stage::number(int(block % STAGES));
-                stage.copy(x, b0, 0, SPLIT_ROWS, block, blocks);
-                stage.copy(K, k0, SPLIT_ROWS, SPLIT_COLUMNS, block, blocks);
-            }
-            end_copies();  // of none too: await_copies counts these
-        };
+           long long padded_x, long long padded_K, long long tiles, long long measured) {
+    PartsOf x = {x_parts, x_scales, padded_x};
+    PartsOf K = {K_parts, K_scales, padded_K};
+    Side side = {scaling, logit, parts, scales, deviation, repaired, weights, logits, C, minimum, omega,
+                 cost_scale, kept_stride, summed_stride, B, kept, summed, padded_x, measured};
+    int blocks = int((summed + PARTS - 1) / PARTS), warp = threadIdx.x / 32;
+    sums += blockIdx.x * (long long)TILE;
+    __shared__ Tile tile;
+    __shared__ Pending pending;
+    if (threadIdx.x == 0) pending.rows = 0;
+    if (threadIdx.x % 32 == 0) repaired[blockIdx.x * SPLIT_WARPS + warp] = 0;
+    Updates updates = {};
+    for (int number = blockIdx.x;; number += gridDim.x) {
+        bool more = number < tiles;
+        int units = units_of(number, B, kept);
         WarpSums total = {};
-#pragma unroll
-        for (int k = 0; k < STAGES - 1; k++) copy(k);
-#pragma unroll 1
-        for (long long block = 0; block < blocks; block++) {
-            await_copies<STAGES - 2>();
-            __syncthreads();  // this block is there for all, and all have used the one before
-            copy(block + STAGES - 1);
-            Stage stage = Stage::number(int(block % STAGES));
-            WarpSums part = {};
-            multiply_block(part, stage.parts, row0, SPLIT_ROWS + column0);
-            const float *of_x = stage.scales + row0 + lane / 4, *of_K = stage.scales + SPLIT_ROWS + column0 + lane % 4 * 2;
-#pragma unroll
-            for (int m = 0; m < 2; m++)
-#pragma unroll
-                for (int n = 0; n < 8; n++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        total[m][n][e] = fmaf(part[m][n][e], of_x[16 * m + e / 2 * 8] * of_K[8 * n + e % 2], total[m][n][e]);
-        }
-        __syncthreads();  // all have used the last stage
-        WarpSums least = {};
-        multiply_scales(least, x, K, b0 + row0, k0 + column0, blocks);
-#pragma unroll
-        for (int m = 0; m < 2; m++)
-#pragma unroll
-            for (int n = 0; n < 8; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float sum = total[m][n][e];
-                    bool certain = sum >= LEAST_OVER_SCALES * least[m][n][e];
-                    int row = row0 + 16 * m + lane / 4 + e / 2 * 8, column = column0 + 8 * n + lane % 4 * 2 + e % 2;
-                    sums[row * SUMS + column] = certain ? sum : -1.0f;  // which nothing certifies
-                }
+        if (threadIdx.x == 0) tile = tile_number(number, again(B), again(kept));
         __syncthreads();
-        long long k = k0 + 32 * warp + lane, kept_block = k0 / PARTS + warp;
-        bool inside = k < kept;
+        if (more) {
+            const int row0 = tile.row_of(warp), column0 = tile.column_of(warp);
+            auto copy = [&](int block) {
+                if (block < blocks) copy_block(Stage::number(block % STAGES), x, K, tile, block, blocks);
+                end_copies();  // of none too: await_copies counts these
+            };
+#pragma unroll
+            for (int k = 0; k < STAGES - 1; k++) copy(k);
 #pragma unroll 1
-        for (int r = 0; r < SPLIT_ROWS && b0 + r < B && kept_block < kept_blocks; r++) {
-            long long b = b0 + r, at = b * kept + k;
-            Entry old = {inside ? scaling[at] : REAL(0), inside ? logit[at] : REAL(0), REAL(0)};
-            REAL sum = REAL(sums[r * SUMS + 32 * warp + lane]), weight = inside ? weights[at] : REAL(0);
-            lost += __popc(__ballot_sync(FULL_WARP, weight > 0 && !certified(sum, summed)));
-            Entry entry = half_step(old, sum, weight, omega[b], false, AUTO, costs, k, summed, logits + b * summed);
-            if (inside) {
-                scaling[at] = entry.scaling;
-                logit[at] = entry.logit;
+            for (int block = 0; block < blocks; block++) {
+                await_copies<STAGES - 2>();
+                __syncthreads();  // this block is there for all, and all have used the one before
+                copy(block + STAGES - 1);
+                if ((block + warp / 4) % 2 == 0 && updates.left(pending)) updates.take(pending, side, sums);
+                if (warp == 0) fetch_ahead(side, tile, block, blocks);
+                multiply_block(total, Stage::number(block % STAGES), units, row0, tile.rows + column0);
             }
-            write_parts(entry.scaling, parts + (b * kept_blocks + kept_block) * HALVES,
-                        scales + kept_block * padded_x + b);
-            REAL off = warp_sum(entry.deviation);
-            if (lane == 0) deviation[b * kept_blocks + kept_block] = off;
         }
-        __syncthreads();  // the next tile copies to where the sums are
+        while (updates.left(pending)) updates.take(pending, side, sums);
+        if (!more) break;
+        __syncthreads();  // all have used the last stage, and the sums of the tile before
+        if (threadIdx.x == 0) pending = Pending::of(tile, B, kept);
+        store_sums<0, HALF>(sums, total, x, K, tile, blocks);
+        store_sums<HALF, M>(sums, total, x, K, tile, blocks);
+        __syncthreads();  // all sums of the tile are there
+        updates.row = warp;
+        updates.piece = 0;
+        updates.load(pending, side, sums);
     }
-    if (lane == 0) repaired[blockIdx.x * 4 + warp] = lost;
 }

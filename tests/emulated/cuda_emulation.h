@@ -576,6 +576,22 @@ inline void load_matrices(unsigned (&fragments)[4], const void* row) {
     int lane = emulated::current % 32;
     for (int k = 0; k < 4; k++) fragments[k] = rows[8 * k + lane / 4][lane % 4];
 }
+inline int opaque(int x) {
+    return x;
+}
+inline long long again(long long x) {
+    return x;
+}
+inline unsigned largest(unsigned x) {
+    uint64_t* slots = emulated::exchange(0xffffffffu, x, __LINE__);
+    unsigned most = 0;
+    for (int lane = 0; lane < 32; lane++) most = unsigned(slots[lane]) > most ? unsigned(slots[lane]) : most;
+    return most;
+}
+// Only that there is memory at all: a device would not mind.
+UNSEEN inline void fetch(const void* at) {
+    (void)*(const volatile char*)at;
+}
 inline void copy_ahead(void* to, const void* from) {
     emulated::Copies& mine = emulated::copies[emulated::current];
     if ((uintptr_t(to) | uintptr_t(from)) % 16) emulated::fail("a copy of 16 bytes that are not aligned");

@@ -202,5 +202,5 @@ def test_the_largest_block_fits_the_register_file(compiled):
             if name.startswith("iterate"):  # two blocks, but for double where that would spill
                 most = launch.MOST_ITERATE_THREADS * (1 if job[1] == "float64" and job[2] >= 100 else 2)
             most = launch.GRID_THREADS if name in launch.GRID_PASSES else most
-            most = 2 * launch.SPLIT_THREADS if name == "split_step" else most  # two blocks
+            most = launch.SPLIT_THREADS if name == "split_step" else most
             assert used.registers * most <= 65536, (job, name)

@@ -49,6 +49,7 @@ UNITS = {
     "control": r"BRA|BSSY|BSYNC|WARPSYNC|BAR|NOP|EXIT|CALL|RET|BREAK|BMOV",
 }
 MOST_LOOPS, LEAST_TERMS = 4, 4  # that are kept of a kernel, and terms in a loop that is more than an edge
+BRANCHED = ("split_step",)  # kernels in which a branch can skip useful terms, as those of rows without problems
 
 
 class Loop(NamedTuple):
@@ -89,8 +90,11 @@ def opcode(instruction):
     return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0]
 
 
-def loops(code):
-    """Return the opcodes of each loop without those of the loops inside it, and of what a branch can skip."""
+def loops(code, term=None):
+    """Return the opcodes of each loop without those of the loops inside it, and of what a branch can skip.
+
+    What holds a `term`, if one is given, counts all the same.
+    """
     place = {line[:-1]: index for index, line in enumerate(code) if line.endswith(":")}
     ends, skips = {}, []
     for index, line in enumerate(code):
@@ -104,6 +108,8 @@ def loops(code):
     for start, end in ends.items():
         inside = [(s, e) for s, e in ends.items() if start <= s and e <= end and (s, e) != (start, end)]
         rare = [(s + 1, e - 1) for s, e in skips if start <= s and e <= end]
+        if term is not None:
+            rare = [(s, e) for s, e in rare if not any(opcode(x).startswith(term) for x in code[s : e + 1])]
         own = (k for k in range(start, end + 1) if not any(s <= k <= e for s, e in (*inside, *rare)))
         bodies.append([opcode(code[k]) for k in own if not code[k].endswith(":")])
     return bodies
@@ -113,7 +119,7 @@ def count(name, code):
     """Return the loops of kernel `name` that hold useful terms, the cheapest first."""
     term = next(term for start, term in TERMS.items() if name.startswith(start))
     found = []
-    for body in loops(code):
+    for body in loops(code, term if name in BRANCHED else None):
         terms = sum(op.startswith(term) for op in body)
         if terms >= LEAST_TERMS:
             units = collections.Counter(

@@ -23,8 +23,8 @@ MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
 BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
-SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_THREADS, STAGES, PARTS = 64, 128, 128, 3, 32  # as in split_step.cu and half_parts.cuh
-SPLIT_FROM = 32  # problems from which on half of a tile of them or more is in use
+STRIP, TILE_COLUMNS, SPLIT_THREADS, STAGES, PARTS = 80, 320, 256, 3, 32  # as in split_step.cu and half_parts.cuh
+SPLIT_TILE, SPLIT_SHARE = STRIP * TILE_COLUMNS, 0.4  # its entries, and the share of them in use that makes it faster
 GRID_THREADS = 64  # of a product along the axis of a grid, as in grid_tiles.cuh
 PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
 PLAN_WARPS, PLAN_PARTS = 4, 16  # of a block, and at most into which the problems are divided
@@ -173,6 +173,12 @@ def configure(
     raise ValueError(f"no kernel for {operator!r}")
 
 
+def split_tiles(B: int, kept: int) -> int:
+    """Return the tiles of ``split_step``: of two strips of problems, and of the last one where it is alone."""
+    pairs = (B + STRIP - 1) // (2 * STRIP)
+    return pairs * -(-kept // (TILE_COLUMNS // 2)) + (B > 2 * STRIP * pairs) * -(-kept // TILE_COLUMNS)
+
+
 def plan_parts(B: int, n: int, m: int, device: Device) -> int:
     """Return into how many parts ``plan_sum`` divides the problems, so that small costs fill the device too."""
     tiles = -(-n // (PLAN_ROWS * PLAN_WARPS)) * -(-m // 32)
@@ -310,12 +316,13 @@ def _products(operator: str, B: int, kept: int, summed: int, d: int, size: int, 
 
 def _split_step(B: int, kept: int, size: int, device: Device) -> Launch | None:
     """Return a launch on tensor cores; None where it does not fit, or where products in float are as fast or faster."""
-    shared = STAGES * (SPLIT_ROWS + SPLIT_COLUMNS) * (4 * PARTS + 4)
-    tiles = -(-B // SPLIT_ROWS) * -(-kept // SPLIT_COLUMNS)
-    pays = device.fast_halves and size == 4 and B >= SPLIT_FROM and tiles >= device.multiprocessors
+    shared = STAGES * (STRIP + TILE_COLUMNS) * (4 * PARTS + 4)
+    tiles = split_tiles(B, kept)
+    at_once = -(-tiles // device.multiprocessors) * device.multiprocessors
+    pays = device.fast_halves and size == 4 and B * kept >= SPLIT_SHARE * SPLIT_TILE * at_once
     if not pays or shared > device.shared_memory - OWN_SHARED_MEMORY:
         return None
-    return Launch("split_step.cu", "split_step", _blocks(tiles), SPLIT_THREADS, shared)
+    return Launch("split_step.cu", "split_step", _blocks(min(tiles, device.multiprocessors)), SPLIT_THREADS, shared)
 
 
 def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: bool, log: bool) -> Launch | None:

@@ -6,31 +6,31 @@ import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy.forms import MatmulForm
-from cusink.backends.cupy.launch import PARTS, SPLIT_COLUMNS
+from cusink.backends.cupy.launch import PARTS, SPLIT_THREADS, SPLIT_TILE, TILE_COLUMNS, split_tiles
 from cusink.backends.cupy.run import choose_launch, find_launch, run, sizes
 from cusink.backends.cupy.state import State
 from cusink.types import Array, Axis, Method
 
 MOST_REPAIRED = 1 / 256  # of the entries, above which products in float are faster
-LOOKS = 10  # iterations from one look at how many were repaired to the next
+LOOKS = 10  # iterations from one look at how many were repaired to the next, within a call
 MOST_BYTES = 4 << 30  # of a cost and its kernel, which is kept three times
 
 
 class Parts(NamedTuple):
     """Non-negative numbers (rows, summed) as two of half precision, see ``half_parts.cuh``."""
 
-    halves: Array  # (rows, blocks, 64)
+    halves: Array  # (padded, blocks, 64)
     scales: Array  # (blocks, padded)
 
     @classmethod
     def empty(cls, rows: int, summed: int) -> Self:
         """Return arrays for such numbers."""
-        blocks, padded = -(-summed // PARTS), -(-rows // SPLIT_COLUMNS) * SPLIT_COLUMNS
-        return cls(cp.empty((rows, blocks, 2 * PARTS), np.float16), cp.empty((blocks, padded), np.float32))
+        blocks, padded = -(-summed // PARTS), -(-rows // TILE_COLUMNS) * TILE_COLUMNS
+        return cls(cp.empty((padded, blocks, 2 * PARTS), np.float16), cp.empty((blocks, padded), np.float32))
 
     @property
     def padded(self) -> int:
-        """Rows of `scales`, whole tiles of them."""
+        """Rows, whole tiles of them; those that are no numbers hold anything."""
         return int(self.scales.shape[1])
 
 
@@ -41,14 +41,16 @@ class Side(NamedTuple):
     logit: Array  # (B, kept)
     parts: Parts  # (B, kept)
     deviation: Array  # (B, kept / 32)
-    repaired: Array  # (blocks, 4), int32
+    repaired: Array  # (blocks, 8), int32
+    sums: Array  # (blocks, SPLIT_TILE), float32: of tiles whose update is under way
 
     @classmethod
     def of(cls, scaling: Array, logit: Array, blocks: int) -> Self:
         """Return the side of these scalings; no parts are written yet."""
         B, kept = scaling.shape
-        deviation = cp.empty((B, -(-kept // PARTS)), scaling.dtype)
-        return cls(scaling, logit, Parts.empty(B, kept), deviation, cp.empty((blocks, 4), np.int32))
+        deviation, repaired = cp.empty((B, -(-kept // PARTS)), scaling.dtype), (blocks, SPLIT_THREADS // 32)
+        sums = cp.empty((blocks, SPLIT_TILE), np.float32)
+        return cls(scaling, logit, Parts.empty(B, kept), deviation, cp.empty(repaired, np.int32), sums)
 
 
 class SplitForm(MatmulForm):
@@ -62,6 +64,8 @@ class SplitForm(MatmulForm):
     def __init__(self, C: Array, cost_scale: float, method: Method) -> None:
         super().__init__(C, cost_scale, method)
         self.kernels: tuple[Parts, Parts] | None = (self._split_kernel(0), self._split_kernel(1))  # by axis summed over
+        self.unread: tuple[Array, float] | None = None  # how many were repaired at the end of the last call, and may be
+        self.looked = False
 
     @staticmethod
     def pays(C: Array, B: int, method: Method, memory: float = MOST_BYTES) -> bool:
@@ -76,6 +80,8 @@ class SplitForm(MatmulForm):
 
     def run(self, state: State, omega: Array, count: int) -> Array:
         """See `Form`."""
+        if count and self.unread is not None and int(self.unread[0]) > self.unread[1]:  # known by now: nothing waits
+            self.kernels = None
         if count == 0 or self.kernels is None or not self.pays(self.C, len(omega), "auto"):
             return super().run(state, omega, count)
         B, n, m = state.sizes
@@ -87,10 +93,12 @@ class SplitForm(MatmulForm):
         run(launch, self.C.dtype, *rows.parts, state.u, *sizes(B, n, rows.parts.padded))
         for k in range(count):
             self._split_step(columns, rows, state.b, omega, 0)
-            self._split_step(rows, columns, state.a, omega, 1)
-            if k % LOOKS == 0 and int(rows.repaired.sum() + columns.repaired.sum()) > MOST_REPAIRED * B * (n + m):
-                self.kernels = None
-                if k + 1 < count:
+            self._split_step(rows, columns, state.a, omega, 1, measured=k + 1 == count)
+            self.unread = rows.repaired.sum() + columns.repaired.sum(), MOST_REPAIRED * B * (n + m)
+            if not self.looked or (k and k % LOOKS == 0):
+                self.looked = True
+                if int(self.unread[0]) > self.unread[1] and k + 1 < count:
+                    self.kernels = None
                     return super().run(state, omega, count - k - 1)
         return rows.deviation.sum(axis=1) + self.measured(state, omega, self.method_of(count))
 
@@ -102,11 +110,13 @@ class SplitForm(MatmulForm):
         run(launch, self.C.dtype, *parts, self.C, self.minimum, *scalars)
         return parts
 
-    def _split_step(self, side: Side, other: Side, weights: Array, omega: Array, axis: Axis) -> None:
+    def _split_step(
+        self, side: Side, other: Side, weights: Array, omega: Array, axis: Axis, measured: bool = False
+    ) -> None:
         assert self.kernels is not None
         (n, m), (*strides, kept, summed), B = self.C.shape, self.layout(axis), len(omega)
         launch, kernel = choose_launch("split_step", B, n, m, self.C.dtype, axis=axis), self.kernels[axis]
-        outputs = (side.scaling, side.logit, *side.parts, side.deviation, side.repaired)
+        outputs = (side.scaling, side.logit, *side.parts, side.deviation, side.repaired, side.sums)
         inputs = (*other.parts, *kernel, weights, other.logit, self.C, self.minimum, omega)
-        shape = sizes(*strides, B, kept, summed, side.parts.padded, kernel.padded)
+        shape = sizes(*strides, B, kept, summed, side.parts.padded, kernel.padded, split_tiles(B, kept), int(measured))
         run(launch, self.C.dtype, *outputs, *inputs, self.C.dtype.type(self.cost_scale), *shape)

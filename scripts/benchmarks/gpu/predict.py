@@ -8,9 +8,11 @@ float units, shared memory, the bytes that must cross the bus; then blocks are d
 launches, the host and what lies outside the inner loop are left out, so that a time can only be longer: so `iterate`,
 `documents` and the products of points on tensor cores, which spend much of it there, are not predicted.
 
-`split_step` is a half-step with a large shared cost. Its tensor cores are taken to reach 62 % of their rate, as others
-have measured of mma instructions on Hopper (Luo et al. 2024, arXiv:2402.13499); the update after the products is taken
-to hide behind the products of the other block of a multiprocessor.
+`split_step` is a half-step with a large shared cost, a thread block for each multiprocessor. On an H100 tensor cores
+are taken to reach 62.9 % of their rate, and the L2 cache 4472 bytes a clock, as Luo et al. have measured of mma.sync
+and of loads on Hopper (2025, arXiv:2501.12084, section 6.2 and table 5). The busiest multiprocessor counts, and each of
+its tiles in full. The update of a tile issues its instructions beside the products of the next one. That of the last
+tile, and the test of all sums of a tile, have no products beside them, and are added.
 
     predict.py                          # the rows of docs/gpu.md
     predict.py --device T4 softmin 256 1000 1000
@@ -27,7 +29,16 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this checkout, whatever is installed
 
-from cusink.backends.cupy.launch import PARTS, SPLIT_COLUMNS, SPLIT_ROWS, SPLIT_THREADS, Device, configure
+from cusink.backends.cupy.launch import (
+    PARTS,
+    SPLIT_THREADS,
+    SPLIT_TILE,
+    STRIP,
+    TILE_COLUMNS,
+    Device,
+    configure,
+    split_tiles,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,16 +53,20 @@ class Machine(NamedTuple):
     float_lanes: int
     capability: str
     halves: int  # multiply-adds of half precision with sums in float
+    reached: float = 1.0  # of them by mma.sync
+    cache: float = math.inf  # bytes a clock that all multiprocessors together read from the L2 cache
 
 
 MACHINES = {
-    "H100": Machine(Device(132, 232448, True, True), 1.755e9, 3.35e12, 228 << 10, 128, "sm_90", 2048),
-    "A100": Machine(Device(108, 166912, True, True), 1.41e9, 1.555e12, 164 << 10, 64, "sm_80", 1024),
+    "H100": Machine(Device(132, 232448, True, True), 1.755e9, 3.35e12, 228 << 10, 128, "sm_90", 2048, 0.629, 4472),
+    "A100": Machine(Device(108, 166912, True, True), 1.41e9, 1.555e12, 164 << 10, 64, "sm_80", 1024, 1.0, 5120),
     "T4": Machine(Device(40, 65536, False), 1.59e9, 0.32e12, 64 << 10, 64, "sm_75", 512),
 }
 SCHEDULERS, EXPONENTIALS, WARPS = 4, 16, {"sm_75": 32, "sm_80": 64, "sm_90": 64}
-COPYING = 110  # instructions of a warp for the copies of a block, which a branch can skip; counted by hand
-REACHED = 0.62  # of the rate of tensor cores
+# Instructions of a warp of `split_step`, counted by hand in the same machine code: for the copies of a block, which
+# branches can skip; for the test of the sums of a tile (of 4000 summed indices), and their way to memory; for the
+# update of 32 entries without over-relaxation.
+COPYING, TESTING, UPDATING = 180, 2170, 208
 PREDICTED = ("softmin", "apply_plan", "transport_cost", "softmin_points", "apply_plan_points", "split_step")
 ROWS = (
     # operator, B, n, m, coordinates
@@ -66,7 +81,10 @@ ROWS = (
 
 
 class Prediction(NamedTuple):
-    """Seconds by what they go into, the whole, and the share of the limit of the operation that is reached."""
+    """Seconds by what they go into, the whole, and the share of the limit of the operation that is reached.
+
+    The whole is the largest part, and of `split_step` what has nothing beside it.
+    """
 
     kernel: str
     parts: dict
@@ -82,6 +100,8 @@ def hot_loop(kernel, coordinates):
     if kernel.endswith("_points"):  # by products, which take a multiply-add for each coordinate: 2 of them, 3
         least, most = (5, 6) if coordinates >= 3 else (4, 5)
         return next(loop for loop in loops if least <= loop[2]["float"] / loop[0] < most and "global" not in loop[2])
+    if kernel == "split_step":  # the others test its sums
+        return max(loops, key=lambda loop: loop[0])
     return loops[-1] if kernel in ("softmin_rows", "softmin_columns", "apply_plan_rows") else loops[0]
 
 
@@ -132,22 +152,30 @@ def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"]):
 def split_step(launch, B, n, m, machine):
     """Return the `Prediction` of a half-step (kept n, summed m), by the tiles of the busiest multiprocessor."""
     products, instructions, units = hot_loop("split_step", 1)
-    warps, rows, blocks = SPLIT_THREADS // 32, SPLIT_ROWS + SPLIT_COLUMNS, -(-m // PARTS)
-    tiles = math.ceil(-(-B // SPLIT_ROWS) * -(-n // SPLIT_COLUMNS) / machine.device.multiprocessors)
-    matrices = products // 4  # loads of four of them, each of 512 bytes; the other loads take a wavefront each
-    copies = rows * (4 * PARTS + 4) // 128
-    wavefronts = warps * (4 * matrices + units["shared"] - matrices) + copies
+    device, blocks = machine.device, -(-m // PARTS)
+    warps, rows, pieces = (
+        SPLIT_THREADS // 32,
+        2 * STRIP + TILE_COLUMNS // 2,
+        SPLIT_TILE // PARTS,
+    )  # of a tile of two strips
+    tiles = math.ceil(split_tiles(B, n) / device.multiprocessors)
+    matrices = products // 5  # loads of four of them, each of 512 bytes; the other loads take a wavefront each
+    copied = rows * (4 * PARTS + 4)
     clocks = {
         "issue": warps * (instructions + COPYING) / SCHEDULERS,
-        "tensor": warps * products * 2048 / (REACHED * machine.halves),
-        "shared": wavefronts,
+        "tensor": warps * products * 2048 / (machine.reached * machine.halves),
+        "shared": warps * (4 * matrices + units["shared"] - matrices) + copied / 128,
+        "cache": copied * device.multiprocessors / machine.cache,
     }
-    parts = {unit: tiles * blocks * each / machine.clock for unit, each in clocks.items()}
-    parts["bytes"] = 4.0 * (n * m + 6 * B * n + B * m) / machine.bandwidth
+    clocks = {unit: tiles * blocks * each for unit, each in clocks.items()}
+    update = pieces * UPDATING / SCHEDULERS
+    clocks["issue"] += (tiles - 1) * update
+    parts = {unit: each / machine.clock for unit, each in clocks.items()}
+    parts["bytes"] = 4.0 * (n * m + 7 * B * n + B * m) / machine.bandwidth
     bound = max(parts, key=parts.get)
-    limit = 3.0 * B * n * m / (machine.halves * machine.device.multiprocessors * machine.clock)
-    fit = min(2, (machine.shared - 1024) // (launch.shared + 1024))
-    return Prediction(launch.kernel, parts, bound, parts[bound], limit / parts[bound], fit)
+    seconds = parts[bound] + (tiles * warps * TESTING / SCHEDULERS + update) / machine.clock
+    limit = 3.0 * B * n * m / (machine.halves * device.multiprocessors * machine.clock)
+    return Prediction(launch.kernel, parts, bound, seconds, limit / seconds, 1)
 
 
 def table(rows, machine):

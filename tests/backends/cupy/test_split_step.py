@@ -7,8 +7,8 @@ from backends.cupy.test_operators import INPUTS, check, make
 from emulated import cupy_stand_in
 from emulated.cupy_stand_in import force, operators, part
 
-from cusink.backends.cupy import loader
-from cusink.backends.cupy.launch import H100, Device, Launch, configure
+from cusink.backends.cupy import launch, loader
+from cusink.backends.cupy.launch import H100, SPLIT_TILE, Device, Launch, configure, split_tiles
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -21,21 +21,22 @@ LOST = 3 * 2 * UNIT + 6 * UNIT
 
 def split_only(grid=None):
     """Let problems go to ``split_step``, however few, in a grid of so many blocks; no launch of ``iterate`` fits."""
-    cupy_stand_in.ATTRIBUTES["MultiProcessorCount"] = 1
+    launch.SPLIT_SHARE = 0
+    cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = H100.shared_memory  # until `operators` ends
 
     def choose(operator, *sizes, **options):
-        launch = None if operator == "iterate" else configure(operator, *sizes, **options)
-        return launch._replace(grid=grid) if grid and launch and launch.file == FILE else launch
+        chosen = None if operator == "iterate" else configure(operator, *sizes, **options)
+        return chosen._replace(grid=grid) if grid and chosen and chosen.file == FILE else chosen
 
     force(choose)
 
 
 @pytest.fixture(autouse=True)
-def multiprocessors():
-    """Give the device its multiprocessors back."""
-    kept = dict(cupy_stand_in.ATTRIBUTES)
+def share():
+    """Give the device its own rule back."""
+    kept = launch.SPLIT_SHARE
     yield
-    cupy_stand_in.ATTRIBUTES.update(kept)
+    launch.SPLIT_SHARE = kept
 
 
 def decoded(parts, rows, numbers):
@@ -93,7 +94,7 @@ def test_sums_have_the_digits_of_a_float():
     """And are not lower one and all, as sums that tensor cores truncate would be."""
     with operators() as ops:
         split_only()
-        for sizes, sparse in (((33, 1000, 20), 0.0), ((70, 37, 5), 0.0), ((32, 1, 200), 0.0), ((65, 300, 33), 0.9)):
+        for sizes, sparse in (((33, 1000, 20), 0.0), ((170, 37, 5), 0.0), ((32, 1, 200), 0.0), ((101, 300, 333), 0.9)):
             for found, exact in zip(*half_steps(*sizes, sparse=sparse), strict=True):
                 carries = np.isfinite(found)
                 off = (found - exact)[carries] / exact[carries]
@@ -110,8 +111,8 @@ def test_iterations_follow_the_oracle(inputs, monkeypatch):
         split_only((None, 1, 3, 40)[INPUTS.index(inputs) % 4])
         monkeypatch.setattr(part("split_form"), "MOST_REPAIRED", 1.0)
         emulated.shuffle(INPUTS.index(inputs))
-        check("SplitForm", "auto", make(inputs, 66, 20, 140, False, NUMBERS), NUMBERS)
-        assert ops.launched.count("split_step") == 2 * 5  # of 33 problems after the first two iterations
+        check("SplitForm", "auto", make(inputs, 176, 20, 140, False, NUMBERS), NUMBERS)
+        assert ops.launched.count("split_step") == 2 * 5  # of 88 problems after the first two iterations
 
 
 def test_the_form_gives_up_where_many_entries_are_repaired():
@@ -120,6 +121,15 @@ def test_the_form_gives_up_where_many_entries_are_repaired():
         check("SplitForm", "auto", make("small eps", 66, 40, 137, False, NUMBERS), NUMBERS)
         assert ops.launched.count("split_step") == 2
         assert ops.launched.count("scaling_update") == 2 * 4 + 4  # of which two measure, and two finish
+
+
+@pytest.mark.parametrize("kept", [1, 159, 161, 640])
+def test_tiles_hold_each_entry_once(kept):
+    """Of any number of problems, and those of two strips come first."""
+    for B in (1, 79, 80, 81, 160, 161, 240, 241, 320, 1665):
+        pairs, alone = divmod(-(-B // 80), 2)
+        assert split_tiles(B, kept) == pairs * -(-kept // 160) + alone * -(-kept // 320)
+        assert split_tiles(B, kept) * SPLIT_TILE >= B * kept
 
 
 def uncertain(function=emulated.function):
@@ -139,8 +149,8 @@ def uncertain(function=emulated.function):
         iteration = part("dense").Iteration(C, a, b, 1.0, 0 * a, 0 * b, "auto")
         form, step = iteration.form, iteration.form._split_step
 
-        def counting(side, *rest):
-            step(side, *rest)
+        def counting(side, *rest, **options):
+            step(side, *rest, **options)
             repaired.append(int(side.repaired.sum()))
 
         form._split_step = counting
@@ -170,13 +180,16 @@ def test_an_iteration_is_two_launches_and_a_look_now_and_then():
 
 
 def test_tensor_cores_are_taken_where_they_are_faster():
-    T4, L40 = Device(40, 64 << 10), Device(142, 99 << 10, True)
+    T4, L40, A100 = Device(40, 64 << 10), Device(142, 99 << 10, True), Device(108, 166912, True, True)
     sizes = 1665, 4000, 4000
-    assert configure("split_step", *sizes, "float32", H100) == Launch(FILE, "split_step", 27 * 32, 128, 76032)
+    assert split_tiles(1665, 4000) == 10 * 25 + 13  # for 132 multiprocessors
+    assert configure("split_step", *sizes, "float32", H100) == Launch(FILE, "split_step", 132, 256, 158400)
+    assert configure("split_step", *sizes, "float32", A100).grid == 108
     assert configure("split_step", *sizes, "float64", H100) is None
     assert all(configure("split_step", *sizes, "float32", device) is None for device in (T4, L40))
-    assert configure("split_step", 31, 40_000, 40_000, "float32", H100) is None
-    assert configure("split_step", 64, 4000, 4000, "float32", H100) is None  # 32 tiles for 132 multiprocessors
+    assert configure("split_step", 31, 42_240, 42_240, "float32", H100) is None  # a strip has 80
+    assert configure("split_step", 32, 42_240, 42_240, "float32", H100).grid == 132
+    assert configure("split_step", 64, 4000, 4000, "float32", H100) is None  # 13 tiles for 132 multiprocessors
     with operators(shared_memory=0):
         for method, own in (("scaling", False), ("log", False), ("auto", True)):
             problem = make("plain", 40, 5, 6, own, NUMBERS)
@@ -193,11 +206,17 @@ def test_a_kernel_that_does_not_fit_beside_the_others_is_kept_once():
 
 
 BROKEN = {
-    "no small parts of K": ("tensor_core_half(sums[m][n + next], high[m], b_low);", "(void)b_low;"),
-    "a sum that only tensor cores add": ("WarpSums part = {};", "static thread_local WarpSums part;"),
+    "no small parts of K": ("product == 1 ? 2 : 0", "0"),
+    "a sum that only tensor cores add": ("float part[N][4] = {};", "static thread_local float part[N][4];"),
     "one copy too few that is waited for": ("await_copies<STAGES - 2>();", "await_copies<STAGES - 1>();"),
-    "no barrier before the sums": ("__syncthreads();  // all have used the last stage", ""),
+    "no barrier before the updates": ("__syncthreads();  // all sums of the tile are there", ""),
+    "no barrier before the sums": (
+        "__syncthreads();  // all have used the last stage, and the sums of the tile before",
+        "",
+    ),
     "parts of the scalings before": ("write_parts(entry.scaling,", "write_parts(old.scaling,"),
+    "rows that have no products": ("if (m >= units) break;", "if (m + 1 >= units) break;"),
+    "updates that begin and do not end": ("while (updates.left(pending))", "if (updates.left(pending))"),
 }
 
 
@@ -228,9 +247,9 @@ def test_a_broken_kernel_is_found(what):
 
 
 def test_a_missing_certificate_is_found():
-    old = "certain ? sum"
+    old = "sum >= LEAST_OVER_SCALES * least[m - FIRST][n][c] ? sum"
     assert old in loader.source(FILE)
-    off, repaired = uncertain(broken(old, "certain || sum > 0 ? sum"))
+    off, repaired = uncertain(broken(old, "sum > 0 ? sum"))
     assert off > 64 * UNIT and repaired[0] == 0
 
 
@@ -239,5 +258,6 @@ def test_the_kernels_keep_to_the_rules_of_cuda():
     with operators(function=emulated.checked_function):
         split_only(2)
         emulated.shuffle(1)
-        for found, exact in zip(*half_steps(66, 100, 33), strict=True):
-            assert abs(found / exact - 1).max() <= 4 * (LOST + UNIT * (2 + 100 / 32))
+        for sizes in ((66, 100, 33), (170, 70, 200)):
+            for found, exact in zip(*half_steps(*sizes), strict=True):
+                assert abs(found / exact - 1).max() <= 4 * (LOST + UNIT * (2 + sizes[1] / 32))
