@@ -40,6 +40,9 @@ class Deferring:
                 return own[name]
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.__dict__.get("_waiting", ())]
+
     def __getstate__(self) -> dict[str, Any]:
         for name in tuple(self.__dict__.get("_waiting", ())):
             getattr(self, name)
