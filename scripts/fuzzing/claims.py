@@ -245,7 +245,7 @@ def _values(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Ite
     }
     for name, (value, allowed) in expected.items():
         claim = getattr(claimed, name)
-        if not abs(claim - value) <= allowed + 2 * u * abs(value) + 1e-300:
+        if not abs(claim - value) <= allowed + 2 * u * abs(value) + max(least, 1e-300):  # below that it is shown as 0
             yield Finding(WRONG, f"{name} is that of the plan", f"{claim:.9g}", f"{value:.9g} within {allowed:.1g}")
 
 
