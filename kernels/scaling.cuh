@@ -108,12 +108,6 @@ struct Entry {
     REAL scaling, logit, deviation;
 };
 
-// The update of an entry whose sum is certified where nothing is relaxed or measured.
-__device__ inline Entry plain_by_sum(REAL sum, REAL weight) {
-    REAL scaling = weight / sum;
-    return {capped(scaling), in_range(scaling) ? log_two(scaling) : log_two(weight) - log_two(sum), REAL(0)};
-}
-
 // The update of an entry whose sum is certified; with measure, only the deviation of the old entry.
 __device__ inline Entry updated_by_sum(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure) {
     REAL ratio = in_range(old.scaling) ? old.scaling * (sum / weight) : infinity();

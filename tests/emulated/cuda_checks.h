@@ -187,6 +187,12 @@ UNSEEN inline float device_exp2f(float x) {
 UNSEEN inline float device_log2f(float x) {
     return off_by<float, uint32_t>(::log2f(x), x, 1);
 }
+// Off by 2^-22 at most between 0.5 and 2, else by units in the last place.
+UNSEEN inline float device_fast_log2f(float x) {
+    if (!(x > 0.5f && x < 2.0f)) return off_by<float, uint32_t>(::log2f(x), x, 2);
+    float share = 4 * off_by<float, uint32_t>(1.5f, x, 1 << 21) - 6;  // from -1 to 1
+    return float(::log2(double(x)) + share * (0x1p-22 - 0x1p-25));  // which rounds by 2^-25
+}
 UNSEEN inline double device_exp2(double x) {
     return off_by<double, uint64_t>(::exp2(x), x, 1);
 }
@@ -236,6 +242,7 @@ extern "C" UNSEEN void emulated_regions(long count, void** starts, long* sizes) 
 
 #define exp2f emulated::device_exp2f
 #define log2f emulated::device_log2f
+#define __log2f emulated::device_fast_log2f
 #define exp2 emulated::device_exp2
 #define log2 emulated::device_log2
 

@@ -144,6 +144,7 @@ UNSEEN T atomically(T* at) {
     return *at;
 }
 #else
+#define __log2f ::log2f
 #define ATOMIC inline
 template <class T>
 T atomically(T* at) {

@@ -424,6 +424,20 @@ extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
     assert np.abs(exact).max() < 2e-7 and 2e-7 < np.abs(off).max() < 8e-7
 
 
+def test_the_device_s_own_logarithm_has_an_absolute_error(toy):
+    """And units in the last place away from 1."""
+    text = """
+extern "C" __global__ void toy(REAL* out, const REAL* x, int n) {
+    out[threadIdx.x] = __log2f(ARGUMENT);
+}
+"""
+    whole, near = "x[threadIdx.x] * 0x1p80f", "1 + x[threadIdx.x] / 65"
+    for argument, least, most in ((near, 2.0**-24, 2.0**-22), (whole, 1e-5, 2e-5)):
+        ((exact, _),) = toy(text.replace("ARGUMENT", argument))
+        ((off, _),) = toy(text.replace("ARGUMENT", argument), checks=True)
+        assert least < np.abs(off - exact.astype(float)).max() <= most + np.spacing(np.abs(exact).max()) / 2
+
+
 def test_a_graph_does_not_keep_its_arrays_alive():
     """A captured launch holds addresses: when an array is freed, its memory belongs to another one."""
     with cupy_stand_in.operators():

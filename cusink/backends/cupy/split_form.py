@@ -92,8 +92,9 @@ class SplitForm(MatmulForm):
         launch = choose_launch("split_scalings", B, n, m, self.C.dtype, axis=0)
         run(launch, self.C.dtype, *rows.parts, state.u, *sizes(B, n, rows.parts.padded))
         for k in range(count):
-            self._split_step(columns, rows, state.b, omega, 0)
-            self._split_step(rows, columns, state.a, omega, 1, measured=k + 1 == count)
+            last = k + 1 == count  # a step that measures stores logits with all digits, which values are made of
+            self._split_step(columns, rows, state.b, omega, 0, measured=last)
+            self._split_step(rows, columns, state.a, omega, 1, measured=last)
             self.unread = rows.repaired.sum() + columns.repaired.sum(), MOST_REPAIRED * B * (n + m)
             if not self.looked or (k and k % LOOKS == 0):
                 self.looked = True

@@ -104,6 +104,51 @@ def test_sums_have_the_digits_of_a_float():
         assert ops.launched.count("split_step") == 8
 
 
+def stored_logits(function=emulated.checked_function, last=True):
+    """Return logits of columns that an iteration stored, and log2 of its scalings in float64, where these are in range.
+
+    An iteration that is not the last of its call stores them with fewer digits.
+    """
+    rng = np.random.default_rng(0)
+    B, n, m = 40, 33, 200
+    C = rng.random((n, m)).astype(NUMBERS)
+    a, b = rng.dirichlet(np.ones(n), B).astype(NUMBERS), np.exp2(rng.uniform(-60, 80, (B, m))).astype(NUMBERS)
+    with operators(function=function):
+        split_only()
+        iteration = part("dense").Iteration(C, a, b, 0.1, 0 * a, 0 * b, "auto")
+        form, state, step = iteration.form, iteration.state, iteration.form._split_step
+        form._split_step = lambda *arguments, measured: step(*arguments, measured=measured and last)
+        form.run(state, np.ones(B, NUMBERS), 1)
+    inside = (state.v >= np.finfo(NUMBERS).tiny) & (state.v <= 2.0**46)
+    return state.q[inside].astype(float), np.log2(state.v[inside].astype(float))
+
+
+def unit(logits):
+    """Return the unit in the last place of numbers."""
+    return np.spacing(abs(logits).astype(NUMBERS)).astype(float)
+
+
+def most_lost(logits):
+    """Return the error that a stored logit may have: of the device's logarithm of the mantissa, and a rounding."""
+    return 2.0**-22 + unit(logits) / 2
+
+
+def test_stored_logits_lose_no_more_than_the_device_s_logarithm_of_the_mantissa():
+    """With the errors that the device may have; from 4 on that is no more than the unit of a log2f."""
+    found, exact = stored_logits(last=False)
+    assert (abs(found - exact) <= most_lost(exact)).all()
+    assert (most_lost(exact) <= unit(exact))[abs(exact) >= 4].all()
+    assert (abs(exact) < 1).sum() > 50 and (abs(exact) >= 64).sum() > 1000
+
+
+def test_logits_that_a_call_leaves_have_all_digits():
+    """Those of log2f, off by a unit beside its rounding; so have not those of the iterations before."""
+    found, exact = stored_logits()
+    assert (abs(found - exact) <= 1.5 * unit(exact)).all()
+    found, exact = stored_logits(last=False)
+    assert (abs(found - exact) > 1.5 * unit(exact)).any()
+
+
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_iterations_follow_the_oracle(inputs, monkeypatch):
     """In any grid, and in hard problems too, whose entries are repaired in the launch, however many they are."""
@@ -220,9 +265,9 @@ BROKEN = {
 }
 
 
-def broken(old, new):
+def broken(old, new, checks=False):
     def function(file, name, dtype):
-        return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
+        return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new), checks=checks)
 
     return function
 
@@ -244,6 +289,28 @@ def test_a_broken_kernel_is_found(what):
         with pytest.raises((AssertionError, emulated.EmulationError)) as found:
             run()
     assert "error:" not in str(found.value)  # of the compiler
+
+
+def test_a_call_ends_with_the_bytes_that_it_had_with_all_digits_in_between():
+    """Where no entry is repaired nothing reads the logits of the iterations before."""
+    ends = []
+    for old in ("log_in_range(scaling) : ", ""):
+        with operators(function=broken(old, "log_two(scaling) : ", checks=True) if old else emulated.checked_function):
+            split_only(2)
+            C, a, b, eps, f, g = make("plain", 40, 33, 60, False, NUMBERS)
+            iteration = part("dense").Iteration(C, a, b, eps, f, g, "auto")
+            iteration.form.run(iteration.state, np.ones(40, NUMBERS), 3)
+            assert int(iteration.form.unread[0]) == 0
+            state = iteration.state
+            ends.append([array.tobytes() for array in (state.u, state.v, state.p, state.q)])
+    assert ends[0] == ends[1]
+
+
+def test_a_logarithm_of_the_whole_scaling_is_found():
+    old = "float(int(bits >> 23) - 127) + __log2f(mantissa)"
+    assert old in loader.source(FILE)
+    found, exact = stored_logits(broken(old, "__log2f(scaling) + 0 * mantissa", checks=True), last=False)
+    assert (abs(found - exact) > most_lost(exact)).any()
 
 
 def test_a_missing_certificate_is_found():
