@@ -33,8 +33,7 @@ class Unit(NamedTuple):
 
     def of_columns(self, S: HostArray, eu: HostArray) -> HostArray:
         """Return the softmin g (B, m) whose sums are ``S * 2**eu``."""
-        potential: HostArray = self.shift - self.eps * log_scaled(S, eu - self.s)
-        return potential
+        return self.shift + self.of_sums(S, eu)
 
 
 class Ended(NamedTuple):
