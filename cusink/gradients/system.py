@@ -24,6 +24,7 @@ from cusink.types import Array, ArrayModule, Axis, HostArray
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
 CENTRED = 4  # steps of them after which rounding's share of the constants is taken out of the residual
 NEAR_ONE = 2.0**20  # largest size of sides, and inverse of the smallest, whose squares need no other unit
+LEAST_ROUNDING = 0.25  # units of y that its residual is off, at the least
 DRAFT = 1e-7  # relative residual down to which a first round is made in float32, where the means have that
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
@@ -111,7 +112,8 @@ def warn_rough(converged: HostArray, tol: float, max_iter: int) -> None:
     if not converged.all():
         warn(
             f"the linear system of {np.count_nonzero(~converged)} of {len(converged)} problems did not reach "
-            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter'",
+            f"tol={tol:g} within max_iter={max_iter} iterations: their gradients are rough. Raise 'max_iter', or "
+            "eps where parts of the plan hardly meet",
             ConvergenceWarning,
         )
 
@@ -197,9 +199,13 @@ class ReducedSystem:
             system = self if every else self.at(missed)
             some = bins if every else bins.at(missed)
             y[chosen] += _conjugate_gradients(system, some, some.masked(residual[chosen]), 0.5 * target[chosen])
+        # Beside too large a y the sides are lost in rounding, and no residual tells anything: so it ends for potentials
+        # of parts that do not meet, whose system has no solution.
+        centred = y - bins.mean(y)
+        told = LEAST_ROUNDING * float(np.finfo(y.dtype).eps) * xp.sqrt(bins.dot(centred, centred)) <= target
         y += residual  # one fixed-point step: defines y on empty bins, smooths light ones
         x = self._other_side(other, y)
-        return x, y, self.to_host((reached <= target**2) & xp.isfinite(size))
+        return x, y, self.to_host((reached <= target**2) & told & xp.isfinite(size))
 
     def _other_side(self, other: Array, y: Array) -> Array:
         """Return x, given y."""

@@ -449,6 +449,24 @@ def test_an_unconverged_system_says_so(xp):
     assert np.isfinite(xp.numpy(grads.a)).all()
 
 
+@pytest.mark.parametrize("light", [1e-3, 1e-12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.filterwarnings("ignore:.*did not reach")
+def test_a_system_without_solution_is_not_solved_where_rounding_hides_it(dtype, light):
+    """Parts between which no mass can go: the potentials of one against the other depend on their masses infinitely.
+
+    Conjugate gradients end at numbers beside which both sides of the system are rounding, and leave no residual.
+    """
+    for rows, columns in ((1, 1), (2, 1), (3, 1), (1, 3), (2, 2), (3, 2)):
+        a = np.array([1.0] + [light] * rows, dtype)
+        b = np.array([1.0] + [light * rows / columns] * columns, dtype)
+        C = np.full((rows + 1, columns + 1), 500, dtype)
+        C[0, 0], C[1:, 0], C[1:, 1:] = 0, 400, np.arange(rows * columns).reshape(rows, columns) / 100
+        grad_f = np.array([1.62, *(np.linspace(0.5, 1.5, rows) * -1.62 / rows)], dtype)
+        grads = cusink.sinkhorn_adjoint(cusink.sinkhorn(a, b, C, eps=0.0167), grad_f=grad_f)
+        assert not grads.converged, (rows, columns)
+
+
 def test_problems_converge_by_themselves(xp, monkeypatch):
     """One that is solved at once beside one that takes long: neither spoils the other, and the first leaves."""
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ VALUES = ("cost", "reg_cost", "entropic_cost")
 SHOW = """\
 result = cusink.sinkhorn(a, b, C, eps=eps, **options)
 cotangents = {name: value for name, value in globals().items() if name.startswith("grad_")}
-grads = cusink.sinkhorn_adjoint(result, **cotangents, tol=tol)
+grads = cusink.sinkhorn_adjoint(result, **cotangents, tol=globals().get("tol", 1e-6))
 print(result, grads.a, grads.b, grads.C, grads.eps, sep="\\n")
 """
 
@@ -125,7 +125,8 @@ def _compared(case: Case, found: dict[str, np.ndarray]) -> Iterator[Finding]:
             claim = found[name][k] if found["error"].ndim else found[name]
             allowed = off * (float(np.abs(wanted[name]).max()) / least + size * scale[name])
             kept = _told(problem, name, error)
-            claim, right = (x if kept is None else x[kept] - x[kept].mean() for x in (claim, wanted[name]))
+            claim, right = (np.asarray(x, np.float64) for x in (claim, wanted[name]))
+            claim, right = (x if kept is None else x[kept] - x[kept].mean() for x in (claim, right))
             yield from _apart(f"the gradient by {name}", claim, right, allowed)
         allowed = off * (float(np.abs(wanted["C"]).max()) / least + size * scale["C"])
         of_cost, off_cost = (of_cost + wanted["C"], off_cost + allowed) if shared else (wanted["C"], allowed)
