@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cusink.checks.arrays import narrowed
 from cusink.convergence.options import Options
 from cusink.convergence.rules import RELAX_ABOVE, Relaxation, StallDetector, StopState
 from cusink.costs.cost import Cost, Solvable
@@ -160,7 +161,7 @@ def solve(
     out = ended(found, spared, ending, most_error)
     cost = out.cost if size is None else out.cost * size
     return out._replace(
-        cost=cost.astype(dtype, copy=False),
+        cost=narrowed(cost, dtype, xp),
         n_iter=out.n_iter + spent,
         converged=out.converged & (out.error <= most_error),
         needed=out.needed + spent,

@@ -198,6 +198,14 @@ def test_a_plan_of_potentials_without_digits_is_made_of_numbers():
     assert np.isfinite(result.plan()).all()
 
 
+def test_a_cost_that_float32_cannot_hold_is_infinite_without_a_word_of_numpys():
+    x, y, one = np.float32([[38992.363]]), np.float32([[0.19777058], [38992.363]]), np.float32([1])
+    C = cusink.PointCloud(x, y, "sqeuclidean", power=2.0)
+    with pytest.warns(cusink.ConvergenceWarning, match="raise 'eps'") as seen:
+        result = cusink.sinkhorn(one, np.float32([1, 0]), C, eps=0.151, method="scaling")
+    assert len(seen) == 1 and not result.converged and result.error > 1
+
+
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize(
     ("metric", "method"), [("cityblock", "log"), ("euclidean", "log"), ("cosine", "auto"), ("cosine", "log")]
