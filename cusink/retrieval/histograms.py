@@ -1,4 +1,4 @@
-"""Pairs of histograms on common bins, solved one row against many columns at a time."""
+"""Pairs of histograms on common bins: one row against many columns at a time, on a device several rows."""
 
 import functools
 import math
@@ -20,6 +20,10 @@ from cusink.solver.values import values
 from cusink.types import Array, ArrayModule, HostArray, Reach, Value
 
 ARRAYS_PER_PROBLEM = 12  # arrays (n,) and (m,) that a problem takes while it is solved
+# Problems that a device gets in one call where a row has fewer columns: tiles of products and waves of blocks are full,
+# and each call waits for the host. The processor solves one row at a time, its workers several.
+PROBLEMS_PER_CALL = 2048
+LEAST_FILLED = 0.75  # share of the bins in use that rows solved together fill; others leave out more bins when alone
 COSTS_PER_ROW = 6  # copies of the cost that a row takes: the bins in use, its kernels, and work on them
 
 
@@ -41,7 +45,6 @@ class HistogramPairs:
     symmetric: bool
     pair_bytes: int
     shared_bytes: int
-    rows_per_call: int = 1
     reach: Reach | None = None
 
     @classmethod
@@ -72,23 +75,36 @@ class HistogramPairs:
         """The array module."""
         return self.C.xp
 
+    @property
+    def rows_per_call(self) -> int:
+        """How many rows `solve` takes at most."""
+        return 1 if self.xp is np else -(-PROBLEMS_PER_CALL // max(1, len(self.B)))
+
     def to_host(self, array: Array) -> HostArray:
         """Return an array of this library as a NumPy array."""
         return self.C.to_host(array)
 
     def solve(self, rows: slice, columns: slice, value: Value, options: Options) -> Solved:
-        """Solve one row, a slice of length 1, against columns; see `Pairs`."""
+        """Solve rows against columns; see `Pairs`."""
         xp = self.xp
-        a, B, C = self.A[rows.start], self.B[columns], self.C
+        A, B, C = self.A[rows], self.B[columns], self.C
+        shape = len(A), len(B)
         # Empty bins leave the problem, where the cost can be had without them.
         if C.divisible:
-            used, reached = xp.flatnonzero(a > 0), xp.flatnonzero((B > 0).any(axis=0))
+            filled = A > 0
+            used, reached = xp.flatnonzero(filled.any(axis=0)), xp.flatnonzero((B > 0).any(axis=0))
+            if shape[0] > 1 and int(xp.count_nonzero(filled)) < LEAST_FILLED * shape[0] * len(used):
+                alone = [self.solve(slice(k, k + 1), columns, value, options) for k in range(rows.start, rows.stop)]
+                distances, *host = zip(*alone, strict=True)
+                return Solved(xp.concatenate(distances), *map(np.concatenate, host))
             C = C.between(used, reached)
-            B = B[:, reached] if len(reached) < B.shape[1] else B
-            a = a[used] if len(used) < len(a) else a
-        a = xp.ascontiguousarray(xp.broadcast_to(a, (len(B), len(a))))
-        found = self.solve_problems(a, xp.ascontiguousarray(B), C, value, options, potentials=False)
-        return Solved(*(field[None] for field in found.pairs))
+            A, B = (x[:, bins] if len(bins) < x.shape[1] else x for x, bins in ((A, used), (B, reached)))
+        a, b = (
+            xp.ascontiguousarray(xp.broadcast_to(x, (*shape, x.shape[-1])).reshape(-1, x.shape[-1]))
+            for x in (A[:, None], B[None])
+        )
+        found = self.solve_problems(a, b, C, value, options, potentials=False)
+        return Solved(*(field.reshape(shape) for field in found.pairs))
 
     def solve_problems(
         self, a: Array, b: Array, C: Cost[Any], value: Value, options: Options, potentials: bool = True

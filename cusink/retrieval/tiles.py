@@ -71,7 +71,8 @@ def tile_shape(pairs: HasSizes, memory_limit: int | None) -> tuple[int, int]:
         rest = tile_share(memory_limit) - pairs.shared_bytes
         memory_limit = max(rest, min(memory_limit, pairs.pair_bytes))
     width: int = fitting(memory_limit, pairs.pair_bytes, COLUMNS_PER_TILE)
-    height = max(TILE_BYTES // (width * pairs.pair_bytes), ROWS_PER_SQUARE if pairs.symmetric else 1)
+    row_bytes = min(width, max(1, pairs.shape[1])) * pairs.pair_bytes
+    height = max(TILE_BYTES // row_bytes, ROWS_PER_SQUARE if pairs.symmetric else 1)
     height = min(height, ROWS_PER_TILE, width)
     return height, width // height * height if pairs.symmetric else width
 
@@ -86,6 +87,14 @@ def calls_at_once(pairs: Pairs, width: int, memory_limit: int | None) -> int | N
     if memory_limit is None:
         return None
     return max(1, tile_share(memory_limit) // (pairs.shared_bytes + call_bytes))
+
+
+def rows_at_once(pairs: Pairs, columns: int, memory_limit: int | None) -> int:
+    """Return how many rows are solved against so many columns in one call, as many as the memory takes."""
+    rows = pairs.rows_per_call
+    if rows > 1 and memory_limit is not None:
+        rows = min(rows, (tile_share(memory_limit) - pairs.shared_bytes) // (columns * pairs.pair_bytes))
+    return max(1, rows)
 
 
 def tiles(pairs: HasSizes, height: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -191,7 +200,8 @@ class PairValues:
             missed = np.zeros_like(solved.converged) if self.options.tol is None else ~solved.converged
             return Misses.among(solved.error, np.triu(missed) if square else missed)
 
-        calls = [(block,) for block in blocks(shape[0], pairs.rows_per_call, rows.start)]
+        at_once = rows_at_once(pairs, shape[1], self.memory_limit)
+        calls = [(block,) for block in blocks(shape[0], at_once, rows.start)]
         if self.value == "divergence":
             _ = self.self_terms, self.labels  # before threads need them
         misses = each(solve_rows, calls, calls_at_once(pairs, self.width, self.memory_limit))
