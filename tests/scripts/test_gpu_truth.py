@@ -38,6 +38,7 @@ def test_every_step_runs_on_the_emulated_device(tmp_path, capsys):
         assert not wrong, (name, wrong)
     found = {name: outcome["found"] for name, outcome in report["steps"].items()}
     assert found["transcendental"]["float32"]["exp2_ulp"] < 3
+    assert 0 < found["transcendental"]["short_log_absolute"] <= 2**-22
     assert {row["status"] for row in found["operators"]["rows"]} == {"measured"}
     assert any(row["what"] == "PyTorch loop" and row["ms"] > 0 for row in found["peers"])
     assert [row["B"] for row in found["calls"]] == [1, 2]

@@ -131,7 +131,20 @@ def transcendental(tiny):
             "log2_ulp": ulps(logs.get()[away], exact[away]),
             "log2_absolute_near_1": float(np.abs(logs.get() - exact)[~away].max(initial=0)),
         }
-    return found
+    return found | {"short_log_absolute": short_log(tiny)}
+
+
+def short_log(tiny):
+    """Return the largest error of the logarithm of a mantissa in ``split_step.cu``, which may be 2^-22."""
+    import cupy
+
+    from cusink.backends.cupy import loader
+
+    mantissas = np.arange(1 << 23, 1 << 24, 1 << 13 if tiny else 1).astype(np.float32) / np.float32(1 << 23)
+    logs = cupy.empty(len(mantissas), np.float32)
+    kernel = loader.function(str(FOLDER / "transcendental.cu"), "short_log", "float32")
+    kernel((2 if tiny else 1024,), (256,), (logs, cupy.asarray(mantissas), np.int64(len(mantissas))))
+    return float(np.abs(logs.get() - np.log2(mantissas.astype(np.float64))).max())
 
 
 def operators(tiny):
