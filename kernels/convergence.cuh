@@ -40,11 +40,14 @@ struct StopRules {
         state.stopped = error <= tol || promising;
         if (state.stalled >= stalled_checks && state.best <= level) state.stopped = 2;
         state.error = error;
+        bool fresh = state.since == 0;  // at the first check of a problem whose error was about 1 at the start
         state.since += count;
         if (state.since < least_observed) return;
         if (adaptive) {
-            double rate = exp2(log2(error / state.chosen) / state.since);
-            state.omega = state.chosen == double(infinity()) ? first_omega : estimated_omega(state.omega, rate, largest_omega);
+            bool first = state.chosen == double(infinity());
+            double rate = exp2(log2(first ? error : error / state.chosen) / state.since);
+            double begin = fresh && rate <= 1.03 * (state.omega - 1) ? 1 : first_omega;
+            state.omega = first ? begin : estimated_omega(state.omega, rate, largest_omega);
         }
         state.chosen = error;
         state.since = 0;

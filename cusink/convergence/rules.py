@@ -22,8 +22,10 @@ RELAX_ABOVE = 75  # range of the costs over eps from which on a problem is steep
 RELAX_LATER_ABOVE = 500
 ANNEAL_ABOVE = 1000  # beyond twice this range, problems are annealed before the first iteration
 LARGEST_OMEGA = 1.97
+TOO_LARGE = 1.03  # times omega - 1: a rate up to which it is omega that holds the iteration up
 # Beyond the best omega the error swings as it falls, so that a rate over fewer iterations may be anything.
 LEAST_OBSERVED = 10
+NEARLY_ALL = 0.95  # of the weights
 PLAIN_IF_ONE_BIN = 20  # so many more come first where nearly all weight of a side is in one bin
 # Averaging steps f + s (T f - f), for s in turn, of a measure with itself. T contracts, and so does every such average
 # with s in (0, 1]. Near the solution T f - f falls by 1 - s (1 + eta) with eta in [0, 1] for a positive definite
@@ -135,7 +137,9 @@ class Relaxation:
         omega, since = self.omega, self.since + iterations
         chosen = since >= LEAST_OBSERVED
         if self.adaptive:
-            first = FIRST_OMEGA_IF_STEEP if self.steep else FIRST_OMEGA
+            # Steep are also costs of which a few stand out, and then the plain iteration may be fast.
+            fast = (self.since == 0) & (error <= (TOO_LARGE * (omega - 1)) ** iterations)  # of an error of 1 at first
+            first = np.where(fast, 1.0, FIRST_OMEGA_IF_STEEP if self.steep else FIRST_OMEGA)
             best = np.where(np.isinf(self.error), first, estimated_omega(omega, self.error, error, since))
             omega = np.where(chosen, best, omega)
         error, since = np.where(chosen, error, self.error), np.where(chosen, 0, since)
@@ -155,7 +159,7 @@ def estimated_omega(omega: HostArray, before: HostArray, error: HostArray, itera
     excess = omega - 1
     eta = ((rate + excess) ** 2 / (rate * omega**2)).clip(max=1 - 1e-5)
     best = 2 / (1 + np.sqrt(1 - eta))
-    too_large = rate <= 1.03 * excess
+    too_large = rate <= TOO_LARGE * excess
     return np.where(too_large, 1 + 0.9 * excess, best).clip(1, LARGEST_OMEGA)
 
 

@@ -15,11 +15,12 @@ from cusink.checks.arrays import largest, weights_dtype
 from cusink.checks.regularisation import for_problems
 from cusink.checks.weights import MASS_TOLERANCE
 from cusink.convergence.options import Options
+from cusink.convergence.rules import NEARLY_ALL
 from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.cost import Cost
 from cusink.solver.ending import PLAN_ROUNDING
 from cusink.solver.gauge import DIGITS
-from cusink.solver.loop import CARRIED, NEARLY_ALL, needs_float64
+from cusink.solver.loop import CARRIED, needs_float64
 from cusink.solver.problem import ArrivedProblem, Problem
 from cusink.types import HostArray
 

@@ -16,13 +16,12 @@ from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
 from cusink.solver.ending import PLAN_ROUNDING, Ending, Spared, ended
-from cusink.solver.newton import ALONE, BATCH, Found, Solved, first_look, newton, worth
+from cusink.solver.newton import ALONE, BATCH, Found, Solved, first_look, in_one_bin, newton, worth
 from cusink.solver.semidual import CLOSE, OVERSHOOT
 from cusink.solver.solution import Callback, Solution, later
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
-NEARLY_ALL = 0.95  # of the weights
 POOR = 0.3  # error after one iteration from which a start is worth less than none
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
 SPARED = 1e-3  # share of the tolerance below which a bound on the rounding of exponents will do
@@ -114,7 +113,7 @@ def solve(
     # Where exponents are taken in float64, their rounding explains no error of float32.
     explained = exponent * 2 * of_exponents / float(np.finfo(a.dtype).eps)
     started = near and init is not None
-    one_bin = _one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None
+    one_bin = in_one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None
     rules = StopState.start(
         Relaxation.start(len(a), setting, steepness, slow=started, check_every=options.check_every, one_bin=one_bin),
         StallDetector.start(len(a), a.dtype, explained),
@@ -171,12 +170,6 @@ def solve(
 def _widened(costs_of: Callable[[HostArray], Cost[Any]]) -> Callable[[HostArray], Cost[Any]]:
     """Return the same costs in float64."""
     return lambda part: costs_of(part).widened()
-
-
-def _one_bin(C: Solvable, a: Array, b: Array) -> HostArray:
-    """Return which problems (B,) have nearly all weight of a side in one bin: an iteration solves them to that."""
-    in_one_row, in_one_column = (w.max(axis=1) >= NEARLY_ALL * w.sum(axis=1) for w in (a, b))
-    return C.to_host(in_one_row | in_one_column)
 
 
 def _exponent_rounding(C: Solvable, start: Start | None) -> float:

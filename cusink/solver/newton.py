@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.convergence.rules import ANNEAL_ABOVE, RELAX_ABOVE
+from cusink.convergence.rules import ANNEAL_ABOVE, NEARLY_ALL, PLAIN_IF_ONE_BIN, RELAX_ABOVE
 from cusink.costs.cost import Cost
 from cusink.costs.operators import HostChecked
 from cusink.solver.balance import offsets
@@ -77,6 +77,13 @@ def newton(
     return _found(dual, a, b, *_settled(dual, point, tol, taken, most))
 
 
+def in_one_bin(C: Any, a: Array, b: Array) -> HostArray:
+    """Return which problems (B,) have nearly all weight of a side in one bin: an iteration solves them to that."""
+    in_one_row, in_one_column = (w.max(axis=1) >= NEARLY_ALL * w.sum(axis=1) for w in (a, b))
+    found: HostArray = C.to_host(in_one_row | in_one_column)
+    return found
+
+
 def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, steepness: float) -> Found | None:
     """Return where plain iterations lead one problem, and Newton's method after these; None where it is not for it.
 
@@ -91,6 +98,7 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
     steep = RELAX_ABOVE <= steepness <= DIGITS
     if not (usual and steep and price <= CHEAP and most >= LEAST and tol and tol > 0):
         return None
+    least = LEAST_LOOKED + (PLAIN_IF_ONE_BIN if in_one_bin(C, a, b)[0] else 0)
     dual = _dual(C, a, b, eps)
     point, taken, failed = dual.first(), 1, False
     error = dual.error(point)
@@ -100,7 +108,7 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
         error, taken = dual.error(point), taken + more
         plain, relaxed = iterations_left(before, error, tol, more)
         by_newton = price * (CLOSE_EVALUATIONS if error <= CLOSE else FIRST_EVALUATIONS) / EVALUATIONS
-        if taken > MOST_LOOKED or taken > LEAST_LOOKED and plain > by_newton:
+        if taken > MOST_LOOKED or taken > least and plain > by_newton:
             if relaxed + hand_over(n, m) > by_newton:
                 point, more = _climbed(dual, point, tol, steepness, most - taken)
                 error, taken = dual.error(point), taken + more - 1  # it begins where it was

@@ -93,6 +93,17 @@ def test_the_first_factors(setting, steepness, first, second):
         np.testing.assert_array_equal(after.observe(np.full(3, 0.05), 10).omega, start.omega)
 
 
+def test_an_error_that_fell_as_fast_as_the_first_factor_lets_it_asks_for_plain_iterations():
+    """Steep are also costs of which a few stand out: then the plain iteration may be faster than any other."""
+    start, error = Relaxation.start(3, "auto", 100.0), np.array([0.6, 0.617, 0.619])
+    np.testing.assert_array_equal(start.observe(error**10, 10).omega, [1.0, 1.0, 1.6])
+    np.testing.assert_array_equal(start.observe(error**20, 20).omega, [1.0, 1.0, 1.6])
+    # Not where the first error was smaller: of a start that iterations have made, or that was looked at before.
+    np.testing.assert_array_equal(Relaxation.start(3, "auto", 100.0, slow=True).observe(error**10, 10).omega, 1.6)
+    np.testing.assert_array_equal(start.observe(error, 1).observe(error**10, 9).omega, 1.6)
+    np.testing.assert_array_equal(Relaxation.start(3, 1.6, 100.0).observe(error**10, 10).omega, 1.6)
+
+
 def contraction(eta, omega):
     """Return the rate of the over-relaxed iteration: the largest root of ``(r + w - 1)**2 = r w**2 eta``, in size."""
     return max(abs(np.roots([1, 2 * (omega - 1) - omega**2 * eta, (omega - 1) ** 2])))

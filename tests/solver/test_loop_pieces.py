@@ -213,7 +213,7 @@ def test_which_problems_begin_again():
 def test_nearly_all_weight_in_one_bin():
     a = np.array([[0.951, 0.049], [0.949, 0.051], [0.5, 0.5], [1.902, 0.098]])
     b = np.array([[0.5, 0.5], [0.5, 0.5], [0.045, 0.955], [0.5, 0.5]])
-    assert loop._one_bin(HOST, a, b).tolist() == [True, False, True, True]
+    assert loop.in_one_bin(HOST, a, b).tolist() == [True, False, True, True]
 
 
 # ---- what rounding adds --------------------------------------------------------------------------------------------

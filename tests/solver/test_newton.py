@@ -457,10 +457,17 @@ def test_the_values_of_eps_from_a_start_that_is_too_far(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "eps", "taken"),
-    [("two towns", 1e-2, 11), ("shared points", 1e-3, 42), ("tall", 1e-3, 23), ("wide", 1e-4, 46), ("tie", 1e-4, 23)],
+    [
+        ("two towns", 1e-2, {11}),
+        ("shared points", 1e-3, {39, 42}),  # the rounding of BLAS's kernels decides: AVX2, AVX-512
+        ("tall", 1e-3, {23}),
+        ("wide", 1e-4, {46}),
+        ("tie", 1e-4, {23}),
+    ],
 )
 def test_how_many_evaluations_it_takes(name, eps, taken):
-    assert abs(solved(*hard(name), eps).taken - taken) <= 2
+    found = solved(*hard(name), eps).taken
+    assert min(abs(found - count) for count in taken) <= 2
 
 
 def test_parts_that_hardly_exchange_mass_are_crossed_at_once():
