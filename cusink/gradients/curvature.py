@@ -25,6 +25,7 @@ from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array, HostArray
+from cusink.workers import one_blas_thread
 
 
 class Fit(NamedTuple):
@@ -118,7 +119,8 @@ class Curvature:
         given, along, xp = self.moved.solved, self.moved.along, self.moved.solved.problem.xp
         C, of_eps = given.problem.C, xp.zeros(len(self.level))
         out = xp.zeros(C.shape) if C.stored else None
-        points = C.points_curvature(self._blocks(out, of_eps), along.cost)
+        with one_blas_thread():  # whose threads would wait for each other at every small product
+            points = C.points_curvature(self._blocks(out, of_eps), along.cost)
         if given.kept is not None:
             masses = (given.problem.a.sum(axis=1), given.problem.b.sum(axis=1))
             for other, moves in ((masses[1], along.a), (masses[0], along.b)):
@@ -248,6 +250,7 @@ def _log_moves(moved: Motion) -> tuple[Array, Array]:
     return out[0], out[1]
 
 
+@one_blas_thread()
 def _moved_sums(moved: Motion, cost: Array | None, entropic: Array | None) -> tuple[Array, Array]:
     """Return the sums over rows and columns of how ``E (H - x - y)`` moves with the fit x and y of H held fixed.
 

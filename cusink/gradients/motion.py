@@ -32,6 +32,7 @@ from cusink.gradients.system import (
 from cusink.solver.problem import Problem
 from cusink.solver.values import sides
 from cusink.types import Array, HostArray
+from cusink.workers import one_blas_thread
 
 BLOCK_ENTRIES = 1 << 16  # of a block of pairs
 THIN_RANGE = 2.0**14  # of costs in eps, up to which exponents may be products of thin matrices: these err by 2**-36
@@ -305,6 +306,7 @@ def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | 
     return Motion(given, along, df, dg, converged, *fits)
 
 
+@one_blas_thread()
 def _sums(given: Solved, along: Directions) -> RightSide:
     """Return the right-hand sides of the system for a direction, by a pass over all pairs."""
     problem, xp = given.problem, given.problem.xp
