@@ -21,7 +21,7 @@ from cusink.types import Array, HostArray
 NEAR = 2  # looks until the end, where a problem goes on whatever it took
 SHORTEST_LOOK = 10  # iterations between two looks that tell of a rate
 LARGEST_ERROR = 2.0  # of a plan with the mass of the weights: where nothing is known
-STAGE = 50  # iterations that a stage of `quartered` takes where it is hard
+STAGE, LEAST_STAGE = 50, 12  # iterations that a stage of `quartered` takes where it is hard, and where it is easy
 HALVING = 20  # iterations at each eps of `halved`
 FIRST_LOOK = 20, 50, 200  # iterations until the first look: least, without Newton's method, most; then twice as many
 OF_NEWTON = 1 / 20  # share of what Newton's method takes after which to look: a problem that ends there lost little
@@ -71,10 +71,10 @@ def quartered(
 ) -> tuple[HostArray, Potentials | None]:
     """Return iterations (B,) spent on ..., 16 and 4 times eps and the potentials found; None where it does not pay.
 
-    Before that, every problem gets as many iterations as come between two looks, and as many again as long as its error
-    falls so fast that it ends sooner than annealing would, or very soon: those that end there are done. Those within
-    an error of `close` are not annealed. `solve` takes a cost, weights, eps, options and `init`; `steepness` is the
-    range of the costs over eps.
+    Before that, every problem gets as many iterations as annealing takes at the least, and as many as come between two
+    looks as long as its error falls so fast that it ends sooner than annealing would, or very soon: those that end
+    there are done. Those within an error of `close` are not annealed. `solve` takes a cost, weights, eps, options and
+    `init`; `steepness` is the range of the costs over eps.
     """
     stages = math.ceil(math.log(steepness / ANNEAL_ABOVE, 4)) if steepness > 2 * ANNEAL_ABOVE else 0
     budget = options.max_iter // (4 * max(stages, 1))
@@ -90,7 +90,9 @@ def quartered(
         f[some], g[some] = found.f, found.g
         spent[some], done[some] = spent[some] + found.n_iter, found.converged
         looks = _looks_left(found, error[some], options)
-        ahead = (spent[some] + looks * every <= stages * min(budget, STAGE)) | (looks <= NEAR)
+        # Mass may arrive all at once: an error that has not begun to fall tells nothing.
+        early = ~found.converged & (spent[some] + every <= stages * min(budget, LEAST_STAGE))
+        ahead = early | (spent[some] + looks * every <= stages * min(budget, STAGE)) | (looks <= NEAR)
         error[some] = found.error
         some = some[ahead & ~(found.error <= close)]
     some = np.flatnonzero(~done & ~(error <= close))
