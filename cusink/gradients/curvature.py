@@ -19,8 +19,9 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import TangentBlock
 from cusink.gradients.affine import Affine
-from cusink.gradients.motion import Motion, Solved, left_product, motion, right_product, solved
+from cusink.gradients.motion import Motion, Solved, motion, solved
 from cusink.gradients.parts import Cotangents, Directions
+from cusink.gradients.products import left_product, product_sums, right_product
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
@@ -111,7 +112,7 @@ class Curvature:
                 if moves is not None:
                     of = of + self.entropic[:, None] * xp.where(some, eps * moves / safe, 0)
             out.append(of)
-        return given.projected(out[0], out[1])
+        return given.by_weights(out[0], out[1])
 
     @functools.cached_property
     def through_plan(self) -> ThroughPlan:
@@ -119,7 +120,8 @@ class Curvature:
         given, along, xp = self.moved.solved, self.moved.along, self.moved.solved.problem.xp
         C, of_eps = given.problem.C, xp.zeros(len(self.level))
         out = xp.zeros(C.shape) if C.stored else None
-        with one_blas_thread():  # whose threads would wait for each other at every small product
+        # The threads of BLAS would wait for each other at every small product; numbers overflow that solve nothing.
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             points = C.points_curvature(self._blocks(out, of_eps), along.cost)
         if given.kept is not None:
             masses = (given.problem.a.sum(axis=1), given.problem.b.sum(axis=1))
@@ -147,7 +149,7 @@ class Curvature:
             entropic = None if self.entropy is None else dP.copy()
             if self.fit is not None:
                 share = self.fit.share[problems]
-                of_eps[problems] -= share * (_product_sums(dP, Z) + _product_sums(P, dZ))
+                of_eps[problems] -= share * (product_sums(dP, Z) + product_sums(P, dZ))
             gradient, tangent = P, dP  # in place: few arrays stay in the cache
             if self.fit is None:
                 gradient *= self.level[problems, None, None]
@@ -158,23 +160,17 @@ class Curvature:
                 change *= P
                 tangent += change
                 gradient *= factor
-            of_eps[problems] += _product_sums(tangent, Z) + _product_sums(gradient, dZ)
+            of_eps[problems] += product_sums(tangent, Z) + product_sums(gradient, dZ)
             if self.entropy is not None:
                 log_a, log_b = given.weight_logs
                 logs = Z + (log_a[problems, rows, None] + 1) + log_b[problems, None, :]
-                of_eps[problems] += self.entropy[problems] * _product_sums(entropic, logs)
+                of_eps[problems] += self.entropy[problems] * product_sums(entropic, logs)
             if out is not None:
                 if given.problem.C.shared:
                     out[rows] += tangent.sum(axis=0)
                 else:
                     out[problems, rows] += tangent
             yield problems, rows, gradient, tangent
-
-
-def _product_sums(x: Array, y: Array) -> Array:
-    """Return the sums (B,) of the products of entries of a block."""
-    sums: Array = x.reshape(len(x), 1, -1) @ y.reshape(len(y), -1, 1)
-    return sums[:, 0, 0]
 
 
 def _curvature_of(given: Solved, shown: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> Curvature:
@@ -336,6 +332,7 @@ class SinkhornCurvature(Summary):
         return self._curvature.through_plan.points[1]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
 def product(problem: Problem, values: Cotangents, along: Directions, how: LinearSolve) -> SinkhornCurvature:
     """Return the product of checked arguments."""
     moves = _curvature_of(solved(problem), problem, values, along, how)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.gradients.affine import Affine
-from cusink.gradients.motion import Motion, solved
+from cusink.gradients.motion import DENSEST, Motion, solved
 from cusink.gradients.parts import Directions, replace_inf
 from cusink.solver.problem import Problem
 from cusink.types import Array
@@ -19,6 +19,7 @@ class Sums(NamedTuple):
     moved: Array
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
 def plan_sums(moved: Motion) -> Sums:
     """Go through the plans once."""
     xp, moves = moved.solved.problem.xp, moved.along.cost is not None
@@ -67,6 +68,6 @@ def both_sides(moved: Motion) -> tuple[list[tuple[Array, Array, Array]], Array, 
         kept, rho = given.kept[k], problem.reach[k]
         other = (problem.b, problem.a)[k].sum(axis=1, keepdims=True)
         marginals.append((weights * kept, kept * (direction - weights * change / rho), weights))
-        gain = potential if rho == np.inf else -rho * xp.expm1(-potential / rho)
+        gain = potential if rho == np.inf else -rho * xp.expm1(xp.minimum(-potential / rho, DENSEST))
         gradients.append(gain + problem.eps_as(2) * (other - kept))
     return marginals, gradients[0], gradients[1]

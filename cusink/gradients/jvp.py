@@ -121,6 +121,7 @@ def sinkhorn_jvp(
     return _tangents(result.problem, moved)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
 def _tangents(shown: Problem, moved: Motion) -> SinkhornTangents:
     """Return the derivatives in the shape and dtype of the user, whose problem is `shown`."""
     given, along = moved.solved, moved.along

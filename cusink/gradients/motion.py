@@ -20,7 +20,9 @@ import numpy as np
 from cusink.costs.blocks import blocks
 from cusink.costs.operators import Means
 from cusink.gradients.affine import Affine, AffineBlocks
+from cusink.gradients.first_bits import in_all_digits, in_range
 from cusink.gradients.parts import Directions, replace_inf
+from cusink.gradients.products import left_product, right_product
 from cusink.gradients.system import (
     IndexedMeans,
     LinearSolve,
@@ -227,6 +229,13 @@ class Solved:
             out.append(x)
         return out[0], out[1]
 
+    def by_weights(self, of_a: Array, of_b: Array) -> tuple[Array, Array]:
+        """Return gradients by the weights `projected`, those by a first bit of weight within the range of the dtype."""
+        xp, dtype = self.problem.xp, self.problem.dtype
+        if self.kept is not None:
+            of_a, of_b = in_range(xp, of_a, dtype), in_range(xp, of_b, dtype)
+        return self.projected(of_a, of_b)
+
     def feasible(self, along: Directions) -> Directions:
         """Return directions whose weights are `projected`."""
         if along.a is None and along.b is None:
@@ -277,13 +286,14 @@ class Motion:
 
 def solved(problem: Problem) -> Solved:
     """Return a solved problem in float64 with finite potentials."""
-    problem, xp = problem.in_float64(), problem.xp
+    problem, xp = in_all_digits(problem), problem.xp
     f, g = problem.f, problem.g
     reached = xp.isfinite(f), xp.isfinite(g)
     dual, kept = (f, g), None
     if problem.reach is not None:
         dual = tuple(replace_inf(xp, side.potential) for side in sides(problem))
-        kept = tuple(xp.exp(-x / rho) for x, rho in zip(dual, problem.reach, strict=True))
+        # In an empty bin it may be any number, of which nothing must come: 0 times inf is not 0.
+        kept = tuple(xp.exp(xp.minimum(-x / rho, DENSEST)) for x, rho in zip(dual, problem.reach, strict=True))
     problem = replace(problem, f=replace_inf(xp, f), g=replace_inf(xp, g))
     return Solved(
         problem=problem,
@@ -326,15 +336,3 @@ def _sums(given: Solved, along: Directions) -> RightSide:
             share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
             k[problems] -= problem.eps_as(2, problems) * share
     return given.sums(h, k)
-
-
-def right_product(M: Array, v: Array) -> Array:
-    """Return ``M v`` (B, rows) of matrices (B, rows, m) and vectors (B, m)."""
-    out: Array = (M @ v[:, :, None])[:, :, 0]
-    return out
-
-
-def left_product(M: Array, v: Array) -> Array:
-    """Return ``M' v`` (B, m) of matrices (B, rows, m) and vectors (B, rows)."""
-    out: Array = (v[:, None, :] @ M)[:, 0, :]
-    return out

@@ -22,6 +22,7 @@ def through_potentials(problem: Problem, fields: tuple[Array, Array]) -> Array:
     return problem.xp.stack(out, axis=1)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
 def unmet(problem: Problem) -> Array:
     """Return ``KL(P 1 | a)`` and ``KL(P' 1 | b)`` (B, 2): the derivatives of `reg_cost` with respect to the prices."""
     xp, out = problem.xp, []

@@ -67,6 +67,7 @@ def solve_marginal_system(problem: Problem, right: RightSide, how: LinearSolve) 
     return solve_marginal_systems(problem, [right], how)[0]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # potentials far from any solution have means without bound
 def solve_marginal_systems(
     problem: Problem, rights: Sequence[RightSide], how: LinearSolve, prepared: Iterable[IndexedMeans] | None = None
 ) -> list[MarginalSolution]:
@@ -153,7 +154,6 @@ class ReducedSystem:
         (first, second), (share, other) = self.how.slack, self.shares
         return (first + second + first * second) * share * other
 
-    @np.errstate(over="ignore", invalid="ignore")  # potentials far from any solution have means without bound
     def solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
         """Return the unknowns of the other and of the own side, and which problems converged."""
         # In a unit near their size, a power of two: squares of 1e-30 or of 1e20 are not numbers of float32.

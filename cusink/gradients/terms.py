@@ -1,10 +1,9 @@
 """The terms of the gradients of a solve: weights, costs, points and regularisation, block by block of the plans."""
 
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,10 +11,11 @@ from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import GradientBlock
 from cusink.costs.logits import logits
+from cusink.gradients.first_bits import in_range
 from cusink.gradients.parts import replace_inf
 from cusink.operand import dense_cost
 from cusink.solver.problem import Problem
-from cusink.types import Array, ArrayModule
+from cusink.types import Array
 
 BLOCK_ENTRIES = 1 << 17  # of a block of plans, where a gradient needs the plan entry by entry
 SUM_COPIES = 6  # of a sum of plans, while it is made
@@ -221,14 +221,3 @@ def apply_density(problem: Problem, grad_f: Array, grad_g: Array) -> tuple[Array
         h = C.apply_plan(f / eps, g / eps, grad_g, problem.eps, 1)
         k = C.apply_plan(f / eps, g / eps, grad_f, problem.eps, 0)
     return in_range(xp, xp.nan_to_num(h), problem.dtype), in_range(xp, xp.nan_to_num(k), problem.dtype)
-
-
-def in_range(xp: ArrayModule, x: Array, dtype: Any) -> Array:
-    """Return `x` clipped to numbers whose products are finite in the user's `dtype`, of half precision in float32."""
-    largest = largest_factor(dtype)
-    return xp.clip(x, -largest, largest)
-
-
-def largest_factor(dtype: Any) -> float:
-    """Return the root of the largest number of the user's dtype, or of float32 if that is a narrower one."""
-    return math.sqrt(np.finfo(np.float64 if dtype == np.float64 else np.float32).max)

@@ -14,9 +14,10 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import GradientBlock
-from cusink.gradients.motion import Solved, left_product, motion, right_product, solved
+from cusink.gradients.motion import Solved, motion, solved
 from cusink.gradients.parts import Directions, Terms
 from cusink.gradients.prices import through_potentials
+from cusink.gradients.products import left_product, right_product
 from cusink.gradients.system import LinearSolve
 from cusink.solver.problem import Problem
 from cusink.types import Array, Axis, HostArray
@@ -50,7 +51,7 @@ class PlanTerms:
         out = [problem.eps_as(2) * self.x, problem.eps_as(2) * self.y]
         if kept is not None and problem.reach is not None:
             out = [x * k * (1 + problem.eps_as(2) / rho) for x, k, rho in zip(out, kept, problem.reach, strict=True)]
-        return self.given.projected(out[0], out[1])
+        return self.given.by_weights(out[0], out[1])
 
     def wrt_cost(self) -> Array | None:
         """Return the gradient with respect to a stored cost, in the shape of `GradientTerms.wrt_cost`."""

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.costs.operators import Means
+from cusink.gradients.first_bits import largest_factor
 from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.prices import through_potentials, unmet
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
-from cusink.gradients.terms import GradientTerms, apply_density, largest_factor
+from cusink.gradients.terms import GradientTerms, apply_density
 from cusink.solver.problem import Problem
 from cusink.solver.values import sides
 from cusink.types import Array, HostArray

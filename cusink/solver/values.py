@@ -45,6 +45,7 @@ def weighted_sum(xp: ArrayModule, weights: Array, values: Array) -> Array:
     return xp.einsum("bi,bi->b", weights, xp.where(weights > 0, values, 0))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
 def _unbalanced_values(problem: Problem) -> tuple[Array, Array]:
     """Return `values` of unbalanced transport, see docs/unbalanced.md."""
     xp, eps = problem.xp, problem.eps_as(2)

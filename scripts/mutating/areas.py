@@ -163,6 +163,8 @@ TESTS: dict[str, Tests] = {
         ("tests/gradients/test_affine.py",), ("tests/gradients/test_second_order.py", *_WITHOUT_CUPY)
     ),
     "cusink/gradients/balanced.py": _FIRST_ORDER,
+    "cusink/gradients/first_bits.py": _SECOND_ORDER,
+    "cusink/gradients/products.py": _SECOND_ORDER,
     "cusink/gradients/checks.py": _FIRST_ORDER,
     "cusink/gradients/curvature.py": _SECOND_ORDER,
     "cusink/gradients/envelope.py": _SECOND_ORDER,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cusink
-from cusink.gradients import balanced, checks, pairs, parts, prices, system, terms
+from cusink.gradients import balanced, checks, first_bits, pairs, parts, prices, system, terms
 from cusink.gradients.parts import Cotangents, Directions
 from cusink.gradients.system import Bins, LinearSolve, ReducedSystem, solve_marginal_systems
 
@@ -167,9 +167,9 @@ def test_parts():
     assert moves.dot(np.array([[10.0, 20.0]]), np.array([[7.0]])).tolist() == [71.0]
     assert moves._replace(a=None).dot(None, np.array([[7.0]])).tolist() == [21.0] and Directions().dot(None, None) == 0
     root = math.sqrt(np.finfo(np.float32).max)
-    assert terms.largest_factor(np.dtype(np.float32)) == root == terms.largest_factor(np.dtype(np.float16))
-    assert terms.largest_factor(np.dtype(np.float64)) == math.sqrt(np.finfo(float).max)
-    clipped = terms.in_range(np, np.array([1e30, -1e30, 2.0]), np.dtype(np.float32))
+    assert first_bits.largest_factor(np.dtype(np.float32)) == root == first_bits.largest_factor(np.dtype(np.float16))
+    assert first_bits.largest_factor(np.dtype(np.float64)) == math.sqrt(np.finfo(float).max)
+    clipped = first_bits.in_range(np, np.array([1e30, -1e30, 2.0]), np.dtype(np.float32))
     np.testing.assert_allclose(clipped, [root, -root, 2])
 
 

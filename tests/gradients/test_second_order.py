@@ -421,3 +421,64 @@ def test_a_gradient_by_the_plans_is_a_matrix_or_two_for_one_problem_or_all():
         np.testing.assert_allclose(each.a[k], cusink.sinkhorn_adjoint(alone, grad_plan=(U[k], V[k])).a, atol=1e-7)
         both = cusink.sinkhorn_adjoint(result, grad_plan=(U[k], V[k]), tol=1e-12)  # one for all problems
         np.testing.assert_allclose(both.a[k], each.a[k], rtol=1e-9)
+
+
+# ---- far pairs, and bins without weight ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cost", [10.0, 1000.0, 1200.0])
+def test_potentials_move_right_where_hardly_any_mass_is_carried(cost):
+    """With a price of 1.7 a pair at cost 1000 carries 1e-109: a plan without mass is no reason for any slope."""
+    a, b, eps, reach = np.array([0.683266]), np.array([0.79927]), 0.5171, 1.734
+    result = cusink.sinkhorn(a, b, np.array([[cost]]), eps=eps, reach=reach)
+    # f + g - C, and f - g: both potentials fall by the same share of the cost, by the equations of one pair.
+    slope = reach / (2 * reach + eps)
+    moved = cusink.sinkhorn_jvp(result, dC=np.ones((1, 1)))
+    np.testing.assert_allclose([*moved.f, *moved.g], slope, rtol=1e-6)
+    pulled = cusink.sinkhorn_adjoint(result, grad_f=np.ones(1))
+    np.testing.assert_allclose(pulled.C, slope, rtol=1e-6)
+    near = [cusink.sinkhorn(a, b, np.array([[cost + d]]), eps=eps, reach=reach) for d in (-0.5, 0.5)]
+    np.testing.assert_allclose(near[1].f - near[0].f, slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_first_bit_of_weight_far_away_spoils_no_other_derivative(dtype):
+    """An empty bin beside a full one that sends all of its mass away: its derivative leaves the range of numbers."""
+    a, b = np.array([0, 0.9520585, 0.32843223], dtype), np.array([0.07976792, 0.2975847], dtype)
+    C = np.array([[0.0575, 0.4614], [164973.8, 2.17e12], [1.46e13, 0.5911]], dtype)
+    result = cusink.sinkhorn(a, b, C, eps=0.485, reach=0.01417)
+    kept = cusink.sinkhorn(a[1:], b, C[1:], eps=0.485, reach=0.01417)
+    for name in ("grad_cost", "grad_reg_cost", "grad_entropic_cost"):
+        pulled, alone = (cusink.sinkhorn_adjoint(r, **{name: 1.0}) for r in (result, kept))
+        of, of_alone = (
+            cusink.sinkhorn_hvp(r, **{name: 1.0}, dC=np.ones(r.plan().shape, dtype)) for r in (result, kept)
+        )
+        for found, wanted in ((pulled, alone), (of, of_alone)):
+            assert np.isfinite(found.a).all() and np.isfinite(found.b).all()
+            np.testing.assert_allclose(found.a[1:], wanted.a, rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(found.C[1:], wanted.C, rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(found.eps, wanted.eps, rtol=1e-3, atol=1e-6)
+    moved = cusink.sinkhorn_jvp(result, dC=np.ones(C.shape, dtype))
+    assert np.isfinite([moved.cost, moved.reg_cost, moved.entropic_cost]).all()
+
+
+@pytest.mark.parametrize("large", [1e4, 1e8, 1e10])
+def test_derivatives_by_a_first_bit_of_weight_do_not_depend_on_the_rounding_of_its_potential(large):
+    """One pair and an empty bin at a large cost: in float32 the density there was off by a factor of e**100."""
+    a, b, C = np.float32([0.74]), np.float32([0, 0.74]), np.float32([[large, 0.3538]])
+    result = cusink.sinkhorn(a, b, C, eps=0.0548)
+    moved = cusink.sinkhorn_hvp(result, grad_cost=1.0, dC=np.float32([[1, 0]]))
+    np.testing.assert_allclose(moved.b, [0.5, -0.5], rtol=1e-4)  # f + g = C there, and gradients have mean zero
+
+
+@pytest.mark.filterwarnings("ignore::cusink.ConvergenceWarning")
+def test_potentials_that_solve_nothing_are_flagged_without_a_word_of_numpys():
+    for C, eps in (([[0.0], [3.98954562668849e19]], 0.02), ([[7e19], [0.9]], 0.3)):
+        result = cusink.sinkhorn([0.2, 0.2], [1.0], np.array(C), eps=eps, reach=0.1, max_iter=20_000)
+        assert not result.converged and not np.isnan(result.cost)
+        for name in ("grad_cost", "grad_reg_cost", "grad_entropic_cost"):
+            pulled = cusink.sinkhorn_adjoint(result, **{name: 1.0})
+            moved = cusink.sinkhorn_hvp(result, **{name: 1.0}, dC=np.ones((2, 1)))
+            for found in (pulled, moved):
+                assert [found.a.shape, found.b.shape, found.C.shape, found.eps.shape] == [(2,), (1,), (2, 1), ()]
+        assert cusink.sinkhorn_jvp(result, dC=np.ones((2, 1))).f.shape == (2,)

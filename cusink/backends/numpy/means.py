@@ -140,11 +140,11 @@ class SharedMeans:
     def marginal(self, axis: Axis) -> Array:
         """Return ``P 1`` (axis 1) or ``P' 1`` (axis 0)."""
         if axis == 1:
-            row_sums: HostArray = self._row_factors() * self.T
-            return row_sums
+            return self.a.copy()
         sums = self.V * self.S  # those of the plan in some unit, which has the mass of the rows
         total = sums.sum(axis=1, keepdims=True)
-        sums *= self.a.sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
+        sums /= np.where(total > 0, total, 1)
+        sums *= self.a.sum(axis=1, keepdims=True)  # of which little may be left: not divided by any unit
         return sums
 
     @np.errstate(invalid="ignore")  # as in the products of `DenseKernel`

@@ -1,0 +1,46 @@
+"""Derivatives by a first bit of weight in an empty bin: nothing bounds them, and the potential there has no error."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cusink.costs.logits import logits
+from cusink.solver.problem import Problem
+from cusink.types import Array, ArrayModule
+
+LARGE_IN_FLOAT32 = 2.0**13  # costs in eps from which on float32 rounds densities by more than 2**-10
+
+
+def in_all_digits(problem: Problem) -> Problem:
+    """Return a balanced problem in float64, with the potentials of bins without weight as exact as the others."""
+    narrow, problem = problem.C.dtype == np.float32, problem.in_float64()
+    if narrow and problem.reach is None and problem.C.largest() > LARGE_IN_FLOAT32 * float(np.min(problem.eps)):
+        return _of_empty_bins(problem)
+    return problem
+
+
+def _of_empty_bins(problem: Problem) -> Problem:
+    """Return the problem with the potentials of bins without weight in all digits; the others have them."""
+    xp, found = problem.xp, []
+    sides = (problem.b, problem.g, problem.a, problem.f), (problem.a, problem.f, problem.b, problem.g)
+    for axis, (weights, potential, others, of_others) in enumerate(sides):
+        if bool((weights > 0).all()):
+            found.append(potential)
+        else:
+            at = logits(xp, others, of_others, problem.eps_as(2))
+            softmin = problem.C.softmin(at, problem.eps, 0 if axis == 0 else 1)
+            found.append(xp.where((weights > 0) | ~xp.isfinite(potential), potential, softmin))
+    return replace(problem, f=found[1], g=found[0])
+
+
+def in_range(xp: ArrayModule, x: Array, dtype: Any) -> Array:
+    """Return `x` clipped to numbers whose products are finite in the user's `dtype`, of half precision in float32."""
+    largest = largest_factor(dtype)
+    return xp.clip(x, -largest, largest)
+
+
+def largest_factor(dtype: Any) -> float:
+    """Return the root of the largest number of the user's dtype, or of float32 if that is a narrower one."""
+    return math.sqrt(np.finfo(np.float64 if dtype == np.float64 else np.float32).max)
