@@ -115,8 +115,9 @@ class Transport(Work):
         shift = None if reach is None else state["shift"].reshape(-1)
         problem = Problem.of(checked, f, g, reach, shift)
         error, converged = state["error"].reshape(-1), state["converged"].reshape(-1)
-        nothing = dict.fromkeys(("cost", "reg_cost", "entropic_cost"), error * 0)
-        return make_result(problem, nothing | {"error": error}, error * 0, converged)
+        nothing = problem.xp.zeros_like(error)
+        every = dict.fromkeys(("cost", "reg_cost", "entropic_cost"), nothing) | {"error": error}
+        return make_result(problem, every, nothing, converged)
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivatives of the outputs along directions."""

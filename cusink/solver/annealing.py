@@ -90,8 +90,9 @@ def quartered(
         f[some], g[some] = found.f, found.g
         spent[some], done[some] = spent[some] + found.n_iter, found.converged
         looks = _looks_left(found, error[some], options)
-        # Mass may arrive all at once: an error that has not begun to fall tells nothing.
-        early = ~found.converged & (spent[some] + every <= stages * min(budget, LEAST_STAGE))
+        # Mass may arrive all at once: an error that has not begun to fall tells nothing, unless it is that of rounding.
+        under_way = ~found.converged & (found.n_iter >= every)
+        early = under_way & (spent[some] + every <= stages * min(budget, LEAST_STAGE))
         ahead = early | (spent[some] + looks * every <= stages * min(budget, STAGE)) | (looks <= NEAR)
         error[some] = found.error
         some = some[ahead & ~(found.error <= close)]

@@ -203,7 +203,14 @@ def test_a_cost_that_float32_cannot_hold_is_infinite_without_a_word_of_numpys():
     C = cusink.PointCloud(x, y, "sqeuclidean", power=2.0)
     with pytest.warns(cusink.ConvergenceWarning, match="raise 'eps'") as seen:
         result = cusink.sinkhorn(one, np.float32([1, 0]), C, eps=0.151, method="scaling")
-    assert len(seen) == 1 and not result.converged and result.error > 1
+    assert len(seen) == 1 and not result.converged and 1 < result.error < np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_error_of_a_plan_without_digits_is_a_number(dtype):
+    C = cusink.PointCloud(np.array([[0.4]], dtype), np.array([[70000.0]], dtype), power=2.0)
+    result = cusink.sinkhorn(np.ones(1, dtype), np.ones(1, dtype), C, eps=44.3, tol=None)
+    assert result.error.dtype == dtype and 1 < result.error < np.inf
 
 
 @pytest.mark.parametrize("batched", [False, True])

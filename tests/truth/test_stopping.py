@@ -110,6 +110,13 @@ def test_problems_are_not_annealed_before_their_mass_has_had_time_to_arrive():
     assert found.converged.all() and (found.n_iter <= [50, 12]).all()
 
 
+def test_problems_at_their_rounding_are_not_looked_at_again_before_they_are_annealed():
+    """One pair at a cost of 4e9 eps, whose error is that of rounding after one iteration; looks took 147."""
+    x, y, one = np.full((1, 19), 0.4, "f"), np.full((1, 19), 7939.0337, "f"), np.full((2, 1), 0.0827342, "f")
+    found = cusink.sinkhorn(one, one, cusink.PointCloud(x, y), eps=0.285)
+    assert (found.n_iter <= 30).all()
+
+
 def test_the_report_stops_in_time():
     rng = np.random.default_rng(14)
     C, a = points_cost(rng.random((6, 2))), rng.dirichlet(np.ones(6))
