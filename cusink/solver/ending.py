@@ -67,7 +67,7 @@ class Ending:
 
     Their masses were divided by `mass` (B,), if any. `of_plan` is the rounding of an exponent of the plan and
     `rounding` what an error has beside. Without `islands` a constant is all that may move from f to g; if they are
-    `steep`, potentials have digits to lose.
+    `steep`, potentials have digits to lose, and where they were `begun` by others they may have lost some.
     """
 
     C: Solvable
@@ -79,6 +79,7 @@ class Ending:
     of_plan: float
     islands: bool
     steep: bool
+    begun: bool
 
     @property
     def lift(self) -> Array:
@@ -92,7 +93,7 @@ class Ending:
         if self.mass is not None:
             f, g = f - self.lift[at], g - self.lift[at]
         # Digits that potentials did not have then they do not have later.
-        before = C.to_host(gauge.size(xp, a, b, f, g)) / eps if self.steep else None
+        before = C.to_host(gauge.size(xp, a, b, f, g)) / eps if self.steep or self.begun else None
         if self.islands and len(f):
             f, g, largest = gauge.sized(C, a, b, f, g, eps)
         else:
@@ -100,6 +101,7 @@ class Ending:
         sizes = C.to_host(largest) / eps
         if before is not None:
             sizes = np.maximum(sizes, before)
+        if self.steep:
             gauge.equalise(C, a, b, f, g, eps, gauge.DIGITS_IF_STEEP)
         return f, g, sizes
 

@@ -142,6 +142,7 @@ def solve(
         of_plan=of_plan,
         islands=start is None,
         steep=start is None and exponent > gauge.DIGITS,
+        begun=init is not None,
     )
     for why, part in slow.parts(found.n_iter) if patience is not None or poor < math.inf else ():
         assert costs_of is not None  # else nothing is given up

@@ -142,7 +142,10 @@ def _climbed(dual: Semidual, start: Point, tol: float, steepness: float, most: i
     if error > tol and taken + stages * PER_STAGE < most:
         potential = dual.xp.zeros(len(dual.present))
         for stage in range(stages, -1, -1):
-            goal, at_most = (ROUGH, PER_STAGE) if stage else (tol, min(LAST, most - taken))
+            left = most - taken
+            goal, at_most = (ROUGH, min(PER_STAGE, left - 1)) if stage else (tol, min(LAST, left))
+            if stage and at_most <= 0:  # stages may have taken more than they are allowed, and one remains
+                continue
             rough = dual.annealed(STAGE**stage)
             point, error, more = rough.ascend(rough.begun(potential), goal, at_most)
             potential, taken = rough.potential(point), taken + more

@@ -386,7 +386,7 @@ def test_potentials_that_are_kept_are_those_of_the_look_at_which_each_problem_en
 
 def ending_of(**given):
     a, b = np.full((3, 2), 0.5), np.full((3, 3), 1 / 3)
-    named = {"mass": None, "rounding": 1e-9, "of_plan": 1e-10, "islands": True, "steep": False} | given
+    named = {"mass": None, "rounding": 1e-9, "of_plan": 1e-10, "islands": True, "steep": False, "begun": False} | given
     return Ending(C=dense_cost(np.zeros((2, 3))), a=a, b=b, eps=0.5, **named)
 
 

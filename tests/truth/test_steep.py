@@ -189,6 +189,14 @@ def test_masses_with_reach(dtype):
         assert_claims_hold(outcome.result, a, b, C, 0.1, reach=(1.0, 1.0), flags=outcome.flags)
 
 
+@pytest.mark.parametrize("offset", [1.0, 100.0])
+def test_the_error_counts_what_a_start_far_from_its_gauge_has_lost(offset):
+    """Potentials of 1e4 and 1e6 eps, and opposite ones: the plan has the digits that they had."""
+    C, init = np.array([[4e-6]]), (np.array([offset]), np.zeros(1))
+    result = cusink.sinkhorn([1.0], [1.0], C, eps=1e-4, init=init)
+    assert abs(result.plan() - 1).max() <= result.error < 1e-8 and result.converged
+
+
 def test_a_plan_of_potentials_without_digits_is_made_of_numbers():
     """Weight that must pay 1e19 eps: flagged, and nothing in the plan is infinite."""
     C = np.array([[3.8e15, 0.3, 0.83, 0.35]])
