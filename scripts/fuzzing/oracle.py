@@ -66,7 +66,7 @@ def value(problem: Problem, claimed: Claimed, dtype: str, best: Optimum) -> Iter
     spread = max(float(np.ptp(x[w])) for x, w in ((best.f, a), (best.g, b), (claimed.f, a), (claimed.g, b)))
     C = problem.C[np.isfinite(problem.C)]
     allowed = float(problem.a.sum()) * (
-        2 * claimed.error * spread
+        2 * min(claimed.error, 1e300) * spread  # of one pair it may be anything, and the spread is 0
         + (ROUNDINGS * u + problem.noise) * (float(np.abs(C).max()) + spread + problem.eps)
         + problem.floor
     )
