@@ -449,6 +449,21 @@ def test_an_unconverged_system_says_so(xp):
     assert np.isfinite(xp.numpy(grads.a)).all()
 
 
+@pytest.mark.parametrize("steepness", [650.0, 715.0, 734.34, 740.0])
+@pytest.mark.parametrize("mass", [1.0, 1e-100])
+def test_scalings_near_denormals_keep_their_digits(steepness, mass):
+    """A pair at many eps must carry mass: one scaling is exp(-steepness) times another, and was 1e-318 in its unit."""
+    a, b = mass * np.array([0.1, 0.9]), mass * np.array([0.25, 0.25, 0.5])
+    C, grad_f, grad_g = np.zeros((2, 3)), np.array([0.7, 1.0]), np.array([-1.0, 1.0, 0.0])
+    C[1, 0] = steepness
+    result = cusink.sinkhorn(a, b, C, eps=1.0, tol=1e-11)
+    grads = cusink.sinkhorn_adjoint(result, grad_f=grad_f, grad_g=grad_g, tol=1e-10)
+    J = reference.jacobian(a, b, C, 1.0, result.problem.f[0], result.problem.g[0])
+    for name in ("a", "b"):
+        want = grad_f @ J["f"][name] + grad_g @ J["g"][name]
+        np.testing.assert_allclose(getattr(grads, name), want - want.mean(), rtol=1e-8, atol=1e-8 / mass)
+
+
 @pytest.mark.parametrize("light", [1e-3, 1e-12])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.filterwarnings("ignore:.*did not reach")

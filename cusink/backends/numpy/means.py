@@ -23,6 +23,7 @@ IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 
 ARRAYS_OF_A_SOLVE = 8  # of the weights' size, twice which malloc is to keep
 MOST_KEPT = 1 << 24  # bytes of them
+SMALL_EXPONENT, SMALL_WEIGHT = -600.0, 1e-40  # whose exponential times which is no denormal
 
 
 def plan_means(
@@ -95,10 +96,17 @@ def _scaling(weights: HostArray, potential: HostArray, kernel: Kernel) -> HostAr
     else:  # bins without weight may have any potential
         logs -= np.where(weights > 0, logs, -np.inf).max(axis=1, keepdims=True)
         np.minimum(logs, 0, out=logs)
-    scaling: HostArray = np.exp(logs, out=logs)
-    scaling *= weights
-    _, exponent = np.frexp(scaling.max(axis=1, keepdims=True))
-    scaling *= np.exp2(SCALING_EXPONENT[kernel.dtype.name] - exponent.astype(float))
+    exponent, least = SCALING_EXPONENT[kernel.dtype.name], weights.min() or weights.min(where=weights > 0, initial=1)
+    if logs.min() < SMALL_EXPONENT or least < SMALL_WEIGHT:  # denormals have lost digits, which no unit gives back
+        logs += np.log(np.where(weights > 0, weights, 1), dtype=np.float64)
+        logs -= np.where(weights > 0, logs, -np.inf).max(axis=1, keepdims=True)
+        logs += (exponent - 1) * np.log(2)
+        scaling: HostArray = np.where(weights > 0, np.exp(logs, out=logs), 0)
+    else:
+        scaling = np.exp(logs, out=logs)
+        scaling *= weights
+        _, largest = np.frexp(scaling.max(axis=1, keepdims=True))
+        scaling *= np.exp2(exponent - largest.astype(float))
     return flush(scaling.astype(kernel.dtype, copy=False))
 
 
