@@ -279,12 +279,10 @@ def make_result(
 
     `shown` are its potentials, where they are known to be finite.
     """
-    xp = problem.xp
-    error, most = values["error"], float(np.finfo(np.float32).max)
-    if problem.dtype == np.float32 and isinstance(error, np.ndarray):  # a number in float64 is one here
-        values["error"] = np.where((error > most) & np.isfinite(error), most, error)
-    values = {name: problem.to_user(xp.asarray(value)) for name, value in values.items()}
-    n_iter, converged = (problem.one_or_all(xp.asarray(x)) for x in (n_iter, converged))
+    if problem.dtype == np.float32 and isinstance(error := values["error"], np.ndarray):  # numbers stay numbers
+        values["error"] = np.where(np.isfinite(error), np.minimum(error, float(np.finfo(np.float32).max)), error)
+    values = {name: problem.to_user(problem.xp.asarray(value)) for name, value in values.items()}
+    n_iter, converged = (problem.one_or_all(problem.xp.asarray(x)) for x in (n_iter, converged))
     f, g = (problem.bins_to_user(x, side) for side, x in enumerate(shown or problem.shown_potentials()))
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)
 
