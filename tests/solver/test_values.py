@@ -240,3 +240,20 @@ def test_what_half_precision_cannot_hold_is_said_once_and_plainly():
         assert np.isposinf(cusink.sinkhorn(*ends, cusink.Grid(300), eps=100.0).cost)
     with pytest.warns(RuntimeWarning, match="float16"):
         assert np.isposinf(cusink.distance_matrix(ends, None, cusink.Grid(300), eps=100.0)[0, 1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["shared", "own", "one", "points", "own points"])
+def test_a_cost_near_the_smallest_number_is_that_of_the_plan(kind, dtype):
+    """A pair that carries next to nothing is then all that costs anything."""
+    info = np.finfo(dtype)
+    for exponent in (0.8, 0.99, 1.02, 1.1):  # of the smallest normal number; above 1 with fewer digits
+        distance = -exponent * np.log(float(info.tiny))
+        C, a = np.array([[0, distance], [distance, 0]], dtype), np.array([[0.45, 0.55], [0.5, 0.5]], dtype)
+        x = np.array([[0], [np.sqrt(distance)]], dtype)
+        costs = {"own": np.stack([C, C]), "points": cusink.PointCloud(x), "own points": cusink.PointCloud(np.stack([x, x]))}
+        a = a[0] if kind == "one" else a
+        found = cusink.sinkhorn(a, a, costs.get(kind, C), eps=1.0, tol=1e-3)
+        exponents = found.f[..., :, None].astype(np.float64) + found.g[..., None, :] - C
+        exact = (a[..., :, None] * np.exp(exponents) * a[..., None, :] * C).sum(axis=(-2, -1))
+        np.testing.assert_allclose(found.cost, exact, rtol=1e-3, atol=8 * float(info.smallest_subnormal) * distance)

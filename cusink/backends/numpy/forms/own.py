@@ -169,12 +169,26 @@ class _Tile:
         self.A *= p[:, :, None]
         self.A *= stored.replace_inf(np, self.C)
         cost = self.A.sum(axis=(1, 2))
-        lost = np.flatnonzero(~inside)
+        lost = np.flatnonzero(~inside | (cost < self._least_cost(p, f, g)))
         if len(lost):
             f[lost], g[lost], cost[lost], error[lost] = finish_log(
                 stored.select(self.C, lost), a[lost], b[lost], self.g[lost], eps
             )
         return f, g, cost, error
+
+    def _least_cost(self, p: HostArray, f: HostArray, g: HostArray) -> HostArray:
+        """Return the costs (T,) above which what rounds to zero near the smallest number of the dtype does not count.
+
+        A pair has lost no more than that number times its weights, and costs ``f + g - eps log A``: none that has kept
+        its entry, or has just lost it, costs more than at the smallest one.
+        """
+        info, pairs = np.finfo(self.A.dtype), self.A[0].size
+        carries_a, carries_b = (True if no is None else ~no for no in (self.no_a, self.no_b))
+        largest = f.max(axis=1, where=carries_a, initial=-np.inf) + g.max(axis=1, where=carries_b, initial=-np.inf)
+        largest -= self.eps * np.log(float(info.tiny))
+        weight = p.sum(axis=1, where=carries_a, dtype=np.float64) * self.b.sum(axis=1, dtype=np.float64)
+        least: HostArray = (weight * float(info.tiny) + pairs * float(info.smallest_subnormal)) * largest / float(info.eps)
+        return least
 
     def _certify(self, product: HostArray, factor: HostArray, axis: Axis, excess: HostArray) -> None:
         """Make `product` the sums of this half-step: 1 for an empty bin and for a problem that took log-sum-exp."""
