@@ -61,8 +61,10 @@ class UnbalancedIteration(HostChecked):
         # By the lowest, where most mass is left: the mean may be that of bins far away, beside which no digits are.
         of_f, of_g = (_lowest(xp, x, w) for x, w in ((f, a), (g, b)))
         t = ((of_f - of_g) / 2)[:, None].astype(a.dtype, copy=False)
-        self.f, self.g, self.t = self._of_weighted(f - t, a), self._of_weighted(g + t, b), t.astype(np.float64)
+        self.f, self.g = self._of_weighted(f - t, a), self._of_weighted(g + t, b)
         self.steps: DampedSteps = C.ops.damped_steps or ArraySteps(xp)
+        # Not the t of the start: by an update at one that is far too large, g would take its size, and lose digits.
+        self.t = self.steps.translation(self.a, self.b, self.f, self.g, reach)[:, None].astype(np.float64)
         self.softmin = self._softmin_of(C)
         self.image_f, self.image_g = self.f, self.softmin(self.log_a + self.f / eps, 0)
 
@@ -236,4 +238,6 @@ def marginal_error(
     off = xp.where(large, xp.exp(xp.minimum(logs, LARGEST_EXPONENT)), off)
     with np.errstate(over="ignore"):
         error = off.sum(axis=1) / (weights * marginal).sum(axis=1)
+    # `potential` is that of the marginal and the shift together, and has the digits of a number of this size.
+    error += float(np.finfo(potential.dtype).eps) / rho * xp.abs(shift)[:, 0]
     return xp.minimum(error, math.exp(LARGEST_EXPONENT))
