@@ -24,6 +24,7 @@ from cusink.types import Array, ArrayModule, Axis, HostArray
 ROUNDS = 3  # of conjugate gradients, each from the residual that was really reached
 CENTRED = 4  # steps of them after which rounding's share of the constants is taken out of the residual
 NEAR_ONE = 2.0**20  # largest size of sides, and inverse of the smallest, whose squares need no other unit
+LARGEST = 2.0**-20  # share of the largest number of a dtype that a solution may have
 LEAST_ROUNDING = 0.25  # units of y that its residual is off, at the least
 DRAFT = 1e-7  # relative residual down to which a first round is made in float32, where the means have that
 
@@ -87,8 +88,20 @@ def solve_marginal_systems(
                 y, x, converged = system.solve(k, h)
             else:
                 x, y, converged = system.solve(h, k)
+            if not converged.all():
+                x, y = _with_room(C.xp, (x, y), (h, k), problem.dtype)
             found.append((index, MarginalSolution(x, y, converged)))
     return [_joined(C.xp, a, b, found) for found in parts]
+
+
+def _with_room(
+    xp: ArrayModule, solution: tuple[Array, Array], sides: tuple[Array, Array], dtype: Any
+) -> tuple[Array, Array]:
+    """Return rough solutions, or the sides in place of those that are too large for `dtype`: gradients are finite."""
+    x, y = solution
+    most = LARGEST * float(np.finfo(np.result_type(dtype, np.float32)).max)
+    room = ((xp.abs(x).max(axis=1) <= most) & (xp.abs(y).max(axis=1) <= most))[:, None]
+    return xp.where(room, x, sides[0]), xp.where(room, y, sides[1])
 
 
 def _joined(xp: ArrayModule, a: Array, b: Array, parts: list[tuple[HostArray, MarginalSolution]]) -> MarginalSolution:
@@ -160,11 +173,12 @@ class ReducedSystem:
         xp = self.xp
         size = xp.maximum(largest(xp, other), largest(xp, own))[:, None]
         if len(size) and float(size.min()) > 1 / NEAR_ONE and float(size.max()) < NEAR_ONE:  # as nearly always
-            return self._solve(other, own)
-        unit = xp.exp2(xp.round(xp.log2(xp.where((size > 0) & (size < np.inf), size, 1))))
-        x, y, converged = self._solve(other / unit, own / unit)
-        x *= unit
-        y *= unit
+            x, y, converged = self._solve(other, own)
+        else:
+            unit = xp.exp2(xp.round(xp.log2(xp.where((size > 0) & (size < np.inf), size, 1))))
+            x, y, converged = self._solve(other / unit, own / unit)
+            x *= unit
+            y *= unit
         return x, y, converged
 
     def _solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:

@@ -215,7 +215,7 @@ def plans(n=6, m=5, size=3, empty=True):
 
 
 def solve(P, h, k, tol=1e-12, max_iter=500, slack=(0.0, 0.0)):
-    problem = SimpleNamespace(C=SimpleNamespace(xp=np, to_host=np.asarray), a=P.sum(axis=2), b=P.sum(axis=1))
+    problem = SimpleNamespace(C=SimpleNamespace(xp=np, to_host=np.asarray), a=P.sum(axis=2), b=P.sum(axis=1), dtype=P.dtype)
     prepared = [(np.arange(len(P)), DenseMeans(P))]
     rights = [lambda index, _: (h[index], k[index]), lambda index, _: (2 * h[index], 2 * k[index])]
     return solve_marginal_systems(problem, rights, LinearSolve(tol, max_iter, slack), prepared)
@@ -273,6 +273,26 @@ def test_a_system_that_is_not_solved_says_so_and_those_that_are_stay():
     h[2, 0] = np.inf
     with np.errstate(invalid="ignore"):
         assert solve(P, h, k)[0].converged.tolist() == [True, True, False]
+
+
+def test_a_solution_that_no_float_holds_leaves_finite_numbers():
+    h, k = np.array([[1.0, -1.0]] * 2), np.zeros((2, 2))
+    sides = system._with_room(np, (h * 1e40, k + 1), (h, k), np.dtype(np.float32))
+    assert [side.tolist() for side in sides] == [h.tolist(), k.tolist()]
+    kept = system._with_room(np, (h * 1e20, k + 1), (h, k), np.dtype(np.float32))
+    assert [side.tolist() for side in kept] == [(h * 1e20).tolist(), (k + 1).tolist()]
+    assert system._with_room(np, (h * 1e40, k + np.nan), (h, k), np.dtype(np.float64))[1].tolist() == k.tolist()
+
+
+def test_gradients_of_parts_that_hardly_meet_are_finite_in_float32():
+    a = np.array([0.99999994, 6.3168756e-08, 1.1304667e-29], np.float32)
+    b = np.array([1.0, 1e-12, 1e-12, 1e-12, 1e-12], np.float32)
+    C = [[1.1e-06, 1.0, 1.0, 0.0, 710.0], [1.0, 0.8, 0.0004, 1.0, 4.5e-06], [1.7e-06, 1.0, 2e-05, 1.0, 0.0]]
+    solved = cusink.sinkhorn(a, b, np.array(C, np.float32), eps=5.12e-05)
+    h = np.array([-2.03, -0.34, -1.07, 0.72, -0.81], np.float32)
+    with pytest.warns(cusink.ConvergenceWarning, match="rough"):
+        grads = cusink.sinkhorn_adjoint(solved, grad_g=h)
+    assert grads.a.dtype == np.float32 and all(np.isfinite(grad).all() for grad in (grads.a, grads.b, grads.C))
 
 
 def test_pieces_of_the_reduced_system():
