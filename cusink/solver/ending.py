@@ -114,7 +114,8 @@ class Ending:
         """Return marginal errors (B,) with what rounding may have done to them."""
         of_plan = self.of_plan * sizes
         grown = np.expm1(np.minimum(of_plan, LARGEST_EXPONENT))
-        total: HostArray = error + self.rounding + np.where(of_plan > LARGEST_EXPONENT, np.finfo(float).max, grown)
+        total: HostArray = error + self.rounding + grown
+        total[of_plan > LARGEST_EXPONENT] = np.finfo(float).max
         return total
 
 

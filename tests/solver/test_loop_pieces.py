@@ -13,7 +13,7 @@ from cusink.costs.operators import Measured
 from cusink.operand import dense_cost
 from cusink.solver import coarse, each, loop
 from cusink.solver.annealing import HALVING, Patience, Slow
-from cusink.solver.ending import Ending, Later, Spared, ended
+from cusink.solver.ending import LARGEST_EXPONENT, Ending, Later, Spared, ended
 from cusink.solver.newton import ALONE, BATCH, Found, worth
 from cusink.solver.semidual import OVERSHOOT
 from cusink.solver.solution import Solution, later
@@ -388,6 +388,15 @@ def ending_of(**given):
     a, b = np.full((3, 2), 0.5), np.full((3, 3), 1 / 3)
     named = {"mass": None, "rounding": 1e-9, "of_plan": 1e-10, "islands": True, "steep": False, "begun": False} | given
     return Ending(C=dense_cost(np.zeros((2, 3))), a=a, b=b, eps=0.5, **named)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_beyond_all_bounds_stays_a_number():
+    """Of potentials without a digit in the plan, and of a marginal that is off by e^700, together too."""
+    ending, most = ending_of(), float(np.finfo(float).max)
+    far = 2 * LARGEST_EXPONENT / ending.of_plan
+    errors = ending.errors(np.array([1e304, 1e304, 1e-3]), np.array([far, 1.0, far]))
+    assert errors[[0, 2]].tolist() == [most, most] and errors[1] == pytest.approx(1e304)
 
 
 def test_what_ends_within_the_tolerance_leaves_its_potentials_for_later():
