@@ -215,7 +215,9 @@ def plans(n=6, m=5, size=3, empty=True):
 
 
 def solve(P, h, k, tol=1e-12, max_iter=500, slack=(0.0, 0.0)):
-    problem = SimpleNamespace(C=SimpleNamespace(xp=np, to_host=np.asarray), a=P.sum(axis=2), b=P.sum(axis=1), dtype=P.dtype)
+    problem = SimpleNamespace(
+        C=SimpleNamespace(xp=np, to_host=np.asarray), a=P.sum(axis=2), b=P.sum(axis=1), dtype=P.dtype
+    )
     prepared = [(np.arange(len(P)), DenseMeans(P))]
     rights = [lambda index, _: (h[index], k[index]), lambda index, _: (2 * h[index], 2 * k[index])]
     return solve_marginal_systems(problem, rights, LinearSolve(tol, max_iter, slack), prepared)

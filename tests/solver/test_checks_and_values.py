@@ -561,7 +561,7 @@ def test_an_unbalanced_iteration_begins_between_its_lowest_potentials():
 
 @pytest.mark.parametrize("far", [1e6, 8e10, 1e14])
 def test_a_start_far_from_its_shift_leaves_no_potential_of_its_size(far):
-    """One side sends all it has, wherever: the other one's potential is small, and what it says of its marginal holds."""
+    """One side sends all it has: the other one's potential is small, and what it says of its marginal holds."""
     a, b, cost, rho = np.array([0.4, 0.3]), np.array([0.5]), np.array([[far], [0.0]]), 0.036
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cusink.ConvergenceWarning)

@@ -251,7 +251,11 @@ def test_a_cost_near_the_smallest_number_is_that_of_the_plan(kind, dtype):
         distance = -exponent * np.log(float(info.tiny))
         C, a = np.array([[0, distance], [distance, 0]], dtype), np.array([[0.45, 0.55], [0.5, 0.5]], dtype)
         x = np.array([[0], [np.sqrt(distance)]], dtype)
-        costs = {"own": np.stack([C, C]), "points": cusink.PointCloud(x), "own points": cusink.PointCloud(np.stack([x, x]))}
+        costs = {
+            "own": np.stack([C, C]),
+            "points": cusink.PointCloud(x),
+            "own points": cusink.PointCloud(np.stack([x, x])),
+        }
         a = a[0] if kind == "one" else a
         found = cusink.sinkhorn(a, a, costs.get(kind, C), eps=1.0, tol=1e-3)
         exponents = found.f[..., :, None].astype(np.float64) + found.g[..., None, :] - C

@@ -187,7 +187,8 @@ class _Tile:
         largest = f.max(axis=1, where=carries_a, initial=-np.inf) + g.max(axis=1, where=carries_b, initial=-np.inf)
         largest -= self.eps * np.log(float(info.tiny))
         weight = p.sum(axis=1, where=carries_a, dtype=np.float64) * self.b.sum(axis=1, dtype=np.float64)
-        least: HostArray = (weight * float(info.tiny) + pairs * float(info.smallest_subnormal)) * largest / float(info.eps)
+        least: HostArray = weight * float(info.tiny) + pairs * float(info.smallest_subnormal)
+        least *= largest / float(info.eps)
         return least
 
     def _certify(self, product: HostArray, factor: HostArray, axis: Axis, excess: HostArray) -> None:
