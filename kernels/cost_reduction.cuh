@@ -1,4 +1,4 @@
-// uses: online_softmax.cuh
+// uses: online_softmax.cuh half.cuh
 // Three ways in which a reduction over one axis of the cost goes through memory, for any term.
 //
 // A Term defines the sum: its State, the values it reads for one summed index (Summed), and the output.
@@ -10,19 +10,12 @@
 // With axis 1 row i of C is kept and j is summed over; with axis 0 column j is kept and i is summed over. Offsets are
 // 64-bit.
 
-// A cost in half precision. It is decoded by hand: NVRTC has no fp16 header, and ftz would flush subnormals.
-struct Half {
-    unsigned short bits;
-};
-
+// A cost as it is stored: in half precision too.
 __device__ inline REAL to_real(REAL x) {
     return x;
 }
 __device__ inline REAL to_real(Half half) {
-    int exponent = (half.bits >> 10) & 31, fraction = half.bits & 1023;
-    float magnitude = exponent == 0 ? fraction * 5.9604644775390625e-8f  // 2^-24
-                                    : __int_as_float((exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13);
-    return half.bits >> 15 ? -magnitude : magnitude;
+    return of_half(half.bits);
 }
 
 // The costs of problem b: the shared matrix (stride 0), or its own, which cost_index finds after problems were dropped.

@@ -1,35 +1,21 @@
-// uses: online_softmax.cuh
+// uses: online_softmax.cuh half.cuh
 // Floats as two numbers of half precision, and products of them on tensor cores.
 //
-// A block is PARTS = 32 neighbours of a row of non-negative floats. With its scale s, the power of 2 with which the largest
-// of them over s is in [2^14, 2^15), x = s (high + low) up to
+// A block is PARTS = 32 neighbours of a row of floats. With its scale s, the power of 2 with which the largest of them over s
+// is in [2^14, 2^15) in magnitude, x = s (high + low) up to
 //
-//     s max(2^-22 x / s, 2^-25)
+//     s max(2^-22 |x| / s, 2^-25)
 //
 // since each half has 11 bits, and none below 2^-24. high high + high low + low high is then a product but for
-// 3 2^-22 of it, and for 2^-25 (x / s + y / t) s t. A block is stored as its 32 high parts and then the low ones. A row
+// 3 2^-22 of it, and for 2^-25 (|x| / s + |y| / t) s t. A block is stored as its 32 high parts and then the low ones. A row
 // is padded with zeros to whole blocks. A scale is no less than the smallest normal number, and 0 in a block of zeros. A block
 // with an infinity has NaN in its parts, so that no sum over it is a number.
 //
 // mma and asynchronous copies need compute capability 8.0: an older device is never asked.
 constexpr int PARTS = 32;
-
-struct Half {
-    unsigned short bits;
-};
 constexpr int HALVES = 2 * PARTS, CHUNK = 8;  // of a block, and of the 16 bytes that are copied and loaded at once
 
 #ifdef __CUDA_ARCH__
-__device__ inline unsigned to_half(float x) {
-    unsigned short bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-    return bits;
-}
-__device__ inline float of_half(unsigned half) {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((unsigned short)half));
-    return x;
-}
 // c (16, 8) += a (16, 16) b (16, 8): halves.
 __device__ inline void tensor_core_half(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -103,11 +89,13 @@ __device__ inline void await_copies() {
 }
 #endif
 
-// Write the parts of a block, whose numbers the lanes have, and its scale. The whole warp must call this.
+// Write the parts of a block, whose numbers the lanes have, and its scale. The whole warp must call this. An instruction less
+// where no number is negative, which is the sign bit.
+template <bool ANY_SIGN = false>
 __device__ inline void write_parts(REAL value, Half* parts, float* scale) {
     int lane = threadIdx.x % 32;
     float x = float(value);
-    unsigned most = largest(__float_as_uint(x));  // of numbers that are not negative
+    unsigned most = largest(__float_as_uint(ANY_SIGN ? fabsf(x) : x));
     int exponent = int(most >> 23) - 14;          // of the scale, biased by 127
     exponent = exponent < 1 ? 1 : exponent;
     bool finite = most < 0x7f800000u;

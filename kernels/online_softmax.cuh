@@ -122,13 +122,16 @@ struct OnlineSoftmax {
         return {Limits<REAL>::lowest, REAL(0)};
     }
 
-    // One exp2 per term. In float, whether terms are too large for the shift is seen from their sum, which is infinite at
-    // the first group: one comparison for four terms, and a new shift is rare once the first groups have passed. In double
-    // exp2 is long code, of which four more would take the registers: there the shift is the running maximum.
-    __device__ void push(const REAL (&x)[GROUP]) {
+    // One exp2 per term, of an even number of them. In float, whether terms are too large for the shift is seen from their sum,
+    // which is infinite at the first group: one comparison for all, and a new shift is rare once the first groups have
+    // passed. In double exp2 is long code, of which four more would take the registers: there the shift is the running maximum.
+    template <int COUNT>
+    __device__ void push(const REAL (&x)[COUNT]) {
         REAL more = sizeof(REAL) == sizeof(float) ? sum_of(x) : REAL(0);
         if (sizeof(REAL) == sizeof(double) || more > MOST) {
-            REAL highest = larger(larger(x[0], x[1]), larger(x[2], x[3]));
+            REAL highest = x[0];
+#pragma unroll
+            for (int k = 1; k < COUNT; k++) highest = larger(highest, x[k]);
             if (highest > shift) {
                 sum *= power_of_two(shift - highest);
                 shift = highest;
@@ -138,9 +141,12 @@ struct OnlineSoftmax {
         sum += more;
     }
 
-    __device__ REAL sum_of(const REAL (&x)[GROUP]) const {
-        return (power_of_two(x[0] - shift) + power_of_two(x[1] - shift)) +
-               (power_of_two(x[2] - shift) + power_of_two(x[3] - shift));
+    template <int COUNT>
+    __device__ REAL sum_of(const REAL (&x)[COUNT]) const {
+        REAL all = power_of_two(x[0] - shift) + power_of_two(x[1] - shift);
+#pragma unroll
+        for (int k = 2; k < COUNT; k += 2) all += power_of_two(x[k] - shift) + power_of_two(x[k + 1] - shift);
+        return all;
     }
 
     __device__ void merge(const OnlineSoftmax& other) {

@@ -1,167 +1,174 @@
-// uses: point_reduction.cuh
-// A reduction over costs made from points of many coordinates: their products on tensor cores, for any Term.
+// uses: point_reduction.cuh strip_products.cuh
+// A reduction over costs made from points of many coordinates: their products on tensor cores, for any Term, in float.
 //
-// s = |x|^2 + |y|^2 - 2 x y, clamped at 0, for points that are centred. Tensor cores multiply tf32 numbers, which have
-// 11 of the 24 bits of a float, and add in float. With `terms` 3 each number is split into two of them, high and low,
-// and high * high + high * low + low * high keeps 22 bits of each product; with 1 there is no second part: 3 times
-// fewer products, and errors of 1e-3 of the largest |x| |y|.
+// s = |x|^2 + |y|^2 - 2 x y, for points that are centred. Each coordinate is two numbers of half precision (half_parts.cuh),
+// with a scale for 32 coordinates of a point, which `split_points` makes once for a solve. With `terms` 3 a product keeps 22
+// bits; with 1 it is that of the high parts alone, which have 11 bits as tf32 has, with errors of 1e-3 of the largest |x| |y|.
 //
 // For near points the result is mostly rounding: their distance is recomputed from differences. From a share CLOSE of
 // |x|^2 + |y|^2 on, the lost digits do no harm.
 //
-// One block per problem and BAND kept points; each warp takes BAND summed points at a time, as 2 x 4 fragments of
-// m16n8k8, and all merge at the end. Dynamic shared memory, in REAL, with d8 the coordinates in full eights:
-//     d8 * (BAND + PAD) kept | d8 * (BAND * warps + PAD) summed | BAND * warps norms | BAND * warps Summed
-// and in its place at the end one State for each lane and row of a fragment.
-constexpr int MOST_PRODUCT_THREADS = 256;  // per block: the sums of a warp take many registers
+// A thread block has a strip of 80 kept points and goes through the others 320 at a time: products as in strip_products.cuh, by
+// blocks of 32 coordinates, then a warp has 80 x 40 of them in registers, a lane 10 in each of 10 rows. For each of those it
+// takes 1 exp2 and 8 others. Copies of the next blocks of coordinates go on meanwhile. All warps merge at the end. Bound by
+// tensor cores and issue slots, one after the other. Dynamic shared memory:
+//     STAGES stages | STRIP squared lengths of kept points | TILE_COLUMNS of the others | TILE_COLUMNS Summed
+// and in their place at the end one State for each lane and row of a warp.
 constexpr REAL CLOSE = REAL(1e-2);
-constexpr int BAND = 32, PAD = 8;  // rows 8 apart in their banks: the lanes of a fragment never meet in one
+constexpr int COLUMNS = 2 * N;  // of a lane, in each of its rows: in two neighbours of every 8
 
-struct Split {
-    unsigned high, low;
+// The points of one side: about the origin, their squared lengths, and what split_points makes of them, padded to whole tiles.
+// Those of two problems lie `stride` apart, or are the same where that is 0.
+struct SplitPoints {
+    const REAL *points, *lengths;
+    const Half* parts;
+    const float* scales;
+    long long stride, size;
+
+    __device__ SplitPoints of(long long b, int d) const {
+        long long own = stride ? b : 0, rows = own * padded() * ((d + PARTS - 1) / PARTS);
+        return {points + own * stride, lengths + own * size, parts + rows * HALVES, scales + rows, stride, size};
+    }
+    __device__ long long padded() const {
+        return (size + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+    }
+    __device__ REAL length(long long k) const {
+        return k < size ? lengths[k] : REAL(0);
+    }
 };
 
-__device__ inline Split split(REAL value) {
-    float x = float(value);
-    unsigned high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
-    return {high, __float_as_uint(x - __uint_as_float(high)) + 0x1000u};
-}
-
-#ifdef __CUDA_ARCH__
-__device__ inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-#if __CUDA_ARCH__ >= 800  // an older device is never asked
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-#endif
-
-// Products of 32 kept and 32 summed points: sums[m][n] is the lane's part of rows 16 m and columns 8 n of them.
-__device__ inline void multiply_points(float (&sums)[2][4][4], const REAL* mine, const REAL* others, int stride, int d8,
-                                       int terms) {
-    int row = threadIdx.x % 32 / 4, k = threadIdx.x % 4;
-    for (int c = k; c < d8; c += 8) {
-        Split b[4][2];
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-            b[n][0] = split(others[c * stride + 8 * n + row]);
-            b[n][1] = split(others[(c + 4) * stride + 8 * n + row]);
-        }
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-            const REAL* x = mine + c * (BAND + PAD) + 16 * m + row;
-            const REAL* next = x + 4 * (BAND + PAD);
-            Split a[4] = {split(x[0]), split(x[8]), split(next[0]), split(next[8])};
-            unsigned high[4] = {a[0].high, a[1].high, a[2].high, a[3].high};
-            unsigned low[4] = {a[0].low, a[1].low, a[2].low, a[3].low};
-#pragma unroll
-            for (int n = 0; n < 4; n++) {
-                unsigned other_high[2] = {b[n][0].high, b[n][1].high}, other_low[2] = {b[n][0].low, b[n][1].low};
-                if (terms == 3) {  // the small ones first
-                    tensor_core_tf32(sums[m][n], low, other_high);
-                    tensor_core_tf32(sums[m][n], high, other_low);
-                }
-                tensor_core_tf32(sums[m][n], high, other_high);
-            }
-        }
-    }
-}
-
-// |x - y|^2 from the differences of coordinates that lie `x_stride` and `y_stride` apart.
-__device__ inline REAL squared_distance(const REAL* x, int x_stride, const REAL* y, int y_stride, int d) {
+// |x - y|^2 from the differences of d coordinates.
+__device__ inline REAL squared_distance(const REAL* x, const REAL* y, int d) {
     REAL sum = 0;
 #pragma unroll 1
-    for (int c = 0; c < d; c++) {
-        REAL difference = x[c * x_stride] - y[c * y_stride];
-        sum = multiply_add(difference, difference, sum);
-    }
+    for (int c = 0; c < d; c++) sum = multiply_add(x[c] - y[c], x[c] - y[c], sum);
     return sum;
 }
 
-// Points first ... first + count of P (points, d), by coordinate: tile (d8, count + PAD), zero where there is none.
-__device__ inline void load_padded(REAL* tile, const REAL* P, long long first, long long points, int count, int d,
-                                   int d8) {
-    for (int k = threadIdx.x; k < count * d8; k += blockDim.x) {
-        int point = k / d8, c = k % d8;
-        tile[c * (count + PAD) + point] = first + point < points && c < d ? P[(first + point) * d + c] : REAL(0);
+// Which blocks of coordinates of the summed points are copied next, and to which stage.
+struct Copies {
+    Tile tile;
+    int block, stage;
+
+    __device__ void next(const SplitPoints& x, const SplitPoints& y, int blocks) {
+        if (tile.k0 < y.size) copy_block(Stage::number(stage), {x.parts, x.scales, x.padded()}, {y.parts, y.scales, y.padded()}, tile, block, blocks);
+        end_copies();  // of none too: await_copies counts these
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        if (++block == blocks) {
+            block = 0;
+            tile.k0 += TILE_COLUMNS;
+        }
+    }
+};
+
+// Add the costs of a strip from row k0 on and of the warp's columns, from `first` on, whose products are `total`. The lanes of
+// a warp have the rows lane / 4 + 8 r.
+template <class Term>
+__device__ inline void push_strip(typename Term::State (&states)[2 * M], const Term& term, const PointPairs& pairs,
+                                  const WarpSums& total, const SplitPoints& x, const SplitPoints& y, long long k0,
+                                  long long first, const REAL* own_lengths, const REAL* lengths,
+                                  const typename Term::Summed* values) {
+    int lane = threadIdx.x % 32, column = threadIdx.x / 32 * WARP_COLUMNS + lane % 4 * 2;
+    auto place = [&](int c) { return column + c / 2 * 8 + c % 2; };
+#pragma unroll
+    for (int r = 0; r < 2 * M; r++) {
+        typename Term::Summed at[COLUMNS];
+        REAL cost[COLUMNS], length = own_lengths[lane / 4 + 8 * r];
+        bool close = false;
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            at[c] = values[place(c)];
+            REAL both = length + lengths[place(c)];
+            cost[c] = multiply_add(REAL(-2), REAL(total[r / 2][c / 2][r % 2 * 2 + c % 2]), both);
+            close = close || cost[c] < CLOSE * both;  // one below zero too
+        }
+        if (close) {
+            // As if k0 were unknown: its products with d for all rows would take the registers.
+            const REAL* mine = x.points + (again(k0) + lane / 4 + 8 * r) * pairs.d;
+            unsigned which = 0;
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++)
+                which |= unsigned(cost[c] < CLOSE * (length + lengths[place(c)])) << c;
+#pragma unroll 1
+            for (int c = 0; c < COLUMNS; c++) {
+                if (!(which >> c & 1)) continue;
+                REAL distance = squared_distance(mine, y.points + (first + place(c)) * pairs.d, pairs.d);
+#pragma unroll
+                for (int k = 0; k < COLUMNS; k++) cost[k] = k == c ? distance : cost[k];
+            }
+        }
+        pairs.costs(cost);
+        term.push(states[r], cost, at);
     }
 }
 
-// kept_norms (B or 1, kept) and summed_norms (B or 1, summed) are the |x|^2.
+// A strip of kept points, from k0 on, of problem b: all threads of the block must call this.
 template <class Term>
-__device__ void reduce_point_products(const Term& term, const PointPairs& points, const REAL* kept_norms,
-                                      const REAL* summed_norms, int terms, long long B, long long kept,
-                                      long long summed) {
+__device__ void reduce_strip(const Term& term, const PointPairs& pairs, const SplitPoints& x, const SplitPoints& y,
+                             int terms, long long b, long long k0) {
     typedef typename Term::Summed Summed;
     typedef typename Term::State State;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, theirs = blockDim.x;
-    int row = lane / 4, column = 2 * (lane % 4), d = points.d, d8 = (d + 7) / 8 * 8;
-    REAL* mine = reinterpret_cast<REAL*>(dynamic_shared);
-    REAL* others = mine + d8 * (BAND + PAD);
-    REAL* norms = others + d8 * (theirs + PAD);
-    Summed* values = reinterpret_cast<Summed*>(norms + theirs);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, blocks = (pairs.d + PARTS - 1) / PARTS;
+    int units = x.size - k0 < STRIP ? int((x.size - k0 + 15) / 16) : M;
+    REAL* own_lengths = reinterpret_cast<REAL*>(dynamic_shared + STAGES * STAGE_BYTES);
+    REAL* lengths = own_lengths + STRIP;
+    Summed* values = reinterpret_cast<Summed*>(lengths + TILE_COLUMNS);
+    if (threadIdx.x < STRIP) own_lengths[threadIdx.x] = x.length(k0 + threadIdx.x);
+    State states[2 * M];
+#pragma unroll
+    for (int r = 0; r < 2 * M; r++) {
+        long long k = k0 + lane / 4 + 8 * r;
+        states[r] = k < x.size ? term.start(b, k) : State::empty();
+    }
+    Copies copies = {{k0, 0, STRIP, TILE_COLUMNS}, 0, 0};
+#pragma unroll
+    for (int k = 0; k < STAGES - 1; k++) copies.next(x, y, blocks);
+    int stage = 0;
+    for (long long first = 0; first < y.size; first += TILE_COLUMNS) {
+        WarpSums total = {};
+#pragma unroll 1
+        for (int block = 0; block < blocks; block++) {
+            await_copies<STAGES - 2>();
+            __syncthreads();  // this block is there for all, and all have used the one before
+            copies.next(x, y, blocks);
+            if (block == 0)
+                for (int k = threadIdx.x; k < TILE_COLUMNS; k += SPLIT_THREADS) {
+                    lengths[k] = y.length(first + k);
+                    values[k] = first + k < y.size ? term.read(b, first + k) : Term::nothing();
+                }
+            multiply_block(total, Stage::number(stage), units, 0, STRIP + warp * WARP_COLUMNS, terms == 3);
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+        }
+        if (blocks == 1) __syncthreads();  // else there was a barrier since they were written
+        push_strip(states, term, pairs, total, x, y, k0, first, own_lengths, lengths, values);
+    }
     State* parts = reinterpret_cast<State*>(dynamic_shared);
-    long long tiles = (kept + BAND - 1) / BAND;
-    for (long long tile = blockIdx.x; tile < B * tiles; tile += gridDim.x) {
-        long long b = tile / tiles, k0 = tile % tiles * BAND;
-        load_padded(mine, points.kept + b * points.kept_stride, k0, kept, BAND, d, d8);
-        State state[4];  // of the rows row, row + 8, row + 16, row + 24
-        REAL norm[4];
+    __syncthreads();  // all have used the last stage
 #pragma unroll
-        for (int r = 0; r < 4; r++) {
-            long long k = k0 + row + 8 * r;
-            state[r] = k < kept ? term.start(b, k) : State::empty();
-            norm[r] = k < kept ? kept_norms[(points.kept_stride ? b * kept : 0) + k] : REAL(0);
+    for (int r = 0; r < 2 * M; r++) parts[(warp * 2 * M + r) * 32 + lane] = states[r];
+    __syncthreads();
+    int row = threadIdx.x;
+    if (row < STRIP && k0 + row < x.size) {
+        // It is in part row / 8, in four neighbouring lanes.
+        State whole = term.start(b, k0 + row);
+#pragma unroll 1
+        for (int w = 0; w < SPLIT_WARPS; w++)
+            for (int l = 0; l < 4; l++) whole.merge(parts[(w * 2 * M + row / 8) * 32 + row % 8 * 4 + l]);
+        term.write(b, k0 + row, whole);
+    }
+    __syncthreads();  // the next strip writes there again
+}
+
+// The whole reduction, for any grid of blocks of SPLIT_THREADS; nothing in double.
+template <class Term>
+__device__ void reduce_point_products(const Term& term, const SplitPoints& x, const SplitPoints& y, int terms,
+                                      REAL exponent, int norm, int d, long long B) {
+    if constexpr (sizeof(REAL) == sizeof(float)) {
+        PointPairs pairs = {x.points, y.points, x.stride, y.stride, d, norm, exponent};
+        long long strips = (x.size + STRIP - 1) / STRIP;
+        for (long long unit = blockIdx.x; unit < B * strips; unit += gridDim.x) {
+            long long b = unit / strips;
+            reduce_strip(term, pairs, x.of(b, d), y.of(b, d), terms, b, unit % strips * STRIP);
         }
-        for (long long first = 0; first < summed; first += theirs) {
-            __syncthreads();  // the last points have been used
-            load_padded(others, points.summed + b * points.summed_stride, first, summed, theirs, d, d8);
-            long long s = first + threadIdx.x;
-            norms[threadIdx.x] = s < summed ? summed_norms[(points.summed_stride ? b * summed : 0) + s] : REAL(0);
-            values[threadIdx.x] = s < summed ? term.read(b, s) : Term::nothing();
-            __syncthreads();
-            if (first + BAND * warp >= summed) continue;  // the whole warp, to the next barrier
-            float sums[2][4][4] = {};
-            multiply_points(sums, mine, others + BAND * warp, theirs + PAD, d8, terms);
-#pragma unroll
-            for (int n = 0; n < 4; n += 2) {
-                Summed group[GROUP];
-                REAL other[GROUP];
-                int places[GROUP];
-#pragma unroll
-                for (int g = 0; g < GROUP; g++) {
-                    places[g] = BAND * warp + 8 * (n + g / 2) + column + g % 2;
-                    group[g] = values[places[g]];
-                    other[g] = norms[places[g]];
-                }
-#pragma unroll
-                for (int r = 0; r < 4; r++) {
-                    REAL cost[GROUP];
-#pragma unroll
-                    for (int g = 0; g < GROUP; g++) {
-                        REAL product = sums[r / 2][n + g / 2][r % 2 * 2 + g % 2], both = norm[r] + other[g];
-                        REAL s = larger(multiply_add(REAL(-2), product, both), REAL(0));
-                        if (s < CLOSE * both)
-                            s = squared_distance(mine + row + 8 * r, BAND + PAD, others + places[g], theirs + PAD, d);
-                        cost[g] = points.cost(s);
-                    }
-                    term.push(state[r], cost, group);
-                }
-            }
-        }
-        __syncthreads();  // all have used the points
-#pragma unroll
-        for (int r = 0; r < 4; r++) parts[(warp * 4 + r) * 32 + lane] = state[r];
-        __syncthreads();
-        if (warp == 0 && k0 + lane < kept) {
-            // Row `lane` of the band is in part lane / 8, in the four lanes of its row there.
-            State whole = term.start(b, k0 + lane);
-            for (int w = 0; w < warps; w++)
-                for (int l = 0; l < 4; l++) whole.merge(parts[(w * 4 + lane / 8) * 32 + lane % 8 * 4 + l]);
-            term.write(b, k0 + lane, whole);
-        }
-        __syncthreads();  // the next tile writes the points again
     }
 }

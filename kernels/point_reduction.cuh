@@ -7,7 +7,7 @@
 // One block per problem and 32 * KEPT kept points: each lane holds KEPT of them, and the warps share out the summed points
 // and merge at the end, so that few points still fill the machine. Per term for d = 3: 6 instructions for the distance, 1
 // exp2, 4 others, 1 shared load; the exponential unit takes 8 issue slots for each exp2. Dynamic shared memory, in REAL:
-//     d * 32 * KEPT kept points | d * 32 * warps summed points | 32 * warps Summed
+//     d * (32 * KEPT + GROUP) kept points | d * (32 * warps + GROUP) summed points | 32 * warps Summed
 // and in its place at the end one State for each kept point and warp.
 constexpr int KEPT = sizeof(REAL) == sizeof(float) ? 2 : 1;  // NVRTC 13 spills with 2 points in double
 
@@ -28,6 +28,13 @@ struct PointPairs {
         if (POWER == ROOT || exponent == REAL(0.5)) return square_root(s);
         return s > REAL(0) ? power_of_two(exponent * log_two(s)) : REAL(0);
     }
+    // The same in place for several, with one branch for all of them.
+    template <int COUNT>
+    __device__ void costs(REAL (&s)[COUNT]) const {
+        if (exponent == REAL(1)) return;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) s[k] = cost(s[k]);
+    }
 };
 
 template <int NORM>
@@ -35,11 +42,17 @@ __device__ inline REAL add_coordinate(REAL s, REAL difference) {
     return NORM == SQUARED ? multiply_add(difference, difference, s) : s + magnitude(difference);
 }
 
-// Points first ... first + count of P (points, d), by coordinate: tile (d, count), zero behind the last point.
+// Points first ... first + count of P (points, d), by coordinate: tile (d, count + GROUP), zero behind the last point. Without
+// the GROUP between them all coordinates of a point would lie in one bank.
 __device__ inline void load_points(REAL* tile, const REAL* P, long long first, long long points, int count, int d) {
-    for (int k = threadIdx.x; k < count * d; k += blockDim.x) {
-        int point = k / d, c = k % d;
-        tile[c * count + point] = first + point < points ? P[(first + point) * d + c] : REAL(0);
+    int point = threadIdx.x / d, c = threadIdx.x % d, down = blockDim.x / d, across = blockDim.x % d;
+    for (; point < count; point += down) {
+        tile[c * (count + GROUP) + point] = first + point < points ? P[(first + point) * d + c] : REAL(0);
+        c += across;
+        if (c >= d) {
+            c -= d;
+            point++;
+        }
     }
 }
 
@@ -51,10 +64,10 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
     typedef typename Term::State State;
     constexpr int MINE = 32 * KEPT;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, theirs = blockDim.x;
-    int d = D ? D : points.d;
+    int d = D ? D : points.d, apart = theirs + GROUP;
     REAL* mine = reinterpret_cast<REAL*>(dynamic_shared);
-    REAL* others = mine + d * MINE;
-    Summed* values = reinterpret_cast<Summed*>(others + d * theirs);
+    REAL* others = mine + d * (MINE + GROUP);
+    Summed* values = reinterpret_cast<Summed*>(others + d * apart);
     const Four<Summed>* groups = reinterpret_cast<const Four<Summed>*>(values);
     State* parts = reinterpret_cast<State*>(dynamic_shared);
     long long tiles = (kept + MINE - 1) / MINE;
@@ -73,10 +86,10 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
                 REAL cost[KEPT][GROUP] = {};
 #pragma unroll(D ? D : 2)
                 for (int c = 0; c < d; c++) {
-                    Four<REAL> other = *reinterpret_cast<const Four<REAL>*>(others + c * theirs + s);
+                    Four<REAL> other = *reinterpret_cast<const Four<REAL>*>(others + c * apart + s);
 #pragma unroll
                     for (int r = 0; r < KEPT; r++) {
-                        REAL x = mine[c * MINE + 32 * r + lane];
+                        REAL x = mine[c * (MINE + GROUP) + 32 * r + lane];
 #pragma unroll
                         for (int g = 0; g < GROUP; g++) {
                             REAL difference = x - other.at[g];

@@ -20,10 +20,11 @@ struct Softmin {
     __device__ State start(long long, long long) const {
         return State::empty();
     }
-    __device__ void push(State& state, const REAL (&cost)[GROUP], const Summed (&logit)[GROUP]) const {
-        REAL x[GROUP];
+    template <int COUNT>
+    __device__ void push(State& state, const REAL (&cost)[COUNT], const Summed (&logit)[COUNT]) const {
+        REAL x[COUNT];
 #pragma unroll
-        for (int k = 0; k < GROUP; k++) x[k] = multiply_add(cost[k], -cost_scale, logit[k]);
+        for (int k = 0; k < COUNT; k++) x[k] = multiply_add(cost[k], -cost_scale, logit[k]);
         state.push(x);
     }
     // For point_reduction.cuh: exponents in place of costs, which exceed those of the state by `length`.
@@ -85,10 +86,11 @@ struct ApplyPlan {
     __device__ State start(long long b, long long k) const {
         return {x[b * kept + k] * LOG2_E, REAL(0)};
     }
-    __device__ void push(State& state, const REAL (&cost)[GROUP], const Summed (&at)[GROUP]) const {
+    template <int COUNT>
+    __device__ void push(State& state, const REAL (&cost)[COUNT], const Summed (&at)[COUNT]) const {
         REAL sum = 0;
 #pragma unroll
-        for (int k = 0; k < GROUP; k++)
+        for (int k = 0; k < COUNT; k++)
             sum += power_of_two(multiply_add(cost[k], -cost_scale, at[k].logit) + state.logit) * at[k].value;
         state.sum += sum;
     }

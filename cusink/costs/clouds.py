@@ -41,8 +41,9 @@ class PointCloud:
     power : float
         The cost is the metric to this power; 1 for a function.
     tf32 : bool
-        On a GPU with tensor cores, for 16 coordinates or more in float32: multiply coordinates in plain tf32, which is
-        faster and errs by up to a thousandth of the largest squared length. If False they keep the digits of a float.
+        On a GPU with fast tensor cores, for 16 coordinates or more in float32: multiply coordinates of 11 bits, as many
+        as tf32 has, which is faster and errs by up to a thousandth of the largest squared length. If False they keep
+        the digits of a float.
     p : float, optional
         Of "minkowski", at most 16; 2 if not given. With ``power=p`` the cost is ``sum_k |x_k - y_k| ** p``.
     radius : float, optional

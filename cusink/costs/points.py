@@ -29,7 +29,7 @@ class PointCosts(BetweenPoints):
     exponent: float = 1.0
     factor: float = 1.0
     _: dataclasses.KW_ONLY
-    terms: int = 3  # of a product on tensor cores, see point_products.cuh: 1 for plain tf32
+    terms: int = 3  # of a product on tensor cores, see point_products.cuh: 1 for 11 bits
     kind: ClassVar[str] = "points"
 
     @property

@@ -500,24 +500,6 @@ inline float __uint_as_float(unsigned bits) {
     return __int_as_float(int(bits));
 }
 
-// The warp's mma.sync.m16n8k8 on tf32 numbers, whose last 13 bits a tensor core does not see: fragments by shuffles.
-inline void tensor_core_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2] CALLER) {
-    auto from = [](unsigned bits, int lane) {
-        return __uint_as_float(emulated::shuffle(0xffffffffu, bits, lane, __LINE__) & 0xffffe000u);
-    };
-    int lane = emulated::current % 32, row = lane / 4, column = 2 * (lane % 4);
-    for (int k = 0; k < 4; k++) {
-        float x[4], y[2][2];
-        for (int part = 0; part < 4; part++) x[part] = from(a[part], 4 * row + k);
-        for (int j = 0; j < 2; j++)
-            for (int part = 0; part < 2; part++) y[j][part] = from(b[part], 4 * (column + j) + k);
-        for (int j = 0; j < 2; j++) {
-            c[j] += x[0] * y[j][0] + x[2] * y[j][1];
-            c[2 + j] += x[1] * y[j][0] + x[3] * y[j][1];
-        }
-    }
-}
-
 inline unsigned to_half(float x) {
     unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u;
     double size = std::fabs(double(x));

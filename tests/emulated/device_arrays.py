@@ -231,7 +231,7 @@ class Kernel:
 
 
 @contextlib.contextmanager
-def device(shared_memory=99 << 10):
+def device(shared_memory=166912):
     """Within it ``cupy`` is the stand-in, and cusink runs on its arrays; yields the module and the kernels launched."""
     real = sys.modules.get("cupy") or (importlib.util.find_spec("cupy") and importlib.import_module("cupy"))
     stand_in, launched = module(real), []

@@ -17,13 +17,13 @@ import numpy.typing as npt
 from cusink.types import Axis
 
 MOST_BLOCKS = 2**31 - 1
-MOST_THREADS = 512  # __launch_bounds__ of every kernel but those of iterate.cu and point_products.cu
+MOST_THREADS = 512  # __launch_bounds__ of every kernel but those of iterate.cu and those with SPLIT_THREADS
 MOST_ITERATE_THREADS = 256  # two blocks to a multiprocessor
-MOST_PRODUCT_THREADS = 256
 TILE, TILE_PROBLEMS = 32, 4  # as in cost_reduction.cuh
 NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.cuh
-BAND, PAD, PRODUCTS_FROM = 32, 8, 16  # as in point_products.cuh; coordinates from which on tensor cores are faster
-STRIP, TILE_COLUMNS, SPLIT_THREADS, STAGES, PARTS = 80, 320, 256, 3, 32  # as in split_step.cu and half_parts.cuh
+STRIP, TILE_COLUMNS, SPLIT_THREADS, STAGES, PARTS = 80, 320, 256, 3, 32  # as in strip_products.cuh and half_parts.cuh
+STAGED = STAGES * (STRIP + TILE_COLUMNS) * (4 * PARTS + 4)  # bytes
+PRODUCTS_FROM = 16  # coordinates of points from which on tensor cores are faster
 SPLIT_TILE, SPLIT_SHARE = STRIP * TILE_COLUMNS, 0.4  # its entries, and the share of them in use that makes it faster
 GRID_THREADS = 64  # of a product along the axis of a grid, as in grid_tiles.cuh
 PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
@@ -52,11 +52,10 @@ class Device(NamedTuple):
 
     multiprocessors: int
     shared_memory: int  # bytes that a block may have
-    tensor_cores: bool = False  # whether they multiply tf32 numbers
-    fast_halves: bool = False  # whether they multiply halves so fast that three products are faster than one in float
+    fast_halves: bool = False  # whether tensor cores multiply halves so fast that three are faster than one in float
 
 
-H100 = Device(132, 232448, True, True)
+H100 = Device(132, 232448, True)
 
 
 class Launch(NamedTuple):
@@ -135,10 +134,12 @@ def configure(
         return _pairs(operator, B, n, m, d, size, device)
     if operator == "cost_points":
         return Launch("points.cu", operator, _blocks(B * n * m, 256), 256, 0)
+    if operator == "split_points":  # blocks of `m` coordinates of `n` points, in whole tiles
+        return Launch("point_products.cu", operator, _blocks(B * padded(n) * -(-m // PARTS), 4), 128, 0)
     if operator.endswith("_points"):
         return _points(operator, B, n, m, d, size, device)
     if operator.endswith("_products"):
-        return _products(operator, B, n, m, d, size, device)
+        return _products(operator, B, n, size, d, device)
     if operator in ("scaling_update", "logit_update"):
         return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
     if operator == "split_step":
@@ -171,6 +172,11 @@ def configure(
     if operator in ("read_potentials", "read_logits"):
         return Launch("scaling.cu", operator, _blocks(B * (n if axis else m), 256), 256, 0)
     raise ValueError(f"no kernel for {operator!r}")
+
+
+def padded(rows: int) -> int:
+    """Return the rows of arrays of parts, whole tiles of them."""
+    return -(-rows // TILE_COLUMNS) * TILE_COLUMNS
 
 
 def split_tiles(B: int, kept: int) -> int:
@@ -289,7 +295,7 @@ def _points(operator: str, B: int, kept: int, summed: int, d: int, size: int, de
     term, mine = operator.removesuffix("_points"), POINTS[size]
     most = _power_of_two(-(-summed // 32), 16 if B * -(-kept // mine) < 4 * device.multiprocessors else 8)
     for warps in (16, 8, 4, 2, 1):
-        points = d * (mine + 32 * warps) + 32 * warps * SUMMED[term]
+        points = d * (mine + 32 * warps + 2 * GROUP) + 32 * warps * SUMMED[term]
         shared = size * max(points, mine * warps * STATE[term])
         # A single warp may opt in to more shared memory; larger blocks stay within the default, for occupancy.
         limit = device.shared_memory - OWN_SHARED_MEMORY
@@ -299,30 +305,23 @@ def _points(operator: str, B: int, kept: int, summed: int, d: int, size: int, de
     return None
 
 
-def _products(operator: str, B: int, kept: int, summed: int, d: int, size: int, device: Device) -> Launch | None:
-    """Return a launch on tensor cores; None if it does not fit, or if device, dtype or `d` are not for tensor cores."""
-    if not device.tensor_cores or size != 4 or d < PRODUCTS_FROM:
+def _products(operator: str, B: int, kept: int, size: int, d: int, device: Device) -> Launch | None:
+    """Return a launch on tensor cores; None where it does not fit, or where sums in float are faster."""
+    shared = STAGED + size * (STRIP + TILE_COLUMNS * (1 + SUMMED[operator.removesuffix("_products")]))
+    pays = device.fast_halves and size == 4 and d >= PRODUCTS_FROM
+    if not pays or shared > device.shared_memory - OWN_SHARED_MEMORY:
         return None
-    term, d8 = operator.removesuffix("_products"), -(-d // 8) * 8
-    for warps in (MOST_PRODUCT_THREADS // 32, 4, 2, 1):
-        points = d8 * (BAND + PAD + BAND * warps + PAD) + BAND * warps * (1 + SUMMED[term])
-        shared = size * max(points, 4 * 32 * warps * STATE[term])
-        limit = device.shared_memory - OWN_SHARED_MEMORY
-        limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
-        if warps <= _power_of_two(-(-summed // BAND), 8) and shared <= limit:
-            return Launch("point_products.cu", operator, _blocks(B * -(-kept // BAND)), 32 * warps, shared)
-    return None
+    return Launch("point_products.cu", operator, _blocks(B * -(-kept // STRIP)), SPLIT_THREADS, shared)
 
 
 def _split_step(B: int, kept: int, size: int, device: Device) -> Launch | None:
     """Return a launch on tensor cores; None where it does not fit, or where products in float are as fast or faster."""
-    shared = STAGES * (STRIP + TILE_COLUMNS) * (4 * PARTS + 4)
     tiles = split_tiles(B, kept)
     at_once = -(-tiles // device.multiprocessors) * device.multiprocessors
     pays = device.fast_halves and size == 4 and B * kept >= SPLIT_SHARE * SPLIT_TILE * at_once
-    if not pays or shared > device.shared_memory - OWN_SHARED_MEMORY:
+    if not pays or STAGED > device.shared_memory - OWN_SHARED_MEMORY:
         return None
-    return Launch("split_step.cu", "split_step", _blocks(min(tiles, device.multiprocessors)), SPLIT_THREADS, shared)
+    return Launch("split_step.cu", "split_step", _blocks(min(tiles, device.multiprocessors)), SPLIT_THREADS, STAGED)
 
 
 def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: bool, log: bool) -> Launch | None:

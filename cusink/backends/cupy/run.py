@@ -54,6 +54,5 @@ def device() -> Device:
 def _device(number: int) -> Device:
     found = cp.cuda.Device(number)
     capability, attributes = found.compute_capability, found.attributes
-    tensor_cores = int(capability[:-1]) >= 8  # that multiply tf32 numbers
     numbers = attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
-    return Device(*numbers, tensor_cores, capability in FAST_HALVES)
+    return Device(*numbers, capability in FAST_HALVES)

@@ -6,7 +6,7 @@ import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy.forms import MatmulForm
-from cusink.backends.cupy.launch import PARTS, SPLIT_THREADS, SPLIT_TILE, TILE_COLUMNS, split_tiles
+from cusink.backends.cupy.launch import PARTS, SPLIT_THREADS, SPLIT_TILE, padded, split_tiles
 from cusink.backends.cupy.run import choose_launch, find_launch, run, sizes
 from cusink.backends.cupy.state import State
 from cusink.types import Array, Axis, Method
@@ -25,8 +25,8 @@ class Parts(NamedTuple):
     @classmethod
     def empty(cls, rows: int, summed: int) -> Self:
         """Return arrays for such numbers."""
-        blocks, padded = -(-summed // PARTS), -(-rows // TILE_COLUMNS) * TILE_COLUMNS
-        return cls(cp.empty((padded, blocks, 2 * PARTS), np.float16), cp.empty((blocks, padded), np.float32))
+        blocks, whole = -(-summed // PARTS), padded(rows)
+        return cls(cp.empty((whole, blocks, 2 * PARTS), np.float16), cp.empty((blocks, whole), np.float32))
 
     @property
     def padded(self) -> int:

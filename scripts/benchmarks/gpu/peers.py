@@ -93,7 +93,7 @@ def ours(B, n, count, repeats, method="auto"):
 
 
 def products(count, repeats, sizes, tf32):
-    """Time iterations between points of many coordinates, by plain tf32 or by split numbers."""
+    """Time iterations between points of many coordinates, by products of 11 bits (`tf32`) or of two halves each."""
     import cupy
 
     import cusink
@@ -145,7 +145,7 @@ def measure(tiny):
     for tf32 in (False, True):
         sizes = (20, 17) if tiny else (10_000, 64)
         row = {
-            "what": f"points, {'plain' if tf32 else 'split'} tf32",
+            "what": f"points, {'11 bits' if tf32 else 'two halves each'}",
             "B": 1,
             "n": sizes[0],
             "iterations": count // 10 or 1,

@@ -180,7 +180,7 @@ def compare(call, memory):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_answers_are_numpy_s(call):
-    compare(call, 99 << 10)
+    compare(call, 166912)
 
 
 @pytest.mark.parametrize("call", APART)

@@ -225,7 +225,7 @@ def test_an_iteration_is_two_launches_and_a_look_now_and_then():
 
 
 def test_tensor_cores_are_taken_where_they_are_faster():
-    T4, L40, A100 = Device(40, 64 << 10), Device(142, 99 << 10, True), Device(108, 166912, True, True)
+    T4, L40, A100 = Device(40, 64 << 10), Device(142, 99 << 10), Device(108, 166912, True)
     sizes = 1665, 4000, 4000
     assert split_tiles(1665, 4000) == 10 * 25 + 13  # for 132 multiprocessors
     assert configure("split_step", *sizes, "float32", H100) == Launch(FILE, "split_step", 132, 256, 158400)

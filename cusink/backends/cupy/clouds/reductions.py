@@ -6,14 +6,14 @@ passed to the reductions for stored costs.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import cupy as cp
 import numpy as np
 
 from cusink.backends.cupy import limits
 from cusink.backends.cupy import reductions as dense
-from cusink.backends.cupy.launch import PRODUCTS_FROM, Launch
+from cusink.backends.cupy.launch import PARTS, Launch, padded
 from cusink.backends.cupy.reductions import Scales
 from cusink.backends.cupy.run import LOG2_E, choose_launch, find_launch, run, sizes
 from cusink.costs.points import PointCosts
@@ -22,33 +22,62 @@ from cusink.types import Array, Axis, HostArray
 NORMS = {"squared": 0, "cityblock": 1}  # as in point_reduction.cuh
 
 
+class SplitPoints(NamedTuple):
+    """Points of one side about the origin, as products on tensor cores take them: see ``point_products.cuh``."""
+
+    points: Array  # (size, d) or (B, size, d)
+    lengths: Array  # squared, (size,) or (B, size)
+    halves: Array  # (padded, blocks, 64) or (B, padded, blocks, 64)
+    scales: Array  # (blocks, padded) or (B, blocks, padded)
+
+    @classmethod
+    def of(cls, points: Array) -> Self:
+        """Return what is made once of points about the origin."""
+        points = cp.ascontiguousarray(points)
+        *own, size, d = points.shape
+        B, blocks, rows = own[0] if own else 1, -(-d // PARTS), padded(size)
+        halves, scales = (
+            cp.empty((*own, rows, blocks, 2 * PARTS), np.float16),
+            cp.empty((*own, blocks, rows), np.float32),
+        )
+        launch = choose_launch("split_points", B, size, d, points.dtype)
+        run(launch, points.dtype, halves, scales, points, *sizes(B, size, rows), np.int32(d))
+        return cls(points, (points * points).sum(axis=-1), halves, scales)
+
+    def at(self, problems: Array) -> Self:
+        """Return those of some problems."""
+        return type(self)(*(array[problems] for array in self))
+
+
 @dataclass(frozen=True, eq=False)
 class KernelArguments:
     """Costs between points as the CUDA kernels take them: the factor is in the points."""
 
     kept: Array  # (n, d) or (B, n, d), the points of the axis that is kept
     summed: Array  # (m, d) or (B, m, d), those of the axis that is summed over
-    centred: tuple[Array, Array]  # both about the origin, for products on tensor cores
-    norms: tuple[Array, Array]  # squared lengths of those, (n,) or (B, n) and (m,) or (B, m)
+    split: tuple[SplitPoints, SplitPoints] | None  # both, where products on tensor cores are faster
     norm: str
     exponent: float
     terms: int
 
     @classmethod
-    def of(cls, C: "PointCosts | KernelArguments", axis: Axis = 1) -> "KernelArguments":
-        """Return the arguments for a sum over `axis`; those that are given are for axis 1."""
+    def of(cls, C: "PointCosts | KernelArguments", axis: Axis = 1, products: bool = True) -> "KernelArguments":
+        """Return the arguments for a sum over `axis`; those that are given are for axis 1.
+
+        They are for products on tensor cores too, unless none will be asked for.
+        """
         if isinstance(C, KernelArguments):
-            return C if axis else cls(C.summed, C.kept, C.centred[::-1], C.norms[::-1], C.norm, C.exponent, C.terms)
+            split = C.split and C.split[::-1]
+            return C if axis else cls(C.summed, C.kept, split, C.norm, C.exponent, C.terms)
         degree = C.exponent * (2 if C.norm == "squared" else 1)
         scale = C.dtype.type(C.factor ** (1 / degree))
         x, y = (C.x, C.y) if C.factor == 1 else (C.x * scale, C.y * scale)
-        products = C.norm == "squared" and x.shape[-1] >= PRODUCTS_FROM
-        centred = x, y
-        if products:
+        split, (n, d), m = None, x.shape[-2:], y.shape[-2]
+        if products and C.norm == "squared" and find_launch("apply_plan_products", 1, n, m, C.dtype, d=d):
             centred_x, centred_y = C.centred()
-            centred = centred_x * scale, centred_y * scale
-        norms = tuple((points * points).sum(axis=-1) for points in centred)
-        return cls.of(cls(x, y, centred, (norms[0], norms[1]), C.norm, C.exponent, C.terms), axis)
+            one = SplitPoints.of(centred_x * scale)
+            split = one, one if centred_y is centred_x else SplitPoints.of(centred_y * scale)
+        return cls.of(cls(x, y, split, C.norm, C.exponent, C.terms), axis)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,20 +99,21 @@ class KernelArguments:
         if self.ndim == 2:
             return self
         kept, summed = self.kept[problems], self.summed[problems]
-        x, y = (points[problems] for points in self.centred)
-        of_x, of_y = (norms[problems] for norms in self.norms)
-        return type(self)(kept, summed, (x, y), (of_x, of_y), self.norm, self.exponent, self.terms)
+        split = self.split and (self.split[0].at(problems), self.split[1].at(problems))
+        return type(self)(kept, summed, split, self.norm, self.exponent, self.terms)
 
     def find_launch(self, term: str, B: int, products: bool = True) -> Launch | None:
         """Return the launch of an operator, on tensor cores if that pays; None where the coordinates do not fit."""
         (n, m), d, launch = self.shape[-2:], self.kept.shape[-1], None
-        if products and self.norm == "squared":
+        if products and self.split:
             launch = find_launch(f"{term}_products", B, n, m, self.dtype, d=d)
         return launch or find_launch(f"{term}_points", B, n, m, self.dtype, d=d)
 
     def arrays(self, launch: Launch) -> tuple[Array, ...]:
         """Return the arrays of points that the kernel takes."""
-        return (*self.centred, *self.norms) if launch.kernel.endswith("_products") else (self.kept, self.summed)
+        if self.split and launch.kernel.endswith("_products"):
+            return *self.split[0], *self.split[1]
+        return self.kept, self.summed
 
     def scalars(self, launch: Launch, B: int) -> tuple[Any, ...]:
         """Return the arguments that every kernel takes last."""
@@ -171,7 +201,7 @@ def transport_cost(C: Points, p: Array, q: Array, eps: float) -> Array:
 
 def row_costs(C: Points, p: Array, q: Array, cost_scale: float) -> Array:
     """Return ``sum_j P_ij C_ij`` (B, n)."""
-    arguments = KernelArguments.of(C)
+    arguments = KernelArguments.of(C, products=False)
     p, q = map(cp.ascontiguousarray, (p, q))
     B, dtype, out = len(p), p.dtype, cp.empty_like(p)
     launch = arguments.find_launch("transport_cost", B, products=False)
@@ -187,7 +217,7 @@ def row_costs(C: Points, p: Array, q: Array, cost_scale: float) -> Array:
 
 def c_transform(C: Points, potential: Array, axis: Axis) -> Array:
     """Return ``min_j (C_ij - potential_j)`` (B, n); a potential of -inf takes its bin out of the minimum."""
-    arguments, potential = KernelArguments.of(C, axis), cp.ascontiguousarray(potential)
+    arguments, potential = KernelArguments.of(C, axis, products=False), cp.ascontiguousarray(potential)
     B, dtype = len(potential), potential.dtype
     out = cp.empty((B, arguments.shape[-2]), dtype)
     launch = arguments.find_launch("c_transform", B, products=False)
@@ -207,7 +237,7 @@ def plan(C: Points, p: Array, q: Array, eps: float) -> Array:
 def bilinear(C: Points, x: Array, y: Array) -> Array:
     """Return ``sum_ij x_i C_ij y_j`` (B,) of non-negative x and y."""
     out = cp.zeros(len(x), x.dtype)
-    for problems, rows, block in KernelArguments.of(C).blocks(len(x)):
+    for problems, rows, block in KernelArguments.of(C, products=False).blocks(len(x)):
         out[problems] += dense.bilinear(block, cp.ascontiguousarray(x[problems, rows]), y[problems])
     return out
 
@@ -219,4 +249,4 @@ def cost_range(C: PointCosts) -> tuple[float, float]:
 
 def cost_block(C: Points, problems: slice | HostArray, rows: slice | HostArray) -> Array:
     """Return the costs (rows, m) or (problems, rows, m) as an array."""
-    return KernelArguments.of(C).block(problems, rows)
+    return KernelArguments.of(C, products=False).block(problems, rows)
