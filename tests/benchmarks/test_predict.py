@@ -1,5 +1,6 @@
 """The predictions of kernel times follow from the counts, and say that they are predictions."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -60,7 +61,34 @@ def test_the_table_calls_itself_predicted(capsys):
     assert "softmin_rows_tiled" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("operator", ["iterate", "softmin_products"])
+def test_points_on_tensor_cores_take_the_strips_of_the_busiest_multiprocessor():
+    loops = json.loads((predict.ROOT / "tests/wheels/speed_budget.json").read_text())["kernels"]["softmin_products"]
+    products, exponentials = loops[0][1], max(loops, key=lambda loop: loop[2].get("exponential", 0))[1]
+    found = predict.predict("softmin_products", 1, 10_000, 10_000, 64)
+    # 125 strips are one for each of 132; it has 32 tiles of 320, each of 2 blocks of 8 warps with 150 products.
+    assert found.parts["tensor"] == pytest.approx(32 * 2 * 8 * 150 * 2048 / (0.629 * 2048 * 1.755e9))
+    assert found.parts["issue"] == pytest.approx(32 * 2 * 8 * (products + predict.COPYING) / (4 * 1.755e9))
+    assert found.parts["exponential"] == pytest.approx(32 * 8 * exponentials / (4 * 1.755e9))
+    assert found.bound == "tensor" and found.seconds == pytest.approx(
+        found.parts["tensor"] + found.parts["exponential"]
+    )
+    assert 20 * found.seconds < 4e-3  # ten iterations
+    plain = predict.predict("softmin_products", 1, 10_000, 10_000, 64, products=1)
+    assert plain.parts["tensor"] == pytest.approx(found.parts["tensor"] / 3) and 20 * plain.seconds < 2.5e-3
+    more = predict.predict("softmin_products", 1, 10_640, 10_000, 64)  # 133 strips
+    assert more.seconds == pytest.approx(2 * found.seconds)
+    assert predict.predict("softmin_products", 1, 10_000, 10_000, 64, machine=predict.MACHINES["T4"]) is None
+
+
+def test_a_sum_of_plans_reads_the_cost_once_and_stages_logits():
+    found = predict.predict("plan_sum", 256, 1000, 1000)
+    terms, instructions, _ = predict.hot_loop("plan_sum", 1)
+    by_hand = 256e6 / 32 * (instructions / terms + predict.STAGING / 64) / (4 * 132 * 1.755e9)
+    assert found.bound == "issue" and found.seconds == pytest.approx(by_hand, rel=0.05) and found.seconds < 3e-4
+    assert found.parts["bytes"] == pytest.approx((2 * 4e6 + 4 * 3 * 256 * 2000) / 3.35e12)
+
+
+@pytest.mark.parametrize("operator", ["iterate", "documents"])
 def test_what_counts_do_not_tell_is_refused(operator):
     with pytest.raises(ValueError, match="only softmin, "):
         predict.predict(operator, 1, 100, 100, 64)

@@ -5,8 +5,8 @@ The inner loop's instructions for each useful term come from `tests/wheels/speed
 code for compute capability 9.0), registers from `tests/kernels/budget.json`, blocks and shared memory from
 `cusink.backends.cupy.launch`. A kernel is taken to be as slow as the slowest of: issue slots, the exponential unit, the
 float units, shared memory, the bytes that must cross the bus; then blocks are dealt out in waves. Waiting for memory,
-launches, the host and what lies outside the inner loop are left out, so that a time can only be longer: so `iterate`,
-`documents` and the products of points on tensor cores, which spend much of it there, are not predicted.
+launches, the host and what lies outside the inner loop are left out, so that a time can only be longer: `iterate` and
+`documents`, which spend much of it there, are not predicted.
 
 `split_step` is a half-step with a large shared cost, a thread block for each multiprocessor. On an H100 tensor cores
 are taken to reach 62.9 % of their rate, and the L2 cache 4472 bytes a clock, as Luo et al. have measured of mma.sync
@@ -14,10 +14,15 @@ and of loads on Hopper (2025, arXiv:2501.12084, section 6.2 and table 5). The bu
 its tiles in full. The update of a tile issues its instructions beside the products of the next one. That of the last
 tile, and the test of all sums of a tile, have no products beside them, and are added.
 
+`softmin_products` and `apply_plan_products` are a half-step between points of many coordinates, by the same products.
+The busiest multiprocessor has whole strips of kept points. Of each tile of a strip first the products are taken, then
+the exponentials: they have nothing beside them but the copies of the next tile. `--products 1` is for ``tf32=True``.
+
     predict.py                          # the rows of docs/gpu.md
     predict.py --device T4 softmin 256 1000 1000
     predict.py split_step 1665 4000 4000
     predict.py softmin_points 1 100000 100000 --coordinates 3
+    predict.py softmin_products 1 10000 10000 --coordinates 64 --products 1
 """
 
 import argparse
@@ -31,12 +36,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this checkout, w
 
 from cusink.backends.cupy.launch import (
     PARTS,
+    PLAN_CHUNK,
+    PLAN_ROWS,
     SPLIT_THREADS,
     SPLIT_TILE,
     STRIP,
     TILE_COLUMNS,
     Device,
     configure,
+    plan_parts,
     split_tiles,
 )
 
@@ -58,8 +66,8 @@ class Machine(NamedTuple):
 
 
 MACHINES = {
-    "H100": Machine(Device(132, 232448, True, True), 1.755e9, 3.35e12, 228 << 10, 128, "sm_90", 2048, 0.629, 4472),
-    "A100": Machine(Device(108, 166912, True, True), 1.41e9, 1.555e12, 164 << 10, 64, "sm_80", 1024, 1.0, 5120),
+    "H100": Machine(Device(132, 232448, True), 1.755e9, 3.35e12, 228 << 10, 128, "sm_90", 2048, 0.629, 4472),
+    "A100": Machine(Device(108, 166912, True), 1.41e9, 1.555e12, 164 << 10, 64, "sm_80", 1024, 1.0, 5120),
     "T4": Machine(Device(40, 65536, False), 1.59e9, 0.32e12, 64 << 10, 64, "sm_75", 512),
 }
 SCHEDULERS, EXPONENTIALS, WARPS = 4, 16, {"sm_75": 32, "sm_80": 64, "sm_90": 64}
@@ -67,23 +75,37 @@ SCHEDULERS, EXPONENTIALS, WARPS = 4, 16, {"sm_75": 32, "sm_80": 64, "sm_90": 64}
 # branches can skip; for the test of the sums of a tile (of 4000 summed indices), and their way to memory; for the
 # update of 32 entries without over-relaxation (254 where it measures, as in the last iteration of a call).
 COPYING, TESTING, UPDATING = 180, 2170, 184
-PREDICTED = ("softmin", "apply_plan", "transport_cost", "softmin_points", "apply_plan_points", "split_step")
+STAGING = 280  # counted likewise: of a warp of `plan_sum` for the logits of a chunk of problems
+ON_TENSOR_CORES = ("split_step", "softmin_products", "apply_plan_products")
+PREDICTED = (
+    "softmin",
+    "apply_plan",
+    "transport_cost",
+    "softmin_points",
+    "apply_plan_points",
+    "plan_sum",
+    *ON_TENSOR_CORES,
+)
 ROWS = (
-    # operator, B, n, m, coordinates
-    ("softmin", 256, 1000, 1000, 1),
-    ("softmin", 1, 1000, 1000, 1),
-    ("apply_plan", 256, 1000, 1000, 1),
-    ("softmin_points", 1, 100_000, 100_000, 3),
-    ("softmin_points", 1, 100_000, 100_000, 2),
-    ("apply_plan_points", 1, 100_000, 100_000, 3),
-    ("split_step", 1665, 4000, 4000, 1),
+    # operator, B, n, m, coordinates, products for each product
+    ("softmin", 256, 1000, 1000, 1, 3),
+    ("softmin", 1, 1000, 1000, 1, 3),
+    ("apply_plan", 256, 1000, 1000, 1, 3),
+    ("softmin_points", 1, 100_000, 100_000, 3, 3),
+    ("softmin_points", 1, 100_000, 100_000, 2, 3),
+    ("apply_plan_points", 1, 100_000, 100_000, 3, 3),
+    ("plan_sum", 256, 1000, 1000, 1, 3),
+    ("split_step", 1665, 4000, 4000, 1, 3),
+    ("softmin_products", 1, 10_000, 10_000, 64, 3),
+    ("softmin_products", 1, 10_000, 10_000, 64, 1),
+    ("softmin_products", 1, 100_000, 100_000, 64, 3),
 )
 
 
 class Prediction(NamedTuple):
     """Seconds by what they go into, the whole, and the share of the limit of the operation that is reached.
 
-    The whole is the largest part, and of `split_step` what has nothing beside it.
+    The whole is the largest part, and on tensor cores what has nothing beside it.
     """
 
     kernel: str
@@ -111,8 +133,11 @@ def registers(launch, capability):
     return kernels[f"{launch.file} {launch.kernel} float32"][capability][0]
 
 
-def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"]):
-    """Return the `Prediction` of one call in float32 with a shared cost, or None where no launch fits."""
+def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"], products=3):
+    """Return the `Prediction` of one call in float32 with a shared cost, or None where no launch fits.
+
+    Between points on tensor cores a product of coordinates is one of 3 of halves, or of 1.
+    """
     if operator not in PREDICTED:
         raise ValueError(
             f"only {', '.join(PREDICTED)} are predicted, whose time is in their inner loop; got {operator}"
@@ -123,6 +148,8 @@ def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"]):
         return None
     if operator == "split_step":
         return split_step(launch, B, n, m, machine)
+    if operator in ON_TENSOR_CORES:
+        return point_products(launch, B, n, m, coordinates, machine, products)
     terms_in_loop, instructions, units = hot_loop(launch.kernel, coordinates)
     terms = float(B) * n * m
     fit = min(
@@ -137,12 +164,14 @@ def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"]):
     slots = min(SCHEDULERS, fit * launch.block // 32)
     clocks = busy * machine.clock
     each = {unit: units.get(unit, 0) / terms_in_loop for unit in ("exponential", "float", "shared")}
+    entries = {"plan_sum": n * m * (1 + plan_parts(B, n, m, device))}.get(operator, n * m)
+    outside = STAGING / (PLAN_CHUNK * PLAN_ROWS) if operator == "plan_sum" else 0
     parts = {
-        "issue": terms / 32 * instructions / terms_in_loop / (slots * clocks),
+        "issue": terms / 32 * (instructions / terms_in_loop + outside) / (slots * clocks),
         "exponential": terms * each["exponential"] / (EXPONENTIALS * clocks),
         "float": terms * each["float"] / (machine.float_lanes * clocks),
         "shared": terms / 32 * each["shared"] / clocks,
-        "bytes": 4.0 * (n * m * (not operator.endswith("_points")) + 3 * B * (n + m)) / machine.bandwidth,
+        "bytes": 4.0 * (entries * (not operator.endswith("_points")) + 3 * B * (n + m)) / machine.bandwidth,
     }
     bound = max(parts, key=parts.get)
     limit = max(terms / (EXPONENTIALS * device.multiprocessors * machine.clock), parts["bytes"])
@@ -178,13 +207,43 @@ def split_step(launch, B, n, m, machine):
     return Prediction(launch.kernel, parts, bound, seconds, limit / seconds, 1)
 
 
+def point_products(launch, B, n, m, d, machine, products):
+    """Return the `Prediction` of a half-step between points, by the strips of the busiest multiprocessor."""
+    loops = json.loads((ROOT / "tests/wheels/speed_budget.json").read_text())["kernels"][launch.kernel]
+    of_products = next(loop for loop in loops if "tensor" in loop[2])
+    of_exponentials = max((loop for loop in loops if "tensor" not in loop[2]), key=lambda loop: loop[0])
+    device, warps, blocks, rows = machine.device, SPLIT_THREADS // 32, -(-d // PARTS), STRIP + TILE_COLUMNS
+    tiles = math.ceil(B * math.ceil(n / STRIP) / device.multiprocessors) * math.ceil(m / TILE_COLUMNS)
+    share, copied = products / 3, rows * (4 * PARTS + 4)
+    # Loads of four matrices are 512 bytes each; the others take a wavefront each. One product needs no low parts of x.
+    all_matrices = of_products[0] // 5
+    matrices, others = all_matrices * (3 if products == 3 else 2) // 3, of_products[2]["shared"] - all_matrices
+    clocks = {  # of a block of coordinates of a tile
+        "issue": warps * (of_products[1] - (1 - share) * of_products[0] + COPYING) / SCHEDULERS,
+        "tensor": warps * share * of_products[0] * 2048 / (machine.reached * machine.halves),
+        "shared": warps * (4 * matrices + others) + copied / 128,
+    }
+    slowest = max(clocks, key=clocks.get)
+    exponentials = warps * max(of_exponentials[1] / SCHEDULERS, 32 * of_exponentials[0] / EXPONENTIALS)
+    parts = {unit: tiles * blocks * each / machine.clock for unit, each in clocks.items()}
+    parts["exponential"] = tiles * exponentials / machine.clock
+    parts["cache"] = tiles * blocks * copied * device.multiprocessors / machine.cache / machine.clock
+    one_after_the_other = parts[slowest] + parts["exponential"]
+    bound = slowest if one_after_the_other >= parts["cache"] else "cache"
+    seconds = max(one_after_the_other, parts["cache"])
+    each = max(products * d / machine.halves, 1 / EXPONENTIALS)
+    return Prediction(
+        launch.kernel, parts, bound, seconds, B * n * m * each / device.multiprocessors / machine.clock / seconds, 1
+    )
+
+
 def table(rows, machine):
     """Return the lines of a Markdown table of predictions."""
     lines = ["| operator | B | n | m | d | kernel | predicted ms | bound by | share of the limit | measured |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
-    for operator, B, n, m, d in rows:
-        found = predict(operator, B, n, m, d, machine)
-        sizes = f"| {operator} | {B} | {n} | {m} | {d} "
+    for operator, B, n, m, d, products in rows:
+        found = predict(operator, B, n, m, d, machine, products)
+        sizes = f"| {operator}{', 11 bits' if products == 1 else ''} | {B} | {n} | {m} | {d} "
         if found is None:
             lines.append(f"{sizes}| does not fit | | | | not measured |")
             continue
@@ -199,11 +258,12 @@ def main(arguments=None):
     parser.add_argument("operator", nargs="?", choices=PREDICTED, help="what is predicted")
     parser.add_argument("sizes", nargs="*", type=int, help="B n m")
     parser.add_argument("--coordinates", type=int, default=1)
+    parser.add_argument("--products", type=int, choices=(1, 3), default=3, help="of halves, for one of coordinates")
     parser.add_argument("--device", choices=MACHINES, default="H100")
     given = parser.parse_args(arguments)
     if given.operator and len(given.sizes) != 3:
         parser.error(f"an operator takes the sizes B, n and m; got {given.sizes}")
-    rows = [(given.operator, *given.sizes, given.coordinates)] if given.operator else ROWS
+    rows = [(given.operator, *given.sizes, given.coordinates, given.products)] if given.operator else ROWS
     print(f"PREDICTED by count for {given.device}, in float32; nothing here was measured.\n")
     print("\n".join(table(rows, MACHINES[given.device])))
 
