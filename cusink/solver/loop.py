@@ -100,7 +100,8 @@ def solve(
         if ahead is not None:
             spent, init = spent + ahead.taken, (ahead.f, ahead.g)
         if ahead is None or ahead.error > close:
-            taken, annealed_start = quartered(rough, C, a, b, eps, options, steepness, close)
+            # Each leaves room for rounding itself.
+            taken, annealed_start = quartered(rough, C, a, b, eps, replace(options, tol=wanted), steepness, close)
             spent, init = spent + taken, annealed_start or init
     begin = C.iteration if start is None else functools.partial(start, C)
     begun = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init

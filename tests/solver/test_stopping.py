@@ -274,3 +274,12 @@ def test_a_problem_that_is_about_to_end_is_not_annealed():
     C = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0], [700.0, 0.2], [0.0, 1.0]])
     for found in both(a, b, C, eps=0.001):
         assert found.converged and found.n_iter <= 60
+
+
+def test_what_is_at_the_rounding_of_its_costs_is_not_annealed():
+    """The reserve for rounding is not all used: an error between it and the tolerance is done when it is there."""
+    a, b = np.full((2, 2), 0.5), np.array([[0.8, 0.2]] * 2)
+    x, y = np.array([[0.0] * 3, [17000.0] * 3]), np.array([[1.0, 0.6, 0.6], [0.8, 0.4, 0.5]])
+    for method in ("auto", "log"):
+        result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=2.0, method=method)
+        assert result.converged.all() and (result.n_iter <= 2 * 10 + 10).all()  # plain ones take 10
