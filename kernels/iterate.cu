@@ -76,6 +76,17 @@ struct Side {
     }
 };
 
+// A side as a half-step has it. In float its fields are read at once, as each would be waited for; in double there are no
+// registers for that.
+template <bool COPIED>
+struct SideAtHand {
+    typedef const Side Type;
+};
+template <>
+struct SideAtHand<false> {
+    typedef const Side& Type;
+};
+
 // What a thread sums: GROUP kept entries from `lane` on, for the summed entries of a slice.
 struct Share {
     int slice, lane;
@@ -195,15 +206,41 @@ __device__ void add_in_logs(REAL* parts, const REAL* C, int stride, const REAL* 
     }
 }
 
+// The sum of the parts of an entry, so many at once that one waits for shared memory once.
+__device__ inline REAL sum_of_parts(const REAL* part, int slices, int step) {
+    constexpr int AT_ONCE = sizeof(REAL) == sizeof(float) ? 8 : 4;
+    REAL sum = 0;
+#pragma unroll 1
+    for (int first = 0; first < slices; first += AT_ONCE) {
+        REAL x[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) x[k] = first + k < slices ? part[(first + k) * step] : REAL(0);
+#pragma unroll
+        for (int k = 1; k < AT_ONCE; k *= 2)
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i += 2 * k) x[i] += x[i + k];
+        sum += x[0];
+    }
+    return sum;
+}
+
+// What a half-step does: relax by omega, or not if it is `plain`; leave its deviations if it is one of the `last` of a round; and
+// only measure. A block of one problem has its omega, and whether it has stopped, at hand.
+struct HalfStep {
+    bool plain, last, measure, stopped;
+    REAL omega;
+};
+
 // Update (or only measure) the kept side of all problems that have not stopped. Returns for all threads whether a block
 // of one problem should absorb. All threads of the block must call this.
 template <int PROBLEMS>
 __device__ bool update_side(const REAL* parts, REAL* shared, const Side& kept, const Side& summed,
-                            const REAL* omega, const int* stopped, int method, bool plain, bool measure,
+                            const REAL* omega, const int* stopped, int method, const HalfStep& step_of,
                             const Costs& costs) {
+    constexpr bool AT_HAND = PROBLEMS == 1 && sizeof(REAL) == sizeof(float);
     int lane = threadIdx.x % 32, warps = blockDim.x / 32, tiles = (kept.width + 31) / 32;
     int slices = kept.slices;
-    bool absorbs = false;
+    bool absorbs = false, plain = step_of.plain, measure = step_of.measure;
 #pragma unroll 1
     for (int unit = threadIdx.x / 32; unit < PROBLEMS * tiles; unit += warps) {
         int t = unit % PROBLEMS, k = unit / PROBLEMS * 32 + lane, at = t * kept.width + k;
@@ -215,7 +252,7 @@ __device__ bool update_side(const REAL* parts, REAL* shared, const Side& kept, c
         REAL by = PROBLEMS == 1 && inside ? shared[kept.absorbed + k] : REAL(0);
         // Relative to what K has absorbed of this entry.
         Entry old = {inside ? shared[kept.scaling + at] : REAL(0), inside ? shared[kept.logit + at] - by : REAL(0), REAL(0)};
-        REAL factor = plain ? REAL(1) : omega[t];
+        REAL factor = plain ? REAL(1) : AT_HAND ? step_of.omega : omega[t];
         if (method == LOG) {
             OnlineSoftmax state = OnlineSoftmax::empty();
 #pragma unroll 1
@@ -223,25 +260,25 @@ __device__ bool update_side(const REAL* parts, REAL* shared, const Side& kept, c
                 state.merge({part[(slices + slice) * step], part[slice * step]});
             if (weight > 0) entry = updated_by_log(old, state.value(), weight, factor, measure);
         } else {
-            REAL sum = 0;
-#pragma unroll 4
-            for (int slice = 0; slice < slices; slice++) sum += part[slice * step];
+            REAL sum = sum_of_parts(part, slices, step);
             bool fails = weight > 0 && !certified(sum, summed.size);
             if (method == SCALING) {
                 if (fails) entry = {old.scaling, old.logit, infinity()};  // the host sees the error
-            } else {
+            } else if (__ballot_sync(FULL_WARP, fails)) {
                 REAL logarithm = log_sum(fails, costs, k, summed.size, shared + summed.logit + t * summed.width);
                 if (fails) entry = updated_by_log(old, logarithm + shift_of(method) + by, weight, factor, measure);
                 absorbs = absorbs || (fails && logarithm > -infinity());
             }
-            if (weight > 0 && !fails) entry = updated_by_sum(old, sum, weight, factor, measure);
+            if (weight > 0 && !fails) entry = updated_by_sum(old, sum, weight, factor, measure, true);
         }
-        if (inside && !measure && !stopped[t]) {
+        if (inside && !measure && !(AT_HAND ? step_of.stopped : stopped[t])) {
             shared[kept.scaling + at] = entry.scaling;
             shared[kept.logit + at] = entry.logit + by;
         }
-        REAL total = warp_sum(entry.deviation);
-        if (lane == 0) shared[kept.deviation + unit] = total;
+        if (step_of.last) {
+            REAL total = warp_sum(entry.deviation);
+            if (lane == 0) shared[kept.deviation + unit] = total;
+        }
     }
     if (PROBLEMS == 1) return __syncthreads_or(absorbs);
     __syncthreads();
@@ -380,10 +417,12 @@ __device__ void iterate(const IterateArguments& x) {
             bool trial = PROBLEMS == 1 && trying, plain = x.count == 0 || trial;
             // Half-steps alternate, g first; the last one only measures. One copy of the update serves both sides.
             int last = plain ? 2 : 2 * x.count;
+            const REAL relaxation = omega[0];
+            const bool rests = stopped[0];
 #pragma unroll 1
             for (int half = plain ? 1 : 0; half <= last; half++) {
                 bool of_row = half & 1;
-                const Side &kept = sides[of_row], &summed = sides[!of_row];
+                SideAtHand<sizeof(REAL) == sizeof(float)>::Type kept = sides[of_row], summed = sides[!of_row];
                 if (x.method == LOG && of_row)
                     add_in_logs<PROBLEMS, true>(parts, K, stride, q, kept, summed, of_rows, scale);
                 else if (x.method == LOG)
@@ -394,7 +433,8 @@ __device__ void iterate(const IterateArguments& x) {
                     multiply<PROBLEMS, false>(parts, K, stride, u, kept, summed, of_columns);
                 __syncthreads();
                 Costs costs = {C, of_row ? (long long)x.m : 1, of_row ? 1 : (long long)x.m, minimum, scale};
-                bool absorbs = update_side<PROBLEMS>(parts, K, kept, summed, omega, stopped, x.method, plain, half == last, costs);
+                HalfStep step = {plain, half + 2 >= last, half == last, rests, relaxation};
+                bool absorbs = update_side<PROBLEMS>(parts, K, kept, summed, omega, stopped, x.method, step, costs);
                 resting++;
                 // Not after every failure: where not even a K of its own holds a problem, its entries fail for ever.
                 if (PROBLEMS == 1 && absorbs && resting > 2 && half < last) {

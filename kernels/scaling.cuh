@@ -108,13 +108,31 @@ struct Entry {
     REAL scaling, logit, deviation;
 };
 
-// The update of an entry whose sum is certified; with measure, only the deviation of the old entry.
-__device__ inline Entry updated_by_sum(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure) {
+// log2 of a scaling in range, for its logit: the exponent is exact, and the device's own logarithm of the mantissa is off by
+// 2^-22 at most. With the last rounding that is, from 4 on, no more than the unit that log_two may be off by, which takes 24
+// instructions more, and below 4 no more than the logits of other entries are.
+__device__ inline float log_in_range(float scaling) {
+    unsigned bits = __float_as_uint(scaling);
+    float mantissa = __uint_as_float((bits & 0x7fffffu) | 0x3f800000u);  // from 1 to 2
+    return float(int(bits >> 23) - 127) + __log2f(mantissa);
+}
+__device__ inline double log_in_range(double scaling) {
+    return log_two(scaling);
+}
+
+// The update of an entry whose sum is certified; with measure, only the deviation of the old entry. Its logit is log_two of the
+// scaling unless it may be `rough`.
+__device__ inline Entry updated_by_sum(const Entry& old, REAL sum, REAL weight, REAL omega, bool measure,
+                                       bool rough = false) {
     REAL ratio = in_range(old.scaling) ? old.scaling * (sum / weight) : infinity();
     if (!(ratio < infinity())) ratio = power_of_two(old.logit + (log_two(sum) - log_two(weight)));
     if (measure) return {old.scaling, old.logit, weight * magnitude(1 - ratio)};
     REAL factor = relaxation(omega, ratio), scaling = weight / sum * factor;
-    REAL logit = in_range(scaling) ? log_two(scaling) : log_two(weight) - log_two(sum) + log_two(factor);
+    REAL logit;
+    if (in_range(scaling))
+        logit = rough ? log_in_range(scaling) : log_two(scaling);
+    else
+        logit = log_two(weight) - log_two(sum) + log_two(factor);
     return {capped(scaling), logit, weight * magnitude(1 - factor)};
 }
 

@@ -198,18 +198,6 @@ __device__ inline REAL two_warp_sums(REAL first, REAL second) {
     return mine;
 }
 
-// log2 of a scaling in range, for its logit: the exponent is exact, and the device's own logarithm of the mantissa is off by
-// 2^-22 at most. With the last rounding that is, from 4 on, no more than the unit that log_two may be off by, which takes 24
-// instructions more. Steps that measure, with which a call ends, take log_two.
-__device__ inline float log_in_range(float scaling) {
-    unsigned bits = __float_as_uint(scaling);
-    float mantissa = __uint_as_float((bits & 0x7fffffu) | 0x3f800000u);  // from 1 to 2
-    return float(int(bits >> 23) - 127) + __log2f(mantissa);
-}
-__device__ inline double log_in_range(double scaling) {
-    return log_two(scaling);
-}
-
 // The update of an entry whose sum is certified where nothing is relaxed or measured.
 __device__ inline Entry plain_by_sum(REAL sum, REAL weight) {
     REAL scaling = weight / sum;

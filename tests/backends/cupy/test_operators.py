@@ -482,6 +482,30 @@ def bound_without_repairs(change=None):
         return iteration.advance(omega, 10), oracle.iterate(C, a, b, eps, f, g, omega, 30)[-1]
 
 
+def logits_of_scalings(change=None):
+    """Return the largest error of the logits that ten iterations leave, beside log2 of their scalings.
+
+    In units of what they may lose: the error of the device's logarithm of a mantissa, and three roundings, of the logit
+    and of balances between the sides.
+    """
+    C, a, b, _, f, g = make("plain", 8, 70, 90, False, np.float32)
+    with operators(function=lambda *kernel: emulated.Kernel(*kernel, change, checks=True)):
+        force_fused(2, 2, 4)
+        iteration = part("dense").Iteration(C, a, b, 0.1, f, g, "auto")
+        iteration.advance(np.full(8, 1.2), 10)
+        state = iteration.state
+    scalings, found = (np.concatenate(pair, axis=1).astype(float) for pair in ((state.u, state.v), (state.p, state.q)))
+    exact = np.log2(scalings)
+    return (abs(found - exact) / (2.0**-22 + 1.5 * np.spacing(abs(exact).astype(np.float32)))).max()
+
+
+def test_the_logits_that_a_fused_call_leaves_are_those_of_its_scalings():
+    assert logits_of_scalings() <= 1
+    mantissa = ("- 127) + __log2f(mantissa)", "- 127) + (mantissa - 1)")
+    assert mantissa[0] in loader.source("iterate.cu")
+    assert logits_of_scalings(lambda text: text.replace(*mantissa)) > 1
+
+
 def test_a_block_absorbs_potentials_instead_of_repairing_entries():
     """What K has absorbed leaves no sum out of range, so that no entry is summed in the log domain."""
     start = ("PROBLEMS == 1 && x.method == AUTO", "PROBLEMS == 1 && x.method != LOG")
