@@ -85,9 +85,13 @@ def _largest(entries: HostArray, rows: HostArray, columns: HostArray, parts: int
     for part in (rows, columns):
         order = np.argsort(part, kind="stable")
         of, first = np.unique(part[order], return_index=True)
-        out = np.full((parts, entries.shape[1]), -np.inf, entries.dtype)
-        out[of] = np.maximum.reduceat(entries[order], first, axis=0)
-        entries = np.ascontiguousarray(out.T)
+        largest = entries[order]
+        if len(of) < len(part):  # else no two are in one part, and there is nothing to compare
+            largest = np.maximum.reduceat(largest, first, axis=0)
+        if len(of) < parts:
+            some, largest = largest, np.full((parts, entries.shape[1]), -np.inf, entries.dtype)
+            largest[of] = some
+        entries = np.ascontiguousarray(largest.T)
     return entries
 
 
