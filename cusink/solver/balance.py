@@ -13,6 +13,7 @@ import numpy as np
 
 from cusink.types import HostArray
 
+STEPS = 4  # from rows to columns and back, before all parts are looked for
 CROSSING = 1e-3  # share of the smaller of two bins' masses below which they may be in different parts,
 KNOWN = 10  # times the error: what moves between them if it is more than that is known
 SURPLUS = 1e-13  # of a mass that rounding explains. A part that has more needs other parts, which tells where it is
@@ -30,7 +31,10 @@ def offsets(exponents: HostArray, a: HostArray, b: HostArray, error: float) -> H
     """
     n, known = len(a), np.log(max(KNOWN * error, SURPLUS) * a.sum())
     least_of_row, least_of_column = (np.minimum(np.log(w) + np.log(CROSSING), known) for w in (a, b))
-    part = _components((exponents >= least_of_row[:, None]) | (exponents >= least_of_column))
+    edges = (exponents >= least_of_row[:, None]) | (exponents >= least_of_column)
+    if _soon_whole(edges):
+        return None
+    part = _components(edges)
     rows, columns, parts = part[:n], part[n:], int(part.max()) + 1
     if parts == 1:
         return None
@@ -93,6 +97,18 @@ def _largest(entries: HostArray, rows: HostArray, columns: HostArray, parts: int
             largest[of] = some
         entries = np.ascontiguousarray(largest.T)
     return entries
+
+
+def _soon_whole(edges: HostArray) -> bool:
+    """Return whether few steps along `edges` (n, m) lead from the first row to all columns, and all rows have edges."""
+    columns, reached = edges[0], 0
+    for _ in range(STEPS):
+        rows = edges[:, columns].any(axis=1)
+        columns = edges[rows].any(axis=0)
+        if (now := np.count_nonzero(columns)) == reached:
+            break
+        reached = now
+    return reached == len(columns) and bool(edges.any(axis=1).all())
 
 
 def _components(edges: HostArray, connection: str = "weak") -> HostArray:
