@@ -105,7 +105,7 @@ def _soon_whole(edges: HostArray) -> bool:
     for _ in range(STEPS):
         rows = edges[:, columns].any(axis=1)
         columns = edges[rows].any(axis=0)
-        if (now := np.count_nonzero(columns)) == reached:
+        if (now := int(np.count_nonzero(columns))) == reached:
             break
         reached = now
     return reached == len(columns) and bool(edges.any(axis=1).all())
