@@ -51,7 +51,9 @@ struct Copies {
     int block, stage;
 
     __device__ void next(const SplitPoints& x, const SplitPoints& y, int blocks) {
-        if (tile.k0 < y.size) copy_block(Stage::number(stage), {x.parts, x.scales, x.padded()}, {y.parts, y.scales, y.padded()}, tile, block, blocks);
+        if (tile.k0 < y.size)
+            copy_block(Stage::number(stage), {x.parts, x.scales, x.padded()}, {y.parts, y.scales, y.padded()}, tile,
+                       block, blocks);
         end_copies();  // of none too: await_copies counts these
         stage = stage + 1 == STAGES ? 0 : stage + 1;
         if (++block == blocks) {

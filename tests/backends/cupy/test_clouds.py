@@ -162,6 +162,16 @@ def test_products_on_tensor_cores_have_the_digits_of_a_float(own):
         assert products(3, own, (1, 20, 30, 33), 2, spread=1e6) < 1
 
 
+def test_parts_of_many_small_clouds_keep_to_the_memory_limit():
+    """50 points are padded to 320: eight times the points, of which there may be any number."""
+    with operators():
+        room = part("clouds.reductions").SplitPoints.has_room
+        few, many, large = (np.empty((B, size, 64), np.float32) for B, size in ((50, 50), (2000, 50), (1, 50_000)))
+        assert room(few, few, 0) and room(large[0], large[0], 0)
+        assert not room(many, many, 100 << 20)
+        assert room(many, many, 2000 * 2 * 320 * 2 * 132) and not room(many, many, 2000 * 2 * 320 * 2 * 132 - 1)
+
+
 def far_products():
     """Largest error of softmin on tensor cores between two towns 1000 apart, in units of what it may be."""
     rng, d, n = np.random.default_rng(5), 17, 40

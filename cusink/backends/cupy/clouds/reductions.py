@@ -4,6 +4,7 @@ Where the shared memory of a block cannot hold the coordinates of even a few poi
 passed to the reductions for stored costs.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -20,6 +21,8 @@ from cusink.costs.points import PointCosts
 from cusink.types import Array, Axis, HostArray
 
 NORMS = {"squared": 0, "cityblock": 1}  # as in point_reduction.cuh
+MOST_PARTS = 16 << 20  # bytes of the parts of points that are always allowed,
+LIKE_POINTS = 2.5  # and times the bytes of the points
 
 
 class SplitPoints(NamedTuple):
@@ -29,6 +32,16 @@ class SplitPoints(NamedTuple):
     lengths: Array  # squared, (size,) or (B, size)
     halves: Array  # (padded, blocks, 64) or (B, padded, blocks, 64)
     scales: Array  # (blocks, padded) or (B, blocks, padded)
+
+    @staticmethod
+    def has_room(x: Array, y: Array, memory_limit: int) -> bool:
+        """Return whether the parts of points (size, d) or (B, size, d) may be made.
+
+        Each problem has whole tiles of its own, which for many small clouds are many times the points.
+        """
+        shapes = x.shape, y.shape
+        parts = sum(math.prod(own) * padded(size) * -(-d // PARTS) * (4 * PARTS + 4) for *own, size, d in shapes)
+        return bool(parts <= max(memory_limit, MOST_PARTS, LIKE_POINTS * (x.nbytes + y.nbytes)))
 
     @classmethod
     def of(cls, points: Array) -> Self:
@@ -73,7 +86,8 @@ class KernelArguments:
         scale = C.dtype.type(C.factor ** (1 / degree))
         x, y = (C.x, C.y) if C.factor == 1 else (C.x * scale, C.y * scale)
         split, (n, d), m = None, x.shape[-2:], y.shape[-2]
-        if products and C.norm == "squared" and find_launch("apply_plan_products", 1, n, m, C.dtype, d=d):
+        products = products and C.norm == "squared" and SplitPoints.has_room(x, y, C.memory_limit)
+        if products and find_launch("apply_plan_products", 1, n, m, C.dtype, d=d):
             centred_x, centred_y = C.centred()
             one = SplitPoints.of(centred_x * scale)
             split = one, one if centred_y is centred_x else SplitPoints.of(centred_y * scale)
