@@ -32,8 +32,9 @@ struct SplitPoints {
     __device__ long long padded() const {
         return (size + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
     }
+    // Finite, so that no cost is infinity less infinity: a point without weight may be anywhere.
     __device__ REAL length(long long k) const {
-        return k < size ? lengths[k] : REAL(0);
+        return k < size ? smaller(lengths[k], REAL(1e38)) : REAL(0);
     }
 };
 

@@ -123,8 +123,9 @@ __device__ inline void multiply_block(WarpSums& total, const Stage& stage, int u
             auto scale_K = *reinterpret_cast<const TwoFloats*>(stage.scales + column0 + 8 * n + lane % 4 * 2);
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                float scale = scale_x[e / 2 * 8] * (e % 2 ? scale_K.second : scale_K.first);
-                total[m][n][e] = fmaf(part[n][e], scale, total[m][n][e]);
+                // Not by the product of both scales, which may be below the smallest number where the sum is not.
+                float other = e % 2 ? scale_K.second : scale_K.first;
+                total[m][n][e] = fmaf(part[n][e] * scale_x[e / 2 * 8], other, total[m][n][e]);
             }
         }
     }

@@ -160,6 +160,18 @@ def test_products_on_tensor_cores_have_the_digits_of_a_float(own):
         assert {"split_points", "softmin_products", "apply_plan_products"} <= set(ops.launched)
         assert products(3, own, (2, 20, 20, 16), 2, ("squared", 1.0, 0.25)) < 1
         assert products(3, own, (1, 20, 30, 33), 2, spread=1e6) < 1
+        assert tiny_products(own) < 1
+
+
+def tiny_products(own):
+    """Largest error of softmin between points of 1e-16, whose squares are numbers of a float, in units of eps / 100."""
+    points, C, *_ = make(1, 20, 30, 33, own, METRICS[0], np.float32, np.random.default_rng(7))
+    small, eps = np.float32(1e-16), 1e-30
+    points = dataclasses.replace(points, x=points.x * small, y=points.y * small)
+    logits = np.zeros((1, 30), np.float32)
+    found = part("clouds.reductions").softmin(points, logits, eps, 1)
+    exact = oracle.softmin(points.astype(np.float64).block(np), logits, eps, 1)
+    return np.abs(found - exact).max() / (eps / 100)
 
 
 def test_parts_of_many_small_clouds_keep_to_the_memory_limit():
@@ -252,7 +264,7 @@ def test_products_of_far_points_keep_the_distances_of_near_ones():
         ("__syncthreads();  // the next strip writes there again", ""),
         ("if (product < 2 && !fine) continue;", "if (product < 2) continue;"),
         ("long long own = stride ? b : 0", "long long own = 0"),
-        ("k < size ? lengths[k] : REAL(0)", "lengths[k]"),
+        ("k < size ? smaller(lengths[k], REAL(1e38)) : REAL(0)", "lengths[k]"),
         ("ANY_SIGN ? fabsf(x) : x", "x"),
         ("tile.k0 += TILE_COLUMNS;", ""),
         ("k < n && c < d ?", "c < d ?"),
