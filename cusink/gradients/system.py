@@ -89,18 +89,18 @@ def solve_marginal_systems(
             else:
                 x, y, converged = system.solve(h, k)
             if not converged.all():
-                x, y = _with_room(C.xp, (x, y), (h, k), problem.dtype)
+                x, y = _with_room(C.xp, (x, y), (h, k), converged, problem.dtype)
             found.append((index, MarginalSolution(x, y, converged)))
     return [_joined(C.xp, a, b, found) for found in parts]
 
 
 def _with_room(
-    xp: ArrayModule, solution: tuple[Array, Array], sides: tuple[Array, Array], dtype: Any
+    xp: ArrayModule, solution: tuple[Array, Array], sides: tuple[Array, Array], converged: HostArray, dtype: Any
 ) -> tuple[Array, Array]:
     """Return rough solutions, or the sides in place of those that are too large for `dtype`: gradients are finite."""
     x, y = solution
     most = LARGEST * float(np.finfo(np.result_type(dtype, np.float32)).max)
-    room = ((xp.abs(x).max(axis=1) <= most) & (xp.abs(y).max(axis=1) <= most))[:, None]
+    room = ((xp.abs(x).max(axis=1) <= most) & (xp.abs(y).max(axis=1) <= most) | xp.asarray(converged))[:, None]
     return xp.where(room, x, sides[0]), xp.where(room, y, sides[1])
 
 

@@ -279,11 +279,14 @@ def test_a_system_that_is_not_solved_says_so_and_those_that_are_stay():
 
 def test_a_solution_that_no_float_holds_leaves_finite_numbers():
     h, k = np.array([[1.0, -1.0]] * 2), np.zeros((2, 2))
-    sides = system._with_room(np, (h * 1e40, k + 1), (h, k), np.dtype(np.float32))
+    rough = np.array([False, False])
+    sides = system._with_room(np, (h * 1e40, k + 1), (h, k), rough, np.dtype(np.float32))
     assert [side.tolist() for side in sides] == [h.tolist(), k.tolist()]
-    kept = system._with_room(np, (h * 1e20, k + 1), (h, k), np.dtype(np.float32))
+    first = system._with_room(np, (h * 1e40, k + 1), (h, k), np.array([True, False]), np.dtype(np.float32))
+    assert [side.tolist() for side in first] == [[(h * 1e40)[0].tolist(), h[1].tolist()], [[1.0, 1.0], [0.0, 0.0]]]
+    kept = system._with_room(np, (h * 1e20, k + 1), (h, k), rough, np.dtype(np.float32))
     assert [side.tolist() for side in kept] == [(h * 1e20).tolist(), (k + 1).tolist()]
-    assert system._with_room(np, (h * 1e40, k + np.nan), (h, k), np.dtype(np.float64))[1].tolist() == k.tolist()
+    assert system._with_room(np, (h * 1e40, k + np.nan), (h, k), rough, np.dtype(np.float64))[1].tolist() == k.tolist()
 
 
 def test_gradients_of_parts_that_hardly_meet_are_finite_in_float32():

@@ -169,7 +169,7 @@ class _Tile:
         self.A *= p[:, :, None]
         self.A *= stored.replace_inf(np, self.C)
         cost = self.A.sum(axis=(1, 2))
-        lost = np.flatnonzero(~inside | (cost < self._least_cost(p, f, g)))
+        lost = np.flatnonzero(~inside | (np.abs(cost) < self._least_cost(p, f, g)))
         if len(lost):
             f[lost], g[lost], cost[lost], error[lost] = finish_log(
                 stored.select(self.C, lost), a[lost], b[lost], self.g[lost], eps
@@ -187,8 +187,9 @@ class _Tile:
         largest = f.max(axis=1, where=carries_a, initial=-np.inf) + g.max(axis=1, where=carries_b, initial=-np.inf)
         largest -= self.eps * np.log(float(info.tiny))
         weight = p.sum(axis=1, where=carries_a, dtype=np.float64) * self.b.sum(axis=1, dtype=np.float64)
-        least: HostArray = weight * float(info.tiny) + pairs * float(info.smallest_subnormal)
-        least *= largest / float(info.eps)
+        subnormal = pairs * float(info.smallest_subnormal)  # of masses, and of these times their costs
+        least: HostArray = (weight * float(info.tiny) + subnormal) * np.abs(largest) + subnormal
+        least /= float(info.eps)
         return least
 
     def _certify(self, product: HostArray, factor: HostArray, axis: Axis, excess: HostArray) -> None:
