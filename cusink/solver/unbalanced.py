@@ -59,8 +59,10 @@ class UnbalancedIteration(HostChecked):
         # Of bins with weight: an empty one may have a potential of 1e8, beside which f - t had no digits left.
         f, g = (self._of_weighted(xp.where(xp.isfinite(x), x, 0), w) for x, w in ((f, a), (g, b)))
         # By the lowest, where most mass is left: the mean may be that of bins far away, beside which no digits are.
+        # Closer to 0 the potential whose price is lower: the marginal takes it over `reach`.
         of_f, of_g = (_lowest(xp, x, w) for x, w in ((f, a), (g, b)))
-        t = ((of_f - of_g) / 2)[:, None].astype(a.dtype, copy=False)
+        t = (of_f / reach[0] - of_g / reach[1]) / (1 / reach[0] + 1 / reach[1])
+        t = t[:, None].astype(a.dtype, copy=False)
         self.f, self.g = self._of_weighted(f - t, a), self._of_weighted(g + t, b)
         self.steps: DampedSteps = C.ops.damped_steps or ArraySteps(xp)
         # Not the t of the start: by an update at one that is far too large, g would take its size, and lose digits.
