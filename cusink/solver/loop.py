@@ -18,7 +18,7 @@ from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, q
 from cusink.solver.ending import PLAN_ROUNDING, Ending, Spared, ended
 from cusink.solver.newton import ALONE, BATCH, Found, Solved, first_look, in_one_bin, newton, worth
 from cusink.solver.semidual import CLOSE, OVERSHOOT
-from cusink.solver.solution import Callback, Solution, later
+from cusink.solver.solution import Callback, Solution, in_range, later
 from cusink.types import Array, HostArray, Method
 
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
@@ -162,7 +162,7 @@ def solve(
     out = ended(found, spared, ending, most_error)
     cost = out.cost if size is None else out.cost * size
     return out._replace(
-        cost=narrowed(cost, dtype, xp),
+        cost=narrowed(in_range(cost, dtype), dtype, xp),
         n_iter=out.n_iter + spent,
         converged=out.converged & (out.error <= most_error),
         needed=out.needed + spent,

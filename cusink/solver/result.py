@@ -21,7 +21,7 @@ from cusink.solver.pairs.batches import Batch
 from cusink.solver.pairs.single import alone
 from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
-from cusink.solver.solution import Solution
+from cusink.solver.solution import Solution, in_range
 from cusink.solver.values import values
 from cusink.summary import Summary
 from cusink.types import Array, Axis, Tolerance
@@ -279,9 +279,7 @@ def make_result(
 
     `shown` are its potentials, where they are known to be finite.
     """
-    if problem.dtype == np.float32 and isinstance(error := values["error"], np.ndarray):  # numbers stay numbers
-        values["error"] = np.where(np.isfinite(error), np.minimum(error, float(np.finfo(np.float32).max)), error)
-    values = {name: problem.to_user(problem.xp.asarray(value)) for name, value in values.items()}
+    values = {name: problem.to_user(problem.xp.asarray(in_range(x, problem.dtype))) for name, x in values.items()}
     n_iter, converged = (problem.one_or_all(problem.xp.asarray(x)) for x in (n_iter, converged))
     f, g = (problem.bins_to_user(x, side) for side, x in enumerate(shown or problem.shown_potentials()))
     return SinkhornResult(f=f, g=g, n_iter=n_iter, converged=converged, problem=problem, **values)

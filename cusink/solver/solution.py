@@ -78,3 +78,14 @@ def later(callback: Callback | None, out: Solution, slow: HostArray) -> Callback
         callback(int(out.n_iter[slow].max()) + iteration, every)
 
     return watch
+
+
+def in_range(value: Array, dtype: Any) -> Array:
+    """Return a value (B,) of the host with finite numbers within the range of float32, if that is the user's dtype.
+
+    Those of potentials without digits may be of any size, and stay numbers beside an error that says so.
+    """
+    if dtype != np.float32 or not isinstance(value, np.ndarray) or value.dtype != np.float64:
+        return value
+    most = float(np.finfo(np.float32).max)
+    return np.where(np.isfinite(value), np.clip(value, -most, most), value)

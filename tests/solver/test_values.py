@@ -261,3 +261,14 @@ def test_a_cost_near_the_smallest_number_is_that_of_the_plan(kind, dtype):
         exponents = found.f[..., :, None].astype(np.float64) + found.g[..., None, :] - C
         exact = (a[..., :, None] * np.exp(exponents) * a[..., None, :] * C).sum(axis=(-2, -1))
         np.testing.assert_allclose(found.cost, exact, rtol=1e-3, atol=8 * float(info.smallest_subnormal) * distance)
+
+
+def test_values_without_a_digit_stay_numbers_in_float32():
+    """A pair 1e20 eps away among near ones: the plan has no digits, the error says so, and nothing is infinite."""
+    a, b = np.array([[0.3, 0.2, 0.5]] * 2, np.float32), np.ones((2, 1), np.float32)
+    x = np.array([[0.4764324, 0.069311544], [1.0, 0.0], [71804.62, 71804.62]], np.float32)
+    costs = cusink.PointCloud(x, x[2:], "sqeuclidean", power=2.0)
+    with pytest.warns(cusink.ConvergenceWarning):
+        found = cusink.sinkhorn(a, b, costs, eps=0.491)
+    assert not found.converged.any() and found.cost.dtype == np.float32
+    assert all(np.isfinite(value).all() for value in (found.cost, found.reg_cost, found.entropic_cost, found.error))
