@@ -148,3 +148,24 @@ def test_new_points_go_where_the_nearest_ones_go():
         clear = second - nearest > 0.03
         wanted = x[squared.argmin(axis=1)] + 0.5
         np.testing.assert_allclose(result.at(new).map()[clear], wanted[clear], atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "one"), [(1.5e-3, True), (0.5e-3, False)])
+def test_parts_are_one_where_the_lighter_bin_gives_a_thousandth(share, one):
+    """Of 0.01 of mass, which is nothing beside 0.49; above what an error may move that does not count."""
+    P = np.array([[0.49, 0.01 * share], [0.01 * share, 0.01 * (1 - share)]])
+    given, taken = P.sum(axis=1), P.sum(axis=0)
+    assert (offsets(np.log(P), given, taken, 1e-2) is None) == one
+    assert offsets(np.log(P), given, taken, 1e-9) is None  # 5e-6 is more than an error of 1e-8
+    one_way = np.array([[0.49, 0.01 * share], [1e-30, 0.01]])  # seen from the column alone
+    edges_alone = offsets(np.log(one_way), np.array([0.49, 0.01]), np.array([0.49, 0.01]), 1e-2)
+    assert (edges_alone is None) == one
+
+
+def test_a_plan_of_many_steps_from_row_to_row_is_still_one_part():
+    """A chain of 20 rows, each of which shares a column with the next: more steps than are looked at first."""
+    P = (np.eye(20) + np.eye(20, k=1)) / 39
+    with np.errstate(divide="ignore"):
+        assert offsets(np.log(P), P.sum(axis=1), P.sum(axis=0), 1e-2) is None
+        P[9, 10] = 0
+        assert offsets(np.log(P), P.sum(axis=1), P.sum(axis=0), 1e-2) is not None
