@@ -169,3 +169,11 @@ def test_a_plan_of_many_steps_from_row_to_row_is_still_one_part():
         assert offsets(np.log(P), P.sum(axis=1), P.sum(axis=0), 1e-2) is None
         P[9, 10] = 0
         assert offsets(np.log(P), P.sum(axis=1), P.sum(axis=0), 1e-2) is not None
+
+
+def test_a_part_that_exchanges_nothing_stays_one_whatever_it_is_short_of():
+    """Where its rows and columns differ there is nobody from whom the rest could come."""
+    P = np.diag([0.2, 0.3, 0.5])
+    with np.errstate(divide="ignore"):
+        apart = offsets(np.log(P), np.array([0.2, 0.3, 0.5]), np.array([0.2, 0.3 + 1e-6, 0.5 - 1e-6]), 1e-9)
+    assert apart is not None and apart.tolist() == [0.0, 0.0, 0.0]
