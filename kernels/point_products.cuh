@@ -10,7 +10,7 @@
 //
 // A thread block has a strip of 80 kept points and goes through the others 320 at a time: products as in strip_products.cuh, by
 // blocks of 32 coordinates, then a warp has 80 x 40 of them in registers, a lane 10 in each of 10 rows. For each of those it
-// takes 1 exp2 and 8 others. Copies of the next blocks of coordinates go on meanwhile. All warps merge at the end. Bound by
+// takes 1 exp2 and 10 others. Copies of the next blocks of coordinates go on meanwhile. All warps merge at the end. Bound by
 // tensor cores and issue slots, one after the other. Dynamic shared memory:
 //     STAGES stages | STRIP squared lengths of kept points | TILE_COLUMNS of the others | TILE_COLUMNS Summed
 // and in their place at the end one State for each lane and row of a warp.
