@@ -49,10 +49,8 @@ class SplitPoints(NamedTuple):
         points = cp.ascontiguousarray(points)
         *own, size, d = points.shape
         B, blocks, rows = own[0] if own else 1, -(-d // PARTS), padded(size)
-        halves, scales = (
-            cp.empty((*own, rows, blocks, 2 * PARTS), np.float16),
-            cp.empty((*own, blocks, rows), np.float32),
-        )
+        halves = cp.empty((*own, rows, blocks, 2 * PARTS), np.float16)
+        scales = cp.empty((*own, blocks, rows), np.float32)
         launch = choose_launch("split_points", B, size, d, points.dtype)
         run(launch, points.dtype, halves, scales, points, *sizes(B, size, rows), np.int32(d))
         return cls(points, (points * points).sum(axis=-1), halves, scales)
