@@ -34,7 +34,7 @@ def offsets(exponents: HostArray, a: HostArray, b: HostArray, error: float) -> H
     edges = (exponents >= least_of_row[:, None]) | (exponents >= least_of_column)
     if _soon_whole(edges):
         return None
-    part = _components(edges)
+    part = _exchanging(edges)
     rows, columns, parts = part[:n], part[n:], int(part.max()) + 1
     if parts == 1:
         return None
@@ -48,7 +48,7 @@ def offsets(exponents: HostArray, a: HostArray, b: HostArray, error: float) -> H
             break
         edges = np.zeros((parts, parts), bool)
         edges[uneven, nearest[uneven].argmax(axis=1)] = True
-        part = _components(edges | edges.T, "strong")
+        part = _components(edges | edges.T)
         rows, columns, parts = part[rows], part[columns], int(part.max()) + 1
         crossing = _largest(crossing, part, part, parts)
     return _balanced(crossing)[columns] if parts > 1 else None
@@ -76,7 +76,7 @@ def _balanced(crossing: HostArray) -> HostArray:
         offset += moved[part]
         least = crossing.max(axis=1)
         least += TIED * np.minimum(least, 0)
-        joined = _components((crossing >= least[:, None]) & (crossing > -np.inf), "strong")
+        joined = _components((crossing >= least[:, None]) & (crossing > -np.inf))
         parts = int(joined.max()) + 1
         if parts in (1, len(crossing)):
             break
@@ -87,14 +87,14 @@ def _balanced(crossing: HostArray) -> HostArray:
 def _largest(entries: HostArray, rows: HostArray, columns: HostArray, parts: int) -> HostArray:
     """Return the largest entries (parts, parts) of rows and columns by part; -inf where there is none."""
     for part in (rows, columns):
-        order = np.argsort(part, kind="stable")
-        of, first = np.unique(part[order], return_index=True)
-        largest = entries[order]
-        if len(of) < len(part):  # else no two are in one part, and there is nothing to compare
-            largest = np.maximum.reduceat(largest, first, axis=0)
-        if len(of) < parts:
-            some, largest = largest, np.full((parts, entries.shape[1]), -np.inf, entries.dtype)
-            largest[of] = some
+        every, one_of = np.arange(len(part)), np.full(parts, -1)
+        one_of[part] = every
+        largest = entries[one_of]  # which may be of another part, where there is none
+        largest[one_of < 0] = -np.inf
+        others = np.flatnonzero(one_of[part] != every)
+        # Row by row: `maximum.reduceat` would go through single entries, and there are few others.
+        for row, of in zip(entries[others], part[others].tolist(), strict=True):
+            np.maximum(largest[of], row, out=largest[of])
         entries = np.ascontiguousarray(largest.T)
     return entries
 
@@ -111,16 +111,28 @@ def _soon_whole(edges: HostArray) -> bool:
     return reached == len(columns) and bool(edges.any(axis=1).all())
 
 
-def _components(edges: HostArray, connection: str = "weak") -> HostArray:
-    """Return the components of a graph with `edges` (n, n) or, if `weak`, of (n + m,) with those between (n, m)."""
+def _exchanging(edges: HostArray) -> HostArray:
+    """Return the components (n + m,) of rows and columns with `edges` (n, m) between them."""
+    n, m = edges.shape
+    there, back = np.flatnonzero(edges), np.flatnonzero(edges.T)
+    ends = np.searchsorted(there, m * np.arange(n)), len(there) + np.searchsorted(back, n * np.arange(m + 1))
+    # Both ways, as of a graph with edges of one way the weak components take ten times as long.
+    return _strong(np.concatenate([n + there % m, back % n]), np.concatenate(ends))
+
+
+def _components(edges: HostArray) -> HostArray:
+    """Return the strongly connected components (n,) of a graph with `edges` (n, n), from its rows to its columns."""
+    n = len(edges)
+    at = np.flatnonzero(edges)
+    return _strong(at % n, np.searchsorted(at, n * np.arange(n + 1)))
+
+
+def _strong(to: HostArray, ends: HostArray) -> HostArray:
+    """Return the strongly connected components (n,) of nodes with edges `to` others, up to `ends` (n + 1,)."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    n, m = edges.shape
-    at = np.flatnonzero(edges)
-    ends = np.searchsorted(at, m * np.arange(n + 1))
-    first, nodes = (n, n + m) if connection == "weak" else (0, n)
-    ends = np.concatenate([ends, np.full(nodes - n, len(at))])
-    graph = csr_array((np.ones(len(at)), first + at % m, ends), shape=(nodes, nodes))
-    out: HostArray = connected_components(graph, directed=connection == "strong", connection=connection)[1]
+    nodes = len(ends) - 1
+    graph = csr_array((np.ones(len(to)), to, ends), shape=(nodes, nodes))
+    out: HostArray = connected_components(graph, connection="strong")[1]
     return out
