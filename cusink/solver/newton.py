@@ -11,14 +11,15 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.convergence.rules import ANNEAL_ABOVE, NEARLY_ALL, PLAIN_IF_ONE_BIN, RELAX_ABOVE
 from cusink.costs.cost import Cost
-from cusink.costs.operators import HostChecked
 from cusink.solver.balance import offsets
 from cusink.solver.gauge import DIGITS
-from cusink.solver.semidual import CLOSE, Point, Semidual
+from cusink.solver.semidual import CLOSE, QUADRATIC, Point, Semidual
 from cusink.types import Array, HostArray
 
 PACE = 0.9  # factor of the error for each evaluation from the potentials at hand on; beyond it, eps is annealed
-STAGE, ROUGH, PER_STAGE = 4, 1e-2, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
+STAGE, ROUGH, PER_STAGE = 4, 0.1, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
+FAR, MANY_STAGES = 0.1, 2  # error beyond which steps lead nowhere, where eps has more larger values than that
+BETWEEN = 2  # iterations at every value. They lower the error more than they come closer: at least a step is taken, too
 EASY = 2  # largest values of eps that are left out: from there on any start will do
 LAST = 100  # evaluations at the smallest eps
 SETTLING = 10  # evaluations after parts of a plan were moved against each other
@@ -26,7 +27,10 @@ LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
 ALONE, BATCH, TILE = 1, 16, 256  # that share an iteration: one problem, those of a call, pairs of a distance matrix
 MANY = 64  # problems of one cost from which on they are a tile
 EVALUATIONS = 15  # that a problem takes, more or less,
-FIRST_EVALUATIONS, CLOSE_EVALUATIONS = 8, 3  # until it is known not to be too far away, and within an error of `CLOSE`
+FIRST_EVALUATIONS, CLOSE_EVALUATIONS = (
+    8,
+    1,
+)  # of those to count on at first, and within an error of `CLOSE`: rates promise too much
 CHEAP = 300  # iterations that take as long as Newton's method, up to which a problem begins with it in view
 LEAST = 30  # iterations that it must be allowed then
 LOOK, LEAST_LOOKED, MOST_LOOKED = 5, 10, 40  # plain iterations between two looks; those before it, at least and at most
@@ -40,27 +44,6 @@ class Found(NamedTuple):
     cost: float
     error: float
     taken: int
-
-
-class Solved(HostChecked):
-    """A problem that is solved, as an iteration that stays where it is."""
-
-    def __init__(self, found: Found) -> None:
-        self.found = found
-
-    def advance(self, omega: HostArray, count: int) -> HostArray:
-        """Return the error (1,)."""
-        del omega, count
-        return np.array([self.found.error])
-
-    def finish(self, index: HostArray) -> tuple[Array, Array, HostArray, HostArray]:
-        """Return ``(f, g, cost, error)``, of shapes (1, n), (1, m), (1,) and (1,)."""
-        del index
-        return self.found.f, self.found.g, np.array([self.found.cost]), np.array([self.found.error])
-
-    def keep(self, index: HostArray) -> None:
-        """Raise: a problem that is solved is not under way."""
-        raise NotImplementedError
 
 
 def newton(
@@ -98,8 +81,8 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
     steep = RELAX_ABOVE <= steepness <= DIGITS
     if not (usual and steep and price <= CHEAP and most >= LEAST and tol and tol > 0):
         return None
-    least = LEAST_LOOKED + (PLAIN_IF_ONE_BIN if in_one_bin(C, a, b)[0] else 0)
     dual = _dual(C, a, b, eps)
+    least = LEAST_LOOKED + (PLAIN_IF_ONE_BIN if in_one_bin(C, a, b)[0] else 0)
     point, taken, failed = dual.first(), 1, False
     error = dual.error(point)
     while error > tol:  # and no NaN
@@ -107,9 +90,10 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
         point, more = dual.swept(point, LOOK)
         error, taken = dual.error(point), taken + more
         plain, relaxed = iterations_left(before, error, tol, more)
-        by_newton = price * (CLOSE_EVALUATIONS if error <= CLOSE else FIRST_EVALUATIONS) / EVALUATIONS
+        steps = CLOSE_EVALUATIONS if error <= CLOSE else FIRST_EVALUATIONS
+        by_newton = steps * _step(n, m) / _sweep(n, m)
         if taken > MOST_LOOKED or taken > least and plain > by_newton:
-            if relaxed + hand_over(n, m) > by_newton:
+            if _far(error, steepness) or relaxed + hand_over(n, m) > price * steps / EVALUATIONS:
                 point, more = _climbed(dual, point, tol, steepness, most - taken)
                 error, taken = dual.error(point), taken + more - 1  # it begins where it was
                 failed = error > tol and steepness > 2 * ANNEAL_ABOVE
@@ -137,19 +121,36 @@ def _dual(C: Cost[Any], a: Array, b: Array, eps: float) -> Semidual:
 
 def _climbed(dual: Semidual, start: Point, tol: float, steepness: float, most: int) -> tuple[Point, int]:
     """Return where steps from `start` lead, annealed if that is too far away, and how many evaluations they took."""
-    point, error, taken = dual.ascend(start, tol, min(LAST, most), PACE)
-    stages = max(0, math.ceil(math.log(max(steepness, 1), STAGE)) - EASY)
+    stages = _stages(steepness)
+    point, error, taken = start, dual.error(start), 1
+    if not (_far(error, steepness) and taken + stages * PER_STAGE < most):
+        point, error, taken = dual.ascend(start, tol, min(LAST, most), PACE)
     if error > tol and taken + stages * PER_STAGE < most:
         potential = dual.xp.zeros(len(dual.present))
         for stage in range(stages, -1, -1):
             left = most - taken
-            goal, at_most = (ROUGH, min(PER_STAGE, left - 1)) if stage else (tol, min(LAST, left))
+            at_most = min(PER_STAGE, left - 1) if stage else min(LAST, left)
             if stage and at_most <= 0:  # stages may have taken more than they are allowed, and one remains
                 continue
             rough = dual.annealed(STAGE**stage)
-            point, error, more = rough.ascend(rough.begun(potential), goal, at_most)
-            potential, taken = rough.potential(point), taken + more
+            point, swept = rough.begun(potential), 0
+            if at_most > BETWEEN:
+                point, swept = rough.swept(point, BETWEEN)
+            error = rough.error(point)
+            goal = (ROUGH if error <= CLOSE else min(ROUGH, QUADRATIC * error)) if stage else tol
+            point, error, more = rough.ascend(point, goal, at_most - swept)
+            potential, taken = rough.potential(point), taken + swept + more
     return point, taken
+
+
+def _stages(steepness: float) -> int:
+    """Return at how many larger values of eps to begin."""
+    return max(0, math.ceil(math.log(max(steepness, 1), STAGE)) - EASY)
+
+
+def _far(error: float, steepness: float) -> bool:
+    """Return whether a point is so far away that steps from there lead nowhere."""
+    return error > FAR and _stages(steepness) > MANY_STAGES
 
 
 def _settled(dual: Semidual, point: Point, tol: float, taken: int, most: int) -> tuple[Point, int]:
@@ -161,7 +162,7 @@ def _settled(dual: Semidual, point: Point, tol: float, taken: int, most: int) ->
     moved = offsets(to_host(dual.log_plan(point)), to_host(dual.fixed), to_host(dual.moving), error)
     if moved is None:
         return point, taken
-    start = dual.at(point.logits + dual.xp.asarray(moved))
+    start = dual.at(point.logits + dual.xp.asarray(moved), point)
     there, error, more = dual.ascend(start, tol, min(SETTLING, most - taken))
     return there if error <= tol else point, taken + more
 
@@ -191,9 +192,18 @@ def worth(n: int, m: int, together: int) -> float:
     """
     if n * m > LARGEST:
         return math.inf
+    return EVALUATIONS * _step(n, m) / _iteration(n, m, together)
+
+
+def _step(n: int, m: int) -> float:
+    """Return how long an evaluation by Newton's method takes, with its step."""
     k = min(n, m)
-    step = n * m * (0.54 * k + 40) + 0.7 * k**3 + 2e6
-    return EVALUATIONS * step / _iteration(n, m, together)
+    return n * m * (0.54 * k + 40) + 0.7 * k**3 + 2e6
+
+
+def _sweep(n: int, m: int) -> float:
+    """Return how long one of its own iterations takes, see `Semidual.swept`."""
+    return 6 * n * m + 2e5
 
 
 def hand_over(n: int, m: int) -> float:

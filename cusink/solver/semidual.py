@@ -32,7 +32,8 @@ QUADRATIC = 0.5  # factor by which a step lowers the error where it is close eno
 NO_MASS = 1e-280  # of a column below which it stays where it is
 LEAST_EXPONENT = -330.0  # of finite costs. Exponentials that underflow take three times as long; squares do not here
 CUT_OFF = 1e-100  # of the mass: below it, what exponentials were cut off to counts
-REACH = 40.0  # logits that moved less since exponentials were taken scale them: what was cut off stays below 1e-100
+REACH = 150.0  # logits that moved less since exponentials were taken scale them; squares of edges stay in range,
+FARTHEST = 2e43  # as long as rows times columns are scaled by less: what was cut off stays below `CUT_OFF`
 DIRECT = 8  # evaluations that an ascent has before its pace counts
 
 
@@ -93,17 +94,25 @@ class Semidual:
         takes a tenth of the time that they take.
         """
         xp, a = self.xp, self.fixed
-        kernel, scale = None if before is None else before.kernel, xp.ones_like(logits)
-        if kernel is not None:
-            moved = logits - kernel.origin
-            kernel, scale = (kernel, xp.exp(moved)) if float(abs(moved).max()) <= REACH else (None, scale)  # and no NaN
-        kernel = kernel or self._kernel(logits)
-        sums = kernel.entries @ scale
+        kernel = None
+        if before is not None and float(abs(moved := logits - before.kernel.origin).max()) <= REACH:  # and no NaN
+            scale = xp.exp(moved)
+            sums = before.kernel.entries @ scale
+            row = a / sums
+            kernel = before.kernel if self._in_range(row, scale) else None
+        if kernel is None:
+            kernel, scale = self._kernel(logits), xp.ones_like(logits)
+            sums = kernel.entries @ scale
+            row = a / sums
         highest = kernel.near + xp.log(sums)[:, None]
-        row = a / sums
         objective = self.moving @ logits - a @ highest[:, 0]
         gradient = self.moving - scale * (row @ kernel.entries)
         return Point(logits, highest, float(objective), gradient, row, scale, kernel)
+
+    def _in_range(self, row: Array, scale: Array) -> bool:
+        """Return whether scalings of a kernel leave what was cut off of it as small as it has to be."""
+        farthest = float(row.max()) * float(scale.max())
+        return 0 < float(scale.min()) and farthest <= FARTHEST * float(self.moving.sum())  # and no NaN
 
     def _kernel(self, logits: Array, cut: bool = True) -> Kernel:
         """Return exponentials whose largest in each row is 1; with `cut`, none is so small that it is slow."""
@@ -163,11 +172,18 @@ class Semidual:
         """Return the point of a potential (m,)."""
         return self.at(self.log_moving + potential / self.eps)
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # where scalings leave their range
     def first(self) -> Point:
         """Return the point that the first half-step of an iteration from nothing leads to, as g is updated first."""
+        begun = self.at(self.log_moving)
         if self.axis == 0:
-            return self.at(self.log_moving)
-        return self.at(self.log_moving - self._sums(self.xp.log(self.fixed)[:, None]))
+            return begun
+        xp, near = self.xp, begun.kernel.near
+        row = self.fixed * xp.exp(near - near.max())[:, 0]
+        scale = self.moving / (row @ begun.kernel.entries)
+        if self._in_range(row, scale):
+            return self.at(self.log_moving + xp.log(scale) - float(near.max()), begun)
+        return self.at(self.log_moving - self._sums(xp.log(self.fixed)[:, None]))
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # potentials without digits give no sound step
     def ascend(self, start: Point, tol: float, most: int, pace: float = math.inf) -> tuple[Point, float, int]:
@@ -238,9 +254,8 @@ class Semidual:
             scale = self.moving / (row @ entries)
             if taken < count - 1:
                 row = self.fixed / (entries @ scale)
-        moved = xp.log(scale)
-        if float(abs(moved).max()) <= REACH:  # and no NaN
-            there = self.at(point.kernel.origin + moved, point)
+        if self._in_range(row, scale):
+            there = self.at(point.kernel.origin + xp.log(scale), point)
         else:
             count, there = 1, self.at(self._updated(point))
         return there if there.objective >= point.objective else point, count
