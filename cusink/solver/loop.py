@@ -16,7 +16,7 @@ from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
 from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
 from cusink.solver.ending import PLAN_ROUNDING, Ending, Spared, ended
-from cusink.solver.newton import ALONE, BATCH, Found, Solved, first_look, in_one_bin, newton, worth
+from cusink.solver.newton import ALONE, BATCH, Found, first_look, in_one_bin, newton, worth
 from cusink.solver.semidual import CLOSE, OVERSHOOT
 from cusink.solver.solution import Callback, Solution, in_range, later
 from cusink.types import Array, HostArray, Method
@@ -103,36 +103,40 @@ def solve(
             # Each leaves room for rounding itself.
             taken, annealed_start = quartered(rough, C, a, b, eps, replace(options, tol=wanted), steepness, close)
             spent, init = spent + taken, annealed_start or init
-    begin = C.iteration if start is None else functools.partial(start, C)
-    begun = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
-    if ahead is None or tol is None or ahead.error > tol:
-        iteration = begin(a, b, eps, *begun, options.method)
-    else:  # its only iteration measures it
-        iteration, spent = Solved(ahead), spent - 1
-    del begun  # the iteration may take the memory
-    setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
-    # Where exponents are taken in float64, their rounding explains no error of float32.
-    explained = exponent * 2 * of_exponents / float(np.finfo(a.dtype).eps)
-    started = near and init is not None
-    one_bin = in_one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None
-    rules = StopState.start(
-        Relaxation.start(len(a), setting, steepness, slow=started, check_every=options.check_every, one_bin=one_bin),
-        StallDetector.start(len(a), a.dtype, explained),
-    )
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
-    found = Solution.of_no_potentials(xp, a, b)
-    patience = None
-    if costs_of is not None and setting == "auto":
-        patience = Patience.start(len(a), least, 1.0 if annealed else steepness, remaining.max_iter, started=started)
+    found, slow, patience = Solution.of_no_potentials(xp, a, b), Slow.none(len(a)), None
     spared: Spared | None = None
-    if start is None and exponent < gauge.DIGITS:
-        if defer and not widened:
-            spared = Spared(len(a), gauge.DIGITS * eps, keep=True)
-        elif not potentials and tol is not None:
-            # Their size counts for the rounding of exponents alone: a bound on it will do where that is small.
-            most = SPARED * tol * eps / of_plan
-            spared = Spared(len(a), most, keep=False) if exponent * eps < most else None
-    slow, found = _iterate(C, iteration, rules, remaining, found, callback, init is not None, patience, poor, spared)
+    if ahead is not None and tol is not None and ahead.error <= tol:
+        found = found.ended(slice(None), ahead.f, ahead.g, np.array([ahead.cost]))
+        found.error[:] = ahead.error
+    else:
+        begin = C.iteration if start is None else functools.partial(start, C)
+        begun = (xp.zeros_like(a), xp.zeros_like(b)) if init is None else init
+        iteration = begin(a, b, eps, *begun, options.method)
+        del begun  # the iteration may take the memory
+        setting = None if tol is None and options.overrelaxation == "auto" else options.overrelaxation
+        # Where exponents are taken in float64, their rounding explains no error of float32.
+        explained = exponent * 2 * of_exponents / float(np.finfo(a.dtype).eps)
+        started = near and init is not None
+        one_bin = in_one_bin(C, a, b) if setting == "auto" and steepness >= RELAX_ABOVE else None
+        every = options.check_every
+        rules = StopState.start(
+            Relaxation.start(len(a), setting, steepness, slow=started, check_every=every, one_bin=one_bin),
+            StallDetector.start(len(a), a.dtype, explained),
+        )
+        if costs_of is not None and setting == "auto":
+            at_least = 1.0 if annealed else steepness
+            patience = Patience.start(len(a), least, at_least, remaining.max_iter, started=started)
+        if start is None and exponent < gauge.DIGITS:
+            if defer and not widened:
+                spared = Spared(len(a), gauge.DIGITS * eps, keep=True)
+            elif not potentials and tol is not None:
+                # Their size counts for the rounding of exponents alone: a bound on it will do where that is small.
+                most = SPARED * tol * eps / of_plan
+                spared = Spared(len(a), most, keep=False) if exponent * eps < most else None
+        slow, found = _iterate(
+            C, iteration, rules, remaining, found, callback, init is not None, patience, poor, spared
+        )
     ending = Ending(
         C=C,
         a=a,

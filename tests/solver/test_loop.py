@@ -16,7 +16,7 @@ from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.operand import dense_cost
 from cusink.solver import annealing, gauge, loop
 from cusink.solver.annealing import Patience
-from cusink.solver.newton import Found, Solved
+from cusink.solver.newton import Found
 from cusink.solver.semidual import Semidual
 from cusink.solver.symmetric import self_potentials
 
@@ -570,13 +570,3 @@ def test_who_is_looked_at_first(ahead):
     assert not ahead.asked
     cusink.sinkhorn(a[0], a[0], cost, eps=0.05)
     assert len(ahead.asked) == 1
-
-
-def test_a_solved_problem_stays_where_it_is():
-    found = Found(np.ones((1, 2)), np.zeros((1, 3)), 4.0, 1e-7, 5)
-    solved = Solved(found)
-    assert solved.advance(np.ones(1), 1).tolist() == [1e-7]
-    f, g, cost, error = solved.finish(np.arange(1))
-    assert (f is found.f, g is found.g, cost.tolist(), error.tolist()) == (True, True, [4.0], [1e-7])
-    with pytest.raises(NotImplementedError):
-        solved.keep(np.arange(1))
