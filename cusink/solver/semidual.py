@@ -111,8 +111,8 @@ class Semidual:
 
     def _in_range(self, row: Array, scale: Array) -> bool:
         """Return whether scalings of a kernel leave what was cut off of it as small as it has to be."""
-        farthest = float(row.max()) * float(scale.max())
-        return 0 < float(scale.min()) and farthest <= FARTHEST * float(self.moving.sum())  # and no NaN
+        farthest = float(row.max()) * float(scale.max()) / float(self.moving.sum())
+        return 0 < float(scale.min()) and farthest <= FARTHEST  # and no NaN
 
     def _kernel(self, logits: Array, cut: bool = True) -> Kernel:
         """Return exponentials whose largest in each row is 1; with `cut`, none is so small that it is slow."""
@@ -175,14 +175,14 @@ class Semidual:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # where scalings leave their range
     def first(self) -> Point:
         """Return the point that the first half-step of an iteration from nothing leads to, as g is updated first."""
-        begun = self.at(self.log_moving)
+        xp, begun = self.xp, self.at(self.log_moving)
         if self.axis == 0:
             return begun
-        xp, near = self.xp, begun.kernel.near
-        row = self.fixed * xp.exp(near - near.max())[:, 0]
+        highest = float(begun.kernel.near.max())
+        row = self.fixed * xp.exp(begun.kernel.near - highest)[:, 0]
         scale = self.moving / (row @ begun.kernel.entries)
         if self._in_range(row, scale):
-            return self.at(self.log_moving + xp.log(scale) - float(near.max()), begun)
+            return self.at(self.log_moving + xp.log(scale) - highest, begun)
         return self.at(self.log_moving - self._sums(xp.log(self.fixed)[:, None]))
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # potentials without digits give no sound step
@@ -254,19 +254,16 @@ class Semidual:
             scale = self.moving / (row @ entries)
             if taken < count - 1:
                 row = self.fixed / (entries @ scale)
-        if self._in_range(row, scale):
-            there = self.at(point.kernel.origin + xp.log(scale), point)
-        else:
-            count, there = 1, self.at(self._updated(point))
-        return there if there.objective >= point.objective else point, count
+        reached = self._in_range(row, scale)
+        there = self.at(point.kernel.origin + xp.log(scale) if reached else self._updated(point), point)
+        return there if there.objective >= point.objective else point, count if reached else 1
 
     def _sums(self, logits: Array) -> Array:
         """Return logarithms (m,) of the sums of ``exp(logits - C / eps)`` over the fixed side's `logits` (n, 1)."""
         entries = logits - self.exponents
         largest = entries.max(axis=0)
         entries -= largest
-        if self.finite:
-            self.xp.maximum(entries, LEAST_EXPONENT, out=entries)
+        self.xp.maximum(entries, LEAST_EXPONENT if self.finite else -np.inf, out=entries)
         return largest + self.xp.log(self.xp.exp(entries, out=entries).sum(axis=0))
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # far from a solution
@@ -323,14 +320,10 @@ class Semidual:
             logits = self.xp.full(best.shape, -np.inf)
             logits[0, self.rows] = self.xp.log(self.fixed) + best[0, self.rows] / self.eps
             over: Axis = 1 if self.axis == 0 else 0
-            moved = self.xp.where(self._without_weight(size), self.C.softmin(logits, self.eps, over), moved)
+            without_weight = self.xp.ones(size, bool)
+            without_weight[self.present] = False
+            moved = self.xp.where(without_weight, self.C.softmin(logits, self.eps, over), moved)
         return (best, moved) if self.axis == 1 else (moved, best)
-
-    def _without_weight(self, size: int) -> Array:
-        """Return which bins (size,) of the moving side are left out."""
-        out = self.xp.ones(size, bool)
-        out[self.present] = False
-        return out
 
     def cost(self, point: Point) -> float:
         """Return the transport cost ``sum_ij P_ij C_ij``."""
