@@ -225,7 +225,10 @@ def _iterate(
             checks = max(1, min(CHECKS_PER_LAUNCH, (ahead - int(out.n_iter[active].max())) // count))
             rules, bound, taken, over = iteration.advance_until_converged(rules, tol, count, checks)
         else:
-            bound, taken = C.to_host(iteration.advance(rules.relaxation.omega, count)), np.asarray(count)
+            omega = rules.relaxation.omega
+            if started and done == 0 and rules.relaxation.adaptive:  # a plain one tells whether the start is a solution
+                omega = np.ones_like(omega)
+            bound, taken = C.to_host(iteration.advance(omega, count)), np.asarray(count)
             if tol is None:  # all take as many iterations as they are told, and omega is a number
                 over = np.zeros(len(active), bool)
             else:
