@@ -4,7 +4,7 @@ They also stand in kernels/convergence.cuh, for problems whose checks run on the
 it, and a test compares both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -214,6 +214,11 @@ class StopState(NamedTuple):
     def start(cls, relaxation: Relaxation, stall: StallDetector) -> "StopState":
         """Return the state of problems that have not been checked."""
         return cls(relaxation, stall, np.zeros(len(stall.best), np.int64))
+
+    def plain(self) -> "StopState":
+        """Return the state with plain iterations."""
+        omega = np.ones_like(self.relaxation.omega)
+        return self._replace(relaxation=replace(self.relaxation, omega=omega))
 
     def may_end(self, bound: HostArray, tol: float) -> HostArray:
         """Return which problems (B,) may be within `tol`; `bound` (B,) is that of the check to be observed next."""

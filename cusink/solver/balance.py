@@ -92,7 +92,7 @@ def _largest(entries: HostArray, rows: HostArray, columns: HostArray, parts: int
         largest = entries[one_of]  # which may be of another part, where there is none
         largest[one_of < 0] = -np.inf
         others = np.flatnonzero(one_of[part] != every)
-        # Row by row: `maximum.reduceat` would go through single entries, and there are few others.
+        # Row by row, as `maximum.reduceat` goes through single entries: many parts leave few others.
         for row, of in zip(entries[others], part[others].tolist(), strict=True):
             np.maximum(largest[of], row, out=largest[of])
         entries = np.ascontiguousarray(largest.T)

@@ -99,9 +99,10 @@ def solve(
             ahead = first_look(costs_of(np.arange(1)), a, b, eps, options, steepness)
         if ahead is not None:
             spent, init = spent + ahead.taken, (ahead.f, ahead.g)
-        if ahead is None or ahead.error > close:
-            # Each leaves room for rounding itself.
-            taken, annealed_start = quartered(rough, C, a, b, eps, replace(options, tol=wanted), steepness, close)
+        if ahead is None or ahead.error > max(close, tol or 0.0):
+            # Each leaves room for rounding itself. One iteration is left for after them.
+            rest = replace(options, tol=wanted, max_iter=options.max_iter - 1 - int(spent.max()))
+            taken, annealed_start = quartered(rough, C, a, b, eps, rest, steepness, close)
             spent, init = spent + taken, annealed_start or init
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
     found, slow, patience = Solution.of_no_potentials(xp, a, b), Slow.none(len(a)), None
@@ -219,20 +220,19 @@ def _iterate(
     while len(active) and done < max_iter:
         # A problem that a device stopped in vain is behind the others.
         count = _iterations_until_check(options, int(out.n_iter[active].max()), callback is not None, started)
+        plain = started and done == 0 and rules.relaxation.adaptive  # it tells whether the start is a solution
         if iteration.stops_itself and tol is not None and callback is None and count == options.check_every:
             ahead = max_iter if patience is None else min(max_iter, -(-patience.due // count) * count)
             # At least one, so that those behind come to the look, too.
             checks = max(1, min(CHECKS_PER_LAUNCH, (ahead - int(out.n_iter[active].max())) // count))
             rules, bound, taken, over = iteration.advance_until_converged(rules, tol, count, checks)
         else:
-            omega = rules.relaxation.omega
-            if started and done == 0 and rules.relaxation.adaptive:  # a plain one tells whether the start is a solution
-                omega = np.ones_like(omega)
-            bound, taken = C.to_host(iteration.advance(omega, count)), np.asarray(count)
+            seen = rules.plain() if plain else rules
+            bound, taken = C.to_host(iteration.advance(seen.relaxation.omega, count)), np.asarray(count)
             if tol is None:  # all take as many iterations as they are told, and omega is a number
                 over = np.zeros(len(active), bool)
             else:
-                over = ~np.isfinite(bound) | rules.may_end(bound, tol)
+                over = ~np.isfinite(bound) | seen.may_end(bound, tol)
                 rules = rules.observe(bound, count)
                 over |= rules.stall.stalled
         out.n_iter[active] += taken
@@ -250,7 +250,7 @@ def _iterate(
             given_up.poor[active] = bound > poor
             over |= bound > poor
         if patience is not None and tol is not None and done >= patience.due:
-            patience, slow = patience.look(rules, bound, done, tol)
+            patience, slow = patience.look(rules.plain() if plain else rules, bound, done, tol)
             for chosen, marked in zip(slow, given_up, strict=True):
                 marked[active[chosen]] = True
                 over |= chosen

@@ -1,6 +1,6 @@
 """Newton's method for single problems that hardly converge, on the dual objective of the smaller side alone.
 
-See `cusink.solver.semidual`. Where iterations would go on, only their start depends on it: these measure what it found.
+See `cusink.solver.semidual`. What it solved is the solution; elsewhere iterations go on from what it found.
 """
 
 import math
@@ -17,20 +17,19 @@ from cusink.solver.semidual import CLOSE, QUADRATIC, Point, Semidual
 from cusink.types import Array, HostArray
 
 PACE = 0.9  # factor of the error for each evaluation from the potentials at hand on; beyond it, eps is annealed
-STAGE, ROUGH, PER_STAGE = 4, 0.1, 20  # factor between two values of eps; tolerance and evaluations at the larger ones
+STAGE, PER_STAGE = 4, 20  # factor between two values of eps; evaluations at the larger ones
+ROUGH, FINER = 1e-2, 100  # tolerance there; over the range of the costs over eps: what is left out of place is far away
 FAR, MANY_STAGES = 0.1, 2  # error beyond which steps lead nowhere, where eps has more larger values than that
-BETWEEN = 2  # iterations at every value. They lower the error more than they come closer: at least a step is taken, too
+BETWEEN = 2  # iterations at every value, before at least one step: they lower the error more than they come closer
 EASY = 2  # largest values of eps that are left out: from there on any start will do
 LAST = 100  # evaluations at the smallest eps
 SETTLING = 10  # evaluations after parts of a plan were moved against each other
 LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
 ALONE, BATCH, TILE = 1, 16, 256  # that share an iteration: one problem, those of a call, pairs of a distance matrix
 MANY = 64  # problems of one cost from which on they are a tile
-EVALUATIONS = 15  # that a problem takes, more or less,
-FIRST_EVALUATIONS, CLOSE_EVALUATIONS = (
-    8,
-    1,
-)  # of those to count on at first, and within an error of `CLOSE`: rates promise too much
+EVALUATIONS = 15  # that a problem takes, more or less
+FIRST_EVALUATIONS = 8  # until it is known not to be too far away
+CLOSE_EVALUATIONS = 1  # that are counted on within an error of `CLOSE`: rates of iterations promise too much
 CHEAP = 300  # iterations that take as long as Newton's method, up to which a problem begins with it in view
 LEAST = 30  # iterations that it must be allowed then
 LOOK, LEAST_LOOKED, MOST_LOOKED = 5, 10, 40  # plain iterations between two looks; those before it, at least and at most
@@ -71,7 +70,7 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
     """Return where plain iterations lead one problem, and Newton's method after these; None where it is not for it.
 
     Where the iterations that are left take less than that, it is where the plain ones ended. `options` have a
-    tolerance, of which half the iterations are taken at most. An error of inf says to begin anew: where costs are so
+    tolerance; about half of their iterations are taken at most. An error of inf says to begin anew: where costs are so
     large that they are annealed, iterations go on better from there than from where steps did not get any farther.
     """
     tol, most = options.tol, options.max_iter // 2
@@ -81,8 +80,8 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
     steep = RELAX_ABOVE <= steepness <= DIGITS
     if not (usual and steep and price <= CHEAP and most >= LEAST and tol and tol > 0):
         return None
-    dual = _dual(C, a, b, eps)
     least = LEAST_LOOKED + (PLAIN_IF_ONE_BIN if in_one_bin(C, a, b)[0] else 0)
+    dual = _dual(C, a, b, eps)
     point, taken, failed = dual.first(), 1, False
     error = dual.error(point)
     while error > tol:  # and no NaN
@@ -136,8 +135,7 @@ def _climbed(dual: Semidual, start: Point, tol: float, steepness: float, most: i
             point, swept = rough.begun(potential), 0
             if at_most > BETWEEN:
                 point, swept = rough.swept(point, BETWEEN)
-            error = rough.error(point)
-            goal = (ROUGH if error <= CLOSE else min(ROUGH, QUADRATIC * error)) if stage else tol
+            goal = max(tol, min(ROUGH, FINER / steepness, QUADRATIC * rough.error(point))) if stage else tol
             point, error, more = rough.ascend(point, goal, at_most - swept)
             potential, taken = rough.potential(point), taken + swept + more
     return point, taken

@@ -22,8 +22,7 @@ from cusink.types import Array, ArrayModule, Axis
 LARGEST_STEP = 20.0  # of a potential over eps: farther away, the plan has little to do with its quadratic model
 LINEAR = 100.0  # steps longer than that are not made shorter as a whole
 SUFFICIENT = 1e-4  # share of the predicted gain that a step must make
-SHORTER = 4  # a step that gains too little is divided by this,
-LENGTHS = 4  # so many times; then the ridge grows
+SHORTER, LENGTHS = 4, 4  # by what a step that gains too little is divided, and how often; then the ridge grows
 STRAIGHT, LONGER = 0.9999, 4  # share of the predicted gain from which on a step is made longer, and by what factor
 OVERSHOOT = 2 * LENGTHS + 1  # evaluations beyond those that are allowed, at most: a step is not broken off
 FIRST_RIDGE, RIDGES, LARGER = 1e-14, 7, 100  # times c, added to the diagonal of L; how it grows
@@ -32,8 +31,9 @@ QUADRATIC = 0.5  # factor by which a step lowers the error where it is close eno
 NO_MASS = 1e-280  # of a column below which it stays where it is
 LEAST_EXPONENT = -330.0  # of finite costs. Exponentials that underflow take three times as long; squares do not here
 CUT_OFF = 1e-100  # of the mass: below it, what exponentials were cut off to counts
-REACH = 150.0  # logits that moved less since exponentials were taken scale them; squares of edges stay in range,
-FARTHEST = 2e43  # as long as rows times columns are scaled by less: what was cut off stays below `CUT_OFF`
+LEAST_COST = 1e-87  # of the mass, over eps: what a million of them make by exponents of 2e6
+REACH = 150.0  # logits that moved less since exponentials were taken scale them: squares of edges stay in range
+FARTHEST = 2e43  # factors of a row and a column make less of the mass: an entry that was cut off stays below `CUT_OFF`
 DIRECT = 8  # evaluations that an ascent has before its pace counts
 
 
@@ -111,8 +111,8 @@ class Semidual:
 
     def _in_range(self, row: Array, scale: Array) -> bool:
         """Return whether scalings of a kernel leave what was cut off of it as small as it has to be."""
-        farthest = float(row.max()) * float(scale.max()) / float(self.moving.sum())
-        return 0 < float(scale.min()) and farthest <= FARTHEST  # and no NaN
+        largest = float(row.max()) * float(scale.max())  # or NaN
+        return 0 < float(scale.min()) and largest <= FARTHEST * float(self.moving.sum())
 
     def _kernel(self, logits: Array, cut: bool = True) -> Kernel:
         """Return exponentials whose largest in each row is 1; with `cut`, none is so small that it is slow."""
@@ -330,7 +330,7 @@ class Semidual:
         entries = point.kernel.entries
         exponents = self.exponents if self.finite else self.xp.where(entries > 0, self.exponents, 0)
         found = float(point.row @ ((entries * exponents) @ point.scale))
-        if self.finite and abs(found) < CUT_OFF * float(self.moving.sum()):
+        if self.finite and abs(found) < LEAST_COST * float(self.moving.sum()):
             entries = self._kernel(point.kernel.origin, cut=False).entries
             found = float(point.row @ ((entries * exponents) @ point.scale))
         return found * self.eps

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 import cusink
-from cusink.solver.balance import offsets
+from cusink.solver.balance import _components, _exchanging, _largest, offsets
 
 
 def spread(x, y):
@@ -177,3 +177,29 @@ def test_a_part_that_exchanges_nothing_stays_one_whatever_it_is_short_of():
     with np.errstate(divide="ignore"):
         apart = offsets(np.log(P), np.array([0.2, 0.3, 0.5]), np.array([0.2, 0.3 + 1e-6, 0.5 - 1e-6]), 1e-9)
     assert apart is not None and apart.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_largest_entries_of_parts_some_of_which_have_no_rows():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n, m, parts = rng.integers(1, 9, 3)
+        entries = rng.normal(size=(n, m)).astype(np.float32)
+        rows, columns = rng.integers(0, parts, n), rng.integers(0, parts, m)
+        want = np.full((parts, parts), -np.inf, np.float32)
+        np.maximum.at(want, (rows[:, None], columns), entries)
+        before = entries.copy()
+        np.testing.assert_array_equal(_largest(entries, rows, columns, int(parts)), want)
+        np.testing.assert_array_equal(entries, before)
+
+
+def test_which_bins_exchange_mass_and_which_parts_pass_it_on():
+    """Beside powers of the matrices of edges: a step along each, and none."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n, m = rng.integers(1, 8, 2)
+        edges = rng.random((n, m)) < 0.2
+        both = np.block([[np.zeros((n, n), bool), edges], [edges.T, np.zeros((m, m), bool)]])
+        one_way = rng.random((n, n)) < 0.2
+        for found, steps in ((_exchanging(edges), both), (_components(one_way), one_way)):
+            reached = np.linalg.matrix_power((steps | np.eye(len(steps), dtype=bool)).astype(float), len(steps)) > 0
+            np.testing.assert_array_equal(found[:, None] == found, reached & reached.T)

@@ -570,3 +570,35 @@ def test_who_is_looked_at_first(ahead):
     assert not ahead.asked
     cusink.sinkhorn(a[0], a[0], cost, eps=0.05)
     assert len(ahead.asked) == 1
+
+
+def test_an_iteration_is_left_after_all_that_comes_before_them():
+    """What the first look and annealing took was all of `max_iter`, and there were no potentials."""
+    C = [[1.0, 0.0, 0.4], [0.3, 0.1, 0.2], [0.1, 0.2, 0.3]]
+    for max_iter in (60, 61, 64, 70, 80, 90):
+        options = {"eps": 1 / 2500, "tol": 1e-9, "max_iter": max_iter, "check_every": 1, "normalise": True}
+        result = unconverged([1, 1000, 100], [10, 10000, 1], C, **options)
+        assert result.n_iter <= max_iter and np.isfinite(result.f).all() and np.isfinite(result.cost)
+        a = np.array([1, 1000, 100]) / 1101
+        assert np.abs(result.plan().sum(axis=1) - a).sum() <= result.error
+
+
+def test_what_the_first_look_solved_to_a_large_tolerance_is_not_annealed(ahead):
+    ahead.potentials, ahead.error = (np.array([1.0, 2.0]), np.array([4.0, 3.0])), 0.03
+    result = cusink.sinkhorn([0.5, 0.5], [0.25, 0.75], 1 - np.eye(2), eps=1e-4, tol=0.05)
+    assert result.converged and result.n_iter == 11 and not ahead.quartered
+
+
+@pytest.mark.parametrize(("overrelaxation", "first"), [("auto", 1.0), (1.5, 1.5)])
+def test_the_first_iteration_from_a_start_is_plain_unless_a_factor_is_asked_for(monkeypatch, overrelaxation, first):
+    taken, advance = [], Iteration.advance
+
+    def advanced(self, omega, count):
+        taken.append((omega.tolist(), count))
+        return advance(self, omega, count)
+
+    monkeypatch.setattr(Iteration, "advance", advanced)
+    init = rng.normal(size=A.shape) * EPS, rng.normal(size=B.shape) * EPS
+    steep = cusink.sinkhorn(A, B, C, eps=np.ptp(C) / 200, init=init, overrelaxation=overrelaxation)
+    assert taken[0] == ([first] * len(A), 1)
+    assert taken[1][0][0] > 1 and steep.converged.all()
