@@ -217,9 +217,12 @@ def _values(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Ite
         else:
             with np.errstate(over="ignore"):
                 met = weights * np.exp(-potential / rho)
-            both = (sums > 0) & (met > 0)
+            both = (sums > 0) & (weights > 0)
             priced = rho * (np.where(both, sums * (log(sums) - log(weights)), 0) - sums + weights)
-            cost_of = rho * (np.where(both, sums * (log(sums) - log(met)), 0) - sums + met)
+            # By its logarithm: what is met may be below the least number where a bit of mass still comes.
+            with np.errstate(invalid="ignore"):
+                apart = np.where(both, log(sums) - log(weights) + potential / rho, 0)
+            cost_of = rho * (sums * apart - sums + met)
             gap -= float(cost_of.sum())
             shown += u * float(((sums + met) * np.abs(potential)).sum()) + slack * float(
                 np.abs(priced).sum() + rho * (sums + weights).sum()

@@ -55,6 +55,12 @@ def test_the_gradient_at_a_bin_with_hardly_any_weight(fuzz):
     assert status == 0, found["failures"]
 
 
+def test_the_price_of_mass_that_comes_where_next_to_none_is_met(fuzz):
+    """With `reach`, 6e-10 of mass arrives where ``b exp(-g / rho)`` is 1e-465: the value of the plan counts it."""
+    status, found = fuzz("--only", "clouds", "--seed", 79511436, "--cases", 1)
+    assert status == 0, found["failures"]
+
+
 @pytest.mark.parametrize("subject", run.NAMES)
 def test_a_case_is_drawn_from_one_integer(subject):
     one, two, other = (run.drawn(subject, seed) for seed in (5, 5, 6))
