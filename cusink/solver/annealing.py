@@ -95,7 +95,8 @@ def quartered(
         early = under_way & (spent[some] + every <= stages * min(budget, LEAST_STAGE))
         ahead = early | (spent[some] + looks * every <= stages * min(budget, STAGE)) | (looks <= NEAR)
         error[some] = found.error
-        some = some[ahead & ~(found.error <= close)]
+        room = spent[some] + every <= options.max_iter - stages * budget  # and for all values of eps
+        some = some[ahead & room & ~(found.error <= close)]
     some = np.flatnonzero(~done & ~(error <= close))
     if len(some):
         part, weights = C.at(some), (a[some], b[some])

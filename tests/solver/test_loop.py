@@ -224,6 +224,14 @@ def test_a_problem_that_ends_sooner_than_annealing_would_is_not_annealed():
     assert len(solve.calls) == 1 and spent.tolist() == [10] and (init[0] == 1).all()
 
 
+def test_looks_leave_room_for_annealing_and_what_comes_after_it():
+    """Each look promises that two more would do, and comes a third closer to that."""
+    solve = Planned([[0.999e-7 * np.exp(10 * (2 / 3) ** (k + 1))] for k in range(40)])
+    # Two values of eps, with 12 iterations each at most: 72 are left for looks.
+    spent, _ = annealing.quartered(solve, dense_cost(C), A[:1], B[:1], 0.01, Options(max_iter=96, tol=1e-7), 4001.0)
+    assert spent == [7 * 10 + 2 * 3]
+
+
 def test_what_a_look_found_keeps_its_digits():
     """Of problems in float32 that share an iteration, with costs of 9e5 eps: 30 plain iterations solve them."""
     a, b = np.full((2, 2), 0.5, np.float32), np.array([[0.6, 0.4]] * 2, np.float32)
