@@ -221,7 +221,8 @@ def _iterate(
         # A problem that a device stopped in vain is behind the others.
         count = _iterations_until_check(options, int(out.n_iter[active].max()), callback is not None, started)
         plain = started and done == 0 and rules.relaxation.adaptive  # it tells whether the start is a solution
-        if iteration.stops_itself and tol is not None and callback is None and count == options.check_every:
+        watched = callback is not None or plain or count != options.check_every
+        if iteration.stops_itself and tol is not None and not watched:
             ahead = max_iter if patience is None else min(max_iter, -(-patience.due // count) * count)
             # At least one, so that those behind come to the look, too.
             checks = max(1, min(CHECKS_PER_LAUNCH, (ahead - int(out.n_iter[active].max())) // count))

@@ -263,7 +263,8 @@ class Semidual:
         entries = logits - self.exponents
         largest = entries.max(axis=0)
         entries -= largest
-        self.xp.maximum(entries, LEAST_EXPONENT if self.finite else -np.inf, out=entries)
+        if self.finite:
+            self.xp.maximum(entries, LEAST_EXPONENT, out=entries)
         return largest + self.xp.log(self.xp.exp(entries, out=entries).sum(axis=0))
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # far from a solution
@@ -320,9 +321,8 @@ class Semidual:
             logits = self.xp.full(best.shape, -np.inf)
             logits[0, self.rows] = self.xp.log(self.fixed) + best[0, self.rows] / self.eps
             over: Axis = 1 if self.axis == 0 else 0
-            without_weight = self.xp.ones(size, bool)
-            without_weight[self.present] = False
-            moved = self.xp.where(without_weight, self.C.softmin(logits, self.eps, over), moved)
+            moved = self.C.softmin(logits, self.eps, over)
+            moved[0, self.present] = self.potential(point)
         return (best, moved) if self.axis == 1 else (moved, best)
 
     def cost(self, point: Point) -> float:

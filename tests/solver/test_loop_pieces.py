@@ -29,13 +29,14 @@ class Scripted:
         self.bounds = [list(row) for row in bounds]
         self.errors = [[0.0] * 9 for _ in bounds] if errors is None else [list(row) for row in errors]
         self.sizes, self.stops, self.stops_itself = sizes, stops, stops is not None
-        self.at, self.asked, self.finished, self.measured = np.arange(len(bounds)), [], [], []
+        self.at, self.asked, self.finished, self.measured, self.omegas = np.arange(len(bounds)), [], [], [], []
 
     def _bound(self):
         return np.array([self.bounds[k].pop(0) for k in self.at])
 
     def advance(self, omega, count):
         assert len(omega) == len(self.at)
+        self.omegas.append(omega.tolist())
         self.asked.append((self.at.tolist(), count))
         return self._bound()
 
@@ -65,13 +66,13 @@ class Scripted:
         self.at = self.at[index]
 
 
-def run(iteration, max_iter=35, tol=TOL, omega=1.0, level=0.0, **given):
-    count = len(iteration.bounds)
-    relaxation = Relaxation(np.full(count, omega), np.full(count, np.inf), np.zeros(count, np.int64), 0, False, False)
+def run(iteration, max_iter=35, tol=TOL, omega=1.0, level=0.0, check_every=10, adaptive=False, **given):
+    count, none = len(iteration.bounds), np.zeros(len(iteration.bounds), np.int64)
+    relaxation = Relaxation(np.full(count, omega), np.full(count, np.inf), none, 0, adaptive, False)
     stall = StallDetector(level, np.full(count, np.inf), np.zeros(count, np.int64))
     out = Solution.empty(np, np.ones((count, 2)), np.ones((count, 3)))
     seen = []
-    options = Options(max_iter=max_iter, tol=tol, check_every=10)
+    options = Options(max_iter=max_iter, tol=tol, check_every=check_every)
     watch = (lambda *x: seen.append(x)) if given.pop("watched", False) else None
     started = given.pop("started", False)
     rules = StopState.start(relaxation, stall)
@@ -92,6 +93,18 @@ def test_problems_end_at_their_looks_are_measured_and_go_on_where_that_was_in_va
     np.testing.assert_allclose(out.needed, [np.nan, np.nan, 35 + 7.5])
     assert [done for done, _ in seen] == [10, 20, 30, 35]
     np.testing.assert_allclose(seen[1][1], [2e-8, 9e-7, 1e-3])  # a problem that has ended keeps its error
+
+
+@pytest.mark.parametrize("check_every", [1, 10])
+def test_the_first_iteration_from_a_start_is_plain_on_a_device_too(check_every):
+    """It chooses its own factors afterwards, however often it checks."""
+    script = Scripted([[1e-3, 1e-7]], stops=[([check_every], [True])])
+    out, _, _ = run(script, omega=1.6, check_every=check_every, adaptive=True, started=True)
+    assert script.omegas == [[1.0]] and [asked[:2] for asked in script.asked] == [([0], 1), ([0], check_every)]
+    assert out.n_iter.tolist() == [1 + check_every]
+    script = Scripted([[1e-3, 1e-7]])  # unless a factor is asked for
+    run(script, omega=1.6, started=True)
+    assert script.omegas == [[1.6], [1.6]]
 
 
 def test_a_look_after_a_vain_one_waits():
