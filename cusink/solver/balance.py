@@ -13,13 +13,14 @@ import numpy as np
 
 from cusink.types import HostArray
 
-STEPS = 4  # from rows to columns and back, before all parts are looked for
+STEPS = 12  # from rows to columns and back, before all parts are looked for
 CROSSING = 1e-3  # share of the smaller of two bins' masses below which they may be in different parts,
 KNOWN = 10  # times the error: what moves between them if it is more than that is known
 SURPLUS = 1e-13  # of a mass that rounding explains. A part that has more needs other parts, which tells where it is
 SWEEPS = 20  # over all parts, before those that are tied most closely become one
 EVEN = 0.02  # difference of the most that enters and that leaves, of its logarithm, that needs no more sweeps
 ROUNDS = 100  # of that, at most: 23 for 269 parts are the most that hard problems took
+FEW = 3  # parts that are gone through one by one
 TIED = 0.25  # of the logarithm of the most that leaves a part: what is within that of it counts as much
 
 
@@ -87,24 +88,29 @@ def _balanced(crossing: HostArray) -> HostArray:
 def _largest(entries: HostArray, rows: HostArray, columns: HostArray, parts: int) -> HostArray:
     """Return the largest entries (parts, parts) of rows and columns by part; -inf where there is none."""
     for part in (rows, columns):
-        every, one_of = np.arange(len(part)), np.full(parts, -1)
-        one_of[part] = every
-        largest = entries[one_of]  # which may be of another part, where there is none
-        largest[one_of < 0] = -np.inf
-        others = np.flatnonzero(one_of[part] != every)
-        # Row by row, as `maximum.reduceat` goes through single entries: many parts leave few others.
-        for row, of in zip(entries[others], part[others].tolist(), strict=True):
-            np.maximum(largest[of], row, out=largest[of])
+        order, sizes = np.argsort(part, kind="stable"), np.bincount(part, minlength=parts)
+        starts = np.cumsum(sizes) - sizes
+        largest = entries[order[np.minimum(starts, len(part) - 1)]]  # of another part, where there is none
+        largest[sizes == 0] = -np.inf
+        # Not by `maximum.reduceat`, which goes through single entries: the second of all parts at once, the third, ...
+        taken, larger = 1, np.flatnonzero(sizes > 1)
+        while len(larger) > FEW:
+            largest[larger] = np.maximum(largest[larger], entries[order[starts[larger] + taken]])
+            taken += 1
+            larger = larger[sizes[larger] > taken]
+        for of in larger:
+            others = order[starts[of] + taken : starts[of] + sizes[of]]
+            np.maximum(largest[of], entries[others].max(axis=0), out=largest[of])
         entries = np.ascontiguousarray(largest.T)
     return entries
 
 
 def _soon_whole(edges: HostArray) -> bool:
     """Return whether few steps along `edges` (n, m) lead from the first row to all columns, and all rows have edges."""
-    columns, reached = edges[0], 0
+    joined = edges.astype(np.float32)  # of which products are faster than `any` of what is chosen
+    columns, reached = joined[0], 0
     for _ in range(STEPS):
-        rows = edges[:, columns].any(axis=1)
-        columns = edges[rows].any(axis=0)
+        columns = np.minimum(np.minimum(joined @ columns, 1) @ joined, 1)
         if (now := int(np.count_nonzero(columns))) == reached:
             break
         reached = now

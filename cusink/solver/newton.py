@@ -160,7 +160,7 @@ def _settled(dual: Semidual, point: Point, tol: float, taken: int, most: int) ->
     moved = offsets(to_host(dual.log_plan(point)), to_host(dual.fixed), to_host(dual.moving), error)
     if moved is None:
         return point, taken
-    start = dual.at(point.logits + dual.xp.asarray(moved), point)
+    start = dual.at(point.logits + dual.xp.asarray(moved), point.kernel)
     there, error, more = dual.ascend(start, tol, min(SETTLING, most - taken))
     return there if error <= tol else point, taken + more
 

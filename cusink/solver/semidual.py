@@ -87,19 +87,19 @@ class Semidual:
         return out
 
     @np.errstate(invalid="ignore", divide="ignore")  # a row of nothing but forbidden pairs
-    def at(self, logits: Array, before: Point | None = None) -> Point:
+    def at(self, logits: Array, before: Kernel | None = None) -> Point:
         """Return all that a step from there needs.
 
-        Where the logits moved little since, the exponentials of the point `before` are scaled: a product with them
-        takes a tenth of the time that they take.
+        Where the logits moved little since, the exponentials of `before` are scaled: a product with them takes a tenth
+        of the time that they take.
         """
         xp, a = self.xp, self.fixed
         kernel = None
-        if before is not None and float(abs(moved := logits - before.kernel.origin).max()) <= REACH:  # and no NaN
+        if before is not None and float(abs(moved := logits - before.origin).max()) <= REACH:  # and no NaN
             scale = xp.exp(moved)
-            sums = before.kernel.entries @ scale
+            sums = before.entries @ scale
             row = a / sums
-            kernel = before.kernel if self._in_range(row, scale) else None
+            kernel = before if self._in_range(row, scale) else None
         if kernel is None:
             kernel, scale = self._kernel(logits), xp.ones_like(logits)
             sums = kernel.entries @ scale
@@ -175,14 +175,14 @@ class Semidual:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # where scalings leave their range
     def first(self) -> Point:
         """Return the point that the first half-step of an iteration from nothing leads to, as g is updated first."""
-        xp, begun = self.xp, self.at(self.log_moving)
+        xp, kernel = self.xp, self._kernel(self.log_moving)
         if self.axis == 0:
-            return begun
-        highest = float(begun.kernel.near.max())
-        row = self.fixed * xp.exp(begun.kernel.near - highest)[:, 0]
-        scale = self.moving / (row @ begun.kernel.entries)
+            return self.at(self.log_moving, kernel)
+        highest = float(kernel.near.max())
+        row = self.fixed * xp.exp(kernel.near - highest)[:, 0]
+        scale = self.moving / (row @ kernel.entries)
         if self._in_range(row, scale):
-            return self.at(self.log_moving + xp.log(scale) - highest, begun)
+            return self.at(self.log_moving + xp.log(scale) - highest, kernel)
         return self.at(self.log_moving - self._sums(xp.log(self.fixed)[:, None]))
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # potentials without digits give no sound step
@@ -220,7 +220,7 @@ class Semidual:
         length = min(1.0, LARGEST_STEP / farthest)
         noise = 1e-11 * (float(self.moving.sum()) + abs(point.objective))
         for taken in range(1, LENGTHS + 1):
-            there = self.at(point.logits + length * step, point)
+            there = self.at(point.logits + length * step, point.kernel)
             gain = there.objective - point.objective
             closer = abs(gain) < noise and self.error(there) < error
             if gain >= SUFFICIENT * length * slope or closer:
@@ -235,7 +235,7 @@ class Semidual:
         """
         slope, most = float(step @ point.gradient), taken + LENGTHS
         while taken < most and there.objective - point.objective >= STRAIGHT * length * slope:
-            farther = self.at(point.logits + LONGER * length * step, point)
+            farther = self.at(point.logits + LONGER * length * step, point.kernel)
             taken += 1
             if not farther.objective > there.objective:
                 break
@@ -249,13 +249,13 @@ class Semidual:
         They cannot lose, and give each column of the plan its mass, however small: of these a step of Newton's knows
         little while it is far from the solution.
         """
-        xp, entries, row = self.xp, point.kernel.entries, point.row
+        xp, kernel, row = self.xp, point.kernel, point.row
         for taken in range(count):
-            scale = self.moving / (row @ entries)
+            scale = self.moving / (row @ kernel.entries)
             if taken < count - 1:
-                row = self.fixed / (entries @ scale)
+                row = self.fixed / (kernel.entries @ scale)
         reached = self._in_range(row, scale)
-        there = self.at(point.kernel.origin + xp.log(scale) if reached else self._updated(point), point)
+        there = self.at(kernel.origin + xp.log(scale) if reached else self._updated(point), kernel)
         return there if there.objective >= point.objective else point, count if reached else 1
 
     def _sums(self, logits: Array) -> Array:
@@ -279,7 +279,7 @@ class Semidual:
             share = max(self.error(point), float(np.finfo(float).eps)) / len(self.moving)
             light = self.moving < share * self.moving.sum()
             if bool(light.any()):
-                point = self.at(xp.where(light, self._updated(point), point.logits), point)
+                point = self.at(xp.where(light, self._updated(point), point.logits), kernel)
             return point, self.error(point)
         sums = row @ kernel.entries  # not by the gradient, from which hardly any weight cannot be told
         if float(sums.min()) > CUT_OFF * float(row.sum()):
@@ -341,7 +341,7 @@ def _solution(xp: ArrayModule, matrix: Array, right: Array) -> Array:
     if xp is np:
         from scipy.linalg.lapack import dposv  # takes long to import
 
-        _, found, failed = dposv(matrix.T, right)  # the transpose is in the order of Fortran
+        _, found, failed = dposv(matrix.T, right, lower=1)  # the transpose is in the order of Fortran
         if not failed:
             return found
     try:
