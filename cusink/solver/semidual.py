@@ -77,7 +77,7 @@ class Semidual:
             costs = costs[rows[:, None], self.present]
         self.exponents = self.xp.ascontiguousarray(costs) / eps
         self.fixed, self.moving = fixed[rows], moving[self.present]
-        self.log_moving = self.xp.log(self.moving)
+        self.log_moving, self.mass = self.xp.log(self.moving), float(self.moving.sum())
         self.finite = bool(self.xp.isfinite(self.exponents.max()))
 
     def annealed(self, factor: float) -> "Semidual":
@@ -112,7 +112,7 @@ class Semidual:
     def _in_range(self, row: Array, scale: Array) -> bool:
         """Return whether scalings of a kernel leave what was cut off of it as small as it has to be."""
         largest = float(row.max()) * float(scale.max())  # or NaN
-        return 0 < float(scale.min()) and largest <= FARTHEST * float(self.moving.sum())
+        return 0 < float(scale.min()) and largest <= FARTHEST * self.mass
 
     def _kernel(self, logits: Array, cut: bool = True) -> Kernel:
         """Return exponentials whose largest in each row is 1; with `cut`, none is so small that it is slow."""
@@ -160,7 +160,7 @@ class Semidual:
 
     def error(self, point: Point) -> float:
         """Return the marginal error."""
-        return float(abs(point.gradient).sum() / self.moving.sum())
+        return float(abs(point.gradient).sum()) / self.mass
 
     def log_plan(self, point: Point) -> Array:
         """Return logarithms (n, m) of the entries of the plan."""
@@ -218,7 +218,7 @@ class Semidual:
         if not (slope > 0 and math.isfinite(farthest)):
             return None, 0.0, 0
         length = min(1.0, LARGEST_STEP / farthest)
-        noise = 1e-11 * (float(self.moving.sum()) + abs(point.objective))
+        noise = 1e-11 * (self.mass + abs(point.objective))
         for taken in range(1, LENGTHS + 1):
             there = self.at(point.logits + length * step, point.kernel)
             gain = there.objective - point.objective
@@ -277,7 +277,7 @@ class Semidual:
         xp, kernel, row = self.xp, point.kernel, point.row
         if self.axis == 1:
             share = max(self.error(point), float(np.finfo(float).eps)) / len(self.moving)
-            light = self.moving < share * self.moving.sum()
+            light = self.moving < share * self.mass
             if bool(light.any()):
                 point = self.at(xp.where(light, self._updated(point), point.logits), kernel)
             return point, self.error(point)
@@ -330,7 +330,7 @@ class Semidual:
         entries = point.kernel.entries
         exponents = self.exponents if self.finite else self.xp.where(entries > 0, self.exponents, 0)
         found = float(point.row @ ((entries * exponents) @ point.scale))
-        if self.finite and abs(found) < LEAST_COST * float(self.moving.sum()):
+        if self.finite and abs(found) < LEAST_COST * self.mass:
             entries = self._kernel(point.kernel.origin, cut=False).entries
             found = float(point.row @ ((entries * exponents) @ point.scale))
         return found * self.eps
