@@ -20,7 +20,8 @@ PACE = 0.9  # factor of the error for each evaluation from the potentials at han
 STAGE, PER_STAGE = 4, 20  # factor between two values of eps; evaluations at the larger ones
 ROUGH, FINER = 1e-2, 100  # tolerance there; over the range of the costs over eps: what is left out of place is far away
 FAR, MANY_STAGES = 0.1, 2  # error beyond which steps lead nowhere, where eps has more larger values than that
-BETWEEN = 2  # iterations at every value, before at least one step: they lower the error more than they come closer
+BETWEEN = 2  # iterations at every value, before a step: they lower the error more than they come closer
+FAST = 8  # factor by which they lower it where as many again are taken before a step
 EASY = 2  # largest values of eps that are left out: from there on any start will do
 LAST = 100  # evaluations at the smallest eps
 SETTLING = 10  # evaluations after parts of a plan were moved against each other
@@ -133,9 +134,13 @@ def _climbed(dual: Semidual, start: Point, tol: float, steepness: float, most: i
                 continue
             rough = dual.annealed(STAGE**stage)
             point, swept = rough.begun(potential), 0
-            if at_most > BETWEEN:
-                point, swept = rough.swept(point, BETWEEN)
-            goal = max(tol, min(ROUGH, FINER / steepness, QUADRATIC * rough.error(point))) if stage else tol
+            goal, before, error = tol, math.inf, rough.error(point)
+            while swept + BETWEEN < at_most and error > goal and FAST * error <= before:
+                before = error
+                point, more = rough.swept(point, BETWEEN)
+                error, swept = rough.error(point), swept + more
+                if stage and goal == tol:
+                    goal = max(tol, min(ROUGH, FINER / steepness, QUADRATIC * error))
             point, error, more = rough.ascend(point, goal, at_most - swept)
             potential, taken = rough.potential(point), taken + swept + more
     return point, taken
