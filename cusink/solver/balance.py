@@ -55,6 +55,20 @@ def offsets(exponents: HostArray, a: HostArray, b: HostArray, error: float) -> H
     return _balanced(crossing)[columns] if parts > 1 else None
 
 
+def evened(pairs: HostArray, a: HostArray, b: HostArray) -> HostArray:
+    """Return by what factor (m,) weights b have the masses of a in each island of bins with weight.
+
+    `pairs` (n, m) says which may exchange mass.
+    """
+    part = _exchanging(pairs & (a > 0)[:, None] & (b > 0))
+    given, taken = (
+        np.bincount(part[at], w, part.max() + 1) for at, w in ((slice(len(a)), a), (slice(len(a), None), b))
+    )
+    met = (given > 0) & (taken > 0)
+    out: HostArray = np.where(met, given / np.where(met, taken, 1), 1)[part[len(a) :]]
+    return out
+
+
 def _balanced(crossing: HostArray) -> HostArray:
     """Return offsets (parts,) that balance logarithms of masses from one part to another; the diagonal is ignored.
 

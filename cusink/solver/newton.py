@@ -11,7 +11,7 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.convergence.rules import ANNEAL_ABOVE, NEARLY_ALL, PLAIN_IF_ONE_BIN, RELAX_ABOVE
 from cusink.costs.cost import Cost
-from cusink.solver.balance import offsets
+from cusink.solver.balance import evened, offsets
 from cusink.solver.gauge import DIGITS
 from cusink.solver.semidual import CLOSE, QUADRATIC, Point, Semidual
 from cusink.types import Array, HostArray
@@ -54,10 +54,10 @@ def newton(
     `error` may be above `tol`. `steepness` is the range of the costs over eps. Where `start` is too far away, eps is
     annealed.
     """
-    dual = _dual(C, a, b, eps)
+    dual, changed = _dual(C, a, b, eps)
     moving = start[dual.axis][0].astype(np.float64)
     point, taken = _climbed(dual, dual.begun(moving[dual.present]), tol, steepness, most)
-    return _found(dual, a, b, *_settled(dual, point, tol, taken, most))
+    return _found(dual, (a, b), changed, *_settled(dual, point, tol, taken, most))
 
 
 def in_one_bin(C: Any, a: Array, b: Array) -> HostArray:
@@ -82,7 +82,7 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
     if not (usual and steep and price <= CHEAP and most >= LEAST and tol and tol > 0):
         return None
     least = LEAST_LOOKED + (PLAIN_IF_ONE_BIN if in_one_bin(C, a, b)[0] else 0)
-    dual = _dual(C, a, b, eps)
+    dual, changed = _dual(C, a, b, eps)
     point, taken, failed = dual.first(), 1, False
     error = dual.error(point)
     while error > tol:  # and no NaN
@@ -100,7 +100,7 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
             break
     if not math.isfinite(error):
         return None
-    found = _found(dual, a, b, *_settled(dual, point, tol, taken, most))
+    found = _found(dual, (a, b), changed, *_settled(dual, point, tol, taken, most))
     return found._replace(error=math.inf) if failed else found
 
 
@@ -113,10 +113,20 @@ def iterations_left(before: float, error: float, tol: float, count: int) -> tupl
     return missing / rate, missing / -math.log(min(max(omega - 1, 1e-3), 1 - 1e-6))
 
 
-def _dual(C: Cost[Any], a: Array, b: Array, eps: float) -> Semidual:
-    """Return the dual objective in float64 of weights of one mass."""
-    a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
-    return Semidual(C.widened(), a, b * (a.sum() / b.sum()), eps)
+def _dual(C: Cost[Any], a: Array, b: Array, eps: float) -> tuple[Semidual, float]:
+    """Return the dual objective in float64 of weights of one mass, and what share of that of `b` had to change.
+
+    Between islands, which forbidden pairs keep apart, no mass is exchanged: each is given one mass of its own. The
+    least difference, as of the rounding of weights in float32, would be a slope without end.
+    """
+    C, a, b = C.widened(), a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    even = b * (a.sum() / b.sum())
+    dual = Semidual(C, a, even, eps)
+    if not dual.finite:
+        costs, u, v = (C.to_host(x) for x in (C.costs_of(0, slice(None)), a[0], even[0]))
+        even = even * C.xp.asarray(evened(np.isfinite(costs), u, v))
+        dual = Semidual(C, a, even, eps)
+    return dual, float(abs(even - b).sum() / b.sum())
 
 
 def _climbed(dual: Semidual, start: Point, tol: float, steepness: float, most: int) -> tuple[Point, int]:
@@ -170,13 +180,11 @@ def _settled(dual: Semidual, point: Point, tol: float, taken: int, most: int) ->
     return there if error <= tol else point, taken + more
 
 
-def _found(dual: Semidual, a: Array, b: Array, point: Point, taken: int) -> Found:
-    """Return what is known of a point of the problem with the weights (1, n) and (1, m)."""
-    # In float32, masses that are equal may not be so in float64.
-    rounding = abs(float(a.sum(dtype=np.float64)) / float(b.sum(dtype=np.float64)) - 1)
+def _found(dual: Semidual, sides: tuple[Array, Array], changed: float, point: Point, taken: int) -> Found:
+    """Return what is known of a point of the problem with weights (1, n) and (1, m), of which a share was `changed`."""
     point, error = dual.ended(point)
-    f, g = dual.potentials(point, (a, b)[dual.axis].shape[1])
-    return Found(f, g, dual.cost(point), error + rounding, taken)
+    f, g = dual.potentials(point, sides[dual.axis].shape[1])
+    return Found(f, g, dual.cost(point), error + changed, taken)
 
 
 def sharing(problems: int, shared: bool) -> int:

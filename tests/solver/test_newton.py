@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 import cusink
 from cusink.convergence.options import Options
 from cusink.operand import dense_cost
+from cusink.solver.balance import evened
 from cusink.solver.newton import (
     ALONE,
     BATCH,
@@ -756,3 +757,52 @@ def test_a_cost_below_what_exponentials_were_cut_off_to_is_that_of_the_plan(eps)
     C = np.array([[0.0, 1.0], [1.0, 0.0]])
     result = cusink.sinkhorn(np.full(2, 0.5), np.full(2, 0.5), C, eps=eps)
     assert result.converged and result.cost == pytest.approx((result.plan() * C).sum(), rel=1e-9, abs=1e-300)
+
+
+# ---- islands ---------------------------------------------------------------------------------------------------------
+
+
+def islands(seed, surplus=0.0):
+    """Two islands of points on a line; one gets a share `surplus` more than it gives, the other less."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.arange(24) % 2, np.arange(16) % 2
+    x, y = rng.random(24), rng.random(16)
+    C = np.where(rows[:, None] == columns, 300 * (x[:, None] - y) ** 2, np.inf)
+    a, b = rng.random(24), rng.random(16)
+    for island in (0, 1):
+        a[rows == island] /= 2 * a[rows == island].sum()
+        b[columns == island] /= 2 * b[columns == island].sum()
+    return a, b * np.where(columns == 0, 1 + surplus, 1 - surplus), C
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("surplus", [1e-12, 1e-9, 4e-7])
+def test_masses_of_islands_may_differ_by_rounding(surplus, turned):
+    """The difference was a slope without end: up to 1000 iterations in place of some forty."""
+    for seed in range(4):
+        even, uneven = (islands(seed, d) for d in (0.0, surplus))
+        if turned:
+            even, uneven = ((b, a, C.T.copy()) for a, b, C in (even, uneven))
+        usual = cusink.sinkhorn(*even, eps=1.0, tol=1e-6).n_iter
+        a, b, C = uneven
+        result = cusink.sinkhorn(a, b, C, eps=1.0, tol=1e-6)
+        P = result.plan()
+        missed = max(abs(P.sum(axis=1) - a).sum(), abs(P.sum(axis=0) - b).sum())
+        assert result.converged and result.n_iter <= usual + 5
+        assert missed <= result.error * (1 + 1e-6) <= 1.01e-6
+        narrow = cusink.sinkhorn(*(w.astype("f") for w in even), eps=1.0, tol=1e-6)
+        assert narrow.converged and narrow.n_iter <= usual + 5
+
+
+def test_masses_of_islands_that_differ_are_no_solution():
+    a, b, C = islands(0, 1e-3)
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn(a, b, C, eps=1.0, tol=1e-6)
+    assert not result.converged and result.error >= 0.999e-3
+
+
+def test_islands_are_evened_out_by_bins_with_weight():
+    pairs = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 0, 1], [1, 0, 1, 0, 0], [0, 0, 0, 1, 0]], bool)
+    a, b = np.array([0.2, 0.5, 0.0, 0.3]), np.array([0.1, 0.2, 0.2, 0.0, 0.5])
+    # The third row, without weight, joins no islands; the last row and the last but one column meet nobody.
+    np.testing.assert_allclose(evened(pairs, a, b), [2 / 3, 2 / 3, 5 / 7, 1, 5 / 7])
