@@ -217,6 +217,7 @@ def apply_density(problem: Problem, grad_f: Array, grad_g: Array) -> tuple[Array
     Between two empty bins it may leave the range, and is clipped.
     """
     xp, C, eps, f, g = problem.xp, problem.C, problem.eps_as(2), problem.f, problem.g
+    grad_f, grad_g = (x.astype(C.dtype, copy=False) for x in (grad_f, grad_g))  # a kernel takes all in one dtype
     with np.errstate(over="ignore", invalid="ignore"):
         h = C.apply_plan(f / eps, g / eps, grad_g, problem.eps, 1)
         k = C.apply_plan(f / eps, g / eps, grad_f, problem.eps, 0)

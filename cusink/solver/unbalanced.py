@@ -51,8 +51,10 @@ class UnbalancedIteration(HostChecked):
         self.xp = xp = C.xp
         self.C, self.eps, self.reach, self.method = C, eps, reach, method
         self.shift, self.problems = shift, np.arange(len(a))
-        if xp is np:  # as in the log domain of balanced problems: logits of 1e2 have few digits in float32
-            a, b, f, g = (x.astype(np.float64, copy=False) for x in (a, b, f, g))
+        # In NumPy as in the log domain of balanced problems: logits of 1e2 have few digits in float32. Elsewhere in the
+        # dtype of the weights: potentials of another solve are in float64.
+        dtype = np.float64 if xp is np else a.dtype
+        a, b, f, g = (x.astype(dtype, copy=False) for x in (a, b, f, g))
         self.a, self.b = a, b
         with np.errstate(divide="ignore"):
             self.log_a, self.log_b = xp.log(a), xp.log(b)

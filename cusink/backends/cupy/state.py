@@ -30,8 +30,9 @@ class State:
         cls, a: Array, b: Array, f: Array, g: Array, cost_scale: float, offset: Array, index: Array | None
     ) -> Self:
         """Return the state at the potentials f (B, n) and g (B, m)."""
-        a, b, f, g = map(cp.ascontiguousarray, (a, b, f, g))
         (B, n), m, dtype = a.shape, b.shape[1], a.dtype
+        # Potentials of an earlier solve are in float64 whatever the weights are.
+        a, b, f, g = (cp.ascontiguousarray(x, dtype) for x in (a, b, f, g))
         # The kernels flush subnormals. Such a weight is an empty bin in the logits, so it must be one in the sums too.
         a, b = (cp.where(weights < np.finfo(dtype).tiny, dtype.type(0), weights) for weights in (a, b))
         u, p, v, q = (cp.empty_like(x) for x in (a, a, b, b))

@@ -16,6 +16,7 @@ from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import PLAIN_SHARED_MEMORY, Launch
 from cusink.costs.operators import Operators
 from cusink.operand import operand
+from cusink.solver import loop
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -186,6 +187,102 @@ def test_answers_are_numpy_s(call):
 @pytest.mark.parametrize("call", APART)
 def test_answers_are_numpy_s_without_shared_memory(call):
     assert not any(name.startswith("iterate") for name in compare(call, 1900))
+
+
+@pytest.mark.parametrize("kind", ["stored", "each", "points", "grid"])
+def test_steep_costs_are_annealed_in_float32(kind, monkeypatch):
+    """Potentials of a larger eps are in float64, and kernels of float32 read what they are given as theirs."""
+    starts, quartered = [], loop.quartered
+
+    def remember(*args):
+        taken, start = quartered(*args)
+        starts.append(start)
+        return taken, start
+
+    monkeypatch.setattr(loop, "quartered", remember)
+    rng = np.random.default_rng(8)
+    p, q = (rng.random((size, 2)).astype("f") for size in (40, 35))
+    u, v = (rng.dirichlet(np.ones(size), 2).astype("f") for size in (40, 35))
+    D = cusink.cost_matrix(p, q)
+    if kind == "grid":
+        v, D = u[::-1].copy(), cusink.Grid((5, 8)).dense()
+    eps = float(D.max()) / 20_000
+    with device_arrays.device() as (cupy, _):
+        costs = {
+            "stored": lambda: cupy.asarray(D),
+            "each": lambda: cupy.asarray(np.stack([D, D])),
+            "points": lambda: cloud(cupy.asarray, p, q),
+            "grid": lambda: cusink.Grid((5, 8)),
+        }[kind]()
+        result = cusink.sinkhorn(cupy.asarray(u), cupy.asarray(v), costs, eps=eps, tol=1e-2, max_iter=3000)
+        error, f, g = result.error.get(), *(w.get() for w in result.problem.potentials())
+    assert starts[0][0].dtype == np.float64
+    P = u[:, :, None] * v[:, None] * np.exp((f[:, :, None] + g[:, None] - D.astype(float)) / eps)
+    assert (error <= 1e-2).all()
+    for axis, w in ((1, v), (2, u)):
+        missed = abs(P.sum(axis=axis) - w).sum(axis=1)
+        assert (missed <= error + 1e-4).all()  # of float32's exponents
+
+
+def narrow(xp, array):
+    """Return an array in float32 if it has a floating dtype."""
+    array = np.asarray(array)
+    return xp(array.astype("f") if array.dtype == np.float64 else array)
+
+
+@pytest.mark.filterwarnings("ignore::cusink.errors.ConvergenceWarning")  # of tolerances beyond its digits
+@pytest.mark.parametrize("call", CALLS)
+def test_answers_in_float32_are_numpy_s(call):
+    """A kernel takes what it is given for its own dtype, whatever it is."""
+    expected = arrays(CALLS[call](lambda array: narrow(np.asarray, array)))
+    with device_arrays.device() as (cupy, _):
+        found = arrays(CALLS[call](lambda array: narrow(cupy.asarray, array)))
+    assert len(found) == len(expected)
+    for got, right in zip(found, expected, strict=True):
+        assert (got.shape, got.dtype) == (right.shape, right.dtype)
+        if right.dtype.kind == "f":  # not how many iterations there were
+            scale = np.abs(right[np.isfinite(right)]).max(initial=1)
+            np.testing.assert_allclose(got.get(), right, rtol=0, atol=5e-4 * scale)
+
+
+@pytest.mark.parametrize("kind", ["stored", "each", "points", "grid", "reach"])
+@pytest.mark.parametrize("steepness", [500, 20_000])
+def test_derivatives_of_steep_problems_in_float32(kind, steepness):
+    """Whose exponents are beyond its digits: they are taken in float64, of cotangents in float32."""
+    rng = np.random.default_rng(3)
+    p, q = rng.random((2, 30, 2))
+    u, v = rng.dirichlet(np.ones(30), (2, 2))
+    D = cusink.cost_matrix(p, q)
+    eps, reach = 40 / steepness if kind == "grid" else float(D.max()) / steepness, 1.0 if kind == "reach" else None
+
+    def derivatives(xp):
+        costs = {
+            "each": lambda: xp(np.stack([D, D])),
+            "points": lambda: cloud(xp, p, q),
+            "grid": lambda: cusink.Grid((5, 6)),
+        }.get(kind, lambda: xp(D))()
+        init = None if kind == "reach" else tuple(map(xp, starts))
+        result = cusink.sinkhorn(xp(u), xp(v), costs, eps=eps, tol=1e-2, max_iter=3000, reach=reach, init=init)
+        of_potentials = {"grad_f": result.g, "grad_g": result.f}
+        return [
+            *(cusink.sinkhorn_adjoint(result, **{name: 1.0}) for name in ("grad_cost", "grad_reg_cost")),
+            cusink.sinkhorn_adjoint(result, **of_potentials),
+            cusink.sinkhorn_jvp(result, da=result.f) if kind != "reach" else (),
+            cusink.sinkhorn_hvp(result, grad_cost=1.0, da=result.f) if kind != "reach" else (),
+            result.apply(result.g, 1),
+        ]
+
+    ground = cusink.Grid((5, 6)) if kind == "grid" else D
+    found = cusink.sinkhorn(u, v, ground, eps=eps, tol=1e-9, max_iter=5000)
+    starts = found.f, found.g
+    expected = arrays(derivatives(lambda array: narrow(np.asarray, array)))
+    with device_arrays.device() as (cupy, _):
+        found = arrays(derivatives(lambda array: narrow(cupy.asarray, array)))
+    assert len(found) == len(expected)
+    for got, right in zip(found, expected, strict=True):
+        assert (got.shape, got.dtype) == (right.shape, right.dtype)
+        scale = np.abs(right).max(initial=1)
+        np.testing.assert_allclose(got.get(), right, rtol=0, atol=1e-3 * scale)
 
 
 def test_near_points_of_many_coordinates_keep_their_distance():
