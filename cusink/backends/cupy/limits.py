@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cusink.backends.coarse import Sizes
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -9,6 +11,7 @@ class Limits:
 
     block_entries: int = 1 << 24  # of a block of costs or of plans, where an operator has to form one
     stored_from: int = 4  # problems that share points, from which on a stored kernel beats recreated exponentials
+    coarse: Sizes = Sizes(pairs=1 << 25, points=1 << 11, ratio=8, least_run=8)  # of the levels of large clouds
 
 
 LIMITS = Limits()

@@ -2,6 +2,7 @@
 
 import cupy as xp
 
+from cusink.backends.cupy.clouds.coarse import levels
 from cusink.backends.cupy.clouds.iteration import Iteration, plan_means
 from cusink.backends.cupy.clouds.reductions import (
     apply_plan,
@@ -34,4 +35,5 @@ OPERATORS: Operators[PointCosts] = Operators(
     iteration=Iteration,
     plan_means=plan_means,
     damped_steps=STEPS,
+    levels=levels,
 )

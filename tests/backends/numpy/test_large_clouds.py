@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import cusink
+from cusink.backends.neighbours import nested
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.clouds import cells, expanded
 from cusink.backends.numpy.clouds.absorbed import StabilisedProblem
 from cusink.backends.numpy.clouds.kernel import PlanKernel
-from cusink.backends.numpy.clouds.layout import nested, sorted_clouds
+from cusink.backends.numpy.clouds.layout import sorted_clouds
 from cusink.costs.clouds import point_costs
 from cusink.solver import coarse
 
@@ -54,7 +55,7 @@ def measured(result, x, y, a, b, eps):
 @pytest.mark.parametrize(("n", "d"), [(1000, 1), (1024, 2), (777, 3), (5, 2)])
 def test_runs_of_neighbours_lie_together(n, d):
     x = np.random.default_rng(0).random((n, d))
-    order = nested(x)
+    order = nested(x, limits.LIMITS.cloud_least_run)
     assert (np.sort(order) == np.arange(n)).all()
     for size in (8, 64):
         runs = [x[order[k : k + size]] for k in range(0, n, size)]

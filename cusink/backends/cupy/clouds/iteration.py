@@ -68,6 +68,7 @@ def plan_means(
     C: PointCosts, a: Array, b: Array, f: Array, g: Array, eps: float
 ) -> Iterator[tuple[HostArray, "PointMeans"]]:
     """Iterate over ``(index, means)``, see `cusink.costs.operators`: all problems at once."""
+    f, g = (x.astype(a.dtype, copy=False) for x in (f, g))  # those of coarse levels are in float64
     yield np.arange(len(a)), PointMeans.of(KernelArguments.of(C), a, b, f, g, eps)
 
 

@@ -1,85 +1,22 @@
-"""Coarse levels of two large clouds: the means of cells of neighbours, with their weights added up.
+"""Coarse levels of two large clouds in NumPy."""
 
-Each level has the means of runs of points of the next finer one. Potentials come back with their slopes, which for
-squared distances are those of the means of the partners: ``grad f(x) = 2 (x - mean of y given x)``.
-"""
-
-from dataclasses import dataclass, replace
-
-import numpy as np
-
+from cusink.backends import coarse
 from cusink.backends.numpy import limits
-from cusink.backends.numpy.clouds.layout import nested
-from cusink.costs.operators import Means
 from cusink.costs.points import PointCosts
-from cusink.types import Array, Axis, HostArray
-
-MOST = 0.8  # of the cells, that have no more than the variance of a level
+from cusink.types import HostArray
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
-    """One level, see `cusink.costs.operators.CoarseLevel`; `finer` are the points of the next finer one."""
-
-    costs: PointCosts
-    a: Array
-    b: Array
-    variance: float
-    finer: tuple[HostArray, HostArray]
-    cells: tuple[HostArray, HostArray]  # of each finer point, its cell here
-
-    def extended(self, f: Array, g: Array, means: Means) -> tuple[HostArray, HostArray]:
-        """Return potentials (1, n) and (1, m) of the finer points."""
-        x, y = self.costs.x, self.costs.y
-        out = []
-        sides: tuple[tuple[Axis, HostArray, HostArray, Array], ...] = (1, x, y, f), (0, y, x, g)
-        for axis, own, other, potential in sides:
-            partners = np.stack([means.mean(along[None], axis)[0] for along in other.T], axis=1)
-            slope = 2 * self.costs.factor * (own.astype(np.float64) - partners)
-            finer, cells = self.finer[1 - axis], self.cells[1 - axis]
-            offset = finer.astype(np.float64) - own[cells]
-            out.append((potential[0, cells] + np.einsum("ik,ik->i", slope[cells], offset))[None])
-        return out[0], out[1]
-
-
-def levels(C: PointCosts, a: HostArray, b: HostArray) -> list[Level]:
+def levels(C: PointCosts, a: HostArray, b: HostArray) -> list[coarse.Level]:
     """Return the levels of one problem between clouds, see `cusink.costs.operators.CoarseLevels`."""
-    sizes, found = limits.LIMITS, []
-    if C.ndim == 3 or len(a) != 1 or C.norm != "squared" or C.exponent != 1:
-        return []
-    n, m = C.shape
-    if n * m < sizes.cloud_cell_pairs or min(n, m) < sizes.cloud_coarse_points:
-        return []
-    points, weights = [C.x, C.y], [a[0], b[0]]
-    orders, variances = [nested(x) for x in points], [0.0, 0.0]
-    while len(points[0]) * len(points[1]) > sizes.cloud_coarse_points**2:
-        finer, cells, means = points, [], []
-        for k, (x, w, order) in enumerate(zip(finer, weights, orders, strict=True)):
-            cell = np.empty(len(x), np.intp)
-            cell[order] = np.arange(len(x)) // sizes.cloud_level_ratio
-            mean, total, inside = _means(x, w, cell)
-            cells.append(cell)
-            means.append(mean)
-            weights[k], variances[k] = total, variances[k] + inside
-        points, orders = means, [np.arange(len(x)) for x in means]
-        x, y = points
-        costs = replace(C, x=x, y=y, filled=None, given=None, cloud=None)
-        level = Level(
-            costs, weights[0][None], weights[1][None], max(variances), (finer[0], finer[1]), (cells[0], cells[1])
-        )
-        found.append(level)
-    return found[::-1]
-
-
-def _means(x: HostArray, w: HostArray, cell: HostArray) -> tuple[HostArray, HostArray, float]:
-    """Return the means and weights of the cells of points x (n, d) with weights w (n,), and the variance in most."""
-    count = int(cell.max()) + 1
-    total = np.bincount(cell, w, count)
-    share = np.where(total[cell] > 0, w, 1).astype(np.float64)
-    share /= np.bincount(cell, share, count)[cell]
-    mean = np.stack([np.bincount(cell, share * along, count) for along in x.T], axis=1)
-    offset = x - mean[cell]
-    # Of most cells: a few may reach from one cluster to another.
-    variance = np.sort(np.bincount(cell, share * np.einsum("ik,ik->i", offset, offset), count))
-    most = float(variance[min(int(MOST * count), count - 1)])
-    return mean.astype(x.dtype), total.astype(w.dtype), most
+    sizes = limits.LIMITS
+    return coarse.levels(
+        C,
+        a,
+        b,
+        coarse.Sizes(
+            pairs=sizes.cloud_cell_pairs,
+            points=sizes.cloud_coarse_points,
+            ratio=sizes.cloud_level_ratio,
+            least_run=sizes.cloud_least_run,
+        ),
+    )

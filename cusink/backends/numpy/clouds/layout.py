@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from cusink.backends.neighbours import neighbours, nested
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.workers import run_all
 from cusink.backends.spare import Spare
@@ -73,7 +74,11 @@ class SortedClouds:
             min(sizes.cloud_block_rows[1], sizes.cloud_block_entries // max(len(x), len(y))),
         )
         self.celled = len(x) * len(y) >= sizes.cloud_cell_pairs and x.shape[1] <= LOCAL_DIMENSIONS
-        sort = nested if self.celled else functools.partial(neighbours, leaf=leaf)
+        sort = (
+            functools.partial(nested, least=sizes.cloud_least_run)
+            if self.celled
+            else functools.partial(neighbours, leaf=leaf)
+        )
         order = sort(x)
         orders = order, order if y is x else sort(y)
         self.costs, self.orders, self.points = costs, orders, (x[orders[0]], y[orders[1]])
@@ -95,42 +100,6 @@ class SortedClouds:
         mask = self.filled[kept]
         filled = None if mask is None or mask.all() else mask[row_order]
         return CloudSide(self.costs, x, y, row_order, column_order, self.origin, filled, celled=self.celled)
-
-
-def neighbours(x: HostArray, leaf: int) -> HostArray:
-    """Return an order of the points x (n, d) that puts neighbours together: halved along the widest axis, recursively.
-
-    Whole leaves come first; only the last one may have fewer points.
-    """
-    leaves, stack = [], [np.arange(len(x))]
-    while stack:
-        index = stack.pop()
-        if len(index) <= leaf:
-            leaves.append(index)
-            continue
-        points = x[index]
-        along = points[:, np.argmax(points.max(axis=0) - points.min(axis=0))]
-        half = -(-len(index) // (2 * leaf)) * leaf
-        index = index[np.argpartition(along, half)]
-        stack += [index[half:], index[:half]]
-    return np.concatenate(leaves)
-
-
-def nested(x: HostArray) -> HostArray:
-    """Return an order of the points x (n, d) in which runs of every power of two lie together: halved as above."""
-    order = np.arange(len(x))
-    size = 1 << max(0, len(x) - 1).bit_length()
-    while size > limits.LIMITS.cloud_least_run:
-        whole = len(x) // size * size
-        for index in (order[:whole].reshape(-1, size), order[whole:][None]):
-            if index.shape[1] > size // 2 and len(index):
-                points = x[index]
-                widest = np.argmax(points.max(axis=1) - points.min(axis=1), axis=1)
-                along = np.take_along_axis(points, widest[:, None, None], axis=2)[:, :, 0]
-                cut = np.argpartition(along, size // 2 - 1, axis=1)
-                index[...] = np.take_along_axis(index, cut, axis=1)
-        size //= 2
-    return order
 
 
 class CloudSide:
