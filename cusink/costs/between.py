@@ -79,6 +79,23 @@ class BetweenPoints(ABC):
         return False
 
     @property
+    def apart(self) -> tuple[Array, Array] | None:
+        """The centres of both clouds, if gradients by points grow with what lies between them, and this is much."""
+        return None
+
+    def affine_tangent(self, moves: tuple[Array, Array]) -> tuple[Array, Array] | None:
+        """Return the part (n,) or (B, n) by rows and that by columns of a tangent that goes with what lies between.
+
+        None where the clouds are not `apart`.
+        """
+        del moves
+        return None
+
+    def pulled_excess(self, side: int, excess: Array) -> Array:
+        """Return what of a gradient of points (n, d) or (B, n, d) comes of an `excess` (n,) or (B, n) of its sums."""
+        raise NotImplementedError
+
+    @property
     def has_own(self) -> bool:
         """Whether the costs of either side to itself are symmetric."""
         return True

@@ -11,11 +11,13 @@ import numpy as np
 from cusink.connection import doors_of
 from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.each import apply_each, means_each
+from cusink.costs.moves import refuse_directions
 from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
 TangentBlock = tuple[slice, slice, Array, Array]  # the same, and how that gradient moves
+KnownSums = tuple[Array | None, Array | None]  # over rows (B, n) and columns (B, m) of such a gradient
 
 
 class Solvable(Protocol):
@@ -146,9 +148,15 @@ class Cost(ABC, Generic[Data]):
         """
         raise NotImplementedError
 
-    def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array | None, Array | None]:
-        """Pull the gradient of all costs, in blocks, back to the points of a cloud; (None, None) for other costs."""
-        del blocks
+    def points_adjoint(
+        self, blocks: Iterable[GradientBlock], sums: KnownSums = (None, None)
+    ) -> tuple[Array | None, Array | None]:
+        """Pull the gradient of all costs, in blocks, back to the points of a cloud; (None, None) for other costs.
+
+        `sums` are those over rows (B, n) and columns (B, m) of the gradient, where they are known: between clouds that
+        are far apart, what those of the blocks lack is not multiplied by the distance.
+        """
+        del blocks, sums
         return None, None
 
     def axes_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, ...] | None:
@@ -186,9 +194,19 @@ class Cost(ABC, Generic[Data]):
         factors = getattr(self.data, "factors", None)
         return None if factors is None else factors(self.xp)
 
-    def points_curvature(self, blocks: Iterable[TangentBlock], direction: Any) -> tuple[Array | None, Array | None]:
-        """Return the derivative of `points_adjoint` along a direction, or None, in which the gradient moves too."""
+    def affine_tangent(self, direction: Any) -> tuple[Array, Array] | None:
+        """Return rows (n,) or (B, n) and columns whose sum is most of `block_tangent`; None where that is not large."""
         del direction
+        return None
+
+    def points_curvature(
+        self, blocks: Iterable[TangentBlock], direction: Any, sums: KnownSums = (None, None)
+    ) -> tuple[Array | None, Array | None]:
+        """Return the derivative of `points_adjoint` along a direction, or None, in which the gradient moves too.
+
+        `sums` are how its sums move.
+        """
+        del direction, sums
         for _ in blocks:  # whoever makes them adds up more than points need
             pass
         return None, None
@@ -326,18 +344,3 @@ class Cost(ABC, Generic[Data]):
         if isinstance(eps, np.ndarray):
             return means_each(self, a, b, f, g, eps)
         return self.ops.plan_means(self.data, a, b, f, g, eps)
-
-
-def refuse_directions(given: dict[str, Array | None], reason: str) -> None:
-    """Refuse directions that a cost does not have."""
-    for name, x in given.items():
-        if x is not None:
-            raise ValueError(f"'{name}' must be None for {reason}; got an array")
-
-
-def like(name: str, x: Array, shape: tuple[int, ...], xp: ArrayModule) -> Array:
-    """Return a direction in float64, spread to the shape of what moves."""
-    try:
-        return xp.broadcast_to(x.astype(np.float64), shape)
-    except ValueError:
-        raise ValueError(f"'{name}' must have shape {shape}, or one that spreads to it; got {x.shape}") from None

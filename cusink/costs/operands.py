@@ -10,8 +10,9 @@ import numpy as np
 from cusink.connection import doors_of
 from cusink.costs.between import BetweenPoints
 from cusink.costs.blocks import blocks
-from cusink.costs.cost import Cost, GradientBlock, TangentBlock, like, refuse_directions
+from cusink.costs.cost import Cost, GradientBlock, KnownSums, TangentBlock
 from cusink.costs.each import per_problem
+from cusink.costs.moves import like, refuse_directions
 from cusink.costs.parameters import parameter_gradients
 from cusink.costs.pulled import PointMoves, add_curvature, image_moves, to_points, to_user_points
 from cusink.types import Array, HostArray, Index
@@ -209,16 +210,19 @@ class PointCost(Cost[BetweenPoints]):
         n, m = self.shape[-2:]
         return min(copies * n * m * self.dtype.itemsize, self.data.memory_limit) + self.data.point_bytes
 
-    def points_adjoint(self, blocks: Iterable[GradientBlock]) -> tuple[Array, Array | None]:
+    def points_adjoint(
+        self, blocks: Iterable[GradientBlock], sums: KnownSums = (None, None)
+    ) -> tuple[Array, Array | None]:
         """Pull the gradient of all costs back to the user's points, summed over problems that share a cloud."""
-        xp, costs = self.xp, self.data
+        xp, costs, excess = self.xp, self.data, self._excess_of(sums)
 
         def pulled() -> Iterator[tuple[slice, slice, Array, Array]]:
             for problems, rows, gradient in blocks:
                 gradient = _total(gradient) if self.shared else gradient
+                self._add_sums(excess, problems, rows, gradient)
                 yield problems, rows, *costs.block_adjoint(xp, gradient, problems, rows)
 
-        (gx, gy), cloud = self._summed(pulled()), costs.cloud
+        (gx, gy), cloud = self._without(excess, self._summed(pulled())), costs.cloud
         assert cloud is not None
         return to_user_points(xp, cloud, to_points(xp, costs.embedding, cloud, gx, gy))
 
@@ -257,11 +261,15 @@ class PointCost(Cost[BetweenPoints]):
         """Return the derivative of a block while the points move."""
         return self.data.block_tangent(self.xp, direction.data, problems, rows)
 
+    def affine_tangent(self, direction: PointMoves) -> tuple[Array, Array] | None:
+        """Return the part of a tangent that goes with the distance of two clouds, by rows and by columns."""
+        return self.data.affine_tangent(direction.data)
+
     def points_curvature(
-        self, blocks: Iterable[TangentBlock], direction: PointMoves | None
+        self, blocks: Iterable[TangentBlock], direction: PointMoves | None, sums: KnownSums = (None, None)
     ) -> tuple[Array, Array | None]:
         """Return the derivative of `points_adjoint` while the points move, or stay, and the gradient moves."""
-        xp, costs = self.xp, self.data
+        xp, costs, excess = self.xp, self.data, self._excess_of(sums)
         cloud, embedding = costs.cloud, costs.embedding
         assert cloud is not None
         moves = self._moves(xp.zeros(cloud.x.shape), xp.zeros(cloud.y.shape)) if direction is None else direction
@@ -274,9 +282,10 @@ class PointCost(Cost[BetweenPoints]):
                 if embedding is not None:
                     of_rows, of_columns = costs.block_adjoint(xp, gradient, problems, rows)
                     self._add(plain, problems, rows, of_rows, of_columns)
+                self._add_sums(excess, problems, rows, tangent)
                 yield problems, rows, *costs.block_curvature(xp, gradient, tangent, moves.data, problems, rows)
 
-        gx, gy = self._summed(pulled())
+        gx, gy = self._without(excess, self._summed(pulled()))
         of_points = to_points(xp, embedding, cloud, gx, gy)
         if embedding is not None:
             add_curvature(xp, embedding, cloud, of_points, plain, moves.given)
@@ -288,6 +297,27 @@ class PointCost(Cost[BetweenPoints]):
         for part in parts:
             self._add(out, *part)
         return out[0], out[1]
+
+    def _excess_of(self, sums: KnownSums) -> KnownSums:
+        """Return what sums of a gradient begin at, so that they end as what is beyond those that are known."""
+        if self.data.apart is None:
+            return None, None
+        of_rows, of_columns = (x if x is None else -x.sum(axis=0) if self.shared else -x for x in sums)
+        return of_rows, of_columns
+
+    def _add_sums(self, sums: KnownSums, problems: slice, rows: slice, block: Array) -> None:
+        of_rows, of_columns = sums
+        if of_rows is not None:
+            of_rows[rows if self.shared else (problems, rows)] += block.sum(axis=-1)
+        if of_columns is not None:
+            of_columns[... if self.shared else problems] += block.sum(axis=-2)
+
+    def _without(self, excess: KnownSums, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Return gradients of points without what comes of sums that should not be."""
+        for side, (total, gradient) in enumerate(zip(excess, gradients, strict=True)):
+            if total is not None:
+                gradient -= self.data.pulled_excess(side, total)
+        return gradients
 
     def _add(self, out: list[Array], problems: slice, rows: slice, of_rows: Array, of_columns: Array) -> None:
         if self.shared:

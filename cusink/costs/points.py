@@ -15,6 +15,7 @@ from cusink.types import Array, ArrayModule, HostArray, Index
 BLOCK_ENTRIES = 1 << 15  # costs between points of several problems that are made at a time on the host
 SUM_ENTRIES = 1 << 18  # of a gradient that are summed at a time, in float64
 FEW_COORDINATES = 8
+FAR_APART = 8.0  # of two clouds' centres over their sizes: beyond it, what a sum lacks would be multiplied by that
 LEAST_DIFFERENCE = 2.0**-6  # of its terms, that has digits enough in float32
 
 
@@ -50,6 +51,32 @@ class PointCosts(BetweenPoints):
         weights = self.filled[0].astype(np.float64)[..., None, :]
         weights = weights + (weights.max(axis=-1, keepdims=True) == 0)  # without any weight all count
         return (weights @ self.x / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
+
+    @functools.cached_property
+    def apart(self) -> tuple[Array, Array] | None:
+        """The centres (1, d) or (B, 1, d) of both clouds, if they are farther from each other than points from them.
+
+        None for others than squared distances: of these alone the gradients grow with what lies between the clouds.
+        """
+        if self.norm != "squared" or self.exponent != 1:
+            return None
+        centres = self.own(0).origin.astype(np.float64), self.own(1).origin.astype(np.float64)
+        between = ((centres[0] - centres[1]) ** 2).sum(axis=-1)[..., 0]
+        sizes = [((p - c) ** 2).sum(axis=-1).mean(axis=-1) for p, c in zip((self.x, self.y), centres, strict=True)]
+        return centres if bool((between > FAR_APART**2 * (sizes[0] + sizes[1])).any()) else None
+
+    def affine_tangent(self, moves: tuple[Array, Array]) -> tuple[Array, Array] | None:
+        """Return rows and columns of a tangent that go with what lies between."""
+        if self.apart is None:
+            return None
+        between = 2 * self.factor * (self.apart[0] - self.apart[1])
+        return (between * moves[0]).sum(axis=-1), -(between * moves[1]).sum(axis=-1)
+
+    def pulled_excess(self, side: int, excess: Array) -> Array:
+        """Return what of a gradient of points (n, d) or (B, n, d) comes of an `excess` (n,) or (B, n) of its sums."""
+        assert self.apart is not None
+        points = (self.x, self.y)[side].astype(np.float64, copy=False)
+        return 2 * self.factor * excess[..., None] * (points - self.apart[1 - side])
 
     def centred(self) -> tuple[Array, Array]:
         """Return x and y about the `origin`."""

@@ -157,3 +157,13 @@ def _sum(array: Affine, rows: slice, C: Array | None, dC: Array | None) -> Array
     if array.columns is not None:
         out += array.columns[:, None, :]
     return out
+
+
+def leading(C: Cost[Any], direction: Any, f: Array, g: Array) -> Affine | None:
+    """Return rows (B, n) and columns (B, m) that most of dC is the sum of, which potentials f and g follow as they are.
+
+    Beside them, as between clouds that are far apart, the tolerance of a linear system would be large. None where there
+    are none. With `reach` potentials do not follow.
+    """
+    found = None if direction is None else C.affine_tangent(direction)
+    return None if found is None else Affine(rows=found[0] + C.xp.zeros_like(f), columns=found[1] + C.xp.zeros_like(g))

@@ -120,9 +120,11 @@ class Curvature:
         given, along, xp = self.moved.solved, self.moved.along, self.moved.solved.problem.xp
         C, of_eps = given.problem.C, xp.zeros(len(self.level))
         out = xp.zeros(C.shape) if C.stored else None
+        weights, balanced = (given.problem.a, given.problem.b), given.kept is None
+        sums = along.times(self.level, *weights) if balanced else (None, None)  # over rows and columns of the tangents
         # The threads of BLAS would wait for each other at every small product; numbers overflow that solve nothing.
         with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-            points = C.points_curvature(self._blocks(out, of_eps), along.cost)
+            points = C.points_curvature(self._blocks(out, of_eps), along.cost, sums)
         if given.kept is not None:
             masses = (given.problem.a.sum(axis=1), given.problem.b.sum(axis=1))
             for other, moves in ((masses[1], along.a), (masses[0], along.b)):

@@ -179,7 +179,7 @@ def _gradients(
     sums = xp.zeros(of.weights.shape)
 
     def blocks() -> Iterator[GradientBlock]:
-        for pairs in of.given.pairs(Directions()):
+        for pairs in of.pairs(Directions()):
             at, rows = pairs.problems, pairs.rows
             gradient = pairs.density * (level[at, rows, None] if axis == 1 else level[at, None, :])
             gradient -= of.pulled(pairs) / problem.eps_as(3, at)
@@ -191,7 +191,7 @@ def _gradients(
             of_eps[at] += (gradient * pairs.log_ratio).sum(axis=(1, 2))
             yield at, rows, gradient
 
-    pulled = problem.C.points_adjoint(blocks())
+    pulled = problem.C.points_adjoint(blocks(), (level, None) if axis == 1 else (None, level))
     points, partners = pulled[1 - axis], pulled[axis]
     assert points is not None and partners is not None
     if field is not None:

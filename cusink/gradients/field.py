@@ -36,7 +36,7 @@ def field_gradients(of: Shares, rho: float, cotangent: Array) -> Field:
     kappas = xp.zeros(size) + kappa
 
     def moving(group: slice, along: Directions) -> Iterator[TangentBlock]:
-        for pairs in of.given.pairs(along, of.given.shift(along), problems=group):
+        for pairs in of.pairs(along, of.given.shift(along), problems=group):
             at, rows, E = pairs.problems, pairs.rows, kappas[pairs.problems, None, None] * pairs.density
             change = moved[at, rows, None] if axis == 1 else moved[at, None, :]
             dE = E * (change - pairs.others[0]) / problem.eps_as(3, at)
@@ -52,7 +52,7 @@ def field_gradients(of: Shares, rho: float, cotangent: Array) -> Field:
     for group in [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]:
         move = cotangent[group.start] if C.shared else cotangent  # a shared cloud moves with one problem at a time
         along = Directions(cost=C.direction({"dC": None, own: move, other: None}))
-        for pairs in of.given.pairs(along, of.given.shift(along), problems=group):
+        for pairs in of.pairs(along, of.given.shift(along), problems=group):
             means = of.weighted(pairs, pairs.density) * pairs.others[0]
             if axis == 1:
                 moved[pairs.problems, pairs.rows] += means.sum(axis=2)

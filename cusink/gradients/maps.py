@@ -140,7 +140,7 @@ def _terms(
     given, of = solved(problem), shares(problem, axis, values, cotangent)
     xp = given.problem.xp
     sums = [xp.zeros_like(given.problem.a), xp.zeros_like(given.problem.b)]
-    for pairs in of.given.pairs(Directions()):
+    for pairs in of.pairs(Directions()):
         pulled = of.pulled(pairs)
         if axis == 1:
             sums[1][pairs.problems] += pulled.sum(axis=1)

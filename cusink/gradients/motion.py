@@ -19,7 +19,7 @@ import numpy as np
 
 from cusink.costs.blocks import blocks
 from cusink.costs.operators import Means
-from cusink.gradients.affine import Affine, AffineBlocks
+from cusink.gradients.affine import Affine, AffineBlocks, leading
 from cusink.gradients.first_bits import in_all_digits, in_range
 from cusink.gradients.parts import Directions, replace_inf
 from cusink.gradients.products import left_product, right_product
@@ -309,21 +309,26 @@ def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | 
     `fit` are the right-hand sides of one more system, whose solution comes with them.
     """
     along = given.feasible(along)
-    rights = [_sums(given, along), *(() if fit is None else (fit,))]
+    lead = None if given.kept is not None else leading(given.problem.C, along.cost, given.problem.f, given.problem.g)
+    rights = [_sums(given, along, lead), *(() if fit is None else (fit,))]
     (df, dg, converged), *fits = given.solve(rights, how)
+    if lead is not None:
+        df, dg = df + lead.rows, dg + lead.columns
     for found in fits:
         converged = converged & found.converged
     return Motion(given, along, df, dg, converged, *fits)
 
 
 @one_blas_thread()
-def _sums(given: Solved, along: Directions) -> RightSide:
-    """Return the right-hand sides of the system for a direction, by a pass over all pairs."""
+def _sums(given: Solved, along: Directions, lead: Affine | None) -> RightSide:
+    """Return the right-hand sides of the system for a direction but for a `lead`, by a pass over all pairs."""
     problem, xp = given.problem, given.problem.xp
     a, b = problem.a, problem.b
     h, k = xp.zeros_like(a), xp.zeros_like(b)
     moves = along.cost is not None or along.eps is not None
-    for pairs in given.pairs(along, *([given.shift(along)] if moves else [])):
+    shift = given.shift(along)
+    shift = shift if lead is None else shift.minus(lead)
+    for pairs in given.pairs(along, *([shift] if moves else [])):
         problems, rows, E = pairs.problems, pairs.rows, pairs.density
         for M in pairs.others:
             M *= E

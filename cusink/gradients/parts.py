@@ -23,6 +23,11 @@ class Directions(NamedTuple):
     eps: Array | None = None
     cost: Any = None
 
+    def times(self, level: Array, a: Array, b: Array) -> tuple[Array, Array]:
+        """Return how weights (B, n) and (B, m) that are multiplied by a `level` (B,) move."""
+        of_a, of_b = (0 * w if v is None else level[:, None] * v for v, w in ((self.a, a), (self.b, b)))
+        return of_a, of_b
+
     def dot(self, of_a: Array, of_b: Array) -> Array | float:
         """Return the scalar products (B,) of the weights' directions with arrays (B, n) and (B, m)."""
         return sum((v * x).sum(axis=1) for v, x in ((self.a, of_a), (self.b, of_b)) if v is not None)

@@ -7,7 +7,10 @@ may be empty.
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from cusink.gradients.affine import Affine
 from cusink.gradients.motion import Pairs, Solved, solved
@@ -15,10 +18,14 @@ from cusink.gradients.parts import Directions
 from cusink.solver.problem import Problem
 from cusink.types import Array, Axis
 
+DIGITS_LEFT = 2.0**18  # costs over eps, up to which the rounding of an exponent is not worth a pass over the pairs
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shares:
-    """The distributions of bins, the values (B, bins, d) of the other side, and cotangents (B, kept, d) of their means.
+    """The distributions of bins, values (B, bins, d) of the other side, and cotangents (B, kept, d) of their means.
+
+    The values are those about their mean.
 
     `softmin` (B, kept) is s, +inf for a bin without partners, whose means stay 0 and whose cotangents are 0.
     """
@@ -36,13 +43,35 @@ class Shares:
 
     def block(self, problems: slice, rows: slice) -> Pairs:
         """Return a block of E, as the density."""
-        return self.given.blocks(self.given.affine(Directions()), problems)(rows)
+        return self._normalised(self.given.blocks(self.given.affine(Directions()), problems)(rows))
+
+    def pairs(self, along: Directions, *others: Affine, problems: slice | None = None) -> Iterator[Pairs]:
+        """Iterate over blocks of E, as the density, and of other arrays."""
+        yield from map(self._normalised, self.given.pairs(along, *others, problems=problems))
+
+    def _normalised(self, pairs: Pairs) -> Pairs:
+        if self._factors is None:
+            return pairs
+        at, rows = pairs.problems, pairs.rows
+        factors = self._factors[at, rows, None] if self.axis == 1 else self._factors[at, None, :]
+        return pairs._replace(density=pairs.density * factors)
+
+    @functools.cached_property
+    def _factors(self) -> Array | None:
+        """Factors (B, kept) that make sums 1 again, where exponents are so large that they lost digits; else None."""
+        problem, xp = self.given.problem, self.given.problem.xp
+        if problem.C.range()[1] <= DIGITS_LEFT * float(np.min(problem.eps)):
+            return None
+        total = xp.zeros((*self.softmin.shape, 1))
+        for pairs in self.given.pairs(Directions()):
+            self.add_kept(total, pairs, pairs.density, self.weights[..., None])
+        return xp.where(total > 0, 1 / xp.where(total > 0, total, 1), 1)[..., 0]
 
     @functools.cached_property
     def means(self) -> Array:
         """The means (B, kept, d) of the values."""
         out, weighted = self.given.problem.xp.zeros(self.cotangent.shape), self.weights[..., None] * self.values
-        for pairs in self.given.pairs(Directions()):
+        for pairs in self.pairs(Directions()):
             self.add_kept(out, pairs, pairs.density, weighted)
         return out
 
@@ -56,7 +85,7 @@ class Shares:
     def of_values(self) -> Array:
         """The gradients (B, bins, d) of ``sum(cotangent * means)`` by the values."""
         out = self.given.problem.xp.zeros(self.values.shape)
-        for pairs in self.given.pairs(Directions()):
+        for pairs in self.pairs(Directions()):
             self.add_other(out, pairs, pairs.density, self.cotangent)
         return self.weights[..., None] * out
 
@@ -99,6 +128,9 @@ def shares(problem: Problem, axis: Axis, values: Array, cotangent: Array) -> Sha
     kept = xp.isfinite(softmin)
     own = replace(given.problem, **{"gf"[axis]: xp.where(kept, softmin, 0)})
     size = len(double.a)
+    # Of means only differences to values are taken, which keep their digits about a centre.
+    other = (double.b, double.a)[1 - axis][..., None]
+    values = values - (other * values).sum(axis=1, keepdims=True) / other.sum(axis=1, keepdims=True)
     return Shares(
         given=replace(given, problem=own),
         axis=axis,
@@ -119,7 +151,7 @@ def means_along(of: Shares, along: Directions, change: Array) -> tuple[Array, Ar
     out, total = xp.zeros(of.cotangent.shape), xp.zeros((*of.softmin.shape, 1))
     ones = xp.ones((*of.weights.shape, 1))
     of_other = Affine(columns=change) if axis == 1 else Affine(rows=change)
-    for pairs in of.given.pairs(along, of_other.minus(of.given.shift(along)).times(1 / problem.eps_as(1))):
+    for pairs in of.pairs(along, of_other.minus(of.given.shift(along)).times(1 / problem.eps_as(1))):
         at, rows, (moved,) = pairs.problems, pairs.rows, pairs.others
         block = of.weighted(pairs, pairs.density * moved)
         if moves is not None:

@@ -71,7 +71,11 @@ class PlanTerms:
 
     def wrt_points(self) -> tuple[Array | None, Array | None]:
         """Return the gradients with respect to the points of a cloud."""
-        return self.given.problem.C.points_adjoint(self._blocks())
+        problem, w = self.given.problem, 0.0 if self.direct is None else self.direct[:, None]
+        if self.given.kept is not None:
+            return problem.C.points_adjoint(self._blocks())
+        # A cost that grows by rows and columns changes no plan, and so no function of it alone.
+        return problem.C.points_adjoint(self._blocks(), (w * problem.a, w * problem.b))
 
     def wrt_metric(self) -> dict[str, Array]:
         """Return the gradients with respect to the parameters of a metric."""

@@ -92,7 +92,7 @@ class SinkhornExtension(Summary):
         of_new = replace(self, problem=problem)._softmin / problem.eps_as(2)  # with the digits of the exponents below
         p, q = (p + of_new, q) if self.axis == 1 else (p, q + of_new)
         groups = [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]
-        parts = []
+        parts, total = [], xp.zeros((size, (n, m)[1 - self.axis]))
         for group in groups:  # a shared cloud sums over its problems
 
             def plans(group: slice = group) -> Any:
@@ -100,12 +100,19 @@ class SinkhornExtension(Summary):
                     problems = slice(group.start + some.start, group.start + some.stop)
                     costs = C.block(problems, rows)
                     exponents = p[problems, rows, None] + q[problems, None, :] - costs / problem.eps_as(3, problems)
-                    yield problems, rows, xp.exp(exponents)
+                    shares = xp.exp(exponents)
+                    if self.axis == 1:
+                        total[problems, rows] = shares.sum(axis=-1)
+                    else:
+                        total[problems] += shares.sum(axis=-2)
+                    yield problems, rows, shares
 
             gradient = C.points_adjoint(plans())[1 - self.axis]
             assert gradient is not None
             parts.append(gradient)
         found = xp.stack(parts) if C.shared else parts[0]
+        # Far away, where exponents lose digits, the shares do not add up to 1.
+        found /= xp.where(total > 0, total, 1).reshape(total.shape + (1,) * (found.ndim - total.ndim))
         found = self._kappa(found.ndim) * found
         return narrowed(found if problem.batched else found[0], problem.dtype, xp)
 
