@@ -43,6 +43,12 @@ class WeightedPoints:
         x, y = (self.xp.ldexp(p, -power) for p in (self.x, self.y))
         return replace(self, x=x, y=y, unit=2.0**power)
 
+    def in_float64(self, problems: Array) -> Self:
+        """Return some problems, by a mask (B,), to be computed in float64."""
+        x, y = (p[problems].astype(np.float64) for p in (self.x, self.y))
+        per_point = {name: array[problems].astype(np.float64) for name, array in self.per_point.items()}
+        return replace(self, x=x, y=y, per_point=per_point)
+
     def to_user(self, array: Array) -> Array:
         """Return a result (B, ...) in the user's dtype, without the batch axis if there was none."""
         return narrowed(array if self.batched else array[0], self.dtype, self.xp)

@@ -27,6 +27,8 @@ __all__ = [
     "kernel_scalar_product_adjoint",
 ]
 
+CANCELLED = 2.0**-13  # of the terms of a difference, below which float32 has left too few of its 24 digits
+
 
 @memory_advice(ADVICE)
 def kernel_scalar_product(
@@ -72,7 +74,7 @@ def kernel_scalar_product(
     np.float64(0.684)
     """
     given, profile = prepare(x, y, kernel, scale, a=a, b=b)
-    return given.to_user(_scalar_product(given, profile, "x", "y"))
+    return given.to_user(_scalar_product(given, profile, "x", "y")[0])
 
 
 @memory_advice(ADVICE)
@@ -186,9 +188,12 @@ def kernel_distance(
     Notes
     -----
     ``<mu, mu>_k - 2 <mu, nu>_k + <nu, nu>_k``, without a factor 1/2 and without a square root; a value that rounding
-    made negative is returned as zero. It is also called the squared maximum mean discrepancy. The masses may differ,
-    but not with "distance", which is positive between equal ones alone. With that kernel and scale 1 it is the energy
-    distance ``2 E|X - Y| - E|X - X'| - E|Y - Y'|``.
+    made negative is returned as zero. The terms cancel where measures are almost equal, or of groups far apart: where
+    float32 leaves less than 2^-13 of them, they are computed anew in float64. A value of 1e-16 of them is noise.
+
+    It is also called the squared maximum mean discrepancy. The masses may differ, but not with "distance", which is
+    positive between equal ones alone. With that kernel and scale 1 it is the energy distance ``2 E|X - Y| - E|X - X'| -
+    E|Y - Y'|``.
 
     References
     ----------
@@ -202,12 +207,11 @@ def kernel_distance(
     np.float64(0.1656)
     """
     given, profile = _prepare_norm(x, a, y, b, kernel, scale)
-    first, mixed, second = (_scalar_product(given, profile, *pair) for pair in ("xx", "xy", "yy"))
-    distance = given.to_user(given.xp.maximum(first - mixed + (second - mixed), 0))
+    distance = given.to_user(_distance(given, profile))
     if field_at is None:
         return distance
     points, shape = checks.field_points(field_at, given)
-    return distance, given.to_user(_difference(given, profile, points).reshape(-1, *shape))
+    return distance, given.to_user(_difference(given, profile, points)[0].reshape(-1, *shape))
 
 
 @memory_advice(ADVICE)
@@ -265,12 +269,10 @@ def kernel_distance_adjoint(
         if not names & {side, weights}:
             continue
         points: Array = getattr(given, side)
-        if side in names:
-            field, slopes = _difference_with_slopes(given, profile, points)
-            out[side] = (sign * grad * given.per_point[weights])[..., None] * slopes
-        else:
-            field = _difference(given, profile, points)
+        field, *slopes = _difference(given, profile, points, slopes=side in names)
         out[weights] = sign * grad * field
+        if slopes:
+            out[side] = (sign * grad * given.per_point[weights])[..., None] * slopes[0]
     return gradients(given, out, names)
 
 
@@ -284,22 +286,50 @@ def _prepare_norm(
     return given, profile
 
 
-def _scalar_product(given: WeightedPoints, profile: Profile, left: str, right: str) -> Array:
-    """Return ``<., .>_k`` (B,) in float64 of the measures on two sides, each "x" or "y"."""
+def _scalar_product(given: WeightedPoints, profile: Profile, left: str, right: str) -> tuple[Array, Array]:
+    """Return ``<., .>_k`` (B,) in float64 of the measures on two sides, each "x" or "y", and the sum of its sizes."""
     measures = {"x": (given.x, given.per_point["a"]), "y": (given.y, given.per_point["b"])}
     points, weights = measures[left]
-    return (weights * backend(given).kernel_sums(points, *measures[right], profile)).sum(axis=1, dtype=np.float64)
+    terms = weights * backend(given).kernel_sums(points, *measures[right], profile)
+    return terms.sum(axis=1, dtype=np.float64), given.xp.abs(terms).sum(axis=1, dtype=np.float64)
 
 
-def _difference(given: WeightedPoints, profile: Profile, points: Array) -> Array:
-    """Return ``k⋆(mu - nu)`` at points (B, k, d); zero if the measures are equal."""
-    ops, a, b = backend(given), given.per_point["a"], given.per_point["b"]
-    return ops.kernel_sums(points, given.x, a, profile) - ops.kernel_sums(points, given.y, b, profile)
+def _distance(given: WeightedPoints, profile: Profile) -> Array:
+    """Return ``|mu - nu|²_k`` (B,)."""
+    products = [_scalar_product(given, profile, *pair) for pair in ("xx", "xy", "yy")]
+    (first, mixed, second), sizes = zip(*products, strict=True)
+    distance = given.xp.maximum(first - mixed + (second - mixed), 0)
+    lost = _lost(given, distance, *sizes)
+    if lost is not None:
+        distance[lost] = _distance(given.in_float64(lost), profile)
+    return distance
 
 
-def _difference_with_slopes(given: WeightedPoints, profile: Profile, points: Array) -> tuple[Array, Array]:
-    """Return `_difference` and its gradients (B, k, d)."""
-    ops, a, b = backend(given), given.per_point["a"], given.per_point["b"]
-    first = ops.kernel_slopes(points, given.x, a, None, None, profile)
-    second = ops.kernel_slopes(points, given.y, b, None, None, profile)
-    return first[0] - second[0], first[1] - second[1]
+def _difference(given: WeightedPoints, profile: Profile, points: Array, slopes: bool = False) -> tuple[Array, ...]:
+    """Return ``k⋆(mu - nu)`` at points (B, k, d), and its gradients (B, k, d) too; zero if the measures are equal."""
+    ops, fields, differences = backend(given), list[tuple[Array, ...]](), list[Array]()
+    for others, weights in ((given.x, given.per_point["a"]), (given.y, given.per_point["b"])):
+        if slopes:
+            fields.append(ops.kernel_slopes(points, others, weights, None, None, profile))
+        else:
+            fields.append((ops.kernel_sums(points, others, weights, profile),))
+    for terms in zip(*fields, strict=True):
+        difference = terms[0] - terms[1]
+        lost = _lost(given, difference, *terms)
+        if lost is not None:
+            wide = _difference(given.in_float64(lost), profile, points[lost].astype(np.float64), slopes)
+            difference = difference.astype(np.float64)
+            difference[lost] = wide[len(differences)]
+        differences.append(difference)
+    return tuple(differences)
+
+
+def _lost(given: WeightedPoints, difference: Array, *terms: Array) -> Array | None:
+    """Return the mask (B,) of problems of whose largest difference float32 has left few digits; None if of none."""
+    if given.x.dtype == np.float64:
+        return None
+    xp = given.xp
+    largest, *sizes = (xp.abs(array).reshape(len(array), -1).max(axis=1) for array in (difference, *terms))
+    size = sum(sizes)
+    lost = (size > 0) & ~(largest > CANCELLED * size)
+    return lost if lost.any() else None

@@ -97,8 +97,8 @@ def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussi
     Notes
     -----
     Memory is O(n + m): pairs are formed block by block. For d ≤ 4 differences are formed before squares, so that points
-    far from the origin lose no digits. For d ≥ 5 NumPy computes r from a matrix product: beside a kink, points nearer
-    to each other than 4e-8 of the radius of the cloud count as equal.
+    far from the origin lose no digits. For d ≥ 5 NumPy computes r from a matrix product, and from differences where
+    that would have too few digits. Points of `y` with weight zero touch nothing.
 
     Examples
     --------

@@ -1,13 +1,11 @@
 """Sums of a radial kernel over all pairs of points, in NumPy: in blocks that stay in the cache and are never kept.
 
 Arrays have a batch axis and one dtype: points x (B, n, d) and y (B, m, d), numbers per point (B, n) or (B, m). A
-`Profile` gives the kernel.
+`Profile` gives the kernel; `cusink.backends.numpy.pairs` makes the pairs. Points y without weight are left out: however
+far off they lie, they cost no other point a digit.
 
-Up to four coordinates, differences are taken before squares, in the dtype of the points: that is exact far from the
-origin, and as fast as the alternative. From five on ``|x|^2 + |y|^2 - 2 x y`` is one matrix product of centred points,
-in float64 for both dtypes, and the error of q is about 1e-16 of the squared diameter of the cloud.
-
-Sums within a block are in the dtype of the points, sums of blocks in float64.
+Sums within a block are in the dtype of the points, a few terms for each of the lanes of a vector; sums of blocks are in
+float64.
 """
 
 from collections.abc import Callable
@@ -16,18 +14,17 @@ from typing import Any
 import numpy as np
 
 from cusink.backends.numpy import limits
-from cusink.backends.numpy.distances import fill_distances
+from cusink.backends.numpy.pairs import Memory, PointPairs
 from cusink.backends.numpy.workers import cores, run_all
 from cusink.backends.profile import Profile
 from cusink.types import HostArray
-
-DIFFERENCE_DIMENSIONS = 4  # at most, in which differences are taken coordinate by coordinate
 
 
 def kernel_sums(x: HostArray, y: HostArray, v: HostArray, profile: Profile) -> HostArray:
     """Return ``sum_j k(x_i, y_j) v_j`` (B, n)."""
     out = np.empty(x.shape[:2], x.dtype)
     for problem, (points, sources, value) in enumerate(zip(x, y, v, strict=True)):
+        sources, value = _with_weight(value != 0, sources, value)
         pairs = PointPairs(points, sources, profile)
 
         def sum_rows(
@@ -40,7 +37,7 @@ def kernel_sums(x: HostArray, y: HostArray, v: HostArray, profile: Profile) -> H
             total: Any = np.float64(0)
             for columns in pairs.columns():
                 total = total + np.vecdot(_kernel(pairs.base(rows, columns, memory), profile), value[columns])
-            out[problem, rows] = total
+            out[problem, pairs.places(rows)] = total
 
         _for_blocks(pairs, sum_rows)
     return out
@@ -51,6 +48,7 @@ def kernel_log_sums(x: HostArray, y: HostArray, q: HostArray, profile: Profile) 
     out = np.empty(x.shape[:2], x.dtype)
     lowest = np.finfo(x.dtype).min  # not -inf: -inf - lowest is -inf, and never NaN
     for problem, (points, sources, logit) in enumerate(zip(x, y, q, strict=True)):
+        sources, logit = _with_weight(logit != -np.inf, sources, logit)
         pairs = PointPairs(points, sources, profile)
 
         def sum_rows(
@@ -70,7 +68,7 @@ def kernel_log_sums(x: HostArray, y: HostArray, q: HostArray, profile: Profile) 
                 np.exp(term, out=term)
                 total = total * np.exp(maximum - highest).astype(np.float64) + term.sum(axis=1)
                 maximum = highest
-            out[problem, rows] = maximum + np.log(total)
+            out[problem, pairs.places(rows)] = maximum + np.log(total)
 
         _for_blocks(pairs, sum_rows)
     return out
@@ -86,8 +84,13 @@ def kernel_slopes(
     """
     sums, slopes = np.empty(x.shape[:2], x.dtype), np.empty_like(x)
     for problem, (points, sources, value) in enumerate(zip(x, y, v, strict=True)):
-        pairs = PointPairs(points, sources, profile)
         logits = None if p is None or q is None else (p[problem], q[problem])
+        mask = value != 0
+        if logits is not None:
+            mask &= logits[1] != -np.inf
+            logits = logits[0], *_with_weight(mask, logits[1])
+        sources, value = _with_weight(mask, sources, value)
+        pairs = PointPairs(points, sources, profile)
 
         def sum_rows(
             rows: slice,
@@ -109,7 +112,7 @@ def kernel_slopes(
                     term = _log_kernel(base, profile, memory.take(1, base.shape))
                     if logits is not None:
                         term += logits[1][columns]
-                        term += logits[0][rows, None]
+                        term += logits[0][pairs.places(rows), None]
                     np.exp(term, out=term)
                     term *= value[columns]
                     total = total + term.sum(axis=1)
@@ -117,96 +120,11 @@ def kernel_slopes(
                     # Where the base is 0, so is the difference.
                     np.divide(term, base, out=term, where=True if profile.shift else base != 0)
                 slope = slope + pairs.differences(term, rows, columns, memory)
-            sums[problem, rows] = total
-            slopes[problem, rows] = profile.slope * slope
+            sums[problem, pairs.places(rows)] = total
+            slopes[problem, pairs.places(rows)] = profile.slope * slope
 
         _for_blocks(pairs, sum_rows)
     return sums, slopes
-
-
-class Memory:
-    """The work arrays of one thread; a block of any shape is contiguous in them."""
-
-    def __init__(self, entries: int, dtype: np.dtype[Any]) -> None:
-        self.arrays = [np.empty(entries, dtype) for _ in range(2)]
-        self.entries = entries
-        self.product: HostArray | None = None
-
-    def take(self, number: int, shape: tuple[int, ...]) -> HostArray:
-        """Return an uninitialised block in array 0 or 1."""
-        return self.arrays[number][: shape[0] * shape[1]].reshape(shape)
-
-    def wide(self, shape: tuple[int, ...]) -> HostArray:
-        """Return an uninitialised block in float64."""
-        if self.product is None:
-            self.product = np.empty(self.entries)
-        return self.product[: shape[0] * shape[1]].reshape(shape)
-
-
-class PointPairs:
-    """The pairs of x (n, d) with y (m, d), a block at a time."""
-
-    def __init__(self, x: HostArray, y: HostArray, profile: Profile) -> None:
-        (self.n, self.d), self.m, self.dtype, self.profile = x.shape, len(y), x.dtype, profile
-        self.direct = self.d <= DIFFERENCE_DIMENSIONS
-        if self.direct:
-            self.x, self.y = np.ascontiguousarray(x.T), np.ascontiguousarray(y.T)
-            return
-        centre = (x.mean(axis=0, dtype=np.float64) + y.mean(axis=0, dtype=np.float64)) / 2
-        x, y = x - centre, y - centre
-        squares = [np.vecdot(points, points) for points in (x, y)]
-        # |x|^2 + |y|^2 - 2 x y of a block is one product of these, and x (sum F) - F y another.
-        self.left = np.column_stack([x, squares[0], np.ones(self.n)])
-        self.right = np.ascontiguousarray(np.column_stack([-2 * y, np.ones(self.m), squares[1]]).T)
-        self.x, self.y = x, np.column_stack([y, np.ones(self.m)])
-        # Points nearer than this cannot be told from equal ones; for a kernel with a kink they count as equal.
-        largest = squares[0].max() + squares[1].max()
-        kink = profile.form == "distance" or (profile.form == "root" and profile.shift == 0)
-        self.floor = 8 * np.finfo(np.float64).eps * largest if kink else 0
-
-    def rows(self) -> list[slice]:
-        """Return the rows of each block."""
-        size = max(1, limits.LIMITS.sum_block_entries // min(self.m, limits.LIMITS.sum_block_columns))
-        return [slice(first, min(first + size, self.n)) for first in range(0, self.n, size)]
-
-    def columns(self) -> list[slice]:
-        """Return the columns of each block."""
-        size = limits.LIMITS.sum_block_columns
-        return [slice(first, min(first + size, self.m)) for first in range(0, self.m, size)]
-
-    def base(self, rows: slice, columns: slice, memory: Memory) -> HostArray:
-        """Return q, sqrt(q + shift), q + shift or sqrt(q) of a block, by the form; in the first array of `memory`."""
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        out = memory.take(0, shape)
-        if self.direct:
-            fill_distances(self.x[:, rows, None], self.y[:, columns], out, memory.take(1, shape))
-        else:
-            wide = memory.wide(shape)
-            np.matmul(self.left[rows], self.right[:, columns], out=wide)
-            if self.floor:
-                wide *= wide > self.floor
-            np.maximum(wide, 0, out=out, casting="same_kind")
-        if self.profile.form != "linear":
-            if self.profile.shift:
-                out += self.dtype.type(self.profile.shift)
-            if self.profile.form != "log":
-                np.sqrt(out, out=out)
-        return out
-
-    def differences(self, factors: HostArray, rows: slice, columns: slice, memory: Memory) -> HostArray:
-        """Return ``sum_j factors_ij (x_i - y_j)`` (rows, d) of a block."""
-        if not self.direct:
-            wide = memory.wide(factors.shape)
-            wide[:] = factors
-            sums = wide @ self.y[columns]
-            slopes: HostArray = self.x[rows] * sums[:, -1:] - sums[:, :-1]
-            return slopes
-        out = np.empty((len(factors), self.d), factors.dtype)
-        difference = memory.take(0, factors.shape)
-        for k in range(self.d):
-            np.subtract(self.x[k, rows, None], self.y[k, columns], out=difference)
-            out[:, k] = np.vecdot(factors, difference)
-        return out
 
 
 def _for_blocks(pairs: PointPairs, work: Callable[[slice, Memory], None]) -> None:
@@ -243,3 +161,8 @@ def _kernel(base: HostArray, profile: Profile) -> HostArray:
         return np.reciprocal(base, out=base)
     _log_kernel(base, profile)
     return np.exp(base, out=base)
+
+
+def _with_weight(mask: HostArray, *arrays: HostArray) -> tuple[HostArray, ...]:
+    """Return the entries of arrays over the points y at which these have weight."""
+    return arrays if mask.all() else tuple(array[mask] for array in arrays)
