@@ -205,6 +205,9 @@ def sinkhorn_divergence(
     of_one = [given.batch_of_one if own is None else np.ndim(own) == 3 and len(own) == 1 for own in (C_aa, C_bb)]
     if prices is not None:
         solver_checks.reach_in_range(prices, given.C.dtype.name)
+        for weights in (given.a, given.b) if check else ():
+            mass = weights.sum(axis=1, dtype=np.float64)
+            solver_checks.values_in_range((mass, mass), given.eps, prices, given.C.dtype)
     xp = given.C.xp
     own = _self_terms(given, (of_a, of_b), prices, options)
     # With prices float32 may turn out to have too few digits, and points have more of them than their costs.

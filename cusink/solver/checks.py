@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned, promoted, weights_dtype
+from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned, promoted, to_host, weights_dtype
 from cusink.checks.regularisation import RelativeEps, for_problems, in_units
 from cusink.checks.scalars import (
     flags,
@@ -18,7 +18,14 @@ from cusink.checks.scalars import (
     real,
     shown,
 )
-from cusink.checks.weights import batch_size, broadcast_weights, equal_mass, of_sum_one, weight_values
+from cusink.checks.weights import (
+    batch_size,
+    broadcast_weights,
+    equal_mass,
+    first_index,
+    of_sum_one,
+    weight_values,
+)
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values, partners
 from cusink.costs.images import in_bins
@@ -123,6 +130,8 @@ def checked(problem: ArrivedProblem, check: bool, reach: Reach | None, normalise
         a, b, masses = of_sum_one(a), of_sum_one(b), None
     if reach is None:
         b = equal_mass(a, b, xp, check, weights_dtype(dtype, *problem.given), masses)
+    if masses is not None:
+        values_in_range(masses, eps, reach, C.dtype)
     init = problem.init
     if init is not None:
         if check:
@@ -171,6 +180,24 @@ def options(
             raise ValueError(f"{rule}; got {shown(overrelaxation)}")
         overrelaxation = number
     return Options(max_iter, tol, check_every, method, overrelaxation)
+
+
+def values_in_range(masses: tuple[Array, Array], eps: Eps, reach: Reach | None, dtype: Any) -> None:
+    """Check that what masses (B,) and (B,) of both sides add to the regularised cost is a number of the dtype.
+
+    That is eps times their product with `reach`, and about ``eps * mass * log(mass)`` without.
+    """
+    mass_a, mass_b = map(to_host, masses)
+    factor, of = (mass_b, "their product") if reach is not None else (abs(np.log(mass_a)), "sum * |log(sum)|")
+    with np.errstate(over="ignore"):
+        size = mass_a * factor * eps
+    most = float(np.finfo(dtype).max)
+    if (at := first_index(~(size <= most))) is not None:
+        row = at[0]
+        raise ValueError(
+            f"'a' and 'b' must have sums such that 'eps' times {of}, a part of 'reg_cost', is at most {most:.2g}, a "
+            f"number of {dtype}; got {mass_a[row]:.3g} and {mass_b[row]:.3g} in row {row}. Divide both by one number"
+        )
 
 
 def reach_in_range(prices: Reach, dtype: Any) -> None:

@@ -161,7 +161,8 @@ def sinkhorn(
     TypeError
         An input of the wrong kind, library or dtype.
     ValueError
-        An input of the wrong shape or with forbidden values.
+        An input of the wrong shape or with forbidden values; masses whose part of ``reg_cost`` is no number of the
+        dtype, see Notes.
     MemoryError
         With what to change; nothing of the failed call stays allocated.
 
@@ -183,6 +184,9 @@ def sinkhorn(
 
     One pair of large clouds, of 2^25 pairs of points or more, begins from coarser clouds; `n_iter` counts the
     iterations of all points, see docs/point-clouds.md.
+
+    ``eps m_a m_b``, of the masses, is part of ``reg_cost`` with `reach`, and about ``eps m log(m)`` without: it must be
+    a number of the dtype.
 
     With an eps each, problems of equal eps are solved together; without `reach` those with costs of their own, stored
     or of a cloud that memory holds, are one batch, for which the costs are copied in float64.

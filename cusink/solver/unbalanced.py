@@ -205,7 +205,7 @@ def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None
 def translation(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
     """Return the t (B,) of the highest dual objective for ``f + t`` and ``g - t``: both marginals get one mass."""
     (sum_a, low_a), (sum_b, low_b) = (_mass(xp, *side) for side in ((a, f, reach[0]), (b, g, reach[1])))
-    return (xp.log(sum_a / sum_b) - low_a + low_b) / (1 / reach[0] + 1 / reach[1])
+    return (xp.log(sum_a) - xp.log(sum_b) - low_a + low_b) / (1 / reach[0] + 1 / reach[1])
 
 
 def _lowest(xp: ArrayModule, potential: Array, weights: Array) -> Array:
