@@ -108,6 +108,13 @@ def _solve_one(
         together=how.together,
         defer=how.defer,
     )
+    if shift is not None and init is not None and how.judge and options.max_iter > 1:
+        far = np.flatnonzero(~found.converged & (found.n_iter == 1))
+        if len(far):  # from the solution: they begin without `init`
+            rest = replace(how, options=replace(options, max_iter=options.max_iter - 1))
+            again = later(callback, found, far)
+            cold, shift[far] = _solve_one(costs_of(C, far), a[far], b[far], eps, rest, None, again)
+            found.put(far, cold._replace(n_iter=cold.n_iter + 1))
     return found, shift
 
 

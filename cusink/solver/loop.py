@@ -56,9 +56,9 @@ def solve(
     `costs_of` returns the costs of some of the problems. With it, those that hardly converge begin again from another
     start, one by Newton's method alone if `init` is `annealed`; with `restrict`, numbers too large for the digits of
     float64 are left out where they forbid their pairs; and with `judge`, problems that `init` puts far from the
-    solution begin without it. `together` problems share an iteration, more or less. Without `potentials` those of the
-    solution are not to be read, and are not computed where nothing else needs them; with
-    `defer` they may be left for later.
+    solution begin without it; those with a `start` end after one iteration. `together` problems share an iteration,
+    more or less. Without `potentials` those of the solution are not to be read, and are not computed where
+    nothing else needs them; with `defer` they may be left for later.
     """
     low, high = C.range() if span is None else span
     steepness = (high - low) / eps
@@ -86,7 +86,8 @@ def solve(
         tol -= rounding + min(2 * of_plan * exponent, tol / 2)
     options = replace(options, tol=tol)
     spent = np.zeros(len(a), np.int64)
-    poor = POOR if judge and init is not None and tol is not None and costs_of is not None else math.inf
+    again_or_left = costs_of is not None or start is not None
+    poor = POOR if judge and init is not None and tol is not None and again_or_left else math.inf
     least = worth(a.shape[1], b.shape[1], together)
     ahead: Found | None = None
     if near := tol is not None and init is None:
@@ -150,8 +151,9 @@ def solve(
         steep=start is None and exponent > gauge.DIGITS,
         begun=init is not None,
     )
-    for why, part in slow.parts(found.n_iter) if patience is not None or poor < math.inf else ():
-        assert costs_of is not None  # else nothing is given up
+    for why, part in slow.parts(found.n_iter):
+        if costs_of is None:  # left to the caller, who has the start
+            break
         costs, weights = costs_of(part), (a[part], b[part])
         resume = functools.partial(
             solve, callback=later(callback, found, part), span=(low, high), restrict=False, together=together
