@@ -149,7 +149,9 @@ def _climbed(dual: Semidual, start: Point, tol: float, steepness: float, most: i
                 before = error
                 point, more = rough.swept(point, BETWEEN)
                 error, swept = rough.error(point), swept + more
-                if stage and goal == tol:
+                if not stage:  # at the smallest eps steps end far below the tolerance, iterations just below it
+                    break
+                if goal == tol:
                     goal = max(tol, min(ROUGH, FINER / steepness, QUADRATIC * error))
             point, error, more = rough.ascend(point, goal, at_most - swept)
             potential, taken = rough.potential(point), taken + swept + more
