@@ -18,7 +18,7 @@ from cusink.types import Array, Axis
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shares:
-    """The distributions of bins, the values (B, bins, d) of the other side, and cotangents (B, kept, d) of their means.
+    """The distributions of bins, centred values (B, bins, d) of the other side, and cotangents (B, kept, d) of means.
 
     `softmin` (B, kept) is s, +inf for a bin without partners, whose means stay 0 and whose cotangents are 0.
     """
@@ -99,11 +99,13 @@ def shares(problem: Problem, axis: Axis, values: Array, cotangent: Array) -> Sha
     kept = xp.isfinite(softmin)
     own = replace(given.problem, **{"gf"[axis]: xp.where(kept, softmin, 0)})
     size = len(double.a)
+    # Only differences of values count: what all of them have in common is taken out, and leaves no rounding.
+    centre = values.max(axis=1, keepdims=True) / 2 + values.min(axis=1, keepdims=True) / 2
     return Shares(
         given=replace(given, problem=own),
         axis=axis,
         softmin=softmin,
-        values=xp.broadcast_to(values, (size, *values.shape[1:])),
+        values=xp.broadcast_to(values - centre, (size, *values.shape[1:])),
         cotangent=xp.where(kept[..., None], xp.broadcast_to(cotangent, (size, *cotangent.shape[1:])), 0),
     )
 
