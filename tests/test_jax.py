@@ -639,3 +639,16 @@ def test_prices_of_the_marginals_are_differentiable_and_map(traced):
         np.testing.assert_allclose(of_self, 0, atol=1e-6)
         with pytest.raises(TypeError, match="'reach' must be a real number"):
             loss(prices > 0)
+
+
+def test_a_point_that_keeps_nothing_moves_in_forward_mode():
+    x, y = jnp.array([0.0, 0.1, 4.2]), jnp.array([0.0, 0.1])
+    move = 2 * (x[:, None] - y)
+
+    def potentials(C):
+        a, b = jnp.full(3, 1 / 3), jnp.full(2, 1 / 2)
+        return bridge.sinkhorn_potentials(a, b, C, eps=0.01, reach=0.01, tol=1e-11)
+
+    _, (df, dg) = jax.jvp(potentials, ((x[:, None] - y) ** 2,), (move,))
+    np.testing.assert_allclose(df[2], (move[2, 1] - dg[1]) / 2, rtol=1e-9)  # of its one partner, damped
+    np.testing.assert_allclose(df[:2], [-0.03497554, 0.03497554], rtol=1e-5)

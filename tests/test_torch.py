@@ -929,3 +929,15 @@ def test_measures_are_made_inside_compiled_code():
     for offsets, message in (([0, 5, 3, 7], "must rise from 0"), ([0, 3, 6], "must rise from 0"), ([0], "must rise")):
         with pytest.raises(ValueError, match=message):
             bridge.Measures(offsets, None, x)
+
+
+@forward_mode
+def test_a_point_that_keeps_nothing_moves_in_forward_mode():
+    x, y = torch.tensor([0.0, 0.1, 4.2], dtype=torch.float64), torch.tensor([0.0, 0.1], dtype=torch.float64)
+    a, b, C = torch.full_like(x, 1 / 3), torch.full_like(y, 1 / 2), (x[:, None] - y) ** 2
+    move = 2 * (x[:, None] - y)
+    _, (df, dg) = torch.func.jvp(
+        lambda C: bridge.sinkhorn_potentials(a, b, C, eps=0.01, reach=0.01, tol=1e-11), (C,), (move,)
+    )
+    assert df[2].item() == pytest.approx((move[2, 1] - dg[1]).item() / 2, rel=1e-9)  # of its one partner, damped
+    assert df[:2].numpy() == pytest.approx([-0.03497554, 0.03497554], rel=1e-5)

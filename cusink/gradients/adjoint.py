@@ -13,6 +13,7 @@ from cusink.gradients.at_once import adjoint_at_once
 from cusink.gradients.balanced import balanced_terms
 from cusink.gradients.pairs import PairTerms, PerPair, wrt_weights
 from cusink.gradients.parts import Terms
+from cusink.gradients.potentials import leaves_range, potential_terms
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.gradients.through_plan import SumOfTerms, entropic_terms, plan_terms
 from cusink.gradients.unbalanced import unbalanced_terms
@@ -228,6 +229,9 @@ def sinkhorn_adjoint(
     if problem.reach is not None and given.entropic_cost is not None:
         parts.append(entropic_terms(problem, given.entropic_cost, how))
         given = given._replace(entropic_cost=None)
+    if given.f is not None and given.g is not None and leaves_range(problem):
+        parts.append(potential_terms(problem, given.f, given.g, how))
+        given = given._replace(f=None, g=None)
     if matrix is not None:
         parts.append(plan_terms(problem, matrix, how))
     if any(x is not None for x in given):

@@ -140,8 +140,6 @@ def _tangents(shown: Problem, moved: Motion) -> SinkhornTangents:
     if given.kept is not None:
         entropy_moved = entropy_moved + marginals[0][1].sum(axis=1)
     f, g = gauged(xp, problem, *(xp.where(at, x, 0) for at, x in zip(given.reached, (moved.df, moved.dg), strict=True)))
-    if given.kept is not None:  # the change of a potential is unknown where nothing of the weight is left
-        f, g = (xp.where(kept > 0, x, np.nan) for x, kept in zip((f, g), given.kept, strict=True))
     converged = xp.asarray(moved.converged)
     return SinkhornTangents(
         f=shown.bins_to_user(f, 0),

@@ -5,7 +5,7 @@ plan, for a cotangent G: a matrix that is thin, and which goes the way of `cusin
 with the rows of the plan are zero, and those with the columns are taken of shares, in which no weight divides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,11 +13,13 @@ from cusink.checks.arrays import narrowed
 from cusink.errors import one_call
 from cusink.gradients import checks
 from cusink.gradients.adjoint import SinkhornGradients
+from cusink.gradients.blocks import BlockTerms
 from cusink.gradients.motion import LARGEST_SHARE, solved
 from cusink.gradients.parts import Directions
+from cusink.gradients.potentials import sided_terms
 from cusink.gradients.shares import shares
 from cusink.gradients.system import LinearSolve, warn_rough
-from cusink.gradients.through_plan import PlanTerms, product_terms
+from cusink.gradients.through_plan import product_terms
 from cusink.solver.checks import plan_axis
 from cusink.solver.maps import map_values
 from cusink.solver.problem import Problem
@@ -135,7 +137,7 @@ def barycentric_map_adjoint(
 
 def _terms(
     problem: Problem, axis: Axis, values: Array, cotangent: Array, how: LinearSolve
-) -> tuple[PlanTerms, Array, HostArray]:
+) -> tuple[BlockTerms, Array, HostArray]:
     """Return the terms of a map, the gradients (B, bins, d) by its values, and which systems were solved (B,)."""
     given, of = solved(problem), shares(problem, axis, values, cotangent)
     xp = given.problem.xp
@@ -148,9 +150,19 @@ def _terms(
             sums[0][pairs.problems, pairs.rows] += pulled.sum(axis=2)
     of_rows, of_columns = (xp.clip(x, -LARGEST_SHARE, LARGEST_SHARE) for x in sums)
 
-    def product(problems: slice, rows: slice, _: Array) -> Array:
+    def product(problems: slice, rows: slice, _: Array | None = None) -> Array:
         pairs = of.block(problems, rows)
         return of.weighted(pairs, of.pulled(pairs))
 
-    terms, converged = product_terms(problem, given, product, (of_rows, of_columns), how)
-    return terms, of.of_values, converged
+    if not given.far:
+        terms, converged = product_terms(problem, given, product, (of_rows, of_columns), replace(how, evenly=True))
+        return terms, of.of_values, converged
+    # The logarithm of a share moves with that of the other side's weight, and with its potential over eps.
+    eps = given.problem.eps_as(2)
+    u, v = given.problem.a * of_rows / eps, given.problem.b * of_columns / eps
+
+    def direct(problems: slice, rows: slice) -> Array:
+        return -product(problems, rows) / given.problem.eps_as(3, problems)
+
+    far, converged = sided_terms(problem, given, u, v, how, direct, (of_rows, of_columns))
+    return far, of.of_values, converged

@@ -18,16 +18,16 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.costs.blocks import blocks
-from cusink.costs.operators import Means
 from cusink.gradients.affine import Affine, AffineBlocks, leading
+from cusink.gradients.conditional import FAR, LogShares, goes_far, log_shares
 from cusink.gradients.first_bits import in_all_digits, in_range
-from cusink.gradients.parts import Directions, replace_inf
+from cusink.gradients.parts import Directions, RightSide, replace_inf
 from cusink.gradients.products import left_product, right_product
+from cusink.gradients.solution import SolvedBins
 from cusink.gradients.system import (
     IndexedMeans,
     LinearSolve,
     MarginalSolution,
-    RightSide,
     plan_means,
     solve_marginal_systems,
 )
@@ -53,17 +53,8 @@ class Pairs(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Solved:
-    """A solved problem in float64 with finite potentials f and g.
-
-    `reached` are masks of the bins that can take weight. With `reach`, `dual` are the potentials with their shift and
-    `kept` the fractions of their weights that bins keep; else `kept` is None.
-    """
-
-    problem: Problem
-    reached: tuple[Array, Array]
-    dual: tuple[Array, Array]
-    kept: tuple[Array, Array] | None
+class Solved(SolvedBins):
+    """A solved problem with its pairs of bins, and the linear systems of its conditional means."""
 
     def pairs(self, along: Directions, *others: Affine, problems: slice | None = None) -> Iterator[Pairs]:
         """Iterate over blocks of pairs of bins, with those of other arrays, of all problems or some."""
@@ -122,10 +113,43 @@ class Solved:
 
     def solve(self, rights: Sequence[RightSide], how: LinearSolve) -> list[MarginalSolution]:
         """Return solutions x, y of ``x + R y = h``, ``S'x + y = k``, or of the damped system with factors 1 + slack."""
-        if self.problem.reach is not None:
-            eps = self.problem.eps_as(2)
-            how = replace(how, slack=(eps / self.problem.reach[0], eps / self.problem.reach[1]))
-        return solve_marginal_systems(self._marginal, rights, how, self._kept_means)
+        return solve_marginal_systems(self._marginal, rights, self.damped(how), self._kept_means)
+
+    def solve_sums(self, right: RightSide, how: LinearSolve) -> MarginalSolution:
+        """Return the solution for right-hand sides that are `sums`, in bins that keep nothing of their weight, too."""
+        how = replace(how, evenly=True)
+        if not self.far:
+            return self.solve([right], how)[0]
+        prepared = [(np.arange(len(self.problem.a)), self.shares)]
+        return solve_marginal_systems(self._marginal, [right], self.damped(how), prepared)[0]
+
+    def damped(self, how: LinearSolve) -> LinearSolve:
+        """Return how a system is solved with the slack of `reach`, if there is one."""
+        if self.problem.reach is None:
+            return how
+        eps = self.problem.eps_as(2)
+        return replace(how, slack=(eps / self.problem.reach[0], eps / self.problem.reach[1]))
+
+    @functools.cached_property
+    def shares(self) -> LogShares:
+        """The conditional means in the log domain."""
+        return log_shares(self.moving)
+
+    @functools.cached_property
+    def sided(self) -> tuple["Solved", "Solved"]:
+        """The same with potentials by which rows, or columns, of ``E b`` and of ``E'a`` have the sum 1."""
+        problem, xp = self.moving, self.problem.xp
+        f, g = (xp.where(xp.isfinite(x), x, 0) for x in self.shares.softmins)
+        return replace(self, problem=replace(problem, f=f)), replace(self, problem=replace(problem, g=g))
+
+    @functools.cached_property
+    def moving(self) -> Problem:
+        """The problem without the weights of bins that C forbids all partners, of which it has some with `reach`."""
+        problem, xp = self.problem, self.problem.xp
+        if problem.reach is None:
+            return problem
+        a, b = (xp.where(at, x, 0) for at, x in zip(self.reached, (problem.a, problem.b), strict=True))
+        return replace(problem, a=a, b=b)
 
     @functools.cached_property
     def _marginal(self) -> Problem:
@@ -136,7 +160,7 @@ class Solved:
         assert problem.reach is not None
         eps, (a, b), (f, g) = problem.eps_as(2), self.kept, self.dual
         f, g = problem.f + f * (eps / problem.reach[0]), problem.g + g * (eps / problem.reach[1])
-        return replace(problem, a=problem.a * a, b=problem.b * b, f=f, g=g)
+        return replace(problem, a=self.moving.a * a, b=self.moving.b * b, f=f, g=g)
 
     @functools.cached_property
     def _kept_means(self) -> list[IndexedMeans] | None:
@@ -146,16 +170,22 @@ class Solved:
     def sums(self, h: Array, k: Array) -> RightSide:
         """Return sums over rows (B, n) and columns (B, m) of the density as the right-hand sides of the system.
 
-        Bins so far from all others that nothing of their weight is left in float64 have 0: no other bin sees them.
+        Bins so far from all others that nothing of their weight is left in float64 have 0: no value sees them.
         """
         if self.kept is not None:
-            assert self.problem.reach is not None
-            xp, damped = self.problem.xp, (1 + self.problem.eps_as(2) / rho for rho in self.problem.reach)
+            xp = self.problem.xp
             h, k = (
                 xp.where(kept > 0, x / (xp.where(kept > 0, kept, 1) * by), 0)
-                for x, kept, by in zip((h, k), self.kept, damped, strict=True)
+                for x, kept, by in zip((h, k), self.kept, self.damping, strict=True)
             )
         return lambda index, _: (h[index], k[index])
+
+    @property
+    def damping(self) -> tuple[float | Array, float | Array]:
+        """The factors 1 / kappa of both sides, with `reach`."""
+        assert self.problem.reach is not None
+        eps, (rho_a, rho_b) = self.problem.eps_as(2), self.problem.reach
+        return 1 + eps / rho_a, 1 + eps / rho_b
 
     def _thin_moves(self, along: Directions) -> tuple[Array, Array] | None:
         """Return thin matrices whose product are the moves of the costs, without columns of zeros; None for others."""
@@ -169,80 +199,12 @@ class Solved:
         contiguous = self.problem.xp.ascontiguousarray  # as BLAS takes them
         return contiguous(of_rows[..., moving]), contiguous(of_columns[..., moving])
 
-    @functools.cached_property
-    def weight_logs(self) -> tuple[Array, Array]:
-        """The logarithms of the weights (B, n) and (B, m), 0 in empty bins."""
-        xp = self.problem.xp
-        log_a, log_b = (xp.log(xp.where(w > 0, w, 1)) for w in (self.problem.a, self.problem.b))
-        return log_a, log_b
-
-    @functools.cached_property
-    def plan_logs(self) -> tuple[Array, Array]:
-        """Rows and columns whose sum is ``C / eps + log P + 1``, as C / eps + Z is ``(f + g) / eps``."""
-        eps, (log_a, log_b) = self.problem.eps_as(2), self.weight_logs
-        return self.problem.f / eps + log_a + 1, self.problem.g / eps + log_b
-
-    def behind_values(self, cost: Array, entropic: Array | None) -> RightSide:
-        """Return the right-hand sides of the fit behind values with cotangents (B,).
-
-        It is that of Z behind `cost` in balanced transport; with `reach` of ``H = cost C / eps + entropic (C / eps +
-        log P + 1)``, by whose means the gradients go.
-        """
-        if self.kept is None:
-            return self.log_ratio_means
-
-        def right(index: HostArray, means: Means) -> tuple[Array, Array]:
-            rows, columns = (cost[index, None] * x for x in self.cost_means(index, means))
-            if entropic is None:
-                return rows, columns
-            assert self.problem.reach is not None
-            (of_rows, of_columns), eps = (x[index] for x in self.plan_logs), self.problem.eps_as(2, index)
-            (damped_a, damped_b), w = (1 + eps / rho for rho in self.problem.reach), entropic[index, None]
-            rows = rows + w * (of_rows + means.mean(of_columns, 1)) / damped_a
-            return rows, columns + w * (of_columns + means.mean(of_rows, 0)) / damped_b
-
-        return right
-
-    def log_ratio_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
-        """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
-        eps = self.problem.eps_as(2, index)
-        f, g = self.problem.f[index] / eps, self.problem.g[index] / eps
-        return f + means.mean(g, 1) - means.mean_cost(1) / eps, g + means.mean(f, 0) - means.mean_cost(0) / eps
-
-    def cost_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
-        """Return the right-hand sides of the fit of ``C / eps`` behind `cost` with `reach`."""
-        assert self.problem.reach is not None
-        eps = self.problem.eps_as(2, index)
-        of_rows, of_columns = (eps * (1 + eps / rho) for rho in self.problem.reach)
-        return means.mean_cost(1) / of_rows, means.mean_cost(0) / of_columns
-
-    def projected(self, of_a: Array, of_b: Array) -> tuple[Array, Array]:
-        """Return arrays by bins (B, n) and (B, m) that are 0 in bins which no weight can reach.
-
-        In balanced transport, where weights vary on the simplex, the rest has mean zero.
-        """
-        xp, out = self.problem.xp, []
-        for x, reached in zip((of_a, of_b), self.reached, strict=True):
-            x = xp.where(reached, x, 0)
-            if self.kept is None:
-                x = xp.where(reached, x - x.sum(axis=1, keepdims=True) / reached.sum(axis=1, keepdims=True), 0)
-            out.append(x)
-        return out[0], out[1]
-
     def by_weights(self, of_a: Array, of_b: Array) -> tuple[Array, Array]:
         """Return gradients by the weights `projected`, those by a first bit of weight within the range of the dtype."""
         xp, dtype = self.problem.xp, self.problem.dtype
         if self.kept is not None:
             of_a, of_b = in_range(xp, of_a, dtype), in_range(xp, of_b, dtype)
         return self.projected(of_a, of_b)
-
-    def feasible(self, along: Directions) -> Directions:
-        """Return directions whose weights are `projected`."""
-        if along.a is None and along.b is None:
-            return along
-        zero = self.problem.xp.zeros_like(self.problem.a), self.problem.xp.zeros_like(self.problem.b)
-        of_a, of_b = self.projected(*(z if v is None else v for v, z in zip(along[:2], zero, strict=True)))
-        return along._replace(a=None if along.a is None else of_a, b=None if along.b is None else of_b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,8 +251,9 @@ def solved(problem: Problem) -> Solved:
     problem, xp = in_all_digits(problem), problem.xp
     f, g = problem.f, problem.g
     reached = xp.isfinite(f), xp.isfinite(g)
-    dual, kept = (f, g), None
+    dual, kept, far = (f, g), None, False
     if problem.reach is not None:
+        far = goes_far(problem, FAR)
         dual = tuple(replace_inf(xp, side.potential) for side in sides(problem))
         # In an empty bin it may be any number, of which nothing must come: 0 times inf is not 0.
         kept = tuple(xp.exp(xp.minimum(-x / rho, DENSEST)) for x, rho in zip(dual, problem.reach, strict=True))
@@ -300,6 +263,7 @@ def solved(problem: Problem) -> Solved:
         reached=reached,
         dual=(dual[0], dual[1]),
         kept=None if kept is None else (kept[0], kept[1]),
+        far=far,
     )
 
 
@@ -310,8 +274,12 @@ def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | 
     """
     along = given.feasible(along)
     lead = None if given.kept is not None else leading(given.problem.C, along.cost, given.problem.f, given.problem.g)
-    rights = [_sums(given, along, lead), *(() if fit is None else (fit,))]
-    (df, dg, converged), *fits = given.solve(rights, how)
+    sums = _sums(given, along, lead)
+    if given.far or fit is None:
+        df, dg, converged = given.solve_sums(sums, how)
+        fits = [] if fit is None else given.solve([fit], how)
+    else:
+        (df, dg, converged), *fits = given.solve([sums, fit], how)
     if lead is not None:
         df, dg = df + lead.rows, dg + lead.columns
     for found in fits:
@@ -322,12 +290,23 @@ def motion(given: Solved, along: Directions, how: LinearSolve, fit: RightSide | 
 @one_blas_thread()
 def _sums(given: Solved, along: Directions, lead: Affine | None) -> RightSide:
     """Return the right-hand sides of the system for a direction but for a `lead`, by a pass over all pairs."""
+    shift = given.shift(along)
+    if not given.far:
+        return given.sums(*_density_sums(given, along, shift if lead is None else shift.minus(lead)))
+    rows, columns = given.sided
+    h, _ = _density_sums(rows, along, shift)
+    _, k = _density_sums(columns, along, shift)
+    of_rows, of_columns = given.damping
+    h, k = h / of_rows, k / of_columns
+    return lambda index, _: (h[index], k[index])
+
+
+def _density_sums(given: Solved, along: Directions, shift: Affine) -> tuple[Array, Array]:
+    """Return the sums over rows and columns of ``E D`` for the array D, less those of eps E and the weights' moves."""
     problem, xp = given.problem, given.problem.xp
-    a, b = problem.a, problem.b
+    a, b = given.moving.a, given.moving.b
     h, k = xp.zeros_like(a), xp.zeros_like(b)
     moves = along.cost is not None or along.eps is not None
-    shift = given.shift(along)
-    shift = shift if lead is None else shift.minus(lead)
     for pairs in given.pairs(along, *([shift] if moves else [])):
         problems, rows, E = pairs.problems, pairs.rows, pairs.density
         for M in pairs.others:
@@ -340,4 +319,4 @@ def _sums(given: Solved, along: Directions, lead: Affine | None) -> RightSide:
         if along.a is not None:
             share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
             k[problems] -= problem.eps_as(2, problems) * share
-    return given.sums(h, k)
+    return h, k

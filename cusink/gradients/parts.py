@@ -1,8 +1,12 @@
 """What goes into derivatives, cotangents of the outputs and directions of the inputs, and what comes out of them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from cusink.types import Array, ArrayModule
+from cusink.costs.operators import Means
+from cusink.types import Array, ArrayModule, HostArray
+
+RightSide = Callable[[HostArray, Means], tuple[Array, Array]]  # h (., n) and k (., m) of the problems at an index
 
 
 class Cotangents(NamedTuple):

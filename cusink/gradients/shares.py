@@ -128,14 +128,17 @@ def shares(problem: Problem, axis: Axis, values: Array, cotangent: Array) -> Sha
     kept = xp.isfinite(softmin)
     own = replace(given.problem, **{"gf"[axis]: xp.where(kept, softmin, 0)})
     size = len(double.a)
-    # Of means only differences to values are taken, which keep their digits about a centre.
+    # Of means only differences to values are taken, which keep digits about a centre; equal values are 0 about it.
     other = (double.b, double.a)[1 - axis][..., None]
-    values = values - (other * values).sum(axis=1, keepdims=True) / other.sum(axis=1, keepdims=True)
+    least = xp.where(other > 0, values, xp.inf).min(axis=1, keepdims=True)
+    most = xp.where(other > 0, values, -xp.inf).max(axis=1, keepdims=True)
+    mean = (other * values).sum(axis=1, keepdims=True) / other.sum(axis=1, keepdims=True)
+    centre = xp.minimum(xp.maximum(mean, least), most)
     return Shares(
         given=replace(given, problem=own),
         axis=axis,
         softmin=softmin,
-        values=xp.broadcast_to(values, (size, *values.shape[1:])),
+        values=xp.broadcast_to(values - centre, (size, *values.shape[1:])),
         cotangent=xp.where(kept[..., None], xp.broadcast_to(cotangent, (size, *cotangent.shape[1:])), 0),
     )
 

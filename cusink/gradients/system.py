@@ -18,6 +18,9 @@ import numpy as np
 
 from cusink.costs.operators import Means
 from cusink.errors import ConvergenceWarning, warn
+from cusink.gradients.bins import Bins, largest
+from cusink.gradients.chebyshev import chebyshev, chebyshev_steps
+from cusink.gradients.parts import RightSide
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
@@ -29,7 +32,6 @@ LEAST_ROUNDING = 0.25  # units of y that its residual is off, at the least
 DRAFT = 1e-7  # relative residual down to which a first round is made in float32, where the means have that
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
-RightSide = Callable[[HostArray, Means], tuple[Array, Array]]  # h (., n) and k (., m) of the problems at an index
 
 
 class MarginalSolution(NamedTuple):
@@ -42,11 +44,15 @@ class MarginalSolution(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearSolve:
-    """Relative residual and iterations of the conjugate gradients; `slack` of the equations of rows and columns."""
+    """Relative residual and iterations of the conjugate gradients; `slack` of the equations of rows and columns.
+
+    `evenly` says that, with slack, the residual is to be small for light bins and for heavy ones beside them.
+    """
 
     tol: float
     max_iter: int
     slack: tuple[float | Array, float | Array] = (0.0, 0.0)
+    evenly: bool = False
 
     def at(self, index: HostArray) -> Self:
         """Return the same for some problems, where each has a slack (B, 1) of its own."""
@@ -219,7 +225,36 @@ class ReducedSystem:
         told = LEAST_ROUNDING * float(np.finfo(y.dtype).eps) * xp.sqrt(bins.dot(centred, centred)) <= target
         y += residual  # one fixed-point step: defines y on empty bins, smooths light ones
         x = self._other_side(other, y)
-        return x, y, self.to_host((reached <= target**2) & told & xp.isfinite(size))
+        reached = (reached <= target**2) & told & xp.isfinite(size)
+        if self.how.evenly and self.slack and bins.light:
+            x, y, evenly = self._settled(bins, other_bins, other, own, x, y, tol)
+            reached &= evenly
+        return x, y, self.to_host(reached)
+
+    def _settled(
+        self, bins: Bins, other_bins: Bins, other: Array, own: Array, x: Array, y: Array, tol: float
+    ) -> tuple[Array, Array, Array]:
+        """Return solutions whose residual is small in every bin, however light, and in which problems (B,) it is.
+
+        A weighted square does not see bins that only meet other light ones, where the unknowns of all bins are of one
+        size; where they go with the inverse of the weights, as those of potentials do, it does not see heavy ones. So
+        the residual is to be small at its largest, and in the sum of its sizes with weights. The spectrum of a system
+        with slack is known, so that steps can be taken in which no weight counts.
+        """
+        xp, least = self.xp, self.constant_eigenvalue
+        size, sums = xp.maximum(largest(xp, other), largest(xp, own)), bins.sizes(own) + other_bins.sizes(other)
+        lowest = least if isinstance(least, float) else float(least.min())
+        steps = min(self.how.max_iter, chebyshev_steps(lowest, tol))
+        for attempt in range(ROUNDS + 1):
+            residual = own - self.shares[1] * self.means.mean(x, self.axis) - y
+            even = (largest(xp, residual) <= tol * size) & (bins.sizes(residual) <= tol * sums)
+            if bool(even.all()) or attempt == ROUNDS:
+                break
+            y = y + chebyshev(lambda v: bins.masked(self.apply(v)), bins.masked(residual), least, steps)
+            x = self._other_side(other, y)
+            y = own - self.shares[1] * self.means.mean(x, self.axis)
+            x = self._other_side(other, y)
+        return x, y, even
 
     def _other_side(self, other: Array, y: Array) -> Array:
         """Return x, given y."""
@@ -233,7 +268,7 @@ class ReducedSystem:
         means = self.means.in_float32()
         return None if means is None else replace(self, means=means, how=self.how.astype(np.float32))
 
-    def _correction(self, bins: "Bins", residual: Array, target: Array) -> Array:
+    def _correction(self, bins: Bins, residual: Array, target: Array) -> Array:
         """Return about the solution of ``apply(y) = residual``, in the dtype of these means."""
         narrow = bins.astype(np.float32)
         found = _conjugate_gradients(self, narrow, bins.masked(residual).astype(np.float32), target.astype(np.float32))
@@ -251,56 +286,6 @@ class ReducedSystem:
     def at(self, index: HostArray) -> Self:
         """Return the system of the problems at `index`."""
         return replace(self, means=self.means.at(index), how=self.how.at(index))
-
-
-def largest(xp: ArrayModule, x: Array) -> Array:
-    """Return the largest size (B,) of an entry of each row."""
-    return xp.maximum(x.max(axis=1), -x.min(axis=1))
-
-
-@dataclass(frozen=True, eq=False)
-class Bins:
-    """Inner products with the `weights` (B, bins) of a side, in which bins without weight do not count.
-
-    `filled` is None where all bins have weight, `mass` (B, 1) are the sums of the weights.
-    """
-
-    xp: ArrayModule
-    weights: Array
-    filled: Array | None
-    mass: Array
-
-    @classmethod
-    def of(cls, xp: ArrayModule, weights: Array) -> Self:
-        """Return the inner products with weights."""
-        filled = weights > 0
-        mass = weights.sum(axis=1, keepdims=True)  # 0 of a plan that underflows, where all mass stays behind
-        return cls(xp, weights, None if bool(filled.all()) else filled, xp.where(mass > 0, mass, 1))
-
-    def at(self, index: HostArray) -> Self:
-        """Return those of the problems at `index`."""
-        filled = None if self.filled is None else self.filled[index]
-        return replace(self, weights=self.weights[index], filled=filled, mass=self.mass[index])
-
-    def astype(self, dtype: Any) -> Self:
-        """Return the same in another precision."""
-        return replace(self, weights=self.weights.astype(dtype), mass=self.mass.astype(dtype))
-
-    def masked(self, x: Array) -> Array:
-        """Return x with 0 for bins without weight."""
-        return x if self.filled is None else self.xp.where(self.filled, x, 0)
-
-    def dot(self, x: Array, y: Array, scratch: Array | None = None) -> Array:
-        """Return ``sum_j weights_j x_j y_j`` (B,)."""
-        return self.xp.einsum("bi,bi->b", self.weighted(x, scratch), y)
-
-    def weighted(self, x: Array, scratch: Array | None = None) -> Array:
-        """Return ``weights * x`` with 0 for bins without weight."""
-        return self.masked(self.xp.multiply(self.weights, x, out=scratch))
-
-    def mean(self, x: Array) -> Array:
-        """Return weighted means (B, 1)."""
-        return self.xp.einsum("bi,bi->b", self.weights, x)[:, None] / self.mass
 
 
 def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, target: Array) -> Array:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusink.checks.arrays import narrowed
 from cusink.costs.cost import GradientBlock
+from cusink.gradients.blocks import BlockTerms
 from cusink.gradients.motion import Solved, motion, solved
 from cusink.gradients.parts import Directions, Terms
 from cusink.gradients.prices import through_potentials
@@ -27,10 +27,9 @@ Product = Callable[[slice, slice, Array], Array]  # a block of ``P_ij M_ij``, gi
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PlanTerms:
+class PlanTerms(BlockTerms):
     """A solved problem, ``P_ij M_ij``, the fit x, y of ``M / eps``, and weights (B,) of the plan and of its entropy."""
 
-    shown: Problem
     given: Solved
     product: Product
     x: Array
@@ -46,6 +45,12 @@ class PlanTerms:
         """Return the gradient (B, m) with respect to the target weights."""
         return self._wrt_weights()[1]
 
+    @property
+    def problem(self) -> Problem:
+        """The problem in float64."""
+        return self.given.problem
+
+    @np.errstate(over="ignore")  # by a first bit of weight in a bin that would keep ever more of it: cut off
     def _wrt_weights(self) -> tuple[Array, Array]:
         problem, kept = self.given.problem, self.given.kept
         out = [problem.eps_as(2) * self.x, problem.eps_as(2) * self.y]
@@ -53,45 +58,18 @@ class PlanTerms:
             out = [x * k * (1 + problem.eps_as(2) / rho) for x, k, rho in zip(out, kept, problem.reach, strict=True)]
         return self.given.by_weights(out[0], out[1])
 
-    def wrt_cost(self) -> Array | None:
-        """Return the gradient with respect to a stored cost, in the shape of `GradientTerms.wrt_cost`."""
-        C, shown = self.given.problem.C, self.shown
-        if not C.stored:
-            return None
-        out = C.xp.zeros(C.shape)
-        for problems, rows, gradient in self._blocks():
-            if C.shared:
-                out[rows] += gradient.sum(axis=0)
-            else:
-                out[problems, rows] += gradient
-        out = narrowed(out, shown.dtype, C.xp)
-        if C.shared:
-            return out[None] if shown.batch_of_one else out
-        return out if shown.batched else out[0]
-
     def wrt_points(self) -> tuple[Array | None, Array | None]:
         """Return the gradients with respect to the points of a cloud."""
-        problem, w = self.given.problem, 0.0 if self.direct is None else self.direct[:, None]
+        problem, w = self.problem, 0.0 if self.direct is None else self.direct[:, None]
         if self.given.kept is not None:
-            return problem.C.points_adjoint(self._blocks())
+            return super().wrt_points()
         # A cost that grows by rows and columns changes no plan, and so no function of it alone.
         return problem.C.points_adjoint(self._blocks(), (w * problem.a, w * problem.b))
 
-    def wrt_metric(self) -> dict[str, Array]:
-        """Return the gradients with respect to the parameters of a metric."""
-        return self.given.problem.C.metric_adjoint(self._blocks())
-
-    def wrt_axes(self) -> tuple[Array, ...] | None:
-        """Return the gradients with respect to the positions of the cells of a grid."""
-        found = self.given.problem.C.axes_adjoint(self._blocks())
-        return found if found is None else tuple(narrowed(x, self.shown.dtype, self.shown.xp) for x in found)
-
-    def wrt_eps(self) -> Array:
-        """Return the gradient with respect to the regularisation, (B,) or ()."""
-        out = self.given.problem.xp.zeros(len(self.x))
-        for _ in self._blocks(out):
-            pass
-        return self.shown.to_user(out if self.entropy is None else out + self.entropy)
+    def _summed_eps(self) -> Array:
+        """Return the gradient (B,) by eps, with that of the entropy."""
+        out = super()._summed_eps()
+        return out if self.entropy is None else out + self.entropy
 
     def wrt_reach(self) -> Array | None:
         """Return the gradient (B, 2) or (2,) with respect to the prices of both marginals."""

@@ -92,7 +92,8 @@ def unbalanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> t
     if given.cost is not None or grad_f is not None:
         slack = (eps / problem.reach[0], eps / problem.reach[1])
         of_rows, of_columns = (1 / (1 + s) for s in slack)
-        costs, (x, y, converged) = _fit(marginal, given, replace(how, slack=slack))
+        evenly = grad_f is not None  # of values, what light bins have counts as little as they do
+        costs, (x, y, converged) = _fit(marginal, given, replace(how, slack=slack, evenly=evenly))
         of_weights[0] += kept[0] * (costs.rows - eps * of_columns * x)
         of_weights[1] += kept[1] * (costs.columns - eps * of_rows * y)
         w = 0 if given.cost is None else given.cost[:, None]

@@ -67,6 +67,7 @@ _FIRST_ORDER = Tests(
     ),
     ("tests/gradients/test_adjoint.py", *_WITHOUT_CUPY),
 )
+_OUT_OF_REACH = Tests(("tests/gradients/test_out_of_reach.py",), ())
 _OF_MAPS = Tests((_OF_GRADIENTS, "tests/gradients/test_maps.py", *_WITHOUT_CUPY), ())
 _OF_SEARCH = "tests/retrieval/test_search_pieces.py"
 _SEARCHED = (
@@ -163,6 +164,12 @@ TESTS: dict[str, Tests] = {
         ("tests/gradients/test_affine.py",), ("tests/gradients/test_second_order.py", *_WITHOUT_CUPY)
     ),
     "cusink/gradients/balanced.py": _FIRST_ORDER,
+    "cusink/gradients/bins.py": _FIRST_ORDER,
+    "cusink/gradients/blocks.py": _SECOND_ORDER,
+    "cusink/gradients/chebyshev.py": _OUT_OF_REACH,
+    "cusink/gradients/conditional.py": _OUT_OF_REACH,
+    "cusink/gradients/potentials.py": _OUT_OF_REACH,
+    "cusink/gradients/solution.py": _SECOND_ORDER,
     "cusink/gradients/first_bits.py": _SECOND_ORDER,
     "cusink/gradients/products.py": _SECOND_ORDER,
     "cusink/gradients/checks.py": _FIRST_ORDER,
