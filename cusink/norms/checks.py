@@ -15,6 +15,9 @@ from cusink.types import Array, ArrayModule
 LOG_KERNELS = ("gaussian", "laplace", "energy", "exponential")
 KERNELS = (*LOG_KERNELS, "distance")
 LARGEST_POWER = 1023  # of 2 in float64
+FAR = (
+    2.0**30
+)  # of a cloud's extent over that of its points with weight, beyond which squares of near ones may underflow
 SIDES = {"a": "x", "b": "y", "log_b": "y", "grad": "x"}  # whose points these arrays have a number for
 
 
@@ -39,11 +42,26 @@ class WeightedPoints:
         """Return the same points in a unit in which they are at most about 1 apart."""
         ends = to_host(self.xp.stack([end for p in (self.x, self.y) for end in (p.min(), p.max())]))
         extent = float(ends.max()) / 2 - float(ends.min()) / 2  # half of it: the whole may be out of range
+        if self.x.dtype == np.float32 and extent > FAR * self._extent_with_weight():  # squares of near ones underflow
+            return self.in_float64(slice(None)).in_own_unit()
         power = min(math.frexp(extent)[1] + 1, LARGEST_POWER)
         x, y = (self.xp.ldexp(p, -power) for p in (self.x, self.y))
         return replace(self, x=x, y=y, unit=2.0**power)
 
-    def in_float64(self, problems: Array) -> Self:
+    def _extent_with_weight(self) -> float:
+        """Return half of the extent of the points but for those without weight."""
+        xp, ends = self.xp, []
+        for side, points in (("x", self.x), ("y", self.y)):
+            low, high = points, points
+            for name, nothing in (("a", 0), ("b", 0), ("log_b", -np.inf)):
+                if SIDES[name] == side and name in self.per_point:
+                    empty = (self.per_point[name] == nothing)[..., None]
+                    low, high = xp.where(empty, xp.inf, points), xp.where(empty, -xp.inf, points)
+            ends += [float(low.min()), -float(high.max())]
+        low, high = min(ends[::2]), -min(ends[1::2])
+        return high / 2 - low / 2
+
+    def in_float64(self, problems: Array | slice) -> Self:
         """Return some problems, by a mask (B,), to be computed in float64."""
         x, y = (p[problems].astype(np.float64) for p in (self.x, self.y))
         per_point = {name: array[problems].astype(np.float64) for name, array in self.per_point.items()}
