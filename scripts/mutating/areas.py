@@ -67,7 +67,7 @@ _FIRST_ORDER = Tests(
     ),
     ("tests/gradients/test_adjoint.py", *_WITHOUT_CUPY),
 )
-_OUT_OF_REACH = Tests(("tests/gradients/test_out_of_reach.py",), ())
+_OUT_OF_REACH = Tests(("tests/gradients/test_log_shares.py", "tests/gradients/test_out_of_reach.py"), ())
 _OF_MAPS = Tests((_OF_GRADIENTS, "tests/gradients/test_maps.py", *_WITHOUT_CUPY), ())
 _OF_SEARCH = "tests/retrieval/test_search_pieces.py"
 _SEARCHED = (
