@@ -39,8 +39,8 @@ class PotentialTerms(BlockTerms):
     given: Solved
     x: Array
     y: Array
-    direct: Callable[[slice, slice], Array] | None = None
-    of_weights: tuple[Array | float, Array | float] = (0.0, 0.0)
+    direct: Callable[[slice, slice], Array] | None
+    of_weights: tuple[Array | float, Array | float]
 
     @property
     def problem(self) -> Problem:
