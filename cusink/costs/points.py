@@ -60,10 +60,17 @@ class PointCosts(BetweenPoints):
         """
         if self.norm != "squared" or self.exponent != 1:
             return None
-        centres = self.own(0).origin.astype(np.float64), self.own(1).origin.astype(np.float64)
-        between = ((centres[0] - centres[1]) ** 2).sum(axis=-1)[..., 0]
-        sizes = [((p - c) ** 2).sum(axis=-1).mean(axis=-1) for p, c in zip((self.x, self.y), centres, strict=True)]
-        return centres if bool((between > FAR_APART**2 * (sizes[0] + sizes[1])).any()) else None
+        centres, sizes = [], []
+        for own in (self.own(0), self.own(1)):
+            centre = own.origin.astype(np.float64)
+            count = own.x.shape[-2] if own.filled is None else own.filled[0].sum(axis=-1)
+            offsets = own.x - centre
+            if own.filled is not None:  # wherever a point without weight lies, it makes no cloud larger
+                offsets[~own.filled[0]] = 0
+            centres.append(centre)
+            sizes.append((offsets * offsets).sum(axis=(-1, -2)) / count)
+        between = ((centres[0] - centres[1]) ** 2).sum(axis=(-1, -2))
+        return (centres[0], centres[1]) if bool((between > FAR_APART**2 * (sizes[0] + sizes[1])).any()) else None
 
     def affine_tangent(self, moves: tuple[Array, Array]) -> tuple[Array, Array] | None:
         """Return rows and columns of a tangent that go with what lies between."""

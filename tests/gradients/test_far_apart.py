@@ -124,6 +124,21 @@ def test_batches_are_not_mixed(batch):
         np.testing.assert_allclose(found.x, total, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("lone", [1e6, 1e8])
+def test_padding_does_not_hide_the_distance(lone, side):
+    """A point without weight that is far from both clouds must not make them seem large."""
+    near = cusink.sinkhorn_hvp(solve(np.float64, 0.0), grad_reg_cost=1.0, dx=DX, tol=1e-9)
+    points, weights = [X, Y + 16384.0 * OFFSET], [None, None]
+    points[side] = np.vstack([points[side], [[lone, lone]]])
+    weights[side] = np.append(np.full(N, 1 / N), 0.0)
+    result = cusink.sinkhorn(*weights, cusink.PointCloud(*points), eps=EPS, tol=1e-9, max_iter=20_000)
+    dx = np.vstack([DX, np.zeros((len(points[0]) - N, 2))])
+    found = cusink.sinkhorn_hvp(result, grad_reg_cost=1.0, dx=dx, tol=1e-9)
+    np.testing.assert_allclose(found.x[:N], near.x, atol=1e-5)
+    np.testing.assert_allclose(found.y[:N], near.y, atol=1e-5)
+
+
 @pytest.mark.parametrize("eps", [0.1, 1e-3])
 @pytest.mark.parametrize("off", [1e4, 1e6, 1e7])
 def test_shares_at_far_points_add_up_to_one(off, eps):
