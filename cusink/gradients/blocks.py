@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import GradientBlock
+from cusink.gradients.parts import Terms
 from cusink.solver.problem import Problem
 from cusink.types import Array
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class BlockTerms(ABC):
+class BlockTerms(Terms, ABC):
     """A problem as it is shown, and gradients by its costs in float64, made block by block."""
 
     shown: Problem
@@ -20,18 +21,6 @@ class BlockTerms(ABC):
     @abstractmethod
     def problem(self) -> Problem:
         """The problem in float64."""
-
-    @abstractmethod
-    def wrt_a(self) -> Array:
-        """Return the gradient (B, n) with respect to the source weights."""
-
-    @abstractmethod
-    def wrt_b(self) -> Array:
-        """Return the gradient (B, m) with respect to the target weights."""
-
-    @abstractmethod
-    def wrt_reach(self) -> Array | None:
-        """Return the gradient (B, 2) or (2,) with respect to the prices of both marginals."""
 
     @abstractmethod
     def _blocks(self, of_eps: Array | None = None) -> Iterator[GradientBlock]:

@@ -60,7 +60,7 @@ class Shares:
     def _factors(self) -> Array | None:
         """Factors (B, kept) that make sums 1 again, where exponents are so large that they lost digits; else None."""
         problem, xp = self.given.problem, self.given.problem.xp
-        if problem.C.range()[1] <= DIGITS_LEFT * float(np.min(problem.eps)):
+        if problem.C.largest() <= DIGITS_LEFT * float(np.min(problem.eps)):
             return None
         total = xp.zeros((*self.softmin.shape, 1))
         for pairs in self.given.pairs(Directions()):

@@ -40,26 +40,26 @@ class WeightedPoints:
 
     def in_own_unit(self) -> Self:
         """Return the same points in a unit in which they are at most about 1 apart."""
-        ends = to_host(self.xp.stack([end for p in (self.x, self.y) for end in (p.min(), p.max())]))
-        extent = float(ends.max()) / 2 - float(ends.min()) / 2  # half of it: the whole may be out of range
-        if self.x.dtype == np.float32 and extent > FAR * self._extent_with_weight():  # squares of near ones underflow
+        ends = to_host(self.xp.stack([*self._ends(), *self._ends(with_weight=True)]))  # one copy from a device
+        # Half of each: the whole may be out of range.
+        extent, near = (float(some[1::2].max()) / 2 - float(some[::2].min()) / 2 for some in (ends[:4], ends[4:]))
+        if self.x.dtype == np.float32 and extent > FAR * near:  # squares of near ones underflow
             return self.in_float64(slice(None)).in_own_unit()
         power = min(math.frexp(extent)[1] + 1, LARGEST_POWER)
         x, y = (self.xp.ldexp(p, -power) for p in (self.x, self.y))
         return replace(self, x=x, y=y, unit=2.0**power)
 
-    def _extent_with_weight(self) -> float:
-        """Return half of the extent of the points but for those without weight."""
+    def _ends(self, with_weight: bool = False) -> list[Array]:
+        """Return the least and the largest coordinate of x, and of y; `with_weight`, but for points that have none."""
         xp, ends = self.xp, []
         for side, points in (("x", self.x), ("y", self.y)):
             low, high = points, points
-            for name, nothing in (("a", 0), ("b", 0), ("log_b", -np.inf)):
+            for name, nothing in (("a", 0), ("b", 0), ("log_b", -np.inf)) if with_weight else ():
                 if SIDES[name] == side and name in self.per_point:
                     empty = (self.per_point[name] == nothing)[..., None]
                     low, high = xp.where(empty, xp.inf, points), xp.where(empty, -xp.inf, points)
-            ends += [float(low.min()), -float(high.max())]
-        low, high = min(ends[::2]), -min(ends[1::2])
-        return high / 2 - low / 2
+            ends += [low.min(), high.max()]
+        return ends
 
     def in_float64(self, problems: Array | slice) -> Self:
         """Return some problems, by a mask (B,), to be computed in float64."""
