@@ -21,7 +21,11 @@ class BarycenterIteration:
         self.xp, self.eps, self.forbids = C.xp, eps, C.stored and not bool(C.xp.isfinite(C.data).all())
         xp = self.xp
         self.reduce = C.repeated_softmin(eps)
-        self.A, self.weights, self.mass = A, weights[:, :, None], A[:, 0].sum(axis=1, dtype=np.float64)
+        # In a unit near their mass, a power of two: errors of 1e20 are no numbers of float32 beside it.
+        mass = A[:, 0].sum(axis=1, dtype=np.float64)
+        self.unit = xp.ldexp(xp.ones_like(mass), xp.rint(xp.log2(mass)).astype(np.int32))
+        self.A = A = (A / self.unit[:, None, None]).astype(A.dtype, copy=False)
+        self.weights, self.mass = weights[:, :, None], mass / self.unit
         with np.errstate(divide="ignore"):
             self.log_A = xp.log(A)
         self.v = xp.zeros((*A.shape[:2], C.shape[1]), A.dtype)
@@ -83,15 +87,19 @@ class BarycenterIteration:
         """Return logarithms (., m) of the barycenters at `index`, with the mass of their histograms."""
         xp, p = self.xp, self.p[index].astype(np.float64)
         highest = p.max(axis=1, keepdims=True)
-        return p - highest + xp.log(self.mass[index] / xp.exp(p - highest).sum(axis=1))[:, None]
+        mass = self.unit[index] * (self.mass[index] / xp.exp(p - highest).sum(axis=1))
+        return p - highest + xp.log(mass)[:, None]
 
     def scalings(self, index: HostArray) -> tuple[Array, Array | None]:
         """Return logarithms of the scalings of the columns, and of d if there is one, of the problems at `index`."""
-        return self.v[index], None if self.debiasing is None else self.debiasing.d[index]
+        if self.debiasing is None:
+            return self.v[index], None
+        of_unit = (self.xp.log(self.unit[index]) / 2).astype(self.v.dtype)
+        return self.v[index], self.debiasing.d[index] + of_unit[:, None]
 
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
-        for name in ("A", "log_A", "weights", "mass", "u", "v", "plain_u", "p"):
+        for name in ("A", "log_A", "weights", "unit", "mass", "u", "v", "plain_u", "p"):
             setattr(self, name, getattr(self, name)[index])
         if self.debiasing is not None:
             self.debiasing.keep(index)

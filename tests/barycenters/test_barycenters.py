@@ -1,5 +1,7 @@
 """Barycenters: stationary points of the objective that the oracle computes, and the closed form of Gaussians."""
 
+import warnings
+
 import numpy as np
 import problems
 import pytest
@@ -129,6 +131,26 @@ def test_a_miss_is_said_and_none_runs_all():
     assert record[0].filename == __file__ and not result.converged and result.n_iter == 5
     exact = cusink.barycenter(A, C, eps=0.001, tol=None, max_iter=7)
     assert exact.n_iter == 7 and exact.converged
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize(("dtype", "mass"), [("float32", 2e30), ("float32", 3e-30), ("float64", 1e200)])
+def test_errors_are_those_of_any_mass(dtype, mass, debiased):
+    """The unit of mass changes neither the error nor where the iterations end."""
+    rng = np.random.default_rng(0)
+    A, C, grad = rng.dirichlet(np.ones(8), 3), rng.random((8, 8)), rng.normal(size=8).astype(dtype)
+    C, options = (C + C.T).astype(dtype), {"eps": 0.05, "debiased": debiased}
+    for stop, off in (({"max_iter": 1, "check_every": 1}, 0.05), ({}, 2e-5)):
+        want = cusink.barycenter(A, C.astype(float), tol=1e-9, max_iter=20_000, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cusink.ConvergenceWarning)
+            one, heavy = (cusink.barycenter((A * m).astype(dtype), C, **stop, **options) for m in (1, mass))
+        assert heavy.converged == one.converged == (not stop)
+        assert abs(heavy.n_iter - one.n_iter) <= 10 and heavy.error == pytest.approx(float(one.error), rel=0.5)
+        found = heavy.barycenter.astype(float) / mass
+        assert (abs(found - want.barycenter).sum() > off) == bool(stop)
+    slopes = [cusink.barycenter_adjoint(x, grad_barycenter=grad).A for x in (one, heavy)]
+    np.testing.assert_allclose(slopes[1], slopes[0], atol=1e-4 * abs(slopes[0]).max())
 
 
 def test_a_histogram_of_weight_zero_counts_nothing_however_far_it_is():
