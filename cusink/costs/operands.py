@@ -248,7 +248,8 @@ class PointCost(Cost[BetweenPoints]):
             if move is None:
                 moves.append(xp.zeros(points.shape))
                 continue
-            if (cloud.flat[0] if one else flat) or move.shape == points.shape[:-1]:  # points on a line as numbers
+            on_a_line = points.shape[-1] == 1 and move.shape == points.shape[:-1]  # as numbers
+            if (cloud.flat[0] if one else flat) or on_a_line:
                 move = move[..., None]
             moves.append(like(name, move, points.shape, xp))
         return self._moves(moves[0], moves[1])

@@ -223,6 +223,25 @@ def test_one_problem_and_batches_of_one_have_the_shapes_of_their_inputs():
     assert cusink.sinkhorn_hvp(cost, grad_reg_cost=1.0, dC=np.ones((1, 4, 3))).C.shape == (1, 4, 3)
 
 
+@pytest.mark.parametrize("shared", ["x", "y"])
+def test_one_cloud_for_all_problems_moves_as_points_where_all_sizes_are_equal(shared):
+    """As many problems as points and as coordinates: their directions are no numbers on a line."""
+    rng = np.random.default_rng(0)
+    given = {"x": rng.random((3, 3, 3)), "y": rng.random((3, 3, 3))}
+    given[shared] = given[shared][0]
+    move = rng.random((3, 3)) - 0.5
+
+    def solve(t):
+        return cusink.sinkhorn(
+            None, None, cusink.PointCloud(**given | {shared: given[shared] + t * move}), **TIGHT, eps=1
+        )
+
+    found = cusink.sinkhorn_jvp(solve(0), **{f"d{shared}": move})
+    np.testing.assert_allclose(found.cost, difference(solve, ["cost"])["cost"], rtol=1e-7)
+    slope = cusink.sinkhorn_adjoint(solve(0), grad_cost=1.0)
+    np.testing.assert_allclose((getattr(slope, shared) * move).sum(), found.cost.sum(), rtol=1e-7)
+
+
 def test_memory_does_not_grow_with_the_pairs(monkeypatch):
     monkeypatch.setattr(motion, "BLOCK_ENTRIES", 1 << 13)
     rng = np.random.default_rng(8)
