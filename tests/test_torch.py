@@ -321,6 +321,39 @@ def test_compiled_code_keeps_the_loss_in_its_graph(loss):
         torch.testing.assert_close(traced.grad, eager.grad, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_whole_numbers_are_floats_before_they_are_compiled(dtype, reduction):
+    _, b, C, eps = case()
+    labels = torch.eye(len(C), dtype=torch.int64)[: len(b)].to(dtype)
+
+    def loss(logits):
+        return sinkhorn_loss(labels, logits.softmax(dim=1), C, eps, reduction=reduction).square().sum()
+
+    eager, traced = (b.log().requires_grad_() for _ in range(2))
+    expected = loss(eager)
+    expected.backward()
+    got = torch.compile(loss, backend="aot_eager", fullgraph=True)(traced)
+    got.backward()
+    assert eager.grad.abs().max() > 0.01
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(traced.grad, eager.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_points_of_whole_numbers_are_those_of_floats():
+    x, y = torch.tensor([[0, 1], [2, 3]]), torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
+    for function in (bridge.kernel_distance, bridge.kernel_neg_log_likelihood):
+        expected = function(x.float(), None, y, None)
+        assert expected > 0.1
+        torch.testing.assert_close(function(x, None, y, None), expected)
+        torch.testing.assert_close(function(x, torch.tensor([1, 1]) / 2, y, None), expected)
+        torch.testing.assert_close(function(x, None, x + 1, None), function(x.double(), None, x.double() + 1, None))
+        assert function(x, None, y.bfloat16(), None).dtype == torch.bfloat16
+    one = torch.ones(2, dtype=torch.int64)
+    measures = bridge.Measures([0, 2], one, x)
+    assert measures.points.dtype == measures.weights.dtype == torch.float64
+
+
 # ---- the module ----------------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ def stream(like: torch.Tensor) -> Iterator[None]:
 
 def array(x: torch.Tensor) -> Array:
     """Return the memory of a tensor as a NumPy or CuPy array."""
-    x = x.detach()
+    x = x.detach().resolve_neg()
     if x.device.type == "cpu":
         return x.numpy()
     import cupy
@@ -84,6 +84,14 @@ def in_one_dtype(**named: Any) -> dict[str, Any]:
             if x.dtype != like.dtype:
                 raise TypeError(f"all tensors must share one dtype; '{name}' is {x.dtype} and '{last}' is {like.dtype}")
     return named
+
+
+def in_floats(dtype: torch.dtype, **named: Any) -> dict[str, Any]:
+    """Return the tensors with those of whole numbers in a dtype, and None as it is.
+
+    They are to be in it before a call: what is compiled has the dtype of its inputs.
+    """
+    return {name: x if x is None or x.is_floating_point() else x.to(dtype) for name, x in named.items()}
 
 
 def regularisation(eps: Any) -> torch.Tensor:

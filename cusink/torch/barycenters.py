@@ -10,7 +10,7 @@ from cusink.checks.scalars import flag
 from cusink.costs.grid import Grid
 from cusink.costs.images import as_images, in_bins
 from cusink.operand import check_shape
-from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
+from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.costs import cost_tensors
 from cusink.torch.operators import apply
@@ -103,9 +103,10 @@ def barycenter(
         named["weights"] = torch.full(A.shape[-2:-1], 1 / A.shape[-2], dtype=computing, device=A.device)
     if half:
         named = {name: x.float() for name, x in named.items()}
+    named = in_floats(computing, **named)
     A = named["A"]
     if flag("normalise", normalise):
-        named["A"] = of_sum_one(torch, A if A.is_floating_point() else A.to(computing))
+        named["A"] = of_sum_one(torch, A)
     elif half or (single and A.dtype == torch.float64):
         of = "bfloat16" if half else "float32"
         named["A"] = A * mass_ratio(torch, A[..., :1, :].detach(), A.detach(), of)

@@ -7,7 +7,7 @@ import torch
 from cusink.bridges.measures import KernelWork
 from cusink.bridges.options import Reduction, point_shape, reduced
 from cusink.norms import checks
-from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor
+from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor
 from cusink.torch.operators import apply
 
 __all__ = ["kernel_distance", "kernel_neg_log_likelihood"]
@@ -122,7 +122,8 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
             raise ValueError(f"'{name}' must have shape (n,) or (n, d), or a batch axis before these; got ()")
     checked(x=x, a=a, y=y, b=b)
     x, a, y, b = in_one_dtype(x=x, a=a, y=y, b=b).values()
-    dtype = x.dtype
+    dtype = next((t.dtype for t in (x, a, y, b) if t is not None and t.is_floating_point()), torch.float64)
+    x, a, y, b = in_floats(torch.float32 if dtype in HALF else dtype, x=x, a=a, y=y, b=b).values()
     points = {name: p.unsqueeze(-1) if p.ndim == 1 else p for name, p in (("x", x), ("y", y))}
     for name, given in points.items():
         point_shape(name, tuple(given.shape))
@@ -130,7 +131,7 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
     named = dict(points)
     for name, (w, p) in weights.items():
         count = p.shape[-2 if p.ndim > 1 else -1]
-        named[name] = torch.full((count,), 1 / count, dtype=dtype, device=p.device) if w is None else w
+        named[name] = torch.full((count,), 1 / count, dtype=p.dtype, device=p.device) if w is None else w
     named = {name: t.float() if t.dtype in HALF else t for name, t in named.items()}
     (value,) = apply(KernelWork(function, kernel, scale), named)
     return value.to(dtype) if dtype in HALF else value

@@ -12,7 +12,7 @@ from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.measures import offsets_of, offsets_of_clouds
-from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
+from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor, regularisation
 
 __all__ = ["Measures"]
 
@@ -63,9 +63,9 @@ class Measures:
         self.offsets = offsets_of(offsets, tuple(self.points.shape), None if weights is None else tuple(weights.shape))
         if points.dtype in HALF or (weights is not None and weights.dtype in HALF):
             raise TypeError("'points' and 'weights' must not be of half precision; convert them with .float()")
-        if not points.is_floating_point():
-            self.points = self.points.to(torch.float64 if weights is None else weights.dtype)
-        weights, self.points = in_one_dtype(weights=weights, points=self.points).values()
+        floating = next((x.dtype for x in (weights, points) if x is not None and x.is_floating_point()), torch.float64)
+        named = in_one_dtype(weights=weights, points=self.points)
+        weights, self.points = in_floats(floating, **named).values()
         if weights is None:
             sizes = [end - start for start, end in itertools.pairwise(self.offsets)]
             equal = [1 / size for size in sizes for _ in range(size)]

@@ -17,7 +17,7 @@ from cusink.bridges.options import (
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.images import in_bins
-from cusink.torch.arrays import HALF, checked, in_one_dtype, one_tensor, regularisation
+from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor, regularisation
 from cusink.torch.costs import cost_tensors
 
 
@@ -67,10 +67,10 @@ class LossProblem:
                 named[name] = torch.full((k,), 1 / k, dtype=computing, device=device)
         if half:
             named = {name: x if x is None else x.float() for name, x in named.items()}
+        named = in_floats(computing, **named)
         if normalise:
             for name in "ab":
-                x = named[name]
-                named[name] = of_sum_one(torch, x if x.is_floating_point() else x.to(computing))
+                named[name] = of_sum_one(torch, named[name])
         elif balanced and (half or (single and computing == torch.float64)):
             a, b = named["a"], named["b"]
             named["b"] = b * mass_ratio(torch, a.detach(), b.detach(), "bfloat16" if half else "float32")
