@@ -1,5 +1,6 @@
 """A distributed call, checked as far as it can be without reading the collections."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
@@ -31,6 +32,9 @@ LazyArray: TypeAlias = Any  # dask.array.Array, which is not typed
 Delayed: TypeAlias = Any  # a result of dask.delayed
 
 Device = Literal["cpu", "cuda"]
+
+COSTS_HELD = 4  # of a client, the last ones
+_HELD: dict[Any, deque[Any]] = {}  # by client
 
 CHUNK_ROWS = {"A": 128, "B": 1 << 15}  # of a collection that comes without chunks
 
@@ -163,7 +167,7 @@ class Job:
             xp=xp,
             dtype=dtype,
             tile=tile,
-            C=dask.delayed(C, pure=False, traverse=False) if client is None else client.scatter(C, broadcast=True),
+            C=dask.delayed(C, pure=False, traverse=False) if client is None else _on_workers(client, C),
             mass=dask.delayed(first_mass, pure=False)(A[:1].to_delayed()[0, 0], masses),
             task=task,
         )
@@ -183,6 +187,18 @@ class Job:
     def like(self, dtype: Any) -> Array:
         """Return an empty array of the library of the result."""
         return self.xp.empty((0, 0), dtype)
+
+
+def _on_workers(client: Any, C: Any) -> Any:
+    """Return a future of a cost that all workers have, held for a while.
+
+    Dask may take notice that nobody holds it any more before it has read the graph of a temporary array that needs it.
+    """
+    for closed in [other for other in _HELD if other.status == "closed"]:
+        del _HELD[closed]
+    future = client.scatter(C, broadcast=True)
+    _HELD.setdefault(client, deque(maxlen=COSTS_HELD)).append(future)
+    return future
 
 
 def first_mass(a: Array, masses: Masses = "equal") -> float:

@@ -321,6 +321,24 @@ def test_an_index_lies_with_the_workers(tmp_path):
         assert len(here) == 40 and here.search(A, 1)[1].shape == (5, 1)
 
 
+def test_a_temporary_array_keeps_its_cost():
+    """Dask lets go of what nobody holds, at times before it has read who needs it."""
+    from dask.distributed import Client, LocalCluster
+
+    A, B, cost, options = PARTS["histograms"]
+    given = da.from_array(A, chunks=(3, -1)), da.from_array(B, chunks=(40, -1)), cost
+    want = cusink.nearest(A, B, cost, k=4, **options)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        for _ in range(6):
+            _, both = dask.compute(*distributed.nearest(*given, k=4, client=client, **options))
+            alone = distributed.nearest(*given, k=4, client=client, **options)[1].compute()
+            for indices in (both, alone):
+                np.testing.assert_array_equal(indices, want[1])
+
+
 def test_parts_that_do_not_belong_together():
     A, B, cost, options = PARTS["histograms"]
     one = cusink.Index(B[:40], cost, **options)
