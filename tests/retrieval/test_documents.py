@@ -504,3 +504,21 @@ def test_very_steep_costs_are_annealed(dtype, monkeypatch):
         for j, b in enumerate(B.toarray().astype(np.float64)):
             best = reference.optimum(*core(a / a.sum(), b / b.sum(), C.astype(np.float64)), eps)
             assert abs(found.distances[i, j] - best.cost) <= 2 * tol * C.max(), (i, j)
+
+
+def test_distances_that_float32_makes_equal_come_in_the_order_of_columns():
+    """They may differ in float64, in which pairs are solved."""
+    ties = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        words = rng.normal(size=(8, 2)).astype(np.float32)
+        items = [words[rng.permutation(8)[:4]] for _ in range(40)]
+        B = cusink.Measures.of(items)
+        for limit in (31, None):
+            found = cusink.nearest(
+                B[:1], B, "euclidean", k=30, eps=5.0, value="reg_cost", solve_at_most=limit, full_output=True
+            )
+            equal = np.diff(found.distances[0]) == 0
+            ties += int(equal.sum())
+            assert (np.diff(found.indices[0])[equal] > 0).all()
+    assert ties > 50

@@ -311,6 +311,12 @@ def test_a_description_that_was_changed_is_told(copied, old, new, message):
         cusink.Index.load(copied)
 
 
+def test_brackets_without_end_are_damage(copied):
+    (copied / "index.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"index.json cannot be read"):
+        cusink.Index.load(copied)
+
+
 def test_the_cost_of_another_index_is_damage(copied, tmp_path):
     A, B, C = collection(2, 40)
     cusink.Index(B, 2 * C, eps=EPS, value="divergence").save(tmp_path / "other")

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cusink.checks.arrays import narrowed
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.bounds import MOST_SLACK
 from cusink.retrieval.budget import BOUND_BYTES, search_share
@@ -170,7 +171,9 @@ class _Search:
             else:
                 found = solve_listed(queries, self.corpus.documents, i[block], j[block], pairs.setting, options)
             solved = self._values(found, row, column)
-            self.best.add(row, column, solved.distances.astype(float), solved.error, solved.converged)
+            # In the precision of the report, or distances that it makes equal would not be in the order of columns.
+            distances = narrowed(solved.distances, pairs.dtype, np).astype(float)
+            self.best.add(row, column, distances, solved.error, solved.converged)
             self.counts.add(started=len(row))
             self.counts.finish(solved.error, solved.converged)
 
@@ -230,7 +233,9 @@ class _Search:
             else:
                 np.maximum(ours, theirs, out=lower[k])
                 lower[k] -= slack + self.offsets[0][rows[k]] + self.offsets[1][self.kept]
-        return lower - rounding
+        lower -= rounding
+        with np.errstate(over="ignore"):
+            return lower.astype(self.pairs.dtype).astype(np.float64)  # as the distances, which are rounded
 
 
 def lower_bounds(a: HostArray, costs: HostArray, words: Words) -> tuple[HostArray, HostArray]:

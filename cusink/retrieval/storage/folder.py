@@ -111,7 +111,7 @@ def _description(path: Path) -> dict[str, Any]:
         if given["format"] != FORMAT:
             raise KeyError
         version = given["version"]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError, RecursionError):  # the last of brackets without end
         raise _damaged(path, f"{DESCRIPTION} cannot be read") from None
     if version != VERSION:
         raise ValueError(

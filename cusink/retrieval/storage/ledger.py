@@ -179,7 +179,7 @@ class Ledger:
                 tile = json.loads(line)
                 row, column = map(int, tile["at"])
                 marks[row, column] = Mark(Misses(int(tile["missed"]), float(tile["worst"])), int(tile["crc32"]))
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError):
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
             raise self.damaged(1 + len(marks)) from None
         return job, marks
 
