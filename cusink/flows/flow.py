@@ -23,9 +23,9 @@ __all__ = [
 
 Loss: TypeAlias = Literal["sinkhorn", "gaussian", "laplace", "energy", "exponential", "distance"]
 Callback: TypeAlias = Callable[[int, Array, float], None]
-FARTHEST = 1e3  # that a point moves in a step, in extents of both clouds
+FARTHEST = 1.0  # that a point moves in a step, in extents of both clouds: nothing lies further
 LONGER = 1.25  # a step after one that lowered the loss
-SHORTEST = 2.0**-20  # of the step that was asked for; no shorter one is tried
+SHORTEST = 2.0**-20  # of the step that was asked for, and of an extent that a point moves; no shorter one is tried
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -164,7 +164,11 @@ def gradient_flow(
     losses, length, taken, shortened = [current.value], steps.step, 0.0, 0
     shift = given.length(velocity) * steps.step
     _tell(callback, given, points, losses)
-    while len(losses) <= steps.max_iter and length >= SHORTEST * steps.step and shift > max(steps.tol, 0.0):
+    while len(losses) <= steps.max_iter and shift > max(steps.tol, 0.0):
+        # In a unit of coordinates in which they are small, the step that was asked for goes far beyond all points.
+        farthest = length * float(abs(velocity).max())
+        if length < SHORTEST * steps.step and not farthest >= SHORTEST * given.extent:
+            break
         move = -length * velocity if moved is None else steps.momentum * moved - length * velocity
         near = float(abs(move).max()) <= FARTHEST * given.extent  # and no infinity
         tried = _of_points(loss, given, points + move, how) if near else None
@@ -179,7 +183,7 @@ def gradient_flow(
         taken, length = length, min(LONGER * length, steps.step)
         _tell(callback, given, points, losses)
     converged = steps.tol >= 0 and shift <= steps.tol
-    _warn(steps, length, shift, len(losses) - 1, converged)
+    _warn(steps, shift, len(losses) - 1, converged)
     return Flow(
         points=given.to_user(points),
         losses=np.array(losses),
@@ -220,11 +224,11 @@ def _velocity(given: FlowProblem, current: _Loss) -> Array:
     return given.xp.where(some, current.gradient() / given.xp.where(some, given.a[:, None], 1), 0)
 
 
-def _warn(steps: checks.Steps, length: float, shift: float, done: int, converged: bool) -> None:
+def _warn(steps: checks.Steps, shift: float, done: int, converged: bool) -> None:
     """Warn of a flow that did not come to rest, or stands still."""
     if converged or steps.tol < 0:
         return
-    if length < SHORTEST * steps.step:
+    if done < steps.max_iter:
         warn(
             f"no step lowers the loss after {done} of them, of which the next would move points by {shift:.2g} of the "
             "spread of 'y': its digits are used up. Lower 'solver_tol', raise 'eps' or pass float64 arrays",

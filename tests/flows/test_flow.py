@@ -110,7 +110,18 @@ def test_a_step_out_of_the_range_is_shortened():
     flow = cusink.gradient_flow(x, y, loss="laplace", step=1e6, max_iter=3)
     assert (np.diff(flow.losses) < 0).all() and np.isfinite(flow.points).all() and flow.n_shortened > 3
     far = cusink.gradient_flow(x, y, loss="laplace", step=1e300, max_iter=3)
-    assert far.n_iter == 0 and (far.points == x).all()
+    assert far.n_iter == 3 and (np.diff(far.losses) < 0).all() and np.isfinite(far.points).all()
+
+
+@pytest.mark.parametrize("loss", ["gaussian", "energy", "exponential", "distance"])
+@pytest.mark.parametrize("unit", [1e-4, 1e-9])
+def test_points_move_in_any_unit_of_coordinates(loss, unit):
+    """The step that was asked for is many times too long there, and no point is thrown beyond all others."""
+    x, y, _, _ = drawn()
+    x = 0.3 * x + [1.3, 0]  # within sight of y
+    flow = cusink.gradient_flow(x * unit, y * unit, loss=loss, scale=unit, max_iter=40)
+    assert (np.diff(flow.losses) < 0).all() and flow.losses[-1] < 0.5 * flow.losses[0]
+    assert np.abs(flow.points / unit - y.mean(axis=0)).max() < 3
 
 
 def test_points_without_weight_stay_and_shapes_are_kept():
