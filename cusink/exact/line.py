@@ -171,17 +171,14 @@ class _Path:
 
     @classmethod
     def between(cls, given: WeightedPoints) -> "_Path":
-        xp, order, points, ends = given.xp, {}, {}, []
+        xp, order, points, weights = given.xp, {}, {}, []
         for side, name in (("x", "a"), ("y", "b")):
             all_points = getattr(given, side)[..., 0]
             order[side] = xp.argsort(all_points, axis=1)
             points[side] = xp.take_along_axis(all_points, order[side], axis=1)
-            ends.append(xp.cumsum(xp.take_along_axis(given.per_point[name], order[side], axis=1), axis=1))
-        n, every = ends[0].shape[1], xp.concatenate(ends, axis=1)
-        merged = xp.argsort(every, axis=1)
-        steps = {"x": merged < n, "y": merged >= n}
-        every = xp.take_along_axis(every, merged, axis=1)
-        width = xp.concatenate([every[:, :1], every[:, 1:] - every[:, :-1]], axis=1)
+            weights.append(xp.take_along_axis(given.per_point[name], order[side], axis=1))
+        merged, width = _widths(xp, weights)
+        steps = {"x": merged < weights[0].shape[1], "y": merged >= weights[0].shape[1]}
         at, values = {}, {}
         for side, step in steps.items():
             before = xp.cumsum(step, axis=1, dtype=np.int64) - step
@@ -209,3 +206,22 @@ class _Path:
             along = xp.cumsum(xp.where(moved, change, 0), axis=1)[step].reshape(order.shape)
             out.append(xp.take_along_axis(along + first, xp.argsort(order, axis=1), axis=1))
         return out[0], out[1]
+
+
+def _widths(xp: ArrayModule, weights: list[Array]) -> tuple[Array, Array]:
+    """Return the order (B, n + m) of the ends of the quantiles of two sides, and the mass between each and the last.
+
+    An end has the mass to its left or to its right, whichever is less: a little mass at either end keeps its digits.
+    """
+    left = xp.concatenate([xp.cumsum(w, axis=1) for w in weights], axis=1)
+    mass, none = left[:, weights[0].shape[1] - 1, None], xp.zeros((len(left), 1))
+    after = [xp.cumsum(w[:, :0:-1], axis=1)[:, ::-1] for w in weights]
+    right = xp.concatenate([part for sums in after for part in (sums, none)], axis=1)
+    upper = right < left
+    with np.errstate(divide="ignore", over="ignore"):
+        merged = xp.argsort(xp.where(upper, mass / right, -mass / left), axis=1)
+    left, right, upper = (xp.take_along_axis(x, merged, axis=1) for x in (left, right, upper))
+    before, behind = xp.concatenate([none, left[:, :-1]], axis=1), xp.concatenate([mass, right[:, :-1]], axis=1)
+    crossing = xp.concatenate([none == 0, ~upper[:, :-1]], axis=1)
+    width = xp.where(upper, xp.where(crossing, mass - before - right, behind - right), left - before)
+    return merged, xp.maximum(width, 0)

@@ -54,6 +54,19 @@ def test_the_cost_is_that_of_the_others(xp, n, m, power):
     assert alone.shape == () and float(alone) == pytest.approx(float(found[1]), rel=1e-14)
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_little_masses_far_out_keep_their_digits(xp, side):
+    for far, little in ((1e6, 1e-12), (1e14, 1e-14), (1e16, 1e-16), (1e30, 1e-20)):
+        x, a = xp(np.array([0.0, side * far])), xp(np.array([1 - little, little]))
+        y, b = xp(np.array([0.0, side * 0.5])), xp(np.array([1 - little / 4, little / 4]))
+        found = cusink.wasserstein_1d(x, a, y, b)
+        # A quarter of the mass far out goes to the other point, the rest to the origin.
+        want = little / 4 * (far - 0.5) + little * 3 / 4 * far
+        assert float(found) == pytest.approx(want, rel=1e-14)
+        gradients = cusink.wasserstein_1d_adjoint(x, a, y, b)
+        np.testing.assert_allclose(xp.numpy(gradients.x), [0, side * little], rtol=1e-13, atol=1e-30)
+
+
 @pytest.mark.parametrize("power", POWERS)
 def test_gradients_are_those_of_differences(xp, power):
     x, a, y, b = problems(3, 6, 9, seed=1)
