@@ -130,14 +130,14 @@ def weighted_points(x: Array, y: Array, per_point: dict[str, Array | None], posi
     )
 
 
-def scale_in_range(scale: float, dtype: Any) -> None:
-    """Check that the square of a scale is a number of the dtype of the computation."""
-    limits = np.finfo(dtype)
-    if not float(limits.tiny) <= scale * scale <= float(limits.max):
-        low, high = float(limits.tiny) ** 0.5, float(limits.max) ** 0.5
+def scale_in_range(kernel: str, scale: float, dtype: Any) -> None:
+    """Check that the square of a scale, and what slopes take of it, are numbers of the dtype of the computation."""
+    limits, power = np.finfo(dtype), 2.5 if kernel == "energy" else 2.0  # whose slopes go with (r² + s²)^(-5/4)
+    low, high = (float(end) ** (1 / power) for end in (limits.tiny, limits.max))
+    if not low <= scale <= high:
         raise ValueError(
-            f"'scale' must lie between {low:.2g} and {high:.2g} in {dtype}, so that its square does not leave the "
-            f"range; got {scale}. Change the unit of the points"
+            f"'scale' must lie between {low:.2g} and {high:.2g} in {dtype} for {kernel!r}, so that no power of it "
+            f"leaves the range; got {scale}. Change the unit of the points"
         )
 
 

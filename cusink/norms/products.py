@@ -273,7 +273,7 @@ def prepare(
     """Return checked points with their weights, and the profile of the kernel; `log` allows the log forms."""
     scale = checks.kernel(kernel, scale, log)
     given = checks.weighted_points(x, y, per_point, positive=log and "a" in per_point)
-    checks.scale_in_range(scale, given.x.dtype)
+    checks.scale_in_range(kernel, scale, given.x.dtype)
     if kernel in ("exponential", "distance"):  # of distances, whose squares may have no room where they have
         given = given.in_own_unit()
     checks.distances_in_range(kernel, scale, given)

@@ -379,6 +379,7 @@ BAD = [
     (cusink.kernel_product, (P, P, W, "energy", np.nan), {}, ValueError, "'scale' must be positive and finite"),
     (cusink.kernel_product, (P, P, W, "energy", "1"), {}, TypeError, "'scale' must be a number; got str"),
     (cusink.kernel_product, (P, P, W, "energy", 1e-200), {}, ValueError, "Change the unit of the points"),
+    (cusink.kernel_product, (P, P, W, "energy", 1e-130), {}, ValueError, "between 8.7e-124 and 2e+123"),
     (cusink.kernel_product, (P, P[:, :1], W), {}, ValueError, "the same number of coordinates; got shapes (3, 2)"),
     (cusink.kernel_product, (P, P[:, :0], W), {}, ValueError, "at least one point and one coordinate; got (3, 0)"),
     (cusink.kernel_product, (P[:0], P, W), {}, ValueError, "'x' must have shape (points, d)"),
