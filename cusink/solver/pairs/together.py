@@ -162,8 +162,7 @@ def _solve_pairs(
         with np.errstate(divide="ignore", invalid="ignore"):  # of pairs that are not solved
             f, g = (eps[at, None] * np.log(w) for w in (found.u, found.v))
         lift = tiles.lift(sides[0].mass[at], eps[at])
-        f, g = _in_gauge(f, g, a > 0, b > 0)
-        f, g = f - lift[:, None], g - lift[:, None]
+        f, g = _in_gauge(f - lift[:, None], g - lift[:, None], a > 0, b > 0)
         out.value[at] = sides[0].mass[at] * ((a * f).sum(axis=1) + (b * g).sum(axis=1))
         for side, target, part in zip(sides, (out.f, out.g), (f, g), strict=True):
             side.put(target, at, part)
