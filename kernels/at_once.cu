@@ -1,4 +1,4 @@
-// uses: scaling.cuh
+// uses: scaling.cuh, totals.cuh
 // The first and the last launch of small problems that are solved at once, without a look by the host: iterate runs
 // between them. begin_at_once weighs, copies and starts them; end_at_once makes all that a result holds.
 //
@@ -11,14 +11,6 @@
 constexpr int FACTS = 12;  // of a problem, as in cusink/backends/cupy/at_once.py
 constexpr double LOG2_E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
 
-__device__ inline double warp_total(double x) {
-    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL_WARP, x, offset);
-    return x;
-}
-__device__ inline double warp_highest(double x) {
-    for (int offset = 16; offset > 0; offset /= 2) x = fmax(x, __shfl_xor_sync(FULL_WARP, x, offset));
-    return x;
-}
 __device__ inline bool is_number(REAL x) {
     return magnitude(x) < infinity();
 }
