@@ -330,8 +330,9 @@ def joined(solved: SolvedPairs[SinkhornResult]) -> SinkhornPairs:
     named: dict[str, Any] = dict.fromkeys((*VALUES, "f", "g"))
     if known is not None:
         named |= {name: getattr(known, name) for name in ("f", "g", "cost", "error", "n_iter")}
-        of_entropy = known.value - solved.eps * known.entropy
-        named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": known.solved}
+        of_entropy = known.value - given.xp.asarray(solved.eps) * known.entropy
+        converged = given.xp.asarray(known.solved)
+        named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": converged}
     values = {name: solved.values(name, named[name]) for name in VALUES}
     f, g = solved.flat("f", given.A, named["f"]), solved.flat("g", given.B, named["g"])
     return SinkhornPairs(f=f, g=g, solved=solved, **values)
@@ -343,6 +344,6 @@ def made(solved: SolvedPairs[SinkhornResult], batch: Batch) -> SinkhornResult:
     f, g = solved.rows(batch, known.f, known.g)
     problem = Problem.of(checks.problem(a, b, cloud, eps=eps, check=False), f, g, None, None)
     reg_cost, entropic_cost = values(problem)
-    at = batch.pairs
+    at = solved.given.xp.asarray(batch.pairs)
     every = {"cost": known.cost[at], "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": known.error[at]}
-    return make_result(problem, every, known.n_iter[at], known.solved[at])
+    return make_result(problem, every, known.n_iter[at], known.solved[batch.pairs])

@@ -12,6 +12,7 @@ from cusink.checks.scalars import positive_bytes
 from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
 from cusink.errors import ConvergenceWarning, deferred_warnings, warn, warn_if_unconverged
+from cusink.solver.pairs.at_once import solve_at_once
 from cusink.solver.pairs.batches import Batch, batches
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side, put, put_in_order, rows, weight_rows
@@ -54,10 +55,14 @@ class SolvedPairs(Generic[R]):
         (P, n, d) and (P, m, d), and `eps`. `own` asks for the solutions of each measure with itself.
         """
         limit = None if memory_limit is None else positive_bytes(memory_limit)
-        together, left = None, np.ones(given.count, bool)
-        if can_be_solved_together(given, options, balanced):
-            together = solve_together(given, np.broadcast_to(eps, given.count), options, own, limit)
-            left = ~together.solved
+        together: Together | None = None
+        if can_be_solved_together(options, balanced):
+            every = np.broadcast_to(eps, given.count)
+            if given.xp is np:
+                together = solve_together(given, every, options, own, limit)
+            elif not own:
+                together = solve_at_once(given, every, options, limit)
+        left = np.ones(given.count, bool) if together is None else ~together.solved
         solved, warned = cls(given, eps, together, (), make, balanced, limit), list[tuple[str, type[Warning]]]()
         others = []
         for batch in solved.batches(left):

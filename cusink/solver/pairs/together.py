@@ -13,7 +13,7 @@ from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import Batch, tiles_of
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side
-from cusink.types import HostArray
+from cusink.types import Array, HostArray
 from cusink.workers import each
 
 
@@ -29,6 +29,7 @@ class OwnTerms(NamedTuple):
 class Together:
     """Solutions of the pairs that are `solved` (K,), in float64, item after item as their weights are.
 
+    Which these are, and which are `equal`, the host knows; the rest is where the weights are.
     `mass` (K,) is that of both measures. `value` (K,) is ``<a, f> + <b, g>``; where no self-terms are asked for, `cost`
     (K,) is the transport cost and `entropy` (K,) the sum of those of both measures. `pulled` are the derivatives (N, d)
     and (M, d) of divergences of squared distances by the points; None for other costs. Pairs of one measure twice,
@@ -37,14 +38,14 @@ class Together:
 
     solved: HostArray
     equal: HostArray
-    f: HostArray
-    g: HostArray
-    value: HostArray
-    cost: HostArray
-    entropy: HostArray
-    mass: HostArray
-    error: HostArray
-    n_iter: HostArray
+    f: Array
+    g: Array
+    value: Array
+    cost: Array
+    entropy: Array
+    mass: Array
+    error: Array
+    n_iter: Array
     own: OwnTerms | None = None
     pulled: tuple[HostArray, HostArray] | None = None
 
@@ -81,10 +82,10 @@ class Clouds(NamedTuple):
             target[start:stop] = row[: stop - start]
 
 
-def can_be_solved_together(given: CheckedPairs, options: Options, balanced: bool) -> bool:
-    """Say whether the call leaves the way of iterating open, and its arrays are those of the host."""
+def can_be_solved_together(options: Options, balanced: bool) -> bool:
+    """Say whether the call leaves the way of iterating open."""
     open_ = options.method == "auto" and options.overrelaxation == "auto" and options.tol is not None
-    return given.xp is np and balanced and open_
+    return balanced and open_
 
 
 def solve_together(given: CheckedPairs, eps: HostArray, options: Options, own: bool, limit: int | None) -> Together:

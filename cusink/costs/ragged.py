@@ -1,0 +1,55 @@
+"""The operator that solves pairs of clouds of unequal sizes together, and what it is given and gives."""
+
+from typing import NamedTuple, Protocol, TypeVar
+
+from cusink.types import Array, HostArray
+
+DataIn = TypeVar("DataIn", contravariant=True)
+
+
+class RaggedPairs(NamedTuple):
+    """Weights (N,) and (M,) of all points in float64, where items begin (K + 1,) on both sides, and eps (K,)."""
+
+    a: Array
+    b: Array
+    offsets: tuple[HostArray, HostArray]
+    eps: HostArray
+
+
+class RaggedRules(NamedTuple):
+    """How such pairs are solved: the options, and what the solver knows of rounding."""
+
+    tol: float
+    max_iter: int
+    check_every: int
+    single: bool  # whether iterations may be in float32
+    largest_pair: int  # pairs of points
+    memory: int | None  # bytes at most for costs that are stored
+    steepest: float  # largest cost over eps
+    carried: float  # rounding that an entry of the plan carries, as a share of the mass
+    of_exponents: float  # relative rounding of an exponent and of its costs
+    nearly_all: float  # share of the weights that makes one point the problem
+
+
+class RaggedSolutions(NamedTuple):
+    """Solutions of the pairs that are `solved` (K,), in float64: f (N,), g (M,), and what is known of each pair (K,).
+
+    `entropy` is the sum of those of both measures.
+    """
+
+    f: Array
+    g: Array
+    cost: Array
+    reg_cost: Array
+    entropy: Array
+    error: Array
+    mass: Array
+    n_iter: Array
+    solved: HostArray
+
+
+class SolveRagged(Protocol[DataIn]):
+    """Solve pairs of items, with the costs C between all points of both sides; None where none can be solved."""
+
+    def __call__(self, C: DataIn, pairs: RaggedPairs, rules: RaggedRules) -> RaggedSolutions | None:
+        """See the class."""

@@ -1,0 +1,60 @@
+"""Pairs of clouds of unequal sizes solved together on a device, in one go, without a look before the end."""
+
+from typing import cast
+
+import numpy as np
+
+from cusink.convergence.options import Options
+from cusink.convergence.rules import NEARLY_ALL
+from cusink.costs.clouds import PointCloud, point_costs
+from cusink.costs.points import PointCosts
+from cusink.costs.ragged import RaggedPairs, RaggedRules
+from cusink.operand import operators
+from cusink.solver.pairs import tiles
+from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.together import Together
+from cusink.types import HostArray
+
+LARGEST_PAIR = 1 << 20  # of points: one block for each pair, and larger pairs are faster on the whole device
+SINGLE_ABOVE = 1e-6  # tolerance below which float32 has too few digits for any pair
+
+
+def solve_at_once(given: CheckedPairs, eps: HostArray, options: Options, limit: int | None) -> Together | None:
+    """Solve the pairs with an eps (K,) each; None where the device cannot.
+
+    Pairs that have not converged, or are too large or too steep, are not `solved`. `limit` are bytes for stored costs.
+    """
+    solve = operators("points", given.xp).solve_ragged
+    if solve is None or options.tol is None:
+        return None
+    x, y = (side.points.astype(np.float64) for side in (given.A, given.B))
+    a, b = (side.weights.astype(np.float64) for side in (given.A, given.B))
+    costs = cast("PointCosts", point_costs(given.xp, PointCloud(x, y, given.metric), x, y))
+    rules = RaggedRules(
+        tol=options.tol,
+        max_iter=options.max_iter,
+        check_every=options.check_every,
+        single=given.dtype != np.float64 and options.tol >= SINGLE_ABOVE,
+        largest_pair=LARGEST_PAIR,
+        memory=limit,
+        steepest=tiles.STEEPEST,
+        carried=tiles.CARRIED * tiles.UNIT,
+        of_exponents=2 * (x.shape[1] + 4) * tiles.UNIT,
+        nearly_all=NEARLY_ALL,
+    )
+    pairs = RaggedPairs(a, b, (given.A.offsets, given.B.offsets), np.ascontiguousarray(eps, np.float64))
+    found = solve(costs, pairs, rules)
+    if found is None:
+        return None
+    return Together(
+        solved=found.solved,
+        equal=np.zeros(given.count, bool),
+        f=found.f,
+        g=found.g,
+        value=found.reg_cost,
+        cost=found.cost,
+        entropy=found.entropy,
+        mass=found.mass,
+        error=found.error,
+        n_iter=found.n_iter,
+    )
