@@ -1,105 +1,23 @@
-// uses: pair_steps.cuh, totals.cuh
+// uses: ragged.cuh
 // ragged: pairs of clouds of unequal sizes, solved to the end in one launch, one block per pair.
 //
-// The costs of a pair, times log2(e) / eps, are made once into a tile, in shared memory where they fit, else in `scratch`.
-// All iterations run on it in the log domain (pair_steps.cuh), over-relaxed, in REAL. After `check_every` of them a pair
-// checks whether it may stop and chooses its omega (convergence.cuh). What is returned is then made of its g alone, in
-// double, from costs taken anew in double: the exact f-update, the potentials in their gauge, and cost and marginal error
-// of the plan of these very potentials, with what rounding adds. So `error` holds whatever REAL is; a pair that misses its
-// tolerance says so, and is solved otherwise.
+// The costs of a pair, times log2(e) / eps, are made once into a tile, in shared memory where they fit, else in
+// `scratch`. All iterations run on it in the log domain (pair_steps.cuh), over-relaxed, in REAL. After `check_every`
+// of them a pair checks whether it may stop and chooses its omega (convergence.cuh). What is returned is then made of
+// its g alone, in double, from costs taken anew in double: the exact f-update, the potentials in their gauge, and cost
+// and marginal error of the plan of these very potentials, with what rounding adds. So `error` holds whatever REAL is;
+// a pair that misses its tolerance says so, and is solved otherwise.
 //
-// Per half-step a block needs n * m exp2 and as many loads of the tile: bound by the exponential unit, in small pairs by
-// latency. Costs are taken 3 times, d multiply-adds and loads of coordinates for each, which lie side by side (d, points).
-// All threads know the sums of the block, and take the same branches. Correct for any grid and any block that is a
-// multiple of 32 (at most 512). Points must be finite; each side needs a weight above 0.
+// Per half-step a block needs n * m exp2 and as many loads of the tile: bound by the exponential unit, in small pairs
+// by latency. Costs are taken 3 times, d multiply-adds and loads of coordinates for each, which lie side by side (d,
+// points). All threads know the sums of the block, and take the same branches. Correct for any grid and any block that
+// is a multiple of 32 (at most 512). Points must be finite; each side needs a weight above 0.
 
-constexpr double LOWEST = -1.7976931348623157e+308;
-constexpr int COLUMNS = 6;  // of the table: the pair, its first point and number of points of each side, its tile
-
-// Two sums of a block.
-struct Sums {
-    double x, y;
-
-    __device__ static Sums empty() {
-        return {0, 0};
-    }
-    __device__ void merge_warp() {
-        x = warp_total(x), y = warp_total(y);
-    }
-};
-
-// Two maxima of a block.
-struct Most {
-    double x, y;
-
-    __device__ static Most empty() {
-        return {LOWEST, LOWEST};
-    }
-    __device__ void merge_warp() {
-        x = warp_highest(x), y = warp_highest(y);
-    }
-};
-
-// Costs between the points of a pair: coordinate c of point i of x is x[c * x_stride + i].
-struct Between {
-    const double *x, *y;
-    long long x_stride, y_stride, d;
-    int cityblock, root;
-    double factor;
-
-    __device__ double cost(int i, int j) const {
-        double sum = 0;
-#pragma unroll 1
-        for (long long c = 0; c < d; c++) {
-            double step = x[c * x_stride + i] - y[c * y_stride + j];
-            sum = cityblock ? sum + fabs(step) : fma(step, step, sum);
-        }
-        return (root ? sqrt(sum) : sum) * factor;
-    }
-};
-
-// One side of a pair in double: its weights (size,), their sum, and its potentials; `light` says where they are 0 in REAL.
-struct Exact {
-    int size;
-    const double* weights;
-    double mass;
-    double* potential;
-    const REAL* light;
-
-    __device__ double weight(int k) const {
-        return weights[k] / mass;
-    }
-};
-
-// The soft minimum of the costs of point k over the points of the other side, by a warp.
-template <bool ROWS>
-__device__ inline double soft_minimum(const Between& between, const Exact& summed, int k, double scale) {
-    double highest = LOWEST, sum = 0;
-#pragma unroll 1
-    for (int s = threadIdx.x % 32; s < summed.size; s += 32) {
-        if (!(summed.light[s] > 0)) continue;
-        double term = (summed.potential[s] - (ROWS ? between.cost(k, s) : between.cost(s, k))) * scale;
-        if (term > highest) {
-            sum *= exp2(highest - term);
-            highest = term;
-        }
-        sum += summed.weight(s) * exp2(term - highest);
-    }
-    double top = warp_highest(highest);
-    sum = warp_total(sum * exp2(highest - top));
-    return -(top + log2(sum)) / scale;
-}
-
-// How pairs begin: the first omega of steep ones and of others, and where nearly all weight lies in one point.
-struct Beginning {
-    double begin_steep, first_omega, first_omega_if_steep, steep_above, steep_below, nearly_all, plain_if_one_bin;
-};
-
-// f (N,), g (M,) of all points; values (5, K): cost, reg_cost, entropy of both sides, error and
-// mass; outcome (2, K): iterations,
-// and 1 for a pair within the tolerance, 2 for one that is steep or slow, 0 for one that REAL has too few digits for.
-// From table (pairs, COLUMNS) of those to be solved, the tile of each as a place in `scratch` or -1 for shared memory; eps
-// (K,); points x (d, N), y (d, M) and weights a (N,), b (M,). `rounding` is that of an exponent relative to the largest.
+// f (N,), g (M,) of all points; values (5, K): cost, reg_cost, entropy of both sides, error and mass; outcome (2, K):
+// iterations, and 1 for a pair within the tolerance, 2 for one that is steep or slow, 0 for one that REAL has too few
+// digits for. From table (pairs, COLUMNS) of those to be solved, the tile of each as a place in `scratch` or -1 for
+// shared memory; eps (K,); points x (d, N), y (d, M) and weights a (N,), b (M,). `rounding` is that of an exponent
+// relative to the largest.
 // Shared: p | q | a | b | tile, of the largest pair. One block per pair.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
 ragged(double* f, double* g, double* values, long long* outcome, REAL* scratch, const long long* table,
@@ -142,20 +60,12 @@ ragged(double* f, double* g, double* values, long long* outcome, REAL* scratch, 
         double exponent = range.y / eps, steepness = (range.x + range.y) / eps;
         double added = carried + expm1(fmin(rounding * exponent, 700.0));
         bool fits = exponent <= steepest && added <= tol / 2;
-        bool steep = steepness >= beginning.steep_above && steepness < beginning.steep_below;
+        bool one_bin = heaviest.x >= beginning.nearly_all * mass.x || heaviest.y >= beginning.nearly_all * mass.y;
         // In float, half of the tolerance is for what the costs lose when they are rounded.
         StopRules rules = {(sizeof(REAL) == sizeof(float) ? tol / 2 : tol) - added, level * (1 + exponent), progress,
-                           steep ? beginning.first_omega_if_steep : beginning.first_omega, largest_omega, stalled_checks, 1,
-                           least_observed};
-        if (threadIdx.x == 0) {
-            // One plain iteration solves a pair with one point on a side.
-            bool single = n == 1 || m == 1;
-            bool one_bin = steepness >= beginning.steep_above && (heaviest.x >= beginning.nearly_all * mass.x ||
-                                                                  heaviest.y >= beginning.nearly_all * mass.y);
-            double infinite = double(infinity());
-            state = {steep && !one_bin && !single ? beginning.begin_steep : 1, infinite, infinite, 0, 0, 0, infinite,
-                     one_bin ? -beginning.plain_if_one_bin : 0};
-        }
+                           beginning.chosen_first(steepness), largest_omega, stalled_checks, 1, least_observed};
+        // One plain iteration solves a pair with one point on a side.
+        if (threadIdx.x == 0) state = beginning.state(steepness, one_bin, n == 1 || m == 1);
         __syncthreads();
         Points sources = {n, stride, a, p}, targets = {m, 1, b, q};
         int done = 0, checks = 0, most = fits ? max_iter : 0;
@@ -204,12 +114,13 @@ ragged(double* f, double* g, double* values, long long* outcome, REAL* scratch, 
             if (columns.weights[j] > 0) total.y += columns.potential[j] - lift, number.y += 1;
         total = merge_block(total), number = merge_block(number);
         double constant = (total.y - total.x) / (number.x + number.y);
-        Sums value = Sums::empty(), left_out = Sums::empty();  // the dual value and the entropy; potentials that are no numbers
+        // The dual value and the entropy; potentials that are no numbers, on both sides.
+        Sums value = Sums::empty(), odd = Sums::empty();
         Most size = {0, 0};
         for (int i = threadIdx.x; i < n; i += blockDim.x) {
             double potential = rows.potential[i] + constant - lift, weight = rows.weight(i);
             rows.potential[i] = potential;
-            if (!(fabs(potential) < infinity())) left_out.x += 1;
+            if (!(fabs(potential) < infinity())) odd.x += 1;
             if (!(weight > 0)) continue;
             size.x = fmax(size.x, fabs(potential));
             value.x += weight * potential, value.y -= weight * log(weight);
@@ -217,12 +128,12 @@ ragged(double* f, double* g, double* values, long long* outcome, REAL* scratch, 
         for (int j = threadIdx.x; j < m; j += blockDim.x) {
             double potential = columns.potential[j] - constant - lift, weight = columns.weight(j);
             columns.potential[j] = potential;
-            if (!(fabs(potential) < infinity())) left_out.y += 1;
+            if (!(fabs(potential) < infinity())) odd.y += 1;
             if (!(weight > 0)) continue;
             size.y = fmax(size.y, fabs(potential));
             value.x += weight * potential, value.y -= weight * log(weight);
         }
-        value = merge_block(value), left_out = merge_block(left_out), size = merge_block(size);
+        value = merge_block(value), odd = merge_block(odd), size = merge_block(size);
         double more = log2(mass.x);  // what `lift` took from both
         Sums plan = Sums::empty();   // its cost, and by how much its columns miss their weights
         for (int j = warp; j < m; j += warps) {
@@ -243,7 +154,7 @@ ragged(double* f, double* g, double* values, long long* outcome, REAL* scratch, 
         if (threadIdx.x == 0) {
             double largest = fmax(exponent, (size.x + size.y) / eps);
             double error = plan.y + carried + expm1(fmin(rounding * largest, 700.0));
-            bool reached = fits && error <= tol && left_out.x + left_out.y == 0;
+            bool reached = fits && error <= tol && odd.x + odd.y == 0;
             bool slow = !fits || (!ended && bound > rules.level);
             values[k] = mass.x * plan.x, values[K + k] = mass.x * value.x;
             values[2 * K + k] = mass.x * (value.y - 2 * log(mass.x)), values[3 * K + k] = error;

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol, TypeVar
 
-from cusink.types import Array, HostArray
+from cusink.types import Array, HostArray, Reach
 
 DataIn = TypeVar("DataIn", contravariant=True)
 
@@ -29,12 +29,14 @@ class RaggedRules(NamedTuple):
     carried: float  # rounding that an entry of the plan carries, as a share of the mass
     of_exponents: float  # relative rounding of an exponent and of its costs
     nearly_all: float  # share of the weights that makes one point the problem
+    reach: Reach | None  # prices of the marginals, None where these are to be met
 
 
 class RaggedSolutions(NamedTuple):
     """Solutions of the pairs that are `solved` (K,), in float64: f (N,), g (M,), and what is known of each pair (K,).
 
-    `entropy` is the sum of those of both measures.
+    `entropy` is the sum of those of both measures, or with `reach` what eps times it takes from `reg_cost`; then the
+    potentials are ``f + shift`` and ``g - shift``.
     """
 
     f: Array
@@ -46,6 +48,7 @@ class RaggedSolutions(NamedTuple):
     mass: Array
     n_iter: Array
     solved: HostArray
+    shift: Array | None
 
 
 class SolveRagged(Protocol[DataIn]):

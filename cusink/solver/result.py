@@ -331,10 +331,13 @@ def joined(solved: SolvedPairs[SinkhornResult]) -> SinkhornPairs:
     if known is not None:
         named |= {name: getattr(known, name) for name in ("f", "g", "cost", "error", "n_iter")}
         of_entropy = known.value - given.xp.asarray(solved.eps) * known.entropy
+        if known.shift is not None:
+            of_a, of_b = (side.spread(given.xp, known.shift) for side in (given.A, given.B))
+            named |= {"f": known.f + of_a, "g": known.g - of_b}
         converged = given.xp.asarray(known.solved)
         named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": converged}
     values = {name: solved.values(name, named[name]) for name in VALUES}
-    f, g = solved.flat("f", given.A, named["f"]), solved.flat("g", given.B, named["g"])
+    f, g = (solved.flat(name, side, named[name]) for name, side in (("f", given.A), ("g", given.B)))
     return SinkhornPairs(f=f, g=g, solved=solved, **values)
 
 
@@ -342,7 +345,10 @@ def made(solved: SolvedPairs[SinkhornResult], batch: Batch) -> SinkhornResult:
     """Return the result of a batch of pairs that were solved together."""
     known, (a, b, cloud, eps) = solved.known, solved.problem(batch)
     f, g = solved.rows(batch, known.f, known.g)
-    problem = Problem.of(checks.problem(a, b, cloud, eps=eps, check=False), f, g, None, None)
+    shift, reach = None, solved.reach
+    if known.shift is not None:
+        shift = known.shift[solved.given.xp.asarray(batch.pairs)]
+    problem = Problem.of(checks.problem(a, b, cloud, eps=eps, check=False, reach=reach), f, g, reach, shift)
     reg_cost, entropic_cost = values(problem)
     at = solved.given.xp.asarray(batch.pairs)
     every = {"cost": known.cost[at], "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": known.error[at]}

@@ -1,6 +1,7 @@
-"""Pairs of clouds of unequal sizes on a GPU: all iterations of all pairs in one launch of ``ragged.cu``.
+"""Pairs of clouds of unequal sizes on a GPU: all iterations of all pairs in one launch.
 
-Pairs for which float32 has too few digits go into a second one, in float64. The host waits for nothing but the outcome.
+It is one of ``ragged.cu``, or of ``ragged_unbalanced.cu`` where marginals have a price. Pairs for which float32 has too
+few digits go into a second one, in float64. The host waits for nothing but the outcome.
 """
 
 import cupy as cp
@@ -13,6 +14,7 @@ from cusink.convergence.rules import (
     FIRST_OMEGA_IF_STEEP,
     LARGEST_OMEGA,
     LEAST_OBSERVED,
+    NO_REACH,
     PLAIN_IF_ONE_BIN,
     PROGRESS,
     RELAX_ABOVE,
@@ -32,15 +34,20 @@ def solve_ragged(C: PointCosts, pairs: RaggedPairs, rules: RaggedRules) -> Ragge
     """Return solutions of pairs, see `cusink.costs.ragged.SolveRagged`."""
     if C.exponent not in (0.5, 1) or (C.exponent == 0.5 and C.norm == "cityblock"):
         return None
-    K = len(pairs.eps)
+    K, unbalanced = len(pairs.eps), rules.reach is not None
     x, y = (cp.ascontiguousarray(points.T) for points in (C.x, C.y))
-    eps, f, g, values = cp.asarray(pairs.eps), cp.empty(C.x.shape[0]), cp.empty(C.y.shape[0]), cp.empty((5, K))
+    eps, f, g, values = (
+        cp.asarray(pairs.eps),
+        cp.empty(C.x.shape[0]),
+        cp.empty(C.y.shape[0]),
+        cp.empty((6 if unbalanced else 5, K)),
+    )
     outcome = cp.zeros((2, K), np.int64)
     arrays = (f, g, values, outcome), (eps, x, y, pairs.a, pairs.b)
     left, solved = np.arange(K), None
     for dtype in map(np.dtype, ("float32", "float64") if rules.single else ("float64",)):
         n, m = (np.diff(offsets)[left] for offsets in pairs.offsets)
-        launches = ragged_launches(n, m, dtype.name, device(), rules.largest_pair, rules.memory)
+        launches = ragged_launches(n, m, dtype.name, device(), rules.largest_pair, rules.memory, unbalanced)
         if not launches:
             break
         for launch in launches:
@@ -50,8 +57,8 @@ def solve_ragged(C: PointCosts, pairs: RaggedPairs, rules: RaggedRules) -> Ragge
         left, solved = tried[state[tried] == TOO_FEW_DIGITS], state == SOLVED
     if solved is None:
         return None
-    cost, reg_cost, entropy, error, mass = values
-    return RaggedSolutions(f, g, cost, reg_cost, entropy, error, mass, outcome[0], solved)
+    cost, reg_cost, entropy, error, mass, *shift = values
+    return RaggedSolutions(f, g, cost, reg_cost, entropy, error, mass, outcome[0], solved, shift[0] if shift else None)
 
 
 def _launch(
@@ -74,13 +81,14 @@ def _launch(
         *(rounding_level(dtype, 0.0), PROGRESS, begin_steep, FIRST_OMEGA, FIRST_OMEGA_IF_STEEP),
         *(RELAX_ABOVE, RELAX_LATER_ABOVE, rules.nearly_all, PLAIN_IF_ONE_BIN, LARGEST_OMEGA),
     )
+    prices = () if rules.reach is None else (*rules.reach, NO_REACH)
     counts = STALLED_CHECKS, LEAST_OBSERVED, min(rules.max_iter, MOST_ITERATIONS), rules.check_every
     run(
         chosen.launch,
         dtype,
         *(*outputs, scratch, table, *inputs),
         *map(np.int32, (C.norm == "cityblock", C.exponent == 0.5)),
-        *map(np.float64, numbers),
+        *map(np.float64, (*numbers, *prices)),
         *map(np.int32, counts),
         *sizes(len(pairs), len(inputs[0]), *C.x.shape[:1], *C.y.shape),
     )

@@ -1,4 +1,4 @@
-"""Which pairs of unequal sizes share a launch of ``ragged.cu``, and how: a pure function of sizes, dtype and device."""
+"""Which pairs of unequal sizes share a launch, and how: a pure function of sizes, dtype and device."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,13 @@ class RaggedLaunch(NamedTuple):
 
 
 def ragged_launches(
-    n: HostArray, m: HostArray, dtype: npt.DTypeLike, device: Device, largest: int, memory: int | None = None
+    n: HostArray,
+    m: HostArray,
+    dtype: npt.DTypeLike,
+    device: Device,
+    largest: int,
+    memory: int | None = None,
+    unbalanced: bool = False,
 ) -> list[RaggedLaunch]:
     """Return the launches for pairs of n and m points (K,) each.
 
@@ -39,6 +45,8 @@ def ragged_launches(
         Pairs of points of a pair from which on it is in no launch; nor are those that do not fit.
     memory : int, optional
         Bytes of global memory that may be taken.
+    unbalanced : bool
+        Whether marginals have a price.
 
     Returns
     -------
@@ -48,13 +56,13 @@ def ragged_launches(
     """
     size, most = np.dtype(dtype).itemsize, device.shared_memory - OWN_SHARED_MEMORY
     scratch = min(SCRATCH, SCRATCH if memory is None else memory) // size
-    state, tile = 4 * (n + m), n * (m | 1)
+    state, tile = (6 if unbalanced else 4) * (n + m), n * (m | 1)
     inside = size * (state + tile) <= most
     fits = (n * m < largest) & (size * state <= most) & (inside | (tile <= scratch))
     order = np.flatnonzero(fits)[np.argsort(-tile[fits], kind="stable")]
     shared = size * (state + np.where(inside, tile, 0))
     small = (shared * SHARING <= most) & (len(order) > device.multiprocessors)
-    out = []
+    kernel, out = "ragged_unbalanced" if unbalanced else "ragged", []
     for group, shares in ((order[~small[order]], False), (order[small[order]], True)):
         outside = np.where(inside[group], 0, tile[group])
         ends = np.cumsum(outside)
@@ -62,7 +70,7 @@ def ragged_launches(
             count = int(np.searchsorted(ends, scratch, side="right"))
             own, places = group[:count], np.where(inside[group[:count]], -1, ends[:count] - outside[:count])
             block = NARROW if shares or max(n[own].max(), m[own].max()) < WIDE_FROM else WIDE
-            launch = Launch("ragged.cu", "ragged", min(count, MOST_BLOCKS), block, int(shared[own].max()))
+            launch = Launch(f"{kernel}.cu", kernel, min(count, MOST_BLOCKS), block, int(shared[own].max()))
             out.append(RaggedLaunch(own, places, int(ends[count - 1]), launch))
             group, outside, ends = group[count:], outside[count:], ends[count:] - ends[count - 1]
     return out

@@ -13,13 +13,15 @@ from cusink.operand import operators
 from cusink.solver.pairs import tiles
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.together import Together
-from cusink.types import HostArray
+from cusink.types import HostArray, Reach
 
 LARGEST_PAIR = 1 << 20  # of points: one block for each pair, and larger pairs are faster on the whole device
 SINGLE_ABOVE = 1e-6  # tolerance below which float32 has too few digits for any pair
 
 
-def solve_at_once(given: CheckedPairs, eps: HostArray, options: Options, limit: int | None) -> Together | None:
+def solve_at_once(
+    given: CheckedPairs, eps: HostArray, options: Options, reach: Reach | None, limit: int | None
+) -> Together | None:
     """Solve the pairs with an eps (K,) each; None where the device cannot.
 
     Pairs that have not converged, or are too large or too steep, are not `solved`. `limit` are bytes for stored costs.
@@ -34,13 +36,14 @@ def solve_at_once(given: CheckedPairs, eps: HostArray, options: Options, limit: 
         tol=options.tol,
         max_iter=options.max_iter,
         check_every=options.check_every,
-        single=given.dtype != np.float64 and options.tol >= SINGLE_ABOVE,
+        single=given.computing == "float32" and options.tol >= SINGLE_ABOVE,
         largest_pair=LARGEST_PAIR,
         memory=limit,
         steepest=tiles.STEEPEST,
         carried=tiles.CARRIED * tiles.UNIT,
         of_exponents=2 * (x.shape[1] + 4) * tiles.UNIT,
         nearly_all=NEARLY_ALL,
+        reach=reach,
     )
     pairs = RaggedPairs(a, b, (given.A.offsets, given.B.offsets), np.ascontiguousarray(eps, np.float64))
     found = solve(costs, pairs, rules)
@@ -57,4 +60,5 @@ def solve_at_once(given: CheckedPairs, eps: HostArray, options: Options, limit: 
         mass=found.mass,
         error=found.error,
         n_iter=found.n_iter,
+        shift=found.shift,
     )

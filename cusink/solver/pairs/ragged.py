@@ -46,6 +46,10 @@ class Side:
         filled: HostArray = np.arange(width) < self.sizes[items, None]
         return filled
 
+    def spread(self, xp: ArrayModule, values: Array) -> Array:
+        """Return values (K,) of the items as those of all their points (N,)."""
+        return values[xp.asarray(np.repeat(np.arange(len(self.sizes)), self.sizes))]
+
 
 def rows(xp: ArrayModule, side: Side, values: Array, items: HostArray, width: int) -> Array:
     """Return values (N, ...) of all points as rows (P, width, ...) of some items."""

@@ -17,7 +17,7 @@ from cusink.solver.pairs.batches import Batch, batches
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side, put, put_in_order, rows, weight_rows
 from cusink.solver.pairs.together import Together, can_be_solved_together, solve_together
-from cusink.types import Array, Eps
+from cusink.types import Array, Eps, Reach
 
 R = TypeVar("R")
 
@@ -26,7 +26,7 @@ R = TypeVar("R")
 class SolvedPairs(Generic[R]):
     """Checked pairs, what was solved together, the result of each batch of the others, and the eps of each pair.
 
-    `make` makes the result of a batch of pairs that were solved together.
+    `make` makes the result of a batch of pairs that were solved together; `reach` are the prices of the marginals.
     """
 
     given: CheckedPairs
@@ -34,7 +34,7 @@ class SolvedPairs(Generic[R]):
     together: Together | None
     others: tuple[tuple[Batch, R], ...]
     make: "Callable[[SolvedPairs[R], Batch], R]"
-    balanced: bool
+    reach: Reach | None
     memory_limit: int | None
 
     @classmethod
@@ -43,7 +43,7 @@ class SolvedPairs(Generic[R]):
         given: CheckedPairs,
         eps: Eps,
         options: Options,
-        balanced: bool,
+        reach: Reach | None,
         own: bool,
         call: Callable[..., R],
         make: "Callable[[SolvedPairs[R], Batch], R]",
@@ -56,14 +56,14 @@ class SolvedPairs(Generic[R]):
         """
         limit = None if memory_limit is None else positive_bytes(memory_limit)
         together: Together | None = None
-        if can_be_solved_together(options, balanced):
+        if can_be_solved_together(options):
             every = np.broadcast_to(eps, given.count)
-            if given.xp is np:
+            if given.xp is not np and not own:
+                together = solve_at_once(given, every, options, reach, limit)
+            elif given.xp is np and reach is None:
                 together = solve_together(given, every, options, own, limit)
-            elif not own:
-                together = solve_at_once(given, every, options, limit)
         left = np.ones(given.count, bool) if together is None else ~together.solved
-        solved, warned = cls(given, eps, together, (), make, balanced, limit), list[tuple[str, type[Warning]]]()
+        solved, warned = cls(given, eps, together, (), make, reach, limit), list[tuple[str, type[Warning]]]()
         others = []
         for batch in solved.batches(left):
             with deferred_warnings(warned):
@@ -72,7 +72,7 @@ class SolvedPairs(Generic[R]):
         for message, category in dict.fromkeys(warned):
             if category is not ConvergenceWarning:  # which is given once, for all pairs
                 warn(message, category)
-        return cls(given, eps, together, tuple(others), make, balanced, limit)
+        return cls(given, eps, together, tuple(others), make, reach, limit)
 
     def batches(self, among: Any) -> list[Batch]:
         """Divide the pairs that are `among` (K,) them into batches."""
@@ -95,6 +95,11 @@ class SolvedPairs(Generic[R]):
             return self.others
         made = ((batch, self.make(self, batch)) for batch in self.batches(self.together.solved))
         return (*made, *self.others)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether both marginals are met."""
+        return self.reach is None
 
     @property
     def known(self) -> Together:

@@ -33,7 +33,8 @@ class Together:
     `mass` (K,) is that of both measures. `value` (K,) is ``<a, f> + <b, g>``; where no self-terms are asked for, `cost`
     (K,) is the transport cost and `entropy` (K,) the sum of those of both measures. `pulled` are the derivatives (N, d)
     and (M, d) of divergences of squared distances by the points; None for other costs. Pairs of one measure twice,
-    which are `equal` (K,), have the potentials of this measure with itself.
+    which are `equal` (K,), have the potentials of this measure with itself. With prices of the marginals the potentials
+    are ``f + shift`` and ``g - shift``, and eps times `entropy` is what `value` is above the entropic cost.
     """
 
     solved: HostArray
@@ -46,6 +47,7 @@ class Together:
     mass: Array
     error: Array
     n_iter: Array
+    shift: Array | None = None
     own: OwnTerms | None = None
     pulled: tuple[HostArray, HostArray] | None = None
 
@@ -82,10 +84,9 @@ class Clouds(NamedTuple):
             target[start:stop] = row[: stop - start]
 
 
-def can_be_solved_together(options: Options, balanced: bool) -> bool:
+def can_be_solved_together(options: Options) -> bool:
     """Say whether the call leaves the way of iterating open."""
-    open_ = options.method == "auto" and options.overrelaxation == "auto" and options.tol is not None
-    return balanced and open_
+    return options.method == "auto" and options.overrelaxation == "auto" and options.tol is not None
 
 
 def solve_together(given: CheckedPairs, eps: HostArray, options: Options, own: bool, limit: int | None) -> Together:
