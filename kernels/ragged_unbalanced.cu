@@ -7,9 +7,10 @@
 // plain update, the distance of the column marginal from b exp(-(g - t) / rho_b) relative to its mass, the values.
 //
 // Per half-step a block needs n * m exp2 and as many loads of the tile, and for t another n + m exponentials in double.
-// Costs are taken 4 times. Correct for any grid and any block that is a multiple of 32 (at most 512). Points must be
+// Costs are taken 4 times. Correct for any grid and any block that is a multiple of 32 (at most 256). Points must be
 // finite; each side needs a weight above 0.
 
+constexpr int DAMPED_THREADS = 256;  // with more, a block in double would spill
 constexpr double MUCH_MORE = 40, LARGEST_EXPONENT = 350;  // as in cusink/solver/unbalanced.py
 constexpr double LN2 = 0.69314718055994530942;
 
@@ -82,7 +83,7 @@ struct Shares {
 // As `ragged`, and values (6, K) with the t of each pair; f and g are without it. The prices are rho_a and rho_b, one
 // of them may be inf; no_reach times eps stands for larger ones in over-relaxation.
 // Shared: p | q | a | b | f / eps | g / eps | tile, of the largest pair. One block per pair.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+extern "C" __global__ void __launch_bounds__(DAMPED_THREADS, 1)
 ragged_unbalanced(double* f, double* g, double* values, long long* outcome, REAL* scratch, const long long* table,
                   const double* every_eps, const double* x, const double* y, const double* given_a,
                   const double* given_b, int cityblock, int root, double factor, double tol, double steepest,

@@ -51,6 +51,52 @@ class RaggedSolutions(NamedTuple):
     shift: Array | None
 
 
+class RaggedFit(NamedTuple):
+    """How gradients of such pairs are made: relative residual of the marginal system, iterations, and rounds of them.
+
+    Clouds are not solved that are `apart` by so many times their size, if their costs are squared distances.
+    """
+
+    tol: float
+    max_iter: int
+    rounds: int
+    single: bool
+    largest_pair: int
+    memory: int | None
+    apart: float
+
+
+class RaggedGradients(NamedTuple):
+    """Gradients in float64 by weights (N,) and (M,), of mean zero over each item, points (N, d) and (M, d), eps (K,).
+
+    Those of pairs that were not asked for are nothing.
+    """
+
+    a: Array
+    b: Array
+    x: Array
+    y: Array
+    eps: Array
+
+
+class PullRagged(Protocol[DataIn]):
+    """The gradients of values of the pairs `which` (P,), of potentials f (N,) and g (M,); None if some cannot be made.
+
+    Cotangents (K,) are those of the cost, of all values together, and of the entropic cost, in float64.
+    """
+
+    def __call__(
+        self,
+        C: DataIn,
+        pairs: RaggedPairs,
+        which: HostArray,
+        potentials: tuple[Array, Array],
+        cotangents: tuple[Array, Array, Array],
+        rules: RaggedFit,
+    ) -> RaggedGradients | None:
+        """See the class."""
+
+
 class SolveRagged(Protocol[DataIn]):
     """Solve pairs of items, with the costs C between all points of both sides; None where none can be solved."""
 

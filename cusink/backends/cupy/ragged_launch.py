@@ -10,6 +10,7 @@ from cusink.types import HostArray
 
 SCRATCH = 1 << 30  # bytes of global memory that the costs of a launch take at most
 WIDE, NARROW = 512, 128  # threads of a block that has a multiprocessor for itself, and of one that shares it
+WIDE_UNBALANCED = 256  # of ragged_unbalanced.cu at most
 WIDE_FROM = 64  # points of a side from which on so many threads have work
 SHARING = 4  # narrow blocks to a multiprocessor, which its registers and shared memory are to hold
 
@@ -30,7 +31,7 @@ def ragged_launches(
     device: Device,
     largest: int,
     memory: int | None = None,
-    unbalanced: bool = False,
+    kernel: str = "ragged",
 ) -> list[RaggedLaunch]:
     """Return the launches for pairs of n and m points (K,) each.
 
@@ -45,8 +46,8 @@ def ragged_launches(
         Pairs of points of a pair from which on it is in no launch; nor are those that do not fit.
     memory : int, optional
         Bytes of global memory that may be taken.
-    unbalanced : bool
-        Whether marginals have a price.
+    kernel : str
+        ``"ragged"``, ``"ragged_unbalanced"`` or ``"ragged_adjoint"``.
 
     Returns
     -------
@@ -56,20 +57,23 @@ def ragged_launches(
     """
     size, most = np.dtype(dtype).itemsize, device.shared_memory - OWN_SHARED_MEMORY
     scratch = min(SCRATCH, SCRATCH if memory is None else memory) // size
-    state, tile = (6 if unbalanced else 4) * (n + m), n * (m | 1)
+    state, tile = (6 if kernel == "ragged_unbalanced" else 4) * (n + m), n * (m | 1)
+    if kernel == "ragged_adjoint":
+        state += 3 * np.minimum(n, m) + np.maximum(n, m)
     inside = size * (state + tile) <= most
     fits = (n * m < largest) & (size * state <= most) & (inside | (tile <= scratch))
     order = np.flatnonzero(fits)[np.argsort(-tile[fits], kind="stable")]
     shared = size * (state + np.where(inside, tile, 0))
     small = (shared * SHARING <= most) & (len(order) > device.multiprocessors)
-    kernel, out = "ragged_unbalanced" if unbalanced else "ragged", []
+    out = []
     for group, shares in ((order[~small[order]], False), (order[small[order]], True)):
         outside = np.where(inside[group], 0, tile[group])
         ends = np.cumsum(outside)
         while len(group):
             count = int(np.searchsorted(ends, scratch, side="right"))
             own, places = group[:count], np.where(inside[group[:count]], -1, ends[:count] - outside[:count])
-            block = NARROW if shares or max(n[own].max(), m[own].max()) < WIDE_FROM else WIDE
+            wide = WIDE_UNBALANCED if kernel == "ragged_unbalanced" else WIDE
+            block = NARROW if shares or max(n[own].max(), m[own].max()) < WIDE_FROM else wide
             launch = Launch(f"{kernel}.cu", kernel, min(count, MOST_BLOCKS), block, int(shared[own].max()))
             out.append(RaggedLaunch(own, places, int(ends[count - 1]), launch))
             group, outside, ends = group[count:], outside[count:], ends[count:] - ends[count - 1]

@@ -29,9 +29,7 @@ def solve_at_once(
     solve = operators("points", given.xp).solve_ragged
     if solve is None or options.tol is None:
         return None
-    x, y = (side.points.astype(np.float64) for side in (given.A, given.B))
-    a, b = (side.weights.astype(np.float64) for side in (given.A, given.B))
-    costs = cast("PointCosts", point_costs(given.xp, PointCloud(x, y, given.metric), x, y))
+    costs, pairs = as_ragged(given, eps)
     rules = RaggedRules(
         tol=options.tol,
         max_iter=options.max_iter,
@@ -41,11 +39,10 @@ def solve_at_once(
         memory=limit,
         steepest=tiles.STEEPEST,
         carried=tiles.CARRIED * tiles.UNIT,
-        of_exponents=2 * (x.shape[1] + 4) * tiles.UNIT,
+        of_exponents=2 * (costs.x.shape[1] + 4) * tiles.UNIT,
         nearly_all=NEARLY_ALL,
         reach=reach,
     )
-    pairs = RaggedPairs(a, b, (given.A.offsets, given.B.offsets), np.ascontiguousarray(eps, np.float64))
     found = solve(costs, pairs, rules)
     if found is None:
         return None
@@ -62,3 +59,11 @@ def solve_at_once(
         n_iter=found.n_iter,
         shift=found.shift,
     )
+
+
+def as_ragged(given: CheckedPairs, eps: HostArray) -> tuple[PointCosts, RaggedPairs]:
+    """Return the costs between all points of both sides, and the pairs, in float64."""
+    x, y = (side.points.astype(np.float64) for side in (given.A, given.B))
+    a, b = (side.weights.astype(np.float64) for side in (given.A, given.B))
+    costs = cast("PointCosts", point_costs(given.xp, PointCloud(x, y, given.metric), x, y))  # as all metrics here have
+    return costs, RaggedPairs(a, b, (given.A.offsets, given.B.offsets), np.ascontiguousarray(eps, np.float64))
