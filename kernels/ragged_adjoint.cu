@@ -8,7 +8,9 @@
 //
 // Costs are taken 4 times, d multiply-adds each, and the points 2 n m d more. Bound by its barriers in small pairs, by
 // two products of n m multiply-adds for an iteration in larger ones. Correct for any grid and any block that is a
-// multiple of 32 (at most 512).
+// multiple of 32 (at most 256).
+
+constexpr int ADJOINT_THREADS = 256;  // with more, a block in double has hardly the registers
 
 // Whether the centres of both sides are farther from each other than `apart` times the size of the clouds: then what
 // the system lacks would be multiplied by that. All threads of the block must call this.
@@ -44,7 +46,7 @@ __device__ inline double slope(const Between& between, long long c, int i, int j
 // (M,), and cotangents (K,): of the cost, of all values together, and of the entropic cost. Clouds that `lie_apart` are
 // not solved; with 0 for `apart` none do.
 // Shared: the vectors of the system | E, of the largest pair. One block per pair.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+extern "C" __global__ void __launch_bounds__(ADJOINT_THREADS, 1)
 ragged_adjoint(double* grad_a, double* grad_b, double* grad_x, double* grad_y, double* grad_eps, long long* solved,
                REAL* scratch, const long long* table, const double* every_eps, const double* x, const double* y,
                const double* given_a, const double* given_b, const double* f, const double* g, const double* of_cost,

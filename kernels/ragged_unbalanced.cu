@@ -193,6 +193,7 @@ ragged_unbalanced(double* f, double* g, double* values, long long* outcome, REAL
                     double cost = between.cost(i, j);
                     plan.x += rows.weights[i] * weight * exp2((rows.potential[i] + potential - cost) * scale) * cost;
                 }
+            __syncwarp();  // all lanes have read it
             if (lane > 0) continue;
             columns.potential[j] = potential;
             if (!(fabs(potential) < infinity())) odd.y += 1;

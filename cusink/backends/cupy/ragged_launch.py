@@ -9,8 +9,8 @@ from cusink.backends.cupy.launch import MOST_BLOCKS, OWN_SHARED_MEMORY, Device, 
 from cusink.types import HostArray
 
 SCRATCH = 1 << 30  # bytes of global memory that the costs of a launch take at most
-WIDE, NARROW = 512, 128  # threads of a block that has a multiprocessor for itself, and of one that shares it
-WIDE_UNBALANCED = 256  # of ragged_unbalanced.cu at most
+# Threads of a block that has a multiprocessor for itself, as the kernels are bounded, and of one that shares it.
+WIDE, NARROW = {"ragged": 512, "ragged_unbalanced": 256, "ragged_adjoint": 256}, 128
 WIDE_FROM = 64  # points of a side from which on so many threads have work
 SHARING = 4  # narrow blocks to a multiprocessor, which its registers and shared memory are to hold
 
@@ -72,8 +72,7 @@ def ragged_launches(
         while len(group):
             count = int(np.searchsorted(ends, scratch, side="right"))
             own, places = group[:count], np.where(inside[group[:count]], -1, ends[:count] - outside[:count])
-            wide = WIDE_UNBALANCED if kernel == "ragged_unbalanced" else WIDE
-            block = NARROW if shares or max(n[own].max(), m[own].max()) < WIDE_FROM else wide
+            block = NARROW if shares or max(n[own].max(), m[own].max()) < WIDE_FROM else WIDE[kernel]
             launch = Launch(f"{kernel}.cu", kernel, min(count, MOST_BLOCKS), block, int(shared[own].max()))
             out.append(RaggedLaunch(own, places, int(ends[count - 1]), launch))
             group, outside, ends = group[count:], outside[count:], ends[count:] - ends[count - 1]
