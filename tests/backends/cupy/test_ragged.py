@@ -174,7 +174,7 @@ def test_potentials_are_in_their_gauge():
 
 
 def test_fifty_pairs_are_one_launch_and_few_operations():
-    """50 pairs of 20 to 200 points; padded batches of them take hundreds of launches, see the next test."""
+    """50 pairs of 20 to 200 points, all conversions and checks of the input counted."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(20, 201, (50, 2))
     given = drawn(np.float32, sizes)
@@ -188,6 +188,13 @@ def test_fifty_pairs_are_one_launch_and_few_operations():
         cost = pairs.cost.get()
     host = cusink.sinkhorn(*measures(given), "sqeuclidean", eps=3.0, tol=1e-6)
     np.testing.assert_allclose(cost, host.cost, rtol=5e-3)
+
+
+def test_padded_batches_take_many_launches(monkeypatch):
+    """As all pairs did, and those do that the launch does not solve."""
+    monkeypatch.setattr("cusink.solver.pairs.solve.solve_at_once", lambda *_: None)
+    found, known, launched = on_device(drawn(), eps=0.1)
+    assert known == () and len(launched) > 50 and "ragged" not in launched and found["converged"].all()
 
 
 @pytest.mark.parametrize(
