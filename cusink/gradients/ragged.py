@@ -1,6 +1,6 @@
 """Gradients of the values of pairs that were solved together on a device: one launch for all of them."""
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -8,30 +8,19 @@ from cusink.checks.arrays import narrowed
 from cusink.costs.points import FAR_APART
 from cusink.costs.pulled import to_points
 from cusink.costs.ragged import RaggedFit
+from cusink.gradients.pairs import KnownGradients
 from cusink.gradients.system import ROUNDS, LinearSolve
-from cusink.operand import operators
 from cusink.solver.pairs.at_once import LARGEST_PAIR, as_ragged
 from cusink.solver.pairs.solve import SolvedPairs
-from cusink.solver.result import SinkhornResult
 from cusink.types import Array
 
 
-class KnownGradients(NamedTuple):
-    """Gradients by weights (N,) and (M,), points (N, d) and (M, d), and eps (K,), of what was solved together."""
-
-    a: Array
-    b: Array
-    x: Array
-    y: Array
-    eps: Array
-
-
 def gradients_at_once(
-    solved: SolvedPairs[SinkhornResult], cotangents: dict[str, float | Array | None], how: LinearSolve
+    solved: SolvedPairs[Any], cotangents: dict[str, float | Array | None], how: LinearSolve
 ) -> KnownGradients | None:
     """Return the gradients of values with cotangents, numbers or arrays (K,); None where batches are to be made."""
     given, together = solved.given, solved.together
-    pull = operators("points", given.xp).adjoint_ragged
+    pull = solved.ops.adjoint_ragged
     if pull is None or together is None or not solved.balanced or not together.solved.any():
         return None
     xp, K = given.xp, given.count

@@ -329,13 +329,10 @@ def joined(solved: SolvedPairs[SinkhornResult]) -> SinkhornPairs:
     given, known = solved.given, solved.together
     named: dict[str, Any] = dict.fromkeys((*VALUES, "f", "g"))
     if known is not None:
-        named |= {name: getattr(known, name) for name in ("f", "g", "cost", "error", "n_iter")}
+        named |= {name: getattr(known, name) for name in ("cost", "error", "n_iter")}
+        named["f"], named["g"] = solved.shown()
         of_entropy = known.value - given.xp.asarray(solved.eps) * known.entropy
-        if known.shift is not None:
-            of_a, of_b = (side.spread(given.xp, known.shift) for side in (given.A, given.B))
-            named |= {"f": known.f + of_a, "g": known.g - of_b}
-        converged = given.xp.asarray(known.solved)
-        named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": converged}
+        named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": given.xp.asarray(known.solved)}
     values = {name: solved.values(name, named[name]) for name in VALUES}
     f, g = (solved.flat(name, side, named[name]) for name, side in (("f", given.A), ("g", given.B)))
     return SinkhornPairs(f=f, g=g, solved=solved, **values)
@@ -345,10 +342,8 @@ def made(solved: SolvedPairs[SinkhornResult], batch: Batch) -> SinkhornResult:
     """Return the result of a batch of pairs that were solved together."""
     known, (a, b, cloud, eps) = solved.known, solved.problem(batch)
     f, g = solved.rows(batch, known.f, known.g)
-    shift, reach = None, solved.reach
-    if known.shift is not None:
-        shift = known.shift[solved.given.xp.asarray(batch.pairs)]
-    problem = Problem.of(checks.problem(a, b, cloud, eps=eps, check=False, reach=reach), f, g, reach, shift)
+    checked = checks.problem(a, b, cloud, eps=eps, check=False, reach=solved.reach)
+    problem = Problem.of(checked, f, g, solved.reach, solved.shift(batch))
     reg_cost, entropic_cost = values(problem)
     at = solved.given.xp.asarray(batch.pairs)
     every = {"cost": known.cost[at], "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": known.error[at]}

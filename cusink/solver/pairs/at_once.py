@@ -8,11 +8,9 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import NEARLY_ALL
 from cusink.costs.clouds import PointCloud, point_costs
 from cusink.costs.points import PointCosts
-from cusink.costs.ragged import RaggedPairs, RaggedRules
-from cusink.operand import operators
+from cusink.costs.ragged import RaggedPairs, RaggedRules, RaggedSolutions, SolveRagged
 from cusink.solver.pairs import tiles
 from cusink.solver.pairs.checks import CheckedPairs
-from cusink.solver.pairs.together import Together
 from cusink.types import HostArray, Reach
 
 LARGEST_PAIR = 1 << 20  # of points: one block for each pair, and larger pairs are faster on the whole device
@@ -20,21 +18,23 @@ SINGLE_ABOVE = 1e-6  # tolerance below which float32 has too few digits for any 
 
 
 def solve_at_once(
-    given: CheckedPairs, eps: HostArray, options: Options, reach: Reach | None, limit: int | None
-) -> Together | None:
-    """Solve the pairs with an eps (K,) each; None where the device cannot.
+    solve: SolveRagged[PointCosts],
+    given: CheckedPairs,
+    eps: HostArray,
+    options: Options,
+    reach: Reach | None,
+    limit: int | None,
+) -> RaggedSolutions | None:
+    """Solve the pairs with an eps (K,) each by the operator `solve`; None where the device cannot.
 
     Pairs that have not converged, or are too large or too steep, are not `solved`. `limit` are bytes for stored costs.
     """
-    solve = operators("points", given.xp).solve_ragged
-    if solve is None or options.tol is None:
-        return None
     costs, pairs = as_ragged(given, eps)
     rules = RaggedRules(
-        tol=options.tol,
+        tol=options.tol or 0,
         max_iter=options.max_iter,
         check_every=options.check_every,
-        single=given.computing == "float32" and options.tol >= SINGLE_ABOVE,
+        single=given.computing == "float32" and (options.tol or 0) >= SINGLE_ABOVE,
         largest_pair=LARGEST_PAIR,
         memory=limit,
         steepest=tiles.STEEPEST,
@@ -43,22 +43,7 @@ def solve_at_once(
         nearly_all=NEARLY_ALL,
         reach=reach,
     )
-    found = solve(costs, pairs, rules)
-    if found is None:
-        return None
-    return Together(
-        solved=found.solved,
-        equal=np.zeros(given.count, bool),
-        f=found.f,
-        g=found.g,
-        value=found.reg_cost,
-        cost=found.cost,
-        entropy=found.entropy,
-        mass=found.mass,
-        error=found.error,
-        n_iter=found.n_iter,
-        shift=found.shift,
-    )
+    return solve(costs, pairs, rules)
 
 
 def as_ragged(given: CheckedPairs, eps: HostArray) -> tuple[PointCosts, RaggedPairs]:

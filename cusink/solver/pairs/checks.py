@@ -35,7 +35,12 @@ class CheckedPairs:
     @property
     def computing(self) -> str:
         """The name of the dtype of the computation."""
-        return "float64" if self.dtype == np.float64 else "float32"
+        return _computing(self.dtype)
+
+
+def _computing(dtype: Any) -> str:
+    """Return the name of the dtype that arrays of a dtype are computed in."""
+    return "float64" if dtype == np.float64 else "float32"
 
 
 def are_measures(a: object, b: object) -> bool:
@@ -54,7 +59,7 @@ def eps_of_pairs(eps: Eps | RelativeEps, given: CheckedPairs) -> Eps:
         raise ValueError(
             f"'eps' must be a number, or an array of one for each of the {given.count} pairs; got shape {eps.shape}"
         )
-    return for_problems(eps, given.count, True, given.computing)
+    return for_problems(eps, given.count, True, _computing(given.dtype))
 
 
 def unused(**options: object) -> None:

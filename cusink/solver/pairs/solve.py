@@ -11,7 +11,9 @@ from cusink.checks.arrays import narrowed, to_host
 from cusink.checks.scalars import positive_bytes
 from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
+from cusink.costs.operators import Operators
 from cusink.errors import ConvergenceWarning, deferred_warnings, warn, warn_if_unconverged
+from cusink.operand import operators
 from cusink.solver.pairs.at_once import solve_at_once
 from cusink.solver.pairs.batches import Batch, batches
 from cusink.solver.pairs.checks import CheckedPairs
@@ -58,10 +60,12 @@ class SolvedPairs(Generic[R]):
         together: Together | None = None
         if can_be_solved_together(options):
             every = np.broadcast_to(eps, given.count)
-            if given.xp is not np and not own:
-                together = solve_at_once(given, every, options, reach, limit)
-            elif given.xp is np and reach is None:
+            solve = operators("points", given.xp).solve_ragged
+            if given.xp is np and reach is None:
                 together = solve_together(given, every, options, own, limit)
+            elif solve is not None and not own:
+                found = solve_at_once(solve, given, every, options, reach, limit)
+                together = None if found is None else Together.of(found)
         left = np.ones(given.count, bool) if together is None else ~together.solved
         solved, warned = cls(given, eps, together, (), make, reach, limit), list[tuple[str, type[Warning]]]()
         others = []
@@ -106,6 +110,24 @@ class SolvedPairs(Generic[R]):
         """What was solved together."""
         assert self.together is not None
         return self.together
+
+    @property
+    def ops(self) -> Operators[Any]:
+        """The operators of costs between points."""
+        return operators("points", self.given.xp)
+
+    def shown(self) -> tuple[Array, Array]:
+        """Return the potentials (N,) and (M,) of what was solved together, with the shift between both."""
+        known, given = self.known, self.given
+        if known.shift is None:
+            return known.f, known.g
+        of_a, of_b = (side.spread(given.xp, known.shift) for side in (given.A, given.B))
+        return known.f + of_a, known.g - of_b
+
+    def shift(self, batch: Batch) -> Array | None:
+        """Return the shifts (P,) between the potentials of a batch."""
+        known = self.known.shift
+        return None if known is None else known[self.given.xp.asarray(batch.pairs)]
 
     def rows(self, batch: Batch, f: Array, g: Array) -> tuple[Array, Array]:
         """Return values (N,) and (M,) of both sides as rows (P, n) and (P, m) of a batch."""

@@ -9,6 +9,7 @@ from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud, point_costs
 from cusink.costs.measures import sums
 from cusink.costs.points import PointCosts
+from cusink.costs.ragged import RaggedSolutions
 from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import Batch, tiles_of
 from cusink.solver.pairs.checks import CheckedPairs
@@ -50,6 +51,23 @@ class Together:
     shift: Array | None = None
     own: OwnTerms | None = None
     pulled: tuple[HostArray, HostArray] | None = None
+
+    @classmethod
+    def of(cls, found: RaggedSolutions) -> "Together":
+        """Return what a device has solved, where equal measures are not looked for."""
+        return cls(
+            solved=found.solved,
+            equal=np.zeros(len(found.solved), bool),
+            f=found.f,
+            g=found.g,
+            value=found.reg_cost,
+            cost=found.cost,
+            entropy=found.entropy,
+            mass=found.mass,
+            error=found.error,
+            n_iter=found.n_iter,
+            shift=found.shift,
+        )
 
 
 class Clouds(NamedTuple):

@@ -194,7 +194,7 @@ def test_padded_batches_take_many_launches(monkeypatch):
     """As all pairs did, and those do that the launch does not solve."""
     monkeypatch.setattr("cusink.solver.pairs.solve.solve_at_once", lambda *_: None)
     found, known, launched = on_device(drawn(), eps=0.1)
-    assert known == () and len(launched) > 50 and "ragged" not in launched and found["converged"].all()
+    assert known == () and len(launched) >= 20 and "ragged" not in launched and found["converged"].all()
 
 
 @pytest.mark.parametrize(
