@@ -1,4 +1,4 @@
-// uses: scaling.cuh
+// uses: scaling.cuh, marginal_system.cuh
 // The first and the last launch of small problems that are solved at once, without a look by the host: iterate runs
 // between them. begin_at_once weighs, copies and starts them; end_at_once makes all that a result holds.
 //
@@ -11,28 +11,9 @@
 constexpr int FACTS = 12;  // of a problem, as in cusink/backends/cupy/at_once.py
 constexpr double LOG2_E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
 
-__device__ inline double warp_total(double x) {
-    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL_WARP, x, offset);
-    return x;
-}
-__device__ inline double warp_highest(double x) {
-    for (int offset = 16; offset > 0; offset /= 2) x = fmax(x, __shfl_xor_sync(FULL_WARP, x, offset));
-    return x;
-}
 __device__ inline bool is_number(REAL x) {
     return magnitude(x) < infinity();
 }
-
-struct Total {
-    double sum;
-
-    __device__ static Total empty() {
-        return {0};
-    }
-    __device__ void merge_warp() {
-        sum = warp_total(sum);
-    }
-};
 
 // What the weights and costs of a problem are like; fmin and fmax pass over NaN, and sums do not.
 struct Given {
@@ -288,31 +269,6 @@ end_at_once(double* f, double* g, REAL* shown_f, REAL* shown_g, REAL* cost, REAL
     }
 }
 
-// The density E = exp((f + g - C) / eps) of a plan in shared memory, in rows of an odd length, so that neither side
-// meets a bank twice; and what the means under the plan need of a side: weights, and 1 / sum_j E_ij b_j.
-struct Density {
-    const REAL* E;
-    int stride, n, m;
-    const REAL *a, *b, *of_rows, *of_columns;
-
-    // out_i = sum_j E_ij b_j v_j / sum_j E_ij b_j, or the same of columns; a warp for each. No barrier.
-    __device__ void mean(REAL* out, const REAL* v, bool rows) const {
-        int lane = threadIdx.x % 32, kept = rows ? n : m, summed = rows ? m : n;
-        const REAL *weights = rows ? b : a, *factor = rows ? of_rows : of_columns;
-        for (int k = threadIdx.x / 32; k < kept; k += blockDim.x / 32) {
-            REAL sum = 0;
-            for (int s = lane; s < summed; s += 32)
-                sum = multiply_add(E[rows ? k * stride + s : s * stride + k], weights[s] * v[s], sum);
-            sum = warp_sum(sum);
-            if (lane == 0) out[k] = sum * factor[k];
-        }
-    }
-};
-
-__device__ inline double block_total(double x) {
-    return merge_block(Total{x}).sum;
-}
-
 // grad_a, x (B, n); grad_b, y (B, m); grad_C of the shape of C, or null; grad_eps (B,); converged (B,) as in end_at_once;
 // facts (B, 3): whether the system was solved, cotangents that are no ordinary numbers, whether the solve had converged.
 // From weights, potentials in float64, C, what had converged (B,), and cotangents (B,) of cost and of all values
@@ -328,12 +284,10 @@ adjoint_at_once(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out
                 int rounds, long long cost_stride, long long B, int n, int m) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, stride = m | 1;
     for (long long word = first_thread(); 4 * word < B; word += all_threads()) converged[word] = 0x01010101;
-    bool rows_out = n >= m;  // the rows are eliminated
-    int own = rows_out ? m : n, other = rows_out ? n : m;
     REAL* E = reinterpret_cast<REAL*>(dynamic_shared);
-    REAL *a = E + n * stride, *T = a + n, *h = T + n, *x = h + n, *b = x + n, *S = b + m, *k = S + m, *y = k + m;
-    REAL *residual = y + m, *direction = residual + own, *image = direction + own, *between = image + own;
-    Density density = {E, stride, n, m, a, b, T, S};
+    MarginalSystem system = MarginalSystem::at(E, E + n * stride, n, m);
+    REAL *a = system.a, *b = system.b, *T = system.of_rows, *S = system.of_columns, *h = system.h, *k = system.k;
+    const REAL *x = system.x, *y = system.y;
     for (long long problem = blockIdx.x; problem < B; problem += gridDim.x) {
         const REAL* C = given_C + problem * cost_stride;
         const double *f = given_f + problem * n, *g = given_g + problem * m;
@@ -368,86 +322,7 @@ adjoint_at_once(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out
             if (lane == 0) S[j] = REAL(1 / sum), k[j] = REAL(w * mean / sum);
         }
         __syncthreads();
-        const REAL *of_other = rows_out ? h : k, *of_own = rows_out ? k : h;
-        REAL *unknown = rows_out ? y : x, *eliminated = rows_out ? x : y;
-        const REAL *own_weight = rows_out ? b : a, *own_factor = rows_out ? S : T;
-        const REAL *other_weight = rows_out ? a : b, *other_factor = rows_out ? T : S;
-        double size = 0, mass = 0;
-        for (int s = threadIdx.x; s < own; s += blockDim.x) {
-            double weight = double(own_weight[s]) / double(own_factor[s]);
-            size += weight * of_own[s] * of_own[s], mass += weight, unknown[s] = 0;
-        }
-        for (int s = threadIdx.x; s < other; s += blockDim.x)
-            size += double(other_weight[s]) / double(other_factor[s]) * of_other[s] * of_other[s];
-        size = block_total(size), mass = block_total(mass);
-        double target = tol * tol * size, reached = 0;
-        int left = max_iter;
-#pragma unroll 1
-        for (int attempt = 0; attempt <= rounds; attempt++) {
-            density.mean(eliminated, unknown, rows_out);
-            __syncthreads();
-            for (int s = threadIdx.x; s < other; s += blockDim.x) eliminated[s] = of_other[s] - eliminated[s];
-            __syncthreads();
-            density.mean(residual, eliminated, !rows_out);
-            __syncthreads();
-            double constant = 0;
-            for (int s = threadIdx.x; s < own; s += blockDim.x) {
-                residual[s] = of_own[s] - residual[s] - unknown[s];
-                constant += double(own_weight[s]) / double(own_factor[s]) * residual[s];
-            }
-            constant = block_total(constant) / mass;
-            reached = 0;
-            for (int s = threadIdx.x; s < own; s += blockDim.x) {
-                residual[s] -= REAL(constant);
-                direction[s] = own_weight[s] > 0 ? residual[s] : REAL(0);
-                reached += double(own_weight[s]) / double(own_factor[s]) * residual[s] * residual[s];
-            }
-            reached = block_total(reached);
-            if (reached <= target || attempt == rounds || !(size < 1e300)) break;
-            double now = reached;
-            // `image` holds the residual of the iteration, and `between` the products.
-            for (int s = threadIdx.x; s < own; s += blockDim.x) image[s] = direction[s];
-            __syncthreads();
-#pragma unroll 1
-            for (int turn = 0; turn < left && now > target / 4; turn++) {
-                density.mean(between, direction, rows_out);
-                __syncthreads();
-                density.mean(residual, between, !rows_out);
-                __syncthreads();
-                double curvature = 0;
-                for (int s = threadIdx.x; s < own; s += blockDim.x) {
-                    residual[s] = direction[s] - residual[s];
-                    curvature += double(own_weight[s]) / double(own_factor[s]) * direction[s] * residual[s];
-                }
-                curvature = block_total(curvature);
-                if (!(curvature > 0)) break;
-                REAL length = REAL(now / curvature);
-                double drift = 0;
-                for (int s = threadIdx.x; s < own; s += blockDim.x) {
-                    unknown[s] += length * direction[s], image[s] -= length * residual[s];
-                    drift += double(own_weight[s]) / double(own_factor[s]) * image[s];
-                }
-                drift = block_total(drift) / mass;
-                double next = 0;
-                for (int s = threadIdx.x; s < own; s += blockDim.x) {
-                    image[s] = own_weight[s] > 0 ? image[s] - REAL(drift) : REAL(0);
-                    next += double(own_weight[s]) / double(own_factor[s]) * image[s] * image[s];
-                }
-                next = block_total(next);
-                REAL share = REAL(next / now);
-                now = next;
-                for (int s = threadIdx.x; s < own; s += blockDim.x) direction[s] = image[s] + share * direction[s];
-                __syncthreads();
-            }
-            __syncthreads();
-        }
-        // One fixed-point step defines the unknown of empty bins.
-        for (int s = threadIdx.x; s < own; s += blockDim.x) unknown[s] += residual[s];
-        __syncthreads();
-        density.mean(eliminated, unknown, rows_out);
-        __syncthreads();
-        for (int s = threadIdx.x; s < other; s += blockDim.x) eliminated[s] = of_other[s] - eliminated[s];
-        __syncthreads();
+        bool reached = system.solve(tol, max_iter, rounds);
         double of_f = 0, of_g = 0;
         for (int i = threadIdx.x; i < n; i += blockDim.x) of_f += level * f[i] - eps * x[i];
         for (int j = threadIdx.x; j < m; j += blockDim.x) of_g += level * g[j] - eps * y[j];
@@ -473,7 +348,7 @@ adjoint_at_once(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out
         by_eps = block_total(by_eps);
         if (threadIdx.x == 0) {
             grad_eps[problem] = REAL(by_eps);
-            facts[problem * 3] = reached <= target && by_eps - by_eps == 0;
+            facts[problem * 3] = reached && by_eps - by_eps == 0;
             facts[problem * 3 + 1] = fabs(w) <= 1e30 && fabs(level) <= 1e30 ? 0 : 1;
             facts[problem * 3 + 2] = solved[problem];
         }

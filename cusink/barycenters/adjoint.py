@@ -154,7 +154,7 @@ def barycenter_adjoint(
     tol, max_iter = checks.linear_solve(tol, max_iter)
     problem = result.problem
     gradient = _checked(grad_barycenter, problem, result.barycenter)
-    checks.warn_unconverged(problem.C, result.converged, result.error)
+    checks.warn_unconverged(result.converged, result.error)
     double = problem.in_float64()
     found = pulled(double, gradient, LinearSolve(tol, max_iter))
     warn_rough(found.converged, tol, max_iter)

@@ -19,6 +19,7 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from cusink.convergence.rules import StopState
 from cusink.costs.at_once import PullAtOnce, SolveAtOnce
+from cusink.costs.ragged import PullRagged, SolveRagged
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 Data = TypeVar("Data")
@@ -303,3 +304,5 @@ class Operators(Generic[Data]):
     damped_steps: DampedSteps | None = None  # None for array operations
     solve_at_once: SolveAtOnce[Data] | None = None  # None where the host looks on without a delay
     adjoint_at_once: PullAtOnce[Data] | None = None
+    solve_ragged: SolveRagged[Data] | None = None  # None where the host solves them together
+    adjoint_ragged: PullRagged[Data] | None = None

@@ -194,7 +194,8 @@ def sinkhorn_divergence(
             memory_limit=memory_limit,
             check=False,
         )
-        out = divergences(pairs, eps_of_pairs(eps, pairs), options, rho == math.inf, call, memory_limit)
+        prices = None if rho == math.inf else (rho, rho)
+        out = divergences(pairs, eps_of_pairs(eps, pairs), options, prices, call, memory_limit)
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     prices = None if rho == math.inf else (rho, rho)

@@ -17,7 +17,7 @@ from cusink.solver.pairs.single import alone, padded
 from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.pairs.together import Together
 from cusink.summary import Summary
-from cusink.types import Array, ArrayModule, Eps, HostArray
+from cusink.types import Array, ArrayModule, Eps, HostArray, Reach
 
 __all__ = ["DivergencePairs"]
 
@@ -78,12 +78,12 @@ def divergences(
     given: CheckedPairs,
     eps: Eps,
     options: Options,
-    balanced: bool,
+    reach: Reach | None,
     call: Callable[..., SinkhornDivergence],
     memory_limit: int | None,
 ) -> DivergencePairs:
     """Solve checked pairs; `call` is `cusink.sinkhorn_divergence` of a batch of padded problems."""
-    solved = SolvedPairs.of(given, eps, options, balanced, True, call, _made, memory_limit)
+    solved = SolvedPairs.of(given, eps, options, reach, True, call, _made, memory_limit)
     return joined(solved)
 
 

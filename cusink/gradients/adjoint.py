@@ -14,6 +14,7 @@ from cusink.gradients.balanced import balanced_terms
 from cusink.gradients.pairs import PairTerms, PerPair, wrt_weights
 from cusink.gradients.parts import Terms
 from cusink.gradients.potentials import leaves_range, potential_terms
+from cusink.gradients.ragged import gradients_at_once
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.gradients.through_plan import SumOfTerms, entropic_terms, plan_terms
 from cusink.gradients.unbalanced import unbalanced_terms
@@ -224,7 +225,7 @@ def sinkhorn_adjoint(
         potentials={"grad_f": grad_f, "grad_g": grad_g},
         more={"grad_plan": grad_plan},
     )
-    checks.warn_unconverged(result.problem.C, result.converged, result.error)
+    checks.warn_unconverged(result.converged, result.error)
     parts: list[tuple[Any, Any]] = []
     if problem.reach is not None and given.entropic_cost is not None:
         parts.append(entropic_terms(problem, given.entropic_cost, how))
@@ -254,24 +255,27 @@ def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_ite
     """Return the gradients of pairs of measures: by all weights and all points, item after item."""
     solved, given = result.solved, result.solved.given
     derivatives, xp = PerPair(given, result.f, values), given.xp
-    batches = [batch for batch, _ in solved.parts]
+    known = gradients_at_once(solved, {name: derivatives.every(name) for name in values}, LinearSolve(tol, max_iter))
+    chosen = solved.parts if known is None else solved.others
     with deferred_warnings([]):  # of all pairs at once, below
         every = [
-            sinkhorn_adjoint(part, **derivatives.of(batch), tol=tol, max_iter=max_iter) for batch, part in solved.parts
+            (batch, sinkhorn_adjoint(part, **derivatives.of(batch), tol=tol, max_iter=max_iter))
+            for batch, part in chosen
         ]
-    problem = solved.parts[0][1].problem
-    checks.warn_unconverged(problem.C, result.converged, result.error)
-    converged = in_order(xp, ((b.pairs, part.converged) for b, part in zip(batches, every, strict=True)), given.count)
+    checks.warn_unconverged(result.converged, result.error)
+    all_solved = None if known is None else xp.asarray(np.ones(given.count, bool))
+    converged = in_order(xp, ((batch.pairs, part.converged) for batch, part in every), given.count, all_solved)
     warn_rough(to_host(converged), tol, max_iter)
     a, b = (
         wrt_weights(
             given,
             side,
-            [(batch, getattr(part, name)) for batch, part in zip(batches, every, strict=True)],
-            problem.reach is None,
+            [(batch, getattr(part, name)) for batch, part in every],
+            solved.balanced,
+            None if known is None else getattr(known, name),
         )
         for name, side in (("a", given.A), ("b", given.B))
     )
-    parts = [(batch, part._terms) for batch, part in zip(batches, every, strict=True)]
-    terms = PairTerms(given, (given.A, given.B), lambda: parts)
+    parts = [(batch, part._terms) for batch, part in every]
+    terms = PairTerms(given, (given.A, given.B), lambda: parts, known)
     return SinkhornGradients(a=a, b=b, converged=converged, _terms=terms)

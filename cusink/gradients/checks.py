@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, in_range, kind, largest, owned
+from cusink.checks.arrays import array_module, arrays, in_range, kind, largest, owned, to_host
 from cusink.checks.scalars import positive_integer, positive_number, real
-from cusink.costs.cost import Cost
 from cusink.costs.images import in_bins
 from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.parts import Cotangents, Directions
@@ -151,9 +150,8 @@ def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[s
     return Directions(out["da"], out["db"], out["deps"], problem.C.direction({name: out[name] for name in costs}))
 
 
-def warn_unconverged(C: Cost[Any], converged: Array, error: Array) -> None:
+def warn_unconverged(converged: Array, error: Array) -> None:
     """Warn once if the solve of a problem had not converged."""
-    to_host = C.to_host
     missed = ~np.atleast_1d(to_host(converged))
     if missed.any():
         worst = np.atleast_1d(to_host(error))[missed].max()

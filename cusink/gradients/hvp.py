@@ -100,5 +100,5 @@ def sinkhorn_hvp(
         potentials={},
     )
     along = checks.directions(problem, result.f, {"da": da, "db": db, "deps": deps}, {"dC": dC, "dx": dx, "dy": dy})
-    warn_unconverged(result.problem.C, result.converged, result.error)
+    warn_unconverged(result.converged, result.error)
     return product(problem, values, along, LinearSolve(tol, max_iter))

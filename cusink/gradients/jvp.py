@@ -115,7 +115,7 @@ def sinkhorn_jvp(
     along = checks.directions(
         result.problem, result.f, {"da": da, "db": db, "deps": deps}, {"dC": dC, "dx": dx, "dy": dy}
     )
-    warn_unconverged(result.problem.C, result.converged, result.error)
+    warn_unconverged(result.converged, result.error)
     moved = motion(solved(result.problem), along, LinearSolve(tol, max_iter))
     warn_rough(moved.converged, tol, max_iter)
     return _tangents(result.problem, moved)

@@ -120,7 +120,7 @@ def barycentric_map_adjoint(
     cells = problem.images[1 - axis]
     shape = (*((size,) if problem.batched else ()), *(cells or (kept,)), *(() if flat else (d,)))
     grad_map = checks.cotangent("grad_map", grad_map, shape, "the map of 'values'", result.f).reshape(size, kept, d)
-    checks.warn_unconverged(problem.C, result.converged, result.error)
+    checks.warn_unconverged(result.converged, result.error)
     terms, of_values, converged = _terms(problem, axis, mapped, grad_map, LinearSolve(tol, max_iter))
     warn_rough(converged, tol, max_iter)
     if len(mapped) == 1:

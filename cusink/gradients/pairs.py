@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,13 +15,27 @@ from cusink.solver.pairs.ragged import Side, centred, flat, in_order
 from cusink.types import Array
 
 
+class KnownGradients(NamedTuple):
+    """Gradients by weights (N,) and (M,), points (N, d) and (M, d), and eps (K,), of what was solved together."""
+
+    a: Array
+    b: Array
+    x: Array
+    y: Array
+    eps: Array
+
+
 @dataclass(frozen=True, eq=False)
 class PairTerms:
-    """The terms of all batches of pairs of two sides, which are made when they are first needed."""
+    """The terms of all batches of pairs of two sides, which are made when they are first needed.
+
+    Gradients of pairs that are in no batch are `known`.
+    """
 
     given: CheckedPairs
     sides: tuple[Side, Side]
     make: Callable[[], Sequence[tuple[Batch, Terms]]]
+    known: KnownGradients | None = None
 
     @property
     def parts(self) -> Sequence[tuple[Batch, Terms]]:
@@ -30,11 +44,13 @@ class PairTerms:
 
     def wrt_a(self) -> Array:
         """Return the gradients (N,) with respect to the source weights."""
-        return flat(self.given.xp, self.sides[0], ((batch.pairs, terms.wrt_a()) for batch, terms in self.parts))
+        parts = ((batch.pairs, terms.wrt_a()) for batch, terms in self.parts)
+        return flat(self.given.xp, self.sides[0], parts, None if self.known is None else self.known.a)
 
     def wrt_b(self) -> Array:
         """Return the gradients (M,) with respect to the target weights."""
-        return flat(self.given.xp, self.sides[1], ((batch.pairs, terms.wrt_b()) for batch, terms in self.parts))
+        parts = ((batch.pairs, terms.wrt_b()) for batch, terms in self.parts)
+        return flat(self.given.xp, self.sides[1], parts, None if self.known is None else self.known.b)
 
     def wrt_cost(self) -> None:
         """Return None: no cost is stored."""
@@ -43,15 +59,16 @@ class PairTerms:
     def wrt_eps(self) -> Array:
         """Return the gradients (K,) with respect to the regularisation."""
         parts = ((batch.pairs, terms.wrt_eps()) for batch, terms in self.parts)
-        return in_order(self.given.xp, parts, self.given.count)
+        return in_order(self.given.xp, parts, self.given.count, None if self.known is None else self.known.eps)
 
     def wrt_points(self) -> tuple[Array | None, Array | None]:
         """Return the gradients (N, d) and (M, d) with respect to the points; None for sides that are one."""
         pulled = [(batch.pairs, *terms.wrt_points()) for batch, terms in self.parts]
-        x = flat(self.given.xp, self.sides[0], ((pairs, of_x) for pairs, of_x, _ in pulled))
+        known_x, known_y = (None, None) if self.known is None else (self.known.x, self.known.y)
+        x = flat(self.given.xp, self.sides[0], ((pairs, of_x) for pairs, of_x, _ in pulled), known_x)
         if any(of_y is None for _, _, of_y in pulled):
             return x, None
-        return x, flat(self.given.xp, self.sides[1], ((pairs, of_y) for pairs, _, of_y in pulled))
+        return x, flat(self.given.xp, self.sides[1], ((pairs, of_y) for pairs, _, of_y in pulled), known_y)
 
     def wrt_metric(self) -> dict[str, Array]:
         """Return nothing: a metric that is a name has no parameters."""
@@ -68,9 +85,11 @@ class PairTerms:
         return in_order(self.given.xp, parts, self.given.count) if parts else None
 
 
-def wrt_weights(given: CheckedPairs, side: Side, parts: Sequence[tuple[Batch, Array]], balanced: bool) -> Array:
+def wrt_weights(
+    given: CheckedPairs, side: Side, parts: Sequence[tuple[Batch, Array]], balanced: bool, known: Array | None
+) -> Array:
     """Return gradients (P, n) of batches by weights as (N,); of mean zero over each item, if they are balanced."""
-    out = flat(given.xp, side, ((batch.pairs, part) for batch, part in parts))
+    out = flat(given.xp, side, ((batch.pairs, part) for batch, part in parts), known)
     return centred(given.xp, side, out) if balanced else out
 
 

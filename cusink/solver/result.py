@@ -329,11 +329,12 @@ def joined(solved: SolvedPairs[SinkhornResult]) -> SinkhornPairs:
     given, known = solved.given, solved.together
     named: dict[str, Any] = dict.fromkeys((*VALUES, "f", "g"))
     if known is not None:
-        named |= {name: getattr(known, name) for name in ("f", "g", "cost", "error", "n_iter")}
-        of_entropy = known.value - solved.eps * known.entropy
-        named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": known.solved}
+        named |= {name: getattr(known, name) for name in ("cost", "error", "n_iter")}
+        named["f"], named["g"] = solved.shown()
+        of_entropy = known.value - given.xp.asarray(solved.eps) * known.entropy
+        named |= {"reg_cost": known.value, "entropic_cost": of_entropy, "converged": given.xp.asarray(known.solved)}
     values = {name: solved.values(name, named[name]) for name in VALUES}
-    f, g = solved.flat("f", given.A, named["f"]), solved.flat("g", given.B, named["g"])
+    f, g = (solved.flat(name, side, named[name]) for name, side in (("f", given.A), ("g", given.B)))
     return SinkhornPairs(f=f, g=g, solved=solved, **values)
 
 
@@ -341,8 +342,9 @@ def made(solved: SolvedPairs[SinkhornResult], batch: Batch) -> SinkhornResult:
     """Return the result of a batch of pairs that were solved together."""
     known, (a, b, cloud, eps) = solved.known, solved.problem(batch)
     f, g = solved.rows(batch, known.f, known.g)
-    problem = Problem.of(checks.problem(a, b, cloud, eps=eps, check=False), f, g, None, None)
+    checked = checks.problem(a, b, cloud, eps=eps, check=False, reach=solved.reach)
+    problem = Problem.of(checked, f, g, solved.reach, solved.shift(batch))
     reg_cost, entropic_cost = values(problem)
-    at = batch.pairs
+    at = solved.given.xp.asarray(batch.pairs)
     every = {"cost": known.cost[at], "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": known.error[at]}
-    return make_result(problem, every, known.n_iter[at], known.solved[at])
+    return make_result(problem, every, known.n_iter[at], known.solved[batch.pairs])

@@ -223,6 +223,8 @@ def sinkhorn(
         if flag("normalise", normalise):
             a, b = normalised_measures(a, b)
         pairs = pairs_of_measures(a, b, C, prices is None, flag("check", check))
+        if prices is not None:
+            checks.reach_in_range(prices, pairs.computing)
         call: Callable[..., Any] = functools.partial(
             sinkhorn,
             max_iter=max_iter,
@@ -235,7 +237,7 @@ def sinkhorn(
             check=False,
         )
         by = eps_of_pairs(eps, pairs)
-        out = joined(SolvedPairs.of(pairs, by, options, prices is None, False, call, made, memory_limit))
+        out = joined(SolvedPairs.of(pairs, by, options, prices, False, call, made, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     flags(check=check, normalise=normalise)

@@ -55,6 +55,8 @@ _ITERATED = (
 _LOOP = ("tests/solver/test_loop_pieces.py", "tests/solver/test_loop.py")
 _AROUND = "tests/solver/test_checks_and_values.py"
 _PAIRS = Tests(("tests/solver/test_pair_pieces.py", "tests/solver/test_pairs.py"), ())
+_SOLVED_RAGGED = Tests(("tests/backends/cupy/test_ragged.py",), ())
+_RAGGED = Tests(("tests/backends/cupy/test_ragged_gradients.py",), ("tests/backends/cupy/test_ragged.py",))
 _OF_GRADIENTS = "tests/gradients/test_gradient_pieces.py"
 _WITHOUT_CUPY = ("-k", "not cupy and not memory")
 _SECOND_ORDER = Tests((_OF_GRADIENTS, "tests/gradients/test_second_order.py", *_WITHOUT_CUPY), ())
@@ -143,6 +145,7 @@ TESTS: dict[str, Tests] = {
         (_AROUND, "tests/solver/test_bounds.py", "tests/solver/test_unbalanced.py"),
         ("tests/solver/test_values.py", "-k", "definition"),
     ),
+    "cusink/solver/pairs/at_once.py": _RAGGED,
     "cusink/solver/pairs/batches.py": _PAIRS,
     "cusink/solver/pairs/checks.py": _PAIRS,
     "cusink/solver/pairs/ragged.py": _PAIRS,
@@ -187,6 +190,7 @@ TESTS: dict[str, Tests] = {
     "cusink/gradients/prices.py": Tests(
         (_OF_GRADIENTS, "tests/gradients/test_unbalanced.py", "-k", "pieces or prices or reach"), ()
     ),
+    "cusink/gradients/ragged.py": _RAGGED,
     "cusink/gradients/shares.py": _OF_MAPS,
     "cusink/gradients/system.py": _FIRST_ORDER,
     "cusink/gradients/terms.py": _FIRST_ORDER,
@@ -214,6 +218,8 @@ TESTS: dict[str, Tests] = {
     "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),
     "kernels/online_softmax.cuh": Tests(_REDUCED, ()),
+    "kernels/marginal_system.cuh": Tests(("tests/backends/cupy/test_at_once.py",), ()),
+    "kernels/pair_steps.cuh": _SOLVED_RAGGED,
     "kernels/plan.cu": Tests((_REDUCTIONS, "-k", "plan and not apply_plan and float32"), ()),
     "kernels/point_pairs.cuh": Tests(
         ("tests/backends/cupy/test_sums.py", "-k", "float32"),
@@ -228,6 +234,10 @@ TESTS: dict[str, Tests] = {
     "kernels/point_products.cuh": _BETWEEN_POINTS,
     "kernels/point_reduction.cuh": _BETWEEN_POINTS,
     "kernels/points.cu": _BETWEEN_POINTS,
+    "kernels/ragged.cu": _SOLVED_RAGGED,
+    "kernels/ragged.cuh": _SOLVED_RAGGED,
+    "kernels/ragged_adjoint.cu": _RAGGED,
+    "kernels/ragged_unbalanced.cu": _SOLVED_RAGGED,
     "kernels/reduction_terms.cuh": Tests(_REDUCED, ()),
     "kernels/scaling.cu": Tests(_ITERATED, ()),
     "kernels/scaling.cuh": Tests(_ITERATED, ()),
@@ -237,6 +247,7 @@ TESTS: dict[str, Tests] = {
     "kernels/strip_products.cuh": _SPLIT,
     "kernels/split_step.cu": _SPLIT,
     "kernels/softmin.cu": Tests((_REDUCTIONS, "-k", "softmin and float32 or half_precision"), ()),
+    "kernels/totals.cuh": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/unbalanced.cu": Tests((_FUSED, "-k", "oracle and unbalanced"), ()),
 }
 

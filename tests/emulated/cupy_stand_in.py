@@ -21,7 +21,7 @@ from cusink.backends.cupy import launch, limits, loader
 
 PACKAGE = "cusink.backends.cupy"
 CUPY = ("cupy", "cupy._core", "cupy._core._routines_linalg")  # modules that the package imports
-HOST = {"launch", "limits", "loader", "clouds"}  # without CuPy: they stay loaded
+HOST = {"launch", "limits", "loader", "ragged_launch", "clouds"}  # without CuPy: they stay loaded
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}  # of CuPy's Device.attributes
 
 

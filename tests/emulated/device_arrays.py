@@ -231,13 +231,13 @@ class Kernel:
 
 
 @contextlib.contextmanager
-def device(shared_memory=166912):
+def device(shared_memory=166912, function=emulated.function):
     """Within it ``cupy`` is the stand-in, and cusink runs on its arrays; yields the module and the kernels launched."""
     real = sys.modules.get("cupy") or (importlib.util.find_spec("cupy") and importlib.import_module("cupy"))
     stand_in, launched = module(real), []
 
     def kernel_of(*args):
-        return Kernel(cupy_stand_in.CapturingKernel(emulated.function(*args), launched))
+        return Kernel(cupy_stand_in.CapturingKernel(function(*args), launched))
 
     with cupy_stand_in.backend(stand_in, kernel_of):
         cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = shared_memory

@@ -5,12 +5,13 @@ Small problems in float32, in several launches and orders of the threads; the va
 
 import numpy as np
 import pytest
-from backends.cupy import test_clouds, test_documents, test_operators, test_sums
+from backends.cupy import test_clouds, test_documents, test_operators, test_ragged, test_sums
 
+import cusink
 import emulated
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import PAIR_STATE, configure
-from emulated import cupy_stand_in, oracle
+from emulated import cupy_stand_in, device_arrays, oracle
 from emulated.cupy_stand_in import force, operators, part
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
@@ -112,3 +113,24 @@ def test_kernels_of_documents(memory):
         _, found = test_documents.on_device(A, B, given, 1.0, tol=1e-2, max_iter=8, overrelaxation="auto")
         assert (found["n_iter"] <= 8).all()
         assert set(ops.launched) == {"documents"}
+
+
+@pytest.mark.parametrize("memory", [99 << 10, 3 << 10], ids=["inside", "some outside"])
+def test_kernels_of_ragged_pairs(memory):
+    """Blocks solve several pairs one after the other, with tiles in shared and in global memory."""
+    given = test_ragged.drawn(np.float32, [(3, 20), (34, 5), (1, 2), (12, 9)])
+    host = cusink.sinkhorn(*test_ragged.measures(given), "euclidean", eps=0.5)
+    slopes = cusink.sinkhorn_adjoint(host, grad_cost=1.0)
+    with device_arrays.device(memory, CHECKED) as (cupy, launched):
+        ragged = part("ragged")
+        real = ragged.ragged_launches
+        ragged.ragged_launches = lambda *given: [
+            one._replace(launch=one.launch._replace(grid=2, block=96)) for one in real(*given)
+        ]
+        sides = test_ragged.measures(given, cupy.asarray)
+        pairs = cusink.sinkhorn(*sides, "euclidean", eps=0.5)
+        close(pairs.f.get(), host.f)
+        close(cusink.sinkhorn_adjoint(pairs, grad_cost=1.0, tol=1e-4).x.get(), slopes.x)
+        damped = cusink.sinkhorn(*sides, "euclidean", eps=0.5, reach=1.0, tol=1e-3)
+        assert damped.converged.get().all()
+        assert launched == ["ragged", "ragged_adjoint", "ragged_unbalanced"]

@@ -146,13 +146,12 @@ def test_blocks_of_a_gradient_by_the_plan():
 
 
 def test_who_had_not_converged_is_told_by_the_largest_error():
-    C = SimpleNamespace(to_host=np.asarray)
-    checks.warn_unconverged(C, np.array([True, True]), np.array([1.0, 2.0]))
-    checks.warn_unconverged(C, np.array(True), np.array(1.0))
+    checks.warn_unconverged(np.array([True, True]), np.array([1.0, 2.0]))
+    checks.warn_unconverged(np.array(True), np.array(1.0))
     with pytest.warns(cusink.ConvergenceWarning, match="^2 of 3 problems had not.* error is 0.2,"):
-        checks.warn_unconverged(C, np.array([False, True, False]), np.array([0.1, 0.7, 0.2]))
+        checks.warn_unconverged(np.array([False, True, False]), np.array([0.1, 0.7, 0.2]))
     with pytest.warns(cusink.ConvergenceWarning, match="^1 of 1 problems"):
-        checks.warn_unconverged(C, np.array(False), np.array(0.1))
+        checks.warn_unconverged(np.array(False), np.array(0.1))
     system.warn_rough(np.array([True]), 1e-6, 5)
     with pytest.warns(cusink.ConvergenceWarning, match="of 1 of 2 problems did not reach tol=1e-06 within max_iter=5"):
         system.warn_rough(np.array([True, False]), 1e-6, 5)

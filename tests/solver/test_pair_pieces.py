@@ -148,12 +148,10 @@ def test_clouds_of_tiles_have_mass_one():
 
 
 def test_who_may_be_solved_together():
-    given, options = SimpleNamespace(xp=np), Options()
-    assert together.can_be_solved_together(given, options, True)
-    assert not together.can_be_solved_together(given, options, False)
-    assert not together.can_be_solved_together(SimpleNamespace(xp=object()), options, True)
+    options = Options()
+    assert together.can_be_solved_together(options)
     for change in ({"method": "log"}, {"overrelaxation": 1.5}, {"overrelaxation": None}, {"tol": None}):
-        assert not together.can_be_solved_together(given, replace(options, **change), True), change
+        assert not together.can_be_solved_together(replace(options, **change)), change
 
 
 def test_measures_that_are_one_stand_for_one():

@@ -150,6 +150,16 @@ def test_values_and_gradients_are_what_the_oracle_says():
     np.testing.assert_allclose(along, (np.array(moved[0]) - moved[1]) / (2 * step), atol=1e-7)
 
 
+def test_potentials_have_equal_sums_whatever_the_mass():
+    given = drawn(mass=1.0)
+    x, y, a, b = given
+    pairs = cusink.sinkhorn(*measures(x, y, [3 * w for w in a], [3 * w for w in b]), "sqeuclidean", eps=EPS)
+    check_together("together", pairs)
+    f, g = (split(potential, [size[side] for size in SIZES]) for side, potential in ((0, pairs.f), (1, pairs.g)))
+    for u, v, p, q in zip(f, g, a, b, strict=True):
+        np.testing.assert_allclose(u[p > 0].sum(), v[q > 0].sum(), atol=1e-12)
+
+
 def test_a_cloud_in_several_pairs_is_solved_with_itself_once(monkeypatch):
     x, y, a, b = drawn()
     counts, solve = [], tiles.iterate_own

@@ -16,6 +16,7 @@ from cusink.backends.cupy.clouds.reductions import (
     transport_cost,
 )
 from cusink.backends.cupy.dense import to_host
+from cusink.backends.cupy.ragged import adjoint_ragged, solve_ragged
 from cusink.backends.cupy.unbalanced import STEPS
 from cusink.costs.operators import Operators
 from cusink.costs.points import PointCosts
@@ -36,4 +37,6 @@ OPERATORS: Operators[PointCosts] = Operators(
     plan_means=plan_means,
     damped_steps=STEPS,
     levels=levels,
+    solve_ragged=solve_ragged,
+    adjoint_ragged=adjoint_ragged,
 )

@@ -32,6 +32,16 @@ class CheckedPairs:
         """How many pairs there are."""
         return len(self.A.sizes)
 
+    @property
+    def computing(self) -> str:
+        """The name of the dtype of the computation."""
+        return _computing(self.dtype)
+
+
+def _computing(dtype: Any) -> str:
+    """Return the name of the dtype that arrays of a dtype are computed in."""
+    return "float64" if dtype == np.float64 else "float32"
+
 
 def are_measures(a: object, b: object) -> bool:
     """Say whether one side is a collection of measures."""
@@ -49,7 +59,7 @@ def eps_of_pairs(eps: Eps | RelativeEps, given: CheckedPairs) -> Eps:
         raise ValueError(
             f"'eps' must be a number, or an array of one for each of the {given.count} pairs; got shape {eps.shape}"
         )
-    return for_problems(eps, given.count, True, "float64" if given.dtype == np.float64 else "float32")
+    return for_problems(eps, given.count, True, _computing(given.dtype))
 
 
 def unused(**options: object) -> None:

@@ -46,6 +46,10 @@ class Side:
         filled: HostArray = np.arange(width) < self.sizes[items, None]
         return filled
 
+    def spread(self, xp: ArrayModule, values: Array) -> Array:
+        """Return values (K,) of the items as those of all their points (N,)."""
+        return values[xp.asarray(np.repeat(np.arange(len(self.sizes)), self.sizes))]
+
 
 def rows(xp: ArrayModule, side: Side, values: Array, items: HostArray, width: int) -> Array:
     """Return values (N, ...) of all points as rows (P, width, ...) of some items."""
@@ -58,9 +62,12 @@ def weight_rows(xp: ArrayModule, side: Side, items: HostArray, width: int) -> Ar
     return xp.where(xp.asarray(side.filled(items, width)), own, own.dtype.type(0))
 
 
-def flat(xp: ArrayModule, side: Side, parts: Iterable[tuple[HostArray, Array]]) -> Array:
-    """Return rows (P, width, ...) of batches of items as values (N, ...) of all points, item after item."""
-    out: Any = None
+def flat(xp: ArrayModule, side: Side, parts: Iterable[tuple[HostArray, Array]], known: Array | None = None) -> Array:
+    """Return rows (P, width, ...) of batches of items as values (N, ...) of all points, item after item.
+
+    Those of other items are `known`.
+    """
+    out: Any = None if known is None else known.copy()
     for items, part in parts:
         out = put(xp, side, out, items, part)
     return out
@@ -75,9 +82,11 @@ def put(xp: ArrayModule, side: Side, out: Array | None, items: HostArray, part: 
     return out
 
 
-def in_order(xp: ArrayModule, parts: Iterable[tuple[HostArray, Array]], count: int) -> Array:
-    """Return values (P, ...) of batches of pairs as one array (K, ...)."""
-    out: Any = None
+def in_order(
+    xp: ArrayModule, parts: Iterable[tuple[HostArray, Array]], count: int, known: Array | None = None
+) -> Array:
+    """Return values (P, ...) of batches of pairs as one array (K, ...); those of other pairs are `known`."""
+    out: Any = None if known is None else known.copy()
     for pairs, part in parts:
         out = put_in_order(xp, out, pairs, part, count)
     return out

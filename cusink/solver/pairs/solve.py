@@ -11,12 +11,15 @@ from cusink.checks.arrays import narrowed, to_host
 from cusink.checks.scalars import positive_bytes
 from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
+from cusink.costs.operators import Operators
 from cusink.errors import ConvergenceWarning, deferred_warnings, warn, warn_if_unconverged
+from cusink.operand import operators
+from cusink.solver.pairs.at_once import solve_at_once
 from cusink.solver.pairs.batches import Batch, batches
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side, put, put_in_order, rows, weight_rows
 from cusink.solver.pairs.together import Together, can_be_solved_together, solve_together
-from cusink.types import Array, Eps
+from cusink.types import Array, Eps, Reach
 
 R = TypeVar("R")
 
@@ -25,7 +28,7 @@ R = TypeVar("R")
 class SolvedPairs(Generic[R]):
     """Checked pairs, what was solved together, the result of each batch of the others, and the eps of each pair.
 
-    `make` makes the result of a batch of pairs that were solved together.
+    `make` makes the result of a batch of pairs that were solved together; `reach` are the prices of the marginals.
     """
 
     given: CheckedPairs
@@ -33,7 +36,7 @@ class SolvedPairs(Generic[R]):
     together: Together | None
     others: tuple[tuple[Batch, R], ...]
     make: "Callable[[SolvedPairs[R], Batch], R]"
-    balanced: bool
+    reach: Reach | None
     memory_limit: int | None
 
     @classmethod
@@ -42,7 +45,7 @@ class SolvedPairs(Generic[R]):
         given: CheckedPairs,
         eps: Eps,
         options: Options,
-        balanced: bool,
+        reach: Reach | None,
         own: bool,
         call: Callable[..., R],
         make: "Callable[[SolvedPairs[R], Batch], R]",
@@ -54,11 +57,17 @@ class SolvedPairs(Generic[R]):
         (P, n, d) and (P, m, d), and `eps`. `own` asks for the solutions of each measure with itself.
         """
         limit = None if memory_limit is None else positive_bytes(memory_limit)
-        together, left = None, np.ones(given.count, bool)
-        if can_be_solved_together(given, options, balanced):
-            together = solve_together(given, np.broadcast_to(eps, given.count), options, own, limit)
-            left = ~together.solved
-        solved, warned = cls(given, eps, together, (), make, balanced, limit), list[tuple[str, type[Warning]]]()
+        together: Together | None = None
+        if can_be_solved_together(options):
+            every = np.broadcast_to(eps, given.count)
+            solve = operators("points", given.xp).solve_ragged
+            if given.xp is np and reach is None:
+                together = solve_together(given, every, options, own, limit)
+            elif solve is not None and not own:
+                found = solve_at_once(solve, given, every, options, reach, limit)
+                together = None if found is None else Together.of(found)
+        left = np.ones(given.count, bool) if together is None else ~together.solved
+        solved, warned = cls(given, eps, together, (), make, reach, limit), list[tuple[str, type[Warning]]]()
         others = []
         for batch in solved.batches(left):
             with deferred_warnings(warned):
@@ -67,7 +76,7 @@ class SolvedPairs(Generic[R]):
         for message, category in dict.fromkeys(warned):
             if category is not ConvergenceWarning:  # which is given once, for all pairs
                 warn(message, category)
-        return cls(given, eps, together, tuple(others), make, balanced, limit)
+        return cls(given, eps, together, tuple(others), make, reach, limit)
 
     def batches(self, among: Any) -> list[Batch]:
         """Divide the pairs that are `among` (K,) them into batches."""
@@ -92,10 +101,33 @@ class SolvedPairs(Generic[R]):
         return (*made, *self.others)
 
     @property
+    def balanced(self) -> bool:
+        """Whether both marginals are met."""
+        return self.reach is None
+
+    @property
     def known(self) -> Together:
         """What was solved together."""
         assert self.together is not None
         return self.together
+
+    @property
+    def ops(self) -> Operators[Any]:
+        """The operators of costs between points."""
+        return operators("points", self.given.xp)
+
+    def shown(self) -> tuple[Array, Array]:
+        """Return the potentials (N,) and (M,) of what was solved together, with the shift between both."""
+        known, given = self.known, self.given
+        if known.shift is None:
+            return known.f, known.g
+        of_a, of_b = (side.spread(given.xp, known.shift) for side in (given.A, given.B))
+        return known.f + of_a, known.g - of_b
+
+    def shift(self, batch: Batch) -> Array | None:
+        """Return the shifts (P,) between the potentials of a batch."""
+        known = self.known.shift
+        return None if known is None else known[self.given.xp.asarray(batch.pairs)]
 
     def rows(self, batch: Batch, f: Array, g: Array) -> tuple[Array, Array]:
         """Return values (N,) and (M,) of both sides as rows (P, n) and (P, m) of a batch."""

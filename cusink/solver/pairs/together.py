@@ -9,11 +9,12 @@ from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud, point_costs
 from cusink.costs.measures import sums
 from cusink.costs.points import PointCosts
+from cusink.costs.ragged import RaggedSolutions
 from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import Batch, tiles_of
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side
-from cusink.types import HostArray
+from cusink.types import Array, HostArray
 from cusink.workers import each
 
 
@@ -29,24 +30,44 @@ class OwnTerms(NamedTuple):
 class Together:
     """Solutions of the pairs that are `solved` (K,), in float64, item after item as their weights are.
 
+    Which these are, and which are `equal`, the host knows; the rest is where the weights are.
     `mass` (K,) is that of both measures. `value` (K,) is ``<a, f> + <b, g>``; where no self-terms are asked for, `cost`
     (K,) is the transport cost and `entropy` (K,) the sum of those of both measures. `pulled` are the derivatives (N, d)
     and (M, d) of divergences of squared distances by the points; None for other costs. Pairs of one measure twice,
-    which are `equal` (K,), have the potentials of this measure with itself.
+    which are `equal` (K,), have the potentials of this measure with itself. With prices of the marginals the potentials
+    are ``f + shift`` and ``g - shift``, and eps times `entropy` is what `value` is above the entropic cost.
     """
 
     solved: HostArray
     equal: HostArray
-    f: HostArray
-    g: HostArray
-    value: HostArray
-    cost: HostArray
-    entropy: HostArray
-    mass: HostArray
-    error: HostArray
-    n_iter: HostArray
+    f: Array
+    g: Array
+    value: Array
+    cost: Array
+    entropy: Array
+    mass: Array
+    error: Array
+    n_iter: Array
+    shift: Array | None = None
     own: OwnTerms | None = None
     pulled: tuple[HostArray, HostArray] | None = None
+
+    @classmethod
+    def of(cls, found: RaggedSolutions) -> "Together":
+        """Return what a device has solved, where equal measures are not looked for."""
+        return cls(
+            solved=found.solved,
+            equal=np.zeros(len(found.solved), bool),
+            f=found.f,
+            g=found.g,
+            value=found.reg_cost,
+            cost=found.cost,
+            entropy=found.entropy,
+            mass=found.mass,
+            error=found.error,
+            n_iter=found.n_iter,
+            shift=found.shift,
+        )
 
 
 class Clouds(NamedTuple):
@@ -81,10 +102,9 @@ class Clouds(NamedTuple):
             target[start:stop] = row[: stop - start]
 
 
-def can_be_solved_together(given: CheckedPairs, options: Options, balanced: bool) -> bool:
-    """Say whether the call leaves the way of iterating open, and its arrays are those of the host."""
-    open_ = options.method == "auto" and options.overrelaxation == "auto" and options.tol is not None
-    return given.xp is np and balanced and open_
+def can_be_solved_together(options: Options) -> bool:
+    """Say whether the call leaves the way of iterating open."""
+    return options.method == "auto" and options.overrelaxation == "auto" and options.tol is not None
 
 
 def solve_together(given: CheckedPairs, eps: HostArray, options: Options, own: bool, limit: int | None) -> Together:
@@ -162,8 +182,7 @@ def _solve_pairs(
         with np.errstate(divide="ignore", invalid="ignore"):  # of pairs that are not solved
             f, g = (eps[at, None] * np.log(w) for w in (found.u, found.v))
         lift = tiles.lift(sides[0].mass[at], eps[at])
-        f, g = _in_gauge(f, g, a > 0, b > 0)
-        f, g = f - lift[:, None], g - lift[:, None]
+        f, g = _in_gauge(f - lift[:, None], g - lift[:, None], a > 0, b > 0)
         out.value[at] = sides[0].mass[at] * ((a * f).sum(axis=1) + (b * g).sum(axis=1))
         for side, target, part in zip(sides, (out.f, out.g), (f, g), strict=True):
             side.put(target, at, part)

@@ -358,7 +358,17 @@ def test_a_kernel_s_own_shared_memory_counts_too():
 
 
 # One call of each kind of argument: arrays, clouds, results (gradients and methods), lists, Measures.
-ELSEWHERE = ("sinkhorn", "points each", "start", "costs", "documents", "kernel", "divergence of points", "barycenter")
+ELSEWHERE = (
+    "ragged pairs",
+    "sinkhorn",
+    "points each",
+    "start",
+    "costs",
+    "documents",
+    "kernel",
+    "divergence of points",
+    "barycenter",
+)
 
 
 @pytest.mark.parametrize("call", ELSEWHERE)
