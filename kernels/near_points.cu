@@ -3,7 +3,8 @@
 // block leaves out the tiles of summed points that provably add less than a rounding; near_tiles.cuh says how it knows.
 //
 // tiles are the summed points by TILE_POINTS; d is MOST_NEAR at most; the points are the same for all problems. Correct
-// for any grid and any block that is a multiple of 32 (at most 512, and 256 for softmin_near). All arrays C-contiguous; `out` overlaps no input.
+// for any grid and any block that is a multiple of 32 (at most 512, and 256 for softmin_near). All arrays C-contiguous;
+// `out` overlaps no input.
 
 // out (2, d, tiles): middles and halves of the boxes of points y (size, d), in any order. One warp per tile, bound by bytes
 // of y; once for a solve.

@@ -38,7 +38,8 @@ __device__ inline REAL largest_on_boxes(REAL s, REAL t, REAL scale, REAL D, REAL
     REAL corner = up ? a - b : b - a, value = up ? s * a + t * b : -(s * a + t * b);
     REAL below = up ? s : -t, above = up ? -t : s;  // slopes by w
     REAL rate = REAL(0.5) / scale;
-    REAL left = smaller(larger(below * rate - D, -(a + b)), corner), right = larger(smaller(above * rate - D, a + b), corner);
+    REAL left = smaller(larger(below * rate - D, -(a + b)), corner);
+    REAL right = larger(smaller(above * rate - D, a + b), corner);
     REAL on_left = below * (left - corner) - scale * (D + left) * (D + left);
     REAL on_right = above * (right - corner) - scale * (D + right) * (D + right);
     return value + larger(on_left, on_right);
@@ -251,7 +252,8 @@ struct NearTiles {
         }
 #pragma unroll
         for (int r = 0; r < KEPT; r++)
-            if (inside[r]) least = smaller(least, magnitude(left[r]) < infinity() ? left[r] - MARGIN * size[r] : -infinity());
+            if (inside[r])
+                least = smaller(least, magnitude(left[r]) < infinity() ? left[r] - MARGIN * size[r] : -infinity());
         least = -warp_maximum(-least);
         if (lane == 0) rows->least = least;
     }

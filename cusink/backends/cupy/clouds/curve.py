@@ -44,7 +44,7 @@ def _cells(points: Array, bits: int) -> list[Array]:
     points = points.astype(np.float64)
     ends = cp.sort(points, axis=0)[[n // TAIL, n - 1 - n // TAIL]]
     widest = cp.maximum((ends[1] - ends[0]).max(), np.finfo(np.float64).tiny)
-    # Most points are in one of 4^d cubes, which the curve fills without leaving it; those far away share outermost cells.
+    # Most points are in one of 4^d cubes, which the curve fills without leaving it; those far off share outer cells.
     scaled = (points - (ends[0] + ends[1]) / 2) / (4 * WIDER * widest) + 0.375
     cells = cp.clip(scaled * (1 << bits), 0, (1 << bits) - 1).astype(np.int64)
     return [cells[:, k] for k in range(d)]
