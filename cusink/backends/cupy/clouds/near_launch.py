@@ -1,7 +1,7 @@
 """Launches of ``near_points.cu``: pure functions of sizes, dtype and device, as `cusink.backends.cupy.launch` has them.
 
 >>> configure("softmin_near", 1, 100_000, 100_000, "float32", H100, d=3)
-Launch(file='near_points.cu', kernel='softmin_near', grid=1563, block=128, shared=2976)
+Launch(file='near_points.cu', kernel='softmin_near', grid=1563, block=128, shared=2912)
 """
 
 import numpy as np
