@@ -42,12 +42,43 @@ __device__ inline REAL add_coordinate(REAL s, REAL difference) {
     return NORM == SQUARED ? multiply_add(difference, difference, s) : s + magnitude(difference);
 }
 
-// Points first ... first + count of P (points, d), by coordinate: tile (d, count + GROUP), zero behind the last point. Without
-// the GROUP between them all coordinates of a point would lie in one bank.
-__device__ inline void load_points(REAL* tile, const REAL* P, long long first, long long points, int count, int d) {
+// Which points make a tile: all of them in their order, a tile after the other. near_tiles.cuh has another rule.
+struct InOrder {
+    long long first;
+
+    __device__ void open(const PointPairs&, long long, long long, long long, long long) {
+        first = 0;
+    }
+    __device__ bool more(long long summed) const {
+        return first < summed;
+    }
+    // The states of the kept points of this thread, whose results are less by `length`.
+    template <class State>
+    __device__ void advance(const State (&)[KEPT], const REAL (&)[KEPT], int theirs) {
+        first += theirs;
+    }
+    // The point of a slot of the tile; none is there from `summed` on.
+    template <class Slot>
+    __device__ long long place(Slot slot) const {
+        return first + slot;
+    }
+    // Whether one may be in a slot or in those of its warp after it.
+    __device__ bool reaches(int slot, long long summed) const {
+        return first + slot < summed;
+    }
+    // The slots up to the last one with a point.
+    __device__ int count(long long summed, int theirs) const {
+        return summed - first < theirs ? int(summed - first) : theirs;
+    }
+};
+
+// `count` points of P (points, d), by coordinate: tile (d, count + GROUP), zero where there is none. Without the GROUP
+// between them all coordinates of a point would lie in one bank.
+template <class Tiles>
+__device__ inline void load_points(REAL* tile, const REAL* P, const Tiles& tiles, long long points, int count, int d) {
     int point = threadIdx.x / d, c = threadIdx.x % d, down = blockDim.x / d, across = blockDim.x % d;
     for (; point < count; point += down) {
-        tile[c * (count + GROUP) + point] = first + point < points ? P[(first + point) * d + c] : REAL(0);
+        tile[c * (count + GROUP) + point] = tiles.place(point) < points ? P[tiles.place(point) * d + c] : REAL(0);
         c += across;
         if (c >= d) {
             c -= d;
@@ -57,8 +88,8 @@ __device__ inline void load_points(REAL* tile, const REAL* P, long long first, l
 }
 
 // D is the dimension where the compiler is to know it, 0 elsewhere.
-template <int D, int NORM, int POWER, class Term>
-__device__ void reduce_points_of(const Term& term, const PointPairs& points, long long B, long long kept,
+template <int D, int NORM, int POWER, class Tiles, class Term>
+__device__ void reduce_points_of(const Term& term, const PointPairs& points, Tiles tiles, long long B, long long kept,
                                  long long summed) {
     typedef typename Term::Summed Summed;
     typedef typename Term::State State;
@@ -70,19 +101,21 @@ __device__ void reduce_points_of(const Term& term, const PointPairs& points, lon
     Summed* values = reinterpret_cast<Summed*>(others + d * apart);
     const Four<Summed>* groups = reinterpret_cast<const Four<Summed>*>(values);
     State* parts = reinterpret_cast<State*>(dynamic_shared);
-    long long tiles = (kept + MINE - 1) / MINE;
-    for (long long tile = blockIdx.x; tile < B * tiles; tile += gridDim.x) {
-        long long b = tile / tiles, k = tile % tiles * MINE + lane;
-        load_points(mine, points.kept + b * points.kept_stride, k - lane, kept, MINE, d);
+    long long blocks = (kept + MINE - 1) / MINE;
+    for (long long block = blockIdx.x; block < B * blocks; block += gridDim.x) {
+        long long b = block / blocks, k = block % blocks * MINE + lane;
+        load_points(mine, points.kept + b * points.kept_stride, InOrder{k - lane}, kept, MINE, d);
         State state[KEPT];
 #pragma unroll
         for (int r = 0; r < KEPT; r++) state[r] = k + 32 * r < kept ? term.start(b, k + 32 * r) : State::empty();
-        for (long long first = 0; first < summed; first += theirs) {
+        const REAL length[KEPT] = {};
+        for (tiles.open(points, b, k - lane, kept, summed); tiles.more(summed); tiles.advance(state, length, theirs)) {
             __syncthreads();  // the last tile has been used
-            load_points(others, points.summed + b * points.summed_stride, first, summed, theirs, d);
-            values[threadIdx.x] = first + threadIdx.x < summed ? term.read(b, first + threadIdx.x) : Term::nothing();
+            load_points(others, points.summed + b * points.summed_stride, tiles, summed, theirs, d);
+            values[threadIdx.x] =
+                tiles.place(threadIdx.x) < summed ? term.read(b, tiles.place(threadIdx.x)) : Term::nothing();
             __syncthreads();
-            for (int s = 32 * warp; s < 32 * warp + 32 && first + s < summed; s += GROUP) {
+            for (int s = 32 * warp; s < 32 * warp + 32 && tiles.reaches(s, summed); s += GROUP) {
                 REAL cost[KEPT][GROUP] = {};
 #pragma unroll(D ? D : 2)
                 for (int c = 0; c < d; c++) {
@@ -175,8 +208,8 @@ __device__ void walk_tile(typename Term::State (&state)[KEPT], const Term& term,
     }
 }
 
-template <int D, class Term>
-__device__ void reduce_by_products(const Term& term, const PointPairs& points, long long B, long long kept,
+template <int D, class Tiles, class Term>
+__device__ void reduce_by_products(const Term& term, const PointPairs& points, Tiles tiles, long long B, long long kept,
                                    long long summed) {
     typedef typename Term::Summed Summed;
     typedef typename Term::State State;
@@ -186,9 +219,9 @@ __device__ void reduce_by_products(const Term& term, const PointPairs& points, l
     Summed* values = reinterpret_cast<Summed*>(others + D * theirs);
     State* parts = reinterpret_cast<State*>(dynamic_shared);
     REAL scale = square_root(term.cost_scale);
-    long long tiles = (kept + MINE - 1) / MINE;
-    for (long long tile = blockIdx.x; tile < B * tiles; tile += gridDim.x) {
-        long long b = tile / tiles, start = tile % tiles * MINE, k = start + lane, place[KEPT];
+    long long blocks = (kept + MINE - 1) / MINE;
+    for (long long block = blockIdx.x; block < B * blocks; block += gridDim.x) {
+        long long b = block / blocks, start = block % blocks * MINE, k = start + lane, place[KEPT];
         const REAL* X = points.kept + b * points.kept_stride;
         const REAL* Y = points.summed + b * points.summed_stride;
         REAL centre[D];
@@ -216,8 +249,8 @@ __device__ void reduce_by_products(const Term& term, const PointPairs& points, l
             state[r] = k + 32 * r < kept ? term.start(b, k + 32 * r) : State::empty();
             Term::begin(state[r], mine.length[r]);
         }
-        for (long long first = 0; first < summed; first += theirs) {
-            long long j = first + threadIdx.x;
+        for (tiles.open(points, b, start, kept, summed); tiles.more(summed); tiles.advance(state, mine.length, theirs)) {
+            long long j = tiles.place(threadIdx.x);
             bool inside = j < summed;
             REAL length = 0, other[D];
 #pragma unroll
@@ -233,7 +266,7 @@ __device__ void reduce_by_products(const Term& term, const PointPairs& points, l
             Summed value = inside ? term.read(b, j) : Term::nothing();
             values[threadIdx.x] = apart ? value : Term::lowered(value, length);
             __syncthreads();
-            int count = summed - first < theirs ? int(summed - first) : theirs;
+            int count = tiles.count(summed, theirs);
             if (apart)
                 walk_tile<true, D>(state, term, mine, X, place, others, values, theirs, count);
             else
@@ -255,30 +288,30 @@ __device__ void reduce_by_products(const Term& term, const PointPairs& points, l
     }
 }
 
-template <int D, class Term>
-__device__ void reduce_near_points(const Term& term, const PointPairs& points, long long B, long long kept,
-                                   long long summed) {
+template <int D, class Tiles, class Term>
+__device__ void reduce_near_points(const Term& term, const PointPairs& points, const Tiles& tiles, long long B,
+                                   long long kept, long long summed) {
     if (points.exponent == REAL(1)) {
         if constexpr (D > 0 && sizeof(REAL) == sizeof(float))
-            reduce_by_products<D>(term, points, B, kept, summed);
+            reduce_by_products<D>(term, points, tiles, B, kept, summed);
         else
-            reduce_points_of<D, SQUARED, ONE>(term, points, B, kept, summed);
+            reduce_points_of<D, SQUARED, ONE>(term, points, tiles, B, kept, summed);
     } else
-        reduce_points_of<D, SQUARED, ROOT>(term, points, B, kept, summed);
+        reduce_points_of<D, SQUARED, ROOT>(term, points, tiles, B, kept, summed);
 }
 
 // The compiler knows the dimensions 2 and 3, with squared or plain distances, for terms that are used often enough to be
 // worth its time: no branch is left in the loop.
-template <class Term>
-__device__ void reduce_points(const Term& term, const PointPairs& points, long long B, long long kept,
-                              long long summed) {
+template <class Term, class Tiles = InOrder>
+__device__ void reduce_points(const Term& term, const PointPairs& points, long long B, long long kept, long long summed,
+                              const Tiles& tiles = Tiles()) {
     bool common = Term::OFTEN && (points.exponent == REAL(1) || points.exponent == REAL(0.5));
     if (points.norm == CITYBLOCK)
-        reduce_points_of<0, CITYBLOCK, ANY>(term, points, B, kept, summed);
+        reduce_points_of<0, CITYBLOCK, ANY>(term, points, tiles, B, kept, summed);
     else if (common && points.d == 2)
-        reduce_near_points<Term::OFTEN ? 2 : 0>(term, points, B, kept, summed);
+        reduce_near_points<Term::OFTEN ? 2 : 0>(term, points, tiles, B, kept, summed);
     else if (common && points.d == 3)
-        reduce_near_points<Term::OFTEN ? 3 : 0>(term, points, B, kept, summed);
+        reduce_near_points<Term::OFTEN ? 3 : 0>(term, points, tiles, B, kept, summed);
     else
-        reduce_points_of<0, SQUARED, ANY>(term, points, B, kept, summed);
+        reduce_points_of<0, SQUARED, ANY>(term, points, tiles, B, kept, summed);
 }

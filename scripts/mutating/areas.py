@@ -81,6 +81,7 @@ _SEARCHED = (
 _BETWEEN_POINTS = Tests(
     ("tests/backends/cupy/test_clouds.py", "-k", "agree or tensor or far_points or follow and float32"), ()
 )
+_LARGE = Tests(("tests/backends/cupy/test_near.py", "-k", "all_pairs or left_out or lacks"), ())
 _FUSED = "tests/backends/cupy/test_fused_steps.py"
 _ON_GRIDS = ("tests/backends/numpy/test_grid.py", "-k", "cupy and (follow or repeated or operators)")
 _OF_SHIFTS = Tests(
@@ -217,6 +218,8 @@ TESTS: dict[str, Tests] = {
     "kernels/at_once.cu": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),
+    "kernels/near_points.cu": _LARGE,
+    "kernels/near_tiles.cuh": _LARGE,
     "kernels/online_softmax.cuh": Tests(_REDUCED, ()),
     "kernels/marginal_system.cuh": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/pair_steps.cuh": _SOLVED_RAGGED,

@@ -5,7 +5,7 @@ Small problems in float32, in several launches and orders of the threads; the va
 
 import numpy as np
 import pytest
-from backends.cupy import test_clouds, test_documents, test_operators, test_ragged, test_sums
+from backends.cupy import test_clouds, test_documents, test_near, test_operators, test_ragged, test_sums
 
 import cusink
 import emulated
@@ -86,6 +86,18 @@ def test_kernels_of_points():
             assert test_clouds.products(3, True, (2, 90, 330, d), 3) < 1
         assert set(loader.names("points.cu")) - {"cost_points"} <= set(ops.launched)
         assert set(loader.names("point_products.cu")) <= set(ops.launched)
+
+
+def test_kernels_of_large_clouds():
+    rng = np.random.default_rng(0)
+    with operators(function=CHECKED) as ops:
+        for seed, kind in enumerate(("plain", "apart", "zeros")):
+            emulated.shuffle(seed)
+            x, y, q = test_near.clouds(kind, 70, 2100, 2 + seed % 2, np.float32, rng)
+            C = test_near.PointCosts(x, y, *test_near.METRICS[seed % 2])
+            with test_near.launched(*test_near.LAUNCHES[seed]):
+                close(test_near.near_sums(C, q, 1e-2, 1), oracle.softmin(C.astype("d").block(np), q, 1e-2, 1))
+        assert set(ops.launched) == set(loader.names("near_points.cu"))
 
 
 def test_kernels_of_sums():

@@ -11,6 +11,7 @@ class Limits:
 
     block_entries: int = 1 << 24  # of a block of costs or of plans, where an operator has to form one
     stored_from: int = 4  # problems that share points, from which on a stored kernel beats recreated exponentials
+    near_pairs: int = 1 << 28  # of points, from which it pays to look for those that count
     coarse: Sizes = Sizes(pairs=1 << 25, points=1 << 11, ratio=8, least_run=8)  # of the levels of large clouds
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from cusink.backends.cupy import iteration as dense
 from cusink.backends.cupy import limits
 from cusink.backends.cupy.clouds import reductions
+from cusink.backends.cupy.clouds.near import NearPoints
 from cusink.backends.cupy.clouds.reductions import KernelArguments, apply_plan, cost_block
 from cusink.backends.cupy.forms import LogForm
 from cusink.backends.cupy.means import DenseMeans
@@ -20,7 +21,12 @@ from cusink.types import Array, Axis, HostArray, Method
 
 
 class Iteration(dense.Iteration):
-    """Problems under way, on a stored cost where that fits and is faster, else on the points."""
+    """Problems under way, on a stored cost where that fits and is faster, else on the points.
+
+    Large clouds are sorted, and so is all of the state.
+    """
+
+    points: NearPoints | None = None
 
     def __init__(self, C: PointCosts, a: Array, b: Array, eps: float, f: Array, g: Array, method: Method) -> None:
         (n, m), shared = C.shape[-2:], C.ndim == 2
@@ -29,8 +35,17 @@ class Iteration(dense.Iteration):
         matmul = shared and len(a) >= limits.LIMITS.stored_from and method != "log"
         if stored <= C.memory_limit and (fused or matmul):
             super().__init__(cost_block(C, slice(None), slice(None)), a, b, eps, f, g, method, C.memory_limit)
+        elif NearPoints.pays(C):
+            self.points = NearPoints.of(C, len(a))
+            (a, b), (f, g) = self.points.sort(a, b), self.points.sort(f, g)
+            self._start(NearForm(self.points, LOG2_E / float(eps)), a, b, eps, f, g)
         else:
             self._start(StreamedForm(KernelArguments.of(C), LOG2_E / float(eps)), a, b, eps, f, g)
+
+    def finish(self, index: HostArray) -> tuple[Array, Array, Array, Array]:
+        """See `cusink.backends.cupy.iteration.Iteration`."""
+        f, g, cost, error = super().finish(index)
+        return (*self.points.unsort(f, g), cost, error) if self.points else (f, g, cost, error)
 
 
 class StreamedForm(LogForm):
@@ -62,6 +77,29 @@ class StreamedForm(LogForm):
     def select(self, problems: Array) -> Self:
         """See `cusink.backends.cupy.forms.Form`."""
         return self if self.C.ndim == 2 else type(self)(self.C.at(problems), self.cost_scale)
+
+
+class NearForm(StreamedForm):
+    """The same between sorted points, without the pairs that do not count in a sum."""
+
+    def __init__(self, points: NearPoints, cost_scale: float) -> None:
+        super().__init__(points.costs, cost_scale)
+        self.points = points
+
+    def log_sums(
+        self,
+        logits: Array,
+        scales: Scales,
+        axis: Axis,
+        index: Array | None,  # noqa: ARG002 - all problems share the points
+        out: Array | None = None,
+    ) -> Array:
+        """See `cusink.backends.cupy.forms.Form`."""
+        return self.points.log_sums(logits, scales, axis, out)
+
+    def select(self, problems: Array) -> Self:  # noqa: ARG002
+        """See `cusink.backends.cupy.forms.Form`."""
+        return self
 
 
 def plan_means(

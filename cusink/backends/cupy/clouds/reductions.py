@@ -132,7 +132,7 @@ class KernelArguments:
         d = self.kept.shape[-1]
         strides = (0 if self.ndim == 2 else size * d for size in self.shape[-2:])
         terms = (np.int32(self.terms),) if launch.kernel.endswith("_products") else ()
-        return *terms, *self._metric(), *sizes(*strides, B, *self.shape[-2:])
+        return *terms, *self.metric(), *sizes(*strides, B, *self.shape[-2:])
 
     def block(self, problems: slice | HostArray, rows: slice | HostArray) -> Array:
         """Return the costs (rows, summed) of some kept points, or (problems, rows, summed)."""
@@ -142,7 +142,7 @@ class KernelArguments:
         out = cp.empty((*kept.shape[:-1], summed.shape[-2]), self.dtype)
         costs, (n, m) = 1 if shared else len(kept), out.shape[-2:]
         launch = choose_launch("cost_points", costs, n, m, self.dtype)
-        run(launch, self.dtype, out, kept, summed, *self._metric(), *sizes(costs, n, m))
+        run(launch, self.dtype, out, kept, summed, *self.metric(), *sizes(costs, n, m))
         return out
 
     def blocks(self, B: int) -> Iterator[tuple[slice, slice, Array]]:
@@ -156,7 +156,8 @@ class KernelArguments:
                 problems = slice(start, min(start + problem_step, B))
                 yield problems, rows, self.block(problems, rows)
 
-    def _metric(self) -> tuple[Any, ...]:
+    def metric(self) -> tuple[Any, ...]:
+        """Return the arguments that say what is taken of the points."""
         return self.dtype.type(self.exponent), np.int32(NORMS[self.norm]), np.int32(self.kept.shape[-1])
 
 
