@@ -67,8 +67,7 @@ def test_every_launch_is_legal_and_names_a_kernel():
         more = operator.endswith("_products") or operator in MAY_NOT_FIT
         more = more or (operator.endswith("_points") and launch.block == 32)
         assert 0 <= launch.shared <= (sizes[-1].shared_memory if more else 48 << 10), (operator, sizes)
-    # What is left over is chosen by the storage of the cost, not by sizes; documents, pairs and large clouds have tests of
-    # their own.
+    # What is left over is chosen by the storage of the cost; documents, pairs and large clouds have tests of their own.
     half = {name for name in known if name[1].endswith("_half")}
     ragged = {name for name in known if name[1].startswith("ragged")}
     large = {name for name in known if name[0] == "near_points.cu"}
