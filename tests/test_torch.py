@@ -471,6 +471,54 @@ def test_a_scaler_of_half_precision_sees_the_overflow():
     assert a.grad.dtype == torch.float16 and not a.grad.isfinite().any()
 
 
+# PyTorch's own forward mode warns of what it uses when it is first loaded.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+LARGE = {
+    "loss": lambda x, y: sinkhorn_loss(None, None, bridge.PointCloud(x, y), 0.3),
+    "reach": lambda x, y: sinkhorn_loss(None, None, bridge.PointCloud(x, y), 0.3, reach=0.7),
+    "divergence": lambda x, y: bridge.sinkhorn_divergence(None, None, bridge.PointCloud(x, y), 0.3),
+    "potentials": lambda x, y: bridge.sinkhorn_potentials(None, None, bridge.PointCloud(x, y), 0.3)[0][:2].sum(),
+    "map": lambda x, y: bridge.barycentric_map(None, None, bridge.PointCloud(x, y), 0.3, y)[0].sum(),
+    "kernel": lambda x, y: bridge.kernel_distance(x, None, y, None),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_gradients_are_linear_in_those_of_the_loss_as_far_as_there_are_numbers(name):
+    """A scaler of losses that never overflow doubles its factor for ever."""
+    x, y = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.rand(4, 2)
+    (one,) = torch.autograd.grad(LARGE[name](x[0], y), x)
+    assert one.abs().max() > 1e-3
+    for scale in (1e-20, 1e20, 1e30, 1e38):
+        (large,) = torch.autograd.grad(LARGE[name](x[0], y) * scale, x)
+        torch.testing.assert_close(large / scale, one, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    (lost,) = torch.autograd.grad(LARGE[name](x[0], y) * torch.inf, x)
+    assert not lost[0].isfinite().any()
+
+
+@forward_mode
+@pytest.mark.parametrize("loss", [sinkhorn_loss, bridge.sinkhorn_divergence])
+def test_second_derivatives_and_forward_mode_say_what_overflowed(loss):
+    x, y = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.rand(4, 2)
+    for scale in (torch.inf, torch.nan):
+        (gradient,) = torch.autograd.grad(loss(None, None, bridge.PointCloud(x, y), 0.3), x, create_graph=True)
+        (twice,) = torch.autograd.grad((gradient**2).sum() * scale, x)
+        assert twice.isnan().all()
+    x = x.detach()
+    move = torch.zeros_like(x)
+    move[1, 0, 0] = torch.inf
+    _, tangent = torch.func.jvp(
+        lambda x: loss(None, None, bridge.PointCloud(x, y), 0.3, reduction="none"), (x,), (move,)
+    )
+    assert tangent[0].isfinite() and tangent[1].isnan()
+    _, tangent = torch.func.jvp(
+        lambda reach: loss(None, None, bridge.PointCloud(x, y), 0.3, reach=reach),
+        (torch.tensor(1.5),),
+        (torch.ones(()),),
+    )
+    assert tangent.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("C", "eps", "error"),
     [
@@ -503,10 +551,6 @@ LOSSES = {
     "likelihood": lambda x, y: bridge.kernel_neg_log_likelihood(x, None, y, None),
     "potentials": lambda x, y: bridge.sinkhorn_potentials(None, None, bridge.PointCloud(x, y), 0.5, **TIGHT),
 }
-
-
-# PyTorch's own forward mode warns of what it uses when it is first loaded.
-forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
 @forward_mode

@@ -10,7 +10,8 @@ from cusink.barycenters import checks
 from cusink.barycenters.adjoint import barycenter_adjoint
 from cusink.barycenters.barycenter import Barycenter, barycenter, make_barycenter
 from cusink.barycenters.solved import Found
-from cusink.bridges.options import CostKind, adjoint_tolerance, finite_or_zero, lost
+from cusink.bridges.options import CostKind, adjoint_tolerance
+from cusink.bridges.overflow import finite_or_zero, lost, overflowed
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module
 
@@ -101,8 +102,8 @@ class BarycenterOf(Work):
             return _stacked([self.pull(g, s, c, wanted) for g, s, c in parts])
         cotangent, tol = cotangents["barycenter"], adjoint_tolerance(self.options)
         grads = barycenter_adjoint(self._resumed(given, state), grad_barycenter=finite_or_zero(cotangent), tol=tol)
-        overflowed = (cotangent - cotangent).sum(axis=-1)
-        return {name: lost(getattr(grads, name), self.ranks[name], overflowed) for name in wanted}
+        wrong = overflowed(cotangent, 1)
+        return {name: lost(getattr(grads, name), self.ranks[name], wrong) for name in wanted}
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Never:
         """Refuse: there is no derivative of forward mode."""

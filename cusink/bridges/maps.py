@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cusink.bridges.options import adjoint_tolerance, finite_or_zero, lost, overflowed, reach_gradient, refuse_reach
+from cusink.bridges.options import adjoint_tolerance, reach_gradient, refuse_reach
+from cusink.bridges.overflow import finite_or_zero, lost, overflowed
 from cusink.bridges.transport import Applied, Transport, named
 from cusink.bridges.works import Arrays, Inputs, Shapes
 from cusink.checks.arrays import array_module

@@ -9,14 +9,13 @@ import numpy as np
 from cusink.bridges.options import (
     CostKind,
     adjoint_tolerance,
-    finite_or_zero,
-    lost,
     options_with,
     reach_gradient,
     refuse_reach,
     takes_reach,
     unbalanced,
 )
+from cusink.bridges.overflow import finite_or_zero, lost
 from cusink.bridges.pairs import PairWork
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module
@@ -119,14 +118,15 @@ class Divergence(Work):
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the divergence along directions."""
-        result, moves, total = self._resumed(given, state), dict(directions), 0
+        result, moves = self._resumed(given, state), dict(directions)
+        total: Any = 0
         of_reach = moves.pop("reach", None)
         if of_reach is not None:  # one number, whose derivative is its gradient
             grads = sinkhorn_divergence_adjoint(result, grad=1.0)
             total = reach_gradient(grads.reach, given) * of_reach
         if moves:
             total = total + sinkhorn_divergence_jvp(result, **_named(moves, result.f))
-        return {"divergence": total}
+        return {"divergence": total.astype(result.divergence.dtype)}
 
     def product(
         self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-
 from cusink.bridges.works import Inputs
 from cusink.checks.arrays import array_module, kind
 from cusink.checks.scalars import one_of, positive_number
@@ -207,35 +205,6 @@ def point_shape(name: str, shape: tuple[int, ...]) -> None:
             f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one coordinate; got "
             f"{shape}"
         )
-
-
-def finite_or_zero(cotangent: Array) -> Array:
-    """Return the gradient of outputs with zeros where it is not finite; `lost` tells where that was."""
-    xp = array_module(cotangent)
-    finite = xp.isfinite(cotangent)
-    return cotangent if finite.all() else xp.where(finite, cotangent, 0).astype(cotangent.dtype)
-
-
-def lost(grad: Array, rank: int, cotangent: Array) -> Array:
-    """Return the gradient of an input, NaN for the problems where that of the losses (B,) or () is not finite.
-
-    `rank` is the number of axes of the input of one problem. The scaler of half-precision training expects an overflow
-    to arrive at the parameters.
-    """
-    xp = array_module(cotangent)
-    wrong = ~xp.isfinite(cotangent)
-    if not wrong.any():
-        return grad
-    own = wrong.ndim == 1 and grad.ndim > rank and len(grad) == len(wrong)
-    return xp.where(wrong.reshape(-1, *(1,) * rank) if own else wrong.any(), xp.nan, grad).astype(grad.dtype)
-
-
-def overflowed(cotangent: Array, rank: int) -> Array:
-    """Return numbers (B,) or () that are not finite where the gradient of an output of `rank` axes is not."""
-    axes = tuple(range(cotangent.ndim - rank, cotangent.ndim))
-    with np.errstate(invalid="ignore", over="ignore"):
-        total: Array = (cotangent - cotangent).sum(axis=axes)
-    return total
 
 
 def mass_ratio(xp: Any, a: Any, b: Any, dtype: str = "bfloat16") -> Any:

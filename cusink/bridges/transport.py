@@ -11,15 +11,13 @@ from cusink.bridges.options import (
     CostKind,
     Gradient,
     adjoint_tolerance,
-    finite_or_zero,
-    lost,
     options_with,
-    overflowed,
     reach_gradient,
     refuse_reach,
     takes_reach,
     unbalanced,
 )
+from cusink.bridges.overflow import finite_or_zero, lost, overflowed
 from cusink.bridges.pairs import PairWork
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module, in_range
@@ -170,7 +168,8 @@ class ValueOf(Transport):
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the value along directions."""
-        result, moves, total = self.resumed(given, state), dict(directions), 0
+        result, moves = self.resumed(given, state), dict(directions)
+        total: Any = 0
         tol, of_reach = adjoint_tolerance(self.options), moves.pop("reach", None)
         if of_reach is not None:  # one number, whose derivative is its gradient
             weight: Any = {f"grad_{self.differentiated}": 1.0}
@@ -179,7 +178,7 @@ class ValueOf(Transport):
         if moves:
             tangents = sinkhorn_jvp(result, **named(moves, result), tol=tol)
             total = total + getattr(tangents, self.differentiated)
-        return {self.value: total}
+        return {self.value: total.astype(result.f.dtype)}
 
     def product(
         self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]

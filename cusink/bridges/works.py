@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from cusink.bridges.overflow import finite_or_zero, in_unit, lost, overflowed, with_room
 from cusink.checks.arrays import array_module
 from cusink.types import Array
 
@@ -97,8 +98,9 @@ def pull(work: Work, lead: int, given: Inputs, state: Inputs, cotangents: Inputs
 
     def base(groups: Sequence[Inputs]) -> Arrays:
         given, state, cotangents = _whole(groups)
+        cotangents, unit = with_room(cotangents)
         out = work.pull(given, state, cotangents, wanted)
-        return {name: summed_to(x, groups[0][name].shape) for name, x in out.items()}
+        return {name: summed_to(x, groups[0][name].shape) for name, x in in_unit(out, unit).items()}
 
     out = _mapped(base, lead, [given, state, cotangents], ranks, work.ranks)
     return {name: summed_to(x, given[name].shape) for name, x in out.items()}
@@ -110,7 +112,11 @@ def push(work: Work, lead: int, given: Inputs, state: Inputs, directions: Inputs
 
     def base(groups: Sequence[Inputs]) -> Arrays:
         given, state, directions = _whole(groups)
-        return work.push(given, state, directions)
+        directions, unit = with_room(directions)
+        cleaned = {name: finite_or_zero(x) for name, x in directions.items()}
+        out = in_unit(work.push(given, state, cleaned), unit)
+        wrong = _not_finite(work, directions)
+        return {name: lost(x, work.outputs[name], wrong) for name, x in out.items()}
 
     return _mapped(base, lead, [given, state, directions], ranks, work.outputs)
 
@@ -129,11 +135,22 @@ def product(
 
     def base(groups: Sequence[Inputs]) -> Arrays:
         given, state, cotangents, directions = _whole(groups)
-        out = work.product(given, state, cotangents, directions, wanted)
+        cotangents, unit = with_room(cotangents)
+        directions, of_directions = with_room(directions)
+        cleaned = {name: finite_or_zero(x) for name, x in directions.items()}
+        out = in_unit(work.product(given, state, cotangents, cleaned, wanted), unit, of_directions)
+        wrong = _not_finite(work, directions)
+        out = {name: lost(x, work.ranks[name], wrong) for name, x in out.items()}
         return {name: summed_to(x, groups[0][name].shape) for name, x in out.items()}
 
     out = _mapped(base, lead, [given, state, cotangents, directions], ranks, work.ranks)
     return {name: summed_to(x, given[name].shape) for name, x in out.items()}
+
+
+def _not_finite(work: Work, directions: Inputs) -> Array:
+    """Return numbers (B,) or () that are not finite where a direction of a problem is not."""
+    total: Array = sum(overflowed(x, work.ranks[name]) for name, x in directions.items())
+    return total
 
 
 def summed_to(grad: Array, shape: tuple[int, ...]) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cusink.checks.arrays import kind
 from cusink.checks.scalars import flags, positive_integer, shown
+from cusink.distributed.jobs import check_client
 from cusink.retrieval.checks import solve_at_most as limit_of_pairs
 from cusink.retrieval.neighbours import Neighbours
 from cusink.types import Array
@@ -52,8 +53,7 @@ class Index:
     def __init__(self, parts: Sequence[Any], *, client: Any = None) -> None:
         if not isinstance(parts, (list, tuple)):
             raise TypeError(f"'parts' must be a list or tuple of indexes; got {kind(parts)}")
-        if client is not None and (isinstance(client, type) or not hasattr(client, "submit")):
-            raise TypeError(f"'client' must be a dask.distributed.Client or None; got {kind(client)}")
+        check_client(client)
         given = list(parts)
         for number, part in enumerate(given):
             if not (_is_index(part) or dask.is_dask_collection(part)):
@@ -132,6 +132,7 @@ class Index:
         how = {"prune": prune, "check": check}
         solve_at_most = limit_of_pairs(solve_at_most, k)
         calls = [(part, size, solve_at_most) for part, size in zip(self._parts, self._sizes, strict=True)]
+        check_client(self._client)
         if self._client is None:
             found = list(dask.compute(*(dask.delayed(_search)(A, k, *call, how) for call in calls)))
         else:
@@ -157,6 +158,11 @@ def _facts(part: Any) -> tuple[int, dict[str, Any]]:
 @alone
 def _search(A: Any, k: int, part: Any, size: int, solve_at_most: int | None, how: dict[str, bool]) -> Neighbours:
     """Search one part, for fewer neighbours if it has fewer items."""
+    if len(part) != size:
+        raise ValueError(
+            f"'parts' must stay as they were when the index was made; a part of {size} items has {len(part)} now. Make "
+            "another cusink.distributed.Index of them"
+        )
     found: Neighbours = part.search(A, min(k, size), solve_at_most=solve_at_most, full_output=True, **how)
     return found
 
@@ -174,9 +180,11 @@ def _merged(found: list[Neighbours], sizes: list[int], k: int) -> Neighbours:
     kth, proved, undercut = near["distances"][:, -1].astype(float), np.ones(len(order), bool), np.zeros(len(order))
     for part in found:
         # What a part has not solved is above its own k-th distance where that is proved.
-        floor = np.where(part.proved, np.inf, part.distances[:, -1] - part.undercut)
-        proved &= floor > kth
-        undercut = np.maximum(undercut, np.where(floor > kth, 0, kth - floor))
+        floor = part.distances[:, -1] - part.undercut
+        sure = part.proved | (floor > kth)
+        proved &= sure
+        short = np.where(np.isnan(kth - floor), np.inf, kth - floor)  # of pairs without a distance nothing is known
+        undercut = np.maximum(undercut, np.where(sure, 0, short))
     return Neighbours(
         **near,
         bounded=sum(part.bounded for part in found),

@@ -79,6 +79,8 @@ class Chunks:
     @classmethod
     def of(cls, x: LazyArray) -> Self:
         """Return the chunks of a dask.array with all bins in one chunk."""
+        if 0 in x.chunks[0] and len(x):  # of a selection by a mask, say
+            x = x.rechunk((tuple(size for size in x.chunks[0] if size), -1))
         sizes = x.chunks[0]
         starts = np.cumsum((0, *sizes[:-1])).tolist()
         return cls([Chunk(*at) for at in zip(x.to_delayed()[:, 0].tolist(), starts, sizes, strict=True)], sizes)
@@ -125,6 +127,7 @@ class Job:
         """Check the arguments of a call."""
         eps = regularisation(eps_of_shared(eps, C))
         flag("check", check)
+        check_client(client)
         one_of("value", value, checks.ALL_VALUES)
         one_of("device", device, get_args(Device))
         limit = checks.memory_limit(limit)
@@ -187,6 +190,16 @@ class Job:
     def like(self, dtype: Any) -> Array:
         """Return an empty array of the library of the result."""
         return self.xp.empty((0, 0), dtype)
+
+
+def check_client(client: Any) -> None:
+    """Check that a client is one of Dask, and open."""
+    if client is None:
+        return
+    if isinstance(client, type) or not hasattr(client, "submit"):
+        raise TypeError(f"'client' must be a dask.distributed.Client or None; got {kind(client)}")
+    if getattr(client, "status", "running") == "closed":
+        raise ValueError("'client' must be open; got one that has been closed. Make another")
 
 
 def _on_workers(client: Any, C: Any) -> Any:

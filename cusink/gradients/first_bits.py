@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cusink.checks.arrays import largest
 from cusink.costs.logits import logits
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule
@@ -37,8 +38,14 @@ def _of_empty_bins(problem: Problem) -> Problem:
 
 def in_range(xp: ArrayModule, x: Array, dtype: Any) -> Array:
     """Return `x` clipped to numbers whose products are finite in the user's `dtype`, of half precision in float32."""
-    largest = largest_factor(dtype)
-    return xp.clip(x, -largest, largest)
+    most = largest_factor(dtype)
+    return xp.clip(x, -most, most)
+
+
+def in_reach(xp: ArrayModule, x: Array, dtype: Any) -> Array:
+    """Return `x` clipped to numbers that sums in the user's `dtype` have room for."""
+    most = largest(np.float64 if dtype == np.float64 else np.float32)
+    return xp.clip(x, -most, most)
 
 
 def largest_factor(dtype: Any) -> float:

@@ -214,11 +214,19 @@ class GradientTerms:
 def apply_density(problem: Problem, grad_f: Array, grad_g: Array) -> tuple[Array, Array]:
     """Return ``E grad_g`` and ``E' grad_f`` with the density ``E = P / (a b')``.
 
-    Between two empty bins it may leave the range, and is clipped.
+    Between two empty bins it may leave the range, and is clipped: where gradients are large, in a unit of theirs.
     """
     xp, C, eps, f, g = problem.xp, problem.C, problem.eps_as(2), problem.f, problem.g
     grad_f, grad_g = (x.astype(C.dtype, copy=False) for x in (grad_f, grad_g))  # a kernel takes all in one dtype
+    size = xp.maximum(xp.abs(grad_f).max(axis=1), xp.abs(grad_g).max(axis=1))[:, None]
+    unit = xp.exp2(xp.ceil(xp.log2(xp.maximum(size, 1))))
+    grad_f, grad_g = grad_f / unit, grad_g / unit
     with np.errstate(over="ignore", invalid="ignore"):
         h = C.apply_plan(f / eps, g / eps, grad_g, problem.eps, 1)
         k = C.apply_plan(f / eps, g / eps, grad_f, problem.eps, 0)
-    return in_range(xp, xp.nan_to_num(h), problem.dtype), in_range(xp, xp.nan_to_num(k), problem.dtype)
+    h, k = (in_range(xp, xp.nan_to_num(x), problem.dtype) for x in (h, k))
+    if not bool((unit > 1).any()):
+        return h, k
+    most = float(np.finfo(h.dtype).max)
+    with np.errstate(over="ignore"):
+        return xp.clip(h * unit, -most, most), xp.clip(k * unit, -most, most)

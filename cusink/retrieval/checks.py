@@ -239,6 +239,8 @@ def is_path(out: object) -> TypeGuard[str | os.PathLike[str]]:
 def output_path(out: str | os.PathLike[str], dtype: Any, full_output: bool) -> Path:
     """Return the path of a store that can be made, for the distances alone; a symbolic link is followed."""
     path = Path(out)
+    if "\0" in str(path):
+        raise ValueError(f"'out' must be a path that the file system takes; got {shown(out)} with a null character")
     try:
         linked = path.is_symlink()
     except OSError as error:  # a name that is too long

@@ -339,6 +339,55 @@ def test_a_temporary_array_keeps_its_cost():
                 np.testing.assert_array_equal(indices, want[1])
 
 
+def test_chunks_without_rows_have_no_neighbours():
+    A, B, cost, options = PARTS["histograms"]
+    want = cusink.nearest(A, B, cost, k=3, **options)
+    a, b = da.from_array(A, chunks=((0, 2, 3), -1)), da.from_array(B, chunks=((0, 30, 0, 40), -1))
+    np.testing.assert_array_equal(dask.compute(*distributed.nearest(a, b, cost, k=3, **options))[1], want[1])
+    selected = b[da.from_array(np.arange(70) >= 40, chunks=((0, 30, 0, 40),))]
+    selected.compute_chunk_sizes()
+    got = distributed.nearest(selected, None, cost, k=3, **options)[1].compute()
+    np.testing.assert_array_equal(got, cusink.nearest(B[40:], None, cost, k=3, **options)[1])
+
+
+def test_a_part_that_grew_is_told():
+    A, B, cost, options = PARTS["histograms"]
+    parts = [cusink.Index(B[cut], cost, **options) for cut in (slice(0, 31), slice(31, None))]
+    index = distributed.Index(parts)
+    parts[0].add(A)
+    with pytest.raises(ValueError, match="a part of 31 items has 36 now"):
+        index.search(A, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Items without weight:UserWarning")
+def test_queries_without_words_are_proved_in_parts_too():
+    A, B, cost, options = PARTS["documents"]
+    empty = sparse.csr_array(A.toarray() * np.array([1, 0, 1, 1, 1])[:, None])
+    want = cusink.Index(B, cost, **options).search(empty, 3, full_output=True)
+    parts = [cusink.Index(B[cut], cost, **options) for cut in (slice(0, 31), slice(31, None))]
+    found = distributed.Index(parts).search(empty, 3, full_output=True)
+    assert np.isnan(want.distances[1]).all() and want.proved.all()
+    np.testing.assert_array_equal(found.proved, want.proved)
+    np.testing.assert_array_equal(found.undercut, want.undercut)
+
+
+def test_clients_that_are_none_or_closed():
+    from dask.distributed import Client
+
+    A, B, cost, options = PARTS["histograms"]
+    with pytest.raises(TypeError, match="'client' must be a dask.distributed.Client or None; got str"):
+        distributed.distance_matrix(A, B, cost, client="here", **options)
+    client = Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    index = distributed.Index([cusink.Index(B, cost, **options)], client=client)
+    client.close()
+    for call in (
+        lambda: distributed.distance_matrix(A, B, cost, client=client, **options),
+        lambda: index.search(A, 2),
+    ):
+        with pytest.raises(ValueError, match="'client' must be open"):
+            call()
+
+
 def test_parts_that_do_not_belong_together():
     A, B, cost, options = PARTS["histograms"]
     one = cusink.Index(B[:40], cost, **options)

@@ -802,3 +802,25 @@ def test_the_constant_of_potentials_is_that_of_the_bins_with_weight():
     result = cusink.sinkhorn(a, b, C, eps=0.2, tol=1e-13, max_iter=20_000)
     found = cusink.sinkhorn_adjoint(result, grad_f=u, grad_g=v, tol=1e-12)
     assert (found.C * dC).sum() == pytest.approx(reference.derivative(loss), rel=1e-7)
+
+
+@pytest.mark.parametrize("reach", [None, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "scales"), [("float32", (1e-28, 1e-18, 1e17, 1e20, 1e31)), ("float64", (1e-250, 1e290))]
+)
+def test_gradients_are_linear_in_their_cotangents_as_far_as_there_are_numbers(dtype, scales, reach):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((5, 2)).astype(dtype), rng.random((4, 2)).astype(dtype)
+    a, b = (rng.dirichlet(np.ones(k), 3).astype(dtype) for k in (5, 4))
+    C = ((x[:, None] - y) ** 2).sum(axis=-1)
+    result = cusink.sinkhorn(a, b, C, eps=0.3, reach=reach, tol=1e-6)
+    given = {name: rng.normal(size=3).astype(dtype) for name in ("grad_cost", "grad_reg_cost", "grad_entropic_cost")}
+    given |= {"grad_f": rng.normal(size=(3, 5)).astype(dtype), "grad_g": rng.normal(size=(3, 4)).astype(dtype)}
+    for name, grad in given.items():
+        one = cusink.sinkhorn_adjoint(result, **{name: grad})
+        for scale in scales:
+            scaled = cusink.sinkhorn_adjoint(result, **{name: (grad * scale).astype(dtype)})
+            assert scaled.converged.all()
+            for by in ("a", "b", "C", "eps"):
+                want = getattr(one, by)
+                np.testing.assert_allclose(getattr(scaled, by) / scale, want, rtol=0, atol=2e-4 * abs(want).max())

@@ -356,9 +356,18 @@ def test_a_record_that_is_damaged_is_not_guessed_at(tmp_path, monkeypatch):
         matrix(histograms(), None, path, memory_limit=LIMIT)
     tiles = tmp_path / "matrix.npy.tiles"
     lines = tiles.read_bytes().splitlines(keepends=True)
-    tiles.write_bytes(b"".join([lines[0], lines[1][:5] + b"\n", *lines[2:]]))
-    with pytest.raises(ValueError, match="damaged"):
-        matrix(histograms(), None, path, memory_limit=LIMIT)
+    for number, damaged in (
+        (1, [lines[0].replace(b'"format": 2', b'"format": "x"', 1), *lines[1:]]),
+        (2, [lines[0], lines[1][:5] + b"\n", *lines[2:]]),
+        (3, [lines[0], lines[1], b"[" * 100_000 + b"\n", *lines[2:]]),
+        (4, [lines[0], lines[1], lines[1], b"\n", *lines[2:]]),
+    ):
+        assert damaged != lines
+        tiles.write_bytes(b"".join(damaged))
+        with pytest.raises(ValueError, match=f"damaged in line {number};"):
+            matrix(histograms(), None, path, memory_limit=LIMIT)
+    with pytest.raises(ValueError, match="null character"):
+        matrix(histograms(), None, "a\0.npy")
 
 
 def test_one_process_at_a_time(tmp_path, monkeypatch):

@@ -171,16 +171,20 @@ class Ledger:
         if not whole:
             return None, {}
         marks: dict[tuple[int, int], Mark] = {}
+        number = 1
         try:
             job = json.loads(whole[0])
             if not all(isinstance(job[name], dict) for name in ("arguments", "inputs")):
                 raise TypeError
+            if type(job["format"]) is not int:
+                raise TypeError
             for line in whole[1:] if job["format"] == FORMAT else ():
+                number += 1
                 tile = json.loads(line)
                 row, column = map(int, tile["at"])
                 marks[row, column] = Mark(Misses(int(tile["missed"]), float(tile["worst"])), int(tile["crc32"]))
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
-            raise self.damaged(1 + len(marks)) from None
+            raise self.damaged(number) from None
         return job, marks
 
     def damaged(self, number: int) -> ValueError:
