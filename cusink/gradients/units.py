@@ -13,9 +13,13 @@ NEAR_ONE = 2.0**20  # largest size, and inverse of the smallest, that needs no o
 
 
 def unit_of(given: Iterable[Array | None]) -> float:
-    """Return a power of two near the largest number of some arrays, 1 where that is near 1."""
-    size = max((float(abs(x).max()) for x in given if x is not None and x.size), default=1.0)
-    return 1.0 if 1 / NEAR_ONE <= size <= NEAR_ONE or size == 0 else 2.0 ** math.frexp(size)[1]
+    """Return a power of two near the largest number of some arrays, 1 where that is near 1; its inverse is a number."""
+    some = [x for x in given if x is not None and x.size]
+    size = max((float(abs(x).max()) for x in some), default=1.0)
+    if 1 / NEAR_ONE <= size <= NEAR_ONE or size == 0:
+        return 1.0
+    least = min(int(np.finfo(x.dtype).minexp) for x in some)
+    return 2.0 ** max(math.frexp(size)[1], least)
 
 
 def times(array: Array | None, unit: float) -> Array | None:

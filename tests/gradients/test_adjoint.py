@@ -806,7 +806,7 @@ def test_the_constant_of_potentials_is_that_of_the_bins_with_weight():
 
 @pytest.mark.parametrize("reach", [None, 0.7])
 @pytest.mark.parametrize(
-    ("dtype", "scales"), [("float32", (1e-28, 1e-18, 1e17, 1e20, 1e31)), ("float64", (1e-250, 1e290))]
+    ("dtype", "scales"), [("float32", (1e-38, 1e-18, 1e17, 1e20, 1e31)), ("float64", (1e-305, 1e290))]
 )
 def test_gradients_are_linear_in_their_cotangents_as_far_as_there_are_numbers(dtype, scales, reach):
     rng = np.random.default_rng(0)
