@@ -12,13 +12,12 @@ from cusink.gradients import checks
 from cusink.gradients.at_once import adjoint_at_once
 from cusink.gradients.balanced import balanced_terms
 from cusink.gradients.pairs import PairTerms, PerPair, wrt_weights
-from cusink.gradients.parts import Cotangents, Terms
+from cusink.gradients.parts import Terms
 from cusink.gradients.potentials import leaves_range, potential_terms
 from cusink.gradients.ragged import gradients_at_once
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.gradients.through_plan import SumOfTerms, entropic_terms, plan_terms
 from cusink.gradients.unbalanced import unbalanced_terms
-from cusink.gradients.units import TermsInUnit, times, unit_of
 from cusink.solver.pairs.checks import unused
 from cusink.solver.pairs.ragged import in_order
 from cusink.solver.result import SinkhornPairs, SinkhornResult
@@ -227,9 +226,6 @@ def sinkhorn_adjoint(
         more={"grad_plan": grad_plan},
     )
     checks.warn_unconverged(result.converged, result.error)
-    unit = unit_of(given) if matrix is None else 1.0
-    if unit != 1:
-        given = Cotangents(*(times(x, 1 / unit) for x in given))
     parts: list[tuple[Any, Any]] = []
     if problem.reach is not None and given.entropic_cost is not None:
         parts.append(entropic_terms(problem, given.entropic_cost, how))
@@ -245,8 +241,6 @@ def sinkhorn_adjoint(
         else:
             parts.append(unbalanced_terms(problem.in_one_dtype(), given, how))
     terms = SumOfTerms(tuple(part for part, _ in parts)) if len(parts) > 1 else parts[0][0]
-    if unit != 1:
-        terms = TermsInUnit(terms, unit)
     converged = np.logical_and.reduce([solved for _, solved in parts])
     warn_rough(converged, tol, max_iter)
     return SinkhornGradients(

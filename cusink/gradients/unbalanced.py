@@ -143,10 +143,11 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[MeanCos
     def right(index: HostArray, means: Means) -> tuple[Array, Array]:
         if given.cost is None:
             return h[index], k[index]
-        eps = problem.eps_as(2, index)
-        costs.rows[index] = given.cost[index, None] * means.mean_cost(1)
-        costs.columns[index] = given.cost[index, None] * means.mean_cost(0)
-        of_rows, of_columns = means.mean(costs.columns[index] / eps, 1), means.mean(costs.rows[index] / eps, 0)
+        eps, w = problem.eps_as(2, index), given.cost[index, None]
+        of_rows, of_columns = means.mean_cost(1), means.mean_cost(0)
+        costs.rows[index], costs.columns[index] = w * of_rows, w * of_columns
+        # Means first: a kernel has no room for what is large.
+        of_rows, of_columns = w * means.mean(of_columns / eps, 1), w * means.mean(of_rows / eps, 0)
         return (of_rows + h[index]).astype(a.dtype), (of_columns + k[index]).astype(b.dtype)
 
     return costs, solve_marginal_system(problem, right, how)

@@ -196,7 +196,6 @@ TESTS: dict[str, Tests] = {
     "cusink/gradients/system.py": _FIRST_ORDER,
     "cusink/gradients/terms.py": _FIRST_ORDER,
     "cusink/gradients/through_plan.py": _SECOND_ORDER,
-    "cusink/gradients/units.py": Tests(("tests/gradients/test_adjoint.py", "-k", "linear_in"), ()),
     "cusink/gradients/unbalanced.py": Tests((_OF_GRADIENTS, "tests/gradients/test_unbalanced.py"), ()),
     "cusink/retrieval/bounding.py": Tests((_OF_SEARCH, "tests/retrieval/test_reach.py"), _SEARCHED),
     "cusink/retrieval/bounds.py": Tests(

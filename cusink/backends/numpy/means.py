@@ -6,6 +6,7 @@ problems with a cost each, in tiles of a few problems whose kernels exist while 
 """
 
 import functools
+import math
 from collections.abc import Generator, Iterator
 from typing import Literal
 
@@ -23,6 +24,7 @@ IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 
 ARRAYS_OF_A_SOLVE = 8  # of the weights' size, twice which malloc is to keep
 MOST_KEPT = 1 << 24  # bytes of them
+NEAR_ONE = 2.0**20  # largest size, and inverse of the smallest, of what a plan is multiplied with as it is
 SMALL_EXPONENT, SMALL_WEIGHT = -600.0, 1e-40  # whose exponential times which is no denormal
 
 
@@ -158,6 +160,12 @@ class SharedMeans:
     @np.errstate(invalid="ignore")  # as in the products of `DenseKernel`
     def plan_sum(self, rows: HostArray, columns: HostArray | None, costs: HostArray | None) -> HostArray:
         """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
+        unit = _unit(rows, columns, costs)
+        if unit != 1:  # factors have little room below themselves
+            scaled = (None if x is None else x / x.dtype.type(unit) for x in (columns, costs))
+            total: HostArray = self.plan_sum(rows / rows.dtype.type(unit), *scaled)
+            total *= total.dtype.type(unit)
+            return total
         K, factors = self.kernel.K, self._row_factors()
         out: HostArray = (factors * rows).T @ self.V
         if columns is not None:
@@ -192,6 +200,14 @@ class SharedMeans:
         """Return factors (B, n) with which ``factor_i K_ij V_j`` is the plan; its row sums are a up to rounding."""
         factors: HostArray = self.a / self.T
         return factors
+
+
+def _unit(*given: HostArray | None) -> float:
+    """Return a power of two near the largest number of some arrays, 1 where that is near 1."""
+    size = max((float(np.abs(x).max()) for x in given if x is not None and x.size), default=1.0)
+    if size == 0 or 1 / NEAR_ONE <= size <= NEAR_ONE or not np.isfinite(size):
+        return 1.0
+    return 2.0 ** max(math.frexp(size)[1] - 1, -126)  # a number of float32
 
 
 @np.errstate(over="ignore")
