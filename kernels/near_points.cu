@@ -55,8 +55,8 @@ tile_bounds(REAL* out, const REAL* y, const REAL* boxes, const REAL* logits, REA
 }
 
 // out (B, kept); x (kept, d); y (summed, d); logits (B, summed); bounds (B, 1 + d, tiles) and boxes (2, d, tiles) of y.
-// One block per problem and 32 * KEPT kept points, bound by the pairs of
-// the tiles that it takes, as softmin_points is by all.
+// One block per problem and 32 * KEPT kept points, bound by the pairs of the tiles that it takes, as softmin_points is by
+// all.
 extern "C" __global__ void __launch_bounds__(NEAR_THREADS, NEAR_BLOCKS)
 softmin_near(REAL* out, const REAL* x, const REAL* y, const REAL* logits, const REAL* bounds, const REAL* boxes,
              REAL cost_scale, REAL logit_scale, REAL value_scale, REAL exponent, int norm, int d, long long B,

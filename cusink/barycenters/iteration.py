@@ -21,7 +21,7 @@ class BarycenterIteration:
         self.xp, self.eps, self.forbids = C.xp, eps, C.stored and not bool(C.xp.isfinite(C.data).all())
         xp = self.xp
         self.reduce = C.repeated_softmin(eps)
-        # In a unit near their mass, a power of two: errors of 1e20 are no numbers of float32 beside it.
+        # In a unit near their mass, a power of two: float32 has no room for errors in the unit of a large mass.
         mass = A[:, 0].sum(axis=1, dtype=np.float64)
         self.unit = xp.ldexp(xp.ones_like(mass), xp.rint(xp.log2(mass)).astype(np.int32))
         self.A = A = (A / self.unit[:, None, None]).astype(A.dtype, copy=False)

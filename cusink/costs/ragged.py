@@ -54,7 +54,8 @@ class RaggedSolutions(NamedTuple):
 class RaggedFit(NamedTuple):
     """How gradients of such pairs are made: relative residual of the marginal system, iterations, and rounds of them.
 
-    Clouds are not solved that are `apart` by so many times their size, if their costs are squared distances.
+    Pairs whose clouds lie more than `apart` times their size from each other are left out, if costs are squared
+    distances.
     """
 
     tol: float
@@ -69,7 +70,7 @@ class RaggedFit(NamedTuple):
 class RaggedGradients(NamedTuple):
     """Gradients in float64 by weights (N,) and (M,), of mean zero over each item, points (N, d) and (M, d), eps (K,).
 
-    Those of pairs that were not asked for are nothing.
+    Those of pairs that were not asked for have no meaning.
     """
 
     a: Array

@@ -207,8 +207,9 @@ def _on_workers(client: Any, C: Any) -> Any:
 
     Dask may take notice that nobody holds it any more before it has read the graph of a temporary array that needs it.
     """
-    for closed in [other for other in _HELD if other.status == "closed"]:
-        del _HELD[closed]
+    for other in list(_HELD):
+        if getattr(other, "status", "running") == "closed":
+            _HELD.pop(other, None)
     future = client.scatter(C, broadcast=True)
     _HELD.setdefault(client, deque(maxlen=COSTS_HELD)).append(future)
     return future

@@ -139,7 +139,8 @@ def gradient_flow(
     -----
     It is the explicit scheme of ``dx_i/dt = -(1 / a_i) dL/dx_i``, the gradient flow of L in the space of measures with
     the distances of Wasserstein, for n particles. A step that would not lower the loss is not taken: momentum is
-    forgotten, and half of the step tried; after a step that lowered it the next is a quarter longer, up to `step`.
+    forgotten, and half of the step tried. Nor is one in which a point would go further than all points reach. After a
+    step that lowered it the next is a quarter longer, up to `step`.
     Gradients of "gaussian", "laplace" and "exponential" vanish where points are many `scale` from y, so that a long
     step may leave points stranded there; "energy" pulls from further away, "distance" and "sinkhorn" from anywhere.
     Memory is that of the loss and of three clouds.

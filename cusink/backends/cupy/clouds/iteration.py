@@ -97,10 +97,6 @@ class NearForm(StreamedForm):
         """See `cusink.backends.cupy.forms.Form`."""
         return self.points.log_sums(logits, scales, axis, out)
 
-    def select(self, problems: Array) -> Self:  # noqa: ARG002
-        """See `cusink.backends.cupy.forms.Form`."""
-        return self
-
 
 def plan_means(
     C: PointCosts, a: Array, b: Array, f: Array, g: Array, eps: float
