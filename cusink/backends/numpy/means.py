@@ -160,7 +160,7 @@ class SharedMeans:
     @np.errstate(invalid="ignore")  # as in the products of `DenseKernel`
     def plan_sum(self, rows: HostArray, columns: HostArray | None, costs: HostArray | None) -> HostArray:
         """Return ``sum_b P_b (rows_bi + columns_bj + costs_b C_ij)`` (n, m)."""
-        unit = _unit(rows, columns, costs)
+        unit = _unit(rows, columns, None if costs is None else costs * self.kernel.unit)
         if unit != 1:  # factors have little room below themselves
             scaled = (None if x is None else x / x.dtype.type(unit) for x in (columns, costs))
             total: HostArray = self.plan_sum(rows / rows.dtype.type(unit), *scaled)
