@@ -42,7 +42,7 @@ def in_range(xp: ArrayModule, x: Array, dtype: Any) -> Array:
     return xp.clip(x, -most, most)
 
 
-def in_reach(xp: ArrayModule, x: Array, dtype: Any) -> Array:
+def clipped(xp: ArrayModule, x: Array, dtype: Any) -> Array:
     """Return `x` clipped to numbers that sums in the user's `dtype` have room for."""
     most = largest(np.float64 if dtype == np.float64 else np.float32)
     return xp.clip(x, -most, most)

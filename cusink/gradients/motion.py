@@ -20,7 +20,7 @@ import numpy as np
 from cusink.costs.blocks import blocks
 from cusink.gradients.affine import Affine, AffineBlocks, leading
 from cusink.gradients.conditional import FAR, LogShares, goes_far, log_shares
-from cusink.gradients.first_bits import in_all_digits, in_reach
+from cusink.gradients.first_bits import clipped, in_all_digits
 from cusink.gradients.parts import Directions, RightSide, replace_inf
 from cusink.gradients.products import left_product, right_product
 from cusink.gradients.solution import SolvedBins
@@ -203,7 +203,7 @@ class Solved(SolvedBins):
         """Return gradients by the weights `projected`, those by a first bit of weight within the range of the dtype."""
         xp, dtype = self.problem.xp, self.problem.dtype
         if self.kept is not None:
-            of_a, of_b = in_reach(xp, of_a, dtype), in_reach(xp, of_b, dtype)
+            of_a, of_b = clipped(xp, of_a, dtype), clipped(xp, of_b, dtype)
         return self.projected(of_a, of_b)
 
 

@@ -2,27 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, in_range
 from cusink.checks.scalars import real
+from cusink.costs.ragged import RaggedGradients
 from cusink.gradients.parts import Terms
 from cusink.solver.pairs.batches import Batch
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side, centred, flat, in_order
 from cusink.types import Array
-
-
-class KnownGradients(NamedTuple):
-    """Gradients by weights (N,) and (M,), points (N, d) and (M, d), and eps (K,), of what was solved together."""
-
-    a: Array
-    b: Array
-    x: Array
-    y: Array
-    eps: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +26,7 @@ class PairTerms:
     given: CheckedPairs
     sides: tuple[Side, Side]
     make: Callable[[], Sequence[tuple[Batch, Terms]]]
-    known: KnownGradients | None = None
+    known: RaggedGradients | None = None
 
     @property
     def parts(self) -> Sequence[tuple[Batch, Terms]]:

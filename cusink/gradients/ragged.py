@@ -7,8 +7,7 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.costs.points import FAR_APART
 from cusink.costs.pulled import to_points
-from cusink.costs.ragged import RaggedFit
-from cusink.gradients.pairs import KnownGradients
+from cusink.costs.ragged import RaggedFit, RaggedGradients
 from cusink.gradients.system import ROUNDS, LinearSolve
 from cusink.solver.pairs.at_once import LARGEST_PAIR, as_ragged
 from cusink.solver.pairs.solve import SolvedPairs
@@ -17,7 +16,7 @@ from cusink.types import Array
 
 def gradients_at_once(
     solved: SolvedPairs[Any], cotangents: dict[str, float | Array | None], how: LinearSolve
-) -> KnownGradients | None:
+) -> RaggedGradients | None:
     """Return the gradients of values with cotangents, numbers or arrays (K,); None where batches are to be made."""
     given, together = solved.given, solved.together
     pull = solved.ops.adjoint_ragged
@@ -44,4 +43,4 @@ def gradients_at_once(
     x, y = found.x, found.y
     if costs.embedding is not None and costs.cloud is not None:
         x, y = to_points(xp, costs.embedding, costs.cloud, x, y)
-    return KnownGradients(*(narrowed(part, given.dtype, xp) for part in (found.a, found.b, x, y, found.eps)))
+    return RaggedGradients(*(narrowed(part, given.dtype, xp) for part in (found.a, found.b, x, y, found.eps)))

@@ -12,7 +12,7 @@ SCRATCH = 1 << 30  # bytes of global memory that the costs of a launch take at m
 # Threads of a block that has a multiprocessor for itself, as the kernels are bounded, and of one that shares it.
 WIDE, NARROW = {"ragged": 512, "ragged_unbalanced": 256, "ragged_adjoint": 256}, 128
 WIDE_FROM = 64  # points of a side from which on so many threads have work
-SHARING = 4  # narrow blocks to a multiprocessor, which its registers and shared memory are to hold
+SHARING = 4  # narrow blocks whose shared memory a multiprocessor is to hold; registers may be enough for three
 
 
 class RaggedLaunch(NamedTuple):
