@@ -11,6 +11,7 @@ from cusink.costs.logits import logits
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule
 
+LARGEST_SHARE = 1e150  # of what moves, in a bin that is empty on both sides
 LARGE_IN_FLOAT32 = 2.0**13  # costs in eps from which on float32 rounds densities by more than 2**-10
 
 
@@ -34,6 +35,13 @@ def _of_empty_bins(problem: Problem) -> Problem:
             softmin = problem.C.softmin(at, problem.eps, 0 if axis == 0 else 1)
             found.append(xp.where((weights > 0) | ~xp.isfinite(potential), potential, softmin))
     return replace(problem, f=found[1], g=found[0])
+
+
+def bounded(xp: ArrayModule, shares: Array, *of: Array) -> Array:
+    """Return shares of products of some arrays, clipped where a first bit of weight gives any number."""
+    size = math.prod(float(xp.abs(x).max()) if x.size else 0.0 for x in of)
+    most = min(LARGEST_SHARE * max(size, 1.0), largest(np.float64))
+    return xp.clip(shares, -most, most)
 
 
 def in_range(xp: ArrayModule, x: Array, dtype: Any) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 from cusink.costs.blocks import blocks
 from cusink.gradients.affine import Affine, AffineBlocks, leading
 from cusink.gradients.conditional import FAR, LogShares, goes_far, log_shares
-from cusink.gradients.first_bits import clipped, in_all_digits
+from cusink.gradients.first_bits import bounded, clipped, in_all_digits
 from cusink.gradients.parts import Directions, RightSide, replace_inf
 from cusink.gradients.products import left_product, right_product
 from cusink.gradients.solution import SolvedBins
@@ -39,7 +39,6 @@ from cusink.workers import one_blas_thread
 BLOCK_ENTRIES = 1 << 16  # of a block of pairs
 THIN_RANGE = 2.0**14  # of costs in eps, up to which exponents may be products of thin matrices: these err by 2**-36
 DENSEST = 600.0  # exponent at which the density is cut off; pairs with weight are far below
-LARGEST_SHARE = 1e150  # of a first bit of weight in a bin that is empty on both sides
 
 
 class Pairs(NamedTuple):
@@ -314,9 +313,9 @@ def _density_sums(given: Solved, along: Directions, shift: Affine) -> tuple[Arra
             h[problems, rows] += right_product(M, b[problems])
             k[problems] += left_product(M, a[problems, rows])
         if along.b is not None:
-            share = xp.clip(right_product(E, along.b[problems]), -LARGEST_SHARE, LARGEST_SHARE)
+            share = bounded(xp, right_product(E, along.b[problems]), along.b)
             h[problems, rows] -= problem.eps_as(2, problems) * share
         if along.a is not None:
-            share = xp.clip(left_product(E, along.a[problems, rows]), -LARGEST_SHARE, LARGEST_SHARE)
+            share = bounded(xp, left_product(E, along.a[problems, rows]), along.a)
             k[problems] -= problem.eps_as(2, problems) * share
     return h, k

@@ -271,3 +271,17 @@ def test_memory_does_not_grow_with_the_pairs(monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.5 * 8 * 2000**2
+
+
+@pytest.mark.parametrize("reach", [None, 0.7])
+def test_gradients_of_a_map_are_linear_in_their_cotangents_of_any_size(reach):
+    rng = np.random.default_rng(8)
+    a, b = rng.dirichlet(np.ones(5), 2), rng.dirichlet(np.ones(6), 2)
+    values, grad = rng.normal(size=(6, 2)), rng.normal(size=(2, 5, 2))
+    result = cusink.sinkhorn(a, b, rng.random((5, 6)), eps=0.1, reach=reach, tol=1e-10)
+    one = cusink.barycentric_map_adjoint(result, values, grad)
+    for scale in (1e-200, 1e155, 1e290):
+        scaled = cusink.barycentric_map_adjoint(result, values, grad * scale)
+        for by in ("a", "b", "C", "eps", "values"):
+            want = getattr(one, by)
+            np.testing.assert_allclose(getattr(scaled, by) / scale, want, rtol=0, atol=1e-5 * abs(want).max())

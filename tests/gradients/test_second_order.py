@@ -502,3 +502,22 @@ def test_potentials_that_solve_nothing_are_flagged_without_a_word_of_numpys():
             for found in (pulled, moved):
                 assert [found.a.shape, found.b.shape, found.C.shape, found.eps.shape] == [(2,), (1,), (2, 1), ()]
         assert cusink.sinkhorn_jvp(result, dC=np.ones((2, 1))).f.shape == (2,)
+
+
+@pytest.mark.parametrize("reach", [None, 0.7])
+def test_derivatives_along_directions_of_any_size_are_linear_in_them(reach):
+    rng = np.random.default_rng(8)
+    a, b = rng.dirichlet(np.ones(5), 2), rng.dirichlet(np.ones(6), 2)
+    result = cusink.sinkhorn(a, b, rng.random((5, 6)), eps=0.1, reach=reach, tol=1e-10)
+    moves = {"da": rng.normal(size=(2, 5)), "db": rng.normal(size=(2, 6)), "dC": rng.normal(size=(5, 6)), "deps": 0.3}
+    for name, move in moves.items():
+        first = cusink.sinkhorn_jvp(result, **{name: move})
+        second = cusink.sinkhorn_hvp(result, grad_cost=1.0, **{name: move})
+        for scale in (1e-200, 1e155, 1e290):
+            scaled = cusink.sinkhorn_jvp(result, **{name: move * scale})
+            for by in ("f", "g", "cost", "reg_cost", "entropic_cost"):
+                np.testing.assert_allclose(getattr(scaled, by) / scale, getattr(first, by), rtol=1e-5, atol=1e-5)
+            scaled = cusink.sinkhorn_hvp(result, grad_cost=1.0, **{name: move * scale})
+            for by in ("a", "b", "eps", "C"):
+                want = getattr(second, by)
+                np.testing.assert_allclose(getattr(scaled, by) / scale, want, rtol=0, atol=1e-5 * abs(want).max())
