@@ -411,6 +411,22 @@ def test_a_broken_csr_is_refused():
         cusink.distance_matrix(broken, None, COST, eps=1.0)
 
 
+@pytest.mark.parametrize("form", [sparse.coo_array, sparse.csr_array, sparse.csc_array])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64, np.int64, np.bool_])
+def test_duplicate_counts_add_up(form, dtype):
+    most = 1 if dtype is np.bool_ else np.iinfo(dtype).max // 4 * 3
+    data, at = np.array([most] * 4, dtype), (np.zeros(4, int), np.array([0, 0, 0, 1]))
+    rows = sparse.coo_array((data, at), shape=(1, 2))
+    if form is not sparse.coo_array:  # conversions add duplicates up themselves
+        indices, indptr = (at[1], [0, 4]) if form is sparse.csr_array else (at[0], [0, 3, 4])
+        rows = form((data, indices, indptr), shape=(1, 2))
+    other = sparse.csr_array(np.array([[0, 1]]))
+    for C in (np.array([[0, 1], [1, 0]], np.float32), np.array([[0, 1.0], [1, 0]])):
+        found = cusink.distance_matrix(rows, other, C, eps=0.1, normalise=True)
+        assert found.dtype == C.dtype
+        np.testing.assert_allclose(found, 0.75, rtol=1e-5)
+
+
 BAD_MEASURES = {
     "end": (([0, 2], None, [1.0, 2, 3]), ValueError, "from 0 to the number of points, 3"),
     "fall": (([0, 2, 1, 3], None, [1.0, 2, 3]), ValueError, "must rise"),

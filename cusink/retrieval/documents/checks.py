@@ -188,14 +188,14 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
 
 
 def _rows(name: str, x: Any, check: bool) -> tuple[Any, Any]:
-    """Return sparse rows in CSR form on the host, and their weights where the user has them."""
+    """Return sparse rows in CSR form on the host, and an array of the dtype and library that the user has."""
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"'{name}' must be sparse rows of shape (items, words); got {x.shape}")
     if x.dtype.kind not in "fiub":
         raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
     on_device = is_sparse_on_device(x)
     own = _canonical(name, x.get() if on_device else x, check)
-    return own, x.data if on_device else own.data  # LIL has lists there, and DOK nothing
+    return own, x.data if on_device else np.empty(0, x.dtype)  # LIL has lists there, and DOK nothing
 
 
 def _one_column_each(name: str, x: Any, words: int, C: Any) -> None:
@@ -215,6 +215,8 @@ def _ragged(x: Any, dtype: Any) -> RaggedWeights:
 def _canonical(name: str, x: Any, check: bool) -> Any:
     """Return a copy in CSR form with sorted words, duplicates summed and zeros left out."""
     try:
+        if x.dtype.kind in "biu":  # so that duplicates add up, which some formats do on the way
+            x = x.astype(np.float64)
         x = x.tocsr(copy=True)
         if check:
             x.check_format(full_check=True)
@@ -229,8 +231,6 @@ def _canonical(name: str, x: Any, check: bool) -> Any:
                 f"'{name}' must hold finite, non-negative weights; got {x.data[at]:g} at [{row}, {x.indices[at]}]. "
                 "Weights are masses, such as counts of words"
             )
-    if x.dtype.kind in "bu":  # so that duplicates add up
-        x = x.astype(np.int64)
     x.sum_duplicates()
     x.eliminate_zeros()
     return x
