@@ -137,6 +137,25 @@ def test_sparse_rows_are_those_of_the_array(digits):
     np.testing.assert_allclose(found[0].data, found[1].data, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, csr_array])
+@pytest.mark.parametrize(("dtype", "unit"), [("float64", 1e-300), ("float64", 1e290), ("float32", 1e-30)])
+def test_samples_of_any_sum_are_normalised(digits, kind, dtype, unit):
+    images, _, cost = digits
+    estimator = SinkhornNeighborsTransformer(2, cost=cost, eps=0.2)
+    images = images[:8].astype(dtype) / 16
+    wanted = estimator.fit(kind(images)).kneighbors()
+    found = estimator.fit(kind(images * np.asarray(unit, dtype))).kneighbors()
+    np.testing.assert_array_equal(found[1], wanted[1])
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [1e308, 1e-310])
+@pytest.mark.parametrize("kind", [np.asarray, csr_array])
+def test_sums_out_of_range_are_named(kind, weight):
+    with pytest.raises(ValueError, match=r"'X' must have a sum between .* a number of float64; got .* in row 0"):
+        SinkhornNeighborsTransformer(1).fit(kind(np.full((3, 15), weight)))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted
 
+from cusink.checks.arrays import as_dtype
 from cusink.checks.scalars import flag, one_of, positive_integer, shown
 from cusink.retrieval.index import Index
 from cusink.sklearn.checks import cost_like, histograms, named
@@ -122,7 +122,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         positive_integer("n_neighbors", self.n_neighbors)
         one_of("mode", self.mode, MODES)
         flag("normalise", self.normalise)
-        X = self._rows(X, fitting=True)
+        X = histograms(self, X, fitting=True)
         with named(NAMES):
             self.index_ = Index(
                 X,
@@ -132,6 +132,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
                 max_iter=self.max_iter,
                 tol=self.tol,
                 on_empty="raise",
+                normalise=self.normalise,
             )
         self.n_samples_fit_ = self._n_features_out = len(self.index_)
         return self
@@ -200,7 +201,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         check_is_fitted(self)
         flag("return_distance", return_distance)
         count = self.n_neighbors if n_neighbors is None else n_neighbors
-        rows = None if X is None else self._rows(X, fitting=False).astype(self.index_.dtype, copy=False)
+        rows = None if X is None else as_dtype("X", histograms(self, X, fitting=False), self.index_.dtype)
         with named(NAMES):
             distances, indices = self.index_.search(rows, count, workers=self.workers)
         if self.value == "divergence":
@@ -234,8 +235,3 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         data = distances if mode == "distance" else np.ones_like(distances)
         starts = np.arange(len(indices) + 1) * indices.shape[1]
         return csr_matrix((data.ravel(), indices.ravel(), starts), shape=(len(indices), self.n_samples_fit_))
-
-    def _rows(self, X: Any, *, fitting: bool) -> Any:
-        """Return samples as rows of one sum."""
-        X = histograms(self, X, fitting=fitting)
-        return normalize(X, norm="l1") if self.normalise else X
