@@ -1,8 +1,12 @@
 """`cusink.Index`: the answers of the whole matrix, however the items came; files; certificates; bad input."""
 
 import json
+import os
 import pickle
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import problems
@@ -12,6 +16,7 @@ from retrieval.test_search import topical, topics
 
 import cusink
 from cusink.retrieval import blocks, rows
+from cusink.retrieval.storage import folder
 
 TOPICAL = {"eps": 0.2, "tol": 1e-3}
 
@@ -351,6 +356,67 @@ def test_an_interrupted_save_leaves_the_old_index(copied, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         index.save(copied, overwrite=True)
     assert len(cusink.Index.load(copied)) == 40 and len(list(copied.parent.iterdir())) == 1
+
+
+def test_a_save_interrupted_between_its_renames_leaves_the_old_index(copied, monkeypatch):
+    index, rename = cusink.Index.load(copied), os.rename
+
+    def interrupted(source, target):
+        if Path(target) == copied and Path(source).name != "old":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index.save(copied, overwrite=True)
+    assert len(cusink.Index.load(copied)) == 40 and len(list(copied.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_saves_to_one_name_at_once_do_not_meet(copied, tmp_path, monkeypatch, overwrite):
+    index, write, together = cusink.Index.load(copied), folder._write, threading.Barrier(2, timeout=10)
+    path = tmp_path / "new"
+    if overwrite:
+        shutil.copytree(copied, path)
+
+    def at_once(file, parts):
+        if file.stem == "weights":
+            together.wait()
+        return write(file, parts)
+
+    def save(_):
+        try:
+            return index.save(path, overwrite=overwrite)
+        except FileExistsError as error:
+            return str(error)
+
+    monkeypatch.setattr(folder, "_write", at_once)
+    with ThreadPoolExecutor(2) as threads:
+        said = list(threads.map(save, range(2)))
+    assert said.count(None) == (2 if overwrite else 1)
+    assert all(text is None or "'path' must be new" in text for text in said)
+    assert len(cusink.Index.load(path)) == 40
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "new"]
+
+
+def test_an_index_that_another_process_moves_meanwhile_is_none_to_replace(copied, monkeypatch):
+    index, rename = cusink.Index.load(copied), os.rename
+
+    def raced(source, target):
+        if Path(source) == copied:
+            shutil.rmtree(copied)
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", raced)
+    index.save(copied, overwrite=True)
+    assert len(cusink.Index.load(copied)) == 40 and len(list(copied.parent.iterdir())) == 1
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(copied):
+    path = copied.with_name("n" * 255)
+    cusink.Index.load(copied).save(path)
+    assert len(cusink.Index.load(path)) == 40
+    assert path.stat().st_mode == copied.stat().st_mode
 
 
 # Bad input

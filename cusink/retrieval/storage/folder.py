@@ -1,8 +1,11 @@
 """A folder of arrays: `.npy` files and one of JSON, which describes them and has a checksum of each and of itself."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,14 +34,9 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"'path' must lie in a folder that exists; there is no '{path.parent}'. Make it first")
-    if os.path.lexists(path):
-        if not overwrite:
-            raise FileExistsError(
-                f"'path' must be new; '{path}' exists. Choose another name, or pass overwrite=True to replace an index"
-            )
-        if not (path / DESCRIPTION).is_file():
-            raise FileExistsError(f"'path' must be new or an index; '{path}' is something else. Choose another name")
-    draft, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("part", "old"))
+    _check_name(path, overwrite)
+    own = Path(tempfile.mkdtemp(prefix=".cusink-", dir=path.parent))  # of this call alone, with a short name
+    draft = own / "draft"
     try:
         draft.mkdir()
         files = {f"{name}.npy": _write(draft / f"{name}.npy", parts) for name, parts in arrays.items()}
@@ -47,12 +45,48 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if os.path.lexists(path):
-            os.rename(path, old)  # a process that has the files mapped keeps them
-        os.rename(draft, path)
+        while not _moved(draft, path, own / "old", overwrite):
+            pass
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds an old index that could not be put back
+            own.rmdir()
+
+
+def _check_name(path: Path, overwrite: bool) -> None:
+    """Check that a folder is new, or an index that may be replaced."""
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"'path' must be new; '{path}' exists. Choose another name, or pass overwrite=True to replace an index"
+        )
+    index = path / DESCRIPTION
+    if not index.is_file() and os.path.lexists(path) and not index.is_file():  # others may replace it meanwhile
+        raise FileExistsError(f"'path' must be new or an index; '{path}' is something else. Choose another name")
+
+
+def _moved(draft: Path, path: Path, old: Path, overwrite: bool) -> bool:
+    """Give a finished draft its name, False if another process took this meanwhile; after an error the old one has it.
+
+    The index that is replaced is called `old` for a moment.
+    """
+    _check_name(path, overwrite)
+    try:
+        if overwrite:
+            with contextlib.suppress(FileNotFoundError):  # there is none, or another process moved it
+                os.rename(path, old)  # a process that has the files mapped keeps them
+        os.rename(draft, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    finally:
+        if os.path.lexists(path):
+            shutil.rmtree(old, ignore_errors=True)
+        elif os.path.lexists(old):
+            os.rename(old, path)
+    return True
 
 
 def _write(path: Path, parts: Parts) -> dict[str, Any]:
