@@ -81,12 +81,14 @@ def _library(x: object) -> str:
 
 
 def _given_back(found: Any, library: str) -> Any:
-    """Return arrays, alone, in a tuple or in the fields of a result, as those of a library."""
+    """Return arrays, alone, in a tuple or in the fields of a result, as those of a library; files as they are."""
     if isinstance(found, tuple) and not hasattr(found, "_fields"):
         return tuple(_given_back(part, library) for part in found)
-    if dataclasses.is_dataclass(found) and not isinstance(found, type):
+    if dataclasses.is_dataclass(found) and type(found).__module__.startswith("cusink."):  # an array of Zarr is one, too
         fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
         return dataclasses.replace(found, **{name: _given_back(x, library) for name, x in fields.items()})
+    if isinstance(found, np.memmap) and not found.flags.writeable:
+        return found
     if isinstance(found, np.ndarray) or array_module(found) is not np:
         return _as_array_of(found, library)
     return found
@@ -95,7 +97,9 @@ def _given_back(found: Any, library: str) -> Any:
 def _as_array_of(array: Array, library: str) -> Any:
     module: Any = sys.modules[library]
     if library == "torch":
-        return module.from_numpy(array) if isinstance(array, np.ndarray) else module.from_dlpack(array)
+        if not isinstance(array, np.ndarray):
+            return module.from_dlpack(array)
+        return module.from_numpy(array if array.flags.writeable else array.copy())  # a tensor may be written to
     if not isinstance(array, np.ndarray):
         return module.dlpack.from_dlpack(array)
     # Without 64 bits in JAX the result has the 32 that its arrays have.

@@ -9,7 +9,7 @@ import torch
 import zarr
 
 import cusink
-from cusink.checks.foreign import taken
+from cusink.checks.foreign import any_array, taken
 
 RNG = np.random.default_rng(0)
 A, B = RNG.dirichlet(np.ones(5), 3).astype("f4"), RNG.dirichlet(np.ones(5), 40).astype("f4")
@@ -87,6 +87,24 @@ def test_tensors_are_not_copied_and_may_be_written_to():
     out = torch.empty(3, 40)
     found = cusink.distance_matrix(torch.from_numpy(A), torch.from_numpy(B), torch.from_numpy(C), out=out, **OPTIONS)
     assert found.data_ptr() == out.data_ptr() and float(out.sum()) > 0
+
+
+@pytest.mark.parametrize("make", [torch.from_numpy, jnp.asarray])
+def test_matrices_on_the_disk_are_the_files(make, tmp_path):
+    want = cusink.distance_matrix(A, B, C, **OPTIONS)
+    for name, kind in {"matrix.npy": np.memmap, "matrix.zarr": zarr.Array}.items():
+        found = cusink.distance_matrix(make(A), make(B), make(C), out=tmp_path / name, **OPTIONS)
+        assert isinstance(found, kind)
+        np.testing.assert_array_equal(found[:], want)
+        assert kind is zarr.Array or not found.flags.writeable
+
+
+def test_a_tensor_of_what_may_not_be_written_to_is_a_copy():
+    fixed = A.copy()
+    fixed.flags.writeable = False
+    tensor = any_array(lambda x, y: y)(torch.from_numpy(B.copy()), fixed)
+    tensor /= 2
+    np.testing.assert_array_equal(fixed, A)
 
 
 def test_without_64_bits_jax_gets_indices_of_32():
