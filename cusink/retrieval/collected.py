@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cusink.checks.arrays import array_module, kind, to_host
-from cusink.checks.scalars import flag, one_of
+from cusink.checks.scalars import flag, one_of, regularisation
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.measures import Measures
@@ -48,7 +48,7 @@ def check_settings(
     one_of("value", value, checks.ALL_VALUES)
     one_of("on_empty", on_empty, ON_EMPTY)
     return Settings(
-        eps=eps,
+        eps=regularisation(eps),
         value=value,
         options=options,
         memory_limit=checks.memory_limit(memory_limit),

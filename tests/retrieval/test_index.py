@@ -269,6 +269,17 @@ def copied(stored, tmp_path):
     return shutil.copytree(stored, tmp_path / "copy")
 
 
+def test_settings_may_be_scalars_of_numpy(tmp_path):
+    A, B, C = collection(2, 40)
+    options = {"tol": np.float32(1e-5), "max_iter": np.int64(900), "overrelaxation": np.array(1.5)}
+    for number, eps in enumerate((np.float32(EPS), np.array(EPS))):
+        index = cusink.Index(B, C, eps=eps, **options)
+        path = tmp_path / str(number)
+        index.save(path)
+        for again in (cusink.Index.load(path), pickle.loads(pickle.dumps(index))):
+            assert same(again.search(A, K), index.search(A, K))
+
+
 def test_files_are_plain(stored):
     """Arrays that any reader of .npy takes, and a description that anyone can read."""
     description = json.loads((stored / "index.json").read_text())
