@@ -84,7 +84,8 @@ def _given_back(found: Any, library: str) -> Any:
     """Return arrays, alone, in a tuple or in the fields of a result, as those of a library; files as they are."""
     if isinstance(found, tuple) and not hasattr(found, "_fields"):
         return tuple(_given_back(part, library) for part in found)
-    if dataclasses.is_dataclass(found) and type(found).__module__.startswith("cusink."):  # an array of Zarr is one, too
+    ours = type(found).__module__.startswith("cusink.")  # an array of Zarr is a dataclass, too
+    if ours and dataclasses.is_dataclass(found) and not isinstance(found, type):
         fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
         return dataclasses.replace(found, **{name: _given_back(x, library) for name, x in fields.items()})
     if isinstance(found, np.memmap) and not found.flags.writeable:

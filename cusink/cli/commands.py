@@ -32,7 +32,18 @@ from cusink.cli.arguments import (
 )
 from cusink.cli.files import InputError, problem, queries
 from cusink.cli.info import as_text, installation
-from cusink.cli.output import DiskError, OutputError, Report, check_output, note, sidecar, target, tell, write_npz
+from cusink.cli.output import (
+    DiskError,
+    OutputError,
+    Report,
+    check_name,
+    check_output,
+    note,
+    sidecar,
+    target,
+    tell,
+    write_npz,
+)
 from cusink.retrieval.index import Index
 from cusink.retrieval.matrix import distance_matrix
 from cusink.retrieval.nearest import nearest
@@ -167,6 +178,7 @@ def run_nearest(given: Namespace) -> int:
 
 def run_build(given: Namespace) -> int:
     """Do the work of ``cusink index build`` and return the exit status."""
+    check_name(given.output)
     if given.output.exists() and not given.force:
         raise InputError(f"--output: {given.output} exists; choose another name or pass --force to replace an index")
     device, (B, _, C), (count, _) = _problem(given)

@@ -16,6 +16,7 @@ import numpy as np
 
 from cusink.cli.files import InputError, line, split_name
 from cusink.errors import ConvergenceWarning
+from cusink.retrieval.paths import usable_path
 
 __all__ = [
     "DiskError",
@@ -82,8 +83,17 @@ def followed(path: Path) -> Path:
     return target
 
 
+def check_name(output: Path) -> None:
+    """Raise if the file system does not take the name of the output."""
+    try:
+        usable_path("output", output)
+    except ValueError as error:
+        raise InputError("--output: " + str(error).removeprefix("'output' ")) from None
+
+
 def check_output(given: Namespace, endings: Sequence[str]) -> None:
     """Raise if the output cannot be written, before any work is done."""
+    check_name(given.output)
     output = followed(given.output)
     if output.suffix not in endings:
         raise InputError(f"--output: must be a {' or '.join(endings)} file; got '{output}'")

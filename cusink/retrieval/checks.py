@@ -1,10 +1,8 @@
 """Checks of the arguments of `cusink.distance_matrix` and `cusink.nearest`."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeGuard, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -229,48 +227,6 @@ def divergence(C: Cost[Any]) -> None:
             "value='divergence' also compares each histogram with itself: 'C' must be a symmetric cost, between the "
             f"same bins; got one that {how}. Take value='reg_cost', or put both collections on the same bins"
         )
-
-
-def is_path(out: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Say whether `out` names a store on disk."""
-    return isinstance(out, (str, os.PathLike))
-
-
-def output_path(out: str | os.PathLike[str], dtype: Any, full_output: bool) -> Path:
-    """Return the path of a store that can be made, for the distances alone; a symbolic link is followed."""
-    path = Path(out)
-    if "\0" in str(path):
-        raise ValueError(f"'out' must be a path that the file system takes; got {shown(out)} with a null character")
-    try:
-        linked = path.is_symlink()
-    except OSError as error:  # a name that is too long
-        raise ValueError(
-            f"'out' must be a path that the file system takes; got {shown(out)}: {error.strerror}"
-        ) from None
-    if linked:
-        target = Path(os.path.realpath(path))
-        if not target.exists():
-            raise FileNotFoundError(
-                f"'out' is a symbolic link to '{target}', which does not exist; got '{path}'. Pass the name that it "
-                "leads to, or delete the link"
-            )
-        path = target
-    if path.suffix not in (".npy", ".zarr"):
-        raise ValueError(f"'out' must end in .npy or .zarr to be written to disk; got '{path}'")
-    if full_output:
-        raise ValueError(
-            f"'full_output' must be False where the distances go to disk; got True with out='{path}'. Errors and "
-            "iterations are kept for arrays in memory alone: pass an array as 'out', or leave 'full_output' out"
-        )
-    if np.dtype(dtype).name not in DTYPES_ON_DISK:
-        raise TypeError(
-            f"'out' on disk holds {', '.join(DTYPES_ON_DISK)}; got histograms of {dtype}. Convert them with .astype"
-        )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"'out' must lie in a folder that exists; there is no '{path.parent}'. Make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"'out' must lie in a folder that may be written to; '{path.parent}' may not")
-    return path
 
 
 def output(out: Array | None, shape: tuple[int, int], dtype: Any, xp: ArrayModule, inputs: Mapping[str, Any]) -> Array:

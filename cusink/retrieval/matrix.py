@@ -21,6 +21,7 @@ from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.histograms import HistogramPairs
 from cusink.retrieval.keywords import MatrixKeywords
 from cusink.retrieval.pairs import Pairs
+from cusink.retrieval.paths import is_path, output_path
 from cusink.retrieval.prices import prices_of
 from cusink.retrieval.storage.memory import ArraySink
 from cusink.retrieval.tiles import Misses, PairValues, Sink, pair_count, solve_tiles, tile_shape, tiles
@@ -240,8 +241,8 @@ def distance_matrix(
     spread = _spread(chosen(wanted, pairs.xp), pairs, A, B, C, memory_limit, normalise)
     tile = tile_shape(pairs, memory_limit)
     values = PairValues(pairs, value, options, tile[1], memory_limit=memory_limit)
-    if checks.is_path(out):
-        path = checks.output_path(out, pairs.dtype, full_output)
+    if is_path(out):
+        path = output_path(out, pairs.dtype, full_output)
         with working(workers):
             result, finished = _on_disk(values, tile, path, progress, spread)
     else:

@@ -24,6 +24,7 @@ from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.facts import Facts, Settings
 from cusink.retrieval.masses import masses_of
+from cusink.retrieval.paths import is_path, usable_path
 from cusink.retrieval.rows import parts_of
 from cusink.retrieval.storage.folder import Parts, read_folder, write_folder
 from cusink.solver.checks import reach as prices
@@ -46,9 +47,9 @@ def load(path: object, mmap: bool, verify: bool, xp: Any) -> tuple[AnyCorpus, An
 
 
 def _folder(path: object) -> Path:
-    if not checks.is_path(path):
+    if not is_path(path):
         raise TypeError(f"'path' must be the name of a folder; got {kind(path)}")
-    return Path(path)
+    return usable_path("path", path)
 
 
 def in_memory(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, HostArray]]:

@@ -213,6 +213,7 @@ GOOD_COST = "--cost cost.npy --eps 0.1 -o D.npy"
         ("queries.npy --cost cost.npy --eps 0.1 -o no/D.npy", ["--output", "no folder no", "make it"]),
         ("queries.npy --cost cost.npy --eps 0.1 -o folder.npy", ["--output", "folder.npy is a folder"]),
         ("queries.npy --cost cost.npy --eps 0.1 -o heavy.npy", ["--output", "heavy.npy exists", "--force"]),
+        (f"queries.npy --cost cost.npy --eps 0.1 -o {'n' * 300}.npy", ["--output", "file system", "too long"]),
         ("queries.npy --cost cost.npy --eps 0.1 --force -o cost.npy", ["--output", "one of the inputs"]),
     ],
 )
@@ -606,6 +607,7 @@ def test_an_index_is_built_and_searched(folder, capsys):
     capsys.readouterr()
     for line, message in (
         (build, "many.index exists"),
+        (build.replace("many.index", "n" * 300), "File name too long"),
         (f"{build}.other --points cost.npy", "the cost must be given once"),
         ("search none.index queries.npy -k 2", "there is no"),
         ("search many.index images.npy -k 2", "the index has 1 and 'A' row 0 has 7"),

@@ -430,6 +430,18 @@ def test_a_name_may_be_as_long_as_the_file_system_takes(copied):
     assert path.stat().st_mode == copied.stat().st_mode
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a\0b", "with a null character"), ("a\ud800", "with the character"), ("n" * 300, "File name too long")],
+)
+def test_names_that_cannot_be_are_told_before_any_work(copied, monkeypatch, name, said):
+    index = cusink.Index.load(copied)
+    monkeypatch.setattr(folder, "_write", None)
+    for use in (index.save, cusink.Index.load):
+        with pytest.raises(ValueError, match=f"'path' must be a path that the file system takes; got .*{said}"):
+            use(copied.parent / name)
+
+
 # Bad input
 
 

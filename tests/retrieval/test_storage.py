@@ -489,11 +489,25 @@ def test_a_folder_without_write_permission(locked_folder, solved, ending):
 # Wrong names
 
 
+class Encoded(os.PathLike):
+    """A path of bytes."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __fspath__(self):
+        return self.name
+
+
 @pytest.mark.parametrize(
     ("out", "error", "said"),
     [
         ("matrix.csv", ValueError, "must end in .npy or .zarr; got 'matrix.csv'"),
         ("no/matrix.npy", FileNotFoundError, "there is no 'no'"),
+        ("a\0b.npy", ValueError, "with a null character"),
+        ("a\ud800b.npy", ValueError, r"got a\ud800b.npy with the character '\ud800'"),
+        ("n" * 300 + ".npy", ValueError, "File name too long"),
+        (Encoded(b"matrix.npy"), TypeError, "must be a path of text; got one of bytes"),
     ],
 )
 def test_names_that_cannot_be(tmp_path, monkeypatch, out, error, said):

@@ -34,6 +34,8 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"'path' must lie in a folder that exists; there is no '{path.parent}'. Make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"'path' must lie in a folder that may be written to; '{path.parent}' may not")
     _check_name(path, overwrite)
     own = Path(tempfile.mkdtemp(prefix=".cusink-", dir=path.parent))  # of this call alone, with a short name
     draft = own / "draft"
