@@ -241,12 +241,30 @@ def output(out: Array | None, shape: tuple[int, int], dtype: Any, xp: ArrayModul
         raise TypeError(f"'out' must have the dtype of the histograms, {dtype}; got {out.dtype}")
     if not getattr(out.flags, "writeable", True):  # CuPy's flags have no such name
         raise ValueError("'out' must be writable; got a read-only array. Open a memmap with mode='r+' or 'w+'")
+    if _overlaps_itself(out):
+        raise ValueError(
+            f"'out' must have a place of its own for each distance; got an array that overlaps itself, with strides "
+            f"{out.strides}. Pass a copy of it"
+        )
     for name, x in inputs.items():
         if isinstance(x, xp.ndarray) and xp.may_share_memory(out, x):
             raise ValueError(
                 f"'out' must not overlap an input; it shares memory with '{name}'. Pass an array of its own"
             )
     return out
+
+
+def _overlaps_itself(x: Array) -> bool:
+    """Say whether two entries of an array (rows, columns) share memory."""
+    steps = [(count, stride) for count, stride in zip(x.shape, x.strides, strict=True) if count > 1]
+    if any(abs(stride) < x.itemsize for _, stride in steps):
+        return True
+    if len(steps) < 2:
+        return False
+    (rows, down), (columns, across) = steps
+    down_by = np.arange(1, rows) * down
+    back = np.clip(np.rint(down_by / across), 1 - columns, columns - 1)  # the columns that bring each closest
+    return bool((np.abs(down_by - back * across) < x.itemsize).any())
 
 
 def neighbours(k: object, columns: int, excludes_self: bool, among: str = "") -> int:

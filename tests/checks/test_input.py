@@ -419,6 +419,19 @@ def test_a_read_only_out_is_an_error():
         call_matrix(matrix_inputs(out=out))
 
 
+@pytest.mark.parametrize("strides", [(0, 8), (40, 0), (8, 8), (16, 8), (40, 4), (-24, 8), (40, -40)])
+def test_an_out_that_overlaps_itself_is_an_error(strides):
+    own = np.lib.stride_tricks.as_strided(np.zeros(99)[40:], (B, 5), strides)
+    with says(ValueError, "'out'", "overlaps itself", "copy"):
+        call_matrix(matrix_inputs(out=own))
+
+
+@pytest.mark.parametrize("strides", [(40, 8), (-40, 8), (8, 24), (16, -48), (80, 16), (40, 24)])
+def test_any_other_layout_of_out_is_written_to(strides):
+    own = np.lib.stride_tricks.as_strided(np.zeros(99)[40:], (B, 5), strides)
+    np.testing.assert_array_equal(call_matrix(matrix_inputs(out=own)), call_matrix(matrix_inputs()))
+
+
 def test_the_row_without_mass_is_named():
     A, B = matrix_inputs()["A"].copy(), matrix_inputs()["B"]
     A[1] = 0
