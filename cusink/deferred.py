@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cusink.tracing import untraced
+
 
 class Deferred:
     """Values of some fields, as a function returns them by name; in a field of `Deferring` it stands for its value."""
 
     def __init__(self, compute: Callable[[], dict[str, Any]]) -> None:
-        self.compute = compute
+        self.compute = untraced(compute)
 
 
 class Deferring:

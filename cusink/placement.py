@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from cusink.tracing import untraced
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,6 +35,7 @@ def placed(given: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
 def on_device(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function compute on the device of its arrays, whichever device is current."""
 
+    @untraced
     @functools.wraps(function)
     def wrapped(*args: P.args, **options: P.kwargs) -> R:
         with placed((*args, *options.values())):

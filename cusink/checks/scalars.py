@@ -58,7 +58,7 @@ def positive_number(
     number = real(value)
     if number is None:
         raise TypeError(f"'{name}' must be {wanted}; got {kind(value)}")
-    if not (math.isfinite(number) and number > 0):
+    if not 0 < number < math.inf:  # comparisons alone: compiled code has symbols for numbers
         raise ValueError(f"'{name}' must be {rule}; got {shown(value)}{advice and f'. {advice}'}")
     return number
 

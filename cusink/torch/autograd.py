@@ -11,11 +11,13 @@ import torch
 from cusink.bridges import works
 from cusink.bridges.works import Work
 from cusink.torch.arrays import array, stream, tensor
+from cusink.tracing import untraced
 
 Tensors = tuple[torch.Tensor, ...]
 Optional = tuple[torch.Tensor | None, ...]
 
 
+@untraced
 def run(work: Work, lead: int, inputs: Tensors) -> Tensors:
     """Return outputs and state."""
     with stream(inputs[0]):
@@ -23,6 +25,7 @@ def run(work: Work, lead: int, inputs: Tensors) -> Tensors:
         return tuple(tensor(out[name], inputs[0]) for name in (*work.outputs, *work.state))
 
 
+@untraced
 def pull(
     work: Work, lead: int, wanted: tuple[str, ...], cotangents: Tensors, inputs: Tensors, state: Tensors
 ) -> Tensors:
@@ -33,6 +36,7 @@ def pull(
         return tuple(_like(tensor(out[name], inputs[0]), x) for name, x in _chosen(work, wanted, inputs))
 
 
+@untraced
 def push(work: Work, lead: int, moving: tuple[str, ...], moves: Tensors, inputs: Tensors, state: Tensors) -> Tensors:
     """Return the derivatives of the outputs along the `moves` of the inputs in `moving`."""
     with stream(inputs[0]):
@@ -41,6 +45,7 @@ def push(work: Work, lead: int, moving: tuple[str, ...], moves: Tensors, inputs:
         return tuple(tensor(out[name], inputs[0]) for name in work.outputs)
 
 
+@untraced
 def product(
     work: Work,
     lead: int,
@@ -129,13 +134,13 @@ class Pull(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """Multiply with the Hessian, which is its own transpose."""
         work, count = ctx.work, len(ctx.work.outputs)
-        cotangents, inputs, state = _pulled(work, ctx.saved_tensors)
+        cotangents, inputs, state = _pulled(work, tensors := ctx.saved_tensors)
         moving = tuple(name for name, g in zip(ctx.wanted, grads, strict=True) if g is not None)
         moves = tuple(g for g in grads if g is not None)
         needs = ctx.needs_input_grad[3:]
         wanted = tuple(name for name, need in zip(work.ranks, needs[count:], strict=False) if need)
         if not moving:
-            return (None,) * (3 + len(ctx.saved_tensors))
+            return (None,) * (3 + len(tensors))
         of_cotangents: tuple[Any, ...] = (None,) * count
         if any(needs[:count]):
             of_cotangents = Push.apply(work, ctx.lead, moving, *moves, *inputs, *state)
@@ -191,17 +196,19 @@ class Push(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """Return gradients: by the moves, in which the derivative is linear, that is the gradient of the work."""
         work, count = ctx.work, len(ctx.moving)
-        moves, rest = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        tensors = ctx.saved_tensors
+        moves, rest = tensors[:count], tensors[count:]
         inputs, state = rest[: len(work.ranks)], rest[len(work.ranks) :]
         needs = ctx.needs_input_grad[3:]
         if len(grads) > 1:
             _refuse(work)
         cotangent = grads[0]
         if cotangent is None:
-            return (None,) * (3 + len(ctx.saved_tensors))
+            return (None,) * (3 + len(tensors))
         of_moves: tuple[Any, ...] = (None,) * count
         if any(needs[:count]):
-            of_moves = Pull.apply(work, ctx.lead, ctx.moving, cotangent, *inputs, *state)
+            whole = _whole(work, inputs, dict(zip(ctx.moving, moves, strict=True)), ctx.lead)
+            of_moves = Pull.apply(work, ctx.lead, ctx.moving, cotangent, *whole, *state)
         of_inputs: tuple[Any, ...] = (None,) * len(inputs)
         wanted = tuple(name for name, need in zip(work.ranks, needs[count:], strict=False) if need)
         if wanted:
@@ -209,6 +216,14 @@ class Push(torch.autograd.Function):
             found = Product.apply(work, ctx.lead, wanted, ctx.moving, cotangent, *moves, *inputs, *state)
             of_inputs = _spread(work, wanted, found)
         return None, None, None, *of_moves, *of_inputs, *(None,) * len(state)
+
+    @staticmethod
+    def jvp(_ctx: Any, *_: Any) -> Never:
+        """Refuse forward mode over forward mode."""
+        raise RuntimeError(
+            "cusink losses cannot be differentiated forwards twice. Take the forward derivative of a gradient, as "
+            "torch.func.hessian does"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], work: Work, lead: int, moving: Any, *tensors: torch.Tensor) -> Any:
@@ -292,6 +307,14 @@ def _moving(work: Work, moves: tuple[Any, ...]) -> tuple[tuple[str, ...], Tensor
     """Return the names of the inputs that move, and how."""
     pairs = [(name, x) for name, x in zip(work.ranks, moves, strict=True) if x is not None]
     return tuple(name for name, _ in pairs), tuple(x for _, x in pairs)
+
+
+def _whole(work: Work, inputs: Tensors, moves: dict[str, torch.Tensor], lead: int) -> Tensors:
+    """Return inputs with the `lead` axes of maps that their moves have, as the gradients by the moves will."""
+    return tuple(
+        x.expand(*moves[name].shape[:lead], *x.shape[lead:]) if name in moves else x
+        for name, x in zip(work.ranks, inputs, strict=True)
+    )
 
 
 def _parts(work: Work, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:

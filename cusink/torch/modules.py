@@ -39,19 +39,25 @@ class _TransportLoss(torch.nn.Module):
         else:
             self.eps = eps
         reach = options.get("reach")
-        self._own_reach = isinstance(reach, torch.Tensor)
-        if self._own_reach:  # a buffer, or learnt
+        parts = {f"reach_{k}": x for k, x in enumerate(reach)} if isinstance(reach, (tuple, list)) else {"reach": reach}
+        self._own_reach: tuple[str, ...] = ()
+        if any(isinstance(x, torch.Tensor) for x in parts.values()):
             del options["reach"]
-            if isinstance(reach, torch.nn.Parameter):
-                self.reach = reach
-            else:
-                self.register_buffer("reach", reach)
+            self._own_reach = tuple(parts)
+            for name, x in parts.items():  # a buffer, learnt, or a number
+                if isinstance(x, torch.Tensor) and not isinstance(x, torch.nn.Parameter):
+                    self.register_buffer(name, x)
+                else:
+                    setattr(self, name, x)
         if C is None:  # a wrong metric fails here, not in the first call
             PointCloud(torch.zeros(1, 1), None, metric, power=power)
 
     def _options(self) -> dict[str, Any]:
         """Return the options of a call."""
-        return self.options | ({"reach": self.reach} if self._own_reach else {})
+        if not self._own_reach:
+            return self.options
+        parts = tuple(getattr(self, name) for name in self._own_reach)
+        return self.options | {"reach": parts[0] if self._own_reach == ("reach",) else parts}
 
     def _inputs(self, given: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         """Return weights and the cost of a call."""
@@ -78,6 +84,8 @@ class _TransportLoss(torch.nn.Module):
         for name in ("eps", "reach"):
             if isinstance(x := shown.get(name), torch.Tensor):
                 shown[name] = x.item() if x.numel() == 1 else x.tolist()
+            elif isinstance(x, tuple):
+                shown[name] = tuple(part.item() if isinstance(part, torch.Tensor) else part for part in x)
         return ", ".join(f"{name}={option!r}" for name, option in shown.items())
 
 
@@ -104,7 +112,8 @@ class SinkhornLoss(_TransportLoss):
     power : float
         The cost between points is the metric to this power.
     **options
-        Options of `cusink.sinkhorn`. `reach` may be a tensor: a buffer, or learnt if it is a ``torch.nn.Parameter``.
+        Options of `cusink.sinkhorn`. `reach`, or a part of it, may be a tensor: a buffer, or learnt if it is a
+        ``torch.nn.Parameter``.
 
     Examples
     --------

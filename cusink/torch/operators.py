@@ -5,24 +5,40 @@ A compiled graph knows tensors and words alone: a work goes in as a word, from w
 
 import ast
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, Never
 
 import torch
+from torch.autograd import forward_ad
 
 from cusink.bridges.options import CostKind
 from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.works import Work
 from cusink.checks.regularisation import RelativeEps
 from cusink.torch import autograd
+from cusink.tracing import untraced
 
 
 def apply(work: Work, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return the outputs of a work, as a function of autograd or, in code that is being compiled, as an operator."""
     tensors = [inputs[name] for name in work.ranks]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not _transformed():
         return _solved(work, tensors)[: len(work.outputs)]
-    out: tuple[torch.Tensor, ...] = autograd.Solve.apply(work, 0, *tensors)[: len(work.outputs)]
+    return _differentiable(work, tensors)[: len(work.outputs)]
+
+
+def _transformed() -> bool:
+    """Return whether derivatives are taken forwards, or by ``torch.func``, of which operators know nothing."""
+    level = torch._C._functorch.peek_interpreter_stack()
+    return forward_ad._current_level >= 0 or not isinstance(level, NoneType)  # traced, None itself is an object
+
+
+@untraced
+def _differentiable(work: Work, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Return outputs and state of a work by a function of autograd."""
+    out: tuple[torch.Tensor, ...] = autograd.Solve.apply(work, 0, *tensors)
     return out
 
 
@@ -36,8 +52,18 @@ def eps_in_units(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any
 
 def _solved(work: Work, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return outputs and state of a work."""
-    word = f"{type(work).__name__} {work.made_of!r}"
+    word = f"{type(work).__name__} {_word(work.made_of)}"
     return tuple(torch.ops.cusink.solve(word, tensors))
+
+
+def _word(part: Any) -> str:
+    """Return what `ast.literal_eval` reads as a part of a work."""
+    if isinstance(part, tuple):
+        return "(" + "".join([_word(x) + ", " for x in part]) + ")"
+    if isinstance(part, (int, float)) and not isinstance(part, bool):
+        [number] = {part: None}  # a key is a number also where compiled code has a symbol, which has no word
+        return "1e999" if number == math.inf else repr(float(number) if isinstance(part, float) else int(number))
+    return repr(part)
 
 
 @functools.cache
@@ -100,8 +126,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None
 
 
 def _backward(ctx: Any, grads: list[torch.Tensor]) -> tuple[None, list[torch.Tensor | None]]:
-    work = work_of(ctx.word)
-    inputs, rest = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    work, tensors = work_of(ctx.word), ctx.saved_tensors  # which may be asked for once
+    inputs, rest = tensors[: ctx.count], tensors[ctx.count :]
     outputs, state = rest[: len(work.outputs)], rest[len(work.outputs) :]
     cotangents = [torch.zeros_like(y) if g is None else g for g, y in zip(grads, outputs, strict=False)]
     found = torch.ops.cusink.pull(ctx.word, " ".join(ctx.needed), cotangents, [*inputs, *state])
@@ -110,3 +136,12 @@ def _backward(ctx: Any, grads: list[torch.Tensor]) -> tuple[None, list[torch.Ten
 
 
 _solve.register_autograd(_backward, setup_context=_keep)
+
+
+def _refuse_twice(_ctx: Any, *_: Any) -> Never:
+    raise RuntimeError(
+        "a compiled loss of cusink can be differentiated once only. Call the loss outside of torch.compile"
+    )
+
+
+_pull.register_autograd(_refuse_twice)

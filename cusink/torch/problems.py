@@ -47,7 +47,7 @@ class LossProblem:
         device = next(x.device for x in reversed(named.values()) if x is not None)
         self.autocast = torch.is_autocast_enabled(device.type)
         single = any(x is not None and x.dtype == torch.float32 for x in (a, b))
-        if not self.autocast:
+        if not self.autocast or not any(x is not None and x.dtype in HALF for x in named.values()):
             named = in_one_dtype(**named)
         cells = self.kind.image
         (named["a"], image_a), (named["b"], image_b) = (in_bins(name, named[name], cells) for name in "ab")
