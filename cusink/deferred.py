@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cusink.tracing import untraced
+from cusink.placement import untraced
 
 
 class Deferred:

@@ -10,8 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from cusink.placement import placed
-from cusink.tracing import untraced
+from cusink.placement import placed, untraced
 from cusink.types import HostArray
 
 __all__ = [

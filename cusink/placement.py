@@ -1,4 +1,4 @@
-"""Where and how precisely a call computes: on the device of its CuPy arrays, with the digits of their dtype."""
+"""Where and how a call computes: on the device of its arrays, with the digits of their dtype, untraced by compilers."""
 
 import contextlib
 import functools
@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-
-from cusink.tracing import untraced
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +28,28 @@ def placed(given: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
     kind = getattr(cupy, "ndarray", None)  # None where CuPy is not there, or not yet
     found = None if kind is None else _first(given, kind, DEPTH)
     return contextlib.nullcontext() if found is None else _on_device_of(cupy, found)
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function, and all that it calls, run as they stand where PyTorch's compiler would trace them.
+
+    TorchDynamo makes functions of PyTorch of those of NumPy, and not all of them compute the same.
+    """
+    apart: list[Callable[P, R]] = []
+    reason = f"'{function.__name__}' of cusink computes with NumPy or CuPy"
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **options: P.kwargs) -> R:
+        if not apart:
+            dynamo: Any = sys.modules.get("torch._dynamo")  # without it nothing is traced
+            disable = getattr(dynamo, "disable", None)
+            if disable is None:
+                return function(*args, **options)
+            apart.append(disable(function, reason=reason))
+        return apart[0](*args, **options)
+
+    vars(wrapped).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)  # nor is this looked into
+    return wrapped
 
 
 def on_device(function: Callable[P, R]) -> Callable[P, R]:

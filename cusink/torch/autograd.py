@@ -10,8 +10,8 @@ import torch
 
 from cusink.bridges import works
 from cusink.bridges.works import Work
+from cusink.placement import untraced
 from cusink.torch.arrays import array, stream, tensor
-from cusink.tracing import untraced
 
 Tensors = tuple[torch.Tensor, ...]
 Optional = tuple[torch.Tensor | None, ...]

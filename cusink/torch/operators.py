@@ -17,8 +17,8 @@ from cusink.bridges.options import CostKind
 from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.works import Work
 from cusink.checks.regularisation import RelativeEps
+from cusink.placement import untraced
 from cusink.torch import autograd
-from cusink.tracing import untraced
 
 
 def apply(work: Work, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
