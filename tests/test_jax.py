@@ -455,6 +455,46 @@ def test_maps_in_maps_and_over_batches():
     np.testing.assert_allclose(jacobian[1], expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_derivatives_of_one_problem_along_mapped_directions_have_gradients(traced):
+    a, b, C, eps = case(B=1)
+    rng = np.random.default_rng(8)
+    moves, weights = jnp.asarray(rng.normal(size=(4, *C.shape))), jnp.asarray(rng.normal(size=(4, 7)))
+    wrap = jax.jit if traced else lambda f: f
+
+    def loss(a, C):
+        return sinkhorn_loss(a, b[0], C, eps, **TIGHT)
+
+    def along(moves):
+        return jax.vmap(lambda move: jax.jvp(partial(loss, a[0]), (C,), (move,))[1])(moves) @ weights[:, 0]
+
+    def of_gradients(moves):
+        slopes = jax.vmap(lambda move: jax.jvp(lambda C: jax.grad(loss)(a[0], C), (C,), (move,))[1])(moves)
+        return (slopes * weights).sum()
+
+    given = [np.asarray(x) for x in (a[0], b[0])]
+    slopes = [moved(lambda C: oracle.optimum(*given, np.asarray(C), eps).cost, C, move) for move in moves]
+    found = wrap(jax.grad(along))(moves)
+    assert found.shape == moves.shape
+    np.testing.assert_allclose((found * moves).sum(axis=(1, 2)), weights[:, 0] * np.array(slopes), rtol=1e-6)
+    expected = [(wrap(jax.grad(loss))(a[0], C + 1e-5 * m) - jax.grad(loss)(a[0], C - 1e-5 * m)) / 2e-5 for m in moves]
+    products = (wrap(jax.grad(of_gradients))(moves) * moves).sum(axis=(1, 2))
+    np.testing.assert_allclose(products, (jnp.stack(expected) * weights).sum(axis=1), rtol=1e-6)
+
+
+def test_derivatives_of_mapped_problems_along_one_direction_have_gradients():
+    a, b, C, eps = case(B=1)
+    direction = jnp.asarray(np.random.default_rng(9).normal(size=C.shape))
+    given, costs = [np.asarray(x) for x in (a[0], b[0])], jnp.stack([C, 0.9 * C, 1.1 * C])
+
+    def along(move):
+        loss = partial(sinkhorn_loss, a[0], b[0], eps=eps, **TIGHT)
+        return jax.vmap(lambda C: jax.jvp(loss, (C,), (move,))[1])(costs).sum()
+
+    slopes = [moved(lambda C: oracle.optimum(*given, np.asarray(C), eps).cost, C, direction) for C in costs]
+    np.testing.assert_allclose((jax.grad(along)(direction) * direction).sum(), sum(slopes), rtol=1e-6)
+
+
 def test_potentials_are_differentiable():
     a, b, C, eps = case(B=1)
     rng = np.random.default_rng(6)

@@ -5,7 +5,7 @@
 front, see `cusink.bridges.works`. Outside ``jit`` arrays are shared with NumPy or CuPy; inside, JAX calls NumPy back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,12 +14,9 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cusink.bridges import works
-from cusink.bridges.works import Work
-
-REST = "_rest"  # of a float64 that JAX does not hold, beside what float32 holds of it
-
-Values = Sequence[Any]
+from cusink.bridges.works import Work, summed_to
+from cusink.jax import calls
+from cusink.jax.calls import Values
 
 
 def outputs_of(work: Work, inputs: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
@@ -30,114 +27,6 @@ def outputs_of(work: Work, inputs: dict[str, jax.Array]) -> tuple[jax.Array, ...
 
 def _wide() -> bool:
     return bool(jax.config.jax_enable_x64)
-
-
-def _is_double(name: str) -> bool:
-    return name.startswith("potential") or name == "shift"
-
-
-def _state_names(work: Work, wide: bool) -> list[str]:
-    rests = [] if wide else [name + REST for name in work.state if _is_double(name)]
-    return [*work.state, *rests]
-
-
-# ---- what runs on arrays of NumPy or CuPy -----------------------------------------------------------------------
-
-
-def _named(work: Work, tensors: Values, wide: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return inputs and state by name; the state is in float64 again."""
-    count = len(work.ranks)
-    given = dict(zip(work.ranks, tensors[:count], strict=True))
-    kept = dict(zip(_state_names(work, wide), tensors[count:], strict=True))
-    for name in work.state if not wide else ():
-        if _is_double(name):
-            kept[name] = kept[name].astype(np.float64) + kept.pop(name + REST)
-    return given, kept
-
-
-def _run(*tensors: Any, work: Work, lead: int, wide: bool) -> list[Any]:
-    out = works.run(work, lead, dict(zip(work.ranks, tensors, strict=True)))
-    for name in work.state if not wide else ():
-        if _is_double(name):
-            exact = out[name]
-            out[name] = exact.astype(np.float32)
-            with np.errstate(invalid="ignore"):  # +inf has no rest
-                out[name + REST] = np.nan_to_num(exact - out[name]).astype(np.float32)
-    return [out[name] for name in (*work.outputs, *_state_names(work, wide))]
-
-
-def _pull(*tensors: Any, work: Work, lead: int, wide: bool, wanted: tuple[str, ...]) -> list[Any]:
-    count = len(work.outputs)
-    given, kept = _named(work, tensors[count:], wide)
-    out = works.pull(work, lead, given, kept, dict(zip(work.outputs, tensors[:count], strict=True)), wanted)
-    return [out[name] for name in wanted]
-
-
-def _push(*tensors: Any, work: Work, lead: int, wide: bool, moving: tuple[str, ...]) -> list[Any]:
-    given, kept = _named(work, tensors[len(moving) :], wide)
-    out = works.push(work, lead, given, kept, dict(zip(moving, tensors[: len(moving)], strict=True)))
-    return [out[name] for name in work.outputs]
-
-
-def _product(
-    *tensors: Any, work: Work, lead: int, wide: bool, wanted: tuple[str, ...], moving: tuple[str, ...]
-) -> list[Any]:
-    count, moved = len(work.outputs), len(work.outputs) + len(moving)
-    given, kept = _named(work, tensors[moved:], wide)
-    cotangents = dict(zip(work.outputs, tensors[:count], strict=True))
-    moves = dict(zip(moving, tensors[count:moved], strict=True))
-    out = works.product(work, lead, given, kept, cotangents, moves, wanted)
-    return [out[name] for name in wanted]
-
-
-# ---- shapes ----------------------------------------------------------------------------------------------------
-
-
-def _front(lead: int, tensors: Values) -> tuple[int, ...]:
-    return tuple(np.broadcast_shapes(*(x.shape[:lead] for x in tensors)))
-
-
-def _base(work: Work, lead: int, inputs: Values) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(x.shape[lead:]) for name, x in zip(work.ranks, inputs, strict=True)}
-
-
-def _avals_of_run(*tensors: Any, work: Work, lead: int, wide: bool) -> list[Any]:
-    shapes, dtype = work.shapes(_base(work, lead, tensors)), tensors[0].dtype
-    out = []
-    for name in (*work.outputs, *_state_names(work, wide)):
-        plain = name.removesuffix(REST)
-        of = np.bool_ if name == "converged" else np.float64 if wide and _is_double(name) else dtype
-        out.append(jax.core.ShapedArray(_front(lead, tensors) + shapes[plain], of))
-    return out
-
-
-def _avals_of_inputs(work: Work, wanted: tuple[str, ...], inputs: Values) -> list[Any]:
-    by_name = dict(zip(work.ranks, inputs, strict=True))
-    return [jax.core.ShapedArray(by_name[name].shape, by_name[name].dtype) for name in wanted]
-
-
-def _avals_of_pull(*tensors: Any, work: Work, lead: int, wide: bool, wanted: tuple[str, ...]) -> list[Any]:
-    del lead, wide
-    return _avals_of_inputs(work, wanted, _inputs(work, tensors[len(work.outputs) :]))
-
-
-def _avals_of_push(*tensors: Any, work: Work, lead: int, wide: bool, moving: tuple[str, ...]) -> list[Any]:
-    del wide
-    inputs = _inputs(work, tensors[len(moving) :])
-    shapes = work.shapes(_base(work, lead, inputs))
-    front = _front(lead, tensors)
-    return [jax.core.ShapedArray(front + shapes[name], inputs[0].dtype) for name in work.outputs]
-
-
-def _avals_of_product(
-    *tensors: Any, work: Work, lead: int, wide: bool, wanted: tuple[str, ...], moving: tuple[str, ...]
-) -> list[Any]:
-    del lead, wide
-    return _avals_of_inputs(work, wanted, _inputs(work, tensors[len(work.outputs) + len(moving) :]))
-
-
-def _inputs(work: Work, tensors: Values) -> Values:
-    return tensors[: len(work.ranks)]
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------
@@ -227,10 +116,11 @@ def _jvp_of_product(primals: Values, tangents: Values, **params: Any) -> tuple[A
 
 def _transpose_of_push(cts: Values, *args: Any, moving: tuple[str, ...], **params: Any) -> list[Any]:
     count = len(moving)
-    unknown = tuple(name for name, x in zip(moving, args, strict=False) if ad.is_undefined_primal(x))
-    cotangents = map(ad.instantiate_zeros, cts)
-    found = dict(zip(unknown, pull_p.bind(*cotangents, *args[count:], **params, wanted=unknown), strict=True))
-    return [*(found.get(name) for name in moving), *(None,) * (len(args) - count)]
+    unknown = {name: x for name, x in zip(moving, args, strict=False) if ad.is_undefined_primal(x)}
+    rest = _with_fronts_of(unknown, args[count:], params["work"], params["lead"])
+    found = pull_p.bind(*map(ad.instantiate_zeros, cts), *rest, **params, wanted=tuple(unknown))
+    summed = {name: _summed_to(x, unknown[name]) for name, x in zip(unknown, found, strict=True)}
+    return [*(summed.get(name) for name in moving), *(None,) * (len(args) - count)]
 
 
 def _transpose_of_pull(cts: Values, *args: Any, wanted: tuple[str, ...], **params: Any) -> list[Any]:
@@ -238,7 +128,9 @@ def _transpose_of_pull(cts: Values, *args: Any, wanted: tuple[str, ...], **param
     pairs = [(name, ct) for name, ct in zip(wanted, cts, strict=True) if type(ct) is not ad.Zero]
     moving = tuple(name for name, _ in pairs)
     found = push_p.bind(*(ct for _, ct in pairs), *args[count:], **params, moving=moving)
-    of_cotangents = [x if ad.is_undefined_primal(arg) else None for x, arg in zip(found, args, strict=False)]
+    of_cotangents = [
+        _summed_to(x, arg) if ad.is_undefined_primal(arg) else None for x, arg in zip(found, args, strict=False)
+    ]
     return [*of_cotangents, *(None,) * (len(args) - count)]
 
 
@@ -249,11 +141,28 @@ def _transpose_of_product(
     if any(map(ad.is_undefined_primal, args[:count])):
         raise NotImplementedError("cusink losses can be differentiated twice only")
     pairs = [(name, ct) for name, ct in zip(wanted, cts, strict=True) if type(ct) is not ad.Zero]
-    unknown = tuple(n for n, x in zip(moving, args[count:linear], strict=True) if ad.is_undefined_primal(x))
+    unknown = {n: x for n, x in zip(moving, args[count:linear], strict=True) if ad.is_undefined_primal(x)}
     moves, names = [ct for _, ct in pairs], tuple(name for name, _ in pairs)
-    out = product_p.bind(*args[:count], *moves, *args[linear:], **params, wanted=unknown, moving=names)
-    found = dict(zip(unknown, out, strict=True))
-    return [*(None,) * count, *(found.get(name) for name in moving), *(None,) * (len(args) - linear)]
+    rest = _with_fronts_of(unknown, args[linear:], params["work"], params["lead"])
+    found = product_p.bind(*args[:count], *moves, *rest, **params, wanted=tuple(unknown), moving=names)
+    summed = {name: _summed_to(x, unknown[name]) for name, x in zip(unknown, found, strict=True)}
+    return [*(None,) * count, *(summed.get(name) for name in moving), *(None,) * (len(args) - linear)]
+
+
+def _with_fronts_of(moves: dict[str, Any], tensors: Values, work: Work, lead: int) -> list[Any]:
+    """Return inputs and state, where inputs have the axes in front that their moves have: gradients have those."""
+    out = list(tensors)
+    for k, name in enumerate(work.ranks):
+        if name in moves:
+            front = np.broadcast_shapes(out[k].shape[:lead], moves[name].aval.shape[:lead])
+            out[k] = jnp.broadcast_to(out[k], front + out[k].shape[lead:])
+    return out
+
+
+def _summed_to(x: jax.Array, like: Any) -> jax.Array:
+    """Return a gradient by an undefined primal, summed over the axes in which that one has size 1."""
+    summed: jax.Array = summed_to(x, like.aval.shape)
+    return summed
 
 
 def _refuse_unless_twice(work: Work) -> None:
@@ -336,11 +245,11 @@ def _primitive(
     return primitive
 
 
-solve_p = _primitive("solve", _run, _avals_of_run, lambda _: 0)
-pull_p = _primitive("pull", _pull, _avals_of_pull, lambda params: len(params["work"].outputs))
-push_p = _primitive("push", _push, _avals_of_push, lambda params: len(params["moving"]))
+solve_p = _primitive("solve", calls.run, calls.avals_of_run, lambda _: 0)
+pull_p = _primitive("pull", calls.pull, calls.avals_of_pull, lambda params: len(params["work"].outputs))
+push_p = _primitive("push", calls.push, calls.avals_of_push, lambda params: len(params["moving"]))
 product_p = _primitive(
-    "product", _product, _avals_of_product, lambda params: len(params["work"].outputs) + len(params["moving"])
+    "product", calls.product, calls.avals_of_product, lambda params: len(params["work"].outputs) + len(params["moving"])
 )
 for of, jvp in ((solve_p, _jvp_of_solve), (pull_p, _jvp_of_pull), (push_p, _jvp_of_push), (product_p, _jvp_of_product)):
     ad.primitive_jvps[of] = jvp
