@@ -606,6 +606,17 @@ def test_bad_input_of_a_barycenter(given, error, message):
         bridge.barycenter(arguments.pop("A"), arguments.pop("C"), **arguments)
 
 
+@pytest.mark.parametrize("odd", ["x", "a", "y", "b"])
+@pytest.mark.parametrize("function", [bridge.kernel_distance, bridge.kernel_neg_log_likelihood])
+def test_kernels_refuse_arrays_of_different_dtypes_on_either_side(function, odd):
+    x, y = points()
+    given = {"x": x, "a": jnp.full(4, 0.25), "y": y, "b": jnp.full(3, 1 / 3)}
+    given |= {odd: given[odd].astype("bfloat16")}
+    uniform = {"a": None, "b": None} if odd in "xy" else {}
+    with pytest.raises(TypeError, match=f"all arrays must share one dtype; .*'{odd}' (is )?bfloat16"):
+        function(**given | uniform)
+
+
 def test_images_of_any_sum_in_two_dtypes():
     """Gradients are those by the weights as they are, in their shape and dtype."""
     rng, grid = np.random.default_rng(2), cusink.Grid((3, 4))

@@ -32,6 +32,16 @@ def floating(**named: Any) -> list[Any]:
     return [cast.get(name) for name in named]
 
 
+def in_one_dtype(named: dict[str, Any]) -> Any:
+    """Return the dtype that all arrays share, those that are None apart."""
+    given = {name: x for name, x in named.items() if x is not None}
+    first, like = next(iter(given.items()))
+    for name, x in given.items():
+        if x.dtype != like.dtype:
+            raise TypeError(f"all arrays must share one dtype; '{name}' is {x.dtype} and '{first}' {like.dtype}")
+    return like.dtype
+
+
 def array(name: str, x: Any) -> jax.Array:
     """Return `x` as an array of real numbers of JAX, itself if it is one: under ``grad``, ``jnp.asarray`` copies."""
     if not isinstance(x, jax.Array):

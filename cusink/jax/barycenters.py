@@ -11,7 +11,7 @@ from cusink.checks.arrays import HALF
 from cusink.checks.scalars import flag
 from cusink.costs.grid import Grid
 from cusink.costs.images import as_images, in_bins
-from cusink.jax.arrays import floating, regularisation
+from cusink.jax.arrays import floating, in_one_dtype, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.costs import cost_arrays
 from cusink.jax.primitives import outputs_of
@@ -92,10 +92,7 @@ def barycenter(
     named["A"], image = in_bins("A", named["A"], kind.image, ("K, ", "B, K, "))
     if kind.kind == "dense":
         check_shape(named["C"], batch=False)
-    dtype = named["A"].dtype
-    for name, x in named.items():
-        if x is not None and x.dtype != dtype:
-            raise TypeError(f"all arrays must share one dtype; '{name}' is {x.dtype} and 'A' {dtype}")
+    dtype = in_one_dtype(named)
     if dtype.name in HALF:
         named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
     A = named["A"]

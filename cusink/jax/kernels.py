@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cusink.bridges.measures import KernelWork
 from cusink.bridges.options import Reduction, point_shape, reduced
 from cusink.checks.arrays import HALF
-from cusink.jax.arrays import floating
+from cusink.jax.arrays import floating, in_one_dtype
 from cusink.jax.primitives import outputs_of
 from cusink.norms import checks
 
@@ -122,10 +122,10 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
         if points is None:
             raise TypeError(f"'{name}' must be an array of points; got None")
     x, a, y, b = floating(x=x, a=a, y=y, b=b)
+    dtype = in_one_dtype({"x": x, "a": a, "y": y, "b": b})
     x, y = (p[:, None] if p.ndim == 1 else p for p in (x, y))
     for name, points in (("x", x), ("y", y)):
         point_shape(name, points.shape)
-    dtype = x.dtype
     a, b = (jnp.full(p.shape[-2], 1 / p.shape[-2], dtype) if w is None else w for w, p in ((a, x), (b, y)))
     named = {"x": x, "a": a, "y": y, "b": b}
     if dtype.name in HALF:

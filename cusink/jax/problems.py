@@ -21,7 +21,7 @@ from cusink.checks.arrays import HALF
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.images import in_bins
-from cusink.jax.arrays import floating, regularisation
+from cusink.jax.arrays import floating, in_one_dtype, regularisation
 from cusink.jax.costs import cost_arrays
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
@@ -69,10 +69,7 @@ class LossProblem:
             if x.ndim not in (1, 2) or x.shape[-1] != k:
                 whole = f"C of shape {named['C'].shape}" if "C" in named else f"the cost, of {bins[0]} x {bins[1]} bins"
                 raise ValueError(f"'{name}' must have {k} bins to match {whole}; got shape {x.shape}")
-        first = next(iter(named))
-        for name, x in named.items():
-            if x is not None and x.dtype != self.dtype:
-                raise TypeError(f"all arrays must share one dtype; '{name}' is {x.dtype} and '{first}' {self.dtype}")
+        in_one_dtype(named)
         if self.dtype.name in HALF:
             named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
         if normalise:
