@@ -617,6 +617,31 @@ def test_kernels_refuse_arrays_of_different_dtypes_on_either_side(function, odd)
         function(**given | uniform)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_options_are_constants_of_what_is_compiled(traced):
+    a, b, C, eps = case(B=1)
+    wrap = jax.jit if traced else lambda f: f
+    loss = wrap(lambda C: sinkhorn_loss(a, b, C, eps, reach=[0.5, 1.0], tol=np.asarray(1e-11), max_iter=20000))
+    given = (np.asarray(x) for x in (a, b, C))
+    expected = cusink.sinkhorn(*given, eps=eps, reach=(0.5, 1.0), tol=1e-11, max_iter=20000).cost
+    np.testing.assert_allclose(loss(C), expected.mean(), rtol=1e-9)
+    values, cloud = jnp.ones((5, 2)), bridge.PointCloud(C[:3], C[3:])
+    calls = [
+        lambda **options: sinkhorn_loss(a, b, C, eps, **options),
+        lambda **options: bridge.sinkhorn_divergence(a, a, cusink.Grid(7), eps, **options),
+        lambda **options: bridge.sinkhorn_potentials(a, b, C, eps, **options),
+        lambda **options: bridge.apply_plan(a, b, C, eps, values, **options),
+        lambda **options: bridge.barycentric_map(a, b, C, eps, values, **options),
+        lambda **options: bridge.potential_at(None, None, cloud, eps, C[:3], **options),
+        lambda **options: bridge.barycenter(a, cusink.Grid(7), eps=eps, **options),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="'tol' must be no array, as what is compiled depends on it; got"):
+            wrap(lambda tol, call=call: call(tol=tol))(jnp.asarray(1e-4))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'max_itr'; options of the solver are"):
+            wrap(lambda C, call=call: call(max_itr=5))(C)
+
+
 def test_images_of_any_sum_in_two_dtypes():
     """Gradients are those by the weights as they are, in their shape and dtype."""
     rng, grid = np.random.default_rng(2), cusink.Grid((3, 4))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cusink.barycenters.barycenter import barycenter as barycenter_solver
 from cusink.bridges.barycenters import BarycenterOf, check_shapes
 from cusink.bridges.options import mass_ratio, of_sum_one
 from cusink.checks.arrays import HALF
@@ -14,6 +15,7 @@ from cusink.costs.images import as_images, in_bins
 from cusink.jax.arrays import floating, in_one_dtype, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.costs import cost_arrays
+from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
 
@@ -85,6 +87,7 @@ def barycenter(
     """
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None")
+    solver = solver_options(barycenter_solver, options)
     kind, costs = cost_arrays(C)
     named: dict[str, Any] = {"A": A, "weights": weights, **costs}
     single = str(getattr(A, "dtype", "")) == "float32"
@@ -107,6 +110,6 @@ def barycenter(
     if given is None:
         count = named["A"].shape[-2]
         named["weights"] = jnp.full(count, 1 / count, named["A"].dtype)
-    work = BarycenterOf(kind, tuple(options.items()), flag("debiased", debiased))
+    work = BarycenterOf(kind, solver, flag("debiased", debiased))
     (out,) = outputs_of(work, named | {"eps": price})
     return as_images(out.astype(dtype), image)

@@ -17,12 +17,15 @@ from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.costs.images import as_images
+from cusink.divergence.forward import sinkhorn_divergence as divergence_solver
 from cusink.jax.clouds import PointCloud
 from cusink.jax.measures import Measures, are_measures, problem_of_pairs
+from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
 from cusink.jax.problems import LossProblem
 from cusink.solver.checks import plan_axis
 from cusink.solver.pairs.checks import unused
+from cusink.solver.sinkhorn import sinkhorn
 from cusink.types import Axis, Value
 
 __all__ = ["apply_plan", "sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_potentials"]
@@ -110,7 +113,7 @@ def sinkhorn_loss(
     >>> bool(slope[2] < 0 < slope[0])
     True
     """
-    given = LossOptions(value, gradient, reduction, tuple(options.items()))
+    given = LossOptions(value, gradient, reduction, solver_options(sinkhorn, options))
     if are_measures(a, b):
         of = partial(PairValues, value=value, gradient=gradient)
         (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, normalise, of, options=given.solver))
@@ -181,7 +184,7 @@ def sinkhorn_divergence(
     >>> jax.grad(lambda x: sinkhorn_divergence(None, None, PointCloud(x, y), eps=0.1))(x).round(2).tolist()
     [[-2.0], [-2.0]]
     """
-    given = tuple(options.items())
+    given = solver_options(divergence_solver, options)
     if are_measures(a, b):
         unused(C_aa=C_aa, C_bb=C_bb)
         (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, normalise, PairDivergences, options=given))
@@ -241,7 +244,7 @@ def sinkhorn_potentials(
     >>> f.shape, g.shape
     ((2,), (2,))
     """
-    given = tuple(options.items())
+    given = solver_options(sinkhorn, options)
     problem = LossProblem(a, b, C, eps, given, {}, normalise)
     f, g = outputs_of(Potentials(problem.kind, problem.options), problem.inputs)
     f, g = (as_images(problem.narrowed(x), cells) for x, cells in zip((f, g), problem.images, strict=True))
@@ -301,7 +304,7 @@ def apply_plan(
     axis = plan_axis(axis)
     if values is None:
         raise TypeError("'values' must be an array; got None")
-    given = tuple(options.items())
+    given = solver_options(sinkhorn, options)
     problem = LossProblem(a, b, C, eps, given, {"values": values}, normalise)
     (applied,) = outputs_of(Applied(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(applied), problem.of_values)

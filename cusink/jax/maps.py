@@ -10,9 +10,11 @@ from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.jax.arrays import array
 from cusink.jax.clouds import PointCloud
+from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
 from cusink.jax.problems import LossProblem
 from cusink.solver.checks import plan_axis
+from cusink.solver.sinkhorn import sinkhorn
 from cusink.types import Axis
 
 __all__ = ["barycentric_map", "entropic_map", "potential_at"]
@@ -69,7 +71,7 @@ def barycentric_map(
     axis = plan_axis(axis)
     if values is None:
         raise TypeError("'values' must be an array; got None")
-    problem = LossProblem(a, b, C, eps, tuple(options.items()), {"values": values}, normalise)
+    problem = LossProblem(a, b, C, eps, solver_options(sinkhorn, options), {"values": values}, normalise)
     (means,) = outputs_of(BarycentricMap(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(means), problem.of_values)
 
@@ -193,7 +195,7 @@ def _at_new_points(
     points = array("points", points)
     points = points[:, None] if points.ndim == 1 else points
     named = {"points": points} if values is None else {"points": points, "values": array("values", values)}
-    problem = LossProblem(a, b, C, eps, tuple(options.items()), named, normalise)
+    problem = LossProblem(a, b, C, eps, solver_options(sinkhorn, options), named, normalise)
     given = problem.inputs
     new_points_shape(points.shape, problem.kind, given["x"].shape[-1] if "x" in given else 0)
     if values is not None:

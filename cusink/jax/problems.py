@@ -42,9 +42,6 @@ class LossProblem:
         one_reach: bool = False,
     ) -> None:
         flag("normalise", normalise)
-        for name in ("init", "callback"):
-            if name in dict(options):
-                raise TypeError(f"'{name}' is not taken here: JAX may call the solver at any time. Use cusink.sinkhorn")
         parts = reach_parts(options, (jax.Array, np.ndarray), one_reach)
         self.options = with_reach_given(options) if parts else options
         balanced = not unbalanced(self.options)
