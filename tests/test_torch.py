@@ -1,5 +1,7 @@
 """`cusink.torch`: values and gradients against the oracle, sharing of memory, autocast, compilation, bad input."""
 
+import warnings
+
 import numpy as np
 import problems
 import pytest
@@ -403,6 +405,17 @@ def test_a_cloud_of_arrays_is_refused():
 
 def test_tensors_elsewhere_than_cpu_and_cuda_are_refused():
     meta = torch.empty(3, 3, device="meta")
+    with pytest.raises(TypeError, match="'reach' must be on the CPU or on a CUDA device; got meta"):
+        sinkhorn_loss(None, None, torch.eye(2), 0.1, reach=meta[0, 0])
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of PyTorch about what it may change
+        quantised = torch.quantize_per_tensor(torch.ones(1), 0.1, 0, torch.quint8)
+        nested = torch.nested.nested_tensor([torch.ones(2)])
+    with pytest.raises(TypeError, match="'eps' must be a dense tensor of real numbers; got torch.quint8"):
+        sinkhorn_loss(None, None, torch.eye(2), quantised)
+    with pytest.raises(TypeError, match="'a' must be a dense tensor of real numbers; got a nested one"):
+        sinkhorn_loss(nested, None, torch.eye(2), 0.1)
+    with pytest.raises(TypeError, match="'x' must be a dense tensor of real numbers; got a nested one"):
+        bridge.kernel_distance(nested, None, nested, None)
     with pytest.raises(TypeError, match="on the CPU or on a CUDA device; got meta"):
         sinkhorn_loss(meta[0], meta[0], meta, 0.1)
 
@@ -526,6 +539,10 @@ def test_second_derivatives_and_forward_mode_say_what_overflowed(loss):
         (torch.eye(2) * 1j, 0.1, "'C' must be a dense tensor"),
         (torch.eye(2), torch.full((2, 2), 0.1), "'eps' must be a number, or a tensor of one"),
         (torch.eye(2), torch.tensor(0.1j), "'eps' must be a real number"),
+        (torch.eye(2), torch.tensor([0.1]).to_sparse(), "'eps' must be a dense tensor"),
+        (torch.eye(2), torch.empty((), device="meta"), "'eps' must be on the CPU or on a CUDA device; got meta"),
+        (torch.eye(2), torch.tensor(0.1).to(torch.float8_e5m2), "'eps' must hold float64, .*; got torch.float8_e5m2"),
+        (torch.eye(2).to(torch.float8_e4m3fn), 0.1, "'C' must hold float64, .*; got torch.float8_e4m3fn"),
         (torch.eye(2) * torch.nan, cusink.RelativeEps(0.1), "'C' must hold finite costs"),
     ],
 )

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink.checks.arrays import as_dtype, one_array
+from cusink.checks.arrays import HALF, as_dtype, one_array
 from cusink.checks.scalars import price_in_range
 from cusink.checks.scalars import regularisation as number
+
+FLOATS = ("float64", "float32", *HALF)
 
 
 def floating(**named: Any) -> list[Any]:
@@ -49,8 +51,12 @@ def array(name: str, x: Any) -> jax.Array:
             x = one_array(name, x)
             x = as_dtype(name, x, jax.dtypes.canonicalize_dtype(x.dtype))
         x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    if jnp.issubdtype(x.dtype, jnp.complexfloating) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         raise TypeError(f"'{name}' must hold real numbers; got dtype {x.dtype}")
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.name not in FLOATS:
+        raise TypeError(
+            f"'{name}' must hold float64, float32 or numbers of half precision; got {x.dtype}. Convert it with .astype"
+        )
     return x
 
 

@@ -21,7 +21,7 @@ from cusink.checks.arrays import HALF
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.images import in_bins
-from cusink.jax.arrays import floating, in_one_dtype, regularisation
+from cusink.jax.arrays import array, floating, in_one_dtype, regularisation
 from cusink.jax.costs import cost_arrays
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
@@ -102,6 +102,7 @@ def _prices(parts: tuple[Any, ...], one: bool, dtype: Any) -> jax.Array:
             jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
         ):
             raise TypeError(f"'reach' must be a real number; got an array of {x.dtype}")
+    parts = tuple(array("reach", x) if isinstance(x, (jax.Array, np.ndarray)) else x for x in parts)
     arrays = [jnp.asarray(jnp.inf if x is None else x, dtype) for x in parts]
     if one:
         return arrays[0].reshape(())

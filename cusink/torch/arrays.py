@@ -11,6 +11,7 @@ from cusink.checks.arrays import kind
 from cusink.types import Array
 
 HALF = (torch.float16, torch.bfloat16)
+FLOATS = (torch.float64, torch.float32, *HALF)
 
 
 @contextmanager
@@ -55,18 +56,31 @@ def checked(**named: Any) -> None:
             raise TypeError(
                 f"all tensors must share one device; '{name}' is on {x.device} and '{last}' on {like.device}"
             )
-    if like.device.type not in ("cpu", "cuda"):
-        raise TypeError(f"'{last}' must be on the CPU or on a CUDA device; got {like.device}. Move it with .cpu()")
+    placed(last, like)
+
+
+def placed(name: str, x: torch.Tensor) -> None:
+    """Check that NumPy or CuPy can use the device of a tensor."""
+    if x.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"'{name}' must be on the CPU or on a CUDA device; got {x.device}. Move it with .cpu()")
 
 
 def one_tensor(name: str, x: Any) -> None:
     """Check that an input is a dense tensor of real numbers."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"'{name}' must be a tensor; got {kind(x)}. Convert it with torch.as_tensor")
-    if x.layout != torch.strided or x.is_complex() or x.is_quantized:
+    if x.is_nested:
+        raise TypeError(f"'{name}' must be a dense tensor of real numbers; got a nested one. Pass Measures, or pad it")
+    if x.is_quantized:
+        raise TypeError(f"'{name}' must be a dense tensor of real numbers; got {x.dtype}. Convert it: .dequantize()")
+    if x.layout != torch.strided or x.is_complex():
         raise TypeError(
             f"'{name}' must be a dense tensor of real numbers; got {x.layout} of {x.dtype}. Convert it with "
             ".to_dense() or .real"
+        )
+    if x.is_floating_point() and x.dtype not in FLOATS:
+        raise TypeError(
+            f"'{name}' must hold float64, float32 or numbers of half precision; got {x.dtype}. Convert it with .float()"
         )
 
 
@@ -102,6 +116,8 @@ def regularisation(eps: Any) -> torch.Tensor:
         return torch.tensor(number(eps), dtype=torch.float64)
     if eps.is_complex() or eps.dtype == torch.bool:
         raise TypeError(f"'eps' must be a real number; got a tensor of {eps.dtype}")
+    one_tensor("eps", eps)
+    placed("eps", eps)
     if eps.ndim > 1 or eps.numel() == 0:
         raise ValueError(
             f"'eps' must be a number, or a tensor of one or of one per problem; got shape {tuple(eps.shape)}"

@@ -19,7 +19,7 @@ from cusink.costs.grid import Grid
 from cusink.costs.images import as_images
 from cusink.solver.checks import plan_axis
 from cusink.solver.pairs.checks import unused
-from cusink.torch.arrays import one_tensor
+from cusink.torch.arrays import one_tensor, placed
 from cusink.torch.clouds import PointCloud
 from cusink.torch.measures import Measures, are_measures, problem_of_pairs
 from cusink.torch.operators import apply, eps_in_units
@@ -36,6 +36,11 @@ __all__ = [
 
 class Problem(LossProblem):
     """A problem whose eps may be relative to its costs."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        if "reach" in self.inputs:
+            placed("reach", self.inputs["reach"])
 
     def in_units(self, eps: RelativeEps, named: dict[str, Any]) -> Any:
         """Return eps in the unit of the costs among named tensors."""
