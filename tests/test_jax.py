@@ -647,6 +647,20 @@ def test_options_are_constants_of_what_is_compiled(traced):
             wrap(lambda C, call=call: call(max_itr=5))(C)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_shapes_are_checked_before_anything_is_traced(traced):
+    a, b, C, _ = case()
+    wrap = jax.jit if traced else lambda f: f
+    for function in (bridge.apply_plan, bridge.barycentric_map):
+        for axis, (right, wrong) in enumerate(((7, 5), (5, 7))):
+            message = rf"'values' must have shape \({right}, d\), or that with a batch axis; got \({wrong}, 2\)"
+            with pytest.raises(ValueError, match=message):
+                wrap(partial(function, None, None, eps=0.1, axis=axis))(C, values=jnp.ones((wrong, 2)))
+    for given in ((a[:2], b, C, 0.1), (a, b[0], jnp.stack([C, C]), 0.1), (a, b, C, jnp.ones(2))):
+        with pytest.raises(ValueError, match="batch sizes must be equal or 1; got"):
+            wrap(sinkhorn_loss)(*given)
+
+
 def test_images_of_any_sum_in_two_dtypes():
     """Gradients are those by the weights as they are, in their shape and dtype."""
     rng, grid = np.random.default_rng(2), cusink.Grid((3, 4))

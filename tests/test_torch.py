@@ -403,6 +403,14 @@ def test_a_cloud_of_arrays_is_refused():
             call()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("function", [bridge.apply_plan, bridge.barycentric_map])
+def test_values_of_the_other_side_are_named(function, axis):
+    count = (7, 5)[axis]
+    with pytest.raises(ValueError, match=rf"'values' must have shape \({count}, d\), or that with a batch axis; got"):
+        function(None, None, case()[2], 0.1, torch.ones((5, 7)[axis], 2).double(), axis=axis)
+
+
 def test_tensors_elsewhere_than_cpu_and_cuda_are_refused():
     meta = torch.empty(3, 3, device="meta")
     with pytest.raises(TypeError, match="'reach' must be on the CPU or on a CUDA device; got meta"):

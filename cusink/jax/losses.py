@@ -12,6 +12,7 @@ from cusink.bridges.options import (
     Reduction,
     reduced,
     values_as_images,
+    values_at,
 )
 from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
@@ -306,5 +307,6 @@ def apply_plan(
         raise TypeError("'values' must be an array; got None")
     given = solver_options(sinkhorn, options)
     problem = LossProblem(a, b, C, eps, given, {"values": values}, normalise)
+    values_at(tuple(problem.inputs["values"].shape), problem.bins[axis])
     (applied,) = outputs_of(Applied(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(applied), problem.of_values)

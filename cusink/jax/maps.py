@@ -72,6 +72,7 @@ def barycentric_map(
     if values is None:
         raise TypeError("'values' must be an array; got None")
     problem = LossProblem(a, b, C, eps, solver_options(sinkhorn, options), {"values": values}, normalise)
+    values_at(tuple(problem.inputs["values"].shape), problem.bins[axis])
     (means,) = outputs_of(BarycentricMap(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(means), problem.of_values)
 
@@ -199,8 +200,7 @@ def _at_new_points(
     given = problem.inputs
     new_points_shape(points.shape, problem.kind, given["x"].shape[-1] if "x" in given else 0)
     if values is not None:
-        bins = problem.kind.bins({name: given[name].shape for name in problem.kind.names})
-        values_at(given["values"].shape, bins[axis])
+        values_at(given["values"].shape, problem.bins[axis])
     work = AtNewPoints(problem.kind, problem.options, output, axis, values is not None)
     (there,) = outputs_of(work, given)
     return problem.narrowed(there)

@@ -20,6 +20,7 @@ from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.checks.arrays import HALF
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
+from cusink.checks.weights import batch_size
 from cusink.costs.images import in_bins
 from cusink.jax.arrays import array, floating, in_one_dtype, regularisation
 from cusink.jax.costs import cost_arrays
@@ -58,7 +59,7 @@ class LossProblem:
             check_shape(named["C"])
         arrays = [x for x in named.values() if x is not None]
         self.dtype = arrays[0].dtype if arrays else jnp.result_type(float)
-        bins = self.kind.bins({name: named[name].shape for name in costs})
+        self.bins = bins = self.kind.bins({name: named[name].shape for name in costs})
         if named.get("values") is not None:
             values_of(named["values"].shape, bins)
         for name, k in zip("ab", bins, strict=True):
@@ -80,6 +81,8 @@ class LossProblem:
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
         if parts:
             self.inputs["reach"] = _prices(parts, one_reach, named["a"].dtype)
+        ranks = {"a": 1, "b": 1, "eps": 0, "reach": 1}  # of one problem; costs, points and values have 2
+        batch_size({name: len(x) for name, x in self.inputs.items() if x.ndim > ranks.get(name, 2)})
 
     def narrowed(self, out: jax.Array) -> jax.Array:
         """Return a result in the dtype of the inputs."""

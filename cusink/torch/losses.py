@@ -12,6 +12,7 @@ from cusink.bridges.options import (
     Reduction,
     reduced,
     values_as_images,
+    values_at,
 )
 from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
@@ -41,6 +42,11 @@ class Problem(LossProblem):
         super().__init__(*given, **options)
         if "reach" in self.inputs:
             placed("reach", self.inputs["reach"])
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        """Bins of both sides."""
+        return self.kind.bins({name: tuple(self.inputs[name].shape) for name in self.kind.names})
 
     def in_units(self, eps: RelativeEps, named: dict[str, Any]) -> Any:
         """Return eps in the unit of the costs among named tensors."""
@@ -325,5 +331,6 @@ def apply_plan(
     one_tensor("values", values)
     given = tuple(options.items())
     problem = Problem(a, b, C, eps, given, {}, normalise, values)
+    values_at(tuple(problem.inputs["values"].shape), problem.bins[axis])
     (applied,) = apply(Applied(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(applied), problem.of_values)

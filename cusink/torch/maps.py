@@ -69,6 +69,7 @@ def barycentric_map(
     axis = plan_axis(axis)
     one_tensor("values", values)
     problem = Problem(a, b, C, eps, tuple(options.items()), {}, normalise, values)
+    values_at(tuple(problem.inputs["values"].shape), problem.bins[axis])
     (means,) = apply(BarycentricMap(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(means), problem.of_values)
 
@@ -198,8 +199,7 @@ def _at_new_points(
     given = problem.inputs
     new_points_shape(tuple(points.shape), problem.kind, given["x"].shape[-1] if "x" in given else 0)
     if values is not None:
-        bins = problem.kind.bins({name: tuple(given[name].shape) for name in problem.kind.names})
-        values_at(tuple(values.shape), bins[axis])
+        values_at(tuple(values.shape), problem.bins[axis])
     work = AtNewPoints(problem.kind, problem.options, output, axis, values is not None)
     (there,) = apply(work, given)
     return problem.narrowed(there)
