@@ -110,7 +110,8 @@ class SinkhornExtension(Summary):
             gradient = C.points_adjoint(plans())[1 - self.axis]
             assert gradient is not None
             parts.append(gradient)
-        found = xp.stack(parts) if C.shared else parts[0]
+        points, flat = C.user_points(1 - self.axis)
+        found = xp.concatenate(parts).reshape(total.shape + (() if flat else points.shape[-1:]))
         # Far away, where exponents lose digits, the shares do not add up to 1.
         found /= xp.where(total > 0, total, 1).reshape(total.shape + (1,) * (found.ndim - total.ndim))
         found = self._kappa(found.ndim) * found

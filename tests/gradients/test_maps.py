@@ -259,6 +259,34 @@ def test_problems_of_a_batch_with_an_eps_each_are_those_alone():
             np.testing.assert_allclose(getattr(found, name), sum(getattr(p, name) for p in parts), atol=1e-10)
 
 
+@pytest.mark.parametrize("batch", ["both", "x", "weights", "new"])
+@pytest.mark.parametrize("side", ["x", "y"])
+@pytest.mark.parametrize("d", [1, 2])
+def test_a_batch_of_one_is_the_problem_alone(d, side, batch):
+    rng = np.random.default_rng(9)
+    x, y, new, weights = rng.random((6, d)), rng.random((5, d)), rng.random((4, d)), np.full((1, 6), 1 / 6)
+    alone = cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=0.3, **TIGHT)
+    shared = cusink.PointCloud(x[None] if batch in ("both", "x") else x, y[None] if batch == "both" else y)
+    given = new if batch == "weights" else new[None]
+    result = cusink.sinkhorn(weights if batch == "weights" else None, None, shared, eps=0.3, **TIGHT)
+    there, wanted = result.at(**{side: given}), alone.at(**{side: new})
+    logits = (alone.g - cusink.cost_matrix(new, y) if side == "x" else alone.f - cusink.cost_matrix(new, x)) / 0.3
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    oracle = 2 * (new - shares @ (y if side == "x" else x))
+    assert there.gradient().shape == there.map().shape == (*there.potential.shape, d)
+    assert there.potential.size == 4 and there.gradient().ndim == (2 if batch == "new" else 3)
+    np.testing.assert_allclose(there.gradient().reshape(4, d), oracle, atol=1e-9)
+    np.testing.assert_allclose(there.map().reshape(4, d), new - oracle / 2, atol=1e-9)
+    grads = dict(zip(("grad_map", "grad_gradient"), rng.normal(size=(2, 4, d)), strict=True))
+    found = cusink.extension_adjoint(there, **{name: g.reshape(there.map().shape) for name, g in grads.items()})
+    of_alone = cusink.extension_adjoint(wanted, **grads)
+    for name in ("points", "partners", "potential", "weights", "eps"):
+        want = getattr(of_alone, name)
+        np.testing.assert_allclose(getattr(found, name).reshape(want.shape), want, atol=1e-9, err_msg=name)
+    assert found.points.shape == given.shape
+
+
 def test_memory_does_not_grow_with_the_pairs(monkeypatch):
     monkeypatch.setattr(motion, "BLOCK_ENTRIES", 1 << 13)
     x, y, grad = np.random.default_rng(7).random((3, 2000, 2))
