@@ -35,10 +35,15 @@ def scaled_kernel(C: HostArray, dtype: Any, eps: float, shift: float, s: int | N
 
 
 def exp_times(exponents: HostArray, factors: HostArray) -> HostArray:
-    """Return ``exp(exponents) * factors``; of potentials without digits the largest numbers there are, and no NaN."""
+    """Return ``exp(exponents) * factors``; of potentials without digits the largest numbers there are, and no NaN.
+
+    The exponential comes in two halves: it may leave the range where the product is in it.
+    """
     largest = np.finfo(exponents.dtype).max
     with np.errstate(over="ignore"):
-        out: HostArray = np.minimum(np.exp(exponents), largest) * factors
+        half = np.minimum(np.exp(exponents / 2), largest)
+        out: HostArray = factors * half
+        out *= half
         return np.clip(out, -largest, largest)
 
 

@@ -42,6 +42,13 @@ def test_unequal_masses_have_values_at_the_ends_of_the_range(dtype, first, secon
     np.testing.assert_allclose([result.cost, result.reg_cost], [cost, reg_cost], rtol=1e-5)
 
 
+@pytest.mark.parametrize("mass", [1e-100, 1e-150, 1e-200])
+def test_a_batch_that_moves_next_to_no_mass_has_its_cost(mass):
+    a, b = np.array([0.3, 0.4]), np.array([1.0, 3.0]) * mass
+    result = cusink.sinkhorn(np.tile(a, (40, 1)), np.tile(b, (40, 1)), C, eps=0.1, reach=1.0, tol=1e-9)
+    np.testing.assert_allclose(result.cost, unbalanced(a, b, 0.1, 1.0)[0], rtol=1e-8)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("function", [cusink.sinkhorn, cusink.sinkhorn_divergence])
 @pytest.mark.parametrize(("dtype", "first", "second"), [("float64", 1e160, 1e160), ("float32", 2e20, 4e20)])

@@ -9,7 +9,7 @@ from cusink.backends.numpy import limits, reductions
 from cusink.backends.numpy.certificate import certified, repair
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel, log_scaled
 from cusink.backends.numpy.reductions import softmin
-from cusink.backends.ranges import SCALING_EXPONENT, UnderflowBound, flush
+from cusink.backends.ranges import SCALING_EXPONENT, UnderflowBound, exp_times, flush
 from cusink.costs.blocks import blocks
 from cusink.types import Array, Axis, HostArray
 
@@ -73,9 +73,9 @@ class KernelSoftmin:
         weighted = kernel.cost_product(U, 0)
         weighted *= V
         scale = (of_p + of_q)[:, 0].astype(np.float64) - kernel.shift / kernel.eps
-        scale -= (kernel.s + 2 * self.top) * np.log(2)
-        out = weighted.sum(axis=0, dtype=np.float64) * np.exp(scale) * kernel.unit
-        return out, right.all(axis=0) & np.isfinite(out)
+        scale += np.log(kernel.unit) - (kernel.s + 2 * self.top) * np.log(2)
+        total = weighted.sum(axis=0, dtype=np.float64)
+        return exp_times(scale, total), right.all(axis=0) & np.isfinite(total)
 
     def _factor(self, logits: HostArray) -> tuple[HostArray, HostArray]:
         """Return ``2**top exp(logits - largest)`` (summed, B), and the largest logits (B, 1)."""

@@ -137,6 +137,32 @@ def test_transport_cost(shape, dtype, shared, block):
     np.testing.assert_allclose(found, want, rtol=rounding(C, eps, dtype, 310), atol=np.finfo(dtype).tiny)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "log_mass", "unit"),
+    [
+        (np.float64, -60, 1),
+        (np.float64, -200, 1),
+        (np.float64, -315, 1e100),
+        (np.float64, 315, 1e-100),
+        (np.float64, -150, 1e-100),
+        (np.float32, -42, 1e20),
+        (np.float32, 42, 1e-20),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 40])
+def test_sums_in_range_of_plans_that_are_not(size, dtype, log_mass, unit):
+    """Of entries of any size times costs and values of any size, with one problem and by products with a kernel."""
+    rng = np.random.default_rng(2)
+    C, v = ((rng.random(shape) * unit).astype(dtype) for shape in ((5, 4), (size, 4)))
+    p, q = ((rng.normal(size=(size, k)) + log_mass / 2 * np.log(10)).astype(dtype) for k in C.shape)
+    log_plan = exponents(C, p, q, 0.3 * unit)
+    tolerance = rounding(C, 0.3 * unit, dtype, 500)
+    want = np.exp(logsumexp(log_plan + np.log(C.astype(float)), axis=(1, 2)))
+    np.testing.assert_allclose(dense.transport_cost(C, p, q, 0.3 * unit), want, rtol=tolerance)
+    want = np.exp(logsumexp(log_plan + np.log(v.astype(float))[:, None, :], axis=2))
+    np.testing.assert_allclose(dense.apply_plan(C, p, q, v, 0.3 * unit, 1), want, rtol=tolerance)
+
+
 def test_transport_cost_of_costs_below_zero():
     C, p, q, eps = make((3, 10, 12), np.float64, True)
     P = np.exp(exponents(-C - 1 if np.isfinite(C).all() else C, p, q, eps))
