@@ -16,6 +16,9 @@ from cusink.types import Array, Axis
 
 BLOCK_ENTRIES = 1 << 20  # of plans between new points and old ones, whose gradients are taken at a time
 
+LEAST_DIGITS = 2.0**-10  # rounding of an exponent up to which a potential, its gradient and a map are made
+MOST_ROUNDING = 100.0  # up to which they are made of points one partner of which has all
+
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SinkhornExtension(Summary):
@@ -141,4 +144,42 @@ def extend(problem: Problem, points: Any, axis: Axis) -> SinkhornExtension:
     ones = xp.ones((len(problem.a), C.shape[side - 2]), problem.a.dtype)
     new = {"ab"[side]: ones, "fg"[side]: xp.zeros(ones.shape)}
     there = replace(problem, C=C, **new).in_one_dtype()
-    return SinkhornExtension(points=C.user_points(side)[0], problem=there, axis=axis)
+    extension = SinkhornExtension(points=C.user_points(side)[0], problem=there, axis=axis)
+    _check_digits(extension)
+    return extension
+
+
+def _check_digits(extension: SinkhornExtension) -> None:
+    """Refuse new points so far away that costs over eps, whose differences make the plan, have too few digits.
+
+    Only where a bound on all costs lets some point be so far are potentials made: near their size are the costs of
+    the pairs that count, however far off other points are.
+    """
+    problem, xp = extension.problem, extension.problem.xp
+    most = LEAST_DIGITS / float(np.finfo(np.float64).eps) * problem.eps_as(2)
+    least = most if isinstance(most, float) else float(most.min())
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        if problem.C.largest() <= least:
+            return
+        rounding = LEAST_DIGITS * xp.abs(extension._softmin) / most
+        far = ~(rounding <= LEAST_DIGITS) & (extension._logits() > -np.inf).any(axis=1)[:, None]  # NaN is far
+        some = far & (rounding <= MOST_ROUNDING)
+        if bool(some.any()):
+            far &= ~(some & _alone(extension, float(rounding[some].max())))
+    if bool(far.any()):
+        where, name = int(xp.argmax(far.any(axis=0))), "xy"[1 - extension.axis]
+        raise ValueError(
+            f"'{name}' must have points so near to those of the other side that float64 has digits for the differences "
+            f"of their costs: costs up to about {least:.2g} at this 'eps'; got a larger one at point {where}. Leave "
+            f"out points so far away, or solve with a larger 'eps'"
+        )
+
+
+def _alone(extension: SinkhornExtension, rounding: float) -> Array:
+    """Return the new points (B, k) one partner of which has all, with exponents that are off by so much."""
+    problem, logits = extension.problem, extension._logits()
+    warmer = max(16.0, 64 * rounding)  # at this many times eps others have little if they are 2.3 times as far behind
+    alone = problem.C.c_transform(problem.eps_as(2) * logits, extension.axis)
+    shared = problem.C.softmin(logits / warmer, problem.eps * warmer, extension.axis)
+    few: Array = alone - shared < 0.1 * warmer * problem.eps_as(2)
+    return few

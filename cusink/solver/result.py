@@ -240,7 +240,7 @@ class SinkhornResult(Deferring, Summary):
         TypeError
             Points of another library or dtype, or none.
         ValueError
-            Points of another dimension, or a `C` that is no cloud.
+            Points of another dimension, or so far away that costs over eps have no digits left; a `C` that is no cloud.
 
         References
         ----------

@@ -227,3 +227,45 @@ def test_other_costs_have_no_new_points():
     result = cusink.sinkhorn([0.5, 0.5], [0.5, 0.5], [[0.0, 1.0], [1.0, 0.0]], eps=0.5)
     with pytest.raises(ValueError, match="'C' must be a cusink.PointCloud for new points"):
         result.at([[0.0]])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock", "minkowski", "hellinger"])
+@pytest.mark.filterwarnings("error")
+def test_maps_of_far_points_are_right_or_refused(metric, dtype):
+    """Two targets are as near as each other from far along the first axis: digits of costs decide between them."""
+    x = np.random.default_rng(0).random((6, 2)).astype(dtype)
+    y = np.array([[1.5, 0.5], [1.5, 1.75], [0.25, 0.5], [0.5, 1.0]], dtype)
+    result, refused = cusink.sinkhorn(None, None, cusink.PointCloud(x, y, metric), eps=0.5), []
+    for size in 10.0 ** np.array([*range(18), 20, 30, 37] + ([154, 160, 200, 300] if dtype == np.float64 else [])):
+        new = np.array([[1.25 * size, 0.75], [0.5, 0.5]], dtype)[::-1]
+        try:
+            there = result.at(new)
+        except ValueError as error:
+            refused.append((size, str(error)))
+            continue
+        assert not refused
+        p, q = new[1].astype(np.longdouble), y.astype(np.longdouble)
+        apart = np.abs(p - q)
+        if metric == "hellinger":
+            costs = np.hypot(*(np.sqrt(p) - np.sqrt(q)).T) / np.sqrt(np.longdouble(2))
+        else:
+            costs = apart.sum(axis=1) if metric == "cityblock" else np.hypot(*apart.T)
+        costs = costs**2 if metric == "sqeuclidean" else costs
+        logits = (result.g - costs) / 0.5
+        shares = np.exp(logits - logits.max())
+        np.testing.assert_allclose(there.map()[1], (shares @ q / shares.sum()).astype(float), atol=1e-3)
+        assert np.isfinite(there.gradient()).all() and np.isfinite(there.potential).all()
+        if metric == "sqeuclidean":
+            np.testing.assert_allclose(there.gradient(), 2 * (new - there.map()), rtol=1e-3)
+    assert refused[0][0] >= 1e6
+    assert all("'x' must have points so near" in said and "at point 1. Leave out" in said for _, said in refused)
+
+
+def test_far_targets_without_part_do_not_refuse_points_nearby():
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 2))
+    y[5] = 1e9
+    weights = np.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.0])
+    near = cusink.sinkhorn(None, np.full(5, 0.2), cusink.PointCloud(x, y[:5]), eps=0.5).at(x[:2])
+    found = cusink.sinkhorn(None, weights, cusink.PointCloud(x, y), eps=0.5).at(x[:2])
+    np.testing.assert_allclose(found.map(), near.map(), atol=1e-6)
