@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.costs.directions import unit_curvature, unit_tangent
+from cusink.costs.directions import directions, unit_curvature, unit_tangent
 from cusink.costs.formulas import finite_power
 from cusink.types import Array, ArrayModule
 
@@ -32,8 +32,7 @@ class Directions(Map):
 
     def images(self, xp: ArrayModule, points: Array) -> Array:
         """See `Embedding`."""
-        del xp
-        return points / (points * points).sum(axis=-1, keepdims=True) ** 0.5
+        return directions(xp, points)[0]
 
     def tangent(self, xp: ArrayModule, points: Array, move: Array) -> Array:
         """See `Embedding`."""

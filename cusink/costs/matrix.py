@@ -9,6 +9,7 @@ from cusink.checks.scalars import one_of
 from cusink.costs import checks
 from cusink.costs.blocks import blocks
 from cusink.costs.clouds import METRICS, PointCloud, point_costs
+from cusink.costs.directions import directions
 from cusink.costs.formulas import CostFunction, CostGradient
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric
 from cusink.costs.pulled import to_points, to_user_points
@@ -84,6 +85,8 @@ def cost_matrix(
     if xp is np:
         from scipy.spatial.distance import cdist
 
+        if metric == "cosine":  # of which it squares the lengths
+            x, y = (directions(xp, p)[0] for p in (x, y))
         try:
             cost = cdist(x, y, metric)
         except (ValueError, TypeError):
@@ -219,7 +222,7 @@ def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> tuple[Array, Array | None]
 def _pairwise(xp: ArrayModule, x: Array, y: Array, metric: str) -> Array:
     """Return the costs (n, m) one coordinate at a time: no (n, m, d) array, and differences before squares."""
     if metric == "cosine":
-        x, y = (p / xp.sqrt((p * p).sum(axis=1, keepdims=True)) for p in (x, y))
+        (x, _), (y, _) = directions(xp, x), directions(xp, y)
         return xp.clip(1 - x @ y.T, 0, 2)
     cost = xp.zeros((len(x), len(y)), x.dtype)
     for k in range(x.shape[1]):
@@ -232,9 +235,8 @@ def _pairwise_adjoint(xp: ArrayModule, x: Array, y: Array, grad_C: Array, metric
     """Return the gradients (n, d) and (m, d), one coordinate at a time: differences before sums."""
     gx, gy = xp.empty_like(x), xp.empty_like(y)
     if metric == "cosine":
-        norms = [xp.sqrt((p * p).sum(axis=1, keepdims=True)) for p in (x, y)]
-        x, y = x / norms[0], y / norms[1]
-        for unit, pull, norm, out in ((x, grad_C @ y, norms[0], gx), (y, grad_C.T @ x, norms[1], gy)):
+        (x, of_x), (y, of_y) = directions(xp, x), directions(xp, y)
+        for unit, pull, norm, out in ((x, grad_C @ y, of_x, gx), (y, grad_C.T @ x, of_y, gy)):
             out[:] = (unit * (unit * pull).sum(axis=1, keepdims=True) - pull) / norm
         return gx, gy
     if metric == "euclidean":

@@ -292,3 +292,22 @@ def test_a_point_without_weight_beside_a_few_does_not_move_their_centre():
     result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=0.2, reach=14.0)
     mass = np.asarray(result.plan()[0, 0], np.float64)
     np.testing.assert_allclose(result.cost, mass * cdist(x[:1].astype(float), y.astype(float))[0, 0] ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"), [(np.float64, [1e-300, 1e-160, 1e160, 1e300]), (np.float32, [1e-30, 1e30])]
+)
+@pytest.mark.filterwarnings("error")
+def test_a_cosine_does_not_depend_on_lengths(dtype, sizes):
+    x, y = np.random.default_rng(3).normal(size=(2, 6, 2)).astype(dtype)
+    C = cusink.cost_matrix(x, y, "cosine")
+    result = cusink.sinkhorn(None, None, cusink.PointCloud(x, y, "cosine"), eps=0.1)
+    cosines = np.einsum("ik,jk->ij", x, y, dtype=float) / np.hypot(*x.astype(float).T)[:, None]
+    np.testing.assert_allclose(C, 1 - cosines / np.hypot(*y.astype(float).T), atol=1e-6)
+    for size in sizes:
+        long = (x * dtype(size)).astype(dtype)
+        np.testing.assert_allclose(cusink.cost_matrix(long, y, "cosine"), C, atol=1e-6)
+        np.testing.assert_allclose(result.at(long).potential, result.at(x).potential, atol=1e-6)
+        np.testing.assert_allclose(result.at(long).map(), result.at(x).map(), atol=1e-5)
+        fields = result.at(long).gradient().astype(np.longdouble) * size, result.at(x).gradient()
+        np.testing.assert_allclose(*fields, rtol=1e-4, atol=1e-5)
