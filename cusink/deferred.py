@@ -1,9 +1,35 @@
-"""Fields of dataclasses that are computed when somebody reads them for the first time."""
+"""What is computed when somebody reads it for the first time: properties, and fields of dataclasses."""
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from cusink.placement import untraced
+
+T = TypeVar("T")
+
+
+class cached_property(functools.cached_property[T]):  # noqa: N801, a decorator as Python's is
+    """Python's own, without the lock that Python 3.11 has for all instances together.
+
+    Threads would compute one after the other, and a process that is forked meanwhile would wait for ever. Threads
+    that read at once may each compute the value, and find the one that was there first.
+    """
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Return the value that is kept in the dictionary of `instance`."""
+        if instance is None:
+            return self
+        own, name = vars(instance), str(self.attrname)
+        if name not in own:
+            own.setdefault(name, self.func(instance))
+        return own[name]
 
 
 class Deferred:

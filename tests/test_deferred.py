@@ -1,13 +1,15 @@
-"""Fields that are computed when they are read."""
+"""Properties and fields that are computed when they are read."""
 
 import copy
 import dataclasses
+import functools
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cusink.deferred import Deferred, Deferring
+from cusink.deferred import Deferred, Deferring, cached_property
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +89,40 @@ def test_threads_that_read_at_once_find_the_same_objects():
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len({(id(x), id(y)) for x, y in found}) == 1
+
+
+class Lazy:
+    """Something with a property that takes as long as all readers need to meet."""
+
+    def __init__(self, readers):
+        self.meeting = threading.Barrier(readers, timeout=10)
+
+    @cached_property
+    def value(self):
+        self.meeting.wait()
+        return object()
+
+
+def read_at_once(*objects):
+    """Return what a thread for each of the objects reads."""
+    with ThreadPoolExecutor(len(objects)) as pool:
+        return [job.result() for job in [pool.submit(getattr, x, "value") for x in objects]]
+
+
+def test_properties_of_two_objects_are_computed_at_once():
+    first, second = Lazy(2), Lazy(2)
+    second.meeting = first.meeting
+    assert read_at_once(first, second) == [first.value, second.value]
+    assert first.value is not second.value
+
+
+def test_readers_of_one_property_find_one_value():
+    lazy = Lazy(2)
+    one, other = read_at_once(lazy, lazy)
+    assert one is other
+    assert one is lazy.value
+
+
+def test_a_property_is_documented_as_one_of_python():
+    assert isinstance(Lazy.value, functools.cached_property)
+    assert Lazy.value.attrname == "value"

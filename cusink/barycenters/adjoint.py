@@ -1,6 +1,5 @@
 """Gradients of functions of a barycenter, from its solution alone: no iteration is stored and none is repeated."""
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from cusink.barycenters.barycenter import Barycenter
 from cusink.barycenters.solved import SolvedBarycenter
 from cusink.barycenters.terms import BarycenterTerms, pulled
 from cusink.checks.arrays import arrays, in_range, owned
+from cusink.deferred import cached_property
 from cusink.errors import memory_advice, one_call
 from cusink.gradients import checks
 from cusink.gradients.system import LinearSolve, warn_rough
@@ -41,7 +41,7 @@ class BarycenterGradients(Summary):
     converged: Array
     _terms: BarycenterTerms = field(repr=False)
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def weights(self) -> Array:
         """By the weights of each problem: array of shape (K,) or (B, K).
@@ -51,19 +51,19 @@ class BarycenterGradients(Summary):
         """
         return self._terms.given.to_user(self._terms.wrt_weights())
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch. None for a cost that is not stored."""
         return self._terms.wrt_cost()
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return self._terms.given.to_user(self._terms.pulled.of_eps)
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def axes(self) -> tuple[Array, ...] | None:
         """By the positions of the cells along each axis of a `cusink.Grid`: arrays of shape (n_k,), one for each axis.
@@ -85,7 +85,7 @@ class BarycenterGradients(Summary):
         """By the target points of a `cusink.PointCloud`; None if it was given as `x` alone, and for other costs."""
         return self._points[1]
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def _points(self) -> tuple[Array | None, Array | None]:
         return self._terms.wrt_points()

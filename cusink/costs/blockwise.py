@@ -1,7 +1,6 @@
 """Costs between points that are made in blocks by a formula, in the place of CUDA kernels and of forms of their own."""
 
 import dataclasses
-import functools
 import math
 from typing import Any, ClassVar, Protocol, Self
 
@@ -10,6 +9,7 @@ import numpy as np
 from cusink.costs.between import BetweenPoints
 from cusink.costs.blocks import blocks
 from cusink.costs.formulas import Formula
+from cusink.deferred import cached_property
 from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, Index
 
@@ -191,7 +191,7 @@ class BlockCosts(BetweenPoints):
         out = xp.matmul(xp.matmul(xp.swapaxes(of_x, -1, -2), gradient.astype(np.float64)), of_y)
         return out if out.ndim == 2 else out.sum(axis=0)
 
-    @functools.cached_property
+    @cached_property
     def extent(self) -> tuple[float, float]:
         """The smallest and the largest cost between points with weight; of a function, all answers are checked."""
         xp = array_module(self.x)
@@ -209,7 +209,7 @@ class BlockCosts(BetweenPoints):
             least, most = min(least, float(low.min())), max(most, float(high.max()))
         return (least, most) if least <= most else (0.0, 0.0)
 
-    @functools.cached_property
+    @cached_property
     def has_own(self) -> bool:
         """Whether the costs of either side to itself are symmetric."""
         table = self.table

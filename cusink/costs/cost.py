@@ -1,6 +1,5 @@
 """The operand of a call: a checked cost together with the operators of its kind and library."""
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.each import apply_each, means_each
 from cusink.costs.moves import refuse_directions
 from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
+from cusink.deferred import cached_property
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
 
 GradientBlock = tuple[slice, slice, Array]  # problems, rows, and the gradient (problems, rows, m) of their costs
@@ -275,7 +275,7 @@ class Cost(ABC, Generic[Data]):
         """Return numbers between which all finite costs lie."""
         return self._range
 
-    @functools.cached_property
+    @cached_property
     def _range(self) -> tuple[float, float]:
         return self.ops.cost_range(self.data)
 

@@ -1,7 +1,6 @@
 """Costs between points as operators take them: the points, never the costs."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
@@ -10,6 +9,7 @@ import numpy as np
 
 from cusink.costs.between import BetweenPoints
 from cusink.costs.blocks import blocks
+from cusink.deferred import cached_property
 from cusink.types import Array, ArrayModule, HostArray, Index
 
 BLOCK_ENTRIES = 1 << 15  # costs between points of several problems that are made at a time on the host
@@ -43,7 +43,7 @@ class PointCosts(BetweenPoints):
         """Which power of squared distances the costs are."""
         return self.exponent
 
-    @functools.cached_property
+    @cached_property
     def origin(self) -> Array:
         """The mean of the points x with weight, (1, d) or (B, 1, d), about which those that lie together are small."""
         if self.filled is None:
@@ -52,7 +52,7 @@ class PointCosts(BetweenPoints):
         weights = weights + (weights.max(axis=-1, keepdims=True) == 0)  # without any weight all count
         return (weights @ self.x / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
 
-    @functools.cached_property
+    @cached_property
     def apart(self) -> tuple[Array, Array] | None:
         """The centres (1, d) or (B, 1, d) of both clouds, if they are farther from each other than points from them.
 

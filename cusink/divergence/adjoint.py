@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import narrowed
+from cusink.deferred import cached_property
 from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs
 from cusink.divergence.result import SinkhornDivergence

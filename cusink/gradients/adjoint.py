@@ -1,12 +1,12 @@
 """Gradients of what a solve returned, from its solution alone: no iteration is stored and none is repeated."""
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import to_host
+from cusink.deferred import cached_property
 from cusink.errors import deferred_warnings, one_call
 from cusink.gradients import checks
 from cusink.gradients.at_once import adjoint_at_once
@@ -52,7 +52,7 @@ class SinkhornGradients(Summary):
     converged: Array
     _terms: Terms = field(repr=False)
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def C(self) -> Array | None:
         """By the cost: array of shape (n, m), summed over the batch, for a shared cost; (B, n, m) else.
@@ -61,13 +61,13 @@ class SinkhornGradients(Summary):
         """
         return self._terms.wrt_cost()
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def eps(self) -> Array:
         """By the regularisation: array of shape () or (B,), the share of each problem."""
         return self._terms.wrt_eps()
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def axes(self) -> tuple[Array, ...] | None:
         """By the positions of the cells along each axis of a `cusink.Grid`: arrays of shape (n_k,), one for each axis.
@@ -76,7 +76,7 @@ class SinkhornGradients(Summary):
         """
         return self._terms.wrt_axes()
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def metric(self) -> dict[str, Array]:
         """By the parameters of the metric of a `cusink.PointCloud`, by name: "factor" (d, k) and "table" (L, M).
@@ -85,7 +85,7 @@ class SinkhornGradients(Summary):
         """
         return self._terms.wrt_metric()
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def reach(self) -> Array | None:
         """By both prices of the marginals: array of shape (2,) or (B, 2), 0 for a marginal that is met.
@@ -107,7 +107,7 @@ class SinkhornGradients(Summary):
         """By the target points of a `cusink.PointCloud`; None if it was given as `x` alone, and for other costs."""
         return self._points[1]
 
-    @functools.cached_property
+    @cached_property
     @one_call
     def _points(self) -> tuple[Array | None, Array | None]:
         return self._terms.wrt_points()

@@ -4,7 +4,6 @@ As for `cusink.solver.at_once`: where cotangents are not what they have to be, o
 the gradients are thrown away, and `sinkhorn_adjoint` goes its usual way.
 """
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from cusink.checks.arrays import array_module, largest
 from cusink.checks.scalars import real
 from cusink.costs.at_once import AdjointAtOnce, FitRules, SolvedArrays
+from cusink.deferred import cached_property
 from cusink.gradients.system import ROUNDS, LinearSolve
 from cusink.gradients.terms import GradientTerms
 from cusink.solver.problem import Problem
@@ -45,7 +45,7 @@ class TermsAtOnce:
             return out[None] if problem.batch_of_one else out
         return out if problem.batched else out[0]
 
-    @functools.cached_property
+    @cached_property
     def _summed(self) -> GradientTerms:
         problem, xp = self.problem.in_one_dtype(), self.problem.xp
         level, grad_cost = (

@@ -9,7 +9,6 @@ with the logits p, q of the plan, and r, s such that the rows of R and the colum
 its transpose are all that derivatives need of the marginals, and they are written in R and S alone.
 """
 
-import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -17,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from cusink.costs.cost import Cost
+from cusink.deferred import cached_property
 from cusink.gradients.parts import replace_inf
 from cusink.solver.problem import Problem
 from cusink.types import Array, Axis, Eps, HostArray
@@ -39,7 +39,7 @@ class LogShares:
     q: Array
     softmins: tuple[Array, Array]
 
-    @functools.cached_property
+    @cached_property
     def _normalising(self) -> tuple[Array, Array]:
         """The logarithms r and s."""
         xp, eps = self.C.xp, self.eps

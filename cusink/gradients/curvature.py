@@ -9,7 +9,6 @@ df and dg, and
 from the same system. docs/second-order.md derives it, and what `reach` changes.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import TangentBlock
+from cusink.deferred import cached_property
 from cusink.gradients.affine import Affine
 from cusink.gradients.motion import Motion, Solved, motion, solved
 from cusink.gradients.parts import Cotangents, Directions
@@ -114,7 +114,7 @@ class Curvature:
             out.append(of)
         return given.by_weights(out[0], out[1])
 
-    @functools.cached_property
+    @cached_property
     def through_plan(self) -> ThroughPlan:
         """Derivatives of the gradients that need every pair, in one pass."""
         given, along, xp = self.moved.solved, self.moved.along, self.moved.solved.problem.xp

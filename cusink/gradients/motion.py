@@ -8,7 +8,6 @@ optimality conditions give, with the conditional means R and S' of docs/gradient
 With `reach` the rows of E sum to ``exp(-f / rho)`` instead of 1, and the system has slack, see docs/unbalanced.md.
 """
 
-import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cusink.costs.blocks import blocks
+from cusink.deferred import cached_property
 from cusink.gradients.affine import Affine, AffineBlocks, leading
 from cusink.gradients.conditional import FAR, LogShares, goes_far, log_shares
 from cusink.gradients.first_bits import bounded, clipped, in_all_digits
@@ -81,7 +81,7 @@ class Solved(SolvedBins):
 
         return block
 
-    @functools.cached_property
+    @cached_property
     def log_ratio(self) -> Affine:
         """The array Z."""
         problem = self.problem
@@ -97,13 +97,13 @@ class Solved(SolvedBins):
         """Return what makes blocks of arrays while the costs move."""
         return AffineBlocks(self.problem.C, along.cost, self._thin_costs, self._thin_moves(along))
 
-    @functools.cached_property
+    @cached_property
     def _thin_costs(self) -> tuple[Array, Array] | None:
         """Thin matrices whose product are the costs, where these keep their digits by them."""
         factors, least = self.problem.C.factors(), float(np.min(self.problem.eps))
         return factors if factors is not None and self.problem.C.range()[1] <= THIN_RANGE * least else None
 
-    @functools.cached_property
+    @cached_property
     def _bounded(self) -> bool:
         """Whether no exponent can reach `DENSEST`."""
         problem = self.problem
@@ -129,19 +129,19 @@ class Solved(SolvedBins):
         eps = self.problem.eps_as(2)
         return replace(how, slack=(eps / self.problem.reach[0], eps / self.problem.reach[1]))
 
-    @functools.cached_property
+    @cached_property
     def shares(self) -> LogShares:
         """The conditional means in the log domain."""
         return log_shares(self.moving)
 
-    @functools.cached_property
+    @cached_property
     def sided(self) -> tuple["Solved", "Solved"]:
         """The same with potentials by which rows, or columns, of ``E b`` and of ``E'a`` have the sum 1."""
         problem, xp = self.moving, self.problem.xp
         f, g = (xp.where(xp.isfinite(x), x, 0) for x in self.shares.softmins)
         return replace(self, problem=replace(problem, f=f)), replace(self, problem=replace(problem, g=g))
 
-    @functools.cached_property
+    @cached_property
     def moving(self) -> Problem:
         """The problem without the weights of bins that C forbids all partners, of which it has some with `reach`."""
         problem, xp = self.problem, self.problem.xp
@@ -150,7 +150,7 @@ class Solved(SolvedBins):
         a, b = (xp.where(at, x, 0) for at, x in zip(self.reached, (problem.a, problem.b), strict=True))
         return replace(problem, a=a, b=b)
 
-    @functools.cached_property
+    @cached_property
     def _marginal(self) -> Problem:
         """The problem with the same plan in which its marginals are the weights."""
         problem = self.problem
@@ -161,7 +161,7 @@ class Solved(SolvedBins):
         f, g = problem.f + f * (eps / problem.reach[0]), problem.g + g * (eps / problem.reach[1])
         return replace(problem, a=self.moving.a * a, b=self.moving.b * b, f=f, g=g)
 
-    @functools.cached_property
+    @cached_property
     def _kept_means(self) -> list[IndexedMeans] | None:
         """Means for more than one system, of one problem; those of a batch would take the memory of all its kernels."""
         return list(plan_means(self._marginal)) if len(self.problem.a) == 1 else None
@@ -220,7 +220,7 @@ class Motion:
     converged: HostArray  # (B,), of the linear systems
     fit: MarginalSolution | None = None
 
-    @functools.cached_property
+    @cached_property
     def log_ratio(self) -> Affine:
         """The array dZ."""
         given = self.solved

@@ -10,13 +10,13 @@ shares all the same. The unknowns of `cusink.gradients.unbalanced` are larger by
 docs/unbalanced.md.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from cusink.costs.cost import GradientBlock
+from cusink.deferred import cached_property
 from cusink.gradients.blocks import BlockTerms
 from cusink.gradients.chebyshev import chebyshev, chebyshev_steps
 from cusink.gradients.conditional import FAR, FAR_IN_FLOAT32, LogShares, goes_far
@@ -47,7 +47,7 @@ class PotentialTerms(BlockTerms):
         """The problem in float64."""
         return self.given.problem
 
-    @functools.cached_property
+    @cached_property
     def _fields(self) -> tuple[Array, Array]:
         """The multipliers of the shares of rows and of columns."""
         of_rows, of_columns = self.given.damping
@@ -61,7 +61,7 @@ class PotentialTerms(BlockTerms):
         """Return the gradient (B, m) with respect to the target weights."""
         return self._wrt_weights[1]
 
-    @functools.cached_property
+    @cached_property
     def _wrt_weights(self) -> tuple[Array, Array]:
         (rows, columns), (x, y) = self.given.sided, self._fields
         problem, xp = self.given.problem, self.given.problem.xp

@@ -6,12 +6,12 @@ or not, and whatever part of its mass a bin sends with `reach`. Nothing divides 
 may be empty.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cusink.deferred import cached_property
 from cusink.gradients.affine import Affine
 from cusink.gradients.motion import Pairs, Solved, solved
 from cusink.gradients.parts import Directions
@@ -56,7 +56,7 @@ class Shares:
         factors = self._factors[at, rows, None] if self.axis == 1 else self._factors[at, None, :]
         return pairs._replace(density=pairs.density * factors)
 
-    @functools.cached_property
+    @cached_property
     def _factors(self) -> Array | None:
         """Factors (B, kept) that make sums 1 again, where exponents are so large that they lost digits; else None."""
         problem, xp = self.given.problem, self.given.problem.xp
@@ -67,7 +67,7 @@ class Shares:
             self.add_kept(total, pairs, pairs.density, self.weights[..., None])
         return xp.where(total > 0, 1 / xp.where(total > 0, total, 1), 1)[..., 0]
 
-    @functools.cached_property
+    @cached_property
     def means(self) -> Array:
         """The means (B, kept, d) of the values."""
         out, weighted = self.given.problem.xp.zeros(self.cotangent.shape), self.weights[..., None] * self.values
@@ -75,13 +75,13 @@ class Shares:
             self.add_kept(out, pairs, pairs.density, weighted)
         return out
 
-    @functools.cached_property
+    @cached_property
     def of_means(self) -> Array:
         """The scalar products (B, kept) of cotangents and means."""
         out: Array = (self.cotangent * self.means).sum(axis=-1)
         return out
 
-    @functools.cached_property
+    @cached_property
     def of_values(self) -> Array:
         """The gradients (B, bins, d) of ``sum(cotangent * means)`` by the values."""
         out = self.given.problem.xp.zeros(self.values.shape)

@@ -1,9 +1,9 @@
 """A solved problem in float64, and what is taken of it bin by bin: right-hand sides of fits, and projections."""
 
-import functools
 from dataclasses import dataclass
 
 from cusink.costs.operators import Means
+from cusink.deferred import cached_property
 from cusink.gradients.parts import Directions, RightSide
 from cusink.solver.problem import Problem
 from cusink.types import Array, HostArray
@@ -24,14 +24,14 @@ class SolvedBins:
     kept: tuple[Array, Array] | None
     far: bool = False
 
-    @functools.cached_property
+    @cached_property
     def weight_logs(self) -> tuple[Array, Array]:
         """The logarithms of the weights (B, n) and (B, m), 0 in empty bins."""
         xp = self.problem.xp
         log_a, log_b = (xp.log(xp.where(w > 0, w, 1)) for w in (self.problem.a, self.problem.b))
         return log_a, log_b
 
-    @functools.cached_property
+    @cached_property
     def plan_logs(self) -> tuple[Array, Array]:
         """Rows and columns whose sum is ``C / eps + log P + 1``, as C / eps + Z is ``(f + g) / eps``."""
         eps, (log_a, log_b) = self.problem.eps_as(2), self.weight_logs

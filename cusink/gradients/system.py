@@ -9,7 +9,6 @@ by the plan, of an array with the conditional means h and k. See docs/gradients.
 have factors ``1 / (1 + slack)`` below 1, and the solution is unique, see docs/unbalanced.md.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from cusink.costs.operators import Means
+from cusink.deferred import cached_property
 from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.bins import Bins, largest
 from cusink.gradients.chebyshev import chebyshev, chebyshev_steps
@@ -162,7 +162,7 @@ class ReducedSystem:
         slack = self.how.slack if self.axis == 0 else self.how.slack[::-1]
         return 1 / (1 + slack[0]), 1 / (1 + slack[1])
 
-    @functools.cached_property
+    @cached_property
     def slack(self) -> bool:
         """Whether the equations have slack."""
         return not all(isinstance(slack, float) and slack == 0 for slack in self.how.slack)

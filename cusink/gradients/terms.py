@@ -1,6 +1,5 @@
 """The terms of the gradients of a solve: weights, costs, points and regularisation, block by block of the plans."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import GradientBlock
 from cusink.costs.logits import logits
+from cusink.deferred import cached_property
 from cusink.gradients.first_bits import in_range
 from cusink.gradients.parts import replace_inf
 from cusink.operand import dense_cost
@@ -53,7 +53,7 @@ class GradientTerms:
     x: Array | None = None
     y: Array | None = None
 
-    @functools.cached_property
+    @cached_property
     def in_one_dtype(self) -> Problem:
         """The problem in the precision in which entries of its plan are taken."""
         problem = self.problem

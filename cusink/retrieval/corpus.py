@@ -5,13 +5,13 @@ from files. A search that starts from it therefore finds the same.
 """
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from cusink.convergence.options import Options
+from cusink.deferred import cached_property
 from cusink.retrieval.batches import bins_in_use
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.bounds import entropies, prototypes
@@ -78,7 +78,7 @@ class HistogramCorpus(Digested):
             if self.value == "entropic_cost":
                 _ = self.entropies
 
-    @functools.cached_property
+    @cached_property
     def digests(self) -> HostArray:
         """Digests (D, 16) of the columns."""
         start, known = self._known(self.before.digests)
@@ -87,7 +87,7 @@ class HistogramCorpus(Digested):
         new = np.frombuffer(b"".join(digests_of(self.B, self.template.to_host, start)), np.uint8)
         return np.concatenate([known.astype(np.uint8).reshape(-1, DIGEST_BYTES), new.reshape(-1, DIGEST_BYTES)])
 
-    @functools.cached_property
+    @cached_property
     def bins(self) -> HostArray:
         """The bins that columns have weight in."""
         start, known = self._known(self.before.bins)
@@ -95,7 +95,7 @@ class HistogramCorpus(Digested):
             return known
         return np.union1d(known, bins_in_use(self.B, self.template.C, start)).astype(np.int64)
 
-    @functools.cached_property
+    @cached_property
     def smallest(self) -> float:
         """The smallest positive weight of the columns."""
         start, known = self.before.columns, self.before.smallest
@@ -104,7 +104,7 @@ class HistogramCorpus(Digested):
         read = (self.B[rows] for rows in blocks(len(self) - start, ROWS_PER_BLOCK, start))
         return min([known, *(float(w[w > 0].min()) for w in read)])
 
-    @functools.cached_property
+    @cached_property
     def entropies(self) -> HostArray:
         """The entropies (D,) of the columns."""
         start, known = self._known(self.before.entropies)
@@ -112,7 +112,7 @@ class HistogramCorpus(Digested):
             return known
         return np.concatenate([known, entropies(self.B, self.template.C, start)])
 
-    @functools.cached_property
+    @cached_property
     def terms(self) -> HostArray:
         """The columns, each with itself, as `self_terms` returns them."""
         start, known = self._known(self.before.terms)
@@ -123,7 +123,7 @@ class HistogramCorpus(Digested):
         found = self_terms(self.with_rows(None), 1, self.options, self.width, self.memory_limit, start)
         return np.concatenate([known[:start].reshape(-1, 3), found])
 
-    @functools.cached_property
+    @cached_property
     def centres(self) -> Array:
         """The prototypes of the columns, on the bins in use."""
         xp, known = self.template.xp, self.before.centres

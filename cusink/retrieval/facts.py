@@ -1,6 +1,5 @@
 """What searches keep of the columns alone, and the terms of a divergence that items have with themselves."""
 
-import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -8,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from cusink.convergence.options import Options
+from cusink.deferred import cached_property
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.pairs import Pairs, Solved
 from cusink.retrieval.ranking import Duplicates
@@ -83,12 +83,12 @@ class Digested(ABC):
     def digests(self) -> HostArray:
         """Digests (D, 16) of the columns."""
 
-    @functools.cached_property
+    @cached_property
     def duplicates(self) -> Duplicates:
         """Which columns are equal."""
         return Duplicates(self.digests)
 
-    @functools.cached_property
+    @cached_property
     def position(self) -> dict[bytes, int]:
         """The first column of each digest."""
         positions: dict[bytes, int] = {}

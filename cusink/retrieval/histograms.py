@@ -1,6 +1,5 @@
 """Pairs of histograms on common bins: one row against many columns at a time, on a device several rows."""
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.deferred import cached_property
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.checks import CheckedHistograms, Histograms
 from cusink.retrieval.pairs import Solved, SolvedProblems, digest
@@ -149,7 +149,7 @@ class HistogramPairs:
             return 0.0
         return float(self.A[:1].sum(dtype=np.float64)) if self.masses is None else float(self.masses[0].max())
 
-    @functools.cached_property
+    @cached_property
     def masses(self) -> tuple[HostArray, HostArray] | None:
         """The masses of the items of A and of B, where these may differ."""
         if self.reach is None:

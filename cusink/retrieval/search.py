@@ -1,6 +1,5 @@
 """Two searches for the nearest columns of each row: one solves all pairs, one those that no lower bound rules out."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cusink.checks.arrays import narrowed
+from cusink.deferred import cached_property
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.bounding import Bounding
@@ -116,7 +116,7 @@ class PrunedSearch:
         if query.value == "divergence":
             self.self_terms = solved_selves(pairs, self.itself, corpus, query.options)
 
-    @functools.cached_property
+    @cached_property
     def offsets(self) -> tuple[HostArray, HostArray] | None:
         """Numbers (Q,) and (D,) to subtract from bounded values for distances; None for zeros."""
         if self.self_terms is not None:
@@ -127,12 +127,12 @@ class PrunedSearch:
         eps, of_columns = self.pairs.eps, self.corpus.entropies
         return eps * (of_columns if self.itself else entropies(self.pairs.A, self.pairs.C)), eps * of_columns
 
-    @functools.cached_property
+    @cached_property
     def bounding(self) -> Bounding:
         """Makes the bounds of rows."""
         return Bounding(self.pairs, self.batches, self.corpus, self.query)
 
-    @functools.cached_property
+    @cached_property
     def labels(self) -> tuple[HostArray, HostArray]:
         """Numbers of the rows and of the columns, the same for equal items."""
         return equal_labels(self.pairs, self.itself, self.corpus)

@@ -4,7 +4,6 @@ The cut follows from the problem and the memory limit alone, and no tile depends
 machine, a tile gets the same bytes.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self
@@ -14,6 +13,7 @@ import numpy as np
 from cusink.checks.arrays import narrowed
 from cusink.checks.scalars import tile as fitting
 from cusink.convergence.options import Options
+from cusink.deferred import cached_property
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.budget import tile_share
 from cusink.retrieval.pairs import Field, Pairs, Solved, debiased, labels
@@ -224,12 +224,12 @@ class PairValues:
         excess = None if masses is None else masses[0][rows, None] - masses[1][columns]
         return debiased(self.pairs, solved, ours, theirs, equal, excess)
 
-    @functools.cached_property
+    @cached_property
     def labels(self) -> tuple[HostArray, HostArray]:
         """Numbers of the items of A and of B, the same for equal ones."""
         return labels(self.pairs)
 
-    @functools.cached_property
+    @cached_property
     def self_terms(self) -> tuple[Solved, Solved]:
         """The items of A and of B, each with itself."""
         ours, theirs = self.given

@@ -1,6 +1,5 @@
 """Potentials and maps at points that a solve has not seen."""
 
-import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
+from cusink.deferred import cached_property
 from cusink.placement import on_device
 from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.problem import Problem
@@ -38,7 +38,7 @@ class SinkhornExtension(Summary):
     problem: Problem = field(repr=False)  # between the new points, of weight 1, and the old ones of the other side
     axis: Axis = field(repr=False)
 
-    @functools.cached_property
+    @cached_property
     @on_device
     def potential(self) -> Array:
         """The potential there: one softmin of that of the other side, which at points of the solve is the result's."""
@@ -120,7 +120,7 @@ class SinkhornExtension(Summary):
         found = self._kappa(found.ndim) * found
         return narrowed(found if problem.batched else found[0], problem.dtype, xp)
 
-    @functools.cached_property
+    @cached_property
     def _softmin(self) -> Array:
         """The softmin (B, k), in float64."""
         return self.problem.C.softmin(self._logits(), self.problem.eps, self.axis).astype(np.float64)

@@ -7,7 +7,6 @@
 at which the marginals of the plan are ``a exp(-f / rho_a)`` and ``b exp(-g / rho_b)``.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from cusink.convergence.rules import NO_REACH, overrelaxed_step
 from cusink.costs.checks import stranded
 from cusink.costs.cost import Cost
 from cusink.costs.operators import Damped, DampedSteps, HostChecked
+from cusink.deferred import cached_property
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 MUCH_MORE = 40.0  # logarithm of a ratio x beside which x - 1 is x
@@ -72,7 +72,7 @@ class UnbalancedIteration(HostChecked):
         self.softmin = self._softmin_of(C)
         self.image_f, self.image_g = self.f, self.softmin(self.log_a + self.f / eps, 0)
 
-    @functools.cached_property
+    @cached_property
     def _wide(self) -> Cost[Any]:
         """The cost that all problems share, in float64."""
         return self.C.widened()

@@ -1,6 +1,5 @@
 """The kernel of a grid as one small matrix for each axis, and what a product with all of them can lose."""
 
-import functools
 import math
 from typing import Any
 
@@ -10,6 +9,7 @@ from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, scaled_kerne
 from cusink.backends.spare import Spare
 from cusink.costs.cells import GridCosts
 from cusink.costs.operators import Operators
+from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
 
@@ -47,7 +47,7 @@ class GridKernel:
         self.tiny = float(np.finfo(self.dtype).tiny)
         self._scratch = Spare(Scratch)
 
-    @functools.cached_property
+    @cached_property
     def axes(self) -> list[Array]:
         """The factors."""
         return [self.xp.asarray(K) for K in self._on_host]
@@ -95,17 +95,17 @@ class GridKernel:
         del axis
         return self._underflow_bound
 
-    @functools.cached_property
+    @cached_property
     def _on_host(self) -> list[HostArray]:
         return [scaled_kernel(cost, self.dtype, self.eps, 0.0, self.exponent_of_axis) for cost in self.costs_of_axes]
 
-    @functools.cached_property
+    @cached_property
     def cost_factors(self) -> list[Array]:
         """``K_k * C_k / unit`` for each axis."""
         pairs = zip(self._on_host, self.costs_of_axes, strict=True)
         return [self.xp.asarray(K * (cost / self.unit).astype(K.dtype)) for K, cost in pairs]
 
-    @functools.cached_property
+    @cached_property
     def _underflow_bound(self) -> UnderflowBound:
         """A pass loses as one product does; what it lost before is multiplied by the row sums of the passes after it.
 
@@ -121,7 +121,7 @@ class GridKernel:
         gain = math.prod(sums)
         return UnderflowBound(of_kernel, of_products, gain, gain)
 
-    @functools.cached_property
+    @cached_property
     def _reaches_far(self) -> bool:
         """Whether sums of one pass may be denormals, which would slow the next one."""
         return bool(min(float(K.min()) for K in self._on_host) < self.tiny**0.5)

@@ -1,7 +1,6 @@
 """The operators of distances between the cells of a grid that are no sums over its axes, in NumPy."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from cusink.backends.numpy.softmin import KernelSoftmin, costs_by_products
 from cusink.costs.cells import EuclideanCosts
 from cusink.costs.operators import Operators
 from cusink.costs.points import PointCosts
+from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray, Method
 
 
@@ -52,7 +52,7 @@ def _between_centres(C: EuclideanCosts, eps: float) -> Form:
 class LateKernel(OwnKernel):
     """An `OwnKernel` whose costs are made when the first problem comes."""
 
-    @functools.cached_property
+    @cached_property
     def _costs(self) -> Array:
         return self.C.block(np)
 

@@ -5,7 +5,6 @@ one product with a common kernel (`SharedMeans`) where every sum is certified to
 problems with a cost each, in tiles of a few problems whose kernels exist while the tile does (`TileMeans`).
 """
 
-import functools
 import math
 from collections.abc import Generator, Iterator
 from typing import Literal
@@ -18,6 +17,7 @@ from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel
 from cusink.backends.ranges import SCALING_EXPONENT, flush
 from cusink.costs.operators import Means
+from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
@@ -184,7 +184,7 @@ class SharedMeans:
         """Return the same means in float32; None if they are in it, or a sum of theirs would leave its range."""
         return self._narrow
 
-    @functools.cached_property
+    @cached_property
     def _narrow(self) -> "SharedMeans | None":
         if self.kernel.dtype == np.float32:
             return None

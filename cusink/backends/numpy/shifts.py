@@ -12,6 +12,7 @@ from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import LogReductions, finish_log
 from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush, scaled_kernel
 from cusink.costs.cells import EuclideanCosts
+from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
 ARRAYS = dense.OPERATORS
@@ -43,12 +44,12 @@ class ShiftKernel:
         self.n, self.m = C.cells[C.even], C.shape[0] // C.cells[C.even]
         self.s, self.unit = KERNEL_EXPONENT[self.dtype.name], C.largest(np) or 1.0
 
-    @functools.cached_property
+    @cached_property
     def wide(self) -> HostArray:
         """The blocks side by side."""
         return self._side_by_side(lambda costs: scaled_kernel(costs, self.dtype, self.eps, self.shift))
 
-    @functools.cached_property
+    @cached_property
     def _wide_costs(self) -> HostArray:
         """``K * C / unit``, side by side."""
         wide = self._side_by_side(lambda costs: (costs / self.unit).astype(self.dtype))

@@ -1,7 +1,6 @@
 """What a search knows of the columns alone, where these have supports of their own; see `cusink.retrieval.corpus`."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.costs.measures import Measures, sums
+from cusink.deferred import cached_property
 from cusink.retrieval.documents.checks import check_more, check_pairs_of_measures, partners
 from cusink.retrieval.documents.pairs import DocumentPairs, entropies_of
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
@@ -41,7 +41,7 @@ class DocumentCorpus(Digested):
     def __len__(self) -> int:
         return len(self.template.B)
 
-    @functools.cached_property
+    @cached_property
     def mass(self) -> float | None:
         """The mass of the items, None if all are empty."""
         mass = sums(self.B.offsets, self.B.weights)
@@ -81,7 +81,7 @@ class DocumentCorpus(Digested):
             if self.value == "entropic_cost":
                 _ = self.entropies
 
-    @functools.cached_property
+    @cached_property
     def digests(self) -> HostArray:
         """Digests (D, 16) of the columns."""
         known = self.before.digests
@@ -89,12 +89,12 @@ class DocumentCorpus(Digested):
         new = np.frombuffer(b"".join(self.template.digests(1, start)), np.uint8).reshape(-1, DIGEST_BYTES)
         return new if known is None else np.concatenate([known, new])
 
-    @functools.cached_property
+    @cached_property
     def entropies(self) -> HostArray:
         """The entropies (D,) of the columns, 0 for an empty one."""
         return entropies_of(self.B)
 
-    @functools.cached_property
+    @cached_property
     def terms(self) -> HostArray:
         """The columns, each with itself, as `self_terms` returns them."""
         known = self.before.terms
@@ -109,22 +109,22 @@ class DocumentCorpus(Digested):
         """How many items are solved with themselves at once; each does so alone."""
         return tile_shape(self.template, self.memory_limit)[1]
 
-    @functools.cached_property
+    @cached_property
     def smallest(self) -> float:
         """The smallest weight of the columns."""
         return float(self.B.weights.min())
 
-    @functools.cached_property
+    @cached_property
     def kept(self) -> HostArray:
         """The columns that are not empty."""
         return np.flatnonzero(self.B.sizes)
 
-    @functools.cached_property
+    @cached_property
     def documents(self) -> PaddedDocuments:
         """The columns that are not empty, as arrays."""
         return PaddedDocuments.of(self.B, self.kept, self.template.C.shape[-1])
 
-    @functools.cached_property
+    @cached_property
     def words(self) -> Words:
         """The words of the columns."""
         places = np.searchsorted(self.documents.used, self.B.places)

@@ -1,6 +1,5 @@
 """Pairs of items that each have a support of their own: documents over a vocabulary, and ragged point clouds."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -11,6 +10,7 @@ from cusink.backends.numpy.documents.costs import costs_between
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.measures import sums
+from cusink.deferred import cached_property
 from cusink.operand import dense_cost
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.documents.tiles import (
@@ -92,7 +92,7 @@ class DocumentPairs:
         """Return an array of this library as a NumPy array."""
         return self.C.to_host(array)
 
-    @functools.cached_property
+    @cached_property
     def setting(self) -> Setting:
         """Regularisation, range of the costs, and memory for solving on the host."""
         return Setting(self.eps, self.span, Buffers())
@@ -163,13 +163,13 @@ class DocumentPairs:
         """Return the inputs by name, for fingerprints; see `Pairs`."""
         return {"A": self.A.content(), "B": None if self.B is self.A else self.B.content(), "C": self.C.data}
 
-    @functools.cached_property
+    @cached_property
     def _entropies(self) -> tuple[HostArray, HostArray]:
         """The entropies of the items of A and of B, 0 for an empty one."""
         ours = entropies_of(self.A)
         return ours, ours if self.B is self.A else entropies_of(self.B)
 
-    @functools.cached_property
+    @cached_property
     def _uploaded(self) -> list[Any]:
         """Both collections on the device."""
         from cusink.backends.cupy import documents

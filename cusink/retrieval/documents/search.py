@@ -12,7 +12,6 @@ The regularised cost of a plan exceeds its `cost` by ``eps KL(P | ab')``, at lea
 the other values differ from it by numbers that do not depend on the plan: the same bounds serve for all of them.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cusink.checks.arrays import narrowed
+from cusink.deferred import cached_property
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.bounds import MOST_SLACK
 from cusink.retrieval.budget import BOUND_BYTES, search_share
@@ -191,17 +191,17 @@ class _Search:
         ours, theirs = Solved(*(x[rows] for x in ours)), Solved(*(x[columns] for x in theirs))
         return debiased(pairs, solved, ours, theirs, equal)
 
-    @functools.cached_property
+    @cached_property
     def self_terms(self) -> tuple[Solved, Solved]:
         """The rows and the columns, each with itself."""
         return solved_selves(self.pairs, self.pairs.A is self.pairs.B, self.corpus, self.query.options)
 
-    @functools.cached_property
+    @cached_property
     def labels(self) -> tuple[HostArray, HostArray]:
         """Numbers of the rows and of the columns, the same for equal items."""
         return equal_labels(self.pairs, self.pairs.A is self.pairs.B, self.corpus)
 
-    @functools.cached_property
+    @cached_property
     def offsets(self) -> tuple[HostArray, HostArray]:
         """Numbers (Q,) and (D,) to subtract from the regularised cost for distances."""
         if self.query.value == "divergence":

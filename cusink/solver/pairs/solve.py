@@ -1,6 +1,5 @@
 """Solve pairs of measures of unequal sizes: together where that is possible, else as batches of padded problems."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,6 +11,7 @@ from cusink.checks.scalars import positive_bytes
 from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
 from cusink.costs.operators import Operators
+from cusink.deferred import cached_property
 from cusink.errors import ConvergenceWarning, deferred_warnings, warn, warn_if_unconverged
 from cusink.operand import operators
 from cusink.solver.pairs.at_once import solve_at_once
@@ -92,7 +92,7 @@ class SolvedPairs(Generic[R]):
         eps = self.eps[batch.pairs] if isinstance(self.eps, np.ndarray) else self.eps
         return a, b, PointCloud(x, y, given.metric), eps
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> tuple[tuple[Batch, R], ...]:
         """The results of batches of all pairs."""
         if self.together is None:

@@ -1,7 +1,6 @@
 """Sinkhorn iterations of problems between clouds in NumPy: which form runs which problem, see docs/point-clouds.md."""
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ from cusink.backends.numpy.forms.own import OwnKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.backends.numpy.workers import thread_pool
 from cusink.costs.points import PointCosts
+from cusink.deferred import cached_property
 from cusink.types import Array, HostArray, Method
 
 
@@ -58,7 +58,7 @@ class CloudLogForm(LogForm):
 class CloudTiles(OwnKernel):
     """Many small problems with clouds of their own: costs as arrays, of all that fit, else of a tile of problems."""
 
-    @functools.cached_property
+    @cached_property
     def _costs(self) -> Array | None:
         return self.C.block(np) if costs_kept(self.C) else None
 

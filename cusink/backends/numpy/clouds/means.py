@@ -1,7 +1,6 @@
 """Conditional means under plans between clouds in NumPy, prepared so that many can be taken."""
 
 import copy
-import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from cusink.backends.numpy.clouds.layout import CloudSide, Workspace, extended, 
 from cusink.backends.numpy.clouds.reductions import each_row
 from cusink.backends.numpy.clouds.shared import CloudKernel
 from cusink.costs.points import PointCosts
+from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
 
@@ -126,7 +126,7 @@ class CloudMeans:
         """Return about the same means in float32, where the whole kernel is kept."""
         return self._narrow
 
-    @functools.cached_property
+    @cached_property
     def _narrow(self) -> "CloudMeans | None":
         kernel = self.kernel.in_float32()
         if kernel is None:

@@ -1,6 +1,5 @@
 """The kernel between two clouds that many problems share: a `Kernel` like `DenseKernel`."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import LogReductions, finish_log
 from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush
 from cusink.costs.points import PointCosts
+from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
 Tile = tuple[slice, HostArray]  # rows of the kernel, and the kernel for them (rows, m)
@@ -128,7 +128,7 @@ class CloudKernel:
 
         return self._make(block, limits.LIMITS.cloud_kernel_entries)
 
-    @functools.cached_property
+    @cached_property
     def _whole(self) -> HostArray:
         n, m = self.side.shape
         [(_, whole)] = self._make(self._block, entries=(n + self.side.rows) * m)

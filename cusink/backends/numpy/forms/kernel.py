@@ -1,6 +1,5 @@
 """The kernel of a stored cost, shared by all problems."""
 
-import functools
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -9,6 +8,7 @@ from cusink.backends.numpy.certificate import repair
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import finish_log
 from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush, scaled_kernel
+from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
 
@@ -65,7 +65,7 @@ class DenseKernel:
         self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)
         self.shift, self.s = float(C.min()), KERNEL_EXPONENT[self.dtype.name]
 
-    @functools.cached_property
+    @cached_property
     def K(self) -> HostArray:  # noqa: N802
         """The kernel (n, m)."""
         return scaled_kernel(self.C, self.dtype, self.eps, self.shift)
@@ -102,7 +102,7 @@ class DenseKernel:
         """The unit of `cost_product`."""
         return self._cost_kernel[1]
 
-    @functools.cached_property
+    @cached_property
     def _cost_kernel(self) -> tuple[HostArray, float]:
         if self.K.min() > 0:
             KC, unit = np.empty_like(self.K), max(abs(self.shift), abs(float(self.C.max()))) or 1.0
