@@ -118,6 +118,9 @@ def _pulled(given: SolvedBarycenter, r: Array, how: LinearSolve) -> Pulled:
     means, of_own = plans_of(given).means(given.A.shape[1]), None if own is None else own.means(1)
     weights = given.weights[:, :, None]
     system = JointSystem(xp, given.C.to_host, means, of_own, weights, p)
+    size = xp.abs(r).max(axis=1, keepdims=True)[:, None]
+    unit = xp.ldexp(xp.ones_like(size), xp.frexp(xp.where(size > 0, size, 1))[1])  # squares of 1e-170 are no numbers
+    r = r / unit[:, 0]
     r = r[:, None] - (p * r[:, None]).sum(axis=2, keepdims=True) / p.sum(axis=2, keepdims=True)
     every = xp.broadcast_to(r, (len(r), weights.shape[1], r.shape[2]))
     theta = None
@@ -141,12 +144,12 @@ def _pulled(given: SolvedBarycenter, r: Array, how: LinearSolve) -> Pulled:
     of_histograms = -weights * back
     of_histograms -= of_histograms.mean(axis=2, keepdims=True)
     return Pulled(
-        rows,
-        columns,
-        None if of_own_rows is None else of_own_rows[:, 0],
-        slope[:, 0],
-        of_eps,
-        of_histograms,
+        rows * unit,
+        columns * unit,
+        None if of_own_rows is None else (of_own_rows * unit)[:, 0],
+        (slope * unit)[:, 0],
+        of_eps * unit[:, 0, 0],
+        of_histograms * unit,
         converged,
     )
 

@@ -261,3 +261,20 @@ def test_bad_input(options, error, message):
     given = {"result": SOLVED, "grad_barycenter": np.ones(3)} | options
     with pytest.raises(error, match=message):
         cusink.barycenter_adjoint(given.pop("result"), **given)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e150, 1e290, [1, 1e-200]])
+def test_gradients_are_linear_in_cotangents_of_any_size(scale):
+    rng = np.random.default_rng(9)
+    histograms, cost = rng.dirichlet(np.ones(6), (2, 3)), cusink.cost_matrix(np.linspace(0, 1, 6))
+    result = cusink.barycenter(histograms, cost, eps=0.1, tol=1e-10)
+    grad, scale = rng.normal(size=(2, 6)), np.broadcast_to(scale, 2)
+    one = cusink.barycenter_adjoint(result, grad_barycenter=grad)
+    scaled = cusink.barycenter_adjoint(result, grad_barycenter=grad * scale[:, None])
+    for by in ("A", "weights"):
+        for found, want, factor in zip(getattr(scaled, by), getattr(one, by), scale, strict=True):
+            np.testing.assert_allclose(found / factor, want, rtol=0, atol=1e-12 * abs(want).max())
+    if scale[0] == scale[1]:  # of a sum over all problems
+        for by in ("C", "eps"):
+            want = getattr(one, by)
+            np.testing.assert_allclose(getattr(scaled, by) / scale[0], want, rtol=0, atol=1e-12 * abs(want).max())
