@@ -45,7 +45,7 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
             disable = getattr(dynamo, "disable", None)
             if disable is None:
                 return function(*args, **options)
-            apart.append(disable(function, reason=reason))
+            apart.append(disable(function))
         return apart[0](*args, **options)
 
     vars(wrapped).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)  # nor is this looked into

@@ -1,11 +1,14 @@
 """Losses, and the package itself, where PyTorch compiles: what runs as an operator, what apart, what is refused."""
 
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
 
 import cusink
+from cusink.placement import untraced
 
 torch = pytest.importorskip("torch")
 
@@ -100,7 +103,7 @@ def test_numbers_may_change_between_compiled_calls(reach):
     compiled = torch.compile(
         lambda eps, tol: sinkhorn_loss(a, b, C, eps, tol=tol, reach=reach), backend="eager", fullgraph=True
     )
-    for eps, tol in ((0.5, 1e-6), (0.4, 1e-7), (0.3, 1e-8)):
+    for eps, tol in ((0.5, 1e-6), (0.4, 1e-7), *((0.3 - 0.02 * k, 1e-8) for k in range(10))):  # eps is no constant
         wanted = cusink.sinkhorn(a.numpy(), b.numpy(), C.numpy(), eps=eps, tol=tol, reach=reach).cost
         assert float(compiled(eps, tol)) == pytest.approx(float(wanted), rel=1e-12)
 
@@ -142,6 +145,25 @@ def test_gradients_by_directions_that_a_map_goes_through():
     moves = torch.eye(5, dtype=a.dtype)
     found = grad(lambda T: vmap(lambda t: jvp(loss, (a,), (t,))[1])(T).sum())(moves)
     torch.testing.assert_close(found, gradient(a, b, C).expand(5, 5), **CLOSE)
+
+
+def test_gradients_by_one_direction_of_mapped_problems():
+    a, b, C = problem()
+    costs = torch.stack([C, 2 * C, C.sqrt()])
+
+    def along(move):
+        return vmap(lambda C: jvp(lambda C: sinkhorn_loss(a, b, C, EPS, tol=1e-10), (C,), (move,))[1])(costs).sum()
+
+    wanted = sum(grad(lambda C: sinkhorn_loss(a, b, C, EPS, tol=1e-10))(C) for C in costs)
+    torch.testing.assert_close(grad(along)(torch.ones_like(C)), wanted, **CLOSE)
+
+
+def test_what_keeps_calls_apart_is_that_of_every_version(monkeypatch):
+    def disable(function):  # of PyTorch before 2.8, which takes no reason
+        return function
+
+    monkeypatch.setitem(sys.modules, "torch._dynamo", types.SimpleNamespace(disable=disable))
+    assert untraced(lambda x: x + 1)(1) == 2
 
 
 def test_prices_of_both_sides_are_parameters_of_a_module():

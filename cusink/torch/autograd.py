@@ -208,7 +208,8 @@ class Push(torch.autograd.Function):
         of_moves: tuple[Any, ...] = (None,) * count
         if any(needs[:count]):
             whole = _whole(work, inputs, dict(zip(ctx.moving, moves, strict=True)), ctx.lead)
-            of_moves = Pull.apply(work, ctx.lead, ctx.moving, cotangent, *whole, *state)
+            found = Pull.apply(work, ctx.lead, ctx.moving, cotangent, *whole, *state)
+            of_moves = tuple(x.sum_to_size(move.shape) for x, move in zip(found, moves, strict=True))
         of_inputs: tuple[Any, ...] = (None,) * len(inputs)
         wanted = tuple(name for name, need in zip(work.ranks, needs[count:], strict=False) if need)
         if wanted:
@@ -310,11 +311,12 @@ def _moving(work: Work, moves: tuple[Any, ...]) -> tuple[tuple[str, ...], Tensor
 
 
 def _whole(work: Work, inputs: Tensors, moves: dict[str, torch.Tensor], lead: int) -> Tensors:
-    """Return inputs with the `lead` axes of maps that their moves have, as the gradients by the moves will."""
-    return tuple(
-        x.expand(*moves[name].shape[:lead], *x.shape[lead:]) if name in moves else x
-        for name, x in zip(work.ranks, inputs, strict=True)
-    )
+    """Return inputs with the `lead` axes of maps that their moves have, too, as the gradients by the moves will."""
+
+    def whole(x: torch.Tensor, move: torch.Tensor) -> torch.Tensor:
+        return x.expand(*torch.broadcast_shapes(x.shape[:lead], move.shape[:lead]), *x.shape[lead:])
+
+    return tuple(whole(x, moves[name]) if name in moves else x for name, x in zip(work.ranks, inputs, strict=True))
 
 
 def _parts(work: Work, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:

@@ -85,7 +85,7 @@ class _TransportLoss(torch.nn.Module):
             if isinstance(x := shown.get(name), torch.Tensor):
                 shown[name] = x.item() if x.numel() == 1 else x.tolist()
             elif isinstance(x, tuple):
-                shown[name] = tuple(part.item() if isinstance(part, torch.Tensor) else part for part in x)
+                shown[name] = tuple(part.tolist() if isinstance(part, torch.Tensor) else part for part in x)
         return ", ".join(f"{name}={option!r}" for name, option in shown.items())
 
 

@@ -32,7 +32,9 @@ def apply(work: Work, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ..
 def _transformed() -> bool:
     """Return whether derivatives are taken forwards, or by ``torch.func``, of which operators know nothing."""
     level = torch._C._functorch.peek_interpreter_stack()
-    return forward_ad._current_level >= 0 or not isinstance(level, NoneType)  # traced, None itself is an object
+    return forward_ad._current_level >= 0 or not isinstance(
+        level, NoneType
+    )  # `is not None` holds wherever it is traced
 
 
 @untraced
@@ -66,7 +68,7 @@ def _word(part: Any) -> str:
     return repr(part)
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def work_of(word: str) -> Work:
     """Return the work that a word stands for."""
     name, _, parts = word.partition(" ")
