@@ -37,11 +37,17 @@ def _of_empty_bins(problem: Problem) -> Problem:
     return replace(problem, f=found[1], g=found[0])
 
 
-def bounded(xp: ArrayModule, shares: Array, *of: Array) -> Array:
-    """Return shares of products of some arrays, clipped where a first bit of weight gives any number."""
-    size = math.prod(float(xp.abs(x).max()) if x.size else 0.0 for x in of)
-    most = min(LARGEST_SHARE * max(size, 1.0), largest(np.float64))
-    return xp.clip(shares, -most, most)
+def largest_shares(xp: ArrayModule, *of: Array) -> Array:
+    """Return the largest numbers (B, 1) to which shares of products of arrays (B, ...) are clipped.
+
+    A first bit of weight gives any number, where a bin is empty on both sides.
+    """
+    size = 1.0
+    with np.errstate(over="ignore"):
+        for x in of:
+            size = size * xp.abs(x).max(axis=tuple(range(1, x.ndim)))
+        most: Array = xp.minimum(LARGEST_SHARE * xp.maximum(size, 1.0), largest(np.float64))
+    return most[:, None]
 
 
 def in_range(xp: ArrayModule, x: Array, dtype: Any) -> Array:

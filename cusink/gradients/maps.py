@@ -14,7 +14,7 @@ from cusink.errors import one_call
 from cusink.gradients import checks
 from cusink.gradients.adjoint import SinkhornGradients
 from cusink.gradients.blocks import BlockTerms
-from cusink.gradients.first_bits import bounded
+from cusink.gradients.first_bits import largest_shares
 from cusink.gradients.motion import solved
 from cusink.gradients.parts import Directions
 from cusink.gradients.potentials import sided_terms
@@ -149,7 +149,8 @@ def _terms(
             sums[1][pairs.problems] += pulled.sum(axis=1)
         else:
             sums[0][pairs.problems, pairs.rows] += pulled.sum(axis=2)
-    of_rows, of_columns = (bounded(xp, x, values, cotangent) for x in sums)
+    most = largest_shares(xp, values, cotangent)
+    of_rows, of_columns = (xp.clip(x, -most, most) for x in sums)
 
     def product(problems: slice, rows: slice, _: Array | None = None) -> Array:
         pairs = of.block(problems, rows)

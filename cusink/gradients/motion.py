@@ -20,7 +20,7 @@ from cusink.costs.blocks import blocks
 from cusink.deferred import cached_property
 from cusink.gradients.affine import Affine, AffineBlocks, leading
 from cusink.gradients.conditional import FAR, LogShares, goes_far, log_shares
-from cusink.gradients.first_bits import bounded, clipped, in_all_digits
+from cusink.gradients.first_bits import clipped, in_all_digits, largest_shares
 from cusink.gradients.parts import Directions, RightSide, replace_inf
 from cusink.gradients.products import left_product, right_product
 from cusink.gradients.solution import SolvedBins
@@ -306,6 +306,7 @@ def _density_sums(given: Solved, along: Directions, shift: Affine) -> tuple[Arra
     a, b = given.moving.a, given.moving.b
     h, k = xp.zeros_like(a), xp.zeros_like(b)
     moves = along.cost is not None or along.eps is not None
+    most_a, most_b = (largest_shares(xp, w if v is None else v) for v, w in ((along.a, a), (along.b, b)))
     for pairs in given.pairs(along, *([shift] if moves else [])):
         problems, rows, E = pairs.problems, pairs.rows, pairs.density
         for M in pairs.others:
@@ -313,9 +314,9 @@ def _density_sums(given: Solved, along: Directions, shift: Affine) -> tuple[Arra
             h[problems, rows] += right_product(M, b[problems])
             k[problems] += left_product(M, a[problems, rows])
         if along.b is not None:
-            share = bounded(xp, right_product(E, along.b[problems]), along.b)
+            share = xp.clip(right_product(E, along.b[problems]), -most_b[problems], most_b[problems])
             h[problems, rows] -= problem.eps_as(2, problems) * share
         if along.a is not None:
-            share = bounded(xp, left_product(E, along.a[problems, rows]), along.a)
+            share = xp.clip(left_product(E, along.a[problems, rows]), -most_a[problems], most_a[problems])
             k[problems] -= problem.eps_as(2, problems) * share
     return h, k
