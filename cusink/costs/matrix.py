@@ -86,7 +86,7 @@ def cost_matrix(
         from scipy.spatial.distance import cdist
 
         if metric == "cosine":  # of which it squares the lengths
-            x, y = (directions(xp, p)[0] for p in (x, y))
+            x, y = (directions(xp, p.astype(np.float64))[0] for p in (x, y))
         try:
             cost = cdist(x, y, metric)
         except (ValueError, TypeError):

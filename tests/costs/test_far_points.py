@@ -311,3 +311,11 @@ def test_a_cosine_does_not_depend_on_lengths(dtype, sizes):
         np.testing.assert_allclose(result.at(long).map(), result.at(x).map(), atol=1e-5)
         fields = result.at(long).gradient().astype(np.longdouble) * size, result.at(x).gradient()
         np.testing.assert_allclose(*fields, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cosine_of_points_in_float32_is_taken_in_float64():
+    rng = np.random.default_rng(4)
+    x = (1 + 1e-3 * rng.normal(size=(30, 3))).astype(np.float32)
+    units = x / np.sqrt((x.astype(float) ** 2).sum(axis=1, keepdims=True))
+    wanted = ((units[:, None] - units) ** 2).sum(axis=-1) / 2
+    np.testing.assert_allclose(cusink.cost_matrix(x, x, "cosine"), wanted, rtol=1e-6, atol=1e-12)
