@@ -161,24 +161,32 @@ def _check_digits(extension: SinkhornExtension) -> None:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if problem.C.largest() <= least:
             return
-        rounding = LEAST_DIGITS * xp.abs(extension._softmin) / most
-        far = ~(rounding <= LEAST_DIGITS) & (extension._logits() > -np.inf).any(axis=1)[:, None]  # NaN is far
+        rounding, partners = (
+            LEAST_DIGITS * xp.abs(extension._softmin) / most,
+            (extension._logits() > -np.inf).sum(axis=1),
+        )
+        several = ((partners > 1) | (partners == 1) & ~xp.isfinite(extension._softmin).all(axis=1))[:, None]
+        far = ~(rounding <= LEAST_DIGITS) & several  # NaN is far; one partner has all, whatever its cost
         some = far & (rounding <= MOST_ROUNDING)
         if bool(some.any()):
             far &= ~(some & _alone(extension, float(rounding[some].max())))
     if bool(far.any()):
         where, name = int(xp.argmax(far.any(axis=0))), "xy"[1 - extension.axis]
+        at = int(xp.argmax(far[:, where]))
+        least = most if isinstance(most, float) else float(most[at, 0])
+        of_problem = f" of problem {at}" if len(far) > 1 else ""
         raise ValueError(
             f"'{name}' must have points so near to those of the other side that float64 has digits for the differences "
-            f"of their costs: costs up to about {least:.2g} at this 'eps'; got a larger one at point {where}. Leave "
-            f"out points so far away, or solve with a larger 'eps'"
+            f"of their costs: costs up to about {least:.2g} at this 'eps'; got a larger one at point {where}"
+            f"{of_problem}. Leave out points so far away, or solve with a larger 'eps'"
         )
 
 
 def _alone(extension: SinkhornExtension, rounding: float) -> Array:
     """Return the new points (B, k) one partner of which has all, with exponents that are off by so much."""
     problem, logits = extension.problem, extension._logits()
-    warmer = max(16.0, 64 * rounding)  # at this many times eps others have little if they are 2.3 times as far behind
+    # One partner has all if others are dearer by 2.3 * warmer * eps or more: they have exp(-2.3) of it at warmer * eps.
+    warmer = max(16.0, 64 * rounding)
     alone = problem.C.c_transform(problem.eps_as(2) * logits, extension.axis)
     shared = problem.C.softmin(logits / warmer, problem.eps * warmer, extension.axis)
     few: Array = alone - shared < 0.1 * warmer * problem.eps_as(2)

@@ -269,3 +269,18 @@ def test_far_targets_without_part_do_not_refuse_points_nearby():
     near = cusink.sinkhorn(None, np.full(5, 0.2), cusink.PointCloud(x, y[:5]), eps=0.5).at(x[:2])
     found = cusink.sinkhorn(None, weights, cusink.PointCloud(x, y), eps=0.5).at(x[:2])
     np.testing.assert_allclose(found.map(), near.map(), atol=1e-6)
+
+
+def test_the_one_target_is_the_image_of_every_point():
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    result = cusink.sinkhorn(None, None, cusink.PointCloud(x, np.array([[3.0, 4.0]])), eps=0.5)
+    found = result.at(np.array([[1e12, 0.0], [0.0, 1e9]]))
+    np.testing.assert_array_equal(found.map(), [[3, 4], [3, 4]])
+    np.testing.assert_allclose(found.gradient(), 2 * (np.array([[1e12, 0.0], [0.0, 1e9]]) - [3, 4]))
+
+
+def test_a_far_point_is_told_with_its_problem():
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 2))
+    result = cusink.sinkhorn(np.full((2, 6), 1 / 6), None, cusink.PointCloud(x, y), eps=np.array([10.0, 1e-3]))
+    with pytest.raises(ValueError, match=r"costs up to about 4\.4e\+09 at this 'eps'; got .* at point 1 of problem 1"):
+        result.at(np.array([[0.0, 0.0], [2.4e8, 2e8]]))
