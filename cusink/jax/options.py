@@ -24,8 +24,8 @@ def solver_options(solver: Callable[..., Any], options: dict[str, Any]) -> Optio
             raise TypeError(f"unexpected keyword argument '{name}'; options of the solver are {known}")
         if name != "reach" and (isinstance(x, jax.Array) or (isinstance(x, np.ndarray) and x.ndim)):
             raise TypeError(
-                f"'{name}' must be no array, as what is compiled depends on it; got {kind(x)}. Pass a number, and mark "
-                "it with static_argnames under jit"
+                f"'{name}' must be no array, as what is compiled depends on it; got {kind(x)}. Pass a number, such as "
+                f"float({name}); mark it with static_argnames under jit"
             )
     return tuple((name, _constant(name, x)) for name, x in options.items())
 

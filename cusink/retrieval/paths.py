@@ -1,5 +1,6 @@
 """Checks of paths that a matrix or an index is written to, or read from."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,7 +25,7 @@ def usable_path(name: str, given: str | os.PathLike[Any]) -> Path:
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
-        wrong = f"the character {ascii(text[error.start])}, which is no text"
+        wrong = f"the character {ascii(text[error.start])}, which the file system cannot write"
     if wrong:
         shown_text = shown(ascii(text)[1:-1])
         raise ValueError(
@@ -34,9 +35,12 @@ def usable_path(name: str, given: str | os.PathLike[Any]) -> Path:
         os.lstat(text)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+            raise
         raise ValueError(
-            f"'{name}' must be a path that the file system takes; got {shown(text)}: {error.strerror}"
+            f"'{name}' must be a path that the file system takes; got {shown(text)}: {error.strerror}. Choose another "
+            "name"
         ) from None
     return Path(text)
 

@@ -215,9 +215,10 @@ def _ragged(x: Any, dtype: Any) -> RaggedWeights:
 def _canonical(name: str, x: Any, check: bool) -> Any:
     """Return a copy in CSR form with sorted words, duplicates summed and zeros left out."""
     try:
-        if x.dtype.kind in "biu":  # so that duplicates add up, which some formats do on the way
+        whole = x.dtype.kind in "biu"
+        if whole:  # so that duplicates add up, which some formats do on the way
             x = x.astype(np.float64)
-        x = x.tocsr(copy=True)
+        x = x.tocsr(copy=not whole)
         if check:
             x.check_format(full_check=True)
     except ValueError as error:

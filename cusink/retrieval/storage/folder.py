@@ -18,6 +18,7 @@ from cusink.types import HostArray
 FORMAT = "cusink index"
 VERSION = 2  # raise it whenever what the files mean changes
 DESCRIPTION = "index.json"
+ATTEMPTS = 100  # to give a finished folder its name, while other processes take it
 BLOCK_BYTES = 1 << 24  # that are read or written at a time
 
 
@@ -35,7 +36,9 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
     if not path.parent.is_dir():
         raise FileNotFoundError(f"'path' must lie in a folder that exists; there is no '{path.parent}'. Make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"'path' must lie in a folder that may be written to; '{path.parent}' may not")
+        raise PermissionError(
+            f"'path' must lie in a folder that may be written to; '{path.parent}' may not. Choose another"
+        )
     _check_name(path, overwrite)
     own = Path(tempfile.mkdtemp(prefix=".cusink-", dir=path.parent))  # of this call alone, with a short name
     draft = own / "draft"
@@ -47,8 +50,14 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        while not _moved(draft, path, own / "old", overwrite):
-            pass
+        for attempt in range(ATTEMPTS):
+            if _moved(draft, path, own / f"old-{attempt}", overwrite):
+                break
+        else:
+            raise FileExistsError(
+                f"'path' must be new or an index that nobody else writes; others replaced '{path}' {ATTEMPTS} times "
+                "meanwhile. Save again, or choose another name"
+            )
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         with contextlib.suppress(OSError):  # it holds an old index that could not be put back
@@ -64,7 +73,8 @@ def _check_name(path: Path, overwrite: bool) -> None:
             f"'path' must be new; '{path}' exists. Choose another name, or pass overwrite=True to replace an index"
         )
     index = path / DESCRIPTION
-    if not index.is_file() and os.path.lexists(path) and not index.is_file():  # others may replace it meanwhile
+    # Asked twice: another process may have moved the index away before the first question, and a new one may be there.
+    if not index.is_file() and os.path.lexists(path) and not index.is_file():
         raise FileExistsError(f"'path' must be new or an index; '{path}' is something else. Choose another name")
 
 
