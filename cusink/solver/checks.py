@@ -32,6 +32,7 @@ from cusink.costs.images import in_bins
 from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.statistics import statistic
 from cusink.operand import operand, with_room
+from cusink.solver import gauge
 from cusink.solver.problem import ArrivedProblem, CheckedProblem, Problem
 from cusink.solver.solution import Callback
 from cusink.types import Array, Axis, Eps, Method, Reach
@@ -252,17 +253,21 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
 
 
 def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float) -> Array:
-    """Check a potential of side 0 (rows) or 1 (columns) that the user brings; return it as (B, bins) in float64."""
+    """Check a potential of side 0 (rows) or 1 (columns) that the user brings; return it as (B, bins) in float64.
+
+    The constant in it, which would cost digits, is taken off.
+    """
     (x, _), xp, _ = arrays(**{name: x, "the weights": given.a[:0].astype(given.dtype)})
     bins, size = given.C.shape[side - 2], len(given.a)
     x, _ = in_bins(name, x, given.images[side])
     if x.ndim not in (1, 2) or x.shape[-1] != bins or (x.ndim == 2 and len(x) not in (1, size)):
         wanted = f"({bins},)" + (f" or ({size}, {bins})" if given.batched else "")
         raise ValueError(f"'{name}' must have shape {wanted} to match the weights and 'C'; got {x.shape}")
-    finite_entries(name, x, xp)
+    in_range(name, x, xp)
     if not math.isfinite(max(float(x.max()), -float(x.min())) / eps):
         raise ValueError(f"'{name}' must be such that {name} / eps is finite; got {float(abs(x).max()):.3g}")
-    return xp.ascontiguousarray(xp.broadcast_to(x, (size, bins)), dtype=np.float64)
+    x = xp.ascontiguousarray(xp.broadcast_to(x, (size, bins)), dtype=np.float64)
+    return x - gauge.mean(xp, (given.a, given.b)[side], x)
 
 
 def _shape_message(

@@ -112,11 +112,27 @@ class Ending:
 
     def errors(self, error: HostArray, sizes: HostArray) -> HostArray:
         """Return marginal errors (B,) with what rounding may have done to them."""
-        of_plan = self.of_plan * sizes
-        grown = np.expm1(np.minimum(of_plan, LARGEST_EXPONENT))
-        total: HostArray = error + self.rounding + grown
-        total[of_plan > LARGEST_EXPONENT] = np.finfo(float).max
-        return total
+        return with_rounding(error + self.rounding, self.of_plan * sizes)
+
+
+def with_rounding(error: HostArray, of_plan: HostArray) -> HostArray:
+    """Return marginal errors (B,) of plans whose exponents are off by `of_plan` (B,) beside."""
+    total: HostArray = error + np.expm1(np.minimum(of_plan, LARGEST_EXPONENT))
+    total[of_plan > LARGEST_EXPONENT] = np.finfo(float).max
+    return total
+
+
+def brought(
+    C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float, error: Array
+) -> tuple[Array, Array, HostArray]:
+    """Return potentials that nobody solved for in their gauge, and their errors (B,) with what rounding may have done.
+
+    Digits that they did not have before they do not have then.
+    """
+    before = gauge.size(C.xp, a, b, f, g)
+    f, g, after = gauge.sized(C, a, b, f, g, eps)
+    sizes = C.to_host(C.xp.maximum(before, after)) / eps
+    return f, g, with_rounding(C.to_host(error), PLAN_ROUNDING * sizes)
 
 
 class Later:

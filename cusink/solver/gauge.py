@@ -41,6 +41,27 @@ def sized(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float) -> tu
     return f, g, largest[0] + largest[1]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of the largest numbers there are
+def centred(
+    xp: ArrayModule, a: Array, b: Array, start: tuple[Array, Array], most: float
+) -> tuple[tuple[Array, Array], bool]:
+    """Return a start, without the constant between f and g if it is larger than `most`; and whether it still is."""
+    if bool((size(xp, a, b, *start) <= most).all()):
+        return start, False
+    f, g = start
+    constant = mean(xp, b, g) / 2 - mean(xp, a, f) / 2
+    moved = (f + constant).astype(f.dtype), (g - constant).astype(g.dtype)
+    return moved, not bool((size(xp, a, b, *moved) <= most).all())
+
+
+def mean(xp: ArrayModule, weights: Array, potential: Array) -> Array:
+    """Return the mean (B, 1) of a potential over the bins that have weight, in float64."""
+    used = (weights > 0) & xp.isfinite(potential)
+    # A sum of shares is a number where that of the potential is none.
+    shares = xp.where(used, potential.astype(np.float64), 0) / xp.maximum(used.sum(axis=1, keepdims=True), 1)
+    return shares.sum(axis=1, keepdims=True)
+
+
 def equalise(C: Solvable, a: Array, b: Array, f: Array, g: Array, eps: float, above: float) -> None:
     """Give f and g equal sums in each island of the problems whose potentials are larger than `above` times eps."""
     for row in np.flatnonzero(C.to_host(size(C.xp, a, b, f, g)) / eps > above):

@@ -24,6 +24,7 @@ from cusink.types import Array, HostArray, Method
 CARRIED = 4  # roundings of a product of scalings and a kernel that an entry of the plan carries
 POOR = 0.3  # error after one iteration from which a start is worth less than none
 UNCHECKED = 1e-4  # error from rounding up to which float32 is kept where no tolerance is given
+FAR_START = 1e3  # size of a start over eps, beside costs, from which on no solution is as large
 SPARED = 1e-3  # share of the tolerance below which a bound on the rounding of exponents will do
 CHECKS_PER_LAUNCH = 16  # at most, where a backend makes the checks itself
 
@@ -79,6 +80,9 @@ def solve(
         a, b = a / size[:, None].astype(a.dtype), b / size[:, None].astype(b.dtype)
         lift = (eps / 2 * np.log(2)) * xp.log2(size)[:, None]
         init = None if init is None else (init[0] + lift, init[1] + lift)
+    given_far = False
+    if init is not None and start is None:
+        init, given_far = gauge.centred(xp, a, b, init, (4 * exponent + FAR_START) * eps)
     rounding, of_exponents = CARRIED * float(np.finfo(a.dtype).eps) / 2, _exponent_rounding(C, start)
     of_plan = of_exponents + PLAN_ROUNDING
     wanted = tol = options.tol
@@ -129,7 +133,7 @@ def solve(
         if costs_of is not None and setting == "auto":
             at_least = 1.0 if annealed else steepness
             patience = Patience.start(len(a), least, at_least, remaining.max_iter, started=started)
-        if start is None and exponent < gauge.DIGITS:
+        if start is None and exponent < gauge.DIGITS and not given_far:
             if defer and not widened:
                 spared = Spared(len(a), gauge.DIGITS * eps, keep=True)
             elif not potentials and tol is not None:

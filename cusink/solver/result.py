@@ -14,8 +14,8 @@ from cusink.errors import one_call
 from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
+from cusink.solver.ending import brought
 from cusink.solver.extension import SinkhornExtension, extend
-from cusink.solver.gauge import in_gauge
 from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.pairs.batches import Batch
 from cusink.solver.pairs.single import alone
@@ -151,8 +151,8 @@ class SinkhornResult(Deferring, Summary):
             some, own = costs_of(C, at), (a[at], b[at])
             start = some.softmin(logits(xp, b[at], g[at], value), value, 1)
             new_f, new_g, cost, error = some.iteration(*own, value, start, g[at], "log").finish(np.arange(len(at)))
-            found.f[at], found.g[at] = in_gauge(some, *own, new_f, new_g, value)
-            found.cost[at], found.error[at] = cost, C.to_host(error)
+            found.f[at], found.g[at], found.error[at] = brought(some, *own, new_f, new_g, value, error)
+            found.cost[at] = cost
         problem = Problem.of(given, found.f, found.g, None, None)
         reg_cost, entropic_cost = values(problem)
         named = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}

@@ -272,3 +272,37 @@ def test_values_without_a_digit_stay_numbers_in_float32():
         found = cusink.sinkhorn(a, b, costs, eps=0.491)
     assert not found.converged.any() and found.cost.dtype == np.float32
     assert all(np.isfinite(value).all() for value in (found.cost, found.reg_cost, found.entropic_cost, found.error))
+
+
+@pytest.mark.parametrize("method", ["auto", "scaling", "log"])
+@pytest.mark.parametrize("constant", [1e6, 1e12, 1e16, 1e20, 1e300, 1.7e308])
+def test_a_constant_in_a_start_changes_nothing(method, constant):
+    C, a, b = np.array([[0.0, 1.0], [1.0, 0.0]]), [0.5, 0.5], [0.3, 0.7]
+    start = np.full(2, constant), np.full(2, -constant)
+    found = cusink.sinkhorn(a, b, C, eps=1.0, init=start, method=method)
+    cold = cusink.sinkhorn(a, b, C, eps=1.0, method=method)
+    assert found.converged and abs(found.plan().sum(axis=0) - b).sum() <= found.error <= 1e-6
+    np.testing.assert_allclose(found.f, cold.f, atol=1e-5)
+    np.testing.assert_allclose(found.reg_cost, cold.reg_cost, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::cusink.ConvergenceWarning")
+@pytest.mark.parametrize("size", [1e3, 1e8, 1e12, 1e20, 1e300])
+def test_errors_after_starts_of_any_size_are_those_of_the_plan(size):
+    rng = np.random.default_rng(0)
+    a, b, C = rng.dirichlet(np.ones(5), 4), rng.dirichlet(np.ones(6), 4), rng.random((5, 6))
+    found = cusink.sinkhorn(a, b, C, eps=0.1, init=(size * rng.normal(size=(4, 5)), size * rng.normal(size=(4, 6))))
+    missed = abs(found.plan().sum(axis=1) - b).sum(axis=1) + abs(found.plan().sum(axis=2) - a).sum(axis=1)
+    assert (missed <= found.error + 1e-12).all()
+    assert (found.error[found.converged] <= 1e-6).all()
+
+
+@pytest.mark.parametrize("side", ["f", "g"])
+@pytest.mark.parametrize("size", [1e12, 1e17, 1e200, 1e300])
+def test_errors_of_potentials_that_are_brought_are_those_of_the_plan(side, size):
+    C, a, b = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0.5, 0.5]), np.array([0.3, 0.7])
+    for potential in (np.full(2, size), np.array([0.2, -0.1]) + size, np.array([size, -size])):
+        found = cusink.SinkhornResult.from_potentials(a, b, C, eps=1.0, **{side: potential})
+        assert abs(found.plan().sum(axis=0) - b).sum() <= found.error + 1e-12
+        assert not found.converged
+        assert np.isfinite([found.cost, found.reg_cost, *found.bounds()]).all()

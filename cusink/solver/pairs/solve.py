@@ -6,8 +6,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from cusink.checks.arrays import narrowed, to_host
-from cusink.checks.scalars import positive_bytes
+from cusink.checks.arrays import kind, narrowed, to_host
+from cusink.checks.scalars import integer, positive_bytes
 from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
 from cusink.costs.operators import Operators
@@ -157,7 +157,10 @@ class SolvedPairs(Generic[R]):
 
     def place(self, k: int) -> tuple[int, R, int]:
         """Return the number of a pair, which may count from the end, the result it is in, and its row there."""
-        count = self.given.count
+        count, number = self.given.count, integer(k)
+        if number is None:
+            raise TypeError(f"the number of a pair must be an integer; got {kind(k)}. Take pairs one at a time")
+        k = number
         if not -count <= k < count:
             raise IndexError(f"the number of a pair must be from {-count} to {count - 1}; got {k}")
         k %= count
