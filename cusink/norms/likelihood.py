@@ -1,13 +1,14 @@
 """The likelihood of weighted points under a kernel density."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import overload
 
 import numpy as np
 
 from cusink.errors import memory_advice
 from cusink.norms import checks
-from cusink.norms.products import ADVICE, KernelGradients, LogKernel, backend, gradients, prepare
+from cusink.norms.products import ADVICE, KernelGradients, LogKernel, backend, gradients, log_sums, prepare
 from cusink.types import Array, ArrayModule
 
 __all__ = [
@@ -161,10 +162,11 @@ def kernel_neg_log_likelihood_adjoint(
     """
     names = checks.wanted(wrt, ("x", "a", "y", "b"))
     given, profile = prepare(x, y, kernel, scale, log=True, a=a, b=b)
+    grad = -checks.cotangent(grad, given)
+    given = replace(given, per_point=given.per_point | {"log_a": _log(given.xp, given.per_point["a"])})
+    given, density = log_sums(given, profile, "y", "log_a")
     xp, ops, x, y = given.xp, backend(given), given.x, given.y
-    a, b = given.per_point["a"], given.per_point["b"]
-    log_a = _log(xp, a)
-    grad, density = -checks.cotangent(grad, given), ops.kernel_log_sums(y, x, log_a, profile)
+    a, b, log_a = (given.per_point[name] for name in ("a", "b", "log_a"))
     out = {"b": grad * density}
     if names & {"x", "a"}:
         # Multiplied by a the shares stay at most 1; for a = 0 the share itself is the gradient.

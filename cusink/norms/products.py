@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 
+STEEP = 2.0**8  # of logarithms of sums, from which on shares in float32 are off by more than 2**-16
 ADVICE = "Nothing of the size of all pairs is made: pass fewer points or problems at once"
 
 Kernel: TypeAlias = Literal["gaussian", "laplace", "energy", "exponential", "distance"]
@@ -254,9 +255,9 @@ def kernel_product_log_adjoint(
     """
     names = checks.wanted(wrt, ("x", "y", "log_b"))
     given, profile = prepare(x, y, kernel, scale, log=True, log_b=log_b, grad=grad)
+    given, log_sum = log_sums(given, profile, "x", "log_b")
     xp, ops = given.xp, backend(given)
     x, y, log_b, grad = given.x, given.y, given.per_point["log_b"], given.per_point["grad"]
-    log_sum = ops.kernel_log_sums(x, y, log_b, profile)
     p = xp.where(xp.isneginf(log_sum), log_sum, -log_sum)  # an empty sum has no shares
     out = {}
     if "x" in names:
@@ -265,6 +266,19 @@ def kernel_product_log_adjoint(
     if names & {"y", "log_b"}:
         out["log_b"], out["y"] = ops.kernel_slopes(y, x, grad, log_b, p, profile)
     return gradients(given, out, names)
+
+
+def log_sums(given: WeightedPoints, profile: Profile, at: str, name: str) -> tuple[WeightedPoints, Array]:
+    """Return logarithms of kernel sums at x or at y for shares, and the points in the precision that these need.
+
+    `name` has the logarithms of the weights of the other points. A share is the exponential of a difference of numbers
+    as large as these logarithms.
+    """
+    points = (given.x, given.y) if at == "x" else (given.y, given.x)
+    sums = backend(given).kernel_log_sums(*points, given.per_point[name], profile)
+    if given.x.dtype == np.float32 and bool((given.xp.where(given.xp.isfinite(sums), abs(sums), 0) > STEEP).any()):
+        return log_sums(given.in_float64(slice(None)), profile, at, name)
+    return given, sums
 
 
 def prepare(

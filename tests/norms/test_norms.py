@@ -438,3 +438,26 @@ def test_the_benchmark_shows_a_wrong_answer_as_wrong(monkeypatch, capsys):
         for function in (bench.numpy_differences, bench.numpy_products):
             expected = oracle.product(x, y, b, kernel, 0.5)
             np.testing.assert_allclose(function(x, y, b, kernel, 0.5), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "laplace", "energy", "exponential"])
+def test_shares_far_below_the_scale_have_the_digits_of_float64(kernel):
+    rng = np.random.default_rng(5)
+    x, y = (10 * rng.normal(size=(k, 3)).astype(np.float32) for k in (5, 4))
+    grad, logs = rng.random(5).astype(np.float32), np.log(rng.dirichlet(np.ones(4))).astype(np.float32)
+    found, wanted = (
+        cusink.kernel_product_log_adjoint(*(v.astype(dtype) for v in (x, y, logs, grad)), kernel, 0.02)
+        for dtype in (np.float32, np.float64)
+    )
+    of_sample, of_wide = (
+        cusink.kernel_neg_log_likelihood_adjoint(
+            x.astype(dtype), None, y.astype(dtype), None, kernel=kernel, scale=0.02
+        )
+        for dtype in (np.float32, np.float64)
+    )
+    assert found.x.dtype == of_sample.a.dtype == np.float32
+    for a, b in ((found, wanted), (of_sample, of_wide)):
+        for name in ("x", "y", "a", "b", "log_b"):
+            if getattr(b, name, None) is not None:
+                np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((of_sample.a / 5).sum(), -1, rtol=1e-5)
