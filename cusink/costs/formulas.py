@@ -15,6 +15,8 @@ from cusink.types import Array, ArrayModule
 CostFunction = Callable[[Any, Any], Any]  # of points (n, d) and (m, d): costs (n, m)
 CostGradient = Callable[[Any, Any, Any], tuple[Any, Any]]  # of points and a gradient (n, m): gradients (n, d), (m, d)
 
+CLOSE = 0.05  # of x and y relative to their sum, up to which six terms of a series have all digits
+
 
 class Formula(Protocol):
     """A cost between points."""
@@ -170,16 +172,35 @@ class RelativeEntropy:
 
     def value(self, xp: ArrayModule, x: Array, y: Array) -> Array:
         """See `Term`."""
-        return xp.maximum(x * (_log(xp, x) - xp.log(y)) - (x - y), 0)
+        mean, v, near = _ratio(xp, x, y)
+        odd, even = _of_arctanh(v * v)
+        # With v = (x - y) / (x + y): (x + y) (v arctanh v + (arctanh v - v)), by its series where x and y are close.
+        close = 2 * mean * v * v * (odd + v * even)
+        return xp.where(near, close, xp.maximum(x * (_log(xp, x) - xp.log(y)) - (x - y), 0))
 
     def slopes(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array]:
         """See `Term`: that of x is -inf at 0, and 0 is taken."""
-        return xp.where(x > 0, _log(xp, x) - xp.log(y), 0), 1 - x / y
+        _, v, near = _ratio(xp, x, y)
+        logs = xp.where(near, 2 * v * _of_arctanh(v * v)[0], _log(xp, x) - xp.log(y))
+        return xp.where(x > 0, logs, 0), (y - x) / y
 
     def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
         """See `Term`."""
         zero = xp.zeros_like(x / y)
         return finite_power(xp, x, -1.0) + zero, -1 / y + zero, x / y**2
+
+
+def _ratio(xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Return ``(x + y) / 2``, ``(x - y) / (x + y)``, and where that is so small that logarithms lose its digits."""
+    mean = x / 2 + y / 2  # the sum may leave the range
+    v = (x / 2 - y / 2) / mean
+    return mean, v, xp.abs(v) < CLOSE
+
+
+def _of_arctanh(q: Array) -> tuple[Array, Array]:
+    """Return the series of ``arctanh(v) / v`` and of ``(arctanh(v) - v) / v**3`` for q = v**2 below ``CLOSE**2``."""
+    rest = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q / 13))))
+    return 1 + q * rest, rest
 
 
 @dataclass(frozen=True)

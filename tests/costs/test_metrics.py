@@ -4,6 +4,7 @@ The oracles are `scipy.spatial.distance.cdist`, formulas in float64, central dif
 """
 
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -499,3 +500,18 @@ def test_powers_of_parameters_beyond_the_range_are_refused():
             cusink.PointCloud(x, None, metric, power=2, **given).dense()
     with pytest.raises(ValueError, match="'x' and 'y' must be so near that costs are finite in float32"):
         cusink.cost_matrix(np.float32([[0.0], [1e30]]), None, "minkowski", p=3, power=2)
+
+
+def test_relative_entropy_of_close_points_keeps_its_digits():
+    def exact(x, y):
+        x, y = Fraction(x), Fraction(y)
+        u = (x - y) / y  # y ((1 + u) log(1 + u) - u), by its series
+        return float(y * sum((-u) ** k / (k * (k - 1)) for k in range(2, 12)))
+
+    rng = np.random.default_rng(0)
+    y = 10 ** rng.uniform(-5, 8, 200)
+    x = y * (1 + rng.choice([-1, 1], 200) * 10 ** rng.uniform(-12, -2.2, 200))
+    found = [cusink.cost_matrix([[p]], [[q]], "kl")[0, 0] for p, q in zip(x, y, strict=True)]
+    np.testing.assert_allclose(found, [exact(p, q) for p, q in zip(x, y, strict=True)], rtol=1e-12)
+    gradient = cusink.cost_matrix_adjoint([[1e8 + 1]], [[1e8]], [[1.0]], "kl")
+    np.testing.assert_allclose(gradient[0], np.log1p([[1e-8]]), rtol=1e-12)
