@@ -122,55 +122,55 @@ def configure(
     if operator == "iterate":
         return _iterate(B, n, m, size, device, shared_cost, log)
     if operator == "plan":
-        return Launch("plan.cu", "plan", _blocks(B * n, 8), 256, 0)
+        return Launch("plan.cu", "plan", grid_of(B * n, 8), 256, 0)
     if operator == "plan_sum":
         high = PLAN_ROWS * PLAN_WARPS
         blocks = -(-n // high) * -(-m // 32) * plan_parts(B, n, m, device)
         shared = size * PLAN_CHUNK * (2 * high + 2 * 32 + 1)
-        return Launch("plan.cu", operator, _blocks(blocks), 32 * PLAN_WARPS, shared)
+        return Launch("plan.cu", operator, grid_of(blocks), 32 * PLAN_WARPS, shared)
     if operator in STATE:
         return _reduction(operator, B, n, m, size, device, axis, shared_cost, half)
     if operator in PAIR_STATE:
         return _pairs(operator, B, n, m, d, size, device)
     if operator == "cost_points":
-        return Launch("points.cu", operator, _blocks(B * n * m, 256), 256, 0)
+        return Launch("points.cu", operator, grid_of(B * n * m, 256), 256, 0)
     if operator == "split_points":  # blocks of `m` coordinates of `n` points, in whole tiles
-        return Launch("point_products.cu", operator, _blocks(B * padded(n) * -(-m // PARTS), 4), 128, 0)
+        return Launch("point_products.cu", operator, grid_of(B * padded(n) * -(-m // PARTS), 4), 128, 0)
     if operator.endswith("_points"):
         return _points(operator, B, n, m, d, size, device)
     if operator.endswith("_products"):
         return _products(operator, B, n, size, d, device)
     if operator in ("scaling_update", "logit_update"):
-        return Launch("scaling.cu", operator, _blocks(B * -(-(n if axis else m) // 32), 4), 128, 0)
+        return Launch("scaling.cu", operator, grid_of(B * -(-(n if axis else m) // 32), 4), 128, 0)
     if operator == "split_step":
         return _split_step(B, n if axis else m, size, device)
     if operator in ("split_kernel", "split_scalings"):  # blocks of a kernel, or of the scalings of a side
         rows, summed = (n, m) if axis else (m, n)
         rows = rows if operator == "split_kernel" else B
-        return Launch("split_step.cu", operator, _blocks(rows * -(-summed // PARTS), 4), 128, 0)
+        return Launch("split_step.cu", operator, grid_of(rows * -(-summed // PARTS), 4), 128, 0)
     if operator in ("start_scalings", "balance_scalings"):
-        return Launch("scaling.cu", operator, _blocks(B, 4), 128, 0)
+        return Launch("scaling.cu", operator, grid_of(B, 4), 128, 0)
     if operator in GRID:
         file = "grid_logs.cu" if operator.startswith(("grid_log", "grid_damped")) else "grid.cu"
         if operator in GRID_PASSES:  # `B` problems of `n` lines of `m` cells
-            return Launch(file, operator, _blocks(B * -(-n // TILE) * -(-m // TILE)), GRID_THREADS, 0)
+            return Launch(file, operator, grid_of(B * -(-n // TILE) * -(-m // TILE)), GRID_THREADS, 0)
         if operator in ("grid_potentials", "grid_logits"):  # `n` cells
-            return Launch(file, operator, _blocks(B * n, 256), 256, 0)
-        return Launch(file, operator, _blocks(B), 32 * _power_of_two(-(-n // 128), 16), 0)
+            return Launch(file, operator, grid_of(B * n, 256), 256, 0)
+        return Launch(file, operator, grid_of(B), 32 * _power_of_two(-(-n // 128), 16), 0)
     if operator == "damped_update":
-        return Launch("unbalanced.cu", operator, _blocks(B * n, 256), 256, 0)
+        return Launch("unbalanced.cu", operator, grid_of(B * n, 256), 256, 0)
     if operator == "translate":
-        return Launch("unbalanced.cu", operator, _blocks(B), 32 * _power_of_two(-(-max(n, m) // 128), 16), 0)
+        return Launch("unbalanced.cu", operator, grid_of(B), 32 * _power_of_two(-(-max(n, m) // 128), 16), 0)
     if operator in ("begin_at_once", "end_at_once"):
-        return Launch("at_once.cu", operator, _blocks(B), 32 * _power_of_two(-(-max(n, m) // 32), 8), 0)
+        return Launch("at_once.cu", operator, grid_of(B), 32 * _power_of_two(-(-max(n, m) // 32), 8), 0)
     if operator == "adjoint_at_once":
         shared = size * (n * (m | 1) + 4 * (n + m) + 3 * min(n, m) + max(n, m))
         fits = shared <= device.shared_memory - OWN_SHARED_MEMORY
-        return Launch("at_once.cu", operator, _blocks(B), 256, shared) if fits else None
+        return Launch("at_once.cu", operator, grid_of(B), 256, shared) if fits else None
     if operator == "scaled_kernel":
-        return Launch("scaling.cu", operator, _blocks(n * m, 256), 256, 0)
+        return Launch("scaling.cu", operator, grid_of(n * m, 256), 256, 0)
     if operator in ("read_potentials", "read_logits"):
-        return Launch("scaling.cu", operator, _blocks(B * (n if axis else m), 256), 256, 0)
+        return Launch("scaling.cu", operator, grid_of(B * (n if axis else m), 256), 256, 0)
     raise ValueError(f"no kernel for {operator!r}")
 
 
@@ -224,7 +224,7 @@ def configure_documents(pairs: int, n: int, m: int, dtype: npt.DTypeLike, device
     block, limit = 256 if max(n, m) > 32 else 128, (device.shared_memory - OWN_SHARED_MEMORY) // size
     if state + coordinates + tile <= limit:
         shared = size * (state + coordinates + tile)
-        return DocumentLaunch(Launch("documents.cu", "documents", _blocks(pairs), block, shared), 0, False)
+        return DocumentLaunch(Launch("documents.cu", "documents", grid_of(pairs), block, shared), 0, False)
     most = min(DOCUMENT_BLOCKS * device.multiprocessors, DOCUMENT_SCRATCH // (size * (tile + coordinates)))
     grid = _clamp(pairs, 1, max(most, 1))
     if state + coordinates <= limit:
@@ -261,15 +261,15 @@ def _reduction(
         warps = 4 if B > 2 * TILE_PROBLEMS else 2
         shared = size * (TILE * (TILE + 1) + warps * TILE_PROBLEMS * TILE * SUMMED[operator])
         tiles = -(-kept // TILE) * -(-B // (warps * TILE_PROBLEMS))
-        return Launch(FILE[operator], f"{name}_tiled{end}", _blocks(tiles), 32 * warps, shared)
+        return Launch(FILE[operator], f"{name}_tiled{end}", grid_of(tiles), 32 * warps, shared)
     name += end
     if axis:
         # About 8 entries per thread: enough loads in flight, and few states to merge.
-        return Launch(FILE[operator], name, _blocks(B * n), 32 * _power_of_two(-(-summed // 256), 16), 0)
+        return Launch(FILE[operator], name, grid_of(B * n), 32 * _power_of_two(-(-summed // 256), 16), 0)
     tiles = B * -(-m // 32)
     few = tiles < 4 * device.multiprocessors
     warps = _power_of_two(-(-summed // 16), 16 if few else 4)
-    return Launch(FILE[operator], name, _blocks(tiles), 32 * warps, 32 * warps * STATE[operator] * size)
+    return Launch(FILE[operator], name, grid_of(tiles), 32 * warps, 32 * warps * STATE[operator] * size)
 
 
 def _pairs(operator: str, B: int, n: int, m: int, d: int, size: int, device: Device) -> Launch:
@@ -278,10 +278,10 @@ def _pairs(operator: str, B: int, n: int, m: int, d: int, size: int, device: Dev
     few = units < 8 * device.multiprocessors
     if d <= NEAR:
         warps = _power_of_two(-(-m // 32), 16 if few else 4)
-        return Launch("kernel_product.cu", operator, _blocks(units), 32 * warps, 32 * warps * -(-6 * size // 16) * 16)
+        return Launch("kernel_product.cu", operator, grid_of(units), 32 * warps, 32 * warps * -(-6 * size // 16) * 16)
     warps = _power_of_two(-(-m // GROUP), 8 if few else 4)
     shared = size * wide_shared(warps, PAIR_STATE[operator] + COORDINATES * slopes)
-    return Launch("kernel_product.cu", operator + "_wide", _blocks(units), 32 * warps, shared)
+    return Launch("kernel_product.cu", operator + "_wide", grid_of(units), 32 * warps, shared)
 
 
 def wide_shared(warps: int, state: int) -> int:
@@ -301,7 +301,7 @@ def _points(operator: str, B: int, kept: int, summed: int, d: int, size: int, de
         limit = device.shared_memory - OWN_SHARED_MEMORY
         limit = limit if warps == 1 else min(limit, PLAIN_SHARED_MEMORY)
         if warps <= most and shared <= limit:
-            return Launch("points.cu", operator, _blocks(B * -(-kept // mine)), 32 * warps, shared)
+            return Launch("points.cu", operator, grid_of(B * -(-kept // mine)), 32 * warps, shared)
     return None
 
 
@@ -311,7 +311,7 @@ def _products(operator: str, B: int, kept: int, size: int, d: int, device: Devic
     pays = device.fast_halves and size == 4 and d >= PRODUCTS_FROM
     if not pays or shared > device.shared_memory - OWN_SHARED_MEMORY:
         return None
-    return Launch("point_products.cu", operator, _blocks(B * -(-kept // STRIP)), SPLIT_THREADS, shared)
+    return Launch("point_products.cu", operator, grid_of(B * -(-kept // STRIP)), SPLIT_THREADS, shared)
 
 
 def _split_step(B: int, kept: int, size: int, device: Device) -> Launch | None:
@@ -321,7 +321,7 @@ def _split_step(B: int, kept: int, size: int, device: Device) -> Launch | None:
     pays = device.fast_halves and size == 4 and B * kept >= SPLIT_SHARE * SPLIT_TILE * at_once
     if not pays or STAGED > device.shared_memory - OWN_SHARED_MEMORY:
         return None
-    return Launch("split_step.cu", "split_step", _blocks(min(tiles, device.multiprocessors)), SPLIT_THREADS, STAGED)
+    return Launch("split_step.cu", "split_step", grid_of(min(tiles, device.multiprocessors)), SPLIT_THREADS, STAGED)
 
 
 def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: bool, log: bool) -> Launch | None:
@@ -331,11 +331,11 @@ def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: boo
     for problems in (4, 2, 1):
         shared = shared_memory(problems, n, m, warps, size, log)
         if (problems <= wanted or problems == 1) and shared <= device.shared_memory - OWN_SHARED_MEMORY:
-            return Launch("iterate.cu", f"iterate_{problems}", _blocks(B, problems), 32 * warps, shared)
+            return Launch("iterate.cu", f"iterate_{problems}", grid_of(B, problems), 32 * warps, shared)
     return None
 
 
-def _blocks(units: int, per_block: int = 1) -> int:
+def grid_of(units: int, per_block: int = 1) -> int:
     """Return the blocks for `units` of work. Kernels step by the size of the grid, so that fewer are right too."""
     return _clamp(-(-units // per_block), 1, MOST_BLOCKS)
 

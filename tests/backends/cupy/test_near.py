@@ -12,7 +12,7 @@ from emulated.cupy_stand_in import changed, operators, part, swapped
 import cusink
 from cusink.backends.cupy import loader
 from cusink.backends.cupy.clouds import near_launch
-from cusink.backends.cupy.launch import H100, MOST_BLOCKS, PLAIN_SHARED_MEMORY, Launch
+from cusink.backends.cupy.launch import H100, PLAIN_SHARED_MEMORY, POINTS, TILE, Launch
 from cusink.costs.points import PointCosts
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
@@ -329,7 +329,8 @@ def test_every_launch_is_legal(dtype):
         for B, n, m in ((1, 1, 1), (1, 16_384, 16_384), (3, 10**6, 40), (1, 10**9, 10**9)):
             for name in loader.names("near_points.cu"):
                 launch = near_launch.configure(name, B, n, m, dtype, H100, d)
-                assert launch.kernel == name
-                assert 1 <= launch.grid <= MOST_BLOCKS
-                assert 32 <= launch.block <= 256
+                points, tiles = POINTS[np.dtype(dtype).itemsize], -(-m // TILE)
+                work = -(-n // points) * B if name == "softmin_near" else -(-tiles * B // 4)  # a warp for each tile
+                assert launch.grid == min(work, 2**31 - 1)  # as many as CUDA takes
+                assert launch.block % 32 == 0 and 32 <= launch.block <= 256
                 assert launch.shared + 7000 < PLAIN_SHARED_MEMORY

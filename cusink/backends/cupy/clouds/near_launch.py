@@ -7,7 +7,7 @@ Launch(file='near_points.cu', kernel='softmin_near', grid=1563, block=128, share
 import numpy as np
 import numpy.typing as npt
 
-from cusink.backends.cupy.launch import GROUP, H100, MOST_BLOCKS, POINTS, STATE, TILE, Device, Launch
+from cusink.backends.cupy.launch import GROUP, H100, POINTS, STATE, TILE, Device, Launch, grid_of
 
 __all__ = ["H100", "MOST_NEAR", "configure"]
 
@@ -36,13 +36,9 @@ def configure(operator: str, B: int, kept: int, summed: int, dtype: npt.DTypeLik
     """
     size = np.dtype(dtype).itemsize
     if operator != "softmin_near":  # a warp for each tile
-        return Launch("near_points.cu", operator, _blocks(B * -(-summed // TILE), 4), 128, 0)
+        return Launch("near_points.cu", operator, grid_of(B * -(-summed // TILE), 4), 128, 0)
     blocks = B * -(-kept // POINTS[size])
     warps = WARPS if blocks >= 8 * device.multiprocessors else 2 * WARPS
     points = d * (POINTS[size] + 32 * warps + 2 * GROUP) + 32 * warps
     shared = size * max(points, POINTS[size] * warps * STATE["softmin"])
-    return Launch("near_points.cu", operator, _blocks(blocks, 1), 32 * warps, shared)
-
-
-def _blocks(units: int, per_block: int) -> int:
-    return max(1, min(-(-units // per_block), MOST_BLOCKS))
+    return Launch("near_points.cu", operator, grid_of(blocks, 1), 32 * warps, shared)
