@@ -161,10 +161,8 @@ def _check_digits(extension: SinkhornExtension) -> None:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if problem.C.largest() <= least:
             return
-        rounding, partners = (
-            LEAST_DIGITS * xp.abs(extension._softmin) / most,
-            (extension._logits() > -np.inf).sum(axis=1),
-        )
+        rounding = LEAST_DIGITS * xp.abs(extension._softmin) / most
+        partners = (extension._logits() > -np.inf).sum(axis=1)
         several = ((partners > 1) | (partners == 1) & ~xp.isfinite(extension._softmin).all(axis=1))[:, None]
         far = ~(rounding <= LEAST_DIGITS) & several  # NaN is far; one partner has all, whatever its cost
         some = far & (rounding <= MOST_ROUNDING)

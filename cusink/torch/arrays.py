@@ -56,10 +56,10 @@ def checked(**named: Any) -> None:
             raise TypeError(
                 f"all tensors must share one device; '{name}' is on {x.device} and '{last}' on {like.device}"
             )
-    placed(last, like)
+    on_known_device(last, like)
 
 
-def placed(name: str, x: torch.Tensor) -> None:
+def on_known_device(name: str, x: torch.Tensor) -> None:
     """Check that NumPy or CuPy can use the device of a tensor."""
     if x.device.type not in ("cpu", "cuda"):
         raise TypeError(f"'{name}' must be on the CPU or on a CUDA device; got {x.device}. Move it with .cpu()")
@@ -117,7 +117,7 @@ def regularisation(eps: Any) -> torch.Tensor:
     if eps.is_complex() or eps.dtype == torch.bool:
         raise TypeError(f"'eps' must be a real number; got a tensor of {eps.dtype}")
     one_tensor("eps", eps)
-    placed("eps", eps)
+    on_known_device("eps", eps)
     if eps.ndim > 1 or eps.numel() == 0:
         raise ValueError(
             f"'eps' must be a number, or a tensor of one or of one per problem; got shape {tuple(eps.shape)}"

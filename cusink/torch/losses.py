@@ -20,7 +20,7 @@ from cusink.costs.grid import Grid
 from cusink.costs.images import as_images
 from cusink.solver.checks import plan_axis
 from cusink.solver.pairs.checks import unused
-from cusink.torch.arrays import one_tensor, placed
+from cusink.torch.arrays import on_known_device, one_tensor
 from cusink.torch.clouds import PointCloud
 from cusink.torch.measures import Measures, are_measures, problem_of_pairs
 from cusink.torch.operators import apply, eps_in_units
@@ -41,7 +41,7 @@ class Problem(LossProblem):
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         if "reach" in self.inputs:
-            placed("reach", self.inputs["reach"])
+            on_known_device("reach", self.inputs["reach"])
 
     @property
     def bins(self) -> tuple[int, int]:

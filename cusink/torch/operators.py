@@ -31,10 +31,9 @@ def apply(work: Work, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ..
 
 def _transformed() -> bool:
     """Return whether derivatives are taken forwards, or by ``torch.func``, of which operators know nothing."""
-    level = torch._C._functorch.peek_interpreter_stack()
-    return forward_ad._current_level >= 0 or not isinstance(
-        level, NoneType
-    )  # `is not None` holds wherever it is traced
+    # Where it is traced, `is not None` holds of every level, of None too.
+    transformed = not isinstance(torch._C._functorch.peek_interpreter_stack(), NoneType)
+    return transformed or forward_ad._current_level >= 0
 
 
 @untraced
