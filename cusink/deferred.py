@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from cusink.placement import untraced
+from cusink.placement import undisturbed
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Deferred:
     """Values of some fields, as a function returns them by name; in a field of `Deferring` it stands for its value."""
 
     def __init__(self, compute: Callable[[], dict[str, Any]]) -> None:
-        self.compute = untraced(compute)
+        self.compute = undisturbed(compute)
 
 
 class Deferring:

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from cusink.placement import placed, untraced
+from cusink.placement import placed, undisturbed
 from cusink.types import HostArray
 
 __all__ = [
@@ -134,7 +134,7 @@ def _advice(n_iter: HostArray, needed: HostArray, max_iter: int) -> str:
 def one_call(function: Callable[P, R]) -> Callable[P, R]:
     """Let a message be warned of once in all that a call of a public function does, on the device of its arrays."""
 
-    @untraced
+    @undisturbed
     @functools.wraps(function)
     def wrapped(*args: P.args, **options: P.kwargs) -> R:
         token = _warned.set(set())

@@ -1,4 +1,4 @@
-"""Where and how a call computes: on the device of its arrays, with the digits of their dtype, untraced by compilers."""
+"""Where and how a call computes: on the device of its arrays, with the digits of their dtype, undisturbed."""
 
 import contextlib
 import functools
@@ -13,6 +13,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 HOLDERS = ("cusink", "cupyx")  # packages whose objects have arrays as attributes
+# NumPy's defaults: tails underflow in every solve, and what may overflow is looked at where it does.
+FLOATING_ERRORS: Any = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
 DEPTH = 3  # a call is given clouds of arrays, results with clouds, gradients with results
 
 
@@ -30,11 +32,14 @@ def placed(given: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if found is None else _on_device_of(cupy, found)
 
 
-def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function, and all that it calls, run as they stand where PyTorch's compiler would trace them.
+def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function, and all that it calls, run as they stand, whatever stands around the call.
 
-    TorchDynamo makes functions of PyTorch of those of NumPy, and not all of them compute the same.
+    NumPy's floating-point errors are treated as by default: of a caller who lets them raise, a solve would end at the
+    first underflow. PyTorch's compiler does not trace: TorchDynamo makes functions of PyTorch of those of NumPy, and
+    not all of them compute the same.
     """
+    function = np.errstate(**FLOATING_ERRORS)(function)
     apart: list[Callable[P, R]] = []
     reason = f"'{function.__name__}' of cusink computes with NumPy or CuPy"
 
@@ -55,7 +60,7 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
 def on_device(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function compute on the device of its arrays, whichever device is current."""
 
-    @untraced
+    @undisturbed
     @functools.wraps(function)
     def wrapped(*args: P.args, **options: P.kwargs) -> R:
         with placed((*args, *options.values())):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cusink
-from cusink.placement import untraced
+from cusink.placement import undisturbed
 
 torch = pytest.importorskip("torch")
 
@@ -163,7 +163,7 @@ def test_what_keeps_calls_apart_is_that_of_every_version(monkeypatch):
         return function
 
     monkeypatch.setitem(sys.modules, "torch._dynamo", types.SimpleNamespace(disable=disable))
-    assert untraced(lambda x: x + 1)(1) == 2
+    assert undisturbed(lambda x: x + 1)(1) == 2
 
 
 def test_prices_of_both_sides_are_parameters_of_a_module():

@@ -23,6 +23,7 @@ from cusink.gradients.motion import Motion, Solved, motion, solved
 from cusink.gradients.parts import Cotangents, Directions
 from cusink.gradients.products import left_product, product_sums, right_product
 from cusink.gradients.system import LinearSolve, warn_rough
+from cusink.placement import on_device
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array, HostArray
@@ -115,6 +116,7 @@ class Curvature:
         return given.by_weights(out[0], out[1])
 
     @cached_property
+    @on_device
     def through_plan(self) -> ThroughPlan:
         """Derivatives of the gradients that need every pair, in one pass."""
         given, along, xp = self.moved.solved, self.moved.along, self.moved.solved.problem.xp
@@ -340,11 +342,6 @@ def product(problem: Problem, values: Cotangents, along: Directions, how: Linear
     moves = _curvature_of(solved(problem), problem, values, along, how)
     converged = moves.moved.converged
     warn_rough(converged, how.tol, how.max_iter)
-    of_a, of_b = moves.wrt_weights()
-    shown = problem.xp.asarray(converged)
-    return SinkhornCurvature(
-        a=problem.bins_to_user(of_a, 0),
-        b=problem.bins_to_user(of_b, 1),
-        converged=shown if problem.batched else shown[0],
-        _curvature=moves,
-    )
+    shown, weights = problem.xp.asarray(converged), enumerate(moves.wrt_weights())
+    of_a, of_b = (problem.bins_to_user(x, side) for side, x in weights)
+    return SinkhornCurvature(a=of_a, b=of_b, converged=shown if problem.batched else shown[0], _curvature=moves)

@@ -10,14 +10,14 @@ import torch
 
 from cusink.bridges import works
 from cusink.bridges.works import Work
-from cusink.placement import untraced
+from cusink.placement import undisturbed
 from cusink.torch.arrays import array, stream, tensor
 
 Tensors = tuple[torch.Tensor, ...]
 Optional = tuple[torch.Tensor | None, ...]
 
 
-@untraced
+@undisturbed
 def run(work: Work, lead: int, inputs: Tensors) -> Tensors:
     """Return outputs and state."""
     with stream(inputs[0]):
@@ -25,7 +25,7 @@ def run(work: Work, lead: int, inputs: Tensors) -> Tensors:
         return tuple(tensor(out[name], inputs[0]) for name in (*work.outputs, *work.state))
 
 
-@untraced
+@undisturbed
 def pull(
     work: Work, lead: int, wanted: tuple[str, ...], cotangents: Tensors, inputs: Tensors, state: Tensors
 ) -> Tensors:
@@ -36,7 +36,7 @@ def pull(
         return tuple(_like(tensor(out[name], inputs[0]), x) for name, x in _chosen(work, wanted, inputs))
 
 
-@untraced
+@undisturbed
 def push(work: Work, lead: int, moving: tuple[str, ...], moves: Tensors, inputs: Tensors, state: Tensors) -> Tensors:
     """Return the derivatives of the outputs along the `moves` of the inputs in `moving`."""
     with stream(inputs[0]):
@@ -45,7 +45,7 @@ def push(work: Work, lead: int, moving: tuple[str, ...], moves: Tensors, inputs:
         return tuple(tensor(out[name], inputs[0]) for name in work.outputs)
 
 
-@untraced
+@undisturbed
 def product(
     work: Work,
     lead: int,

@@ -17,7 +17,7 @@ from cusink.bridges.options import CostKind
 from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.works import Work
 from cusink.checks.regularisation import RelativeEps
-from cusink.placement import untraced
+from cusink.placement import undisturbed
 from cusink.torch import autograd
 
 
@@ -36,7 +36,7 @@ def _transformed() -> bool:
     return transformed or forward_ad._current_level >= 0
 
 
-@untraced
+@undisturbed
 def _differentiable(work: Work, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return outputs and state of a work by a function of autograd."""
     out: tuple[torch.Tensor, ...] = autograd.Solve.apply(work, 0, *tensors)

@@ -79,6 +79,33 @@ def test_different_calls_at_once_do_not_touch_each_other():
             assert found == want[name], name
 
 
+FAR, TOWARDS = np.arange(60.0)[:, None] / 6, np.linspace(-1.0, 1.0, 60)
+APART, RISING = (FAR - FAR.T) ** 2, np.tile((TOWARDS + 2) / 120, (3, 1))  # up to 2000 eps
+
+
+def late(cost, a, b, **options):
+    """List what is computed of a solve when it is first asked for."""
+    result = cusink.sinkhorn(a, b, cost, eps=0.05, **options)
+    moves = cusink.sinkhorn_hvp(result, grad_reg_cost=1.0, da=np.broadcast_to(TOWARDS, result.f.shape))
+    return [result.f, result.cost, result.plan(), moves.a, moves.eps, *gradients(result, grad_reg_cost=1.0)]
+
+
+UNDERFLOWING = {
+    "dense": lambda: late(APART, RISING, RISING),
+    "log": lambda: late(APART, RISING, RISING, method="log"),
+    "cloud": lambda: late(cusink.PointCloud(FAR, FAR), RISING, RISING),
+    "unbalanced": lambda: late(APART, RISING, RISING, reach=1.0),
+    "divergence": lambda: [cusink.sinkhorn_divergence(RISING, RISING[:, ::-1], APART, eps=0.05).divergence],
+}
+
+
+@pytest.mark.parametrize("name", UNDERFLOWING)
+def test_a_caller_who_lets_floating_point_errors_raise_gets_the_same_bytes(name):
+    want = bytes_of(UNDERFLOWING[name]())
+    with np.errstate(all="raise"):
+        assert bytes_of(UNDERFLOWING[name]()) == want
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_child_gives_the_same_bytes(tmp_path):
     """After calls of the parent, whose caches and threads the child inherits or lacks."""
