@@ -1043,3 +1043,34 @@ def test_a_point_that_keeps_nothing_moves_in_forward_mode():
     )
     assert df[2].item() == pytest.approx((move[2, 1] - dg[1]).item() / 2, rel=1e-9)  # of its one partner, damped
     assert df[:2].numpy() == pytest.approx([-0.03497554, 0.03497554], rel=1e-5)
+
+
+# ---- PyTorch's defaults --------------------------------------------------------------------------------------------
+
+
+def test_tensors_stay_on_their_device_whatever_the_default_one_is():
+    a, b, C, eps = case()
+    x, y = torch.rand(5, 2), torch.rand(4, 2)
+
+    def losses():
+        weights, points = a.clone().requires_grad_(), x.clone().requires_grad_()
+        found = [SinkhornLoss(C, eps=eps, **TIGHT)(weights, b), bridge.SinkhornDivergence(eps=eps)(points, y)]
+        found.append(bridge.KernelDistance()(points, y))
+        sum(found).backward()
+        return [loss.detach() for loss in found] + [weights.grad, points.grad]
+
+    want = losses()
+    torch.set_default_device("meta")
+    try:
+        got = losses()
+    finally:
+        torch.set_default_device(None)
+    assert all(x.device.type == "cpu" and torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+def test_a_price_that_is_a_number_keeps_its_digits_beside_a_tensor():
+    a, b, C, eps = case()
+    price = torch.tensor(0.7, dtype=torch.float64)
+    got = sinkhorn_loss(a, b, C, eps, reach=(price, 0.1), reduction="none", **TIGHT)
+    want = cusink.sinkhorn(a.numpy(), b.numpy(), C.numpy(), eps=eps, reach=(0.7, 0.1), **TIGHT).cost
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-12)

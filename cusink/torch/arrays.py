@@ -42,7 +42,7 @@ def tensor(given: Array, like: torch.Tensor) -> torch.Tensor:
     if like.device.type == "cuda":
         return torch.from_dlpack(given)
     given = np.asarray(given)
-    return torch.as_tensor(given if given.flags.writeable else given.copy())
+    return torch.from_numpy(given if given.flags.writeable else given.copy())
 
 
 def checked(**named: Any) -> None:
@@ -113,7 +113,7 @@ def regularisation(eps: Any) -> torch.Tensor:
     if not isinstance(eps, torch.Tensor):
         from cusink.checks.scalars import regularisation as number
 
-        return torch.tensor(number(eps), dtype=torch.float64)
+        return torch.tensor(number(eps), dtype=torch.float64, device="cpu")
     if eps.is_complex() or eps.dtype == torch.bool:
         raise TypeError(f"'eps' must be a real number; got a tensor of {eps.dtype}")
     one_tensor("eps", eps)

@@ -50,7 +50,7 @@ class _TransportLoss(torch.nn.Module):
                 else:
                     setattr(self, name, x)
         if C is None:  # a wrong metric fails here, not in the first call
-            PointCloud(torch.zeros(1, 1), None, metric, power=power)
+            PointCloud(torch.zeros(1, 1, device="cpu"), None, metric, power=power)
 
     def _options(self) -> dict[str, Any]:
         """Return the options of a call."""

@@ -103,7 +103,7 @@ def _prices(
         return with_reach_given(options), {"reach": tensors[0].double().reshape(())}
     if len(parts) == 1:
         return with_reach_given(options), {"reach": tensors[0].double().reshape(-1).expand(2)}
-    sides = [x if isinstance(x, torch.Tensor) else torch.tensor(math.inf if x is None else float(x)) for x in parts]
-    return with_reach_given(options), {
-        "reach": torch.stack([x.double().reshape(()).to(tensors[0].device) for x in sides])
-    }
+    device = tensors[0].device
+    sides = [math.inf if x is None else x for x in parts]
+    prices = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device).reshape(()) for x in sides])
+    return with_reach_given(options), {"reach": prices}
