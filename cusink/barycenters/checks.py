@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from cusink.checks.arrays import in_range, kind, narrowed, promoted, to_host, weights_dtype
+from cusink.checks.arrays import array_module, in_range, kind, narrowed, promoted, to_host, weights_dtype
 from cusink.checks.scalars import flags, price_in_range, regularisation
 from cusink.checks.weights import first_index, of_sum_one, same_mass, weight_values
 from cusink.costs.checks import cost_values
@@ -173,7 +173,12 @@ class FreeProblem:
     spread: float
     sizes: tuple[int, int]
     dtype: Any  # of the user
-    xp: ArrayModule
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The library of the arrays; no field, as no pickle holds a module."""
+        xp: ArrayModule = array_module(self.x)
+        return xp
 
     def to_user(self, array: Array) -> Array:
         """Return an array in the dtype of the user."""
@@ -243,5 +248,4 @@ def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) ->
         spread=sum(squares) ** 0.5 or 1.0,
         sizes=(len(points), count),
         dtype=dtype,
-        xp=xp,
     )

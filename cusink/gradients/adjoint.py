@@ -1,6 +1,7 @@
 """Gradients of what a solve returned, from its solution alone: no iteration is stored and none is repeated."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -277,5 +278,5 @@ def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_ite
         for name, side in (("a", given.A), ("b", given.B))
     )
     parts = [(batch, part._terms) for batch, part in every]
-    terms = PairTerms(given, (given.A, given.B), lambda: parts, known)
+    terms = PairTerms(given, (given.A, given.B), partial(list, parts), known)
     return SinkhornGradients(a=a, b=b, converged=converged, _terms=terms)

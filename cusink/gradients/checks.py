@@ -1,6 +1,7 @@
 """Checks of the arguments of the adjoints, in the manner of `cusink.solver.checks`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,14 @@ def plan_cotangent(problem: Problem, f: Array, grad_plan: Any) -> Callable[[slic
             raise ValueError(f"'{name}' must have shape {batch if problem.batched else shape}; got {x.shape}")
         in_range(name, x, xp)
         full.append(xp.broadcast_to(owned(x.astype(np.float64), named[name]), batch))
+    return partial(_block_of, full)
 
-    def block(problems: slice, rows: slice) -> Array:
-        if len(full) == 1:
-            return full[0][problems, rows]
-        return full[0][problems, rows] @ xp.swapaxes(full[1][problems], -1, -2)
 
+def _block_of(full: list[Array], problems: slice, rows: slice) -> Array:
+    """Return a block of a matrix (B, n, m), or of the product of two thin ones (B, n, r) and (B, m, r)."""
+    if len(full) == 1:
+        return full[0][problems, rows]
+    block: Array = full[0][problems, rows] @ full[1][problems].swapaxes(-1, -2)
     return block
 
 

@@ -6,6 +6,7 @@ with the rows of the plan are zero, and those with the columns are taken of shar
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from cusink.gradients.first_bits import largest_shares
 from cusink.gradients.motion import solved
 from cusink.gradients.parts import Directions
 from cusink.gradients.potentials import sided_terms
-from cusink.gradients.shares import shares
+from cusink.gradients.shares import Shares, shares
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.gradients.through_plan import product_terms
 from cusink.solver.checks import plan_axis
@@ -151,20 +152,23 @@ def _terms(
             sums[0][pairs.problems, pairs.rows] += pulled.sum(axis=2)
     most = largest_shares(xp, values, cotangent)
     of_rows, of_columns = (xp.clip(x, -most, most) for x in sums)
-
-    def product(problems: slice, rows: slice, _: Array | None = None) -> Array:
-        pairs = of.block(problems, rows)
-        return of.weighted(pairs, of.pulled(pairs))
-
     if not given.far:
-        terms, converged = product_terms(problem, given, product, (of_rows, of_columns), replace(how, evenly=True))
+        product, even = partial(_product, of), replace(how, evenly=True)
+        terms, converged = product_terms(problem, given, product, (of_rows, of_columns), even)
         return terms, of.of_values, converged
     # The logarithm of a share moves with that of the other side's weight, and with its potential over eps.
     eps = given.problem.eps_as(2)
     u, v = given.problem.a * of_rows / eps, given.problem.b * of_columns / eps
-
-    def direct(problems: slice, rows: slice) -> Array:
-        return -product(problems, rows) / given.problem.eps_as(3, problems)
-
-    far, converged = sided_terms(problem, given, u, v, how, direct, (of_rows, of_columns))
+    far, converged = sided_terms(problem, given, u, v, how, partial(_direct, of), (of_rows, of_columns))
     return far, of.of_values, converged
+
+
+def _product(of: Shares, problems: slice, rows: slice, _: Array | None = None) -> Array:
+    """Return a block of the shares times their derivatives; the plan is not needed."""
+    pairs = of.block(problems, rows)
+    return of.weighted(pairs, of.pulled(pairs))
+
+
+def _direct(of: Shares, problems: slice, rows: slice) -> Array:
+    """Return a block of what the costs take of the shares besides the potentials."""
+    return -_product(of, problems, rows) / of.given.problem.eps_as(3, problems)

@@ -89,6 +89,7 @@ class PerPair:
 
     def __init__(self, given: CheckedPairs, f: Array, named: dict[str, Any]) -> None:
         """Check the derivatives; `f` is a potential of the result."""
+        self.given = given
         self.numbers: dict[str, float | None] = {}
         for name, x in named.items():
             number = None if isinstance(x, array_module(f).ndarray) else real(x)
@@ -98,11 +99,11 @@ class PerPair:
             if x is None or number is not None:
                 self.numbers[name] = number
         rest = {name: x for name, x in named.items() if name not in self.numbers}
-        (*checked, _), self.xp, _ = arrays(**rest, result=f[:0])
+        (*checked, _), xp, _ = arrays(**rest, result=f[:0])
         for name, x in zip(rest, checked, strict=True):
             if x.shape != (given.count,):
                 raise ValueError(f"'{name}' must have shape {(given.count,)} to match the result; got {x.shape}")
-            in_range(name, x, self.xp)
+            in_range(name, x, xp)
         self.arrays = dict(zip(rest, checked, strict=True))
 
     def every(self, name: str) -> Any:
@@ -111,5 +112,5 @@ class PerPair:
 
     def of(self, batch: Batch) -> dict[str, Any]:
         """Return the share of a batch."""
-        pairs = self.xp.asarray(batch.pairs)
+        pairs = self.given.xp.asarray(batch.pairs)
         return self.numbers | {name: x[pairs] for name, x in self.arrays.items()}

@@ -366,7 +366,7 @@ def test_what_is_solved_together_says_what_it_found(own):
     scale = np.repeat([A.weights[:2].sum(), A.weights[2], A.weights[3:].sum()], [2, 1, 4])
     theirs = np.repeat([B.weights[:2].sum(), B.weights[2], B.weights[3:].sum()], [2, 1, 4])
     B = Side(offsets=OFFSETS, weights=B.weights / theirs * scale, points=B.points)
-    given = checks.CheckedPairs(A, B, "sqeuclidean", np, np.float64)
+    given = checks.CheckedPairs(A, B, "sqeuclidean", np.float64)
     eps = np.array([0.3, 0.5, 0.2])
     found = together.solve_together(given, eps, Options(tol=1e-11), own, None)
     assert found.solved.all() and not found.equal.any() and (found.error <= 1e-11).all()
@@ -401,7 +401,7 @@ def test_what_is_solved_together_says_what_it_found(own):
 
 def test_equal_measures_are_done_before_they_begin():
     A = side()
-    given = checks.CheckedPairs(A, A, "sqeuclidean", np, np.float64)
+    given = checks.CheckedPairs(A, A, "sqeuclidean", np.float64)
     found = together.solve_together(given, np.full(3, 0.3), Options(tol=1e-10), True, None)
     assert found.equal.all() and found.solved.all() and (found.n_iter > 0).all()
     np.testing.assert_array_equal(found.f, found.own.f)

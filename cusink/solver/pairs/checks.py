@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, kind, to_host
+from cusink.checks.arrays import array_module, arrays, kind, to_host
 from cusink.checks.regularisation import RelativeEps, for_problems
 from cusink.checks.scalars import one_of
 from cusink.checks.weights import first_index, mass_in_range, same_mass
@@ -19,13 +19,18 @@ ADVICE = "'C' is the name of the metric between the points of cusink.Measures"
 
 @dataclass(frozen=True, eq=False)
 class CheckedPairs:
-    """Both sides, of as many items, the metric between their points, and the library of the arrays."""
+    """Both sides, of as many items, and the metric between their points."""
 
     A: Side
     B: Side
     metric: Metric
-    xp: ArrayModule
     dtype: Any
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The library of the arrays; no field, as no pickle holds a module."""
+        xp: ArrayModule = array_module(self.A.weights)
+        return xp
 
     @property
     def count(self) -> int:
@@ -92,7 +97,7 @@ def pairs_of_measures(a: Any, b: Any, C: Any, balanced: bool, check: bool) -> Ch
             f"'a' and 'b' must have points of one dimension; got d = {a.points.shape[1]} and d = {b.points.shape[1]}"
         )
     named = {f"{name}.{part}": getattr(x, part) for name, x in (("a", a), ("b", b)) for part in ("weights", "points")}
-    _, xp, dtype = arrays(**named)
+    dtype = arrays(**named)[-1]
     sides = []
     for name, x in (("a", a), ("b", b)):
         empty = np.diff(x.offsets) == 0
@@ -101,7 +106,7 @@ def pairs_of_measures(a: Any, b: Any, C: Any, balanced: bool, check: bool) -> Ch
                 f"'{name}' must hold measures with points; item {int(empty.argmax())} has none. Leave it out"
             )
         sides.append(Side.of(x))
-    found = CheckedPairs(sides[0], sides[1], _metric(C), xp, dtype)
+    found = CheckedPairs(sides[0], sides[1], _metric(C), dtype)
     _masses(found, balanced, check)
     if C == "cosine":
         _no_zero_vectors(found)
