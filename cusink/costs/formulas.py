@@ -319,6 +319,8 @@ def _checked(name: str, found: Any, shape: tuple[int, ...], xp: ArrayModule) -> 
     given = getattr(found, "shape", None)
     if given is None or not isinstance(found, xp.ndarray):
         raise TypeError(f"'{name}' must return a {xp.__name__} array, as its points are; got {type(found).__name__}")
+    if isinstance(found, np.ma.MaskedArray):
+        raise TypeError(f"'{name}' must return an array without a mask; got numpy.ma.MaskedArray. Fill it first")
     if tuple(given) != shape:
         raise ValueError(f"'{name}' must return shape {shape} for these points; got {tuple(given)}")
     if found.dtype.kind not in "fiub":

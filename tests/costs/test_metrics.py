@@ -394,6 +394,7 @@ BAD = {
     "power of a function": ((X, Y, city), {"power": 2}, ValueError, "'power' must be 1"),
     "shape": ((X, Y, returns(np.ones((2, 2)))), {}, ValueError, r"'metric' must return shape \(2, 3\).*got \(2, 2\)"),
     "no array": ((X, Y, returns(1.0)), {}, TypeError, "'metric' must return a numpy array"),
+    "masked costs": ((X, Y, returns(np.ma.masked_array)), {}, TypeError, "'metric' must return an array without a mask"),
     "sign": ((X, Y, returns(np.negative)), {}, ValueError, "'metric' must return costs of at least 0; got -1"),
     "NaN costs": ((X, Y, returns(lambda one: one * np.nan)), {}, ValueError, "'metric' must return .* got NaN"),
     "infinite costs": ((X, Y, returns(lambda one: one * np.inf)), {}, ValueError, "'metric' must return finite"),
@@ -411,6 +412,14 @@ def test_bad_clouds_are_refused(name):
 def test_what_a_function_answers_is_looked_at_before_anything_is_solved():
     with pytest.raises(ValueError, match="'metric' must return costs of at least 0; got NaN"):
         cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, bad_at_last), eps=1.0, max_iter=1)
+
+
+def test_a_mask_that_comes_late_is_refused_too():
+    def late(x, y):
+        return np.ma.masked_greater(city(x, y), 1.0) if len(x) > 2 else city(x, y)
+
+    with pytest.raises(TypeError, match=r"'metric' must return an array without a mask; got numpy.ma.MaskedArray"):
+        cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, late), eps=EPS)
 
 
 def test_a_function_cannot_change_the_points():
@@ -445,6 +454,7 @@ def test_gradients_of_a_function_are_refused_or_checked():
     for wrong, error, message in (
         (lambda x, y, G: G, TypeError, "'gradient' must return a pair"),
         (lambda x, y, G: (x, y[:1]), ValueError, r"'gradient' must return shape \(5, 3\)"),
+        (lambda x, y, G: (x, np.ma.masked_array(y)), TypeError, "'gradient' must return an array without a mask"),
         (lambda x, y, G: (x * np.nan, y), ValueError, "'gradient' must return finite numbers; got NaN"),
     ):
         result = cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, city, gradient=wrong), eps=EPS)
