@@ -747,3 +747,61 @@ def test_a_point_that_keeps_nothing_moves_in_forward_mode():
     _, (df, dg) = jax.jvp(potentials, ((x[:, None] - y) ** 2,), (move,))
     np.testing.assert_allclose(df[2], (move[2, 1] - dg[1]) / 2, rtol=1e-9)  # of its one partner, damped
     np.testing.assert_allclose(df[:2], [-0.03497554, 0.03497554], rtol=1e-5)
+
+
+OTHERS = np.random.default_rng(8).random((5, 2))
+
+
+def of_cloud(function, metric="sqeuclidean", eps=0.5, **options):
+    return lambda x: function(None, None, bridge.PointCloud(x, jnp.asarray(OTHERS), metric), eps, **options)
+
+
+TAKEN = {
+    "value": of_cloud(sinkhorn_loss),
+    "cosine": of_cloud(sinkhorn_loss, "cosine"),
+    "by eps": lambda x: of_cloud(sinkhorn_loss, eps=0.5 + x[0, 0] ** 2)(x),
+    "by reach": lambda x: of_cloud(sinkhorn_loss, reach=1 + x[0, 0] ** 2)(x),
+    "divergence": of_cloud(bridge.sinkhorn_divergence),
+    "potentials": lambda x: of_cloud(bridge.sinkhorn_potentials)(x)[0] @ x[:, 0],
+    "map": lambda x: of_cloud(bridge.entropic_map, points=x)(x).sum(),
+    "barycenter": lambda x: bridge.barycenter(jax.nn.softmax(x.T), cusink.Grid((2, 2)), eps=0.5)[0] ** 2,
+    "kernel distance": lambda x: bridge.kernel_distance(x, None, jnp.asarray(OTHERS), None),
+    "likelihood": lambda x: bridge.kernel_neg_log_likelihood(x, None, jnp.asarray(OTHERS), None),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("taken", [(True, False, True), (False, False, False)], ids=["some", "none"])
+def test_a_mapped_condition_asks_nothing_of_the_branch_that_was_not_taken(name, taken):
+    """A map computes both branches, the one that was not taken from zeros: no warning, and no error of them."""
+    x = jnp.asarray(np.random.default_rng(9).random((3, 4, 2)))
+
+    def loss(x, condition):
+        return jax.lax.cond(condition, TAKEN[name], lambda x: (x**2).sum(), x)
+
+    want = [jax.grad(TAKEN[name])(one) if some else 2 * one for one, some in zip(x, taken, strict=True)]
+    for gradient in (jax.vmap(jax.grad(loss)), jax.jit(jax.vmap(jax.grad(loss)))):
+        np.testing.assert_allclose(gradient(x, jnp.asarray(taken)), np.stack(want), rtol=1e-5, atol=1e-7)
+
+
+def test_second_derivatives_of_a_mapped_condition_ask_nothing_of_it_either():
+    x = jnp.asarray(np.random.default_rng(9).random((3, 4, 2)))
+    every = TAKEN["value"]
+
+    def along(function, x):
+        return jax.grad(lambda x: (jax.grad(function)(x) ** 2).sum())(x)
+
+    def chosen(x, condition):
+        return along(lambda x: jax.lax.cond(condition, every, lambda x: (x**2).sum(), x), x)
+
+    want = np.stack([along(every, x[0]), 8 * x[1], along(every, x[2])])
+    np.testing.assert_allclose(jax.vmap(chosen)(x, jnp.array([True, False, True])), want, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_zero_are_a_problem_where_they_may_have_any_sign():
+    x, zeros = jnp.asarray(OTHERS[:3]), jnp.zeros((2, 3))
+    b = jnp.asarray(np.random.default_rng(3).random((2, 5)))
+    loss = jax.grad(lambda a, b: bridge.kernel_distance(x, a, jnp.asarray(OTHERS), b))
+    want = np.stack([loss(*each) for each in zip(zeros, b, strict=True)])
+    np.testing.assert_allclose(jax.vmap(loss)(zeros, b), want, rtol=1e-12)
+    assert np.abs(want).min() > 0

@@ -177,6 +177,11 @@ class KernelWork(Work):
         """Nothing."""
         return {}
 
+    @property
+    def positive(self) -> frozenset[str]:
+        """The weights of a likelihood; those of a distance may have any sign."""
+        return frozenset({"a", "b"}) if self.function == "likelihood" else frozenset()
+
     def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
         """Return the shape of the output."""
         return {"value": self.batch(given)}

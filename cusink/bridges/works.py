@@ -19,6 +19,7 @@ from cusink.types import Array
 Inputs = Mapping[str, Array]  # arrays by the name of the argument
 Shapes = Mapping[str, tuple[int, ...]]
 Arrays = dict[str, Array]
+POSITIVE = frozenset({"a", "b", "A", "eps", "reach"})
 COMMON = frozenset({"reach"})  # inputs that all problems of a call share
 
 Grouped = Callable[[Sequence[Inputs]], Arrays]  # of inputs, state, cotangents, directions
@@ -53,6 +54,11 @@ class Work(ABC):
     @abstractmethod
     def state(self) -> dict[str, int]:
         """Axes of each array of state of one problem."""
+
+    @property
+    def positive(self) -> frozenset[str]:
+        """Inputs of which no problem that can be run has zeros only."""
+        return POSITIVE
 
     @abstractmethod
     def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
@@ -102,7 +108,10 @@ def pull(work: Work, lead: int, given: Inputs, state: Inputs, cotangents: Inputs
         out = work.pull(given, state, cotangents, wanted)
         return {name: summed_to(x, groups[0][name].shape) for name, x in in_unit(out, unit).items()}
 
-    out = _mapped(base, lead, [given, state, cotangents], ranks, work.ranks)
+    groups = _that_ran(work, lead, given, state, cotangents)
+    if groups is None:
+        return _nothing(given, wanted)
+    out = _mapped(base, lead, groups, ranks, work.ranks)
     return {name: summed_to(x, given[name].shape) for name, x in out.items()}
 
 
@@ -118,7 +127,12 @@ def push(work: Work, lead: int, given: Inputs, state: Inputs, directions: Inputs
         wrong = _not_finite(work, directions)
         return {name: lost(x, work.outputs[name], wrong) for name, x in out.items()}
 
-    return _mapped(base, lead, [given, state, directions], ranks, work.outputs)
+    groups = _that_ran(work, lead, given, state, directions)
+    if groups is None:
+        shapes, like = work.shapes({name: x.shape[lead:] for name, x in given.items()}), next(iter(given.values()))
+        front = np.broadcast_shapes(*(x.shape[:lead] for group in (given, directions) for x in group.values()))
+        return {name: array_module(like).zeros(front + shapes[name], like.dtype) for name in work.outputs}
+    return _mapped(base, lead, groups, ranks, work.outputs)
 
 
 def product(
@@ -143,7 +157,10 @@ def product(
         out = {name: lost(x, work.ranks[name], wrong) for name, x in out.items()}
         return {name: summed_to(x, groups[0][name].shape) for name, x in out.items()}
 
-    out = _mapped(base, lead, [given, state, cotangents, directions], ranks, work.ranks)
+    every = _that_ran(work, lead, given, state, cotangents, directions)
+    if every is None:
+        return _nothing(given, wanted)
+    out = _mapped(base, lead, every, ranks, work.ranks)
     return {name: summed_to(x, given[name].shape) for name, x in out.items()}
 
 
@@ -208,6 +225,44 @@ def _one_batch(
                 xp = array_module(x)
                 group[name] = xp.ascontiguousarray(xp.broadcast_to(x, (size, *x.shape)))
     return [given, *others]
+
+
+def _that_ran(work: Work, lead: int, *groups: Inputs) -> Sequence[Inputs] | None:
+    """Return groups in which problems that never ran are another one, of which nothing is asked; None if none ran.
+
+    A map over a condition computes the derivatives of both branches, and JAX gives them zeros for the inputs and the
+    state of a branch that was not taken. A problem that ran has no `positive` input that is all zero.
+    """
+    if not lead:
+        return groups
+    (given, state), linear = groups[:2], groups[2:]
+    idle: Any = False
+    for name in work.positive & set(given):
+        idle = idle | (given[name] == 0).all(axis=tuple(range(lead, given[name].ndim)))
+    for x in state.values():
+        idle = idle & (x == 0).all(axis=tuple(range(lead, x.ndim)))
+    if not np.ndim(idle) or not idle.any():
+        return groups
+    if idle.all():
+        return None
+    xp = array_module(idle)
+    at = np.unravel_index(int(idle.argmin()), idle.shape)
+
+    def of_another(x: Array) -> Array:
+        shared = tuple(k for k in range(lead) if x.shape[k] == 1)
+        own = idle.all(axis=shared, keepdims=True)
+        return xp.where(own.reshape(*own.shape, *(1,) * (x.ndim - lead)), x[_index(at, x.shape)], x)
+
+    def nothing(x: Array) -> Array:
+        return xp.where(idle.reshape(*idle.shape, *(1,) * (x.ndim - lead)), x.dtype.type(0), x)
+
+    ran = [{name: of_another(x) for name, x in group.items()} for group in (given, state)]
+    return [*ran, *({name: nothing(x) for name, x in group.items()} for group in linear)]
+
+
+def _nothing(given: Inputs, wanted: tuple[str, ...]) -> Arrays:
+    """Return gradients of 0."""
+    return {name: array_module(given[name]).zeros_like(given[name]) for name in wanted}
 
 
 def _index(at: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -394,7 +394,12 @@ BAD = {
     "power of a function": ((X, Y, city), {"power": 2}, ValueError, "'power' must be 1"),
     "shape": ((X, Y, returns(np.ones((2, 2)))), {}, ValueError, r"'metric' must return shape \(2, 3\).*got \(2, 2\)"),
     "no array": ((X, Y, returns(1.0)), {}, TypeError, "'metric' must return a numpy array"),
-    "masked costs": ((X, Y, returns(np.ma.masked_array)), {}, TypeError, "'metric' must return an array without a mask"),
+    "masked costs": (
+        (X, Y, returns(np.ma.masked_array)),
+        {},
+        TypeError,
+        "'metric' must return an array without a mask",
+    ),
     "sign": ((X, Y, returns(np.negative)), {}, ValueError, "'metric' must return costs of at least 0; got -1"),
     "NaN costs": ((X, Y, returns(lambda one: one * np.nan)), {}, ValueError, "'metric' must return .* got NaN"),
     "infinite costs": ((X, Y, returns(lambda one: one * np.inf)), {}, ValueError, "'metric' must return finite"),
