@@ -805,3 +805,21 @@ def test_weights_of_zero_are_a_problem_where_they_may_have_any_sign():
     want = np.stack([loss(*each) for each in zip(zeros, b, strict=True)])
     np.testing.assert_allclose(jax.vmap(loss)(zeros, b), want, rtol=1e-12)
     assert np.abs(want).min() > 0
+
+
+@pytest.mark.parametrize("name", ["kernel_distance", "kernel_neg_log_likelihood"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": (5, 3)}, r"'x' and 'y' must have the same number of coordinates; got shapes \(4, 2\) and \(5, 3\)"),
+        ({"a": (3,)}, r"'a' must have shape \(4,\) or \(B, 4\), a number per point, .*; got \(3,\)"),
+        ({"b": (2, 4)}, r"'b' must have shape \(5,\) or \(B, 5\), a number per point, .*; got \(2, 4\)"),
+        ({"a": ()}, r"'a' must have shape \(4,\) or \(B, 4\), a number per point, .*; got \(\)"),
+        ({"a": (2, 4), "y": (3, 5, 2)}, "batch sizes must be equal or 1; got 'a' 2, 'y' 3"),
+    ],
+)
+def test_shapes_of_kernel_functions_are_refused_while_they_are_traced(name, change, message):
+    shapes = {"x": (4, 2), "a": (4,), "y": (5, 2), "b": (5,)} | change
+    given = [jax.ShapeDtypeStruct(shape, "float64") for shape in shapes.values()]
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(getattr(bridge, name), *given)

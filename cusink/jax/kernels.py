@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from cusink.bridges.measures import KernelWork
 from cusink.bridges.options import Reduction, point_shape, reduced
 from cusink.checks.arrays import HALF
+from cusink.checks.weights import batch_size
 from cusink.jax.arrays import floating, in_one_dtype
 from cusink.jax.primitives import outputs_of
 from cusink.norms import checks
@@ -126,8 +127,14 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
     x, y = (p[:, None] if p.ndim == 1 else p for p in (x, y))
     for name, points in (("x", x), ("y", y)):
         point_shape(name, points.shape)
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got shapes {x.shape} and {y.shape}")
+    for name, w, points in (("a", a, x), ("b", b, y)):
+        if w is not None:
+            checks.one_per_point(name, w.shape, points.shape[-2], points.shape)
     a, b = (jnp.full(p.shape[-2], 1 / p.shape[-2], dtype) if w is None else w for w, p in ((a, x), (b, y)))
     named = {"x": x, "a": a, "y": y, "b": b}
+    batch_size({name: len(v) for name, v in named.items() if v.ndim > (2 if name in ("x", "y") else 1)})
     if dtype.name in HALF:
         named = {name: v.astype(jnp.float32) for name, v in named.items()}
     (value,) = outputs_of(KernelWork(function, kernel, scale), named)

@@ -239,17 +239,22 @@ def _points(name: str, points: Array | None, xp: ArrayModule) -> Array:
     return points
 
 
+def one_per_point(name: str, given: tuple[int, ...], count: int, shape: tuple[int, ...]) -> None:
+    """Check the shape of an array with a number for each of `count` points, which were given in `shape`."""
+    if len(given) not in (1, 2) or given[-1] != count or given[0] == 0:
+        raise ValueError(
+            f"'{name}' must have shape ({count},) or (B, {count}), a number per point, to match '{SIDES[name]}' of "
+            f"shape {shape}; got {given}"
+        )
+
+
 def _numbers(name: str, x: Array | None, count: int, shape: tuple[int, ...], xp: ArrayModule) -> None:
     """Check an array with a number for each of `count` points, which were given in `shape`."""
     if x is None:
         if name == "grad":
             raise TypeError("'grad' must be an array, the derivative by each entry of the result; got None")
         return
-    if x.ndim not in (1, 2) or x.shape[-1] != count or len(x) == 0:
-        raise ValueError(
-            f"'{name}' must have shape ({count},) or (B, {count}), a number per point, to match '{SIDES[name]}' of "
-            f"shape {shape}; got {x.shape}"
-        )
+    one_per_point(name, x.shape, count, shape)
     if name != "log_b":
         in_range(name, x, xp)
     elif xp.isnan(x).any() or (x == xp.inf).any():
