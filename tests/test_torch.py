@@ -396,6 +396,24 @@ def test_bad_input(change, error, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("function", "own"),
+    [
+        (sinkhorn_loss, {}),
+        (bridge.sinkhorn_potentials, {}),
+        (bridge.apply_plan, {"values": torch.ones(5, 1).double()}),
+        (bridge.barycentric_map, {"values": torch.ones(5, 1).double()}),
+        (bridge.entropic_map, {"points": torch.ones(2, 1).double()}),
+        (bridge.potential_at, {"points": torch.ones(2, 1).double()}),
+        (bridge.sinkhorn_divergence, {}),
+    ],
+)
+def test_an_unknown_option_is_one_of_the_function_that_was_called(function, own):
+    cloud = bridge.PointCloud(torch.arange(5.0).double()[:, None], torch.arange(5.0).double()[:, None] + 1)
+    with pytest.raises(TypeError, match=rf"^{function.__name__}\(\) got an unexpected keyword argument 'max_itr'"):
+        function(None, None, cloud, 0.5, **own, max_itr=5)
+
+
 def test_a_cloud_of_arrays_is_refused():
     a, C = torch.ones(2).double() / 2, cusink.PointCloud([0.0, 1.0])
     for call in (lambda: sinkhorn_loss(a, a, C, 0.1), lambda: SinkhornLoss(C, 0.1)):

@@ -24,6 +24,7 @@ from cusink.torch.arrays import on_known_device, one_tensor
 from cusink.torch.clouds import PointCloud
 from cusink.torch.measures import Measures, are_measures, problem_of_pairs
 from cusink.torch.operators import apply, eps_in_units
+from cusink.torch.options import solver_options
 from cusink.torch.problems import LossProblem
 from cusink.types import Axis, Value
 
@@ -138,7 +139,7 @@ def sinkhorn_loss(
     >>> bool(logits.grad[0, 0] < 0 < logits.grad[0, 2])
     True
     """
-    given = LossOptions(value, gradient, reduction, tuple(options.items()))
+    given = LossOptions(value, gradient, reduction, solver_options("sinkhorn_loss", options))
     if are_measures(a, b):
         of = partial(PairValues, value=value, gradient=gradient)
         (losses,) = apply(*problem_of_pairs(a, b, C, eps, normalise, of, options=given.solver))
@@ -270,7 +271,7 @@ def sinkhorn_potentials(
     >>> f.shape, g.shape
     (torch.Size([2]), torch.Size([2]))
     """
-    given = tuple(options.items())
+    given = solver_options("sinkhorn_potentials", options)
     problem = Problem(a, b, C, eps, given, {}, normalise)
     f, g = apply(Potentials(problem.kind, problem.options), problem.inputs)
     f, g = (as_images(problem.narrowed(x), cells) for x, cells in zip((f, g), problem.images, strict=True))
@@ -329,7 +330,7 @@ def apply_plan(
     """
     axis = plan_axis(axis)
     one_tensor("values", values)
-    given = tuple(options.items())
+    given = solver_options("apply_plan", options)
     problem = Problem(a, b, C, eps, given, {}, normalise, values)
     values_at(tuple(problem.inputs["values"].shape), problem.bins[axis])
     (applied,) = apply(Applied(problem.kind, problem.options, axis), problem.inputs)

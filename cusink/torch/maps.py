@@ -13,6 +13,7 @@ from cusink.torch.arrays import one_tensor
 from cusink.torch.clouds import PointCloud
 from cusink.torch.losses import Problem
 from cusink.torch.operators import apply
+from cusink.torch.options import solver_options
 from cusink.types import Axis
 
 __all__ = ["barycentric_map", "entropic_map", "potential_at"]
@@ -68,7 +69,8 @@ def barycentric_map(
     """
     axis = plan_axis(axis)
     one_tensor("values", values)
-    problem = Problem(a, b, C, eps, tuple(options.items()), {}, normalise, values)
+    given = solver_options("barycentric_map", options)
+    problem = Problem(a, b, C, eps, given, {}, normalise, values)
     values_at(tuple(problem.inputs["values"].shape), problem.bins[axis])
     (means,) = apply(BarycentricMap(problem.kind, problem.options, axis), problem.inputs)
     return values_as_images(problem.narrowed(means), problem.of_values)
@@ -195,7 +197,8 @@ def _at_new_points(
     points = points.unsqueeze(-1) if points.ndim == 1 else points
     if values is not None:
         one_tensor("values", values)
-    problem = Problem(a, b, C, eps, tuple(options.items()), {"points": points}, normalise, values)
+    known = solver_options("entropic_map" if output == "map" else "potential_at", options)
+    problem = Problem(a, b, C, eps, known, {"points": points}, normalise, values)
     given = problem.inputs
     new_points_shape(tuple(points.shape), problem.kind, given["x"].shape[-1] if "x" in given else 0)
     if values is not None:
