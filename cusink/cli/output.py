@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -17,6 +16,7 @@ import numpy as np
 from cusink.cli.files import InputError, line, split_name
 from cusink.errors import ConvergenceWarning
 from cusink.retrieval.paths import usable_path
+from cusink.retrieval.storage.replacing import OLD, own_folder, put_back, remove, replaced
 
 __all__ = [
     "DiskError",
@@ -103,6 +103,7 @@ def check_output(given: Namespace, endings: Sequence[str]) -> None:
         raise InputError(f"--output: there is no folder {output.parent}; make it first")
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"--output: the folder {output.parent} may not be written to; choose another")
+    put_back(output)
     names = [given.queries, given.corpus, given.cost, *(given.points or ())]
     inputs = [split_name(name)[0] for name in names if name is not None]
     if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
@@ -123,26 +124,17 @@ def target(given: Namespace) -> Iterator[Path]:
     path = followed(given.output)
     if not path.exists() or not given.force:
         if given.force:
-            remove(sidecar(path, ".part"), sidecar(path, ".tiles"))
+            remove(sidecar(path, ".part"))
+            remove(sidecar(path, ".tiles"))
         yield path
         return
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    old = path.with_name(f".{path.stem}.{os.getpid()}.old")
-    try:
+    with own_folder(path) as own:
+        draft = own / f"draft{path.suffix}"
         yield draft
-        os.replace(path, old)
-        os.replace(draft, path)
+        remove(sidecar(path, ".tiles"))  # first: a matrix without a record is whole, one with that of another is not
+        replaced(path, draft, own / OLD)
         os.replace(sidecar(draft, ".tiles"), sidecar(path, ".tiles"))
         remove(sidecar(path, ".part"))
-    finally:
-        remove(draft, sidecar(draft, ".part"), sidecar(draft, ".tiles"), old)
-
-
-def remove(*paths: Path) -> None:
-    """Remove files and folders that may be there."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_npz(path: Path, **arrays: Any) -> None:

@@ -298,6 +298,43 @@ def test_force_overwrites(folder):
     assert np.load("D.npy").shape == (3, 3)
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from cusink.cli.commands import main
+left = [int(sys.argv.pop(1))]
+
+def counted(move):
+    def moved(source, target):
+        if "cusink-" in f"{source}{target}" and pathlib.Path(target).name.startswith(("D.", "old")):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        move(source, target)
+    return moved
+
+os.rename, os.replace = counted(os.rename), counted(os.replace)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fcntl")
+@pytest.mark.parametrize(("ending", "moves"), [("npy", 0), ("npy", 1), ("zarr", 0), ("zarr", 1), ("zarr", 2)])
+def test_force_that_is_killed_at_any_rename_loses_no_matrix(folder, ending, moves):
+    line = f"distance-matrix queries.npy --cost cost.npy --eps 0.1 -o D.{ending}".split()
+    assert cli.main(line) == 0
+    read = (lambda: np.load("D.npy")) if ending == "npy" else (lambda: zarr_array("D.zarr"))
+    old = read()
+    new = [word.replace("0.1", "0.2") for word in line]
+    run = subprocess.run([sys.executable, "-c", KILLED, str(moves), *new, "--force"], check=False)
+    assert run.returncode == -signal.SIGKILL and len(list(folder.glob(".cusink-*"))) == 1
+    assert cli.main(new) == 2  # without --force: what there is, is looked at, and kept
+    assert not list(folder.glob(".cusink-*"))
+    replaced = moves == (1 if ending == "npy" else 2)
+    assert (read() == old).all() == (not replaced)
+    assert cli.main([*new, "--force"]) == 0 and not (read() == old).all()
+    assert sorted(path.name for path in folder.iterdir() if "D." in path.name) == [f"D.{ending}", f"D.{ending}.tiles"]
+
+
 def test_permissions_are_those_of_any_new_file(folder):
     Path("other").touch()
     assert command(f"queries.npy {GOOD_COST}") == 0
@@ -414,7 +451,7 @@ def test_a_signal_leaves_nothing_half_written(folder, name):
     )
     try:
         end = time.monotonic() + 60
-        while not list(folder.glob(".D.*.npy.part")):
+        while not list(folder.glob(".cusink-*/draft.npy.part")):
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.05)
         time.sleep(0.5)  # into the solver

@@ -4,6 +4,9 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +19,7 @@ from retrieval.test_search import topical, topics
 
 import cusink
 from cusink.retrieval import blocks, rows
-from cusink.retrieval.storage import folder
+from cusink.retrieval.storage import folder, replacing
 
 TOPICAL = {"eps": 0.2, "tol": 1e-3}
 
@@ -381,6 +384,59 @@ def test_a_save_interrupted_between_its_renames_leaves_the_old_index(copied, mon
     with pytest.raises(KeyboardInterrupt):
         index.save(copied, overwrite=True)
     assert len(cusink.Index.load(copied)) == 40 and len(list(copied.parent.iterdir())) == 1
+
+
+KILLED = """
+import os, pathlib, signal, sys, cusink
+path, rename = pathlib.Path(sys.argv[1]), os.rename
+
+def killed(source, target):
+    if pathlib.Path(target) == path:
+        if sys.argv[2] == "after":
+            rename(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+
+index = cusink.Index.load(path)
+os.rename = killed
+index.save(path, overwrite=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fcntl")
+@pytest.mark.parametrize("moment", ["between", "after"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_save_that_was_killed_at_its_renames_is_mended_by_the_next(copied, moment, overwrite):
+    want = held_in(copied)
+    other = cusink.Index.load(copied, mmap=False)
+    run = subprocess.run([sys.executable, "-c", KILLED, copied, moment], check=False)
+    assert run.returncode == -signal.SIGKILL and copied.exists() == (moment == "after")
+    assert len(list(copied.parent.glob(".cusink-*"))) == 1
+    other.save(copied.with_name("another"))  # which is not for it
+    assert len(list(copied.parent.glob(".cusink-*"))) == 1
+    if overwrite:
+        other.save(copied, overwrite=True)
+    else:
+        with pytest.raises(FileExistsError, match="'path' must be new"):
+            other.save(copied)
+    assert len(cusink.Index.load(copied)) == 40
+    assert overwrite or moment == "after" or held_in(copied) == want
+    assert sorted(path.name for path in copied.parent.iterdir()) == ["another", "copy"]
+
+
+def held_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fcntl")
+def test_a_save_leaves_the_folder_of_one_that_goes_on(copied):
+    index = cusink.Index.load(copied, mmap=False)
+    with replacing.own_folder(copied) as own:
+        os.rename(copied, own / "old-0")
+        index.save(copied)
+        assert (own / "old-0").is_dir() and len(cusink.Index.load(own / "old-0")) == 40
+        shutil.rmtree(own / "old-0")
+    assert [path.name for path in copied.parent.iterdir()] == ["copy"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

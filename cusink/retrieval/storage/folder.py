@@ -1,11 +1,8 @@
 """A folder of arrays: `.npy` files and one of JSON, which describes them and has a checksum of each and of itself."""
 
-import contextlib
 import errno
 import json
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cusink.retrieval.storage.replacing import OLD, own_folder, put_back, replaced
 from cusink.types import HostArray
 
 FORMAT = "cusink index"
@@ -39,10 +37,10 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
         raise PermissionError(
             f"'path' must lie in a folder that may be written to; '{path.parent}' may not. Choose another"
         )
+    put_back(path)
     _check_name(path, overwrite)
-    own = Path(tempfile.mkdtemp(prefix=".cusink-", dir=path.parent))  # of this call alone, with a short name
-    draft = own / "draft"
-    try:
+    with own_folder(path) as own:
+        draft = own / "draft"
         draft.mkdir()
         files = {f"{name}.npy": _write(draft / f"{name}.npy", parts) for name, parts in arrays.items()}
         text = _with_checksum({"format": FORMAT, "version": VERSION} | dict(description) | {"files": files})
@@ -51,17 +49,13 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
             file.flush()
             os.fsync(file.fileno())
         for attempt in range(ATTEMPTS):
-            if _moved(draft, path, own / f"old-{attempt}", overwrite):
+            if _moved(draft, path, own / f"{OLD}-{attempt}", overwrite):
                 break
         else:
             raise FileExistsError(
                 f"'path' must be new or an index that nobody else writes; others replaced '{path}' {ATTEMPTS} times "
                 "meanwhile. Save again, or choose another name"
             )
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it holds an old index that could not be put back
-            own.rmdir()
 
 
 def _check_name(path: Path, overwrite: bool) -> None:
@@ -86,18 +80,13 @@ def _moved(draft: Path, path: Path, old: Path, overwrite: bool) -> bool:
     _check_name(path, overwrite)
     try:
         if overwrite:
-            with contextlib.suppress(FileNotFoundError):  # there is none, or another process moved it
-                os.rename(path, old)  # a process that has the files mapped keeps them
-        os.rename(draft, path)
+            replaced(path, draft, old)
+        else:
+            os.rename(draft, path)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return False
-    finally:
-        if os.path.lexists(path):
-            shutil.rmtree(old, ignore_errors=True)
-        elif os.path.lexists(old):
-            os.rename(old, path)
     return True
 
 
