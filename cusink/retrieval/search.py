@@ -269,7 +269,8 @@ class PrunedSearch:
     def _spend(self, progress: "_Rows", at: HostArray, columns: HostArray, potentials: bool = False) -> Array:
         """Solve pairs by indices into the rows in progress, which leaves fewer to be solved."""
         progress.started[at, columns] = True
-        rows, candidates = progress.rows, progress.candidates
+        # With a budget other columns are looked at after the candidates: what equals a candidate is known by then.
+        rows, candidates = progress.rows, progress.candidates if self.query.solve_at_most is None else None
         solved, f = self._solve(progress.bounds, rows[at], columns, candidates, rows[0], potentials)
         progress.left -= np.bincount(solved - rows[0], minlength=len(rows))
         return f

@@ -240,6 +240,23 @@ def test_candidates_of_items_among_each_other_and_equal_ones():
     assert 40 not in alone[1] and 0 in alone[1]
 
 
+@pytest.mark.parametrize("value", VALUES)
+def test_items_equal_to_candidates_are_returned_once(value):
+    # What is solved beyond the candidates may equal one of them, and had it returned a second time.
+    A, C = blots(41), problems.grid_cost(6, 6)
+    A, B = A[:1], np.concatenate([A[1:], A[1:]])
+    options = {"eps": EPS, "value": value, "tol": 1e-9}
+    D = cusink.distance_matrix(A, B[:40], C, **options)[0]
+    order = np.argsort(D, kind="stable")
+    given = np.concatenate([order[[1, 0]], order[-3:]])[None]
+    right = [order[0], order[0] + 40, order[1], order[1] + 40]
+    for most in (5, 8, 80):
+        found = cusink.nearest(A, B, C, k=4, candidates=given, solve_at_most=most, full_output=True, **options)
+        np.testing.assert_array_equal(found.indices, [right])
+        np.testing.assert_allclose(found.distances, [np.repeat(D[order[:2]], 2)], rtol=1e-6)
+    assert found.proved.all() and not found.undercut.any()
+
+
 def test_limits_without_bounds_are_refused_or_need_none():
     A, B, C = collection(2, 40)
     index = cusink.Index(B, C, eps=EPS, tol=None, max_iter=30)
