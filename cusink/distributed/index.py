@@ -12,6 +12,7 @@ from cusink.checks.scalars import flags, positive_integer, shown
 from cusink.distributed.jobs import check_client
 from cusink.retrieval.checks import solve_at_most as limit_of_pairs
 from cusink.retrieval.neighbours import Neighbours
+from cusink.retrieval.stored_index import in_common
 from cusink.types import Array
 from cusink.workers import alone
 
@@ -32,7 +33,8 @@ class Index:
     TypeError
         For a part that is no index.
     ValueError
-        If there is no part, or if parts are of different values, `eps`, tolerances, prices or dtypes.
+        If there is no part, or if parts are of different costs, values, `eps`, tolerances, prices or dtypes, or only
+        some of them normalise. Of a metric that is a function nobody can tell.
 
     Notes
     -----
@@ -73,8 +75,8 @@ class Index:
         for number, (_, fact) in enumerate(facts):
             if fact != facts[0][1]:
                 raise ValueError(
-                    f"'parts' must be indexes of one value, eps, tol, reach and dtype; part 0 has {facts[0][1]} "
-                    f"and part {number} has {fact}"
+                    f"'parts' must be indexes of one cost, value, eps, tol, reach, normalise and dtype; part 0 has "
+                    f"{facts[0][1]} and part {number} has {fact}"
                 )
         self._sizes = [size for size, _ in facts]
 
@@ -147,12 +149,11 @@ def _is_index(part: object) -> bool:
     return all(hasattr(part, name) for name in ("search", "eps", "value", "tol", "reach", "dtype", "__len__"))
 
 
-def _facts(part: Any) -> tuple[int, dict[str, Any]]:
+def _facts(part: Any) -> tuple[int, dict[str, object]]:
     """Return the items of a part, and what all parts must have in common."""
     if not _is_index(part):
         raise TypeError(f"'parts' must be cusink.Index or delayed calls that return one; got {kind(part)}")
-    named = {name: getattr(part, name) for name in ("value", "eps", "tol", "reach")}
-    return len(part), named | {"dtype": str(part.dtype)}
+    return len(part), in_common(part)
 
 
 @alone

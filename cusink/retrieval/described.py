@@ -12,6 +12,7 @@ class Described:
     """The items of an index and what it is for."""
 
     _corpus: Any  # of histograms or of documents
+    _cost: Any  # as the user passed it
     _settings: Settings
 
     def __len__(self) -> int:

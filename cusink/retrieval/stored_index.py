@@ -1,6 +1,7 @@
 """An index as a folder of arrays, and back."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from cusink.retrieval import checks
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.budget import kernel_share
 from cusink.retrieval.corpus import HistogramCorpus, of_histograms
+from cusink.retrieval.described import Described
 from cusink.retrieval.documents.checks import check_corpus
 from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
@@ -27,6 +29,7 @@ from cusink.retrieval.masses import masses_of
 from cusink.retrieval.paths import is_path, usable_path
 from cusink.retrieval.rows import parts_of
 from cusink.retrieval.storage.folder import Parts, read_folder, write_folder
+from cusink.retrieval.storage.ledger import fingerprint
 from cusink.solver.checks import reach as prices
 from cusink.types import HostArray
 from cusink.version import __version__
@@ -44,6 +47,13 @@ def save(path: object, corpus: AnyCorpus, C: Any, settings: Settings, overwrite:
 def load(path: object, mmap: bool, verify: bool, xp: Any) -> tuple[AnyCorpus, Any, Settings]:
     """Return the corpus, the cost and the settings of an index, with arrays of the library `xp`."""
     return unpacked(*read_folder(_folder(path), mmap, verify), xp)
+
+
+def in_common(index: Described) -> dict[str, object]:
+    """Return what indexes must have in common for their distances to be compared, by name."""
+    named = {name: getattr(index, name) for name in ("value", "eps", "tol", "reach")}
+    cost = _word_for(index._cost, index._corpus)
+    return named | {"normalise": index._settings.normalise, "dtype": str(index.dtype), "cost": cost}
 
 
 def _folder(path: object) -> Path:
@@ -172,6 +182,22 @@ def _described(C: Any, corpus: AnyCorpus) -> tuple[dict[str, Any], dict[str, Par
         words = {"metric": C.metric, "power": C.power, "tf32": C.tf32, "p": C.ground.p, "radius": C.ground.radius}
         return {"kind": kind, "one": one} | words, arrays
     return {"kind": kind}, {"C": _whole(corpus.template.C.data)}
+
+
+def _word_for(C: Any, corpus: AnyCorpus) -> str | None:
+    """Return a word that equal costs share, for a cost as the user passed it; None where its metric is a function."""
+    if isinstance(C, str):
+        return C
+    if callable(getattr(C, "metric", None)):
+        return None
+    description, parts = _described(C, corpus)
+    arrays = {name: next(iter(part.blocks)) for name, part in parts.items()}
+    if description.pop("one", False):  # one cloud for both sides has the costs of two equal ones
+        arrays["y"] = arrays["x"]
+    description.pop("tf32", None)
+    word = fingerprint((json.dumps(description, sort_keys=True), *(x for item in sorted(arrays.items()) for x in item)))
+    assert word is not None
+    return word[:8]
 
 
 def _restored(cost: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> Any:

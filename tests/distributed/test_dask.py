@@ -415,6 +415,37 @@ def test_parts_that_do_not_belong_together():
             call()
 
 
+def test_parts_of_different_costs_are_refused_and_of_equal_ones_taken(tmp_path):
+    # Their distances are not comparable: merged, the neighbours of one cost hid those of the other.
+    A, B, cost, options = PARTS["histograms"]
+    A, B, options = A[:2], B[:12], options | {"eps": 1.0}
+    points = np.indices((len(cost), 1)).reshape(2, -1).T[:, :1] / 4
+    for one, equal, other in (
+        (cost, cost.copy(), cost * 100),
+        (cusink.Grid(len(cost)), cusink.Grid(len(cost)), cusink.Grid(len(cost), spacing=2.0)),
+        (cusink.PointCloud(points), cusink.PointCloud(points, points.copy()), cusink.PointCloud(points, points + 1)),
+        (cusink.PointCloud(points), cusink.PointCloud(points.copy()), cusink.PointCloud(points, metric="euclidean")),
+        (
+            cusink.PointCloud(points, metric="mahalanobis", factor=np.eye(1)),
+            cusink.PointCloud(points, metric="mahalanobis", factor=np.eye(1)),
+            cusink.PointCloud(points, metric="mahalanobis", factor=2 * np.eye(1)),
+        ),
+    ):
+        first, second = cusink.Index(B[:6], one, **options), cusink.Index(B[6:], equal, **options)
+        second.save(tmp_path / "second", overwrite=True)
+        second = cusink.Index.load(tmp_path / "second")
+        found = distributed.Index([first, second]).search(A, 4)[1]
+        np.testing.assert_array_equal(found, cusink.nearest(A, B, one, k=4, **options)[1])
+        with pytest.raises(ValueError, match="'parts' must be indexes of one cost"):
+            distributed.Index([first, cusink.Index(B[6:], other, **options)])
+    first = cusink.Index(5 * B[:6], cost, **options)
+    with pytest.raises(ValueError, match="part 0 has .*'normalise': False.*part 1 has .*'normalise': True"):
+        distributed.Index([first, cusink.Index(B[6:], cost, normalise=True, **options)])
+    clouds = PARTS["measures"][1]
+    with pytest.raises(ValueError, match="'cost': 'euclidean'.*'cost': 'cityblock'"):
+        distributed.Index([cusink.Index(clouds, metric, **options) for metric in ("euclidean", "cityblock")])
+
+
 @pytest.mark.parametrize("value", ["reg_cost", "divergence"])
 def test_images_of_unequal_masses_are_those_of_one_machine(value):
     images = np.random.default_rng(4).random((9, 3, 4)) + 0.1
