@@ -55,6 +55,34 @@ def test_other_solves_that_do_not_converge():
         assert "did not reach tol" in warned(call, cusink.ConvergenceWarning)
 
 
+@pytest.mark.filterwarnings("ignore::cusink.ConvergenceWarning")
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cityblock", "cosine"])
+@pytest.mark.parametrize("reach", [None, 0.5])
+@pytest.mark.parametrize("eps", [1e-30, 1e-200])
+def test_potentials_that_solve_nothing_give_no_warnings_of_numpy(metric, reach, eps):
+    # Warnings are errors here: a call that says that it did not converge had one of an overflow beside it.
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 4, 2)), rng.random((2, 5, 2)) + 2
+    a, b = rng.dirichlet(np.ones(4), 2), rng.dirichlet(np.ones(5), 2)
+    cloud, options = cusink.PointCloud(x, y, metric), {"eps": eps, "reach": reach, "max_iter": 200}
+    stored = np.stack([cusink.cost_matrix(p, q, metric) for p, q in zip(x, y, strict=True)])
+    left = cusink.Measures([0, 4, 8], a.ravel(), np.concatenate(x))
+    ragged = left, cusink.Measures([0, 5, 10], None, np.concatenate(y))
+    unconverged = 0
+    for left, right, C in ((a, b, cloud), (a, b, stored), (*ragged, metric)):
+        result = cusink.sinkhorn(left, right, C, **options)
+        unconverged += np.count_nonzero(~result.converged)
+        for name in ("grad_cost", "grad_reg_cost", "grad_entropic_cost"):
+            gradients = cusink.sinkhorn_adjoint(result, **{name: 1.0})
+            assert all(getattr(gradients, part) is not None for part in ("a", "b", "eps"))
+            assert C is stored or gradients.x.shape == (x if C is cloud else ragged[0].points).shape
+        if C is not stored:
+            divergence = cusink.sinkhorn_divergence(left, right, C, **options)
+            unconverged += np.count_nonzero(~divergence.converged)
+            assert cusink.sinkhorn_divergence_adjoint(divergence).x.shape == gradients.x.shape
+    assert unconverged
+
+
 def test_gradients_of_solves_that_did_not_converge():
     with pytest.warns(cusink.ConvergenceWarning):
         result = cusink.sinkhorn(A, B, C, eps=1e-3, max_iter=2)

@@ -13,6 +13,7 @@ def directions(xp: ArrayModule, points: Array) -> tuple[Array, Array]:
     return near_one / length, xp.ldexp(length, exponent)
 
 
+@np.errstate(invalid="ignore")  # of potentials that solve nothing, which is said before
 def unit_tangent(xp: ArrayModule, points: Array, move: Array) -> Array:
     """Return how the directions of points move with them; the same map pulls gradients back."""
     unit, norm = directions(xp, points.astype(np.float64))

@@ -234,6 +234,7 @@ class PointCosts(BetweenPoints):
         of_rows = xp.concatenate([x, move_x, own_x, xp.ones_like(own_x)], axis=-1)
         return of_rows, xp.concatenate([-2 * move_y, -2 * y, 2 * xp.ones_like(own_y), 2 * own_y], axis=-1)
 
+    @np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
     def _pulled(self, xp: ArrayModule, gradient: Array, x: Array, y: Array, problems: Index) -> tuple[Array, Array]:
         """Pull the `gradient` of distances s back to points."""
         if self.norm == "squared":

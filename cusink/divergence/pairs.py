@@ -132,7 +132,8 @@ def without_rounding(xp: ArrayModule, out: Array, of_pair: Array, of_self: Array
     `scale` is the mass, times the sum of eps and the range of the potentials: a bin lighter than the error may be
     without its mass, and what that is worth is a matter of its potential.
     """
-    explained = scale * error + 1e-14 * (xp.abs(of_pair) + xp.abs(of_self) + scale)
+    with np.errstate(over="ignore"):  # the error of potentials that solve nothing explains anything
+        explained = scale * error + 1e-14 * (xp.abs(of_pair) + xp.abs(of_self) + scale)
     return xp.where((out < 0) & (out > -explained), 0, out)
 
 

@@ -143,7 +143,7 @@ class GradientTerms:
         for _, rows in blocks(1, n, m, BLOCK_ENTRIES):
             yield slice(0, 1), rows, total[None, rows]
 
-    @np.errstate(invalid="ignore")
+    @np.errstate(over="ignore", invalid="ignore")
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation, (B,) or ()."""
         problem, xp = self.problem, self.problem.xp

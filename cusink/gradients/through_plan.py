@@ -86,10 +86,11 @@ class PlanTerms(BlockTerms):
         for pairs in self.given.pairs(Directions()):
             problems, rows = pairs.problems, pairs.rows
             P = pairs.density * problem.a[problems, rows, None] * problem.b[problems, None, :]
-            gradient = P * (self.x[problems, rows, None] + self.y[problems, None, :])
-            gradient -= self.product(problems, rows, P) / problem.eps_as(3, problems)
-            if of_eps is not None:
-                of_eps[problems] += (gradient * pairs.log_ratio).sum(axis=(1, 2))
+            with np.errstate(over="ignore", invalid="ignore"):  # of potentials that solve nothing, which is said before
+                gradient = P * (self.x[problems, rows, None] + self.y[problems, None, :])
+                gradient -= self.product(problems, rows, P) / problem.eps_as(3, problems)
+                if of_eps is not None:
+                    of_eps[problems] += (gradient * pairs.log_ratio).sum(axis=(1, 2))
             if self.direct is not None:
                 gradient += P * self.direct[problems, None, None]
             yield problems, rows, gradient

@@ -51,6 +51,7 @@ class UnbalancedTerms(GradientTerms):
         """Return the gradient (B, 2) or (2,) with respect to the prices of both marginals."""
         return self.problem.to_user(self.of_reach)
 
+    @np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
     def wrt_eps(self) -> Array:
         """Return the gradient with respect to the regularisation, (B,) or ()."""
         out = self.lost.copy()

@@ -159,6 +159,7 @@ def pulled(A: HostArray, p: HostArray, q: HostArray, x: HostArray, y: HostArray)
     return _pulled(A, p, q, x, y), _pulled(A.swapaxes(1, 2), q, p, y, x)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
 def _pulled(A: HostArray, p: HostArray, q: HostArray, x: HostArray, y: HostArray) -> HostArray:
     weighted = np.concatenate([y, np.ones_like(y[..., :1])], axis=2) * q[:, :, None]
     means = A @ weighted

@@ -151,7 +151,8 @@ def solve_together(given: CheckedPairs, eps: HostArray, options: Options, own: b
             moved -= np.repeat(mass, sizes)[:, None] * terms.pulled[at]
             moved[np.repeat(out.equal, sizes)] = 0
     of_a, of_b = which[:K], which[K:]
-    value = mass * ((terms.value[of_a] + terms.value[of_b]) / 2 - 2 * lift)
+    with np.errstate(invalid="ignore"):  # of measures that are not solved
+        value = mass * ((terms.value[of_a] + terms.value[of_b]) / 2 - 2 * lift)
     out.error[out.equal], out.solved[out.equal], out.n_iter[out.equal] = 0, True, terms.n_iter[of_a[out.equal]]
     np.maximum(out.error, np.maximum(terms.error[of_a], terms.error[of_b]), out=out.error)
     out.solved[:] &= terms.solved[of_a] & terms.solved[of_b]
@@ -240,10 +241,10 @@ def _solve_own(
         found = tiles.iterate_own(K.A, a, np.where(K.usable, tol, -1.0), options)
         out.solved[at], out.error[at], out.n_iter[at] = found.solved, found.error + added, found.n_iter
         out.value[at] = eps[at] * found.value
-        with np.errstate(divide="ignore", invalid="ignore"):  # of measures that are not solved
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of measures that are not solved
             clouds.put(out.f, at, eps[at, None] * np.log(found.u))
-        if out.pulled is not None:
-            clouds.put(out.pulled, at, tiles.own_pulled(K.A, a * found.u, K.x))
+            if out.pulled is not None:
+                clouds.put(out.pulled, at, tiles.own_pulled(K.A, a * found.u, K.x))
 
     sizes = np.diff(offsets)
     each(solve, ((tile,) for tile in tiles_of((sizes, sizes), np.arange(count), limit)))
