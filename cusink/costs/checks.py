@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, in_range, kind, largest, promoted
+from cusink.checks.arrays import HALF, arrays, finite, in_range, kind, largest, promoted
 from cusink.checks.weights import first_index
 from cusink.types import Array, ArrayModule, Reach
 
@@ -56,6 +56,12 @@ def costs_in_range(name: str, C: Array, xp: ArrayModule) -> None:
             f"'{name}' must hold costs of at most {most:.2g} in {C.dtype}; got more. Forbid a pair with +inf, or "
             "change the unit"
         )
+
+
+def refuse_far(beyond: Array, dtype: np.dtype[Any]) -> None:
+    """Refuse points some costs of which are `beyond` the range of their dtype; of half precision a warning says so."""
+    if dtype.name not in HALF and bool(beyond.any()):
+        raise ValueError(f"'x' and 'y' must be so near that costs are finite in {dtype}; got +inf. Scale the points")
 
 
 def partners(a: Array, b: Array, C: Array, xp: ArrayModule, reach: Reach | None = None) -> None:

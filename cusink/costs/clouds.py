@@ -8,6 +8,7 @@ import numpy as np
 from cusink.checks.arrays import arrays, finite, finite_entries, kind, narrowed, one_array, owned, promoted, to_host
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.between import KERNEL_BYTES, BetweenPoints
+from cusink.costs.checks import refuse_far
 from cusink.costs.formulas import CostFunction, CostGradient, lent
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric, Ground
 from cusink.costs.wanted import check_points, check_targets, checked_labels
@@ -143,7 +144,11 @@ class PointCloud:
             In the dtype of the points.
         """
         (x, y), xp, dtype = arrays(**{"C.x": self.x, "C.y": self.y})
-        return narrowed(point_costs(xp, self, x, y).block(xp), dtype, xp)
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = any_costs(xp, self, x, y).block(xp)
+        cost = narrowed(made, dtype, xp)
+        refuse_far(~xp.isfinite(cost), cost.dtype)
+        return cost
 
     @on_device
     def mean(self) -> float:
@@ -155,7 +160,10 @@ class PointCloud:
             Over the batch too, if there is one.
         """
         (x, y), xp, _ = arrays(**{"C.x": self.x, "C.y": self.y})
-        return point_costs(xp, self, x, y).astype(np.float64).mean(xp)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = any_costs(xp, self, x, y, np.float64).mean(xp)
+        refuse_far(np.asarray(not np.isfinite(mean)), np.dtype(np.float64))
+        return mean
 
     def _costs_with(self, xp: ArrayModule, costs: BetweenPoints, side: int, points: Any) -> BetweenPoints:
         """Return the costs between new points in the place of those of a side, and those of the other side."""
@@ -203,6 +211,17 @@ def point_costs(
     return cloud.ground.costs(xp, x, y, cloud.labels, memory_limit, cloud)
 
 
+def any_costs(xp: ArrayModule, cloud: PointCloud, x: Array, y: Array, dtype: Any = None) -> BetweenPoints:
+    """Return costs to look at, in a `dtype` if given: as `point_costs`, but where squares have no room by a formula."""
+    costs = point_costs(xp, cloud, x, y)
+    costs = costs if dtype is None else costs.astype(dtype)
+    if costs.squares_fit(xp):
+        return costs
+    x, y = costs.given or (costs.x, costs.y)
+    made = cloud.ground.costs(xp, x, y, cloud.labels, cloud=cloud, by_formula=True)
+    return made if dtype is None else made.astype(dtype)
+
+
 def _try(ground: Ground, x: Array, y: Array) -> None:
     """Call a function of the user with a few points, to see that it returns what it should."""
     (x, y), xp, _ = arrays(**{"C.x": x, "C.y": y})
@@ -215,7 +234,7 @@ def _try(ground: Ground, x: Array, y: Array) -> None:
             f"'metric' must be a name, or a function of points x and y; called with {len(x)} and {len(y)} of them it "
             f"raised {type(error).__name__}: {error}"
         ) from error
-    ground.formula(1.0).costs(xp, x, y)
+    ground.formula().costs(xp, x, y)
 
 
 class _Points(NamedTuple):

@@ -10,14 +10,15 @@ from cusink.costs.formulas import (
     Arc,
     CostFunction,
     CostGradient,
-    Differences,
     Formula,
     Given,
     Power,
     RelativeEntropy,
+    Squares,
     Sums,
 )
 from cusink.costs.points import PointCosts
+from cusink.costs.powers import NormPower
 from cusink.types import Array, ArrayModule, HostArray
 
 CloudMetric: TypeAlias = Literal[
@@ -91,20 +92,18 @@ class Ground:
         maps: dict[Any, type[Embedding]] = {"cosine": Directions, "hellinger": Roots, "haversine": Sphere}
         return maps[self.metric]() if self.metric in maps else None
 
-    def formula(self, unit: float) -> Formula:
-        """Return the cost between images; `unit` is a length of the size of differences between points."""
+    def formula(self) -> Formula:
+        """Return the cost between images."""
         if not isinstance(self.metric, str):
             return Given(self.metric, self.gradient)
         if self.metric == "kl":
             return Sums(RelativeEntropy(), Power(self.power))
         if self.metric == "haversine":
             radius = self.radius or 1.0
-            return Sums(Differences(2), Arc(self.power, _scale(radius, self.power)))
+            return Sums(Squares(), Arc(self.power, _scale(radius, self.power)))
         norm = self.norm
         assert norm is not None
-        if norm.p in (1, 2):
-            return Sums(Differences(norm.p), Power(norm.exponent, norm.factor))
-        return Sums(Differences(norm.p, unit), Power(norm.exponent, norm.factor * _scale(unit, self.power)))
+        return NormPower(norm.p, norm.p * norm.exponent, norm.factor)
 
     def costs(
         self,
@@ -114,13 +113,14 @@ class Ground:
         labels: tuple[HostArray, HostArray] | None,
         memory_limit: int = KERNEL_BYTES,
         cloud: Cloud | None = None,
+        by_formula: bool = False,
     ) -> BetweenPoints:
-        """Return the costs between checked points; y is x itself for one cloud."""
+        """Return the costs between checked points; y is x itself for one cloud. In blocks if `by_formula`."""
         embedding, given = self.embedding(xp), None
         if embedding is not None:
             given = x, y
             x, y = embedding.of_both(xp, x, y, x.dtype)
-        if self.has_kernels:
+        if self.has_kernels and not by_formula:
             norm = self.norm
             assert norm is not None
             return PointCosts(
@@ -141,7 +141,7 @@ class Ground:
         return BlockCosts(
             x,
             y,
-            self.formula(_unit(x, y) if self.metric == "minkowski" else 1.0),
+            self.formula(),
             memory_limit=memory_limit,
             cloud=cloud,
             embedding=embedding,
@@ -159,10 +159,3 @@ def _scale(length: float, power: float) -> float:
         raise ValueError(
             f"'power' must be such that costs are finite; got {power:g} for distances of {length:g}. Scale the points"
         ) from None
-
-
-def _unit(x: Array, y: Array) -> float:
-    """Return the largest difference between coordinates of points, 1 where all are equal."""
-    x, y = (p.reshape(-1, p.shape[-1]) for p in (x, y))
-    over, under = x.max(axis=0) - y.min(axis=0), y.max(axis=0) - x.min(axis=0)
-    return max(float(over.max()), float(under.max())) or 1.0

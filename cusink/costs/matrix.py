@@ -4,14 +4,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from cusink.checks.arrays import HALF, array_module, arrays, in_range, kind, narrowed
+from cusink.checks.arrays import arrays, in_range, kind, narrowed
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
 from cusink.costs.blocks import blocks
-from cusink.costs.clouds import METRICS, PointCloud, point_costs
+from cusink.costs.clouds import METRICS, PointCloud, any_costs
 from cusink.costs.directions import directions
 from cusink.costs.formulas import CostFunction, CostGradient
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric
+from cusink.costs.powers import NormPower, squares_fit
 from cusink.costs.pulled import to_points, to_user_points
 from cusink.errors import one_call
 from cusink.placement import on_device
@@ -78,11 +79,12 @@ def cost_matrix(
     """
     given: dict[str, Any] = {"p": p, "radius": radius, "factor": factor, "labels": labels, "table": table}
     if _of_cloud(x, y, metric, power, given):
-        out = PointCloud(x, y, cast(Any, metric), power=power, **given).dense()
-        xp = array_module(out)
-        return _within(out if out.dtype.name in HALF else xp.where(xp.isnan(out), np.inf, out), xp)
+        return PointCloud(x, y, cast(Any, metric), power=power, **given).dense()
     (x, y), xp, dtype = checks.points(x, y, cast(str, metric))
-    if xp is np:
+    if metric == "euclidean" and not squares_fit(xp, x, y):
+        with np.errstate(over="ignore", invalid="ignore"):
+            cost = NormPower(2.0).costs(xp, x, y)
+    elif xp is np:
         from scipy.spatial.distance import cdist
 
         if metric == "cosine":  # of which it squares the lengths
@@ -97,7 +99,9 @@ def cost_matrix(
     else:
         one_of("metric", metric, METRICS)
         cost = _pairwise(xp, x, y, cast(str, metric))
-    return _within(narrowed(cost, dtype, xp), xp)
+    cost = narrowed(cost, dtype, xp)
+    checks.refuse_far(xp.isinf(cost), cost.dtype)
+    return cost
 
 
 @one_call
@@ -192,15 +196,6 @@ def _axes(points: Any) -> int:
         return 0  # lists of unequal lengths, or a class of the user: the checks say so
 
 
-def _within(cost: Array, xp: ArrayModule) -> Array:
-    """Check that no cost left the range of its dtype; of half precision a warning has said so."""
-    if cost.dtype.name not in HALF and xp.isinf(cost).any():
-        raise ValueError(
-            f"'x' and 'y' must be so near that costs are finite in {cost.dtype}; got +inf. Scale the points"
-        )
-    return cost
-
-
 def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> tuple[Array, Array | None]:
     """Pull the gradient (n, m) or (B, n, m) of the costs of a cloud back to its points, in blocks."""
     (x, y, gradient), xp, _ = arrays(x=cloud.x, y=cloud.y, grad_C=grad_C)
@@ -208,7 +203,7 @@ def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> tuple[Array, Array | None]
         got = kind(None) if gradient is None else gradient.shape
         raise ValueError(f"'grad_C' must have shape {cloud.shape} to match these points; got {got}")
     in_range("grad_C", gradient, xp)
-    costs = point_costs(xp, cloud, x, y)
+    costs = any_costs(xp, cloud, x, y)
     gx, gy = (xp.zeros(points.shape, np.float64) for points in (costs.x, costs.y))
     size, (n, m) = 1 if costs.ndim == 2 else len(x), costs.shape[-2:]
     for problems, rows in blocks(size, n, m, ADJOINT_ENTRIES):
@@ -239,6 +234,8 @@ def _pairwise_adjoint(xp: ArrayModule, x: Array, y: Array, grad_C: Array, metric
         for unit, pull, norm, out in ((x, grad_C @ y, of_x, gx), (y, grad_C.T @ x, of_y, gy)):
             out[:] = (unit * (unit * pull).sum(axis=1, keepdims=True) - pull) / norm
         return gx, gy
+    if metric == "euclidean" and not squares_fit(xp, x, y):
+        return NormPower(2.0).adjoint(xp, grad_C, x, y)
     if metric == "euclidean":
         cost = _pairwise(xp, x, y, metric)
         grad_C = xp.where(cost > 0, grad_C / xp.where(cost > 0, cost, 1), 0)

@@ -510,9 +510,17 @@ def test_costs_beyond_the_range_are_refused(x, metric, given):
 
 
 def test_powers_of_parameters_beyond_the_range_are_refused():
-    for x, metric, given in (([[0.0], [1e200]], "minkowski", {"p": 3}), ([[0.1, 0.2]], "haversine", {"radius": 1e200})):
-        with pytest.raises(ValueError, match="'power' must be such that costs are finite; got 2 for distances of 1e"):
-            cusink.PointCloud(x, None, metric, power=2, **given).dense()
+    with pytest.raises(ValueError, match="'power' must be such that costs are finite; got 2 for distances of 1e"):
+        cusink.PointCloud([[0.1, 0.2]], None, "haversine", power=2, radius=1e200).dense()
+    for metric, given in (
+        ("minkowski", {"p": 3}),
+        ("euclidean", {}),
+        ("euclidean", {"labels": [0, 0], "table": [[0]]}),
+    ):
+        C = cusink.PointCloud([[0.0], [1e200]], None, metric, power=2, **given)
+        for call in (C.dense, C.mean):
+            with pytest.raises(ValueError, match="'x' and 'y' must be so near that costs are finite in float64"):
+                call()
     with pytest.raises(ValueError, match="'x' and 'y' must be so near that costs are finite in float32"):
         cusink.cost_matrix(np.float32([[0.0], [1e30]]), None, "minkowski", p=3, power=2)
 
@@ -530,3 +538,62 @@ def test_relative_entropy_of_close_points_keeps_its_digits():
     np.testing.assert_allclose(found, [exact(p, q) for p, q in zip(x, y, strict=True)], rtol=1e-12)
     gradient = cusink.cost_matrix_adjoint([[1e8 + 1]], [[1e8]], [[1.0]], "kl")
     np.testing.assert_allclose(gradient[0], np.log1p([[1e-8]]), rtol=1e-12)
+
+
+IN_ANY_UNIT = {
+    "euclidean": ("euclidean", {}),
+    "root": ("euclidean", {"power": 0.5}),
+    "mahalanobis": ("mahalanobis", {"factor": FACTOR}),
+    "minkowski": ("minkowski", {"p": 2}),
+    "minkowski 3": ("minkowski", {"p": 3}),
+    "minkowski 16": ("minkowski", {"p": 16}),
+    "labels, euclidean": ("euclidean", {"labels": LABELS, "table": np.zeros((3, 4))}),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-200, 1e-170, 1e160, 1e200])
+@pytest.mark.parametrize("name", IN_ANY_UNIT)
+def test_distances_whose_squares_are_no_numbers_are_those_in_another_unit(name, size):
+    metric, given = IN_ANY_UNIT[name]
+    power, labels = given.get("power", 1), given.get("labels")
+    x, y = size * X, size * Y
+    want = cusink.PointCloud(X, Y, metric, **given).dense() * size**power
+    for found in (cusink.cost_matrix(x, y, metric, **given), cusink.PointCloud(x, y, metric, **given).dense()):
+        np.testing.assert_allclose(found, want, rtol=1e-13)
+    np.testing.assert_allclose(cusink.PointCloud(x, y, metric, **given).mean(), want.mean(), rtol=1e-13)
+    grad = np.random.default_rng(1).normal(size=want.shape)
+    gradients = cusink.cost_matrix_adjoint(x, y, grad, metric, **given)
+    for found, one in zip(gradients, cusink.cost_matrix_adjoint(X, Y, grad, metric, **given), strict=True):
+        np.testing.assert_allclose(found, one * size ** (power - 1), rtol=1e-11)
+    if labels is not None:
+        found, one = (
+            cusink.sinkhorn(None, None, cusink.PointCloud(s * X, s * Y, metric, **given), eps=s) for s in (size, 1)
+        )
+        np.testing.assert_allclose(found.cost, one.cost * size, rtol=1e-6)
+
+
+def test_a_pair_keeps_its_distance_and_its_gradient_beside_others_far_from_it():
+    x = np.array([[0.0, 0.0], [3e-170, 4e-170], [1.0, 1.0]])
+    for metric, given in (("euclidean", {}), ("minkowski", {"p": 3}), ("minkowski", {"p": 16})):
+        p = given.get("p", 2)
+        assert cusink.cost_matrix(x, None, metric, **given)[0, 1] == pytest.approx(1e-170 * (3**p + 4**p) ** (1 / p))
+        grad = np.zeros((3, 3))
+        grad[1, 0] = 1
+        found = cusink.cost_matrix_adjoint(x, x, grad, metric, **given)[0]
+        np.testing.assert_allclose(found[1], np.array([3.0, 4.0]) ** (p - 1) * (3**p + 4**p) ** (1 / p - 1), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("p", "power"), [(16, 1), (16, 2), (3, 1), (1.5, 1)])
+@pytest.mark.parametrize("size", [1e-11, 1e-60])
+def test_second_derivatives_of_close_pairs_are_those_in_another_unit(p, power, size):
+    # With one column that has weight the plan is known: products with the Hessian are those of the cost alone.
+    x, y = np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, -0.5, 0.25]])
+    far = np.array([[1e3, 0.0, 0.0]])
+
+    def product(size):
+        C = cusink.PointCloud(size * x, np.concatenate([size * y, far]), "minkowski", p=p, power=power)
+        result = cusink.sinkhorn(None, [1.0, 0.0], C, eps=1.0)
+        return cusink.sinkhorn_hvp(result, dx=np.array([[1.0, 0.3, -2.0]]), grad_reg_cost=1.0).x
+
+    np.testing.assert_allclose(product(size) * size ** (2 - power), product(1.0), rtol=1e-10)
