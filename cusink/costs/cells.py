@@ -191,13 +191,18 @@ def apart(cells: int, spacing: Spacing, periodic: bool) -> tuple[HostArray, Host
     Half way around, which is neither up nor down, a distance has none.
     """
     if isinstance(spacing, tuple):
-        ends = np.concatenate([[0.0], np.cumsum(spacing)])
-        up = ends[:cells, None] - ends[:cells]
-        distance: HostArray = np.abs(up)
+        # Sums of the gaps between each two cells: of positions, a small gap would be lost beside a large one.
+        gaps = np.asarray(spacing, np.float64)
+        above = np.triu(np.broadcast_to(np.append(0, gaps[: cells - 1]), (cells, cells)), 1).cumsum(axis=1)
+        distance: HostArray = above + above.T
+        up = np.sign(np.arange(cells)[:, None] - np.arange(cells)).astype(np.float64)
         if not periodic:
-            return distance, np.sign(up)
-        other = ends[cells] - distance
-        return np.minimum(distance, other), np.sign(up) * np.sign(other - distance)
+            return distance, up
+        before, behind = np.append(0, gaps[:-1].cumsum()), gaps[::-1].cumsum()[::-1]
+        around = np.triu(before[:, None] + behind, 1)
+        other = around + around.T
+        np.fill_diagonal(other, np.inf)
+        return np.minimum(distance, other), up * np.sign(other - distance)
     steps = np.arange(cells)[:, None] - np.arange(cells)
     if periodic:  # the shorter way
         steps = (steps + cells // 2) % cells - cells // 2

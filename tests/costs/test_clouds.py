@@ -1,6 +1,7 @@
 """`PointCloud` and `Grid`: what they stand for, and what they refuse."""
 
 import sys
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,21 @@ def test_a_periodic_grid_goes_to_the_nearest_image_of_a_cell(metric):
     images = [centres + np.array([i * 3.75, j * 1.5]) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     nearest = np.min([cusink.cost_matrix(centres, image, metric) for image in images], axis=0)
     np.testing.assert_allclose(grid.dense(), nearest, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock"])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_a_small_gap_of_a_grid_beside_a_large_one_keeps_its_digits(metric, periodic):
+    gaps = (1e10, 1e-8, 3e-8, 1.0, 1e-10, 2e10)[: 6 if periodic else 5]
+    ends = np.array([Fraction(0), *np.cumsum([Fraction(gap) for gap in gaps])])
+    apart = abs(ends[:6, None] - ends[:6])
+    apart = np.minimum(apart, ends[-1] - apart) if periodic else apart
+    want = (apart**2 if metric == "sqeuclidean" else apart).astype(np.float64)
+    grid = cusink.Grid((6,), metric, spacing=(gaps,), periodic=(periodic,))
+    np.testing.assert_allclose(grid.dense(), want, rtol=1e-14)
+    plane = cusink.Grid((6, 2), metric, spacing=(gaps, 1e-9), periodic=(periodic, False))
+    centre = cusink.cost_matrix([[want[1, 2] ** (0.5 if metric == "sqeuclidean" else 1), 1e-9]], [[0.0, 0.0]], metric)
+    assert plane.dense()[2, 5] == pytest.approx(centre[0, 0], rel=1e-13)
 
 
 def test_equal_distances_between_cells_are_one_number():
