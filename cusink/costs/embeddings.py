@@ -107,25 +107,39 @@ class Linear(Map):
 
 
 class Sphere(Map):
-    """Latitude and longitude in radians as points of the unit sphere: a chord between them has an angle."""
+    """Latitude and longitude in radians as points of the unit sphere: a chord between them has an angle.
+
+    Each point comes twice: about the mean, and about the centre of the sphere, see `cusink.costs.arcs.Chords`.
+    """
+
+    def of_both(self, xp: ArrayModule, x: Array, y: Array, dtype: Any) -> tuple[Array, Array]:
+        """See `Embedding`."""
+        of_x, of_y = super().of_both(xp, x, y, dtype)
+        with_x = xp.concatenate([of_x, self.images(xp, x.astype(np.float64)).astype(dtype)], axis=-1)
+        if y is x:
+            return with_x, with_x
+        return with_x, xp.concatenate([of_y, self.images(xp, y.astype(np.float64)).astype(dtype)], axis=-1)
 
     def images(self, xp: ArrayModule, points: Array) -> Array:
-        """See `Embedding`."""
+        """See `Embedding`: once, about the centre."""
         latitude, longitude = points[..., 0], points[..., 1]
         level = xp.cos(latitude)
         return xp.stack([level * xp.cos(longitude), level * xp.sin(longitude), xp.sin(latitude)], axis=-1)
 
     def tangent(self, xp: ArrayModule, points: Array, move: Array) -> Array:
         """See `Embedding`."""
-        return move[..., :1] * _north(xp, points) + move[..., 1:] * _east(xp, points)
+        moved = move[..., :1] * _north(xp, points) + move[..., 1:] * _east(xp, points)
+        return xp.concatenate([moved, moved], axis=-1)
 
     def pulled(self, xp: ArrayModule, points: Array, gradient: Array) -> Array:
         """See `Embedding`."""
+        gradient = gradient[..., :3] + gradient[..., 3:]
         of_each = ((gradient * slope(xp, points)).sum(axis=-1) for slope in (_north, _east))
         return xp.stack(list(of_each), axis=-1)
 
     def curvature(self, xp: ArrayModule, points: Array, gradient: Array, move: Array) -> Array:
         """See `Embedding`."""
+        gradient = gradient[..., :3] + gradient[..., 3:]
         latitude, longitude = points[..., 0], points[..., 1]
         zero, high = xp.zeros(latitude.shape), xp.sin(latitude)
         mixed = xp.stack([high * xp.sin(longitude), -high * xp.cos(longitude), zero], axis=-1)

@@ -55,8 +55,8 @@ class Term(Protocol):
     def slopes(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array]:
         """Return the derivatives with respect to x and to y."""
 
-    def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
-        """Return the second derivatives with respect to x, to both, and to y."""
+    def bends(self, xp: ArrayModule, x: Array, y: Array, move_x: Array, move_y: Array) -> tuple[Array, Array]:
+        """Return the derivatives of the `slopes` while x and y move."""
 
 
 class Outer(Protocol):
@@ -68,8 +68,8 @@ class Outer(Protocol):
     def rate(self, xp: ArrayModule, s: Array) -> Array:
         """Return its derivative."""
 
-    def bend(self, xp: ArrayModule, s: Array) -> Array:
-        """Return its second derivative."""
+    def bend(self, xp: ArrayModule, s: Array, moved: Array) -> Array:
+        """Return the derivative of its `rate` while s is `moved`."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class Sums:
         """See `Formula`."""
         s = self._sum(xp, x, y)
         rate = self.outer.rate(xp, s)
-        moved = tangent * rate + gradient * self.outer.bend(xp, s) * self._moved_sum(xp, x, y, moves)
+        moved = tangent * rate + gradient * self.outer.bend(xp, s, self._moved_sum(xp, x, y, moves))
         gx, gy = self._pulled(xp, moved, x, y)
         rate = gradient * rate
         for k, (of_x, of_y) in enumerate(self._coordinates(x, y)):
-            move_x, move_y = moves[0][..., :, None, k], moves[1][..., None, :, k]
-            xx, mixed, yy = self.term.bends(xp, of_x, of_y)
-            gx[..., k] += (rate * (xx * move_x + mixed * move_y)).sum(axis=-1)
-            gy[..., k] += (rate * (mixed * move_x + yy * move_y)).sum(axis=-2)
+            of_moves = moves[0][..., :, None, k], moves[1][..., None, :, k]
+            bend_x, bend_y = self.term.bends(xp, of_x, of_y, *of_moves)
+            gx[..., k] += (rate * bend_x).sum(axis=-1)
+            gy[..., k] += (rate * bend_y).sum(axis=-2)
         return gx, gy
 
     def _coordinates(self, x: Array, y: Array) -> list[tuple[Array, Array]]:
@@ -132,7 +132,7 @@ class Sums:
 
     def _pulled(self, xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
         """Pull the gradient of the sums back to the points."""
-        gx, gy = xp.empty(x.shape), xp.empty(y.shape)
+        gx, gy = xp.zeros(x.shape), xp.zeros(y.shape)
         for k, (of_x, of_y) in enumerate(self._coordinates(x, y)):
             slope_x, slope_y = self.term.slopes(xp, of_x, of_y)
             gx[..., k], gy[..., k] = (gradient * slope_x).sum(axis=-1), (gradient * slope_y).sum(axis=-2)
@@ -157,10 +157,11 @@ class Squares:
         slope = 2 * (x - y)
         return slope, -slope
 
-    def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    def bends(self, xp: ArrayModule, x: Array, y: Array, move_x: Array, move_y: Array) -> tuple[Array, Array]:
         """See `Term`."""
-        bend = xp.full_like(x - y, 2)
-        return bend, -bend, bend
+        del xp, x, y
+        bend = 2 * (move_x - move_y)
+        return bend, -bend
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ class RelativeEntropy:
         logs = xp.where(near, 2 * v * _of_arctanh(v * v)[0], _log(xp, x) - xp.log(y))
         return xp.where(x > 0, logs, 0), (y - x) / y
 
-    def bends(self, xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    def bends(self, xp: ArrayModule, x: Array, y: Array, move_x: Array, move_y: Array) -> tuple[Array, Array]:
         """See `Term`."""
-        zero = xp.zeros_like(x / y)
-        return finite_power(xp, x, -1.0) + zero, -1 / y + zero, x / y**2
+        share = move_y / y  # first, as squares of y may be no numbers
+        return finite_power(xp, x, -1.0) * move_x - share, (x * share - move_x) / y
 
 
 def _ratio(xp: ArrayModule, x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -218,41 +219,9 @@ class Power:
         """See `Outer`."""
         return self.factor * self.exponent * finite_power(xp, s, self.exponent - 1)
 
-    def bend(self, xp: ArrayModule, s: Array) -> Array:
+    def bend(self, xp: ArrayModule, s: Array, moved: Array) -> Array:
         """See `Outer`."""
-        return self.factor * self.exponent * (self.exponent - 1) * finite_power(xp, s, self.exponent - 2)
-
-
-@dataclass(frozen=True)
-class Arc:
-    """``scale * angle ** power`` of two points of the unit sphere with squared chord s.
-
-    The angle has no derivative between a point and its antipode, where zero is taken.
-    """
-
-    power: float
-    scale: float  # radius ** power
-
-    def value(self, xp: ArrayModule, s: Array) -> Array:
-        """See `Outer`."""
-        return self.scale * self._angle(xp, s) ** self.power
-
-    def rate(self, xp: ArrayModule, s: Array) -> Array:
-        """See `Outer`: at 0, with a power of 2 it is that of ``radius ** 2 * s``."""
-        scale, turn = self.scale, finite_power(xp, s * (4 - s), -0.5)
-        out = scale * self.power * finite_power(xp, self._angle(xp, s), self.power - 1) * turn
-        return xp.where(s > 0, out, scale) if self.power == 2 else out
-
-    def bend(self, xp: ArrayModule, s: Array) -> Array:
-        """See `Outer`."""
-        angle, inside = self._angle(xp, s), s * (4 - s)
-        turn, turned = finite_power(xp, inside, -0.5), (s - 2) * finite_power(xp, inside, -1.5)
-        first = (self.power - 1) * finite_power(xp, angle, self.power - 2) * turn**2
-        return self.scale * self.power * (first + finite_power(xp, angle, self.power - 1) * turned)
-
-    @staticmethod
-    def _angle(xp: ArrayModule, s: Array) -> Array:
-        return 2 * xp.arctan2(xp.sqrt(s), xp.sqrt(xp.maximum(4 - s, 0)))
+        return self.rate(xp, s) * ((self.exponent - 1) * moved / xp.where(s > 0, s, xp.inf))
 
 
 @dataclass(frozen=True)

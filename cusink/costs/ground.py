@@ -3,11 +3,11 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from cusink.costs.arcs import Arc, Chords
 from cusink.costs.between import KERNEL_BYTES, BetweenPoints, Cloud, Embedding
 from cusink.costs.blockwise import BlockCosts
 from cusink.costs.embeddings import Directions, Linear, Roots, Sphere
 from cusink.costs.formulas import (
-    Arc,
     CostFunction,
     CostGradient,
     Formula,
@@ -100,7 +100,7 @@ class Ground:
             return Sums(RelativeEntropy(), Power(self.power))
         if self.metric == "haversine":
             radius = self.radius or 1.0
-            return Sums(Squares(), Arc(self.power, _scale(radius, self.power)))
+            return Chords(Squares(), Arc(self.power, _scale(radius, self.power)))
         norm = self.norm
         assert norm is not None
         return NormPower(norm.p, norm.p * norm.exponent, norm.factor)

@@ -597,3 +597,46 @@ def test_second_derivatives_of_close_pairs_are_those_in_another_unit(p, power, s
         return cusink.sinkhorn_hvp(result, dx=np.array([[1.0, 0.3, -2.0]]), grad_reg_cost=1.0).x
 
     np.testing.assert_allclose(product(size) * size ** (2 - power), product(1.0), rtol=1e-10)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_great_circles_between_antipodes_keep_their_digits(apart, batch):
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.uniform(-1.2, 1.2, 5), rng.uniform(-3, 3, 5)], axis=-1)
+    y = np.stack([-x[:, 0], x[:, 1] + np.pi], axis=-1) + apart * rng.normal(size=x.shape)
+    high, wide = (x[:, None, 0] + y[:, 0]) / 2, (x[:, None, 1] - y[:, 1]) / 2
+    level = np.cos(x[:, None, 0]) * np.cos(y[:, 0])
+    rest = np.sin(high) ** 2 + level * np.cos(wide) ** 2  # of the way from the antipode
+    want = np.pi - 2 * np.arcsin(np.sqrt(rest))
+    by_latitude = np.sin(high) * np.cos(high) - np.sin(x[:, None, 0]) * np.cos(y[:, 0]) * np.cos(wide) ** 2
+    slopes = (
+        -np.stack([by_latitude, -level * np.sin(wide) * np.cos(wide)], axis=-1) / np.sqrt(rest * (1 - rest))[..., None]
+    )
+    x, y = (p[None] if batch else p for p in (x, y))
+    np.testing.assert_allclose(cusink.cost_matrix(x, y, "haversine").reshape(5, 5), want, rtol=0, atol=2e-15)
+    found = cusink.cost_matrix_adjoint(x, y, np.eye(5).reshape(*x.shape[:-1], 5), "haversine")[0]
+    np.testing.assert_allclose(found.reshape(5, 2), slopes[range(5), range(5)], rtol=0, atol=1e-15 / apart)
+
+
+def test_second_derivatives_near_antipodes_are_those_of_differences():
+    x, y = np.array([[0.3, 0.4]]), np.array([[-0.3 + 2e-3, 0.4 + np.pi - 1e-3]])
+    dx, dy = np.array([[0.7, -0.2]]), np.array([[-0.1, 0.5]])
+
+    def gradient(t):
+        return cusink.cost_matrix_adjoint(x + t * dx, y + t * dy, [[1.0]], "haversine", power=2)
+
+    result = cusink.sinkhorn(None, None, cusink.PointCloud(x, y, "haversine", power=2), eps=1.0)
+    product = cusink.sinkhorn_hvp(result, dx=dx, dy=dy, grad_reg_cost=1.0)
+    for side, found in enumerate((product.x, product.y)):
+        np.testing.assert_allclose(found, slope(lambda t, side=side: gradient(t)[side], 1e-6), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_second_derivatives_of_relative_entropy_beside_tiny_targets():
+    x, y = np.array([[1.0, 2.0]]), np.array([[1e-200, 1.0]])
+    dx, dy = np.array([[0.5, -1.0]]), np.array([[2e-200, 0.3]])
+    result = cusink.sinkhorn(None, None, cusink.PointCloud(x, y, "kl"), eps=1.0)
+    product = cusink.sinkhorn_hvp(result, dx=dx, dy=dy, grad_reg_cost=1.0)
+    np.testing.assert_allclose(product.x, dx / x - dy / y, rtol=1e-12)
+    np.testing.assert_allclose(product.y, (x * (dy / y) - dx) / y, rtol=1e-12)
