@@ -91,7 +91,7 @@ def wasserstein_1d(x: Array, a: Array | None, y: Array, b: Array | None, *, powe
     power = checks.power_of_distance(power)
     given = checks.points_on_a_line(x, a, y, b, power)
     path = _Path.between(given)
-    return given.to_user((path.width * abs(path.difference) ** power).sum(axis=1))
+    return given.to_user(path.moved(power).sum(axis=1))
 
 
 @memory_advice(ADVICE)
@@ -147,7 +147,7 @@ def wasserstein_1d_adjoint(
     given = checks.points_on_a_line(x, a, y, b, power)
     grad, path, out = cotangent(grad, given), _Path.between(given), {}
     if names & {"x", "y"}:
-        slope = path.width * (power * abs(path.difference) ** (power - 1) * given.xp.sign(path.difference))
+        slope = power * path.moved(power - 1) * given.xp.sign(path.difference)
         out["x"], out["y"] = grad * path.onto("x", slope), -grad * path.onto("y", slope)
     if names & {"a", "b"}:
         f, g = path.potentials(abs(path.difference) ** power)
@@ -186,6 +186,18 @@ class _Path:
             values[side] = xp.take_along_axis(points[side], before, axis=1)
             at[side] = xp.take_along_axis(order[side], before, axis=1)
         return cls(xp=xp, width=width, difference=values["x"] - values["y"], at=at, order=order, steps=steps)
+
+    def moved(self, power: float) -> Array:
+        """Return ``width * |difference| ** power``, which may be a number where the power alone is none."""
+        xp, distance, number = self.xp, abs(self.difference), np.finfo(np.float64)
+        with np.errstate(over="ignore", under="ignore"):
+            powers = distance**power
+        lost = (powers < number.tiny) & (distance > 0) | xp.isinf(powers)
+        if not bool(lost.any()):
+            return self.width * powers
+        with np.errstate(over="ignore"):  # what is no number is refused
+            rooted = (self.width ** (1 / power) * distance) ** power
+        return xp.where(lost, rooted, self.width * xp.where(lost, 0, powers))
 
     def onto(self, side: str, values: Array) -> Array:
         """Return the sums of values of the pairs over each point of a side, in the order of the user."""

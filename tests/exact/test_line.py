@@ -177,3 +177,17 @@ def test_bad_input_is_one_clear_error(change, message):
     given = {"x": [0.0, 1.0, 2.0], "a": None, "y": [0.5, 1.5], "b": [0.5, 0.5]} | change
     with pytest.raises((TypeError, ValueError), match=message):
         cusink.wasserstein_1d(**given)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("mass", "size"), [(2.0**-700, 2.0**530), (2.0**-1000, 2.0**530), (2.0**900, 2.0**-560)])
+@pytest.mark.parametrize("power", [2, 1.5])
+def test_costs_are_numbers_where_powers_of_distances_are_none(mass, size, power):
+    x, a, y, b = problems(3, 7, 5)
+    scale = np.exp2(np.log2(mass) + power * np.log2(size))
+    found = cusink.wasserstein_1d(size * x, mass * a, size * y, mass * b, power=power)
+    np.testing.assert_allclose(found / scale, cusink.wasserstein_1d(x, a, y, b, power=power), rtol=1e-12)
+    found = cusink.wasserstein_1d_adjoint(size * x, mass * a, size * y, mass * b, power=power, wrt=("x", "y"))
+    want = cusink.wasserstein_1d_adjoint(x, a, y, b, power=power, wrt=("x", "y"))
+    for name in "xy":
+        np.testing.assert_allclose(getattr(found, name) / (scale / size), getattr(want, name), rtol=1e-11, atol=1e-300)
