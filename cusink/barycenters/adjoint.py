@@ -155,14 +155,14 @@ def barycenter_adjoint(
     problem = result.problem
     gradient = _checked(grad_barycenter, problem, result.barycenter)
     checks.warn_unconverged(result.converged, result.error)
-    double = problem.in_float64()
-    found = pulled(double, gradient, LinearSolve(tol, max_iter))
+    given, unit = problem.in_float64().in_unit()
+    found = pulled(given, gradient * unit[:, None], LinearSolve(tol, max_iter))
     warn_rough(found.converged, tol, max_iter)
     converged = problem.xp.asarray(found.converged)
     return BarycenterGradients(
-        A=problem.bins_to_user(found.of_histograms),
+        A=problem.bins_to_user(found.of_histograms / unit[:, None, None]),
         converged=converged if problem.batched else converged[0],
-        _terms=BarycenterTerms(double, found),
+        _terms=BarycenterTerms(given, found),
     )
 
 

@@ -75,6 +75,17 @@ class SolvedBarycenter:
         """Return the same problems in float64."""
         return replace(self._each(lambda x: x.astype(np.float64, copy=False)), C=self.C.astype(np.float64))
 
+    def in_unit(self) -> tuple[Self, Array]:
+        """Return the same problems with masses of about 1, and the power of two (B,) that is the unit of each.
+
+        Products of two masses of 1e-170 are no numbers.
+        """
+        xp, mass = self.xp, self.xp.exp(self.log_p).sum(axis=1)
+        unit = xp.ldexp(xp.ones_like(mass), xp.rint(xp.log2(mass)).astype(np.int32))
+        log = xp.log(unit)
+        A, v, log_p = self.A / unit[:, None, None], self.v - log[:, None, None], self.log_p - log[:, None]
+        return replace(self, A=A, v=v, log_p=log_p, d=None if self.d is None else self.d - log[:, None]), unit
+
     def _each(self, function: Callable[[Array], Array]) -> Self:
         names = ("A", "weights", "total", "v", "log_p", *(() if self.d is None else ("d",)))
         return replace(self, **{name: function(getattr(self, name)) for name in names})

@@ -278,3 +278,19 @@ def test_gradients_are_linear_in_cotangents_of_any_size(scale):
         for by in ("C", "eps"):
             want = getattr(one, by)
             np.testing.assert_allclose(getattr(scaled, by) / scale[0], want, rtol=0, atol=1e-12 * abs(want).max())
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize("mass", [1e-300, 1e-200, 1e200])
+def test_gradients_are_those_of_histograms_of_mass_one(mass, debiased):
+    _, A, C, weights = problem(debiased)
+    slope = np.arange(float(C.shape[1]))
+
+    def gradients(mass):
+        result = cusink.barycenter(mass * A, C, weights, eps=0.05, debiased=debiased, tol=1e-9, max_iter=5000)
+        return cusink.barycenter_adjoint(result, grad_barycenter=slope / mass, tol=1e-10)
+
+    found, want = gradients(mass), gradients(1.0)
+    np.testing.assert_allclose(found.A * mass, want.A, atol=1e-5)
+    for name in ("weights", "C", "eps"):
+        np.testing.assert_allclose(getattr(found, name), getattr(want, name), atol=1e-5)
