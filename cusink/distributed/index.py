@@ -9,7 +9,7 @@ import numpy as np
 
 from cusink.checks.arrays import kind
 from cusink.checks.scalars import flags, positive_integer, shown
-from cusink.distributed.jobs import check_client
+from cusink.distributed.jobs import check_client, sent
 from cusink.retrieval.checks import solve_at_most as limit_of_pairs
 from cusink.retrieval.neighbours import Neighbours
 from cusink.retrieval.stored_index import in_common
@@ -38,6 +38,9 @@ class Index:
 
     Notes
     -----
+    If a worker is lost, another one loads its parts, or is sent them again: the scheduler keeps a copy of an index that
+    is sent. Large ones are better loaded by the workers.
+
     Items are numbered part after part. Each part scales its items, and the queries, to the mass of its first item:
     masses that differ within the tolerance of the checks show in the distances as much.
 
@@ -70,7 +73,7 @@ class Index:
             self._parts = list(dask.compute(*given))
             facts = [_facts(part) for part in self._parts]
         else:
-            self._parts = [client.compute(x) if dask.is_dask_collection(x) else client.scatter(x) for x in given]
+            self._parts = [client.compute(x) if dask.is_dask_collection(x) else sent(client, x) for x in given]
             facts = client.gather([client.submit(_facts, part, pure=False) for part in self._parts])
         for number, (_, fact) in enumerate(facts):
             if fact != facts[0][1]:
@@ -138,7 +141,7 @@ class Index:
         if self._client is None:
             found = list(dask.compute(*(dask.delayed(_search)(A, k, *call, how) for call in calls)))
         else:
-            queries = self._client.scatter(A, broadcast=True)
+            queries = sent(self._client, A)
             search = partial(self._client.submit, _search, queries, k, pure=False)
             found = self._client.gather([search(*call, how) for call in calls])
         every = _merged(found, self._sizes, k)

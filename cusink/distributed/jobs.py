@@ -203,16 +203,29 @@ def check_client(client: Any) -> None:
 
 
 def _on_workers(client: Any, C: Any) -> Any:
-    """Return a future of a cost that all workers have, held for a while.
+    """Return a future of a cost for all workers, held for a while.
 
     Dask may take notice that nobody holds it any more before it has read the graph of a temporary array that needs it.
     """
     for other in list(_HELD):
         if getattr(other, "status", "running") == "closed":
             _HELD.pop(other, None)
-    future = client.scatter(C, broadcast=True)
+    future = sent(client, C)
     _HELD.setdefault(client, deque(maxlen=COSTS_HELD)).append(future)
     return future
+
+
+def sent(client: Any, x: Any) -> Any:
+    """Return a future of an object that is sent to a cluster.
+
+    It is the result of a task, which another worker does again: what is scattered to a worker is lost with it.
+    """
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1PB"}):
+        return client.submit(_itself, x, pure=False)
+
+
+def _itself(x: Any) -> Any:
+    return x
 
 
 def first_mass(a: Array, masses: Masses = "equal") -> float:

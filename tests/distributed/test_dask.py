@@ -215,7 +215,7 @@ def without_cupy():
     sys.modules["cupy"] = None
 
 if __name__ == "__main__":  # the workers run this file too, and need none of it
-    import dask.array as da, numpy as np
+    import dask, dask.array as da, numpy as np
     from dask.distributed import Client, LocalCluster, futures_of
 
     import cusink.distributed
@@ -237,6 +237,19 @@ if __name__ == "__main__":  # the workers run this file too, and need none of it
         print("equal", D.compute().tobytes() == want.tobytes())
         now = set(client.run(os.getpid).values())
         print("lost", pids[0] not in now and os.getpid() not in now)
+
+        B = A + 1 / 64
+        B /= B.sum(axis=1, keepdims=True)
+        halves = [cusink.Index(B[rows], C, eps=0.03, tol=1e-3) for rows in (slice(0, 20), slice(20, None))]
+        halves[1].save("half")
+        index = cusink.distributed.Index([halves[0], dask.delayed(cusink.Index.load)("half")], client=client)
+        before = index.search(A[:4], 3)[1]
+        lying = [len(keys) > 0 for keys in client.has_what().values()]  # of each worker, whether it keeps a part
+        pids = list(client.run(os.getpid).values())
+        os.kill(pids[lying.index(True)], signal.SIGKILL)
+        print("found", bool((index.search(A[:4], 3)[1] == before).all()))
+        lazy = cusink.distributed.distance_matrix(A[:4], B, C, client=client, **options)
+        print("again", lazy.compute().tobytes() == cusink.distance_matrix(A[:4], B, C, **options).tobytes())
 
         client.run(without_cupy)
         try:
@@ -264,6 +277,7 @@ def test_a_worker_that_is_killed_takes_nothing_with_it(tmp_path):
     )
     assert answer.returncode == 0, answer.stderr
     said = dict(line.split(" ", 1) for line in answer.stdout.splitlines())
+    assert said["found"] == "True" and said["again"] == "True"
     assert int(said["left"]) > 0 and said["equal"] == "True" and said["lost"] == "True"
     assert "cannot use a GPU: CuPy is not installed" in said["error"] and "device='cpu'" in said["error"]
 
