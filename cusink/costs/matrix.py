@@ -100,7 +100,7 @@ def cost_matrix(
         one_of("metric", metric, METRICS)
         cost = _pairwise(xp, x, y, cast(str, metric))
     cost = narrowed(cost, dtype, xp)
-    checks.refuse_far(xp.isinf(cost), cost.dtype)
+    checks.refuse_far(~xp.isfinite(cost), cost.dtype)
     return cost
 
 

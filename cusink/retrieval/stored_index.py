@@ -1,7 +1,6 @@
 """An index as a folder of arrays, and back."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from cusink.retrieval.facts import Facts, Settings
 from cusink.retrieval.masses import masses_of
 from cusink.retrieval.paths import is_path, usable_path
 from cusink.retrieval.rows import parts_of
-from cusink.retrieval.storage.folder import Parts, read_folder, write_folder
+from cusink.retrieval.storage.folder import Parts, canonical, read_folder, write_folder
 from cusink.retrieval.storage.ledger import fingerprint
 from cusink.solver.checks import reach as prices
 from cusink.types import HostArray
@@ -195,7 +194,7 @@ def _word_for(C: Any, corpus: AnyCorpus) -> str | None:
     if description.pop("one", False):  # one cloud for both sides has the costs of two equal ones
         arrays["y"] = arrays["x"]
     description.pop("tf32", None)
-    word = fingerprint((json.dumps(description, sort_keys=True), *(x for item in sorted(arrays.items()) for x in item)))
+    word = fingerprint((canonical(description), *(x for item in sorted(arrays.items()) for x in item)))
     assert word is not None
     return word[:8]
 

@@ -223,7 +223,7 @@ if __name__ == "__main__":  # the workers run this file too, and need none of it
     A, C, want = np.load("A.npy"), np.load("C.npy"), np.load("want.npy")
     options = {"eps": 0.03, "tol": 1e-3, "memory_limit": 400_000}
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         pids = list(client.run(os.getpid).values())
@@ -323,7 +323,7 @@ def test_an_index_lies_with_the_workers(tmp_path):
         cusink.Index(B[cut], cost, **options).save(tmp_path / str(number))
     want = cusink.Index(B, cost, **options).search(A, 4)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         parts = [dask.delayed(cusink.Index.load)(tmp_path / str(number)) for number in (0, 1)]
@@ -343,7 +343,7 @@ def test_a_temporary_array_keeps_its_cost():
     given = da.from_array(A, chunks=(3, -1)), da.from_array(B, chunks=(40, -1)), cost
     want = cusink.nearest(A, B, cost, k=4, **options)
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         for _ in range(6):
@@ -391,7 +391,7 @@ def test_clients_that_are_none_or_closed():
     A, B, cost, options = PARTS["histograms"]
     with pytest.raises(TypeError, match="'client' must be a dask.distributed.Client or None; got str"):
         distributed.distance_matrix(A, B, cost, client="here", **options)
-    client = Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    client = Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0")
     index = distributed.Index([cusink.Index(B, cost, **options)], client=client)
     client.close()
     for call in (

@@ -392,7 +392,7 @@ def test_the_series_near_zero_meets_the_formula():
 
 
 def test_derivatives_of_pairs_are_numbers_or_one_for_each():
-    given, f = SimpleNamespace(count=3, A=SimpleNamespace(weights=np.ones(2))), np.ones(5)
+    given, f = SimpleNamespace(count=3, xp=np, A=SimpleNamespace(weights=np.ones(2))), np.ones(5)
     found = pairs.PerPair(given, f, {"grad_cost": 2, "grad_reg_cost": np.array([1.0, 2, 3]), "other": None})
     assert found.every("grad_cost") == 2 and found.every("grad_reg_cost").tolist() == [1, 2, 3]
     assert found.every("other") is None
@@ -405,7 +405,7 @@ def test_derivatives_of_pairs_are_numbers_or_one_for_each():
     ):
         with pytest.raises(ValueError, match=said):
             pairs.PerPair(given, f, {"x": bad})
-    narrow = SimpleNamespace(count=3, A=SimpleNamespace(weights=np.ones(2, np.float32)))
+    narrow = SimpleNamespace(count=3, xp=np, A=SimpleNamespace(weights=np.ones(2, np.float32)))
     with pytest.raises(ValueError, match="'x' must be"):
         pairs.PerPair(narrow, f, {"x": 1e39})
 

@@ -159,9 +159,14 @@ def _description(path: Path) -> dict[str, Any]:
     return dict(given)
 
 
+def canonical(description: Mapping[str, Any]) -> str:
+    """Return the one text that equal descriptions have."""
+    return json.dumps(description, sort_keys=True, allow_nan=False)
+
+
 def _with_checksum(description: dict[str, Any]) -> str:
     """Return a description as JSON with the checksum of all else that it holds."""
-    checksum = zlib.crc32(json.dumps(description, sort_keys=True, allow_nan=False).encode())
+    checksum = zlib.crc32(canonical(description).encode())
     return json.dumps(description | {"checksum": checksum}, indent=1, allow_nan=False)
 
 
