@@ -122,7 +122,7 @@ def distance_matrix(
     device : {"cpu", "cuda"}
         "cuda" lets every task run on the GPU of its worker, and is an error on a worker that has none.
     client : dask.distributed.Client, optional
-        Sends the cost to all workers now, instead of with the first task that needs it.
+        Sends the cost to its cluster now, once, instead of as a part of each graph.
 
     Returns
     -------
