@@ -29,21 +29,38 @@ def settings(monkeypatch):
     cusink.set_workers(None)
 
 
+class Threads(set):
+    """Those that solve; and whether a pool was asked for more than the one of the caller."""
+
+    asked = False
+
+    def clear(self):
+        super().clear()
+        self.asked = False
+
+
 @pytest.fixture
 def seen(monkeypatch):
-    """Count the threads that solve, and let each take its time, so that none does everything."""
+    """Count the threads that solve. Where a pool is asked the first waits for a second, or it might do everything."""
     from cusink.retrieval import batches, histograms
 
-    threads = set()
+    threads, pool = Threads(), workers._threads
 
     def watched(function):
         def wrapped(*args, **keywords):
             threads.add(threading.get_ident())
-            time.sleep(0.001 if len(threads) > 1 else 0.02)  # a busy machine may start the second one late
+            late = time.monotonic() + 60
+            while threads.asked and len(threads) < 2 and time.monotonic() < late:
+                time.sleep(0.001)
             return function(*args, **keywords)
 
         return wrapped
 
+    def asked(count):
+        threads.asked = True
+        return pool(count)
+
+    monkeypatch.setattr(workers, "_threads", asked)
     monkeypatch.setattr(histograms.HistogramPairs, "solve", watched(histograms.HistogramPairs.solve))
     monkeypatch.setattr(batches.PairBatches, "_solve", watched(batches.PairBatches._solve))
     return threads
