@@ -12,7 +12,7 @@ from cusink.costs.clouds import METRICS, PointCloud, any_costs
 from cusink.costs.directions import directions
 from cusink.costs.formulas import CostFunction, CostGradient
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric
-from cusink.costs.powers import NormPower, squares_fit
+from cusink.costs.powers import NormPower, every_square_fits
 from cusink.costs.pulled import to_points, to_user_points
 from cusink.errors import one_call
 from cusink.placement import on_device
@@ -81,7 +81,7 @@ def cost_matrix(
     if _of_cloud(x, y, metric, power, given):
         return PointCloud(x, y, cast(Any, metric), power=power, **given).dense()
     (x, y), xp, dtype = checks.points(x, y, cast(str, metric))
-    if metric == "euclidean" and not squares_fit(xp, x, y):
+    if metric == "euclidean" and not every_square_fits(xp, x, y):
         with np.errstate(over="ignore", invalid="ignore"):
             cost = NormPower(2.0).costs(xp, x, y)
     elif xp is np:
@@ -234,7 +234,7 @@ def _pairwise_adjoint(xp: ArrayModule, x: Array, y: Array, grad_C: Array, metric
         for unit, pull, norm, out in ((x, grad_C @ y, of_x, gx), (y, grad_C.T @ x, of_y, gy)):
             out[:] = (unit * (unit * pull).sum(axis=1, keepdims=True) - pull) / norm
         return gx, gy
-    if metric == "euclidean" and not squares_fit(xp, x, y):
+    if metric == "euclidean" and not every_square_fits(xp, x, y):
         return NormPower(2.0).adjoint(xp, grad_C, x, y)
     if metric == "euclidean":
         cost = _pairwise(xp, x, y, metric)

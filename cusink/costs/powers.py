@@ -115,7 +115,7 @@ class NormPower:
             yield k, d
 
 
-def squares_fit(xp: ArrayModule, x: Array, y: Array) -> bool:
+def every_square_fits(xp: ArrayModule, x: Array, y: Array) -> bool:
     """Whether no difference of two coordinates has a square that float64, or float32 on a device, has no room for."""
     number = np.finfo(np.float64 if xp is np else x.dtype)
     least, most = math.sqrt(number.tiny / number.eps**4), math.sqrt(number.max / (8 * x.shape[-1]))

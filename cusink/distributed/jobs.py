@@ -170,7 +170,7 @@ class Job:
             xp=xp,
             dtype=dtype,
             tile=tile,
-            C=dask.delayed(C, pure=False, traverse=False) if client is None else _on_workers(client, C),
+            C=dask.delayed(C, pure=False, traverse=False) if client is None else _kept(client, C),
             mass=dask.delayed(first_mass, pure=False)(A[:1].to_delayed()[0, 0], masses),
             task=task,
         )
@@ -202,8 +202,8 @@ def check_client(client: Any) -> None:
         raise ValueError("'client' must be open; got one that has been closed. Make another")
 
 
-def _on_workers(client: Any, C: Any) -> Any:
-    """Return a future of a cost for all workers, held for a while.
+def _kept(client: Any, C: Any) -> Any:
+    """Return a future of a cost that is sent to a cluster, held for a while.
 
     Dask may take notice that nobody holds it any more before it has read the graph of a temporary array that needs it.
     """

@@ -342,6 +342,6 @@ def product(problem: Problem, values: Cotangents, along: Directions, how: Linear
     moves = _curvature_of(solved(problem), problem, values, along, how)
     converged = moves.moved.converged
     warn_rough(converged, how.tol, how.max_iter)
-    shown, weights = problem.xp.asarray(converged), enumerate(moves.wrt_weights())
-    of_a, of_b = (problem.bins_to_user(x, side) for side, x in weights)
+    shown = problem.xp.asarray(converged)
+    of_a, of_b = (problem.bins_to_user(x, side) for side, x in enumerate(moves.wrt_weights()))
     return SinkhornCurvature(a=of_a, b=of_b, converged=shown if problem.batched else shown[0], _curvature=moves)

@@ -9,7 +9,6 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -117,7 +116,7 @@ def entropic_terms(problem: Problem, weight: Array, how: LinearSolve) -> tuple[P
         at = pairs.problems
         P = pairs.density * double.a[at, pairs.rows, None] * double.b[at, None, :]
         entropy[at] += (P * (pairs.log_ratio + logs[0][at, pairs.rows, None] + logs[1][at, None, :])).sum(axis=(1, 2))
-    return _fitted(problem, given, partial(_sum_of, rows, columns), how, weight, weight * entropy)
+    return _fitted(problem, given, functools.partial(_sum_of, rows, columns), how, weight, weight * entropy)
 
 
 def _sum_of(of_rows: Array, of_columns: Array, problems: slice, rows: slice) -> Array:
@@ -141,7 +140,7 @@ def _fitted(
         M = pairs.density * matrix(pairs.problems, pairs.rows)
         h[pairs.problems, pairs.rows] += right_product(M, problem.b[pairs.problems])
         k[pairs.problems] += left_product(M, problem.a[pairs.problems, pairs.rows])
-    return product_terms(shown, given, partial(_times, matrix), (h, k), how, direct, entropy)
+    return product_terms(shown, given, functools.partial(_times, matrix), (h, k), how, direct, entropy)
 
 
 def _times(matrix: Matrix, problems: slice, rows: slice, P: Array) -> Array:
