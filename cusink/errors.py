@@ -1,24 +1,19 @@
 """Warnings and error messages that several subjects share."""
 
 import contextlib
-import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 
-from cusink.placement import placed, undisturbed
 from cusink.types import HostArray
 
 __all__ = [
     "ConvergenceWarning",
 ]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # A warning names no line of these, which may stand between the user's code and the package: autograd, traced functions,
 # cached properties, decorated functions.
@@ -52,6 +47,16 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in SKIPPED:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def warned_once() -> Iterator[None]:
+    """Let `warn` say a message once, in all that is done meanwhile."""
+    token = _warned.set(set())
+    try:
+        yield
+    finally:
+        _warned.reset(token)
 
 
 @contextlib.contextmanager
@@ -129,41 +134,3 @@ def _advice(n_iter: HostArray, needed: HostArray, max_iter: int) -> str:
     about = float(f"{most:.1e}")
     lower_first = DEFAULT_ADVICE[0].lower() + DEFAULT_ADVICE[1:]
     return f"At the rate observed it takes about {about:.0f} iterations: {lower_first}"
-
-
-def one_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a message be warned of once in all that a call of a public function does, on the device of its arrays."""
-
-    @undisturbed
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **options: P.kwargs) -> R:
-        token = _warned.set(set())
-        try:
-            with placed((*args, *options.values())):
-                return function(*args, **options)
-        finally:
-            _warned.reset(token)
-
-    return wrapped
-
-
-def memory_advice(advice: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let running out of memory, on the host or on a device, say which argument to change; includes `one_call`.
-
-    CuPy's ``OutOfMemoryError`` is a `MemoryError`, as NumPy's is. The new error is raised outside the handler of the
-    old one: chained to it, its traceback would keep every array of the failed call alive for as long as the caller
-    holds the error.
-    """
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def wrapped(*args: P.args, **options: P.kwargs) -> R:
-            try:
-                return function(*args, **options)
-            except MemoryError as error:
-                reason = str(error).rstrip(".")
-            raise MemoryError(f"'{function.__name__}' ran out of memory{reason and f' ({reason})'}. {advice}")
-
-        return one_call(wrapped)
-
-    return decorate

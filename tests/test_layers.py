@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 # A room may import only from those before it, and from itself.
 ORDER = """
-    types version connection placement errors checks deferred summary workers convergence costs backends operand
+    types version connection placement errors checks calls deferred summary workers convergence costs backends operand
     solver norms exact gradients retrieval barycenters plot divergence flows distributed cli bridges torch jax sklearn
     public __init__ __main__
 """.split()

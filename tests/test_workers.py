@@ -17,7 +17,8 @@ from retrieval.test_search import topical, topics
 
 import cusink
 from cusink import workers
-from cusink.errors import one_call, warn
+from cusink.calls import one_call
+from cusink.errors import warn
 
 rng = np.random.default_rng(0)
 

@@ -8,9 +8,9 @@ import numpy as np
 from cusink.barycenters.barycenter import Barycenter
 from cusink.barycenters.solved import SolvedBarycenter
 from cusink.barycenters.terms import BarycenterTerms, pulled
+from cusink.calls import memory_advice, one_call
 from cusink.checks.arrays import arrays, in_range, owned
 from cusink.deferred import cached_property
-from cusink.errors import memory_advice, one_call
 from cusink.gradients import checks
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.summary import Summary

@@ -8,11 +8,12 @@ import numpy as np
 from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
 from cusink.barycenters.solved import Found, SolvedBarycenter
+from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import regularisation, tolerance
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
-from cusink.errors import memory_advice, warn_if_unconverged
+from cusink.errors import warn_if_unconverged
 from cusink.operand import eps_of_shared
 from cusink.solver import checks as solver_checks
 from cusink.solver.loop import UNCHECKED

@@ -9,9 +9,10 @@ import numpy as np
 from cusink.barycenters.checks import FreeProblem, free_problem
 from cusink.barycenters.free_result import Found, FreeBarycenter, Start
 from cusink.barycenters.solves import Solves, solve_all
+from cusink.calls import memory_advice
 from cusink.checks.scalars import flag, positive_integer, positive_number
 from cusink.costs.measures import Measures
-from cusink.errors import ConvergenceWarning, memory_advice, warn
+from cusink.errors import ConvergenceWarning, warn
 from cusink.solver import checks
 from cusink.types import Array, ArrayModule, Tolerance
 

@@ -8,7 +8,8 @@ import numpy as np
 from cusink.barycenters.checks import Cloud
 from cusink.barycenters.free_result import FreeBarycenter
 from cusink.barycenters.solves import Solves, solve_all
-from cusink.errors import ConvergenceWarning, deferred_warnings, memory_advice, warn
+from cusink.calls import memory_advice
+from cusink.errors import ConvergenceWarning, deferred_warnings, warn
 from cusink.gradients import checks
 from cusink.gradients.adjoint import sinkhorn_adjoint
 from cusink.gradients.curvature import SinkhornCurvature

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cusink.checks.naming import kind as kind
 from cusink.errors import warn
 from cusink.placement import array_module as array_module
 from cusink.types import Array, ArrayModule, HostArray
@@ -182,15 +183,6 @@ def narrowed(array: Array, dtype: Any, xp: ArrayModule) -> Array:
     if is_half(dtype) and (xp.isinf(out) & xp.isfinite(array)).any():
         warn(f"a result exceeds the range of {dtype.name} and is infinite there. Pass float32", RuntimeWarning)
     return out
-
-
-def kind(x: object) -> str:
-    """Return the name of the class of `x` for a message; classes of this package as users import them."""
-    module = type(x).__module__
-    if module.startswith("cusink."):
-        bridge = module.split(".")[1]
-        module = f"cusink.{bridge}" if bridge in ("torch", "jax") else "cusink"
-    return f"{module}.{type(x).__qualname__}".removeprefix("builtins.")
 
 
 def to_host(array: Array) -> HostArray:

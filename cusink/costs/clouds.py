@@ -5,14 +5,15 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import arrays, finite, finite_entries, kind, narrowed, one_array, owned, promoted, to_host
+from cusink.checks.foreign import remembering
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.between import KERNEL_BYTES, BetweenPoints
 from cusink.costs.checks import refuse_far
 from cusink.costs.formulas import CostFunction, CostGradient, lent
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric, Ground
 from cusink.costs.wanted import check_points, check_targets, checked_labels
-from cusink.placement import on_device
 from cusink.types import Array, ArrayModule, HostArray
 
 __all__ = ["PointCloud"]
@@ -98,7 +99,10 @@ class PointCloud:
     (3, 2) (3,) 0.5833
     """
 
-    @on_device
+    library = ""  # torch or jax, if the points came from there: so will results
+
+    @remembering
+    @one_call
     def __init__(
         self,
         x: Any,
@@ -134,7 +138,7 @@ class PointCloud:
         metric = getattr(self.metric, "__name__", "function") if callable(self.metric) else repr(self.metric)
         return f"PointCloud(shape={self.shape}, d={self.x.shape[-1]}, metric={metric}, power={self.power})"
 
-    @on_device
+    @one_call
     def dense(self) -> Array:
         """Return the cost as an array: memory of its size.
 
@@ -150,7 +154,7 @@ class PointCloud:
         refuse_far(~xp.isfinite(cost), cost.dtype)
         return cost
 
-    @on_device
+    @one_call
     def mean(self) -> float:
         """Return the mean of the cost over all pairs of points, a common unit of `eps`.
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import kind
 from cusink.checks.scalars import integer, one_of, real, shown
 from cusink.costs.between import KERNEL_BYTES
@@ -140,6 +141,7 @@ class Grid:
     25.0000
     """
 
+    @one_call
     def __init__(
         self,
         shape: int | tuple[int, ...],

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import arrays, in_range, kind, narrowed
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
@@ -14,8 +15,6 @@ from cusink.costs.formulas import CostFunction, CostGradient
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric
 from cusink.costs.powers import NormPower, every_square_fits
 from cusink.costs.pulled import to_points, to_user_points
-from cusink.errors import one_call
-from cusink.placement import on_device
 from cusink.types import Array, ArrayModule
 
 __all__ = [
@@ -26,7 +25,7 @@ __all__ = [
 ADJOINT_ENTRIES = 1 << 18  # of a gradient of costs that are pulled back at a time
 
 
-@on_device
+@one_call
 def cost_matrix(
     x: Array,
     y: Array | None = None,

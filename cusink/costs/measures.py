@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import array_module, kind, one_array, promoted, to_host
-from cusink.placement import on_device
+from cusink.checks.foreign import remembering
 from cusink.types import Array, HostArray
 
 Offsets = tuple[int, ...]  # item k has the points from offsets[k] to offsets[k + 1]
@@ -62,13 +63,15 @@ class Measures:
     offsets: HostArray
     weights: Array
     points: Array
+    library = ""  # torch or jax, if the points came from there: so will results
 
-    @on_device
+    @remembering
+    @one_call
     def __init__(self, offsets: Any, weights: Any, points: Any) -> None:
         self.offsets, self.weights, self.points = _checked(offsets, weights, points)
 
     @classmethod
-    @on_device
+    @one_call
     def of(cls, clouds: Sequence[Any], weights: Sequence[Any] | None = None) -> "Measures":
         """Join separate point clouds.
 
@@ -89,7 +92,7 @@ class Measures:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @on_device
+    @one_call
     def __getitem__(self, items: slice) -> "Measures":
         """Return the items of a slice."""
         if not isinstance(items, slice) or items.step not in (None, 1):
@@ -102,7 +105,7 @@ class Measures:
     def __repr__(self) -> str:
         return f"Measures({len(self)} items, {len(self.points)} points, d={self.points.shape[1]})"
 
-    @on_device
+    @one_call
     def normalised(self) -> "Measures":
         """Return the same measures, each divided by its sum.
 

@@ -16,7 +16,7 @@ from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, tolerance
 from cusink.distributed import neighbours, tasks
 from cusink.distributed.assembly import DTYPES, assembled, rectangle, triangle
-from cusink.distributed.jobs import Chunks, Device, Job, LazyArray, Place
+from cusink.distributed.jobs import Chunks, Device, Job, LazyArray, Place, taken_here
 from cusink.retrieval import checks
 from cusink.retrieval.keywords import SolveKeywords
 from cusink.retrieval.matrix import DistanceMatrix
@@ -155,6 +155,7 @@ def distance_matrix(
     >>> bool((D.compute() == cusink.distance_matrix(A, None, C, eps=0.05)).all())
     True
     """
+    A, B, C = taken_here(A=A, B=B, C=C)
     tol = tolerance(tol, A, B, C)
     flag("full_output", full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
@@ -275,6 +276,7 @@ def nearest(
     >>> indices.compute().ravel().tolist()
     [1, 0, 1, 2]
     """
+    A, B, C = taken_here(A=A, B=B, C=C)
     tol = tolerance(tol, A, B, C)
     flag("prune", prune)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)

@@ -7,6 +7,7 @@ from typing import Any
 import dask
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import kind
 from cusink.checks.scalars import flags, positive_integer, shown
 from cusink.distributed.jobs import check_client, sent
@@ -89,6 +90,7 @@ class Index:
     def __repr__(self) -> str:
         return f"Index({len(self)} items in {len(self._sizes)} parts)"
 
+    @one_call
     def search(
         self,
         A: Any,

@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind, promoted
+from cusink.checks.foreign import taken
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, one_of, regularisation
 from cusink.convergence.options import Options
@@ -190,6 +191,11 @@ class Job:
     def like(self, dtype: Any) -> Array:
         """Return an empty array of the library of the result."""
         return self.xp.empty((0, 0), dtype)
+
+
+def taken_here(**named: Any) -> tuple[Any, ...]:
+    """Return arrays of other libraries as NumPy's or CuPy's, but those of Dask as they are."""
+    return tuple(x if isinstance(x, da.Array) else taken(name, x) for name, x in named.items())
 
 
 def check_client(client: Any) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import narrowed
 from cusink.deferred import cached_property
 from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs
 from cusink.divergence.result import SinkhornDivergence
-from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
 from cusink.gradients.pairs import PairTerms, PerPair
 from cusink.gradients.parts import Cotangents, Terms

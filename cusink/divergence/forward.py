@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import flag, tolerance
 from cusink.convergence.options import Options
@@ -19,7 +20,7 @@ from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs, divergences, without_rounding
 from cusink.divergence.result import SinkhornDivergence
 from cusink.divergence.values import value_in_float64
-from cusink.errors import memory_advice, warn_if_unconverged
+from cusink.errors import warn_if_unconverged
 from cusink.solver import checks as solver_checks
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
 from cusink.solver.newton import sharing

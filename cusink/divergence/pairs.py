@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.convergence.options import Options
 from cusink.costs.clouds import sides_of
 from cusink.divergence.result import SinkhornDivergence
-from cusink.errors import one_call
 from cusink.solver.pairs.batches import Batch
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side

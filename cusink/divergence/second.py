@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.divergence import checks
 from cusink.divergence.result import SinkhornDivergence
-from cusink.errors import one_call
 from cusink.gradients import checks as gradients_checks
 from cusink.gradients.curvature import SinkhornCurvature, product
 from cusink.gradients.envelope import reg_cost_tangent

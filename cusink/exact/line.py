@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusink.errors import memory_advice
+from cusink.calls import memory_advice
 from cusink.exact import checks
 from cusink.norms.checks import WeightedPoints, cotangent, wanted
 from cusink.summary import Summary

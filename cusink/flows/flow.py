@@ -6,10 +6,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from cusink.calls import memory_advice
 from cusink.costs.clouds import PointCloud
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence
-from cusink.errors import ConvergenceWarning, memory_advice, warn
+from cusink.errors import ConvergenceWarning, warn
 from cusink.flows import checks
 from cusink.flows.checks import FlowProblem
 from cusink.norms.norms import kernel_distance, kernel_distance_adjoint

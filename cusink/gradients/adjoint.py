@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import to_host
 from cusink.deferred import cached_property
-from cusink.errors import deferred_warnings, one_call
+from cusink.errors import deferred_warnings
 from cusink.gradients import checks
 from cusink.gradients.at_once import adjoint_at_once
 from cusink.gradients.balanced import balanced_terms

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import GradientBlock
-from cusink.errors import one_call
 from cusink.gradients import checks
 from cusink.gradients.field import Field, field_gradients
 from cusink.gradients.parts import Directions

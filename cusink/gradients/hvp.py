@@ -1,6 +1,6 @@
 """Products of the Hessian of a value with a direction, from the solution alone."""
 
-from cusink.errors import one_call
+from cusink.calls import one_call
 from cusink.gradients import checks
 from cusink.gradients.checks import warn_unconverged
 from cusink.gradients.curvature import SinkhornCurvature, product

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusink.errors import one_call
+from cusink.calls import one_call
 from cusink.gradients import checks
 from cusink.gradients.checks import warn_unconverged
 from cusink.gradients.envelope import both_sides, plan_sums, reg_cost_along

@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import narrowed
-from cusink.errors import one_call
 from cusink.gradients import checks
 from cusink.gradients.adjoint import SinkhornGradients
 from cusink.gradients.blocks import BlockTerms

@@ -6,7 +6,7 @@ from typing import overload
 
 import numpy as np
 
-from cusink.errors import memory_advice
+from cusink.calls import memory_advice
 from cusink.norms import checks
 from cusink.norms.products import ADVICE, KernelGradients, LogKernel, backend, gradients, log_sums, prepare
 from cusink.types import Array, ArrayModule

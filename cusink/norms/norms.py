@@ -6,7 +6,7 @@ from typing import overload
 import numpy as np
 
 from cusink.backends.profile import Profile
-from cusink.errors import memory_advice
+from cusink.calls import memory_advice
 from cusink.norms import checks
 from cusink.norms.checks import WeightedPoints
 from cusink.norms.products import (

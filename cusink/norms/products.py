@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.backends.numpy import sums
 from cusink.backends.profile import Profile
-from cusink.errors import memory_advice
+from cusink.calls import memory_advice
 from cusink.norms import checks
 from cusink.norms.checks import WeightedPoints
 from cusink.types import Array

@@ -3,7 +3,7 @@
 Every function draws into the axes `ax`, or into those of a new figure of pyplot, and returns them. A notebook shows
 such a figure by itself; a script saves it with ``ax.figure.savefig(...)``, or shows it by ``matplotlib.pyplot.show()``.
 pyplot keeps figures until they are closed: a script that draws many calls ``matplotlib.pyplot.close(ax.figure)``.
-Arrays may be NumPy's or CuPy's.
+Arrays may be of any library.
 """
 
 try:

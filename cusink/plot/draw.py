@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, to_rgba
 
+from cusink.calls import one_call
 from cusink.plot import checks
 from cusink.plot.style import GREY, SOURCE, TARGET, new_axes, quiet_ticks
 from cusink.solver.result import SinkhornResult
@@ -23,6 +24,7 @@ __all__ = [
 MOST_CURVES = 12  # curves that are drawn one by one
 
 
+@one_call
 def plan(
     P: Array | SinkhornResult,
     *,
@@ -99,6 +101,7 @@ def plan(
     return ax
 
 
+@one_call
 def transport_lines(
     P: Array | SinkhornResult,
     x: Array,
@@ -182,6 +185,7 @@ def transport_lines(
     return ax
 
 
+@one_call
 def convergence(
     history: Iterable[tuple[int, Array]],
     *,

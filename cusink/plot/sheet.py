@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from cusink.calls import one_call
 from cusink.plot import checks
 from cusink.plot.style import GREY, INK, RIGHT, WRONG
 from cusink.types import Array, HostArray
@@ -51,6 +52,7 @@ class Layout(NamedTuple):
         return cls(left, height, step, float(left[-1]) + 1, top, rows * step, bottom)
 
 
+@one_call
 def contact_sheet(
     queries: Array,
     corpus: Array,

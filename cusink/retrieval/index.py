@@ -7,10 +7,9 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 
 from cusink.backends.devices import cupy_module, device_error
-from cusink.checks.foreign import any_array, taken
+from cusink.calls import memory_advice, one_call
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, flags, one_of, tolerance
-from cusink.errors import memory_advice
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collected import AnyCorpus, check_settings, collect, grown, pairs_with
@@ -91,6 +90,7 @@ class Index(Described):
     (3, array([[2, 1]]))
     """
 
+    @one_call
     def __init__(
         self,
         B: Any,
@@ -109,7 +109,6 @@ class Index(Described):
         on_empty: Literal["nan", "raise"] = "nan",
         check: bool = True,
     ) -> None:
-        B, C = taken("B", B), taken("C", C)
         flag("check", check)
         options = check_options(max_iter, tolerance(tol, B, C), check_every, method, overrelaxation)
         prices = prices_of(reach, method, value)
@@ -137,7 +136,6 @@ class Index(Described):
     def search(
         self, A: Any, k: int, *, full_output: bool, **keywords: Unpack[SearchKeywords]
     ) -> tuple[Array, Array] | Neighbours: ...
-    @any_array
     @memory_advice(ADVICE)
     def search(
         self,
@@ -218,7 +216,6 @@ class Index(Described):
             found, pruning = find_on_devices(pairs, corpus, query, prune, progress, shared)
         return neighbours(found, pairs, settings.options, pruning, full_output)
 
-    @any_array
     @memory_advice(ADVICE)
     def add(self, B: Any, *, check: bool = True) -> None:
         """Add items, which come after those that are there.

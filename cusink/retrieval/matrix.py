@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from cusink.checks.foreign import any_array
+from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flags, one_of, tolerance
 from cusink.costs.kinds import with_arrays
-from cusink.errors import memory_advice, warn_unconverged
+from cusink.errors import warn_unconverged
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
@@ -97,7 +97,6 @@ def distance_matrix(
     full_output: bool,
     **keywords: Unpack[MatrixKeywords],
 ) -> DistanceMatrix | Array: ...
-@any_array
 @memory_advice(
     "Pass a lower 'memory_limit', the bytes of a tile; a path as 'out' takes a result that exceeds the memory"
 )

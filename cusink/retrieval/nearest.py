@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
-from cusink.checks.foreign import any_array
+from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flags, one_of, tolerance
-from cusink.errors import memory_advice
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collections import check_collections
@@ -63,7 +62,6 @@ def nearest(
     full_output: bool,
     **keywords: Unpack[NearestKeywords],
 ) -> tuple[Array, Array] | Neighbours: ...
-@any_array
 @memory_advice("Pass a lower 'memory_limit', the bytes that may be used at a time")
 def nearest(
     A: Any,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.deferred import cached_property
@@ -60,7 +61,7 @@ class SinkhornExtension(Summary):
         found = self.problem.to_user(self._means(points if points.ndim == 3 else points[None]))
         return found[..., 0] if flat else found
 
-    @on_device
+    @one_call
     def barycentric_map(self, values: Array) -> Array:
         """Return the means of values of the other side's points under the new points' rows of the plan.
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from cusink.calls import one_call
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import positive_number, tolerance
 from cusink.costs.each import costs_of, groups, per_problem
 from cusink.costs.logits import logits
 from cusink.deferred import Deferring
-from cusink.errors import one_call
-from cusink.placement import on_device
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
 from cusink.solver.ending import brought
@@ -158,7 +157,7 @@ class SinkhornResult(Deferring, Summary):
         named = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
         return make_result(problem, named, found.n_iter, found.error <= tol)
 
-    @on_device
+    @one_call
     def plan(self) -> Array:
         """Return the transport plan, shape (n, m) or (B, n, m): memory of that size.
 
@@ -174,7 +173,7 @@ class SinkhornResult(Deferring, Summary):
             plan = problem.xp.minimum(plan, float(np.finfo(problem.dtype).max))
         return problem.to_user(plan)
 
-    @on_device
+    @one_call
     def apply(self, v: Array, axis: Axis) -> Array:
         """Multiply the plan with vectors, without forming it.
 
@@ -194,7 +193,7 @@ class SinkhornResult(Deferring, Summary):
         v = checks.vector(v, axis, problem).astype(np.float64)
         return problem.bins_to_user(problem.C.apply_plan(*problem.logits(), v, problem.eps, axis), 1 - axis)
 
-    @on_device
+    @one_call
     def barycentric_map(self, values: Array, axis: Axis = 1) -> Array:
         """Return the means of values under the rows of the plan, without forming it.
 
@@ -219,7 +218,7 @@ class SinkhornResult(Deferring, Summary):
             found = found.reshape(*found.shape[:-2], *cells, found.shape[-1])
         return found[..., 0] if flat else found
 
-    @on_device
+    @one_call
     def at(self, x: Any = None, y: Any = None) -> SinkhornExtension:
         """Return the solution at new points, for a `C` that is a `cusink.PointCloud`.
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, overload
 
+from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import flag, flags, tolerance
 from cusink.costs.clouds import Metric
 from cusink.costs.measures import Measures
 from cusink.deferred import Deferred
-from cusink.errors import memory_advice, warn_if_unconverged
+from cusink.errors import warn_if_unconverged
 from cusink.solver import checks
 from cusink.solver.at_once import solve_at_once
 from cusink.solver.each import HowToSolve, solve_each
