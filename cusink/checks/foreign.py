@@ -94,7 +94,17 @@ def taken(name: str, x: Any) -> Any:
         text = " ".join(str(error).split())
         raise TypeError(
             f"'{name}' must be an array of numbers; got {kind(x)}, of which none can be made: {text[:200]}"
+            f"{_advice(name, x)}"
         ) from None
+
+
+def _advice(name: str, x: Any) -> str:
+    """Return what helps where that is known: NumPy has no bfloat16, and what JAX traces has no numbers."""
+    if str(getattr(x, "dtype", "")) == "torch.bfloat16":
+        return f". Pass {name}.float()"
+    if "Tracer" in type(x).__name__:
+        return ". Call it outside of jit, vmap and grad, or take a function of cusink.jax"
+    return ""
 
 
 class InLibrary:

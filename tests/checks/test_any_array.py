@@ -11,7 +11,9 @@ import pytest
 
 import cusink
 
-jax, torch, _, _, _ = (pytest.importorskip(name) for name in ("jax", "torch", "dask", "matplotlib", "sklearn"))
+jax, torch, pd, xr, _, _, _ = (
+    pytest.importorskip(name) for name in ("jax", "torch", "pandas", "xarray", "dask", "matplotlib", "sklearn")
+)
 
 import jax.numpy as jnp  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
@@ -21,20 +23,15 @@ OWN = ("jax.", "torch.")  # functions of these take the arrays of one library al
 NUMPY = np.ndarray
 
 
-class Table:
-    """An object with `__array__`, as data frames and labelled arrays have it."""
-
-    def __init__(self, values):
-        self.values = values
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.values, dtype)
+def table(x):
+    """Return an array with names: a column or a frame of pandas, or with more axes one of xarray."""
+    return pd.Series(x, name="mass") if x.ndim == 1 else pd.DataFrame(x) if x.ndim == 2 else xr.DataArray(x)
 
 
 LIBRARIES = {
     "torch": (lambda x: torch.from_numpy(x.copy()), torch.Tensor),
     "jax": (jnp.asarray, jax.Array),
-    "__array__": (Table, NUMPY),
+    "pandas": (table, NUMPY),
 }
 
 
@@ -76,7 +73,8 @@ def with_64_bits():
 def test_answers_are_numpy_s_in_the_library_of_the_input(call, library):
     (make, kind), (function, arguments) = LIBRARIES[library], CALLS[call]
     given = {name: converted(x, make) for name, x in arguments.items()}
-    want, found = function(**arguments), function(**given)
+    same = {name: converted(x, lambda part: np.asarray(make(part))) for name, x in arguments.items()}  # in its layout
+    want, found = function(**same), function(**given)
     for one, other in zip(numbers_in(found), numbers_in(want), strict=True):
         np.testing.assert_array_equal(one, other)
     came = any(given[name] is not arguments[name] for name in given)
@@ -209,7 +207,7 @@ def test_the_first_array_decides_and_a_number_does_not():
     assert isinstance(cusink.sinkhorn(A, jax_array, torch.from_numpy(C), eps=0.2).cost, jax.Array)
     assert isinstance(cusink.sinkhorn(A, B, C, eps=torch.tensor(0.2)).cost, np.ndarray)
     assert isinstance(cusink.sinkhorn(A, B, C, eps=torch.full((3,), 0.2)).cost, torch.Tensor)
-    assert isinstance(cusink.sinkhorn(Table(A), B, Table(C), eps=0.2).cost, np.ndarray)
+    assert isinstance(cusink.sinkhorn(table(A), B, table(C), eps=0.2).cost, np.ndarray)
     index = cusink.Index(torch.from_numpy(B), cusink.PointCloud(torch.from_numpy(Y)), eps=0.2)
     assert isinstance(index.search(B, 1)[0], np.ndarray) and isinstance(index.search(jax_array, 1)[0], jax.Array)
 
@@ -286,6 +284,13 @@ def test_pictures_are_drawn_of_tensors():
     assert drawn.collections
     image = cusink.plot.plan(result.plan()).collections[0]
     np.testing.assert_array_equal(image.get_array().ravel(), result.plan().numpy().ravel())
+
+
+def test_what_has_no_numbers_says_what_helps():
+    with pytest.raises(TypeError, match=r"'x' must be an array of numbers.*Pass x\.float\(\)"):
+        cusink.PointCloud(torch.from_numpy(X).bfloat16())
+    with pytest.raises(TypeError, match="'a' must be an array of numbers.*a function of cusink.jax"):
+        jax.jit(lambda a: cusink.sinkhorn(a, B, C, eps=0.2).cost)(A)
 
 
 def test_a_tensor_with_a_gradient_is_refused_wherever_it_comes():
