@@ -200,8 +200,8 @@ def _origin(x: Any) -> str:
 
 
 def _has_parts(x: Any) -> bool:
-    """Return whether a list may hold arrays: one of numbers, which may be long, is read by NumPy."""
-    return len(x) > 0 and not isinstance(x[0], (bool, int, float, str, np.generic))
+    """Return whether a list may hold arrays: one that begins with a number may be long, and is read by NumPy."""
+    return len(x) > 0 and (isinstance(x, tuple) or not isinstance(x[0], (bool, int, float, str, np.generic)))
 
 
 def _with_parts(x: Any, parts: list[Any]) -> Any:

@@ -224,6 +224,7 @@ def test_what_is_made_of_tensors_stays_numpy_s_inside_and_remembers():
         assert type(each) is cusink.Measures and each.library == "torch"
     gaps = torch.tensor([1.0, 2.0])
     assert cusink.Grid((3, 2), spacing=(gaps, 1.0)) == cusink.Grid((3, 2), spacing=((1.0, 2.0), 1.0))
+    assert cusink.Grid((2, 3), spacing=(1.0, gaps)) == cusink.Grid((2, 3), spacing=(1.0, (1.0, 2.0)))
 
 
 @BOTH
