@@ -9,7 +9,7 @@ from cusink.barycenters.barycenter import Barycenter
 from cusink.barycenters.solved import SolvedBarycenter
 from cusink.barycenters.terms import BarycenterTerms, pulled
 from cusink.calls import memory_advice, one_call
-from cusink.checks.arrays import arrays, in_range, owned
+from cusink.checks.arrays import in_range, owned, widened
 from cusink.deferred import cached_property
 from cusink.gradients import checks
 from cusink.gradients.system import LinearSolve, warn_rough
@@ -170,7 +170,7 @@ def _checked(grad: Any, problem: SolvedBarycenter, barycenter: Array) -> Array:
     """Check the gradient by barycenters; return it as (B, m) in float64."""
     if grad is None:
         raise TypeError("'grad_barycenter' must be an array of the shape of the barycenter; got None")
-    (given, _), xp, _ = arrays(grad_barycenter=grad, result=barycenter)
+    given, xp = widened("grad_barycenter", grad, "result", barycenter)
     if given.shape != barycenter.shape:
         raise ValueError(f"'grad_barycenter' must have shape {barycenter.shape} to match the result; got {given.shape}")
     in_range("grad_barycenter", given, xp)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, in_range, kind, narrowed, promoted, to_host, weights_dtype
+from cusink.checks.arrays import array_module, in_range, kind, narrowed, owned, promoted, to_host, weights_dtype
 from cusink.checks.scalars import flags, price_in_range, regularisation
 from cusink.checks.weights import first_index, of_sum_one, same_mass, weight_values
 from cusink.costs.checks import cost_values
@@ -202,8 +202,10 @@ def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) ->
     if x is None:
         raise TypeError("'x' must be an array of points to start from; got None. A sample of one cloud is a usual one")
     named = {"measures.points": measures.points, "measures.weights": measures.weights}
+    given_x, given_a = x, a
     (x, a, weights, points, masses), xp, dtype = promoted(x=x, a=a, weights=weights, **named)
-    x = x[:, None] if x.ndim == 1 else x
+    points, masses = owned(points, measures.points), owned(masses, measures.weights)
+    x = owned(x[:, None] if x.ndim == 1 else x, given_x)
     d, count = points.shape[1], len(measures)
     if x.ndim != 2 or not len(x) or x.shape[1] != d:
         raise ValueError(f"'x' must have shape (n, {d}) with at least one point, as 'measures' have; got {x.shape}")
@@ -212,7 +214,7 @@ def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) ->
             raise ValueError(f"'{name}' must have shape ({size},); got {given.shape}")
     in_range("x", x, xp)
     in_range("measures.points", points, xp)
-    a = xp.full(len(x), 1 / len(x), x.dtype) if a is None else a
+    a = xp.full(len(x), 1 / len(x), x.dtype) if a is None else owned(a, given_a)
     shares = xp.ones(count, x.dtype) if weights is None else weights
     weight_values("a", a[None], xp)
     weight_values("weights", shares[None], xp)

@@ -37,9 +37,17 @@ def promoted(**named: Any) -> tuple[list[Any], ArrayModule, Any]:
 
 def widened(name: str, x: Any, owner: str, like: Array) -> tuple[Array, ArrayModule]:
     """Return an input in the dtype of an array of an earlier call, which may be wider and not narrower than its own."""
-    (x, _), xp, dtype = promoted(**{name: x, owner: like})
-    _same("dtype", {name: dtype.name, owner: like.dtype.name}, "Convert one of them with .astype")
+    (x,), xp = all_widened({name: x}, owner, like)
     return x, xp
+
+
+def all_widened(named: Mapping[str, Any], owner: str, like: Array) -> tuple[list[Any], ArrayModule]:
+    """Return several inputs as `widened` does one; None stays None."""
+    (*found, _), xp, dtype = promoted(**named, **{owner: like})
+    if dtype != like.dtype:
+        name, x = next((name, x) for name, x in named.items() if hasattr(x, "dtype") and x.dtype == dtype)
+        _same("dtype", {name: str(x.dtype), owner: like.dtype.name}, "Convert one of them with .astype")
+    return found, xp
 
 
 def weights_dtype(dtype: Any, *weights: Any) -> Any:

@@ -3,6 +3,7 @@
 No library is a dependency: an array proves that its own is there.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -14,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from cusink.checks.naming import kind
-from cusink.placement import array_module
+from cusink.placement import array_module, undisturbed
 from cusink.types import Array
 
 P = ParamSpec("P")
@@ -23,16 +24,19 @@ R = TypeVar("R")
 RETURNED = ("torch", "jax")  # whose users go on with them; all others get NumPy
 OURS = ("builtins", "numpy", "cupy", "cupyx", "scipy", "cusink")  # libraries whose objects stay as they are
 PLAIN = frozenset({type(None), bool, int, float, str, np.ndarray})  # of no library: what most calls are given
-CPU, CUDA = (1, 3, 11, 13), (2,)  # kinds of devices in DLPack: memory that a CPU reads, and that of NVIDIA GPUs
+CUDA = (2,)  # kinds of devices in DLPack: NVIDIA GPUs
+WRITTEN = ("out",)  # arguments that are to be written to
+UNREAD = ("callback",)  # functions of the user that return nothing
 
 
 def any_array(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function take arrays of any library; the first of torch or JAX decides what its result is made of."""
     names = list(inspect.signature(function).parameters)
+    own = names[:1] in (["self"], ["cls"])  # a method, whose object is none of another library
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **keywords: P.kwargs) -> R:
-        if PLAIN.issuperset(map(type, args)) and PLAIN.issuperset(map(type, keywords.values())):
+        if not (own and _remembered(args[0])) and _all_plain(args[own:], keywords.values()):
             return function(*args, **keywords)
         library = library_of((*args, *keywords.values()))
         found: R = _called(function, names, args, keywords, library)
@@ -48,7 +52,8 @@ def remembering(init: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **keywords: P.kwargs) -> None:
         init(*args, **keywords)
         made: Any = args[0]
-        made.library = library_of((*args[1:], *keywords.values()))
+        if not _all_plain(args[1:], keywords.values()):
+            made.library = library_of((*args[1:], *keywords.values()))
 
     return wrapped
 
@@ -58,7 +63,7 @@ def library_of(values: Iterable[Any]) -> str:
 
     Single numbers do not count: ``eps`` of a tensor beside NumPy's weights makes no tensors of the results.
     """
-    return next((library for x in values if (library := _origin(x))), "")
+    return next((library for x in values if type(x) not in PLAIN and (library := _origin(x))), "")
 
 
 def taken(name: str, x: Any) -> Any:
@@ -78,14 +83,7 @@ def taken(name: str, x: Any) -> Any:
             "loss of cusink.torch"
         )
     try:
-        if library == "torch" and x.device.type == "cpu":
-            return x.numpy()  # that may be written to, which DLPack does not promise
-        device = x.__dlpack_device__()[0] if hasattr(x, "__dlpack__") and library != "dask" else None
-        if device in CUDA:
-            import cupy
-
-            return cupy.from_dlpack(x)
-        return np.asarray(x)
+        found = _read(x, library)
     except ImportError:
         raise TypeError(
             f"'{name}' is on a GPU, for which CuPy is needed: pip install 'cusink[cuda12]', or move it to the CPU"
@@ -96,6 +94,33 @@ def taken(name: str, x: Any) -> Any:
             f"'{name}' must be an array of numbers; got {kind(x)}, of which none can be made: {text[:200]}"
             f"{_advice(name, x)}"
         ) from None
+    if name in WRITTEN and isinstance(found, np.ndarray) and not np.may_share_memory(found, _read(x, library)):
+        raise TypeError(f"'{name}' must be an array whose memory can be written to, or a path; got {kind(x)}")
+    return found
+
+
+def _read(x: Any, library: str) -> Array:
+    """Return an array of another library, without a copy where its memory stays as it is."""
+    if library == "torch" and x.device.type == "cpu":
+        return x.numpy()  # that may be written to, which DLPack does not promise
+    if library == "dask":
+        x = x.compute()  # whose blocks may have masks, which are refused and must not get lost
+    elif _device(x) in CUDA:
+        import cupy
+
+        return cupy.from_dlpack(x)
+    found = np.asanyarray(x)
+    # A frame of pandas changes by ways of its own what it lends to be read. JAX never does, nor does who maps a file.
+    lent = not found.flags.writeable and library != "jax" and not isinstance(found, np.memmap)
+    return found.copy() if lent else found
+
+
+def _device(x: Any) -> int | None:
+    """Return the kind of device that an array is on by DLPack; None where it does not say."""
+    try:
+        return int(x.__dlpack_device__()[0])
+    except Exception:  # no such method, or an array on several devices
+        return None
 
 
 def _advice(name: str, x: Any) -> str:
@@ -110,7 +135,8 @@ def _advice(name: str, x: Any) -> str:
 class InLibrary:
     """A result whose arrays are those of another library, however and whenever they are read.
 
-    It is an instance of the class of the result, for `isinstance` and for every function that takes one.
+    `in_library` makes it, of a class with the name, the fields and the special methods of the result's: an instance of
+    the result's own class for `isinstance`, and for every function that takes one.
     """
 
     result: Any
@@ -123,29 +149,18 @@ class InLibrary:
     def __class__(self) -> type:
         return type(self.result)
 
+    @undisturbed
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.result, name)
-        if not inspect.ismethod(found):
-            return _given_back(found, self.library)
-        names = list(inspect.signature(found).parameters)
-
-        @functools.wraps(found)
-        def method(*args: Any, **keywords: Any) -> Any:
-            return _called(found, names, args, keywords, self.library)
-
-        return method
+        if inspect.ismethod(found):
+            return _Method(self, name)
+        made = _given_back(found, self.library)
+        if not callable(made):
+            vars(self)[name] = made  # the same when it is read again
+        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.result, name, taken(name, value))
-
-    def __len__(self) -> int:
-        return len(self.result)
-
-    def __bool__(self) -> bool:
-        return bool(self.result)
-
-    def __getitem__(self, items: Any) -> Any:
-        return _given_back(self.result[items], self.library)
 
     def __repr__(self) -> str:
         return repr(self.result)
@@ -154,23 +169,84 @@ class InLibrary:
         return dir(self.result)
 
     def __reduce__(self) -> Any:
-        return InLibrary, (self.result, self.library)
+        return in_library, (self.result, self.library)
+
+
+def in_library(result: Any, library: str) -> Any:
+    """Return a result as one of another library."""
+    return _class_like(type(result))(result, library)  # type: ignore[arg-type]  # classes are hashable
+
+
+@functools.cache
+def _class_like(kind: Any) -> type[InLibrary]:
+    """Return the class of results in another library that are of a class in NumPy."""
+
+    def length(self: InLibrary) -> int:
+        return len(self.result)
+
+    def item(self: InLibrary, items: Any) -> Any:
+        return _given_back(self.result[items], self.library)
+
+    special = {"__len__": undisturbed(length), "__getitem__": undisturbed(item)}
+    shown = ("__doc__", "__module__", "__qualname__", "__dataclass_fields__", "__dataclass_params__")
+    body = {name: method for name, method in special.items() if hasattr(kind, name)}
+    body |= {name: getattr(kind, name) for name in shown if hasattr(kind, name)}
+    return type(kind.__name__, (InLibrary,), body)
+
+
+class _Method:
+    """A method of a result in another library, which takes and returns arrays of that."""
+
+    def __init__(self, owner: InLibrary, name: str) -> None:
+        self._owner, self._name = owner, name
+        functools.update_wrapper(self, getattr(owner.result, name))
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        method = getattr(self._owner.result, self._name)
+        names = list(inspect.signature(method).parameters)
+        return _called(method, names, args, keywords, self._owner.library)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Method) and (self._owner, self._name) == (other._owner, other._name)
+
+    def __hash__(self) -> int:
+        return hash((id(self._owner), self._name))
+
+    def __reduce__(self) -> Any:
+        return _Method, (self._owner, self._name)
 
 
 @dataclasses.dataclass(frozen=True)
-class _InTheirWords:
+class InTheirWords:
     """A function of the user, who wrote it for arrays of the library that his others are of."""
 
     name: str
     function: Callable[..., Any]
     library: str
+    settings: Callable[[], contextlib.AbstractContextManager[Any]]  # of the user's thread, for those that call it
 
     def __call__(self, *args: Any) -> Any:
-        return taken(self.name, self.function(*(_given_back(x, self.library) for x in args)))
+        """Call it with arrays of its library, and return NumPy's or CuPy's."""
+        with self.settings():
+            found = self.function(*(_given_back(x, self.library) for x in args))
+            return None if self.name in UNREAD else taken(self.name, found)
 
     @property
     def __name__(self) -> str:
         return str(getattr(self.function, "__name__", "function"))
+
+
+def _settings_now(library: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return what lets PyTorch record gradients, or JAX have 64 bits, if it does so in this thread."""
+    if library == "torch":
+        import torch
+
+        return functools.partial(torch.set_grad_enabled, torch.is_grad_enabled())
+    import jax
+    import jax.experimental as older
+
+    enable: Any = getattr(jax if hasattr(jax, "enable_x64") else older, "enable_x64")  # noqa: B009, moved in 2025
+    return functools.partial(enable, bool(jax.config.jax_enable_x64))
 
 
 def _called(
@@ -180,28 +256,39 @@ def _called(
     given = [_argument(name, x, library) for name, x in itertools.zip_longest(names[: len(args)], args)]
     named = {name: _argument(name, x, library) for name, x in keywords.items()}
     found = function(*given, **named)
-    return _given_back(found, library) if library else found
+    written = [name for name in WRITTEN if name in named and found is named[name] is not None]
+    return keywords[written[0]] if written else _given_back(found, library) if library else found
 
 
 def _argument(name: str, x: Any, library: str) -> Any:
-    if library and callable(x) and not isinstance(x, (type, _InTheirWords)):
-        return _InTheirWords(name, x, library)
+    if library and callable(x) and not isinstance(x, (type, InTheirWords, InLibrary)):
+        return InTheirWords(name, x, library, _settings_now(library))
     return taken(name, x)
+
+
+def _all_plain(*several: Iterable[Any]) -> bool:
+    return all(PLAIN.issuperset(map(type, values)) for values in several)
+
+
+def _remembered(x: Any) -> str:
+    """Return the library that an object of the package was made of, or a result is in."""
+    ours = any(kind.__module__.startswith("cusink.") for kind in type(x).__mro__)
+    return str(getattr(x, "library", "")) if ours else ""
 
 
 def _origin(x: Any) -> str:
     """Return the library of `RETURNED` that a value is of, or one of its parts, or what it was made of; "" else."""
     if isinstance(x, (list, tuple)):
         return library_of(x) if _has_parts(x) else ""
-    if type(x).__module__.startswith("cusink."):
-        return str(getattr(x, "library", ""))
     library = _library(x)
-    return library if library in RETURNED and x.ndim else ""
+    return library if library in RETURNED and x.ndim else _remembered(x)
 
 
 def _has_parts(x: Any) -> bool:
-    """Return whether a list may hold arrays: one that begins with a number may be long, and is read by NumPy."""
-    return len(x) > 0 and (isinstance(x, tuple) or not isinstance(x[0], (bool, int, float, str, np.generic)))
+    """Return whether a list may hold arrays: one that begins with a number, in lists too, is read by NumPy."""
+    if not x or isinstance(x, tuple):
+        return bool(x)
+    return _has_parts(x[0]) if isinstance(x[0], list) else not isinstance(x[0], (bool, int, float, str, np.generic))
 
 
 def _with_parts(x: Any, parts: list[Any]) -> Any:
@@ -220,7 +307,8 @@ def _library(x: object) -> str:
         return "cupy"  # a subclass of its arrays
     if not (hasattr(type(x), "__array__") or hasattr(type(x), "__dlpack__")):
         return ""
-    return "jax" if library == "jaxlib" else library
+    above = {kind.__module__.partition(".")[0] for kind in type(x).__mro__}  # of subclasses of other packages, too
+    return "torch" if "torch" in above else "jax" if above & {"jax", "jaxlib"} else library
 
 
 def _given_back(found: Any, library: str) -> Any:
@@ -233,11 +321,12 @@ def _given_back(found: Any, library: str) -> Any:
         return found
     if isinstance(found, (np.ndarray, np.generic)) or array_module(found) is not np:
         return _as_array_of(found, library)
-    if type(found).__module__.startswith("cusink.") and not isinstance(found, InLibrary):
-        if not hasattr(type(found), "library"):
-            return InLibrary(found, library)
-        found = copy.copy(found)
-        found.library = library
+    if isinstance(found, (InLibrary, InTheirWords)) or not type(found).__module__.startswith("cusink."):
+        return found
+    if not hasattr(type(found), "library"):
+        return in_library(found, library)
+    found = copy.copy(found)
+    found.library = library
     return found
 
 

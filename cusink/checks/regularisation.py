@@ -6,6 +6,7 @@ from typing import Any, get_args
 import numpy as np
 
 from cusink.checks.arrays import one_array, to_host
+from cusink.checks.foreign import taken
 from cusink.checks.scalars import one_of, positive_number, price_in_range, regularisation
 from cusink.types import Eps, Statistic
 
@@ -58,7 +59,7 @@ class RelativeEps:
     of: Statistic = "mean"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "share", positive_number("share", self.share))
+        object.__setattr__(self, "share", positive_number("share", taken("share", self.share)))
         one_of("of", self.of, get_args(Statistic))
 
 

@@ -6,8 +6,19 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from cusink.calls import one_call
-from cusink.checks.arrays import arrays, finite, finite_entries, kind, narrowed, one_array, owned, promoted, to_host
-from cusink.checks.foreign import remembering
+from cusink.checks.arrays import (
+    arrays,
+    finite,
+    finite_entries,
+    kind,
+    narrowed,
+    one_array,
+    owned,
+    promoted,
+    to_host,
+    widened,
+)
+from cusink.checks.foreign import InTheirWords, remembering
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.between import KERNEL_BYTES, BetweenPoints
 from cusink.costs.checks import refuse_far
@@ -124,7 +135,7 @@ class PointCloud:
         self.x, self.y, self.metric, self.power, self.tf32 = (
             given.x,
             given.y,
-            metric,
+            metric.function if isinstance(metric, InTheirWords) else metric,
             self.ground.power,
             self.ground.tf32,
         )
@@ -174,7 +185,7 @@ class PointCloud:
         name = "xy"[side]
         if self.labels is not None:
             raise ValueError(f"'{name}' must be points with labels for this cloud, and new points have none")
-        (new, _), _, _ = arrays(**{name: points, "the cloud": self.x[:0]})
+        new, _ = widened(name, points, "the cloud", self.x[:0])
         new, old = owned(new, points), (costs.given or (costs.x, costs.y))[1 - side]  # not the user's, who may write
         made = like(self, *((new, old) if side == 0 else (old, new)))
         of_old = bool(self.flat[0] if self.flat[1 - side] is None else self.flat[1 - side])

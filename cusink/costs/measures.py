@@ -9,7 +9,7 @@ import numpy as np
 
 from cusink.calls import one_call
 from cusink.checks.arrays import array_module, kind, one_array, promoted, to_host
-from cusink.checks.foreign import remembering
+from cusink.checks.foreign import remembering, taken
 from cusink.types import Array, HostArray
 
 Offsets = tuple[int, ...]  # item k has the points from offsets[k] to offsets[k + 1]
@@ -160,7 +160,8 @@ def _items(name: str, given: Any) -> list[Array]:
         items = list(given)
     except TypeError:
         raise TypeError(f"'{name}' must be a sequence of arrays, one for each item; got {kind(given)}") from None
-    return [one_array(f"{name}[{k}]", item) for k, item in enumerate(items)]
+    named = {f"{name}[{k}]": item for k, item in enumerate(items)}
+    return [one_array(k, taken(k, item)) for k, item in named.items()]  # items of generators are seen here first
 
 
 def _joined(clouds: Any, weights: Sequence[Any] | None) -> tuple[HostArray, Array, Array]:

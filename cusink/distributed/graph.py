@@ -155,7 +155,7 @@ def distance_matrix(
     >>> bool((D.compute() == cusink.distance_matrix(A, None, C, eps=0.05)).all())
     True
     """
-    A, B, C = taken_here(A=A, B=B, C=C)
+    A, B, C, eps, reach = taken_here(A=A, B=B, C=C, eps=eps, reach=reach)
     tol = tolerance(tol, A, B, C)
     flag("full_output", full_output)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)
@@ -276,7 +276,7 @@ def nearest(
     >>> indices.compute().ravel().tolist()
     [1, 0, 1, 2]
     """
-    A, B, C = taken_here(A=A, B=B, C=C)
+    A, B, C, eps, reach = taken_here(A=A, B=B, C=C, eps=eps, reach=reach)
     tol = tolerance(tol, A, B, C)
     flag("prune", prune)
     options = check_options(max_iter, tol, check_every, method, overrelaxation)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, in_range, kind, owned, widened
+from cusink.checks.arrays import all_widened, array_module, arrays, in_range, kind, owned, widened
 from cusink.checks.scalars import real
 from cusink.costs.checks import costs_in_range
 from cusink.costs.clouds import sides_of
@@ -70,7 +70,7 @@ def cotangent(grad: Any, cross: Problem, f: Array) -> Array:
     if grad is None:
         raise TypeError("'grad' must be a number or an array of the shape of the divergence; got None")
     number = None if isinstance(grad, array_module(f).ndarray) else real(grad)
-    (given, _), xp, _ = arrays(grad=grad if number is None else None, result=f)
+    (given,), xp = all_widened({"grad": grad if number is None else None}, "result", f)
     if given is None:
         with np.errstate(over="ignore"):
             given = xp.full(size if cross.batched else (), number, dtype)

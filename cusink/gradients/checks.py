@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, in_range, kind, largest, owned, to_host
+from cusink.checks.arrays import all_widened, array_module, in_range, kind, largest, owned, to_host, widened
 from cusink.checks.scalars import positive_integer, positive_number, real
 from cusink.costs.images import in_bins
 from cusink.errors import ConvergenceWarning, warn
@@ -57,7 +57,7 @@ def cotangents(
         full = {name: xp.full(len(problem.a), number, problem.a.dtype) for name, number in simple.items()}
         return Cotangents(*map(full.get, named))
     if any(x is not None for x in given):
-        (*given, _), xp, _ = arrays(**dict(zip(named, given, strict=True)), result=f)
+        given, xp = all_widened(dict(zip(named, given, strict=True)), "result", f)
     shapes = [()] * len(values) + [problem.f.shape[1:], problem.g.shape[1:]][: len(potentials)]
     images = [None] * len(values) + list(problem.images)[: len(potentials)]
     given = [in_bins(name, x, cells)[0] for name, x, cells in zip(named, given, images, strict=True)]
@@ -81,7 +81,7 @@ def cotangent(name: str, x: Any, shape: tuple[int, ...], output: str, like: Arra
     """Check the gradient by one `output`, an array of its shape in the dtype of `like`; return it in float64."""
     if x is None:
         raise TypeError(f"'{name}' must be an array of shape {shape}; got None")
-    (x, _), xp, _ = arrays(**{name: x, "result": like})
+    x, xp = widened(name, x, "result", like)
     if x.shape != shape:
         raise ValueError(f"'{name}' must have shape {shape} to match {output}; got {x.shape}")
     in_range(name, x, xp)
@@ -96,7 +96,7 @@ def plan_cotangent(problem: Problem, f: Array, grad_plan: Any) -> Callable[[slic
     thin = pair is not None and all(np.ndim(x) in (2, 3) for x in pair)
     size, (n, m) = len(problem.a), problem.C.shape[-2:]
     named = {"grad_plan[0]": grad_plan[0], "grad_plan[1]": grad_plan[1]} if thin else {"grad_plan": grad_plan}
-    (*given, _), xp, _ = arrays(**named, result=f)
+    given, xp = all_widened(named, "result", f)
     rank = given[0].shape[-1] if thin else m
     wanted = ((n, rank), (m, rank)) if thin else ((n, m),)
     full = []
@@ -129,7 +129,7 @@ def directions(problem: Problem, f: Array, inputs: dict[str, Any], costs: dict[s
     number = None if deps is None or isinstance(deps, array_module(f).ndarray) else real(deps)
     if number is not None:
         named["deps"] = None
-    (*given, _), xp, _ = arrays(**named, result=f)
+    given, xp = all_widened(named, "result", f)
     size = len(problem.a)
     out: dict[str, Array | None] = {}
     images = {"da": problem.images[0], "db": problem.images[1]}

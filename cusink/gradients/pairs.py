@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, in_range
+from cusink.checks.arrays import all_widened, array_module, in_range
 from cusink.checks.scalars import real
 from cusink.costs.ragged import RaggedGradients
 from cusink.gradients.parts import Terms
@@ -99,7 +99,7 @@ class PerPair:
             if x is None or number is not None:
                 self.numbers[name] = number
         rest = {name: x for name, x in named.items() if name not in self.numbers}
-        (*checked, _), xp, _ = arrays(**rest, result=f[:0])
+        checked, xp = all_widened(rest, "result", f[:0])
         for name, x in zip(rest, checked, strict=True):
             if x.shape != (given.count,):
                 raise ValueError(f"'{name}' must have shape {(given.count,)} to match the result; got {x.shape}")

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite, in_range, kind, narrowed, promoted, to_host
+from cusink.checks.arrays import finite, in_range, kind, narrowed, promoted, to_host, widened
 from cusink.checks.scalars import one_of, positive_number, real, shown
 from cusink.checks.weights import batch_size, same_mass, weight_values
 from cusink.types import Array, ArrayModule
@@ -181,7 +181,7 @@ def cotangent(grad: Array, given: WeightedPoints) -> Array:
             grad = given.xp.asarray(number, given.x.dtype)
         in_range("grad", grad, given.xp)
         grad = grad.astype(given.dtype)
-    (grad, _), xp, _ = arrays(grad=grad, x=_sample(given))
+    grad, xp = widened("grad", grad, "x", _sample(given))
     allowed = [(), (size,)] if given.batched else [()]
     if grad.shape not in allowed:
         raise ValueError(f"'grad' must have shape {' or '.join(map(str, allowed))}, as the value; got {grad.shape}")
@@ -191,7 +191,7 @@ def cotangent(grad: Array, given: WeightedPoints) -> Array:
 
 def field_points(field_at: Array, given: WeightedPoints) -> tuple[Array, tuple[int, ...]]:
     """Check the points of a wanted field; return them as (B, k, d), and the shape of the field."""
-    (points, _), xp, _ = arrays(field_at=field_at, x=_sample(given))
+    points, xp = widened("field_at", field_at, "x", _sample(given))
     d = given.x.shape[-1]
     if points.ndim == 0 or 0 in points.shape or (not given.flat and points.shape[-1] != d):
         wanted = "a shape, with a point per number," if given.flat else f"shape (..., {d}), like 'x',"

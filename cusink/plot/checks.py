@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cusink.checks.arrays import in_range, kind, one_array, to_host
+from cusink.checks.foreign import taken
 from cusink.checks.scalars import integer, real, shown
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array, HostArray
@@ -130,7 +131,7 @@ def history(history: Iterable[tuple[int, Array]]) -> tuple[HostArray, HostArray]
         ) from None
     if not checks:
         raise ValueError("'history' must hold at least one (iteration, error); got none. Collect what callback gets")
-    rows = [np.ravel(numbers("history", error)).astype(np.float64) for _, error in checks]
+    rows = [np.ravel(numbers("history", taken("history", error))).astype(np.float64) for _, error in checks]
     sizes = sorted({len(row) for row in rows})
     if len(sizes) > 1 or sizes[0] == 0:
         raise ValueError(f"'history' must hold the errors of the same problems at each check; got {sizes} of them")

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, finite_entries, in_range, kind, owned, promoted, to_host, weights_dtype
+from cusink.checks.arrays import finite_entries, in_range, kind, owned, promoted, to_host, weights_dtype, widened
 from cusink.checks.regularisation import RelativeEps, for_problems, in_units
 from cusink.checks.scalars import (
     flags,
@@ -240,7 +240,7 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     plan_axis(axis)
     if v is None:
         raise TypeError("'v' must be an array of vectors; got None")
-    (v, _), xp, _ = arrays(v=v, plan=problem.f[:0].astype(problem.dtype))
+    v, xp = widened("v", v, "plan", problem.f[:0].astype(problem.dtype))
     v, _ = in_bins("v", v, problem.images[axis])
     bins = problem.C.shape[axis - 2]
     size = len(problem.a)
@@ -257,7 +257,7 @@ def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float) -
 
     The constant in it, which would cost digits, is taken off.
     """
-    (x, _), xp, _ = arrays(**{name: x, "the weights": given.a[:0].astype(given.dtype)})
+    x, xp = widened(name, x, "the weights", given.a[:0].astype(given.dtype))
     bins, size = given.C.shape[side - 2], len(given.a)
     x, _ = in_bins(name, x, given.images[side])
     if x.ndim not in (1, 2) or x.shape[-1] != bins or (x.ndim == 2 and len(x) not in (1, size)):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import arrays, in_range
+from cusink.checks.arrays import in_range, widened
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import Cost
 from cusink.costs.each import apply_each
@@ -19,7 +19,7 @@ def map_values(values: Any, axis: Axis, problem: Problem) -> tuple[Array, bool]:
     """Check the values of a barycentric map; return them as (1, bins, d) or (B, bins, d), and if they were numbers."""
     if values is None:
         raise TypeError("'values' must be an array, a row for each bin; got None")
-    (values, _), xp, _ = arrays(values=values, plan=problem.f[:0].astype(problem.dtype))
+    values, xp = widened("values", values, "plan", problem.f[:0].astype(problem.dtype))
     bins, size = problem.C.shape[axis - 2], len(problem.a)
     shape = values.shape
     values, flat = _in_bins(values, problem.images[axis])

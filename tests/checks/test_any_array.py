@@ -1,6 +1,7 @@
 """Every public function takes arrays of any library: the answers are NumPy's, bit by bit, in what came."""
 
 import copy
+import dataclasses
 import inspect
 import pickle
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 
 import cusink
 
-jax, torch, pd, xr, _, _, _ = (
-    pytest.importorskip(name) for name in ("jax", "torch", "pandas", "xarray", "dask", "matplotlib", "sklearn")
+jax, torch, pd, xr, zarr, _, _, _ = (
+    pytest.importorskip(name) for name in ("jax", "torch", "pandas", "xarray", "zarr", "dask", "matplotlib", "sklearn")
 )
 
+import dask.array as da  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from public_calls import CALLS, numbers_in  # noqa: E402
@@ -245,6 +247,7 @@ def test_functions_of_the_user_speak_his_library(library):
     seen.clear()
     found = cusink.sinkhorn(A, B, cusink.PointCloud(make(X), make(Y), metric, gradient=gradient), eps=0.2)
     assert seen and all(issubclass(each, kind) for both in seen for each in both)
+    assert cusink.PointCloud(make(X), None, metric).metric is metric
     assert repr(found.problem.C) and "metric=metric" in repr(cusink.PointCloud(make(X), None, metric))
     np.testing.assert_allclose(np.asarray(found.cost), want.cost, rtol=1e-12)  # its sums may round in another order
     pulled = cusink.sinkhorn_adjoint(found, grad_cost=1.0).x
@@ -285,6 +288,133 @@ def test_pictures_are_drawn_of_tensors():
     assert drawn.collections
     image = cusink.plot.plan(result.plan()).collections[0]
     np.testing.assert_array_equal(image.get_array().ravel(), result.plan().numpy().ravel())
+
+
+def test_a_result_in_a_library_looks_like_one():
+    result = cusink.sinkhorn(torch.from_numpy(A), torch.from_numpy(B), cloud(torch.from_numpy), eps=0.2)
+    assert type(result).__name__ == "SinkhornResult" and type(result).__doc__ == cusink.SinkhornResult.__doc__
+    assert dataclasses.is_dataclass(result) and not hasattr(result, "__len__") and bool(result)
+    assert result.f is result.f and result.plan == result.plan and result.plan != result.bounds
+    assert result.plan.__doc__ == cusink.SinkhornResult.plan.__doc__
+    plan = pickle.loads(pickle.dumps(result.plan))
+    np.testing.assert_array_equal(plan(), result.plan())
+    near = cusink.nearest(torch.from_numpy(A), None, cusink.PointCloud(X), k=1, eps=0.2, full_output=True)
+    assert dataclasses.replace(near, indices=near.indices + 1).indices[0] == near.indices[0] + 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.cost = 3
+    with pytest.raises(TypeError, match="has no len"):
+        len(result)
+    with pytest.raises(AttributeError, match="'SinkhornResult' object has no attribute 'costs'"):
+        result.costs  # noqa: B018
+
+
+def test_subclasses_are_of_their_library():
+    class Image(torch.Tensor):
+        pass
+
+    class Shape(cusink.PointCloud):
+        pass
+
+    assert isinstance(cusink.cost_matrix(torch.from_numpy(X).as_subclass(Image)), torch.Tensor)
+    assert isinstance(cusink.sinkhorn(None, None, Shape(torch.from_numpy(X)), eps=0.2).cost, torch.Tensor)
+
+
+def test_threads_have_the_settings_of_the_user():
+    """JAX keeps 64 bits, and PyTorch what it records, for each thread apart."""
+    narrow = []
+
+    def metric(x, y):
+        narrow.append(x.dtype != jnp.float64)
+        return abs(x[:, None] - y[None]).sum(-1)
+
+    rows, points = rng.dirichlet(np.ones(40), 12), rng.random((40, 2))
+    of_jax = cusink.PointCloud(jnp.asarray(points), None, metric)
+    found = cusink.distance_matrix(jnp.asarray(rows), None, of_jax, eps=0.2, tol=None, max_iter=5, workers=2)
+    want = cusink.distance_matrix(jnp.asarray(rows), None, of_jax, eps=0.2, tol=None, max_iter=5, workers=1)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(want))
+    result = cusink.sinkhorn(None, None, of_jax, eps=0.2)
+    with jax.enable_x64(False):
+        assert result.plan().dtype == jnp.float32  # of the arrays that are made now; the costs are as they were
+    assert narrow and not any(narrow)
+    scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    with torch.no_grad():
+        learnt = cusink.PointCloud(torch.from_numpy(points), None, lambda x, y: scale * torch.cdist(x, y, p=1))
+        found = cusink.distance_matrix(torch.from_numpy(rows), None, learnt, eps=0.2, tol=None, max_iter=5, workers=2)
+    np.testing.assert_allclose(found, np.asarray(want), rtol=1e-9, atol=1e-12)
+    assert np.isfinite(cusink.sinkhorn(None, None, learnt, eps=0.2).plan().numpy()).all()
+    with pytest.raises(TypeError, match="'metric' must not require a gradient"):
+        cusink.PointCloud(torch.from_numpy(points), None, lambda x, y: scale * torch.cdist(x, y))
+
+
+def test_an_index_does_not_follow_a_frame_that_changes():
+    frame, costs = pd.DataFrame(B.copy(), copy=False), pd.DataFrame(cusink.cost_matrix(Y), copy=False)
+    points = pd.DataFrame(rng.random((6, 2)), copy=False)
+    for index, queries, changed in (
+        (cusink.Index(frame, cusink.PointCloud(Y), eps=0.2), B, frame),
+        (cusink.Index(B, costs, eps=0.2), B, costs),
+        (
+            cusink.Index(cusink.Measures([0, 2, 4, 6], None, points), "euclidean", eps=0.2),
+            cusink.Measures([0, 3, 6], None, X[:, ::-1].repeat(2, axis=0)[:6].copy()),
+            points,
+        ),
+    ):
+        before = index.search(queries, 1)[0].copy()
+        changed.iloc[:, :] = 0.3
+        np.testing.assert_array_equal(index.search(queries, 1)[0], before)
+
+
+def test_masks_of_other_libraries_are_refused():
+    class Masked:
+        def __array__(self, dtype=None, copy=None):
+            return np.ma.masked_array(C, mask=C > 1)
+
+    lazy = da.from_array(np.ma.masked_array(C, mask=C > 1), chunks=3)
+    for costs in (Masked(), lazy):
+        with pytest.raises(TypeError, match="'C' must be an array without a mask"):
+            cusink.sinkhorn(A, B, costs, eps=0.2)
+
+
+def test_what_cannot_be_written_to_is_no_out():
+    cost = cusink.PointCloud(X)
+    with pytest.raises(TypeError, match="'out' must be an array whose memory can be written to, or a path; got zarr"):
+        cusink.distance_matrix(A, None, cost, eps=0.2, out=zarr.zeros((3, 3), dtype="f8"))
+    out = torch.empty((3, 3), dtype=torch.float64)
+    assert cusink.distance_matrix(torch.from_numpy(A), None, cost, eps=0.2, out=out) is out
+    np.testing.assert_array_equal(out.numpy(), cusink.distance_matrix(A, None, cost, eps=0.2))
+    labelled = xr.DataArray(np.empty((3, 3)))
+    cusink.distance_matrix(A, None, cost, eps=0.2, out=labelled)
+    np.testing.assert_array_equal(labelled, out.numpy())
+
+
+def test_arrays_of_several_devices_are_gathered():
+    class Sharded:
+        def __dlpack__(self, **keywords):
+            raise ValueError("only of one device")
+
+        __dlpack_device__ = __dlpack__
+
+        def __array__(self, dtype=None, copy=None):
+            return C
+
+    np.testing.assert_array_equal(cusink.sinkhorn(A, B, Sharded(), eps=0.2).f, cusink.sinkhorn(A, B, C, eps=0.2).f)
+
+
+def test_single_numbers_and_generators_of_tensors_are_taken():
+    assert cusink.RelativeEps(torch.tensor(0.5)) == cusink.RelativeEps(0.5)
+    reach = (1.0, torch.tensor(2.0))
+    found = cusink.sinkhorn(A, B, C, eps=torch.tensor(0.2, dtype=torch.float64), reach=reach)
+    np.testing.assert_array_equal(found.f, cusink.sinkhorn(A, B, C, eps=0.2, reach=(1.0, 2.0)).f)
+    several = cusink.Measures.of(torch.from_numpy(x) for x in (X, Y))
+    np.testing.assert_array_equal(several.points, np.concatenate([X, Y]))
+    errors = []
+    cusink.sinkhorn(
+        torch.from_numpy(A), B, C, eps=0.2, callback=lambda k, e: errors.append((k, e.requires_grad_())) or e
+    )
+    assert cusink.plot.convergence(((k, e.detach()) for k, e in errors), tol=1e-6).lines
+    lazy = cusink.distributed.distance_matrix(A, None, cusink.PointCloud(X), eps=torch.tensor(0.25), reach=reach[1])
+    np.testing.assert_array_equal(
+        lazy.compute(), cusink.distance_matrix(A, None, cusink.PointCloud(X), eps=0.25, reach=2.0)
+    )
 
 
 def test_what_has_no_numbers_says_what_helps():

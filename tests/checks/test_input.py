@@ -346,7 +346,7 @@ def test_check_false_skips_the_values_and_not_the_shapes():
         (np.ones(N), 1, ValueError, ["'v'", "6", r"got \(4,\)"]),
         (np.ones(M), 0, ValueError, ["'v'", "4", r"got \(6,\)"]),
         (np.ones((2, M)), 1, ValueError, ["'v'", r"got \(2, 6\)"]),
-        (np.ones(M, np.float32), 1, TypeError, ["'v'", "float32", "float64|float64", ""]),
+        (np.ones(M, np.float16), 1, TypeError, ["'v'", "float16", "float64"]),
     ],
 )
 def test_apply(v, axis, error, parts):

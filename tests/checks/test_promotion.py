@@ -73,6 +73,48 @@ def test_the_result_is_that_of_float64(call):
         np.testing.assert_array_equal(got, want)
 
 
+RESULT = cusink.sinkhorn(A, B[:4], cloud_of(X, Y), eps=0.1)
+DIVERGENCE = cusink.sinkhorn_divergence(A, B[:4], cusink.PointCloud(X), eps=0.1)
+MEAN = cusink.barycenter(A, C, eps=0.1)
+OF_RESULTS = {
+    "apply": lambda kind: RESULT.apply(kind(A), axis=0),
+    "barycentric_map": lambda kind: RESULT.barycentric_map(kind(Y)),
+    "at": lambda kind: RESULT.at(kind(X)).map(),
+    "adjoint of values": lambda kind: cusink.sinkhorn_adjoint(RESULT, grad_cost=kind(A[:, 0])),
+    "adjoint of potentials": lambda kind: cusink.sinkhorn_adjoint(RESULT, grad_f=kind(A)),
+    "adjoint of the plan": lambda kind: cusink.sinkhorn_adjoint(RESULT, grad_plan=kind(C)),
+    "jvp": lambda kind: cusink.sinkhorn_jvp(RESULT, dx=kind(X), da=kind(A)),
+    "adjoint of a map": lambda kind: cusink.barycentric_map_adjoint(RESULT, kind(Y), kind(np.stack([X] * 4))),
+    "adjoint of divergences": lambda kind: cusink.sinkhorn_divergence_adjoint(DIVERGENCE, grad=kind(A[:, 0])),
+    "adjoint of a barycenter": lambda kind: cusink.barycenter_adjoint(
+        cusink.barycenter(A, C, eps=0.1), grad_barycenter=kind(A[0])
+    ),
+    "potentials": lambda kind: cusink.SinkhornResult.from_potentials(A, B[:4], C, eps=0.1, f=kind(A)),
+    "adjoint of a kernel": lambda kind: cusink.kernel_product_adjoint(X, Y, B[0], kind(A[0])),
+}
+
+
+@pytest.mark.parametrize("call", OF_RESULTS)
+def test_narrower_arrays_beside_a_result_are_widened(call):
+    found, wanted = (numbers(OF_RESULTS[call](kind)) for kind in (single, rounded))
+    assert found
+    for got, want in zip(found, wanted, strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+
+
+def test_wider_arrays_beside_a_result_are_refused():
+    narrow = cusink.sinkhorn(single(A), single(B[:4]), single(C), eps=0.1)
+    for call in (
+        lambda: narrow.apply(A, axis=0),
+        lambda: narrow.barycentric_map(Y),
+        lambda: cusink.sinkhorn_adjoint(narrow, grad_f=A),
+        lambda: cusink.sinkhorn_jvp(narrow, da=A),
+    ):
+        with pytest.raises(TypeError, match=r"share one dtype; '.*' is float64 and '(plan|result)' is float32"):
+            call()
+
+
 @pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array])
 def test_an_index_takes_no_wider_items(kind):
     index = cusink.Index(kind(single(B)), single(C), eps=0.1)

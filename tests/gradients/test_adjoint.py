@@ -708,9 +708,9 @@ def small_result(dtype=np.float64):
         ),
         ({"grad_g": np.ones(8)}, ValueError, r"'grad_g' must have shape \(3, 8\).*got \(8,\)"),
         (
-            {"grad_cost": np.ones(3, np.float32)},
+            {"grad_cost": np.ones(3, np.float16)},
             TypeError,
-            "share one dtype; 'grad_cost' is float32 and 'result' is float64",
+            "share one dtype; 'grad_cost' is float16 and 'result' is float64",
         ),
         ({"grad_reg_cost": np.array([1, np.nan, 1])}, ValueError, "'grad_reg_cost' must be finite; got nan"),
         ({"grad_cost": "one"}, TypeError, "'grad_cost' must be a NumPy or CuPy array"),

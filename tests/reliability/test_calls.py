@@ -192,6 +192,22 @@ def test_measures_keep_no_view_of_their_points():
     assert bytes_of([cusink.distance_matrix(made, None, "sqeuclidean", **PAIRS)]) == want
 
 
+def test_free_barycenters_keep_no_view_of_their_inputs():
+    x, a, points, weights = X[:6].copy(), np.full(6, 1 / 6), X.copy(), np.full(len(X), 2 / len(X))
+    measures = cusink.Measures([0, len(X) // 2, len(X)], weights, points)
+    result = cusink.free_barycenter(measures, x=x, a=a, eps=0.1, max_iter=20, tol=1e-2)
+
+    def tell():
+        grads = cusink.free_barycenter_adjoint(result, grad_points=np.ones((6, X.shape[1])))
+        return [result.points, result.weights, grads.y, grads.weights]
+
+    want = bytes_of(tell())
+    for v in (x, a, points, weights):
+        v[...] = v[::-1] + 1
+    assert bytes_of(tell()) == want
+    assert not any(np.shares_memory(v, w) for v in (x, a, points, weights) for w in tell())
+
+
 @pytest.mark.parametrize("name", ["dense", "log", "unbalanced", "cloud", "grid"])
 def test_an_interrupt_leaves_nothing_behind(name):
     """Ctrl-C in a callback ends the call at once; the next one gives the bytes that it always gave."""
