@@ -25,13 +25,17 @@ print("<P, C>", np.where(P > 0, P * costs, 0).sum(axis=(-2, -1)), "claimed cost"
 
 
 def laid_out(x: np.ndarray, layout: str) -> Any:
-    """Return an array in another layout of memory, or as a list."""
+    """Return an array in another layout of memory, or as a tensor of the same."""
     if layout == "F":
         return np.asfortranarray(x)
     if layout == "strided":
         return np.repeat(x, 2, axis=-1)[..., ::2]
     if layout == "readonly":
         x.flags.writeable = False
+    if layout == "torch" and x.dtype.name != "bfloat16":
+        import torch
+
+        return torch.from_numpy(x)
     return x
 
 
@@ -69,8 +73,8 @@ def check(
     arrays = {name: laid_out(x, case.extra.get("layout", "")) for name, x in case.given().items()}
     vector = None
     if case.extra.get("apply"):
-        vector = np.cos(np.arange(costs.shape[-1])).astype(next(iter(arrays.values())).dtype)
-    inputs = {} if case.extra.get("overwrite") else arrays
+        vector = np.cos(np.arange(costs.shape[-1])).astype(next(iter(case.given().values())).dtype)
+    inputs = {} if case.extra.get("overwrite") else {name: np.asarray(x) for name, x in arrays.items()}
     seen = observe(lambda: solve(case, arrays, lambda: cost(arrays), vector), inputs, PARAMETERS)
     if seen.value is None or seen.value.value is None:
         return seen
