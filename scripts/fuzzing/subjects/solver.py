@@ -52,7 +52,7 @@ def extras(rng: Generator) -> Mapping[str, Any]:
     """Draw what else is looked at."""
     odds = {"bounds": 0.3, "apply": 0.2, "optimum": 0.3, "plain": 0.1, "again": 0.1, "overwrite": 0.03}
     extra: dict[str, Any] = {name: True for name, share in odds.items() if rng.random() < share}
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         layouts = ["torch"] if "overwrite" in extra else ["F", "strided", "readonly", "torch"]
         extra["layout"] = str(rng.choice(layouts))
     return extra
