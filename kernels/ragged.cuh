@@ -1,8 +1,21 @@
 // uses: pair_steps.cuh, totals.cuh
-// What the kernels for pairs of clouds of unequal sizes share: costs and potentials in double, and how pairs begin.
+// What the kernels for pairs of clouds of unequal sizes share: where a pair is, and its costs and potentials in double.
 
 constexpr double LOWEST = -1.7976931348623157e+308;
-constexpr int COLUMNS = 6;  // of the table: the pair, its first point and number of points of each side, its tile
+constexpr double LOG2_E = 1.44269504088896340736;
+constexpr int COLUMNS = 6;
+
+// A row of the table (pairs, COLUMNS) of those to be solved: the pair, its first point and number of points of each
+// side, and its tile, a place in `scratch` or -1 for shared memory.
+struct Place {
+    long long pair, row, column, tile;
+    int n, m;
+
+    __device__ static Place of(const long long* table, long long at) {
+        const long long* own = table + at * COLUMNS;
+        return {own[0], own[1], own[3], own[5], int(own[2]), int(own[4])};
+    }
+};
 
 // Two sums of a block.
 struct Sums {
@@ -78,22 +91,3 @@ __device__ inline double soft_minimum(const Between& between, const Exact& summe
     sum = warp_total(sum * exp2(highest - top));
     return -(top + log2(sum)) / scale;
 }
-
-// How pairs begin: the first omega of steep ones and of others, and where nearly all weight lies in one point.
-struct Beginning {
-    double begin_steep, first_omega, first_omega_if_steep, steep_above, steep_below, nearly_all, plain_if_one_bin;
-
-    __device__ bool steep(double steepness) const {
-        return steepness >= steep_above && steepness < steep_below;
-    }
-    __device__ double chosen_first(double steepness) const {
-        return steep(steepness) ? first_omega_if_steep : first_omega;
-    }
-    // The state of a pair at first; `plain`: it begins without over-relaxation.
-    __device__ StopState state(double steepness, bool one_bin, bool plain) const {
-        double infinite = double(infinity());
-        one_bin = one_bin && steepness >= steep_above;
-        double omega = steep(steepness) && !one_bin && !plain ? begin_steep : 1;
-        return {omega, infinite, infinite, 0, 0, 0, infinite, one_bin ? -plain_if_one_bin : 0};
-    }
-};

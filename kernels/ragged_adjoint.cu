@@ -54,16 +54,16 @@ ragged_adjoint(double* grad_a, double* grad_b, double* grad_x, double* grad_y, d
                double apart, int max_iter, int rounds, long long pairs, long long N, long long M, long long d) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     for (long long at = blockIdx.x; at < pairs; at += gridDim.x) {
-        const long long* own = table + at * COLUMNS;
-        long long pair = own[0], row = own[1], column = own[3], place = own[5];
-        int n = int(own[2]), m = int(own[4]);
-        double eps = every_eps[pair], scale = 1.44269504088896340736 / eps;
+        Place place = Place::of(table, at);
+        long long pair = place.pair, row = place.row, column = place.column;
+        int n = place.n, m = place.m;
+        double eps = every_eps[pair], scale = LOG2_E / eps;
         double w = of_cost[pair], level = of_values[pair], entropic = of_entropic[pair];
         Between between = {x + row, y + column, N, M, d, cityblock, root, factor};
         REAL* vectors = reinterpret_cast<REAL*>(dynamic_shared);
         int count = 4 * (n + m) + (n < m ? 3 * n + m : 3 * m + n);
-        MarginalSystem system = MarginalSystem::at(place < 0 ? vectors + count : scratch + place, vectors, n, m);
-        REAL* E = system.E;
+        REAL* E = place.tile < 0 ? vectors + count : scratch + place.tile;
+        MarginalSystem system = MarginalSystem::at(E, vectors, n, m);
         int stride = system.stride;
         const double *of_f = f + row, *of_g = g + column;
         Sums mass = Sums::empty();

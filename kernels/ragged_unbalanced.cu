@@ -1,10 +1,11 @@
-// uses: ragged.cuh, damping.cuh
+// uses: ragged_course.cuh, damping.cuh
 // ragged_unbalanced: pairs of clouds of unequal sizes whose marginals have a price, solved to the end in one launch.
 //
 // As ragged.cu, with the updates of cusink/solver/unbalanced.py, whose formulas these are: the potentials are f + t and
 // g - t, and after each g-update t takes the value of the highest dual objective. Potentials are in the unit of eps, of
 // natural logarithms; the tile and the logits are in base 2. What is returned is made of g and t in double: f by one
-// plain update, the distance of the column marginal from b exp(-(g - t) / rho_b) relative to its mass, the values.
+// plain update, the distance of the column marginal from b exp(-(g - t) / rho_b) relative to its mass, the values. A
+// pair of one cloud twice, whose prices are one, has one potential and no t.
 //
 // Per half-step a block needs n * m exp2 and as many loads of the tile, and for t another n + m exponentials in double.
 // Costs are taken 4 times. Correct for any grid and any block that is a multiple of 32 (at most 256). Points must be
@@ -80,7 +81,47 @@ struct Shares {
     }
 };
 
-// As `ragged`, and values (6, K) with the t of each pair; f and g are without it. The prices are rho_a and rho_b, one
+// Iterations of a pair; see `solve`. The shift t of both potentials, over eps, is theirs.
+struct DampedSteps {
+    const REAL* tile;
+    DampedSide sources, targets;
+    const Rules& rules;
+    bool same;
+    double& t;
+
+    __device__ double iterate(int done, int count, double omega) const {
+        double beyond = 0;
+        REAL excess = REAL(omega - 1);
+        for (int step = done; step < done + count; step++) {
+            damped_half_step(tile, targets, sources, -t, excess, false, false);
+            if (!same) {
+                t = best_shift_of(sources, targets);
+                bool wanted = step == done + count - 1 && excess > 0;
+                beyond = damped_half_step(tile, sources, targets, t, excess, false, wanted);
+                continue;
+            }
+            REAL share = rules.share(step);
+            for (int i = threadIdx.x; i < sources.points.size; i += blockDim.x)
+                if (sources.points.weights[i] > 0) {
+                    REAL potential = sources.potential[i];
+                    potential += share * (targets.potential[i] - potential);
+                    sources.potential[i] = targets.potential[i] = potential;
+                    REAL logit = log_two(sources.points.weights[i]) + potential / REAL(LN2);
+                    sources.points.logits[i] = targets.points.logits[i] = logit;
+                }
+            __syncthreads();
+        }
+        return beyond;
+    }
+    __device__ double error() const {
+        return damped_half_step(tile, targets, sources, -t, REAL(0), true, true);
+    }
+    __device__ void settle() const {
+        if (!same) damped_half_step(tile, sources, targets, t, REAL(0), false, false);
+    }
+};
+
+// As `ragged`, and values (7, K) with the t of each pair; f and g are without it. The prices are rho_a and rho_b, one
 // of them may be inf; no_reach times eps stands for larger ones in over-relaxation.
 // Shared: p | q | a | b | f / eps | g / eps | tile, of the largest pair. One block per pair.
 extern "C" __global__ void __launch_bounds__(DAMPED_THREADS, 1)
@@ -89,87 +130,43 @@ ragged_unbalanced(double* f, double* g, double* values, long long* outcome, REAL
                   const double* given_b, int cityblock, int root, double factor, double tol, double steepest,
                   double carried, double rounding, double level, double progress, double begin_steep,
                   double first_omega, double first_omega_if_steep, double steep_above, double steep_below,
-                  double nearly_all, double plain_if_one_bin, double largest_omega, double rho_a, double rho_b,
-                  double no_reach, int stalled_checks, int least_observed, int max_iter, int check_every,
-                  long long pairs, long long K, long long N, long long M, long long d) {
-    Beginning beginning = {begin_steep, first_omega, first_omega_if_steep, steep_above, steep_below, nearly_all,
-                           plain_if_one_bin};
-    __shared__ StopState state;  // of the pair; shared memory saves registers
+                  double nearly_all, double plain_if_one_bin, double largest_omega, double first_share,
+                  double second_share, double rho_a, double rho_b, double no_reach, int stalled_checks,
+                  int least_observed, int max_iter, int check_every, long long pairs, long long K, long long N,
+                  long long M, long long d) {
+    Rules rules = {tol, steepest, carried, rounding, level, progress, begin_steep, first_omega, first_omega_if_steep,
+                   steep_above, steep_below, nearly_all, plain_if_one_bin, largest_omega, first_share, second_share,
+                   stalled_checks, least_observed, max_iter, check_every};
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     for (long long at = blockIdx.x; at < pairs; at += gridDim.x) {
-        const long long* own = table + at * COLUMNS;
-        long long k = own[0], row = own[1], column = own[3], place = own[5];
-        int n = int(own[2]), m = int(own[4]), stride = m | 1;  // odd: no bank conflict along either axis
-        double eps = every_eps[k], scale = 1.44269504088896340736 / eps;
+        Place place = Place::of(table, at);
+        int n = place.n, m = place.m, stride = m | 1;  // odd: no bank conflict along either axis
+        double eps = every_eps[place.pair], scale = LOG2_E / eps;
         double rate_a = eps / rho_a, rate_b = eps / rho_b;
-        Between between = {x + row, y + column, N, M, d, cityblock, root, factor};
+        Between between = {x + place.row, y + place.column, N, M, d, cityblock, root, factor};
         REAL* p = reinterpret_cast<REAL*>(dynamic_shared);
         REAL *q = p + n, *a = q + m, *b = a + n, *of_f = b + m, *of_g = of_f + n;
-        REAL* tile = place < 0 ? of_g + m : scratch + place;
-        Exact rows = {n, given_a + row, 1, f + row, a}, columns = {m, given_b + column, 1, g + column, b};
-        Sums mass = Sums::empty();
-        Most heaviest = Most::empty(), range = Most::empty();  // of the costs: -low and high
-        for (int i = threadIdx.x; i < n; i += blockDim.x) {
-            double weight = rows.weights[i];
-            mass.x += weight, heaviest.x = fmax(heaviest.x, weight);
-            a[i] = REAL(weight), p[i] = log_two(a[i]), of_f[i] = 0;
-        }
-        for (int j = threadIdx.x; j < m; j += blockDim.x) {
-            double weight = columns.weights[j];
-            mass.y += weight, heaviest.y = fmax(heaviest.y, weight);
-            b[j] = REAL(weight), q[j] = log_two(b[j]), of_g[j] = 0;
-        }
-        for (int i = warp; i < n; i += warps)
-            for (int j = lane; j < m; j += 32) {
-                double cost = between.cost(i, j);
-                tile[i * stride + j] = REAL(cost * scale);
-                if (rows.weights[i] > 0 && columns.weights[j] > 0)
-                    range.x = fmax(range.x, -cost), range.y = fmax(range.y, cost);
-            }
-        mass = merge_block(mass), heaviest = merge_block(heaviest), range = merge_block(range);
-        double exponent = range.y / eps, steepness = (range.x + range.y) / eps;
-        double added = carried + expm1(fmin(rounding * exponent, 700.0));
-        bool fits = exponent <= steepest && added <= tol / 2;
-        bool one_bin = heaviest.x >= beginning.nearly_all * mass.x || heaviest.y >= beginning.nearly_all * mass.y;
-        // In float, half of the tolerance is for what the costs lose when they are rounded.
-        StopRules rules = {(sizeof(REAL) == sizeof(float) ? tol / 2 : tol) - added, level * (1 + exponent), progress,
-                           beginning.chosen_first(steepness), largest_omega, stalled_checks, 1, least_observed};
-        if (threadIdx.x == 0) state = beginning.state(steepness, one_bin, false);
+        REAL* tile = place.tile < 0 ? of_g + m : scratch + place.tile;
+        Exact rows = {n, given_a + place.row, 1, f + place.row, a};
+        Exact columns = {m, given_b + place.column, 1, g + place.column, b};
+        Facts facts = fill(tile, stride, between, rows, columns, eps, nearly_all);
+        facts.same = facts.same && rho_a == rho_b;
+        enter(rows, a, p);
+        enter(columns, b, q);
+        for (int i = threadIdx.x; i < n; i += blockDim.x) of_f[i] = 0;
+        for (int j = threadIdx.x; j < m; j += blockDim.x) of_g[j] = 0;
         __syncthreads();
         Damping of_a = Damping::of(1, 1, 1 / rate_a, fmin(1 / rate_a, no_reach));
         Damping of_b = Damping::of(1, 1, 1 / rate_b, fmin(1 / rate_b, no_reach));
         DampedSide sources = {{n, stride, a, p}, of_f, of_a, rate_a}, targets = {{m, 1, b, q}, of_g, of_b, rate_b};
-        double t = best_shift_of(sources, targets), bound = infinity();
-        int done = 0, checks = 0, most = fits ? max_iter : 0;
-        bool ended = false;
-        while (done < most) {
-            int count = most - done < check_every ? most - done : check_every;
-            double beyond = 0;
-            REAL excess = REAL(state.omega - 1);
-            for (int step = 1; step <= count; step++) {
-                damped_half_step(tile, targets, sources, -t, excess, false, false);
-                t = best_shift_of(sources, targets);
-                beyond = damped_half_step(tile, sources, targets, t, excess, false, step == count && excess > 0);
-            }
-            done += count;
-            bound = damped_half_step(tile, targets, sources, -t, REAL(0), true, true) + beyond;
-            if (threadIdx.x == 0) rules.observe(state, bound, count, checks);
-            checks++;
-            __syncthreads();
-            if (state.stopped) {
-                damped_half_step(tile, sources, targets, t, REAL(0), false, false);
-                double left = damped_half_step(tile, targets, sources, -t, REAL(0), true, true);
-                ended = left <= rules.tol || state.stopped == 2 || !(bound < infinity());
-                if (ended) break;
-                // Else the bound promised too much, or rounding made the error exceed it.
-                if (threadIdx.x == 0) rules.refuse(state, checks);
-            }
-        }
+        double t = facts.same ? 0 : best_shift_of(sources, targets);
+        DampedSteps steps = {tile, sources, targets, rules, facts.same, t};
+        Course course = solve(steps, rules, facts, false);
         t *= eps;
         for (int j = threadIdx.x; j < m; j += blockDim.x) columns.potential[j] = b[j] > 0 ? double(of_g[j]) * eps : 0;
         __syncthreads();
         Shares of_rows = {0, 0, 0}, of_columns = {0, 0, 0};
-        Most size = {0, 0};
+        Most highest = Most::empty(), lowest = Most::empty();  // of the potentials, and of what they are below 0
         Sums odd = Sums::empty(), plan = Sums::empty();  // potentials that are no numbers, on both sides; the cost
         for (int i = warp; i < n; i += warps) {
             double image = soft_minimum<true>(between, columns, i, scale), weight = rows.weights[i];
@@ -179,13 +176,19 @@ ragged_unbalanced(double* f, double* g, double* values, long long* outcome, REAL
             if (!(fabs(potential) < infinity())) odd.x += 1;
             if (!(weight > 0)) continue;
             of_rows.add(weight, potential + t, potential, eps, rate_a);
-            size.x = fmax(size.x, fabs(potential));
+            highest.x = fmax(highest.x, potential), lowest.x = fmax(lowest.x, -potential);
         }
         __syncthreads();
+        if (facts.same) {
+            for (int i = threadIdx.x; i < n; i += blockDim.x)
+                if (a[i] > 0) rows.potential[i] = (rows.potential[i] + columns.potential[i]) / 2;
+            __syncthreads();
+        }
         Mass off = Mass::empty(), all = Mass::empty();
         for (int j = warp; j < m; j += warps) {
             double image = soft_minimum<false>(between, rows, j, scale), weight = columns.weights[j];
-            double potential = b[j] > 0 ? columns.potential[j] : (image + rate_b * t) / (1 + rate_b);
+            double updated = b[j] > 0 ? columns.potential[j] : (image + rate_b * t) / (1 + rate_b);
+            double potential = facts.same && b[j] > 0 ? rows.potential[j] : updated;  // the mean, as above
             if (weight > 0)
 #pragma unroll 1
                 for (int i = lane; i < n; i += 32) {
@@ -198,30 +201,30 @@ ragged_unbalanced(double* f, double* g, double* values, long long* outcome, REAL
             columns.potential[j] = potential;
             if (!(fabs(potential) < infinity())) odd.y += 1;
             if (!(weight > 0)) continue;
-            of_columns.add(weight, potential - t, potential, eps, rate_b);
-            size.y = fmax(size.y, fabs(potential));
+            of_columns.add(weight, updated - t, updated, eps, rate_b);
+            highest.y = fmax(highest.y, potential), lowest.y = fmax(lowest.y, -potential);
             off.add(rate_b * potential / eps, beyond_share(weight, potential / eps, image / eps, -t / eps, rate_b));
             all.add(rate_b * potential / eps, weight);
         }
-        off = merge_block(off), all = merge_block(all), size = merge_block(size);
-        odd = merge_block(odd), plan = merge_block(plan);
+        off = merge_block(off), all = merge_block(all), odd = merge_block(odd), plan = merge_block(plan);
+        highest = merge_block(highest), lowest = merge_block(lowest);
         Sums price = merge_block(Sums{of_rows.price, of_columns.price});
         Sums marginal = merge_block(Sums{of_rows.marginal, of_columns.marginal});
         Sums logs = merge_block(Sums{of_rows.logs, of_columns.logs});
         if (threadIdx.x == 0) {
-            double largest = fmax(exponent, (size.x + size.y) / eps);
-            double error = carried + expm1(fmin(rounding * largest, 700.0)) + 0x1p-52 * rate_b * fabs(t / eps);
+            double* out = values + place.pair;
+            double size = fmax(highest.x, lowest.x) + fmax(highest.y, lowest.y);
+            double error = rules.added(fmax(facts.exponent, size / eps)) + 0x1p-52 * rate_b * fabs(t / eps);
             if (off.sum > 0) error += off.sum / all.sum * exp(all.least - off.least);
-            bool reached = fits && error <= tol && odd.x + odd.y == 0;
-            bool slow = !fits || (!ended && bound > rules.level);
-            double reg_cost = price.x + price.y + eps * (mass.x * mass.y - marginal.x);
+            double reg_cost = price.x + price.y + eps * (facts.mass.x * facts.mass.y - marginal.x);
             // <P, C> - eps H(P), by the means of both sides: both marginals have one mass.
             double entropic_cost = logs.x + marginal.x / marginal.y * logs.y;
-            reached = reached && fabs(reg_cost) < infinity() && fabs(entropic_cost) < infinity();
-            values[k] = plan.x, values[K + k] = reg_cost, values[2 * K + k] = (reg_cost - entropic_cost) / eps;
-            values[3 * K + k] = error, values[4 * K + k] = mass.x, values[5 * K + k] = t;
-            outcome[k] = done, outcome[K + k] = reached ? 1 : slow ? 2 : 0;
+            bool finite = odd.x + odd.y == 0 && fabs(reg_cost) < infinity() && fabs(entropic_cost) < infinity();
+            bool reached = facts.fits(rules) && error <= tol && finite;
+            out[0] = plan.x, out[K] = reg_cost, out[2 * K] = (reg_cost - entropic_cost) / eps, out[3 * K] = error;
+            out[4 * K] = facts.mass.x, out[5 * K] = highest.x + lowest.x + highest.y + lowest.y, out[6 * K] = t;
+            outcome[place.pair] = course.done, outcome[K + place.pair] = reached ? 1 : course.slow ? 2 : 0;
         }
-        __syncthreads();  // the next pair writes the state again
+        __syncthreads();
     }
 }

@@ -36,7 +36,8 @@ class RaggedSolutions(NamedTuple):
     """Solutions of the pairs that are `solved` (K,), in float64: f (N,), g (M,), and what is known of each pair (K,).
 
     `entropy` is the sum of those of both measures, or with `reach` what eps times it takes from `reg_cost`; then the
-    potentials are ``f + shift`` and ``g - shift``.
+    potentials are ``f + shift`` and ``g - shift``. `spread` is the sum of the ranges of f and g over points with
+    weight. Pairs of one measure twice are solved alike, to the last bit.
     """
 
     f: Array
@@ -46,6 +47,7 @@ class RaggedSolutions(NamedTuple):
     entropy: Array
     error: Array
     mass: Array
+    spread: Array
     n_iter: Array
     solved: HostArray
     shift: Array | None

@@ -9,6 +9,7 @@ import numpy as np
 
 from cusink.calls import one_call
 from cusink.checks.arrays import narrowed
+from cusink.costs.ragged import RaggedGradients
 from cusink.deferred import cached_property
 from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs
@@ -16,6 +17,7 @@ from cusink.divergence.result import SinkhornDivergence
 from cusink.gradients import checks as gradients_checks
 from cusink.gradients.pairs import PairTerms, PerPair
 from cusink.gradients.parts import Cotangents, Terms
+from cusink.gradients.ragged import divergence_gradients_at_once
 from cusink.gradients.system import LinearSolve
 from cusink.gradients.terms import GradientTerms
 from cusink.gradients.unbalanced import unbalanced_terms
@@ -207,10 +209,13 @@ def _of_pairs(result: DivergencePairs, grad: Array | float) -> DivergenceGradien
     every = _PairGradients(solved, PerPair(given, result.f, {"grad": grad}))
     a, b = every.wrt_weights()
     sides = (given.A, given.B), (given.A, given.A), (given.B, given.B)
-    of_pair, of_aa, of_bb = (PairTerms(given, pair, partial(every.terms, k)) for k, pair in enumerate(sides))
+    of_pair, of_aa, of_bb = (
+        PairTerms(given, pair, partial(every.terms, k), partial(every.found, k)) for k, pair in enumerate(sides)
+    )
     of_masses: Array | float = 0
     if not solved.balanced:
-        of_masses = in_order(given.xp, ((batch.pairs, part._of_masses) for batch, part in every.others), given.count)
+        of_others = ((batch.pairs, part._of_masses) for batch, part in every.others)
+        of_masses = in_order(given.xp, of_others, given.count, every.of_masses())
     return DivergenceGradients(
         a=a,
         b=b,
@@ -238,21 +243,47 @@ class _PairGradients:
         made = self.solved.parts[: len(self.solved.parts) - len(self.others)]
         return [*(self._pulled(batch, part) for batch, part in made), *self.others]
 
+    @cached_property
+    def _at_once(self) -> tuple[RaggedGradients, RaggedGradients, RaggedGradients] | None:
+        return divergence_gradients_at_once(self.solved, self.derivatives.every("grad"))
+
+    def found(self, k: int) -> RaggedGradients | None:
+        """Return what a device finds at once: of the pairs, of the first measures, of the second ones."""
+        return None if self._at_once is None else self._at_once[k]
+
     def terms(self, k: int) -> list[tuple[Batch, Terms]]:
         """Return the terms of all batches: of the pairs, of the first measures, of the second ones."""
-        return [(batch, part._terms[k]) for batch, part in self._every]
+        every = self._every if self._at_once is None else self.others
+        return [(batch, part._terms[k]) for batch, part in every]
 
     def wrt_weights(self) -> tuple[Array, Array]:
         """Return the gradients (N,) and (M,) by all weights."""
         known, given = self.solved.together, self.given
         differences: tuple[Any, Any] = (None, None)
         if known is not None and known.own is not None:
-            differences = known.f - known.own.f, known.g - known.own.g
+            (f, g), own = self.solved.shown(), known.own
+            differences = self._rate(f, own.f, given.A), self._rate(g, own.g, given.B)
         out = []
         for side, name, of_known in zip((given.A, given.B), "ab", differences, strict=True):
             of_all = self._of_all(side, of_known, name)
             out.append(centred(given.xp, side, of_all) if self.solved.balanced else of_all)
         return out[0], out[1]
+
+    def _rate(self, potential: Array, of_self: Array, side: Side) -> Array:
+        """Return the derivatives (N,) of each divergence by the weights of a side, up to a constant if balanced."""
+        if self.solved.reach is None:
+            return potential - of_self
+        xp, rho = self.given.xp, self.solved.reach[0]  # which is that of both sides
+        eps = side.spread(xp, xp.zeros(self.given.count) + xp.asarray(self.solved.eps))
+        return (rho + eps) * (xp.exp(-of_self / rho) - xp.exp(-potential / rho))
+
+    def of_masses(self) -> Array | None:
+        """Return the gradients (K,) by eps of what masses that differ cost, of pairs that were solved together."""
+        if self.solved.together is None:
+            return None
+        given, (of_a, of_b) = self.given, self.given.masses
+        out = given.xp.asarray((of_a - of_b) ** 2 / 2) * self.derivatives.every("grad")
+        return narrowed(out, given.dtype, given.xp)
 
     def wrt_points(self) -> tuple[Array, Array]:
         """Return the gradients (N, d) and (M, d) by all points."""
@@ -263,8 +294,8 @@ class _PairGradients:
         """Return gradients of all points of a side, given the derivative of each divergence by its points."""
         out, xp = None, self.given.xp
         if rate is not None:
-            grad = np.broadcast_to(self.derivatives.every("grad"), self.given.count)
-            each = np.repeat(grad, side.sizes).reshape(-1, *(1,) * (rate.ndim - 1))
+            grad = xp.zeros(self.given.count) + self.derivatives.every("grad")
+            each = side.spread(xp, grad).reshape(-1, *(1,) * (rate.ndim - 1))
             out = narrowed(each * rate, self.given.dtype, xp)
         for batch, part in self.others:
             out = put(xp, side, out, batch.pairs, getattr(part, name))

@@ -93,30 +93,33 @@ def joined(solved: SolvedPairs[SinkhornDivergence]) -> DivergencePairs:
     named: dict[str, Any] = dict.fromkeys((*VALUES, "f", "g", "f_self", "g_self"))
     if together is not None and together.own is not None:
         named = {
-            "divergence": _divergence(given, together, solved.eps),
+            "divergence": _divergence(solved, together),
             "error": together.error,
             "n_iter": together.n_iter,
-            "converged": together.solved,
-            "f": together.f,
-            "g": together.g,
+            "converged": given.xp.asarray(together.solved),
             "f_self": together.own.f,
             "g_self": together.own.g,
         }
+        named["f"], named["g"] = solved.shown()
     values = {name: solved.values(name, named[name]) for name in VALUES}
     sides = {"f": given.A, "g": given.B}
     potentials = {name: solved.flat(name, sides[name[0]], named[name]) for name in ("f", "g", "f_self", "g_self")}
     return DivergencePairs(solved=solved, **potentials, **values)
 
 
-def _divergence(given: CheckedPairs, together: Together, eps: Eps) -> HostArray:
+def _divergence(solved: SolvedPairs[SinkhornDivergence], together: Together) -> Array:
     """Return the divergences (K,) of pairs that were solved together."""
     assert together.own is not None
-    of_self = together.own.value
-    out = np.where(together.equal, 0, together.value - of_self)
-    spread = _ranges(given.A, together.f) + _ranges(given.B, together.g)
+    given, of_self, eps = solved.given, together.own.value, solved.given.xp.asarray(solved.eps)
+    out = given.xp.where(given.xp.asarray(together.equal), 0, together.value - of_self)
+    if not solved.balanced:
+        of_a, of_b = given.masses
+        out += eps / 2 * given.xp.asarray((of_a - of_b) ** 2)
+    spread = together.spread
+    if spread is None:
+        spread = _ranges(given.A, together.f) + _ranges(given.B, together.g)
     scale = (eps + spread) * together.mass
-    cleared: HostArray = without_rounding(np, out, together.value, of_self, scale, together.error)
-    return cleared
+    return without_rounding(given.xp, out, together.value, of_self, scale, together.error)
 
 
 def _ranges(side: Side, potential: HostArray) -> HostArray:
@@ -144,17 +147,19 @@ def _made(solved: SolvedPairs[SinkhornDivergence], batch: Batch) -> SinkhornDive
     f, g = solved.rows(batch, together.f, together.g)
     f_self, g_self = solved.rows(batch, together.own.f, together.own.g)
     x, y = sides_of(cloud)
-    cross = padded((a, b), cloud, eps, (f, g))
-    of_a = padded((cross.a, cross.a), x, eps, (f_self, f_self))
-    of_b = padded((cross.b, cross.b), y, eps, (g_self, g_self))
+    cross = padded((a, b), cloud, eps, (f, g), solved.reach, solved.shift(batch))
+    still = None if solved.balanced else cross.xp.zeros(len(f))
+    of_a = padded((cross.a, cross.a), x, eps, (f_self, f_self), solved.reach, still)
+    of_b = padded((cross.b, cross.b), y, eps, (g_self, g_self), solved.reach, still)
+    f, g = cross.shown_potentials()
     named = {name: cross.to_user(part) for name, part in (("f", f), ("g", g), ("f_self", f_self), ("g_self", g_self))}
-    error = cross.to_user(together.error[batch.pairs])
+    at = cross.xp.asarray(batch.pairs)
     return SinkhornDivergence(
         problems=(cross, of_a, of_b),
         own_costs=False,
-        divergence=cross.to_user(_divergence(solved.given, together, solved.eps)[batch.pairs]),
-        error=error,
-        n_iter=together.n_iter[batch.pairs],
-        converged=together.solved[batch.pairs],
+        divergence=cross.to_user(_divergence(solved, together)[at]),
+        error=cross.to_user(together.error[at]),
+        n_iter=together.n_iter[at],
+        converged=cross.xp.asarray(together.solved[batch.pairs]),
         **named,
     )

@@ -279,5 +279,5 @@ def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_ite
         for name, side in (("a", given.A), ("b", given.B))
     )
     parts = [(batch, part._terms) for batch, part in every]
-    terms = PairTerms(given, (given.A, given.B), partial(list, parts), known)
+    terms = PairTerms(given, (given.A, given.B), partial(list, parts), lambda: known)
     return SinkhornGradients(a=a, b=b, converged=converged, _terms=terms)

@@ -20,13 +20,18 @@ from cusink.types import Array
 class PairTerms:
     """The terms of all batches of pairs of two sides, which are made when they are first needed.
 
-    Gradients of pairs that are in no batch are `known`.
+    So are the gradients of pairs that are in no batch, which `found` returns.
     """
 
     given: CheckedPairs
     sides: tuple[Side, Side]
     make: Callable[[], Sequence[tuple[Batch, Terms]]]
-    known: RaggedGradients | None = None
+    found: Callable[[], RaggedGradients | None]
+
+    @property
+    def known(self) -> RaggedGradients | None:
+        """The gradients of pairs that are in no batch."""
+        return self.found()
 
     @property
     def parts(self) -> Sequence[tuple[Batch, Terms]]:
@@ -56,6 +61,8 @@ class PairTerms:
         """Return the gradients (N, d) and (M, d) with respect to the points; None for sides that are one."""
         pulled = [(batch.pairs, *terms.wrt_points()) for batch, terms in self.parts]
         known_x, known_y = (None, None) if self.known is None else (self.known.x, self.known.y)
+        if known_x is not None and self.sides[0] is self.sides[1]:
+            known_x = known_x + known_y
         x = flat(self.given.xp, self.sides[0], ((pairs, of_x) for pairs, of_x, _ in pulled), known_x)
         if any(of_y is None for _, _, of_y in pulled):
             return x, None

@@ -22,6 +22,7 @@ from cusink.convergence.rules import (
     RELAX_ABOVE,
     RELAX_LATER_ABOVE,
     STALLED_CHECKS,
+    STEPS,
     rounding_level,
 )
 from cusink.costs.points import PointCosts
@@ -37,7 +38,7 @@ def solve_ragged(C: PointCosts, pairs: RaggedPairs, rules: RaggedRules) -> Ragge
     if not _has_kernel(C):
         return None
     K, kernel = len(pairs.eps), "ragged" if rules.reach is None else "ragged_unbalanced"
-    f, g, values = cp.empty(C.x.shape[0]), cp.empty(C.y.shape[0]), cp.empty((5 if rules.reach is None else 6, K))
+    f, g, values = cp.empty(C.x.shape[0]), cp.empty(C.y.shape[0]), cp.empty((6 if rules.reach is None else 7, K))
     outcome = cp.zeros((2, K), np.int64)
     outputs, inputs = (f, g, values, outcome), _inputs(C, pairs)
     left, solved = np.arange(K), None
@@ -54,8 +55,9 @@ def solve_ragged(C: PointCosts, pairs: RaggedPairs, rules: RaggedRules) -> Ragge
         left, solved = tried[state[tried] == TOO_FEW_DIGITS], state == SOLVED
     if solved is None:
         return None
-    cost, reg_cost, entropy, error, mass, *shift = values
-    return RaggedSolutions(f, g, cost, reg_cost, entropy, error, mass, outcome[0], solved, shift[0] if shift else None)
+    cost, reg_cost, entropy, error, mass, spread, *shift = values
+    known = cost, reg_cost, entropy, error, mass, spread, outcome[0], solved
+    return RaggedSolutions(f, g, *known, shift[0] if shift else None)
 
 
 def adjoint_ragged(
@@ -111,7 +113,7 @@ def _rules(C: PointCosts, rules: RaggedRules, dtype: np.dtype[Any]) -> tuple[Any
     numbers = (
         *(C.factor, rules.tol, rules.steepest, rules.carried, rules.of_exponents),
         *(rounding_level(dtype, 0.0), PROGRESS, begin_steep, FIRST_OMEGA, FIRST_OMEGA_IF_STEEP),
-        *(RELAX_ABOVE, RELAX_LATER_ABOVE, rules.nearly_all, PLAIN_IF_ONE_BIN, LARGEST_OMEGA),
+        *(RELAX_ABOVE, RELAX_LATER_ABOVE, rules.nearly_all, PLAIN_IF_ONE_BIN, LARGEST_OMEGA, *STEPS),
         *(() if rules.reach is None else (*rules.reach, NO_REACH)),
     )
     counts = STALLED_CHECKS, LEAST_OBSERVED, min(rules.max_iter, MOST_ITERATIONS), rules.check_every

@@ -11,8 +11,9 @@ from cusink.checks.scalars import one_of
 from cusink.checks.weights import first_index, mass_in_range, same_mass
 from cusink.costs.clouds import METRICS, Metric
 from cusink.costs.measures import Measures, sums
+from cusink.deferred import cached_property
 from cusink.solver.pairs.ragged import Side
-from cusink.types import ArrayModule, Eps
+from cusink.types import ArrayModule, Eps, HostArray
 
 ADVICE = "'C' is the name of the metric between the points of cusink.Measures"
 
@@ -36,6 +37,13 @@ class CheckedPairs:
     def count(self) -> int:
         """How many pairs there are."""
         return len(self.A.sizes)
+
+    @cached_property
+    def masses(self) -> tuple[HostArray, HostArray]:
+        """The masses (K,) of the measures of both sides, in float64."""
+        with np.errstate(over="ignore"):
+            of_a, of_b = (sums(side.offsets, to_host(side.weights)) for side in (self.A, self.B))
+        return of_a, of_b
 
     @property
     def computing(self) -> str:
@@ -120,10 +128,7 @@ def _metric(name: str) -> Metric:
 
 def _masses(given: CheckedPairs, balanced: bool, check: bool) -> None:
     """Check that each measure has weight, and both of a pair as much."""
-    masses = []
-    for name, side in (("a", given.A), ("b", given.B)):
-        with np.errstate(over="ignore"):
-            mass = sums(side.offsets, to_host(side.weights))
+    for name, mass in zip("ab", given.masses, strict=True):
         if (mass == 0).any():
             raise ValueError(
                 f"'{name}' must hold measures with weight; item {int((mass == 0).argmax())} has none. Leave it out"
@@ -131,9 +136,8 @@ def _masses(given: CheckedPairs, balanced: bool, check: bool) -> None:
         if check:
             computing = np.dtype(np.float64) if given.dtype == np.float64 else np.dtype(np.float32)
             mass_in_range(name, mass, computing)
-        masses.append(mass)
     if balanced and check:
-        of_a, of_b = masses
+        of_a, of_b = given.masses
         same_mass(
             "both measures of a pair",
             np,

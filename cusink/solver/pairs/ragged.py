@@ -100,6 +100,19 @@ def put_in_order(xp: ArrayModule, out: Array | None, pairs: HostArray, part: Arr
     return out
 
 
+def by_problem(A: Side, B: Side, rows: Array, columns: Array) -> tuple[tuple[Array, Array], ...]:
+    """Return values of both sides of what a divergence asks for as those of the pairs, of A and of B with themselves.
+
+    Its sides are A, A, B and B, A, B, see `cusink.solver.pairs.selves`.
+    """
+    N, M = len(A.weights), len(B.weights)
+    return (
+        (rows[:N], columns[:M]),
+        (rows[N : 2 * N], columns[M : M + N]),
+        (rows[2 * N :], columns[M + N :]),
+    )
+
+
 def centred(xp: ArrayModule, side: Side, values: Array) -> Array:
     """Return values (N,) less their mean over each item."""
     sizes = side.sizes

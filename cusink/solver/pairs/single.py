@@ -12,7 +12,7 @@ from cusink.operand import operand
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side
 from cusink.solver.problem import Problem
-from cusink.types import Array, Eps
+from cusink.types import Array, Eps, Reach
 
 
 def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem, row: int) -> Problem:
@@ -28,11 +28,22 @@ def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem
     return replace(solved, a=a, b=b, C=C, eps=eps, f=f, g=g, shift=shift, batched=False, batch_of_one=False)
 
 
-def padded(weights: tuple[Array, Array], cloud: PointCloud, eps: Eps, potentials: tuple[Array, Array]) -> Problem:
-    """Return a batch of padded problems with their potentials (P, n) and (P, m); the masses of a are those of b."""
+def padded(
+    weights: tuple[Array, Array],
+    cloud: PointCloud,
+    eps: Eps,
+    potentials: tuple[Array, Array],
+    reach: Reach | None,
+    shift: Array | None,
+) -> Problem:
+    """Return a batch of padded problems with their potentials (P, n) and (P, m).
+
+    The masses of a are those of b, but where marginals have the prices `reach`.
+    """
     parts, xp, dtype = arrays(**named_arrays(cloud))
     C = operand(cloud, xp, dtype, parts, weights_follow=True)
     a, b = (w.astype(C.dtype, copy=False) for w in weights)
-    b = equal_mass(a, b, xp, False, dtype)
-    f, g = potentials
-    return Problem(a=a, b=b, C=C.weighted(a > 0, b > 0), eps=eps, f=f, g=g, dtype=dtype, batched=True)
+    if reach is None:
+        b = equal_mass(a, b, xp, False, dtype)
+    C, (f, g) = C.weighted(a > 0, b > 0), potentials
+    return Problem(a=a, b=b, C=C, eps=eps, f=f, g=g, dtype=dtype, batched=True, reach=reach, shift=shift)

@@ -18,6 +18,7 @@ from cusink.solver.pairs.at_once import solve_at_once
 from cusink.solver.pairs.batches import Batch, batches
 from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side, put, put_in_order, rows, weight_rows
+from cusink.solver.pairs.selves import with_selves
 from cusink.solver.pairs.together import Together, can_be_solved_together, solve_together
 from cusink.types import Array, Eps, Reach
 
@@ -63,7 +64,12 @@ class SolvedPairs(Generic[R]):
             solve = operators("points", given.xp).solve_ragged
             if given.xp is np and reach is None:
                 together = solve_together(given, every, options, own, limit)
-            elif solve is not None and not own:
+            elif solve is not None and own:
+                found = solve_at_once(
+                    solve, with_selves(given, reach is None), np.tile(every, 3), options, reach, limit
+                )
+                together = None if found is None else Together.of_divergences(found, given)
+            elif solve is not None:
                 found = solve_at_once(solve, given, every, options, reach, limit)
                 together = None if found is None else Together.of(found)
         left = np.ones(given.count, bool) if together is None else ~together.solved

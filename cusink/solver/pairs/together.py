@@ -13,7 +13,7 @@ from cusink.costs.ragged import RaggedSolutions
 from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import Batch, tiles_of
 from cusink.solver.pairs.checks import CheckedPairs
-from cusink.solver.pairs.ragged import Side
+from cusink.solver.pairs.ragged import Side, by_problem
 from cusink.types import Array, HostArray
 from cusink.workers import each
 
@@ -21,9 +21,9 @@ from cusink.workers import each
 class OwnTerms(NamedTuple):
     """Potentials (N,) and (M,) of both sides with themselves, and the sum (K,) of half the values."""
 
-    f: HostArray
-    g: HostArray
-    value: HostArray
+    f: Array
+    g: Array
+    value: Array
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,7 +35,8 @@ class Together:
     (K,) is the transport cost and `entropy` (K,) the sum of those of both measures. `pulled` are the derivatives (N, d)
     and (M, d) of divergences of squared distances by the points; None for other costs. Pairs of one measure twice,
     which are `equal` (K,), have the potentials of this measure with itself. With prices of the marginals the potentials
-    are ``f + shift`` and ``g - shift``, and eps times `entropy` is what `value` is above the entropic cost.
+    are ``f + shift`` and ``g - shift``, and eps times `entropy` is what `value` is above the entropic cost. `spread`
+    (K,) is the sum of the ranges of both potentials, where a device has found it.
     """
 
     solved: HostArray
@@ -49,6 +50,7 @@ class Together:
     error: Array
     n_iter: Array
     shift: Array | None = None
+    spread: Array | None = None
     own: OwnTerms | None = None
     pulled: tuple[HostArray, HostArray] | None = None
 
@@ -67,6 +69,28 @@ class Together:
             error=found.error,
             n_iter=found.n_iter,
             shift=found.shift,
+        )
+
+    @classmethod
+    def of_divergences(cls, found: RaggedSolutions, given: CheckedPairs) -> "Together":
+        """Return what a device has solved of `with_selves`; pairs of equal measures have one solution three times."""
+        (f, g), (of_a, _), (_, of_b) = by_problem(given.A, given.B, found.f, found.g)
+        K = given.count
+        value, solved = found.reg_cost.reshape(3, K), found.solved.reshape(3, K)
+        return cls(
+            solved=solved[0] & solved[1] & solved[2],
+            equal=np.zeros(K, bool),
+            f=f,
+            g=g,
+            value=value[0],
+            cost=found.cost[:K],
+            entropy=found.entropy[:K],
+            mass=found.mass[:K],
+            error=found.error.reshape(3, K).max(axis=0),
+            n_iter=found.n_iter[:K],
+            shift=None if found.shift is None else found.shift[:K],
+            spread=found.spread[:K],
+            own=OwnTerms(of_a, of_b, (value[1] + value[2]) / 2),
         )
 
 
