@@ -1,6 +1,7 @@
 // uses: totals.cuh
 // The marginal system of cusink/gradients/system.py, x + R y = h and S' x + y = k, for one problem by one block: by
-// conjugate gradients, with the longer side eliminated.
+// conjugate gradients, with the longer side eliminated. Where marginals have a price, R and S' are multiplied by shares
+// below 1.
 //
 // R and S' are means under the plan, of which E = exp((f + g - C) / eps) is the density: in shared memory where it
 // fits, in rows of an odd length, so that neither side meets a bank twice. An iteration takes two products of n m
@@ -12,6 +13,8 @@ struct MarginalSystem {
     // Weights, 1 / sum_j E_ij b_j and its like of columns, right-hand sides, unknowns.
     REAL *a, *of_rows, *h, *x, *b, *of_columns, *k, *y;
     REAL *residual, *direction, *image, *between;  // of the shorter side, and the last of the longer one
+    REAL share_rows, share_columns;                // factors of R and S'
+    double slack;                                  // 1 less their product, the eigenvalue of constants
 
     // REALs of all vectors: 4 of n | 4 of m | 3 of the shorter side | 1 of the longer one.
     __device__ static MarginalSystem at(REAL* E, REAL* vectors, int n, int m) {
@@ -22,6 +25,7 @@ struct MarginalSystem {
         out.b = out.x + n, out.of_columns = out.b + m, out.k = out.of_columns + m, out.y = out.k + m;
         out.residual = out.y + m, out.direction = out.residual + shorter, out.image = out.direction + shorter;
         out.between = out.image + shorter;
+        out.share_rows = out.share_columns = 1, out.slack = 0;
         return out;
     }
 
@@ -47,6 +51,8 @@ struct MarginalSystem {
         REAL *unknown = eliminates_rows ? y : x, *eliminated = eliminates_rows ? x : y;
         const REAL *own_weight = eliminates_rows ? b : a, *own_factor = eliminates_rows ? of_columns : of_rows;
         const REAL *other_weight = eliminates_rows ? a : b, *other_factor = eliminates_rows ? of_rows : of_columns;
+        REAL other_share = eliminates_rows ? share_rows : share_columns;
+        REAL own_share = eliminates_rows ? share_columns : share_rows;
         double size = 0, mass = 0;
         for (int s = threadIdx.x; s < own; s += blockDim.x) {
             double weight = double(own_weight[s]) / double(own_factor[s]);
@@ -61,19 +67,21 @@ struct MarginalSystem {
         for (int attempt = 0; attempt <= rounds; attempt++) {
             mean(eliminated, unknown, eliminates_rows);
             __syncthreads();
-            for (int s = threadIdx.x; s < other; s += blockDim.x) eliminated[s] = of_other[s] - eliminated[s];
+            for (int s = threadIdx.x; s < other; s += blockDim.x)
+                eliminated[s] = of_other[s] - other_share * eliminated[s];
             __syncthreads();
             mean(residual, eliminated, !eliminates_rows);
             __syncthreads();
             double constant = 0;
             for (int s = threadIdx.x; s < own; s += blockDim.x) {
-                residual[s] = of_own[s] - residual[s] - unknown[s];
+                residual[s] = of_own[s] - own_share * residual[s] - unknown[s];
                 constant += double(own_weight[s]) / double(own_factor[s]) * residual[s];
             }
             constant = block_total(constant) / mass;
             reached = 0;
             for (int s = threadIdx.x; s < own; s += blockDim.x) {
                 residual[s] -= REAL(constant);
+                if (slack > 0) unknown[s] += REAL(constant / slack);
                 direction[s] = own_weight[s] > 0 ? residual[s] : REAL(0);
                 reached += double(own_weight[s]) / double(own_factor[s]) * residual[s] * residual[s];
             }
@@ -91,7 +99,7 @@ struct MarginalSystem {
                 __syncthreads();
                 double curvature = 0;
                 for (int s = threadIdx.x; s < own; s += blockDim.x) {
-                    residual[s] = direction[s] - residual[s];
+                    residual[s] = direction[s] - own_share * other_share * residual[s];
                     curvature += double(own_weight[s]) / double(own_factor[s]) * direction[s] * residual[s];
                 }
                 curvature = block_total(curvature);
@@ -121,7 +129,8 @@ struct MarginalSystem {
         __syncthreads();
         mean(eliminated, unknown, eliminates_rows);
         __syncthreads();
-        for (int s = threadIdx.x; s < other; s += blockDim.x) eliminated[s] = of_other[s] - eliminated[s];
+        for (int s = threadIdx.x; s < other; s += blockDim.x)
+            eliminated[s] = of_other[s] - other_share * eliminated[s];
         __syncthreads();
         return reached <= target;
     }

@@ -72,10 +72,10 @@ struct Course {
     bool ended, slow;
 };
 
-// Iterate until the pair may stop. After `done` iterations `steps.iterate(done, count, omega)` makes another `count` and
-// returns what the last f-update leaves as error of the rows, `steps.settle()` makes these exact, and `steps.error()` is
-// that of the columns. `plain` begins without over-relaxation; a pair of one cloud twice never has any. All threads of
-// the block must call this.
+// Iterate until the pair may stop. `steps.iterate(done, count, omega)` makes `count` iterations after `done` others and
+// returns what the last f-update leaves as error of the rows, `steps.settle()` makes these exact, and `steps.error()`
+// is that of the columns. `plain` begins without over-relaxation; a pair of one cloud twice never has any. All threads
+// of the block must call this.
 template <typename Steps>
 __device__ Course solve(const Steps& steps, const Rules& rules, const Facts& facts, bool plain) {
     __shared__ StopState state;  // of the pair; shared memory saves registers

@@ -67,12 +67,14 @@ class RaggedFit(NamedTuple):
     largest_pair: int
     memory: int | None
     apart: float
+    reach: Reach | None  # prices of the marginals, as in `RaggedRules`
 
 
 class RaggedGradients(NamedTuple):
-    """Gradients in float64 by weights (N,) and (M,), of mean zero over each item, points (N, d) and (M, d), eps (K,).
+    """Gradients in float64 by weights (N,) and (M,), points (N, d) and (M, d), eps (K,), prices (K, 2).
 
-    Those of pairs that were not asked for have no meaning.
+    Without prices those by weights are of mean zero over each item. Those of pairs that were not asked for have no
+    meaning.
     """
 
     a: Array
@@ -80,12 +82,14 @@ class RaggedGradients(NamedTuple):
     x: Array
     y: Array
     eps: Array
+    reach: Array | None
 
 
 class PullRagged(Protocol[DataIn]):
     """The gradients of values of the pairs `which` (P,), of potentials f (N,) and g (M,); None if some cannot be made.
 
-    Cotangents (K,) are those of the cost, of all values together, and of the entropic cost, in float64.
+    `shift` (K,) is what lies between both potentials, where marginals have a price. Cotangents (K,) are those of the
+    cost, of all values together, and of the entropic cost, in float64; with prices the last is 0.
     """
 
     def __call__(
@@ -94,6 +98,7 @@ class PullRagged(Protocol[DataIn]):
         pairs: RaggedPairs,
         which: HostArray,
         potentials: tuple[Array, Array],
+        shift: Array | None,
         cotangents: tuple[Array, Array, Array],
         rules: RaggedFit,
     ) -> RaggedGradients | None:

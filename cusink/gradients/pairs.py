@@ -80,7 +80,8 @@ class PairTerms:
         """Return the gradients (K, 2) with respect to the prices of both marginals; None where these are met."""
         found = ((batch.pairs, terms.wrt_reach()) for batch, terms in self.parts)
         parts = [(pairs, part) for pairs, part in found if part is not None]
-        return in_order(self.given.xp, parts, self.given.count) if parts else None
+        known = None if self.known is None else self.known.reach
+        return None if known is None and not parts else in_order(self.given.xp, parts, self.given.count, known)
 
 
 def wrt_weights(

@@ -22,7 +22,9 @@ def gradients_at_once(
 ) -> RaggedGradients | None:
     """Return the gradients of values with cotangents, numbers or arrays (K,); None where batches are to be made."""
     given, together = solved.given, solved.together
-    if solved.ops.adjoint_ragged is None or together is None or not solved.balanced or not together.solved.any():
+    if solved.ops.adjoint_ragged is None or together is None or not together.solved.any():
+        return None
+    if not solved.balanced and cotangents["grad_entropic_cost"] is not None:
         return None
     xp, K = given.xp, given.count
     of_each = {name: xp.zeros(K) + (0 if x is None else x) for name, x in cotangents.items()}
@@ -30,7 +32,7 @@ def gradients_at_once(
     level = of_cost + of_each["grad_reg_cost"] + of_entropic
     which, potentials = np.flatnonzero(together.solved), (together.f, together.g)
     eps = np.broadcast_to(solved.eps, K)
-    return _pulled(solved, given, eps, which, potentials, (of_cost, level, of_entropic), how, FAR_APART)
+    return _pulled(solved, given, eps, which, potentials, together.shift, (of_cost, level, of_entropic), how, FAR_APART)
 
 
 def divergence_gradients_at_once(
@@ -41,7 +43,7 @@ def divergence_gradients_at_once(
     None where batches are to be made.
     """
     given, together = solved.given, solved.together
-    if solved.ops.adjoint_ragged is None or together is None or together.own is None or not solved.balanced:
+    if solved.ops.adjoint_ragged is None or together is None or together.own is None:
         return None
     if not together.solved.any():
         return None
@@ -50,15 +52,15 @@ def divergence_gradients_at_once(
     level = xp.concatenate([level, -level / 2, -level / 2])
     which = np.flatnonzero(np.tile(together.solved, 3))
     potentials = (xp.concatenate([together.f, own.f, own.g]), xp.concatenate([together.g, own.f, own.g]))
+    shift = None if together.shift is None else xp.concatenate([together.shift, none[K:]])
     eps, every = np.tile(np.broadcast_to(solved.eps, K), 3), with_selves(given, solved.balanced)
     # Without cotangents of the costs there is no system to solve.
-    found = _pulled(solved, every, eps, which, potentials, (none, level, none), LinearSolve(1.0, 1), 0.0)
+    found = _pulled(solved, every, eps, which, potentials, shift, (none, level, none), LinearSolve(1.0, 1), 0.0)
     if found is None:
         return None
     weights, points = (by_problem(given.A, given.B, *each) for each in ((found.a, found.b), (found.x, found.y)))
-    of_pair, of_a, of_b = (
-        RaggedGradients(*weights[k], *points[k], found.eps[k * K : (k + 1) * K]) for k in range(len(points))
-    )
+    of_eps, of_reach = found.eps.reshape(3, K), [None] * 3 if found.reach is None else found.reach.reshape(3, K, 2)
+    of_pair, of_a, of_b = (RaggedGradients(*weights[k], *points[k], of_eps[k], of_reach[k]) for k in range(3))
     return of_pair, of_a, of_b
 
 
@@ -68,6 +70,7 @@ def _pulled(
     eps: HostArray,
     which: HostArray,
     potentials: tuple[Array, Array],
+    shift: Array | None,
     cotangents: tuple[Array, Array, Array],
     how: LinearSolve,
     apart: float,
@@ -83,11 +86,13 @@ def _pulled(
         largest_pair=LARGEST_PAIR,
         memory=solved.memory_limit,
         apart=apart,
+        reach=solved.reach,
     )
-    found = solved.ops.adjoint_ragged(costs, pairs, which, potentials, cotangents, rules)
+    found = solved.ops.adjoint_ragged(costs, pairs, which, potentials, shift, cotangents, rules)
     if found is None:
         return None
     x, y = found.x, found.y
     if costs.embedding is not None and costs.cloud is not None:
         x, y = to_points(given.xp, costs.embedding, costs.cloud, x, y)
-    return RaggedGradients(*(narrowed(part, given.dtype, given.xp) for part in (found.a, found.b, x, y, found.eps)))
+    every = (found.a, found.b, x, y, found.eps, found.reach)
+    return RaggedGradients(*(None if part is None else narrowed(part, given.dtype, given.xp) for part in every))

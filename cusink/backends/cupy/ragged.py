@@ -65,6 +65,7 @@ def adjoint_ragged(
     pairs: RaggedPairs,
     which: HostArray,
     potentials: tuple[Array, Array],
+    shift: Array | None,
     cotangents: tuple[Array, Array, Array],
     rules: RaggedFit,
 ) -> RaggedGradients | None:
@@ -72,8 +73,9 @@ def adjoint_ragged(
     if not _has_kernel(C):
         return None
     K, solved = len(pairs.eps), cp.zeros(len(pairs.eps), np.int64)
-    made = *(cp.empty(x.shape[:1]) for x in (C.x, C.y)), *(cp.empty(x.shape) for x in (C.x, C.y)), cp.empty(K)
-    inputs = (*_inputs(C, pairs), *potentials, *cotangents)
+    (a, b), (x, y) = (cp.empty(z.shape[:1]) for z in (C.x, C.y)), (cp.empty(z.shape) for z in (C.x, C.y))
+    made = RaggedGradients(a, b, x, y, cp.empty(K), cp.empty((K, 2)))
+    inputs = (*_inputs(C, pairs), *potentials, cp.zeros(K) if shift is None else shift, *cotangents)
     apart = rules.apart if C.norm == "squared" and C.exponent == 1 else 0.0
     for dtype in map(np.dtype, ("float32", "float64") if rules.single else ("float64",)):
         n, m = (np.diff(offsets)[which] for offsets in pairs.offsets)
@@ -81,13 +83,14 @@ def adjoint_ragged(
         if sum(len(launch.pairs) for launch in launches) < len(which):
             return None
         tol = max(rules.tol, 32 * float(np.finfo(dtype).eps))
-        numbers, counts = (C.factor, tol, apart), (rules.max_iter, rules.rounds)
+        prices = (np.inf, np.inf) if rules.reach is None else rules.reach
+        numbers, counts = (C.factor, *prices, tol, apart), (rules.max_iter, rules.rounds)
         scalars = (*_kind(C), *map(np.float64, numbers), *map(np.int32, counts))
         for launch in launches:
             _launch(launch, which[launch.pairs], dtype, (*made, solved), inputs, scalars, C, pairs.offsets)
         which = which[cp.asnumpy(solved)[which] != SOLVED]
         if not len(which):
-            return RaggedGradients(*made)
+            return made._replace(reach=None) if rules.reach is None else made
     return None
 
 

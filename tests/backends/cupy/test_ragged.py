@@ -143,7 +143,9 @@ def test_marginals_at_a_price_are_one_launch_too(prices, dtype):
         one = pairs[3]
         plan, alone, shown = one.plan().get(), one.error.get(), pairs.error.get()[3]
         grad = np.linspace(-1, 2, len(SIZES)).astype(dtype)
+        before = len(launched)
         pulled = cusink.sinkhorn_adjoint(pairs, grad_cost=cupy.asarray(grad), grad_reg_cost=0.5, tol=1e-9)
+        assert set(launched[before:]) == {"ragged_adjoint"}
         pulled = {name: getattr(pulled, name).get() for name in ("a", "b", "x", "y", "eps", "reach")}
     each_f, each_g = (np.repeat(t, [size[side] for size in SIZES]) for side in (0, 1))
     rows, columns, *exact_values = objectives(given, "euclidean", eps, prices, f + each_f, g - each_g)
