@@ -55,7 +55,8 @@ _ITERATED = (
 _LOOP = ("tests/solver/test_loop_pieces.py", "tests/solver/test_loop.py")
 _AROUND = "tests/solver/test_checks_and_values.py"
 _PAIRS = Tests(("tests/solver/test_pair_pieces.py", "tests/solver/test_pairs.py"), ())
-_SOLVED_RAGGED = Tests(("tests/backends/cupy/test_ragged.py",), ())
+_DIVERGENCES_RAGGED = ("tests/backends/cupy/test_ragged_divergences.py",)
+_SOLVED_RAGGED = Tests(("tests/backends/cupy/test_ragged.py",), _DIVERGENCES_RAGGED)
 _RAGGED = Tests(("tests/backends/cupy/test_ragged_gradients.py",), ("tests/backends/cupy/test_ragged.py",))
 _OF_GRADIENTS = "tests/gradients/test_gradient_pieces.py"
 _WITHOUT_CUPY = ("-k", "not cupy and not memory")
@@ -150,6 +151,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/pairs/batches.py": _PAIRS,
     "cusink/solver/pairs/checks.py": _PAIRS,
     "cusink/solver/pairs/ragged.py": _PAIRS,
+    "cusink/solver/pairs/selves.py": Tests(_DIVERGENCES_RAGGED, ()),
     "cusink/solver/pairs/single.py": _PAIRS,
     "cusink/solver/pairs/solve.py": _PAIRS,
     "cusink/solver/pairs/tiles.py": _PAIRS,
@@ -221,7 +223,9 @@ TESTS: dict[str, Tests] = {
     "kernels/near_points.cu": _LARGE,
     "kernels/near_tiles.cuh": _LARGE,
     "kernels/online_softmax.cuh": Tests(_REDUCED, ()),
-    "kernels/marginal_system.cuh": Tests(("tests/backends/cupy/test_at_once.py",), ()),
+    "kernels/marginal_system.cuh": Tests(
+        ("tests/backends/cupy/test_at_once.py",), ("tests/backends/cupy/test_ragged_gradients.py", "-k", "price")
+    ),
     "kernels/pair_steps.cuh": _SOLVED_RAGGED,
     "kernels/plan.cu": Tests((_REDUCTIONS, "-k", "plan and not apply_plan and float32"), ()),
     "kernels/point_pairs.cuh": Tests(
@@ -240,6 +244,7 @@ TESTS: dict[str, Tests] = {
     "kernels/ragged.cu": _SOLVED_RAGGED,
     "kernels/ragged.cuh": _SOLVED_RAGGED,
     "kernels/ragged_adjoint.cu": _RAGGED,
+    "kernels/ragged_course.cuh": _SOLVED_RAGGED,
     "kernels/ragged_unbalanced.cu": _SOLVED_RAGGED,
     "kernels/reduction_terms.cuh": Tests(_REDUCED, ()),
     "kernels/scaling.cu": Tests(_ITERATED, ()),

@@ -129,10 +129,13 @@ def test_kernels_of_documents(memory):
 
 @pytest.mark.parametrize("memory", [99 << 10, 3 << 10], ids=["inside", "some outside"])
 def test_kernels_of_ragged_pairs(memory):
-    """Blocks solve several pairs one after the other, with tiles in shared and in global memory."""
-    given = test_ragged.drawn(np.float32, [(3, 20), (34, 5), (1, 2), (12, 9)])
-    host = cusink.sinkhorn(*test_ragged.measures(given), "euclidean", eps=0.5)
+    """Blocks solve several pairs one after the other, tiles are in shared and in global memory, a cloud comes twice."""
+    given = x, y, a, b = test_ragged.drawn(np.float32, [(3, 20), (34, 5), (1, 2), (7, 7), (12, 9)])
+    y[3], b[3] = x[3], a[3]
+    metric, eps = "euclidean", 0.5
+    host = cusink.sinkhorn(*test_ragged.measures(given), metric, eps=eps)
     slopes = cusink.sinkhorn_adjoint(host, grad_cost=1.0)
+    of_host = cusink.sinkhorn_divergence(*test_ragged.measures(given), metric, eps=eps)
     with device_arrays.device(memory, CHECKED) as (cupy, launched):
         ragged = part("ragged")
         real = ragged.ragged_launches
@@ -140,9 +143,15 @@ def test_kernels_of_ragged_pairs(memory):
             one._replace(launch=one.launch._replace(grid=2, block=96)) for one in real(*given)
         ]
         sides = test_ragged.measures(given, cupy.asarray)
-        pairs = cusink.sinkhorn(*sides, "euclidean", eps=0.5)
+        pairs = cusink.sinkhorn(*sides, metric, eps=eps)
         close(pairs.f.get(), host.f)
         close(cusink.sinkhorn_adjoint(pairs, grad_cost=1.0, tol=1e-4).x.get(), slopes.x)
-        damped = cusink.sinkhorn(*sides, "euclidean", eps=0.5, reach=1.0, tol=1e-3)
+        divergences = cusink.sinkhorn_divergence(*sides, metric, eps=eps)
+        assert divergences.divergence.get()[3] == 0
+        found, wanted = map(cusink.sinkhorn_divergence_adjoint, (divergences, of_host))
+        close(found.x.get(), wanted.x)
+        assert set(launched) == {"ragged", "ragged_adjoint"}
+        damped = cusink.sinkhorn(*sides, metric, eps=eps, reach=1.0, tol=1e-3)
         assert damped.converged.get().all()
-        assert launched == ["ragged", "ragged_adjoint", "ragged_unbalanced"]
+        assert np.isfinite(cusink.sinkhorn_adjoint(damped, grad_cost=1.0, tol=1e-4).x.get()).all()
+        assert set(launched) == {"ragged", "ragged_adjoint", "ragged_unbalanced"}

@@ -189,7 +189,7 @@ def test_any_launch_is_right(grid, warps, reach):
     np.testing.assert_allclose(slopes, theirs["x"], atol=1e-4)
 
 
-def work_of_fifty(adjoint=True):
+def work_of_fifty():
     """Return launches, operations and waits for 50 divergences of 20 to 200 points, and for their gradients."""
     given = drawn(np.float32, np.random.default_rng(0).integers(20, 201, (50, 2)))
     with device(shared_memory=H100.shared_memory) as (cupy, launched):
@@ -209,8 +209,7 @@ def work_of_fifty(adjoint=True):
 def test_fifty_divergences_are_two_launches_and_few_operations(monkeypatch):
     """150 problems are more than there are multiprocessors: those that share one have a launch of their own."""
     solving, pulling, found, slopes, given = work_of_fifty()
-    assert solving[0] == pulling[0] == 2 and solving[1] <= 70 and solving[2] <= 8, solving
-    assert pulling[1] <= 85 and pulling[2] <= 4, pulling
+    assert solving == (2, 66, 7) and pulling == (2, 81, 3)
     host, theirs = on_host(given, eps=3.0, tol=1e-6)
     np.testing.assert_allclose(found, host["divergence"], atol=1e-6)
     np.testing.assert_allclose(slopes, theirs["x"], atol=1e-5)
