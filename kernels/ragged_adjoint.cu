@@ -6,13 +6,14 @@
 // (marginal_system.cuh), unless the cost has no cotangent. Then all gradients follow: by weights, by eps, by the prices
 // of the marginals, and by the points, for which the gradient by the costs takes the place of the density.
 //
-// With prices rho the system is X + kappa_a R Y = h and kappa_b S' X + Y = k with kappa = 1 / (1 + eps / rho) and h =
-// kappa_a (w R log(P / a b') + w f / rho_a), k alike. That is the one of cusink/gradients/unbalanced.py, whose unknowns
-// are the means of the costs less X, over kappa: so that all numbers are as small as those without a price.
+// With prices rho the system is x + kappa_a R y = h and kappa_b S' x + y = k with kappa = 1 / (1 + eps / rho), where h
+// is kappa_a times w (mean of log(P / a b') + f / rho_a), and k alike. The unknowns X of cusink/gradients/unbalanced.py
+// are in it: x = w f / eps - kappa_a (c / eps - kappa_b X) with the means c of w C. So all numbers are as small as
+// those without a price, and the gradient by the costs keeps its form.
 //
-// Costs are taken 4 times, d multiply-adds each, and the points 2 n m d more. Bound by its barriers in small pairs, by
-// two products of n m multiply-adds for an iteration in larger ones. Correct for any grid and any block that is a
-// multiple of 32 (at most 256).
+// Costs are taken 4 times (2 without a system), d multiply-adds each, and the points 2 n m d more. Bound by barriers in
+// small pairs, by two products of n m multiply-adds for an iteration in larger ones. Correct for any grid and any block
+// that is a multiple of 32 (at most 256).
 
 constexpr int ADJOINT_THREADS = 256;  // with more, a block in double has hardly the registers
 constexpr double SMALL_SHARE = 1e-2;  // as in cusink/gradients/prices.py
