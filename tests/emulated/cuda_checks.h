@@ -88,8 +88,8 @@ UNSEEN inline void visit(Cell& cell, bool shared, Access access) {
 }
 
 UNSEEN inline void look(void* address, size_t size, Access access) {
-    if (!inside) return;
     uintptr_t at = uintptr_t(address);
+    if (!inside || at - uintptr_t(fibers[current].stack) < STACK) return;  // most are of a thread's own memory
     Cell* cells = nullptr;
     size_t offset = 0;
     bool shared = true;
@@ -105,7 +105,7 @@ UNSEEN inline void look(void* address, size_t size, Access access) {
                 break;
             }
     }
-    if (!cells) return;  // a thread's own
+    if (!cells) return;
     for (size_t cell = offset / 4; cell <= (offset + size - 1) / 4; cell++) visit(cells[cell], shared, access);
 }
 

@@ -509,55 +509,69 @@ inline unsigned to_half(float x) {
     unsigned steps = unsigned(std::nearbyint(std::ldexp(size, 10 - exponent)));  // 1024 to 2048; fewer for a subnormal
     return sign | (steps + (unsigned(exponent + 14) << 10));
 }
-inline float of_half(unsigned half) {
-    int exponent = half >> 10 & 31, fraction = half & 1023;
+UNSEEN inline float of_half(unsigned half) {
+    unsigned exponent = half >> 10 & 31, fraction = half & 1023;
     float size = exponent == 31 ? (fraction ? NAN : INFINITY)
-                                : float(std::ldexp(exponent ? 1024 + fraction : fraction, (exponent ? exponent : 1) - 25));
+                 : exponent     ? __uint_as_float((exponent + 112) << 23 | fraction << 13)
+                                : float(fraction) * 0x1p-24f;
     return half & 0x8000u ? -size : size;
+}
+UNSEEN inline float of_bfloat(unsigned bits) {
+    return __uint_as_float(bits << 16);
 }
 
 namespace emulated {
-// The warp's mma.sync.m16n8k16: exact products, and a sum that is truncated, as tensor cores do with what they add.
-template <class Decode>
-void tensor_core_16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], Decode decode) {
-    unsigned of_a[4][32], of_b[2][32];
-    auto gather = [](unsigned first, unsigned second, unsigned* firsts, unsigned* seconds) {
-        uint64_t* slots = exchange(0xffffffffu, first | uint64_t(second) << 32, __LINE__);
-        for (int lane = 0; lane < 32; lane++) firsts[lane] = unsigned(slots[lane]), seconds[lane] = unsigned(slots[lane] >> 32);
-    };
-    gather(a[0], a[1], of_a[0], of_a[1]);
-    gather(a[2], a[3], of_a[2], of_a[3]);
-    gather(b[0], b[1], of_b[0], of_b[1]);
+// 8 numbers of a row or column: those that four lanes hold in the lower, or upper, halves of what they have deposited.
+template <float decode(unsigned)>
+UNSEEN void decode_row(const uint64_t* lanes, int upper, double* numbers) {
+    for (int k = 0; k < 8; k++) numbers[k] = decode(unsigned(lanes[k / 2] >> (32 * upper + k % 2 * 16)) & 0xffffu);
+}
+
+// Add a product of matrices to what a lane holds of it. It works on memory of its own, whose accesses are no kernel's.
+template <float decode(unsigned)>
+UNSEEN void multiply(float* sums, uint64_t left_of_rows, uint64_t right_of_rows, uint64_t of_columns) {
+    double rows[2][16], columns[2][16];
     int lane = current % 32;
+    const uint64_t* slots = exchange(0xffffffffu, left_of_rows, __LINE__);
+    for (int i = 0; i < 2; i++) decode_row<decode>(slots + lane / 4 * 4, i, rows[i]);
+    slots = exchange(0xffffffffu, right_of_rows, __LINE__);
+    for (int i = 0; i < 2; i++) decode_row<decode>(slots + lane / 4 * 4, i, rows[i] + 8);
+    slots = exchange(0xffffffffu, of_columns, __LINE__);
+    for (int j = 0; j < 4; j++) decode_row<decode>(slots + (lane % 4 * 2 + j / 2) * 4, j % 2, columns[j / 2] + j % 2 * 8);
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < 2; j++) {
-            double sum = c[2 * i + j];
-            for (int k = 0; k < 16; k++) {
-                int from = k % 8 / 2, shift = k % 2 * 16;
-                unsigned x = of_a[k / 8 * 2 + i][lane / 4 * 4 + from], y = of_b[k / 8][(lane % 4 * 2 + j) * 4 + from];
-                sum += double(decode(x >> shift & 0xffffu)) * double(decode(y >> shift & 0xffffu));
-            }
+            double sum = sums[2 * i + j];
+            for (int k = 0; k < 16; k++) sum += rows[i][k] * columns[j][k];
             float rounded = float(sum);
-            c[2 * i + j] = std::fabs(rounded) > std::fabs(sum) && std::fabs(sum) < INFINITY ? std::nextafter(rounded, 0.0f) : rounded;
+            bool away = std::fabs(rounded) > std::fabs(sum) && std::fabs(sum) < INFINITY;
+            sums[2 * i + j] = away ? std::nextafter(rounded, 0.0f) : rounded;
         }
+}
+
+// The warp's mma.sync.m16n8k16: exact products, and a sum that is truncated, as tensor cores do with what they add.
+template <float decode(unsigned)>
+void tensor_core_16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    auto both = [](unsigned lower, unsigned upper) { return lower | uint64_t(upper) << 32; };
+    float sums[4] = {c[0], c[1], c[2], c[3]};
+    multiply<decode>(sums, both(a[0], a[1]), both(a[2], a[3]), both(b[0], b[1]));
+    for (int k = 0; k < 4; k++) c[k] = sums[k];
 }
 }  // namespace emulated
 
 inline void tensor_core_half(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    emulated::tensor_core_16(c, a, b, of_half);
+    emulated::tensor_core_16<of_half>(c, a, b);
 }
 inline void tensor_core_bfloat(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    emulated::tensor_core_16(c, a, b, [](unsigned bits) { return __uint_as_float(bits << 16); });
+    emulated::tensor_core_16<of_bfloat>(c, a, b);
 }
 
 // ldmatrix.x4: lane 8 k + i points to row i of matrix k, of which each lane gets two halves.
 inline void load_matrices(unsigned (&fragments)[4], const void* row) {
     if (uintptr_t(row) % 16) emulated::fail("a row of a matrix that is not aligned");
-    const unsigned* rows[32];
-    uint64_t* slots = emulated::exchange(0xffffffffu, uintptr_t(row), __LINE__);
-    for (int lane = 0; lane < 32; lane++) rows[lane] = (const unsigned*)slots[lane];
+    // Of the eight lanes' rows of each matrix: these slots are not written again before the operation after the next one.
+    const uint64_t* rows = emulated::exchange(0xffffffffu, uintptr_t(row), __LINE__);
     int lane = emulated::current % 32;
-    for (int k = 0; k < 4; k++) fragments[k] = rows[8 * k + lane / 4][lane % 4];
+    for (int k = 0; k < 4; k++) fragments[k] = ((const unsigned*)rows[8 * k + lane / 4])[lane % 4];
 }
 inline int opaque(int x) {
     return x;
@@ -565,7 +579,7 @@ inline int opaque(int x) {
 inline long long again(long long x) {
     return x;
 }
-inline unsigned largest(unsigned x) {
+UNSEEN inline unsigned largest(unsigned x) {
     uint64_t* slots = emulated::exchange(0xffffffffu, x, __LINE__);
     unsigned most = 0;
     for (int lane = 0; lane < 32; lane++) most = unsigned(slots[lane]) > most ? unsigned(slots[lane]) : most;
