@@ -8,6 +8,7 @@ fails to install would otherwise take its tests out of the run.
 
 import dataclasses
 import functools
+import gc
 import os
 import re
 import sys
@@ -94,6 +95,17 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU and CuPy")
     if not config.getini("filterwarnings"):  # the suite may run beside an installed wheel, without pyproject.toml
         config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Spare the garbage collector a million objects, of libraries and of tests, that live to the end of the run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup(item):
