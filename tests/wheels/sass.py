@@ -96,6 +96,7 @@ def loops(code, term=None):
     What holds a `term`, if one is given, counts all the same.
     """
     place = {line[:-1]: index for index, line in enumerate(code) if line.endswith(":")}
+    names = [None if line.endswith(":") else opcode(line) for line in code]
     ends, skips = {}, []
     for index, line in enumerate(code):
         found = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
@@ -109,9 +110,11 @@ def loops(code, term=None):
         inside = [(s, e) for s, e in ends.items() if start <= s and e <= end and (s, e) != (start, end)]
         rare = [(s + 1, e - 1) for s, e in skips if start <= s and e <= end]
         if term is not None:
-            rare = [(s, e) for s, e in rare if not any(opcode(x).startswith(term) for x in code[s : e + 1])]
-        own = (k for k in range(start, end + 1) if not any(s <= k <= e for s, e in (*inside, *rare)))
-        bodies.append([opcode(code[k]) for k in own if not code[k].endswith(":")])
+            rare = [(s, e) for s, e in rare if not any(name and name.startswith(term) for name in names[s : e + 1])]
+        own = names[start : end + 1]
+        for s, e in (*inside, *rare):
+            own[s - start : e + 1 - start] = [None] * (e + 1 - s)
+        bodies.append([name for name in own if name])
     return bodies
 
 
