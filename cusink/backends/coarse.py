@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from cusink.backends.neighbours import nested
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.costs.points import PointCosts
 from cusink.types import Array, ArrayModule, Axis, HostArray
 

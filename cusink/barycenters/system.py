@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.gradients.system import ROUNDS, LinearSolve
 from cusink.types import Array, ArrayModule, Axis, HostArray
 

@@ -10,8 +10,9 @@ import numpy as np
 from cusink.connection import doors_of
 from cusink.costs.at_once import AtOnce, AtOnceRules
 from cusink.costs.each import apply_each, means_each
+from cusink.costs.means import Means
 from cusink.costs.moves import refuse_directions
-from cusink.costs.operators import CoarseLevel, Data, Iteration, Means, Operators
+from cusink.costs.operators import CoarseLevel, Data, Iteration, Operators
 from cusink.deferred import cached_property
 from cusink.types import Array, ArrayModule, Axis, Eps, HostArray, Index, Method, Statistic
 

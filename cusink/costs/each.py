@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from cusink.costs.means import Means
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
 Operator = Callable[..., Array]  # of a cost, a number eps, and arrays (B, ...)
@@ -58,10 +59,10 @@ def means_each(C: Any, a: Array, b: Array, f: Array, g: Array, eps: HostArray) -
 
 
 @dataclass(frozen=True, eq=False)
-class MeansInUnits:
+class MeansInUnits(Means):
     """Means under the plans of problems whose costs have been divided by their `eps` (B, 1)."""
 
-    means: Any
+    means: Means
     eps: Array
 
     def mean(self, v: Array, axis: Axis) -> Array:
@@ -70,8 +71,7 @@ class MeansInUnits:
 
     def smoothed(self, v: Array, axis: Axis) -> Array:
         """Return the means over `axis` of the means of v over the other one."""
-        smoothed: Array = self.means.smoothed(v, axis)
-        return smoothed
+        return self.means.smoothed(v, axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the costs, in their own unit."""

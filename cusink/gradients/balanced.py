@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
 from cusink.gradients.terms import GradientTerms, apply_density

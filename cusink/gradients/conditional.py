@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from cusink.costs.cost import Cost
+from cusink.costs.means import Means
 from cusink.deferred import cached_property
 from cusink.gradients.parts import replace_inf
 from cusink.solver.problem import Problem
@@ -27,7 +28,7 @@ LEAST = 1e-300  # share of the largest marginal that a bin with weight has at th
 
 
 @dataclass(frozen=True, eq=False)
-class LogShares:
+class LogShares(Means):
     """Shares R and S of problems with logits p (B, n) and q (B, m): `cusink.costs.operators.Means` of any range.
 
     `softmins` are -eps r and -eps s, +inf for a bin without partners.
@@ -60,10 +61,6 @@ class LogShares:
         """Return ``R' v`` (axis 1, v (B, n)) or ``S v`` (axis 0, v (B, m))."""
         return self.C.apply_plan(*self._given(axis), v, self.eps, 0 if axis == 1 else 1)
 
-    def smoothed(self, v: Array, axis: Axis) -> Array:
-        """Return `mean` over `axis` of the `mean` of v over the other one."""
-        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
-
     def mean_cost(self, axis: Axis) -> Array:
         """Raise: no system of any range has it on its right-hand side."""
         raise NotImplementedError
@@ -85,9 +82,6 @@ class LogShares:
         of_rows, of_columns = (x[index] for x in self.softmins)
         C, p, q = self.C.at(index), self.p[index], self.q[index]
         return replace(self, C=C, eps=eps, p=p, q=q, softmins=(of_rows, of_columns))
-
-    def in_float32(self) -> None:
-        """Return None: there are no means in float32."""
 
 
 def log_shares(problem: Problem) -> LogShares:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.types import Array, ArrayModule, HostArray
 
 RightSide = Callable[[HostArray, Means], tuple[Array, Array]]  # h (., n) and k (., m) of the problems at an index

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.deferred import cached_property
 from cusink.gradients.parts import Directions, RightSide
 from cusink.solver.problem import Problem

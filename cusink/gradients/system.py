@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.deferred import cached_property
 from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.bins import Bins, largest

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.gradients.first_bits import largest_factor
 from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.prices import through_potentials, unmet

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cusink
+from cusink.costs.means import Means
 from cusink.gradients import balanced, checks, first_bits, pairs, parts, prices, system, terms
 from cusink.gradients.parts import Cotangents, Directions
 from cusink.gradients.system import Bins, LinearSolve, ReducedSystem, solve_marginal_systems
@@ -185,7 +186,7 @@ def test_blocks_of_terms_take_what_the_caller_allows():
 # ---- the linear system ---------------------------------------------------------------------------------------------
 
 
-class DenseMeans:
+class DenseMeans(Means):
     """Means under plans (B, n, m)."""
 
     def __init__(self, P):
@@ -195,9 +196,6 @@ class DenseMeans:
         total = self.marginal(axis)
         sums = np.einsum("bij,bj->bi" if axis == 1 else "bij,bi->bj", self.P, v)
         return np.divide(sums, total, out=np.zeros_like(sums), where=total > 0)
-
-    def smoothed(self, v, axis):
-        return self.mean(self.mean(v, 1 - axis), axis)
 
     def marginal(self, axis):
         return self.P.sum(axis=2 if axis == 1 else 1)

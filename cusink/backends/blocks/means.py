@@ -5,6 +5,7 @@ import numpy as np
 from cusink.backends.blocks import reductions
 from cusink.costs.blockwise import InBlocks
 from cusink.costs.logits import logits
+from cusink.costs.means import Means
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, HostArray
 
@@ -21,7 +22,7 @@ def block_means(
     return BlockMeans(dense, wide, eps, p, q, of_q, of_p)
 
 
-class BlockMeans:
+class BlockMeans(Means):
     """Logits p (B, n) and q (B, m), and the logarithms `of_q` (B, n) and `of_p` (B, m) of the sums over the others.
 
     With ``-of_q`` in the place of p every row of the plan has the sum 1, whether its bin has weight or not.
@@ -35,10 +36,6 @@ class BlockMeans:
     def mean(self, v: Array, axis: Axis) -> Array:
         """Return the means of v given each bin of the other side, whether it has weight or not."""
         return reductions.apply_plan(self.dense, self.C, *self._given(axis), v.astype(np.float64), self.eps, axis)
-
-    def smoothed(self, v: Array, axis: Axis) -> Array:
-        """Return the means over `axis` of the means of v over the other one."""
-        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
@@ -67,9 +64,6 @@ class BlockMeans:
         index = self.dense.xp.asarray(index)
         each = (x[index] for x in (self.p, self.q, self.of_q, self.of_p))
         return BlockMeans(self.dense, self.C.at(index), self.eps, *each)
-
-    def in_float32(self) -> None:
-        """Return None: there are no means in float32."""
 
     def _given(self, axis: Axis) -> tuple[Array, Array]:
         """Return logits of plans in which every bin of one side has the sum 1."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from cusink.backends.cupy import limits
 from cusink.backends.cupy.reductions import apply_plan, plan, plan_sum
+from cusink.costs.means import Means
 from cusink.types import Array, Axis, HostArray
 
 
@@ -18,7 +19,7 @@ def plan_means(
     yield np.arange(len(a)), DenseMeans.of(C, a, b, f, g, eps)
 
 
-class DenseMeans:
+class DenseMeans(Means):
     """Logits p (B, n) and q (B, m), potentials over eps f and g, and the sums T and S, which are about 1."""
 
     apply_plan = staticmethod(apply_plan)
@@ -45,10 +46,6 @@ class DenseMeans:
         if axis == 1:
             return _ratio(self.apply_plan(self.C, self.f, self.q, v, self.eps, 1), self.T)
         return _ratio(self.apply_plan(self.C, self.p, self.g, v, self.eps, 0), self.S)
-
-    def smoothed(self, v: Array, axis: Axis) -> Array:
-        """Return the means over `axis` of the means of v over the other one."""
-        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
@@ -90,9 +87,6 @@ class DenseMeans:
         """Return the means of the problems at `index`."""
         p, q, f, g, T, S = (x[index] for x in (self.p, self.q, self.f, self.g, self.T, self.S))
         return type(self)(self._costs(index), self.eps, p, q, f, g, (T, S))
-
-    def in_float32(self) -> None:
-        """Return None: there are no means in float32."""
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
         """Yield slices of problems and of rows, for blocks of limited size or of one row."""

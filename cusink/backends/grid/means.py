@@ -3,6 +3,7 @@
 from cusink.backends.grid import reductions as grid
 from cusink.costs.cells import GridCosts
 from cusink.costs.logits import logits
+from cusink.costs.means import Means
 from cusink.costs.operators import Operators
 from cusink.types import Array, Axis, HostArray
 
@@ -14,7 +15,7 @@ def log_means(dense: Operators[Array], C: GridCosts, eps: float, a: Array, b: Ar
     return LogMeans(dense, C, eps, p, q, of_q, of_p)
 
 
-class LogMeans:
+class LogMeans(Means):
     """Logits p and q (B, n) of problems, and the logarithms of the sums over the other side."""
 
     def __init__(
@@ -28,10 +29,6 @@ class LogMeans:
         plus, minus = grid.log_products(self.dense, self.C, summed, v, self.eps)
         xp = self.dense.xp
         return xp.exp(plus - sums) - xp.exp(minus - sums)
-
-    def smoothed(self, v: Array, axis: Axis) -> Array:
-        """Return the means over `axis` of the means of v over the other one."""
-        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
@@ -58,6 +55,3 @@ class LogMeans:
     def at(self, index: HostArray) -> "LogMeans":
         """Return the means of the problems at `index`."""
         return LogMeans(self.dense, self.C, self.eps, *(x[index] for x in (self.p, self.q, self.of_q, self.of_p)))
-
-    def in_float32(self) -> None:
-        """Return None: there are no means in float32."""

@@ -16,7 +16,7 @@ from cusink.backends.numpy import limits
 from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel
 from cusink.backends.ranges import SCALING_EXPONENT, flush
-from cusink.costs.operators import Means
+from cusink.costs.means import Means
 from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
@@ -112,7 +112,7 @@ def _scaling(weights: HostArray, potential: HostArray, kernel: Kernel) -> HostAr
     return flush(scaling.astype(kernel.dtype, copy=False))
 
 
-class SharedMeans:
+class SharedMeans(Means):
     """Problems as scalings U (B, n) and V (B, m) of one kernel K (n, m), with the sums T = K V and S = K' U."""
 
     def __init__(self, kernel: Kernel, a: HostArray, U: HostArray, V: HostArray, T: HostArray, S: HostArray) -> None:
@@ -133,10 +133,6 @@ class SharedMeans:
         out = self.kernel.product_of_rows(np.multiply(factor, v, out=self.scratch[axis], casting="same_kind"), axis)
         out /= sums
         return out
-
-    def smoothed(self, v: HostArray, axis: Axis) -> Array:
-        """Return the means over `axis` of the means of v over the other one."""
-        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
@@ -229,7 +225,7 @@ def _tile(C: HostArray, a: HostArray, b: HostArray, f: HostArray, g: HostArray, 
     return TileMeans(A, C, a, b, np.matvec(A, b), np.vecmat(a, A))
 
 
-class TileMeans:
+class TileMeans(Means):
     """Problems with a kernel A (T, n, m) each, and the sums T = A b and S = A' a, which are about 1."""
 
     def __init__(self, A: HostArray, C: HostArray, a: HostArray, b: HostArray, T: HostArray, S: HostArray) -> None:
@@ -240,10 +236,6 @@ class TileMeans:
         if axis == 1:
             return stored.ratio(np, np.matvec(self.A, self.b * v), self.T)
         return stored.ratio(np, np.vecmat(self.a * v, self.A), self.S)
-
-    def smoothed(self, v: HostArray, axis: Axis) -> Array:
-        """Return the means over `axis` of the means of v over the other one."""
-        return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
@@ -270,6 +262,3 @@ class TileMeans:
         """Return the means of the problems at `index`."""
         C = stored.select(self.C, index)
         return TileMeans(self.A[index], C, *(x[index] for x in (self.a, self.b, self.T, self.S)))
-
-    def in_float32(self) -> None:
-        """Return None: there are no means in float32."""

@@ -14,6 +14,7 @@ from cusink.backends.numpy.clouds.kernel import CostSums, PlanKernel
 from cusink.backends.numpy.clouds.layout import CloudSide, Workspace, extended, sorted_clouds
 from cusink.backends.numpy.clouds.reductions import each_row
 from cusink.backends.numpy.clouds.shared import CloudKernel
+from cusink.costs.means import Means
 from cusink.costs.points import PointCosts
 from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
@@ -39,7 +40,7 @@ def plan_means(
         yield np.array([k]), CloudMeans(C, int(k), a[k], b[k], f[k], g[k], eps)
 
 
-class CloudMeans:
+class CloudMeans(Means):
     """One problem, with ``A = exp((f + g - C) / eps)`` and the sums T = A b and S = A' a, which are about 1.
 
     A is between the bins with weight. The others have `EmptyMeans`. Vectors come and go with a batch axis, in the
