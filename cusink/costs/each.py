@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cusink.costs.means import Means
+from cusink.costs.means import Means, Smoothing
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
 Operator = Callable[..., Array]  # of a cost, a number eps, and arrays (B, ...)
@@ -72,6 +72,10 @@ class MeansInUnits(Means):
     def smoothed(self, v: Array, axis: Axis) -> Array:
         """Return the means over `axis` of the means of v over the other one."""
         return self.means.smoothed(v, axis)
+
+    def rooted(self, axis: Axis, root: Array, inverse: Array) -> Smoothing:
+        """Return the symmetric form of `smoothed`."""
+        return self.means.rooted(axis, root, inverse)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the costs, in their own unit."""

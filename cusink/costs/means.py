@@ -1,8 +1,19 @@
-"""Means under the plans of some problems."""
+"""Means under the plans of some problems, and the symmetric form of means of means."""
 
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 from cusink.types import Array, Axis, HostArray
+
+
+class Smoothing(Protocol):
+    """A symmetric matrix for each of some problems, that of `Means.rooted`."""
+
+    def __call__(self, v: Array) -> Array:
+        """Return the products with v, in memory that the next call may use again."""
+
+    def at(self, index: HostArray) -> Self:
+        """Return the matrices of the problems at `index`."""
 
 
 class Means(Protocol):
@@ -17,6 +28,13 @@ class Means(Protocol):
     def smoothed(self, v: Array, axis: Axis) -> Array:
         """Return `mean` over `axis` of the `mean` of v over the other one, for bins with weight."""
         return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
+
+    def rooted(self, axis: Axis, root: Array, inverse: Array) -> Smoothing:
+        """Return what takes v to ``root * smoothed(inverse * v)``, with roots of the `marginal` of the bins of v.
+
+        They are at most 1, of any unit of each problem; `inverse` is finite for empty bins, too.
+        """
+        return Rooted(self, axis, root, inverse)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the mean of the costs in the place of v."""
@@ -33,3 +51,23 @@ class Means(Protocol):
     def in_float32(self) -> "Means | None":
         """Return about the same means in float32, where these take less time; None if they are in it or leave it."""
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class Rooted:
+    """The `Smoothing` of any means."""
+
+    means: Means
+    axis: Axis
+    root: Array
+    inverse: Array
+
+    def __call__(self, v: Array) -> Array:
+        """Return the products with v."""
+        out = self.means.smoothed(self.inverse * v, self.axis)
+        out *= self.root
+        return out
+
+    def at(self, index: HostArray) -> Self:
+        """Return the matrices of the problems at `index`."""
+        return type(self)(self.means.at(index), self.axis, self.root[index], self.inverse[index])

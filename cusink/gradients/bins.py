@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from cusink.gradients.products import row_products
 from cusink.types import Array, ArrayModule, HostArray
 
 LIGHT = 1e-4  # share of the largest weight below which a weighted residual tells little of a bin
@@ -28,9 +29,9 @@ class Bins:
     @classmethod
     def of(cls, xp: ArrayModule, weights: Array) -> Self:
         """Return the inner products with weights."""
-        filled = weights > 0
-        mass = weights.sum(axis=1, keepdims=True)  # 0 of a plan that underflows, where all mass stays behind
-        return cls(xp, weights, None if bool(filled.all()) else filled, xp.where(mass > 0, mass, 1))
+        mass = weights.sum(axis=1, keepdims=True)
+        mass = xp.where(mass > 0, mass, 1)  # 0 of a plan that underflows, where all mass stays behind
+        return cls(xp, weights, None if bool((weights > 0).all()) else weights > 0, mass)
 
     @property
     def light(self) -> bool:
@@ -51,13 +52,9 @@ class Bins:
         """Return x with 0 for bins without weight."""
         return x if self.filled is None else self.xp.where(self.filled, x, 0)
 
-    def dot(self, x: Array, y: Array, scratch: Array | None = None) -> Array:
+    def dot(self, x: Array, y: Array) -> Array:
         """Return ``sum_j weights_j x_j y_j`` (B,)."""
-        return self.xp.einsum("bi,bi->b", self.weighted(x, scratch), y)
-
-    def weighted(self, x: Array, scratch: Array | None = None) -> Array:
-        """Return ``weights * x`` with 0 for bins without weight."""
-        return self.masked(self.xp.multiply(self.weights, x, out=scratch))
+        return row_products(self.xp, self.masked(self.weights * x), y)
 
     def sizes(self, x: Array) -> Array:
         """Return ``sum_j weights_j |x_j|`` (B,)."""
@@ -65,4 +62,4 @@ class Bins:
 
     def mean(self, x: Array) -> Array:
         """Return weighted means (B, 1)."""
-        return self.xp.einsum("bi,bi->b", self.weights, x)[:, None] / self.mass
+        return row_products(self.xp, self.weights, x)[:, None] / self.mass

@@ -1,6 +1,6 @@
 """Products of the matrices of a block, one for each problem, with vectors and with each other."""
 
-from cusink.types import Array
+from cusink.types import Array, ArrayModule
 
 
 def right_product(M: Array, v: Array) -> Array:
@@ -19,3 +19,9 @@ def product_sums(x: Array, y: Array) -> Array:
     """Return the sums (B,) of the products of entries of a block."""
     sums: Array = x.reshape(len(x), 1, -1) @ y.reshape(len(y), -1, 1)
     return sums[:, 0, 0]
+
+
+def row_products(xp: ArrayModule, x: Array, y: Array) -> Array:
+    """Return the inner products (B,) of the rows of two arrays."""
+    products: Array = xp.vecdot(x, y) if hasattr(xp, "vecdot") else product_sums(x, y)  # which CuPy has not
+    return products

@@ -21,6 +21,7 @@ from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.bins import Bins, largest
 from cusink.gradients.chebyshev import chebyshev, chebyshev_steps
 from cusink.gradients.parts import RightSide
+from cusink.gradients.products import row_products
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
@@ -162,6 +163,11 @@ class ReducedSystem:
         slack = self.how.slack if self.axis == 0 else self.how.slack[::-1]
         return 1 / (1 + slack[0]), 1 / (1 + slack[1])
 
+    @property
+    def share(self) -> float | Array:
+        """The product of the `shares`."""
+        return self.shares[0] * self.shares[1]
+
     @cached_property
     def slack(self) -> bool:
         """Whether the equations have slack."""
@@ -279,8 +285,7 @@ class ReducedSystem:
         """Return ``y - share^2 S' R y``."""
         both = self.means.smoothed(y, self.axis)
         if self.slack:
-            of_other, of_own = self.shares
-            both *= of_other * of_own
+            both *= self.share
         return self.xp.subtract(y, both, out=both)
 
     def at(self, index: HostArray) -> Self:
@@ -288,39 +293,50 @@ class ReducedSystem:
         return replace(self, means=self.means.at(index), how=self.how.at(index))
 
 
+@np.errstate(divide="ignore")
 def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, target: Array) -> Array:
     """Solve ``system.apply(y) = residual`` to the norm `target` (B,), each problem for itself.
 
-    The inner product has weights: that is the system preconditioned by its diagonal. A finished problem leaves the
-    batch.
+    For ``root * y``, with the roots of the weights, the matrix is symmetric: this is the system preconditioned by its
+    diagonal, and no inner product has weights. A finished problem leaves the batch.
     """
-    xp = system.xp
-    out = xp.zeros_like(residual)
-    active, y, residual, direction = np.arange(len(out)), xp.zeros_like(residual), residual.copy(), residual.copy()
-    scratch = xp.empty_like(residual)
-    size = bins.dot(residual, residual, scratch)
+    xp, share = system.xp, system.share
+    root = xp.sqrt(bins.weights / bins.mass)
+    least = float(np.finfo(root.dtype).tiny)
+    inverse = 1 / xp.maximum(root, least)
+    smoothing = system.means.rooted(system.axis, root, inverse)
+    residual, bound = root * residual, (target / xp.sqrt(bins.mass[:, 0])) ** 2
+    out = y = xp.zeros(root.shape, root.dtype)  # NumPy takes its time for zeros_like
+    direction, scratch = residual.copy(), xp.empty_like(root)
+    active, size = np.arange(len(root)), row_products(xp, residual, residual)
     for step in range(system.how.max_iter):
-        image = system.apply(direction)
-        curvature = bins.dot(direction, image, scratch)
+        image = smoothing(direction)
+        if system.slack:
+            image *= share
+        xp.subtract(direction, image, out=image)
+        curvature = row_products(xp, direction, image)
         sound = curvature > 0
-        length = xp.where(sound, size / xp.where(sound, curvature, 1), 0)[:, None]
+        length = xp.where(sound, size / curvature, 0)[:, None]
         y += xp.multiply(length, direction, out=scratch)
         image *= length
         residual -= image
-        if step % CENTRED == 0:
-            residual -= bins.mean(residual)
+        if (step + 1) % CENTRED == 0:
+            residual -= xp.multiply(row_products(xp, root, residual)[:, None], root, out=scratch)
         residual = bins.masked(residual)
-        previous, size = size, bins.dot(residual, residual, scratch)
-        going = system.to_host(sound & (size > target**2))
-        if not going.any():
+        previous, size = size, row_products(xp, residual, residual)
+        going = system.to_host(sound & (size > bound))
+        count = np.count_nonzero(going)
+        if not count:
             break
-        direction *= (size / xp.where(previous > 0, previous, 1))[:, None]
+        direction *= (size / xp.maximum(previous, least))[:, None]
         direction += residual
-        if 2 * np.count_nonzero(going) <= len(going):
-            out[active[~going]] = y[~going]
+        if 2 * count <= len(going):
+            out[active] = y
             index = np.flatnonzero(going)
-            active, system, bins = active[index], system.at(index), bins.at(index)
-            y, residual, direction, size, target = (v[index] for v in (y, residual, direction, size, target))
-            scratch = scratch[: len(index)]
+            active, smoothing, bins = active[index], smoothing.at(index), bins.at(index)
+            share = share if isinstance(share, float) else share[index]
+            y, residual, direction, root = (v[index] for v in (y, residual, direction, root))
+            size, bound, scratch = size[index], bound[index], scratch[: len(index)]
     out[active] = y
+    out *= inverse
     return out

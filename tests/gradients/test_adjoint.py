@@ -357,6 +357,22 @@ def check_means(xp, ops, q, dtype):
                 (part.marginal(0), np.vecmat(a[at], R[at]), a.max()),
             ):
                 np.testing.assert_allclose(xp.numpy(found), want, rtol=0, atol=tolerance * scale)
+            for axis, z in ((0, v[at]), (1, u[at])):
+                weights = xp.numpy(part.marginal(axis))
+                root = np.sqrt(weights / weights.sum(axis=1, keepdims=True))
+                inverse = 1 / np.maximum(root, np.finfo(root.dtype).tiny)
+                z = (root * z).astype(root.dtype)
+                y = (inverse * z).astype(float)
+                if axis == 0:
+                    want = root * np.vecmat(np.matvec(R[at], y), S[at])
+                else:
+                    want = root * np.matvec(R[at], np.vecmat(y, S[at]))
+                last = np.array([len(at) - 1])
+                smoothing = part.rooted(axis, xp(root, root.dtype), xp(inverse, root.dtype))
+                found = xp.numpy(smoothing(xp(z, z.dtype))).copy()
+                np.testing.assert_allclose(found, want, rtol=0, atol=4 * tolerance)
+                found = xp.numpy(smoothing.at(last)(xp(z[last], z.dtype)))
+                np.testing.assert_allclose(found, want[last], rtol=0, atol=4 * tolerance)
     assert sorted(seen) == list(range(B))
 
 
@@ -370,6 +386,17 @@ def test_means_have_their_definitions(xp, p, dtype, max_iter):
         arrays = (xp(x, dtype) for x in (p.a, p.b, p.C))
         result = cusink.sinkhorn(*arrays, eps=p.eps, tol=1e-5, max_iter=max_iter)
     check_means(xp, result.problem.C.ops, result.problem, dtype)
+
+
+def test_factors_of_a_smoothing_stay_in_range():
+    """The ratio of a scaling and a sum may be no number of float32, where their products with the kernel are."""
+    kernel = numpy_means.DenseKernel(np.array([[0.0, 1e4], [1e4, 0.0]], np.float32), np.float32, 1.0)
+    a, V = np.full((1, 2), 0.5, np.float32), np.full((1, 2), 2.0**24, np.float32)
+    U = np.array([[2.0**24, 2.0**-120]], np.float32)
+    means = numpy_means.SharedMeans(kernel, a, U, V, kernel.product_of_rows(V, 1), kernel.product_of_rows(U, 0))
+    for axis in (0, 1):
+        smoothing, z = means.rooted(axis, np.sqrt(a), 1 / np.sqrt(a)), np.array([[3.0, -2.0]], np.float32)
+        np.testing.assert_allclose(smoothing(z), z, rtol=1e-6)  # as of two islands
 
 
 def test_certified_products_serve_what_is_in_range():
@@ -490,8 +517,8 @@ def test_problems_converge_by_themselves(xp, monkeypatch):
     C = problems.line_cost(n)
     result = solve(xp, problems.Problem("", a, a[::-1].copy(), C, 2e-3))
     cotangent = np.array([0.0, 1.0, 0.0, 1.0])
-    sizes, original = [], gradients_system.Bins.dot
-    monkeypatch.setattr(gradients_system.Bins, "dot", lambda *args: (sizes.append(len(args[1])), original(*args))[1])
+    sizes, original = [], gradients_system.Bins.masked
+    monkeypatch.setattr(gradients_system.Bins, "masked", lambda *args: (sizes.append(len(args[1])), original(*args))[1])
     rounds, solve_by = [], gradients_system._conjugate_gradients
     monkeypatch.setattr(gradients_system, "_conjugate_gradients", lambda *args: (rounds.append(1), solve_by(*args))[1])
     grads = pull(result, grad_cost=xp(cotangent), tol=1e-10)

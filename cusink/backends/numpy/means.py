@@ -16,7 +16,7 @@ from cusink.backends.numpy import limits
 from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel
 from cusink.backends.ranges import SCALING_EXPONENT, flush
-from cusink.costs.means import Means
+from cusink.costs.means import Means, Smoothing
 from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray
 
@@ -25,6 +25,7 @@ IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 ARRAYS_OF_A_SOLVE = 8  # of the weights' size, twice which malloc is to keep
 MOST_KEPT = 1 << 24  # bytes of them
 NEAR_ONE = 2.0**20  # largest size, and inverse of the smallest, of what a plan is multiplied with as it is
+MOST_TURNED = 1 << 23  # bytes of a kernel whose transpose is copied, for products that read it row by row
 SMALL_EXPONENT, SMALL_WEIGHT = -600.0, 1e-40  # whose exponential times which is no denormal
 
 
@@ -134,6 +135,18 @@ class SharedMeans(Means):
         out /= sums
         return out
 
+    def rooted(self, axis: Axis, root: HostArray, inverse: HostArray) -> Smoothing:
+        """Return what takes v to ``root * smoothed(inverse * v)``, for an array as kernel with factors made once."""
+        if not isinstance(self.kernel, DenseKernel):
+            return super().rooted(axis, root, inverse)
+        own, other, sums, of_own = (self.V, self.U, self.T, self.S) if axis == 0 else (self.U, self.V, self.S, self.T)
+        K, info = self.kernel.K, np.finfo(sums.dtype)
+        turned = K.T if len(own) == 1 or K.nbytes > MOST_TURNED else np.ascontiguousarray(K.T)
+        between: tuple[HostArray, ...] = (other / sums,)
+        if not info.tiny <= between[0].min() <= between[0].max() <= info.max:  # or other is 0
+            between = 1 / sums, other
+        return DenseSmoothing((turned, K) if axis == 0 else (K, turned), own * inverse, between, flush(root / of_own))
+
     def mean_cost(self, axis: Axis) -> Array:
         """Return the means of the cost given each bin."""
         factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
@@ -196,6 +209,35 @@ class SharedMeans(Means):
         """Return factors (B, n) with which ``factor_i K_ij V_j`` is the plan; its row sums are a up to rounding."""
         factors: HostArray = self.a / self.T
         return factors
+
+
+class DenseSmoothing:
+    """``after * ((between * ((before * v) K_1)) K_2)`` of one array and its transpose, with problems as rows."""
+
+    def __init__(
+        self,
+        K: tuple[HostArray, HostArray],
+        before: HostArray,
+        between: tuple[HostArray, ...],
+        after: HostArray,
+    ) -> None:
+        self.K, self.before, self.between, self.after = K, before, between, after
+        self.own, self.other = np.empty_like(before), np.empty_like(between[0])
+
+    @np.errstate(invalid="ignore")  # as in the products of `DenseKernel`
+    def __call__(self, v: HostArray) -> HostArray:
+        """Return the products with v, in memory that the next call uses again."""
+        np.matmul(np.multiply(self.before, v, out=self.own), self.K[0], out=self.other)
+        for factor in self.between:
+            self.other *= factor
+        np.matmul(self.other, self.K[1], out=self.own)
+        self.own *= self.after
+        return self.own
+
+    def at(self, index: HostArray) -> "DenseSmoothing":
+        """Return the same for the problems at `index`."""
+        between = tuple(x[index] for x in self.between)
+        return DenseSmoothing(self.K, self.before[index], between, self.after[index])
 
 
 def _unit(*given: HostArray | None) -> float:
