@@ -30,14 +30,19 @@ class Means(Protocol):
         return self.mean(self.mean(v, 0 if axis == 1 else 1), axis)
 
     def rooted(self, axis: Axis, root: Array, inverse: Array) -> Smoothing:
-        """Return what takes v to ``root * smoothed(inverse * v)``, with roots of the `marginal` of the bins of v.
+        """Return what takes v to ``root * smoothed(inverse * v)``, a symmetric matrix.
 
-        They are at most 1, of any unit of each problem; `inverse` is finite for empty bins, too.
+        `root` are the roots of the `marginal` of the bins of v over its mass, so that none is above 1. `inverse` is
+        finite for empty bins, too.
         """
         return Rooted(self, axis, root, inverse)
 
     def mean_cost(self, axis: Axis) -> Array:
         """Return the mean of the costs in the place of v."""
+
+    def mean_less_cost(self, v: Array, eps: Array | float, axis: Axis) -> Array:
+        """Return `mean` less `mean_cost` over eps, which is a number or (B, 1)."""
+        return self.mean(v, axis) - self.mean_cost(axis) / eps
 
     def marginal(self, axis: Axis) -> Array:
         """Return ``P 1`` or ``P' 1``."""

@@ -9,7 +9,7 @@ from cusink.gradients.parts import Cotangents, replace_inf
 from cusink.gradients.system import LinearSolve, MarginalSolution, solve_marginal_system
 from cusink.gradients.terms import GradientTerms, apply_density
 from cusink.solver.problem import Problem
-from cusink.types import Array, Axis, HostArray
+from cusink.types import Array, HostArray
 
 
 def balanced_terms(problem: Problem, given: Cotangents, how: LinearSolve) -> tuple[GradientTerms, HostArray]:
@@ -59,13 +59,9 @@ def _fit(problem: Problem, given: Cotangents, how: LinearSolve) -> MarginalSolut
         eps = problem.eps_as(2, index)
         w, f_, g_ = (v if every else v[index] for v in (given.cost[:, None], f, g))
         f_, g_, scaled = f_ / eps, g_ / eps, bool((w != 1).any())
-        rows, columns = means.mean(g_, 1), means.mean(f_, 0)
-        sides: tuple[tuple[Array, Array, Axis], ...] = (rows, f_, 1), (columns, g_, 0)
-        for k, (total, own, axis) in enumerate(sides):
+        rows, columns = means.mean_less_cost(g_, eps, 1), means.mean_less_cost(f_, eps, 0)
+        for k, (total, own) in enumerate(((rows, f_), (columns, g_))):
             total += own
-            costs = means.mean_cost(axis)
-            costs /= eps
-            total -= costs
             if scaled:
                 total *= w
             if of_potentials is not None:

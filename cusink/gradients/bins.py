@@ -11,7 +11,7 @@ LIGHT = 1e-4  # share of the largest weight below which a weighted residual tell
 
 def largest(xp: ArrayModule, x: Array) -> Array:
     """Return the largest size (B,) of an entry of each row."""
-    return xp.maximum(x.max(axis=1), -x.min(axis=1))
+    return xp.abs(x).max(axis=1)
 
 
 @dataclass(frozen=True, eq=False)

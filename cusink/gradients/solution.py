@@ -62,7 +62,7 @@ class SolvedBins:
         """Return the means of Z, the right-hand sides of the fit behind `cost` in balanced transport."""
         eps = self.problem.eps_as(2, index)
         f, g = self.problem.f[index] / eps, self.problem.g[index] / eps
-        return f + means.mean(g, 1) - means.mean_cost(1) / eps, g + means.mean(f, 0) - means.mean_cost(0) / eps
+        return f + means.mean_less_cost(g, eps, 1), g + means.mean_less_cost(f, eps, 0)
 
     def cost_means(self, index: HostArray, means: Means) -> tuple[Array, Array]:
         """Return the right-hand sides of the fit of ``C / eps`` behind `cost` with `reach`."""

@@ -183,24 +183,28 @@ class ReducedSystem:
         """Return the unknowns of the other and of the own side, and which problems converged."""
         # In a unit near their size, a power of two: squares of 1e-30 or of 1e20 are not numbers of float32.
         xp = self.xp
-        size = xp.maximum(largest(xp, other), largest(xp, own))[:, None]
-        if len(size) and float(size.min()) > 1 / NEAR_ONE and float(size.max()) < NEAR_ONE:  # as nearly always
-            x, y, converged = self._solve(other, own)
-        else:
-            unit = xp.exp2(xp.round(xp.log2(xp.where((size > 0) & (size < np.inf), size, 1))))
-            x, y, converged = self._solve(other / unit, own / unit)
-            x *= unit
-            y *= unit
+        other_bins, bins = sides = [Bins.of(xp, self.means.marginal(axis)) for axis in (self.other_axis, self.axis)]
+        size = xp.sqrt(other_bins.dot(other, other) + bins.dot(own, own))
+        if len(size) and float(size.min()) > 1 / NEAR_ONE:
+            if float(xp.maximum(xp.abs(other).max(), xp.abs(own).max())) < NEAR_ONE:  # as nearly always
+                return self._solve(other, own, size, *sides)
+        unit = xp.maximum(largest(xp, other), largest(xp, own))[:, None]
+        unit = xp.exp2(xp.round(xp.log2(xp.where((unit > 0) & (unit < np.inf), unit, 1))))
+        other, own = other / unit, own / unit
+        size = xp.sqrt(other_bins.dot(other, other) + bins.dot(own, own))
+        x, y, converged = self._solve(other, own, size, *sides)
+        x *= unit
+        y *= unit
         return x, y, converged
 
-    def _solve(self, other: Array, own: Array) -> tuple[Array, Array, HostArray]:
-        """Solve the system for sides whose largest number is about 1."""
-        xp, axis, other_axis = self.xp, self.axis, self.other_axis
+    def _solve(
+        self, other: Array, own: Array, size: Array, other_bins: Bins, bins: Bins
+    ) -> tuple[Array, Array, HostArray]:
+        """Solve the system for sides of `size` (B,), whose largest number is about 1."""
+        xp, axis = self.xp, self.axis
         tol = max(self.how.tol, 32 * float(np.finfo(own.dtype).eps))
-        bins, other_bins = (Bins.of(xp, self.means.marginal(side)) for side in (axis, other_axis))
-        size = xp.sqrt(other_bins.dot(other, other) + bins.dot(own, own))
         target = tol * size
-        y = xp.zeros_like(own)
+        y = xp.zeros(own.shape, own.dtype)
         draft = self._draft() if tol >= DRAFT else None
         for attempt in range(ROUNDS + 1):
             x = self._other_side(other, y) if attempt else other  # y = 0 at first
@@ -208,7 +212,8 @@ class ReducedSystem:
             if self.slack:
                 residual *= self.shares[1]
             xp.subtract(own, residual, out=residual)
-            residual -= y
+            if attempt:
+                residual -= y
             constant = bins.mean(residual)
             residual -= constant
             if self.slack:  # along the constants the system may be nearly singular
@@ -227,10 +232,13 @@ class ReducedSystem:
             y[chosen] += _conjugate_gradients(system, some, some.masked(residual[chosen]), 0.5 * target[chosen])
         # Beside too large a y the sides are lost in rounding, and no residual tells anything: so it ends for potentials
         # of parts that do not meet, whose system has no solution.
-        centred = y - bins.mean(y)
+        centred = y - bins.mean(y) if self.slack else y
         told = LEAST_ROUNDING * float(np.finfo(y.dtype).eps) * xp.sqrt(bins.dot(centred, centred)) <= target
         y += residual  # one fixed-point step: defines y on empty bins, smooths light ones
-        x = self._other_side(other, y)
+        if draft is None or self.slack:
+            x = self._other_side(other, y)
+        else:  # the rounding of this mean is that of a residual
+            x = x - draft.means.mean(bins.masked(residual).astype(np.float32), self.other_axis)
         reached = (reached <= target**2) & told & xp.isfinite(size)
         if self.how.evenly and self.slack and bins.light:
             x, y, evenly = self._settled(bins, other_bins, other, own, x, y, tol)
@@ -278,8 +286,8 @@ class ReducedSystem:
         """Return about the solution of ``apply(y) = residual``, in the dtype of these means."""
         narrow = bins.astype(np.float32)
         found = _conjugate_gradients(self, narrow, bins.masked(residual).astype(np.float32), target.astype(np.float32))
-        sound = self.xp.isfinite(found).all(axis=1, keepdims=True)
-        return found if sound.all() else self.xp.where(sound, found, 0)
+        sound = self.xp.isfinite(found)
+        return found if sound.all() else self.xp.where(sound.all(axis=1, keepdims=True), found, 0)
 
     def apply(self, y: Array) -> Array:
         """Return ``y - share^2 S' R y``."""

@@ -84,7 +84,7 @@ def _largest(xp: ArrayModule, used: Array | None, potential: Array) -> Array:
     """Return the largest size (B,) of the potential of a used bin, None for all bins."""
     if used is not None:
         potential = xp.where(used, potential, 0)
-    return xp.maximum(potential.max(axis=1), -potential.min(axis=1))
+    return xp.abs(potential).max(axis=1)
 
 
 def _by_island(C: Solvable, problem: int, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array]:

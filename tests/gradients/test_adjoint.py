@@ -341,6 +341,7 @@ def check_means(xp, ops, q, dtype):
     u, v = rng.normal(size=(B, n)).astype(dtype), rng.normal(size=(B, m)).astype(dtype)
     finite = np.where(np.isfinite(C), C, 0)
     largest = np.abs(finite).max()
+    most = 4 + largest / eps
     tolerance = 64 * np.finfo(dtype).eps * (1 + largest / eps)
     seen = []
     for index, means in ops.plan_means(q.C.data, q.a, q.b, q.f, q.g, eps):
@@ -353,6 +354,8 @@ def check_means(xp, ops, q, dtype):
                 (part.mean(xp(u[at]), 0), np.vecmat(u[at].astype(float), S[at]), 4),
                 (part.mean_cost(1), (R[at] * cost).sum(axis=2), largest),
                 (part.mean_cost(0), (S[at] * cost).sum(axis=1), largest),
+                (part.mean_less_cost(xp(v[at]), eps, 1), (R[at] * (v[at][:, None, :] - cost / eps)).sum(axis=2), most),
+                (part.mean_less_cost(xp(u[at]), eps, 0), (S[at] * (u[at][:, :, None] - cost / eps)).sum(axis=1), most),
                 (part.marginal(1), a[at], a.max()),
                 (part.marginal(0), np.vecmat(a[at], R[at]), a.max()),
             ):
@@ -544,10 +547,11 @@ def test_tol_bounds_the_residual(tol, max_iter, shared):
     how = gradients_system.LinearSolve(tol, 1000)
     x, y, converged = gradients_system.solve_marginal_system(q, lambda index, means: (h[index], k[index]), how)
     assert converged.all()
-    missed = (rows * (h - x - np.matvec(P, y) / rows) ** 2).sum(axis=1)
-    missed += (columns * (k - np.vecmat(x, P) / columns - y) ** 2).sum(axis=1)
+    of_rows = (rows * (h - x - np.matvec(P, y) / rows) ** 2).sum(axis=1)
+    missed = of_rows + (columns * (k - np.vecmat(x, P) / columns - y) ** 2).sum(axis=1)
     size = np.sqrt((rows * h**2).sum(axis=1) + (columns * k**2).sum(axis=1))
     assert (np.sqrt(missed) <= 1.01 * tol * size).all()
+    assert (np.sqrt(of_rows) <= 1e-5 * tol * size).all()  # of the eliminated side nothing but rounding is left
 
 
 def test_a_step_that_falls_short_is_followed_by_another(monkeypatch):

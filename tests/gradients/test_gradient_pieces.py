@@ -260,6 +260,18 @@ def test_the_damped_system_has_one_solution(shape, slack):
         np.testing.assert_allclose(np.concatenate([x[i], y[i]]), want, rtol=0, atol=tolerance)
 
 
+def test_a_problem_with_slack_of_its_own_goes_on_where_most_are_solved():
+    P, slack = plans(empty=False), (np.array([[0.1], [0.4], [2.0]]), np.array([[0.3], [0.2], [0.0]]))
+    h, k = rng.normal(size=(3, 6)), rng.normal(size=(3, 5))
+    P[:2] = 1 / 30  # of outer products: one step is enough
+    (x, y, converged), _ = solve(P, h, k, slack=slack)
+    assert converged.all()
+    for i in range(3):
+        alone, _ = solve(P[[i]], h[[i]], k[[i]], slack=tuple(s[[i]] for s in slack))
+        np.testing.assert_allclose(x[[i]], alone.x, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(y[[i]], alone.y, rtol=1e-9, atol=1e-11)
+
+
 def test_a_system_that_is_not_solved_says_so_and_those_that_are_stay():
     P = plans(12, 10, empty=False) ** 3
     P[1] = 1  # of an outer product: one step is enough

@@ -22,10 +22,11 @@ from cusink.types import Array, Axis, HostArray
 
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 
-ARRAYS_OF_A_SOLVE = 8  # of the weights' size, twice which malloc is to keep
+ARRAYS_OF_A_SOLVE = 12  # of the weights' size, twice which malloc is to keep
 MOST_KEPT = 1 << 24  # bytes of them
 NEAR_ONE = 2.0**20  # largest size, and inverse of the smallest, of what a plan is multiplied with as it is
-MOST_TURNED = 1 << 23  # bytes of a kernel whose transpose is copied, for products that read it row by row
+MOST_TURNED = 1 << 18  # bytes of a kernel whose transpose is copied, for products that read it row by row
+MODERATE = 300.0  # size of exponents that need no unit of their own
 SMALL_EXPONENT, SMALL_WEIGHT = -600.0, 1e-40  # whose exponential times which is no denormal
 
 
@@ -92,15 +93,18 @@ def _keep_heap(size: int) -> None:
 def _scaling(weights: HostArray, potential: HostArray, kernel: Kernel) -> HostArray:
     """Return ``weights * exp(potential / eps)`` (B, n), each row in a unit in which its largest entry is in range."""
     logs = np.divide(potential, kernel.eps, dtype=np.float64)
-    if not np.isfinite(logs).all():
-        logs[~np.isfinite(logs)] = 0  # a bin that no mass can reach has no finite potential
-    if weights.all():
-        logs -= logs.max(axis=1, keepdims=True)
-    else:  # bins without weight may have any potential
-        logs -= np.where(weights > 0, logs, -np.inf).max(axis=1, keepdims=True)
-        np.minimum(logs, 0, out=logs)
+    lowest = logs.min()
+    if not -MODERATE < lowest <= logs.max() < MODERATE:
+        if not np.isfinite(logs).all():
+            logs[~np.isfinite(logs)] = 0  # a bin that no mass can reach has no finite potential
+        if weights.all():
+            logs -= logs.max(axis=1, keepdims=True)
+        else:  # bins without weight may have any potential
+            logs -= np.where(weights > 0, logs, -np.inf).max(axis=1, keepdims=True)
+            np.minimum(logs, 0, out=logs)
+        lowest = logs.min()
     exponent, least = SCALING_EXPONENT[kernel.dtype.name], weights.min() or weights.min(where=weights > 0, initial=1)
-    if logs.min() < SMALL_EXPONENT or least < SMALL_WEIGHT:  # denormals have lost digits, which no unit gives back
+    if lowest < SMALL_EXPONENT or least < SMALL_WEIGHT:  # denormals have lost digits, which no unit gives back
         logs += np.log(np.where(weights > 0, weights, 1), dtype=np.float64)
         logs -= np.where(weights > 0, logs, -np.inf).max(axis=1, keepdims=True)
         logs += (exponent - 1) * np.log(2)
@@ -128,12 +132,16 @@ class SharedMeans(Means):
 
     def mean(self, v: HostArray, axis: Axis) -> Array:
         """Return the means of v given each bin of the other side, whether it has weight or not."""
-        factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
+        out = self._product(v, axis)
+        out /= self.T if axis == 1 else self.S
+        return out
+
+    def _product(self, v: HostArray, axis: Axis) -> HostArray:
+        """Return ``K (V v)`` or ``K' (U v)``."""
+        factor = self.V if axis == 1 else self.U
         if axis not in self.scratch:
             self.scratch[axis] = np.empty_like(factor)
-        out = self.kernel.product_of_rows(np.multiply(factor, v, out=self.scratch[axis], casting="same_kind"), axis)
-        out /= sums
-        return out
+        return self.kernel.product_of_rows(np.multiply(factor, v, out=self.scratch[axis], casting="same_kind"), axis)
 
     def rooted(self, axis: Axis, root: HostArray, inverse: HostArray) -> Smoothing:
         """Return what takes v to ``root * smoothed(inverse * v)``, for an array as kernel with factors made once."""
@@ -156,12 +164,22 @@ class SharedMeans(Means):
         out *= self.kernel.unit
         return out
 
+    def mean_less_cost(self, v: HostArray, eps: Array | float, axis: Axis) -> Array:
+        """Return the means of v less those of the cost over eps."""
+        factor, sums = (self.V, self.T) if axis == 1 else (self.U, self.S)
+        out, costs = self._product(v, axis), np.empty_like(sums)
+        self.kernel.cost_product(factor.T, axis, out=costs.T)
+        costs *= self.kernel.unit / eps
+        out -= costs
+        out /= sums
+        return out
+
     def marginal(self, axis: Axis) -> Array:
         """Return ``P 1`` (axis 1) or ``P' 1`` (axis 0)."""
         if axis == 1:
-            return self.a.copy()
+            return self.a
         sums = self.V * self.S  # those of the plan in some unit, which has the mass of the rows
-        total = sums.sum(axis=1, keepdims=True)
+        total = np.vecdot(self.V, self.S)[:, None]
         sums /= np.where(total > 0, total, 1)
         sums *= self.a.sum(axis=1, keepdims=True)  # of which little may be left: not divided by any unit
         return sums

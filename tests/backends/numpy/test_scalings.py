@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import cusink
+from cusink.backends.numpy import means
 from cusink.backends.numpy.forms.kernel import DenseKernel, log_scaled
 from cusink.backends.numpy.forms.scalings import Room
 from cusink.backends.numpy.forms.shared import SharedKernel
+from cusink.backends.ranges import SCALING_EXPONENT
 from cusink.solver.solution import Solution
 
 rng = np.random.default_rng(3)
@@ -113,3 +115,20 @@ def test_products_do_not_warn_of_what_blas_leaves_out_of_them():
         kernel.cost_product(factor.T, 1)
     with pytest.warns(RuntimeWarning, match="invalid value"):
         np.matmul(factor, kernel.K.T)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("constant", [0.0, 299.0, -400.0, 5e4])
+def test_a_scaling_does_not_depend_on_the_constant_of_its_potential(dtype, constant):
+    """Moderate potentials have their exponentials as they are, others less their largest."""
+    weights, potential = rng.random((3, 20)), rng.normal(size=(3, 20)) * 4
+    weights[1, 4], kernel = 0, DenseKernel(np.zeros((20, 20)), dtype, 0.5)
+    want = weights * np.exp(2 * (potential - potential.max(axis=1, keepdims=True)))
+    found = means._scaling(weights.astype(dtype), potential + constant / 2, kernel)
+    assert found.dtype == dtype
+    assert (2.0 ** (SCALING_EXPONENT[kernel.dtype.name] - 1) <= found.max(axis=1)).all()
+    assert (found.max(axis=1) <= 2.0 ** SCALING_EXPONENT[kernel.dtype.name]).all()
+    rounding = 1e-11 if dtype is np.float64 else 1e-6
+    np.testing.assert_allclose(
+        found / found.max(axis=1, keepdims=True), want / want.max(axis=1, keepdims=True), rtol=rounding
+    )
