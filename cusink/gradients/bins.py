@@ -54,7 +54,7 @@ class Bins:
 
     def dot(self, x: Array, y: Array) -> Array:
         """Return ``sum_j weights_j x_j y_j`` (B,)."""
-        return row_products(self.xp, self.masked(self.weights * x), y)
+        return row_products(self.masked(self.weights * x), y)
 
     def sizes(self, x: Array) -> Array:
         """Return ``sum_j weights_j |x_j|`` (B,)."""
@@ -62,4 +62,4 @@ class Bins:
 
     def mean(self, x: Array) -> Array:
         """Return weighted means (B, 1)."""
-        return row_products(self.xp, self.weights, x)[:, None] / self.mass
+        return row_products(self.weights, x)[:, None] / self.mass

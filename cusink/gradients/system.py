@@ -316,22 +316,22 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
     residual, bound = root * residual, (target / xp.sqrt(bins.mass[:, 0])) ** 2
     out = y = xp.zeros(root.shape, root.dtype)  # NumPy takes its time for zeros_like
     direction, scratch = residual.copy(), xp.empty_like(root)
-    active, size = np.arange(len(root)), row_products(xp, residual, residual)
+    active, size = np.arange(len(root)), row_products(residual, residual)
     for step in range(system.how.max_iter):
         image = smoothing(direction)
         if system.slack:
             image *= share
         xp.subtract(direction, image, out=image)
-        curvature = row_products(xp, direction, image)
+        curvature = row_products(direction, image)
         sound = curvature > 0
         length = xp.where(sound, size / curvature, 0)[:, None]
         y += xp.multiply(length, direction, out=scratch)
         image *= length
         residual -= image
         if (step + 1) % CENTRED == 0:
-            residual -= xp.multiply(row_products(xp, root, residual)[:, None], root, out=scratch)
+            residual -= xp.multiply(row_products(root, residual)[:, None], root, out=scratch)
         residual = bins.masked(residual)
-        previous, size = size, row_products(xp, residual, residual)
+        previous, size = size, row_products(residual, residual)
         going = system.to_host(sound & (size > bound))
         count = np.count_nonzero(going)
         if not count:
