@@ -3,7 +3,6 @@
 No library is a dependency: an array proves that its own is there.
 """
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -15,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from cusink.checks.naming import kind
+from cusink.checks.reading import advice, has_derivative, read, set_to, setting
 from cusink.placement import array_module, undisturbed
 from cusink.types import Array
 
@@ -24,19 +24,19 @@ R = TypeVar("R")
 RETURNED = ("torch", "jax")  # whose users go on with them; all others get NumPy
 OURS = ("builtins", "numpy", "cupy", "cupyx", "scipy", "cusink")  # libraries whose objects stay as they are
 PLAIN = frozenset({type(None), bool, int, float, str, np.ndarray})  # of no library: what most calls are given
-CUDA = (2,)  # kinds of devices in DLPack: NVIDIA GPUs
-WRITTEN = ("out",)  # arguments that are to be written to
-UNREAD = ("callback",)  # functions of the user that return nothing
+class_of: Callable[[Any], Any] = type  # as mypy takes classes for unhashable
+FUNCTIONS = ("metric", "gradient", "callback")  # arguments that are functions of the user
+SHORT = 16  # entries of a tuple that may hold numbers and arrays
+DEEPEST = 64  # lists in lists: more axes NumPy has not
 
 
 def any_array(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function take arrays of any library; the first of torch or JAX decides what its result is made of."""
-    names = list(inspect.signature(function).parameters)
-    own = names[:1] in (["self"], ["cls"])  # a method, whose object is none of another library
+    names = _names(function)
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **keywords: P.kwargs) -> R:
-        if not (own and _remembered(args[0])) and _all_plain(args[own:], keywords.values()):
+        if _all_plain(args) and _all_plain(keywords.values()):
             return function(*args, **keywords)
         library = library_of((*args, *keywords.values()))
         found: R = _called(function, names, args, keywords, library)
@@ -52,7 +52,7 @@ def remembering(init: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **keywords: P.kwargs) -> None:
         init(*args, **keywords)
         made: Any = args[0]
-        if not _all_plain(args[1:], keywords.values()):
+        if not (_all_plain(args[1:]) and _all_plain(keywords.values())):
             made.library = library_of((*args[1:], *keywords.values()))
 
     return wrapped
@@ -74,16 +74,18 @@ def taken(name: str, x: Any) -> Any:
         return x.result
     if isinstance(x, (list, tuple)):
         return _with_parts(x, [taken(name, part) for part in x]) if _has_parts(x) else x
+    if _remembers(class_of(x)):
+        return _forgetful(x)
     library = _library(x)
     if library in ("", "cupy"):
         return x
-    if getattr(x, "requires_grad", False) is True:
+    if has_derivative(x, library):
         raise TypeError(
             f"'{name}' must not require a gradient, which this function does not have; pass {name}.detach(), or take a "
             "loss of cusink.torch"
         )
     try:
-        found = _read(x, library)
+        found = read(x, library)
     except ImportError:
         raise TypeError(
             f"'{name}' is on a GPU, for which CuPy is needed: pip install 'cusink[cuda12]', or move it to the CPU"
@@ -92,55 +94,32 @@ def taken(name: str, x: Any) -> Any:
         text = " ".join(str(error).split())
         raise TypeError(
             f"'{name}' must be an array of numbers; got {kind(x)}, of which none can be made: {text[:200]}"
-            f"{_advice(name, x)}"
+            f"{advice(name, x, text)}"
         ) from None
-    if name in WRITTEN and isinstance(found, np.ndarray) and not np.may_share_memory(found, _read(x, library)):
-        raise TypeError(f"'{name}' must be an array whose memory can be written to, or a path; got {kind(x)}")
+    if name == "out" and isinstance(found, np.ndarray):
+        if not found.flags.writeable or not np.may_share_memory(found, np.asarray(x)):
+            raise TypeError(f"'out' must be an array whose memory can be written to, or a path; got {kind(x)}")
     return found
 
 
-def _read(x: Any, library: str) -> Array:
-    """Return an array of another library, without a copy where its memory stays as it is."""
-    if library == "torch" and x.device.type == "cpu":
-        return x.numpy()  # that may be written to, which DLPack does not promise
-    if library == "dask":
-        x = x.compute()  # whose blocks may have masks, which are refused and must not get lost
-    elif _device(x) in CUDA:
-        import cupy
-
-        return cupy.from_dlpack(x)
-    found = np.asanyarray(x)
-    # A frame of pandas changes by ways of its own what it lends to be read. JAX never does, nor does who maps a file.
-    lent = not found.flags.writeable and library != "jax" and not isinstance(found, np.memmap)
-    return found.copy() if lent else found
-
-
-def _device(x: Any) -> int | None:
-    """Return the kind of device that an array is on by DLPack; None where it does not say."""
-    try:
-        return int(x.__dlpack_device__()[0])
-    except Exception:  # no such method, or an array on several devices
-        return None
-
-
-def _advice(name: str, x: Any) -> str:
-    """Return what helps where that is known: NumPy has no bfloat16, and what JAX traces has no numbers."""
-    if str(getattr(x, "dtype", "")) == "torch.bfloat16":
-        return f". Pass {name}.float()"
-    if "Tracer" in type(x).__name__:
-        return ". Call it outside of jit, vmap and grad, or take a function of cusink.jax"
-    return ""
+def _forgetful(x: Any) -> Any:
+    """Return an object without the library that it was made of: calls within a call are NumPy's or CuPy's."""
+    if not x.library:
+        return x
+    x = copy.copy(x)
+    x.library = ""
+    return x
 
 
 class InLibrary:
     """A result whose arrays are those of another library, however and whenever they are read.
 
-    `in_library` makes it, of a class with the name, the fields and the special methods of the result's: an instance of
-    the result's own class for `isinstance`, and for every function that takes one.
+    `in_library` makes it, of a class with the name and the special methods of the result's: an instance of the result's
+    own class for `isinstance`, and for every function that takes one. Like that it cannot be written to.
     """
 
     result: Any
-    library: str
+    library: str = ""
 
     def __init__(self, result: Any, library: str) -> None:
         vars(self).update(result=result, library=library)
@@ -160,7 +139,10 @@ class InLibrary:
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.result, name, taken(name, value))
+        setattr(self.result, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.result, name)
 
     def __repr__(self) -> str:
         return repr(self.result)
@@ -174,7 +156,7 @@ class InLibrary:
 
 def in_library(result: Any, library: str) -> Any:
     """Return a result as one of another library."""
-    return _class_like(type(result))(result, library)  # type: ignore[arg-type]  # classes are hashable
+    return _class_like(class_of(result))(result, library)
 
 
 @functools.cache
@@ -188,7 +170,7 @@ def _class_like(kind: Any) -> type[InLibrary]:
         return _given_back(self.result[items], self.library)
 
     special = {"__len__": undisturbed(length), "__getitem__": undisturbed(item)}
-    shown = ("__doc__", "__module__", "__qualname__", "__dataclass_fields__", "__dataclass_params__")
+    shown = ("__doc__", "__module__", "__qualname__")
     body = {name: method for name, method in special.items() if hasattr(kind, name)}
     body |= {name: getattr(kind, name) for name in shown if hasattr(kind, name)}
     return type(kind.__name__, (InLibrary,), body)
@@ -203,8 +185,7 @@ class _Method:
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         method = getattr(self._owner.result, self._name)
-        names = list(inspect.signature(method).parameters)
-        return _called(method, names, args, keywords, self._owner.library)
+        return _called(method, _names(method.__func__)[1:], args, keywords, self._owner.library)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Method) and (self._owner, self._name) == (other._owner, other._name)
@@ -218,35 +199,31 @@ class _Method:
 
 @dataclasses.dataclass(frozen=True)
 class InTheirWords:
-    """A function of the user, who wrote it for arrays of the library that his others are of."""
+    """A function of the user, who wrote it for arrays of the library that his others are of.
+
+    `setting` is that of his thread, for those that call it: whether PyTorch records gradients, or JAX has 64 bits.
+    """
 
     name: str
     function: Callable[..., Any]
     library: str
-    settings: Callable[[], contextlib.AbstractContextManager[Any]]  # of the user's thread, for those that call it
+    setting: bool
 
     def __call__(self, *args: Any) -> Any:
         """Call it with arrays of its library, and return NumPy's or CuPy's."""
-        with self.settings():
+        with set_to(self.library, self.setting):
             found = self.function(*(_given_back(x, self.library) for x in args))
-            return None if self.name in UNREAD else taken(self.name, found)
+            return None if self.name == "callback" else taken(self.name, found)
 
     @property
     def __name__(self) -> str:
         return str(getattr(self.function, "__name__", "function"))
 
 
-def _settings_now(library: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Return what lets PyTorch record gradients, or JAX have 64 bits, if it does so in this thread."""
-    if library == "torch":
-        import torch
-
-        return functools.partial(torch.set_grad_enabled, torch.is_grad_enabled())
-    import jax
-    import jax.experimental as older
-
-    enable: Any = getattr(jax if hasattr(jax, "enable_x64") else older, "enable_x64")  # noqa: B009, moved in 2025
-    return functools.partial(enable, bool(jax.config.jax_enable_x64))
+@functools.cache
+def _names(function: Any) -> list[str]:
+    """Return the names of the parameters of a function."""
+    return list(inspect.signature(function).parameters)
 
 
 def _called(
@@ -256,39 +233,53 @@ def _called(
     given = [_argument(name, x, library) for name, x in itertools.zip_longest(names[: len(args)], args)]
     named = {name: _argument(name, x, library) for name, x in keywords.items()}
     found = function(*given, **named)
-    written = [name for name in WRITTEN if name in named and found is named[name] is not None]
-    return keywords[written[0]] if written else _given_back(found, library) if library else found
+    if "out" in named and found is named["out"] is not None:
+        return keywords["out"]  # what was given to be written to
+    return _given_back(found, library) if library else found
 
 
 def _argument(name: str, x: Any, library: str) -> Any:
-    if library and callable(x) and not isinstance(x, (type, InTheirWords, InLibrary)):
-        return InTheirWords(name, x, library, _settings_now(library))
+    if library and name in FUNCTIONS and callable(x) and not isinstance(x, (type, InTheirWords)):
+        return InTheirWords(name, x, library, setting(library))
     return taken(name, x)
 
 
-def _all_plain(*several: Iterable[Any]) -> bool:
-    return all(PLAIN.issuperset(map(type, values)) for values in several)
+def _all_plain(values: Iterable[Any]) -> bool:
+    """Return whether no value is of another library, nor made of one, as in nearly all calls."""
+    for x in values:
+        remembers = _remembers(class_of(x))
+        if remembers is None or (remembers and x.library):
+            return False
+    return True
 
 
-def _remembered(x: Any) -> str:
-    """Return the library that an object of the package was made of, or a result is in."""
-    ours = any(kind.__module__.startswith("cusink.") for kind in type(x).__mro__)
-    return str(getattr(x, "library", "")) if ours else ""
+@functools.cache
+def _remembers(kind: type) -> bool | None:
+    """Return whether objects of a class remember a library; None if it is neither plain nor of this package."""
+    if kind in PLAIN:
+        return False
+    return hasattr(kind, "library") if any(c.__module__.startswith("cusink.") for c in kind.__mro__) else None
 
 
 def _origin(x: Any) -> str:
     """Return the library of `RETURNED` that a value is of, or one of its parts, or what it was made of; "" else."""
     if isinstance(x, (list, tuple)):
         return library_of(x) if _has_parts(x) else ""
+    if _remembers(class_of(x)):
+        return str(x.library)
     library = _library(x)
-    return library if library in RETURNED and x.ndim else _remembered(x)
+    return library if library in RETURNED and x.ndim else ""
 
 
 def _has_parts(x: Any) -> bool:
     """Return whether a list may hold arrays: one that begins with a number, in lists too, is read by NumPy."""
-    if not x or isinstance(x, tuple):
+    if isinstance(x, tuple) and len(x) <= SHORT:
         return bool(x)
-    return _has_parts(x[0]) if isinstance(x[0], list) else not isinstance(x[0], (bool, int, float, str, np.generic))
+    for _ in range(DEEPEST):
+        if not (isinstance(x, (list, tuple)) and x):
+            return not isinstance(x, (list, tuple, bool, int, float, str, np.generic))
+        x = x[0]
+    return False
 
 
 def _with_parts(x: Any, parts: list[Any]) -> Any:
