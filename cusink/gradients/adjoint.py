@@ -8,6 +8,7 @@ import numpy as np
 
 from cusink.calls import one_call
 from cusink.checks.arrays import to_host
+from cusink.costs.ragged import RaggedGradients
 from cusink.deferred import cached_property
 from cusink.errors import deferred_warnings
 from cusink.gradients import checks
@@ -279,5 +280,9 @@ def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_ite
         for name, side in (("a", given.A), ("b", given.B))
     )
     parts = [(batch, part._terms) for batch, part in every]
-    terms = PairTerms(given, (given.A, given.B), partial(list, parts), lambda: known)
+    terms = PairTerms(given, (given.A, given.B), partial(list, parts), partial(_itself, known))  # which pickles
     return SinkhornGradients(a=a, b=b, converged=converged, _terms=terms)
+
+
+def _itself(known: RaggedGradients | None) -> RaggedGradients | None:
+    return known
