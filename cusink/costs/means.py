@@ -12,6 +12,11 @@ class Smoothing(Protocol):
     def __call__(self, v: Array) -> Array:
         """Return the products with v, in memory that the next call may use again."""
 
+    def inner(self, x: Array, y: Array) -> Array:
+        """Return the inner products (B,) of rows."""
+        products: Array = x[:, None, :] @ y[:, :, None]
+        return products[:, 0, 0]
+
     def at(self, index: HostArray) -> Self:
         """Return the matrices of the problems at `index`."""
 
@@ -59,7 +64,7 @@ class Means(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Rooted:
+class Rooted(Smoothing):
     """The `Smoothing` of any means."""
 
     means: Means

@@ -21,7 +21,6 @@ from cusink.errors import ConvergenceWarning, warn
 from cusink.gradients.bins import Bins, largest
 from cusink.gradients.chebyshev import chebyshev, chebyshev_steps
 from cusink.gradients.parts import RightSide
-from cusink.gradients.products import row_products
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Axis, HostArray
 
@@ -316,22 +315,22 @@ def _conjugate_gradients(system: ReducedSystem, bins: Bins, residual: Array, tar
     residual, bound = root * residual, (target / xp.sqrt(bins.mass[:, 0])) ** 2
     out = y = xp.zeros(root.shape, root.dtype)  # NumPy takes its time for zeros_like
     direction, scratch = residual.copy(), xp.empty_like(root)
-    active, size = np.arange(len(root)), row_products(residual, residual)
+    active, size = np.arange(len(root)), smoothing.inner(residual, residual)
     for step in range(system.how.max_iter):
         image = smoothing(direction)
         if system.slack:
             image *= share
         xp.subtract(direction, image, out=image)
-        curvature = row_products(direction, image)
+        curvature = smoothing.inner(direction, image)
         sound = curvature > 0
         length = xp.where(sound, size / curvature, 0)[:, None]
         y += xp.multiply(length, direction, out=scratch)
         image *= length
         residual -= image
         if (step + 1) % CENTRED == 0:
-            residual -= xp.multiply(row_products(root, residual)[:, None], root, out=scratch)
+            residual -= xp.multiply(smoothing.inner(root, residual)[:, None], root, out=scratch)
         residual = bins.masked(residual)
-        previous, size = size, row_products(residual, residual)
+        previous, size = size, smoothing.inner(residual, residual)
         going = system.to_host(sound & (size > bound))
         count = np.count_nonzero(going)
         if not count:

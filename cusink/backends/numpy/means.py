@@ -229,7 +229,7 @@ class SharedMeans(Means):
         return factors
 
 
-class DenseSmoothing:
+class DenseSmoothing(Smoothing):
     """``after * ((between * ((before * v) K_1)) K_2)`` of one array and its transpose, with problems as rows."""
 
     def __init__(
@@ -251,6 +251,11 @@ class DenseSmoothing:
         np.matmul(self.other, self.K[1], out=self.own)
         self.own *= self.after
         return self.own
+
+    def inner(self, x: HostArray, y: HostArray) -> HostArray:
+        """Return the inner products (B,) of rows."""
+        products: HostArray = np.vecdot(x, y)  # which CuPy has not
+        return products
 
     def at(self, index: HostArray) -> "DenseSmoothing":
         """Return the same for the problems at `index`."""
