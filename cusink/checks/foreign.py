@@ -22,8 +22,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RETURNED = ("torch", "jax")  # whose users go on with them; all others get NumPy
-OURS = ("builtins", "numpy", "cupy", "cupyx", "scipy", "cusink")  # libraries whose objects stay as they are
-PLAIN = frozenset({type(None), bool, int, float, str, np.ndarray})  # of no library: what most calls are given
+OURS = ("numpy", "cupy", "cupyx", "scipy")  # libraries whose arrays stay as they are
+PLAIN = frozenset({type(None), bool, int, float, str, np.ndarray})  # of no other library: what most calls are given
 class_of: Callable[[Any], Any] = type  # as mypy takes classes for unhashable
 FUNCTIONS = ("metric", "gradient", "callback")  # arguments that are functions of the user
 SHORT = 16  # entries of a tuple that may hold numbers and arrays
@@ -256,7 +256,7 @@ def _all_plain(values: Iterable[Any]) -> bool:
 @functools.cache
 def _remembers(kind: type) -> bool | None:
     """Return whether objects of a class remember a library; None if it is neither plain nor of this package."""
-    if kind in PLAIN:
+    if kind in PLAIN or kind.__module__.partition(".")[0] in OURS:
         return False
     return hasattr(kind, "library") if any(c.__module__.startswith("cusink.") for c in kind.__mro__) else None
 
@@ -292,7 +292,9 @@ def _with_parts(x: Any, parts: list[Any]) -> Any:
 def _library(x: object) -> str:
     """Return the name of the library that an array is of, "" for what is no array."""
     library = type(x).__module__.partition(".")[0]
-    if library in OURS or isinstance(x, (np.ndarray, str, bytes, int, float, list, tuple, dict, type)):
+    if library in ("builtins", "cusink", *OURS) or isinstance(
+        x, (np.ndarray, str, int, float, list, tuple, dict, type)
+    ):
         return ""
     if array_module(x) is not np:
         return "cupy"  # a subclass of its arrays
