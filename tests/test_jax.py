@@ -327,7 +327,7 @@ def test_a_gradient_that_overflowed_reaches_the_inputs_of_its_problem(traced):
     ("a", "C", "eps", "error"),
     [
         (None, None, 0.1, "'C'"),
-        (None, "abc", 0.1, "'C' must be a NumPy or CuPy array"),
+        (None, "abc", 0.1, "'C' must be an array, or a list of numbers"),
         (None, [[1j]], 0.1, "'C' must hold real numbers"),
         (None, jnp.eye(2, dtype="float8_e4m3fn"), 0.1, "'C' must hold float64, .*; got float8_e4m3fn. Convert it"),
         (jnp.ones(2, "float8_e5m2"), jnp.eye(2), 0.1, "'a' must hold float64, .*; got float8_e5m2. Convert it"),

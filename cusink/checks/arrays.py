@@ -112,7 +112,7 @@ def _library(name: str, x: object) -> ArrayModule:
     if cupy is not None and isinstance(x, cupy.ndarray):
         return cupy
     raise TypeError(
-        f"'{name}' must be a NumPy or CuPy array, or a list of numbers; got {kind(x)}. Convert it with numpy.asarray"
+        f"'{name}' must be an array, or a list of numbers; got {kind(x)}. Convert it with numpy.asarray"
     )
 
 

@@ -154,7 +154,7 @@ class FromAnotherLibrary:
 
 
 def test_arrays_that_cannot_be_read_are_refused_by_name():
-    with says(TypeError, "'C'", "NumPy", "torch"):
+    with says(TypeError, "'C'", "must be an array", "torch"):
         call(inputs(C=FromAnotherLibrary()))
 
 

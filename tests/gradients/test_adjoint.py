@@ -744,7 +744,7 @@ def small_result(dtype=np.float64):
             "share one dtype; 'grad_cost' is float16 and 'result' is float64",
         ),
         ({"grad_reg_cost": np.array([1, np.nan, 1])}, ValueError, "'grad_reg_cost' must be finite; got nan"),
-        ({"grad_cost": "one"}, TypeError, "'grad_cost' must be a NumPy or CuPy array"),
+        ({"grad_cost": "one"}, TypeError, "'grad_cost' must be an array, or a list of numbers"),
         ({"grad_cost": 1.0, "tol": 0}, ValueError, "'tol' must be positive"),
         ({"grad_cost": 1.0, "tol": None}, TypeError, "'tol' must be a number; got None"),
         ({"grad_cost": 1.0, "max_iter": 0}, ValueError, "'max_iter' must be at least 1"),
