@@ -1,6 +1,6 @@
 """Wheel, sdist, editable install and bare checkout hold every kernel; the shell sets up ``.venv``.
 
-``scripts/test`` goes on from here and runs the whole suite against the installed wheel.
+``scripts/test`` goes on from here and runs against the installed wheel what could differ there.
 """
 
 import os

@@ -111,9 +111,7 @@ def _library(name: str, x: object) -> ArrayModule:
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
         return cupy
-    raise TypeError(
-        f"'{name}' must be an array, or a list of numbers; got {kind(x)}. Convert it with numpy.asarray"
-    )
+    raise TypeError(f"'{name}' must be an array, or a list of numbers; got {kind(x)}. Convert it with numpy.asarray")
 
 
 def _numeric(name: str, x: Any, xp: ArrayModule) -> Array:
