@@ -53,7 +53,7 @@ def remembering(init: Callable[P, None]) -> Callable[P, None]:
         init(*args, **keywords)
         made: Any = args[0]
         if not (_all_plain(args[1:]) and _all_plain(keywords.values())):
-            made.library = library_of((*args[1:], *keywords.values()))
+            made.origin = library_of((*args[1:], *keywords.values()))
 
     return wrapped
 
@@ -104,10 +104,10 @@ def taken(name: str, x: Any) -> Any:
 
 def _forgetful(x: Any) -> Any:
     """Return an object without the library that it was made of: calls within a call are NumPy's or CuPy's."""
-    if not x.library:
+    if not x.origin:
         return x
     x = copy.copy(x)
-    x.library = ""
+    x.origin = ""
     return x
 
 
@@ -119,10 +119,10 @@ class InLibrary:
     """
 
     result: Any
-    library: str = ""
+    origin: str = ""
 
     def __init__(self, result: Any, library: str) -> None:
-        vars(self).update(result=result, library=library)
+        vars(self).update(result=result, origin=library)
 
     @property  # type: ignore[misc]  # of a variable of `object`, which a class may replace
     def __class__(self) -> type:
@@ -133,7 +133,7 @@ class InLibrary:
         found = getattr(self.result, name)
         if inspect.ismethod(found):
             return _Method(self, name)
-        made = _given_back(found, self.library)
+        made = _given_back(found, self.origin)
         if not callable(made):
             vars(self)[name] = made  # the same when it is read again
         return made
@@ -151,7 +151,7 @@ class InLibrary:
         return dir(self.result)
 
     def __reduce__(self) -> Any:
-        return in_library, (self.result, self.library)
+        return in_library, (self.result, self.origin)
 
 
 def in_library(result: Any, library: str) -> Any:
@@ -167,7 +167,7 @@ def _class_like(kind: Any) -> type[InLibrary]:
         return len(self.result)
 
     def item(self: InLibrary, items: Any) -> Any:
-        return _given_back(self.result[items], self.library)
+        return _given_back(self.result[items], self.origin)
 
     special = {"__len__": undisturbed(length), "__getitem__": undisturbed(item)}
     shown = ("__doc__", "__module__", "__qualname__")
@@ -185,7 +185,7 @@ class _Method:
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         method = getattr(self._owner.result, self._name)
-        return _called(method, _names(method.__func__)[1:], args, keywords, self._owner.library)
+        return _called(method, _names(method.__func__)[1:], args, keywords, self._owner.origin)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Method) and (self._owner, self._name) == (other._owner, other._name)
@@ -206,13 +206,13 @@ class InTheirWords:
 
     name: str
     function: Callable[..., Any]
-    library: str
+    origin: str
     setting: bool
 
     def __call__(self, *args: Any) -> Any:
         """Call it with arrays of its library, and return NumPy's or CuPy's."""
-        with set_to(self.library, self.setting):
-            found = self.function(*(_given_back(x, self.library) for x in args))
+        with set_to(self.origin, self.setting):
+            found = self.function(*(_given_back(x, self.origin) for x in args))
             return None if self.name == "callback" else taken(self.name, found)
 
     @property
@@ -248,7 +248,7 @@ def _all_plain(values: Iterable[Any]) -> bool:
     """Return whether no value is of another library, nor made of one, as in nearly all calls."""
     for x in values:
         remembers = _remembers(class_of(x))
-        if remembers is None or (remembers and x.library):
+        if remembers is None or (remembers and x.origin):
             return False
     return True
 
@@ -258,7 +258,7 @@ def _remembers(kind: type) -> bool | None:
     """Return whether objects of a class remember a library; None if it is neither plain nor of this package."""
     if kind in PLAIN or kind.__module__.partition(".")[0] in OURS:
         return False
-    return hasattr(kind, "library") if any(c.__module__.startswith("cusink.") for c in kind.__mro__) else None
+    return hasattr(kind, "origin") if any(c.__module__.startswith("cusink.") for c in kind.__mro__) else None
 
 
 def _origin(x: Any) -> str:
@@ -266,7 +266,7 @@ def _origin(x: Any) -> str:
     if isinstance(x, (list, tuple)):
         return library_of(x) if _has_parts(x) else ""
     if _remembers(class_of(x)):
-        return str(x.library)
+        return str(x.origin)
     library = _library(x)
     return library if library in RETURNED and x.ndim else ""
 
@@ -316,10 +316,10 @@ def _given_back(found: Any, library: str) -> Any:
         return _as_array_of(found, library)
     if isinstance(found, (InLibrary, InTheirWords)) or not type(found).__module__.startswith("cusink."):
         return found
-    if not hasattr(type(found), "library"):
+    if not hasattr(type(found), "origin"):
         return in_library(found, library)
     found = copy.copy(found)
-    found.library = library
+    found.origin = library
     return found
 
 

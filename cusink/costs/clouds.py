@@ -110,7 +110,7 @@ class PointCloud:
     (3, 2) (3,) 0.5833
     """
 
-    library = ""  # torch or jax, if the points came from there: so will results
+    origin = ""  # torch or jax, if the points came from there: so will results
 
     @remembering
     @one_call

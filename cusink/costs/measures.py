@@ -63,7 +63,7 @@ class Measures:
     offsets: HostArray
     weights: Array
     points: Array
-    library = ""  # torch or jax, if the points came from there: so will results
+    origin = ""  # torch or jax, if the points came from there: so will results
 
     @remembering
     @one_call

@@ -1,5 +1,6 @@
 """Gradients of what a solve returned, from its solution alone: no iteration is stored and none is repeated."""
 
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 
 from cusink.calls import one_call
 from cusink.checks.arrays import to_host
-from cusink.costs.ragged import RaggedGradients
 from cusink.deferred import cached_property
 from cusink.errors import deferred_warnings
 from cusink.gradients import checks
@@ -280,9 +280,5 @@ def _of_pairs(result: SinkhornPairs, values: dict[str, Any], tol: float, max_ite
         for name, side in (("a", given.A), ("b", given.B))
     )
     parts = [(batch, part._terms) for batch, part in every]
-    terms = PairTerms(given, (given.A, given.B), partial(list, parts), partial(_itself, known))  # which pickles
+    terms = PairTerms(given, (given.A, given.B), partial(list, parts), partial(copy, known))  # which pickle
     return SinkhornGradients(a=a, b=b, converged=converged, _terms=terms)
-
-
-def _itself(known: RaggedGradients | None) -> RaggedGradients | None:
-    return known

@@ -217,14 +217,14 @@ def test_the_first_array_decides_and_a_number_does_not():
 
 def test_what_is_made_of_tensors_stays_numpy_s_inside_and_remembers():
     made = cusink.PointCloud(torch.from_numpy(X), labels=torch.arange(5) % 2, table=torch.eye(2, dtype=torch.float64))
-    assert isinstance(made.x, np.ndarray) and isinstance(made.dense(), torch.Tensor) and made.library == "torch"
+    assert isinstance(made.x, np.ndarray) and isinstance(made.dense(), torch.Tensor) and made.origin == "torch"
     np.testing.assert_array_equal(
         made.dense().numpy(), cusink.PointCloud(X, labels=np.arange(5) % 2, table=np.eye(2)).dense()
     )
     several = measures(torch.from_numpy, X)
     assert isinstance(several.points, np.ndarray)
     for each in (several, several[1:], several.normalised(), pickle.loads(pickle.dumps(several))):
-        assert type(each) is cusink.Measures and each.library == "torch"
+        assert type(each) is cusink.Measures and each.origin == "torch"
     gaps = torch.tensor([1.0, 2.0])
     assert cusink.Grid((3, 2), spacing=(gaps, 1.0)) == cusink.Grid((3, 2), spacing=((1.0, 2.0), 1.0))
     assert cusink.Grid((2, 3), spacing=(1.0, gaps)) == cusink.Grid((2, 3), spacing=(1.0, (1.0, 2.0)))
@@ -288,7 +288,7 @@ class CityBlock:
 def test_a_cloud_with_a_function_can_be_copied(again, library):
     make, kind = LIBRARIES[library]
     other = again(cusink.PointCloud(make(X), make(Y), CityBlock()))
-    assert other.library == library and isinstance(other.dense(), kind)
+    assert other.origin == library and isinstance(other.dense(), kind)
     np.testing.assert_allclose(np.asarray(other.dense()), cusink.cost_matrix(X, Y, "cityblock"), rtol=1e-12)
 
 
