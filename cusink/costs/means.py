@@ -6,6 +6,12 @@ from typing import Protocol, Self
 from cusink.types import Array, Axis, HostArray
 
 
+def row_products(x: Array, y: Array) -> Array:
+    """Return the inner products (B,) of the rows of two arrays."""
+    products: Array = x[:, None, :] @ y[:, :, None]
+    return products[:, 0, 0]
+
+
 class Smoothing(Protocol):
     """A symmetric matrix for each of some problems, that of `Means.rooted`."""
 
@@ -14,8 +20,7 @@ class Smoothing(Protocol):
 
     def inner(self, x: Array, y: Array) -> Array:
         """Return the inner products (B,) of rows."""
-        products: Array = x[:, None, :] @ y[:, :, None]
-        return products[:, 0, 0]
+        return row_products(x, y)
 
     def at(self, index: HostArray) -> Self:
         """Return the matrices of the problems at `index`."""

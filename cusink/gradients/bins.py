@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from cusink.gradients.products import row_products
+from cusink.costs.means import row_products
 from cusink.types import Array, ArrayModule, HostArray
 
 LIGHT = 1e-4  # share of the largest weight below which a weighted residual tells little of a bin

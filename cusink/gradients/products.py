@@ -19,9 +19,3 @@ def product_sums(x: Array, y: Array) -> Array:
     """Return the sums (B,) of the products of entries of a block."""
     sums: Array = x.reshape(len(x), 1, -1) @ y.reshape(len(y), -1, 1)
     return sums[:, 0, 0]
-
-
-def row_products(x: Array, y: Array) -> Array:
-    """Return the inner products (B,) of the rows of two arrays."""
-    products: Array = x[:, None, :] @ y[:, :, None]
-    return products[:, 0, 0]
