@@ -318,6 +318,8 @@ def test_pairs_have_their_costs_as_an_array():
     block, index = rng.random((9, 4)), np.array([[0, 2, 8], [5, 5, 5]])
     C = PairCosts(block, index, np.array([3, 1]), (0.0, 1.0))
     np.testing.assert_array_equal(C.array(), np.moveaxis(block[index], 1, 2))
+    # As wide as the weights, whichever of the documents are left.
+    np.testing.assert_array_equal(C.at(np.array([1])).array(), np.moveaxis(block[index[1:]], 1, 2))
 
 
 @pytest.mark.parametrize("method", ["auto", "log"])
@@ -361,6 +363,22 @@ def test_nearest_of_documents_are_those_of_the_matrix():
     distances, indices = nearest(A, B, C, k=3, eps=2.0, tol=1e-6)
     np.testing.assert_array_equal(indices, np.argsort(D, axis=1, kind="stable")[:, :3])
     np.testing.assert_allclose(distances, np.sort(D, axis=1)[:, :3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_nearest_with_log_has_the_distances_of_the_matrix_whichever_pairs_are_left_out(value):
+    x = vectors()
+    x[60:] += 6  # the longest documents are far away, and so are the largest costs
+    rng, rows = np.random.default_rng(0), np.zeros((82, WORDS))
+    for row, (size, far) in zip(rows, [(7, 0), (9, 0)] * 11 + [(12, 60), (15, 60)] * 30, strict=True):
+        row[far + rng.choice(60, size, replace=False)] = 1
+    rows, C = normalised(sparse.csr_array(rows)), cusink.cost_matrix(x)
+    options = {"eps": 2.0, "value": value, "method": "log", "tol": 1e-2}
+    D = cusink.distance_matrix(rows[:2], rows[2:], C, **options)
+    found = nearest(rows[:2], rows[2:], C, k=2, full_output=True, **options)
+    assert found.finished < D.size
+    np.testing.assert_array_equal(found.indices, np.argsort(D, axis=1, kind="stable")[:, :2])
+    np.testing.assert_allclose(found.distances, np.take_along_axis(D, found.indices, 1), rtol=1e-12)
 
 
 def rows(*entries):

@@ -156,6 +156,6 @@ def solve_listed(
     a, b = queries.weights[i], columns.weights[j]
     # Method "log" has no use for the kernels of pairs.
     C = dense_cost(costs.array()) if options.method == "log" else DocumentCost(costs, setting.buffers)
-    found = solve(C, a, b, setting.eps, options)
+    found = solve(C, a, b, setting.eps, options, span=setting.span)
     reg_cost = weighted_sum(np, a, found.f) + weighted_sum(np, b, found.g)
     return DocumentSolutions(found.cost, reg_cost, found.error, found.n_iter, found.converged)

@@ -69,7 +69,7 @@ class PairCosts:
 
     def array(self) -> HostArray:
         """Return the costs (B, n, m), with padding."""
-        return np.ascontiguousarray(np.swapaxes(self.gather(np.arange(len(self.index))), 1, 2))
+        return np.ascontiguousarray(np.swapaxes(self.block.take(self.index, axis=0), 1, 2))
 
     def gather(self, problems: HostArray, loan: Loan | None = None) -> HostArray:
         """Return the costs (problems, words, n) of some problems, as many words as the longest of them has."""
