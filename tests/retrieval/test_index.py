@@ -381,6 +381,32 @@ def test_a_save_replaces_an_index_alone(copied, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "folder"]  # no drafts
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("results.npz", "mine", "also holds 'results.npz'"),
+        ("index.json", '{"name": "a project of another kind"}', "is something else, or its index.json is damaged"),
+        ("index.json", "[]", "is something else"),
+        ("index.json", "[" * 100_000, "is something else"),
+    ],
+)
+def test_a_folder_with_files_that_are_of_no_index_is_not_replaced(copied, name, text, said):
+    index = cusink.Index.load(copied)
+    (copied / name).write_text(text)
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    with pytest.raises(FileExistsError, match=said):
+        index.save(copied, overwrite=True)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+    assert [path.name for path in copied.parent.iterdir()] == ["copy"]  # no drafts
+
+
+def test_an_index_that_lacks_a_file_is_replaced(copied):
+    index = cusink.Index.load(copied, mmap=False)
+    (copied / "weights.npy").unlink()
+    index.save(copied, overwrite=True)
+    assert len(cusink.Index.load(copied)) == 40
+
+
 def test_an_interrupted_save_leaves_the_old_index(copied, monkeypatch):
     index = cusink.Index.load(copied)
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))

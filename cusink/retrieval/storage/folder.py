@@ -66,10 +66,32 @@ def _check_name(path: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"'path' must be new; '{path}' exists. Choose another name, or pass overwrite=True to replace an index"
         )
-    index = path / DESCRIPTION
-    # Asked twice: another process may have moved the index away before the first question, and a new one may be there.
-    if not index.is_file() and os.path.lexists(path) and not index.is_file():
-        raise FileExistsError(f"'path' must be new or an index; '{path}' is something else. Choose another name")
+    look = _look(path)
+    while (again := _look(path)) != look:  # another process may have put another index there between two questions
+        look = again
+    if look is None:  # moved away meanwhile
+        return
+    names, files = look
+    if files is None:
+        raise FileExistsError(
+            f"'path' must be new or an index; '{path}' is something else, or its {DESCRIPTION} is damaged. Choose "
+            "another name, or delete it"
+        )
+    if others := names - files:
+        raise FileExistsError(
+            f"'path' must be an index alone to be replaced; '{path}' also holds '{min(others)}', which is none of its "
+            "files. Move that elsewhere, or choose another name"
+        )
+
+
+def _look(path: Path) -> tuple[set[str], set[str] | None] | None:
+    """Return the names in a folder and those of the index that is there, if one is; None if there is no folder."""
+    try:
+        names = set(os.listdir(path))
+        given = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        return names, {DESCRIPTION, *given["files"]} if given["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the last of brackets without end
+        return (set(), None) if os.path.lexists(path) else None
 
 
 def _moved(draft: Path, path: Path, old: Path, overwrite: bool) -> bool:
