@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.checks.weights import first_bad_weight, first_index, first_unequal_mass
+from cusink.checks.weights import first_bad_weight, first_index, first_unequal_mass, mass_in_range
 from cusink.costs.clouds import METRICS, PointCloud
 from cusink.costs.grid import GRID_METRICS, Grid
 from cusink.costs.kinds import data_of, named_arrays
@@ -116,10 +116,7 @@ def problem(given: Namespace) -> tuple[Any, Any, Any]:
         sets = [array.reshape(len(array), -1) if array.shape[1:] == given.grid else array for array in sets]
     C, of_cost = cost(given, dtype, any(not isinstance(array, np.ndarray) for array in sets))
     sets = [_histograms(*item, of_cost, dtype) for item in zip(names, sets, C.shape, strict=False)]
-    masses = [np.asarray(array.sum(axis=1, dtype=np.float64)) for array in sets]
-    for name, array, mass in zip(names, sets, masses, strict=True):
-        if isinstance(array, np.ndarray) and (wrong := first_index(mass <= 0)) is not None:
-            raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is 0. Remove it")
+    masses = [_masses(*item, dtype) for item in zip(names, sets, strict=True)]
     if given.normalise:
         sets = [_normalised(array, mass) for array, mass in zip(sets, masses, strict=True)]
     elif given.reach is None:
@@ -132,13 +129,10 @@ def queries(name: str, dtype: Any, normalise: bool) -> Any:
     array = load(name, sparse=True)
     if isinstance(array, np.ndarray) and array.ndim > 2:
         array = array.reshape(len(array), -1)  # images on a grid
-    array = array.astype(dtype, copy=False)
     if not normalise or array.ndim != 2:
-        return array
-    mass = np.asarray(array.sum(axis=1, dtype=np.float64))
-    if isinstance(array, np.ndarray) and (wrong := first_index(~(mass > 0))) is not None:
-        raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is {mass[wrong]:g}")
-    return _normalised(array, mass)
+        return array.astype(dtype, copy=False)
+    array = _weights(name, array, dtype)
+    return _normalised(array, _masses(name, array, dtype))
 
 
 def cost(given: Namespace, dtype: Any, sparse: bool) -> tuple[Any, str]:
@@ -237,13 +231,35 @@ def _histograms(name: str, array: Any, bins: int, of_cost: str, dtype: Any) -> A
     """Return the array in `dtype`, after checking that it is (count, bins), finite and non-negative."""
     if array.ndim != 2 or array.shape[1] != bins or array.shape[0] == 0:
         raise InputError(f"{name}: must have shape (count, {bins}) to match {of_cost}; got {array.shape}")
-    if isinstance(array, np.ndarray):
-        if (wrong := first_bad_weight(np, array)) is not None:
-            value, at = array[wrong], f"at row {wrong[0]}, bin {wrong[1]}"
-            if np.isfinite(value):
-                raise InputError(f"{name}: weights must not be negative; got {value:g} {at}. Clip or shift them")
-            raise InputError(f"{name}: weights must be finite; got {value} {at}")
+    return _weights(name, array, dtype)
+
+
+def _weights(name: str, array: Any, dtype: Any) -> Any:
+    """Return the array in `dtype`, after checking that it is finite and non-negative."""
+    values = array if isinstance(array, np.ndarray) else array.data
+    if (wrong := first_bad_weight(np, values)) is not None:
+        value = values[wrong]
+        if values is not array:  # the number of a stored entry
+            wrong = int(np.searchsorted(array.indptr, wrong[0], side="right")) - 1, int(array.indices[wrong])
+        at = f"at row {wrong[0]}, bin {wrong[1]}"
+        if np.isfinite(value):
+            raise InputError(f"{name}: weights must not be negative; got {value:g} {at}. Clip or shift them")
+        raise InputError(f"{name}: weights must be finite; got {value} {at}")
     return array.astype(dtype, copy=False)
+
+
+def _masses(name: str, array: Any, dtype: Any) -> HostArray:
+    """Return the sums (count,) of weights, after checking that they are numbers of `dtype`, of documents 0 too."""
+    with np.errstate(over="ignore"):
+        mass = np.asarray(array.sum(axis=1, dtype=np.float64))
+    empty = mass == 0
+    if isinstance(array, np.ndarray) and (wrong := first_index(empty)) is not None:
+        raise InputError(f"{name}: every histogram must have some mass; that of row {wrong[0]} is 0. Remove it")
+    try:
+        mass_in_range(name, np.where(empty, 1, mass), dtype)
+    except ValueError as error:
+        raise InputError(f"{name}: weights " + str(error).removeprefix(f"'{name}' ")) from None
+    return mass
 
 
 def _normalised(array: Any, mass: HostArray) -> Any:

@@ -99,6 +99,10 @@ def check_output(given: Namespace, endings: Sequence[str]) -> None:
         raise InputError(f"--output: must be a {' or '.join(endings)} file; got '{output}'")
     if output.is_dir() and output.suffix != ".zarr":
         raise InputError(f"--output: {output} is a folder; name a file in it")
+    if given.force and output.is_dir() and not _is_array(output):
+        raise InputError(
+            f"--output: {output} is a folder and no Zarr array, which is all that --force replaces; choose another name"
+        )
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}; make it first")
     if not os.access(output.parent, os.W_OK):
@@ -111,6 +115,16 @@ def check_output(given: Namespace, endings: Sequence[str]) -> None:
     begun = sidecar(output, ".tiles").exists()
     if (output.exists() or sidecar(output, ".part").exists()) and not begun and not given.force:
         raise InputError(f"--output: {output} exists; choose another name or pass --force to overwrite it")
+
+
+def _is_array(folder: Path) -> bool:
+    """Return whether a folder is one Zarr array, of format 2 or 3, and no group."""
+    if (folder / ".zarray").is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["node_type"] == "array")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def sidecar(path: Path, ending: str) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 import problems
 import pytest
 import reference
+from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import cusink
@@ -142,6 +143,12 @@ def bad_files():
         changed = good.copy()
         changed[1, 3] = value
         np.save(f"{name}.npy", changed)
+        changed[1, :3] = changed[1, 4:] = 0  # a sum that is no mass
+        sparse.save_npz(f"{name}.npz", sparse.csr_array(changed))
+    huge = good + [[0], [1e308]]
+    np.save("huge.npy", huge)
+    sparse.save_npz("huge.npz", sparse.csr_array(huge))
+    Path("folder.zarr").mkdir()
     Path("text.npy").write_text("1 2 3\n")
     Path("cut.npy").write_bytes(Path("queries.npy").read_bytes()[:-9])
     Path("cut.npz").write_bytes(Path("corpus.npz").read_bytes()[:-9])
@@ -183,6 +190,11 @@ GOOD_COST = "--cost cost.npy --eps 0.1 -o D.npy"
         (f"negative.npy {GOOD_COST}", ["negative.npy", "must not be negative", "-0.5 at row 1, bin 3", "Clip"]),
         (f"nan.npy {GOOD_COST}", ["nan.npy", "must be finite", "nan at row 1, bin 3"]),
         (f"infinite.npy {GOOD_COST}", ["infinite.npy", "must be finite", "inf at row 1, bin 3"]),
+        (f"negative.npz --normalise {GOOD_COST}", ["negative.npz", "must not be negative", "-0.5 at row 1, bin 3"]),
+        (f"nan.npz --normalise {GOOD_COST}", ["nan.npz", "must be finite", "nan at row 1, bin 3"]),
+        (f"infinite.npz --normalise {GOOD_COST}", ["infinite.npz", "must be finite", "inf at row 1, bin 3"]),
+        (f"huge.npy --normalise {GOOD_COST}", ["huge.npy", "weights must have a sum between", "got inf in row 1"]),
+        (f"huge.npz --normalise {GOOD_COST}", ["huge.npz", "weights must have a sum between", "got inf in row 1"]),
         (f"empty_row.npy --normalise {GOOD_COST}", ["empty_row.npy", "some mass", "row 1 is 0", "Remove"]),
         (f"queries.npy heavy.npy {GOOD_COST}", ["heavy.npy", "one mass", "row 0 has 2", "has 1", "--normalise"]),
         # Cost
@@ -212,6 +224,7 @@ GOOD_COST = "--cost cost.npy --eps 0.1 -o D.npy"
         ("queries.npy --cost cost.npy --eps 0.1 -o D.txt", ["--output", ".npy", "got 'D.txt'"]),
         ("queries.npy --cost cost.npy --eps 0.1 -o no/D.npy", ["--output", "no folder no", "make it"]),
         ("queries.npy --cost cost.npy --eps 0.1 -o folder.npy", ["--output", "folder.npy is a folder"]),
+        ("queries.npy --cost cost.npy --eps 0.1 --force -o folder.zarr", ["--output", "folder.zarr", "no Zarr array"]),
         ("queries.npy --cost cost.npy --eps 0.1 -o heavy.npy", ["--output", "heavy.npy exists", "--force"]),
         (f"queries.npy --cost cost.npy --eps 0.1 -o {'n' * 300}.npy", ["--output", "file system", "too long"]),
         ("queries.npy --cost cost.npy --eps 0.1 --force -o cost.npy", ["--output", "one of the inputs"]),
@@ -400,6 +413,14 @@ def zarr_array(name):
     import zarr
 
     return zarr.open_array(name, mode="r")[...]
+
+
+def test_force_replaces_no_group_of_arrays(folder, capsys):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_group("D.zarr").create_array("mine", data=np.arange(5.0))
+    assert command("queries.npy --cost cost.npy --eps 0.1 -o D.zarr --force") == 2
+    assert "no Zarr array" in capsys.readouterr().err
+    np.testing.assert_array_equal(zarr.open_group("D.zarr", mode="r")["mine"][...], np.arange(5.0))
 
 
 def test_what_appeared_meanwhile_is_not_overwritten(folder, capsys, monkeypatch):
@@ -615,6 +636,18 @@ def test_neighbours_are_those_of_the_matrix(folder, capsys):
     assert command(f"{line} -o N.npz", "nearest") == 2
     assert "N.npz exists" in capsys.readouterr().err
     assert command(f"{line} -o N.npz --force", "nearest") == 0
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_queries_of_an_index_are_weights_before_they_are_normalised(folder, capsys, ending):
+    bad_files()
+    sparse.save_npz("good.npz", sparse.csr_array(np.load("queries.npy")))
+    corpus = "queries.npy" if ending == "npy" else "good.npz"
+    assert command(f"build {corpus} --cost cost.npy --eps 0.1 -o one.index", "index") == 0
+    for name, said in (("negative", "not be negative; got -0.5"), ("infinite", "be finite"), ("huge", "have a sum")):
+        assert command(f"search one.index {name}.{ending} --normalise -k 2", "index") == 2
+        out, err = capsys.readouterr()
+        assert f"{name}.{ending}: weights must {said}" in err and err.count("\n") == 1
 
 
 def test_an_index_is_built_and_searched(folder, capsys):
