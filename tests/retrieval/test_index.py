@@ -1,5 +1,6 @@
 """`cusink.Index`: the answers of the whole matrix, however the items came; files; certificates; bad input."""
 
+import errno
 import json
 import os
 import pickle
@@ -412,6 +413,25 @@ def test_an_interrupted_save_leaves_the_old_index(copied, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         index.save(copied, overwrite=True)
+    assert len(cusink.Index.load(copied)) == 40 and len(list(copied.parent.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no resource")
+@pytest.mark.parametrize(
+    "limit", [0, 3, 1000]
+)  # bytes of a file: less than the name of the index has, less than arrays
+def test_a_save_that_the_disk_does_not_take_says_where_and_leaves_nothing(copied, limit):
+    import resource
+
+    index = cusink.Index.load(copied, mmap=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="'path' cannot be written: .* What was there stays.*copy") as caught:
+            index.save(copied, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
     assert len(cusink.Index.load(copied)) == 40 and len(list(copied.parent.iterdir())) == 1
 
 

@@ -39,6 +39,21 @@ def write_folder(path: Path, description: Mapping[str, Any], arrays: Mapping[str
         )
     put_back(path)
     _check_name(path, overwrite)
+    try:
+        _replace(path, description, arrays, overwrite)
+    except OSError as error:
+        if error.errno is None:  # one of ours
+            raise
+        reason = error.strerror or str(error)
+        message = f"'path' cannot be written: {reason}. What was there stays; see to the disk, or choose another name"
+        failure = type(error)(error.errno, message, str(path))
+    else:
+        return
+    raise failure
+
+
+def _replace(path: Path, description: Mapping[str, Any], arrays: Mapping[str, Parts], overwrite: bool) -> None:
+    """Write a folder in one beside it, and give it its name."""
     with own_folder(path) as own:
         draft = own / "draft"
         draft.mkdir()

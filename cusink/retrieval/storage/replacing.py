@@ -24,9 +24,9 @@ def own_folder(path: Path) -> Iterator[Path]:
     try:
         with open(own / OWNER, "wb") as owner:
             _locked(owner.fileno())
-            owner.write(os.fsencode(path.name))  # not before the lock: a folder without a name is left alone
-            owner.flush()
             try:
+                owner.write(os.fsencode(path.name))  # not before the lock: a folder without a name is left alone
+                owner.flush()
                 yield own
             finally:
                 _clear(own)
