@@ -7,13 +7,14 @@ from cusink.solver.unbalanced import translation
 from cusink.solver.values import price, weighted_sum
 from cusink.types import Array, ArrayModule
 
+FIRST_STEP = 2.0**-25  # of a bound that is rounded outwards: half of what float32 can add to 1
+
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # sums of plans without digits may be infinite
 def bounds(solved: Problem) -> tuple[Array, Array]:
     """Return numbers (B,) between which the minimum lies: dual potentials made feasible, and a plan made feasible."""
     if solved.proved is not None:
-        lower, upper = solved.proved
-        return solved.to_user(lower), solved.to_user(upper)
+        return _to_user(solved, *solved.proved)
     if solved.reach is not None:
         return _unbalanced_bounds(solved, solved.reach)
     # In float32 the entries of a plan are only known to some (C / eps) roundings: too few digits to certify with.
@@ -42,7 +43,7 @@ def bounds(solved: Problem) -> tuple[Array, Array]:
     slack = 8 * float(np.finfo(solved.C.dtype).eps) * mass * (carried[0] + carried[1])
     # Each scaling recomputes the plan; allow for its rounding in the upper bound.
     upper = upper + problem.rounding() * (xp.abs(upper) + mass * C.largest()) + slack
-    return solved.to_user(xp.minimum(lower - slack, upper)), solved.to_user(upper)
+    return _to_user(solved, xp.minimum(lower - slack, upper), upper)
 
 
 def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Array, Array]:
@@ -80,7 +81,23 @@ def _unbalanced_bounds(solved: Problem, reach: tuple[float, float]) -> tuple[Arr
         slack = slack + rounding * carried * largest
         moved = moved + carried * largest
     upper = upper + slack + problem.rounding() * moved
-    return solved.to_user(xp.minimum(lower - slack, upper)), solved.to_user(upper)
+    return _to_user(solved, xp.minimum(lower - slack, upper), upper)
+
+
+def _to_user(solved: Problem, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Return bounds (B,) in the shape and the dtype of the user's arrays."""
+    return solved.to_user(outwards(solved, lower, -1)), solved.to_user(outwards(solved, upper, 1))
+
+
+def outwards(solved: Problem, bound: Array, sign: int) -> Array:
+    """Return numbers (B,) that the user's dtype rounds to no less than `bound`, or to no more where `sign` is -1.
+
+    The way out is searched by doubling, as not every library knows what is next to a number of half precision.
+    """
+    moved, step = bound, FIRST_STEP * solved.xp.abs(bound)
+    while (inside := sign * (moved.astype(solved.dtype).astype(bound.dtype) - bound) < 0).any():
+        moved, step = solved.xp.where(inside, bound + sign * step, moved), 2 * step
+    return moved
 
 
 def marginal_divergence(xp: ArrayModule, marginal: Array, weights: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.errors import ConvergenceWarning, warn
+from cusink.solver.bounds import outwards
 from cusink.solver.problem import Problem
 from cusink.types import Array, HostArray
 
@@ -55,14 +56,27 @@ def proved_bounds(problem: Problem, gap: float) -> tuple[Array, Array]:
                 "pairs with +inf, or leave mass behind with 'reach' in the place of 'gap'"
             )
         found.append(interval)
-    gaps = np.array([each.relative() for each in found])
+    lower, upper = (xp.asarray([getattr(each, side) for each in found]) for side in ("lower", "upper"))
+    gaps = _gaps(problem, lower, upper, found)
     if (gaps > gap).any():
         warn(
             f"{(gaps > gap).sum()} of {len(gaps)} problems did not reach gap={gap:g}; the largest relative gap is "
             f"{gaps.max():.2g}, to which rounding leads. Pass float64 arrays, or accept a larger 'gap'.",
             ConvergenceWarning,
         )
-    return xp.asarray([each.lower for each in found]), xp.asarray([each.upper for each in found])
+    return lower, upper
+
+
+@np.errstate(over="ignore")  # half precision may not hold them
+def _gaps(problem: Problem, lower: Array, upper: Array, found: list[Interval]) -> HostArray:
+    """Return the relative gaps (B,) of the bounds that the user gets, in the dtype of his arrays."""
+    told = (outwards(problem, bound, sign) for bound, sign in ((lower, -1), (upper, 1)))
+    rounded = (problem.C.to_host(bound.astype(problem.dtype).astype(bound.dtype)) for bound in told)
+    gaps = []
+    for low, high, each in zip(*rounded, found, strict=True):
+        rounding = max(each.rounding, each.lower - low, high - each.upper)
+        gaps.append(Interval(float(low), float(high), float(rounding)).relative())
+    return np.array(gaps)
 
 
 def _solve(a: HostArray, b: HostArray, C: HostArray, g: HostArray, gap: float, dtype: str) -> Interval | None:

@@ -132,3 +132,32 @@ def test_costs_that_allow_no_plan_are_an_error():
     C = np.array([[0.0, np.inf, np.inf], [1.0, np.inf, np.inf], [0.0, 1.0, 0.0]])
     with pytest.raises(ValueError, match="'C' must allow a plan between 'a' and 'b' for 'gap' to be proved; problem 0"):
         cusink.sinkhorn([0.4, 0.3, 0.3], [0.3, 0.3, 0.4], C, eps=0.1, gap=GAP, max_iter=20)
+
+
+@pytest.mark.parametrize("gap", [1e-2, None])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_bounds_enclose_the_cost_in_the_dtype_that_they_come_in(dtype, gap):
+    for seed in range(30):
+        C = np.random.default_rng(seed).random((8, 4)).astype(dtype)
+        result = cusink.sinkhorn(None, None, C, eps=0.02, gap=gap, tol=1e-2)
+        lower, upper = map(float, result.bounds())
+        want = exact(np.full(8, 1 / 8), np.full(4, 1 / 4), C.astype(np.float64))  # no rounding but that of the bounds
+        assert result.bounds()[0].dtype == dtype and lower <= want + 1e-14 and want - 1e-14 <= upper
+        assert gap is None or upper - lower <= gap * upper
+
+
+def test_a_gap_that_half_precision_cannot_tell_is_warned_of():
+    C = np.random.default_rng(0).random((8, 4)).astype(np.float16)
+    with pytest.warns(cusink.ConvergenceWarning, match="did not reach gap=1e-05; .* rounding leads"):
+        cusink.sinkhorn(None, None, C, eps=0.02, gap=1e-5)
+    cusink.sinkhorn(None, None, 0 * C, eps=0.02, gap=1e-5)  # 0 is a number of any dtype
+
+
+def test_the_lower_bound_of_a_cost_beyond_half_precision_is_none_too_large():
+    C = np.full((2, 2), 40000, np.float16)
+    with pytest.warns(RuntimeWarning, match="exceeds the range of float16"):
+        result = cusink.sinkhorn([4, 4], [4, 4], C, eps=4000)
+    with pytest.warns(RuntimeWarning, match="exceeds the range of float16"):
+        bounds = result.bounds()
+    lower, upper = map(float, bounds)
+    assert lower <= 320000 and upper == np.inf
