@@ -28,7 +28,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
     ----------
     n_neighbors : int
         Neighbours of each sample. As scikit-learn counts, ``mode="distance"`` adds one to them: a sample of the
-        training data is the first of its own.
+        training data is the first of its own, unless another one before it is equal.
     cost : array, shape (n_features, n_features), PointCloud or Grid, or None
         Cost between features, which are the bins. None stands for bins in a row: the squared difference of their
         numbers, with 1 as the largest.
@@ -143,7 +143,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         Parameters
         ----------
         X : array-like or sparse matrix, shape (n_queries, n_features)
-            Samples; those of the training data have themselves among their neighbours.
+            Samples; those of the training data have themselves among their neighbours, or others that are equal.
 
         Returns
         -------
