@@ -727,13 +727,33 @@ def test_prices_of_the_marginals_are_differentiable_and_map(traced):
     prices = jnp.asarray([0.3, 0.9])
     each = [jax.value_and_grad(loss)(reach) for reach in prices]
     np.testing.assert_allclose(jax.vmap(jax.value_and_grad(loss))(prices), np.transpose(each), rtol=1e-7)
+    with pytest.raises(NotImplementedError, match="'reach' has no second derivative here"):
+        jax.hessian(loss)(prices)
     if not traced:
-        with pytest.raises(NotImplementedError, match="'reach' has no second derivative here"):
-            jax.hessian(loss)(prices)
         of_self = jax.grad(lambda reach: bridge.sinkhorn_divergence(a, a, cusink.Grid(7), eps, reach=reach))(prices[0])
         np.testing.assert_allclose(of_self, 0, atol=1e-6)
         with pytest.raises(TypeError, match="'reach' must be a real number"):
             loss(prices > 0)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_derivatives_that_do_not_exist_are_refused_alike_in_traced_code(traced):
+    a, b, C, eps = case(B=1)
+    rho = jnp.asarray(0.5)
+    missing = {
+        "'reach' has no second derivative": lambda way: jax.jvp(
+            way(jax.grad(lambda r: bridge.sinkhorn_divergence(a, a, cusink.Grid(7), eps, reach=r))), (rho,), (rho,)
+        ),
+        "'reach' has no derivative of forward mode": lambda way: jax.jvp(
+            way(lambda r: bridge.sinkhorn_potentials(a, b, C, eps, reach=r)), (rho,), (rho,)
+        ),
+        "a barycenter can be differentiated once, and backwards only": lambda way: jax.jvp(
+            way(lambda C: bridge.barycenter(b, C, eps=1.0)), (C.T @ C,), (C.T @ C,)
+        ),
+    }
+    for message, call in missing.items():
+        with pytest.raises(NotImplementedError, match=message):
+            call(jax.jit if traced else lambda function: function)
 
 
 def test_a_point_that_keeps_nothing_moves_in_forward_mode():

@@ -1,6 +1,6 @@
 """The work of a barycenter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Never
 
@@ -105,7 +105,7 @@ class BarycenterOf(Work):
         wrong = overflowed(cotangent, 1)
         return {name: lost(getattr(grads, name), self.ranks[name], wrong) for name in wanted}
 
-    def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Never:
+    def refuse_push(self, moving: Iterable[str]) -> Never:
         """Refuse: there is no derivative of forward mode."""
         raise NotImplementedError(
             "a barycenter can be differentiated once, and backwards only: take grad, vjp or jacrev, not jvp, jacfwd, "

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cusink.bridges.options import adjoint_tolerance, reach_gradient, refuse_reach
+from cusink.bridges.options import adjoint_tolerance, reach_gradient
 from cusink.bridges.overflow import finite_or_zero, lost, overflowed
 from cusink.bridges.transport import Applied, Transport, named
 from cusink.bridges.works import Arrays, Inputs, Shapes
@@ -22,8 +22,6 @@ from cusink.solver.extension import SinkhornExtension
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array, Axis
-
-FORWARD = "derivative of forward mode"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class BarycentricMap(Applied):
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the means along directions."""
-        refuse_reach(directions, FORWARD)
         result, moves, total = self.resumed(given, state), dict(directions), 0
         if "values" in moves:
             total = self.of(result, moves.pop("values"))
@@ -149,7 +146,6 @@ class AtNewPoints(Transport):
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative along directions."""
-        refuse_reach(directions, FORWARD)
         result, moves = self.resumed(given, state), dict(directions)
         extension, xp = self._extension(result, given), array_module(given["a"])
         problem, points = extension.problem, moves.pop("points", None)

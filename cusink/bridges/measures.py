@@ -1,6 +1,6 @@
 """Works between measures: the Sinkhorn divergence, kernel distances, likelihoods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,6 @@ from cusink.bridges.options import (
     adjoint_tolerance,
     options_with,
     reach_gradient,
-    refuse_reach,
     takes_reach,
     unbalanced,
 )
@@ -116,6 +115,9 @@ class Divergence(Work):
             out["reach"] = reach_gradient(out["reach"], given)
         return {name: lost(x, self.ranks[name], cotangent) for name, x in out.items()}
 
+    def refuse_push(self, moving: Iterable[str]) -> None:
+        """Refuse nothing: one number moves with the price by its gradient."""
+
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the divergence along directions."""
         result, moves = self._resumed(given, state), dict(directions)
@@ -132,7 +134,6 @@ class Divergence(Work):
         self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]
     ) -> Arrays:
         """Return the derivatives of gradients along directions."""
-        refuse_reach((*directions, *wanted), "second derivative")
         result = self._resumed(given, state)
         moves, tol = _named(directions, result.f), adjoint_tolerance(self.options)
         cotangent = cotangents["divergence"]

@@ -1,6 +1,6 @@
 """Options, costs and rules of half precision that the losses of `cusink.torch` and `cusink.jax` share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -158,14 +158,6 @@ def options_with(options: tuple[tuple[str, Any], ...], given: Inputs) -> dict[st
 def reach_gradient(found: Array | None, given: Inputs) -> Array:
     """Return the gradient by the prices, zeros where both marginals were to be met."""
     return array_module(given["reach"]).zeros_like(given["reach"]) if found is None else found
-
-
-def refuse_reach(names: Iterable[str], mode: str) -> None:
-    """Refuse a derivative by the prices that does not exist."""
-    if "reach" in names:
-        raise NotImplementedError(
-            f"'reach' has no {mode} here: take its gradient once, backwards, and detach it elsewhere"
-        )
 
 
 def adjoint_tolerance(options: tuple[tuple[str, Any], ...]) -> float:

@@ -13,7 +13,6 @@ from cusink.bridges.options import (
     adjoint_tolerance,
     options_with,
     reach_gradient,
-    refuse_reach,
     takes_reach,
     unbalanced,
 )
@@ -119,7 +118,6 @@ class Transport(Work):
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivatives of the outputs along directions."""
-        refuse_reach(directions, "derivative of forward mode")
         result = self.resumed(given, state)
         tangents = sinkhorn_jvp(result, **named(directions, result), tol=adjoint_tolerance(self.options))
         return {name: getattr(tangents, name) for name in self.outputs}
@@ -166,6 +164,9 @@ class ValueOf(Transport):
         weight: Any = {f"grad_{self.differentiated}": finite_or_zero(cotangent)}
         return self.chosen(sinkhorn_adjoint(result, tol=tol, **weight), given, wanted, cotangent)
 
+    def refuse_push(self, moving: Iterable[str]) -> None:
+        """Refuse nothing: one number moves with the prices by its gradient."""
+
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the value along directions."""
         result, moves = self.resumed(given, state), dict(directions)
@@ -184,7 +185,6 @@ class ValueOf(Transport):
         self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]
     ) -> Arrays:
         """Return the derivatives of gradients along directions."""
-        refuse_reach((*directions, *wanted), "second derivative")
         result = self.resumed(given, state)
         cotangent = cotangents[self.value]
         weight: Any = {f"grad_{self.differentiated}": finite_or_zero(cotangent)}
@@ -291,7 +291,6 @@ class Applied(Transport):
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the product along directions."""
-        refuse_reach(directions, "derivative of forward mode")
         result, moves = self.resumed(given, state), dict(directions)
         problem, total = result.problem, 0
         if "values" in moves:

@@ -6,7 +6,7 @@ over it and compile it. Inputs, outputs and state may have axes in front, of a `
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,9 +72,9 @@ class Work(ABC):
     def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
         """Return gradients of the inputs in `wanted`, in the shapes of a batch where the outputs have one."""
 
-    @abstractmethod
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivatives of the outputs along directions of some inputs."""
+        raise NotImplementedError
 
     def product(
         self, given: Inputs, state: Inputs, cotangents: Inputs, directions: Inputs, wanted: tuple[str, ...]
@@ -82,10 +82,25 @@ class Work(ABC):
         """Return the derivatives of what `pull` returns along directions of some inputs."""
         raise NotImplementedError
 
+    def refuse_push(self, moving: Iterable[str]) -> None:
+        """Raise if there is no derivative along moves of these inputs; known before there are numbers."""
+        _refuse_reach(moving, "derivative of forward mode")
+
+    def refuse_product(self, names: Iterable[str]) -> None:
+        """Raise if there is no second derivative by these inputs; known before there are numbers."""
+        _refuse_reach(names, "second derivative")
+
     def batch(self, shapes: Shapes) -> tuple[int, ...]:
         """Return the axis of the batch of inputs, () where there is none."""
         sizes = [shape[0] for name, shape in shapes.items() if len(shape) > self.ranks.get(name, len(shape))]
         return (max(sizes),) if sizes else ()
+
+
+def _refuse_reach(names: Iterable[str], mode: str) -> None:
+    if "reach" in names:
+        raise NotImplementedError(
+            f"'reach' has no {mode} here: take its gradient once, backwards, and detach it elsewhere"
+        )
 
 
 def run(work: Work, lead: int, given: Inputs) -> Arrays:
@@ -117,6 +132,7 @@ def pull(work: Work, lead: int, given: Inputs, state: Inputs, cotangents: Inputs
 
 def push(work: Work, lead: int, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
     """Return the derivatives of the outputs along directions of some inputs."""
+    work.refuse_push(directions)
     ranks = [work.ranks, work.state, work.ranks]
 
     def base(groups: Sequence[Inputs]) -> Arrays:
@@ -145,6 +161,7 @@ def product(
     wanted: tuple[str, ...],
 ) -> Arrays:
     """Return the derivatives of the gradients of the inputs in `wanted` along directions of some inputs."""
+    work.refuse_product((*directions, *wanted))
     ranks = [work.ranks, work.state, work.outputs, work.ranks]
 
     def base(groups: Sequence[Inputs]) -> Arrays:

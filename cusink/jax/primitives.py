@@ -18,6 +18,8 @@ from cusink.bridges.works import Work, summed_to
 from cusink.jax import calls
 from cusink.jax.calls import Values
 
+Refusal = Callable[[dict[str, Any]], None]
+
 
 def outputs_of(work: Work, inputs: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
     """Return the outputs of a work."""
@@ -215,10 +217,16 @@ def _at_once(function: Callable[..., list[Any]], avals: Callable[..., list[Any]]
     return call
 
 
-def _called_back(function: Callable[..., list[Any]], avals: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """Return a function of traced arrays that JAX calls back with those of NumPy."""
+def _called_back(
+    function: Callable[..., list[Any]], avals: Callable[..., list[Any]], refuse: Refusal
+) -> Callable[..., list[Any]]:
+    """Return a function of traced arrays that JAX calls back with those of NumPy.
+
+    What does not exist is refused where it is compiled: JAX hides an error of what it calls back in one of its own.
+    """
 
     def call(*args: Any, **params: Any) -> list[Any]:
+        refuse(params)
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals(*args, **params)]
 
         def on_host(*given: Any) -> list[Any]:
@@ -235,21 +243,32 @@ def _primitive(
     function: Callable[..., list[Any]],
     avals: Callable[..., list[Any]],
     before: Callable[[dict[str, Any]], int],
+    refuse: Refusal = lambda _: None,
 ) -> Primitive:
     primitive = Primitive(f"cusink_{name}")
     primitive.multiple_results = True
     primitive.def_impl(_at_once(function, avals))
     primitive.def_abstract_eval(avals)
-    mlir.register_lowering(primitive, mlir.lower_fun(_called_back(function, avals), multiple_results=True))
+    mlir.register_lowering(primitive, mlir.lower_fun(_called_back(function, avals, refuse), multiple_results=True))
     batching.primitive_batchers[primitive] = _batched(primitive, before)
     return primitive
 
 
 solve_p = _primitive("solve", calls.run, calls.avals_of_run, lambda _: 0)
 pull_p = _primitive("pull", calls.pull, calls.avals_of_pull, lambda params: len(params["work"].outputs))
-push_p = _primitive("push", calls.push, calls.avals_of_push, lambda params: len(params["moving"]))
+push_p = _primitive(
+    "push",
+    calls.push,
+    calls.avals_of_push,
+    lambda params: len(params["moving"]),
+    lambda params: params["work"].refuse_push(params["moving"]),
+)
 product_p = _primitive(
-    "product", calls.product, calls.avals_of_product, lambda params: len(params["work"].outputs) + len(params["moving"])
+    "product",
+    calls.product,
+    calls.avals_of_product,
+    lambda params: len(params["work"].outputs) + len(params["moving"]),
+    lambda params: params["work"].refuse_product((*params["moving"], *params["wanted"])),
 )
 for of, jvp in ((solve_p, _jvp_of_solve), (pull_p, _jvp_of_pull), (push_p, _jvp_of_push), (product_p, _jvp_of_product)):
     ad.primitive_jvps[of] = jvp
