@@ -843,3 +843,58 @@ def test_shapes_of_kernel_functions_are_refused_while_they_are_traced(name, chan
     given = [jax.ShapeDtypeStruct(shape, "float64") for shape in shapes.values()]
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(getattr(bridge, name), *given)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("loss", {"method": "scale"}, "'method' must be one of 'auto', 'log', 'scaling'; got 'scale'"),
+        ("loss", {"tol": -1}, "'tol' must be positive and finite"),
+        ("loss", {"max_iter": 0}, "'max_iter' must be at least 1; got 0"),
+        ("loss", {"overrelaxation": 3.0}, r"'overrelaxation' must be 'auto', a number in \[1, 2\) or None; got 3.0"),
+        ("loss", {"check_every": 0}, "'check_every' must be at least 1; got 0"),
+        ("loss", {"memory_limit": -5}, "'memory_limit' must be a number of bytes; got -5"),
+        ("loss", {"gap": -1}, "'gap' must be positive and finite; got -1"),
+        ("loss", {"gap": 0.1, "reach": 1.0}, "'gap' must be None with 'reach'"),
+        ("loss", {"check": 1}, "'check' must be a bool, True or False; got int"),
+        ("loss", {"method": "scaling", "reach": jnp.ones(2)}, "'method' must be 'auto' or 'log' for unbalanced"),
+        ("pairs", {"gap": 0.1}, "'gap' must be None where 'a' and 'b' are cusink.Measures; got float"),
+        ("pairs", {"tol": -1}, "'tol' must be positive and finite"),
+        ("divergences of pairs", {"reach": (1.0, 2.0)}, "'reach' must be one number for a divergence"),
+        ("divergence", {"reach": (1.0, 2.0)}, "'reach' must be one number for a divergence"),
+        ("divergence", {"C_aa": None, "C_bb": None}, r"'C' must be square, .*; got shape \(7, 5\)"),
+        ("divergence", {"C_aa": jnp.ones((5, 5))}, r"'C_aa' must have shape \(7, 7\) or \(3, 7, 7\); got \(5, 5\)"),
+        ("divergence", {"C_bb": jnp.ones((2, 5, 5))}, "batch sizes must be equal or 1; got 'a' 3, 'b' 3, 'C_bb' 2"),
+        (
+            "divergence",
+            {"C": lambda: bridge.PointCloud(jnp.ones((7, 2)), jnp.ones((5, 2)))},
+            "'C_aa' must be None for a PointCloud, which knows its own costs",
+        ),
+        (
+            "loss",
+            {"C": lambda: bridge.PointCloud(jnp.ones((7, 2)), jnp.ones((5, 3)))},
+            r"'x' and 'y' must have the same number of coordinates; got \(7, 2\) and \(5, 3\)",
+        ),
+        ("barycenter", {}, r"'C' must be symmetric for a debiased barycenter, .*; got shape \(7, 5\)"),
+        ("barycenter", {"tol": -1}, "'tol' must be positive and finite"),
+    ],
+)
+def test_options_and_shapes_are_refused_alike_in_traced_code(name, options, message, traced):
+    a, b, C, eps = case()
+    clouds = bridge.Measures([0, 2, 5], None, jnp.asarray(OTHERS[:5]))
+    own = {"C_aa": jnp.zeros((7, 7)), "C_bb": jnp.zeros((5, 5))}
+
+    def call():
+        if name == "barycenter":
+            return bridge.barycenter(a, C, eps=eps, debiased=True, **options)
+        if "pairs" in name:
+            of = bridge.sinkhorn_divergence if "divergences" in name else sinkhorn_loss
+            return of(clouds, clouds, "sqeuclidean", eps, **options)
+        of, given = (bridge.sinkhorn_divergence, own) if name == "divergence" else (sinkhorn_loss, {})
+        given = {"C": C} | given | options
+        cost = given.pop("C")
+        return of(a, b, cost() if callable(cost) else cost, eps, **given)
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        (jax.jit(call) if traced else call)()

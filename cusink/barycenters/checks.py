@@ -1,7 +1,7 @@
 """Checks of the arguments of `cusink.barycenter`, in the manner of `cusink.solver.checks`."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Never, Self
 
 import numpy as np
 
@@ -93,6 +93,14 @@ def problem(
     )
 
 
+def refuse_debiased(shape: tuple[int, ...]) -> Never:
+    """Refuse a cost that is not symmetric where a debiased barycenter is asked for."""
+    raise ValueError(
+        f"'C' must be symmetric for a debiased barycenter, between bins that it shares with 'A'; got shape {shape}. "
+        "Pass debiased=False"
+    )
+
+
 def _check_costs(C: Cost[Any], debiased: bool) -> None:
     """Check the entries of a cost."""
     if debiased and not C.xp.isfinite(C.data).all():
@@ -102,10 +110,7 @@ def _check_costs(C: Cost[Any], debiased: bool) -> None:
         )
     cost_values(C.data, C.xp)
     if debiased and not C.symmetric:
-        raise ValueError(
-            f"'C' must be symmetric for a debiased barycenter, between bins that it shares with 'A'; got shape "
-            f"{C.shape}. Pass debiased=False"
-        )
+        refuse_debiased(C.shape)
 
 
 def _check_partners(A: Array, weights: Array, C: Array, xp: ArrayModule) -> None:

@@ -47,7 +47,9 @@ class BarycenterOf(Work):
 
     def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
         """Return the shapes of outputs and state."""
-        batch, m, K = self.batch(given), self.cost.bins(given)[1], given["A"][-2]
+        batch, (n, m), K = self.batch(given), self.cost.bins(given), given["A"][-2]
+        if self.debiased and n != m:
+            checks.refuse_debiased((n, m))
         sizes = dict.fromkeys(("barycenter", "potential_p", "potential_d"), (m,)) | {"potential_v": (K, m)}
         return {name: batch + sizes.get(name, ()) for name in (*self.outputs, *self.state)}
 

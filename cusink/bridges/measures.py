@@ -21,6 +21,7 @@ from cusink.checks.arrays import array_module
 from cusink.checks.regularisation import regularisations
 from cusink.costs.measures import Measures
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint
+from cusink.divergence.checks import own_shape, refuse_own, shared_bins
 from cusink.divergence.forward import sinkhorn_divergence
 from cusink.divergence.result import SinkhornDivergence
 from cusink.divergence.resumed import resumed
@@ -67,6 +68,14 @@ class Divergence(Work):
     def shapes(self, given: Shapes) -> dict[str, tuple[int, ...]]:
         """Return the shapes of outputs and state."""
         batch, bins = self.batch(given), self.cost.bins(given)
+        if self.own_costs and self.cost.kind != "dense":
+            refuse_own("C_aa", "Grid" if self.cost.kind == "grid" else "PointCloud")
+        elif self.own_costs:
+            (size,) = self.batch({name: given[name] for name in ("a", "b", "C", "eps")}) or (1,)
+            for name, n in zip(("C_aa", "C_bb"), bins, strict=True):
+                own_shape(name, given[name], n, size)
+        elif self.cost.kind == "dense":
+            shared_bins(given["C"])
         sizes = {f"potential_{name}": (bins[name.startswith("g")],) for name in POTENTIALS}
         return {name: batch + sizes.get(name, ()) for name in (*self.outputs, *self.state)}
 

@@ -119,10 +119,12 @@ def takes_reach(options: tuple[tuple[str, Any], ...]) -> bool:
 
 def reach_parts(options: tuple[tuple[str, Any], ...], of: Any, one: bool) -> tuple[Any, ...]:
     """Return the prices of both marginals, or `one`, if some are arrays of a library, instances of `of`; else check."""
-    reach = dict(options).get("reach")
+    reach, method = dict(options).get("reach"), dict(options).get("method", "auto")
     parts = tuple(reach) if isinstance(reach, (tuple, list)) else (reach,)
     if not any(isinstance(x, of) for x in parts):
-        checks.reach(reach, dict(options).get("method", "auto"))
+        if one:
+            checks.one_price(reach)
+        checks.reach(reach, method)
         return ()
     sizes = {tuple(x.shape) for x in parts if isinstance(x, of)}
     wanted = {(), (1,)} if one or len(parts) > 1 else {(), (1,), (2,)}
@@ -130,8 +132,7 @@ def reach_parts(options: tuple[tuple[str, Any], ...], of: Any, one: bool) -> tup
         rule = "be one number" if one else "be one number, or one for each marginal"
         raise ValueError(f"'reach' must {rule}; got shapes {', '.join(str(shape) for shape in sorted(sizes))}")
     rest = [x for x in parts if not isinstance(x, of)]
-    if rest:
-        checks.reach((rest[0], None))
+    checks.reach((rest[0] if rest else 1, 1), method)
     return parts
 
 
@@ -142,8 +143,12 @@ def with_reach_given(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, A
 
 def unbalanced(options: tuple[tuple[str, Any], ...]) -> bool:
     """Say whether options of the solver have prices of the marginals, which are checked."""
+    if takes_reach(options):
+        return True
     named = dict(options)
-    return takes_reach(options) or checks.reach(named.get("reach"), named.get("method", "auto")) is not None
+    prices = checks.reach(named.get("reach"), named.get("method", "auto"))
+    checks.gap(named.get("gap"), prices)
+    return prices is not None
 
 
 def options_with(options: tuple[tuple[str, Any], ...], given: Inputs) -> dict[str, Any]:
@@ -197,6 +202,14 @@ def point_shape(name: str, shape: tuple[int, ...]) -> None:
             f"'{name}' must have shape (points, d) or (B, points, d) with at least one point and one coordinate; got "
             f"{shape}"
         )
+
+
+def cloud_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the shapes of the points of a cloud, or of both clouds."""
+    for name, shape in shapes.items():
+        point_shape(name, shape)
+    if len({shape[-1] for shape in shapes.values()}) > 1:
+        raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {shapes['x']} and {shapes['y']}")
 
 
 def mass_ratio(xp: Any, a: Any, b: Any, dtype: str = "bfloat16") -> Any:

@@ -17,6 +17,7 @@ from cusink.checks.arrays import array_module, kind, to_host
 from cusink.checks.scalars import one_of
 from cusink.costs.clouds import METRICS, Metric
 from cusink.costs.measures import Measures, Offsets
+from cusink.solver.pairs.checks import unused
 from cusink.types import Array, HostArray
 
 SLOPE = "slope_"  # before the name of an input: the derivative of each number by its share of it
@@ -161,6 +162,7 @@ def pair_work(A: Any, B: Any, C: Any, of: Callable[..., PairWork], slopes: tuple
     for name, x in (("a", A), ("b", B)):
         if not hasattr(x, "offsets"):
             raise TypeError(f"'a' and 'b' must both be Measures, or neither; '{name}' is {kind(x)}")
+    unused(gap=dict(options["options"]).get("gap"))
     if not isinstance(C, str):
         raise TypeError(f"'C' must be the name of a metric, as 'sqeuclidean', for Measures; got {kind(C)}")
     one_of("C", C, METRICS, "'C' is the name of the metric between the points of Measures")

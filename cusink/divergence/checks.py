@@ -1,7 +1,7 @@
 """Checks of the arguments of `cusink.sinkhorn_divergence` and its adjoint, in the manner of `cusink.solver.checks`."""
 
 import math
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
@@ -21,10 +21,7 @@ FIX = "Pass the costs within each side as 'C_aa' and 'C_bb', or points as a cusi
 
 def reach(value: Any, method: Method) -> float:
     """Return the price of both marginals, inf where they are met."""
-    if isinstance(value, (tuple, list)):
-        raise ValueError(
-            f"'reach' must be one number for a divergence, which solves each measure with itself; got {kind(value)}"
-        )
+    solver_checks.one_price(value)
     prices = solver_checks.reach(value, method)
     return math.inf if prices is None else prices[0]
 
@@ -37,7 +34,7 @@ def self_costs(
     if not given.C.stored:
         extra = [name for name, x in own.items() if x is not None]
         if extra:
-            raise ValueError(f"'{extra[0]}' must be None for a {type(C).__name__}, which knows its own costs; got one")
+            refuse_own(extra[0], type(C).__name__)
         if kind_of(C) == "grid":
             return given.C, given.C
         if not given.C.has_own:
@@ -99,11 +96,26 @@ def _cloud(cloud: Any, given: CheckedProblem, memory_limit: int | None) -> Cost[
     return C.at(0) if not C.shared and C.shape[0] == 1 else C
 
 
+def refuse_own(name: str, of: str) -> Never:
+    """Refuse a cost of one side to itself beside a cost that is no array."""
+    raise ValueError(f"'{name}' must be None for a {of}, which knows its own costs; got one")
+
+
+def shared_bins(shape: tuple[int, ...]) -> None:
+    """Check that a cost of this shape may be between bins that both measures share."""
+    if shape[-2] != shape[-1]:
+        raise ValueError(f"'C' must be square, between bins that 'a' and 'b' share; got shape {shape}. {FIX}")
+
+
+def own_shape(name: str, shape: tuple[int, ...], bins: int, size: int) -> None:
+    """Check the shape of a cost of one side to itself, in a batch of this size."""
+    if shape not in ((bins, bins), (1, bins, bins), (size, bins, bins)):
+        raise ValueError(f"'{name}' must have shape {(bins, bins)} or {(size, bins, bins)}; got {shape}")
+
+
 def _shared(C: Array) -> None:
     """Check that a cost is between bins that both measures share."""
-    n, m = C.shape[-2:]
-    if n != m:
-        raise ValueError(f"'C' must be square, between bins that 'a' and 'b' share; got shape {C.shape}. {FIX}")
+    shared_bins(C.shape)
     if C.diagonal(0, -2, -1).any():
         raise ValueError(f"'C' must have a diagonal of zeros, between bins that 'a' and 'b' share. {FIX}")
     _symmetric("C", C, FIX)
@@ -111,10 +123,9 @@ def _shared(C: Array) -> None:
 
 def _own(xp: ArrayModule, name: str, C: Array, bins: int, size: int, check: bool) -> Cost[Any]:
     """Return the checked cost of one side to itself, of shape (n, n) or (B, n, n)."""
+    own_shape(name, C.shape, bins, size)
     if C.ndim == 3 and len(C) == 1:
         C = C[0]
-    if C.shape not in ((bins, bins), (size, bins, bins)):
-        raise ValueError(f"'{name}' must have shape {(bins, bins)} or {(size, bins, bins)}; got {C.shape}")
     if check:
         if not np.isfinite(float(C.max())) or not np.isfinite(float(C.min())):
             raise ValueError(f"'{name}' must be finite; got {float(C.max() + C.min())}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from cusink.bridges.options import point_kind, point_shape
+from cusink.bridges.options import cloud_shapes, point_kind
 from cusink.jax.arrays import floating
 
 __all__ = ["PointCloud"]
@@ -50,8 +50,8 @@ class PointCloud:
             if points is None:
                 raise TypeError(f"'{name}' must be an array of points; got None. Only 'y' may be None, for x itself")
             points = points[:, None] if points.ndim == 1 else points
-            point_shape(name, points.shape)
             self.points[name] = points
+        cloud_shapes({name: tuple(points.shape) for name, points in self.points.items()})
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={list(points.shape)}" for name, points in self.points.items())

@@ -4,12 +4,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from cusink.bridges.measures import Divergence, PairDivergences
 from cusink.bridges.options import (
     Gradient,
     LossOptions,
     Reduction,
+    reach_parts,
     reduced,
     values_as_images,
     values_at,
@@ -187,6 +189,7 @@ def sinkhorn_divergence(
     """
     given = solver_options(divergence_solver, options)
     if are_measures(a, b):
+        reach_parts(given, (jax.Array, np.ndarray), True)
         unused(C_aa=C_aa, C_bb=C_bb)
         (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, normalise, PairDivergences, options=given))
         return reduced(losses, reduction)

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from cusink.checks.arrays import kind
+from cusink.checks.scalars import flag, positive_bytes
+from cusink.solver import checks
 
 REFUSED = ("init", "callback")
 Options = tuple[tuple[str, Any], ...]
@@ -27,7 +29,20 @@ def solver_options(solver: Callable[..., Any], options: dict[str, Any]) -> Optio
                 f"'{name}' must be no array, as what is compiled depends on it; got {kind(x)}. Pass a number, such as "
                 f"float({name}); mark it with static_argnames under jit"
             )
-    return tuple((name, _constant(name, x)) for name, x in options.items())
+    chosen = {name: _constant(name, x) for name, x in options.items()}
+    _check(**{name: x for name, x in chosen.items() if name != "reach"})
+    return tuple(chosen.items())
+
+
+def _check(
+    max_iter: Any = 1, tol: Any = "auto", memory_limit: Any = None, gap: Any = None, check: Any = True, **more: Any
+) -> None:
+    """Check values as the solver does: JAX hides an error of what it calls back in one of its own."""
+    checks.options(max_iter, None if isinstance(tol, str) and tol == "auto" else tol, **more)
+    checks.gap(gap, None)
+    flag("check", check)
+    if memory_limit is not None:
+        positive_bytes(memory_limit)
 
 
 @cache

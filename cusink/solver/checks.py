@@ -285,6 +285,14 @@ def _shape_message(
     return f"'{name}' must have shape {wanted} to match C of shape {tuple(cost)}; got {shape}{hint}"
 
 
+def one_price(value: Any) -> None:
+    """Refuse a pair of prices, of which a divergence has no use."""
+    if isinstance(value, (tuple, list)):
+        raise ValueError(
+            f"'reach' must be one number for a divergence, which solves each measure with itself; got {kind(value)}"
+        )
+
+
 def reach(value: Any, method: Method = "auto") -> Reach | None:
     """Return the prices (rho_a, rho_b) of both marginals, inf where one is to be met; None where both are."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)

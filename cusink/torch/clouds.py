@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cusink.bridges.options import point_kind, point_shape
+from cusink.bridges.options import cloud_shapes, point_kind
 from cusink.torch.arrays import one_tensor
 
 __all__ = ["PointCloud"]
@@ -50,8 +50,8 @@ class PointCloud:
         for name, points in given.items():
             one_tensor(name, points)
             points = points.unsqueeze(-1) if points.ndim == 1 else points
-            point_shape(name, tuple(points.shape))
             self.tensors[name] = points
+        cloud_shapes({name: tuple(points.shape) for name, points in self.tensors.items()})
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={list(points.shape)}" for name, points in self.tensors.items())
