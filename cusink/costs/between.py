@@ -23,6 +23,7 @@ class Cloud(Protocol):
     x: Array
     y: Array
     flat: tuple[bool, bool | None]
+    batches: tuple[int | None, int | None]  # sizes of the batch axes that x and y came with
 
     def _costs_with(self, xp: ArrayModule, costs: "BetweenPoints", side: int, points: Any) -> "BetweenPoints":
         """Return the costs between new points in the place of those of a side, and those of the other side."""

@@ -142,6 +142,7 @@ class PointCloud:
         self.labels: tuple[HostArray, HostArray] | None = checked_labels(self.ground.table, labels, self.x, self.y)
         self.shape: tuple[int, ...] = (*self.x.shape[:-1], self.y.shape[-2])
         self.flat = given.flat  # which of x and y came as numbers; None for a y that was left out
+        self.batches = given.batches
         if callable(metric):
             _try(self.ground, self.x, self.y)
 
@@ -190,6 +191,7 @@ class PointCloud:
         made = like(self, *((new, old) if side == 0 else (old, new)))
         of_old = bool(self.flat[0] if self.flat[1 - side] is None else self.flat[1 - side])
         made.flat = (bool(made.flat[0]), of_old) if side == 0 else (of_old, made.flat[1])
+        made.batches = (made.batches[0], self.batches[1]) if side == 0 else (self.batches[0], made.batches[1])
         x, y = made.x, made.y
         if costs.ndim == 2 and x.ndim == 3:  # of a batch of one
             if len(x) > 1:
@@ -214,7 +216,9 @@ def mapped(cloud: PointCloud, function: Callable[[Array], Array]) -> PointCloud:
 def sides_of(cloud: PointCloud) -> tuple[PointCloud, PointCloud]:
     """Return the clouds of the sources and of the targets to themselves."""
     of_x, of_y = cloud.labels or (None, None)
-    return like(cloud, cloud.x, None, of_x), like(cloud, cloud.y, None, of_y)
+    sides = like(cloud, cloud.x, None, of_x), like(cloud, cloud.y, None, of_y)
+    sides[0].batches, sides[1].batches = ((size, size) for size in cloud.batches)
+    return sides
 
 
 def point_costs(
@@ -258,6 +262,7 @@ class _Points(NamedTuple):
     x: Array
     y: Array
     flat: tuple[bool, bool | None]
+    batches: tuple[int | None, int | None]  # sizes of the batch axes that x and y came with
 
 
 def _checked_points(x: Any, y: Any, ground: Ground) -> _Points:
@@ -266,7 +271,7 @@ def _checked_points(x: Any, y: Any, ground: Ground) -> _Points:
         raise TypeError("'x' must be an array of points; got None. Only 'y' may be None, for x itself")
     given = {"x": x} if y is None else {"x": x, "y": y}
     converted, xp, dtype = promoted(**given)
-    shaped, flat = [], []
+    shaped, flat, batches = [], [], []
     for name, p in zip(given, converted, strict=True):
         flat.append(p.ndim == 1)
         p = p[:, None] if p.ndim == 1 else p
@@ -278,10 +283,11 @@ def _checked_points(x: Any, y: Any, ground: Ground) -> _Points:
         finite(name, p, xp)
         check_points(ground.metric, ground.factor, name, p)
         shaped.append(p)
+        batches.append(len(p) if p.ndim == 3 else None)
     check_targets(ground.metric, "x" if len(shaped) == 1 else "y", shaped[-1])
     if len(shaped) == 1:
         x = shaped[0].astype(dtype, copy=False)
-        return _Points(x, x, (flat[0], None))
+        return _Points(x, x, (flat[0], None), (batches[0], batches[0]))
     x, y = shaped
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"'x' and 'y' must have the same number of coordinates; got {x.shape} and {y.shape}")
@@ -291,7 +297,8 @@ def _checked_points(x: Any, y: Any, ground: Ground) -> _Points:
             raise ValueError(f"'x' and 'y' must have one batch size, or 1; got {x.shape} and {y.shape}")
         size = sizes.pop() if sizes else 1
         x, y = (xp.broadcast_to(p, (size, *p.shape[-2:])) for p in (x, y))
-    return _Points(x.astype(dtype, copy=False), y.astype(dtype, copy=False), (flat[0], flat[1]))
+    x, y = (p.astype(dtype, copy=False) for p in (x, y))
+    return _Points(x, y, (flat[0], flat[1]), (batches[0], batches[1]))
 
 
 def _checked_ground(given: dict[str, Any]) -> Ground:

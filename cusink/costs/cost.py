@@ -142,11 +142,12 @@ class Cost(ABC, Generic[Data]):
         del side, points
         raise ValueError("'C' must be a cusink.PointCloud for new points; other costs know their own bins alone")
 
-    def user_points(self, side: int) -> tuple[Array, bool]:
-        """Return the points of a side as the user passed them, with an axis of coordinates, and if they were numbers.
+    def user_batch(self, side: int) -> int | None:
+        """Return the size of the batch axis that the points of a side came with; as `user_points`."""
+        raise NotImplementedError
 
-        Only costs that can be `extended` have some.
-        """
+    def user_points(self, side: int) -> tuple[Array, bool]:
+        """Return points as they came, with an axis of coordinates, and if they were numbers; if `extended` exists."""
         raise NotImplementedError
 
     def points_adjoint(

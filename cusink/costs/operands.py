@@ -205,6 +205,11 @@ class PointCost(Cost[BetweenPoints]):
         data, flat = self.data, self.data.cloud.flat if self.data.cloud is not None else (False, False)
         return (data.given or (data.x, data.y))[side], bool(flat[0] if flat[side] is None else flat[side])
 
+    def user_batch(self, side: int) -> int | None:
+        """Return the size of the batch axis that the points of a side came with."""
+        assert self.data.cloud is not None
+        return self.data.cloud.batches[side]
+
     def row_bytes(self, copies: int) -> int:
         """Return the memory of the kernels that may be kept, and of the points."""
         n, m = self.shape[-2:]

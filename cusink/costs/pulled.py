@@ -25,12 +25,21 @@ def to_points(xp: ArrayModule, embedding: Embedding | None, cloud: Cloud, gx: Ar
     return out
 
 
+def as_given(gradient: Array, batch: int | None) -> Array:
+    """Return a gradient (B, n, d) by points that came with a batch axis of that size: summed where they are shared."""
+    if gradient.ndim < 3 or batch == len(gradient):
+        return gradient
+    total: Array = gradient.sum(axis=0, keepdims=batch is not None)
+    return total
+
+
 def to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tuple[Array, Array | None]:
     """Return the gradients in the shapes that the user passed.
 
     With one cloud on both sides the first is that of the points as sources and as targets, and the second is None.
     """
-    out = [g[..., 0] if flat else g for g, flat in zip(gradients, cloud.flat, strict=True)]
+    out = [as_given(g, batch) for g, batch in zip(gradients, cloud.batches, strict=True)]
+    out = [g[..., 0] if flat else g for g, flat in zip(out, cloud.flat, strict=True)]
     if cloud.x is cloud.y:
         total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
         return narrowed(total, cloud.x.dtype, xp), None

@@ -8,6 +8,7 @@ import numpy as np
 from cusink.calls import one_call
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import GradientBlock
+from cusink.costs.pulled import as_given
 from cusink.gradients import checks
 from cusink.gradients.field import Field, field_gradients
 from cusink.gradients.parts import Directions
@@ -199,7 +200,8 @@ def _gradients(
         of_eps, of_reach[:, 1 - axis] = of_eps + field.eps, of_reach[:, 1 - axis] + field.price
     of_values = of.of_values.sum(axis=0) if own == 1 else of.of_values
     if values is None:
-        partners = partners + of_values.reshape(partners.shape)
+        of_mapped = as_given(of.of_values, problem.C.user_batch(axis))
+        partners = partners + of_mapped.reshape(partners.shape)
     return ExtensionGradients(
         points=points,
         potential=shown.to_user(-of.weights * sums),

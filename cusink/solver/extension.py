@@ -95,9 +95,10 @@ class SinkhornExtension(Summary):
         p, q = problem.logits()
         of_new = replace(self, problem=problem)._softmin / problem.eps_as(2)  # with the digits of the exponents below
         p, q = (p + of_new, q) if self.axis == 1 else (p, q + of_new)
-        groups = [slice(k, k + 1) for k in range(size)] if C.shared else [slice(0, size)]
+        alone = C.shared or C.user_batch(1 - self.axis) != size
+        groups = [slice(k, k + 1) for k in range(size)] if alone else [slice(0, size)]
         parts, total = [], xp.zeros((size, (n, m)[1 - self.axis]))
-        for group in groups:  # a shared cloud sums over its problems
+        for group in groups:  # gradients by shared points are sums over problems
 
             def plans(group: slice = group) -> Any:
                 for some, rows in blocks(group.stop - group.start, n, m, BLOCK_ENTRIES):

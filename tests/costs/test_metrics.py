@@ -131,7 +131,6 @@ def test_cost_matrices_have_derivatives(batch):
         x, y = (X[:, :2], Y[:, :2]) if metric == "haversine" else (X, Y)
         x, y = (np.stack([x, x + 0.1]), y) if batch else (x, y)
         grad, dx, dy = (RNG.normal(size=shape) for shape in (((2,) if batch else ()) + (6, 5), x.shape, y.shape))
-        dy = np.broadcast_to(dy, (2, *y.shape)) if batch else dy
 
         def cost(t, x=x, y=y, dx=dx, dy=dy, metric=metric, given=given, grad=grad):
             return (grad * cusink.cost_matrix(x + t * dx, y + t * dy, metric, **without_gradient(given))).sum()

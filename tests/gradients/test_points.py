@@ -121,3 +121,45 @@ def test_problems_that_share_a_cloud_are_summed_before_their_costs_are(xp, monke
     monkeypatch.setattr(terms.GradientTerms, "_block", None)
     for found, wanted in zip(points(), expected, strict=True):
         np.testing.assert_allclose(xp.numpy(found), xp.numpy(wanted), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["x", "y"])
+@pytest.mark.parametrize("lead", [(), (1,)])
+def test_points_that_stand_beside_a_batch_of_others_are_shared(side, lead):
+    """Their gradients have their shape and are sums over the problems."""
+    rng = np.random.default_rng(0)
+    shapes = {"x": (3, 4, 2), "y": (3, 5, 2), "new": (3, 6, 2)}
+    points = {name: rng.random(shape) for name, shape in shapes.items()}
+    for name in (side, "new"):
+        points[name] = points[name][0].reshape(*lead, *shapes[name][1:])
+    spread = {name: np.array(np.broadcast_to(x, shapes[name])) for name, x in points.items()}
+    of_C, of_f, of_map = rng.random((3, 4, 5)), rng.random((3, 4)), rng.random((3, 6, 2))
+
+    def gradients(x, y, new):
+        cloud = cusink.PointCloud(x, y, "euclidean")
+        result = cusink.sinkhorn(None, None, cloud, eps=0.2, tol=1e-10, max_iter=10_000)
+        apart = cusink.sinkhorn_divergence(None, None, cloud, eps=0.2, tol=1e-10, max_iter=10_000)
+        there = result.at(new)
+        at = cusink.extension_adjoint(there, grad_map=of_map, grad_gradient=of_map)
+        found = [
+            cusink.sinkhorn_adjoint(result, grad_cost=1.0, grad_f=of_f),
+            cusink.sinkhorn_hvp(result, grad_cost=1.0, dx=np.ones((4, 2)), dy=np.ones((5, 2))),
+            cusink.sinkhorn_divergence_adjoint(apart),
+            cusink.sinkhorn_divergence_hvp(apart, dx=np.ones((4, 2))),
+        ]
+        pairs = [(grads.x, grads.y) for grads in found]
+        pairs += [cusink.cost_matrix_adjoint(x, y, of_C, "euclidean")]
+        return there.gradient(), [*pairs, (None, at.partners), (None, at.points)]
+
+    field, found = gradients(**points)
+    wanted_field, wanted = gradients(**spread)
+    np.testing.assert_allclose(field, wanted_field, rtol=1e-12, atol=1e-14)
+    for k, (got, want) in enumerate(zip(found, wanted, strict=True)):
+        for name, x, w in zip(("x", "y" if k < 6 else "new"), got, want, strict=True):
+            if x is not None:
+                assert x.shape == points[name].shape, (k, name)
+                np.testing.assert_allclose(x, _summed(w, points[name]), rtol=1e-9, atol=1e-9)
+
+
+def _summed(gradient, points):
+    return gradient.sum(axis=0).reshape(points.shape) if points.shape != gradient.shape else gradient
