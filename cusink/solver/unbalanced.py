@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from cusink.convergence.rules import NO_REACH, overrelaxed_step
+from cusink.convergence.rules import NO_REACH
 from cusink.costs.checks import stranded
 from cusink.costs.cost import Cost
+from cusink.costs.means import row_products
 from cusink.costs.operators import Damped, DampedSteps, HostChecked
 from cusink.deferred import cached_property
 from cusink.types import Array, ArrayModule, Axis, HostArray, Method, Reach
 
 MUCH_MORE = 40.0  # logarithm of a ratio x beside which x - 1 is x
 LARGEST_EXPONENT = 350.0  # of a ratio: far off, but not out of range
+MODERATE = 20.0  # size of exponents that leave any mass in range
 
 
 class UnbalancedIteration(HostChecked):
@@ -66,7 +68,7 @@ class UnbalancedIteration(HostChecked):
         t = (of_f / reach[0] - of_g / reach[1]) / (1 / reach[0] + 1 / reach[1])
         t = t[:, None].astype(a.dtype, copy=False)
         self.f, self.g = self._of_weighted(f - t, a), self._of_weighted(g + t, b)
-        self.steps: DampedSteps = C.ops.damped_steps or ArraySteps(xp)
+        self.steps: DampedSteps = C.ops.damped_steps or ArraySteps(xp, bool(a.all() and b.all()))
         # Not the t of the start: by an update at one that is far too large, g would take its size, and lose digits.
         self.t = self.steps.translation(self.a, self.b, self.f, self.g, reach)[:, None].astype(np.float64)
         self.softmin = self._softmin_of(C)
@@ -141,10 +143,13 @@ class UnbalancedIteration(HostChecked):
 
 
 class ArraySteps:
-    """`cusink.costs.operators.DampedSteps` by the operations of an array library."""
+    """`cusink.costs.operators.DampedSteps` by the operations of an array library.
 
-    def __init__(self, xp: ArrayModule) -> None:
-        self.xp = xp
+    `all_filled` says that no bin of either side is without weight.
+    """
+
+    def __init__(self, xp: ArrayModule, all_filled: bool) -> None:
+        self.xp, self.all_filled = xp, all_filled
 
     def update(
         self,
@@ -161,8 +166,11 @@ class ArraySteps:
         """Return the next potential (B, n) of a side, and its logits."""
         plain = damped(image, sign * shift, eps, rho)
         new = over_relaxed(self.xp, potential, plain, excess, eps, rho)
-        new = self.xp.where(weights > 0, new, new.dtype.type(0))
-        return new, log_weights + new / eps
+        if not self.all_filled:
+            new = self.xp.where(weights > 0, new, new.dtype.type(0))
+        logits = new / eps
+        logits += log_weights
+        return new, logits
 
     def translation(self, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
         """Return the shift t (B,) of the highest dual objective for ``f + t`` and ``g - t``."""
@@ -198,8 +206,13 @@ def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None
     if excess is None:
         return plain
     step = plain - old
-    unit = xp.where(step > 0, old.dtype.type(eps), old.dtype.type(min(rho, NO_REACH * eps)))
-    return plain + xp.sign(step) * overrelaxed_step(xp, xp.abs(step), excess, unit)
+    per_step = xp.where(step > 0, old.dtype.type(-1 / eps), old.dtype.type(1 / min(rho, NO_REACH * eps)))
+    step *= per_step  # - |d| / eps or - |d| / rho
+    xp.expm1(step, out=step)
+    step *= -excess
+    xp.log1p(step, out=step)
+    step /= per_step
+    return xp.subtract(plain, step, out=step)
 
 
 def translation(xp: ArrayModule, a: Array, b: Array, f: Array, g: Array, reach: Reach) -> Array:
@@ -216,7 +229,9 @@ def _lowest(xp: ArrayModule, potential: Array, weights: Array) -> Array:
 
 def _mass(xp: ArrayModule, weights: Array, potential: Array, rho: float) -> tuple[Array, Array]:
     """Return the mass ``sum_i a_i exp(-f_i / rho)`` as s and c (B,) of ``s exp(-c)``, which does not underflow."""
-    scaled = potential.astype(np.float64) / rho
+    scaled = potential.astype(np.float64, copy=False) / rho
+    if xp is np and -MODERATE < scaled.min() and scaled.max() < MODERATE:  # as nearly always: nothing to take out
+        return row_products(weights, np.exp(np.negative(scaled, out=scaled), out=scaled)), np.zeros(len(weights))
     low = xp.where(weights > 0, scaled, xp.inf).min(axis=1)
     scaled = xp.where(weights > 0, scaled - low[:, None], 0)
     return (weights * xp.exp(-scaled)).sum(axis=1), low

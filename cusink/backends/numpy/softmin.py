@@ -45,13 +45,13 @@ class KernelSoftmin:
         """Return the softmin (B, rows) of logits (B, summed), None where too many sums are out of range."""
         kernel = self.kernel
         factor, largest = self._factor(logits)
-        sums = kernel.product(factor, axis)
-        sound = certified(kernel.underflow_bound(axis), sums, factor, logits.T > -np.inf)
-        logs = log_scaled(sums, np.full(len(logits), -float(self.top + kernel.s)))
-        logs += largest
+        sums = np.empty((len(logits), kernel.C.shape[1 - axis]), kernel.dtype)
+        kernel.product(factor.T, axis, out=sums.T)
+        sound = certified(kernel.underflow_bound(axis), sums.T, factor.T, logits.T > -np.inf)
+        logs = log_scaled(sums.T, np.full(len(logits), -float(self.top + kernel.s)))
         logs *= -kernel.eps
-        logs += kernel.shift
-        out = logs.astype(logits.dtype, order="C")
+        logs += kernel.shift - kernel.eps * largest.astype(np.float64)
+        out = logs.astype(logits.dtype, copy=False)
         return out if sound is True else self._repaired(out, sound, logits, axis)
 
     def _repaired(self, out: HostArray, sound: HostArray, logits: HostArray, axis: Axis) -> HostArray | None:
@@ -65,7 +65,7 @@ class KernelSoftmin:
     def transport_cost(self, p: HostArray, q: HostArray) -> tuple[HostArray, HostArray]:
         """Return ``sum_ij P_ij C_ij`` (B,) of the plans with logits p and q in float64, and which of them are right."""
         kernel = self.kernel
-        (U, of_p), (V, of_q) = self._factor(p), self._factor(q)
+        (U, of_p), (V, of_q) = ((factor.T, largest) for factor, largest in (self._factor(p), self._factor(q)))
         sums = kernel.product(U, 0)
         sound = certified(kernel.underflow_bound(0), sums, U, p.T > -np.inf)
         right = (V > 0) | (q.T == -np.inf)
@@ -78,13 +78,13 @@ class KernelSoftmin:
         return exp_times(scale, total), right.all(axis=0) & np.isfinite(total)
 
     def _factor(self, logits: HostArray) -> tuple[HostArray, HostArray]:
-        """Return ``2**top exp(logits - largest)`` (summed, B), and the largest logits (B, 1)."""
+        """Return ``2**top exp(logits - largest)`` (B, summed), and the largest logits (B, 1)."""
         largest = logits.max(axis=1, keepdims=True)
         largest[np.isneginf(largest)] = 0
         factor: HostArray = (logits - largest).astype(self.kernel.dtype, copy=False)
         factor += factor.dtype.type(self.top * np.log(2))
         np.exp(factor, out=factor)
-        return flush(np.ascontiguousarray(factor.T)), largest
+        return flush(factor), largest
 
 
 def transport_cost(C: HostArray, p: HostArray, q: HostArray, eps: float) -> HostArray:
