@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Never
+from typing import Any, ClassVar, Never
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from cusink.checks.arrays import array_module
 @dataclass(frozen=True)
 class BarycenterOf(Work):
     """The barycenter of histograms A with weights, of `cusink.barycenter` with `options`."""
+
+    title: ClassVar[str] = "barycenters"
 
     cost: CostKind
     options: tuple[tuple[str, Any], ...]

@@ -1,7 +1,7 @@
 """Works of maps: barycentric ones between the bins of a problem, and potentials and maps at new points."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from cusink.types import Array, Axis
 @dataclass(frozen=True)
 class BarycentricMap(Applied):
     """Means of values under the rows of the plan (axis 1), or under its columns (axis 0)."""
+
+    title: ClassVar[str] = "barycentric maps"
 
     def of(self, result: SinkhornResult, values: Array) -> Array:
         """Return the means."""
@@ -65,6 +67,8 @@ class AtNewPoints(Transport):
 
     What is mapped to are the points of the other side or, if `valued`, values that are an input.
     """
+
+    title: ClassVar[str] = "potentials and maps at new points"
 
     output: Literal["potential", "map"] = "map"
     axis: Axis = 1

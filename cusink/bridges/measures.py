@@ -163,6 +163,8 @@ class PairDivergences(PairWork):
 class KernelWork(Work):
     """The squared kernel distance of measures, or the negative log likelihood of the second under the first."""
 
+    title: ClassVar[str] = "kernel distances and likelihoods"
+
     function: Literal["distance", "likelihood"]
     kernel: str
     scale: float

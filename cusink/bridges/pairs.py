@@ -8,7 +8,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class PairWork(Work):
 
     `slopes` names the inputs by which derivatives are taken: those by others do not exist.
     """
+
+    title: ClassVar[str] = "losses of pairs of measures"
 
     metric: str
     offsets: tuple[Offsets, Offsets]

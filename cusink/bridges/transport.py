@@ -216,6 +216,8 @@ class PairValues(PairWork):
 class Potentials(Transport):
     """The dual potentials f and g."""
 
+    title: ClassVar[str] = "potentials"
+
     @property
     def outputs(self) -> dict[str, int]:
         """Both potentials."""
@@ -233,6 +235,8 @@ class Potentials(Transport):
 @dataclass(frozen=True)
 class Applied(Transport):
     """The plan times values: ``P v`` (axis 1, v (m, d)) or ``P' v`` (axis 0, v (n, d))."""
+
+    title: ClassVar[str] = "products with plans"
 
     axis: Axis = 1
 

@@ -29,6 +29,7 @@ Grouped = Callable[[Sequence[Inputs]], Arrays]  # of inputs, state, cotangents, 
 class Work(ABC):
     """A function of arrays by name. Inputs of one problem have `ranks` axes, those of a batch one more in front."""
 
+    title: ClassVar[str] = "losses"  # what users call such works
     twice: ClassVar[bool] = False  # whether `product` can be called
     kinds: ClassVar[dict[str, type["Work"]]] = {}  # all works, by name
 

@@ -170,7 +170,7 @@ def _summed_to(x: jax.Array, like: Any) -> jax.Array:
 def _refuse_unless_twice(work: Work) -> None:
     if not work.twice:
         raise NotImplementedError(
-            f"the {type(work).__name__} of cusink can be differentiated once only: its gradient has no derivative"
+            f"{work.title} of cusink can be differentiated once only: the gradient has no derivative"
         )
 
 

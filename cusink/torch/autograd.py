@@ -8,60 +8,12 @@ from typing import Any, Never
 
 import torch
 
-from cusink.bridges import works
 from cusink.bridges.works import Work
-from cusink.placement import undisturbed
-from cusink.torch.arrays import array, stream, tensor
+from cusink.torch.calls import chosen, product, pull, push, run
+from cusink.torch.refusals import TWICE_ONLY, nothing, once, why_once, without_derivatives
 
 Tensors = tuple[torch.Tensor, ...]
 Optional = tuple[torch.Tensor | None, ...]
-
-
-@undisturbed
-def run(work: Work, lead: int, inputs: Tensors) -> Tensors:
-    """Return outputs and state."""
-    with stream(inputs[0]):
-        out = works.run(work, lead, dict(zip(work.ranks, map(array, inputs), strict=True)))
-        return tuple(tensor(out[name], inputs[0]) for name in (*work.outputs, *work.state))
-
-
-@undisturbed
-def pull(
-    work: Work, lead: int, wanted: tuple[str, ...], cotangents: Tensors, inputs: Tensors, state: Tensors
-) -> Tensors:
-    """Return the gradients of the inputs in `wanted`."""
-    with stream(inputs[0]):
-        given, kept, weights = _named(work, inputs, state, cotangents)
-        out = works.pull(work, lead, given, kept, weights, wanted)
-        return tuple(_like(tensor(out[name], inputs[0]), x) for name, x in _chosen(work, wanted, inputs))
-
-
-@undisturbed
-def push(work: Work, lead: int, moving: tuple[str, ...], moves: Tensors, inputs: Tensors, state: Tensors) -> Tensors:
-    """Return the derivatives of the outputs along the `moves` of the inputs in `moving`."""
-    with stream(inputs[0]):
-        given, kept, _ = _named(work, inputs, state, ())
-        out = works.push(work, lead, given, kept, dict(zip(moving, map(array, moves), strict=True)))
-        return tuple(tensor(out[name], inputs[0]) for name in work.outputs)
-
-
-@undisturbed
-def product(
-    work: Work,
-    lead: int,
-    wanted: tuple[str, ...],
-    moving: tuple[str, ...],
-    cotangents: Tensors,
-    moves: Tensors,
-    inputs: Tensors,
-    state: Tensors,
-) -> Tensors:
-    """Return the derivatives of the gradients of the inputs in `wanted`."""
-    with stream(inputs[0]):
-        given, kept, weights = _named(work, inputs, state, cotangents)
-        directions = dict(zip(moving, map(array, moves), strict=True))
-        out = works.product(work, lead, given, kept, weights, directions, wanted)
-        return tuple(_like(tensor(out[name], inputs[0]), x) for name, x in _chosen(work, wanted, inputs))
 
 
 class Solve(torch.autograd.Function):
@@ -92,7 +44,7 @@ class Solve(torch.autograd.Function):
         if not wanted:
             return (None,) * (2 + len(inputs))
         cotangents = (torch.zeros_like(y) if g is None else g for g, y in zip(grads, outputs, strict=False))
-        found = Pull.apply(work, ctx.lead, wanted, *cotangents, *inputs, *state)
+        found = Pull.apply(work, ctx.lead, wanted, *cotangents, *once(work, inputs), *state)
         return None, None, *_spread(work, wanted, found)
 
     @staticmethod
@@ -101,7 +53,7 @@ class Solve(torch.autograd.Function):
         work = ctx.work
         inputs, _, state = _parts(work, ctx.saved_tensors)
         moving, moves = _moving(work, moves[2:])
-        found = Push.apply(work, ctx.lead, moving, *moves, *inputs, *state)
+        found = Push.apply(work, ctx.lead, moving, *moves, *once(work, inputs), *state)
         return *found, *(None,) * len(state)
 
     @staticmethod
@@ -144,11 +96,7 @@ class Pull(torch.autograd.Function):
         of_cotangents: tuple[Any, ...] = (None,) * count
         if any(needs[:count]):
             of_cotangents = Push.apply(work, ctx.lead, moving, *moves, *inputs, *state)
-        of_inputs: tuple[Any, ...] = (None,) * len(inputs)
-        if wanted:
-            refuse_twice(work)
-            found = Product.apply(work, ctx.lead, wanted, moving, *cotangents, *moves, *inputs, *state)
-            of_inputs = _spread(work, wanted, found)
+        of_inputs = _second(work, ctx.lead, wanted, moving, (cotangents, moves, inputs, state))
         return None, None, None, *of_cotangents, *of_inputs, *(None,) * len(state)
 
     @staticmethod
@@ -163,8 +111,7 @@ class Pull(torch.autograd.Function):
             total = Pull.apply(work, ctx.lead, ctx.wanted, *full, *inputs, *state)
         moving, of_inputs = _moving(work, moves[3 + count : 3 + count + len(inputs)])
         if moving:
-            refuse_twice(work)
-            found = Product.apply(work, ctx.lead, ctx.wanted, moving, *cotangents, *of_inputs, *inputs, *state)
+            found = _product(work, ctx.lead, ctx.wanted, moving, (cotangents, of_inputs, inputs, state))
             total = tuple(y if x is None else x + y for x, y in zip(total, found, strict=True))
         return total
 
@@ -189,33 +136,23 @@ class Push(torch.autograd.Function):
         """Keep what derivatives need."""
         del output
         ctx.work, ctx.lead, ctx.moving, *tensors = inputs
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return gradients: by the moves, in which the derivative is linear, that is the gradient of the work."""
         work, count = ctx.work, len(ctx.moving)
         tensors = ctx.saved_tensors
         moves, rest = tensors[:count], tensors[count:]
         inputs, state = rest[: len(work.ranks)], rest[len(work.ranks) :]
         needs = ctx.needs_input_grad[3:]
-        if len(grads) > 1:
-            _refuse(work)
-        cotangent = grads[0]
-        if cotangent is None:
-            return (None,) * (3 + len(tensors))
         of_moves: tuple[Any, ...] = (None,) * count
         if any(needs[:count]):
             whole = _whole(work, inputs, dict(zip(ctx.moving, moves, strict=True)), ctx.lead)
-            found = Pull.apply(work, ctx.lead, ctx.moving, cotangent, *whole, *state)
+            found = Pull.apply(work, ctx.lead, ctx.moving, *cotangents, *whole, *state)
             of_moves = tuple(x.sum_to_size(move.shape) for x, move in zip(found, moves, strict=True))
-        of_inputs: tuple[Any, ...] = (None,) * len(inputs)
         wanted = tuple(name for name, need in zip(work.ranks, needs[count:], strict=False) if need)
-        if wanted:
-            refuse_twice(work)
-            found = Product.apply(work, ctx.lead, wanted, ctx.moving, cotangent, *moves, *inputs, *state)
-            of_inputs = _spread(work, wanted, found)
+        of_inputs = _second(work, ctx.lead, wanted, ctx.moving, (cotangents, moves, inputs, state))
         return None, None, None, *of_moves, *of_inputs, *(None,) * len(state)
 
     @staticmethod
@@ -241,20 +178,34 @@ class Product(torch.autograd.Function):
         work: Work, lead: int, wanted: tuple[str, ...], moving: tuple[str, ...], *tensors: torch.Tensor
     ) -> Tensors:
         """Run the work."""
-        count, moved = len(work.outputs), len(work.outputs) + len(moving)
-        rest = tensors[moved:]
-        parts = tensors[:count], tensors[count:moved], rest[: len(work.ranks)], rest[len(work.ranks) :]
-        return product(work, lead, wanted, moving, *parts)
+        return product(work, lead, wanted, moving, *_multiplied(work, moving, tensors))
 
     @staticmethod
-    def setup_context(_ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        """Keep nothing."""
-        del inputs, output
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        """Keep what derivatives need."""
+        del output
+        ctx.work, ctx.lead, ctx.wanted, ctx.moving, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(_ctx: Any, *_: torch.Tensor) -> Never:
-        """Refuse derivatives of third order."""
-        raise RuntimeError("cusink losses can be differentiated twice only: their Hessians have no derivative")
+    def backward(ctx: Any, *back: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return gradients by the moves, in which products are linear: Hessians are their own transposes."""
+        work, (cotangents, moves, inputs, state) = ctx.work, _multiplied(ctx.work, ctx.moving, ctx.saved_tensors)
+        whole = _whole(work, inputs, dict(zip(ctx.moving, moves, strict=True)), ctx.lead)
+        found = Product.apply(work, ctx.lead, ctx.moving, ctx.wanted, *cotangents, *back, *whole, *state)
+        of_moves = (x.sum_to_size(move.shape) for x, move in zip(found, moves, strict=True))
+        refused = tuple(map(nothing, cotangents)), tuple(map(nothing, inputs))
+        return (None,) * 4 + (*refused[0], *of_moves, *refused[1]) + (None,) * len(state)
+
+    @staticmethod
+    def jvp(ctx: Any, *moved: Any) -> Tensors:
+        """Return derivatives along moves, in which products are linear."""
+        work, (cotangents, moves, inputs, state) = ctx.work, _multiplied(ctx.work, ctx.moving, ctx.saved_tensors)
+        given = moved[4 + len(cotangents) :]
+        along = (torch.zeros_like(v) if x is None else x for x, v in zip(given, moves, strict=False))
+        found: Tensors = Product.apply(work, ctx.lead, ctx.wanted, ctx.moving, *cotangents, *along, *inputs, *state)
+        return found
 
     @staticmethod
     def vmap(
@@ -266,36 +217,27 @@ class Product(torch.autograd.Function):
         return Product.apply(work, lead + 1, wanted, moving, *full), (0,) * len(wanted)
 
 
-def refuse_twice(work: Work) -> None:
-    """Refuse a second derivative that does not exist here."""
-    if not work.twice:
-        _refuse(work)
+Parts = tuple[Tensors, Tensors, Tensors, Tensors]  # cotangents, moves, inputs and state
 
 
-def _refuse(work: Work) -> Never:
-    raise RuntimeError(
-        f"the {type(work).__name__} of cusink can be differentiated once only: its gradient has no derivative"
-    )
+def _product(work: Work, lead: int, wanted: tuple[str, ...], moving: tuple[str, ...], parts: Parts) -> Tensors:
+    """Return derivatives of gradients, that have derivatives by the moves alone."""
+    cotangents, moves, inputs, state = parts
+    words = (TWICE_ONLY,) * len((*cotangents, *inputs))
+    rest = without_derivatives((*cotangents, *inputs), words)
+    weights, rest = rest[: len(cotangents)], rest[len(cotangents) :]
+    found: Tensors = Product.apply(work, lead, wanted, moving, *weights, *moves, *rest, *state)
+    return found
 
 
-def _named(work: Work, inputs: Tensors, state: Tensors, cotangents: Tensors) -> tuple[Any, Any, Any]:
-    """Return arrays by name: of inputs, state and cotangents."""
-    given, kept, weights = (
-        dict(zip(of, map(array, x), strict=False))
-        for of, x in ((work.ranks, inputs), (work.state, state), (work.outputs, cotangents))
-    )
-    return given, kept, weights
-
-
-def _chosen(work: Work, wanted: tuple[str, ...], inputs: Tensors) -> list[tuple[str, torch.Tensor]]:
-    """Return names and tensors of the inputs in `wanted`, in its order."""
-    by_name = dict(zip(work.ranks, inputs, strict=True))
-    return [(name, by_name[name]) for name in wanted]
-
-
-def _like(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return a gradient on the device and in the dtype of its input."""
-    return grad.to(x.device, x.dtype)
+def _second(
+    work: Work, lead: int, wanted: tuple[str, ...], moving: tuple[str, ...], parts: Parts
+) -> tuple[torch.Tensor | None, ...]:
+    """Return derivatives of gradients by the inputs in `wanted`: zeros where there are none, see `once`."""
+    refused = {name: nothing(x) for name, x in chosen(work, wanted, parts[2]) if why_once(work, name) is not None}
+    names = tuple(name for name in wanted if name not in refused)
+    found = dict(zip(names, _product(work, lead, names, moving, parts), strict=True)) if names else {}
+    return tuple((found | refused).get(name) for name in work.ranks)
 
 
 def _spread(work: Work, wanted: tuple[str, ...], found: Tensors) -> tuple[torch.Tensor | None, ...]:
@@ -329,6 +271,14 @@ def _pulled(work: Work, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     """Return cotangents, inputs and state."""
     cotangents, rest = tensors[: len(work.outputs)], tensors[len(work.outputs) :]
     return cotangents, rest[: len(work.ranks)], rest[len(work.ranks) :]
+
+
+def _multiplied(work: Work, moving: tuple[str, ...], tensors: Tensors) -> Parts:
+    """Return cotangents, moves, inputs and state."""
+    count = len(work.outputs)
+    moved = count + len(moving)
+    rest = tensors[moved:]
+    return tensors[:count], tensors[count:moved], rest[: len(work.ranks)], rest[len(work.ranks) :]
 
 
 def _in_front(tensors: Tensors, dims: tuple[Any, ...]) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from cusink.bridges.relative import EpsOfCosts, eps_of_grid
 from cusink.bridges.works import Work
 from cusink.checks.regularisation import RelativeEps
 from cusink.placement import undisturbed
-from cusink.torch import autograd
+from cusink.torch import autograd, calls
 
 
 def apply(work: Work, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -91,7 +91,7 @@ def _shapes(work: Work, inputs: Sequence[torch.Tensor]) -> dict[str, tuple[int, 
 
 @torch.library.custom_op("cusink::solve", mutates_args=())
 def _solve(word: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [x.clone() for x in autograd.run(work_of(word), 0, tuple(inputs))]
+    return [x.clone() for x in calls.run(work_of(word), 0, tuple(inputs))]
 
 
 @_solve.register_fake
@@ -108,7 +108,7 @@ def _pull(word: str, wanted: str, cotangents: list[torch.Tensor], tensors: list[
     work = work_of(word)
     inputs, state = tuple(tensors[: len(work.ranks)]), tuple(tensors[len(work.ranks) :])
     names = tuple(wanted.split())
-    return [x.clone() for x in autograd.pull(work, 0, names, tuple(cotangents), inputs, state)]
+    return [x.clone() for x in calls.pull(work, 0, names, tuple(cotangents), inputs, state)]
 
 
 @_pull.register_fake
