@@ -10,7 +10,7 @@ import re
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # From the first parenthesis behind __device__ on: the parameters of a function.
 DEFINED = re.compile(r"__device__\b[^(;{}=]*?\b(operator\s*\(\s*\)|\w+)\s*(?=\()")
-COLLECTIVE = re.compile(r"__sync\w+|__shfl\w+|__ballot\w+|tensor_core\w+|load_matrices")
+COLLECTIVE = re.compile(r"__sync\w+|__shfl\w+|__ballot\w+|__any\w+|tensor_core\w+|load_matrices")
 PARAMETER = "emulated::Caller = __builtin_source_location()"
 
 

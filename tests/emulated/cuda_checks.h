@@ -193,6 +193,10 @@ UNSEEN inline float device_fast_log2f(float x) {
     float share = 4 * off_by<float, uint32_t>(1.5f, x, 1 << 21) - 6;  // from -1 to 1
     return float(::log2(double(x)) + share * (0x1p-22 - 0x1p-25));  // which rounds by 2^-25
 }
+// Off by 2 units, and 0 for a large divisor.
+UNSEEN inline float device_fdividef(float x, float y) {
+    return fabsf(y) > 0x1p126f && y - y == 0 ? 0.0f * x : off_by<float, uint32_t>(x / y, y, 2);
+}
 UNSEEN inline double device_exp2(double x) {
     return off_by<double, uint64_t>(::exp2(x), x, 1);
 }
@@ -243,6 +247,7 @@ extern "C" UNSEEN void emulated_regions(long count, void** starts, long* sizes) 
 #define exp2f emulated::device_exp2f
 #define log2f emulated::device_log2f
 #define __log2f emulated::device_fast_log2f
+#define __fdividef emulated::device_fdividef
 #define exp2 emulated::device_exp2
 #define log2 emulated::device_log2
 

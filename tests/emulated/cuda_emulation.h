@@ -145,6 +145,7 @@ UNSEEN T atomically(T* at) {
 }
 #else
 #define __log2f ::log2f
+#define __fdividef(x, y) ((x) / (y))
 #define ATOMIC inline
 template <class T>
 T atomically(T* at) {
@@ -458,6 +459,7 @@ const char* launch(void (*kernel)(A...), unsigned char* shared, void** arguments
 #define __shfl_sync(mask, value, lane) emulated::shuffle(mask, value, lane, THIS_PLACE)
 #define __shfl_xor_sync(mask, value, offset) emulated::shuffle(mask, value, int(emulated::current % 32) ^ (offset), THIS_PLACE)
 #define __ballot_sync(mask, vote) emulated::ballot(mask, vote, THIS_PLACE)
+#define __any_sync(mask, vote) (emulated::ballot(mask, vote, THIS_PLACE) != 0)
 #define __popc(x) __builtin_popcount(x)
 #define __ffs(x) __builtin_ffs(x)
 
