@@ -1,5 +1,5 @@
-// uses: scaling.cuh
-// iterate: all iterations of a tile of small problems in one launch, with the kernel K in shared memory.
+// uses: held_kernel.cuh
+// iterate: all iterations of a tile of small problems in one launch, with the kernel K in shared memory or registers.
 //
 // One iteration is one g-update and one f-update, over-relaxed by the omega of the problem. K enters as multiply-adds.
 // The sum of an entry that is not certified (scaling.cuh) is taken again in the log domain. A block of one problem then
@@ -19,7 +19,8 @@
 // P problems) and P of scalings for 16 P multiply-adds; LOG has 16 exp2 in their place. Per half-step a block of P
 // problems reads n * m / 8 wavefronts of K and n * m / 512 * P of scalings, for P * n * m / 32 warp-wide multiply-adds,
 // and meets at two barriers. State (u, p, v, q) as in scaling.cuh, in and out. Correct for any grid and any block that
-// is a multiple of 32 (at most 256).
+// is a multiple of 32 (at most 256). HELD has the kernel of its one problem in registers, and its half-steps are those
+// of held_kernel.cuh.
 
 constexpr int ITERATE_THREADS = 256;
 // To a multiprocessor. In double, two would spill from compute capability 10 on, where double is slow anyway.
@@ -28,53 +29,6 @@ constexpr int ITERATE_BLOCKS = sizeof(REAL) == sizeof(float) ? 2 : 1;
 #else
 constexpr int ITERATE_BLOCKS = 2;
 #endif
-
-// Four scalings in one shared load; rows of scalings are padded to it, and so are K's rows, with zeros.
-__device__ inline int padded(int size) {
-    return (size + GROUP - 1) / GROUP * GROUP;
-}
-
-// Rows of K begin on other banks: an odd number of wide loads apart.
-__device__ inline int kernel_stride(int columns) {
-    return sizeof(REAL) == sizeof(double) ? columns + 2 : columns + (columns / GROUP % 2 ? 0 : GROUP);
-}
-
-__device__ inline int smaller_int(int x, int y) {
-    return x < y ? x : y;
-}
-
-__device__ inline int larger_int(int x, int y) {
-    return x > y ? x : y;
-}
-
-struct IterateArguments {
-    REAL *u, *p, *v, *q, *deviation;
-    double* gauge;
-    StopState* states;
-    long long* taken;
-    const REAL *C, *cost_minimum;
-    const long long* cost_index;
-    const REAL *a, *b, *omega;
-    const double *mass, *own_rules;
-    StopRules rules;
-    double cost_scale;
-    int method, count, checks, earlier_checks;
-    long long cost_stride, B;
-    int n, m;
-};
-
-// One side of a tile: its bins, and where they lie in dynamic shared memory, in REALs: scalings, logits and weights
-// problem by problem in rows of `width`, the logarithms of the powers of 2 that K has absorbed, and the deviations.
-struct Side {
-    int size, width, scaling, logit, weights, absorbed, deviation;
-    int lanes, slices, chunk;  // where it is kept: threads for a slice, slices of the other side, entries of each
-
-    __device__ void share(int other_width) {
-        lanes = width / GROUP;
-        slices = larger_int(1, smaller_int(int(blockDim.x) / lanes, other_width / GROUP));
-        chunk = (other_width / GROUP + slices - 1) / slices * GROUP;
-    }
-};
 
 // A side as a half-step has it. In float its fields are read at once, as each would be waited for; in double there are no
 // registers for that.
@@ -285,29 +239,6 @@ __device__ bool update_side(const REAL* parts, REAL* shared, const Side& kept, c
     return false;
 }
 
-// Take the whole part of the logarithms of exp(f / eps) out of the scalings of a side; K has to be made anew.
-__device__ inline void absorb(REAL* shared, const Side& side) {
-    for (int k = threadIdx.x; k < side.width; k += blockDim.x) {
-        REAL weight = shared[side.weights + k], logit = shared[side.logit + k], old = shared[side.absorbed + k];
-        if (!(weight > 0) || !(magnitude(logit) < infinity())) continue;
-        REAL by = nearest_whole(logit - log_two(weight));
-        shared[side.scaling + k] = moved(shared[side.scaling + k], logit - by, old - by);
-        shared[side.absorbed + k] = by;
-    }
-}
-
-// An entry of K times 2^by for a whole number `by`. It is +inf where it exceeds what the certificate allows for.
-__device__ inline REAL absorbed_entry(REAL cost, double cost_scale, REAL by) {
-    REAL scale = REAL(cost_scale), rest = REAL(cost_scale - double(scale));
-    REAL product = cost * scale;
-    if (!(cost < infinity())) return 0;
-    if (!(product < REAL(4194304))) return by > 0 ? infinity() : REAL(0);  // digits of the fraction end there
-    REAL whole = nearest_whole(product);
-    REAL fraction = (product - whole) + multiply_add(cost, rest, multiply_add(cost, scale, -product));
-    REAL entry = power_of_two(Range<REAL>::SHIFT + by - whole) * power_of_two(-fraction);
-    return entry <= 2 * power_of_two(REAL(Range<REAL>::SHIFT)) ? entry : infinity();
-}
-
 // K (or C - min C for method LOG) into shared memory, zero (or +inf) where it is padded. Where a problem has absorbed,
 // bins without weight have no entries, as no sum needs them.
 __device__ inline void load_kernel(REAL* K, const REAL* C, int stride, const Side& row, const Side& column,
@@ -335,19 +266,21 @@ __device__ inline bool out_of_range(const REAL* shared, const Side& side) {
     return found;
 }
 
-template <int PROBLEMS>
+template <int PROBLEMS, bool HELD = false>
 __device__ void iterate(const IterateArguments& x) {
     __shared__ Side sides[2];
     __shared__ REAL omega[PROBLEMS];
     __shared__ int stopped[PROBLEMS];
     __shared__ int trying;  // whether the next round is a plain f-update and a measurement
     // Dynamic shared memory: K | u | p | a | v | q | b | absorbed rows | absorbed columns | deviations | parts;
-    // `shared_memory` in cusink/backends/cupy/launch.py counts the same.
+    // with HELD there is no K, and a number before the parts;
+    // `shared_memory` and `held_memory` in cusink/backends/cupy/fused_memory.py count the same.
     int warps = blockDim.x / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int rows = padded(x.n), columns = padded(x.m), stride = kernel_stride(columns);
+    int rows = HELD ? HELD_THREADS : padded(x.n), columns = HELD ? HELD_THREADS : padded(x.m);
+    int stride = kernel_stride(columns);
     int row_tiles = (rows + 31) / 32, column_tiles = (columns + 31) / 32;
     REAL* K = reinterpret_cast<REAL*>(dynamic_shared);
-    REAL* u = K + rows * stride;
+    REAL* u = K + (HELD ? 0 : rows * stride);
     REAL* p = u + PROBLEMS * rows;
     REAL* a = p + PROBLEMS * rows;
     REAL* v = a + PROBLEMS * rows;
@@ -355,7 +288,8 @@ __device__ void iterate(const IterateArguments& x) {
     REAL* b = q + PROBLEMS * columns;
     REAL* absorbed = b + PROBLEMS * columns;
     REAL* deviations = absorbed + (PROBLEMS == 1 ? rows + columns : 0);
-    REAL* parts = deviations + padded(PROBLEMS * (row_tiles + column_tiles));
+    REAL* parts = deviations + padded(PROBLEMS * (row_tiles + column_tiles)) + (HELD ? GROUP : 0);
+    int* failed = reinterpret_cast<int*>(parts - GROUP);  // see take_held_half_step
     if (threadIdx.x == 0) {
         // The kept side changes with each half-step; shared memory saves registers.
         sides[0] = {x.m, columns, int(v - K), int(q - K), int(b - K), int(absorbed - K) + rows,
@@ -364,10 +298,13 @@ __device__ void iterate(const IterateArguments& x) {
         sides[0].share(rows);
         sides[1].share(columns);
     }
+    if (HELD)
+        for (int k = threadIdx.x; k < HELD_PARTS; k += HELD_THREADS) parts[k] = 0;
     __syncthreads();
     const Share of_columns(sides[0]), of_rows(sides[1]);
     REAL scale = REAL(x.cost_scale);
     bool own_cost = x.cost_stride != 0, loaded = false;
+    HeldCourse course;
     for (long long b0 = blockIdx.x * (long long)PROBLEMS; b0 < x.B; b0 += gridDim.x * (long long)PROBLEMS) {
         int problems = x.B - b0 < PROBLEMS ? int(x.B - b0) : PROBLEMS;
         long long place = own_cost ? (x.cost_index ? x.cost_index[b0] : b0) : 0;
@@ -393,6 +330,7 @@ __device__ void iterate(const IterateArguments& x) {
         }
         int t = threadIdx.x;
         if (t == 0) trying = 0;
+        if (HELD && t == 0) *failed = -1;
         if (t < PROBLEMS) {
             stopped[t] = t >= problems;
             omega[t] = stopped[t] ? REAL(1) : x.states ? REAL(x.states[b0 + t].omega) : x.omega[b0 + t];
@@ -407,7 +345,10 @@ __device__ void iterate(const IterateArguments& x) {
                 __syncthreads();
             }
         }
-        if (!loaded || own_cost || has_absorbed)
+        if (HELD)
+            course.stale = !loaded || own_cost || has_absorbed, course.absorbed = has_absorbed,
+            course.resting = 2, course.taken = 0;
+        else if (!loaded || own_cost || has_absorbed)
             load_kernel(K, C, stride, sides[1], sides[0], K, minimum, x.cost_scale, x.method, has_absorbed);
         loaded = !has_absorbed;
         __syncthreads();
@@ -419,8 +360,12 @@ __device__ void iterate(const IterateArguments& x) {
             int last = plain ? 2 : 2 * x.count;
             const REAL relaxation = omega[0];
             const bool rests = stopped[0];
+            if (HELD) {
+                take_held_round(course, x, C, minimum, K, sides, parts, failed, plain, relaxation);
+                has_absorbed = course.absorbed, loaded = loaded && !has_absorbed;
+            }
 #pragma unroll 1
-            for (int half = plain ? 1 : 0; half <= last; half++) {
+            for (int half = plain ? 1 : 0; !HELD && half <= last; half++) {
                 bool of_row = half & 1;
                 SideAtHand<sizeof(REAL) == sizeof(float)>::Type kept = sides[of_row], summed = sides[!of_row];
                 if (x.method == LOG && of_row)
@@ -522,6 +467,20 @@ iterate_1(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, do
     iterate<1>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum, cost_index,
                 a, b, omega, mass, own_rules, rules, cost_scale, method, count, checks, earlier_checks, cost_stride, B,
                 n, m});
+}
+
+// The same with K in registers, for up to HELD_BINS bins on either side and no method LOG; the block is HELD_THREADS.
+extern "C" __global__ void __launch_bounds__(HELD_THREADS, ITERATE_BLOCKS)
+iterate_held(REAL* u, REAL* p, REAL* v, REAL* q, REAL* deviation, double* gauge, double* states, long long* taken,
+             const REAL* C, const REAL* cost_minimum, const long long* cost_index, const REAL* a, const REAL* b,
+             const REAL* omega, const double* mass, const double* own_rules, double tol, double level, double progress,
+             double first_omega, double largest_omega, int stalled_checks, int adaptive, int least_observed,
+             double cost_scale, int method, int count, int checks, int earlier_checks, long long cost_stride, long long B,
+             int n, int m) {
+    StopRules rules = {tol, level, progress, first_omega, largest_omega, stalled_checks, adaptive, least_observed};
+    iterate<1, true>({u, p, v, q, deviation, gauge, reinterpret_cast<StopState*>(states), taken, C, cost_minimum,
+                      cost_index, a, b, omega, mass, own_rules, rules, cost_scale, method, count, checks, earlier_checks,
+                      cost_stride, B, n, m});
 }
 
 // The same for a shared C (cost_stride 0): two problems per block, each entry of K read once for both.

@@ -33,8 +33,12 @@ __device__ inline REAL shift_of(int method) {
     return method == LOG ? REAL(0) : REAL(Range<REAL>::SHIFT);
 }
 
+__device__ inline REAL least_certified(long long terms) {
+    return REAL(terms) * Range<REAL>::CERTAIN;
+}
+
 __device__ inline bool certified(REAL sum, long long terms) {
-    return sum > REAL(terms) * Range<REAL>::CERTAIN && sum < infinity();  // false for NaN
+    return sum > least_certified(terms) && sum < infinity();  // false for NaN
 }
 
 __device__ inline bool in_range(REAL scaling) {
@@ -68,7 +72,9 @@ struct Costs {
 };
 
 // log2 sum_s 2^(logits_s) K_ks, without the shift of K, for the lanes that are `wanted`. The whole warp must call this.
-__device__ inline REAL log_sum(bool wanted, const Costs& costs, long long k, long long terms, const REAL* logits) {
+// `logits` is anything with an index.
+template <class Logits>
+__device__ inline REAL log_sum(bool wanted, const Costs& costs, long long k, long long terms, const Logits& logits) {
     unsigned left = __ballot_sync(FULL_WARP, wanted);
     int lane = threadIdx.x % 32;
     REAL result = 0, x[GROUP];

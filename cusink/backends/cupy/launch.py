@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cusink.backends.cupy.fused_memory import HELD_BINS, HELD_THREADS, held_memory, shared_memory
 from cusink.types import Axis
 
 MOST_BLOCKS = 2**31 - 1
@@ -191,23 +192,6 @@ def plan_parts(B: int, n: int, m: int, device: Device) -> int:
     return _clamp(-(-4 * device.multiprocessors // tiles), 1, min(PLAN_PARTS, -(-B // PLAN_CHUNK)))
 
 
-def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int, log: bool = False) -> int:
-    """Return the bytes of dynamic shared memory of ``iterate.cu``.
-
-    It holds ``K | u | p | a | v | q | b | absorbed rows | absorbed columns | deviations | parts``.
-    """
-    rows, columns, row_tiles, column_tiles = -(-n // 4) * 4, -(-m // 4) * 4, -(-n // 32), -(-m // 32)
-    stride = columns + 2 if itemsize == 8 else columns + (0 if columns // 4 % 2 else 4)
-    state = (3 * problems + (problems == 1)) * (rows + columns)
-    deviations = -(-problems * (row_tiles + column_tiles) // 4) * 4
-    # A slice has its own sums; for method "log", a shift with each.
-    parts = 0
-    for kept, summed in ((rows, columns), (columns, rows)):
-        slices = max(1, min(32 * warps // (kept // 4), summed // 4))
-        parts = max(parts, (1 + log) * slices * problems * kept)
-    return itemsize * (rows * stride + state + deviations + parts)
-
-
 def configure_documents(pairs: int, n: int, m: int, dtype: npt.DTypeLike, device: Device) -> DocumentLaunch:
     """Return the launch of ``documents`` for items of up to `n` and `m` points.
 
@@ -331,6 +315,8 @@ def _iterate(B: int, n: int, m: int, size: int, device: Device, shared_cost: boo
     for problems in (4, 2, 1):
         shared = shared_memory(problems, n, m, warps, size, log)
         if (problems <= wanted or problems == 1) and shared <= device.shared_memory - OWN_SHARED_MEMORY:
+            if problems == 1 and not log and 32 < max(n, m) <= HELD_BINS[size]:
+                return Launch("iterate.cu", "iterate_held", grid_of(B), HELD_THREADS, held_memory(size))
             return Launch("iterate.cu", f"iterate_{problems}", grid_of(B, problems), 32 * warps, shared)
     return None
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cusink.backends.cupy import loader
+from cusink.backends.cupy.fused_memory import HELD_THREADS, held_memory, shared_memory
 from cusink.backends.cupy.launch import (
     FILE,
     GRID,
@@ -17,7 +18,6 @@ from cusink.backends.cupy.launch import (
     Device,
     Launch,
     configure,
-    shared_memory,
 )
 
 SIZES = (1, 2, 31, 32, 33, 100, 1000, 4097)
@@ -100,9 +100,13 @@ def test_a_cost_is_read_once_for_many_problems_only_if_they_share_it(operator):
 
 def test_the_fused_kernel_takes_what_fits_and_fills_the_device():
     chosen = {B: configure("iterate", B, 100, 100, "float32", H100) for B in (1, 132, 133, 256, 264, 265, 10_000)}
-    assert [launch.kernel[-1] for launch in chosen.values()] == ["1", "1", "2", "2", "2", "2", "4"]
+    assert [launch.kernel.split("_")[1] for launch in chosen.values()] == ["held"] * 2 + ["2"] * 4 + ["4"]
     assert chosen[256] == Launch("iterate.cu", "iterate_2", 128, 256, shared_memory(2, 100, 100, 8, 4))
-    assert configure("iterate", 256, 100, 100, "float32", H100, shared_cost=False).kernel == "iterate_1"
+    own = {n: configure("iterate", 256, n, 20, "float32", H100, shared_cost=False).kernel for n in (32, 33, 112, 113)}
+    assert own == {32: "iterate_1", 33: "iterate_held", 112: "iterate_held", 113: "iterate_1"}
+    assert configure("iterate", 1, 81, 20, "float64", H100).kernel == "iterate_1"
+    assert configure("iterate", 1, 20, 80, "float64", H100).kernel == "iterate_held"
+    assert configure("iterate", 1, 80, 80, "float64", H100, log=True).kernel == "iterate_1"
     largest = {
         (dtype, device): max(n for n in range(1, 400) if configure("iterate", 8, n, n, dtype, device))
         for dtype in ("float32", "float64")
@@ -125,6 +129,7 @@ def test_two_blocks_of_the_fused_kernel_are_on_a_multiprocessor_at_a_time():
     """Of 100 bins in float32, by registers (its launch bound, kept by the compiler) and by shared memory."""
     for problems, kilobytes in ((1, 164), (2, 164), (4, 164), (4, 228)):
         assert 2 * (shared_memory(problems, 100, 100, MOST_ITERATE_THREADS // 32, 4) + 1024) <= kilobytes << 10
+    assert 2 * (held_memory(4) + 1024) <= 64 << 10 and 2 * HELD_THREADS * 255 <= 65536
     # A thousand problems are one wave on an H100.
     launch = configure("iterate", 1000, 100, 100, "float32", H100)
     assert launch.grid <= 2 * H100.multiprocessors
