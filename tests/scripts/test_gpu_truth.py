@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import emulated
+import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -13,6 +14,7 @@ if not (SCRIPTS / "gpu_truth.py").exists():
 sys.path.insert(0, str(SCRIPTS))
 
 import gpu_truth  # noqa: E402
+from benchmarks.gpu import training  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -43,6 +45,17 @@ def test_every_step_runs_on_the_emulated_device(tmp_path, capsys):
     assert any(row["what"] == "PyTorch loop" and row["ms"] > 0 for row in found["peers"])
     assert [row["B"] for row in found["calls"]] == [1, 2]
     assert "tests/solver/test_sinkhorn.py" in found["tests"]["files"]
+    assert {row["status"] for row in found["training"]} == {"measured"}
+    works = (
+        "divergence, f",
+        "divergence of clouds",
+        "gradient of cost",
+        "gradient of reg_cost",
+        "Hessian of",
+        "vmap of",
+    )
+    for work in works:
+        assert any(row["what"].startswith(work) for row in found["training"]), work
     text = (tmp_path / "truth.md").read_text()
     assert "EMULATED: no number here is a measurement" in text and text.count("|---") > 4
     assert "calls: ran" in capsys.readouterr().out
@@ -73,3 +86,37 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(gpu_truth.truth, "missing_gpu", lambda: "no driver")
     assert gpu_truth.main([]) == 1
     assert capsys.readouterr().out == "nothing can be measured: no driver\n"
+
+
+def test_works_of_training_that_are_wrong_or_cannot_run_are_rows_that_say_so(monkeypatch):
+    def off(tiny, repeats):
+        yield {"what": "off"} | training.judged(training.off(np.array([1.0, np.nan]), np.ones(2)))
+
+    def torch_less(tiny, repeats):
+        raise ModuleNotFoundError(name="torch")
+        yield
+
+    def broken(tiny, repeats):
+        yield {"what": "first"} | training.judged(1e-9)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(training, "WORKS", (off, torch_less, broken))
+    rows = training.measure(True)
+    assert [row["what"] for row in rows] == ["off", "torch_less", "first", "broken"]
+    said = [row["status"] for row in rows]
+    assert said == ["wrong", "not installed: torch", "measured", "RuntimeError: out of memory"]
+
+
+def test_the_references_of_training_are_slopes():
+    """Of values whose plans come from plain iterations."""
+    x, y, move = np.random.default_rng(0).random((3, 5, 2))
+    for value in ("cost", "reg_cost"):
+
+        def of(points, value=value):
+            C = ((points[:, None] - y) ** 2).sum(-1)
+            P = training.optimal_plan(np.full(5, 0.2), np.full(5, 0.2), C, 0.1)
+            return (P * C).sum() + (value == "reg_cost") * 0.1 * (P * np.log(25 * P)).sum()
+
+        slope = (of(x + 1e-5 * move) - of(x - 1e-5 * move)) / 2e-5
+        found = (training.by_points(x, y, 0.1, value) * move).sum()
+        assert abs(found - slope) <= 1e-6 * abs(slope), value

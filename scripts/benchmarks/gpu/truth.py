@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 from benchmarks.gpu import kernels as bench
-from benchmarks.gpu import large, peers, predict
+from benchmarks.gpu import large, peers, predict, training
 from benchmarks.gpu.cases import FOLDER, all_cases
 from benchmarks.gpu.clouds import point_cases
 
@@ -307,6 +307,7 @@ STEPS = {
     "peers": peers.measure,
     "calls": calls,
     "large": large.measure,
+    "training": training.measure,
     "tests": gpu_tests,
     "sanitizers": sanitizers,
     "profile": profile,
@@ -315,14 +316,8 @@ STEPS = {
 
 def markdown(report):
     """Return a report as Markdown: what ran, and the tables of times."""
-    lines = [
-        f"# GPU truth, {report['when']}",
-        "",
-        report["device"],
-        "",
-        "| step | outcome | seconds |",
-        "|---|---|---|",
-    ]
+    lines = [f"# GPU truth, {report['when']}", "", report["device"], ""]
+    lines += ["| step | outcome | seconds |", "|---|---|---|"]
     for name, outcome in report["steps"].items():
         lines.append(f"| {name} | {outcome['status']} | {outcome.get('seconds', '')} |")
 
@@ -340,7 +335,7 @@ def markdown(report):
             cells = (row.get(key) for key in ("ms", "of_copy", "of_exp", "predicted_ms_on_h100"))
             cells = " | ".join("" if cell is None else f"{cell:.4g}" for cell in cells)
             lines.append(f"| {row['case']} | {row['status']} | {cells} |")
-    for name in ("peers", "calls", "large"):
+    for name in ("peers", "calls", "large", "training"):
         if rows := found(name):
             keys = list(dict.fromkeys(key for row in rows for key in row))
             lines += ["", "| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
