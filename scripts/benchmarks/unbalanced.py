@@ -6,6 +6,9 @@ solves all pairs at once, to a marginal error of 1e-7; POT (``ot.unbalanced.sink
 some of them, one at a time. Both take turns on one core, in CPU time per pair; ratios are those of medians, with the
 smallest and the largest of a round in brackets. The first pairs are held to plain iterations in the log domain that use
 no library; a wrong answer is shown as WRONG.
+
+``--clouds`` times problems on shared clouds beside balanced ones, ``--gradients`` the gradients of their `cost` by the
+weights and the points, of which that by the weights of the first problem is held to differences of plain iterations.
 """
 
 import argparse
@@ -30,6 +33,7 @@ CASES = ((0.05, 0.5), (0.01, 0.1), (0.01, 1.0))  # eps, reach
 CLOUDS = ((300, 64), (600, 16), (1000, 16))  # points, problems
 TOL = 1e-7
 TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-3  # of a slope, float32 included
 SAMPLE = 2  # pairs that are held to the reference
 
 
@@ -89,11 +93,16 @@ def run_case(eps, reach, count, share, rounds, competitors):
         print(f"| {eps:g} | {reach:g} | {name} | {verdict} | {median} | {ratio} |", flush=True)
 
 
-def run_clouds(n, size, dtype, rounds):
-    """Print how long unbalanced problems on shared clouds take, beside balanced ones."""
+def on_clouds(n, size, dtype):
+    """Histograms (size, n) on the points of two clouds, and the cost between them."""
     rng = np.random.default_rng(0)
     cloud = cusink.PointCloud(*rng.random((2, n, 3)).astype(dtype))
-    a, b = rng.dirichlet(np.ones(n), (2, size)).astype(dtype)
+    return *rng.dirichlet(np.ones(n), (2, size)).astype(dtype), cloud
+
+
+def run_clouds(n, size, dtype, rounds):
+    """Print how long unbalanced problems on shared clouds take, beside balanced ones."""
+    a, b, cloud = on_clouds(n, size, dtype)
     runs = {
         name: partial(cusink.sinkhorn, a, b, cloud, eps=0.05, reach=reach)
         for name, reach in (("balanced", None), ("unbalanced", 0.5))
@@ -110,12 +119,44 @@ def run_clouds(n, size, dtype, rounds):
     print(f"| {n} | {size} | {dtype} | {text}, {off:.1e} | {balanced} | {unbalanced} | {ratio} |", flush=True)
 
 
+def gradients(result, value="grad_cost"):
+    """Gradients by the weights, and by the points, which are computed when they are read."""
+    grads = cusink.sinkhorn_adjoint(result, **{value: 1.0})
+    return grads.a, grads.x, grads.y
+
+
+def run_gradients(n, size, dtype, rounds, pull=gradients):
+    """Print how long gradients of unbalanced problems on shared clouds take, beside their solves and balanced ones."""
+    a, b, cloud = on_clouds(n, size, dtype)
+    solves = {
+        name: partial(cusink.sinkhorn, a, b, cloud, eps=0.05, reach=reach)
+        for name, reach in (("balanced", None), ("unbalanced", 0.5))
+    }
+    results = {name: solve() for name, solve in solves.items()}
+    first, second, C = a[:1].astype(float), b[:1].astype(float), cloud.dense().astype(float)
+    move = 1e-4 * first * np.random.default_rng(1).normal(size=(1, n))
+    up, down = (reference(first + sign * move, second, C, 0.05, 0.5) for sign in (1, -1))
+    slope = (pull(results["unbalanced"])[0][:1] * move).sum(axis=1)
+    _, off, text = judge(slope, (up - down) / 2, GRADIENT_TOLERANCE)
+    runs = {"solve": solves["unbalanced"]} | {name: partial(pull, result) for name, result in results.items()}
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(one_turn(run, calls=1, clock=time.process_time))
+    cells = [shown(np.median(taken)) for taken in times.values()]
+    cells += [
+        "{:.3g} ({:.3g} to {:.3g})".format(*compare(times[name], times["unbalanced"])) for name in ("solve", "balanced")
+    ]
+    print(f"| {n} | {size} | {dtype} | {text}, {off:.1e} | {' | '.join(cells)} |", flush=True)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--sample", type=int, default=16, help="pairs that POT solves (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--clouds", action="store_true", help="problems on shared clouds alone")
+    parser.add_argument("--gradients", action="store_true", help="gradients of problems on shared clouds alone")
     args = parser.parse_args(argv)
     if len(os.sched_getaffinity(0)) > 1:
         # The threads of BLAS are counted when it is loaded: start again on one core.
@@ -124,6 +165,13 @@ def main(argv=None):
     warnings.simplefilter("ignore")
     facts = machine() | {"time": "CPU time on one core, of one pair"}
     print("\n".join(f"- {key}: {value}" for key, value in facts.items()), flush=True)
+    if args.gradients:
+        print("\n| points | problems | dtype | answer | solve | balanced gradient | gradient | / solve | / balanced |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for n, size in CLOUDS:
+            for dtype in ("float64", "float32"):
+                run_gradients(n, size, dtype, args.repeats)
+        return 0
     if args.clouds:
         print("\n| points | problems | dtype | answer | balanced | unbalanced | ratio |\n|---|---|---|---|---|---|---|")
         for n, size in CLOUDS:
