@@ -34,3 +34,19 @@ def test_every_test_of_reliability_is_named():
         if path != Path(__file__):
             tests = {name for name in defined(path.relative_to(ROOT)) if name.startswith("test_")}
             assert tests <= named, tests - named
+
+
+def test_what_peers_check_names_tests_that_exist():
+    """In docs/migration.md test of tests/gradients/test_peers.py is named, and every row has a test or a reason."""
+    page = (ROOT / "docs" / "migration.md").read_text()
+    section = page.split("## What the tests of their derivatives check")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ") and "| here |" not in line]
+    own = {name for name in defined("tests/gradients/test_peers.py") if name.startswith("test_")}
+    named = set(re.findall(r"`(test_\w+)`", " ".join(row[1] for row in rows)))
+    everywhere = {name for path in (ROOT / "tests").rglob("test_*.py") for name in defined(path.relative_to(ROOT))}
+    assert own <= named <= everywhere, (own - named, named - everywhere)
+    for path in re.findall(r"`(tests/[\w/]+(?:\.py)?)/?`", section):
+        assert (ROOT / path).exists(), path
+    assert len(rows) > 30
+    for theirs, here in rows:
+        assert "test" in here or "apply" in here, theirs
