@@ -159,9 +159,10 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``cusink info``."""
-    parser.add_argument("--pairs", type=sizes, default=(100, 1000), metavar="QxD", help="queries x corpus (100x1000)")
-    parser.add_argument("--bins", type=sizes, default=(64, 64), metavar="N[xM]", help="bins of a histogram (64)")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="(default: %(default)s)")
+    problem = parser.add_argument_group("how a problem would be run (told where one of these is given)")
+    problem.add_argument("--pairs", type=sizes, metavar="QxD", help="queries x corpus (default: 100x1000)")
+    problem.add_argument("--bins", type=sizes, metavar="N[xM]", help="bins of a histogram (default: 64)")
+    problem.add_argument("--dtype", choices=["float32", "float64"], help="of the histograms (default: float32)")
 
 
 def _problem_arguments(parser: argparse.ArgumentParser) -> None:

@@ -229,10 +229,12 @@ def _neighbours(
 
 def run_info(given: Namespace) -> int:
     """Do the work of ``cusink info`` and return the exit status."""
-    if len(given.pairs) != 2 or len(given.bins) > 2:
+    pairs, bins = given.pairs or (100, 1000), given.bins or (64,)
+    if len(pairs) != 2 or len(bins) > 2:
         raise InputError("--pairs must be two numbers, as in 100x1000, and --bins one or two, as in 64 or 64x100")
-    found = installation(given.pairs, (given.bins * 2)[:2], given.dtype)
-    tell(json.dumps(found) if given.json else "\n".join(as_text(found)))
+    found = installation(pairs, (bins * 2)[:2], given.dtype or "float32")
+    asked = any(one is not None for one in (given.pairs, given.bins, given.dtype))
+    tell(json.dumps(found) if given.json else "\n".join(as_text(found, launches=asked)))
     return 0
 
 

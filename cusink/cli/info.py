@@ -21,7 +21,11 @@ __all__ = [
 ]
 
 
-PACKAGES = ("numpy", "scipy", "cupy", "zarr", "dask", "distributed", "tqdm", "torch", "jax", "matplotlib")
+# What the package, its extras and its scripts import, by the names under which they are installed.
+PACKAGES = (
+    *("numpy", "scipy", "threadpoolctl", "cupy", "torch", "jax", "scikit-learn", "dask", "distributed", "zarr"),
+    *("matplotlib", "tqdm", "POT"),
+)
 OPERATORS = ("softmin", "apply_plan", "transport_cost", "c_transform", "iterate")
 
 
@@ -93,11 +97,11 @@ def _blas() -> str | None:
     return " ".join(str(blas[key]) for key in ("name", "version") if blas.get(key)) or None
 
 
-def as_text(found: dict[str, Any]) -> Iterator[str]:
-    """Yield lines of text that describe an `installation`."""
+def as_text(found: dict[str, Any], *, launches: bool) -> Iterator[str]:
+    """Yield lines of text that describe an `installation`; of its problem where `launches` are asked for."""
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
     missing = ", ".join(name for name, version in found["packages"].items() if not version)
-    device, problem = found["device"], found["problem"]
+    device = found["device"]
     yield f"cusink {found['cusink']}, Python {found['python']}, {found['platform']}"
     yield f"packages: {packages}" + (f"; not installed: {missing}" if missing else "")
     yield f"BLAS: {found['blas']}"
@@ -112,6 +116,11 @@ def as_text(found: dict[str, Any]) -> Iterator[str]:
     files = found["kernels"]["files"]
     count = sum(len(names) for names in files.values())
     yield f"kernels: {count} in {len(files)} files of {found['kernels']['folder']} (--json names them)"
+    if launches:
+        yield from _launches(found["problem"])
+
+
+def _launches(problem: dict[str, Any]) -> Iterator[str]:
     pairs, bins, tile = ("x".join(map(str, problem[name])) for name in ("pairs", "bins", "tile"))
     yield f"{pairs} pairs of {bins} bins in {problem['dtype']}: tiles of {tile} pairs, {problem['tile_bytes']} bytes"
     yield f"launches of a row of a tile on {problem['launches_on']}:"

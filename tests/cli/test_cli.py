@@ -725,11 +725,25 @@ def test_info_tells_versions_device_kernels_and_launches(capsys):
     if told["device"] is None:
         assert told["no_device"] and problem["launches_on"] == "an H100"
         assert problem["launches"]["softmin"] == configure("softmin", 1024, 64, 64, "float32", H100)._asdict()
-    assert command("", "info") == 0
+    assert command("--pairs 100x1000", "info") == 0
     out = capsys.readouterr().out
     assert f"cusink {cusink.__version__}" in out and "softmin_rows" in out and "tiles of 128x1024 pairs" in out
     assert command("--bins 2000", "info") == 0
     assert "iterate: does not fit into shared memory" in capsys.readouterr().out
+
+
+def test_info_tells_launches_where_a_problem_is_given(capsys):
+    assert command("", "info") == 0
+    out = capsys.readouterr().out
+    assert f"cusink {cusink.__version__}" in out and "kernels:" in out
+    assert "launches" not in out and "tiles" not in out
+    assert "scikit-learn" in out and "POT" in out and "threadpoolctl" in out
+    for words in ("--pairs 10x20", "--bins 30", "--dtype float64"):
+        assert command(words, "info") == 0
+        assert "launches of a row" in capsys.readouterr().out
+    for words in ("--pairs 10", "--bins 1x2x3"):
+        assert command(words, "info") == 2
+        assert "--pairs must be two numbers" in capsys.readouterr().err
 
 
 def test_info_where_cupy_cannot_be_imported(tmp_path):
