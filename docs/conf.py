@@ -1,7 +1,10 @@
 """Sphinx settings of the documentation site; ``./scripts/docs`` builds it."""
 
+import functools
+import pkgutil
 import sys
 from pathlib import Path
+from types import FunctionType
 
 from sphinx_gallery.sorting import FileNameSortKey
 
@@ -9,6 +12,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cusink import __version__  # noqa: E402
+
+
+def members_of(name: str) -> list[str]:
+    """Return the public methods and properties of a class that are written in this package: its page describes them.
+
+    Those of a base of another package, such as the 50 of a module of PyTorch, are described there.
+    """
+    thing = pkgutil.resolve_name(name)
+    bases = [base for base in thing.__mro__ if base.__module__.startswith("cusink.")]
+    written = {member: value for base in reversed(bases) for member, value in vars(base).items()}
+    kinds = (FunctionType, property, functools.cached_property, classmethod, staticmethod)
+    return [member for member, value in written.items() if member[0] != "_" and isinstance(value, kinds)]
+
 
 project = "cusink"
 author = "cusink developers"
@@ -35,6 +51,8 @@ myst_dmath_allow_labels = False
 myst_heading_anchors = 3
 
 autosummary_generate = True
+templates_path = ["_templates"]
+autosummary_context = {"members_of": members_of}
 autodoc_typehints = "none"  # numpydoc sections say them
 numpydoc_show_class_members = False
 

@@ -3,6 +3,8 @@
 Without a Chromium the tests of the browser are skipped; ``CUSINK_REQUIRE_BROWSER=1`` makes that a failure.
 """
 
+import functools
+import importlib
 import inspect
 import os
 import re
@@ -18,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from blocks import ROOT  # noqa: E402
 from browser import Browser, find  # noqa: E402
+
+import cusink  # noqa: E402
 
 pytest.importorskip("pydata_sphinx_theme")
 pytest.importorskip("sphinx_gallery")
@@ -89,13 +93,44 @@ def test_every_link_within_the_site_leads_somewhere(site):
     assert not broken
 
 
-def test_the_reference_holds_every_public_name(site):
-    import cusink
-    import cusink.plot
+ROOMS = ("cusink", "cusink.torch", "cusink.jax", "cusink.sklearn", "cusink.distributed", "cusink.plot")
 
+
+def public():
+    """Yield the dotted name of each public thing, and the thing."""
+    for room in map(importlib.import_module, ROOMS):
+        for name in room.__all__:
+            yield f"{room.__name__}.{name}", getattr(room, name)
+
+
+def members(thing):
+    """Return the public methods and properties of a class that are written in this package."""
+    written = {
+        name: value
+        for base in reversed(thing.__mro__)
+        if base.__module__.startswith("cusink.")
+        for name, value in vars(base).items()
+    }
+    kinds = (property, functools.cached_property, classmethod, staticmethod)
+    return [
+        name
+        for name, value in written.items()
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds))
+    ]
+
+
+def test_the_reference_holds_every_public_name(site):
     said = (site / "reference.html").read_text(encoding="utf-8")
-    missing = [name for name in cusink.__all__ if f'title="cusink.{name}"' not in said]
-    missing += [name for name in cusink.plot.__all__ if f'title="cusink.plot.{name}"' not in said]
+    assert not [name for name, _ in public() if f'title="{name}"' not in said]
+
+
+def test_the_page_of_a_class_holds_its_methods_and_properties(site):
+    missing = []
+    for name, thing in public():
+        if inspect.isclass(thing):
+            said = (site / "generated" / f"{name}.html").read_text(encoding="utf-8")
+            missing += [f"{name}.{member}" for member in members(thing) if f'id="{name}.{member}"' not in said]
+    assert {"search", "add", "save", "load", "eps"} <= set(members(cusink.Index))
     assert not missing
 
 
