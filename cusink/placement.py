@@ -12,6 +12,8 @@ import numpy as np
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# For messages: an extra of this package would be no help, which is not on PyPI.
+INSTALL_CUPY = "pip install 'cupy-cuda12x[ctk]' (NVIDIA driver 580 or newer: 'cupy-cuda13x[ctk]')"
 HOLDERS = ("cusink", "cupyx")  # packages whose objects have arrays as attributes
 # NumPy's defaults: tails underflow in every solve, and what may overflow is looked at where it does.
 FLOATING_ERRORS: Any = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}

@@ -265,3 +265,16 @@ def test_the_version_is_written_once():
     assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_no_message_installs_the_package_by_its_name():
+    """It is not on PyPI: a message names what is missing, or, in a checkout, ``.[extra]``."""
+    texts = [
+        *ROOT.glob("cusink/**/*.py"),
+        *ROOT.glob("scripts/**/*.py"),
+        *ROOT.glob("docs/**/*.md"),
+        ROOT / "README.md",
+    ]
+    told = re.compile(r"pip install [^`\n]*\bcusink\b(?!\.)")
+    found = {str(path.relative_to(ROOT)): told.findall(path.read_text(encoding="utf-8")) for path in texts}
+    assert not {name: messages for name, messages in found.items() if messages}

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 
 from cusink.costs.kinds import with_arrays
+from cusink.placement import INSTALL_CUPY
 
 
 def device_error() -> str | None:
     """Return why no GPU can be used, and what to do; None where one can."""
     if importlib.util.find_spec("cupy") is None:
-        return (
-            "CuPy is not installed: pip install 'cupy-cuda12x[ctk]' (NVIDIA driver 580 or newer: 'cupy-cuda13x[ctk]')"
-        )
+        return f"CuPy is not installed: {INSTALL_CUPY}"
     try:
         import cupy
 

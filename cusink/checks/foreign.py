@@ -15,7 +15,7 @@ import numpy as np
 
 from cusink.checks.naming import kind
 from cusink.checks.reading import advice, has_derivative, read, set_to, setting
-from cusink.placement import array_module, undisturbed
+from cusink.placement import INSTALL_CUPY, array_module, undisturbed
 from cusink.types import Array
 
 P = ParamSpec("P")
@@ -88,7 +88,7 @@ def taken(name: str, x: Any) -> Any:
         found = read(x, library)
     except ImportError:
         raise TypeError(
-            f"'{name}' is on a GPU, for which CuPy is needed: pip install 'cusink[cuda12]', or move it to the CPU"
+            f"'{name}' is on a GPU, for which CuPy is needed: {INSTALL_CUPY}; or move it to the CPU"
         ) from None
     except Exception as error:  # by a class of the user, anything
         text = " ".join(str(error).split())

@@ -9,6 +9,7 @@ import torch
 import zarr
 
 import cusink
+from cusink.checks import foreign
 from cusink.checks.foreign import any_array, taken
 
 RNG = np.random.default_rng(0)
@@ -119,3 +120,14 @@ def test_what_cannot_be_taken_says_why():
         cusink.distance_matrix(A, torch.from_numpy(B).to_sparse(), C, **OPTIONS)
     with pytest.raises(TypeError, match="'A' must be an array of numbers; got .*Tracer"):
         jax.jit(lambda x: cusink.distance_matrix(x, B, C, **OPTIONS))(A)
+
+
+def test_without_cupy_an_array_on_a_gpu_is_told_what_to_install(monkeypatch):
+    def read(x, library):
+        raise ImportError("No module named 'cupy'")
+
+    monkeypatch.setattr(foreign, "read", read)
+    with pytest.raises(
+        TypeError, match=r"'A' is on a GPU.*: pip install 'cupy-cuda12x\[ctk\]' .*; or move it to the CPU"
+    ):
+        cusink.nearest(torch.tensor(A), B, C, k=1, **OPTIONS)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cusink.placement import INSTALL_CUPY
+
 REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 _USES = re.compile(r"^//\s*uses:\s*(.+?)\s*$", re.MULTILINE)
@@ -160,5 +162,5 @@ def _first_error(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
     first = next((line for line in lines if re.search(r"\berror\b", line)), lines[0])
     if "libnvrtc" in log:
-        first += " (no CUDA compiler: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', as the driver has it)"
+        first += f"; there is no CUDA compiler: {INSTALL_CUPY}"
     return first
