@@ -1,4 +1,4 @@
-# Sourced by scripts/demo and scripts/test: makes the virtual environment .venv of this checkout, keeps it up to date.
+# Sourced by the commands of this folder: makes the virtual environment .venv of this checkout, keeps it up to date.
 # Needs bash and Python 3.11 or newer; everything else is installed by pip.
 
 COMPILER=ziglang==0.17.1
@@ -6,6 +6,16 @@ COMPILER=ziglang==0.17.1
 fail() {
     printf '%s: %s\n' "${0##*/}" "$1" >&2
     exit "${2:-1}"
+}
+
+# Refuse an option that a Python program does not have, before anything is installed for it. What options are given it checks.
+known_options() { # program, its arguments
+    local program=$1 argument name
+    for argument in "${@:2}"; do
+        name=${argument%%=*}
+        [[ $name == -[-a-zA-Z]* && $name != -- && $name != -h ]] || continue
+        [[ --help == "$name"* ]] || grep -qF -- "\"$name" "$program" || fail "unrecognized arguments: $argument" 2
+    done
 }
 
 # Print the first Python that is new enough. A name on the path proves nothing (version managers leave stubs).

@@ -33,7 +33,7 @@ def main(arguments=None):
     try:
         corpus = read_corpus()
     except ImportError as error:
-        print(f"documents: {error}; pip install -e '.[documents]' brings what it needs", file=sys.stderr)
+        print(f"documents: {error}; ./scripts/demo documents installs what it needs", file=sys.stderr)
         return 2
     counts, tfidf = shares(corpus), tfidf_shares(corpus)
     words = np.diff(counts.indptr)

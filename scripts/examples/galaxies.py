@@ -113,7 +113,7 @@ def deep_field():
     try:
         from skimage.data import hubble_deep_field
     except ImportError as error:
-        raise InputError(f"{error}; pip install -e '.[demo]' brings what the demo needs") from None
+        raise InputError(f"{error}; ./scripts/demo installs what it needs") from None
     return hubble_deep_field()
 
 

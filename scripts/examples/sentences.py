@@ -42,7 +42,7 @@ def main(arguments=None):
         print(f"sentences: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"sentences: {error}; pip install -e '.[documents]' brings what it needs", file=sys.stderr)
+        print(f"sentences: {error}; ./scripts/demo sentences installs what it needs", file=sys.stderr)
         return 2
     last, first = read_sentences(corpus)
     count = len(last.texts)

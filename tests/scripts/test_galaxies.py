@@ -144,4 +144,4 @@ def test_bad_input_is_one_line(arguments, capsys):
 def test_a_missing_scikit_image_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "skimage.data", None)
     assert galaxies.main([]) == 2
-    assert "pip install -e '.[demo]'" in capsys.readouterr().err
+    assert "; ./scripts/demo installs what it needs" in capsys.readouterr().err

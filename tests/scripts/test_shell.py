@@ -116,7 +116,20 @@ def test_a_missing_sanitizer_is_no_success(run):
 
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
-    [("docs", ["now"], "options of sphinx-build only"), ("test", ["--quick", "tests"], "--quick takes no other")],
+    [
+        ("docs", ["now"], "options of sphinx-build"),
+        ("docs", ["--bogus"], "got '--bogus'"),
+        ("docs", ["--jobs"], "got '--jobs'"),
+        ("test", ["--quick", "tests"], "--quick takes no other"),
+        ("demo", ["--bogus"], "demo: unrecognized arguments: --bogus"),
+        ("demo", ["sentences", "--rounds=3"], "demo: unrecognized arguments: --rounds=3"),
+        ("demo", ["moon"], "demo: shows digits, sentences or documents"),
+        ("bench", ["--bogus"], "bench: unrecognized arguments: --bogus"),
+        ("bench", ["suite", "-x"], "bench: unrecognized arguments: -x"),
+        ("bench", ["now"], "bench: takes suite, tables or options"),
+        ("fuzz", ["--minute", "3", "--bogus"], "fuzz: unrecognized arguments: --bogus"),
+        ("mutate", ["--bogus"], "mutate: unrecognized arguments: --bogus"),
+    ],
 )
 def test_wrong_arguments_are_refused_in_one_line_before_any_work(script, arguments, said):
     done = subprocess.run([SCRIPT.parent / script, *arguments], capture_output=True, text=True, timeout=60)
@@ -127,8 +140,9 @@ def test_wrong_arguments_are_refused_in_one_line_before_any_work(script, argumen
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("benchmarks/sinkhorn.py", ["now"], "unrecognized arguments: now"),
-        ("benchmarks/suite.py", ["--rounds", "0"], "must be at least 1; got 0"),
+        ("benchmarks/sinkhorn.py", ["now"], "sinkhorn: unrecognized arguments: now"),
+        ("benchmarks/suite.py", ["--rounds", "0"], "suite: argument --rounds: must be at least 1; got 0"),
+        ("examples/documents.py", ["--bogus"], "documents: unrecognized arguments: --bogus"),
         ("benchmarks/tables.py", ["--input", "none.jsonl"], "none.jsonl"),
         ("fuzzing/run.py", ["--minutes", "long"], "argument --minutes"),
         ("mutating/run.py", ["--sample", "some"], "argument --sample"),
@@ -140,3 +154,26 @@ def test_wrong_arguments_of_a_program_are_one_line_and_status_2(script, argument
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("examples/galaxies.py", ["--eps", "-1", "--rounds=2", "--dev", "cpu", "--help", "-h"]),
+        ("benchmarks/suite.py", ["--works", "pairs", "--quick"]),
+        ("fuzzing/run.py", ["--minutes", "60", "--state", "--", "FILE", "--only=solver"]),
+        ("mutating/run.py", ["--sample", "40", "--least", "0.9"]),
+    ],
+)
+def test_options_that_a_program_has_are_let_through(program, arguments):
+    check = f"source scripts/_environment.sh; known_options scripts/{program} {' '.join(arguments)}"
+    done = subprocess.run(["bash", "-euc", check], cwd=SCRIPT.parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_options_of_docs_are_sphinx_s():
+    parser = pytest.importorskip("sphinx.cmd.build").get_parser()
+    allowed = (SCRIPT.parent / "docs").read_text().split("case $argument in\n")[1].split("*) fail")[0]
+    words = [word.replace("?*=*", "a=b").replace("?*", "2") for word in allowed.split() if word.startswith("-")]
+    assert len(words) > 12
+    parser.parse_args([*(word.rstrip(")") for word in words), "docs", "site"])
