@@ -92,7 +92,8 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr(lee, "read_corpus", missing)
     assert lee.main([]) == 2
-    assert "documents: No module named 'gensim'; ./scripts/demo documents installs what it needs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == "documents: No module named 'gensim'; ./scripts/demo documents installs what it needs\n"
 
 
 def test_the_benchmark_tells_wrong_answers(smaller, monkeypatch, capsys):
