@@ -160,6 +160,13 @@ def test_the_migration_tables_name_all_of_pot_s_calls():
     assert len(calls) > 50 and not missing
 
 
+def test_a_page_that_speaks_of_gpus_leads_to_what_has_run_on_one():
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    silent = [name for name, said in pages.items() if re.search(r"\bGPUs?\b|\bCuPy\b", said) and "gpu.md" not in said]
+    assert silent == ["gpu.md"]
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     program = find()
