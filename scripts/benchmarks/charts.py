@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Draw the charts of the documentation from the tables in docs/measurements/, and from nothing else.
+"""Draw the charts of the documentation from the files in docs/measurements/, and from nothing else.
 
-A chart is a list of tables, each named by its file and its heading, and of the rows to show. A row that is not there,
-or a table without a column of ratios, is an error: a chart cannot say what no file says.
+A chart is a list of panels. A panel names its file, the rows to show, and where they are: a table of Markdown by its
+heading, or records of JSON by their work and dtype. A row that is not there, or a table without a column of ratios, is
+an error: a chart cannot say what no file says.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 
 from arguments import Parser
+
+from benchmarks.harness import records
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASUREMENTS = ROOT / "docs" / "measurements"
@@ -29,11 +32,14 @@ class Row(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A table of a measurement file, and its rows that are shown, in order, under names that a stranger knows."""
+    """Rows of a measurement file that are shown, in order, under names that a stranger knows.
+
+    `place` is the heading of a table, or the work and the dtype of records.
+    """
 
     title: str
     file: str
-    heading: str
+    place: str | tuple[str, str]
     rows: dict
 
 
@@ -115,6 +121,53 @@ CHARTS = {
             },
         ),
     ],
+    "few": [
+        Panel(
+            "16 pairs × 100 bins\n100 iterations, eps 0.01, float32",
+            "suite-cpu.jsonl",
+            ("pairs", "float32"),
+            {
+                "cusink": "cusink",
+                "NumPy, unguarded loop": "plain NumPy loop, unchecked",
+                "OTT `lse_mode=False`": "OTT, kernel mode, unchecked",
+                "OTT `lse_mode=True`": "OTT, log domain",
+                "POT `solve_batch` sinkhorn": "POT solve_batch",
+                "POT `sinkhorn2`, loop over pairs": "POT sinkhorn2, loop",
+            },
+        ),
+        Panel(
+            "10 nearest of 1697 digits\nfor 10 queries, float64",
+            "suite-cpu.jsonl",
+            ("nearest", "float64"),
+            {
+                "cusink `nearest`": "cusink nearest",
+                "faiss, 100 candidates, cusink `nearest`": "faiss, then cusink, not proved",
+                "faiss, 100 candidates, POT `sinkhorn2`": "faiss, then POT, not proved",
+                "cusink, all pairs and a sort": "cusink, all pairs",
+            },
+        ),
+        Panel(
+            "two clouds of 500 points\nto convergence, float32",
+            "suite-cpu.jsonl",
+            ("clouds", "float32"),
+            {
+                "cusink": "cusink",
+                "POT `empirical_sinkhorn`": "POT, unchecked",
+                "OTT `PointCloud`": "OTT",
+                "GeomLoss `SamplesLoss`, tensorized": "GeomLoss, tensorized",
+                "NumPy, log-sum-exp": "plain NumPy, log domain",
+                "GeomLoss `SamplesLoss`, KeOps": "GeomLoss, KeOps",
+            },
+        ),
+    ],
+}
+# The table and its columns that are drawn over the first one, under their titles.
+GROWTH = {
+    "index_growth": (
+        "index-cpu.md",
+        "## 5 queries among mixtures",
+        {"CPU time of a query": "CPU time of a query", "pairs solved for a query": "pairs solved for it"},
+    )
 }
 
 
@@ -125,21 +178,52 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     try:
         charts = {name: [(panel, rows_of(panel)) for panel in panels] for name, panels in CHARTS.items()}
+        growths = {
+            name: {title: points_of(file, place, column) for title, column in columns.items()}
+            for name, (file, place, columns) in GROWTH.items()
+        }
     except (OSError, ValueError) as error:
         print(f"charts: {error}", file=sys.stderr)
         return 2
     given.output.mkdir(parents=True, exist_ok=True)
-    for name, panels in charts.items():
-        path = given.output / f"{name}.png"
-        draw(path, panels)
-        print(path)
+    for drawn, made in ((draw, charts), (draw_growth, growths)):
+        for name, content in made.items():
+            path = given.output / f"{name}.png"
+            drawn(path, content)
+            print(path)
     return 0
 
 
 def rows_of(panel):
     """Read the rows of a panel from its file."""
-    table = table_under((MEASUREMENTS / panel.file).read_text(encoding="utf-8"), panel.heading, panel.file)
-    return [Row(shown, *judged(table, name, f"{panel.file}, {panel.heading}")) for name, shown in panel.rows.items()]
+    if panel.file.endswith(".jsonl"):
+        table = table_of_records(records.read(MEASUREMENTS / panel.file), *panel.place)
+    else:
+        table = table_under((MEASUREMENTS / panel.file).read_text(encoding="utf-8"), panel.place, panel.file)
+    return [Row(shown, *judged(table, name, f"{panel.file}, {panel.place}")) for name, shown in panel.rows.items()]
+
+
+def table_of_records(found, work, dtype):
+    """Return the records of a work as `table_under` returns a table; one without a time has no ratio."""
+    rows = [r for r in found if (r["work"], r.get("dtype")) == (work, dtype)]
+    ours = records.ours(rows)
+    table = {}
+    for r in rows:
+        ratio = f"{r['seconds'] / ours['seconds']:.3g}" if ours and r.get("seconds") else ""
+        table[r["peer"]] = {"answer": "WRONG" if r["status"] == "wrong" else "right", "time / cusink's": ratio}
+    return table
+
+
+def points_of(file, place, column):
+    """Read a curve: the numbers of the first column of a table, those of another, and their unit."""
+    table = table_under((MEASUREMENTS / file).read_text(encoding="utf-8"), place, file)
+    if any(column not in row for row in table.values()):
+        raise ValueError(f"{file}, {place} has no column {column!r}")
+    cells = [row[column].split() for row in table.values()]
+    units = {" ".join(cell[1:]) for cell in cells}
+    if len(units) != 1 or len(cells) < 2:
+        raise ValueError(f"{file}, {place}: {column!r} is a curve of one unit; got {sorted(units)}")
+    return [float(x) for x in table], [float(cell[0]) for cell in cells], units.pop()
 
 
 def table_under(text, heading, file):
@@ -173,22 +257,22 @@ def judged(table, name, where):
 
 
 def draw(path, panels):
-    """Save the panels side by side: bars of time beside cusink's, on one logarithmic axis each."""
+    """Save the panels side by side: bars of time relative to cusink, on one logarithmic axis each."""
     from matplotlib.figure import Figure
 
     most = max(len(rows) for _, rows in panels)
     names = [[row.name for row in rows] for _, rows in panels]
     # Names that are those of the panel to the left are not written again: what is left is room for large letters.
     written = [k == 0 or names[k] != names[k - 1] for k in range(len(panels))]
-    figure = Figure(figsize=(10 + 1.2 * sum(written), 1.3 + 0.4 * most), facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, wspace=0.06)  # notes end before the names of the next panel
+    figure = Figure(figsize=(10.6 + 1.2 * sum(written), 1.3 + 0.4 * most), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, wspace=0.08)  # notes end before the names of the next panel
     for ax, (panel, rows), named in zip(figure.subplots(1, len(panels)), panels, written, strict=True):
         for k, row in enumerate(rows):
             colour = OURS if row.name.startswith("cusink") else RIGHT if row.right else WRONG
             # From 1, which is cusink, to the ratio: the length of a bar from any other place would mean nothing.
             ax.plot([1, row.ratio], [k, k], color=colour, linewidth=7, solid_capstyle="butt", zorder=2)
             ax.plot(row.ratio, k, "o" if row.right else "X", color=colour, markersize=11, zorder=3)
-            note = f"{row.ratio:.3g} ×" + ("" if row.right else "  wrong")
+            note = f"{two_digits(row.ratio)} ×" + ("" if row.right else "  wrong")
             ax.text(max(row.ratio, 1) * 2.2, k, note, va="center", fontsize=12, color=INK if row.right else WRONG)
         ax.set_yticks(range(len(rows)), [row.name if named else "" for row in rows], fontsize=12)
         ax.set_ylim(most - 0.5, -0.5)
@@ -196,11 +280,55 @@ def draw(path, panels):
         ax.set_xlim(0.07, 8000)
         ax.axvline(1, color=OURS, linewidth=1, zorder=0)
         ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
-        ax.set_xlabel("time beside cusink's", fontsize=11, color=GREY)
+        ax.set_xlabel("time relative to cusink", fontsize=11, color=GREY)
         ax.set_title(panel.title, fontsize=13, color=INK, loc="left", x=-0.45 if named else 0)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
         ax.minorticks_off()
+    figure.savefig(path, dpi=130)
+
+
+def two_digits(ratio):
+    """Return a ratio with the two digits that a repeated measurement confirms, in full above 10."""
+    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def draw_growth(path, curves):
+    """Save curves side by side on logarithmic axes, each beside a line of exponent 1 and with its last exponent."""
+    from math import log
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.9), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, wspace=0.08)
+    for ax, (title, (x, y, unit)) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+        exponent = log(y[-1] / y[-2]) / log(x[-1] / x[-2])
+        ax.plot(x, y, "o-", color=OURS, linewidth=2, markersize=7, zorder=3)
+        ax.annotate(
+            f"exponent {exponent:.2f}\nat the end",
+            (x[-1], y[-1]),
+            (-58, -4),
+            textcoords="offset points",
+            color=OURS,
+            fontsize=12,
+            ha="right",
+            va="top",
+        )
+        low = min(y) / 1.4
+        ax.plot([x[-1] * low / y[-1], x[-1]], [low, y[-1]], ":", color=RIGHT, linewidth=1.8, zorder=2)
+        at = 3 * x[-1] * low / y[-1]  # beside the line's lower end, where no curve is
+        ax.text(at, 1.45 * low, "proportional\nto the items", fontsize=12, color=GREY, va="center")
+        ax.set(xscale="log", yscale="log", ylim=(low, max(y) * 1.5))
+        ax.set_xticks(x[::2], [f"{value:,.0f}".replace(",", "\u202f") for value in x[::2]])
+        ticks = [d * 10**e for e in range(-1, 7) for d in (1, 2, 5) if low <= d * 10**e <= max(y) * 1.5]
+        ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel("items", fontsize=12, color=GREY)
+        ax.set_title(title + (f", {unit}" if unit else ""), fontsize=13, color=INK, loc="left")
+        ax.grid(color="#e6e6e6", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=11, colors=GREY, length=3)
+        ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
 

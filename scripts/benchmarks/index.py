@@ -211,26 +211,6 @@ def growth(sizes, queries=5):
     return {"rows": rows, "exponents": fitted}
 
 
-def plot(outcome, path):
-    """Draw time and solved pairs over the number of items, with their fitted powers."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    items = np.array([row["items"] for row in outcome["rows"]], float)
-    figure, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
-    for axis, name, label in zip(axes, ("seconds", "solved"), ("CPU time of a query, s", "pairs solved"), strict=True):
-        values, power = np.array([row[name] for row in outcome["rows"]]), outcome["exponents"][name]
-        middle = np.exp(np.log(values).mean() - power * np.log(items).mean())
-        axis.loglog(items, values, "o-", label="measured")
-        axis.loglog(items, middle * items**power, ":", label=f"items ** {power:.2f}")
-        axis.set(xlabel="items", ylabel=label)
-        axis.yaxis.set_minor_formatter("")
-        axis.legend(frameon=False)
-    figure.savefig(path, dpi=130)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -238,7 +218,6 @@ def main(argv=None):
     )
     parser.add_argument("--works", nargs="+", choices=ANYTIME, default=list(ANYTIME), help="of anytime")
     parser.add_argument("--quick", action="store_true", help="few queries and small collections")
-    parser.add_argument("--plot", metavar="FILE", help="draw the growth as a picture")
     parser.add_argument("--json", metavar="FILE", help="also write every number to FILE")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # of pairs that do not converge, which both sides have
@@ -251,8 +230,6 @@ def main(argv=None):
         done["load"] = load(2000 if args.quick else 60_000)
     if "growth" in args.rows:
         done["growth"] = growth(SIZES[:2] if args.quick else SIZES)
-        if args.plot:
-            plot(done["growth"], args.plot)
     if args.json:
         Path(args.json).write_text(json.dumps({"machine": facts, "done": done}, indent=1))
     return 0

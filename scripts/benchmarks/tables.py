@@ -4,7 +4,6 @@
 ``./scripts/bench suite`` writes the lines, ``./scripts/bench tables`` runs this file. Nothing is measured here.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 from arguments import Parser
 
 from benchmarks import charts
+from benchmarks.harness.records import ours, read
 from benchmarks.harness.timing import shown
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "measurements"
@@ -48,19 +48,6 @@ measured: multiply-adds of a matrix product, exponentials in the cache, bytes of
 operator avoids work that its definition asks for."""
 
 
-def read(path):
-    """Return the records of a file, in order; a line that is none is an error."""
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-            _ = record["status"], record["peer"], record["work"]
-            records.append(record)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path.name}, line {number}, is no record: {error}") from None
-    return records
-
-
 def conditions(records):
     """Return the machines, versions and commits of the records as a list."""
     lines = []
@@ -73,11 +60,6 @@ def conditions(records):
         lines.append(f"- load of the machine, which other programs shared: {said}")
     versions = {r["package"]: r["version"] for r in records if r.get("version")}
     return "\n".join([*lines, "- versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))])
-
-
-def ours(records):
-    """Return the record that the others are compared with: the first right one of this library."""
-    return next((r for r in records if r["package"] == "cusink" and r["status"] == "right" and r["seconds"]), None)
 
 
 def table(records):
