@@ -4,9 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, to_rgba
+from matplotlib.patches import Patch
 
 from cusink.calls import one_call
 from cusink.plot import checks
@@ -22,6 +24,7 @@ __all__ = [
 
 
 MOST_CURVES = 12  # curves that are drawn one by one
+SHADES = {"all problems": 0.15, "half of the problems": 0.25}  # and their opacities, from below
 
 
 @one_call
@@ -86,6 +89,9 @@ def plan(
     ax.set_xlim(edges[1][0], edges[1][-1])
     ax.set_ylim(edges[0][-1], edges[0][0])
     ax.yaxis.tick_right()
+    ax.yaxis.set_label_position("right")
+    ax.set_xlabel("target", color=TARGET)
+    ax.set_ylabel("source", color=SOURCE)
     quiet_ticks(ax)
     for spine in ax.spines.values():
         spine.set(color=GREY, linewidth=0.6)
@@ -129,7 +135,7 @@ def transport_lines(
         A pair is left out if it carries less than this share of the mass of its source.
     size : float
         Area in square points of the dot of an average weight; the area of a dot is in proportion to its weight. 0
-        draws lines alone.
+        draws lines alone. The dots are labelled "source" and "target": `ax.legend()` says which is which.
     color : colour
         Colour of the lines.
     linewidth : float
@@ -176,9 +182,10 @@ def transport_lines(
     lines.set_capstyle("round")
     ax.add_collection(lines)
     if size > 0:
-        for points, weights, colour in ((x, a, SOURCE), (y, b, TARGET)):
+        for name, points, weights, colour in (("source", x, a, SOURCE), ("target", y, b, TARGET)):
             area = size * weights / max(weights.mean(), np.finfo(float).tiny)
-            ax.scatter(points[:, 0], points[:, 1], area, color=colour, edgecolors="white", linewidths=0.5, zorder=2)
+            dots = ax.scatter(points[:, 0], points[:, 1], area, color=colour, edgecolors="white", zorder=2)
+            dots.set(linewidths=0.5, label=name)
     ax.set_aspect("equal")
     ax.autoscale_view()
     quiet_ticks(ax)
@@ -202,7 +209,7 @@ def convergence(
         The arguments that `cusink.sinkhorn` passes to its `callback`; `error` is a number, or an array with one for
         each problem.
     tol : float, optional
-        The tolerance, drawn as a line.
+        The tolerance, drawn as a line; once, however often it is given for the same `ax`.
     label : str, optional
         Name of the curve, shown in a legend; further calls with the same `ax` add curves.
     color : colour, optional
@@ -223,7 +230,7 @@ def convergence(
     Notes
     -----
     Up to twelve problems are drawn as a curve each; of more, the median is drawn as a curve, over shades that hold half
-    of the problems and all of them. A problem that has stopped keeps its last error.
+    of the problems and all of them, which the legend names. A problem that has stopped keeps its last error.
 
     Examples
     --------
@@ -244,14 +251,15 @@ def convergence(
         curves = ax.plot(iterations, errors, color=color, linewidth=1.3)
     else:
         low, quarter, median, three_quarters, high = np.nanquantile(errors, (0, 0.25, 0.5, 0.75, 1), axis=1)
-        ax.fill_between(iterations, low, high, color=color, alpha=0.15, linewidth=0)
-        ax.fill_between(iterations, quarter, three_quarters, color=color, alpha=0.25, linewidth=0)
+        for edges, (name, alpha) in zip(((low, high), (quarter, three_quarters)), SHADES.items(), strict=True):
+            ax.fill_between(iterations, *edges, color=color, alpha=alpha, linewidth=0, gid=name)
         curves = ax.plot(iterations, median, color=color, linewidth=1.6)
     curves[0].set_label(label)
-    if tol is not None:
+    name = "" if tol is None else f"tol = {tol:g}"
+    if tol is not None and name not in [text.get_text() for text in ax.texts]:  # one line for all curves
         ax.axhline(tol, color=GREY, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
         place = ax.get_yaxis_transform()
-        ax.text(0.01, tol, f"tol = {tol:g}", transform=place, color=GREY, fontsize=8.5, va="bottom")
+        ax.text(0.01, tol, name, transform=place, color=GREY, fontsize=8.5, va="bottom")
     ax.set_yscale("log", nonpositive="clip")
     ax.set_xlabel("iteration", color=GREY)
     ax.set_ylabel("marginal error", color=GREY)
@@ -259,9 +267,20 @@ def convergence(
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     quiet_ticks(ax)
-    if label is not None:
-        ax.legend(frameon=False)
+    _legend(ax)
     return ax
+
+
+def _legend(ax: Axes) -> None:
+    """Name the curves that have a label, and the shades, which all curves share, in grey."""
+    handles: list[Artist] = ax.get_legend_handles_labels()[0]
+    drawn = {shade.get_gid() for shade in ax.collections}
+    if drawn.intersection(SHADES):
+        all_of_them, middle = SHADES.values()
+        seen = (all_of_them, 1 - (1 - all_of_them) * (1 - middle))  # the middle lies over the other
+        handles += [Patch(color=GREY, alpha=a, linewidth=0, label=n) for n, a in zip(SHADES, seen, strict=True)]
+    if handles:
+        ax.legend(handles=handles, frameon=False)
 
 
 def _edges(positions: HostArray) -> HostArray:

@@ -24,7 +24,8 @@ print(result)
 print(f"cost {result.cost:.4f}, marginal error {result.error:.1e}, {result.n_iter} iterations")
 
 # %%
-# The plan says where the mass goes. Its marginals stand beside it.
+# The plan says where the mass goes: each row is a bin of the source, each column one of the target. Its marginals stand
+# beside it.
 import cusink.plot  # noqa: E402
 
 ax = cusink.plot.plan(result, x=x, y=x)

@@ -15,6 +15,7 @@ pictures at five times.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 
 import cusink
 from cusink.plot import transport_lines
@@ -28,13 +29,18 @@ target = np.concatenate(
 result = cusink.sinkhorn(None, None, cusink.PointCloud(source, target), eps=0.01)
 P = result.plan()
 
+# A circle of colours for the angles, none of them pale.
+circle = LinearSegmentedColormap.from_list("circle", ["#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#0072b2"])
 figure, axes = plt.subplots(1, 5, figsize=(13, 3), sharex=True, sharey=True, layout="constrained")
 i, j = np.nonzero(P > 0.02 / len(source))
 for ax, time in zip(axes, (0, 0.25, 0.5, 0.75, 1), strict=True):
     moved = (1 - time) * source[i] + time * target[j]
-    ax.scatter(*moved.T, s=9000 * P[i, j], c=np.arctan2(*source[i].T), cmap="twilight", alpha=0.8, linewidths=0)
+    ax.scatter(*moved.T, s=9000 * P[i, j], c=np.arctan2(*source[i].T), cmap=circle, alpha=0.8, linewidths=0)
     ax.set(title=f"time {time:g}", aspect="equal", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
 
 # %%
 # The same plan as lines.
 ax = transport_lines(P, source, target, linewidth=1)
+ax.legend(frameon=False, loc="center")
+ax.spines[["top", "right"]].set_visible(False)

@@ -3,7 +3,7 @@ Iterations, by eps and over-relaxation
 ======================================
 
 The smaller ``eps`` is beside the largest cost, the more iterations a problem needs. Over-relaxation, on by default,
-takes a part of them away.
+takes a part of them away. Lines are the median of 40 problems; shades hold half of them, and all.
 """
 
 import matplotlib.pyplot as plt
@@ -24,4 +24,4 @@ for ax, (title, omega) in zip(axes, {"plain iterations": None, "over-relaxed (de
             a, b, C, eps=eps, max_iter=5000, overrelaxation=omega, callback=lambda *seen, to=history: to.append(seen)
         )
         convergence(history, ax=ax, color=colour, label=f"eps {eps:g}", tol=1e-6)
-    ax.set(title=title, xscale="log")
+    ax.set(title=title, xscale="log", xlim=(4, 3000))

@@ -24,6 +24,7 @@ for row, images in zip(axes, (moved, shares @ shapes), strict=True):
     for ax, image in zip(row, images, strict=True):
         ax.imshow(image.reshape(side, side), cmap="Greys")
         ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_color("#d0d0d0")
 axes[0, 0].set_ylabel("barycenters")
 axes[1, 0].set_ylabel("averages")
 for ax, share in zip(axes[0], shares[:, 1], strict=True):

@@ -70,9 +70,10 @@ for row, drawn, name in zip(axes, rows, ("barycenters", "flow by divergence", "f
     for ax, points in zip(row, drawn, strict=True):
         ax.scatter(*points.T, s=5, c="black")
         ax.set(xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set_color("#d0d0d0")
     row[0].set_ylabel(name)
 for ax, share in zip(axes[0], shares, strict=True):
-    ax.set_title(f"{share:.0%} logo", fontsize=10)
+    ax.set_title(f"{1 - share:.0%} horse, {share:.0%} logo", fontsize=10)
 for row, row_steps in zip(axes[1:], steps, strict=True):
     for ax, step in zip(row, row_steps, strict=True):
         ax.set_title(f"step {step}", fontsize=10)
@@ -81,7 +82,10 @@ for row, row_steps in zip(axes[1:], steps, strict=True):
 # How the losses fall: each is of its own unit.
 
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
-for flow, name in zip(flows, ("divergence", "kernel norm"), strict=True):
-    ax.semilogy(flow.losses / flow.losses[0], label=f"{name}, {flow.n_shortened} steps shortened")
+for flow, name, colour in zip(flows, ("divergence", "kernel norm"), ("#0072b2", "#d55e00"), strict=True):
+    ax.semilogy(flow.losses / flow.losses[0], color=colour, label=name)
+    print(f"{name}: steps that were shortened because the loss would have risen: {flow.n_shortened}")
 ax.set(xlabel="step", ylabel="loss / loss at the start")
 ax.legend(frameon=False)
+ax.grid(color="#e6e6e6")
+ax.spines[["top", "right"]].set_visible(False)

@@ -147,6 +147,7 @@ def draw(path, x, a, b, C, plans):
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_xlabel(f"{name}, cost {(P * C).sum():.4f}", fontsize=10.5, color=INK)
+        ax.set_ylabel("")  # the colours of the marginals say which side is which
     figure.savefig(path, dpi=100)
 
 

@@ -55,6 +55,7 @@ def test_the_heat_map_is_the_plan_with_its_marginals_beside_it(xp, problem):
         (mesh,) = ax.collections
         np.testing.assert_array_equal(mesh.get_array(), xp.numpy(result.plan()))
         assert ax.get_xlim() == (-0.5, 5.5) and ax.get_ylim() == (3.5, -0.5)
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("target", "source")
     source, target = from_result.child_axes
     for side, weights, axis in ((source, a, 0), (target, b, 1)):
         outline = side.collections[0].get_paths()[0].vertices
@@ -97,6 +98,7 @@ def test_lines_join_the_pairs_that_carry_mass_and_are_as_wide_as_it(xp, problem)
     for scatter, weights in zip(dots, (a, b), strict=True):
         weights = xp.numpy(weights)
         np.testing.assert_allclose(scatter.get_sizes(), 36 * len(weights) * weights, rtol=1e-5)
+    assert [dot.get_label() for dot in dots] == ["source", "target"]
 
 
 def test_lines_alone_and_a_plan_of_nothing():
@@ -153,7 +155,7 @@ def test_a_curve_is_the_history_of_the_callback():
     a, b = np.random.default_rng(0).dirichlet(np.ones(8), size=(2, 3))
     cusink.sinkhorn(a, b, C, eps=0.01, callback=lambda *check: history.append(check))
     ax = plot.convergence(history, tol=1e-6, label="three problems")
-    plot.convergence([(1, 0.5), (2, np.inf), (3, 0.0)], label="one", ax=ax)
+    plot.convergence([(1, 0.5), (2, np.inf), (3, 0.0)], label="one", ax=ax, tol=1e-6)
     assert written(ax) == ["tol = 1e-06"] and ax.get_yscale() == "log"
     curves = [line for line in ax.lines if len(line.get_xdata()) == len(history)]
     for k, curve in enumerate(curves[:3]):
@@ -173,6 +175,16 @@ def test_many_problems_are_a_median_with_shades():
     np.testing.assert_array_equal(median.get_xdata(), keep)
     np.testing.assert_allclose(median.get_ydata(), np.median(errors[keep], axis=1))
     assert len(ax.collections) == 2
+    plot.convergence(list(enumerate(errors)), label="again", ax=ax)
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["again", "all problems", "half of the problems"]
+
+
+def test_two_tolerances_are_two_lines():
+    ax = plot.convergence([(1, 0.5), (2, 0.1)], tol=1e-6)
+    for tol in (1e-6, 1e-3, 1e-3):
+        plot.convergence([(1, 0.4), (2, 0.2)], tol=tol, ax=ax)
+    assert written(ax) == ["tol = 1e-06", "tol = 0.001"] and ax.get_legend() is None
 
 
 # Bad input
