@@ -7,6 +7,10 @@
     nearest    the ten nearest of 1697 digits; the error is the share of neighbours that are missed
     gradients  the loss with its gradient in the weights
     clouds     two clouds of points in space, to convergence
+    grids      pairs of images, exactly 100 iterations
+    unbalanced pairs of histograms of unequal masses, to convergence
+    barycenters  mixtures of two images, to convergence
+    documents  news texts as clouds of words, at most 2 % above the exact distance
     roofline   the operators of the NumPy backend, as shares of what the machine does at its best
 
 An answer is compared with a float64 reference that uses no library before it is timed. A wrong answer is written down
@@ -37,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/
 from arguments import Parser
 
 from benchmarks import gradients
-from benchmarks.harness import peers, searches, spaces, works
+from benchmarks.harness import images, masses, peers, searches, spaces, texts, works
 from benchmarks.harness.peers import Competitor
 from benchmarks.harness.rates import operator_records
 from benchmarks.harness.timing import Row, judge, machine, references, schedule
@@ -53,6 +57,7 @@ PACKAGES = {
     "torch": "torch",
     "faiss": "faiss-cpu",
     "scikit-learn": "scikit-learn",
+    "gensim": "gensim",
 }
 # What was looked for and cannot be measured here.
 ABSENT = {"Daza's loop (wassdistance)": "not on PyPI; `torch, log-sum-exp loop` is the same algorithm"}
@@ -184,12 +189,43 @@ def clouds(quick):
     yield Work("clouds", size, "float32", work, spaces.COMPETITORS, partial(spaces.judged, work))
 
 
+def grids(quick):
+    work = images.pairs(2 if quick else 16)
+    pixels = f"{images.grid.SIDE} x {images.grid.SIDE}"
+    size = f"{len(work.a)} pairs of {pixels} pixels, eps {work.eps:g}"
+    yield Work("grids", size, "float64", work, images.PAIRS, images.judged_costs(work))
+
+
+def unbalanced(quick):
+    work = masses.problem(2 if quick else 16)
+    size = (
+        f"{len(work.a)} x {len(work.C)} x {len(work.C)} bins, masses 1 and 1.5, eps {work.eps:g}, reach {work.reach:g}"
+    )
+    yield Work("unbalanced", size, "float64", work, masses.COMPETITORS, masses.judged_costs(work))
+
+
+def barycenters(quick):
+    work = images.mixtures(2 if quick else 5)
+    size = f"{len(work.shares)} mixtures of 2 images of {work.side} x {work.side} pixels, eps {work.eps:g}"
+    yield Work("barycenters", size, "float64", work, images.MIXTURES, images.judged_mixtures(work))
+
+
+def documents(quick):
+    work = texts.problem(*((1, 60) if quick else (4, 300)))
+    size = f"{len(work.texts)} x {len(work.others)} news texts, eps {work.eps:g}, L1 error {work.tol:g}"
+    yield Work("documents", size, "float32", work, texts.COMPETITORS, texts.judged(work))
+
+
 WORKS = {
     "pairs": pairs,
     "retrieval": retrieval,
     "nearest": nearest,
     "gradients": gradient,
     "clouds": clouds,
+    "grids": grids,
+    "unbalanced": unbalanced,
+    "barycenters": barycenters,
+    "documents": documents,
 }
 
 PARTS = (*WORKS, "roofline")

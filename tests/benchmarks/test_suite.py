@@ -115,6 +115,28 @@ def test_the_reference_of_clouds_is_what_the_package_converges_to():
     assert spaces.judged(work, None, found.reg_cost)[0] and not spaces.judged(work, None, 1.01 * found.reg_cost)[0]
 
 
+@pytest.mark.parametrize("make", [suite.grids, suite.unbalanced, suite.barycenters])
+def test_a_right_answer_is_right_and_one_beside_it_wrong(make):
+    (work,) = make(True)
+    for competitor in [x for x in work.competitors if x.name.split()[0] in ("cusink", "NumPy,", "POT")]:
+        run, read = competitor.make(work.problem)
+        answer = np.asarray(read(run()))
+        assert work.judged(competitor, answer)[0], competitor.name
+        assert not work.judged(competitor, 1.01 * answer)[0]
+        assert not work.judged(competitor, np.full_like(answer, np.nan))[0]
+
+
+def test_texts_are_held_to_a_linear_program():
+    pytest.importorskip("gensim")
+    pytest.importorskip("wordllama")
+    (work,) = suite.documents(True)
+    for competitor in work.competitors:
+        run, read = competitor.make(work.problem)
+        answer = np.asarray(read(run()))
+        assert len(answer) == len(work.problem.some) and work.judged(competitor, answer)[0], competitor.name
+        assert not work.judged(competitor, 1.03 * answer)[0] and not work.judged(competitor, 0.98 * answer)[0]
+
+
 def test_operators_are_right_and_have_a_share_of_a_rate():
     records = rates.operator_records(quick=True)
     assert {r["dtype"] for r in records} == {"float32", "float64"} and len(records) == 14
