@@ -143,7 +143,8 @@ def draw(path, judgements, found):
         "Sinkhorn distance (less is alike)": -found[name],
         "TF-IDF cosine": -found["TF-IDF cosine"],
     }
-    figure = Figure(figsize=(13.6, 4.3), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(13.6, 4.5), facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.95))  # the layout of images leaves no room above titles
     axes = figure.subplots(1, 4)
     pairs = np.triu_indices(JUDGED, 1)
     for panel, (title, matrix) in zip(axes, panels.items(), strict=False):

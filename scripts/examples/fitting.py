@@ -229,7 +229,7 @@ class Pictures:
         self.figure = new_figure(5.4, 5.4)
         self.ax = self.figure.add_axes((0.02, 0.02, 0.96, 0.9))
         self.writer = PillowWriter(fps=8)
-        self.writer.setup(self.figure, given.output / "fit.gif", dpi=60)
+        self.writer.setup(self.figure, given.output / "fit.gif", dpi=100)
 
     def draw(self, iteration, *situation):
         """Draw a situation as a figure, as a frame, or both."""

@@ -28,7 +28,7 @@ def main(arguments=None):
         return 2
     A, weights = shapes(given.pixels), bilinear(given.steps)
     grid = cusink.Grid((given.pixels, given.pixels), spacing=1 / given.pixels)
-    print(f"{len(weights)} barycenters of 4 shapes on {given.pixels} x {given.pixels} pixels, eps = {given.eps:g}\n")
+    print(f"{len(weights)} barycenters of 4 shapes on {given.pixels} x {given.pixels} pixels, eps = {given.eps:.2g}\n")
     print(f"{'':<12}{'seconds':>9}{'iterations':>12}{'error':>10}{'sharpness':>12}")
     pictures = {"average": weights @ A}
     for name, debiased in (("barycenter", False), ("debiased", True)):
@@ -51,15 +51,16 @@ def parse(arguments):
     parser.add_argument(
         "--eps",
         type=positive,
-        default=1.5e-3,
-        help="the picture has a side of 1, costs are squared (default: %(default)s)",
+        help="the picture has a side of 1, costs are squared (default: the square of a pixel's side)",
     )
-    parser.add_argument("--pixels", type=int, default=64, help="on a side of a shape (default: %(default)s)")
+    parser.add_argument("--pixels", type=int, default=48, help="on a side of a shape (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="mixtures on a side of the square (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("outputs/barycenters.png"), help="(default: %(default)s)")
     given = parser.parse_args(arguments)
     if given.pixels < 8 or given.steps < 2:
         raise InputError("--pixels must be at least 8, and --steps at least 2")
+    if given.eps is None:  # of a larger one debiased barycenters have stripes, as wide as its square root
+        given.eps = 1 / given.pixels**2
     return given
 
 
@@ -101,14 +102,14 @@ def draw(path, pictures, given):
             0.893,
             10,
             GREY,
-            f"Bilinear weights of the corners; Wasserstein barycenters with eps = {given.eps:g}, side 1.",
+            f"Bilinear weights of the corners; Wasserstein barycenters with eps = {given.eps:.2g}, side 1.",
         ),
     )
     for y, size, colour, line in lines:
         figure.text(0.02, y, line, fontsize=size, color=colour)
     titles = {
         "barycenter": "barycenters with the blur of eps",
-        "debiased": "barycenters, debiased: as sharp as the corners",
+        "debiased": "barycenters, debiased: without that blur",
         "average": "averages of the pixels",
     }
     side = 0.3
