@@ -209,7 +209,7 @@ def table_of_records(found, work, dtype):
     ours = records.ours(rows)
     table = {}
     for r in rows:
-        ratio = f"{r['seconds'] / ours['seconds']:.3g}" if ours and r.get("seconds") else ""
+        ratio = repr(r["seconds"] / ours["seconds"]) if ours and r.get("seconds") else ""
         table[r["peer"]] = {"answer": "WRONG" if r["status"] == "wrong" else "right", "time / cusink's": ratio}
     return table
 

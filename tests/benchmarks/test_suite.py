@@ -101,6 +101,23 @@ def test_the_committed_page_is_made_of_the_committed_lines():
     assert charts.CHARTS["speed"]
 
 
+def test_the_page_on_performance_names_whatever_was_faster():
+    text = (tables.FOLDER.parent / "performance.md").read_text()
+    section = text.partition("## Where others are faster")[2].partition("\n## ")[0]
+    found = tables.read(tables.FOLDER / "suite-cpu.jsonl")
+    faster = []
+    for work, dtype in {(r["work"], r.get("dtype")) for r in found} - {
+        ("roofline", "float32"),
+        ("roofline", "float64"),
+    }:
+        rows = [r for r in found if (r["work"], r.get("dtype")) == (work, dtype)]
+        right = [r for r in rows if r["status"] == "right"]
+        ratios = {r["peer"]: r["seconds"] / tables.ours(rows)["seconds"] for r in right if r["package"] != "cusink"}
+        faster += [(work, peer, f"{ratio:.2f}") for peer, ratio in ratios.items() if ratio < 0.95]
+    assert len(faster) > 5
+    assert not [entry for entry in faster if entry[2] not in section]
+
+
 def test_a_neighbour_that_is_missed_counts():
     work = searches.Search(np.eye(2), np.eye(4), np.eye(4), 0.1, 2, 1e-6, np.array([[1.0, 2, 3, 4], [4, 3, 2, 1]]))
     assert searches.judged(work, None, [[1, 0], [3, 2]])[:2] == (True, 0)
