@@ -1,7 +1,9 @@
 """The suite calls wrong answers wrong, writes down who is missing, and its tables compare right answers alone."""
 
 import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +115,10 @@ def test_the_page_on_performance_names_whatever_was_faster():
         rows = [r for r in found if (r["work"], r.get("dtype")) == (work, dtype)]
         right = [r for r in rows if r["status"] == "right"]
         ratios = {r["peer"]: r["seconds"] / tables.ours(rows)["seconds"] for r in right if r["package"] != "cusink"}
-        faster += [(work, peer, f"{ratio:.2f}") for peer, ratio in ratios.items() if ratio < 0.95]
+        faster += [f"{ratio:.2f}" for ratio in ratios.values() if ratio < 0.95]
     assert len(faster) > 5
-    assert not [entry for entry in faster if entry[2] not in section]
+    # Two works with one ratio are two numbers on the page.
+    assert not Counter(faster) - Counter(re.findall(r"\b0\.\d\d\b", section))
 
 
 def test_a_neighbour_that_is_missed_counts():
