@@ -1013,9 +1013,9 @@ def test_a_gradient_of_a_map_that_overflowed_reaches_the_inputs_of_its_problem(o
         (lambda x, r: sinkhorn_loss(None, None, x, 0.1, reach=(r[0], -1.0)), ValueError, "'reach' must be"),
         (lambda x, r: sinkhorn_loss(None, None, x, 0.1, reach="given"), TypeError, "'reach' must be"),
         (
-            lambda x, r: bridge.sinkhorn_divergence(None, None, x, 0.1, reach=r[:2]),
+            lambda x, r: bridge.sinkhorn_divergence(None, None, x, 0.1, reach=(r[0], r[:2])),
             ValueError,
-            "must be one number; got",
+            r"'reach' must be one number, or one for each marginal; got shapes \(\), \(2,\)",
         ),
         (
             lambda x, r: sinkhorn_loss(*[bridge.Measures.of([x])] * 2, "euclidean", 0.1, reach=r[0]),

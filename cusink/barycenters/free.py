@@ -131,8 +131,8 @@ def free_barycenter(
     prices = checks.reach(reach)
     if debiased and prices is not None and prices[0] != prices[1]:
         raise ValueError(
-            f"'reach' must be one number for a debiased barycenter, as for a divergence; got {reach}. Pass debiased="
-            "False, or one number"
+            "'reach' must be one number for a debiased barycenter, as divergences at unlike prices are not least at "
+            f"equal measures; got {reach}. Pass debiased=False, or one number"
         )
     options: dict[str, Any] = {"eps": eps, "reach": reach, "tol": solver_tol, "memory_limit": memory_limit}
     found = Found(

@@ -51,7 +51,7 @@ class Divergence(Work):
     def ranks(self) -> dict[str, int]:
         """Axes of each input of one problem."""
         own = {"C_aa": 2, "C_bb": 2} if self.own_costs else {}
-        price = {"reach": 0} if takes_reach(self.options) else {}
+        price = {"reach": 1} if takes_reach(self.options) else {}
         return {"a": 1, "b": 1} | self.cost.ranks | own | {"eps": 0} | price
 
     @property
@@ -134,7 +134,7 @@ class Divergence(Work):
         of_reach = moves.pop("reach", None)
         if of_reach is not None:  # one number, whose derivative is its gradient
             grads = sinkhorn_divergence_adjoint(result, grad=1.0)
-            total = reach_gradient(grads.reach, given) * of_reach
+            total = (reach_gradient(grads.reach, given) * of_reach).sum(axis=-1)
         if moves:
             total = total + sinkhorn_divergence_jvp(result, **_named(moves, result.f))
         return {"divergence": total.astype(result.divergence.dtype)}

@@ -117,20 +117,18 @@ def takes_reach(options: tuple[tuple[str, Any], ...]) -> bool:
     return isinstance(reach, str) and reach == GIVEN
 
 
-def reach_parts(options: tuple[tuple[str, Any], ...], of: Any, one: bool) -> tuple[Any, ...]:
-    """Return the prices of both marginals, or `one`, if some are arrays of a library, instances of `of`; else check."""
+def reach_parts(options: tuple[tuple[str, Any], ...], of: Any) -> tuple[Any, ...]:
+    """Return the prices of both marginals, or one, if some are arrays of a library, instances of `of`; else check."""
     reach, method = dict(options).get("reach"), dict(options).get("method", "auto")
     parts = tuple(reach) if isinstance(reach, (tuple, list)) else (reach,)
     if not any(isinstance(x, of) for x in parts):
-        if one:
-            checks.one_price(reach)
         checks.reach(reach, method)
         return ()
     sizes = {tuple(x.shape) for x in parts if isinstance(x, of)}
-    wanted = {(), (1,)} if one or len(parts) > 1 else {(), (1,), (2,)}
-    if len(parts) > (1 if one else 2) or not sizes <= wanted:
-        rule = "be one number" if one else "be one number, or one for each marginal"
-        raise ValueError(f"'reach' must {rule}; got shapes {', '.join(str(shape) for shape in sorted(sizes))}")
+    wanted = {(), (1,)} if len(parts) > 1 else {(), (1,), (2,)}
+    if len(parts) > 2 or not sizes <= wanted:
+        shapes = ", ".join(str(shape) for shape in sorted(sizes))
+        raise ValueError(f"'reach' must be one number, or one for each marginal; got shapes {shapes}")
     rest = [x for x in parts if not isinstance(x, of)]
     checks.reach((rest[0] if rest else 1, 1), method)
     return parts
@@ -139,6 +137,15 @@ def reach_parts(options: tuple[tuple[str, Any], ...], of: Any, one: bool) -> tup
 def with_reach_given(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
     """Return options of the solver in which `reach` is an input of the work."""
     return tuple((name, GIVEN if name == "reach" else x) for name, x in options)
+
+
+def with_reach_as_numbers(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+    """Return options, of which works can be made, with a tuple for two prices that came as an array or a list."""
+    reach: Any = dict(options).get("reach")
+    if not checks.for_each_side(reach):
+        return options
+    prices = tuple(rho if rho is None else float(rho) for rho in reach)
+    return tuple((name, prices if name == "reach" else x) for name, x in options)
 
 
 def unbalanced(options: tuple[tuple[str, Any], ...]) -> bool:
@@ -155,8 +162,7 @@ def options_with(options: tuple[tuple[str, Any], ...], given: Inputs) -> dict[st
     """Return options of the solver by name, with the prices that are an input of the work as numbers."""
     named = dict(options)
     if takes_reach(options):
-        prices = tuple(float(price) for price in given["reach"].reshape(-1))
-        named["reach"] = prices if given["reach"].ndim else prices[0]
+        named["reach"] = tuple(float(price) for price in given["reach"].reshape(-1))
     return named
 
 

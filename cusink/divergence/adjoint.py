@@ -55,6 +55,7 @@ class DivergenceGradients(Summary):
     _terms: tuple[Terms, Terms, Terms] = field(repr=False)
     _of_masses: Array | float = field(repr=False)
     _own_costs: bool = field(repr=False)
+    _one_price: bool = field(repr=False)
     _pulled: Callable[[], tuple[Array, Array]] | None = field(default=None, repr=False)  # the points, if that is known
 
     @cached_property
@@ -83,9 +84,18 @@ class DivergenceGradients(Summary):
     @cached_property
     @one_call
     def reach(self) -> Array | None:
-        """By the price of the marginals: array of shape () or (B,); None for balanced transport."""
+        """By the price of the marginals: array of shape () or (B,); None for balanced transport.
+
+        Of a pair of prices, of shape (2,) or (B, 2); 0 where a marginal is met.
+        """
         parts = [part for part in (terms.wrt_reach() for terms in self._terms) if part is not None]
-        return sum(part.sum(axis=-1) for part in parts) if parts else None
+        if not parts or self._one_price:
+            return sum(part.sum(axis=-1) for part in parts) if parts else None
+        of_pair, *of_selves = parts
+        out = of_pair.copy()
+        for k, own in enumerate(of_selves):
+            out[..., k] += own.sum(axis=-1)
+        return out
 
     @cached_property
     @one_call
@@ -198,6 +208,7 @@ def sinkhorn_divergence_adjoint(
         _terms=(of_pair, of_aa, of_bb),
         _of_masses=of_masses,
         _own_costs=result.own_costs,
+        _one_price=result.one_price,
     )
 
 
@@ -222,6 +233,7 @@ def _of_pairs(result: DivergencePairs, grad: Array | float) -> DivergenceGradien
         _terms=(of_pair, of_aa, of_bb),
         _of_masses=of_masses,
         _own_costs=False,
+        _one_price=result.one_price,
         _pulled=every.wrt_points if every.knows_points else None,
     )
 
@@ -273,7 +285,7 @@ class _PairGradients:
         """Return the derivatives (N,) of each divergence by the weights of a side, up to a constant if balanced."""
         if self.solved.reach is None:
             return potential - of_self
-        xp, rho = self.given.xp, self.solved.reach[0]  # which is that of both sides
+        xp, rho = self.given.xp, self.solved.reach[0]  # that of both sides, where pairs are solved together
         eps = side.spread(xp, xp.zeros(self.given.count) + xp.asarray(self.solved.eps))
         return (rho + eps) * (xp.exp(-of_self / rho) - xp.exp(-potential / rho))
 

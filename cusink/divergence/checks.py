@@ -1,6 +1,5 @@
 """Checks of the arguments of `cusink.sinkhorn_divergence` and its adjoint, in the manner of `cusink.solver.checks`."""
 
-import math
 from typing import Any, Never
 
 import numpy as np
@@ -12,18 +11,10 @@ from cusink.costs.clouds import sides_of
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import kind_of, named_arrays, one_cloud
 from cusink.operand import dense_cost, operand
-from cusink.solver import checks as solver_checks
 from cusink.solver.problem import CheckedProblem, Problem
-from cusink.types import Array, ArrayModule, Method
+from cusink.types import Array, ArrayModule
 
 FIX = "Pass the costs within each side as 'C_aa' and 'C_bb', or points as a cusink.PointCloud"
-
-
-def reach(value: Any, method: Method) -> float:
-    """Return the price of both marginals, inf where they are met."""
-    solver_checks.one_price(value)
-    prices = solver_checks.reach(value, method)
-    return math.inf if prices is None else prices[0]
 
 
 def self_costs(

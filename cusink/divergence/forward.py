@@ -26,8 +26,9 @@ from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
 from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import warn_of_pairs
+from cusink.solver.prices import alike, own_prices
 from cusink.solver.problem import CheckedProblem, Problem
-from cusink.solver.symmetric import SelfSolution
+from cusink.solver.symmetric import SelfSolution, of_free_masses
 from cusink.solver.values import values
 from cusink.types import Array, ArrayModule, HostArray, Method, Overrelaxation, Reach, Tolerance
 
@@ -43,7 +44,7 @@ def sinkhorn_divergence(
     C: Metric,
     *,
     eps: float | Array,
-    reach: float | None = None,
+    reach: float | tuple[float | None, float | None] | None = None,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
     check_every: int = 10,
@@ -64,7 +65,7 @@ def sinkhorn_divergence(
     eps: float | Array | RelativeEps,
     C_aa: Array | None = None,
     C_bb: Array | None = None,
-    reach: float | None = None,
+    reach: float | tuple[float | None, float | None] | None = None,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
     check_every: int = 10,
@@ -85,7 +86,7 @@ def sinkhorn_divergence(
     eps: float | Array | RelativeEps,
     C_aa: Array | None = None,
     C_bb: Array | None = None,
-    reach: float | None = None,
+    reach: float | tuple[float | None, float | None] | None = None,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
     check_every: int = 10,
@@ -113,8 +114,9 @@ def sinkhorn_divergence(
         Cost between the bins of `a`, symmetric.
     C_bb : array, shape (m, m) or (B, m, m), optional
         Cost between the bins of `b`, symmetric.
-    reach : float, optional
-        Price of marginals that differ, as for `cusink.sinkhorn`, one for both sides; masses may then be unequal.
+    reach : float, or pair of float or None, optional
+        Price of marginals that differ, as for `cusink.sinkhorn`; masses may then be unequal. Of a pair, `a` has the
+        first with itself, and `b` the second. Where both are unlike, equal measures do not have the value 0.
     max_iter : int
         Iterations at most, of each of the three problems.
     tol : "auto", float or None
@@ -158,7 +160,8 @@ def sinkhorn_divergence(
     ``exp(-C / eps)`` is positive definite, as for "sqeuclidean", "euclidean" and "cityblock", it is positive, convex in
     each of a and b, and zero for equal measures only. Its error is of the order of eps times the square of `tol`; in
     float32 the values are taken in float64 from potentials in float32, so that nothing cancels. What is negative by no
-    more than rounding and the marginal error explain is returned as 0.
+    more than rounding and the marginal error explain is returned as 0. For a `reach` of two unlike prices the values
+    are returned as they are, and equal measures have one above 0 in general.
 
     References
     ----------
@@ -177,13 +180,14 @@ def sinkhorn_divergence(
     """
     tol = tolerance(tol, a, b, C)
     eps = relative_or_numbers(eps)
-    rho = checks.reach(reach, method)
+    prices = solver_checks.reach(reach, method)
+    one_price = not solver_checks.for_each_side(reach)
     options = solver_checks.options(max_iter, tol, check_every, method, overrelaxation)
     if are_measures(a, b):
         unused(C_aa=C_aa, C_bb=C_bb)
         if flag("normalise", normalise):
             a, b = normalised_measures(a, b)
-        pairs = pairs_of_measures(a, b, C, rho == math.inf, flag("check", check))
+        pairs = pairs_of_measures(a, b, C, prices is None, flag("check", check))
         call: Callable[..., Any] = functools.partial(
             sinkhorn_divergence,
             reach=reach,
@@ -195,11 +199,9 @@ def sinkhorn_divergence(
             memory_limit=memory_limit,
             check=False,
         )
-        prices = None if rho == math.inf else (rho, rho)
-        out = divergences(pairs, eps_of_pairs(eps, pairs), options, prices, call, memory_limit)
+        out = divergences(pairs, eps_of_pairs(eps, pairs), options, prices, one_price, call, memory_limit)
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
-    prices = None if rho == math.inf else (rho, rho)
     given = solver_checks.problem(
         a, b, C, eps=eps, check=check, memory_limit=memory_limit, reach=prices, normalise=normalise
     )
@@ -215,7 +217,7 @@ def sinkhorn_divergence(
     # With prices float32 may turn out to have too few digits, and points have more of them than their costs.
     cost = given.C.kept() if prices is None else given.C
     low, high = cost.range()
-    equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None)
+    equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None, prices)
     near = high - low <= 2 * ANNEAL_ABOVE * np.min(given.eps) or bool(equal.all())
     init = (own.f, own.g) if near else None  # the solution, if a and b are equal
     how = HowToSolve(options, prices, together=sharing(len(given.a), cost.shared))
@@ -230,10 +232,11 @@ def sinkhorn_divergence(
         shift = None if shift is None else xp.where(equal, 0, shift)
     cross = Problem.of(given, f, g, prices, shift)
     alone = replace(cross, shift=None if prices is None else xp.zeros(len(given.a)))
+    of_aa, of_bb = (replace(alone, reach=own_prices(prices, k), batch_of_one=of_one[k]) for k in range(2))
     problems = (
         cross,
-        replace(alone, b=given.a, C=of_a, f=own.f, g=own.f, batch_of_one=of_one[0], images=cross.images[:1] * 2),
-        replace(alone, a=given.b, C=of_b, f=own.g, g=own.g, batch_of_one=of_one[1], images=cross.images[1:] * 2),
+        replace(of_aa, b=given.a, C=of_a, f=own.f, g=own.f, images=cross.images[:1] * 2),
+        replace(of_bb, a=given.b, C=of_b, f=own.g, g=own.g, images=cross.images[1:] * 2),
     )
     converged = error <= (math.inf if options.tol is None else options.tol)
     later = pair.error >= own.error
@@ -248,6 +251,7 @@ def sinkhorn_divergence(
     return SinkhornDivergence(
         problems=problems,
         own_costs=of_a.stored and not (of_a is cost and of_b is cost),
+        one_price=one_price,
         f=cross.bins_to_user(f, 0),
         g=cross.bins_to_user(g, 1),
         f_self=cross.bins_to_user(own.f, 0),
@@ -275,8 +279,8 @@ def _self_terms(
     """Solve both measures with themselves."""
     mass = given.a.sum(axis=1, dtype=np.float64)
     of_a, of_b = (
-        _solved_with_itself(replace(given, a=weights, b=weights, C=C), prices, options, mass)
-        for weights, C in zip((given.a, given.b), costs, strict=True)
+        _solved_with_itself(replace(given, a=weights, b=weights, C=C), own_prices(prices, k), options, mass)
+        for k, (weights, C) in enumerate(zip((given.a, given.b), costs, strict=True))
     )
     n_iter = np.where(of_b.error >= of_a.error, of_b.n_iter, of_a.n_iter)
     reg_cost, error = of_a.reg_cost / 2 + of_b.reg_cost / 2, np.maximum(of_a.error, of_b.error)
@@ -291,23 +295,24 @@ def _solved_with_itself(given: CheckedProblem, prices: Reach | None, options: Op
     xp, kept, a = given.C.xp, given.C.kept(), given.a
     # One measure that is compared with many is solved once.
     same = kept.shared and len(a) > 1 and bool((a == a[:1]).all())
-    own = self_potentials_each(
-        kept, a[:1] if same else a, given.eps, options, math.inf if prices is None else prices[0]
-    )
+    some, rho = a[:1] if same else a, math.inf if prices is None else prices[0]
+    own = self_potentials_each(kept, some, given.eps, options, rho)
     f = xp.ascontiguousarray(xp.broadcast_to(own.f, a.shape))
     error, n_iter = (np.broadcast_to(x, len(a)) for x in (own.error, own.n_iter))
     value = own.reg_cost
     if a.dtype != np.float64:
         still = None if prices is None else xp.zeros(len(a))
         value = value_in_float64(Problem.of(replace(given, C=kept), f, f, prices, still), mass)
+    elif prices is not None and rho == math.inf:
+        value = of_free_masses(a, value, xp.asarray(given.eps))
     return SelfSolution(f, value, error, n_iter, own.converged)
 
 
-def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: bool) -> Array:
-    """Return for which problems (B,) both measures are the same."""
+def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: bool, prices: Reach | None) -> Array:
+    """Return for which problems (B,) both measures are the same, and all three of their problems with them."""
     C, a, b = given.C, given.a, given.b
     none: Array = C.xp.zeros(len(a), bool)
-    if a.shape != b.shape:
+    if a.shape != b.shape or not alike(prices):
         return none
     if of_a is C and of_b is C:
         return (a == b).all(axis=1)
@@ -329,6 +334,8 @@ def _divergence(cross: Problem, cost: Cost[Any], of_self: Array, error: HostArra
     out = of_pair - of_self
     if cross.reach is not None:
         out += cross.eps_as(1) / 2 * (mass_a - mass_b) ** 2
+    if not alike(cross.reach):  # no rule says that it is not negative
+        return out
     spread = sum(_range(xp, w > 0, p) for w, p in ((cross.a, cross.f), (cross.b, cross.g)))
     return without_rounding(xp, out, of_pair, of_self, (cross.eps_as(1) + spread) * mass_a, xp.asarray(error))
 

@@ -49,6 +49,7 @@ class DivergencePairs(Summary):
     n_iter: Array
     converged: Array
     solved: SolvedPairs[SinkhornDivergence] = field(repr=False)
+    one_price: bool = field(default=True, repr=False)
 
     def __len__(self) -> int:
         return self.solved.given.count
@@ -66,6 +67,7 @@ class DivergencePairs(Summary):
         return SinkhornDivergence(
             problems=(cross, of_a, of_b),
             own_costs=False,
+            one_price=self.one_price,
             f=self.f[of_f],
             g=self.g[of_g],
             f_self=self.f_self[of_f],
@@ -79,15 +81,16 @@ def divergences(
     eps: Eps,
     options: Options,
     reach: Reach | None,
+    one_price: bool,
     call: Callable[..., SinkhornDivergence],
     memory_limit: int | None,
 ) -> DivergencePairs:
     """Solve checked pairs; `call` is `cusink.sinkhorn_divergence` of a batch of padded problems."""
     solved = SolvedPairs.of(given, eps, options, reach, True, call, _made, memory_limit)
-    return joined(solved)
+    return joined(solved, one_price)
 
 
-def joined(solved: SolvedPairs[SinkhornDivergence]) -> DivergencePairs:
+def joined(solved: SolvedPairs[SinkhornDivergence], one_price: bool = True) -> DivergencePairs:
     """Join the results of batches and of what was solved together."""
     given, together = solved.given, solved.together
     named: dict[str, Any] = dict.fromkeys((*VALUES, "f", "g", "f_self", "g_self"))
@@ -104,7 +107,7 @@ def joined(solved: SolvedPairs[SinkhornDivergence]) -> DivergencePairs:
     values = {name: solved.values(name, named[name]) for name in VALUES}
     sides = {"f": given.A, "g": given.B}
     potentials = {name: solved.flat(name, sides[name[0]], named[name]) for name in ("f", "g", "f_self", "g_self")}
-    return DivergencePairs(solved=solved, **potentials, **values)
+    return DivergencePairs(solved=solved, one_price=one_price, **potentials, **values)
 
 
 def _divergence(solved: SolvedPairs[SinkhornDivergence], together: Together) -> Array:

@@ -42,3 +42,4 @@ class SinkhornDivergence(Summary):
     converged: Array
     problems: tuple[Problem, Problem, Problem] = field(repr=False)  # of a and b, of a itself, of b itself
     own_costs: bool = field(repr=False)  # whether C_aa and C_bb are arrays that were passed
+    one_price: bool = field(default=True, repr=False)  # whether `reach` was one number, for both sides

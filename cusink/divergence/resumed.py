@@ -6,6 +6,7 @@ from typing import Any
 from cusink.divergence import checks
 from cusink.divergence.result import SinkhornDivergence
 from cusink.solver import checks as solver_checks
+from cusink.solver.prices import own_prices
 from cusink.solver.problem import Problem
 from cusink.types import Array, Eps
 
@@ -21,7 +22,7 @@ def resumed(
     error: Array,
     C_aa: Array | None = None,
     C_bb: Array | None = None,
-    reach: float | None = None,
+    reach: Any = None,
     memory_limit: int | None = None,
 ) -> SinkhornDivergence:
     """Return what `cusink.sinkhorn_divergence` returned, given the potentials f, g and those of both self-terms.
@@ -37,8 +38,8 @@ def resumed(
     alone = replace(cross, shift=None if shift is None else shift * 0)
     problems = (
         cross,
-        replace(alone, b=given.a, C=of_a, f=f_self, g=f_self, batch_of_one=of_one[0]),
-        replace(alone, a=given.b, C=of_b, f=g_self, g=g_self, batch_of_one=of_one[1]),
+        replace(alone, b=given.a, C=of_a, f=f_self, g=f_self, reach=own_prices(rho, 0), batch_of_one=of_one[0]),
+        replace(alone, a=given.b, C=of_b, f=g_self, g=g_self, reach=own_prices(rho, 1), batch_of_one=of_one[1]),
     )
     shown = [cross.to_user(x) for x in (f, g, f_self, g_self)]
     errors = cross.to_user(error)
@@ -53,4 +54,5 @@ def resumed(
         converged=errors,
         problems=problems,
         own_costs=of_a.stored and not (of_a is given.C and of_b is given.C),
+        one_price=not solver_checks.for_each_side(reach),
     )

@@ -71,7 +71,7 @@ def gradient_flow(
     loss: Loss = "sinkhorn",
     eps: float | None = None,
     scale: float | None = None,
-    reach: float | None = None,
+    reach: float | tuple[float | None, float | None] | None = None,
     step: float = 0.25,
     momentum: float = 0.0,
     max_iter: int = 100,
@@ -98,7 +98,7 @@ def gradient_flow(
         Regularisation of "sinkhorn" in the unit of squared distances, which needs it.
     scale : float, optional
         Length of the kernel, as for `cusink.kernel_product`; 1 if not given.
-    reach : float, optional
+    reach : float, or pair of float or None, optional
         Of "sinkhorn", as for `cusink.sinkhorn_divergence`: outliers then pull little, and masses may differ.
     step : float
         Longest step in time: points move by ``-step / a_i`` times the gradient. With "sinkhorn", 0.5 goes to the mean

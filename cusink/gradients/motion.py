@@ -124,7 +124,7 @@ class Solved(SolvedBins):
 
     def damped(self, how: LinearSolve) -> LinearSolve:
         """Return how a system is solved with the slack of `reach`, if there is one."""
-        if self.problem.reach is None:
+        if self.problem.reach is None or min(self.problem.reach) == np.inf:  # as of a self-term that is met
             return how
         eps = self.problem.eps_as(2)
         return replace(how, slack=(eps / self.problem.reach[0], eps / self.problem.reach[1]))

@@ -4,14 +4,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from cusink.bridges.measures import Divergence, PairDivergences
 from cusink.bridges.options import (
     Gradient,
     LossOptions,
     Reduction,
-    reach_parts,
     reduced,
     values_as_images,
     values_at,
@@ -156,8 +154,8 @@ def sinkhorn_divergence(
     normalise : bool
         Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
-        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`. `reach` may be an array of
-        one price, which then has a gradient.
+        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`. `reach` may be an array, one
+        price or one for each side, which then have gradients.
 
     Returns
     -------
@@ -189,13 +187,12 @@ def sinkhorn_divergence(
     """
     given = solver_options(divergence_solver, options)
     if are_measures(a, b):
-        reach_parts(given, (jax.Array, np.ndarray), True)
         unused(C_aa=C_aa, C_bb=C_bb)
         (losses,) = outputs_of(*problem_of_pairs(a, b, C, eps, normalise, PairDivergences, options=given))
         return reduced(losses, reduction)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
-    problem = LossProblem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb}, normalise, one_reach=True)
+    problem = LossProblem(a, b, C, eps, given, {"C_aa": C_aa, "C_bb": C_bb}, normalise)
     (losses,) = outputs_of(Divergence(problem.kind, problem.options, C_aa is not None), problem.inputs)
     return problem.narrowed(reduced(losses, reduction))
 

@@ -137,7 +137,7 @@ def problem_of_pairs(
     slopes: tuple[str, ...] = ("a", "x", "b", "y")
     if isinstance(eps, jax.Array):
         slopes = (*slopes, "eps_of_pairs")
-    if reach_parts(options["options"], (jax.Array, np.ndarray), False):
+    if reach_parts(options["options"], (jax.Array, np.ndarray)):
         raise TypeError("'reach' must hold numbers for Measures, which give no gradient by it; got an array of JAX")
     work = pair_work(a, b, C, of, slopes, **options)
     if a.points.dtype != b.points.dtype:

@@ -40,10 +40,9 @@ class LossProblem:
         options: tuple[tuple[str, Any], ...],
         own: dict[str, Any],
         normalise: bool,
-        one_reach: bool = False,
     ) -> None:
         flag("normalise", normalise)
-        parts = reach_parts(options, (jax.Array, np.ndarray), one_reach)
+        parts = reach_parts(options, (jax.Array, np.ndarray))
         self.options = with_reach_given(options) if parts else options
         balanced = not unbalanced(self.options)
         self.kind, costs = cost_arrays(C)
@@ -80,7 +79,7 @@ class LossProblem:
         number = regularisation(eps, named["a"].dtype)
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
         if parts:
-            self.inputs["reach"] = _prices(parts, one_reach, named["a"].dtype)
+            self.inputs["reach"] = _prices(parts, named["a"].dtype)
         ranks = {"a": 1, "b": 1, "eps": 0, "reach": 1}  # of one problem; costs, points and values have 2
         batch_size({name: len(x) for name, x in self.inputs.items() if x.ndim > ranks.get(name, 2)})
 
@@ -98,8 +97,8 @@ def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
     return number
 
 
-def _prices(parts: tuple[Any, ...], one: bool, dtype: Any) -> jax.Array:
-    """Return the prices of both marginals as an array (2,), or `one` of them ()."""
+def _prices(parts: tuple[Any, ...], dtype: Any) -> jax.Array:
+    """Return the prices of both marginals as an array (2,)."""
     for x in parts:
         if isinstance(x, (jax.Array, np.ndarray)) and not (
             jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
@@ -107,8 +106,6 @@ def _prices(parts: tuple[Any, ...], one: bool, dtype: Any) -> jax.Array:
             raise TypeError(f"'reach' must be a real number; got an array of {x.dtype}")
     parts = tuple(array("reach", x) if isinstance(x, (jax.Array, np.ndarray)) else x for x in parts)
     arrays = [jnp.asarray(jnp.inf if x is None else x, dtype) for x in parts]
-    if one:
-        return arrays[0].reshape(())
     if len(arrays) == 1:
         return jnp.broadcast_to(arrays[0].reshape(-1), 2)
     return jnp.stack([x.reshape(()) for x in arrays])

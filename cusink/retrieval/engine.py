@@ -18,6 +18,7 @@ from cusink.retrieval.progress import progress_bar
 from cusink.retrieval.query import Certificate, Counts, Found, Query
 from cusink.retrieval.ranking import TopK
 from cusink.retrieval.tiles import PairValues, pair_count, tile_shape
+from cusink.solver.prices import alike
 from cusink.types import ArrayModule
 from cusink.workers import each, working
 
@@ -97,7 +98,7 @@ def _all(
     """Solve all pairs."""
     tile = tile_shape(pairs, query.memory_limit)
     theirs = solved_terms(corpus.terms, pairs.xp) if query.value == "divergence" else None
-    given = theirs if pairs.A is pairs.B else None, theirs
+    given = theirs if pairs.A is pairs.B and alike(pairs.reach) else None, theirs
     values = PairValues(pairs, query.value, query.options, tile[1], given, query.memory_limit)
     return search.search_all(values, query, tile, corpus.duplicates if len(corpus) else None, progress)
 

@@ -15,7 +15,7 @@ from cusink.retrieval.checks import CheckedHistograms, Histograms
 from cusink.retrieval.pairs import Solved, SolvedProblems, digest
 from cusink.retrieval.unbalanced import HowToPair, mirrored
 from cusink.solver.problem import Problem
-from cusink.solver.symmetric import self_potentials
+from cusink.solver.symmetric import of_free_masses, self_potentials
 from cusink.solver.values import values
 from cusink.types import Array, ArrayModule, HostArray, Reach, Value
 
@@ -140,7 +140,10 @@ class HistogramPairs:
             weights, C = xp.ascontiguousarray(weights[:, used]), C.between(used, used)
         rho = math.inf if self.reach is None else self.reach[side]
         own = self_potentials(C, weights, self.eps, options, rho)
-        return Solved(own.reg_cost, own.error, own.n_iter, own.converged)
+        value = own.reg_cost
+        if self.reach is not None and rho == math.inf:
+            value = of_free_masses(weights, value, self.eps)
+        return Solved(value, own.error, own.n_iter, own.converged)
 
     @property
     def mass(self) -> float:

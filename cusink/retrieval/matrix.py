@@ -152,7 +152,7 @@ def distance_matrix(
         As for `cusink.sinkhorn`.
     reach : float, or pair of float or None, optional
         Lets the marginals of a plan differ from both histograms, which may then have different masses, at this price in
-        the unit of `C`, as for `cusink.sinkhorn`; one number for `value="divergence"`. Not for documents.
+        the unit of `C`, as for `cusink.sinkhorn`. Of two, the first is that of A, in self-terms too. Not for documents.
     normalise : bool
         Divide each item by its sum. An item that is all zero has no distance: an error among histograms, and among
         documents what `on_empty` says.

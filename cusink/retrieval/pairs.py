@@ -9,6 +9,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
+from cusink.solver.prices import alike
 from cusink.types import Array, ArrayModule, HostArray, Reach, Value
 
 ROUNDINGS = 64  # of the values of a pair, that may make a divergence fall below 0
@@ -162,16 +163,19 @@ def debiased(
 
     Arrays broadcast. `excess` are the differences of both masses, where these may differ. The error of a divergence is
     the largest of its three parts. That of `equal` items is 0, and what the error and rounding explain below 0 is 0
-    too.
+    too, unless the two sides have unlike prices.
     """
     xp, of_selves = pairs.xp, (ours.distances + theirs.distances) / 2
     error = np.maximum(np.maximum(ours.error, theirs.error), solved.error)
     out = solved.distances - of_selves
     if excess is not None:
         out = out + pairs.eps / 2 * xp.asarray(excess) ** 2
+    converged = ours.converged & theirs.converged & solved.converged
+    if not alike(pairs.reach):
+        return Solved(out, error, solved.n_iter, converged)
     # A bin lighter than the error may be without its mass, which is worth what costs differ by.
     scale = (pairs.eps + pairs.span[1] - pairs.span[0]) * pairs.mass
     rounding = ROUNDINGS * float(np.finfo(np.dtype(str(solved.distances.dtype))).eps)
     explained = scale * xp.asarray(error) + rounding * (xp.abs(solved.distances) + xp.abs(of_selves) + scale)
     zero = xp.asarray(equal) & xp.isfinite(out) | ((out < 0) & (out > -explained))
-    return Solved(xp.where(zero, 0, out), error, solved.n_iter, ours.converged & theirs.converged & solved.converged)
+    return Solved(xp.where(zero, 0, out), error, solved.n_iter, converged)

@@ -2,7 +2,7 @@
 
 from typing import Any, get_args
 
-from cusink.checks.scalars import one_of, shown
+from cusink.checks.scalars import one_of
 from cusink.solver import checks
 from cusink.types import MatrixValue, Method, Reach
 
@@ -10,9 +10,4 @@ from cusink.types import MatrixValue, Method, Reach
 def prices_of(reach: Any, method: Method, value: MatrixValue) -> Reach | None:
     """Check the prices of the marginals for a value, None where both are to be met."""
     one_of("value", value, get_args(MatrixValue))
-    prices = checks.reach(reach, method)
-    if value == "divergence" and isinstance(reach, (tuple, list)):
-        raise ValueError(
-            f"'reach' must be one number for value='divergence', which solves each item with itself; got {shown(reach)}"
-        )
-    return prices
+    return checks.reach(reach, method)

@@ -19,6 +19,7 @@ from cusink.retrieval.pairs import Solved, debiased
 from cusink.retrieval.query import Certificate, Counts, Found, Query
 from cusink.retrieval.ranking import Duplicates, TopK, smallest_per_row
 from cusink.retrieval.tiles import PairValues, calls_at_once, pair_count, tile_shape, tiles
+from cusink.solver.prices import alike
 from cusink.types import Array, HostArray
 
 CUTS_PER_ROW = 16  # of the first pairs that are solved, at most
@@ -114,7 +115,7 @@ class PrunedSearch:
         self.itself = pairs.A is pairs.B
         self.self_terms = None
         if query.value == "divergence":
-            self.self_terms = solved_selves(pairs, self.itself, corpus, query.options)
+            self.self_terms = solved_selves(pairs, self.itself and alike(pairs.reach), corpus, query.options)
 
     @cached_property
     def offsets(self) -> tuple[HostArray, HostArray] | None:

@@ -8,6 +8,7 @@ from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.solver.loop import Start, solve
 from cusink.solver.newton import TILE
+from cusink.solver.prices import alike
 from cusink.solver.solution import Solution
 from cusink.solver.unbalanced import UnbalancedIteration, partnered
 from cusink.types import Array, Reach
@@ -15,7 +16,7 @@ from cusink.types import Array, Reach
 
 def mirrored(C: Cost[Any], reach: Reach | None) -> bool:
     """Whether the pair (j, i) of items of one collection has the distance of the pair (i, j)."""
-    return C.symmetric and (reach is None or reach[0] == reach[1])
+    return C.symmetric and alike(reach)
 
 
 @dataclass(frozen=True)

@@ -285,17 +285,14 @@ def _shape_message(
     return f"'{name}' must have shape {wanted} to match C of shape {tuple(cost)}; got {shape}{hint}"
 
 
-def one_price(value: Any) -> None:
-    """Refuse a pair of prices, of which a divergence has no use."""
-    if isinstance(value, (tuple, list)):
-        raise ValueError(
-            f"'reach' must be one number for a divergence, which solves each measure with itself; got {kind(value)}"
-        )
+def for_each_side(reach: Any) -> bool:
+    """Whether a `reach`, checked or not, holds a price for each marginal: a tuple, a list, or an array of one axis."""
+    return isinstance(reach, (tuple, list)) or getattr(reach, "ndim", 0) == 1
 
 
 def reach(value: Any, method: Method = "auto") -> Reach | None:
     """Return the prices (rho_a, rho_b) of both marginals, inf where one is to be met; None where both are."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    pair = tuple(value) if for_each_side(value) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{RULE}; got {len(pair)} values")
     prices = []

@@ -73,6 +73,15 @@ def self_potentials(C: Cost[Any], a: Array, eps: float, options: Options, rho: f
     return SelfSolution(out, reg_cost, error, n_iter, error <= (math.inf if tol is None else tol))
 
 
+def of_free_masses(a: Array, reg_cost: Array, eps: float | Array) -> Array:
+    """Return values (B,) of balanced problems as those of unbalanced ones whose two marginals are to be met.
+
+    ``KL(P | a a')`` has the product of the masses in it there, see docs/unbalanced.md.
+    """
+    mass = a.sum(axis=1, dtype=np.float64)
+    return reg_cost + eps * (mass**2 - mass)
+
+
 def _self_value(xp: ArrayModule, a: Array, f: Array, g: Array, eps: float, rho: float) -> Array:
     """Return the dual value (B,) of a measure with itself, of potentials f and g of which g is the best for f."""
     a, f, g = (x.astype(np.float64) for x in (a, *(xp.where(a > 0, x, 0) for x in (f, g))))

@@ -179,8 +179,8 @@ def sinkhorn_divergence(
     normalise : bool
         Divide the weights by their sums. Gradients are those by the weights as they are, through the division.
     **options
-        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`. `reach` may be a tensor of
-        one price, which then has a gradient.
+        `max_iter`, `tol`, `reach` and the other options of `cusink.sinkhorn_divergence`. `reach` may be a tensor, one
+        price or one for each side, which then have gradients.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def sinkhorn_divergence(
         unused(**own)
         (losses,) = apply(*problem_of_pairs(a, b, C, eps, normalise, PairDivergences, options=given))
         return reduced(losses, reduction)
-    problem = Problem(a, b, C, eps, given, own, normalise, one_reach=True)
+    problem = Problem(a, b, C, eps, given, own, normalise)
     if (C_aa is None) != (C_bb is None):
         raise ValueError("'C_aa' and 'C_bb' must both be given, or neither; got one")
     (losses,) = apply(Divergence(problem.kind, problem.options, C_aa is not None), problem.inputs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cusink.bridges.options import reach_parts
+from cusink.bridges.options import reach_parts, with_reach_as_numbers
 from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
@@ -142,8 +142,9 @@ def problem_of_pairs(
     slopes: tuple[str, ...] = ("a", "x", "b", "y") if torch.is_grad_enabled() else ()
     if slopes and isinstance(eps, torch.Tensor):
         slopes = (*slopes, "eps_of_pairs")
-    if reach_parts(options["options"], torch.Tensor, False):
+    if reach_parts(options["options"], torch.Tensor):
         raise TypeError("'reach' must hold numbers for Measures, which give no gradient by it; got a tensor")
+    options |= {"options": with_reach_as_numbers(options["options"])}
     work = pair_work(a, b, C, of, slopes, **options)
     if number.ndim and len(number) != len(a):
         raise ValueError(

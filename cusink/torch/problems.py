@@ -12,6 +12,7 @@ from cusink.bridges.options import (
     unbalanced,
     values_in_bins,
     values_of,
+    with_reach_as_numbers,
     with_reach_given,
 )
 from cusink.checks.regularisation import RelativeEps
@@ -34,10 +35,9 @@ class LossProblem:
         own: dict[str, Any],
         normalise: bool,
         values: Any = None,
-        one_reach: bool = False,
     ) -> None:
         self.kind, costs = cost_tensors(C)
-        self.options, prices = _prices(options, one_reach)
+        self.options, prices = _prices(options)
         balanced = not unbalanced(self.options)
         named = {"a": a, "b": b, **own, "values": values, **costs}
         flag("normalise", normalise)
@@ -87,20 +87,16 @@ class LossProblem:
         raise NotImplementedError
 
 
-def _prices(
-    options: tuple[tuple[str, Any], ...], one: bool
-) -> tuple[tuple[tuple[str, Any], ...], dict[str, torch.Tensor]]:
-    """Return options, and `reach` as an input if it has tensors: the prices of both marginals (2,), or one ()."""
-    parts = reach_parts(options, torch.Tensor, one)
+def _prices(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[tuple[str, Any], ...], dict[str, torch.Tensor]]:
+    """Return options, and `reach` as an input if it has tensors: the prices of both marginals (2,)."""
+    parts = reach_parts(options, torch.Tensor)
     if not parts:
-        return options, {}
+        return with_reach_as_numbers(options), {}
     tensors = [x for x in parts if isinstance(x, torch.Tensor)]
     for x in tensors:
         one_tensor("reach", x)
         if x.dtype == torch.bool:
             raise TypeError(f"'reach' must be a real number; got a tensor of {x.dtype}")
-    if one:
-        return with_reach_given(options), {"reach": tensors[0].double().reshape(())}
     if len(parts) == 1:
         return with_reach_given(options), {"reach": tensors[0].double().reshape(-1).expand(2)}
     device = tensors[0].device

@@ -123,6 +123,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/loop.py": Tests(_LOOP, _SOLVED),
     "cusink/solver/maps.py": Tests((_AROUND, "tests/solver/test_maps.py"), ()),
     "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), _LOOP),
+    "cusink/solver/prices.py": Tests(("tests/divergence/test_two_prices.py",), ()),
     "cusink/solver/problem.py": Tests((_AROUND, "tests/solver/test_maps.py"), ("tests/solver/test_eps.py",)),
     "cusink/solver/result.py": Tests(
         (_AROUND, "tests/solver/test_maps.py", "tests/solver/test_loop.py"),

@@ -465,7 +465,7 @@ def test_images_of_unequal_masses_are_those_of_one_machine(value):
     images = np.random.default_rng(4).random((9, 3, 4)) + 0.1
     how = {"eps": 0.5, "value": value}
     grid, lazy = cusink.Grid((3, 4)), da.from_array(images, chunks=(4, 2, 4))
-    for more in ({"reach": 2.0}, {"normalise": True}):
+    for more in ({"reach": 2.0}, {"reach": (2.0, 0.7)}, {"reach": (2.0, None)}, {"normalise": True}):
         wanted = cusink.distance_matrix(images, None, grid, **how, **more)
         found = cusink.distributed.distance_matrix(lazy, None, grid, **how, **more).compute()
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)

@@ -308,7 +308,7 @@ BAD = [
     ({"C": np.ones((14, 11)), "C_aa": np.zeros((14, 14))}, "must both be given, or neither; 'C_bb' is None"),
     ({"C": np.ones((14, 11)), "C_aa": np.zeros((3, 3)), "C_bb": np.zeros((11, 11))}, "'C_aa' must have shape"),
     ({"C": np.ones((14, 11)), "C_aa": np.full((14, 14), np.nan), "C_bb": np.zeros((11, 11))}, "'C_aa' must be finite"),
-    ({"reach": (1.0, None)}, "'reach' must be one number for a divergence"),
+    ({"reach": (1.0, 2.0, None)}, "'reach' must be a positive number in the unit of 'C', None, or a pair of these"),
     ({"reach": -1.0}, "'reach' must be a positive number"),
 ]
 

@@ -23,13 +23,57 @@ def one_pair(a, b, reach, value):
 
 @pytest.mark.parametrize("value", VALUES)
 def test_a_matrix_holds_what_single_solves_return(value):
-    reach = 0.2 if value == "divergence" else (0.1, 0.4)
+    reach = (0.1, 0.4)
     found = cusink.distance_matrix(A, B[:3], C, reach=reach, value=value, **HOW)
     wanted = [[one_pair(a, b, reach, value) for b in B[:3]] for a in A]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     itself = cusink.distance_matrix(A, None, C, reach=reach, value=value, **HOW)
     np.testing.assert_allclose(itself, cusink.distance_matrix(A, A, C, reach=reach, value=value, **HOW), atol=1e-6)
-    assert value == "divergence" or not np.allclose(itself, itself.T, atol=1e-3)  # its sides have different prices
+    assert not np.allclose(itself, itself.T, atol=1e-3)  # its sides have different prices
+    assert value != "divergence" or (itself.diagonal() > 1e-4).all()  # see docs/divergence.md
+
+
+@pytest.mark.parametrize("reach", [(0.1, 0.4), (0.1, None), (None, 0.3)])
+def test_divergences_at_two_prices_are_those_of_single_pairs(reach, tmp_path):
+    how = {"reach": reach, "value": "divergence", **HOW}
+    wanted = [[one_pair(a, b, reach, "divergence") for b in B[:3]] for a in A]
+    np.testing.assert_allclose(cusink.distance_matrix(A, B[:3], C, **how), wanted, rtol=1e-5, atol=1e-6)
+    matrix = cusink.distance_matrix(B, None, C, **how)
+    np.testing.assert_allclose(
+        matrix[:2, :4], [[one_pair(a, b, reach, "divergence") for b in B[:4]] for a in B[:2]], atol=1e-5
+    )
+    index = cusink.Index(B[:40], C, **how)
+    index.add(B[40:])
+    index.save(tmp_path / "index")
+    indexes = (index, cusink.Index.load(tmp_path / "index"))
+    for columns, own in ((None, np.inf), (B, 0.0)):  # without each item itself, and with it
+        rows = matrix + np.where(np.eye(len(B)) > 0, own, 0)
+        order = np.argsort(rows, axis=1, kind="stable")[:, :4]
+        for prune in (True, False):
+            found = cusink.nearest(B, columns, C, k=4, prune=prune, full_output=True, **how)
+            np.testing.assert_array_equal(found.indices, order)
+            np.testing.assert_allclose(found.distances, np.take_along_axis(rows, order, 1), rtol=1e-4, atol=1e-6)
+            assert found.pruning == ("dual" if prune else "none: not asked for")
+            assert not prune or found.finished < 0.7 * matrix.size
+        for each in indexes:
+            found = each.search(columns, 4)
+            np.testing.assert_array_equal(found[1], order)
+            np.testing.assert_allclose(found[0], np.take_along_axis(rows, order, 1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_pair_of_equal_prices_is_the_number_to_the_last_bit(value):
+    one, *pairs = (0.2, (0.2, 0.2), np.array([0.2, 0.2]))
+    how = {"value": value, **HOW}
+    for given in ((A, B), (A, None)):
+        matrix, near = (
+            cusink.distance_matrix(*given, C, reach=one, **how),
+            cusink.nearest(*given, C, k=2, reach=one, **how),
+        )
+        for pair in pairs:
+            np.testing.assert_array_equal(cusink.distance_matrix(*given, C, reach=pair, **how), matrix)
+            np.testing.assert_array_equal(cusink.nearest(*given, C, k=2, reach=pair, **how)[0], near[0])
+    assert value != "divergence" or not matrix.diagonal().any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -42,6 +86,8 @@ def test_a_matrix_holds_what_single_solves_return(value):
         ("reg_cost", 5.0, 0.05),
         ("divergence", 0.1, 0.02),
         ("divergence", 3.0, 0.05),
+        ("divergence", (0.1, 0.4), 0.02),
+        ("divergence", (0.1, None), 0.02),
         ("cost", 0.1, 0.05),
     ],
 )
@@ -137,7 +183,7 @@ def test_some_mass_of_every_pair_may_go_somewhere():
     [
         ({"reach": -1.0}, ValueError, "'reach' must be a positive number"),
         ({"reach": "far"}, TypeError, "'reach' must be a positive number"),
-        ({"reach": (0.1, 0.2), "value": "divergence"}, ValueError, "'reach' must be one number for value='divergence'"),
+        ({"reach": (0.1, -0.2), "value": "divergence"}, ValueError, "'reach' must be a positive number"),
         ({"reach": 1e-320}, ValueError, "'reach' must be such that C / reach is finite"),
         ({"normalise": 1}, TypeError, "'normalise' must be a bool"),
         ({}, ValueError, "normalise=True divides each row by its sum"),

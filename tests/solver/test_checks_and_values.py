@@ -165,10 +165,13 @@ def test_prices_of_marginals():
     assert checks.reach(None) is None is checks.reach((None, None)) is checks.reach((math.inf, None))
     assert checks.reach(2) == (2.0, 2.0) and checks.reach([1, None]) == (1.0, math.inf)
     assert checks.reach((None, 3.0), "log") == (math.inf, 3.0)
+    assert checks.reach(np.array([1.0, 0.5])) == (1.0, 0.5) and checks.reach(np.float32(2)) == (2.0, 2.0)
     assert checks.reach(None, "scaling") is None  # a price alone is what it cannot have
     for bad, kind, said in (
         ((1,), ValueError, "got 1 values"),
         ((1, 2, 3), ValueError, "got 3 values"),
+        (np.ones(3), ValueError, "got 3 values"),
+        (np.array([1.0, -2.0]), ValueError, "got -2.0. A small reach"),
         ("x", TypeError, "got str"),
         ((1.0, "x"), TypeError, "got str"),
         ((0, 1), ValueError, "got 0. A small reach"),

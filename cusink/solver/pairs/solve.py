@@ -20,6 +20,7 @@ from cusink.solver.pairs.checks import CheckedPairs
 from cusink.solver.pairs.ragged import Side, put, put_in_order, rows, weight_rows
 from cusink.solver.pairs.selves import with_selves
 from cusink.solver.pairs.together import Together, can_be_solved_together, solve_together
+from cusink.solver.prices import alike
 from cusink.types import Array, Eps, Reach
 
 R = TypeVar("R")
@@ -64,12 +65,12 @@ class SolvedPairs(Generic[R]):
             solve = operators("points", given.xp).solve_ragged
             if given.xp is np and reach is None:
                 together = solve_together(given, every, options, own, limit)
-            elif solve is not None and own:
+            elif solve is not None and own and alike(reach):  # one launch has two prices, self-terms four
                 found = solve_at_once(
                     solve, with_selves(given, reach is None), np.tile(every, 3), options, reach, limit
                 )
                 together = None if found is None else Together.of_divergences(found, given)
-            elif solve is not None:
+            elif solve is not None and not own:
                 found = solve_at_once(solve, given, every, options, reach, limit)
                 together = None if found is None else Together.of(found)
         left = np.ones(given.count, bool) if together is None else ~together.solved

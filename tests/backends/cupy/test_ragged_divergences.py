@@ -241,6 +241,22 @@ def test_what_the_launch_does_not_solve_is_solved_as_before(monkeypatch):
     assert known is None and "ragged" not in launched[0] and none["converged"].all()
 
 
+def test_one_launch_solves_pairs_at_one_price_and_batches_those_at_two():
+    given = some_equal(np.float64, mass=1.3)
+    for reach in ((0.8, 0.8), (0.8, 0.3), (None, 0.3)):
+        options = {"eps": 0.1, "tol": 1e-11, "reach": reach}
+        host, theirs = on_host(given, **options)
+        found, gradients, known, launched = on_device(given, **options)
+        assert (known is None) == (reach[0] != reach[1]) and ("ragged" in launched[0][0]) == (reach[0] == reach[1])
+        assert not any("ragged" in name for name in launched[0] + launched[1]) or reach[0] == reach[1]
+        np.testing.assert_allclose(found["divergence"], host["divergence"], atol=1e-9)
+        same = found["divergence"][[0, 2, 5]]
+        assert (same == 0).all() if reach[0] == reach[1] else (same > 1e-9).all()
+        for name in (*GRADIENTS, "reach"):
+            np.testing.assert_allclose(gradients[name], theirs[name], atol=1e-7)
+        assert gradients["reach"].shape == (len(SIZES), 2)
+
+
 def test_divergences_alone_are_the_host_s():
     given = some_equal(np.float64, mass=1.3)
     for reach in (None, 0.8):
