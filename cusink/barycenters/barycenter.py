@@ -9,10 +9,11 @@ from cusink.barycenters import checks
 from cusink.barycenters.iteration import BarycenterIteration
 from cusink.barycenters.solved import Found, SolvedBarycenter
 from cusink.calls import memory_advice
-from cusink.checks.regularisation import RelativeEps
-from cusink.checks.scalars import regularisation, tolerance
+from cusink.checks.regularisation import RelativeEps, regularisations
+from cusink.checks.scalars import tolerance
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
+from cusink.costs.each import groups
 from cusink.errors import warn_if_unconverged
 from cusink.operand import eps_of_shared
 from cusink.solver import checks as solver_checks
@@ -55,7 +56,7 @@ def barycenter(
     C: Any,
     weights: Array | None = None,
     *,
-    eps: float | RelativeEps,
+    eps: float | Array | RelativeEps,
     debiased: bool = False,
     max_iter: int = 1000,
     tol: Tolerance = "auto",
@@ -78,8 +79,9 @@ def barycenter(
     weights : array, shape (K,) or (B, K), optional
         How much each histogram counts, in any unit: only their ratios matter. If not given, all count the same. A
         batch of weights with one set of histograms gives one barycenter for each.
-    eps : float or RelativeEps
-        Regularisation in the unit of `C`.
+    eps : float, or array, shape (B,), or RelativeEps
+        Regularisation in the unit of `C`, for all problems or one for each. Several with one set of histograms give one
+        barycenter for each.
     debiased : bool
         Whether to minimise the Sinkhorn divergence, which undoes the blur that eps causes. `C` must be symmetric.
     max_iter : int
@@ -140,20 +142,20 @@ def barycenter(
     [0. 1. 0. 0. 0.]
     """
     tol = tolerance(tol, A, C)
-    eps = regularisation(eps_of_shared(eps, C))
+    eps = regularisations(eps_of_shared(eps, C))
     given = checks.problem(
         A, C, weights, eps=eps, debiased=debiased, check=check, memory_limit=memory_limit, normalise=normalise
     )
     options = solver_checks.options(max_iter, tol, check_every, "auto", overrelaxation)
-    given = _with_digits(given, eps, options.tol)
-    found = _solve(given, eps, debiased, options)
+    given = _with_digits(given, float(np.min(given.eps)), options.tol)
+    found = _solve_each(given, debiased, options)
     converged = found.error <= (np.inf if options.tol is None else options.tol)
     effort = (found.n_iter, np.full(len(found.n_iter), np.nan))
     warn_if_unconverged(converged, found.error, options.tol, options.max_iter, effort=effort, dtype=given.A.dtype)
-    return make_barycenter(given, eps, found, converged)
+    return make_barycenter(given, found, converged)
 
 
-def make_barycenter(given: checks.BarycenterProblem, eps: float, found: Found, converged: HostArray) -> Barycenter:
+def make_barycenter(given: checks.BarycenterProblem, found: Found, converged: HostArray) -> Barycenter:
     """Return the result of checked problems, given their solution."""
     xp = given.C.xp
     problem = SolvedBarycenter(
@@ -161,7 +163,7 @@ def make_barycenter(given: checks.BarycenterProblem, eps: float, found: Found, c
         weights=given.weights,
         total=given.total,
         C=given.C,
-        eps=eps,
+        eps=given.eps,
         v=found.v,
         log_p=found.log_p,
         d=found.d,
@@ -188,6 +190,17 @@ def _with_digits(given: checks.BarycenterProblem, eps: float, tol: float | None)
     wide["A"] *= mass[:, :1] / mass
     wide["weights"] /= wide["weights"].sum(axis=1, keepdims=True)
     return replace(given, C=given.C.widened(), **wide)
+
+
+def _solve_each(given: checks.BarycenterProblem, debiased: bool, options: Options) -> Found:
+    """Return the solutions of the checked problems, of which those of equal eps are solved together."""
+    if not isinstance(given.eps, np.ndarray):
+        return _solve(given, given.eps, debiased, options)
+    found = Found.empty(given.C.xp, given.A, given.C.shape[1], debiased)
+    for value, at in groups(given.eps):
+        part = _solve(given.at(at, value), value, debiased, options)
+        found.put(at, part.log_p, part.error, part.n_iter, (part.v, part.d))
+    return found
 
 
 def _solve(given: checks.BarycenterProblem, eps: float, debiased: bool, options: Options) -> Found:

@@ -6,20 +6,21 @@ from typing import Any, NamedTuple, Never, Self
 import numpy as np
 
 from cusink.checks.arrays import array_module, in_range, kind, narrowed, owned, promoted, to_host, weights_dtype
-from cusink.checks.scalars import flags, price_in_range, regularisation
-from cusink.checks.weights import first_index, of_sum_one, same_mass, weight_values
+from cusink.checks.regularisation import regularisations
+from cusink.checks.scalars import flags, price_in_range
+from cusink.checks.weights import batch_size, first_index, of_sum_one, same_mass, weight_values
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.images import Cells, in_bins
 from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.measures import Measures
 from cusink.operand import operand
-from cusink.types import Array, ArrayModule
+from cusink.types import Array, ArrayModule, Eps, HostArray
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BarycenterProblem:
-    """Checked A (B, K, n), weights (B, K) of sum 1 and C (n, m) in the dtype of the computation.
+    """Checked A (B, K, n), weights (B, K) of sum 1, C (n, m) in the dtype of the computation, and eps, one or (B,).
 
     `total` (B,) are the sums of the weights as they came.
     """
@@ -28,9 +29,15 @@ class BarycenterProblem:
     weights: Array
     total: Array
     C: Cost[Any]
+    eps: Eps
     dtype: Any
     batched: bool
     image: Cells = None  # the shape of a histogram beside a grid, if they came as images
+
+    def at(self, problems: HostArray, eps: float) -> Self:
+        """Return some problems, which have one eps."""
+        names = ("A", "weights", "total")
+        return replace(self, eps=eps, **{name: getattr(self, name)[problems] for name in names})
 
 
 def problem(
@@ -45,13 +52,14 @@ def problem(
     normalise: bool = False,
 ) -> BarycenterProblem:
     """Check the arrays of a call of `cusink.barycenter`."""
-    eps = regularisation(eps)
+    eps = regularisations(eps)
     flags(debiased=debiased, check=check, normalise=normalise)
     given = A
     (A, weights, *parts), xp, dtype = promoted(A=A, weights=weights, **named_arrays(C))
     A, image = in_bins("A", A, cells_of(C), ("K, ", "B, K, "))
     C = operand(C, xp, dtype, parts, memory_limit, batch=False)
-    price_in_range("eps", eps, C.dtype.name)
+    for value in (float(np.min(eps)), float(np.max(eps))):
+        price_in_range("eps", value, C.dtype.name)
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None")
     n = C.shape[0]
@@ -67,10 +75,8 @@ def problem(
             f"'weights' must have shape ({count},) or (B, {count}), one for each of {count} histograms; "
             f"got {weights.shape}"
         )
-    sizes = [len(x) for x, base in ((A, 2), (weights, 1)) if x.ndim > base]
-    if len({size for size in sizes if size > 1}) > 1:
-        raise ValueError(f"batch sizes must be equal or 1; got 'A' {sizes[0]}, 'weights' {sizes[1]}")
-    size = max(sizes, default=1)
+    given_sizes = (("A", A, 2), ("weights", weights, 1), ("eps", np.asarray(eps), 0))
+    size = batch_size({name: len(x) for name, x, base in given_sizes if x.ndim > base})
     if check:
         weight_values("weights", weights.reshape(-1, count), xp)
         weight_values("A", A.reshape(-1, n), xp)
@@ -87,8 +93,9 @@ def problem(
         weights=weights / total[:, None],
         total=total,
         C=C,
+        eps=np.broadcast_to(eps, (size,)).copy() if isinstance(eps, np.ndarray) else eps,
         dtype=dtype,
-        batched=bool(sizes),
+        batched=any(x.ndim > base for _, x, base in given_sizes),
         image=image,
     )
 

@@ -1,6 +1,6 @@
 """A solved barycenter: the scalings of its plans, from which its derivatives follow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from cusink.checks.arrays import narrowed
 from cusink.costs.cost import Cost
+from cusink.costs.each import groups
 from cusink.costs.images import Cells, as_images
-from cusink.types import Array, ArrayModule, HostArray
+from cusink.types import Array, ArrayModule, Eps, HostArray
 
 
 class Found(NamedTuple):
@@ -34,7 +35,12 @@ class Found(NamedTuple):
         return cls(np.full(size, np.inf), np.zeros(size, np.int64), v, log_p, d)
 
     def put(
-        self, at: HostArray, log_p: Array, error: HostArray, n_iter: int, scalings: tuple[Array, Array | None]
+        self,
+        at: HostArray,
+        log_p: Array,
+        error: HostArray,
+        n_iter: int | HostArray,
+        scalings: tuple[Array, Array | None],
     ) -> None:
         """Note that the problems `at` have stopped."""
         self.log_p[at], self.error[at], self.n_iter[at] = log_p, error, n_iter
@@ -47,14 +53,15 @@ class Found(NamedTuple):
 class SolvedBarycenter:
     """Checked problems and their solution, see `Found`. `total` (B,) are the sums of the weights as they came.
 
-    A (B, K, n) and `weights` (B, K), of sum 1, and the cost (n, m) are in the precision of the computation.
+    eps is one for all or (B,). A (B, K, n) and `weights` (B, K), of sum 1, and the cost (n, m) are in the precision of
+    the computation.
     """
 
     A: Array
     weights: Array
     total: Array
     C: Cost[Any]
-    eps: float
+    eps: Eps
     v: Array
     log_p: Array
     d: Array | None
@@ -67,9 +74,17 @@ class SolvedBarycenter:
         """The array module."""
         return self.C.xp
 
-    def at(self, problems: slice) -> Self:
-        """Return the problems of a slice."""
+    def at(self, problems: slice | HostArray) -> Self:
+        """Return some of the problems, which have one eps."""
         return self._each(lambda x: x[problems])
+
+    def of_one_eps(self) -> Iterator[tuple[HostArray, float, Self]]:
+        """Iterate over the problems by their eps: their numbers, eps, and themselves."""
+        if not isinstance(self.eps, np.ndarray):
+            yield np.arange(len(self.A)), self.eps, self
+            return
+        for value, at in groups(self.eps):
+            yield at, value, replace(self.at(at), eps=value)
 
     def in_float64(self) -> Self:
         """Return the same problems in float64."""

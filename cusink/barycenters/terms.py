@@ -79,43 +79,45 @@ class Pulled:
 
 def pulled(given: SolvedBarycenter, r: Array, how: LinearSolve) -> Pulled:
     """Pull the gradient r (B, m) by barycenters back, some problems at a time."""
-    size, (_, K, _) = len(given.A), given.A.shape
-    step = max(1, MEANS_BYTES // max(1, given.C.row_bytes(K)))
-    parts = [
-        _pulled(given.at(slice(start, start + step)), r[start : start + step], how) for start in range(0, size, step)
-    ]
+    step = max(1, MEANS_BYTES // max(1, given.C.row_bytes(given.A.shape[1])))
+    order, parts = [], []
+    for at, eps, some in given.of_one_eps():
+        for start in range(0, len(at), step):
+            part = slice(start, start + step)
+            order.append(at[part])
+            parts.append(_pulled(some.at(part), eps, r[at[part]], how))
     if len(parts) == 1:
         return parts[0]
-    xp = given.xp
+    xp, back = given.xp, np.argsort(np.concatenate(order))
     joined: dict[str, Any] = {}
     for name in ("rows", "columns", "own", "slope", "of_eps", "of_histograms", "converged"):
         values = [getattr(part, name) for part in parts]
         join = np.concatenate if name == "converged" else xp.concatenate
-        joined[name] = None if values[0] is None else join(values)
+        joined[name] = None if values[0] is None else join(values)[back]
     return Pulled(**joined)
 
 
-def plans_of(given: SolvedBarycenter) -> Plans:
-    """Return the K plans of all problems, one after the other."""
+def plans_of(given: SolvedBarycenter, eps: float) -> Plans:
+    """Return the K plans of all problems, which have one eps, one after the other."""
     (size, K, n), m = given.A.shape, given.C.shape[1]
     xp = given.xp
     log_p = xp.broadcast_to(given.log_p[:, None], (size, K, m)).reshape(-1, m)
-    return Plans.of(given.C, given.A.reshape(-1, n), xp.exp(log_p), given.v.reshape(-1, m), log_p, given.eps)
+    return Plans.of(given.C, given.A.reshape(-1, n), xp.exp(log_p), given.v.reshape(-1, m), log_p, eps)
 
 
-def own_plans_of(given: SolvedBarycenter) -> Plans | None:
+def own_plans_of(given: SolvedBarycenter, eps: float) -> Plans | None:
     """Return the plans of ``OT(p, p)``."""
     if given.d is None:
         return None
     p = given.xp.exp(given.log_p)
-    return Plans.of(given.C, p, p, given.d, given.log_p, given.eps)
+    return Plans.of(given.C, p, p, given.d, given.log_p, eps)
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # of a plan that weighs nothing and is far off
-def _pulled(given: SolvedBarycenter, r: Array, how: LinearSolve) -> Pulled:
-    xp, eps, p = given.xp, given.eps, given.xp.exp(given.log_p)[:, None]
-    own = own_plans_of(given)
-    means, of_own = plans_of(given).means(given.A.shape[1]), None if own is None else own.means(1)
+def _pulled(given: SolvedBarycenter, eps: float, r: Array, how: LinearSolve) -> Pulled:
+    xp, p = given.xp, given.xp.exp(given.log_p)[:, None]
+    own = own_plans_of(given, eps)
+    means, of_own = plans_of(given, eps).means(given.A.shape[1]), None if own is None else own.means(1)
     weights = given.weights[:, :, None]
     system = JointSystem(xp, given.C.to_host, means, of_own, weights, p)
     size = xp.abs(r).max(axis=1, keepdims=True)[:, None]
@@ -174,15 +176,18 @@ class BarycenterTerms:
         The weight of such a plan has a derivative all the same.
         """
         given = self.given
-        needed = given.C.to_host(given.weights > 0)
-        if needed.all():
+        unneeded = ~given.C.to_host(given.weights > 0)
+        if not unneeded.any():
             return given.v
-        problems, plans = np.nonzero(~needed)
-        p = given.xp.exp(given.log_p[problems])
-        found = solve(given.C, given.A[problems, plans], p, given.eps, ZERO_WEIGHT, costs_of=given.C.at)
-        warn_if_unconverged(found.converged, found.error, ZERO_WEIGHT.tol or 0, ZERO_WEIGHT.max_iter)
         v = given.v.copy()
-        v[problems, plans] = found.g / given.eps + given.log_p[problems]
+        for at, eps, _ in given.of_one_eps():
+            problems, plans = np.nonzero(unneeded[at])
+            if len(problems):
+                problems = at[problems]
+                p = given.xp.exp(given.log_p[problems])
+                found = solve(given.C, given.A[problems, plans], p, eps, ZERO_WEIGHT, costs_of=given.C.at)
+                warn_if_unconverged(found.converged, found.error, ZERO_WEIGHT.tol or 0, ZERO_WEIGHT.max_iter)
+                v[problems, plans] = found.g / eps + given.log_p[problems]
         return v
 
     def wrt_cost(self) -> Array | None:
@@ -213,8 +218,10 @@ class BarycenterTerms:
     def _parts(self) -> Iterator[tuple[Plans, Array, Array]]:
         """Yield plans, and the rows and columns of their gradients."""
         pulled = self.pulled
-        flat = (x.reshape(-1, x.shape[-1]) for x in (pulled.rows, pulled.columns))
-        yield plans_of(self.given), *flat
-        own = own_plans_of(self.given)
-        if own is not None and pulled.own is not None:
-            yield own, pulled.own, self.given.xp.zeros_like(pulled.own)
+        for at, eps, given in self.given.of_one_eps():
+            rows, columns = (x[at].reshape(-1, x.shape[-1]) for x in (pulled.rows, pulled.columns))
+            yield plans_of(given, eps), rows, columns
+            own = own_plans_of(given, eps)
+            if own is not None and pulled.own is not None:
+                of_own = pulled.own[at]
+                yield own, of_own, given.xp.zeros_like(of_own)

@@ -78,12 +78,11 @@ class BarycenterOf(Work):
 
     def _resumed(self, given: Inputs, state: Inputs) -> Barycenter:
         """Return the result that `run` had."""
-        eps = float(given["eps"])
         checked = checks.problem(
             given["A"],
             self.cost.build(given),
             given["weights"],
-            eps=eps,
+            eps=float(given["eps"]),
             debiased=self.debiased,
             check=False,
             memory_limit=dict(self.options).get("memory_limit"),
@@ -97,7 +96,7 @@ class BarycenterOf(Work):
             state["potential_p"].reshape(size, -1),
             d,
         )
-        return make_barycenter(checked, eps, found, checked.C.to_host(state["converged"].reshape(-1)))
+        return make_barycenter(checked, found, checked.C.to_host(state["converged"].reshape(-1)))
 
     def pull(self, given: Inputs, state: Inputs, cotangents: Inputs, wanted: tuple[str, ...]) -> Arrays:
         """Return gradients of inputs."""

@@ -247,6 +247,10 @@ BAD = [
     ({"C": np.ones((4, 5)), "debiased": True}, ValueError, "'C' must be symmetric for a debiased"),
     ({"debiased": "yes"}, TypeError, "'debiased' must be a bool"),
     ({"eps": 0}, ValueError, "'eps' must be positive"),
+    ({"eps": [0.1, -1.0]}, ValueError, r"'eps' must be positive and finite; got -1 at \[1\]"),
+    ({"eps": [0.1, 1e-320]}, ValueError, "'eps' must be such that C / eps is finite"),
+    ({"eps": np.ones((2, 2))}, ValueError, r"an array of one for each problem, shape \(B,\); got shape \(2, 2\)"),
+    ({"eps": [0.1, 0.2], "A": np.stack([A] * 3)}, ValueError, "batch sizes must be equal or 1; got 'A' 3, 'eps' 2"),
     ({"tol": -1}, ValueError, "'tol' must be positive"),
 ]
 

@@ -294,3 +294,52 @@ def test_gradients_are_those_of_histograms_of_mass_one(mass, debiased):
     np.testing.assert_allclose(found.A * mass, want.A, atol=1e-5)
     for name in ("weights", "C", "eps"):
         np.testing.assert_allclose(getattr(found, name), getattr(want, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_an_eps_each_is_each_problem_alone(debiased, xp):
+    rng, A, C, weights = problem(debiased)
+    A = np.stack([A, A[::-1], A[[1, 2, 0]], A])
+    shares = np.stack([weights, weights[::-1], [0.0, 0.5, 0.5], weights])  # the third leaves a plan to be solved for it
+    eps, r = np.array([0.1, 0.05, 0.1, 0.2]), rng.normal(size=(4, C.shape[1]))
+    how = {"debiased": debiased, "tol": 1e-10, "max_iter": 100_000}
+    found = cusink.barycenter(xp(A), xp(C), xp(shares), eps=xp(eps), **how)
+    grads = cusink.barycenter_adjoint(found, grad_barycenter=xp(r), tol=1e-10)
+    of_costs = 0
+    for k in range(4):
+        one = cusink.barycenter(A[k], C, shares[k], eps=float(eps[k]), **how)
+        alone = cusink.barycenter_adjoint(one, grad_barycenter=r[k], tol=1e-10)
+        np.testing.assert_allclose(xp.numpy(found.barycenter)[k], one.barycenter, atol=1e-8)
+        assert xp.numpy(found.n_iter)[k] == one.n_iter
+        for name in ("A", "weights", "eps"):
+            np.testing.assert_allclose(xp.numpy(getattr(grads, name))[k], getattr(alone, name), rtol=1e-5, atol=1e-6)
+        of_costs = of_costs + alone.C
+    np.testing.assert_allclose(xp.numpy(grads.C), of_costs, rtol=1e-5, atol=1e-6)
+    assert xp.numpy(grads.converged).all() and grads.eps.shape == (4,)
+    equal = cusink.barycenter(xp(A), xp(C), xp(shares), eps=np.full(4, 0.1), **how)
+    number = cusink.barycenter(xp(A), xp(C), xp(shares), eps=0.1, **how)
+    np.testing.assert_array_equal(xp.numpy(equal.barycenter), xp.numpy(number.barycenter))
+
+
+def test_several_eps_give_one_set_of_histograms_a_batch_and_clouds_their_gradients():
+    rng = np.random.default_rng(2)
+    A, x, y, eps = rng.dirichlet(np.ones(5), 3), rng.random((5, 2)), rng.random((4, 2)), [0.3, 0.1]
+    cloud = cusink.PointCloud(x, y)
+    found = cusink.barycenter(A, cloud, eps=eps, **TIGHT)
+    grads = cusink.barycenter_adjoint(found, grad_barycenter=np.stack([np.arange(4.0)] * 2))
+    each = [cusink.barycenter(A, cloud, eps=number, **TIGHT) for number in eps]
+    alone = [cusink.barycenter_adjoint(one, grad_barycenter=np.arange(4.0)) for one in each]
+    np.testing.assert_allclose(found.barycenter, [one.barycenter for one in each], atol=1e-10)
+    for name in ("x", "y"):
+        np.testing.assert_allclose(getattr(grads, name), sum(getattr(one, name) for one in alone), rtol=1e-5)
+    one = cusink.barycenter(A, cloud, eps=[0.3], **TIGHT)
+    assert one.barycenter.shape == (1, 4) and found.converged.shape == (2,)
+    on_grid = cusink.barycenter(A, cusink.Grid(5), eps=np.array(eps), **TIGHT)
+    of_axes = cusink.barycenter_adjoint(on_grid, grad_barycenter=np.eye(5)[:2]).axes
+    parts = [
+        cusink.barycenter_adjoint(cusink.barycenter(A, cusink.Grid(5), eps=number, **TIGHT), grad_barycenter=row).axes[
+            0
+        ]
+        for number, row in zip(eps, np.eye(5), strict=False)
+    ]
+    np.testing.assert_allclose(of_axes[0], sum(parts), rtol=1e-5, atol=1e-9)

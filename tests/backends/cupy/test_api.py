@@ -115,6 +115,21 @@ CALLS = {
     "unbalanced": lambda xp: solved(xp(a), xp(2 * b), xp(C), eps=0.05, reach=1.0),
     "an eps each": lambda xp: solved(xp(a), xp(b), xp(C), eps=EACH),
     "a cost and an eps each": lambda xp: solved(xp(a), xp(b), xp(np.stack([C + k for k in range(B)])), eps=EACH),
+    "a relative eps": lambda xp: [
+        cusink.sinkhorn(xp(a), xp(b), costs, eps=cusink.RelativeEps(0.1, of), tol=1e-10, max_iter=5000)
+        for of, costs in (
+            ("max", xp(C)),
+            ("median", xp(np.stack([C * (1 + k) for k in range(B)]))),
+            ("mean", cloud(xp, x, y)),
+            ("median", cloud(xp, X, Y, metric="euclidean")),
+        )
+    ],
+    "a relative eps elsewhere": lambda xp: [
+        divergence(xp(s[:4]), xp(t), xp(S), eps=cusink.RelativeEps(0.1)),
+        cusink.distance_matrix(xp(s), xp(t), xp(S), eps=cusink.RelativeEps(0.1, "median"), tol=1e-10),
+        cusink.barycenter(xp(s), xp(S), eps=cusink.RelativeEps(0.1, "max")),
+        cusink.sinkhorn(xp(images), xp(others), GRID, eps=cusink.RelativeEps(0.1, "mean"), tol=1e-10),
+    ],
     "unbalanced, an eps each": lambda xp: solved(xp(a), xp(2 * b), xp(C), eps=xp(EACH), reach=1.0),
     "points": lambda xp: solved(xp(a), xp(b), cloud(xp, x, y), eps=0.3),
     "points each": lambda xp: solved(xp(a), xp(b), cloud(xp, X, Y, metric="euclidean"), eps=0.3),
@@ -139,6 +154,7 @@ CALLS = {
     "divergence, an eps each": lambda xp: divergence(xp(s[:4]), xp(t), xp(S), eps=EACH[:4]),
     "divergence of points": lambda xp: divergence(xp(a[1]), xp(b[1]), cloud(xp, x, y), eps=0.3),
     "barycenter": lambda xp: cusink.barycenter(xp(s), xp(S), eps=0.05),
+    "barycenter, an eps each": lambda xp: mean_gradients(xp(s), xp(S), xp(np.ones((3, s.shape[1]))), eps=xp(EACH[:3])),
     "barycenter, forbidden": lambda xp: cusink.barycenter(xp(s), xp(np.where(S > 1.5, np.inf, S)), eps=0.05),
     "barycenter of images": lambda xp: cusink.barycenter(xp(images), GRID, eps=1.0),
     "gradients of a barycenter": lambda xp: mean_gradients(xp(s), xp(S), xp(np.ones(s.shape[1])), eps=0.05),
@@ -182,6 +198,26 @@ def compare(call, memory):
 @pytest.mark.parametrize("call", CALLS)
 def test_answers_are_numpy_s(call):
     compare(call, 166912)
+
+
+@pytest.mark.parametrize("of", ["max", "mean", "median"])
+def test_a_relative_eps_is_the_number_that_numpy_takes(of):
+    costs = {
+        "stored": lambda xp: xp(np.where(C > 0.9 * C.max(), np.inf, C)),
+        "each": lambda xp: xp(np.stack([C * (1 + k) for k in range(B)])),
+        "points": lambda xp: cloud(xp, x, y),
+        "points each": lambda xp: cloud(xp, X, Y, metric="euclidean"),
+        "grid": lambda xp: GRID,
+    }
+    for kind, make in costs.items():
+        given = (images, others) if kind == "grid" else (a, b)
+        wanted = cusink.sinkhorn(*given, make(np.asarray), eps=cusink.RelativeEps(0.3, of), tol=None, max_iter=2).eps
+        with device_arrays.device() as (cupy, _):
+            on_device = [cupy.asarray(weights) for weights in given]
+            how = {"eps": cusink.RelativeEps(0.3, of), "tol": None, "max_iter": 2}
+            found = cusink.sinkhorn(*on_device, make(cupy.asarray), **how).eps
+            assert isinstance(found, float if np.ndim(wanted) == 0 else device_arrays.ndarray)
+            np.testing.assert_allclose(found.get() if np.ndim(wanted) else found, wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("call", APART)
