@@ -422,7 +422,7 @@ CALLS = {
     "SinkhornResult.at": (BETWEEN_POINTS.at, {"x": X}),
     "SinkhornResult.from_potentials": (
         cusink.SinkhornResult.from_potentials,
-        {"a": A, "b": B, "C": C, "eps": 0.5, "f": A, "g": B, "tol": 1e-6, "check": True},
+        {"a": A, "b": B, "C": C, "eps": 0.5, "f": A, "g": B, "reach": 1.0, "tol": 1e-6, "check": True},
     ),
     "sklearn.SinkhornNeighborsTransformer": (
         neighbours_estimator,

@@ -252,10 +252,10 @@ def vector(v: Any, axis: Axis, problem: Problem) -> Array:
     return xp.ascontiguousarray(xp.broadcast_to(v, (size, bins)))
 
 
-def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float) -> Array:
+def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float, balanced: bool = True) -> Array:
     """Check a potential of side 0 (rows) or 1 (columns) that the user brings; return it as (B, bins) in float64.
 
-    The constant in it, which would cost digits, is taken off.
+    In balanced transport the constant in it, which would cost digits, is taken off.
     """
     x, xp = widened(name, x, "the weights", given.a[:0].astype(given.dtype))
     bins, size = given.C.shape[side - 2], len(given.a)
@@ -267,7 +267,7 @@ def potential(name: str, x: Any, side: int, given: CheckedProblem, eps: float) -
     if not math.isfinite(max(float(x.max()), -float(x.min())) / eps):
         raise ValueError(f"'{name}' must be such that {name} / eps is finite; got {float(abs(x).max()):.3g}")
     x = xp.ascontiguousarray(xp.broadcast_to(x, (size, bins)), dtype=np.float64)
-    return x - gauge.mean(xp, (given.a, given.b)[side], x)
+    return x - gauge.mean(xp, (given.a, given.b)[side], x) if balanced else x
 
 
 def _shape_message(

@@ -8,19 +8,17 @@ import numpy as np
 from cusink.calls import one_call
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import positive_number, tolerance
-from cusink.costs.each import costs_of, groups, per_problem
-from cusink.costs.logits import logits
 from cusink.deferred import Deferring
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
-from cusink.solver.ending import brought
 from cusink.solver.extension import SinkhornExtension, extend
+from cusink.solver.known import known_solution
 from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.pairs.batches import Batch
 from cusink.solver.pairs.single import alone
 from cusink.solver.pairs.solve import SolvedPairs
 from cusink.solver.problem import Problem
-from cusink.solver.solution import Solution, in_range
+from cusink.solver.solution import in_range
 from cusink.solver.values import values
 from cusink.summary import Summary
 from cusink.types import Array, Axis, Tolerance
@@ -89,6 +87,7 @@ class SinkhornResult(Deferring, Summary):
         eps: float | Array | RelativeEps,
         f: Array | None = None,
         g: Array | None = None,
+        reach: float | tuple[float | None, float | None] | None = None,
         tol: Tolerance = "auto",
         check: bool = True,
     ) -> "SinkhornResult":
@@ -108,6 +107,8 @@ class SinkhornResult(Deferring, Summary):
             Potential of the source, of which g is made where that is not given.
         g : array, shape (m,) or (B, m), optional
             Potential of the target.
+        reach : float, or pair of float or None, optional
+            Price of marginals that differ, as for `cusink.sinkhorn`.
         tol : "auto" or float
             Marginal error up to which `converged` is true.
         check : bool
@@ -117,7 +118,8 @@ class SinkhornResult(Deferring, Summary):
         -------
         SinkhornResult
             With g as it was, up to a constant, and f its softmin: rows of the plan have their sums exactly, and `error`
-            says by how much columns miss theirs. It does not iterate, and does not warn.
+            says by how much columns miss theirs. It does not iterate, and does not warn. With `reach` the constant is
+            kept, and f is the best for g: rows sum to ``a exp(-f / rho_a)``, columns are to have ``b exp(-g / rho_b)``.
 
         Raises
         ------
@@ -134,25 +136,13 @@ class SinkhornResult(Deferring, Summary):
         if f is None and g is None:
             raise TypeError("one of 'f' and 'g' must be given; got neither")
         tol = positive_number("tol", tolerance(tol, a, b, C))
-        given = checks.problem(a, b, C, eps=relative_or_numbers(eps), check=check)
-        xp, C, every = given.C.xp, given.C.astype(np.float64), given.eps
-        least = float(np.min(every))
-        a, b = (w.astype(np.float64) for w in (given.a, given.b))
-        if g is None:
-            f = checks.potential("f", f, 0, given, least)
-            by = per_problem(xp, every, f) if isinstance(every, np.ndarray) else every
-            g = C.softmin(logits(xp, a, f, by), every, 0)
-        else:
-            g = checks.potential("g", g, 1, given, least)
-        g = xp.where(xp.isfinite(g), g, 0)  # of a bin without weight that may have nothing
-        found = Solution.empty(xp, a, b)
-        for value, at in groups(np.broadcast_to(every, len(a))):
-            some, own = costs_of(C, at), (a[at], b[at])
-            start = some.softmin(logits(xp, b[at], g[at], value), value, 1)
-            new_f, new_g, cost, error = some.iteration(*own, value, start, g[at], "log").finish(np.arange(len(at)))
-            found.f[at], found.g[at], found.error[at] = brought(some, *own, new_f, new_g, value, error)
-            found.cost[at] = cost
-        problem = Problem.of(given, found.f, found.g, None, None)
+        prices = checks.reach(reach)
+        given = checks.problem(a, b, C, eps=relative_or_numbers(eps), check=check, reach=prices)
+        if prices is not None:
+            checks.reach_in_range(prices, given.C.dtype.name)
+        name, side, known = ("f", 0, f) if g is None else ("g", 1, g)
+        known = checks.potential(name, known, side, given, float(np.min(given.eps)), prices is None)
+        problem, found = known_solution(given, 0 if g is None else 1, known, prices)
         reg_cost, entropic_cost = values(problem)
         named = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
         return make_result(problem, named, found.n_iter, found.error <= tol)

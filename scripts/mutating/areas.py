@@ -120,6 +120,7 @@ TESTS: dict[str, Tests] = {
     ),
     "cusink/solver/gap.py": Tests((_AROUND, "tests/solver/test_gap.py"), ()),
     "cusink/solver/gauge.py": Tests((_AROUND, "tests/solver/test_loop.py"), _SOLVED),
+    "cusink/solver/known.py": Tests(("tests/solver/test_maps.py",), ("tests/solver/test_values.py",)),
     "cusink/solver/loop.py": Tests(_LOOP, _SOLVED),
     "cusink/solver/maps.py": Tests((_AROUND, "tests/solver/test_maps.py"), ()),
     "cusink/solver/newton.py": Tests(("tests/solver/test_newton.py",), _LOOP),

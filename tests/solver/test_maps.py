@@ -88,15 +88,14 @@ def test_an_eps_for_each_problem(clouds, own, reach):
     eps, C = np.array([0.1, 0.3]), cusink.PointCloud(*(np.stack([p, p]) if own else p for p in (x, y)))
     both = cusink.sinkhorn(a, np.stack([b, b]), C, eps=eps, reach=reach, **SOLVE)
     there, mapped = both.at(new), both.barycentric_map(y)
-    known = None if reach else cusink.SinkhornResult.from_potentials(a, np.stack([b, b]), C, eps=eps, f=both.f)
+    known = cusink.SinkhornResult.from_potentials(a, np.stack([b, b]), C, eps=eps, f=both.f, reach=reach)
     for k in range(2):
         alone = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=float(eps[k]), reach=reach, **SOLVE)
         for name in ("map", "gradient"):
             np.testing.assert_allclose(getattr(there, name)()[k], getattr(alone.at(new), name)(), atol=1e-9)
         np.testing.assert_allclose(there.potential[k], alone.at(new).potential, atol=1e-9)
         np.testing.assert_allclose(mapped[k], alone.barycentric_map(y), atol=1e-9)
-        if known is not None:
-            assert known.error[k] < 1e-9 and known.reg_cost[k] == pytest.approx(alone.reg_cost, abs=1e-9)
+        assert known.error[k] < 1e-9 and known.reg_cost[k] == pytest.approx(alone.reg_cost, abs=1e-9)
 
 
 def test_batches_of_new_points(clouds):
@@ -186,10 +185,96 @@ def test_poor_potentials_say_so(clouds):
     assert cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=g, tol=2).converged
 
 
+PRICES = [0.5, (0.2, 3.0), (0.4, None), (None, 0.4), 1e5]
+
+
+@pytest.mark.parametrize("reach", PRICES)
+@pytest.mark.parametrize("given", ["f", "g", "both"])
+def test_potentials_of_a_result_at_prices_give_it_again(reach, given, xp):
+    rng = np.random.default_rng(8)
+    a, b, C = rng.dirichlet(np.ones(6), 2) * [[1.0], [2.0]], rng.dirichlet(np.ones(8), 2) * 1.5, rng.random((6, 8))
+    a[0, 1] = b[1, 2] = 0
+    eps = np.array([0.1, 0.3])
+    solved = cusink.sinkhorn(xp(a), xp(b), xp(C), eps=eps, reach=reach, **SOLVE)
+    known = {"f": solved.f, "g": solved.g} if given == "both" else {given: getattr(solved, given)}
+    result = cusink.SinkhornResult.from_potentials(xp(a), xp(b), xp(C), eps=eps, reach=reach, **known)
+    loose = 1e-7 if reach == 1e5 else 1e-9  # potentials of that size have as few digits
+    for name in ("f", "g", "cost", "reg_cost", "entropic_cost"):
+        found, wanted = (xp.numpy(getattr(one, name)) for one in (result, solved))
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=loose, err_msg=name)
+    np.testing.assert_allclose(xp.numpy(result.plan()), xp.numpy(solved.plan()), atol=loose)
+    assert xp.numpy(result.converged).all() and not xp.numpy(result.n_iter).any()
+    for name in ("a", "b", "C", "eps", "reach"):
+        pulled = [
+            xp.numpy(getattr(cusink.sinkhorn_adjoint(one, grad_cost=1.0, grad_reg_cost=0.5, tol=1e-10), name))
+            for one in (result, solved)
+        ]
+        np.testing.assert_allclose(*pulled, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reach", PRICES[:-1])
+@pytest.mark.parametrize("side", ["f", "g"])
+def test_poor_potentials_at_prices_say_so(clouds, reach, side):
+    """The constant of the potential counts: rows keep what their price says, and columns miss theirs by the error."""
+    a, b, x, y, _ = clouds
+    b = 1.4 * b
+    C, eps = cusink.cost_matrix(x, y), 0.1
+    rho = np.array([np.inf if r is None else r for r in (reach if isinstance(reach, tuple) else (reach, reach))])
+    kappa = rho_a, rho_b = 1 / (1 + eps / rho)
+    potential = np.linspace(0.1, 0.4, 9 if side == "g" else 7)
+    softmin = lambda p, w, costs: -eps * np.log((w * np.exp((p - costs) / eps)).sum(axis=1))  # noqa: E731
+    g = potential if side == "g" else kappa[1] * softmin(potential, a, C.T)
+    f = kappa[0] * softmin(g, b, C)
+    result = cusink.SinkhornResult.from_potentials(a, b, C, eps=eps, reach=reach, **{side: potential})
+    np.testing.assert_allclose(result.f, f, atol=1e-13)
+    np.testing.assert_allclose(result.g, g, atol=1e-13)
+    P = a[:, None] * b * np.exp((f[:, None] + g - C) / eps)
+    np.testing.assert_allclose(result.plan(), P, atol=1e-13)
+    np.testing.assert_allclose(P.sum(axis=1), a * np.exp(-f / rho[0]), atol=1e-13)
+    kept = b * np.exp(-g / rho[1])
+    assert result.error == pytest.approx(abs(P.sum(axis=0) - kept).sum() / kept.sum(), rel=1e-9)
+    assert not result.converged and result.cost == pytest.approx((P * C).sum(), rel=1e-12)
+    gains = [p if r == np.inf else r * -np.expm1(-p / r) for p, r in ((f, rho[0]), (g, rho[1]))]
+    dual = a @ gains[0] + b @ gains[1] + eps * (a.sum() * b.sum() - P.sum())
+    assert result.reg_cost == pytest.approx(dual, rel=1e-12)
+    assert dual <= cusink.sinkhorn(a, b, C, eps=eps, reach=reach, **SOLVE).reg_cost + 1e-12
+    other = cusink.SinkhornResult.from_potentials(a, b, C, eps=eps, reach=reach, **{side: potential + 0.1})
+    assert abs(other.reg_cost - dual) > 1e-4
+
+
+def test_potentials_at_prices_of_bins_without_partners_and_of_any_size():
+    C, a, b = np.array([[np.inf, np.inf], [0.5, np.inf]]), np.array([0.4, 0.6]), np.array([0.7, 0.2])
+    solved = cusink.sinkhorn(a, b, C, eps=0.1, reach=1.0, **SOLVE)
+    known = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, reach=1.0, f=solved.f, g=solved.g)
+    for name in ("f", "g", "cost", "reg_cost", "entropic_cost"):
+        assert getattr(known, name) == pytest.approx(getattr(solved, name), abs=1e-11)
+    C, b = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0.3, 0.7])
+    for size in (1e12, -1e12, 1e200, 1e300):
+        for potential in (np.full(2, size), np.array([size, -size])):
+            for side in ("f", "g"):
+                for reach in (1.0, (0.5, None)):
+                    found = cusink.SinkhornResult.from_potentials(a, b, C, eps=1.0, reach=reach, **{side: potential})
+                    assert not np.isnan([found.cost, found.reg_cost, found.error]).any() and not found.converged
+    image = np.full((2, 3), 0.2)
+    on_grid = cusink.sinkhorn(image, 2 * image, cusink.Grid((2, 3)), eps=0.3, reach=2.0, **SOLVE)
+    known = cusink.SinkhornResult.from_potentials(
+        image, 2 * image, cusink.Grid((2, 3)), eps=0.3, reach=2.0, g=on_grid.g
+    )
+    assert known.converged and known.f.shape == (2, 3)
+    narrow = [x.astype(np.float32) for x in (a, 2 * b, C)]
+    solved = cusink.sinkhorn(*narrow, eps=0.1, reach=1.0)
+    known = cusink.SinkhornResult.from_potentials(*narrow, eps=0.1, reach=1.0, g=solved.g)
+    assert known.converged and known.f.dtype == np.float32
+    assert known.reg_cost == pytest.approx(solved.reg_cost, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({}, "one of 'f' and 'g' must be given; got neither"),
+        ({"g": np.zeros(9), "reach": -1.0}, "'reach' must be a positive number"),
+        ({"g": np.zeros(9), "reach": (1.0, 1e-320)}, "'reach' must be such that C / reach is finite"),
+        ({"g": np.full(9, np.inf), "reach": 1.0}, "'g' must be finite"),
         ({"f": np.zeros(9)}, r"'f' must have shape \(7,\) to match the weights and 'C'; got \(9,\)"),
         ({"g": np.zeros((2, 9))}, r"'g' must have shape \(9,\)"),
         ({"g": np.full(9, np.nan)}, "'g' must be finite"),

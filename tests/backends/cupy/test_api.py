@@ -68,8 +68,9 @@ def maps(a, b, C, x, y):
     result = cusink.sinkhorn(a, b, cusink.PointCloud(x, y), eps=0.3, tol=1e-9)
     new = result.at(y)
     known = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.3, f=result.f)
+    priced = cusink.SinkhornResult.from_potentials(a, 2 * b, C, eps=0.3, g=result.g, reach=(1.0, None))
     products = cusink.sinkhorn(a, a, cusink.Grid(9), eps=1.0).barycentric_map(x)
-    return new.potential, new.map(), new.gradient(), result.barycentric_map(x, 0), products, known
+    return new.potential, new.map(), new.gradient(), result.barycentric_map(x, 0), products, known, priced
 
 
 def mean_gradients(A, C, r, **options):
