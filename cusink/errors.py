@@ -103,11 +103,12 @@ def warn_if_unconverged(
     *,
     effort: tuple[HostArray, HostArray] | None = None,
     dtype: Any = None,
+    advice: str = "",
 ) -> None:
     """Emit one `ConvergenceWarning` at the user's call if a problem (B,) missed `tol`.
 
     `effort`, the iterations (B,) taken and an estimate of those needed, and the `dtype` of the computation make the
-    advice fit the problem.
+    advice fit the problem. `advice` is that of problems that ran out of iterations, where these tell nothing.
     """
     missed = ~converged
     if tol is None or not missed.any():
@@ -120,7 +121,7 @@ def warn_if_unconverged(
     if (n_iter < max_iter).all() and np.isfinite(worst):
         _warn_stopped(count, len(missed), worst, tol, int(n_iter.max()), np.dtype(dtype).name)
     else:
-        warn_unconverged(count, len(missed), worst, tol, max_iter, _advice(n_iter, needed, max_iter))
+        warn_unconverged(count, len(missed), worst, tol, max_iter, _advice(n_iter, needed, max_iter) or advice)
 
 
 def _advice(n_iter: HostArray, needed: HostArray, max_iter: int) -> str:

@@ -14,7 +14,7 @@ from cusink.checks.scalars import tolerance
 from cusink.convergence.options import Options
 from cusink.convergence.rules import Relaxation, StallDetector, StopState
 from cusink.costs.each import groups
-from cusink.errors import warn_if_unconverged
+from cusink.errors import DEFAULT_ADVICE, warn_if_unconverged
 from cusink.operand import eps_of_shared
 from cusink.solver import checks as solver_checks
 from cusink.solver.loop import UNCHECKED
@@ -25,6 +25,11 @@ __all__ = [
     "Barycenter",
     "barycenter",
 ]
+
+MAYBE_NONE = (
+    f"{DEFAULT_ADVICE}. If the error does not fall, the pairs that 'C' forbids (+inf) may leave no histogram that all "
+    "can be moved to: allow more of them"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -150,8 +155,15 @@ def barycenter(
     given = _with_digits(given, float(np.min(given.eps)), options.tol)
     found = _solve_each(given, debiased, options)
     converged = found.error <= (np.inf if options.tol is None else options.tol)
-    effort = (found.n_iter, np.full(len(found.n_iter), np.nan))
-    warn_if_unconverged(converged, found.error, options.tol, options.max_iter, effort=effort, dtype=given.A.dtype)
+    warn_if_unconverged(
+        converged,
+        found.error,
+        options.tol,
+        options.max_iter,
+        effort=(found.n_iter, np.full(len(found.n_iter), np.nan)),
+        dtype=given.A.dtype,
+        advice=MAYBE_NONE if given.forbids else "",
+    )
     return make_barycenter(given, found, converged)
 
 

@@ -8,13 +8,14 @@ import numpy as np
 from cusink.checks.arrays import array_module, in_range, kind, narrowed, owned, promoted, to_host, weights_dtype
 from cusink.checks.regularisation import regularisations
 from cusink.checks.scalars import flags, price_in_range
-from cusink.checks.weights import batch_size, first_index, of_sum_one, same_mass, weight_values
+from cusink.checks.weights import MASS_TOLERANCE, batch_size, first_index, of_sum_one, same_mass, weight_values
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.images import Cells, in_bins
 from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.measures import Measures
 from cusink.operand import operand
+from cusink.solver.gauge import islands
 from cusink.types import Array, ArrayModule, Eps, HostArray
 
 
@@ -33,6 +34,11 @@ class BarycenterProblem:
     dtype: Any
     batched: bool
     image: Cells = None  # the shape of a histogram beside a grid, if they came as images
+
+    @property
+    def forbids(self) -> bool:
+        """Whether the cost forbids pairs."""
+        return self.C.stored and not bool(self.C.xp.isfinite(self.C.data).all())
 
     def at(self, problems: HostArray, eps: float) -> Self:
         """Return some problems, which have one eps."""
@@ -82,7 +88,8 @@ def problem(
         weight_values("A", A.reshape(-1, n), xp)
         if C.stored:
             _check_costs(C, bool(debiased))
-            _check_partners(A.reshape(-1, count, n), weights.reshape(-1, count), C.data, xp)
+            of = weights_dtype(dtype, given)
+            _check_partners(A.reshape(-1, count, n), weights.reshape(-1, count), C.data, xp, MASS_TOLERANCE[of.name])
     elif debiased and C.shape[0] != C.shape[1]:
         _check_costs(C, bool(debiased))
     A = xp.ascontiguousarray(xp.broadcast_to(A, (size, count, n)))
@@ -120,8 +127,11 @@ def _check_costs(C: Cost[Any], debiased: bool) -> None:
         refuse_debiased(C.shape)
 
 
-def _check_partners(A: Array, weights: Array, C: Array, xp: ArrayModule) -> None:
-    """Check that every bin with mass may send it to a bin that all histograms of its problem can send some to."""
+def _check_partners(A: Array, weights: Array, C: Array, xp: ArrayModule, tolerance: float) -> None:
+    """Check that every bin with mass may send it to a bin that all histograms of its problem can send some to.
+
+    All must have one share of their mass, up to a `tolerance`, on each group of bins that allowed pairs connect.
+    """
     allowed = xp.isfinite(C)
     if allowed.all():
         return
@@ -134,6 +144,40 @@ def _check_partners(A: Array, weights: Array, C: Array, xp: ArrayModule) -> None
             f"'C' must allow every bin with mass a bin that all histograms can send mass to; in problem {problem}, bin "
             f"{row} of histogram {histogram} has none (+inf). Allow a pair, or empty the bin"
         )
+    _check_groups(to_host(A), to_host(full), to_host(common), to_host(allowed), tolerance)
+
+
+def _check_groups(A: HostArray, full: HostArray, common: HostArray, allowed: HostArray, tolerance: float) -> None:
+    """Check the shares (B, K) of groups of bins, given which bins are `full` (B, K, n) or `common` to all (B, m)."""
+    size = max(len(A), len(full))
+    A, full, common = (np.broadcast_to(x, (size, *x.shape[1:])) for x in (A, full, common))
+    known: dict[bytes, HostArray] = {}  # problems of a batch mostly have the same bins
+    for problem, (histograms, filled, reached) in enumerate(zip(A, full, common, strict=True)):
+        counted, rows = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
+        name = rows.tobytes() + np.packbits(reached).tobytes()
+        if name not in known:
+            pairs = allowed[np.ix_(rows, np.flatnonzero(reached))]
+            known[name], _ = islands([(slice(0, len(rows)), pairs)], *pairs.shape)
+        names, group = np.unique(known[name], return_inverse=True)
+        if len(names) == 1:
+            continue
+        masses = histograms[np.ix_(counted, rows)].astype(np.float64)
+        shares = np.stack([np.bincount(group, row, len(names)) for row in masses / masses.sum(axis=1, keepdims=True)])
+        off = np.ptp(shares, axis=0)
+        if off.max() > tolerance:
+            worst = int(off.argmax())
+            (most, high), (least, low) = ((counted[k], shares[k, worst]) for k in _ends(shares[:, worst]))
+            raise ValueError(
+                "'C' must leave a histogram that all the given ones can be moved to; in problem "
+                f"{problem}, +inf parts bin {rows[group == worst][0]} and the bins connected with it from all others, "
+                f"and histogram {most} has the share {high:.3g} of its mass there, histogram {least} {low:.3g}. Allow "
+                "pairs between these groups of bins, by a large finite cost"
+            )
+
+
+def _ends(x: HostArray) -> tuple[int, int]:
+    """Return where the largest and the smallest number is."""
+    return int(x.argmax()), int(x.argmin())
 
 
 def _of_sum_one(A: Array) -> Array:

@@ -208,6 +208,59 @@ def test_a_bin_that_may_send_its_mass_to_no_common_bin_is_refused():
         cusink.barycenter(A[:, :6], C[:6], eps=0.2, debiased=True)
 
 
+def apart(*pairs, n=4, m=4):
+    """Return costs of which these pairs alone are allowed."""
+    C = np.full((n, m), np.inf)
+    for at in pairs:
+        C[at] = 0.1
+    return C
+
+
+def test_histograms_that_nothing_connects_are_refused_before_any_work(xp):
+    A = np.array([[0.5, 0.5, 0.0, 0.0], [0.25, 0.75, 0.0, 0.0]])
+    diagonal = apart(*((k, k) for k in range(4)))
+    for call in (
+        lambda **how: cusink.barycenter(xp(A), xp(diagonal), eps=0.1, **how),
+        lambda **how: cusink.barycenter(xp(7 * A), xp(diagonal), eps=[0.1, 0.2], **how),
+        lambda **how: cusink.barycenter(xp(np.stack([A[[0, 0]], A])), xp(diagonal), eps=0.1, **how),
+        lambda **how: cusink.barycenter(xp(A), xp(diagonal), xp(np.array([[1.0, 0.0], [0.5, 0.5]])), eps=0.1, **how),
+        lambda **how: cusink.barycenter(xp(A * [[3.0], [1.0]]), xp(diagonal), eps=0.1, normalise=True, **how),
+    ):
+        with pytest.raises(
+            ValueError, match=r"histogram 0 has the share 0.5 of its mass there, histogram 1 0.25. Allow"
+        ):
+            call()
+    blocks = apart((0, 0), (0, 1), (1, 1), (2, 2), (2, 3), (3, 3))  # two groups of two bins
+    with pytest.raises(ValueError, match="in problem 0, .inf parts bin 0 .* from all others"):
+        cusink.barycenter(xp(np.array([[0.2, 0.3, 0.5, 0.0], [0.3, 0.5, 0.2, 0.0]])), xp(blocks), eps=0.1)
+    # What has no mass connects nothing, and what has no weight is not asked.
+    joined = apart((0, 0), (1, 1), (2, 0), (2, 1))
+    with pytest.raises(ValueError, match="histogram 0 has the share 0.5"):
+        cusink.barycenter(xp(A), xp(joined), eps=0.1)
+    assert cusink.barycenter(xp(A[[0, 1, 0]]), xp(diagonal), [1.0, 0.0, 2.0], eps=0.1).converged
+
+
+def test_histograms_of_one_share_in_each_group_have_their_barycenter():
+    A = np.array([[0.5, 0.1, 0.4, 0.0], [0.2, 0.4, 0.1, 0.3]])
+    C = apart((0, 0), (0, 1), (1, 1), (1, 0), (2, 2), (2, 3), (3, 3))
+    A[1, 2:] = A[1, 2:][::-1]
+    for dtype, off in ((np.float64, 1e-8), (np.float32, 1e-4)):  # to the digits of the masses
+        given = A.astype(dtype)
+        given[0, :2] += dtype(off)
+        given[0, 2] -= dtype(2 * off)
+        found = cusink.barycenter(given, C.astype(dtype), eps=0.1, tol=1e-3)
+        assert found.converged and found.barycenter[:2].sum() == pytest.approx(0.6, abs=1e-3)
+
+
+def test_what_no_check_of_groups_sees_is_said_by_the_warning():
+    A, C = np.array([[0.5, 0.01, 0.49], [0.9, 0.0, 0.1]]), apart((0, 0), (1, 0), (1, 1), (2, 1), n=3, m=2)
+    with pytest.warns(cusink.ConvergenceWarning, match="the pairs that 'C' forbids .* may leave no histogram"):
+        cusink.barycenter(A, C, eps=0.1, max_iter=300)
+    with pytest.warns(cusink.ConvergenceWarning) as record:
+        cusink.barycenter(A, np.where(np.isfinite(C), C, 1.0), eps=0.01, max_iter=2)
+    assert "forbids" not in str(record[0].message)
+
+
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize("large", [5e2, 1e9, 1e25])
 def test_float32_has_the_digits_of_float64_where_costs_are_steep(large, debiased):
