@@ -428,6 +428,7 @@ def solver_of(symmetric, **given):
         B=range(5),
         dtype=np.dtype(np.float32),
         masses=None,
+        reach=None,
         eps=0.5,
         mass=1.0,
         span=(0.0, 1.0),
@@ -466,6 +467,9 @@ def test_divergences_of_a_search_are_less_the_terms_of_both_items():
     found, _ = PrunedSearch._values(one, rows, columns, False)
     excess = 0.25 * np.array([1, 1, 0, 4.0])
     np.testing.assert_allclose(found.distances, np.array([28.5, 9.5, 0, 38]) + excess * [1, 1, 0, 1])
+    one.pairs.reach = 0.3, 0.7  # equal items have a divergence like others
+    found, _ = PrunedSearch._values(one, rows, columns, False)
+    np.testing.assert_allclose(found.distances, np.array([28.5, 9.5, 22 - (2 + 4) / 2, 38]) + excess)
 
 
 # ---- whether and how to bound --------------------------------------------------------------------------------------
