@@ -153,6 +153,13 @@ CALLS = {
     "nearest documents": lambda xp: cusink.nearest(documents(xp), None, "sqeuclidean", k=2, eps=0.3, tol=1e-10),
     "divergence": lambda xp: divergence(xp(s[:4]), xp(t), xp(S), eps=0.1),
     "divergence, an eps each": lambda xp: divergence(xp(s[:4]), xp(t), xp(S), eps=EACH[:4]),
+    "divergence at two prices": lambda xp: [
+        divergence(xp(s[:4]), xp(2 * t), xp(S), eps=0.1, reach=reach) for reach in ((0.5, 2.0), (None, 0.5))
+    ],
+    "distances at two prices": lambda xp: [
+        cusink.distance_matrix(xp(s), *given, xp(S), eps=0.1, value="divergence", reach=(0.5, None), tol=1e-10)
+        for given in ([xp(2 * t)], [None])
+    ],
     "divergence of points": lambda xp: divergence(xp(a[1]), xp(b[1]), cloud(xp, x, y), eps=0.3),
     "barycenter": lambda xp: cusink.barycenter(xp(s), xp(S), eps=0.05),
     "barycenter, an eps each": lambda xp: mean_gradients(xp(s), xp(S), xp(np.ones((3, s.shape[1]))), eps=xp(EACH[:3])),
