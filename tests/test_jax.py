@@ -861,8 +861,6 @@ def test_shapes_of_kernel_functions_are_refused_while_they_are_traced(name, chan
         ("loss", {"method": "scaling", "reach": jnp.ones(2)}, "'method' must be 'auto' or 'log' for unbalanced"),
         ("pairs", {"gap": 0.1}, "'gap' must be None where 'a' and 'b' are cusink.Measures; got float"),
         ("pairs", {"tol": -1}, "'tol' must be positive and finite"),
-        ("divergences of pairs", {"reach": (1.0, 2.0)}, "'reach' must be one number for a divergence"),
-        ("divergence", {"reach": (1.0, 2.0)}, "'reach' must be one number for a divergence"),
         ("divergence", {"C_aa": None, "C_bb": None}, r"'C' must be square, .*; got shape \(7, 5\)"),
         ("divergence", {"C_aa": jnp.ones((5, 5))}, r"'C_aa' must have shape \(7, 7\) or \(3, 7, 7\); got \(5, 5\)"),
         ("divergence", {"C_bb": jnp.ones((2, 5, 5))}, "batch sizes must be equal or 1; got 'a' 3, 'b' 3, 'C_bb' 2"),
