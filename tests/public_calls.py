@@ -83,7 +83,7 @@ COST_MATRIX = {
     "labels": None,
     "table": None,
 }
-CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1}
+CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1, "p": None, "radius": None, "factor": None}
 
 
 def set_and_reset(workers):

@@ -1,16 +1,17 @@
 """Options, costs and rules of half precision that the losses of `cusink.torch` and `cusink.jax` share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from cusink.bridges.works import Inputs
 from cusink.checks.arrays import array_module, kind
-from cusink.checks.scalars import one_of, positive_number
+from cusink.checks.scalars import one_of
 from cusink.checks.weights import MASS_TOLERANCE
 from cusink.costs.cells import Spacing
-from cusink.costs.clouds import METRICS, Metric, PointCloud
+from cusink.costs.clouds import PointCloud, checked_ground
 from cusink.costs.grid import Grid
+from cusink.costs.ground import CLOUD_METRICS, CloudMetric
 from cusink.costs.images import Cells
 from cusink.costs.kinds import kind_of
 from cusink.solver import checks
@@ -26,24 +27,28 @@ class CostKind:
     """A cost without its arrays: `names` of these, and what else makes it."""
 
     kind: Literal["dense", "points", "grid"] = "dense"
-    metric: Metric = "sqeuclidean"
+    metric: CloudMetric = "sqeuclidean"
     power: float = 1.0
     names: tuple[str, ...] = ("C",)
     cells: tuple[int, ...] = ()
     spacing: tuple[Spacing, ...] = ()
     periodic: tuple[bool, ...] = ()
+    p: float | None = None
+    radius: float | None = None
 
     @property
     def made_of(self) -> tuple[Any, ...]:
         """Numbers, words and tuples of these from which the class makes the kind again."""
-        return (self.kind, self.metric, self.power, self.names, self.cells, self.spacing, self.periodic)
+        of_grid = (self.cells, self.spacing, self.periodic)
+        return (self.kind, self.metric, self.power, self.names, *of_grid, self.p, self.radius)
 
     def build(self, given: Inputs) -> Any:
         """Return the cost as the functions of the package take it."""
         if self.kind == "dense":
             return given["C"]
         if self.kind == "points":
-            return PointCloud(given["x"], given.get("y"), self.metric, power=self.power)
+            parameters: dict[str, Any] = {"power": self.power, "p": self.p, "radius": self.radius}
+            return PointCloud(given["x"], given.get("y"), self.metric, **parameters)
         metric: Any = self.metric
         return Grid(self.cells, metric, spacing=self.spacing, periodic=self.periodic)
 
@@ -69,11 +74,50 @@ class CostKind:
         return count, count
 
 
-def point_kind(metric: str, power: object, alone: bool) -> CostKind:
-    """Return the kind of a cost between points; `alone` says that one cloud is on both sides."""
-    one_of("metric", metric, METRICS)
-    known: Any = metric
-    return CostKind("points", known, positive_number("power", power), ("x",) if alone else ("x", "y"))
+def point_kind(metric: str, power: object, alone: bool, p: object, radius: object, factor: object) -> CostKind:
+    """Return the kind of a cost between points; `alone` says that one cloud is on both sides.
+
+    With a `factor` it is that between the `images` of the points.
+    """
+    one_of("metric", metric, CLOUD_METRICS)
+    images = metric == "mahalanobis" and factor is not None
+    known: Any = "euclidean" if images else metric
+    given = {"metric": known, "power": power, "p": p, "radius": radius, "factor": None if images else factor}
+    ground = checked_ground(given | {"tf32": False, "table": None, "gradient": None})
+    names = ("x",) if alone else ("x", "y")
+    return CostKind("points", known, ground.power, names, p=ground.p, radius=ground.radius)
+
+
+def images(named: dict[str, Any], still: Callable[[Any], Any], product: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """Return arrays by name, with ``x L`` in the place of points x if there is a "factor" L of "mahalanobis".
+
+    The metric is the Euclidean distance of the images, so that the library's own derivatives of a product give all by
+    the factor. `still` stops gradients; points that are far from 0 keep the digits of their differences.
+    """
+    factor = named.get("factor")
+    if factor is None:
+        return named
+    (d, _), out = factor.shape, {name: x for name, x in named.items() if name != "factor"}
+    centre = still(named["x"]).reshape(-1, d).mean(0)
+    if "points" in out:
+        new_points_shape(tuple(out["points"].shape), CostKind("points"), d)
+    return out | {name: product(out[name] - centre, factor) for name in ("x", "y", "points") if name in out}
+
+
+def before_images(costs: Mapping[str, Any], axis: int) -> Any:
+    """Return the points that are mapped to, where the cost sees their images under a factor; else None."""
+    return costs["y" if axis == 1 and "y" in costs else "x"] if "factor" in costs else None
+
+
+def factor_shape(shape: tuple[int, ...], points: Mapping[str, Any]) -> None:
+    """Check the shape of a factor beside points, whose shapes are checked."""
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"'factor' must have two axes, neither of them empty; got shape {shape}")
+    for name, x in points.items():
+        if x.shape[-1] != shape[0]:
+            raise ValueError(
+                f"'factor' must have a row for each of the {x.shape[-1]} coordinates of '{name}'; got shape {shape}"
+            )
 
 
 def grid_kind(grid: Any) -> CostKind:

@@ -130,7 +130,7 @@ class PointCloud:
         gradient: CostGradient | None = None,
     ) -> None:
         parameters = {"power": power, "tf32": tf32, "p": p, "radius": radius, "factor": factor, "table": table}
-        self.ground = _checked_ground({"metric": metric, "gradient": gradient} | parameters)
+        self.ground = checked_ground({"metric": metric, "gradient": gradient} | parameters)
         given = _checked_points(x, y, self.ground)
         self.x, self.y, self.metric, self.power, self.tf32 = (
             given.x,
@@ -301,7 +301,7 @@ def _checked_points(x: Any, y: Any, ground: Ground) -> _Points:
     return _Points(x, y, (flat[0], flat[1]), (batches[0], batches[1]))
 
 
-def _checked_ground(given: dict[str, Any]) -> Ground:
+def checked_ground(given: dict[str, Any]) -> Ground:
     """Check a metric and its parameters."""
     metric = given["metric"]
     if not callable(metric):

@@ -14,7 +14,7 @@ from cusink.costs.grid import Grid
 from cusink.costs.images import as_images, in_bins
 from cusink.jax.arrays import floating, in_one_dtype, regularisation
 from cusink.jax.clouds import PointCloud
-from cusink.jax.costs import cost_arrays
+from cusink.jax.costs import as_the_metric_sees, cost_arrays
 from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
@@ -98,6 +98,7 @@ def barycenter(
     dtype = in_one_dtype(named)
     if dtype.name in HALF:
         named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
+    named = as_the_metric_sees(named)
     A = named["A"]
     if flag("normalise", normalise):
         named["A"] = of_sum_one(jnp, A)
@@ -105,7 +106,7 @@ def barycenter(
         of = "bfloat16" if dtype.name in HALF else "float32"
         named["A"] = A * jax.lax.stop_gradient(mass_ratio(jnp, A[..., :1, :], A, of))
     price = regularisation(eps, named["A"].dtype)
-    bins, given = kind.bins({name: named[name].shape for name in costs}), named["weights"]
+    bins, given = kind.bins({name: named[name].shape for name in kind.names}), named["weights"]
     check_shapes(named["A"].shape, None if given is None else given.shape, price.shape, bins)
     if given is None:
         count = named["A"].shape[-2]

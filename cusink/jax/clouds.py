@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from cusink.bridges.options import cloud_shapes, point_kind
+from cusink.bridges.options import cloud_shapes, factor_shape, point_kind
 from cusink.jax.arrays import floating
 
 __all__ = ["PointCloud"]
@@ -19,17 +19,24 @@ class PointCloud:
         Source points; n numbers are n points on a line.
     y : array, shape (m, d) or (m,), or (B, m, d), or None
         Target points; None stands for `x`.
-    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
-        As for `cusink.PointCloud`.
+    metric : str
+        A name that `cusink.PointCloud` knows; "kl" has no divergence.
     power : float
         The cost is the metric to this power.
+    p : float, optional
+        Of "minkowski", at most 16; 2 if not given.
+    radius : float, optional
+        Of the sphere of "haversine"; 1 if not given.
+    factor : array, shape (d, k), optional
+        Of "mahalanobis": distances are ``|(x - y) L|``. Losses are differentiable in it as often as in the points.
 
     Raises
     ------
     TypeError
         What is no array of real numbers.
     ValueError
-        Arrays without points or coordinates, a metric that does not exist, a power that is not positive.
+        Arrays without points or coordinates, a metric that does not exist, a power that is not
+        positive, a parameter of another metric, a factor of another shape.
 
     Examples
     --------
@@ -41,18 +48,30 @@ class PointCloud:
     """
 
     def __init__(
-        self, x: jax.Array, y: jax.Array | None = None, metric: str = "sqeuclidean", *, power: float = 1
+        self,
+        x: jax.Array,
+        y: jax.Array | None = None,
+        metric: str = "sqeuclidean",
+        *,
+        power: float = 1,
+        p: float | None = None,
+        radius: float | None = None,
+        factor: jax.Array | None = None,
     ) -> None:
-        self.kind = point_kind(metric, power, y is None)
+        self.kind, self.metric = point_kind(metric, power, y is None, p, radius, factor), metric
         given: dict[str, Any] = {"x": x} if y is None else {"x": x, "y": y}
-        self.points = {}
-        for name, points in zip(given, floating(**given), strict=True):
+        *both, factor = floating(**given, factor=factor)
+        self.points: dict[str, Any] = {}
+        for name, points in zip(given, both, strict=True):
             if points is None:
                 raise TypeError(f"'{name}' must be an array of points; got None. Only 'y' may be None, for x itself")
             points = points[:, None] if points.ndim == 1 else points
             self.points[name] = points
         cloud_shapes({name: tuple(points.shape) for name, points in self.points.items()})
+        if factor is not None:
+            factor_shape(factor.shape, self.points)
+            self.points["factor"] = factor
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={list(points.shape)}" for name, points in self.points.items())
-        return f"PointCloud({shapes}, metric={self.kind.metric!r}, power={self.kind.power})"
+        return f"PointCloud({shapes}, metric={self.metric!r}, power={self.kind.power})"

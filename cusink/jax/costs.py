@@ -1,8 +1,12 @@
 """Costs of losses between arrays of JAX."""
 
+from functools import partial
 from typing import Any
 
-from cusink.bridges.options import CostKind, grid_or_refuse
+import jax
+import jax.numpy as jnp
+
+from cusink.bridges.options import CostKind, grid_or_refuse, images
 
 
 def cost_arrays(C: Any) -> tuple[CostKind, dict[str, Any]]:
@@ -11,3 +15,8 @@ def cost_arrays(C: Any) -> tuple[CostKind, dict[str, Any]]:
         return C.kind, C.points
     kind = grid_or_refuse(C, "an array, a cusink.jax.PointCloud or a cusink.Grid", "cusink.jax.PointCloud(x, y)")
     return (CostKind(), {"C": C}) if kind is None else (kind, {})
+
+
+def as_the_metric_sees(named: dict[str, Any]) -> dict[str, Any]:
+    """Return arrays of one dtype by name, with points as images under the factor of "mahalanobis" if there is one."""
+    return images(named, jax.lax.stop_gradient, partial(jnp.matmul, precision="highest"))

@@ -5,11 +5,12 @@ from typing import Any
 import jax
 
 from cusink.bridges.maps import AtNewPoints, BarycentricMap
-from cusink.bridges.options import new_points_shape, values_as_images, values_at
+from cusink.bridges.options import before_images, new_points_shape, values_as_images, values_at
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.jax.arrays import array
 from cusink.jax.clouds import PointCloud
+from cusink.jax.costs import cost_arrays
 from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
 from cusink.jax.problems import LossProblem
@@ -195,10 +196,12 @@ def _at_new_points(
     axis = plan_axis(axis)
     points = array("points", points)
     points = points[:, None] if points.ndim == 1 else points
+    if output == "map" and values is None:
+        values = before_images(cost_arrays(C)[1], axis)
     named = {"points": points} if values is None else {"points": points, "values": array("values", values)}
     problem = LossProblem(a, b, C, eps, solver_options(sinkhorn, options), named, normalise)
     given = problem.inputs
-    new_points_shape(points.shape, problem.kind, given["x"].shape[-1] if "x" in given else 0)
+    new_points_shape(given["points"].shape, problem.kind, given["x"].shape[-1] if "x" in given else 0)
     if values is not None:
         values_at(given["values"].shape, problem.bins[axis])
     work = AtNewPoints(problem.kind, problem.options, output, axis, values is not None)

@@ -23,7 +23,7 @@ from cusink.checks.scalars import flag
 from cusink.checks.weights import batch_size
 from cusink.costs.images import in_bins
 from cusink.jax.arrays import array, floating, in_one_dtype, regularisation
-from cusink.jax.costs import cost_arrays
+from cusink.jax.costs import as_the_metric_sees, cost_arrays
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
 
@@ -69,6 +69,7 @@ class LossProblem:
         in_one_dtype(named)
         if self.dtype.name in HALF:
             named = {name: x if x is None else x.astype(jnp.float32) for name, x in named.items()}
+        named = as_the_metric_sees(named)
         if normalise:
             named |= {name: of_sum_one(jnp, named[name]) for name in "ab"}
         elif balanced and (self.dtype.name in HALF or (single and self.dtype == jnp.float64)):

@@ -12,7 +12,7 @@ from cusink.costs.images import as_images, in_bins
 from cusink.operand import check_shape
 from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
-from cusink.torch.costs import cost_tensors
+from cusink.torch.costs import as_the_metric_sees, cost_tensors
 from cusink.torch.operators import apply
 
 __all__ = ["Barycenter", "barycenter"]
@@ -103,7 +103,7 @@ def barycenter(
         named["weights"] = torch.full(A.shape[-2:-1], 1 / A.shape[-2], dtype=computing, device=A.device)
     if half:
         named = {name: x.float() for name, x in named.items()}
-    named = in_floats(computing, **named)
+    named = as_the_metric_sees(in_floats(computing, **named))
     A = named["A"]
     if flag("normalise", normalise):
         named["A"] = of_sum_one(torch, A)

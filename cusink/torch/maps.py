@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from cusink.bridges.maps import AtNewPoints, BarycentricMap
-from cusink.bridges.options import new_points_shape, values_as_images, values_at
+from cusink.bridges.options import before_images, new_points_shape, values_as_images, values_at
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
 from cusink.solver.checks import plan_axis
 from cusink.torch.arrays import one_tensor
 from cusink.torch.clouds import PointCloud
+from cusink.torch.costs import cost_tensors
 from cusink.torch.losses import Problem
 from cusink.torch.operators import apply
 from cusink.torch.options import solver_options
@@ -197,10 +198,12 @@ def _at_new_points(
     points = points.unsqueeze(-1) if points.ndim == 1 else points
     if values is not None:
         one_tensor("values", values)
+    elif output == "map":
+        values = before_images(cost_tensors(C)[1], axis)
     known = solver_options("entropic_map" if output == "map" else "potential_at", options)
     problem = Problem(a, b, C, eps, known, {"points": points}, normalise, values)
     given = problem.inputs
-    new_points_shape(tuple(points.shape), problem.kind, given["x"].shape[-1] if "x" in given else 0)
+    new_points_shape(tuple(given["points"].shape), problem.kind, given["x"].shape[-1] if "x" in given else 0)
     if values is not None:
         values_at(tuple(values.shape), problem.bins[axis])
     work = AtNewPoints(problem.kind, problem.options, output, axis, values is not None)

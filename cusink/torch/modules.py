@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cusink.bridges.options import Gradient, LossOptions, Reduction, grid_or_refuse
+from cusink.bridges.options import Gradient, LossOptions, Reduction, factor_shape, grid_or_refuse, point_kind
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.costs.grid import Grid
@@ -16,48 +16,61 @@ from cusink.types import Value
 
 __all__ = ["KernelDistance", "SinkhornDivergence", "SinkhornLoss"]
 
+OWN_COSTS = ("C_aa", "C_bb")  # options that a module may learn, as it may its cost
 CALLS = "(a, b) with a cost that the module holds, (a, b, C), (x, y), or (a, x, b, y)"
 
 
 class _TransportLoss(torch.nn.Module):
-    """A loss that holds a cost, or the metric of clouds that come with each call."""
+    """A loss that holds a cost, or the `ground` of clouds that come with each call: a metric and its parameters."""
+
+    C: Any
+    eps: Any
+    factor: torch.Tensor | None
 
     def __init__(
-        self, C: Any, eps: float | torch.Tensor | RelativeEps, metric: str, power: float, options: dict[str, Any]
+        self, C: Any, eps: float | torch.Tensor | RelativeEps, ground: dict[str, Any], options: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.metric, self.power, self.options = metric, power, options
+        factor = ground.pop("factor")
+        self.ground, self.options = ground, options
         if C is not None and grid_or_refuse(C, "a tensor or a cusink.Grid", "the points to each call") is None:
             one_tensor("C", C)
-        if isinstance(C, torch.Tensor) and not isinstance(C, torch.nn.Parameter):
-            self.register_buffer("C", C)
-        else:
-            self.C = C
-        self.eps: float | torch.Tensor | RelativeEps
-        if isinstance(eps, torch.Tensor) and not isinstance(eps, torch.nn.Parameter):
-            self.register_buffer("eps", eps)
-        else:
-            self.eps = eps
+        own = {name: options.pop(name) for name in OWN_COSTS if options.get(name) is not None}
+        for name, x in own.items():
+            one_tensor(name, x)
+        self._own_costs = tuple(own)
+        self._hold(C=C, eps=eps, factor=factor, **own)
         reach = options.get("reach")
         parts = {f"reach_{k}": x for k, x in enumerate(reach)} if isinstance(reach, (tuple, list)) else {"reach": reach}
         self._own_reach: tuple[str, ...] = ()
         if any(isinstance(x, torch.Tensor) for x in parts.values()):
             del options["reach"]
             self._own_reach = tuple(parts)
-            for name, x in parts.items():  # a buffer, learnt, or a number
-                if isinstance(x, torch.Tensor) and not isinstance(x, torch.nn.Parameter):
-                    self.register_buffer(name, x)
-                else:
-                    setattr(self, name, x)
+            self._hold(**parts)
         if C is None:  # a wrong metric fails here, not in the first call
-            PointCloud(torch.zeros(1, 1, device="cpu"), None, metric, power=power)
+            point_kind(alone=True, factor=factor, **ground)
+            if factor is not None:
+                one_tensor("factor", factor)
+                factor_shape(tuple(factor.shape), {})
+
+    def _hold(self, **given: Any) -> None:
+        """Make tensors buffers, or learn them if they are parameters; what is no tensor is an attribute."""
+        for name, x in given.items():
+            if isinstance(x, torch.Tensor) and not isinstance(x, torch.nn.Parameter):
+                self.register_buffer(name, x)
+            else:
+                setattr(self, name, x)
 
     def _options(self) -> dict[str, Any]:
         """Return the options of a call."""
-        if not self._own_reach:
-            return self.options
-        parts = tuple(getattr(self, name) for name in self._own_reach)
-        return self.options | {"reach": parts[0] if self._own_reach == ("reach",) else parts}
+        held: dict[str, Any] = {name: getattr(self, name) for name in self._own_costs}
+        if self._own_reach:
+            parts = tuple(getattr(self, name) for name in self._own_reach)
+            held["reach"] = parts[0] if self._own_reach == ("reach",) else parts
+        return self.options | held
+
+    def _cloud(self, x: Any, y: Any) -> PointCloud:
+        return PointCloud(x, y, factor=self.factor, **self.ground)
 
     def _inputs(self, given: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         """Return weights and the cost of a call."""
@@ -66,10 +79,10 @@ class _TransportLoss(torch.nn.Module):
         if len(given) == 3:
             return given
         if len(given) == 2:
-            return None, None, PointCloud(given[0], given[1], self.metric, power=self.power)
+            return None, None, self._cloud(*given)
         if len(given) == 4 and self.C is None:
             a, x, b, y = given
-            return a, b, PointCloud(x, y, self.metric, power=self.power)
+            return a, b, self._cloud(x, y)
         raise TypeError(f"a {type(self).__name__} must be called as {CALLS}; got {len(given)} arguments")
 
     def extra_repr(self) -> str:
@@ -80,7 +93,7 @@ class _TransportLoss(torch.nn.Module):
         str
             Such as ``eps=0.05, value='cost'``.
         """
-        shown = {"eps": self.eps, **self._options()}
+        shown = {name: x for name, x in {"eps": self.eps, **self._options()}.items() if name not in OWN_COSTS}
         for name in ("eps", "reach"):
             if isinstance(x := shown.get(name), torch.Tensor):
                 shown[name] = x.item() if x.numel() == 1 else x.tolist()
@@ -107,10 +120,14 @@ class SinkhornLoss(_TransportLoss):
         As for `sinkhorn_loss`.
     reduction : {"mean", "sum", "none"}
         Return the mean or the sum of the losses of a batch, or one loss for each pair.
-    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
-        Between points of clouds.
+    metric : str
+        Between points of clouds, as for `cusink.torch.PointCloud`.
     power : float
         The cost between points is the metric to this power.
+    p, radius : float, optional
+        Of "minkowski", and of "haversine".
+    factor : tensor, shape (d, k), optional
+        Of "mahalanobis"; a buffer, or learnt if it is a ``torch.nn.Parameter``.
     **options
         Options of `cusink.sinkhorn`. `reach`, or a part of it, may be a tensor: a buffer, or learnt if it is a
         ``torch.nn.Parameter``.
@@ -137,11 +154,15 @@ class SinkhornLoss(_TransportLoss):
         reduction: Reduction = "mean",
         metric: str = "sqeuclidean",
         power: float = 1,
+        p: float | None = None,
+        radius: float | None = None,
+        factor: torch.Tensor | None = None,
         **options: Any,
     ) -> None:
         LossOptions(value, gradient, reduction)
         chosen = {"value": value, "gradient": gradient, "reduction": reduction, **options}
-        super().__init__(C, eps, metric, power, chosen)
+        ground = {"metric": metric, "power": power, "p": p, "radius": radius, "factor": factor}
+        super().__init__(C, eps, ground, chosen)
 
     def forward(self, *given: Any) -> torch.Tensor:
         """Return the loss.
@@ -170,12 +191,17 @@ class SinkhornDivergence(_TransportLoss):
         Regularisation in the unit of the cost.
     reduction : {"mean", "sum", "none"}
         Return the mean or the sum of the divergences of a batch, or one for each pair.
-    metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
-        Between points of clouds.
+    metric : str
+        Between points of clouds, as for `cusink.torch.PointCloud`.
     power : float
         The cost between points is the metric to this power.
+    p, radius : float, optional
+        Of "minkowski", and of "haversine".
+    factor : tensor, shape (d, k), optional
+        Of "mahalanobis"; a buffer, or learnt if it is a ``torch.nn.Parameter``.
     **options
-        Options of `cusink.sinkhorn_divergence`; `reach` may be a tensor, as for `SinkhornLoss`.
+        Options of `cusink.sinkhorn_divergence`; `reach` may be a tensor, as for `SinkhornLoss`. `C_aa` and `C_bb` are
+        buffers, or learnt, as `C` is.
 
     Examples
     --------
@@ -196,10 +222,14 @@ class SinkhornDivergence(_TransportLoss):
         reduction: Reduction = "mean",
         metric: str = "sqeuclidean",
         power: float = 1,
+        p: float | None = None,
+        radius: float | None = None,
+        factor: torch.Tensor | None = None,
         **options: Any,
     ) -> None:
         LossOptions("cost", "exact", reduction)
-        super().__init__(C, eps, metric, power, {"reduction": reduction, **options})
+        ground = {"metric": metric, "power": power, "p": p, "radius": radius, "factor": factor}
+        super().__init__(C, eps, ground, {"reduction": reduction, **options})
 
     def forward(self, *given: Any) -> torch.Tensor:
         """Return the divergence.

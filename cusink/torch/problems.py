@@ -19,7 +19,7 @@ from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.images import in_bins
 from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor, regularisation
-from cusink.torch.costs import cost_tensors
+from cusink.torch.costs import as_the_metric_sees, cost_tensors
 
 
 class LossProblem:
@@ -67,7 +67,7 @@ class LossProblem:
                 named[name] = torch.full((k,), 1 / k, dtype=computing, device=device)
         if half:
             named = {name: x if x is None else x.float() for name, x in named.items()}
-        named = in_floats(computing, **named)
+        named = as_the_metric_sees(in_floats(computing, **named))
         if normalise:
             for name in "ab":
                 named[name] = of_sum_one(torch, named[name])
