@@ -302,6 +302,44 @@ def test_autocast_computes_in_float32(half):
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=0)
 
 
+OF_POINTS = {  # every public function, of points x and y, weights b, and values that are x
+    "sinkhorn_loss": lambda x, y, b: sinkhorn_loss(None, b, bridge.PointCloud(x, y), 0.5),
+    "of a cost": lambda x, y, b: sinkhorn_loss(None, b, x @ y.T.to(x.dtype) + 2, 0.5),
+    "sinkhorn_divergence": lambda x, y, b: bridge.sinkhorn_divergence(None, b, bridge.PointCloud(x, y), 0.5),
+    "sinkhorn_potentials": lambda x, y, b: bridge.sinkhorn_potentials(None, b, bridge.PointCloud(x, y), 0.5)[0],
+    "apply_plan": lambda x, y, b: bridge.apply_plan(None, b, bridge.PointCloud(y, y), 0.5, x),
+    "barycentric_map": lambda x, y, b: bridge.barycentric_map(None, b, bridge.PointCloud(y, y), 0.5, x),
+    "entropic_map": lambda x, y, b: bridge.entropic_map(None, b, bridge.PointCloud(y, y), 0.5, x),
+    "potential_at": lambda x, y, b: bridge.potential_at(None, b, bridge.PointCloud(y, y), 0.5, x),
+    "barycenter": lambda x, y, b: bridge.barycenter(b.expand(2, 4), bridge.PointCloud(x, y), eps=0.5),
+    "kernel_distance": lambda x, y, b: bridge.kernel_distance(x, None, y, b),
+    "kernel_neg_log_likelihood": lambda x, y, b: bridge.kernel_neg_log_likelihood(x, None, y, b),
+    "KernelDistance": lambda x, y, b: bridge.KernelDistance("energy")(y, x),
+    "SinkhornLoss": lambda x, y, b: SinkhornLoss(eps=0.5)(y, x),
+    "SinkhornDivergence": lambda x, y, b: bridge.SinkhornDivergence(eps=0.5)(x, y),
+    "Barycenter": lambda x, y, b: bridge.Barycenter(torch.eye(4), eps=0.5)(b + 0 * x),
+}
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.float64])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", OF_POINTS)
+def test_under_autocast_all_functions_mix_half_precision_with_others(name, half, other):
+    assert {name for name in OF_POINTS if name in bridge.__all__} == set(bridge.__all__) - {"PointCloud", "Measures"}
+    rng = np.random.default_rng(0)
+    x, y = (torch.as_tensor(rng.random((4, 4)), dtype=torch.float32) for _ in range(2))
+    b = torch.full((4,), 0.25)
+    with torch.autocast("cpu", dtype=half):
+        given = (x @ torch.eye(4)).requires_grad_()
+        assert given.dtype == half
+        out = OF_POINTS[name](given, y.to(other), b.to(half))
+    expected = OF_POINTS[name](x.to(half).float(), y, b)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.detach(), expected, rtol=1e-2 if name == "of a cost" else 1e-5, atol=1e-6)
+    (grad,) = torch.autograd.grad(out.sum(), given)
+    assert grad.dtype == half and grad.isfinite().all()
+
+
 @pytest.mark.parametrize("loss", ["histograms", "clouds", "kernel", "barycenter"])
 def test_compiled_code_keeps_the_loss_in_its_graph(loss):
     a, b, C, eps = case()

@@ -89,7 +89,7 @@ def barycenter(
     named: dict[str, Any] = {"A": A, "weights": weights, **costs}
     checked(**named)
     autocast = torch.is_autocast_enabled(A.device.type)
-    if not autocast:
+    if not autocast or not any(x is not None and x.dtype in HALF for x in named.values()):
         named = in_one_dtype(**named)
         A = named["A"]
     price = regularisation(eps)

@@ -45,7 +45,7 @@ def kernel_distance(
     Returns
     -------
     tensor, shape () or, for ``reduction="none"`` and a batch, (B,)
-        The distance, see `cusink.kernel_distance`.
+        The distance, see `cusink.kernel_distance`; under autocast, which may mix dtypes, in float32.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def kernel_neg_log_likelihood(
     Returns
     -------
     tensor, shape () or, for ``reduction="none"`` and a batch, (B,)
-        The value, see `cusink.kernel_neg_log_likelihood`.
+        The value, see `cusink.kernel_neg_log_likelihood`; under autocast, which may mix dtypes, in float32.
 
     Raises
     ------
@@ -121,9 +121,14 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
         if not given.ndim:
             raise ValueError(f"'{name}' must have shape (n,) or (n, d), or a batch axis before these; got ()")
     checked(x=x, a=a, y=y, b=b)
-    x, a, y, b = in_one_dtype(x=x, a=a, y=y, b=b).values()
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if not autocast or not any(t is not None and t.dtype in HALF for t in (x, a, y, b)):
+        x, a, y, b = in_one_dtype(x=x, a=a, y=y, b=b).values()
     dtype = next((t.dtype for t in (x, a, y, b) if t is not None and t.is_floating_point()), torch.float64)
-    x, a, y, b = in_floats(torch.float32 if dtype in HALF else dtype, x=x, a=a, y=y, b=b).values()
+    half = any(t is not None and t.dtype in HALF for t in (x, a, y, b))
+    if half:
+        x, a, y, b = (None if t is None else t.float() for t in (x, a, y, b))
+    x, a, y, b = in_floats(torch.float32 if half else dtype, x=x, a=a, y=y, b=b).values()
     points = {name: p.unsqueeze(-1) if p.ndim == 1 else p for name, p in (("x", x), ("y", y))}
     for name, given in points.items():
         point_shape(name, tuple(given.shape))
@@ -132,6 +137,5 @@ def _kernel(function: Any, x: Any, a: Any, y: Any, b: Any, kernel: str, scale: f
     for name, (w, p) in weights.items():
         count = p.shape[-2 if p.ndim > 1 else -1]
         named[name] = torch.full((count,), 1 / count, dtype=p.dtype, device=p.device) if w is None else w
-    named = {name: t.float() if t.dtype in HALF else t for name, t in named.items()}
     (value,) = apply(KernelWork(function, kernel, scale), named)
-    return value.to(dtype) if dtype in HALF else value
+    return value.to(dtype) if dtype in HALF and not autocast else value
