@@ -83,6 +83,7 @@ COST_MATRIX = {
     "labels": None,
     "table": None,
 }
+GRID = {"shape": (2, 2), "metric": "sqeuclidean", "spacing": 1.0, "periodic": False}
 CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1, "p": None, "radius": None, "factor": None}
 
 
@@ -307,7 +308,7 @@ CALLS = {
     "Measures.of": (cusink.Measures.of, {"clouds": [X, Y], "weights": None}),
     "Measures.of with weights": (cusink.Measures.of, {"clouds": [X, Y], "weights": [A, B]}),
     "PointCloud": (cusink.PointCloud, COST_MATRIX | {"tf32": False, "gradient": None}),
-    "Grid": (cusink.Grid, {"shape": (2, 2), "metric": "sqeuclidean", "spacing": 1.0, "periodic": False}),
+    "Grid": (cusink.Grid, GRID),
     "RelativeEps": (cusink.RelativeEps, {"share": 0.1, "of": "max"}),
     "sinkhorn with an eps each": (
         lambda eps: cusink.sinkhorn(np.stack([A, B]), B, C, eps=eps, max_iter=20),
@@ -351,6 +352,7 @@ CALLS = {
     ),
     "distributed.Index": (cusink.distributed.Index, {"parts": [INDEX], "client": None}),
     "jax.PointCloud": (cusink.jax.PointCloud, CLOUD),
+    "jax.Grid": (cusink.jax.Grid, GRID | {"spacing": jax.numpy.ones(())}),
     "jax.sinkhorn_loss": (cusink.jax.sinkhorn_loss, {**BRIDGED, **LOSS}),
     "jax.sinkhorn_divergence": (
         cusink.jax.sinkhorn_divergence,
@@ -374,6 +376,7 @@ CALLS = {
     "jax.kernel_distance": (cusink.jax.kernel_distance, OF_POINTS),
     "jax.kernel_neg_log_likelihood": (cusink.jax.kernel_neg_log_likelihood, OF_POINTS),
     "torch.PointCloud": (cusink.torch.PointCloud, CLOUD | {"x": torch.tensor(X), "y": torch.tensor(Y)}),
+    "torch.Grid": (cusink.torch.Grid, GRID | {"spacing": torch.ones(())}),
     "jax.Measures": (cusink.jax.Measures, {"offsets": [0, 2, 4], "weights": None, "points": X}),
     "torch.Measures": (cusink.torch.Measures, {"offsets": [0, 2, 4], "weights": None, "points": torch.tensor(X)}),
     "torch.sinkhorn_loss": (cusink.torch.sinkhorn_loss, {**TENSORS, **LOSS, **SOLVE}),

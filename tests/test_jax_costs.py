@@ -144,3 +144,122 @@ def test_bad_metrics(options, error, message):
     with pytest.raises(error) as caught:
         PointCloud(*clouds()[:2], **options)
     assert message in str(caught.value)
+
+
+# ---- grids whose spacing is learnt ---------------------------------------------------------------------------------
+
+
+def spaced(height, gaps, metric="sqeuclidean"):
+    return bridge.Grid((3, 4), metric, spacing=(height, gaps))
+
+
+def on_grid(B=2):
+    """Histograms (B, 12), one spacing, and distances between four cells."""
+    a, b = (jnp.asarray(np.random.default_rng(seed).dirichlet(np.ones(12), B)) for seed in (0, 1))
+    return a, b, jnp.asarray(0.7), some(3, low=0.4)
+
+
+ON_GRIDS = {
+    "cost": lambda a, b, C: sinkhorn_loss(a, b, C, 0.3, reduction="none", **TIGHT),
+    "unbalanced": lambda a, b, C: sinkhorn_loss(a, b, C, 0.3, reach=0.7, reduction="none", **TIGHT),
+    "divergence": lambda a, b, C: sinkhorn_divergence(a, b, C, 0.3, reduction="none", **TIGHT),
+    "potentials": lambda a, b, C: bridge.sinkhorn_potentials(a, b, C, 0.3, **TIGHT),
+    "product": lambda a, b, C: bridge.apply_plan(a, b, C, 0.3, some(12, 2), **TIGHT),
+    "means": lambda a, b, C: bridge.barycentric_map(a, b, C, 0.3, some(12, 2), **TIGHT),
+    "barycenter": lambda a, b, C: bridge.barycenter(jnp.stack([a, b], 1), C, eps=0.3, tol=1e-12, max_iter=20000),
+}
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock"])
+@pytest.mark.parametrize("name", ON_GRIDS)
+def test_a_learnt_spacing_passes_check_grads(name, metric):
+    a, b, height, gaps = on_grid()
+
+    def function(height, gaps):
+        return ON_GRIDS[name](a, b, spaced(height, gaps, metric))
+
+    check_grads(function, (height, gaps), 1, modes=["rev"], **CLOSE)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_learnt_spacing_has_the_numbers_of_the_package(wide):
+    a, b, height, gaps = (np.asarray(x) for x in on_grid())
+    result = cusink.sinkhorn(a, b, cusink.Grid((3, 4), spacing=(0.7, gaps)), eps=0.3, tol=1e-9)
+    rows, _ = cusink.sinkhorn_adjoint(result, grad_cost=np.ones(2), tol=1e-9).axes
+    jax.config.update("jax_enable_x64", wide)
+    rtol, dtype = (1e-7, "float64") if wide else (1e-3, "float32")
+
+    def loss(height):
+        return sinkhorn_loss(
+            a, b, spaced(height, gaps), 0.3, reduction="sum", tol=1e-9 if wide else 1e-5, normalise=True
+        )
+
+    for way in (loss, jax.jit(loss)):
+        value, by_height = jax.value_and_grad(way)(jnp.asarray(height))
+        assert value.dtype == by_height.dtype == dtype
+        np.testing.assert_allclose(value, result.cost.sum(), rtol=rtol)
+        np.testing.assert_allclose(by_height, rows @ np.arange(3), rtol=rtol)
+
+
+@pytest.mark.parametrize("function", [sinkhorn_loss, sinkhorn_divergence])
+@pytest.mark.parametrize("traced", [False, True])
+def test_spacings_map(function, traced):
+    a, b, height, gaps = on_grid(3)
+
+    def one(a, b, height, gaps):
+        return function(a, b, spaced(height, gaps), cusink.RelativeEps(0.1), **TIGHT)
+
+    heights, gradient = jnp.stack([height, 2 * height, 3 * height]), jax.grad(one, argnums=(0, 2, 3))
+    for axes in ((0, 0, 0, None), (0, 0, None, None), (None, None, 0, None)):
+        each = zip((a, b, heights), (a[0], b[0], height), axes, strict=False)
+        given = (*(x if axis is not None else y for x, y, axis in each), gaps)
+        mapped = jax.vmap(gradient, in_axes=axes)
+        found = (jax.jit(mapped) if traced else mapped)(*given)
+        for k in range(3):
+            at = [x if axis is None else x[k] for x, axis in zip(given, axes, strict=True)]
+            for got, wanted in zip(found, gradient(*at), strict=True):
+                np.testing.assert_allclose(got[k], wanted, rtol=1e-6, atol=1e-9)
+    jacobian = jax.jacrev(lambda h: function(a, b, spaced(h, gaps), 0.3, reduction="none", **TIGHT))(height)
+    for k in range(3):
+        expected = jax.grad(lambda h, k=k: function(a[k], b[k], spaced(h, gaps), 0.3, **TIGHT))(height)
+        np.testing.assert_allclose(jacobian[k], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_what_has_no_derivative_by_a_spacing_is_refused():
+    a, b, height, gaps = on_grid()
+    for name, function in ON_GRIDS.items():
+        rule = "differentiated once, and backwards only" if name == "barycenter" else "'spacing' has no derivative of"
+        with pytest.raises(NotImplementedError, match=rule):
+            jax.jvp(lambda h, f=function: f(a, b, spaced(h, gaps)), (height,), (height,))
+
+    def loss(a, height):
+        return sinkhorn_loss(a, b[0], spaced(height, gaps), 0.3, **TIGHT)
+
+    with pytest.raises(NotImplementedError, match="'spacing' has no second derivative here"):
+        jax.grad(jax.grad(loss, 1), 1)(a[0], height)
+    assert jnp.abs(jax.hessian(loss)(a[0], height)).sum() > 0  # that by others stays
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"spacing": jnp.ones(3)}, ValueError, "'spacing' must be one number for all axes, or a tuple"),
+        ({"spacing": (1.0, jnp.ones(4))}, ValueError, "or 3 distances between neighbours, for axis 1 of 4 cells; got"),
+        ({"spacing": (jnp.asarray(1.0), 1.0), "periodic": True}, ValueError, "'periodic' must be False along axis 0"),
+        ({"metric": "cosine"}, ValueError, "'metric' must be one of 'sqeuclidean', 'euclidean', 'cityblock'"),
+    ],
+)
+def test_bad_grids(options, error, message):
+    with pytest.raises(error) as caught:
+        bridge.Grid((3, 4), **options)
+    assert message in str(caught.value)
+
+
+def test_what_a_grid_is_told_where_it_is_used():
+    a, b, height, _ = on_grid()
+    with pytest.raises(ValueError, match="'spacing' must be positive and finite"):
+        sinkhorn_loss(a, b, bridge.Grid((3, 4), spacing=(-height, 1.0)), 0.3)
+    with pytest.raises(TypeError, match="'spacing_0' must hold real numbers"):
+        sinkhorn_loss(a, b, bridge.Grid((3, 4), spacing=(1j * height, 1.0)), 0.3)
+    grid = bridge.Grid((3, 4), "euclidean", spacing=(height, 2.0), periodic=(False, True))
+    assert repr(grid) == "Grid((3, 4), 'euclidean', spacing=(given, 2.0), periodic=(False, True))"

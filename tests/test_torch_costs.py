@@ -255,3 +255,178 @@ def test_new_points_have_the_coordinates_of_a_cloud_with_a_factor():
     x, y, factor = (p.detach() for p in clouds())
     with pytest.raises(ValueError, match="'points' must have the 2 coordinates of the cloud; got shape"):
         bridge.potential_at(None, None, learnt(x, y, factor), 0.3, leaf(2, 3))
+
+
+# ---- grids whose spacing is learnt ---------------------------------------------------------------------------------
+
+
+def spaced(height, gaps, metric="sqeuclidean"):
+    return bridge.Grid((3, 4), metric, spacing=(height, gaps))
+
+
+def on_grid(B=2):
+    """Histograms (B, 12), one spacing, and distances between four cells."""
+    a, b = (torch.as_tensor(np.random.default_rng(seed).dirichlet(np.ones(12), B)) for seed in (0, 1))
+    return a, b, torch.tensor(0.7, dtype=torch.float64, requires_grad=True), leaf(3, low=0.4)
+
+
+MOVED = leaf(12, 2).detach()
+ON_GRIDS = {
+    "cost": lambda a, b, C: sinkhorn_loss(a, b, C, 0.3, reduction="none", **TIGHT),
+    "unbalanced": lambda a, b, C: sinkhorn_loss(a, b, C, 0.3, reach=0.7, reduction="none", **TIGHT),
+    "divergence": lambda a, b, C: sinkhorn_divergence(a, b, C, 0.3, reduction="none", **TIGHT),
+    "potentials": lambda a, b, C: bridge.sinkhorn_potentials(a, b, C, 0.3, **TIGHT),
+    "product": lambda a, b, C: bridge.apply_plan(a, b, C, 0.3, MOVED, **TIGHT),
+    "means": lambda a, b, C: bridge.barycentric_map(a, b, C, 0.3, MOVED, **TIGHT),
+    "barycenter": lambda a, b, C: bridge.barycenter(torch.stack([a, b], 1), C, eps=0.3, tol=1e-12, max_iter=20000),
+}
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cityblock"])
+@pytest.mark.parametrize("name", ON_GRIDS)
+def test_a_learnt_spacing_passes_gradcheck(name, metric):
+    a, b, height, gaps = on_grid()
+    assert torch.autograd.gradcheck(
+        lambda height, gaps: ON_GRIDS[name](a, b, spaced(height, gaps, metric)),
+        (height, gaps),
+        fast_mode=True,
+        rtol=1e-4,
+    )
+
+
+def test_a_learnt_spacing_has_the_numbers_of_the_package():
+    a, b, height, gaps = on_grid()
+    grid = cusink.Grid((3, 4), spacing=(0.7, gaps.detach().numpy()))
+    loss = sinkhorn_loss(a, b, spaced(height, gaps), 0.3, reduction="none", **TIGHT)
+    result = cusink.sinkhorn(a.numpy(), b.numpy(), grid, eps=0.3, **TIGHT)
+    np.testing.assert_array_equal(loss.detach(), result.cost)
+    rows, _ = cusink.sinkhorn_adjoint(result, grad_cost=np.ones(2), tol=TIGHT["tol"]).axes
+    (by_height,) = torch.autograd.grad(loss.sum(), height, retain_graph=True)
+    np.testing.assert_allclose(by_height, rows @ np.arange(3), rtol=1e-12)
+    single = [x.float() for x in (a, b)], height.detach().float().requires_grad_()
+    of_floats = sinkhorn_loss(*single[0], bridge.Grid((3, 4), spacing=single[1]), 0.3, normalise=True)
+    (by_float,) = torch.autograd.grad(of_floats, single[1])
+    assert of_floats.dtype == by_float.dtype == torch.float32
+    shared = height.detach().requires_grad_()
+    exact = sinkhorn_loss(a, b, bridge.Grid((3, 4), spacing=shared), 0.3, **TIGHT)
+    torch.testing.assert_close(by_float, torch.autograd.grad(exact, shared)[0].float(), rtol=1e-3, atol=0)
+    line = bridge.Grid((12, 1), spacing=shared)  # an axis of one cell has no distances
+    (along,) = torch.autograd.grad(sinkhorn_loss(a, b, line, 0.3, **TIGHT), shared)
+    straight = bridge.Grid(12, spacing=shared)
+    torch.testing.assert_close(along, torch.autograd.grad(sinkhorn_loss(a, b, straight, 0.3, **TIGHT), shared)[0])
+    images = sinkhorn_loss(a.reshape(2, 3, 4), b.reshape(2, 3, 4), spaced(height, gaps), 0.3, **TIGHT)
+    torch.testing.assert_close(images, loss.mean())
+
+
+@pytest.mark.parametrize("function", [sinkhorn_loss, sinkhorn_divergence])
+def test_spacings_map(function):
+    a, b, height, gaps = (x.detach() for x in on_grid(3))
+
+    def one(a, b, height, gaps):
+        return function(a, b, spaced(height, gaps), cusink.RelativeEps(0.1), **TIGHT)
+
+    heights, gradient = torch.stack([height, 2 * height, 3 * height]), torch.func.grad(one, argnums=(0, 2, 3))
+    for dims in ((0, 0, 0, None), (0, 0, None, None), (None, None, 0, None)):
+        given = [
+            x if dim is not None else y for x, y, dim in zip((a, b, heights), (a[0], b[0], height), dims, strict=False)
+        ]
+        found = torch.func.vmap(gradient, in_dims=dims)(*given, gaps)
+        for k in range(3):
+            at = [x if dim is None else x[k] for x, dim in zip((*given, gaps), dims, strict=True)]
+            for got, wanted in zip(found, gradient(*at), strict=True):
+                torch.testing.assert_close(got[k], wanted, rtol=1e-6, atol=1e-9)
+    jacobian = torch.func.jacrev(lambda h: function(a, b, spaced(h, gaps), 0.3, reduction="none", **TIGHT))(height)
+    for k in range(3):
+        expected = torch.func.grad(lambda h, k=k: function(a[k], b[k], spaced(h, gaps), 0.3, **TIGHT))(height)
+        torch.testing.assert_close(jacobian[k], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_spacings_compile():
+    a, b, height, gaps = on_grid()
+    learns = SinkhornLoss(spaced(torch.nn.Parameter(height.detach()), gaps.detach()), 0.3, **TIGHT)
+
+    def loss(height, gaps):
+        return sinkhorn_loss(a, b, spaced(height, gaps), cusink.RelativeEps(0.1), **TIGHT) + learns(a, b)
+
+    compiled, grads = torch.compile(loss, backend="aot_eager", fullgraph=True), []
+    for way in (loss, compiled):
+        grads.append(torch.autograd.grad(way(height, gaps), (height, gaps, *learns.parameters())))
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-14)
+
+
+@forward_mode
+def test_what_has_no_derivative_by_a_spacing_is_refused():
+    a, b, height, gaps = on_grid()
+    for name, function in ON_GRIDS.items():
+        rule = "differentiated once, and backwards only" if name == "barycenter" else "'spacing' has no derivative of"
+        with pytest.raises(NotImplementedError, match=rule):
+            torch.func.jvp(
+                lambda h, f=function: f(a, b, spaced(h, gaps.detach())), (height.detach(),), (height.detach(),)
+            )
+    (slope,) = torch.autograd.grad(ON_GRIDS["cost"](a, b, spaced(height, gaps)).sum(), height, create_graph=True)
+    with pytest.raises(NotImplementedError, match="'spacing' has no second derivative here"):
+        slope.backward()
+
+    def loss(a):  # those by others stay
+        return sinkhorn_loss(a, b[0], spaced(height.detach(), gaps.detach()), 0.3, **TIGHT)
+
+    assert torch.func.hessian(loss)(a[0]).abs().sum() > 0
+
+
+@pytest.mark.parametrize("make", [SinkhornLoss, SinkhornDivergence, bridge.Barycenter])
+def test_modules_learn_a_spacing(make):
+    a, b, height, gaps = (x.detach() for x in on_grid())
+    module = make(spaced(torch.nn.Parameter(height), gaps), 0.3)
+    assert [name for name, _ in module.named_parameters()] == ["spacing_0"]
+    assert list(module.state_dict()) == ["spacing_0", "spacing_1"]
+    given = (torch.stack([a, b], 1),) if make is bridge.Barycenter else (a, b)
+    module(*given).sum().backward()
+    again = pickle.loads(pickle.dumps(module))
+    assert torch.equal(again(*given), module(*given))
+    with torch.no_grad():
+        again.spacing_0 *= 2
+    assert not torch.allclose(again(*given), module(*given), atol=0)  # its own, and as it is now
+    assert module.float().spacing_1.dtype == torch.float32
+    if make is not bridge.Barycenter:
+        assert module.spacing_0.grad and module(a.float(), b.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"spacing": torch.ones(3)}, ValueError, "'spacing' must be one number for all axes, or a tuple"),
+        (
+            {"spacing": (1.0, torch.ones(4))},
+            ValueError,
+            "or 3 distances between neighbours, for axis 1 of 4 cells; got",
+        ),
+        ({"spacing": (torch.tensor(1.0), 1.0), "periodic": True}, ValueError, "'periodic' must be False along axis 0"),
+        ({"spacing": (torch.tensor(1j), 1.0)}, TypeError, "'spacing' must be a dense tensor of real numbers"),
+        (
+            {"spacing": (torch.tensor(1.0),)},
+            ValueError,
+            "'spacing' must be one value, or 2 for a grid of 2 axes; got 1",
+        ),
+        ({"metric": "cosine"}, ValueError, "'metric' must be one of 'sqeuclidean', 'euclidean', 'cityblock'"),
+    ],
+)
+def test_bad_grids(options, error, message):
+    with pytest.raises(error) as caught:
+        bridge.Grid((3, 4), **options)
+    assert message in str(caught.value)
+
+
+def test_what_a_grid_is_told_where_it_is_used():
+    a, b, height, _ = on_grid()
+    with pytest.raises(ValueError, match="'spacing' must be positive and finite"):
+        sinkhorn_loss(a, b, bridge.Grid((3, 4), spacing=(-height, 1.0)), 0.3)
+    with pytest.raises(TypeError, match=r"pass spacing.detach\(\), or make a cusink.torch.Grid$"):
+        cusink.Grid((3, 4), spacing=(height, 1.0))
+    with pytest.raises(TypeError, match=r"'tol' must not require .*; pass tol.detach\(\)$"):
+        sinkhorn_loss(a, b, cusink.Grid((3, 4)), 0.3, tol=height)
+    with pytest.raises(TypeError, match=r"pass a.detach\(\), or take a loss of cusink.torch$"):
+        cusink.sinkhorn(a.clone().requires_grad_(), b, cusink.Grid((3, 4)), eps=0.3)
+    grid = bridge.Grid((3, 4), "euclidean", spacing=(height, 2.0), periodic=(False, True))
+    assert repr(grid) == "Grid((3, 4), 'euclidean', spacing=(given, 2.0), periodic=(False, True))"
+    with pytest.raises(TypeError, match="'C' must be a PointCloud for new points"):
+        bridge.potential_at(a, b, grid, 0.3, torch.ones(2, 2).double())

@@ -10,7 +10,7 @@ from cusink.barycenters import checks
 from cusink.barycenters.adjoint import barycenter_adjoint
 from cusink.barycenters.barycenter import Barycenter, barycenter, make_barycenter
 from cusink.barycenters.solved import Found
-from cusink.bridges.options import CostKind, adjoint_tolerance
+from cusink.bridges.options import CostKind, adjoint_tolerance, gradient_of
 from cusink.bridges.overflow import finite_or_zero, lost, overflowed
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module
@@ -106,7 +106,7 @@ class BarycenterOf(Work):
         cotangent, tol = cotangents["barycenter"], adjoint_tolerance(self.options)
         grads = barycenter_adjoint(self._resumed(given, state), grad_barycenter=finite_or_zero(cotangent), tol=tol)
         wrong = overflowed(cotangent, 1)
-        return {name: lost(getattr(grads, name), self.ranks[name], wrong) for name in wanted}
+        return {name: lost(gradient_of(grads, name, given), self.ranks[name], wrong) for name in wanted}
 
     def refuse_push(self, moving: Iterable[str]) -> Never:
         """Refuse: there is no derivative of forward mode."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from cusink.bridges.options import adjoint_tolerance, reach_gradient
+from cusink.bridges.options import adjoint_tolerance, gradient_of
 from cusink.bridges.overflow import finite_or_zero, lost, overflowed
 from cusink.bridges.transport import Applied, Transport, named
 from cusink.bridges.works import Arrays, Inputs, Shapes
@@ -143,8 +143,7 @@ class AtNewPoints(Transport):
             if result.problem.reach is None:  # weights vary on the simplex
                 direct[weights] = grads.weights - grads.weights.mean(axis=-1, keepdims=True)
             for name in rest:
-                x, more = getattr(of_solve, name), direct.get(name)
-                x = reach_gradient(x, given) if name == "reach" else x
+                x, more = gradient_of(of_solve, name, given), direct.get(name)
                 out[name] = x if more is None else x + more
         return {name: lost(x, self.ranks[name], wrong) for name, x in out.items()}
 

@@ -9,6 +9,7 @@ import numpy as np
 from cusink.bridges.options import (
     CostKind,
     adjoint_tolerance,
+    gradient_of,
     options_with,
     reach_gradient,
     takes_reach,
@@ -16,7 +17,7 @@ from cusink.bridges.options import (
 )
 from cusink.bridges.overflow import finite_or_zero, lost
 from cusink.bridges.pairs import PairWork
-from cusink.bridges.works import Arrays, Inputs, Shapes, Work
+from cusink.bridges.works import FORWARD, Arrays, Inputs, Shapes, Work, refuse_once
 from cusink.checks.arrays import array_module
 from cusink.checks.regularisation import regularisations
 from cusink.costs.measures import Measures
@@ -119,13 +120,12 @@ class Divergence(Work):
         """Return gradients of inputs."""
         cotangent = cotangents["divergence"]
         grads = sinkhorn_divergence_adjoint(self._resumed(given, state), grad=finite_or_zero(cotangent))
-        out = {name: getattr(grads, name) for name in wanted}
-        if "reach" in out:
-            out["reach"] = reach_gradient(out["reach"], given)
+        out = {name: gradient_of(grads, name, given) for name in wanted}
         return {name: lost(x, self.ranks[name], cotangent) for name, x in out.items()}
 
     def refuse_push(self, moving: Iterable[str]) -> None:
-        """Refuse nothing: one number moves with the price by its gradient."""
+        """Refuse spacings: one number moves with the prices by its gradient."""
+        refuse_once(moving, FORWARD, "reach")
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the divergence along directions."""

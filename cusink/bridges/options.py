@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from cusink.bridges.works import Inputs
+from cusink.bridges.spacing import GIVEN, axes_of, spacing_gradient, spacing_with
+from cusink.bridges.works import SPACING, Inputs
 from cusink.checks.arrays import array_module, kind
 from cusink.checks.scalars import one_of
 from cusink.checks.weights import MASS_TOLERANCE
@@ -17,7 +18,6 @@ from cusink.costs.kinds import kind_of
 from cusink.solver import checks
 from cusink.types import Array, Value
 
-GIVEN = "given"  # in the place of a `reach` that is an input
 Gradient: TypeAlias = Literal["exact", "multiplier"]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
@@ -31,7 +31,7 @@ class CostKind:
     power: float = 1.0
     names: tuple[str, ...] = ("C",)
     cells: tuple[int, ...] = ()
-    spacing: tuple[Spacing, ...] = ()
+    spacing: tuple[Spacing | str, ...] = ()
     periodic: tuple[bool, ...] = ()
     p: float | None = None
     radius: float | None = None
@@ -50,7 +50,7 @@ class CostKind:
             parameters: dict[str, Any] = {"power": self.power, "p": self.p, "radius": self.radius}
             return PointCloud(given["x"], given.get("y"), self.metric, **parameters)
         metric: Any = self.metric
-        return Grid(self.cells, metric, spacing=self.spacing, periodic=self.periodic)
+        return Grid(self.cells, metric, spacing=spacing_with(self.spacing, given), periodic=self.periodic)
 
     @property
     def image(self) -> Cells:
@@ -60,7 +60,7 @@ class CostKind:
     @property
     def ranks(self) -> dict[str, int]:
         """Axes of each array for one problem."""
-        return dict.fromkeys(self.names, 2)
+        return dict.fromkeys(self.names, 1 if self.kind == "grid" else 2)
 
     def bins(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         """Return n and m, given the shapes of the arrays."""
@@ -124,6 +124,13 @@ def grid_kind(grid: Any) -> CostKind:
     """Return the kind of a `cusink.Grid`."""
     metric: Any = grid.metric
     return CostKind("grid", metric, 1.0, (), grid.cells, grid.spacing, grid.periodic)
+
+
+def learnt_grid(shape: Any, metric: str, spacing: Any, periodic: Any, of: Any) -> tuple[CostKind, dict[str, Any]]:
+    """Return the kind of a grid, and the spacings that are arrays of a library, instances of `of`, by name."""
+    axes, own = axes_of(shape, metric, spacing, periodic, of)
+    known: Any = metric
+    return CostKind("grid", known, 1.0, tuple(own), *axes), own
 
 
 def grid_or_refuse(C: Any, wanted: str, points: str) -> CostKind | None:
@@ -213,6 +220,14 @@ def options_with(options: tuple[tuple[str, Any], ...], given: Inputs) -> dict[st
 def reach_gradient(found: Array | None, given: Inputs) -> Array:
     """Return the gradient by the prices, zeros where both marginals were to be met."""
     return array_module(given["reach"]).zeros_like(given["reach"]) if found is None else found
+
+
+def gradient_of(grads: Any, name: str, given: Inputs) -> Array:
+    """Return the gradient by an input, of what an adjoint of the package returned."""
+    if name.startswith(SPACING):
+        return spacing_gradient(grads.axes, name, given)
+    found: Any = getattr(grads, name)
+    return reach_gradient(found, given) if name == "reach" else found
 
 
 def adjoint_tolerance(options: tuple[tuple[str, Any], ...]) -> float:

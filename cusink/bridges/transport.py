@@ -11,6 +11,7 @@ from cusink.bridges.options import (
     CostKind,
     Gradient,
     adjoint_tolerance,
+    gradient_of,
     options_with,
     reach_gradient,
     takes_reach,
@@ -18,7 +19,7 @@ from cusink.bridges.options import (
 )
 from cusink.bridges.overflow import finite_or_zero, lost, overflowed
 from cusink.bridges.pairs import PairWork
-from cusink.bridges.works import Arrays, Inputs, Shapes, Work
+from cusink.bridges.works import FORWARD, Arrays, Inputs, Shapes, Work, refuse_once
 from cusink.checks.arrays import array_module, in_range
 from cusink.checks.regularisation import regularisations
 from cusink.costs.measures import Measures
@@ -124,9 +125,7 @@ class Transport(Work):
 
     def chosen(self, grads: Any, given: Inputs, wanted: Iterable[str], wrong: Array) -> Arrays:
         """Return gradients by name, NaN for the problems in which numbers `wrong` (B,) or () are not finite."""
-        out = {name: getattr(grads, name) for name in wanted}
-        if "reach" in out:
-            out["reach"] = reach_gradient(out["reach"], given)
+        out = {name: gradient_of(grads, name, given) for name in wanted}
         return {name: lost(x, self.ranks[name], wrong) for name, x in out.items()}
 
     @abstractmethod
@@ -165,7 +164,8 @@ class ValueOf(Transport):
         return self.chosen(sinkhorn_adjoint(result, tol=tol, **weight), given, wanted, cotangent)
 
     def refuse_push(self, moving: Iterable[str]) -> None:
-        """Refuse nothing: one number moves with the prices by its gradient."""
+        """Refuse spacings: one number moves with the prices by its gradient."""
+        refuse_once(moving, FORWARD, "reach")
 
     def push(self, given: Inputs, state: Inputs, directions: Inputs) -> Arrays:
         """Return the derivative of the value along directions."""

@@ -20,7 +20,9 @@ Inputs = Mapping[str, Array]  # arrays by the name of the argument
 Shapes = Mapping[str, tuple[int, ...]]
 Arrays = dict[str, Array]
 POSITIVE = frozenset({"a", "b", "A", "eps", "reach"})
-COMMON = frozenset({"reach"})  # inputs that all problems of a call share
+SPACING = "spacing_"  # before the number of the axis: the distances (n - 1,) between its n cells
+FORWARD = "derivative of forward mode"
+COMMON = frozenset({"reach", "spacing_0", "spacing_1", "spacing_2"})  # inputs that all problems of a call share
 
 Grouped = Callable[[Sequence[Inputs]], Arrays]  # of inputs, state, cotangents, directions
 
@@ -85,11 +87,11 @@ class Work(ABC):
 
     def refuse_push(self, moving: Iterable[str]) -> None:
         """Raise if there is no derivative along moves of these inputs; known before there are numbers."""
-        _refuse_reach(moving, "derivative of forward mode")
+        refuse_once(moving, FORWARD)
 
     def refuse_product(self, names: Iterable[str]) -> None:
         """Raise if there is no second derivative by these inputs; known before there are numbers."""
-        _refuse_reach(names, "second derivative")
+        refuse_once(names, "second derivative")
 
     def batch(self, shapes: Shapes) -> tuple[int, ...]:
         """Return the axis of the batch of inputs, () where there is none."""
@@ -97,11 +99,14 @@ class Work(ABC):
         return (max(sizes),) if sizes else ()
 
 
-def _refuse_reach(names: Iterable[str], mode: str) -> None:
-    if "reach" in names:
-        raise NotImplementedError(
-            f"'reach' has no {mode} here: take its gradient once, backwards, and detach it elsewhere"
-        )
+def refuse_once(names: Iterable[str], mode: str, *but: str) -> None:
+    """Refuse a derivative by prices or spacings that does not exist, `but` by some inputs."""
+    for name in names:
+        if name not in but and (name == "reach" or name.startswith(SPACING)):
+            raise NotImplementedError(
+                f"'{name.partition('_')[0]}' has no {mode} here: take its gradient once, backwards, and detach it "
+                "elsewhere"
+            )
 
 
 def run(work: Work, lead: int, given: Inputs) -> Arrays:

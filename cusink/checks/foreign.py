@@ -26,6 +26,9 @@ OURS = ("numpy", "cupy", "cupyx", "scipy")  # libraries whose arrays stay as the
 PLAIN = frozenset({type(None), bool, int, float, str, np.ndarray})  # of no other library: what most calls are given
 class_of: Callable[[Any], Any] = type  # as mypy takes classes for unhashable
 FUNCTIONS = ("metric", "gradient", "callback")  # arguments that are functions of the user
+LEARNT = frozenset(  # by which losses of cusink.torch have gradients
+    {"a", "b", "A", "C", "C_aa", "C_bb", "x", "y", "eps", "reach", "weights", "values", "points", "factor"}
+)
 SHORT = 16  # entries of a tuple that may hold numbers and arrays
 DEEPEST = 64  # lists in lists: more axes NumPy has not
 
@@ -80,9 +83,10 @@ def taken(name: str, x: Any) -> Any:
     if library in ("", "cupy"):
         return x
     if has_derivative(x, library):
+        instead = ", or make a cusink.torch.Grid" if name == "spacing" else ""
+        instead = ", or take a loss of cusink.torch" if name.rpartition(".")[0] or name in LEARNT else instead
         raise TypeError(
-            f"'{name}' must not require a gradient, which this function does not have; pass {name}.detach(), or take a "
-            "loss of cusink.torch"
+            f"'{name}' must not require a gradient, which this function does not have; pass {name}.detach(){instead}"
         )
     try:
         found = read(x, library)

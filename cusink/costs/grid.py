@@ -28,7 +28,7 @@ class _Axes(NamedTuple):
     periodic: tuple[bool, ...]
 
 
-def _checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes:
+def checked_axes(shape: Any, metric: Any, spacing: Any, periodic: Any) -> _Axes:
     """Check the arguments of `Grid`."""
     one_of("metric", metric, GRID_METRICS, "For another one pass a cusink.PointCloud of the centres of cells")
     given = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
@@ -52,7 +52,8 @@ def _spacings(spacing: Any, counts: tuple[int, ...], periodic: tuple[Any, ...], 
     """Check the distances between cells, of which there are `counts` along the axes; `squared` says that costs are."""
     out: list[Spacing] = []
     for k, value in enumerate(_for_each_axis("spacing", spacing, len(counts))):
-        if not isinstance(spacing, (tuple, list)) or not isinstance(value, (tuple, list, np.ndarray)):
+        several = isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+        if not isinstance(spacing, (tuple, list)) or not several:
             out.append(_positive(value))
             continue
         wanted = counts[k] if periodic[k] else counts[k] - 1
@@ -150,7 +151,7 @@ class Grid:
         spacing: float | Sequence[float | Sequence[float] | HostArray] = 1.0,
         periodic: bool | tuple[bool, ...] = False,
     ) -> None:
-        self.cells, self.spacing, self.periodic = _checked_axes(shape, metric, spacing, periodic)
+        self.cells, self.spacing, self.periodic = checked_axes(shape, metric, spacing, periodic)
         self.metric = metric
         count = math.prod(self.cells)
         self.shape = (count, count)

@@ -10,11 +10,11 @@ from cusink.bridges.barycenters import BarycenterOf, check_shapes
 from cusink.bridges.options import mass_ratio, of_sum_one
 from cusink.checks.arrays import HALF
 from cusink.checks.scalars import flag
-from cusink.costs.grid import Grid
 from cusink.costs.images import as_images, in_bins
 from cusink.jax.arrays import floating, in_one_dtype, regularisation
 from cusink.jax.clouds import PointCloud
 from cusink.jax.costs import as_the_metric_sees, cost_arrays
+from cusink.jax.grids import Grids
 from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
 from cusink.operand import check_shape
@@ -24,7 +24,7 @@ __all__ = ["barycenter"]
 
 def barycenter(
     A: jax.Array,
-    C: "jax.Array | PointCloud | Grid",
+    C: "jax.Array | PointCloud | Grids",
     weights: jax.Array | None = None,
     *,
     eps: float | jax.Array,
@@ -38,7 +38,7 @@ def barycenter(
     ----------
     A : array, shape (K, n) or (B, K, n)
         Histograms, of one mass; beside a `cusink.Grid` also images, shape (K, H, W) or (B, K, H, W).
-    C : array, shape (n, m), or PointCloud, or cusink.Grid
+    C : array, shape (n, m), or PointCloud, or a Grid
         Cost. Of a `cusink.jax.PointCloud` the points are differentiable.
     weights : array, shape (K,) or (B, K), optional
         How much each histogram counts, such as the output of a softmax. If not given, all count the same.

@@ -61,17 +61,17 @@ class PointCloud:
         self.kind, self.metric = point_kind(metric, power, y is None, p, radius, factor), metric
         given: dict[str, Any] = {"x": x} if y is None else {"x": x, "y": y}
         *both, factor = floating(**given, factor=factor)
-        self.points: dict[str, Any] = {}
+        self.arrays: dict[str, Any] = {}
         for name, points in zip(given, both, strict=True):
             if points is None:
                 raise TypeError(f"'{name}' must be an array of points; got None. Only 'y' may be None, for x itself")
             points = points[:, None] if points.ndim == 1 else points
-            self.points[name] = points
-        cloud_shapes({name: tuple(points.shape) for name, points in self.points.items()})
+            self.arrays[name] = points
+        cloud_shapes({name: tuple(points.shape) for name, points in self.arrays.items()})
         if factor is not None:
-            factor_shape(factor.shape, self.points)
-            self.points["factor"] = factor
+            factor_shape(factor.shape, self.arrays)
+            self.arrays["factor"] = factor
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}={list(points.shape)}" for name, points in self.points.items())
+        shapes = ", ".join(f"{name}={list(points.shape)}" for name, points in self.arrays.items())
         return f"PointCloud({shapes}, metric={self.metric!r}, power={self.kind.power})"

@@ -11,8 +11,8 @@ from cusink.bridges.options import CostKind, grid_or_refuse, images
 
 def cost_arrays(C: Any) -> tuple[CostKind, dict[str, Any]]:
     """Return the kind of a cost and its arrays by name."""
-    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` of arrays of JAX
-        return C.kind, C.points
+    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` or a `Grid` of arrays of JAX
+        return C.kind, C.arrays
     kind = grid_or_refuse(C, "an array, a cusink.jax.PointCloud or a cusink.Grid", "cusink.jax.PointCloud(x, y)")
     return (CostKind(), {"C": C}) if kind is None else (kind, {})
 

@@ -16,10 +16,10 @@ from cusink.bridges.options import (
 )
 from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
-from cusink.costs.grid import Grid
 from cusink.costs.images import as_images
 from cusink.divergence.forward import sinkhorn_divergence as divergence_solver
 from cusink.jax.clouds import PointCloud
+from cusink.jax.grids import Grids
 from cusink.jax.measures import Measures, are_measures, problem_of_pairs
 from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
@@ -35,7 +35,7 @@ __all__ = ["apply_plan", "sinkhorn_divergence", "sinkhorn_loss", "sinkhorn_poten
 def sinkhorn_loss(
     a: jax.Array | Measures | None,
     b: jax.Array | Measures | None,
-    C: "jax.Array | PointCloud | Grid | str",
+    C: "jax.Array | PointCloud | Grids | str",
     eps: float | jax.Array | RelativeEps,
     *,
     value: Value = "cost",
@@ -54,7 +54,7 @@ def sinkhorn_loss(
         `cusink.jax.Measures` are K clouds of unequal sizes.
     b : array, shape (m,) or (B, m), or Measures, or None
         Target weights, of the same sum as `a` unless `reach` is given.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str
         Cost, shared by all pairs or one for each. Of a `cusink.jax.PointCloud` the points are differentiable. For
         `cusink.jax.Measures` it is the name of a metric; `eps` may then have shape (K,), there are K losses, and they
         can be differentiated once.
@@ -127,7 +127,7 @@ def sinkhorn_loss(
 def sinkhorn_divergence(
     a: jax.Array | Measures | None,
     b: jax.Array | Measures | None,
-    C: "jax.Array | PointCloud | Grid | str",
+    C: "jax.Array | PointCloud | Grids | str",
     eps: float | jax.Array | RelativeEps,
     *,
     C_aa: jax.Array | None = None,
@@ -142,7 +142,7 @@ def sinkhorn_divergence(
     ----------
     a, b : array, shape (n,) or (B, n); (m,) or (B, m), or Measures, or None
         Weights; None stands for uniform ones. `cusink.jax.Measures` are K clouds of unequal sizes.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str
         Cost, as for `cusink.sinkhorn_divergence`. For `cusink.jax.Measures` it is the name of a metric; `eps` may
         then have shape (K,), there are K divergences, and they can be differentiated once.
     eps : float or array, shape () or (B,), or cusink.RelativeEps
@@ -200,7 +200,7 @@ def sinkhorn_divergence(
 def sinkhorn_potentials(
     a: jax.Array | None,
     b: jax.Array | None,
-    C: "jax.Array | PointCloud | Grid",
+    C: "jax.Array | PointCloud | Grids",
     eps: float | jax.Array | RelativeEps,
     normalise: bool = False,
     **options: Any,
@@ -211,7 +211,7 @@ def sinkhorn_potentials(
     ----------
     a, b : array, shape (n,) or (B, n); (m,) or (B, m), or None
         Weights; None stands for uniform ones.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or a Grid
         Cost, as for `sinkhorn_loss`.
     eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
@@ -255,7 +255,7 @@ def sinkhorn_potentials(
 def apply_plan(
     a: jax.Array | None,
     b: jax.Array | None,
-    C: "jax.Array | PointCloud | Grid",
+    C: "jax.Array | PointCloud | Grids",
     eps: float | jax.Array | RelativeEps,
     values: jax.Array,
     *,
@@ -271,7 +271,7 @@ def apply_plan(
         Source weights; None stands for uniform ones.
     b : array, shape (m,) or (B, m), or None
         Target weights.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or a Grid
         Cost, as for `sinkhorn_loss`.
     eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.

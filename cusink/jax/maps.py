@@ -7,10 +7,10 @@ import jax
 from cusink.bridges.maps import AtNewPoints, BarycentricMap
 from cusink.bridges.options import before_images, new_points_shape, values_as_images, values_at
 from cusink.checks.regularisation import RelativeEps
-from cusink.costs.grid import Grid
 from cusink.jax.arrays import array
 from cusink.jax.clouds import PointCloud
 from cusink.jax.costs import cost_arrays
+from cusink.jax.grids import Grids
 from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
 from cusink.jax.problems import LossProblem
@@ -24,7 +24,7 @@ __all__ = ["barycentric_map", "entropic_map", "potential_at"]
 def barycentric_map(
     a: jax.Array | None,
     b: jax.Array | None,
-    C: "jax.Array | PointCloud | Grid",
+    C: "jax.Array | PointCloud | Grids",
     eps: float | jax.Array | RelativeEps,
     values: jax.Array,
     *,
@@ -38,7 +38,7 @@ def barycentric_map(
     ----------
     a, b : array, shape (n,) or (B, n); (m,) or (B, m), or None
         Weights; None stands for uniform ones.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or a Grid
         Cost, as for `sinkhorn_loss`.
     eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.

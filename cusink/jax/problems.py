@@ -81,7 +81,7 @@ class LossProblem:
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
         if parts:
             self.inputs["reach"] = _prices(parts, named["a"].dtype)
-        ranks = {"a": 1, "b": 1, "eps": 0, "reach": 1}  # of one problem; costs, points and values have 2
+        ranks = {"a": 1, "b": 1, "eps": 0, "reach": 1} | self.kind.ranks  # of one problem; new points and values have 2
         batch_size({name: len(x) for name, x in self.inputs.items() if x.ndim > ranks.get(name, 2)})
 
     def narrowed(self, out: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ takes the explicit gradients of `cusink.sinkhorn_adjoint`: no iteration is recor
 
 from cusink.torch.barycenters import Barycenter, barycenter
 from cusink.torch.clouds import PointCloud
+from cusink.torch.grids import Grid
 from cusink.torch.kernels import kernel_distance, kernel_neg_log_likelihood
 from cusink.torch.losses import apply_plan, sinkhorn_divergence, sinkhorn_loss, sinkhorn_potentials
 from cusink.torch.maps import barycentric_map, entropic_map, potential_at
@@ -14,6 +15,7 @@ from cusink.torch.modules import KernelDistance, SinkhornDivergence, SinkhornLos
 
 __all__ = [
     "Barycenter",
+    "Grid",
     "KernelDistance",
     "Measures",
     "PointCloud",

@@ -5,14 +5,15 @@ from typing import Any
 import torch
 
 from cusink.bridges.barycenters import BarycenterOf, check_shapes
-from cusink.bridges.options import grid_or_refuse, mass_ratio, of_sum_one
+from cusink.bridges.options import mass_ratio, of_sum_one
 from cusink.checks.scalars import flag
-from cusink.costs.grid import Grid
 from cusink.costs.images import as_images, in_bins
 from cusink.operand import check_shape
 from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.costs import as_the_metric_sees, cost_tensors
+from cusink.torch.grids import Grids
+from cusink.torch.holding import Holding
 from cusink.torch.operators import apply
 
 __all__ = ["Barycenter", "barycenter"]
@@ -20,7 +21,7 @@ __all__ = ["Barycenter", "barycenter"]
 
 def barycenter(
     A: torch.Tensor,
-    C: "torch.Tensor | PointCloud | Grid",
+    C: "torch.Tensor | PointCloud | Grids",
     weights: torch.Tensor | None = None,
     *,
     eps: float | torch.Tensor,
@@ -34,7 +35,7 @@ def barycenter(
     ----------
     A : tensor, shape (K, n) or (B, K, n)
         Histograms, of one mass; beside a `cusink.Grid` also images, shape (K, H, W) or (B, K, H, W).
-    C : tensor, shape (n, m), or PointCloud, or cusink.Grid
+    C : tensor, shape (n, m), or PointCloud, or a Grid
         Cost. Of a `cusink.torch.PointCloud` the points are differentiable.
     weights : tensor, shape (K,) or (B, K), optional
         How much each histogram counts, such as the output of a softmax. If not given, all count the same.
@@ -115,12 +116,12 @@ def barycenter(
     return as_images(out.to(dtype) if dtype in HALF and not autocast else out, image)
 
 
-class Barycenter(torch.nn.Module):
+class Barycenter(Holding):
     """`barycenter` as a module that holds the cost, called as ``mean(A)`` or ``mean(A, weights)``.
 
     Parameters
     ----------
-    C : tensor, shape (n, m), or cusink.Grid
+    C : tensor, shape (n, m), or a Grid
         Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``.
     eps : float or tensor, shape () or (B,)
         Regularisation in the unit of `C`; a tensor is a buffer, or learnt if it is a ``torch.nn.Parameter``.
@@ -140,17 +141,12 @@ class Barycenter(torch.nn.Module):
     """
 
     def __init__(
-        self, C: torch.Tensor | Grid, eps: float | torch.Tensor, *, debiased: bool = False, **options: Any
+        self, C: torch.Tensor | Grids, eps: float | torch.Tensor, *, debiased: bool = False, **options: Any
     ) -> None:
         super().__init__()
-        if grid_or_refuse(C, "a tensor or a cusink.Grid", "the points to cusink.torch.barycenter") is None:
-            one_tensor("C", C)
+        self._hold_cost(C, "the points to cusink.torch.barycenter")
         self.debiased, self.options = debiased, options
-        for name, given in (("C", C), ("eps", eps)):
-            if isinstance(given, torch.Tensor) and not isinstance(given, torch.nn.Parameter):
-                self.register_buffer(name, given)
-            else:
-                setattr(self, name, given)
+        self._hold(eps=eps)
 
     def forward(self, A: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Return the barycenter.
@@ -167,4 +163,4 @@ class Barycenter(torch.nn.Module):
         tensor, shape (m,) or (B, m)
             The barycenter, as `barycenter` returns it.
         """
-        return barycenter(A, self.C, weights, eps=self.eps, debiased=self.debiased, **self.options)
+        return barycenter(A, self._cost(), weights, eps=self.eps, debiased=self.debiased, **self.options)

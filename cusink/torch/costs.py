@@ -11,7 +11,7 @@ from cusink.torch.arrays import one_tensor
 
 def cost_tensors(C: Any) -> tuple[CostKind, dict[str, torch.Tensor]]:
     """Return the kind of a cost and its tensors by name."""
-    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` of tensors
+    if isinstance(getattr(C, "kind", None), CostKind):  # a `PointCloud` or a `Grid` of tensors
         return C.kind, C.tensors
     kind = grid_or_refuse(C, "a tensor, a cusink.torch.PointCloud or a cusink.Grid", "cusink.torch.PointCloud(x, y)")
     if kind is not None:

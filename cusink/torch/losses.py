@@ -16,12 +16,12 @@ from cusink.bridges.options import (
 )
 from cusink.bridges.transport import Applied, PairValues, Potentials, ValueOf
 from cusink.checks.regularisation import RelativeEps
-from cusink.costs.grid import Grid
 from cusink.costs.images import as_images
 from cusink.solver.checks import plan_axis
 from cusink.solver.pairs.checks import unused
 from cusink.torch.arrays import on_known_device, one_tensor
 from cusink.torch.clouds import PointCloud
+from cusink.torch.grids import Grids
 from cusink.torch.measures import Measures, are_measures, problem_of_pairs
 from cusink.torch.operators import apply, eps_in_units
 from cusink.torch.options import solver_options
@@ -57,7 +57,7 @@ class Problem(LossProblem):
 def sinkhorn_loss(
     a: torch.Tensor | Measures | None,
     b: torch.Tensor | Measures | None,
-    C: "torch.Tensor | PointCloud | Grid | str",
+    C: "torch.Tensor | PointCloud | Grids | str",
     eps: float | torch.Tensor | RelativeEps,
     *,
     value: Value = "cost",
@@ -76,7 +76,7 @@ def sinkhorn_loss(
         `cusink.torch.Measures` are K clouds of unequal sizes.
     b : tensor, shape (m,) or (B, m), or Measures, or None
         Target weights, of the same sum as `a` unless `reach` is given.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str
         Cost, shared by all pairs or one for each. Of a `cusink.torch.PointCloud` the points are differentiable. For
         `cusink.torch.Measures` it is the name of a metric; `eps` may then have shape (K,), there are K losses, and they
         can be differentiated once.
@@ -152,7 +152,7 @@ def sinkhorn_loss(
 def sinkhorn_divergence(
     a: torch.Tensor | Measures | None,
     b: torch.Tensor | Measures | None,
-    C: "torch.Tensor | PointCloud | Grid | str",
+    C: "torch.Tensor | PointCloud | Grids | str",
     eps: float | torch.Tensor | RelativeEps,
     *,
     C_aa: torch.Tensor | None = None,
@@ -167,7 +167,7 @@ def sinkhorn_divergence(
     ----------
     a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or Measures, or None
         Weights; None stands for uniform ones. `cusink.torch.Measures` are K clouds of unequal sizes.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid, or str
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str
         Cost, as for `cusink.sinkhorn_divergence`. For `cusink.torch.Measures` it is the name of a metric; `eps` may
         then have shape (K,), there are K divergences, and they can be differentiated once.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
@@ -226,7 +226,7 @@ def sinkhorn_divergence(
 def sinkhorn_potentials(
     a: torch.Tensor | None,
     b: torch.Tensor | None,
-    C: "torch.Tensor | PointCloud | Grid",
+    C: "torch.Tensor | PointCloud | Grids",
     eps: float | torch.Tensor | RelativeEps,
     normalise: bool = False,
     **options: Any,
@@ -237,7 +237,7 @@ def sinkhorn_potentials(
     ----------
     a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or None
         Weights; None stands for uniform ones.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid
         Cost, as for `sinkhorn_loss`.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
@@ -281,7 +281,7 @@ def sinkhorn_potentials(
 def apply_plan(
     a: torch.Tensor | None,
     b: torch.Tensor | None,
-    C: "torch.Tensor | PointCloud | Grid",
+    C: "torch.Tensor | PointCloud | Grids",
     eps: float | torch.Tensor | RelativeEps,
     values: torch.Tensor,
     *,
@@ -297,7 +297,7 @@ def apply_plan(
         Source weights; None stands for uniform ones.
     b : tensor, shape (m,) or (B, m), or None
         Target weights.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid
         Cost, as for `sinkhorn_loss`.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.

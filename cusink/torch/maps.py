@@ -7,11 +7,11 @@ import torch
 from cusink.bridges.maps import AtNewPoints, BarycentricMap
 from cusink.bridges.options import before_images, new_points_shape, values_as_images, values_at
 from cusink.checks.regularisation import RelativeEps
-from cusink.costs.grid import Grid
 from cusink.solver.checks import plan_axis
 from cusink.torch.arrays import one_tensor
 from cusink.torch.clouds import PointCloud
 from cusink.torch.costs import cost_tensors
+from cusink.torch.grids import Grids
 from cusink.torch.losses import Problem
 from cusink.torch.operators import apply
 from cusink.torch.options import solver_options
@@ -23,7 +23,7 @@ __all__ = ["barycentric_map", "entropic_map", "potential_at"]
 def barycentric_map(
     a: torch.Tensor | None,
     b: torch.Tensor | None,
-    C: "torch.Tensor | PointCloud | Grid",
+    C: "torch.Tensor | PointCloud | Grids",
     eps: float | torch.Tensor | RelativeEps,
     values: torch.Tensor,
     *,
@@ -37,7 +37,7 @@ def barycentric_map(
     ----------
     a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or None
         Weights; None stands for uniform ones.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or cusink.Grid
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid
         Cost, as for `sinkhorn_loss`.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.

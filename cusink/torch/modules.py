@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
-from cusink.bridges.options import Gradient, LossOptions, Reduction, factor_shape, grid_or_refuse, point_kind
+from cusink.bridges.options import Gradient, LossOptions, Reduction, factor_shape, point_kind
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
-from cusink.costs.grid import Grid
 from cusink.torch.arrays import one_tensor
 from cusink.torch.clouds import PointCloud
+from cusink.torch.grids import Grids
+from cusink.torch.holding import Holding
 from cusink.torch.kernels import kernel_distance
 from cusink.torch.losses import sinkhorn_divergence, sinkhorn_loss
 from cusink.types import Value
@@ -20,10 +21,9 @@ OWN_COSTS = ("C_aa", "C_bb")  # options that a module may learn, as it may its c
 CALLS = "(a, b) with a cost that the module holds, (a, b, C), (x, y), or (a, x, b, y)"
 
 
-class _TransportLoss(torch.nn.Module):
+class _TransportLoss(Holding):
     """A loss that holds a cost, or the `ground` of clouds that come with each call: a metric and its parameters."""
 
-    C: Any
     eps: Any
     factor: torch.Tensor | None
 
@@ -33,13 +33,12 @@ class _TransportLoss(torch.nn.Module):
         super().__init__()
         factor = ground.pop("factor")
         self.ground, self.options = ground, options
-        if C is not None and grid_or_refuse(C, "a tensor or a cusink.Grid", "the points to each call") is None:
-            one_tensor("C", C)
+        self._hold_cost(C, "the points to each call")
         own = {name: options.pop(name) for name in OWN_COSTS if options.get(name) is not None}
         for name, x in own.items():
             one_tensor(name, x)
         self._own_costs = tuple(own)
-        self._hold(C=C, eps=eps, factor=factor, **own)
+        self._hold(eps=eps, factor=factor, **own)
         reach = options.get("reach")
         parts = {f"reach_{k}": x for k, x in enumerate(reach)} if isinstance(reach, (tuple, list)) else {"reach": reach}
         self._own_reach: tuple[str, ...] = ()
@@ -52,14 +51,6 @@ class _TransportLoss(torch.nn.Module):
             if factor is not None:
                 one_tensor("factor", factor)
                 factor_shape(tuple(factor.shape), {})
-
-    def _hold(self, **given: Any) -> None:
-        """Make tensors buffers, or learn them if they are parameters; what is no tensor is an attribute."""
-        for name, x in given.items():
-            if isinstance(x, torch.Tensor) and not isinstance(x, torch.nn.Parameter):
-                self.register_buffer(name, x)
-            else:
-                setattr(self, name, x)
 
     def _options(self) -> dict[str, Any]:
         """Return the options of a call."""
@@ -75,7 +66,7 @@ class _TransportLoss(torch.nn.Module):
     def _inputs(self, given: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         """Return weights and the cost of a call."""
         if len(given) == 2 and self.C is not None:
-            return given[0], given[1], self.C
+            return given[0], given[1], self._cost()
         if len(given) == 3:
             return given
         if len(given) == 2:
@@ -110,8 +101,9 @@ class SinkhornLoss(_TransportLoss):
 
     Parameters
     ----------
-    C : tensor, shape (n, m) or (B, n, m), or cusink.Grid, or None
-        Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``. None for costs or clouds that come with each call.
+    C : tensor, shape (n, m) or (B, n, m), or a Grid, or None
+        Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``, as is the spacing of a `cusink.torch.Grid`. None
+        for costs or clouds that come with each call.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`; a tensor is a buffer, or learnt if it is a ``torch.nn.Parameter``.
     value : {"cost", "reg_cost", "entropic_cost"}
@@ -146,7 +138,7 @@ class SinkhornLoss(_TransportLoss):
 
     def __init__(
         self,
-        C: torch.Tensor | Grid | None = None,
+        C: torch.Tensor | Grids | None = None,
         eps: float | torch.Tensor | RelativeEps = 0.05,
         *,
         value: Value = "cost",
@@ -185,7 +177,7 @@ class SinkhornDivergence(_TransportLoss):
 
     Parameters
     ----------
-    C : tensor, shape (n, n) or (B, n, n), or cusink.Grid, or None
+    C : tensor, shape (n, n) or (B, n, n), or a Grid, or None
         Cost between bins that both sides share; None for costs or clouds that come with each call.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of the cost.
@@ -216,7 +208,7 @@ class SinkhornDivergence(_TransportLoss):
 
     def __init__(
         self,
-        C: torch.Tensor | Grid | None = None,
+        C: torch.Tensor | Grids | None = None,
         eps: float | torch.Tensor | RelativeEps = 0.05,
         *,
         reduction: Reduction = "mean",

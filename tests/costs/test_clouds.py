@@ -89,6 +89,7 @@ def test_a_small_gap_of_a_grid_beside_a_large_one_keeps_its_digits(metric, perio
 def test_equal_distances_between_cells_are_one_number():
     grid = cusink.Grid((3, 1), spacing=([0.5, 0.5], ()))
     assert grid == cusink.Grid((3, 1), spacing=(0.5, 1.0)) and grid.spacing == (0.5, 1.0)
+    assert cusink.Grid((3, 1), spacing=(np.array(0.5), 1.0)) == grid
     uneven = cusink.Grid((3, 1), spacing=([0.5, 0.75], 1.0))
     assert uneven != grid and hash(uneven) == hash(cusink.Grid((3, 1), spacing=((0.5, 0.75), 1)))
 
