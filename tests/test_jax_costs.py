@@ -263,3 +263,38 @@ def test_what_a_grid_is_told_where_it_is_used():
         sinkhorn_loss(a, b, bridge.Grid((3, 4), spacing=(1j * height, 1.0)), 0.3)
     grid = bridge.Grid((3, 4), "euclidean", spacing=(height, 2.0), periodic=(False, True))
     assert repr(grid) == "Grid((3, 4), 'euclidean', spacing=(given, 2.0), periodic=(False, True))"
+
+
+# ---- eps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", ["max", "mean", "median"])
+@pytest.mark.parametrize("kind", ["stored", "clouds", "grid", "spaced"])
+def test_an_eps_of_a_barycenter_may_be_relative(kind, of):
+    rng, relative = np.random.default_rng(0), cusink.RelativeEps(0.1, of)
+    A, C = rng.dirichlet(np.ones(4), 2), rng.random((4, 4))
+    x, y = rng.random((4, 2)), rng.random((4, 2))
+    costs = {
+        "stored": (C, jnp.asarray(C)),
+        "clouds": (cusink.PointCloud(x, y), PointCloud(jnp.asarray(x), jnp.asarray(y))),
+        "grid": (cusink.Grid(4), cusink.Grid(4)),
+        "spaced": (cusink.Grid(4, spacing=0.5), bridge.Grid(4, spacing=jnp.asarray(0.5))),
+    }
+    plain, own = costs[kind]
+    expected = cusink.barycenter(A, plain, eps=relative, tol=1e-9)
+    found = bridge.barycenter(jnp.asarray(A), own, eps=relative, tol=1e-9)
+    np.testing.assert_allclose(found, expected.barycenter, rtol=1e-7)
+
+
+@pytest.mark.parametrize("eps", [[0.1, 0.2], "mean", None, {}])
+def test_what_may_be_an_eps_is_said_in_one_place(eps):
+    x = clouds()[0]
+    rule = r"'eps' must be a number, an array of one or of one per problem, or a share of the costs, such as"
+    for call in (
+        lambda: sinkhorn_loss(None, None, PointCloud(x), eps),
+        lambda: sinkhorn_divergence(None, None, PointCloud(x), eps),
+        lambda: bridge.barycenter(jnp.asarray(np.eye(4)[:2]), PointCloud(x), eps=eps),
+        lambda: bridge.entropic_map(None, None, PointCloud(x), eps, x),
+    ):
+        with pytest.raises(TypeError, match=rule):
+            call()

@@ -14,6 +14,8 @@ __all__ = [
     "RelativeEps",
 ]
 
+RELATIVE = "or a share of the costs, such as cusink.RelativeEps(0.05, 'mean')"
+
 
 @dataclass(frozen=True)
 class RelativeEps:
@@ -77,13 +79,13 @@ def in_units(eps: RelativeEps, size: Eps) -> Eps:
 
 def relative_or_numbers(eps: Any) -> Eps | RelativeEps:
     """Check the `eps` of a call."""
-    return eps if isinstance(eps, RelativeEps) else regularisations(eps)
+    return eps if isinstance(eps, RelativeEps) else regularisations(eps, f"a number, one for each problem, {RELATIVE}")
 
 
-def regularisations(eps: Any) -> Eps:
+def regularisations(eps: Any, wanted: str = "a number") -> Eps:
     """Check a number, or an array (B,); return a float or a new NumPy array of float64."""
     if not isinstance(eps, (list, tuple)) and getattr(eps, "ndim", 0) == 0:
-        return regularisation(eps)
+        return regularisation(eps, wanted)
     given = one_array("eps", eps)
     if given.ndim != 1 or not given.size:
         raise ValueError(

@@ -73,9 +73,9 @@ def positive_integer(name: str, value: object) -> int:
     return number
 
 
-def regularisation(eps: object) -> float:
-    """Check the regularisation."""
-    return positive_number("eps", eps, "A usual start is 0.01 times the largest cost")
+def regularisation(eps: object, wanted: str = "a number") -> float:
+    """Check the regularisation; `wanted` names what else the caller takes."""
+    return positive_number("eps", eps, "A usual start is 0.01 times the largest cost", wanted=wanted)
 
 
 def price_in_range(name: str, value: float, dtype: Any) -> None:

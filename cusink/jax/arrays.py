@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cusink.checks.arrays import HALF, as_dtype, one_array
+from cusink.checks.regularisation import RELATIVE
 from cusink.checks.scalars import price_in_range
 from cusink.checks.scalars import regularisation as number
 
@@ -63,7 +64,7 @@ def array(name: str, x: Any) -> jax.Array:
 def regularisation(eps: Any, dtype: Any) -> jax.Array:
     """Return eps as an array () or (B,) of `dtype`; its sign is checked when the solver is called."""
     if not isinstance(eps, (jax.Array, np.ndarray)):
-        eps = number(eps)
+        eps = number(eps, f"a number, an array of one or of one per problem, {RELATIVE}")
         price_in_range("eps", eps, dtype)
         return jnp.asarray(eps, dtype)
     eps = array("eps", eps)

@@ -9,6 +9,7 @@ from cusink.barycenters.barycenter import barycenter as barycenter_solver
 from cusink.bridges.barycenters import BarycenterOf, check_shapes
 from cusink.bridges.options import mass_ratio, of_sum_one
 from cusink.checks.arrays import HALF
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.images import as_images, in_bins
 from cusink.jax.arrays import floating, in_one_dtype, regularisation
@@ -17,6 +18,7 @@ from cusink.jax.costs import as_the_metric_sees, cost_arrays
 from cusink.jax.grids import Grids
 from cusink.jax.options import solver_options
 from cusink.jax.primitives import outputs_of
+from cusink.jax.problems import relative
 from cusink.operand import check_shape
 
 __all__ = ["barycenter"]
@@ -27,7 +29,7 @@ def barycenter(
     C: "jax.Array | PointCloud | Grids",
     weights: jax.Array | None = None,
     *,
-    eps: float | jax.Array,
+    eps: float | jax.Array | RelativeEps,
     debiased: bool = False,
     normalise: bool = False,
     **options: Any,
@@ -42,7 +44,7 @@ def barycenter(
         Cost. Of a `cusink.jax.PointCloud` the points are differentiable.
     weights : array, shape (K,) or (B, K), optional
         How much each histogram counts, such as the output of a softmax. If not given, all count the same.
-    eps : float or array, shape () or (B,)
+    eps : float or array, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     debiased : bool
         As for `cusink.barycenter`.
@@ -105,6 +107,7 @@ def barycenter(
     elif dtype.name in HALF or (single and dtype == jnp.float64):
         of = "bfloat16" if dtype.name in HALF else "float32"
         named["A"] = A * jax.lax.stop_gradient(mass_ratio(jnp, A[..., :1, :], A, of))
+    eps = relative(eps, kind, named) if isinstance(eps, RelativeEps) else eps
     price = regularisation(eps, named["A"].dtype)
     bins, given = kind.bins({name: named[name].shape for name in kind.names}), named["weights"]
     check_shapes(named["A"].shape, None if given is None else given.shape, price.shape, bins)

@@ -76,7 +76,7 @@ class LossProblem:
             of = "bfloat16" if self.dtype.name in HALF else "float32"
             named["b"] = named["b"] * jax.lax.stop_gradient(mass_ratio(jnp, named["a"], named["b"], of))
         if isinstance(eps, RelativeEps):
-            eps = _relative(eps, self.kind, named)
+            eps = relative(eps, self.kind, named)
         number = regularisation(eps, named["a"].dtype)
         self.inputs = {name: x for name, x in named.items() if x is not None} | {"eps": number}
         if parts:
@@ -89,7 +89,7 @@ class LossProblem:
         return out.astype(self.dtype)
 
 
-def _relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
+def relative(eps: RelativeEps, kind: CostKind, named: dict[str, Any]) -> Any:
     """Return eps in the unit of the costs, through which no gradient goes."""
     if not kind.names:
         return eps_of_grid(eps, kind)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from cusink.checks.arrays import kind
+from cusink.checks.regularisation import RELATIVE
+from cusink.checks.scalars import regularisation as number
 from cusink.types import Array
 
 HALF = (torch.float16, torch.bfloat16)
@@ -111,9 +113,8 @@ def in_floats(dtype: torch.dtype, **named: Any) -> dict[str, Any]:
 def regularisation(eps: Any) -> torch.Tensor:
     """Return eps as a tensor: of one number, or of one for each problem (B,)."""
     if not isinstance(eps, torch.Tensor):
-        from cusink.checks.scalars import regularisation as number
-
-        return torch.tensor(number(eps), dtype=torch.float64, device="cpu")
+        wanted = f"a number, a tensor of one or of one per problem, {RELATIVE}"
+        return torch.tensor(number(eps, wanted), dtype=torch.float64, device="cpu")
     if eps.is_complex() or eps.dtype == torch.bool:
         raise TypeError(f"'eps' must be a real number; got a tensor of {eps.dtype}")
     one_tensor("eps", eps)

@@ -6,6 +6,7 @@ import torch
 
 from cusink.bridges.barycenters import BarycenterOf, check_shapes
 from cusink.bridges.options import mass_ratio, of_sum_one
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.images import as_images, in_bins
 from cusink.operand import check_shape
@@ -14,7 +15,7 @@ from cusink.torch.clouds import PointCloud
 from cusink.torch.costs import as_the_metric_sees, cost_tensors
 from cusink.torch.grids import Grids
 from cusink.torch.holding import Holding
-from cusink.torch.operators import apply
+from cusink.torch.operators import apply, eps_in_units
 
 __all__ = ["Barycenter", "barycenter"]
 
@@ -24,7 +25,7 @@ def barycenter(
     C: "torch.Tensor | PointCloud | Grids",
     weights: torch.Tensor | None = None,
     *,
-    eps: float | torch.Tensor,
+    eps: float | torch.Tensor | RelativeEps,
     debiased: bool = False,
     normalise: bool = False,
     **options: Any,
@@ -39,7 +40,7 @@ def barycenter(
         Cost. Of a `cusink.torch.PointCloud` the points are differentiable.
     weights : tensor, shape (K,) or (B, K), optional
         How much each histogram counts, such as the output of a softmax. If not given, all count the same.
-    eps : float or tensor, shape () or (B,)
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     debiased : bool
         As for `cusink.barycenter`.
@@ -93,10 +94,10 @@ def barycenter(
     if not autocast or not any(x is not None and x.dtype in HALF for x in named.values()):
         named = in_one_dtype(**named)
         A = named["A"]
-    price = regularisation(eps)
+    price = None if isinstance(eps, RelativeEps) else regularisation(eps)
     bins = kind.bins({name: tuple(x.shape) for name, x in costs.items()})
     given = None if weights is None else tuple(weights.shape)
-    check_shapes(tuple(A.shape), given, tuple(price.shape), bins)
+    check_shapes(tuple(A.shape), given, () if price is None else tuple(price.shape), bins)
     dtype = A.dtype if A.is_floating_point() else torch.float64
     computing = torch.float32 if dtype in HALF else dtype
     half = any(x is not None and x.dtype in HALF for x in named.values())
@@ -111,6 +112,8 @@ def barycenter(
     elif half or (single and A.dtype == torch.float64):
         of = "bfloat16" if half else "float32"
         named["A"] = A * mass_ratio(torch, A[..., :1, :].detach(), A.detach(), of)
+    if isinstance(eps, RelativeEps):
+        price = regularisation(eps_in_units(eps, kind, named))
     work = BarycenterOf(kind, tuple(options.items()), flag("debiased", debiased))
     (out,) = apply(work, named | {"eps": price})
     return as_images(out.to(dtype) if dtype in HALF and not autocast else out, image)
@@ -123,7 +126,7 @@ class Barycenter(Holding):
     ----------
     C : tensor, shape (n, m), or a Grid
         Cost; a buffer, or learnt if it is a ``torch.nn.Parameter``.
-    eps : float or tensor, shape () or (B,)
+    eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`; a tensor is a buffer, or learnt if it is a ``torch.nn.Parameter``.
     debiased : bool
         As for `cusink.barycenter`.
@@ -141,7 +144,12 @@ class Barycenter(Holding):
     """
 
     def __init__(
-        self, C: torch.Tensor | Grids, eps: float | torch.Tensor, *, debiased: bool = False, **options: Any
+        self,
+        C: torch.Tensor | Grids,
+        eps: float | torch.Tensor | RelativeEps,
+        *,
+        debiased: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         self._hold_cost(C, "the points to cusink.torch.barycenter")
