@@ -82,8 +82,9 @@ class WeightedPoints:
 def kernel(name: object, scale: object, log: bool) -> float:
     """Check a kernel's name and its scale; return the scale."""
     allowed = LOG_KERNELS if log else KERNELS
-    negative = isinstance(name, str) and name in KERNELS
-    hint = "'distance' is negative and has no logarithm: take 'exponential'" if negative else ""
+    negative = "'distance' is negative and has no logarithm: take 'exponential'"
+    hints = {"distance": negative, "laplacian": "The Laplacian exp(-r / scale) is called 'exponential' here"}
+    hint = hints.get(name, "") if isinstance(name, str) else ""
     one_of("kernel", name, allowed, hint)
     return positive_number("scale", scale, "It is a length in the units of the points")
 

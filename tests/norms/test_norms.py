@@ -370,6 +370,7 @@ P, W = np.zeros((3, 2)), np.ones(3)
 BAD = [
     (cusink.kernel_product, (P, P, W, "gausian"), {}, ValueError, "'exponential', 'distance'; got 'gausian'"),
     (cusink.kernel_product_log, (P, P, W, "distance"), {}, ValueError, "has no logarithm: take 'exponential'"),
+    (cusink.kernel_distance, (P, W, P, W), {"kernel": "laplacian"}, ValueError, "is called 'exponential' here"),
     (cusink.kernel_distance, (P, W, P, 2 * W), {"kernel": "distance"}, ValueError, "got 3 and 6 in row 0"),
     (cusink.kernel_distance_adjoint, (P, W, P, 2 * W), {"kernel": "distance"}, ValueError, "the same mass"),
     (cusink.kernel_product, ([0.0], [1e300], [1.0], "distance", 1e-100), {}, ValueError, "nearer to the distances"),
