@@ -149,7 +149,7 @@ def test_the_gallery_has_a_picture_and_a_notebook_for_each_program(site):
 
 def test_the_migration_tables_name_all_of_pot_s_calls():
     said = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
-    modules = [pytest.importorskip(f"ot.{name}") for name in ("bregman", "unbalanced", "batch")]
+    modules = [pytest.importorskip(f"ot.{name}") for name in ("bregman", "unbalanced", "batch", "solvers")]
     calls = {
         name
         for module in modules
