@@ -280,6 +280,8 @@ def test_the_word_mover_s_distance_of_gensim(tmp_path):
     similarity = similarities.WmdSimilarity(texts, vectors, num_best=3)
     index = cusink.Index(A, points, eps=0.005)
     index.save(tmp_path / "index")
+    similarity.save(str(tmp_path / "similarity"))
+    similarity = similarities.WmdSimilarity.load(str(tmp_path / "similarity"))
     for number, text in enumerate(texts):
         numbers, closeness = zip(*similarity[text], strict=True)
         for distances, indices in (
