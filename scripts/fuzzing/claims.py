@@ -238,8 +238,8 @@ def _values(problem: Problem, claimed: Claimed, slack: float, dtype: str) -> Ite
     if reach is None:  # by the marginals that were asked for, which those of the plan approach
         entropic = cost + eps * (kl + sum(float(times(w, log(w)).sum()) for w in (a, b))) + gap
     light += problem.floor * float(P.sum())
-    # An entry below the range of the dtype is shown as zero or a multiple of the least number. Logarithms are < 1024.
-    low = (P < 1024 * least) & np.isfinite(C)
+    # An entry below the range of the dtype is shown as a multiple of the least number. Logarithms are < 1024.
+    low = (P < least / u) & np.isfinite(C)
     light += least * float((np.abs(C[low]) + 1024 * eps).sum())
     expected = {
         "cost": (cost, slack * heavy + light),
