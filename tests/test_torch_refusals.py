@@ -96,3 +96,10 @@ def test_what_does_not_exist_is_named_as_users_know_it(given):
     for call in (lambda: hessian(grad(loss))(eps), lambda: jacrev(hessian(loss))(eps)):
         with pytest.raises(NotImplementedError, match="cusink losses can be differentiated twice only"):
             call()
+
+
+@pytest.mark.parametrize("eps", [None, "mean", np.ones(2), torch.ones(2, 2)])
+@pytest.mark.parametrize("module", [bridge.SinkhornLoss, bridge.SinkhornDivergence])
+def test_a_wrong_eps_is_refused_when_a_module_is_made(module, eps):
+    with pytest.raises((TypeError, ValueError), match="'eps' must be a number"):
+        module(eps=eps)

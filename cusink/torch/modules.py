@@ -7,7 +7,7 @@ import torch
 from cusink.bridges.options import Gradient, LossOptions, Reduction, factor_shape, point_kind
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
-from cusink.torch.arrays import one_tensor
+from cusink.torch.arrays import one_tensor, regularisation
 from cusink.torch.clouds import PointCloud
 from cusink.torch.grids import Grids
 from cusink.torch.holding import Holding
@@ -46,7 +46,10 @@ class _TransportLoss(Holding):
             del options["reach"]
             self._own_reach = tuple(parts)
             self._hold(**parts)
-        if C is None:  # a wrong metric fails here, not in the first call
+        # What is wrong fails here, not in the first call.
+        if not isinstance(eps, RelativeEps):
+            regularisation(eps)
+        if C is None:
             point_kind(alone=True, factor=factor, **ground)
             if factor is not None:
                 one_tensor("factor", factor)
