@@ -13,6 +13,7 @@ from cusink.torch.grids import Grids
 from cusink.torch.holding import Holding
 from cusink.torch.kernels import kernel_distance
 from cusink.torch.losses import sinkhorn_divergence, sinkhorn_loss
+from cusink.torch.positions import histograms_at_points
 from cusink.types import Value
 
 __all__ = ["KernelDistance", "SinkhornDivergence", "SinkhornLoss"]
@@ -243,7 +244,10 @@ class SinkhornDivergence(_TransportLoss):
 
 
 class KernelDistance(torch.nn.Module):
-    """`kernel_distance` as a module, called as ``loss(x, y)`` or ``loss(a, x, b, y)``.
+    """`kernel_distance` as a module, called as ``loss(x, y)``, ``loss(a, x, b, y)`` or ``loss(a, b, C)``.
+
+    In the last form C is a `cusink.torch.PointCloud`, or a grid between whose cells histograms or images are compared;
+    its points alone count, not its metric.
 
     Parameters
     ----------
@@ -274,17 +278,20 @@ class KernelDistance(torch.nn.Module):
         Parameters
         ----------
         *given
-            ``x, y``, or ``a, x, b, y`` with weights that may be None.
+            ``x, y``, or ``a, x, b, y`` with weights that may be None, or ``a, b, C``.
 
         Returns
         -------
         tensor, shape () or (B,)
             The distance, as `kernel_distance` returns it.
         """
-        if len(given) not in (2, 4):
+        if len(given) not in (2, 3, 4):
             said = ", ".join(kind(x) for x in given)
-            raise TypeError(f"a KernelDistance must be called as (x, y) or (a, x, b, y); got ({said})")
-        a, x, b, y = given if len(given) == 4 else (None, given[0], None, given[1])
+            raise TypeError(f"a KernelDistance must be called as (x, y), (a, x, b, y) or (a, b, C); got ({said})")
+        if len(given) == 3:
+            (a, b), (x, y) = histograms_at_points(*given)
+        else:
+            a, x, b, y = given if len(given) == 4 else (None, given[0], None, given[1])
         return kernel_distance(x, a, y, b, **self.options)
 
     def extra_repr(self) -> str:
