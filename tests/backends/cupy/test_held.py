@@ -68,6 +68,14 @@ def test_weights_without_a_reciprocal_in_range_are_taken_the_long_way(weight):
     np.testing.assert_allclose(cost / weight, C[1, 7], rtol=1e-5)
 
 
+def test_a_problem_that_starts_out_of_range_does_not_take_the_kernel_of_the_one_before():
+    C, a, b, eps, f, g = make("plain", 3, 13, 37, False, np.float32)
+    f[1] = np.linspace(0, -200 * eps, 13)  # e^-200 is below the least scaling
+    with operators():
+        force_held(1)
+        check("FusedForm", "auto", (C, a, b, eps, f, g), np.float32)
+
+
 def bound_without_repairs(change=None):
     """Return what ten iterations by scalings alone leave of three problems with costs of 1000 eps, after twenty."""
     C, a, b, _, f, g = make("far apart", 3, 13, 37, False, np.float32)
