@@ -7,7 +7,7 @@
 // the parts, go through shared memory. More threads would have more parts.
 
 constexpr int HELD_HIGH = 8, HELD_WIDE = 16, HELD_THREADS = HELD_HIGH * HELD_WIDE;
-constexpr int HELD_ROWS = sizeof(REAL) == sizeof(float) ? 14 : 10, HELD_COLUMNS = HELD_ROWS / 2;  // of a thread
+constexpr int HELD_ROWS = sizeof(REAL) == sizeof(float) ? 14 : 8, HELD_COLUMNS = HELD_ROWS / 2;  // of a thread
 constexpr int HELD_BINS = HELD_ROWS * HELD_HIGH;
 // From the parts of one thread to those of the next: the stores of a warp meet no bank twice in float.
 constexpr int COLUMN_PARTS = HELD_BINS, ROW_PARTS = HELD_BINS + 2;

@@ -148,7 +148,7 @@ class ArraySteps:
     `all_filled` says that no bin of either side is without weight.
     """
 
-    def __init__(self, xp: ArrayModule, all_filled: bool) -> None:
+    def __init__(self, xp: ArrayModule, all_filled: bool = False) -> None:
         self.xp, self.all_filled = xp, all_filled
 
     def update(

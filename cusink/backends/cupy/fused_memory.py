@@ -1,6 +1,6 @@
 """The dynamic shared memory of the kernels of ``iterate.cu``, counted as they lay it out."""
 
-HELD_THREADS, HELD_BINS = 128, {4: 112, 8: 80}  # of iterate_held, bins by the bytes of a REAL, as in held_kernel.cuh
+HELD_THREADS, HELD_BINS = 128, {4: 112, 8: 64}  # of iterate_held, bins by the bytes of a REAL, as in held_kernel.cuh
 
 
 def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int, log: bool = False) -> int:

@@ -187,5 +187,5 @@ def test_too_little_shared_memory_of_a_held_kernel_is_found():
 def test_constants_are_those_of_the_kernel():
     text = loader.source("iterate.cu")
     assert "HELD_HIGH = 8, HELD_WIDE = 16, HELD_THREADS = HELD_HIGH * HELD_WIDE;" in text
-    assert "HELD_ROWS = sizeof(REAL) == sizeof(float) ? 14 : 10" in text
-    assert HELD_BINS == {4: 14 * 8, 8: 10 * 8} and HELD_THREADS == 8 * 16
+    assert "HELD_ROWS = sizeof(REAL) == sizeof(float) ? 14 : 8" in text
+    assert HELD_BINS == {4: 14 * 8, 8: 8 * 8} and HELD_THREADS == 8 * 16

@@ -105,8 +105,8 @@ def test_the_fused_kernel_takes_what_fits_and_fills_the_device():
     own = {n: configure("iterate", 256, n, 20, "float32", H100, shared_cost=False).kernel for n in (32, 33, 112, 113)}
     assert own == {32: "iterate_1", 33: "iterate_held", 112: "iterate_held", 113: "iterate_1"}
     assert configure("iterate", 1, 81, 20, "float64", H100).kernel == "iterate_1"
-    assert configure("iterate", 1, 20, 80, "float64", H100).kernel == "iterate_held"
-    assert configure("iterate", 1, 80, 80, "float64", H100, log=True).kernel == "iterate_1"
+    assert configure("iterate", 1, 20, 64, "float64", H100).kernel == "iterate_held"
+    assert configure("iterate", 1, 64, 64, "float64", H100, log=True).kernel == "iterate_1"
     largest = {
         (dtype, device): max(n for n in range(1, 400) if configure("iterate", 8, n, n, dtype, device))
         for dtype in ("float32", "float64")
