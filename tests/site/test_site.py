@@ -28,6 +28,11 @@ pytest.importorskip("sphinx_gallery")
 pytest.importorskip("myst_parser")
 
 PHONE, DESKTOP = (390, 844, "light"), (1280, 900, "dark")
+WINDOWS = {
+    f"{name}, {theme}": (*size, theme)
+    for theme in ("light", "dark")
+    for name, size in {"phone": PHONE[:2], "desktop": DESKTOP[:2]}.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +184,7 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-@pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone, light", "desktop, dark"])
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 def test_the_pages_look_right(site, browser, window):
     """No error on the console, no missing picture, nothing from the network, nothing wider than the window."""
     wrong = {}
