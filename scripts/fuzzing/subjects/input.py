@@ -160,6 +160,7 @@ CALLS: dict[str, _Call] = {
         | _histograms("A")
         | {
             "weights": ARRAYS | {"negative": np.array([1.0, -1.0]), "wrong size": np.ones(3), "zero": np.zeros(2)},
+            "eps": {k: v for k, v in NUMBERS.items() if k not in ("a list", "two")},  # one barycenter for each
         },
     ),
     "sinkhorn_adjoint": _Call(
