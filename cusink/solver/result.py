@@ -143,12 +143,11 @@ class SinkhornResult(Deferring, Summary):
         name, side, known = ("f", 0, f) if g is None else ("g", 1, g)
         known = checks.potential(name, known, side, given, float(np.min(given.eps)), prices is None)
         with np.errstate(over="ignore", invalid="ignore"):
-            problem, found = known_solution(given, side, known, prices)
+            problem, found = known_solution(given, 0 if g is None else 1, known, prices)
             reg_cost, entropic_cost = values(problem)
         if not bool(given.C.xp.isfinite(reg_cost).all()):
-            raise ValueError(
-                f"'{name}' must leave masses that are finite at this 'reach'; the potentials are too large"
-            )
+            largest = float(abs(known).max())
+            raise ValueError(f"'{name}' must be such that reg_cost is finite with 'reach'; got sizes up to {largest:g}")
         named = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
         return make_result(problem, named, found.n_iter, found.error <= tol)
 
