@@ -15,6 +15,7 @@ from cusink.backends import stored
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel
+from cusink.backends.numpy.heap import keep_heap
 from cusink.backends.ranges import SCALING_EXPONENT, flush
 from cusink.costs.means import Means, Smoothing
 from cusink.deferred import cached_property
@@ -23,7 +24,6 @@ from cusink.types import Array, Axis, HostArray
 IndexedMeans = tuple[HostArray, Means]  # numbers of problems, and their means
 
 ARRAYS_OF_A_SOLVE = 12  # of the weights' size, twice which malloc is to keep
-MOST_KEPT = 1 << 24  # bytes of them
 NEAR_ONE = 2.0**20  # largest size, and inverse of the smallest, of what a plan is multiplied with as it is
 MOST_TURNED = 1 << 18  # bytes of a kernel whose transpose is copied, for products that read it row by row
 MODERATE = 300.0  # size of exponents that need no unit of their own
@@ -72,22 +72,13 @@ def shared_means(
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
 def _shared(kernel: Kernel, a: HostArray, b: HostArray, f: HostArray, g: HostArray) -> tuple["SharedMeans", HostArray]:
     """Return means of problems that share one kernel, and which of the problems (B,) are in its range."""
-    _keep_heap(ARRAYS_OF_A_SOLVE * (a.size + b.size) * 8)
+    keep_heap(ARRAYS_OF_A_SOLVE * (a.size + b.size) * 8)
     U, V = (_scaling(weights, potential, kernel) for weights, potential in ((a, f), (b, g)))
     means = SharedMeans(kernel, a, U, V, kernel.product_of_rows(V, 1), kernel.product_of_rows(U, 0))
     inside = np.ones(len(a), bool)
     for sound in means.certificates(a, b):
         inside &= True if sound is True else sound.all(axis=0)
     return means, inside
-
-
-def _keep_heap(size: int) -> None:
-    """Let malloc keep the memory of a solve for the next one, in place of giving it back to the system.
-
-    glibc gives it back where twice the largest block that was ever freed is free, and the pages of the next arrays
-    are faulted in one by one. A block that nobody touches costs nothing.
-    """
-    np.empty(min(size, MOST_KEPT), np.uint8)
 
 
 def _scaling(weights: HostArray, potential: HostArray, kernel: Kernel) -> HostArray:

@@ -9,12 +9,15 @@ from cusink.backends.numpy import limits
 from cusink.backends.numpy.certificate import certified, repair
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import LogForm, error_log, finish_log
+from cusink.backends.numpy.heap import keep_heap
 from cusink.backends.numpy.reductions import softmin
 from cusink.backends.numpy.workers import run_all
 from cusink.backends.ranges import UnderflowBound
 from cusink.convergence.rules import overrelaxed, overrelaxed_log
 from cusink.costs.logits import logits
 from cusink.types import Axis, HostArray
+
+ARRAYS_OF_KERNELS = 8  # of their size, twice which malloc is to keep
 
 
 class OwnKernel(LogForm):
@@ -32,6 +35,8 @@ class OwnKernel(LogForm):
         """Take `count` iterations; return which problems left the range: none."""
         error = self.error = np.empty(len(omega))
         kept, keeping = self.kept, self._keeps_kernels(len(omega))
+        if keeping and not kept:
+            keep_heap(ARRAYS_OF_KERNELS * self._kernel_bytes(len(omega)))
 
         def run(rows: HostArray, tile: _Tile | None) -> _Tile | None:
             tile = tile or _Tile(self, rows)
@@ -64,8 +69,11 @@ class OwnKernel(LogForm):
 
     def _keeps_kernels(self, problems: int) -> bool:
         """Return whether the kernels of so many problems may stay from one call to the next."""
-        kernel_bytes = problems * self.C.shape[-1] * self.C.shape[-2] * self.a.itemsize
-        return bool(kernel_bytes <= limits.LIMITS.own_kernel_bytes)
+        return self._kernel_bytes(problems) <= limits.LIMITS.own_kernel_bytes
+
+    def _kernel_bytes(self, problems: int) -> int:
+        """Return the bytes of the kernels of so many problems."""
+        return int(problems * self.C.shape[-1] * self.C.shape[-2] * self.a.itemsize)
 
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
@@ -81,8 +89,7 @@ class OwnKernel(LogForm):
 
     def _tiles(self, problems: int) -> list[HostArray]:
         """Cut so many problems into index arrays."""
-        kernel_bytes = max(1, self.C.shape[-1] * self.C.shape[-2] * self.a.itemsize)
-        size = max(1, limits.LIMITS.kernel_tile_bytes // kernel_bytes)
+        size = max(1, limits.LIMITS.kernel_tile_bytes // max(1, self._kernel_bytes(1)))
         every = np.arange(problems)
         return [every[start : start + size] for start in range(0, problems, size)]
 
