@@ -206,12 +206,12 @@ def over_relaxed(xp: ArrayModule, old: Array, plain: Array, excess: Array | None
     if excess is None:
         return plain
     step = plain - old
-    per_step = xp.where(step > 0, old.dtype.type(-1 / eps), old.dtype.type(1 / min(rho, NO_REACH * eps)))
-    step *= per_step  # - |d| / eps or - |d| / rho
+    unit = xp.where(step > 0, old.dtype.type(-eps), old.dtype.type(min(rho, NO_REACH * eps)))
+    step /= unit  # - |d| / eps or - |d| / rho
     xp.expm1(step, out=step)
     step *= -excess
     xp.log1p(step, out=step)
-    step /= per_step
+    step *= unit
     return xp.subtract(plain, step, out=step)
 
 
