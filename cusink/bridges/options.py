@@ -53,6 +53,12 @@ class CostKind:
         return Grid(self.cells, metric, spacing=spacing_with(self.spacing, given), periodic=self.periodic)
 
     @property
+    def shown(self) -> str:
+        """The ``repr`` of a grid of arrays of the library."""
+        spacing = ", ".join(map(str, self.spacing))
+        return f"Grid({self.cells}, {self.metric!r}, spacing=({spacing}), periodic={self.periodic})"
+
+    @property
     def image(self) -> Cells:
         """The shape that histograms may have beside a grid of several axes; None for other costs."""
         return self.cells if len(self.cells) > 1 else None

@@ -22,6 +22,7 @@ Arrays = dict[str, Array]
 POSITIVE = frozenset({"a", "b", "A", "eps", "reach"})
 SPACING = "spacing_"  # before the number of the axis: the distances (n - 1,) between its n cells
 FORWARD = "derivative of forward mode"
+TWICE_ONLY = "cusink losses can be differentiated twice only: their Hessians have no derivative"
 COMMON = frozenset({"reach", "spacing_0", "spacing_1", "spacing_2"})  # inputs that all problems of a call share
 
 Grouped = Callable[[Sequence[Inputs]], Arrays]  # of inputs, state, cotangents, directions
@@ -37,6 +38,11 @@ class Work(ABC):
 
     def __init_subclass__(cls) -> None:
         Work.kinds[cls.__name__] = cls
+
+    @property
+    def once_only(self) -> str:
+        """What is said where a second derivative is asked for that no work of this kind has."""
+        return f"{self.title} of cusink can be differentiated once only: the gradient has no derivative"
 
     @property
     @abstractmethod

@@ -56,8 +56,7 @@ class Grid:
         return {name: jnp.broadcast_to(x.reshape(-1), counts[int(name[-1])] - 1) for name, x in self.own.items()}
 
     def __repr__(self) -> str:
-        spacing = ", ".join(map(str, self.kind.spacing))
-        return f"Grid({self.kind.cells}, {self.kind.metric!r}, spacing=({spacing}), periodic={self.kind.periodic})"
+        return self.kind.shown
 
 
 Grids: TypeAlias = grid.Grid | Grid

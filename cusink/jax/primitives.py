@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cusink.bridges.works import Work, summed_to
+from cusink.bridges.works import TWICE_ONLY, Work, summed_to
 from cusink.jax import calls
 from cusink.jax.calls import Values
 
@@ -104,7 +104,7 @@ def _of_each(x: jax.Array, lead: int, rank: int, shape: tuple[int, ...]) -> jax.
 def _jvp_of_product(primals: Values, tangents: Values, **params: Any) -> tuple[Any, Any]:
     linear = len(params["work"].outputs) + len(params["moving"])
     if any(type(x) is not ad.Zero for x in tangents[linear:]):
-        raise NotImplementedError("cusink losses can be differentiated twice only: their Hessians have no derivative")
+        raise NotImplementedError(TWICE_ONLY)
     count = len(params["work"].outputs)
     out = product_p.bind(*primals, **params)
     total = [jnp.zeros_like(x) for x in out]
@@ -141,7 +141,7 @@ def _transpose_of_product(
 ) -> list[Any]:
     count, linear = len(params["work"].outputs), len(params["work"].outputs) + len(moving)
     if any(map(ad.is_undefined_primal, args[:count])):
-        raise NotImplementedError("cusink losses can be differentiated twice only")
+        raise NotImplementedError(TWICE_ONLY)
     pairs = [(name, ct) for name, ct in zip(wanted, cts, strict=True) if type(ct) is not ad.Zero]
     unknown = {n: x for n, x in zip(moving, args[count:linear], strict=True) if ad.is_undefined_primal(x)}
     moves, names = [ct for _, ct in pairs], tuple(name for name, _ in pairs)
@@ -169,9 +169,7 @@ def _summed_to(x: jax.Array, like: Any) -> jax.Array:
 
 def _refuse_unless_twice(work: Work) -> None:
     if not work.twice:
-        raise NotImplementedError(
-            f"{work.title} of cusink can be differentiated once only: the gradient has no derivative"
-        )
+        raise NotImplementedError(work.once_only)
 
 
 # ---- maps ------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from typing import Any, Never
 
 import torch
 
-from cusink.bridges.works import Work
+from cusink.bridges.works import TWICE_ONLY, Work
 from cusink.torch.calls import chosen, product, pull, push, run
-from cusink.torch.refusals import TWICE_ONLY, nothing, once, why_once, without_derivatives
+from cusink.torch.refusals import nothing, once, why_once, without_derivatives
 
 Tensors = tuple[torch.Tensor, ...]
 Optional = tuple[torch.Tensor | None, ...]

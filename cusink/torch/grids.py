@@ -76,8 +76,7 @@ class Grid:
         return made
 
     def __repr__(self) -> str:
-        spacing = ", ".join(map(str, self.kind.spacing))
-        return f"Grid({self.kind.cells}, {self.kind.metric!r}, spacing=({spacing}), periodic={self.kind.periodic})"
+        return self.kind.shown
 
 
 Grids: TypeAlias = grid.Grid | Grid

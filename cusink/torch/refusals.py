@@ -12,15 +12,13 @@ import torch
 
 from cusink.bridges.works import Work
 
-TWICE_ONLY = "cusink losses can be differentiated twice only: their Hessians have no derivative"
-
 Tensors = tuple[torch.Tensor, ...]
 
 
 def why_once(work: Work, name: str) -> str | None:
     """Return why a gradient has no derivative by an input; None if it has one."""
     if not work.twice:
-        return f"{work.title} of cusink can be differentiated once only: the gradient has no derivative"
+        return work.once_only
     try:
         work.refuse_product((name,))
     except NotImplementedError as error:
