@@ -16,6 +16,7 @@ Statistic: TypeAlias = Literal["max", "mean", "median"]  # of costs
 Method: TypeAlias = Literal["auto", "log", "scaling"]
 Tolerance: TypeAlias = float | Literal["auto"] | None
 Overrelaxation: TypeAlias = Literal["auto"] | float | None
+Order: TypeAlias = Literal["C", "F"]  # of arrays in memory
 Axis: TypeAlias = Literal[0, 1]  # of one cost matrix, the axis that is summed over
 Eps: TypeAlias = float | HostArray  # one for all problems, or in NumPy one for each (B,)
 Reach: TypeAlias = tuple[float, float]  # prices (rho_a, rho_b) of the marginals, inf where one is to be met

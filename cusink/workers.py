@@ -32,6 +32,7 @@ VARIABLE = "CUSINK_WORKERS"
 
 _wanted: contextvars.ContextVar[int | None] = contextvars.ContextVar("workers of the call under way", default=None)
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("whether this is the work of a worker", default=False)
+_held_here: contextvars.ContextVar[bool] = contextvars.ContextVar("whether BLAS has one thread here", default=False)
 _setting: int | None = None
 _lock = threading.Lock()
 _pool: "tuple[int, ThreadPoolExecutor] | None" = None
@@ -176,13 +177,20 @@ def one_blas_thread() -> Iterator[None]:
         _holders += 1
         if _holders == 1:
             _held = _blas().limit(limits=1, user_api="blas")
+    token = _held_here.set(True)
     try:
         yield
     finally:
+        _held_here.reset(token)
         with _lock:
             _holders -= 1
             if _holders == 0:
                 _held.restore_original_limits()
+
+
+def blas_has_threads() -> bool:
+    """Return whether BLAS may use threads of its own in the work here: whatever other callers do meanwhile."""
+    return not _held_here.get()
 
 
 def cores() -> int:

@@ -1,5 +1,6 @@
 """Scalings as columns: the memory that they share, and the logarithms that are taken of them."""
 
+import contextlib
 import itertools
 import warnings
 
@@ -13,6 +14,7 @@ from cusink.backends.numpy.forms.scalings import Room
 from cusink.backends.numpy.forms.shared import SharedKernel
 from cusink.backends.ranges import SCALING_EXPONENT
 from cusink.solver.solution import Solution
+from cusink.workers import one_blas_thread
 
 rng = np.random.default_rng(3)
 
@@ -35,12 +37,13 @@ def test_logarithms_are_a_new_array_in_the_order_of_the_result(shape, dtype, pow
     )
 
 
-def test_arrays_of_a_room_do_not_overlap_and_those_of_fewer_problems_lie_in_it():
-    room = Room(np.dtype(np.float32))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_a_room_do_not_overlap_and_those_of_fewer_problems_lie_in_it(order):
+    room = Room(np.dtype(np.float32), order)
     states, work = room.begun((3, 5), 8)
     assert [x.shape for x in states] == [(3, 8), (5, 8)] * 2
     assert [x.shape for x in work] == [(3, 8)] * 5 + [(5, 8)] * 4 + [(3, 8), (5, 8)]
-    assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in (*states, *work))
+    assert all(x.dtype == np.float32 and x.flags[f"{order}_CONTIGUOUS"] for x in (*states, *work))
     for one, other in itertools.combinations((*states, *work[:10]), 2):
         assert not np.shares_memory(one, other)
     assert np.shares_memory(work.scratch_rows, work.scratch_columns)
@@ -49,6 +52,35 @@ def test_arrays_of_a_room_do_not_overlap_and_those_of_fewer_problems_lie_in_it()
     assert not room.is_large_for((3, 5), 4) and room.is_large_for((3, 5), 1)
     larger = room.workspace((3, 5), 80)  # more problems than ever
     assert larger.V.shape == (5, 80) and not np.shares_memory(larger.U, work.U)
+
+
+@pytest.mark.parametrize("omega", [1.0, 1.4])
+@pytest.mark.parametrize("empty", [False, True])
+def test_problems_lie_by_rows_where_blas_has_threads_and_answers_are_the_same(omega, empty):
+    """The threads of BLAS share out products of rows; the pool of the library, which holds BLAS, works by columns."""
+    C, count = rng.random((6, 5)), 9
+    a, b = rng.dirichlet(np.ones(6), count), rng.dirichlet(np.ones(5), count)
+    if empty:
+        a[::2, 1] = b[1::2, 3] = 0
+    a, b = (x / x.sum(axis=1, keepdims=True) for x in (a, b))
+    later = rng.dirichlet(np.ones(6), 2), rng.dirichlet(np.ones(5), 2)
+    index, found = np.array([10, 3, 4, 8]), {}
+    for held in (False, True):
+        with one_blas_thread() if held else contextlib.nullcontext():
+            form = SharedKernel(DenseKernel(C, np.dtype(np.float64), 0.1))
+        form.append(a, b, np.zeros_like(a), np.zeros_like(b))
+        form.advance(np.full(count, omega), 5)
+        form.append(*later, *map(np.zeros_like, later))
+        form.advance(np.full(count + 2, omega), 5)
+        form.keep(index)
+        outside = form.advance(np.full(len(index), omega), 5)
+        contiguous = "C_CONTIGUOUS" if held else "F_CONTIGUOUS"
+        arrays = form.a, form.b, form.U, form.V, *form._workspace()
+        assert all(x.flags[contiguous] for x in arrays) and not outside.any()
+        f, g, cost, error = form.finish(np.arange(len(index)))
+        found[held] = f[:, :, None] + g[:, None, :], cost, error
+    for one, other in zip(found[False], found[True], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("kept", [range(12), range(7), [3], [11, 0, 5]])

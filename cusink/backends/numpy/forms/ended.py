@@ -54,8 +54,8 @@ class Ended(NamedTuple):
     @classmethod
     def kept(cls, unit: Unit, last: LastUpdate, T: HostArray) -> "Ended":
         """Return copies of problems at their last update, whose sums were `T`, which are kept as they are."""
-        S = None if (last.V > 0).all() else last.S.copy()
-        return cls(unit, T, last.V.copy(), last.b.copy(), last.eu.copy(), last.ev.copy(), S)
+        S = None if (last.V > 0).all() else last.S.copy(order="K")
+        return cls(unit, T, last.V.copy(order="K"), last.b.copy(order="K"), last.eu.copy(), last.ev.copy(), S)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def potentials(self) -> tuple[HostArray, HostArray]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cusink.backends.numpy.forms.kernel import log_scaled
 from cusink.backends.ranges import flush
-from cusink.types import HostArray
+from cusink.types import HostArray, Order
 
 MORE, LESS = 4, 3  # the room to what is used of it: the rest is never fetched, but makes the piece a larger one
 
@@ -37,44 +37,48 @@ class Room:
 
     To fetch memory takes longer than to use it. The allocator of Linux keeps freed memory for the next call while it is
     at most twice the largest piece that was ever freed, which is this one.
+
+    In the `order` "F" the numbers of a problem lie together.
     """
 
-    def __init__(self, dtype: Any) -> None:
-        self._memory = np.empty(0, dtype)
+    def __init__(self, dtype: Any, order: Order) -> None:
+        self._memory, self.order = np.empty(0, dtype), order
 
     def begun(self, bins: tuple[int, int], problems: int) -> tuple[list[HostArray], Workspace]:
         """Return arrays for a, b, U and V of problems, and their workspace."""
         states = [(count, problems) for count in bins] * 2
         arrays = self._divided([*states, *_shapes(bins, problems)])
-        return arrays[:4], _workspace(bins, arrays[4:])
+        return arrays[:4], Workspace._make(arrays[4:])
 
     def workspace(self, bins: tuple[int, int], problems: int) -> Workspace:
         """Return the workspace of problems whose a, b, U and V lie elsewhere by now."""
-        return _workspace(bins, self._divided(_shapes(bins, problems)))
+        return Workspace._make(self._divided(_shapes(bins, problems)))
 
     def is_large_for(self, bins: tuple[int, int], problems: int) -> bool:
         """Return whether the workspace of so many problems is a small part of this."""
-        return 4 * MORE * sum(map(math.prod, _shapes(bins, problems))) < LESS * self._memory.size
+        return 4 * MORE * _total(_shapes(bins, problems)) < LESS * self._memory.size
 
     def _divided(self, shapes: list[tuple[int, int]]) -> list[HostArray]:
-        """Return arrays of these shapes."""
-        sizes = list(map(math.prod, shapes))
-        if self._memory.size < sum(sizes):
-            self._memory = np.empty(MORE * sum(sizes) // LESS, self._memory.dtype)
-        ends = itertools.accumulate(sizes)
-        parts = zip(shapes, sizes, ends, strict=True)
-        return [self._memory[end - size : end].reshape(shape) for shape, size, end in parts]
+        """Return arrays of these shapes; the last two lie on each other."""
+        total = _total(shapes)
+        if self._memory.size < total:
+            self._memory = np.empty(MORE * total // LESS, self._memory.dtype)
+        sizes = [math.prod(shape) for shape in shapes]
+        starts = list(itertools.accumulate(sizes[:-2], initial=0))
+        parts = zip(shapes, sizes, [*starts, starts[-1]], strict=True)
+        return [self._memory[start : start + size].reshape(shape, order=self.order) for shape, size, start in parts]
 
 
 def _shapes(bins: tuple[int, int], problems: int) -> list[tuple[int, int]]:
-    """Return the shapes of the arrays of a workspace, with one for both scratches: never both are in use."""
+    """Return the shapes of the arrays of a workspace. The scratches come last: never both are in use."""
     n, m = bins
-    return [(n, problems)] * 5 + [(m, problems)] * 4 + [(max(n, m), problems)]
+    return [(n, problems)] * 5 + [(m, problems)] * 4 + [(n, problems), (m, problems)]
 
 
-def _workspace(bins: tuple[int, int], arrays: list[HostArray]) -> Workspace:
-    *arrays, scratch = arrays
-    return Workspace._make([*arrays, *(scratch[:count] for count in bins)])
+def _total(shapes: list[tuple[int, int]]) -> int:
+    """Return how many numbers the arrays of these shapes take, the last two in one place."""
+    *sizes, rows, columns = map(math.prod, shapes)
+    return sum(sizes) + max(rows, columns)
 
 
 class Numerators(NamedTuple):
@@ -156,6 +160,11 @@ def rebalance(scaling: HostArray, exponent: HostArray, top: int) -> None:
     scaling *= np.exp2(-shift).astype(scaling.dtype)
     flush(scaling)
     exponent += shift
+
+
+def taken(array: HostArray, problems: HostArray) -> HostArray:
+    """Return the entries or the columns of `problems`, in memory as they lie there."""
+    return array.take(problems, -1) if array.flags.c_contiguous else array.T.take(problems, 0).T
 
 
 def both(one: HostArray | Literal[True], other: HostArray | Literal[True]) -> HostArray | Literal[True]:

@@ -25,6 +25,7 @@ from cusink.backends.numpy.forms.scalings import (
     normal_columns,
     rebalance,
     smallest_weight,
+    taken,
 )
 from cusink.backends.numpy.forms.sides import Outlook, Side, fill_more, unwatched
 from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT
@@ -34,7 +35,9 @@ from cusink.types import HostArray
 
 
 class SharedKernel:
-    """Problems as scalings of one `Kernel`, a problem per column: a factor per problem runs along the contiguous axis.
+    """Problems as scalings of one `Kernel`, a problem per column.
+
+    In memory they lie in the order that the kernel wants: mostly a factor per problem runs along the contiguous axis.
 
     The exponents eu and ev (B,) keep ``U = a exp(f / eps) / 2**eu`` and ``V = b exp((g - shift) / eps) / 2**ev`` in
     range. A plain update is ``V = gamma b / (K' U)`` with ``gamma = 2**(s - eu - ev)``; scaling by powers of two
@@ -56,7 +59,7 @@ class SharedKernel:
         self.measured: Measure | None = None  # of plain problems, if `bound` has looked at them
         self.outlook = Outlook()
         self.work: Workspace | None = None
-        self.room = Room(self.dtype)
+        self.room = Room(self.dtype, kernel.memory_order)
         self.without_weight: tuple[HostArray | None, HostArray | None] | None = None  # once they are known
         self.numerators: Numerators | None = None  # of the problems under way, if they are in the workspace
 
@@ -81,7 +84,7 @@ class SharedKernel:
         if none_yet:
             given, self.work = self.room.begun(self.bins, count)
         else:
-            given = [np.empty((bins, count), self.dtype) for bins in (*self.bins, *self.bins)]
+            given = [np.empty((bins, count), self.dtype, self.room.order) for bins in (*self.bins, *self.bins)]
         new_a, new_b, U, V = given
         new_a[...], new_b[...] = a.T, b.T
         eu = begin(U, new_a, f.T if f.any() else None, self.eps, self.top)
@@ -237,7 +240,7 @@ class SharedKernel:
         last = self._last_update(index)
         if last.sound is not True or not last.inside.all() or self._may_be_light(last.smallest):
             return None
-        T = last.T.copy() if keep else last.T
+        T = last.T.copy(order="K") if keep else last.T
         U = self._plain_update(last)
         if certified(self.kernel.underflow_bound(0), last.S, U, last.a) is not True:
             return None
@@ -255,7 +258,7 @@ class SharedKernel:
         """Return the problems at `index` with the sums T of a plain f-update."""
         every = len(index) == len(self.eu) and (index[1:] > index[:-1]).all()
         a, b, smallest, V, eu, ev = (
-            x if every else x.take(index, -1) for x in (self.a, self.b, self.smallest, self.V, self.eu, self.ev)
+            x if every else taken(x, index) for x in (self.a, self.b, self.smallest, self.V, self.eu, self.ev)
         )
         if every:
             work = self._workspace()
@@ -265,12 +268,12 @@ class SharedKernel:
             T, gamma_a, S, gamma_b = (np.empty_like(x) for x in (a, a, b, b))
             normal, room = fill_numerators(self.s, a, b, smallest, eu, ev, gamma_a, gamma_b).normal, S
         if self.row_sums is not None and self.sums_are_kept:
-            T[...] = self.row_sums if every else self.row_sums.take(index, -1)
+            T[...] = self.row_sums if every else taken(self.row_sums, index)
         else:
             self.kernel.product(V, 1, out=T)
         known = self.measured
         if known is not None and not every:
-            known = Measure(*(x.take(index, -1) for x in known))
+            known = Measure(*(taken(x, index) for x in known))
         sound = certified(self.kernel.underflow_bound(1), T, V, b)
         inside = np.ones(len(index), bool) & normal & in_range(T, sound, a)
         S = S if known is None else known.S
@@ -311,9 +314,9 @@ class SharedKernel:
         self.outlook = Outlook()
         for name in ("a", "b", "smallest", "U", "V", "eu", "ev", "row_sums"):
             if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).take(index, -1))
+                setattr(self, name, taken(getattr(self, name), index))
         if self.room.is_large_for(self.bins, len(index)):
-            self.work, self.room = None, Room(self.dtype)
+            self.work, self.room = None, Room(self.dtype, self.room.order)
 
     def state(self, chosen: HostArray) -> Finished:
         """Return ``(a, b, f, g)`` of the problems `chosen`."""
