@@ -52,7 +52,10 @@ def offsets(exponents: HostArray, a: HostArray, b: HostArray, error: float) -> H
         part = _components(edges | edges.T)
         rows, columns, parts = part[rows], part[columns], int(part.max()) + 1
         crossing = _largest(crossing, part, part, parts)
-    return _balanced(crossing)[columns] if parts > 1 else None
+    if parts == 1:
+        return None
+    moved = _mutual(crossing)
+    return (_balanced(crossing) if moved is None else moved)[columns]
 
 
 def evened(pairs: HostArray, a: HostArray, b: HostArray) -> HostArray:
@@ -67,6 +70,23 @@ def evened(pairs: HostArray, a: HostArray, b: HostArray) -> HostArray:
     met = (given > 0) & (taken > 0)
     out: HostArray = np.where(met, given / np.where(met, taken, 1), 1)[part[len(a) :]]
     return out
+
+
+def _mutual(crossing: HostArray) -> HostArray | None:
+    """Return offsets (parts,) with which any two parts give each other equally much; None where there are none.
+
+    Then as much leaves any set of parts as enters. So it is of the same points on both sides, in any order, and
+    wherever else the way back costs what the way there does.
+    """
+    np.fill_diagonal(crossing, -1.0)
+    if not crossing.min() > -np.inf:
+        return None
+    apart = crossing - crossing.T
+    offset = apart.mean(axis=1) / 2
+    apart -= 2 * offset[:, None]
+    apart += 2 * offset
+    found: HostArray = offset
+    return found if (abs(apart) <= -EVEN / 2 * (crossing + crossing.T)).all() else None
 
 
 def _balanced(crossing: HostArray) -> HostArray:
@@ -103,19 +123,23 @@ def _largest(entries: HostArray, rows: HostArray, columns: HostArray, parts: int
     """Return the largest entries (parts, parts) of rows and columns by part; -inf where there is none."""
     for part in (rows, columns):
         order, sizes = np.argsort(part, kind="stable"), np.bincount(part, minlength=parts)
-        starts = np.cumsum(sizes) - sizes
-        largest = entries[order[np.minimum(starts, len(part) - 1)]]  # of another part, where there is none
-        largest[sizes == 0] = -np.inf
+        by_size = np.argsort(-sizes, kind="stable")
+        starts, sizes = (np.cumsum(sizes) - sizes)[by_size], sizes[by_size]
+        largest = entries.take(order[np.minimum(starts, len(part) - 1)], axis=0)  # of another part, if there is none
+        largest[np.count_nonzero(sizes) :] = -np.inf
         # Not by `maximum.reduceat`, which goes through single entries: the second of all parts at once, the third, ...
-        taken, larger = 1, np.flatnonzero(sizes > 1)
-        while len(larger) > FEW:
-            largest[larger] = np.maximum(largest[larger], entries[order[starts[larger] + taken]])
+        taken, larger = 1, np.count_nonzero(sizes > 1)
+        while larger > FEW:
+            some = largest[:larger]
+            np.maximum(some, entries.take(order[starts[:larger] + taken], axis=0), out=some)
             taken += 1
-            larger = larger[sizes[larger] > taken]
-        for of in larger:
+            larger = np.count_nonzero(sizes > taken)
+        for of in range(larger):
             others = order[starts[of] + taken : starts[of] + sizes[of]]
-            np.maximum(largest[of], entries[others].max(axis=0), out=largest[of])
-        entries = np.ascontiguousarray(largest.T)
+            np.maximum(largest[of], entries.take(others, axis=0).max(axis=0), out=largest[of])
+        back = np.empty_like(by_size)
+        back[by_size] = np.arange(parts)
+        entries = np.ascontiguousarray(largest.take(back, axis=0).T)
     return entries
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.costs.cost import Cost
+from cusink.costs.exponentials import exp_from
 from cusink.types import Array, ArrayModule, Axis
 
 LARGEST_STEP = 20.0  # of a potential over eps: farther away, the plan has little to do with its quadratic model
@@ -120,9 +121,8 @@ class Semidual:
         entries = logits - self.exponents
         near = entries.max(axis=1, keepdims=True)
         entries -= near
-        if self.finite and cut:
-            xp.maximum(entries, LEAST_EXPONENT, out=entries)
-        return Kernel(xp.exp(entries, out=entries), logits, near)
+        few = self.finite and cut
+        return Kernel(exp_from(xp, entries, LEAST_EXPONENT) if few else xp.exp(entries, out=entries), logits, near)
 
     def direction(self, point: Point, ridge: float) -> Array:
         """Return Newton's step (m,); a `ridge` shortens it where parts of the plan come apart."""
@@ -263,9 +263,8 @@ class Semidual:
         entries = logits - self.exponents
         largest = entries.max(axis=0)
         entries -= largest
-        if self.finite:
-            self.xp.maximum(entries, LEAST_EXPONENT, out=entries)
-        return largest + self.xp.log(self.xp.exp(entries, out=entries).sum(axis=0))
+        taken = exp_from(self.xp, entries, LEAST_EXPONENT) if self.finite else self.xp.exp(entries, out=entries)
+        return largest + self.xp.log(taken.sum(axis=0))
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # far from a solution
     def ended(self, point: Point) -> tuple[Point, float]:

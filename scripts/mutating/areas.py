@@ -108,6 +108,7 @@ TESTS: dict[str, Tests] = {
         (_AROUND, "tests/solver/test_loop.py", "tests/checks/test_input.py"),
         ("tests/solver/test_unbalanced.py", "tests/solver/test_sinkhorn.py", "tests/solver/test_eps.py"),
     ),
+    "cusink/costs/exponentials.py": Tests(("tests/backends/numpy/test_exponentials.py",), ()),
     "cusink/solver/balance.py": Tests(("tests/solver/test_balance.py",), ()),
     "cusink/solver/coarse.py": Tests(("tests/solver/test_loop_pieces.py",), ()),
     "cusink/solver/each.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_eps.py"), ()),

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 import cusink
-from cusink.solver.balance import _components, _exchanging, _largest, offsets
+from cusink.solver.balance import EVEN, _components, _exchanging, _largest, _mutual, offsets
 
 
 def spread(x, y):
@@ -84,6 +84,36 @@ def test_between_two_parts_it_is_the_middle():
         assert abs(moved[1] - moved[0] - (entering - leaving) / 2) <= max(0.02 * far, 1.5)  # the largest term counts
 
 
+def test_the_same_points_in_any_order_have_the_same_potentials_on_both_sides():
+    """By symmetry, whatever the parts: what is left to balance by sweeps would be tenths of eps."""
+    for seed in (1, 2, 3):
+        rng = np.random.default_rng(seed)
+        x = rng.random((int(rng.integers(20, 60)), 2))
+        order = rng.permutation(len(x))
+        for eps in (1e-3, 1e-4):
+            result = cusink.sinkhorn(None, None, spread(x, x[order]), eps=eps, tol=1e-8)
+            apart = result.f[order] - result.g
+            assert result.converged and np.ptp(apart) < 1e-3 * eps
+
+
+def test_parts_that_give_each_other_equally_much_are_found_at_once():
+    """Beside the offsets that the masses were made with; None where they are more apart than balance allows."""
+    rng = np.random.default_rng(0)
+    for parts in (2, 3, 40):
+        even = -20 - 1000 * rng.random((parts, parts))
+        right = 300 * rng.normal(size=parts)
+        right -= right.mean()
+        crossing = even + even.T + right[:, None] - right
+        np.testing.assert_allclose(_mutual(crossing.astype(np.float32)), right, atol=1e-2)
+        crossing[0, 1] = -np.inf
+        assert _mutual(crossing) is None
+    circle = np.roll(np.eye(40), 1, axis=1)
+    for share in (0.9, 1.1):  # of what may be more one way around than the other
+        more = share * EVEN * 1000 / 2 * (circle - circle.T)
+        found = _mutual(more - 1000 + right[:, None] - right)
+        assert (found is None) == (share > 1)
+
+
 def test_groups_of_parts_are_balanced_as_parts_are(monkeypatch):
     """Pairs that exchange far more with each other than with other pairs, and those more than with other groups."""
     n, rng = 16, np.random.default_rng(1)
@@ -93,6 +123,7 @@ def test_groups_of_parts_are_balanced_as_parts_are(monkeypatch):
     right = sum(rng.uniform(-1, 1, n)[bins >> k] * 120.0 * 4**k for k in range(4))
     logs = apart + right[:, None] - right
     np.fill_diagonal(logs, -np.log(n))
+    monkeypatch.setattr("cusink.solver.balance._mutual", lambda crossing: None)  # as if not every way led back
     moved = offsets(logs, *np.full((2, n), 1 / n), 1e-3)
 
     def off(moved):

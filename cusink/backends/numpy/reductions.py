@@ -12,6 +12,7 @@ from cusink.backends import stored
 from cusink.backends.numpy import limits
 from cusink.backends.ranges import exp_times
 from cusink.costs.blocks import blocks
+from cusink.costs.exponentials import exp_from
 from cusink.types import Array, Axis, HostArray
 
 
@@ -50,16 +51,11 @@ def softmin_entries(
 def plan(C: HostArray, p: HostArray, q: HostArray, eps: float) -> HostArray:
     """Return the plans (B, n, m) of the logits p (B, n) and q (B, m)."""
     exponents = _plan_exponents(C, p, q, eps, 1, slice(None), slice(None))
-    # Exponentials that underflow take five times as long. Smaller than the smallest number they are zero in any case.
+    # Smaller than the smallest number they are zero in any case.
     info = np.finfo(exponents.dtype)
     least = (info.minexp - info.nmant) * math.log(2) - 1  # where denormals are flushed, the smallest number is 0
-    if not exponents.min(initial=0) < least:
-        return np.exp(exponents, out=exponents)
-    counted = exponents >= least
-    np.copyto(exponents, 0, where=~counted)
-    np.exp(exponents, out=exponents)
-    exponents *= counted
-    return exponents
+    out: HostArray = exp_from(np, exponents, least, zero=True)
+    return out
 
 
 def apply_plan(C: HostArray, p: HostArray, q: HostArray, v: HostArray, eps: float, axis: Axis) -> HostArray:
