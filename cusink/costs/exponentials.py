@@ -16,20 +16,19 @@ def exp_from(xp: ArrayModule, exponents: Array, least: float, *, zero: bool = Fa
     With `zero` they are nothing in any case. Exponentials that underflow take five times as long as others.
     """
     if xp is np:
-        counted = exponents < least
-        np.logical_not(counted, out=counted)  # NaN counts
-        count = np.count_nonzero(counted)
+        left_out = exponents < least  # and no NaN
+        count = exponents.size - np.count_nonzero(left_out)
         if count <= FEW * exponents.size:
             flat = exponents.reshape(-1)
-            at = np.flatnonzero(counted)
+            at = np.flatnonzero(~left_out)
             some = flat[at]
             flat.fill(0 if zero else math.exp(least))
             flat[at] = np.exp(some, out=some)
             return exponents
         if zero and count < NEARLY_ALL * exponents.size:
-            np.copyto(exponents, 0, where=~counted)
+            np.copyto(exponents, 0, where=left_out)
             np.exp(exponents, out=exponents)
-            exponents *= counted
+            np.copyto(exponents, 0, where=left_out)
             return exponents
     if not zero:
         xp.maximum(exponents, least, out=exponents)

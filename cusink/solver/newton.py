@@ -11,6 +11,7 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.convergence.rules import ANNEAL_ABOVE, NEARLY_ALL, PLAIN_IF_ONE_BIN, RELAX_ABOVE
 from cusink.costs.cost import Cost
+from cusink.costs.heap import keep_heap
 from cusink.solver.balance import evened, offsets
 from cusink.solver.gauge import DIGITS
 from cusink.solver.semidual import CLOSE, QUADRATIC, Point, Semidual
@@ -26,6 +27,7 @@ EASY = 2  # largest values of eps that are left out: from there on any start wil
 LAST = 100  # evaluations at the smallest eps
 SETTLING = 10  # evaluations after parts of a plan were moved against each other
 LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
+ARRAYS = 12  # of the size of the costs, twice which malloc is to keep from one problem to the next
 ALONE, BATCH, TILE = 1, 16, 256  # that share an iteration: one problem, those of a call, pairs of a distance matrix
 MANY = 64  # problems of one cost from which on they are a tile
 EVALUATIONS = 15  # that a problem takes, more or less
@@ -120,6 +122,7 @@ def _dual(C: Cost[Any], a: Array, b: Array, eps: float) -> tuple[Semidual, float
     least difference, as of the rounding of weights in float32, would be a slope without end.
     """
     C, a, b = C.widened(), a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    keep_heap(ARRAYS * a.size * b.size * 8)  # of the host, also for a device, whose memory is kept in any case
     even = b * (a.sum() / b.sum())
     dual = Semidual(C, a, even, eps)
     if not dual.finite:

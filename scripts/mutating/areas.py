@@ -17,7 +17,12 @@ class Tests(NamedTuple):
 
 AREAS: dict[str, tuple[str, ...]] = {
     "solver": ("cusink/solver/*.py", "cusink/solver/pairs/*.py", "cusink/convergence/*.py"),
-    "certificate": ("cusink/backends/numpy/certificate.py", "cusink/backends/ranges.py"),
+    "certificate": (
+        "cusink/backends/numpy/certificate.py",
+        "cusink/backends/ranges.py",
+        "cusink/costs/exponentials.py",
+        "cusink/costs/heap.py",
+    ),
     "gradients": ("cusink/gradients/*.py",),
     "bounds": (
         "cusink/retrieval/bounds.py",
@@ -109,6 +114,7 @@ TESTS: dict[str, Tests] = {
         ("tests/solver/test_unbalanced.py", "tests/solver/test_sinkhorn.py", "tests/solver/test_eps.py"),
     ),
     "cusink/costs/exponentials.py": Tests(("tests/backends/numpy/test_exponentials.py",), ()),
+    "cusink/costs/heap.py": Tests(("tests/backends/numpy/test_heap.py",), ()),
     "cusink/solver/balance.py": Tests(("tests/solver/test_balance.py",), ()),
     "cusink/solver/coarse.py": Tests(("tests/solver/test_loop_pieces.py",), ()),
     "cusink/solver/each.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_eps.py"), ()),

@@ -15,8 +15,8 @@ from cusink.backends import stored
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.certificate import certified
 from cusink.backends.numpy.forms.kernel import DenseKernel, Kernel
-from cusink.backends.numpy.heap import keep_heap
 from cusink.backends.ranges import SCALING_EXPONENT, flush
+from cusink.costs.heap import keep_heap
 from cusink.costs.means import Means, Smoothing
 from cusink.deferred import cached_property
 from cusink.types import Array, Axis, HostArray

@@ -9,11 +9,11 @@ from cusink.backends.numpy import limits
 from cusink.backends.numpy.certificate import certified, repair
 from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import LogForm, error_log, finish_log
-from cusink.backends.numpy.heap import keep_heap
 from cusink.backends.numpy.reductions import softmin
 from cusink.backends.numpy.workers import run_all
 from cusink.backends.ranges import UnderflowBound
 from cusink.convergence.rules import overrelaxed, overrelaxed_log
+from cusink.costs.heap import keep_heap
 from cusink.costs.logits import logits
 from cusink.types import Axis, HostArray
 

@@ -3,12 +3,17 @@
 import numpy as np
 
 MOST_KEPT = 1 << 24  # bytes of them
+_kept = 0  # by this process so far
 
 
 def keep_heap(size: int) -> None:
     """Let malloc keep the memory of arrays of `size` bytes for the next call, in place of giving it back to the system.
 
     glibc gives it back where twice the largest block that was ever freed is free, and the pages of the next arrays
-    are faulted in one by one. A block that nobody touches costs nothing.
+    are faulted in one by one. A block that nobody touches costs little, and none is needed that is no larger than those
+    before it.
     """
-    np.empty(min(size, MOST_KEPT), np.uint8)
+    global _kept
+    if (size := min(size, MOST_KEPT)) > _kept:
+        np.empty(size, np.uint8)
+        _kept = size
