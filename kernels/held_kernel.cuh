@@ -1,65 +1,6 @@
-// uses: small_problem.cuh
+// uses: small_problem.cuh, held_matrix.cuh
 // Half-steps of a block of one problem with its kernel K in registers, for iterate.cu. A block alone waits most of the
 // time; its half-steps are short by what they do not wait for, see tests/wheels/waits.py.
-//
-// Thread (i, j) of 8 x 16 holds the entries of rows i, i + 8, ... and of columns j, j + 16, ..., and multiplies both
-// sides with them, so that a half-step reads nothing of K from shared memory. Sums of 8 or 16 threads for each entry,
-// the parts, go through shared memory. More threads would have more parts.
-
-constexpr int HELD_HIGH = 8, HELD_WIDE = 16, HELD_THREADS = HELD_HIGH * HELD_WIDE;
-constexpr int HELD_ROWS = sizeof(REAL) == sizeof(float) ? 14 : 8, HELD_COLUMNS = HELD_ROWS / 2;  // of a thread
-constexpr int HELD_BINS = HELD_ROWS * HELD_HIGH;
-// From the parts of one thread to those of the next: the stores of a warp meet no bank twice in float.
-constexpr int COLUMN_PARTS = HELD_BINS, ROW_PARTS = HELD_BINS + 2;
-// All threads read parts, those behind the last bin too, of an entry without weight.
-constexpr int HELD_PARTS = (HELD_WIDE - 1) * ROW_PARTS + HELD_THREADS;
-
-struct HeldKernel {
-    REAL at[HELD_ROWS][HELD_COLUMNS];
-
-    // parts (8, COLUMN_PARTS): sums over the rows of a thread of scaling_i K_ij.
-    __device__ void multiply_columns(REAL* parts, const REAL* scalings) const {
-        int i = threadIdx.x / HELD_WIDE, j = threadIdx.x % HELD_WIDE;
-        REAL factor[HELD_ROWS];
-#pragma unroll
-        for (int r = 0; r < HELD_ROWS; r++) factor[r] = scalings[i + r * HELD_HIGH];
-#pragma unroll
-        for (int c = 0; c < HELD_COLUMNS; c++) {
-            REAL sum = 0;
-#pragma unroll
-            for (int r = 0; r < HELD_ROWS; r++) sum = multiply_add(factor[r], at[r][c], sum);
-            parts[i * COLUMN_PARTS + j + c * HELD_WIDE] = sum;
-        }
-    }
-
-    // parts (16, ROW_PARTS): sums over the columns of a thread of scaling_j K_ij.
-    __device__ void multiply_rows(REAL* parts, const REAL* scalings) const {
-        int i = threadIdx.x / HELD_WIDE, j = threadIdx.x % HELD_WIDE;
-        REAL factor[HELD_COLUMNS];
-#pragma unroll
-        for (int c = 0; c < HELD_COLUMNS; c++) factor[c] = scalings[j + c * HELD_WIDE];
-#pragma unroll
-        for (int r = 0; r < HELD_ROWS; r++) {
-            REAL sum = 0;
-#pragma unroll
-            for (int c = 0; c < HELD_COLUMNS; c++) sum = multiply_add(factor[c], at[r][c], sum);
-            parts[j * ROW_PARTS + i + r * HELD_HIGH] = sum;
-        }
-    }
-};
-
-// The sum of the parts of an entry, which are all read before any is waited for.
-template <int PARTS, int STEP>
-__device__ inline REAL sum_of_held(const REAL* part) {
-    REAL x[PARTS];
-#pragma unroll
-    for (int k = 0; k < PARTS; k++) x[k] = part[k * STEP];
-#pragma unroll
-    for (int k = 1; k < PARTS; k *= 2)
-#pragma unroll
-        for (int i = 0; i < PARTS; i += 2 * k) x[i] += x[i + k];
-    return x[0];
-}
 
 // 1 / x to rounding, or 0 for an x above 2^126. A quotient by it takes no branch, and is the rounded one for operands
 // and results well within the range.
@@ -86,7 +27,7 @@ __device__ inline bool in_range_by_bits(double scaling) {
 
 // Make K. All costs are asked for before one is waited for. Lines then go round, so that what makes an entry is
 // compiled for one line, and not for all.
-__device__ inline void load_held(HeldKernel& held, const REAL* C, const Side& row, const Side& column,
+__device__ inline void load_held(HeldMatrix& held, const REAL* C, const Side& row, const Side& column,
                                  const REAL* shared, REAL minimum, double cost_scale, bool absorbed) {
     int first_row = threadIdx.x / HELD_WIDE, first_column = threadIdx.x % HELD_WIDE;
 #pragma unroll
@@ -139,7 +80,7 @@ struct HeldEntry {
 
 // What one problem with K in registers carries from one round of half-steps to the next.
 struct HeldCourse {
-    HeldKernel kernel;
+    HeldMatrix kernel;
     bool stale, absorbed;  // whether the kernel has to be made, and with what it has absorbed
     int resting, taken;    // half-steps since it was made, and of the problem
 };

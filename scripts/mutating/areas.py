@@ -227,7 +227,11 @@ TESTS: dict[str, Tests] = {
     "kernels/grid_logs.cu": Tests((_FUSED, "-k", "oracle and grid_logs or lost_digits"), _ON_GRIDS),
     "kernels/grid_tiles.cuh": Tests((_FUSED, "-k", "oracle and grid and float32"), _ON_GRIDS),
     "kernels/at_once.cu": Tests(("tests/backends/cupy/test_at_once.py",), ()),
+    "kernels/adjoint_held.cu": Tests(("tests/backends/cupy/test_adjoint_held.py",), ()),
     "kernels/held_kernel.cuh": Tests(("tests/backends/cupy/test_held.py",), ()),
+    "kernels/held_matrix.cuh": Tests(
+        ("tests/backends/cupy/test_held.py",), ("tests/backends/cupy/test_adjoint_held.py",)
+    ),
     "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/small_problem.cuh": Tests(_ITERATED, ("tests/backends/cupy/test_held.py",)),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),

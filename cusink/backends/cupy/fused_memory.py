@@ -1,6 +1,6 @@
-"""The dynamic shared memory of the kernels of ``iterate.cu``, counted as they lay it out."""
+"""The dynamic shared memory of the kernels of small problems, counted as they lay it out."""
 
-HELD_THREADS, HELD_BINS = 128, {4: 112, 8: 64}  # of iterate_held, bins by the bytes of a REAL, as in held_kernel.cuh
+HELD_THREADS, HELD_BINS = 128, {4: 112, 8: 64}  # bins by the bytes of a REAL, as in held_matrix.cuh
 
 
 def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int, log: bool = False) -> int:
@@ -22,5 +22,20 @@ def shared_memory(problems: int, n: int, m: int, warps: int, itemsize: int, log:
 
 def held_memory(itemsize: int) -> int:
     """Return the bytes of dynamic shared memory of ``iterate_held``: as ``iterate.cu``, without K."""
-    parts = 15 * (HELD_BINS[itemsize] + 2) + HELD_THREADS  # of 16 threads
-    return itemsize * (8 * HELD_THREADS + 8 + 4 + parts)
+    return itemsize * (8 * HELD_THREADS + 8 + 4 + _held_parts(itemsize))
+
+
+def adjoint_memory(n: int, m: int, itemsize: int) -> int:
+    """Return the bytes of dynamic shared memory of ``adjoint_at_once``: E and the vectors of the marginal system."""
+    return itemsize * (n * (m | 1) + 4 * (n + m) + 3 * min(n, m) + max(n, m))
+
+
+def held_adjoint_memory(itemsize: int) -> int:
+    """Return the bytes of dynamic shared memory of ``adjoint_held``, in whole doubles."""
+    doubles = 12 * HELD_THREADS + 2 * 2 * 4  # potentials and sums by thread, and two totals of each warp, twice
+    return 8 * doubles + -(-itemsize * (3 * HELD_THREADS + _held_parts(itemsize)) // 8) * 8
+
+
+def _held_parts(itemsize: int) -> int:
+    """Return how many parts of sums 16 threads have for a side."""
+    return 15 * (HELD_BINS[itemsize] + 2) + HELD_THREADS

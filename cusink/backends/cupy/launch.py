@@ -14,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cusink.backends.cupy.fused_memory import HELD_BINS, HELD_THREADS, held_memory, shared_memory
+from cusink.backends.cupy.fused_memory import (
+    HELD_BINS,
+    HELD_THREADS,
+    adjoint_memory,
+    held_adjoint_memory,
+    held_memory,
+    shared_memory,
+)
 from cusink.types import Axis
 
 MOST_BLOCKS = 2**31 - 1
@@ -165,7 +172,9 @@ def configure(
     if operator in ("begin_at_once", "end_at_once"):
         return Launch("at_once.cu", operator, grid_of(B), 32 * _power_of_two(-(-max(n, m) // 32), 8), 0)
     if operator == "adjoint_at_once":
-        shared = size * (n * (m | 1) + 4 * (n + m) + 3 * min(n, m) + max(n, m))
+        if max(n, m) <= HELD_BINS[size]:
+            return Launch("adjoint_held.cu", "adjoint_held", grid_of(B), HELD_THREADS, held_adjoint_memory(size))
+        shared = adjoint_memory(n, m, size)
         fits = shared <= device.shared_memory - OWN_SHARED_MEMORY
         return Launch("at_once.cu", operator, grid_of(B), 256, shared) if fits else None
     if operator == "scaled_kernel":
