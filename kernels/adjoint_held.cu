@@ -4,11 +4,11 @@
 //
 // One block per problem. Thread k has entry k of both sides, and of all vectors. The marginal system is solved as in
 // marginal_system.cuh, with the rows eliminated: an iteration takes two products from registers and two totals in
-// double, which meet at 6 barriers. These bound it, and what a block waits for: see tests/wheels/waits.py. C is read
-// twice, and each entry of it takes some 20 instructions in double in all. Right for any grid; the block is
+// double, which meet at 6 barriers. These bound it, and what a block waits for: see tests/wheels/waits.py. An
+// entry of C is read once and takes some 20 instructions in double in all. Right for any grid; the block is
 // HELD_THREADS.
 
-constexpr double LOG2_E = 1.44269504088896340736;
+constexpr double LN2 = 0.69314718055994530942;
 constexpr int HELD_WARPS = HELD_THREADS / 32;
 
 struct Pair {
@@ -32,6 +32,12 @@ struct AdjointEntry {
     __device__ double mass() const {
         return weight > 0 ? double(weight) / double(factor) : 0;
     }
+};
+
+// What a thread keeps of one of its columns while it goes through its rows.
+struct Column {
+    double potential;
+    REAL weight;
 };
 
 struct HeldSystem {
@@ -138,22 +144,29 @@ adjoint_held(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out_y,
                 E.at[r][c] = i < n && j < m ? C[i * m + j] : infinity();
             }
         __syncthreads();
+        Column at_column[HELD_COLUMNS];
+#pragma unroll
+        for (int c = 0; c < HELD_COLUMNS; c++) {
+            int j = first_column + c * HELD_WIDE;
+            at_column[c] = {memory.g[j], memory.b[j]};
+        }
         // E, and its sums and means of log E over rows and columns. Lines go round, as in load_held.
         Pair of_column[HELD_COLUMNS] = {};
 #pragma unroll 1
         for (int i = first_row; i < HELD_BINS; i += HELD_HIGH) {
             REAL line[HELD_COLUMNS];
             Pair of_row = {0, 0};
+            double of_i = memory.f[i], weight = memory.a[i];
 #pragma unroll
             for (int c = 0; c < HELD_COLUMNS; c++) {
-                int j = first_column + c * HELD_WIDE;
                 REAL cost = E.at[0][c];
-                double difference = memory.f[i] + memory.g[j] - double(cost);
-                bool counts = cost < infinity() && (memory.a[i] > 0 || memory.b[j] > 0);
-                line[c] = counts ? power_of_two(REAL(difference * cost_scale)) : REAL(0);
-                double entry = double(line[c]), moment = counts ? entry * difference : 0;
-                of_row.x += entry * double(memory.b[j]), of_row.y += moment * double(memory.b[j]);
-                of_column[c].x += entry * double(memory.a[i]), of_column[c].y += moment * double(memory.a[i]);
+                bool counts = (cost < infinity()) & ((weight > 0) | (at_column[c].weight > 0));
+                // Without a branch, which would keep the entries of a line apart.
+                double difference = of_i + at_column[c].potential - double(counts ? cost : REAL(0));
+                line[c] = power_of_two(counts ? REAL(difference * cost_scale) : -infinity());
+                double entry = double(line[c]), moment = entry * difference, other = double(at_column[c].weight);
+                of_row.x += entry * other, of_row.y += moment * other;
+                of_column[c].x += entry * weight, of_column[c].y += moment * weight;
             }
 #pragma unroll
             for (int offset = HELD_WIDE / 2; offset > 0; offset /= 2) {
@@ -198,21 +211,22 @@ adjoint_held(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out_y,
 #pragma unroll 1
         for (int i = first_row; i < HELD_BINS; i += HELD_HIGH) {
             REAL line[HELD_COLUMNS];
+            double weight = memory.a[i], rest = level - memory.of_rows[i].x;
 #pragma unroll
             for (int c = 0; c < HELD_COLUMNS; c++) {
                 int j = first_column + c * HELD_WIDE;
-                line[c] = i < n && j < m ? C[i * m + j] : infinity();
+                REAL entry = E.at[0][c];
+                // From C it would wait for memory. Where E is 0, P is.
+                double ratio = double(log_two(larger(entry, Limits<REAL>::tiny))) * LN2;
+                double P = weight * double(memory.b[j]) * double(entry);
+                double gradient = P * (w * ratio + (rest - memory.of_rows[j].y));
+                by_eps += (gradient - w * P) * ratio;
+                line[c] = REAL(gradient);
             }
+            REAL* to = grad_C + problem * cost_stride + i * m + first_column;
 #pragma unroll
-            for (int c = 0; c < HELD_COLUMNS; c++) {
-                int j = first_column + c * HELD_WIDE;
-                double ratio = (memory.f[i] + memory.g[j] - double(line[c])) * one_over_eps;
-                double P = double(memory.a[i]) * double(memory.b[j]) * double(E.at[0][c]);
-                double gradient = P * (level + w * ratio - memory.of_rows[i].x - memory.of_rows[j].y);
-                bool counts = line[c] < infinity();
-                if (grad_C && i < n && j < m) grad_C[problem * cost_stride + i * m + j] = counts ? REAL(gradient) : REAL(0);
-                by_eps += counts ? (gradient - w * P) * ratio : 0;
-            }
+            for (int c = 0; c < HELD_COLUMNS; c++)
+                if ((grad_C != nullptr) & (i < n) & (first_column + c * HELD_WIDE < m)) to[c * HELD_WIDE] = line[c];
 #pragma unroll
             for (int r = 0; r + 1 < HELD_ROWS; r++)
 #pragma unroll

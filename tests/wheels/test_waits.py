@@ -5,7 +5,9 @@ import pytest
 from wheels import waits
 from wheels.waits import LATENCIES, Instruction
 
-ITERATION = 972  # clocks at up to 112 x 112 bins in float32, of which an H100 has 1.755 a nanosecond
+# Clocks at up to 112 x 112 bins in float32, of which an H100 has 1.755 a nanosecond: of an iteration, and of a gradient
+# by its iterations of conjugate gradients.
+ITERATION, GRADIENT = 972, {0: 31287, 24: 69078, 95: 176501}
 
 LOAD = Instruction("LDS R2, [R3]", 2, sets=0)
 ADD = Instruction("FADD R4, R2, R4", 4, waits=(0,))
@@ -55,3 +57,30 @@ def test_an_iteration_waits_no_longer_than_is_said():
     assert sum(name.startswith("FFMA") for name in names) >= 2 * 14 * 7  # both products
     assert sum(name.startswith("VOTE") for name in names) == 2  # both range checks
     assert waits.clocks(way) <= 1.02 * ITERATION
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    return waits.gradient()
+
+
+def test_a_gradient_waits_no_longer_than_is_said(gradient):
+    for turns, most in GRADIENT.items():
+        assert gradient.clocks(turns) <= 1.02 * most
+    assert gradient.clocks(24) - gradient.clocks(23) == waits.clocks(gradient.turn)
+
+
+def test_the_ways_of_a_gradient_hold_its_work(gradient):
+    def count(way, start):
+        return sum(waits.opcode(line.text).startswith(start) for line in way)
+
+    assert count(gradient.alone, "LDG") >= 98 and not count(gradient.alone, "MUFU.EX2")
+    assert count(gradient.density, "MUFU.EX2") == count(gradient.by_cost, "STG") == 7
+    assert count(gradient.turn, "FFMA") >= 2 * 98 and count(gradient.attempt, "FFMA") >= 4 * 98
+    assert count(gradient.alone, "FFMA") >= 3 * 98  # a residual, and the rows at the end
+
+
+def test_forward_and_gradient_of_one_problem_are_within_the_goal(gradient):
+    """200 iterations and either gradient in 0.25 ms, without `begin_at_once`, `end_at_once` and the launches."""
+    for turns in (0, 24, 95):
+        assert 200 * waits.clocks(waits.iteration()) + gradient.clocks(turns) <= 0.22e-3 * 1.755e9

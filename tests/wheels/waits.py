@@ -6,7 +6,7 @@ turns), and for which of six scoreboards it waits itself: those of loads and spe
 cannot know. These are in `LATENCIES`, and are assumed. Left out are misses of the instruction cache, what a taken
 branch costs beside its stall, and other blocks. So this is a count, not a time.
 
-``python tests/wheels/waits.py`` prints an iteration of ``iterate_held`` in float32.
+``python tests/wheels/waits.py`` prints an iteration of ``iterate_held`` in float32, and what a gradient is made of.
 """
 
 import heapq
@@ -25,10 +25,13 @@ from wheels.builds import builds
 from wheels.sass import opcode
 
 # Clocks until a result can be used, by the beginning of an opcode; a barrier until a warp is past it. Not measured.
-LATENCIES = {"LDS": 29, "MUFU": 20, "SHFL": 24, "S2": 20, "LDC": 30, "BAR": 30, "": 20}
+# What is read of global memory is in the L2 cache.
+LATENCIES = {"LDG": 300, "LDS": 29, "MUFU": 20, "SHFL": 24, "S2": 20, "LDC": 30, "BAR": 30, "": 20}
 OPERANDS = 8  # clocks until a store has read its registers
 # What a usual half-step does not come to: it makes K, repairs a sum, or ends a round.
 RARE = r"LDG|STG|MUFU\.(EX2|LG2)|CALL|ATOMS|REDUX|SHFL|EXIT|RET"
+NEVER = r"CALL|EXIT|RET"  # what no loop of `adjoint_held` comes to
+ROWS = 14  # of a thread, in each of its two loops over them
 
 
 class Instruction(NamedTuple):
@@ -75,10 +78,11 @@ def _is_barrier(instruction):
     return instruction.text.startswith("BAR")  # one with a predicate belongs to another way
 
 
-def route(code, barriers):
+def route(code, barriers, rare=RARE, holds=()):
     """Return the quickest way round a loop with so many barriers, by stalls alone: a list of instructions.
 
-    Of all loops it is the shortest that has one. A way avoids what is rare, and `BRA.DIV`, for threads that are apart.
+    Of all loops it is the shortest whose way has them, and the instructions that it `holds`. A way avoids what is
+    `rare`, and `BRA.DIV`, for threads that are apart.
     """
     places = {line: index for index, line in enumerate(code) if isinstance(line, str)}
     jumps = {
@@ -87,12 +91,13 @@ def route(code, barriers):
         if not isinstance(line, str) and opcode(line.text) == "BRA"
     }
     for start, end in sorted(((to, at) for at, to in jumps.items() if to < at), key=lambda loop: loop[1] - loop[0]):
-        if way := _quickest(code, jumps, start, end, barriers):
+        way = _quickest(code, jumps, start, end, barriers, rare)
+        if way and all(any(opcode(line.text).startswith(name) for line in way) for name in holds):
             return way
     raise LookupError(f"no loop with {barriers} barriers")
 
 
-def _quickest(code, jumps, start, end, barriers):
+def _quickest(code, jumps, start, end, barriers, rare):
     """Dijkstra's way from `start` to `end`; a node is an instruction with the barriers before it."""
     shortest, before, queue = {(start, 0): 0}, {}, [(0, start, 0)]
     while queue:
@@ -109,7 +114,7 @@ def _quickest(code, jumps, start, end, barriers):
             continue
         line, following = code[at], [at + 1]
         if not isinstance(line, str):
-            if re.match(RARE, opcode(line.text)):
+            if re.match(rare, opcode(line.text)):
                 continue
             passed_then, longer = passed + _is_barrier(line), clocks + line.stall
             if at in jumps:
@@ -141,17 +146,56 @@ def clocks(way, rounds=3):
     return now - begun
 
 
-def iteration(kernel="iterate_held", barriers=4):
-    """Return the way of an iteration of a kernel of ``iterate.cu``: two half-steps with two barriers each."""
-    (build,) = builds("cuda13", (("iterate.cu", "float32", 90),)).values()
-    return route(disassemble(build.binary, kernel), barriers)
+def _code(file, kernel):
+    (build,) = builds("cuda13", ((file, "float32", 90),)).values()
+    return disassemble(build.binary, kernel)
+
+
+def iteration():
+    """Return the way of an iteration of ``iterate_held``: two half-steps with two barriers each."""
+    return route(_code("iterate.cu", "iterate_held"), 4)
+
+
+class Gradient(NamedTuple):
+    """Ways of ``adjoint_held`` for a problem, each a list of instructions.
+
+    One without an iteration and without its loops over rows; such a row as it makes E, and as it makes the gradient by
+    the cost; an iteration of conjugate gradients; and one with the residual before it, made anew.
+    """
+
+    alone: list
+    density: list
+    by_cost: list
+    turn: list
+    attempt: list
+
+    def clocks(self, turns):
+        """Return the clocks of a gradient with so many iterations: none for `reg_cost`."""
+        rows = ROWS * (clocks(self.density) + clocks(self.by_cost))
+        again = clocks(self.attempt) - clocks(self.turn) if turns else 0  # the residual at the end
+        return clocks(self.alone, rounds=1) + rows + turns * clocks(self.turn) + again
+
+
+def gradient():
+    """Return the ways of ``adjoint_held``: 6 barriers for an iteration and for a residual, and 9 for the rest."""
+    code = _code("adjoint_held.cu", "adjoint_held")
+    return Gradient(
+        route(code, 15, NEVER, ("LDG",)),
+        route(code, 0, NEVER, ("MUFU.EX2",)),
+        route(code, 0, NEVER, ("DFMA", "STG")),
+        route(code, 6, NEVER),
+        route(code, 12, NEVER),
+    )
 
 
 def main():
-    way = iteration()
+    way, found = iteration(), gradient()
     print(f"{clocks(way)} clocks for {len(way)} instructions of an iteration")
     for line in way:
         print(f"{line.stall:3} {line.sets!s:>5} {line.waits!s:9} {line.text}")
+    for name, part in found._asdict().items():
+        print(f"{clocks(part, 1 if name == 'alone' else 3)} clocks for {len(part)} instructions of {name}")
+    print(*(f"{found.clocks(turns)} clocks with {turns} iterations" for turns in (0, 24, 95)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,8 @@ def configure(
     if operator == "translate":
         return Launch("unbalanced.cu", operator, grid_of(B), 32 * _power_of_two(-(-max(n, m) // 128), 16), 0)
     if operator in ("begin_at_once", "end_at_once"):
-        return Launch("at_once.cu", operator, grid_of(B), 32 * _power_of_two(-(-max(n, m) // 32), 8), 0)
+        # A warp waits for memory with each of its lines, so it has few.
+        return Launch("at_once.cu", operator, grid_of(B), 32 * _power_of_two(-(-max(n, m) // 8), 16), 0)
     if operator == "adjoint_at_once":
         if max(n, m) <= HELD_BINS[size]:
             return Launch("adjoint_held.cu", "adjoint_held", grid_of(B), HELD_THREADS, held_adjoint_memory(size))
