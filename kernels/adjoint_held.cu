@@ -34,12 +34,6 @@ struct AdjointEntry {
     }
 };
 
-// What a thread keeps of one of its columns while it goes through its rows.
-struct Column {
-    double potential;
-    REAL weight;
-};
-
 struct HeldSystem {
     HeldMatrix E;
     AdjointMemory& memory;
@@ -144,12 +138,6 @@ adjoint_held(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out_y,
                 E.at[r][c] = i < n && j < m ? C[i * m + j] : infinity();
             }
         __syncthreads();
-        Column at_column[HELD_COLUMNS];
-#pragma unroll
-        for (int c = 0; c < HELD_COLUMNS; c++) {
-            int j = first_column + c * HELD_WIDE;
-            at_column[c] = {memory.g[j], memory.b[j]};
-        }
         // E, and its sums and means of log E over rows and columns. Lines go round, as in load_held.
         Pair of_column[HELD_COLUMNS] = {};
 #pragma unroll 1
@@ -159,13 +147,14 @@ adjoint_held(REAL* grad_a, REAL* grad_b, REAL* grad_C, REAL* out_x, REAL* out_y,
             double of_i = memory.f[i], weight = memory.a[i];
 #pragma unroll
             for (int c = 0; c < HELD_COLUMNS; c++) {
-                REAL cost = E.at[0][c];
-                bool counts = (cost < infinity()) & ((weight > 0) | (at_column[c].weight > 0));
+                int j = first_column + c * HELD_WIDE;
+                REAL cost = E.at[0][c], other = memory.b[j];
+                bool counts = (cost < infinity()) & ((weight > 0) | (other > 0));
                 // Without a branch, which would keep the entries of a line apart.
-                double difference = of_i + at_column[c].potential - double(counts ? cost : REAL(0));
+                double difference = of_i + memory.g[j] - double(counts ? cost : REAL(0));
                 line[c] = power_of_two(counts ? REAL(difference * cost_scale) : -infinity());
-                double entry = double(line[c]), moment = entry * difference, other = double(at_column[c].weight);
-                of_row.x += entry * other, of_row.y += moment * other;
+                double entry = double(line[c]), moment = entry * difference;
+                of_row.x += entry * double(other), of_row.y += moment * double(other);
                 of_column[c].x += entry * weight, of_column[c].y += moment * weight;
             }
 #pragma unroll

@@ -146,6 +146,42 @@ def clocks(way, rounds=3):
     return now - begun
 
 
+def side_by_side(way, blocks, rounds=20):
+    """Return the clocks of a round of each of several blocks on a multiprocessor, each with a warp on a scheduler.
+
+    The scheduler issues one instruction in a clock, and has shared memory every fourth clock.
+    """
+    now, free, at, taken = (
+        [37 * block for block in range(blocks)],
+        [{} for _ in range(blocks)],
+        [0] * blocks,
+        [0] * blocks,
+    )
+    issued = accessed = 0
+    while min(taken) < rounds:
+        candidates = []
+        for block in range(blocks):
+            line = way[at[block]]
+            shares = opcode(line.text).startswith(("LDS", "STS", "SHFL"))
+            waits = (free[block].get(board, 0) for board in line.waits)
+            candidates.append((max([now[block], issued, *waits, accessed * shares]), taken[block], at[block], block))
+        clock, _, _, block = min(candidates)
+        line = way[at[block]]
+        name = opcode(line.text)
+        latency = next(value for start, value in LATENCIES.items() if name.startswith(start))
+        if line.sets is not None:
+            free[block][line.sets] = max(free[block].get(line.sets, 0), clock + latency)
+        if line.reads is not None:
+            free[block][line.reads] = max(free[block].get(line.reads, 0), clock + OPERANDS)
+        issued = clock + 1
+        if name.startswith(("LDS", "STS", "SHFL")):
+            accessed = clock + 4
+        now[block] = clock + max(line.stall, 1) + (latency if _is_barrier(line) else 0)
+        at[block] = (at[block] + 1) % len(way)
+        taken[block] += at[block] == 0
+    return max(now) / rounds
+
+
 def _code(file, kernel):
     (build,) = builds("cuda13", ((file, "float32", 90),)).values()
     return disassemble(build.binary, kernel)
@@ -169,11 +205,15 @@ class Gradient(NamedTuple):
     turn: list
     attempt: list
 
-    def clocks(self, turns):
+    def clocks(self, turns, blocks=1):
         """Return the clocks of a gradient with so many iterations: none for `reg_cost`."""
-        rows = ROWS * (clocks(self.density) + clocks(self.by_cost))
-        again = clocks(self.attempt) - clocks(self.turn) if turns else 0  # the residual at the end
-        return clocks(self.alone, rounds=1) + rows + turns * clocks(self.turn) + again
+
+        def of(way):
+            return clocks(way) if blocks == 1 else side_by_side(way, blocks)
+
+        rows = ROWS * (of(self.density) + of(self.by_cost))
+        again = of(self.attempt) - of(self.turn) if turns else 0  # the residual at the end
+        return clocks(self.alone, rounds=1) + rows + turns * of(self.turn) + again
 
 
 def gradient():
@@ -195,7 +235,8 @@ def main():
         print(f"{line.stall:3} {line.sets!s:>5} {line.waits!s:9} {line.text}")
     for name, part in found._asdict().items():
         print(f"{clocks(part, 1 if name == 'alone' else 3)} clocks for {len(part)} instructions of {name}")
-    print(*(f"{found.clocks(turns)} clocks with {turns} iterations" for turns in (0, 24, 95)), sep="\n")
+    print(*(f"{found.clocks(turns)} clocks with {turns} iterations" for turns in (0, 24, 55, 213)), sep="\n")
+    print(f"{side_by_side(way, 2)} and {found.clocks(24, 2)} clocks of two blocks on a multiprocessor")
 
 
 if __name__ == "__main__":

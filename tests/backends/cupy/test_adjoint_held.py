@@ -185,3 +185,36 @@ def test_it_is_chosen_for_what_fits():
     for dtype, most in (("float32", 112), ("float64", 64)):
         kernels = [configure("adjoint_at_once", 8, *sizes, dtype, H100).kernel for sizes in ((most, 3), (3, most + 1))]
         assert kernels == ["adjoint_held", "adjoint_at_once"]
+
+
+def costs(kind, n):
+    """Return costs between 0 and 1, as docs/gpu.md names them."""
+    steps = abs(np.subtract.outer(np.arange(n), np.arange(n))) / n
+    return {"squares": steps**2, "steps": steps, "random": np.random.default_rng(0).random((n, n))}[kind]
+
+
+@pytest.mark.parametrize(("kind", "iterations"), [("squares", 24), ("random", 55), ("steps", 213)])
+def test_how_many_iterations_a_gradient_takes(kind, iterations):
+    """Of `cost`, for 100 bins and eps = 1e-3 after 200 iterations, to the usual tolerance. The time follows from it."""
+
+    def counted(file, name, dtype):
+        begin = ("bool reached = system.solve", "TURNS = 0; bool reached = system.solve")
+        each = ("if (!(curvature > 0)) break;", "TURNS += threadIdx.x == 0; if (!(curvature > 0)) break;")
+        end = ("facts[problem * 3 + 2] = solved[problem]", "facts[problem * 3 + 2] = TURNS")
+
+        def change(text):
+            for old, new in (begin, each, end, ("struct HeldSystem {", "static int TURNS;\nstruct HeldSystem {")):
+                assert text.count(old) == 1
+                text = text.replace(old, new)
+            return text
+
+        return emulated.Kernel(file, name, dtype, change=change)
+
+    rng = np.random.default_rng(0)
+    C, a, b = costs(kind, 100), rng.dirichlet(np.ones(100), 1), rng.dirichlet(np.ones(100), 1)
+    a, b, C = (x.astype("f") for x in (a, b, C))
+    solved = cusink.sinkhorn(*(x.astype(float) for x in (a, b, C)), eps=1e-3, tol=None, max_iter=200)
+    with operators(function=counted):
+        force_held(1)
+        found = pull(C, a, b, solved.problem.f, solved.problem.g, 1e-3, (1.0, 1.0), tol=1e-6)
+    assert found.solved.all() and abs(found.sound[0] - iterations) <= 0.1 * iterations
