@@ -173,7 +173,7 @@ def configure(
         # A warp waits for memory with each of its lines, so it has few.
         return Launch("at_once.cu", operator, grid_of(B), 32 * _power_of_two(-(-max(n, m) // 8), 16), 0)
     if operator == "adjoint_at_once":
-        if max(n, m) <= HELD_BINS[size]:
+        if 32 < max(n, m) <= HELD_BINS[size]:  # its loops take all rows that a block has
             return Launch("adjoint_held.cu", "adjoint_held", grid_of(B), HELD_THREADS, held_adjoint_memory(size))
         shared = adjoint_memory(n, m, size)
         fits = shared <= device.shared_memory - OWN_SHARED_MEMORY

@@ -3,7 +3,7 @@
 import emulated
 import numpy as np
 import pytest
-from backends.cupy.test_at_once import DTYPES, check_gradients
+from backends.cupy.test_at_once import DTYPES, check_gradients, make, pulled
 from emulated.cupy_stand_in import force, operators, part
 
 import cusink
@@ -183,8 +183,21 @@ def test_too_little_shared_memory_is_found():
 
 def test_it_is_chosen_for_what_fits():
     for dtype, most in (("float32", 112), ("float64", 64)):
-        kernels = [configure("adjoint_at_once", 8, *sizes, dtype, H100).kernel for sizes in ((most, 3), (3, most + 1))]
-        assert kernels == ["adjoint_held", "adjoint_at_once"]
+        sizes = ((32, 8), (33, 1), (most, 3), (3, most + 1))
+        kernels = [configure("adjoint_at_once", 8, *size, dtype, H100).kernel for size in sizes]
+        assert kernels == ["adjoint_at_once", "adjoint_held", "adjoint_held", "adjoint_at_once"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_call_is_one_launch_of_it(dtype):
+    given = make("one problem", dtype, n=40, m=37)
+    solved = cusink.sinkhorn(*(x.astype(float) for x in given), eps=0.05, tol=1e-12)
+    exact = cusink.sinkhorn_adjoint(solved, grad_cost=1.0, tol=1e-10)
+    found, work, launched = pulled(given, {"grad_cost": 1.0}, eps=0.05, tol=1e-10 if dtype == np.float64 else 1e-5)
+    assert work == [(1, 1)] * len(work) and launched[-1] == "adjoint_held"
+    for name, values in found.items():
+        right, rough = getattr(exact, name), 1e-5 if dtype == np.float64 else 1e-3
+        np.testing.assert_allclose(values, right, rtol=0, atol=rough * abs(right).max())
 
 
 def costs(kind, n):

@@ -240,9 +240,9 @@ def test_gradients_are_numpy_s(of, dtype):
         exact = cusink.sinkhorn_adjoint(solved, **COTANGENTS[of], tol=1e-10)
         found, work, launched = pulled(given, COTANGENTS[of], **tol)
         count = 2 if of == "both" else 1  # with the sum of both cotangents
-        assert work[0] == (count, 1) and "adjoint_held" in launched
+        assert work[0] == (count, 1) and "adjoint_at_once" in launched
         if kind in ("one problem", "a cost each"):  # there is no sum over problems
-            assert work[-1] == (count, 1) and launched[-1] == "adjoint_held"
+            assert work[-1] == (count, 1) and launched[-1] == "adjoint_at_once"
         for name in GRADIENTS:
             right, rough = getattr(exact, name), 1e-5 if dtype == np.float64 else 1e-3
             assert found[name].dtype == dtype and found[name].shape == right.shape
@@ -287,7 +287,7 @@ def check_gradients(dtype, seed=0):
 
 
 def forced(grid, warps, operator, B, n, m, dtype, device, **options):
-    """Return this launch of a kernel of ``at_once.cu``; that of gradients would be another kernel for so few bins."""
+    """Return this launch of a kernel of ``at_once.cu``; from 33 bins on gradients would have another kernel."""
     if operator == "adjoint_at_once":
         shared = adjoint_memory(n, m, np.dtype(dtype).itemsize)
         return Launch("at_once.cu", operator, grid, 32 * warps, shared)
