@@ -8,6 +8,7 @@ from cusink.checks.arrays import array_module, arrays, is_half, largest
 from cusink.checks.regularisation import RelativeEps, in_units
 from cusink.checks.scalars import positive_bytes
 from cusink.connection import doors_of
+from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import Kind, data_of, named_arrays, operators_for
 from cusink.costs.on_grids import EuclideanCost, GridCost
@@ -101,7 +102,11 @@ def eps_of_shared(eps: Any, C: Any) -> Any:
             f"{eps}. Multiply it with a common cost"
         )
     parts, xp, dtype = arrays(**named_arrays(C))
-    return in_units(eps, statistic(operand(C, xp, dtype, parts, batch=False), eps.of))
+    cost = operand(C, xp, dtype, parts, batch=False)
+    size = statistic(cost, eps.of)
+    if cost.stored and not size > 0:
+        cost_values(cost.data, xp)  # which says what is wrong with them, if something is
+    return in_units(eps, size)
 
 
 def check_shape(C: Any, batch: bool = True) -> None:

@@ -137,6 +137,49 @@ def test_sparse_rows_are_those_of_the_array(digits):
     np.testing.assert_allclose(found[0].data, found[1].data, atol=1e-6)
 
 
+@pytest.mark.parametrize("kinds", [(np.asarray, csr_array), (csr_array, np.asarray)])
+def test_samples_are_taken_in_the_kind_of_the_fit(digits, kinds):
+    images, _, cost = digits
+    of_fit, other = kinds
+    estimator = SinkhornNeighborsTransformer(2, cost=cost, eps=0.2).fit(of_fit(images[:8]))
+    np.testing.assert_array_equal(
+        estimator.transform(other(images[:12])).toarray(), estimator.transform(of_fit(images[:12])).toarray()
+    )
+
+
+def test_without_eps_it_is_a_hundredth_of_the_largest_cost(digits):
+    """Of 8 x 8 cells that is between two corners, 2 * 7**2."""
+    images, _, _ = digits
+    cost = cusink.Grid((8, 8))
+    found = SinkhornNeighborsTransformer(2, cost=cost, tol=1e-4).fit(images[:8]).kneighbors()
+    want = SinkhornNeighborsTransformer(2, cost=cost, tol=1e-4, eps=0.98).fit(images[:8]).kneighbors()
+    np.testing.assert_array_equal(found[1], want[1])
+    np.testing.assert_allclose(found[0], want[0], rtol=1e-12)
+
+
+class Capsule:
+    """An object with nothing but DLPack."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __dlpack__(self, **keywords):
+        return self.values.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self.values.__dlpack_device__()
+
+
+def test_samples_with_dlpack_alone(digits, domains):
+    images, Xs = digits[0][:8], domains[0]
+    estimator = SinkhornNeighborsTransformer(2, cost=digits[2], eps=0.2)
+    np.testing.assert_array_equal(
+        estimator.fit_transform(Capsule(images)).toarray(), estimator.fit_transform(images).toarray()
+    )
+    moved = SinkhornTransport().fit(Capsule(Xs), Capsule(domains[1])).transform(Capsule(Xs))
+    np.testing.assert_array_equal(moved, SinkhornTransport().fit(Xs, domains[1]).transform(Xs))
+
+
 @pytest.mark.parametrize("kind", [np.asarray, csr_array])
 @pytest.mark.parametrize(("dtype", "unit"), [("float64", 1e-300), ("float64", 1e290), ("float32", 1e-30)])
 def test_samples_of_any_sum_are_normalised(digits, kind, dtype, unit):
@@ -204,6 +247,25 @@ def test_transport_is_that_of_pot(domains, metric):
     # A sample of the fit goes where the plan sends it.
     sent = ours.coupling_ @ Xt / ours.coupling_.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(ours.transform(Xs), sent, atol=1e-12)
+
+
+def test_methods_take_the_names_of_pot(domains):
+    """The results are those of POT's estimator, which is called by the same names."""
+    ot = pytest.importorskip("ot")
+    Xs, Xt, new = domains
+    ours = SinkhornTransport(0.5, tol=1e-10, max_iter=10000)
+    theirs = ot.da.SinkhornTransport(reg_e=0.5, tol=1e-12, max_iter=10000)
+    np.testing.assert_allclose(ours.fit_transform(Xs=Xs, Xt=Xt), theirs.fit_transform(Xs=Xs, Xt=Xt), atol=1e-8)
+    np.testing.assert_allclose(ours.transform(Xs=new), theirs.transform(Xs=new), atol=1e-8)
+    np.testing.assert_allclose(ours.inverse_transform(Xt=Xt), theirs.inverse_transform(Xt=Xt), atol=1e-8)
+    np.testing.assert_array_equal(ours.transform(X=new), ours.transform(Xs=new))
+    with pytest.raises(TypeError, match="'X' must be given once; got 'Xs' too"):
+        ours.transform(new, Xs=new)
+    with pytest.raises(TypeError, match="'y' must be given once; got 'Xt' too"):
+        ours.fit_transform(Xs, Xt, Xt=Xt)
+    assert not hasattr(ours, "set_transform_request")  # samples are no metadata
+    framed = ours.set_output(transform="pandas").transform(Xs=new)
+    np.testing.assert_array_equal(framed.to_numpy(), clone(ours).fit(Xs, Xt).transform(new))
 
 
 def test_transport_in_a_pipeline(domains):

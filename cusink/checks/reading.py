@@ -21,7 +21,8 @@ def read(x: Any, library: str) -> Any:
         import cupy
 
         return cupy.from_dlpack(x)
-    found = np.asanyarray(x)
+    # Of what has DLPack alone, `numpy.asanyarray` would make one object.
+    found = np.asanyarray(x) if library == "dask" or hasattr(type(x), "__array__") else np.from_dlpack(x)
     # What a frame lends to be read, it changes itself.
     return found.copy() if library == "pandas" and not found.flags.writeable else found
 

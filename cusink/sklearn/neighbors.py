@@ -3,16 +3,18 @@
 from typing import Any, Literal, Self
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from cusink.checks.arrays import as_dtype
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, one_of, positive_integer, shown
 from cusink.retrieval.index import Index
-from cusink.sklearn.checks import cost_like, histograms, named
+from cusink.sklearn.checks import cost_like, histograms, named, of_kind
 from cusink.types import HostArray, MatrixValue, Tolerance
 
+SHARE = 0.01  # of the largest cost that eps is where none is given
 MODES = ("distance", "connectivity")
 # What `cusink.Index` calls the parameters.
 NAMES = {"A": "X", "B": "X", "C.x": "cost.x", "C.y": "cost.y", "C": "cost", "k": "n_neighbors"}
@@ -32,8 +34,8 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
     cost : array, shape (n_features, n_features), PointCloud or Grid, or None
         Cost between features, which are the bins. None stands for bins in a row: the squared difference of their
         numbers, with 1 as the largest.
-    eps : float
-        Regularisation in the unit of `cost`.
+    eps : float or RelativeEps, or None
+        Regularisation in the unit of `cost`. None stands for a hundredth of the largest cost, whatever its unit is.
     value : {"divergence", "cost", "reg_cost", "entropic_cost"}
         The distance, as for `cusink.distance_matrix`. Of these "divergence" alone is 0 between equal samples, which
         estimators expect; "entropic_cost" may be negative, which they refuse.
@@ -78,7 +80,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         n_neighbors: int = 5,
         *,
         cost: Any = None,
-        eps: float = 0.01,
+        eps: float | RelativeEps | None = None,
         value: MatrixValue = "divergence",
         mode: Literal["distance", "connectivity"] = "distance",
         normalise: bool = True,
@@ -123,17 +125,21 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         one_of("mode", self.mode, MODES)
         flag("normalise", self.normalise)
         X = histograms(self, X, fitting=True)
+        eps = self.eps
+        if eps is None:
+            eps = RelativeEps(SHARE, "max") if X.shape[1] > 1 else SHARE  # one bin costs nothing
         with named(NAMES):
             self.index_ = Index(
                 X,
                 cost_like(self.cost, X),
-                eps=self.eps,
+                eps=eps,
                 value=self.value,
                 max_iter=self.max_iter,
                 tol=self.tol,
                 on_empty="raise",
                 normalise=self.normalise,
             )
+        self._sparse = issparse(X)
         self.n_samples_fit_ = self._n_features_out = len(self.index_)
         return self
 
@@ -143,7 +149,8 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         Parameters
         ----------
         X : array-like or sparse matrix, shape (n_queries, n_features)
-            Samples; those of the training data have themselves among their neighbours, or others that are equal.
+            Samples, dense or sparse; those of the training data have themselves among their neighbours, or others
+            that are equal.
 
         Returns
         -------
@@ -201,7 +208,9 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
         check_is_fitted(self)
         flag("return_distance", return_distance)
         count = self.n_neighbors if n_neighbors is None else n_neighbors
-        rows = None if X is None else as_dtype("X", histograms(self, X, fitting=False), self.index_.dtype)
+        rows = None
+        if X is not None:
+            rows = of_kind(as_dtype("X", histograms(self, X, fitting=False), self.index_.dtype), self._sparse)
         with named(NAMES):
             distances, indices = self.index_.search(rows, count, workers=self.workers)
         if self.value == "divergence":

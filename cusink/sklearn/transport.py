@@ -1,10 +1,14 @@
 """Moving samples of one domain into another by entropic transport."""
 
-from typing import Any, Self
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
 
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from cusink.checks.regularisation import RelativeEps
 from cusink.costs.clouds import Metric, PointCloud
 from cusink.sklearn.checks import named, samples, targets
 from cusink.solver.sinkhorn import sinkhorn
@@ -12,16 +16,51 @@ from cusink.types import HostArray, Tolerance
 
 NAMES = {"x": "Xs", "y": "Xt", "C": "Xs"}  # of the parameters of `cusink.PointCloud` and `cusink.sinkhorn`
 
+T = TypeVar("T", bound=type)
+# What POT calls the parameters of methods.
+ALIASES = {
+    "transform": {"Xs": "X"},
+    "inverse_transform": {"Xt": "X"},
+    "fit_transform": {"Xs": "X", "Xt": "y"},
+}
 
+
+def also_called(aliases: Mapping[str, Mapping[str, str]]) -> Callable[[T], T]:
+    """Let methods of a class take parameters by further names.
+
+    A decorator of the class, as scikit-learn's own wrappers, which are made with it, want an `X`.
+    """
+
+    def with_names(method: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def wrapped(self: Any, *args: Any, **keywords: Any) -> Any:
+            for other, name in names.items():
+                if other in keywords:
+                    if name in keywords or len(args) > list(names.values()).index(name):
+                        raise TypeError(f"'{name}' must be given once; got '{other}' too, which is the same")
+                    keywords[name] = keywords.pop(other)
+            return method(self, *args, **keywords)
+
+        return wrapped
+
+    def decorate(cls: T) -> T:
+        for name, names in aliases.items():
+            setattr(cls, name, with_names(getattr(cls, name), names))
+        return cls
+
+    return decorate
+
+
+@also_called(ALIASES)
 class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Transform samples of a source domain into a target domain by the entropic map between them.
 
     All samples of a domain weigh the same. It maps as `ot.da.SinkhornTransport` of POT does, whose ``reg_e`` is `eps`,
-    with memory for the samples and not for all pairs of them.
+    with memory for the samples and not for all pairs of them. Its methods take samples by POT's names `Xs`, `Xt`, too.
 
     Parameters
     ----------
-    eps : float
+    eps : float or RelativeEps
         Regularisation in the unit of the cost.
     metric : {"sqeuclidean", "euclidean", "cityblock", "cosine"}
         The cost between samples, as for `cusink.PointCloud`.
@@ -65,9 +104,13 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     [[5.0, 5.0], [6.0, 5.0]]
     """
 
+    # The second names are no metadata to be routed.
+    __metadata_request__transform = {"Xs": UNUSED}  # noqa: RUF012, as scikit-learn reads it
+    __metadata_request__inverse_transform = {"Xt": UNUSED}  # noqa: RUF012
+
     def __init__(
         self,
-        eps: float = 1.0,
+        eps: float | RelativeEps = 1.0,
         *,
         metric: Metric = "sqeuclidean",
         power: float = 1,
@@ -116,7 +159,7 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.n_iter_ = int(self.result_.n_iter)
         return self
 
-    def fit_transform(self, X: Any, y: Any = None) -> HostArray:
+    def fit_transform(self, X: Any = None, y: Any = None, *, Xs: Any = None, Xt: Any = None) -> HostArray:
         """Solve transport, and map the source samples.
 
         Parameters
@@ -125,42 +168,51 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             Source samples.
         y : array-like, shape (n_target_samples, n_features)
             Target samples.
+        Xs, Xt : array-like
+            The same two, by POT's names.
 
         Returns
         -------
         array, shape (n_source_samples, n_features)
             The images of the source samples.
         """
+        del Xs, Xt  # `also_called` has made X and y of them
         return self.fit(X, y).transform(X)
 
-    def transform(self, X: Any) -> HostArray:
+    def transform(self, X: Any = None, *, Xs: Any = None) -> HostArray:
         """Map source samples, of the fit or new, into the target domain.
 
         Parameters
         ----------
         X : array-like, shape (n_samples, n_features)
             Source samples.
+        Xs : array-like
+            The same, by POT's name.
 
         Returns
         -------
         array, shape (n_samples, n_features)
             For each the mean of the target samples under its row of the plan, as `SinkhornResult.at` extends it.
         """
+        del Xs
         return self._mapped(X, "x")
 
-    def inverse_transform(self, X: Any) -> HostArray:
+    def inverse_transform(self, X: Any = None, *, Xt: Any = None) -> HostArray:
         """Map target samples, of the fit or new, into the source domain.
 
         Parameters
         ----------
         X : array-like, shape (n_samples, n_features)
             Target samples.
+        Xt : array-like
+            The same, by POT's name.
 
         Returns
         -------
         array, shape (n_samples, n_features)
             For each the mean of the source samples under its column of the plan.
         """
+        del Xt
         return self._mapped(X, "y")
 
     def _mapped(self, X: Any, side: str) -> HostArray:

@@ -40,9 +40,6 @@ class Capsule:
     def __dlpack_device__(self):
         return self.values.__dlpack_device__()
 
-    def __array__(self, dtype=None, copy=None):
-        return np.from_dlpack(self.values)
-
 
 LIBRARIES = {
     "torch": (torch.from_numpy, torch.Tensor),
