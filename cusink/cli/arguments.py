@@ -12,6 +12,7 @@ from cusink.cli.output import tell
 from cusink.retrieval.checks import ALL_VALUES
 
 __all__ = [
+    "ADD",
     "BUILD",
     "INDEX",
     "INFO",
@@ -19,6 +20,7 @@ __all__ = [
     "NEAREST",
     "SEARCH",
     "Parser",
+    "add_arguments",
     "build_arguments",
     "info_arguments",
     "matrix_arguments",
@@ -73,7 +75,8 @@ INDEX = """
 Keep a collection as an index, and search it again and again.
 
     cusink index build corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o corpus.index
-    cusink index search corpus.index queries.npy --normalise -k 10
+    cusink index search corpus.index queries.npy -k 10
+    cusink index add corpus.index more.npy
 
 An index is a folder of .npy files and one of JSON.
 """
@@ -83,17 +86,27 @@ Find out once what searches need of a collection, and write it into a folder.
     cusink index build corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o corpus.index
 {FILES}
 The folder appears under its name only when it is complete. It says itself what it is for: a search gives the value,
---eps and --tol of the index.
+--eps and --tol of the index, and divides its queries by their masses if --normalise did so with the items.
 {STATUS.format(kept="")}"""
+ADD = f"""
+Add histograms to an index, after those that are there.
+
+    cusink index add corpus.index more.npy others.npy
+
+Files are as for cusink index build, on the bins of the index. The answers are those of an index that was built of all
+items at once. The whole index is written anew beside the old one, which it replaces when it is complete: the disk needs
+room for both. One command at a time should do so: of two, the later one would undo what the first has added.
+{STATUS.format(kept="; the index stays as it was")}"""
 SEARCH = f"""
 Find the items of an index that are nearest to each query.
 
-    cusink index search corpus.index queries.npy --normalise -k 10
-    cusink index search corpus.index queries.npy --normalise -k 10 --solve-at-most 100 -o neighbours.npz
+    cusink index search corpus.index queries.npy -k 10
+    cusink index search corpus.index queries.npy -k 10 --solve-at-most 100 -o neighbours.npz
+    cusink index search corpus.index queries.npy -k 10 --candidates proposed.npy
 
 Queries are files as for cusink nearest, on the bins of the index. Without them the neighbours of each item are looked
-for among the others. With --solve-at-most the .npz file also holds 'proved' and 'undercut', (queries,): whether the
-neighbours are those of a full search for certain, and how much nearer one that was not looked at could be.
+for among the others. With --solve-at-most or --candidates the .npz file also holds 'proved' and 'undercut', (queries,):
+whether the neighbours are those of a full search for certain, and how much nearer one that was not looked at could be.
 {STATUS.format(kept="")}"""
 INFO = """
 Tell the versions, the device, the CUDA kernels, and how a problem of some size would be tiled and launched.
@@ -140,16 +153,34 @@ def build_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--force", action="store_true", help="replace an index that exists")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``cusink index add``."""
+    parser.add_argument("index", type=Path, help="the folder of an index")
+    parser.add_argument("files", nargs="+", metavar="items", help="histograms to be added, in this order")
+    parser.add_argument("--normalise", action="store_true", help="divide every histogram by its mass")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the checksums of the files")
+    _workers(parser)
+    parser.set_defaults(output=None)
+
+
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``cusink index search``."""
     parser.add_argument("index", type=Path, help="the folder of an index")
     parser.add_argument("queries", nargs="?", help="histograms, one per line of the result")
     parser.add_argument("-k", "--neighbours", required=True, type=count, metavar="K", help="how many for each query")
     parser.add_argument("--solve-at-most", type=count, metavar="N", help="pairs to be solved of each query at most")
+    parser.add_argument(
+        "--candidates",
+        metavar="FILE",
+        help="numbers of the items (queries, c) that may be neighbours of each query, as a vector database proposes",
+    )
     parser.add_argument("--no-prune", action="store_true", help="solve all pairs; the answer is the same")
-    parser.add_argument("--normalise", action="store_true", help="divide every query by its mass")
+    parser.add_argument(
+        "--normalise", action="store_true", help="divide every query by its mass, as an index built with it does anyway"
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare the checksums of the files")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is cuda where it works")
+    _workers(parser)
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="a bar (needs tqdm)")
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", type=Path, help="the .npz file to write; left out: print the neighbours")
@@ -204,11 +235,21 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
     )
     solver.add_argument("--dtype", choices=["float32", "float64"], default="float64", help="(default: %(default)s)")
     solver.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is cuda where it works")
+    _workers(solver)
     solver.add_argument("--memory-limit", type=size, metavar="SIZE", help="working memory: 500M, 2G, 512MiB")
     solver.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,
         help="a bar with rate and remaining time (needs tqdm; by default on a terminal)",
+    )
+
+
+def _workers(parser: Any) -> None:
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="threads (default: the environment variable CUSINK_WORKERS, or as many cores as pay)",
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from cusink.backends.devices import device_error, to_device
 from cusink.checks.arrays import to_host
 from cusink.cli.arguments import (
+    ADD,
     BUILD,
     INDEX,
     INFO,
@@ -24,13 +25,14 @@ from cusink.cli.arguments import (
     NEAREST,
     SEARCH,
     Parser,
+    add_arguments,
     build_arguments,
     info_arguments,
     matrix_arguments,
     nearest_arguments,
     search_arguments,
 )
-from cusink.cli.files import InputError, problem, queries
+from cusink.cli.files import InputError, load, problem, queries
 from cusink.cli.info import as_text, installation
 from cusink.cli.output import (
     DiskError,
@@ -50,6 +52,7 @@ from cusink.retrieval.nearest import nearest
 from cusink.retrieval.neighbours import Neighbours
 from cusink.types import HostArray
 from cusink.version import __version__
+from cusink.workers import working
 
 __all__ = [
     "choose_device",
@@ -62,7 +65,8 @@ DESCRIPTION = """Sinkhorn distances from the command line.
     cusink distance-matrix queries.npy corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o distances.npy
     cusink nearest queries.npy corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -k 10 -o neighbours.npz
     cusink index build corpus.npy --grid 8x8 --scale-cost --normalise --eps 0.01 -o corpus.index
-    cusink index search corpus.index queries.npy --normalise -k 10
+    cusink index search corpus.index queries.npy -k 10
+    cusink index add corpus.index more.npy
     cusink info
 
 `cusink COMMAND --help` explains each.
@@ -147,6 +151,7 @@ def make_parser() -> Parser:
         (commands, "nearest", NEAREST, run_nearest, nearest_arguments),
         (of_index, "build", BUILD, run_build, build_arguments),
         (of_index, "search", SEARCH, run_search, search_arguments),
+        (of_index, "add", ADD, run_add, add_arguments),
         (commands, "info", INFO, run_info, info_arguments),
     ):
         command = add(among, name, text)
@@ -181,9 +186,9 @@ def run_build(given: Namespace) -> int:
     check_name(given.output)
     if given.output.exists() and not given.force:
         raise InputError(f"--output: {given.output} exists; choose another name or pass --force to replace an index")
-    device, (B, _, C), (count, _) = _problem(given)
-    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit")
-    with Report(given) as report:
+    device, (B, _, C), (count, _) = _problem(given, divide=False)  # the index does so, and with its queries
+    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit", "normalise")
+    with Report(given) as report, working(given.workers):
         index = Index(B, C, **{name: getattr(given, name) for name in names})
         index.save(given.output, overwrite=given.force)
     text = f"{given.output}: an index of {count} items, {given.dtype}, {given.value}, eps {given.eps:g}"
@@ -202,9 +207,25 @@ def run_search(given: Namespace) -> int:
         if device == "cuda":
             (A,) = to_device(A)
         options = {"prune": not given.no_prune, "solve_at_most": given.solve_at_most, "progress": _bar(given)}
+        options |= {"workers": given.workers, "candidates": given.candidates and load(given.candidates)}
         found = index.search(A, given.neighbours, full_output=True, **options)
-    more = {} if given.solve_at_most is None else {name: to_host(getattr(found, name)) for name in CERTIFICATE}
+    certified = given.solve_at_most is not None or given.candidates is not None
+    more = {name: to_host(getattr(found, name)) for name in CERTIFICATE} if certified else {}
     return _neighbours(given, report, found, device, (len(found.distances), len(index)), **more)
+
+
+def run_add(given: Namespace) -> int:
+    """Do the work of ``cusink index add`` and return the exit status."""
+    with Report(given) as report, working(given.workers):
+        index = Index.load(given.index, verify=not given.no_verify)
+        given.value, given.eps, given.tol, given.dtype = index.value, index.eps, index.tol, index.dtype.name
+        before = len(index)
+        for name in given.files:
+            index.add(queries(name, index.dtype, given.normalise))
+        index.save(given.index, overwrite=True)
+    given.output, added = given.index, len(index) - before  # it is written, whatever becomes of standard output
+    text = f"{given.index}: {added} added, an index of {len(index)} items"
+    return report.finish((added, len(index)), "cpu", text, {"output": str(given.index), "items": len(index)})
 
 
 def _neighbours(
@@ -238,8 +259,11 @@ def run_info(given: Namespace) -> int:
     return 0
 
 
-def _problem(given: Namespace) -> tuple[str, tuple[Any, Any, Any], tuple[int, int]]:
-    """Return the device, the arrays of the problem on it, and the shape of the matrix."""
+def _problem(given: Namespace, divide: bool = True) -> tuple[str, tuple[Any, Any, Any], tuple[int, int]]:
+    """Return the device, the arrays of the problem on it, and the shape of the matrix.
+
+    With --normalise, `divide` says whether histograms are divided by their masses already.
+    """
     costs = [name for name in ("cost", "grid", "points") if getattr(given, name) is not None]
     if len(costs) != 1:
         raise InputError(
@@ -254,7 +278,7 @@ def _problem(given: Namespace) -> tuple[str, tuple[Any, Any, Any], tuple[int, in
     if given.progress and importlib.util.find_spec("tqdm") is None:
         raise InputError("--progress needs tqdm, which is not installed: pip install tqdm")
     device = choose_device(given.device)
-    A, B, C = problem(given)
+    A, B, C = problem(given, divide)
     shape = A.shape[0], (A if B is None else B).shape[0]
     if device == "cuda":
         if not all(x is None or isinstance(x, np.ndarray) for x in (A, B)):
@@ -265,7 +289,7 @@ def _problem(given: Namespace) -> tuple[str, tuple[Any, Any, Any], tuple[int, in
 
 def _options(given: Namespace) -> dict[str, Any]:
     """Return the arguments that both functions take."""
-    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit")
+    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit", "workers")
     return {name: getattr(given, name) for name in names} | {"progress": _bar(given)}
 
 

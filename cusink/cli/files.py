@@ -107,8 +107,11 @@ def _zarr(path: Path, key: str | None) -> HostArray:
     return np.asarray(found[...])
 
 
-def problem(given: Namespace) -> tuple[Any, Any, Any]:
-    """Return checked histograms A and B (None for A with itself) and the cost, arrays in the wanted dtype."""
+def problem(given: Namespace, divide: bool = True) -> tuple[Any, Any, Any]:
+    """Return checked histograms A and B (None for A with itself) and the cost, arrays in the wanted dtype.
+
+    Those that are to be normalised are divided by their masses if `divide` asks for it.
+    """
     dtype = np.dtype(given.dtype)
     names = [given.queries] if given.corpus is None else [given.queries, given.corpus]
     sets = [load(name, sparse=True) for name in names]
@@ -118,7 +121,7 @@ def problem(given: Namespace) -> tuple[Any, Any, Any]:
     sets = [_histograms(*item, of_cost, dtype) for item in zip(names, sets, C.shape, strict=False)]
     masses = [_masses(*item, dtype) for item in zip(names, sets, strict=True)]
     if given.normalise:
-        sets = [_normalised(array, mass) for array, mass in zip(sets, masses, strict=True)]
+        sets = [_normalised(array, mass) if divide else array for array, mass in zip(sets, masses, strict=True)]
     elif given.reach is None:
         _one_mass(names, masses, dtype)
     return sets[0], sets[1] if given.corpus is not None else None, C

@@ -108,7 +108,7 @@ def check_output(given: Namespace, endings: Sequence[str]) -> None:
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"--output: the folder {output.parent} may not be written to; choose another")
     put_back(output)
-    names = [given.queries, given.corpus, given.cost, *(given.points or ())]
+    names = [given.queries, given.corpus, given.cost, *(given.points or ()), getattr(given, "candidates", None)]
     inputs = [split_name(name)[0] for name in names if name is not None]
     if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
         raise InputError(f"--output: {output} is one of the inputs; choose another name")
@@ -188,7 +188,8 @@ class Report:
         if isinstance(error, MemoryError):
             raise InputError(f"out of memory ({line(error)}); pass a lower --memory-limit") from None
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
-            raise DiskError(f"--output: {line(error)}") from None
+            at = "--output" if self.given.output is not None else getattr(self.given, "index", "--output")
+            raise DiskError(f"{at}: {line(error)}") from None
         if isinstance(error, (TypeError, ValueError, ImportError, OSError)):
             raise InputError(line(error)) from None
 

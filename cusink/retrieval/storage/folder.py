@@ -174,6 +174,8 @@ def read_folder(path: Path, mmap: bool, verify: bool) -> tuple[dict[str, Any], d
 
 def _description(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
+    if not file.is_file():  # a process may have been killed between two renames
+        put_back(Path(os.path.realpath(path)))
     if not file.is_file():
         raise FileNotFoundError(
             f"'path' must be a folder that cusink.Index.save wrote; there is no '{file}'. Save an index there first"
