@@ -92,7 +92,7 @@ def with_room(cost: Cost[Any]) -> Cost[Any]:
     return cost
 
 
-def eps_of_shared(eps: Any, C: Any) -> Any:
+def eps_of_shared(eps: Any, C: Any, name: str = "'C'") -> Any:
     """Return a `RelativeEps` as a number in the unit of a cost that all pairs share, and what else came as it is."""
     if not isinstance(eps, RelativeEps):
         return eps
@@ -106,7 +106,7 @@ def eps_of_shared(eps: Any, C: Any) -> Any:
     size = statistic(cost, eps.of)
     if cost.stored and not size > 0:
         cost_values(cost.data, xp)  # which says what is wrong with them, if something is
-    return in_units(eps, size)
+    return in_units(eps, size, name)
 
 
 def check_shape(C: Any, batch: bool = True) -> None:

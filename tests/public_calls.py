@@ -219,6 +219,7 @@ CALLS = {
             "max_iter": 3,
             "tol": 1e-3,
             "solver_tol": 1e-4,
+            "normalise": False,
             "memory_limit": None,
         },
     ),

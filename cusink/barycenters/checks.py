@@ -236,6 +236,11 @@ class FreeProblem:
         xp: ArrayModule = array_module(self.x)
         return xp
 
+    @property
+    def points(self) -> Array:
+        """The points of all clouds that count."""
+        return self.xp.concatenate([cloud.points for cloud in self.clouds])
+
     def to_user(self, array: Array) -> Array:
         """Return an array in the dtype of the user."""
         return narrowed(array, self.dtype, self.xp)
@@ -251,12 +256,14 @@ class FreeProblem:
         return replace(self, x=x, a=a, clouds=clouds, others=others)
 
 
-def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) -> FreeProblem:
+def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool, normalise: bool = False) -> FreeProblem:
     """Check the arrays of `cusink.free_barycenter`."""
     if not isinstance(measures, Measures):
         raise TypeError(f"'measures' must be cusink.Measures, as of cusink.Measures.of(clouds); got {kind(measures)}")
     if x is None:
         raise TypeError("'x' must be an array of points to start from; got None. A sample of one cloud is a usual one")
+    if normalise:
+        measures = measures.normalised()
     named = {"measures.points": measures.points, "measures.weights": measures.weights}
     given_x, given_a = x, a
     (x, a, weights, points, masses), xp, dtype = promoted(x=x, a=a, weights=weights, **named)
@@ -273,6 +280,7 @@ def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) ->
     a = xp.full(len(x), 1 / len(x), x.dtype) if a is None else owned(a, given_a)
     shares = xp.ones(count, x.dtype) if weights is None else weights
     weight_values("a", a[None], xp)
+    a = of_sum_one(a[None])[0] if normalise else a
     weight_values("weights", shares[None], xp)
     total = float(shares.sum())
     clouds: list[Cloud] = []
@@ -292,7 +300,7 @@ def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool) ->
             a.sum(dtype=np.float64),
             weights_dtype(dtype, measures.weights),
             got=lambda k: f"got {float(clouds[k].weights.sum()):g} and {float(a.sum()):g}",
-            advice="Pass measures.normalised(), or a 'reach'",
+            advice="normalise=True divides each by its sum. Or pass a 'reach'",
         )
     parts = [(cloud.share, cloud.points, cloud.weights / cloud.weights.sum()) for cloud in clouds]
     centre = sum(share * (p * b[:, None]).sum(axis=0) for share, p, b in parts)

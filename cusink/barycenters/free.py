@@ -10,9 +10,12 @@ from cusink.barycenters.checks import FreeProblem, free_problem
 from cusink.barycenters.free_result import Found, FreeBarycenter, Start
 from cusink.barycenters.solves import Solves, solve_all
 from cusink.calls import memory_advice
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, positive_integer, positive_number
+from cusink.costs.clouds import PointCloud
 from cusink.costs.measures import Measures
 from cusink.errors import ConvergenceWarning, warn
+from cusink.operand import eps_of_shared
 from cusink.solver import checks
 from cusink.types import Array, ArrayModule, Tolerance
 
@@ -33,13 +36,14 @@ def free_barycenter(
     *,
     x: Array,
     a: Array | None = None,
-    eps: float,
+    eps: float | RelativeEps,
     debiased: bool = False,
     free_weights: bool = False,
     reach: float | tuple[float | None, float | None] | None = None,
     max_iter: int = 100,
     tol: float = 1e-3,
     solver_tol: Tolerance = "auto",
+    normalise: bool = False,
     memory_limit: int | None = None,
 ) -> FreeBarycenter:
     """Find the points with the least weighted sum of transport costs to K clouds, for squared distances.
@@ -55,8 +59,9 @@ def free_barycenter(
         Points to start from: the barycenter has as many.
     a : array, shape (n,), optional
         Their weights, which stay unless `free_weights` is true, when they are a start. If not given, 1 / n each.
-    eps : float
-        Regularisation in the unit of squared distances.
+    eps : float or RelativeEps
+        Regularisation in the unit of squared distances. A `cusink.RelativeEps` is a share of those between `x` and the
+        points of all clouds at the start: it stays while points move.
     debiased : bool
         Whether to minimise the Sinkhorn divergence, which undoes the shrinking towards means that eps causes.
     free_weights : bool
@@ -71,6 +76,8 @@ def free_barycenter(
         `shift` at which to stop; with `free_weights` that of `weights_gap` too.
     solver_tol : "auto", float or None
         Marginal error of these problems, as `tol` of `cusink.sinkhorn`.
+    normalise : bool
+        Divide the weights of each cloud, and `a`, by their sum; gradients are then those by the normalised weights.
     memory_limit : int, optional
         As for `cusink.sinkhorn`.
 
@@ -119,7 +126,8 @@ def free_barycenter(
     >>> print(found.points.round(3).ravel(), found.converged)
     [2.167 3.333] True
     """
-    given = free_problem(measures, weights, x, a, balanced=reach is None)
+    given = free_problem(measures, weights, x, a, balanced=reach is None, normalise=flag("normalise", normalise))
+    eps = eps_of_shared(eps, PointCloud(given.x, given.points), "the squared distances of 'x' and 'measures'")
     eps, tol, max_iter = (
         positive_number("eps", eps),
         positive_number("tol", tol),

@@ -65,14 +65,14 @@ class RelativeEps:
         one_of("of", self.of, get_args(Statistic))
 
 
-def in_units(eps: RelativeEps, size: Eps) -> Eps:
-    """Return eps as numbers, given the statistic of the costs that it is relative to."""
+def in_units(eps: RelativeEps, size: Eps, costs: str = "'C'") -> Eps:
+    """Return eps as numbers, given the statistic of the `costs` that it is relative to."""
     wrong = ~(np.isfinite(size) & (np.asarray(size) > 0))
     if wrong.any():
         at = f" in problem {int(wrong.argmax())}" if wrong.ndim else ""
         value = np.atleast_1d(size)[np.atleast_1d(wrong)][0]
         raise ValueError(
-            f"'eps' is relative to the {eps.of} of 'C', which must be positive; got {value:g}{at}. Pass a number"
+            f"'eps' is relative to the {eps.of} of {costs}, which must be positive; got {value:g}{at}. Pass a number"
         )
     return eps.share * size
 

@@ -194,8 +194,12 @@ class Job:
 
 
 def taken_here(**named: Any) -> tuple[Any, ...]:
-    """Return arrays of other libraries as NumPy's or CuPy's, but those of Dask as they are."""
-    return tuple(x if isinstance(x, da.Array) else taken(name, x) for name, x in named.items())
+    """Return arrays of other libraries as NumPy's or CuPy's, but collections of Dask, 'A' and 'B', as they are.
+
+    A cost of Dask is computed: all tasks share one, and checks and tiles depend on it.
+    """
+    lazy = [name for name in ("A", "B") if isinstance(named.get(name), da.Array)]
+    return tuple(x if name in lazy else taken(name, x) for name, x in named.items())
 
 
 def check_client(client: Any) -> None:

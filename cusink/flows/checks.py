@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusink.checks.arrays import kind, narrowed, weights_dtype
+from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import one_of, positive_integer, positive_number, real, regularisation, shown
 from cusink.checks.weights import same_mass
+from cusink.costs.clouds import PointCloud
 from cusink.norms.checks import KERNELS, weighted_points
+from cusink.operand import eps_of_shared
 from cusink.types import Array, ArrayModule
 
 NEVER = -1.0  # a tolerance that no shift reaches
@@ -89,7 +92,9 @@ def flow_problem(x: Any, y: Any, a: Any, b: Any, *, loss: Any, reach: Any) -> Fl
     )
 
 
-def options(loss: str, *, eps: Any, scale: Any, reach: Any, solver_tol: Any, memory_limit: Any) -> dict[str, Any]:
+def options(
+    loss: str, given: FlowProblem, *, eps: Any, scale: Any, reach: Any, solver_tol: Any, memory_limit: Any
+) -> dict[str, Any]:
     """Check what belongs to a loss; return the options of the function that computes it."""
     others = {"scale": scale} if loss == "sinkhorn" else {"eps": eps, "reach": reach, "memory_limit": memory_limit}
     for name, value in others.items():
@@ -107,6 +112,8 @@ def options(loss: str, *, eps: Any, scale: Any, reach: Any, solver_tol: Any, mem
         )
     if not (solver_tol is None or (isinstance(solver_tol, str) and solver_tol == "auto")):
         solver_tol = positive_number("solver_tol", solver_tol, wanted="'auto', a number or None")
+    if isinstance(eps, RelativeEps):  # of the start, so that all steps lower one loss
+        eps = eps_of_shared(eps, PointCloud(given.x, given.y), "the squared distances of 'x' and 'y'")
     return {"eps": regularisation(eps), "reach": reach, "tol": solver_tol, "memory_limit": memory_limit}
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from cusink.calls import memory_advice
+from cusink.checks.regularisation import RelativeEps
 from cusink.costs.clouds import PointCloud
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence
@@ -69,7 +70,7 @@ def gradient_flow(
     b: Array | None = None,
     *,
     loss: Loss = "sinkhorn",
-    eps: float | None = None,
+    eps: float | RelativeEps | None = None,
     scale: float | None = None,
     reach: float | tuple[float | None, float | None] | None = None,
     step: float = 0.25,
@@ -94,8 +95,9 @@ def gradient_flow(
         Weights of y; 1 / m each if not given.
     loss : {"sinkhorn", "gaussian", "laplace", "energy", "exponential", "distance"}
         `cusink.sinkhorn_divergence` of squared distances, or `cusink.kernel_distance` with this kernel.
-    eps : float, optional
-        Regularisation of "sinkhorn" in the unit of squared distances, which needs it.
+    eps : float or RelativeEps, optional
+        Regularisation of "sinkhorn" in the unit of squared distances, which needs it. A `cusink.RelativeEps` is a share
+        of those between x and y at the start: it stays while points move.
     scale : float, optional
         Length of the kernel, as for `cusink.kernel_product`; 1 if not given.
     reach : float, or pair of float or None, optional
@@ -159,7 +161,9 @@ def gradient_flow(
     [4. 6.] 2
     """
     given = checks.flow_problem(x, y, a, b, reach=reach, loss=loss)
-    how = checks.options(loss, eps=eps, scale=scale, reach=reach, solver_tol=solver_tol, memory_limit=memory_limit)
+    how = checks.options(
+        loss, given, eps=eps, scale=scale, reach=reach, solver_tol=solver_tol, memory_limit=memory_limit
+    )
     steps = checks.steps(step, momentum, max_iter, tol, callback)
     points, current, moved = given.x, _of_points(loss, given, given.x, how), None
     velocity = _velocity(given, current)

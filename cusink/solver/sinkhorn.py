@@ -110,7 +110,7 @@ def sinkhorn(
     eps : float, or array, shape (B,), or RelativeEps
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p: for all problems, or one
         for each. A `cusink.RelativeEps` says it as a share of the largest, the mean or the median cost.
-        Pairs of `cusink.Measures` have one number, or an array (K,).
+        Pairs of `cusink.Measures` have one number, an array (K,), or a share of the costs of each.
     max_iter : int
         Iterations at most; one iteration is one update of g and one of f, or one evaluation of the plan where a problem
         that hardly converges takes Newton's method.

@@ -149,3 +149,26 @@ def test_bad_input_is_one_clear_error(change, kind, message):
     given = {"measures": measures(np.asarray, clouds, masses), "x": x, "a": a, "eps": 0.1} | change
     with pytest.raises(kind, match=message):
         cusink.free_barycenter(**given)
+
+
+def test_a_share_of_the_costs_at_the_start():
+    clouds, masses, x, a = drawn()
+    eps = 0.1 * squared(x, np.concatenate(clouds)).max()
+    given, options = measures(np.asarray, clouds, masses), {"x": x, "a": a, "max_iter": 30}
+    found = cusink.free_barycenter(given, eps=cusink.RelativeEps(0.1, "max"), **options)
+    want = cusink.free_barycenter(given, eps=eps, **options)
+    np.testing.assert_allclose(found.points, want.points, rtol=1e-9)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_weights_are_divided_by_their_sums(xp, free):
+    clouds, masses, x, a = drawn()
+    units = np.array([3.0, 0.5, 7.0])
+    options = {"eps": 0.1, "max_iter": 40, "free_weights": free, "tol": 0.05}
+    in_units = measures(xp, clouds, [unit * b for unit, b in zip(units, masses, strict=True)])
+    found = cusink.free_barycenter(in_units, x=xp(x), a=xp(5 * a), normalise=True, **options)
+    want = cusink.free_barycenter(measures(xp, clouds, masses), x=xp(x), a=xp(a), **options)
+    np.testing.assert_allclose(xp.numpy(found.points), xp.numpy(want.points), rtol=1e-6)
+    np.testing.assert_allclose(xp.numpy(found.weights).sum(), 1, rtol=1e-12)
+    with pytest.raises(ValueError, match="normalise=True divides each by its sum"):
+        cusink.free_barycenter(in_units, x=xp(x), a=xp(a), **options)

@@ -43,6 +43,17 @@ def chunked(x, rows, bins=-1):
     return None if x is None else da.from_array(x, chunks=(rows, bins))
 
 
+def test_a_cost_of_dask_is_computed():
+    A = histograms(24)
+    for cost in (chunked(C, 4), [list(row) for row in C]):
+        found = distributed.distance_matrix(chunked(A, 12), None, cost, **OPTIONS).compute()
+        np.testing.assert_array_equal(found, cusink.distance_matrix(A, None, C, **OPTIONS))
+        np.testing.assert_array_equal(
+            distributed.nearest(chunked(A, 12), None, cost, k=2, **OPTIONS)[1].compute(),
+            cusink.nearest(A, None, C, k=2, **OPTIONS)[1],
+        )
+
+
 FIELDS = ("distances", "error", "n_iter", "converged")
 
 

@@ -161,3 +161,15 @@ def test_bad_input_is_one_clear_error(change, kind, message):
     given = {"x": np.zeros((3, 2)), "y": np.ones((3, 2)), "eps": 0.1, "max_iter": 1}
     with pytest.raises(kind, match=message):
         cusink.gradient_flow(**(given | change))
+
+
+def test_a_share_of_the_costs_at_the_start():
+    x, y, a, b = drawn()
+    eps = 0.1 * ((x[:, None] - y) ** 2).sum(axis=-1).mean()
+    options = {"step": 0.5, "max_iter": 4}
+    found = cusink.gradient_flow(x, y, a, b, eps=cusink.RelativeEps(0.1, "mean"), **options)
+    want = cusink.gradient_flow(x, y, a, b, eps=eps, **options)
+    np.testing.assert_allclose(found.points, want.points, rtol=1e-9)
+    np.testing.assert_allclose(found.losses, want.losses, rtol=1e-9)
+    with pytest.raises(ValueError, match="relative to the max of the squared distances of 'x' and 'y', which must be"):
+        cusink.gradient_flow([1.0], [1.0], eps=cusink.RelativeEps(0.1, "max"))

@@ -413,6 +413,10 @@ def test_equal_measures_are_done_before_they_begin():
 # ---- what a caller is told -----------------------------------------------------------------------------------------
 
 
+def side_of(clouds):
+    return Side.of(cusink.Measures.of(clouds))
+
+
 def test_an_eps_of_pairs_is_a_number_or_one_for_each():
     given = SimpleNamespace(count=3, dtype=np.dtype(np.float64))
     assert checks.eps_of_pairs(0.5, given) == 0.5
@@ -421,8 +425,9 @@ def test_an_eps_of_pairs_is_a_number_or_one_for_each():
         checks.eps_of_pairs(np.ones(2), given)
     with pytest.raises(ValueError, match=r"got shape \(3, 1\)"):
         checks.eps_of_pairs(np.ones((3, 1)), given)
-    with pytest.raises(TypeError, match="cusink.RelativeEps"):
-        checks.eps_of_pairs(RelativeEps(0.1), given)
+    x, y = (side_of([[0.0, 4.0], [1.0]]), side_of([[1.0], [3.0, 5.0]]))
+    pairs = checks.CheckedPairs(x, y, "euclidean", np.dtype(np.float64))
+    np.testing.assert_allclose(checks.eps_of_pairs(RelativeEps(0.1, "mean"), pairs), [0.2, 0.3])
     # A number below those of float32 is one of float64.
     assert checks.eps_of_pairs(1e-60, given) == 1e-60
     with pytest.raises(ValueError, match="float32"):

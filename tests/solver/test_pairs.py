@@ -5,12 +5,14 @@ import warnings
 import numpy as np
 import pytest
 import reference
+from scipy.spatial.distance import cdist
 
 import cusink
 from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import batches
 
 EPS = 0.1
+SHARE = cusink.RelativeEps(0.05, "max")
 SIZES = [(1, 7), (12, 3), (5, 5), (9, 14), (5, 5), (30, 2), (6, 6)]
 
 
@@ -43,6 +45,24 @@ def alone(x, y, a, b, metric, solve, eps=EPS, **options):
 
 
 ITERATIONS = {"together": tiles.ITERATIONS, "some": (20, 100), "none": (1, 1)}  # those that take more are solved alone
+
+
+@pytest.mark.parametrize("of", ["max", "mean", "median"])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("solve", [cusink.sinkhorn, cusink.sinkhorn_divergence])
+def test_a_share_of_the_costs_of_each_pair(solve, metric, of):
+    x, y, a, b = drawn()
+    every = [cdist(u, v, metric) for u, v in zip(x, y, strict=True)]
+    eps = 0.1 * np.array([getattr(np, of)(C) for C in every])
+    A, B = measures(x, y, a, b)
+    found = solve(A, B, metric, eps=cusink.RelativeEps(0.1, of), tol=1e-9)
+    if solve is cusink.sinkhorn:
+        np.testing.assert_allclose([found[k].eps for k in range(len(x))], eps, rtol=1e-12)
+        for k, C in enumerate(every):
+            np.testing.assert_allclose(found.cost[k], reference.optimum(a[k], b[k], C, eps[k])[0], atol=1e-7)
+    else:
+        want = alone(x, y, a, b, metric, solve, eps=eps, tol=1e-9)
+        np.testing.assert_allclose(found.divergence, [one.divergence for one in want], atol=1e-8)
 
 
 def check_together(which, pairs):
@@ -251,8 +271,8 @@ def test_bad_pairs_are_refused_before_any_work():
         solve(A, B, "sqeuclidean", eps=EPS, init=(A.weights, B.weights))
     with message(ValueError, match="'C_aa' must be None"):
         cusink.sinkhorn_divergence(A, B, "sqeuclidean", eps=EPS, C_aa=np.ones((2, 2)))
-    with message(TypeError, match="got cusink.RelativeEps"):
-        solve(A, B, "sqeuclidean", eps=cusink.RelativeEps(0.1))
+    with message(ValueError, match=r"relative to the max of 'C', which must be positive; got 0 in problem 1\. Pass"):
+        solve(*measures([[0.0, 1.0], [2.0]], [[3.0], [2.0]], [[1, 1.0], [2]], [[2.0], [2]]), "euclidean", eps=SHARE)
     with message(ValueError, match="each of the 7 pairs; got shape"):
         solve(A, B, "sqeuclidean", eps=np.full(3, EPS))
     with message(ValueError, match=r"'eps' must be positive and finite; got 0 at \[2\]"):
