@@ -1,5 +1,6 @@
 """Make the operand of a call: the cost, checked and converted, with the operators of its kind and library."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from cusink.costs.on_grids import EuclideanCost, GridCost
 from cusink.costs.operands import DenseCost, PointCost
 from cusink.costs.operators import Operators
 from cusink.costs.statistics import statistic
-from cusink.types import Array, ArrayModule
+from cusink.types import Array, ArrayModule, Eps
 
 OPERANDS: dict[Kind, Any] = {
     "dense": DenseCost,
@@ -92,6 +93,23 @@ def with_room(cost: Cost[Any]) -> Cost[Any]:
     return cost
 
 
+def eps_of_each(eps: Eps | RelativeEps, costs: Iterable[Any]) -> Eps:
+    """Return a `RelativeEps` as numbers in the units of costs, one of each problem, and what else came as it is."""
+    if not isinstance(eps, RelativeEps):
+        return eps
+    return in_units(eps, np.array([_statistic(C, eps) for C in costs]))
+
+
+def _statistic(C: Any, eps: RelativeEps) -> float:
+    """Return the statistic of a cost, as users pass it, that eps is relative to."""
+    parts, xp, dtype = arrays(**named_arrays(C))
+    cost = operand(C, xp, dtype, parts, batch=False)
+    size = float(statistic(cost, eps.of))
+    if cost.stored and not size > 0:
+        cost_values(cost.data, xp)  # which says what is wrong with them, if something is
+    return size
+
+
 def eps_of_shared(eps: Any, C: Any, name: str = "'C'") -> Any:
     """Return a `RelativeEps` as a number in the unit of a cost that all pairs share, and what else came as it is."""
     if not isinstance(eps, RelativeEps):
@@ -101,12 +119,7 @@ def eps_of_shared(eps: Any, C: Any, name: str = "'C'") -> Any:
             "'eps' must be a number for cusink.Measures, of which each pair has costs of its own; got "
             f"{eps}. Multiply it with a common cost"
         )
-    parts, xp, dtype = arrays(**named_arrays(C))
-    cost = operand(C, xp, dtype, parts, batch=False)
-    size = statistic(cost, eps.of)
-    if cost.stored and not size > 0:
-        cost_values(cost.data, xp)  # which says what is wrong with them, if something is
-    return in_units(eps, size, name)
+    return in_units(eps, _statistic(C, eps), name)
 
 
 def check_shape(C: Any, batch: bool = True) -> None:

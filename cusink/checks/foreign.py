@@ -137,7 +137,7 @@ class InLibrary:
         found = getattr(self.result, name)
         if inspect.ismethod(found):
             return _Method(self, name)
-        made = _given_back(found, self.origin)
+        made = given_back(found, self.origin)
         if not callable(made):
             vars(self)[name] = made  # the same when it is read again
         return made
@@ -171,7 +171,7 @@ def _class_like(kind: Any) -> type[InLibrary]:
         return len(self.result)
 
     def item(self: InLibrary, items: Any) -> Any:
-        return _given_back(self.result[items], self.origin)
+        return given_back(self.result[items], self.origin)
 
     special = {"__len__": undisturbed(length), "__getitem__": undisturbed(item)}
     shown = ("__doc__", "__module__", "__qualname__")
@@ -216,7 +216,7 @@ class InTheirWords:
     def __call__(self, *args: Any) -> Any:
         """Call it with arrays of its library, and return NumPy's or CuPy's."""
         with set_to(self.origin, self.setting):
-            found = self.function(*(_given_back(x, self.origin) for x in args))
+            found = self.function(*(given_back(x, self.origin) for x in args))
             return None if self.name == "callback" else taken(self.name, found)
 
     @property
@@ -239,7 +239,7 @@ def _called(
     found = function(*given, **named)
     if "out" in named and found is named["out"] is not None:
         return keywords["out"]  # what was given to be written to
-    return _given_back(found, library) if library else found
+    return given_back(found, library) if library else found
 
 
 def _argument(name: str, x: Any, library: str) -> Any:
@@ -308,12 +308,12 @@ def _library(x: object) -> str:
     return "torch" if "torch" in above else "jax" if above & {"jax", "jaxlib"} else library
 
 
-def _given_back(found: Any, library: str) -> Any:
+def given_back(found: Any, library: str) -> Any:
     """Return arrays, alone or in what holds them, as those of a library; files as they are."""
     if isinstance(found, (list, tuple)):
-        return _with_parts(found, [_given_back(part, library) for part in found])
+        return _with_parts(found, [given_back(part, library) for part in found])
     if isinstance(found, dict):
-        return {name: _given_back(part, library) for name, part in found.items()}
+        return {name: given_back(part, library) for name, part in found.items()}
     if isinstance(found, np.memmap) and not found.flags.writeable:
         return found
     if isinstance(found, (np.ndarray, np.generic)) or array_module(found) is not np:

@@ -21,6 +21,7 @@ from cusink.divergence.pairs import DivergencePairs, divergences, without_roundi
 from cusink.divergence.result import SinkhornDivergence
 from cusink.divergence.values import value_in_float64
 from cusink.errors import warn_if_unconverged
+from cusink.operand import eps_of_each
 from cusink.solver import checks as solver_checks
 from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
 from cusink.solver.newton import sharing
@@ -199,7 +200,8 @@ def sinkhorn_divergence(
             memory_limit=memory_limit,
             check=False,
         )
-        out = divergences(pairs, eps_of_pairs(eps, pairs), options, prices, one_price, call, memory_limit)
+        by = eps_of_pairs(eps_of_each(eps, pairs.clouds()), pairs)
+        out = divergences(pairs, by, options, prices, one_price, call, memory_limit)
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out
     given = solver_checks.problem(

@@ -152,12 +152,17 @@ def corpus(
     return CheckedCorpus(rows, C, dtype, mass, masses)
 
 
-def rows_like(name: str, x: Any, given: CheckedCorpus, side: Literal[0, 1], check: bool) -> NormalisedRows:
-    """Check more histograms for an index: queries (side 0), or further items (side 1); scale them to its mass."""
+def rows_like(
+    name: str, x: Any, given: CheckedCorpus, side: Literal[0, 1], check: bool, judged: str | None = None
+) -> NormalisedRows:
+    """Check more histograms for an index: queries (side 0), or further items (side 1); scale them to its mass.
+
+    Their masses are judged by the dtype `judged`, or by that which they came in.
+    """
     C = given.C
     if x is None:
         raise TypeError(f"'{name}' must be an array of histograms; got None")
-    dtype = weights_dtype(given.dtype, x)
+    dtype = weights_dtype(given.dtype, x) if judged is None else np.dtype(judged)
     x, xp = widened(name, x, "the index", C.xp.empty(0, given.dtype))
     x, _ = in_bins(name, x, cells_of(C.data), ROWS)
     rows_on_bins(name, x, C.shape[side], C)

@@ -1,11 +1,25 @@
 """What an index says of itself."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from cusink.checks.foreign import library_of
 from cusink.retrieval.facts import Settings
 from cusink.types import MatrixValue, Reach
+
+
+def of_library(init: Callable[..., None]) -> Callable[..., None]:
+    """Let an index remember the library of its items, which are the queries of a search without others."""
+
+    @functools.wraps(init)
+    def wrapped(self: "Described", *args: Any, **keywords: Any) -> None:
+        init(self, *args, **keywords)
+        self._library = library_of((*args, *keywords.values()))
+
+    return wrapped
 
 
 class Described:
@@ -14,6 +28,8 @@ class Described:
     _corpus: Any  # of histograms or of documents
     _cost: Any  # as the user passed it
     _settings: Settings
+    _library = ""  # torch or jax, if the items came from there
+    _wide: tuple[Any, tuple[Any, Any, Settings]] | None = None  # a corpus, and what `_in_float64` found for it
 
     def __len__(self) -> int:
         return len(self._corpus)

@@ -61,6 +61,8 @@ class Settings:
     on_empty: str
     reach: Reach | None = None
     normalise: bool = False
+    auto: bool = False  # whether the tolerance was left to the dtype
+    judged: str | None = None  # the dtype that masses are judged by, where it is not that of the items
 
 
 class Facts(NamedTuple):

@@ -8,12 +8,13 @@ import numpy as np
 
 from cusink.backends.devices import cupy_module, device_error
 from cusink.calls import memory_advice, one_call
+from cusink.checks.foreign import given_back
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, flags, one_of, tolerance
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
-from cusink.retrieval.collected import AnyCorpus, check_settings, collect, grown, pairs_with
-from cusink.retrieval.described import Described
+from cusink.retrieval.collected import AnyCorpus, check_settings, collect, grown, in_float64, is_wider, pairs_with
+from cusink.retrieval.described import Described, of_library
 from cusink.retrieval.devices import check_devices, chosen
 from cusink.retrieval.engine import find_on_devices, prepare
 from cusink.retrieval.facts import Settings
@@ -90,6 +91,7 @@ class Index(Described):
     (3, array([[2, 1]]))
     """
 
+    @of_library
     @one_call
     def __init__(
         self,
@@ -112,7 +114,10 @@ class Index(Described):
         flag("check", check)
         options = check_options(max_iter, tolerance(tol, B, C), check_every, method, overrelaxation)
         prices = prices_of(reach, method, value)
-        settings = check_settings(eps_of_shared(eps, C), value, options, memory_limit, on_empty, prices, normalise)
+        auto = isinstance(tol, str)
+        settings = check_settings(
+            eps_of_shared(eps, C), value, options, memory_limit, on_empty, prices, normalise, auto
+        )
         self._settings, self._cost, self._corpus = settings, C, collect(B, C, settings, check)
         if value == "divergence":
             checks.divergence(self._corpus.template.C)
@@ -121,8 +126,8 @@ class Index(Described):
     def __reduce__(self) -> Any:
         from cusink.retrieval.stored_index import in_memory
 
-        library = "cpu" if self._corpus.template.xp is np else "cuda"
-        return _unpickled, (*in_memory(self._corpus, self._cost, self._settings), library)
+        device = "cpu" if self._corpus.template.xp is np else "cuda"
+        return _unpickled, (*in_memory(self._corpus, self._cost, self._settings), device, self._library)
 
     @overload
     def search(
@@ -156,7 +161,8 @@ class Index(Described):
         Parameters
         ----------
         A : array, shape (Q, n), scipy.sparse matrix, Measures or None
-            Of the kind, the dtype and the mass of the items. None looks among the other items for each of them.
+            Of the kind and the mass of the items. None looks among the other items for each of them. Queries of
+            float64 beside items of float32 are looked for in float64, in a copy of the items that is kept.
         k : int
             Neighbours wanted of each row.
         prune : bool
@@ -186,7 +192,7 @@ class Index(Described):
         Raises
         ------
         TypeError
-            For arrays of another kind, library or dtype than the items.
+            For arrays of another kind or library than the items, or of a dtype that does not go with theirs.
         ValueError
             As for `cusink.nearest`.
 
@@ -197,6 +203,8 @@ class Index(Described):
         """
         flags(prune=prune, progress=progress, full_output=full_output, check=check)
         corpus, settings, workers = self._corpus, self._settings, check_workers(workers)
+        if is_wider(A, corpus):
+            corpus, _, settings = self._in_float64()
         k = checks.neighbours(k, len(corpus), A is None, "the items of the index")
         solve_at_most = checks.solve_at_most(solve_at_most, k)
         shared = chosen(check_devices(devices), corpus.template.xp)
@@ -214,7 +222,8 @@ class Index(Described):
         )
         with working(workers):
             found, pruning = find_on_devices(pairs, corpus, query, prune, progress, shared)
-        return neighbours(found, pairs, settings.options, pruning, full_output)
+        result = neighbours(found, pairs, settings.options, pruning, full_output)
+        return given_back(result, self._library) if A is None and self._library else result
 
     @memory_advice(ADVICE)
     def add(self, B: Any, *, check: bool = True) -> None:
@@ -223,7 +232,7 @@ class Index(Described):
         Parameters
         ----------
         B : array, shape (D, m), scipy.sparse matrix or Measures
-            Of the kind, the dtype and the mass of the items.
+            Of the kind and the mass of the items. float64 beside items of float32 makes an index of float64.
         check : bool
             False skips the checks of the values of B.
 
@@ -235,13 +244,26 @@ class Index(Described):
         Raises
         ------
         TypeError
-            For arrays of another kind, library or dtype than the items.
+            For arrays of another kind or library than the items, or of a dtype that does not go with theirs.
         ValueError
             As for `cusink.distance_matrix`; the index stays as it was.
         """
         flag("check", check)
-        self._corpus = grown(self._corpus, B, self._settings, check)
-        prepare(self._corpus)
+        corpus, cost, settings = self._corpus, self._cost, self._settings
+        if is_wider(B, corpus):
+            corpus, cost, settings = self._in_float64()
+        corpus = grown(corpus, B, settings, check)
+        prepare(corpus)
+        self._settings, self._cost, self._corpus = settings, cost, corpus
+
+    def _in_float64(self) -> tuple[AnyCorpus, Any, Settings]:
+        """Return the corpus, the cost and the settings in float64, which are kept until items come."""
+        corpus, known = self._corpus, self._wide
+        if known is None or known[0] is not corpus:
+            wide = in_float64(corpus, self._cost, self._settings)
+            prepare(wide[0])
+            self._wide = known = corpus, wide
+        return known[1]
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the index into a folder of ``.npy`` files and one of JSON, without pickle.
@@ -265,7 +287,7 @@ class Index(Described):
         FileNotFoundError
             If there is no folder to make it in.
         TypeError
-            For an index of bfloat16.
+            For an index of bfloat16, or of a `PointCloud` whose metric is a function: no file holds that.
         """
         from cusink.retrieval.stored_index import save  # json and shutil take milliseconds to load
 
@@ -319,7 +341,9 @@ class Index(Described):
         return index
 
 
-def _unpickled(description: dict[str, Any], arrays: dict[str, HostArray], device: str) -> Index:
+def _unpickled(description: dict[str, Any], arrays: dict[str, HostArray], device: str, library: str = "") -> Index:
     from cusink.retrieval.stored_index import unpacked
 
-    return Index._of(*unpacked(description, arrays, np if device == "cpu" else cupy_module()))
+    index = Index._of(*unpacked(description, arrays, np if device == "cpu" else cupy_module()))
+    index._library = library
+    return index

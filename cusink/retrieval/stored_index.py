@@ -93,6 +93,8 @@ def _packed(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, An
         "on_empty": settings.on_empty,
         "reach": None if settings.reach is None else [rho if rho < math.inf else None for rho in settings.reach],
         "normalise": settings.normalise,
+        "auto": settings.auto,
+        "judged": settings.judged,
         "mass": corpus.mass if corpus.mass == corpus.mass else None,
         "smallest": facts.smallest,
     }
@@ -109,6 +111,8 @@ def unpacked(given: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> tu
         on_empty=given["on_empty"],
         reach=prices(given["reach"]),
         normalise=given["normalise"],
+        auto=given.get("auto", False),
+        judged=given.get("judged"),
     )
     facts = Facts(
         given["items"], smallest=given["smallest"], **{name: arrays[name] for name in FACTS if name in arrays}
@@ -166,7 +170,7 @@ def _items(corpus: AnyCorpus) -> dict[str, Parts]:
 
 def _described(C: Any, corpus: AnyCorpus) -> tuple[dict[str, Any], dict[str, Parts]]:
     """Return a cost in JSON's types, and its arrays."""
-    kind = kind_of(C)
+    kind = "dense" if corpus.template.C.stored else kind_of(C)  # a grid of documents is an array, too
     if kind == "grid":
         names = ("cells", "metric", "spacing", "periodic")
         return {"kind": kind} | {name: getattr(C, name) for name in names}, {}

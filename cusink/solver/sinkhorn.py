@@ -12,6 +12,7 @@ from cusink.costs.clouds import Metric
 from cusink.costs.measures import Measures
 from cusink.deferred import Deferred
 from cusink.errors import warn_if_unconverged
+from cusink.operand import eps_of_each
 from cusink.solver import checks
 from cusink.solver.at_once import solve_at_once
 from cusink.solver.each import HowToSolve, solve_each
@@ -237,7 +238,7 @@ def sinkhorn(
             memory_limit=memory_limit,
             check=False,
         )
-        by = eps_of_pairs(eps, pairs)
+        by = eps_of_pairs(eps_of_each(eps, pairs.clouds()), pairs)
         out = joined(SolvedPairs.of(pairs, by, options, prices, False, call, made, memory_limit))
         warn_of_pairs(out.converged, out.error, tol, max_iter)
         return out

@@ -1,5 +1,6 @@
 """Documents over a vocabulary and ragged point clouds: the values of the dense problems, whatever they are beside."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -357,6 +358,27 @@ def test_out_of_memory_bounds_and_files(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), plain)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+def test_documents_over_the_cells_of_a_grid(tmp_path, metric, dtype):
+    """Their distances are those of the dense images, whose costs are never stored."""
+    rng = np.random.default_rng(0)
+    images = (rng.integers(1, 9, (40, 30)) * (rng.random((40, 30)) < 0.3)).astype(dtype)
+    images[:, 3] = 1
+    grid, some = cusink.Grid((5, 6), metric, spacing=0.1, periodic=(False, True)), sparse.csr_array(images)
+    options = {"eps": cusink.RelativeEps(0.1, "max"), "normalise": True, "tol": 1e-5, "value": "reg_cost"}
+    want = cusink.distance_matrix(images[:4], images, grid, **options)
+    found = cusink.distance_matrix(some[:4], some, grid, **options)
+    assert found.dtype == want.dtype
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-5 * want.max())
+    index = cusink.Index(some, grid, **options)
+    index.save(tmp_path / "index")
+    for one in (index, cusink.Index.load(tmp_path / "index"), pickle.loads(pickle.dumps(index))):
+        one.add(some[:2])
+        np.testing.assert_array_equal(one.search(some[:4], 1)[1][:, 0], want.argmin(axis=1))
+        assert one.search(some[:4].astype(np.float64), 1)[1].shape == (4, 1)
+
+
 def test_nearest_of_documents_are_those_of_the_matrix():
     A, B, C = corpus((5, 40), seed=1), corpus(), cusink.cost_matrix(vectors())
     D = cusink.distance_matrix(A, B, C, eps=2.0, tol=1e-6)
@@ -404,7 +426,7 @@ BAD = {
     "one dense": ((GOOD, GOOD.toarray(), COST), TypeError, "of one kind.*'B' is numpy.ndarray"),
     "mixed": ((GOOD, CLOUDS, COST), TypeError, "of one kind.*Sparse rows have a vocabulary in common"),
     "name as cost": ((GOOD, None, "euclidean"), TypeError, r"PointCloud\(vectors, metric='euclidean'\)"),
-    "grid": ((GOOD, None, cusink.Grid((10, 12))), TypeError, "a Grid works on whole images"),
+    "grid": ((GOOD, None, cusink.Grid((10, 1200))), ValueError, "a Grid of at most 4096 cells .*; got 12000"),
     "cost of measures": ((CLOUDS, None, COST), TypeError, "'C' must be the name of a metric"),
     "metric": ((CLOUDS, None, "euclid"), ValueError, "'metric' must be one of"),
     "dimension": ((CLOUDS, cusink.Measures([0, 1], None, [[1.0]]), "euclidean"), ValueError, "d = 2 and d = 1"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -559,6 +560,31 @@ def test_names_that_cannot_be_are_told_before_any_work(copied, monkeypatch, name
     for use in (index.save, cusink.Index.load):
         with pytest.raises(ValueError, match=f"'path' must be a path that the file system takes; got .*{said}"):
             use(copied.parent / name)
+
+
+def test_additions_to_an_index_on_the_disk_leave_its_histograms_there(tmp_path):
+    """All that an addition allocates, of digests and of the sample of which centres are made, is a part of them."""
+    rng = np.random.default_rng(0)
+    B = rng.dirichlet(np.ones(400), 20_000).astype("f4")
+    C = cusink.cost_matrix(np.linspace(0, 1, 400)).astype("f4")
+    cusink.Index(B, C, eps=0.1, value="reg_cost").save(tmp_path / "index")
+    index = cusink.Index.load(tmp_path / "index")
+    tracemalloc.start()
+    try:
+        index.add(B[:3])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(index) == 20_003 and peak < B.nbytes / 2
+
+
+def test_a_metric_that_is_a_function_is_in_no_file(tmp_path):
+    B = np.random.default_rng(0).dirichlet(np.ones(5), 40)
+    cloud = cusink.PointCloud(np.arange(5.0), metric=lambda x, y: abs(x - y.T))
+    index = cusink.Index(B, cloud, eps=0.1)
+    with pytest.raises(TypeError, match="'C' must have a metric with a name for an index that is saved"):
+        index.save(tmp_path / "index")
+    assert not list(tmp_path.iterdir())
 
 
 # Bad input

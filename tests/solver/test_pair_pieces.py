@@ -12,6 +12,7 @@ from cusink.checks.regularisation import RelativeEps
 from cusink.convergence.options import Options
 from cusink.convergence.rules import estimated_omega
 from cusink.costs.clouds import PointCloud, point_costs
+from cusink.operand import eps_of_each
 from cusink.solver.pairs import batches, checks, ragged, tiles, together
 from cusink.solver.pairs.ragged import Side
 from cusink.solver.pairs.solve import SolvedPairs
@@ -427,7 +428,7 @@ def test_an_eps_of_pairs_is_a_number_or_one_for_each():
         checks.eps_of_pairs(np.ones((3, 1)), given)
     x, y = (side_of([[0.0, 4.0], [1.0]]), side_of([[1.0], [3.0, 5.0]]))
     pairs = checks.CheckedPairs(x, y, "euclidean", np.dtype(np.float64))
-    np.testing.assert_allclose(checks.eps_of_pairs(RelativeEps(0.1, "mean"), pairs), [0.2, 0.3])
+    np.testing.assert_allclose(eps_of_each(RelativeEps(0.1, "mean"), pairs.clouds()), [0.2, 0.3])
     # A number below those of float32 is one of float64.
     assert checks.eps_of_pairs(1e-60, given) == 1e-60
     with pytest.raises(ValueError, match="float32"):

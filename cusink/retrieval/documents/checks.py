@@ -4,7 +4,8 @@ The result is on the host: which items have which points, and with what weights.
 made of, stay where they are.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +16,16 @@ from cusink.checks.weights import mass_in_range, same_mass
 from cusink.costs.checks import cost_values
 from cusink.costs.clouds import METRICS, PointCloud
 from cusink.costs.cost import Cost
+from cusink.costs.grid import Grid
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.costs.measures import Measures, sums
 from cusink.errors import warn
 from cusink.operand import operand
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device
-from cusink.types import HostArray, Reach
+from cusink.types import Array, ArrayModule, HostArray, Reach
 
+MOST_CELLS = 4096  # of a grid whose costs are stored: 128 MiB in float64
 PARTNER_ENTRIES = 1 << 16  # of costs that are looked at, and of pairs of words and items
 SUPPORTED = "scipy.sparse rows over a vocabulary"
 
@@ -87,6 +90,7 @@ def check_more(
     check: bool,
     on_empty: str,
     normalise: bool = False,
+    judged: str | None = None,
 ) -> RaggedWeights:
     """Check more rows over the vocabulary of an index: queries (side 0), or further items (side 1).
 
@@ -100,7 +104,7 @@ def check_more(
     ragged = _ragged(own, data.dtype)
     mass = _masses(name, ragged, check)
     first = _first(mass, normalise) if first is None or normalise else first
-    scaled = _one_mass(name, ragged, mass, first, check and not normalise, given.dtype, "the index")
+    scaled = _one_mass(name, ragged, mass, first, check and not normalise, np.dtype(judged or given.dtype), "the index")
     report_empty({name: scaled}, on_empty)
     return scaled
 
@@ -116,14 +120,15 @@ def check_pairs_of_measures(
     check: bool,
     on_empty: str,
     normalise: bool = False,
+    judged: str | None = None,
 ) -> CheckedDocuments:
     """Check measures that are compared with those of an index, which were checked and scaled to `mass` as B."""
     if not isinstance(A, Measures):
         raise TypeError(f"'{name}' must be cusink.Measures like the items of the index; got {kind(A)}")
-    (ours, _), C, xp, _ = _clouds({name: A, "the index": measures}, metric, arrays)
+    (ours, _), C, xp, _ = _clouds({name: A, "the index": measures}, metric)
     own = _masses(name, ours, check)
     mass = _first(own, normalise) if mass is None or normalise else mass
-    scaled = _one_mass(name, ours, own, mass, check and not normalise, dtype, "the index")
+    scaled = _one_mass(name, ours, own, mass, check and not normalise, np.dtype(judged or dtype), "the index")
     report_empty({name: scaled}, on_empty)
     return CheckedDocuments(A=scaled, B=B, C=C, xp=xp, dtype=dtype)
 
@@ -173,10 +178,8 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
     read = {name: _rows(name, x, check) for name, x in given.items()}
     parts, xp, dtype = promoted(**{name: data for name, (_, data) in read.items()}, **named_arrays(C))
     if kind_of(C) == "grid":
-        raise TypeError(
-            "'C' must be an array or a PointCloud where the histograms are sparse; a Grid works on whole images. Pass "
-            "them as dense arrays, A.toarray()"
-        )
+        C = _stored(C, xp, parts[0].dtype)
+        parts.append(C)
     C = operand(C, xp, dtype, parts[len(given) :], batch=False)
     if check and C.stored:
         cost_values(C.data, xp)
@@ -185,6 +188,16 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
     if list(given) == ["A"] and C.shape[0] != C.shape[1]:
         raise ValueError(f"'B' must be given with a 'C' that is not square; got None, and 'C' of shape {C.shape}")
     return [_ragged(x, parts[0].dtype) for x, _ in read.values()], C, xp, dtype
+
+
+def _stored(grid: Grid, xp: ArrayModule, dtype: Any) -> Array:
+    """Return the costs of a grid, whose operators work on whole images, as an array."""
+    if (count := math.prod(grid.cells)) > MOST_CELLS:
+        raise ValueError(
+            f"'C' must be a Grid of at most {MOST_CELLS} cells where the histograms are sparse, as its costs are "
+            f"stored then; got {count}. Pass the histograms as dense arrays, A.toarray(), or a PointCloud of the cells"
+        )
+    return xp.asarray(grid.dense(), dtype)
 
 
 def _rows(name: str, x: Any, check: bool) -> tuple[Any, Any]:
@@ -237,9 +250,7 @@ def _canonical(name: str, x: Any, check: bool) -> Any:
     return x
 
 
-def _clouds(
-    given: Mapping[str, Measures], C: Any, taken: Callable[..., Any] = promoted
-) -> tuple[list[RaggedWeights], Any, Any, Any]:
+def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights], Any, Any, Any]:
     """Return measures, each with its own points, the cost between these, its library, and the user's dtype."""
     if not isinstance(C, str):
         raise TypeError(f"'C' must be the name of a metric between the points of cusink.Measures; got {kind(C)}")
@@ -253,7 +264,7 @@ def _clouds(
         raise ValueError("'A' and 'B' must have at least one point each")
     named = {f"{name}.weights": x.weights for name, x in given.items()}
     named |= {f"{name}.points": x.points for name, x in given.items()}
-    converted, xp, dtype = taken(**named)
+    converted, xp, dtype = promoted(**named)
     ours, *theirs = converted[len(given) :]
     metric: Any = C  # which `PointCloud` checks
     cloud = PointCloud(ours, theirs[0] if theirs else None, metric)

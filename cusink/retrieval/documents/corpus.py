@@ -50,7 +50,7 @@ class DocumentCorpus(Digested):
     def with_rows(self, A: Any, check: bool, settings: Settings) -> DocumentPairs:
         """Return the pairs of rows as the user gave them, None for the columns themselves, with all columns."""
         C, B, t = self.template.C, self.B, self.template
-        rules = (check, settings.on_empty, settings.normalise)
+        rules = (check, settings.on_empty, settings.normalise, settings.judged)
         if A is None:
             given = CheckedDocuments(A=B, B=B, C=C, xp=C.xp, dtype=t.dtype)
         elif self.measures is None:

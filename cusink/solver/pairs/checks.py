@@ -1,22 +1,20 @@
 """Checks of two collections of measures that are compared pair by pair."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, kind, to_host
-from cusink.checks.regularisation import RelativeEps, for_problems, in_units
+from cusink.checks.regularisation import for_problems
 from cusink.checks.scalars import one_of
 from cusink.checks.weights import first_index, mass_in_range, same_mass
 from cusink.costs.clouds import METRICS, Metric, PointCloud
-from cusink.costs.kinds import named_arrays
 from cusink.costs.measures import Measures, sums
-from cusink.costs.statistics import statistic
 from cusink.deferred import cached_property
-from cusink.operand import operand
 from cusink.solver.pairs.ragged import Side
-from cusink.types import ArrayModule, Eps, HostArray, Statistic
+from cusink.types import ArrayModule, Eps, HostArray
 
 ADVICE = "'C' is the name of the metric between the points of cusink.Measures"
 
@@ -48,6 +46,12 @@ class CheckedPairs:
             of_a, of_b = (sums(side.offsets, to_host(side.weights)) for side in (self.A, self.B))
         return of_a, of_b
 
+    def clouds(self) -> Iterator[PointCloud]:
+        """Yield the costs of each pair."""
+        for k in range(self.count):
+            x, y = (side.points[side.item(k)] for side in (self.A, self.B))
+            yield PointCloud(x, y, self.metric)
+
     @property
     def computing(self) -> str:
         """The name of the dtype of the computation."""
@@ -64,23 +68,13 @@ def are_measures(a: object, b: object) -> bool:
     return isinstance(a, Measures) or isinstance(b, Measures)
 
 
-def eps_of_pairs(eps: Eps | RelativeEps, given: CheckedPairs) -> Eps:
-    """Check that eps is a number for all pairs, or an array (K,) of one for each; return a `RelativeEps` as that."""
-    if isinstance(eps, RelativeEps):
-        eps = in_units(eps, np.array([_statistic(given, k, eps.of) for k in range(given.count)]))
+def eps_of_pairs(eps: Eps, given: CheckedPairs) -> Eps:
+    """Check that eps is a number for all pairs, or an array (K,) of one for each."""
     if isinstance(eps, np.ndarray) and eps.shape != (given.count,):
         raise ValueError(
             f"'eps' must be a number, or an array of one for each of the {given.count} pairs; got shape {eps.shape}"
         )
     return for_problems(eps, given.count, True, _computing(given.dtype))
-
-
-def _statistic(given: CheckedPairs, k: int, of: Statistic) -> float:
-    """Return a statistic of the costs between the points of one pair."""
-    x, y = (side.points[side.item(k)] for side in (given.A, given.B))
-    cloud = PointCloud(x, y, given.metric)
-    parts, xp, dtype = arrays(**named_arrays(cloud))
-    return float(statistic(operand(cloud, xp, dtype, parts, batch=False), of))
 
 
 def unused(**options: object) -> None:
