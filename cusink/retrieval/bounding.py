@@ -50,7 +50,7 @@ class Bounded(Protocol):
 class Bounding:
     """Makes bounds for the values that a query asks for, of pairs that meet its tolerance.
 
-    No reported value is below a bound less `slack`.
+    No reported value is below a bound less `slack`, beside forbidden pairs no true one (see docs/retrieval.md).
     """
 
     def __init__(self, pairs: PairsOnBins, batches: PairBatches, corpus: Bounded, query: Query) -> None:
@@ -64,7 +64,9 @@ class Bounding:
             self.slack = self.margins.slack
         else:
             mass = float(pairs.B[:1].sum(dtype=np.float64))
-            self.slack = slack(pairs, 0.0 if self.missed else tol, mass, corpus.smallest)
+            forbids = self.missed > 0
+            of_columns = 0.0 if forbids and self.sharp else tol  # bounds of `cost` know no other potentials than theirs
+            self.slack = slack(pairs, of_columns, mass, corpus.smallest, bounded=not forbids)
 
     def first(self, rows: HostArray) -> RowBounds:
         """Return the bounds that some rows begin with."""

@@ -35,7 +35,8 @@ class RowBounds:
 
     ``lower`` (rows, D), in NumPy, is the best bound of each pair so far: of the transport cost if `sharp`, else of the
     regularised cost; inf for pairs that are closed. Where the range of the costs does not bound that of potentials, as
-    beside forbidden pairs, each bound allows for columns of a reported plan that have `missed` so much mass in sum.
+    beside forbidden pairs, each bound allows for columns of a reported plan that have `missed` so much mass in sum: by
+    its own potentials, and if not `sharp` by as much again for those of the plan.
     """
 
     def __init__(
@@ -174,7 +175,8 @@ class RowBounds:
 
     def _allowance(self, g: Array) -> Array | float:
         """Return how far the value of a plan whose columns miss their sums may be below a bound with g (K, columns)."""
-        return self.missed / 2 * (g.max(axis=1) - g.min(axis=1)) if self.missed else 0.0
+        missed = self.missed / 2 if self.sharp else self.missed
+        return missed * (g.max(axis=1) - g.min(axis=1)) if missed else 0.0
 
     def _complete(self, a: Array, f: Array) -> Array:
         """Return the potentials g (K, columns) of a cut."""
@@ -206,8 +208,8 @@ def why_not_bounded(pairs: PairsOnBins, value: MatrixValue) -> str | None:
     """Return why no bound holds for a value that meets its tolerance, or None if one does."""
     if pairs.reach is not None and value not in ("reg_cost", "divergence"):
         return "with 'reach', what is transported may be little, and 'reg_cost' and 'divergence' alone have a bound"
-    if has_forbidden(pairs) and (value != "cost" or pairs.reach is not None):
-        return "with forbidden pairs (+inf) in C, the tolerance bounds no value but the 'cost' of balanced transport"
+    if has_forbidden(pairs) and pairs.reach is not None:
+        return "with forbidden pairs (+inf) in C and 'reach', the tolerance bounds no value"
     return None
 
 
@@ -234,16 +236,18 @@ def entropies(items: Rows, C: Cost[Any], first: int = 0) -> HostArray:
     return np.concatenate([-C.to_host(_dot(xp, w, xp.log(xp.where(w > 0, w, 1)))) for w in read])
 
 
-def slack(pairs: PairsOnBins, tol: float, mass: float, smallest: float) -> float:
+def slack(pairs: PairsOnBins, tol: float, mass: float, smallest: float, bounded: bool = True) -> float:
     """Return the most that tolerance and rounding can make a reported value fall below its lower bound.
 
-    `smallest` is the smallest positive weight of the columns.
+    `smallest` is the smallest positive weight of the columns. Where the range of the costs has not `bounded` that of
+    potentials, the bounds allow for these themselves.
     """
     low, high = pairs.span
     eps, bins, unit = pairs.eps, sum(pairs.C.shape), float(np.finfo(pairs.C.dtype).eps) / 2
     span, size = high - low, 4 * max(abs(low), abs(high)) + 2 * eps * abs(math.log(mass))
     rounding = unit * ((bins + 32) * (size + eps) + 4 * span * span / eps)
-    return min(mass * (tol * (span + eps * (1 + math.log(mass / smallest))) + rounding), MOST_SLACK)
+    of_potentials = span if bounded else 0.0
+    return min(mass * (tol * (of_potentials + eps * (1 + math.log(mass / smallest))) + rounding), MOST_SLACK)
 
 
 def bytes_needed(pairs: PairsOnBins, solved: int) -> tuple[int, int]:

@@ -172,8 +172,8 @@ def nearest(
     The same as sorting ``distance_matrix(A, B, C, ...)``, stably, and taking the first k columns: a pair is left out
     only when a lower bound on its distance, tolerance and rounding included, exceeds the distances of k others.
     The distances of the pairs that remain are those of the matrix up to rounding. docs/retrieval.md has the bounds and
-    proofs, also for pairs that do not converge. With ``tol=None``, forbidden pairs of bins or few candidates all pairs
-    are solved; `Neighbours.pruning` says so.
+    proofs, also for pairs that do not converge. With ``tol=None``, few candidates, or forbidden pairs beside `reach`,
+    all pairs are solved; `Neighbours.pruning` says so.
 
     Examples
     --------

@@ -208,9 +208,20 @@ TESTS: dict[str, Tests] = {
     "cusink/gradients/terms.py": _FIRST_ORDER,
     "cusink/gradients/through_plan.py": _SECOND_ORDER,
     "cusink/gradients/unbalanced.py": Tests((_OF_GRADIENTS, "tests/gradients/test_unbalanced.py"), ()),
-    "cusink/retrieval/bounding.py": Tests((_OF_SEARCH, "tests/retrieval/test_reach.py"), _SEARCHED),
+    "cusink/retrieval/bounding.py": Tests(
+        (_OF_SEARCH, "tests/retrieval/test_reach.py", "tests/retrieval/test_forbidden.py", "-k", "not documents"),
+        _SEARCHED,
+    ),
     "cusink/retrieval/bounds.py": Tests(
-        (_OF_SEARCH, "tests/retrieval/test_bounds.py", "tests/retrieval/test_concavity.py"), _SEARCHED
+        (
+            _OF_SEARCH,
+            "tests/retrieval/test_bounds.py",
+            "tests/retrieval/test_concavity.py",
+            "tests/retrieval/test_forbidden.py",
+            "-k",
+            "not documents",
+        ),
+        _SEARCHED,
     ),
     "cusink/retrieval/concavity.py": Tests((_OF_SEARCH, "tests/retrieval/test_concavity.py"), _SEARCHED),
     "cusink/retrieval/ranking.py": Tests((_OF_SEARCH, "tests/retrieval/test_bounds.py"), _SEARCHED),

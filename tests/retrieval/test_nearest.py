@@ -270,7 +270,7 @@ def test_what_cannot_be_pruned_is_solved_and_told():
         (C, K, {"prune": False}, "not asked for"),
         (C, 30, {}, "k is not small"),
         (C, K, {"tol": None, "max_iter": 20}, "tol=None"),
-        (forbidden, K, {"eps": 0.1, "value": "reg_cost"}, "forbidden"),
+        (forbidden, K, {"eps": 0.1, "value": "reg_cost", "reach": 1.0}, "forbidden"),
         (C, K, {"memory_limit": 40_000}, "memory_limit"),
     ]
     for cost, k, given, why in cases:

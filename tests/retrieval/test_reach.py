@@ -164,8 +164,9 @@ def test_pairs_are_left_out_beside_forbidden_ones():
     found = cusink.nearest(rows, columns, cost, k=3, eps=0.01, full_output=True)
     np.testing.assert_array_equal(found.indices, np.argsort(matrix, axis=1, kind="stable")[:, :3])
     assert found.pruning == "dual" and found.finished < 0.8 * matrix.size
-    other = cusink.nearest(rows, columns, cost, k=3, eps=0.01, value="reg_cost", full_output=True)
-    assert other.pruning.startswith("none: with forbidden pairs")
+    for how in ({"reach": 1.0, "value": "reg_cost"}, {"reach": (None, 1.0), "value": "divergence"}):
+        other = cusink.nearest(rows, columns, cost, k=3, eps=0.01, full_output=True, **how)
+        assert other.pruning.startswith("none: with forbidden pairs")
 
 
 def test_some_mass_of_every_pair_may_go_somewhere():

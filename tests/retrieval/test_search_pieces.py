@@ -492,9 +492,7 @@ def test_why_pairs_are_not_left_out():
     assert "'memory_limit'" in why_not_prune(pairs, query(8, memory_limit=2 * needed - 2))
     pairs.C = dense_cost(np.where(np.eye(5, 6) > 0, np.inf, 1.0))
     assert why_not_prune(pairs, query(8, value="cost")) is None
-    assert "forbidden" in why_not_prune(pairs, query(8)) and "forbidden" in why_not_prune(
-        pairs, query(8, value="divergence")
-    )
+    assert why_not_prune(pairs, query(8)) is None is why_not_prune(pairs, query(8, value="divergence"))
     pairs.reach = (1.0, 1.0)
     assert "forbidden" in why_not_prune(pairs, query(8))
     pairs.C = cost
@@ -520,7 +518,9 @@ def test_bounds_of_a_search_allow_for_the_tolerance_once(forbid):
     rows = found.first(np.arange(1, 3))
     assert rows.missed == found.missed and (rows.by_concavity is None) == forbid
     assert rows.lower.shape == (2, 40) and rows.first == 1
-    assert not Bounding(pairs, batches, corpus, query(2)).sharp
+    other = Bounding(pairs, batches, corpus, query(2))
+    assert not other.sharp and other.missed == found.missed
+    assert other.slack == pytest.approx(dual.slack(pairs, TOL, 2.0, corpus.smallest, bounded=not forbid), rel=1e-12)
     if forbid:  # a cut allows for half of what was missed times the range of its potentials
         plain = dual.RowBounds(pairs, batches, np.arange(1, 3), B[:2], True)
         g = plain.slopes

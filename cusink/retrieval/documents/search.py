@@ -8,6 +8,9 @@ For any plan P with row sums a and column sums b', and so for the plan whose `co
   these in the order of their costs does, which is convex in b'_j (Atasu and Mittelholzer 2019). Here b' may differ from
   b, by the marginal error in total; so may the sum, by half of that times the range of the costs at most.
 
+Both use costs that are allowed (finite) alone: where a word of the document runs out of words that it may be filled
+from, the last of them takes the rest.
+
 The regularised cost of a plan exceeds its `cost` by ``eps KL(P | ab')``, at least ``-eps M log M`` for a mass M, and
 the other values differ from it by numbers that do not depend on the plan: the same bounds serve for all of them.
 """
@@ -57,8 +60,6 @@ def why_not_prune(pairs: DocumentPairs, query: Query) -> str | None:
         return "documents on a device are all solved at once"
     if query.options.tol is None:
         return "with tol=None values are those of unfinished iterations, which no bound holds for"
-    if not np.isfinite(pairs.span).all() or (pairs.C.stored and not np.isfinite(pairs.C.data.max())):
-        return "with forbidden pairs (+inf) in C, the tolerance bounds no value"
     filled = np.count_nonzero(pairs.B.sizes) - query.excludes_self
     if filled < (2 * query.first_pairs if query.exact else 1):
         return "k is not small beside the number of candidates"
@@ -246,9 +247,11 @@ def lower_bounds(a: HostArray, costs: HostArray, words: Words) -> tuple[HostArra
     ours = np.minimum.reduceat(costs[words.places], words.starts, axis=0).astype(np.float64) @ a.astype(np.float64)
     work, every = costs.copy(), np.arange(len(costs))
     left, paid = words.weights.astype(np.float64), np.zeros(len(words.weights))
+    price = np.zeros(len(words.weights), costs.dtype)
     for step in range(min(WORDS_TO_FILL, len(a))):
         word = work.argmin(axis=1)
-        price = work[every, word][words.places]
+        least = work[every, word][words.places]
+        price = np.where(least < np.inf, least, price)  # all others are forbidden: the last one takes the rest
         last = step + 1 == min(WORDS_TO_FILL, len(a))
         taken = left if last else np.minimum(left, a[word][words.places])
         paid += taken * price
