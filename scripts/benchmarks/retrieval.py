@@ -46,7 +46,7 @@ NEAREST = {
     "cost": ("cost", 0.003, "float64", 3),
     "entropic_cost": ("entropic_cost", 0.01, "float64", None),
     "reg_cost-small-eps": ("reg_cost", 0.003, "float64", None),
-    "cost-large-eps": ("cost", 0.01, "float64", None),
+    "cost-large-eps": ("cost", 0.01, "float64", 4),
     "reg_cost-float32": ("reg_cost", 0.01, "float32", None),
     "cost-float32": ("cost", 0.003, "float32", None),
 }
