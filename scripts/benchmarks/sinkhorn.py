@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -116,6 +117,15 @@ def w2_small_rows(args):
         yield Row(title, work, work, competitors, targets, None, per_query=per_query)
 
 
+def chosen(row, only):
+    """Return the row with this library and the competitors `only` alone, None for all."""
+    if only is None:
+        return row
+    competitors = [c for c in row.competitors if c.kind == "ours" or c.name in only]
+    known = {"reference", "all to tol", *(c.name for c in competitors)}
+    return replace(row, competitors=competitors, targets=[t for t in row.targets if t.against in known])
+
+
 def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which work to do (default: all)")
@@ -125,6 +135,7 @@ def main(argv=None):
     parser.add_argument(
         "--one-core", action="store_true", help="CPU time on one core: steady where others use the machine, too"
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="competitors to time this library beside (all)")
     parser.add_argument("--json", metavar="FILE", help="also write every number to FILE")
     args = parser.parse_args(argv)
     if args.one_core and len(os.sched_getaffinity(0)) > 1:
@@ -146,7 +157,7 @@ def main(argv=None):
     for name in ROWS:
         if name in args.rows and name in makers:
             for row in makers[name](args):
-                outcome = run_row(row, rounds, patience, keep, clock)
+                outcome = run_row(chosen(row, args.only), rounds, patience, keep, clock)
                 print_row(outcome)
                 done.append(outcome)
     if "memory" in args.rows:
