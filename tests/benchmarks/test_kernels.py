@@ -24,13 +24,14 @@ if not (SCRIPTS / "benchmarks").exists():
     pytest.skip("the scripts are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(SCRIPTS))
 
-from benchmarks.gpu import cases  # noqa: E402
+from benchmarks.gpu import cases, workload  # noqa: E402
 from benchmarks.gpu import clouds as points  # noqa: E402
 from benchmarks.gpu import kernels as bench  # noqa: E402
 
 SMALL = list(cases.all_cases(sizes=((6, 9, 7), (5, 33, 40), (3, 8, 8))))
 EMULATED = [case for case in SMALL if case.n == 9 and not case.operator.startswith("report")]
-POINTS = list(points.point_cases(70, 45, 3, 6, 5, 12))
+POINTS = list(points.point_cases(70, 45, 3, 6, 5, 12, large=(34, 230)))
+ITERATED = ("softmin_products", "split_step")  # judged by an object of their own
 RATES = {"bytes_per_s": 1e9, "exp_per_s": {"float32": 1e9, "float64": 1e9}}
 
 
@@ -62,7 +63,7 @@ def test_every_row_is_right_on_emulated_kernels(case):
 @pytest.mark.parametrize("case", POINTS, ids=words)
 def test_every_row_of_points_is_right(case):
     rows = [bench.measure(case, np, None, None, RATES, instant)]
-    with device_arrays.device() as (cupy, launched):
+    with device_arrays.device() as (cupy, launched), workload.split_step_always():
         rows.append(bench.measure(case, cupy, None, None, RATES, instant))
     if case.operator == points.FLASH:
         if importlib.util.find_spec("flash_sinkhorn") is None:
@@ -74,7 +75,21 @@ def test_every_row_of_points_is_right(case):
     assert expected.get(case.operator, case.operator) in launched
 
 
-@pytest.mark.parametrize("case", [case for case in POINTS if case.n != 45], ids=words)
+@pytest.mark.parametrize("case", [case for case in POINTS if case.operator in ITERATED], ids=words)
+def test_iterations_that_are_off_are_called_wrong(case, monkeypatch):
+    right = points.logsumexp
+    for error, status in ((0, "measured"), (0.01, "wrong")):
+        monkeypatch.setattr(points, "logsumexp", lambda *args, error=error: right(*args) + error)
+        assert bench.measure(case, np, None, None, RATES, instant)["status"] == status
+
+
+def test_products_in_float_are_not_taken_for_split_step():
+    (case,) = (case for case in POINTS if case.operator == "split_step")
+    with device_arrays.device() as (cupy, _):
+        assert bench.measure(case, cupy, None, None, RATES, instant) == {"status": "not on tensor cores"}
+
+
+@pytest.mark.parametrize("case", [case for case in POINTS if case.operator not in (*ITERATED, points.FLASH)], ids=words)
 def test_a_wrong_row_of_points_is_called_wrong(case):
     call, judge = points.prepare(case, np)
     result = call()

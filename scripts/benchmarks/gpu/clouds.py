@@ -24,30 +24,36 @@ class PointCase(Case):
     @property
     def exps(self):
         """Exponentials that the operation asks for; None where it is not bound by them."""
-        if self.operator == "solve":
+        if self.operator in ("solve", "split_step"):
             return None
         return self.B * self.n * self.m * (2 * self.count if self.count > 1 else 1)
 
     @property
     def bytes(self):
         """Bytes that must cross the memory bus: every input once and every output once."""
-        numbers = self.n * self.m if self.operator == "solve" else self.B * (self.n + self.m) * self.d
+        stored = self.n * self.m * (2 if self.operator == "plan_sum" else 1)
+        numbers = stored if self.cost == "shared" else self.B * (self.n + self.m) * self.d
         return (numbers + self.B * 2 * (self.n + self.m)) * np.dtype(self.dtype).itemsize
 
 
-def point_cases(points=100_000, many=10_000, items=64, words=50, problems=256, bins=100):
+def point_cases(points=100_000, many=10_000, items=64, words=50, problems=256, bins=100, large=(45 * 37, 4000)):
     """Yield the rows; the sizes are those of the goals."""
     for dtype in ("float32", "float64"):
         for operator in ("softmin_points", "kernel_product"):
             yield PointCase(operator, "points", "d=3", 1, points, points, dtype, d=3)
         yield PointCase("documents", "points", "d=64", items**2, words, words, dtype, 20, d=64)
         yield PointCase("solve", "shared", f"tol {TOL:g}", problems, bins, bins, dtype)
+        yield PointCase("plan_sum", "shared", None, problems, 10 * bins, 10 * bins, dtype)
+    yield PointCase("split_step", "shared", "tensor cores", *large, large[1], "float32", 10)
     for operator in ("softmin_products", FLASH):
         yield PointCase(operator, "points", "d=64", 1, many, many, "float32", 10, d=64)
 
 
 def prepare(case, xp):
-    """Return (call, judge): `call()` does the work once, `judge(result)` says (error, allowed); None without a peer."""
+    """Return (call, judge): `call()` does the work once, `judge(result)` says (error, allowed).
+
+    Or None where a peer is not installed, and words where the work would be another.
+    """
     return WORK[case.operator](case, xp, np.random.default_rng(case.n))
 
 
@@ -95,6 +101,56 @@ def softmin_products(case, xp, rng):
     start = C.iteration(a[None], b[None], eps, 0 * a[None], 0 * b[None], "log")
     start.advance(omega, case.count)
     return lambda: iteration.advance(omega, case.count), judged(case, xp, potentials, answer, unit=case.d)
+
+
+def split_step(case, xp, rng):
+    """Iterate with a large shared cost, g first, from 0; say so where it would not be on tensor cores."""
+    a, b, C = stored(case, xp, rng)
+    # Timed is one object that goes on; judged is another that has just started.
+    iteration, start = (operand_of(xp, C).iteration(a, b, EPS, 0 * a, 0 * b, "auto") for _ in range(2))
+    if xp is not np and type(iteration.form).__name__ != "SplitForm":
+        return "not on tensor cores"
+    omega, first = np.ones(case.B), np.arange(min(CHECKED, case.B))
+    start.advance(omega, case.count)
+
+    def answer(dtype):
+        costs, scale, found = C.astype(dtype), np.dtype(dtype).type(EPS), []
+        for u, v in zip(*(w[: len(first)].astype(dtype) for w in (a, b)), strict=True):
+            f = xp.zeros(case.n, dtype)
+            for _ in range(case.count):
+                g = -scale * logsumexp(xp, xp.log(u)[:, None] + (f[:, None] - costs) / scale, 0)
+                f = -scale * logsumexp(xp, xp.log(v) + (g - costs) / scale, 1)
+            found.append(xp.concatenate([f, g]))
+        return xp.stack(found)
+
+    def potentials(_):
+        return xp.concatenate(start.finish(first)[:2], axis=1)
+
+    return lambda: iteration.advance(omega, case.count), judged(case, xp, potentials, answer, unit=1)
+
+
+def plan_sum(case, xp, rng):
+    """Sum the weighted plans of all problems, as a gradient by a shared cost is one."""
+    a, b, C = stored(case, xp, rng)
+    g, level = (xp.asarray(rng.normal(size=size).astype(case.dtype) * EPS) for size in (b.shape, a.shape))
+    rows, step = rng.choice(case.n, min(64, case.n), replace=False), max(1, BLOCK // case.n // case.m)
+    terms = (xp.log(b[k : k + step]) + g[k : k + step] / EPS for k in range(0, case.B, step))
+    # Those of g, so that plans have the marginals a.
+    f = xp.concatenate([-EPS * logsumexp(xp, block[:, None] - C / EPS, 2) for block in terms]).astype(case.dtype)
+    groups = [(level[index], made) for index, made in operand_of(xp, C).plan_means(a, b, f, g, EPS)]
+
+    def answer(dtype):
+        u, v, p, q, w, costs = (x.astype(dtype) for x in (a[:, rows], b, f[:, rows], g, level[:, rows], C[rows]))
+        total = xp.zeros_like(costs)
+        for k in range(0, case.B, step):
+            block, scale = slice(k, k + step), np.dtype(dtype).type(EPS)
+            P = xp.exp((p[block, :, None] + q[block, None] - costs) / scale) * u[block, :, None] * v[block, None]
+            total += (P * w[block, :, None]).sum(axis=0)
+        return total
+
+    return lambda: sum(made.plan_sum(levels, None, None) for levels, made in groups), judged(
+        case, xp, lambda found: found[rows], answer
+    )
 
 
 def flash_sinkhorn(case, xp, rng):
@@ -153,10 +209,8 @@ def solve(case, xp, rng):
     """Measure a solve to its tolerance, checks and all; the marginals of the plan of its potentials judge it."""
     import cusink
 
-    C = ((rng.random((case.n, 1, 2)) - rng.random((1, case.m, 2))) ** 2).sum(axis=2)
-    parts = rng.dirichlet(np.ones(case.n), case.B), rng.dirichlet(np.ones(case.m), case.B), C / C.max()
-    a, b, C = (part.astype(case.dtype) for part in parts)
-    given = [xp.asarray(part) for part in (a, b, C)]
+    given = stored(case, xp, rng)
+    a, b, C = (host(xp, part) for part in given)
 
     def judge(found):
         f, g = (host(xp, w).astype(np.float64) for w in (found.f, found.g))
@@ -176,12 +230,28 @@ WORK = {
     FLASH: flash_sinkhorn,
     "documents": documents,
     "solve": solve,
+    "split_step": split_step,
+    "plan_sum": plan_sum,
 }
 
 
 def clouds(case, xp, rng):
     """Two clouds in the unit cube."""
     return (xp.asarray(rng.random((size, case.d)).astype(case.dtype)) for size in (case.n, case.m))
+
+
+def stored(case, xp, rng):
+    """Histograms a and b of all problems, and a cost between points of the unit square, at most 1."""
+    C = ((rng.random((case.n, 1, 2)) - rng.random((1, case.m, 2))) ** 2).sum(axis=2)
+    parts = rng.dirichlet(np.ones(case.n), case.B), rng.dirichlet(np.ones(case.m), case.B), C / C.max()
+    return [xp.asarray(part.astype(case.dtype)) for part in parts]
+
+
+def operand_of(xp, C):
+    """Return a stored cost as an operand."""
+    from cusink.operand import operand
+
+    return operand(C, xp, C.dtype, [C])
 
 
 def point_cost(xp, x, y):

@@ -9,6 +9,7 @@ Without a GPU nothing is measured and nothing is estimated: the cells say so, an
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from benchmarks.gpu.clouds import FLASH, PointCase, point_cases, prepare
 
 ROOT = FOLDER.parents[2]
 NOT_MEASURED, NOT_INSTALLED = "not measured", "not installed"
+COMMIT = "CUSINK_COMMIT"  # in the environment: the commit of a copy without its history
 
 
 def missing_gpu():
@@ -76,6 +78,8 @@ def measure(case, xp, ops, kernels, rates, time=device_time):
     if isinstance(case, PointCase):
         if (prepared := prepare(case, xp)) is None:
             return {"status": NOT_INSTALLED}
+        if isinstance(prepared, str):
+            return {"status": prepared}
         call, judge = prepared
         return timed(case, call, *judge(call()), xp, rates, time)
     data = Data(case, xp)
@@ -134,6 +138,8 @@ def answer(command):
 
 def commit():
     """Return the commit that is measured, marked if the tree differs from it."""
+    if named := os.environ.get(COMMIT):
+        return named
     name = answer(["git", "rev-parse", "--short=12", "HEAD"]) or "unknown"
     return name + "-dirty" * bool(answer(["git", "status", "--porcelain", "--untracked-files=no"]))
 
