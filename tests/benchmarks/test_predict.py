@@ -8,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from benchmarks.gpu import predict  # noqa: E402
+from benchmarks.gpu import machines, predict  # noqa: E402
+from benchmarks.gpu.clouds import point_cases  # noqa: E402
 
 from cusink.backends.cupy.launch import split_tiles  # noqa: E402
 
@@ -92,3 +93,68 @@ def test_a_sum_of_plans_reads_the_cost_once_and_stages_logits():
 def test_what_counts_do_not_tell_is_refused(operator):
     with pytest.raises(ValueError, match="only softmin, "):
         predict.predict(operator, 1, 100, 100, 64)
+
+
+# What CuPy says of an H200, but for what no prediction takes.
+H200 = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448, "ClockRate": 1_980_000}
+H200 |= {"MemoryClockRate": 3_201_000, "GlobalMemoryBusWidth": 6144, "MaxSharedMemoryPerMultiprocessor": 228 << 10}
+RATES = {"bytes_per_s": 4.1e12, "exp_per_s": {"float32": 16 * 132 * 1.8e9, "float64": 1e11}}
+
+
+def test_a_machine_is_made_of_attributes_and_measured_rates():
+    known, peak = predict.MACHINES["H200"], machines.machine_of("90", H200)
+    assert peak == known._replace(clock=1.98e9, bandwidth=peak.bandwidth)
+    assert peak.bandwidth == pytest.approx(known.bandwidth, rel=0.03)
+    here = machines.machine_of("90", H200, RATES)
+    assert (here.bandwidth, here.clock) == (4.1e12, pytest.approx(1.8e9))
+    assert machines.machine_of("90", H200, RATES | {"exp_per_s": {"float32": 1e15}}).clock == 1.98e9
+    # A memory-bound work is faster by the bandwidth, another is not.
+    plan, softmin = (
+        [
+            predict.predict(name, 256, 1000, 1000, machine=predict.MACHINES[device]).seconds
+            for device in ("H100", "H200")
+        ]
+        for name in ("plan", "softmin")
+    )
+    assert plan[0] / plan[1] == pytest.approx(4.8 / 3.35) and softmin[0] == softmin[1]
+
+
+@pytest.mark.parametrize(
+    ("capability", "budget"), [("75", "sm_75"), ("86", "sm_80"), ("89", "sm_80"), ("103", "sm_100")]
+)
+def test_a_device_takes_the_registers_of_the_nearest_one_that_is_built(capability, budget):
+    machine = machines.machine_of(capability, H200)
+    assert machine.capability == budget and machine.device.fast_halves == (capability == "103")
+    assert predict.predict("softmin", 256, 1000, 1000, machine=machine).seconds > 0
+
+
+def test_fast_halves_are_those_of_the_backend():
+    text = (predict.ROOT / "cusink/backends/cupy/run.py").read_text()
+    assert f"FAST_HALVES = {machines.FAST_HALVES!r}".replace("'", '"') in text
+
+
+def test_a_row_of_iterations_is_predicted_with_all_its_half_steps():
+    """Ten iterations between points are twenty launches, of which one is predicted."""
+    cases = {case.operator: case for case in point_cases() if case.dtype == "float32"}
+    for name in ("softmin_products", "split_step"):
+        case, machine = cases[name], predict.MACHINES["H100"]
+        ms, one = predict.expected(case, machine)
+        assert ms == pytest.approx(20e3 * one.seconds)
+        assert one == predict.predict(name, case.B, case.n, case.m, case.d or 1, machine)
+    assert predict.expected(cases["plan_sum"], machine)[0] == pytest.approx(0.109, rel=0.01)
+    assert predict.expected(cases["documents"], machine) is None
+
+
+def test_a_report_s_device_is_predicted_beside_what_it_measured(tmp_path, capsys):
+    row = {"operator": "softmin_products", "cost": "points", "dtype": "float32", "B": 1, "n": 10_000, "m": 10_000}
+    row |= {"d": 64, "launches": 20, "ms": 3.0}
+    rows = [{"rates": RATES}, row, row | {"dtype": "float64", "ms": 9.0}, {"operator": "softmin", "status": "wrong"}]
+    facts = {"capability": "90", "attributes": H200, "device": "NVIDIA H200"}
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"steps": {"facts": {"rows": [facts]}, "operators": {"rows": rows}}}))
+    predict.main(["--report", str(path)])
+    text = capsys.readouterr().out
+    assert text.startswith("PREDICTED by count for NVIDIA H200, in float32; beside what was measured")
+    lines = [line for line in text.splitlines() if line.startswith("| softmin_products | 1 | 10000 ")]
+    assert len(lines) == 1 and lines[0].endswith("| 0.15 |")
+    assert text.count("not measured") == len(predict.ROWS) - 1

@@ -20,6 +20,7 @@ the exponentials: they have nothing beside them but the copies of the next tile.
 
     predict.py                          # the rows of docs/gpu.md
     predict.py --device T4 softmin 256 1000 1000
+    predict.py --report docs/measurements/gpu-truth.json    # the device of a report, beside what was measured on it
     predict.py split_step 1665 4000 4000
     predict.py softmin_points 1 100000 100000 --coordinates 3
     predict.py softmin_products 1 10000 10000 --coordinates 64 --products 1
@@ -32,7 +33,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this checkout, whatever is installed
+
+from benchmarks.gpu.machines import EXPONENTIALS, MACHINES, SCHEDULERS, WARPS, machine_of_report
 
 from cusink.backends.cupy.launch import (
     PARTS,
@@ -42,35 +46,12 @@ from cusink.backends.cupy.launch import (
     SPLIT_TILE,
     STRIP,
     TILE_COLUMNS,
-    Device,
     configure,
     plan_parts,
     split_tiles,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-class Machine(NamedTuple):
-    """A device: what `configure` asks for, and rates for each multiprocessor and clock."""
-
-    device: Device
-    clock: float  # Hz
-    bandwidth: float  # bytes a second
-    shared: int  # bytes of shared memory of a multiprocessor
-    float_lanes: int
-    capability: str
-    halves: int  # multiply-adds of half precision with sums in float
-    reached: float = 1.0  # of them by mma.sync
-    cache: float = math.inf  # bytes a clock that all multiprocessors together read from the L2 cache
-
-
-MACHINES = {
-    "H100": Machine(Device(132, 232448, True), 1.755e9, 3.35e12, 228 << 10, 128, "sm_90", 2048, 0.629, 4472),
-    "A100": Machine(Device(108, 166912, True), 1.41e9, 1.555e12, 164 << 10, 64, "sm_80", 1024, 1.0, 5120),
-    "T4": Machine(Device(40, 65536, False), 1.59e9, 0.32e12, 64 << 10, 64, "sm_75", 512),
-}
-SCHEDULERS, EXPONENTIALS, WARPS = 4, 16, {"sm_75": 32, "sm_80": 64, "sm_90": 64}
 # Instructions of a warp of `split_step`, counted by hand in the same machine code: for the copies of a block, which
 # branches can skip; for the test of the sums of a tile (of 4000 summed indices), and their way to memory; for the
 # update of 32 entries without over-relaxation (254 where it measures, as in the last iteration of a call).
@@ -83,6 +64,7 @@ PREDICTED = (
     "transport_cost",
     "softmin_points",
     "apply_plan_points",
+    "plan",
     "plan_sum",
     *ON_TENSOR_CORES,
 )
@@ -164,7 +146,8 @@ def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"], products
     slots = min(SCHEDULERS, fit * launch.block // 32)
     clocks = busy * machine.clock
     each = {unit: units.get(unit, 0) / terms_in_loop for unit in ("exponential", "float", "shared")}
-    entries = {"plan_sum": n * m * (1 + plan_parts(B, n, m, device))}.get(operator, n * m)
+    made = {"plan": B, "plan_sum": plan_parts(B, n, m, device)}.get(operator, 0)  # arrays of the size of the cost
+    entries = n * m * (1 + made)
     outside = STAGING / (PLAN_CHUNK * PLAN_ROWS) if operator == "plan_sum" else 0
     parts = {
         "issue": terms / 32 * (instructions / terms_in_loop + outside) / (slots * clocks),
@@ -237,18 +220,45 @@ def point_products(launch, B, n, m, d, machine, products):
     )
 
 
-def table(rows, machine):
-    """Return the lines of a Markdown table of predictions."""
-    lines = ["| operator | B | n | m | d | kernel | predicted ms | bound by | share of the limit | measured |"]
+def expected(case, machine):
+    """Return (ms, prediction) of what a row of ``gpu/kernels.py`` times, or None where that is not predicted.
+
+    A row of several iterations has two half-steps for each, of which one is predicted.
+    """
+    if case.operator not in PREDICTED or case.dtype != "float32" or case.cost == "own":
+        return None
+    found = predict(case.operator, case.B, case.n, case.m, getattr(case, "d", 0) or 1, machine)
+    return found and (1e3 * found.seconds * half_steps(case), found)
+
+
+def half_steps(case):
+    """Return how many launches of its kernel a row times."""
+    return 2 * case.count if case.operator in ("softmin_products", "split_step") else 1
+
+
+def measured_ms(report, operator, B, n, m, d, products):
+    """Return the ms that a report of ``gpu_truth.py`` has for one launch in float32, or None."""
+    for row in report["steps"].get("operators", {}).get("rows", ()) if report else ():
+        same = (operator, B, n, m, "float32") == tuple(row.get(key) for key in ("operator", "B", "n", "m", "dtype"))
+        if same and row.get("d", d) in (d, 0) and "ms" in row and products == 3 and row.get("cost") != "own":
+            return row["ms"] / row["launches"]
+    return None
+
+
+def table(rows, machine, report=None):
+    """Return the lines of a Markdown table of predictions, beside what a report has measured."""
+    lines = ["| operator | B | n | m | d | kernel | predicted ms | bound by | share of the limit | measured ms |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
-    for operator, B, n, m, d, products in rows:
-        found = predict(operator, B, n, m, d, machine, products)
+    for row in rows:
+        operator, B, n, m, d, products = row
+        found, ms = predict(operator, B, n, m, d, machine, products), measured_ms(report, *row)
+        last = "not measured" if ms is None else f"{ms:.3g}"
         sizes = f"| {operator}{', 11 bits' if products == 1 else ''} | {B} | {n} | {m} | {d} "
         if found is None:
-            lines.append(f"{sizes}| does not fit | | | | not measured |")
+            lines.append(f"{sizes}| does not fit | | | | {last} |")
             continue
-        ms = f"{1e3 * found.seconds:.3g}"
-        lines.append(f"{sizes}| {found.kernel} | {ms} | {found.bound} | {found.share:.0%} | not measured |")
+        said = f"{1e3 * found.seconds:.3g} | {found.bound} | {found.share:.0%}"
+        lines.append(f"{sizes}| {found.kernel} | {said} | {last} |")
     return lines
 
 
@@ -260,12 +270,16 @@ def main(arguments=None):
     parser.add_argument("--coordinates", type=int, default=1)
     parser.add_argument("--products", type=int, choices=(1, 3), default=3, help="of halves, for one of coordinates")
     parser.add_argument("--device", choices=MACHINES, default="H100")
+    parser.add_argument("--report", type=Path, help="the JSON of gpu_truth.py, whose device is taken")
     given = parser.parse_args(arguments)
     if given.operator and len(given.sizes) != 3:
         parser.error(f"an operator takes the sizes B, n and m; got {given.sizes}")
     rows = [(given.operator, *given.sizes, given.coordinates, given.products)] if given.operator else ROWS
-    print(f"PREDICTED by count for {given.device}, in float32; nothing here was measured.\n")
-    print("\n".join(table(rows, MACHINES[given.device])))
+    report = given.report and json.loads(given.report.read_text(encoding="utf-8"))
+    machine, name = machine_of_report(report) if report else (MACHINES[given.device], given.device)
+    beside = "beside what was measured" if report else "nothing here was measured"
+    print(f"PREDICTED by count for {name}, in float32; {beside}.\n")
+    print("\n".join(table(rows, machine, report)))
 
 
 if __name__ == "__main__":
