@@ -6,17 +6,6 @@ import time
 import numpy as np
 from benchmarks.gpu import kernels as bench
 
-HOT = """
-import numpy, cupy, cusink
-rng = numpy.random.default_rng(0)
-C = cupy.asarray(rng.random((1000, 1000), numpy.float32))
-a, b = (cupy.asarray(rng.dirichlet(numpy.ones(1000), 256).astype("f")) for _ in range(2))
-cusink.sinkhorn(a, b, C, eps=0.05, tol=None, max_iter=3, method="log")
-for d in (3, 64):
-    x, y = (cupy.asarray(rng.normal(size=(10000, d)).astype("f")) for _ in range(2))
-    cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=1.0 * d, tol=None, max_iter=2)
-"""
-
 
 def wait(cupy):
     """Wait until the device has done all its work."""
@@ -135,13 +124,12 @@ def timed(call, repeats):
 
 
 def measure(tiny):
-    """Return a row for each peer and for the same work here."""
+    """Yield a row for each peer and for the same work here."""
     repeats, count = (1, 2) if tiny else (5, 100)
-    rows = []
     for B, n in ((2, 6),) if tiny else ((1, 100), (256, 100), (64, 1000)):
         work = {"here": ours, "here, log domain": lambda *sizes: ours(*sizes, "log"), "PyTorch loop": torch_loop}
         for name, call in (work | {"OTT": ott}).items():
-            rows.append({"what": name, "B": B, "n": n, "iterations": count} | attempt(call, B, n, count, repeats))
+            yield {"what": name, "B": B, "n": n, "iterations": count} | attempt(call, B, n, count, repeats)
     for tf32 in (False, True):
         sizes = (20, 17) if tiny else (10_000, 64)
         row = {
@@ -150,10 +138,9 @@ def measure(tiny):
             "n": sizes[0],
             "iterations": count // 10 or 1,
         }
-        rows.append(row | attempt(products, count // 10 or 1, repeats, sizes, tf32))
+        yield row | attempt(products, count // 10 or 1, repeats, sizes, tf32)
     n = 8 if tiny else 4096
-    rows.append({"what": "cuBLAS product", "B": 1, "n": n, "iterations": 1} | attempt(gemm, n, repeats))
-    return rows
+    yield {"what": "cuBLAS product", "B": 1, "n": n, "iterations": 1} | attempt(gemm, n, repeats)
 
 
 def attempt(call, *arguments):

@@ -234,14 +234,12 @@ WORKS = (torch_divergence, clouds_and_arrays, exact_gradient, hessian_products, 
 
 
 def measure(tiny):
-    """Return a row for each work: its time, beside what, and how far its answer is from the reference."""
-    repeats, rows = 1 if tiny else 7, []
+    """Yield a row for each work: its time, beside what, and how far its answer is from the reference."""
+    repeats = 1 if tiny else 7
     for work in WORKS:
         try:
-            for row in work(tiny, repeats):
-                rows.append(row)
+            yield from work(tiny, repeats)
         except ImportError as error:
-            rows.append({"what": work.__name__, "status": f"{NOT_INSTALLED}: {error.name}"})
+            yield {"what": work.__name__, "status": f"{NOT_INSTALLED}: {error.name}"}
         except Exception as error:  # one that fails is a row that says so
-            rows.append({"what": work.__name__, "status": f"{type(error).__name__}: {error}"[:200]})
-    return rows
+            yield {"what": work.__name__, "status": f"{type(error).__name__}: {error}"[:200]}

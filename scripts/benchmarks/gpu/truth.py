@@ -1,4 +1,4 @@
-"""The steps of ``gpu_truth.py``: each returns what it found as plain numbers and words."""
+"""The steps of ``gpu_truth.py``: each yields what it finds, row by row, as plain numbers and words."""
 
 import concurrent.futures
 import contextlib
@@ -7,26 +7,23 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 
 import numpy as np
+from benchmarks.gpu import counters, large, machines, peers, predict, proofs, training, workload
 from benchmarks.gpu import kernels as bench
-from benchmarks.gpu import large, peers, predict, training
 from benchmarks.gpu.cases import FOLDER, all_cases
 from benchmarks.gpu.clouds import point_cases
 
 ROOT = FOLDER.parents[2]
 PACKAGES = ("numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "ott-jax", "triton", "pytest")
 DTYPES = ("float32", "float64")
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-COUNTERS = (
-    "gpu__time_duration.sum,sm__inst_executed.avg.per_cycle_active,sm__throughput.avg.pct_of_peak_sustained_elapsed,"
-    "sm__inst_executed_pipe_xu.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,"
-    "l1tex__data_bank_conflicts_pipe_lsu.sum,sm__warps_active.avg.pct_of_peak_sustained_active"
-)
+OPERATORS_S, LEAST_S = 65, 0.02  # for all operators, and of a span that is timed
 missing_gpu = bench.missing_gpu
+# What the emulated device is taken to be beside the sizes that launches depend on: those of an A100.
+EMULATED = {"ClockRate": 1_410_000, "MemoryClockRate": 1_215_000, "GlobalMemoryBusWidth": 5120}
+EMULATED |= {"MaxSharedMemoryPerMultiprocessor": 164 << 10}
 
 
 @contextlib.contextmanager
@@ -37,9 +34,10 @@ def device(tiny):
         return
     sys.path.insert(0, str(ROOT / "tests"))
     try:
-        from emulated import device_arrays
+        from emulated import cupy_stand_in, device_arrays
 
-        with device_arrays.device():
+        with device_arrays.device() as (_, workload.LAUNCHED):
+            cupy_stand_in.ATTRIBUTES.update(EMULATED)
             yield
     finally:
         sys.path.remove(str(ROOT / "tests"))
@@ -54,7 +52,7 @@ def installed(package):
 
 
 def facts(tiny):
-    """Return the device, the driver, the versions, and the commit."""
+    """Yield the device, the driver, the versions, and the commit."""
     import cupy
 
     chosen = cupy.cuda.Device()
@@ -66,9 +64,9 @@ def facts(tiny):
         "attributes": {name: int(value) for name, value in chosen.attributes.items()},
         "commit": bench.commit(),
         "tools": {name: shutil.which(name) for name in ("nvidia-smi", "nvcc", "compute-sanitizer", "ncu")},
-        "environment": {key: value for key, value in os.environ.items() if key.startswith(("CUPY_", "CUDA_"))},
+        "environment": {key: value for key, value in os.environ.items() if key.startswith(("CUPY_", "CUDA_", "XLA_"))},
     }
-    return found if tiny else found | bench.conditions(cupy)
+    yield found if tiny else found | bench.conditions(cupy)
 
 
 def build_one(file, dtype):
@@ -78,8 +76,11 @@ def build_one(file, dtype):
     started = time.perf_counter()
     kernels = {name: loader.function(file, name, dtype) for name in loader.names(file)}
     fields = ("num_regs", "local_size_bytes", "shared_size_bytes", "max_threads_per_block")
-    about = {name: {field: getattr(kernel, field, None) for field in fields} for name, kernel in kernels.items()}
-    return time.perf_counter() - started, about
+    out = {
+        name: {field: int(getattr(kernel, field)) for field in fields if hasattr(kernel, field)}
+        for name, kernel in kernels.items()
+    }
+    return {"seconds": time.perf_counter() - started, "kernels": out}
 
 
 def build(tiny):
@@ -87,20 +88,20 @@ def build(tiny):
     from cusink.backends.cupy import loader
 
     jobs = [(file, dtype) for file in loader.kernel_files() for dtype in DTYPES]
+    jobs.sort(key=lambda job: -len(loader.source(job[0])))  # what takes long begins first
     if tiny:
         jobs = [("plan.cu", dtype) for dtype in DTYPES]
         pool = concurrent.futures.ThreadPoolExecutor(1)
     else:
-        pool = concurrent.futures.ProcessPoolExecutor(min(8, os.cpu_count() or 1))
-    started, found = time.perf_counter(), {}
+        pool = concurrent.futures.ProcessPoolExecutor(min(16, os.cpu_count() or 1))
     with pool:
-        futures = {job: pool.submit(build_one, *job) for job in jobs}
-        for (file, dtype), future in futures.items():
+        futures = {pool.submit(build_one, *job): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            row = dict(zip(("file", "dtype"), futures[future], strict=True))
             try:
-                found[f"{file} {dtype}"] = future.result()
+                yield row | future.result()
             except Exception as error:  # a file that does not build is a finding
-                found[f"{file} {dtype}"] = f"{type(error).__name__}: {error}"
-    return {"seconds": time.perf_counter() - started, "files": found}
+                yield row | {"error": f"{type(error).__name__}: {error}"}
 
 
 def ulps(found, exact):
@@ -111,12 +112,12 @@ def ulps(found, exact):
 
 
 def transcendental(tiny):
-    """Return the largest errors of the device's exp2 and log2, against the next longer format."""
+    """Yield the largest errors of the device's exp2 and log2, against the next longer format."""
     import cupy
 
     from cusink.backends.cupy import loader
 
-    found, count = {}, 1 << (10 if tiny else 22)
+    count = 1 << (10 if tiny else 22)
     for dtype, longer in zip(DTYPES, (np.float64, np.longdouble), strict=True):
         x = np.linspace(-120, 120, count).astype(dtype)
         given = cupy.asarray(x)
@@ -126,12 +127,13 @@ def transcendental(tiny):
         wide = x.astype(longer)
         exact = np.log2(np.abs(wide))
         away = np.abs(exact) > 2.0**-3  # near 1 the error of a logarithm is absolute
-        found[dtype] = {
+        yield {
+            "dtype": dtype,
             "exp2_ulp": ulps(powers.get(), np.exp2(wide)),
             "log2_ulp": ulps(logs.get()[away], exact[away]),
             "log2_absolute_near_1": float(np.abs(logs.get() - exact)[~away].max(initial=0)),
         }
-    return found | {"short_log_absolute": short_log(tiny)}
+    yield {"short_log_absolute": short_log(tiny)}
 
 
 def short_log(tiny):
@@ -147,160 +149,89 @@ def short_log(tiny):
     return float(np.abs(logs.get() - np.log2(mantissas.astype(np.float64))).max())
 
 
+def tiny_cases():
+    """Return an operator of each kind, at small sizes."""
+    wanted = ("softmin_points", "plan_sum", "split_step")
+    points = [case for case in point_cases(70, 45, 3, 6, 5, 12, large=(34, 230)) if case.operator in wanted]
+    stored = list(all_cases(sizes=((3, 9, 7),)))
+    return [*stored[1:3], *(case for case in points if case.dtype == "float32")]
+
+
 def operators(tiny):
-    """Check and time the kernels, the hot ones first, beside the rates of the device and what was predicted."""
+    """Yield the rates of the device; then a row for each kernel, checked, timed, and beside what is predicted of it."""
     import cupy
 
     from cusink.backends.cupy import dense, loader
 
+    started = time.perf_counter()
     if tiny:
-        cases, rates = (
-            [*list(all_cases(sizes=((3, 9, 7),)))[1:3], *list(point_cases(70, 45, 3, 6, 5, 12))[:1]],
-            {
-                "bytes_per_s": 1e9,
-                "exp_per_s": dict.fromkeys(DTYPES, 1e9),
-            },
-        )
+        cases, rates = tiny_cases(), {"bytes_per_s": 1e9, "exp_per_s": dict.fromkeys(DTYPES, 1e9)}
+        timer = peers.once
     else:
-        cases = sorted((*all_cases(), *point_cases()), key=lambda case: (case.dtype, case.n != 1000))
+        cases = sorted((*all_cases(), *point_cases()), key=lambda case: (case.dtype, case.n < 1000))
         rates = bench.device_rates(cupy, loader)
-    timer = peers.once if tiny else bench.device_time
-    rows, started, most = [], time.perf_counter(), 75
+        timer = lambda xp, call, repeats=5, least=LEAST_S: bench.device_time(xp, call, repeats, min(least, LEAST_S))  # noqa: E731
+    yield {"rates": rates}
+    here = cupy.cuda.Device()
+    machine = machines.machine_of(here.compute_capability, here.attributes, rates)
     for case in cases:
-        row = {"case": " ".join(map(str, (case.operator, case.cost, case.detail, case.B, case.n, case.m, case.dtype)))}
-        if time.perf_counter() - started > most:
-            rows.append(row | {"status": "no time left"})
+        row = {name: getattr(case, name, 0) for name in ("operator", "cost", "detail", "B", "n", "m", "d", "dtype")}
+        row |= {"iterations": case.count, "launches": predict.half_steps(case)}
+        if time.perf_counter() - started > OPERATORS_S:
+            yield row | {"status": "no time left"}
             continue
-        try:
-            row |= bench.measure(case, cupy, dense, loader, rates, timer)
-        except Exception as error:  # one operator that fails costs no other
-            row |= {"status": f"{type(error).__name__}: {error}"}
-        if case.operator in predict.PREDICTED and case.dtype == "float32" and case.cost != "own":
-            expected = predict.predict(case.operator, case.B, case.n, case.m, getattr(case, "d", 1))
-            row["predicted_ms_on_h100"] = 1e3 * expected.seconds if expected else None
-        rows.append(row)
-    return {"rates": rates, "rows": rows}
+        with workload.split_step_always() if tiny else contextlib.nullcontext():
+            if found := predict.expected(case, machine):
+                row |= {"predicted_ms": found[0], "bound_by": found[1].bound}
+            try:
+                row |= bench.measure(case, cupy, dense, loader, rates, timer)
+            except Exception as error:  # one operator that fails costs no other
+                row |= {"status": f"{type(error).__name__}: {error}"[:300]}
+        yield row
+        if not tiny:
+            cupy.get_default_memory_pool().free_all_blocks()
 
 
 def calls(tiny):
-    """Return the wall time of user calls, gradients included, and what CuPy did in them."""
+    """Yield the times of user calls and of gradients: on the clock of the host, and by events of the device."""
     import cupy
 
     import cusink
 
-    rng, rows = np.random.default_rng(0), []
+    rng, timer = np.random.default_rng(0), peers.once if tiny else bench.device_time
     n = 10 if tiny else 100
     C = cupy.asarray(np.subtract.outer(np.arange(n), np.arange(n)) ** 2 / n**2, np.float32)
+    options = {"eps": 0.05 if tiny else 1e-3, "tol": None, "max_iter": 5 if tiny else 200}
     for B in (1, 2) if tiny else (1, 10, 100, 1000, 10_000):
         a, b = (cupy.asarray(rng.dirichlet(np.ones(n), B).astype(np.float32)) for _ in range(2))
-        options = {"eps": 0.05 if tiny else 1e-3, "tol": None, "max_iter": 5 if tiny else 200}
 
-        def forward(a=a, b=b, options=options):
+        def forward(a=a, b=b):
             return cusink.sinkhorn(a, b, C, **options)
 
-        def both(forward=forward):
-            return cusink.sinkhorn_adjoint(forward(), grad_reg_cost=1.0)
+        def gradient(value, result):
+            found = cusink.sinkhorn_adjoint(result, **{f"grad_{value}": 1.0})
+            return found.a, found.b, found.C  # which are made when they are read
 
-        def with_system(forward=forward):
-            return cusink.sinkhorn_adjoint(forward(), grad_cost=1.0)
-
+        result = forward()
+        works = {
+            "forward": forward,
+            "reg_cost": lambda result=result: gradient("reg_cost", result),
+            "cost": lambda result=result: gradient("cost", result),
+            "forward_and_reg_cost": lambda forward=forward: gradient("reg_cost", forward()),
+            "forward_and_cost": lambda forward=forward: gradient("cost", forward()),
+        }
         row = {"B": B, "n": n, "iterations": options["max_iter"]}
-        timed = {"forward": forward, "forward_and_gradient": both, "forward_and_gradient_of_cost": with_system}
-        for name, call in timed.items():
+        for name, call in works.items():
             seconds = []
-            for _ in range(2 if tiny else 20):
+            for _ in range(2 if tiny else 12):
                 peers.wait(cupy)
                 started = time.perf_counter()
                 call()
                 peers.wait(cupy)
                 seconds.append(time.perf_counter() - started)
             row[f"{name}_ms"] = 1e3 * float(np.median(seconds[1:]))
-        rows.append(row)
-    return rows
-
-
-def gpu_test_files():
-    """Return the files of tests that have GPU tests and can be imported here, and what was said of the others."""
-    command = [sys.executable, str(ROOT / "scripts" / "gpu_test_files.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines(), done.stderr.splitlines()
-
-
-def run_tests(files, extra=(), limit=140):
-    """Run GPU tests of some files with this Python; return (exit status, last lines)."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *extra, *files]
-    environment = os.environ | {"CUSINK_REQUIRE_GPU": "1", "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit)
-        return done.returncode, done.stdout[-3000:]
-    except subprocess.TimeoutExpired:
-        return -1, "took too long"
-
-
-def gpu_tests(tiny):
-    """Run the GPU tests, several processes at once, each with some of the files."""
-    (files, left_out), processes = gpu_test_files(), 6
-    parts = [files[k::processes] for k in range(processes)]
-    if tiny:  # there is no GPU: only that the tests are found
-        return {"files": files, "left_out": left_out, "outcomes": []}
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        return {"files": files, "left_out": left_out, "outcomes": list(pool.map(run_tests, parts))}
-
-
-WORKLOAD = """
-import numpy, cupy, cusink
-cupy.cuda.set_allocator(None)
-rng = numpy.random.default_rng(0)
-C = cupy.asarray(rng.random((20, 30), numpy.float32))
-a, b = (cupy.asarray(rng.dirichlet(numpy.ones(k), 3).astype("f")) for k in (20, 30))
-x, y = (cupy.asarray(rng.normal(size=(k, d)).astype("f")) for k, d in ((20, SIZE), (30, SIZE)))
-for cost in (C, cupy.stack([C, C, C]), cusink.PointCloud(x, y)):
-    for options in ({"tol": 1e-4}, {"tol": None, "max_iter": 5, "method": "log"}):
-        cusink.sinkhorn_adjoint(cusink.sinkhorn(a, b, cost, eps=1.0, **options), grad_cost=1.0)
-cusink.kernel_product(x, y, b[0])
-"""
-
-
-def tool_command(tool):
-    """Return the command that runs a small workload under a tool of compute-sanitizer, or None without it."""
-    path = shutil.which("compute-sanitizer")
-    if path is None:
-        return None
-    return [path, "--tool", tool, "--error-exitcode", "7", sys.executable, "-c", WORKLOAD.replace("SIZE", "17")]
-
-
-def sanitizers(tiny):
-    """Run a small workload under the four tools of compute-sanitizer, at once."""
-    if tiny:
-        exec(
-            compile(WORKLOAD.replace("SIZE", "3").replace("cupy.cuda.set_allocator(None)", ""), "workload", "exec"), {}
-        )
-        return {"workload": "ran"}
-
-    def under(tool):
-        command = tool_command(tool)
-        if command is None:
-            return bench.NOT_INSTALLED
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        try:
-            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=55)
-        except subprocess.TimeoutExpired:
-            return "took too long"
-        return {"code": done.returncode, "said": (done.stdout + done.stderr)[-1500:]}
-
-    with concurrent.futures.ThreadPoolExecutor(len(TOOLS)) as pool:
-        return dict(zip(TOOLS, pool.map(under, TOOLS), strict=True))
-
-
-def profile(tiny):
-    """Return ncu's counters of the kernels of a small workload, where ncu is there and allowed."""
-    path = shutil.which("ncu")
-    if tiny or path is None:
-        return bench.NOT_INSTALLED
-    command = [path, "--csv", "--metrics", COUNTERS, "--launch-count", "40", sys.executable, "-c", peers.HOT]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=40)
-    return {"code": done.returncode, "csv": done.stdout[-20000:], "said": done.stderr[-1000:]}
+            row[f"{name}_device_ms"] = 1e3 * timer(cupy, call, 3, 0.01)[1]
+        yield row
 
 
 STEPS = {
@@ -312,38 +243,7 @@ STEPS = {
     "calls": calls,
     "large": large.measure,
     "training": training.measure,
-    "tests": gpu_tests,
-    "sanitizers": sanitizers,
-    "profile": profile,
+    "tests": proofs.gpu_tests,
+    "sanitizers": proofs.sanitizers,
+    "profile": counters.profile,
 }
-
-
-def markdown(report):
-    """Return a report as Markdown: what ran, and the tables of times."""
-    lines = [f"# GPU truth, {report['when']}", "", report["device"], ""]
-    lines += ["| step | outcome | seconds |", "|---|---|---|"]
-    for name, outcome in report["steps"].items():
-        lines.append(f"| {name} | {outcome['status']} | {outcome.get('seconds', '')} |")
-
-    def found(name):
-        outcome = report["steps"].get(name, {})
-        return outcome.get("found") if outcome.get("status") == "ran" else None
-
-    if rows := (found("operators") or {}).get("rows"):
-        lines += [
-            "",
-            "| operator | status | ms | of copy | of exp | predicted ms on an H100 |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            cells = (row.get(key) for key in ("ms", "of_copy", "of_exp", "predicted_ms_on_h100"))
-            cells = " | ".join("" if cell is None else f"{cell:.4g}" for cell in cells)
-            lines.append(f"| {row['case']} | {row['status']} | {cells} |")
-    for name in ("peers", "calls", "large", "training"):
-        if rows := found(name):
-            keys = list(dict.fromkeys(key for row in rows for key in row))
-            lines += ["", "| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
-            for row in rows:
-                cells = (row.get(key, "") for key in keys)
-                lines.append("| " + " | ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in cells) + " |")
-    return "\n".join(lines) + "\n"
