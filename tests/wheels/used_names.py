@@ -8,7 +8,7 @@ import cusink
 
 PACKAGE = Path(cusink.__file__).parent
 # Rooms that never see an array of CuPy: their arrays are NumPy's, or those of another library.
-HOST_ONLY = ("backends/numpy", "cli", "plot", "distributed", "torch.py", "jax.py", "sklearn", "retrieval/storage")
+HOST_ONLY = ("backends/numpy", "cli", "plot", "sklearn", "retrieval/storage")
 
 
 class Used(NamedTuple):
