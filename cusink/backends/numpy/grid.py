@@ -20,7 +20,7 @@ from cusink.backends.numpy.softmin import KernelSoftmin
 from cusink.backends.numpy.softmin import repeated_softmin as repeated_dense
 from cusink.costs.cells import GridCosts
 from cusink.costs.operators import Operators
-from cusink.types import Array, Axis, HostArray, Method, Order
+from cusink.types import Array, Axis, HostArray, Method
 
 __all__ = [
     "OPERATORS",
@@ -123,8 +123,6 @@ class Iteration(iteration.Iteration):
 
 class NumpyGridKernel(GridKernel):
     """A `GridKernel` that is a `Kernel` for the forms in NumPy."""
-
-    memory_order: Order = "C"
 
     def __init__(self, C: GridCosts, dtype: Any, eps: float) -> None:
         super().__init__(ARRAYS, C, dtype, eps)

@@ -13,7 +13,7 @@ from cusink.backends.numpy.forms.log import LogReductions, finish_log
 from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush, scaled_kernel
 from cusink.costs.cells import EuclideanCosts
 from cusink.deferred import cached_property
-from cusink.types import Array, Axis, HostArray, Order
+from cusink.types import Array, Axis, HostArray
 
 ARRAYS = dense.OPERATORS
 LOGS = LogReductions(functools.partial(blocks.softmin, ARRAYS), functools.partial(blocks.transport_cost, ARRAYS))
@@ -37,7 +37,6 @@ class ShiftKernel:
     """
 
     shift: float = 0.0
-    memory_order: Order = "C"
 
     def __init__(self, C: EuclideanCosts, dtype: Any, eps: float) -> None:
         assert C.even is not None

@@ -12,6 +12,7 @@ from cusink.backends.numpy import means
 from cusink.backends.numpy.forms.kernel import DenseKernel, log_scaled
 from cusink.backends.numpy.forms.scalings import Room
 from cusink.backends.numpy.forms.shared import SharedKernel
+from cusink.backends.numpy.iteration import Iteration as NumpyIteration
 from cusink.backends.ranges import SCALING_EXPONENT
 from cusink.solver.solution import Solution
 from cusink.workers import one_blas_thread
@@ -67,7 +68,8 @@ def test_problems_lie_by_rows_where_blas_has_threads_and_answers_are_the_same(om
     index, found = np.array([10, 3, 4, 8]), {}
     for held in (False, True):
         with one_blas_thread() if held else contextlib.nullcontext():
-            form = SharedKernel(DenseKernel(C, np.dtype(np.float64), 0.1))
+            form = NumpyIteration(C, a[:1], b[:1], 0.1, np.zeros((1, 6)), np.zeros((1, 5)), "auto").forms[0]
+        form.keep(np.arange(0))
         form.append(a, b, np.zeros_like(a), np.zeros_like(b))
         form.advance(np.full(count, omega), 5)
         form.append(*later, *map(np.zeros_like, later))

@@ -14,7 +14,7 @@ from cusink.backends.numpy.forms.log import LogReductions, finish_log
 from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush
 from cusink.costs.points import PointCosts
 from cusink.deferred import cached_property
-from cusink.types import Array, Axis, HostArray, Order
+from cusink.types import Array, Axis, HostArray
 
 Tile = tuple[slice, HostArray]  # rows of the kernel, and the kernel for them (rows, m)
 
@@ -30,7 +30,6 @@ class CloudKernel:
     """
 
     shift: float = 0.0
-    memory_order: Order = "C"
 
     def __init__(self, C: PointCosts, dtype: Any, eps: float) -> None:
         self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)

@@ -9,8 +9,7 @@ from cusink.backends.numpy.forms.form import Finished
 from cusink.backends.numpy.forms.log import finish_log
 from cusink.backends.ranges import KERNEL_EXPONENT, UnderflowBound, flush, scaled_kernel
 from cusink.deferred import cached_property
-from cusink.types import Array, Axis, HostArray, Order
-from cusink.workers import blas_has_threads
+from cusink.types import Array, Axis, HostArray
 
 
 class Kernel(Protocol):
@@ -21,7 +20,6 @@ class Kernel(Protocol):
     dtype: np.dtype[Any]
     shift: float
     s: int
-    memory_order: Order  # of arrays of problems
 
     @property
     def K(self) -> HostArray:  # noqa: N802
@@ -66,9 +64,6 @@ class DenseKernel:
     def __init__(self, C: HostArray, dtype: Any, eps: float) -> None:
         self.C, self.eps, self.dtype = C, eps, np.dtype(dtype)
         self.shift, self.s = float(C.min()), KERNEL_EXPONENT[self.dtype.name]
-        # The threads of OpenBLAS share out products of rows evenly, and hardly those of columns. In a single thread the
-        # products take the same time, and omega times a problem is faster by columns.
-        self.memory_order: Order = "F" if blas_has_threads() else "C"
 
     @cached_property
     def K(self) -> HostArray:  # noqa: N802

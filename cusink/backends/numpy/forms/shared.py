@@ -31,20 +31,20 @@ from cusink.backends.numpy.forms.sides import Outlook, Side, fill_more, unwatche
 from cusink.backends.ranges import SCALING_EXPONENT, SCALING_LIMIT
 from cusink.convergence.rules import overrelaxed_quotient
 from cusink.costs.operators import Measured
-from cusink.types import HostArray
+from cusink.types import HostArray, Order
 
 
 class SharedKernel:
     """Problems as scalings of one `Kernel`, a problem per column.
 
-    In memory they lie in the order that the kernel wants: mostly a factor per problem runs along the contiguous axis.
+    In memory a factor per problem runs along the contiguous axis; in the `order` "F" the numbers of a problem do.
 
     The exponents eu and ev (B,) keep ``U = a exp(f / eps) / 2**eu`` and ``V = b exp((g - shift) / eps) / 2**ev`` in
     range. A plain update is ``V = gamma b / (K' U)`` with ``gamma = 2**(s - eu - ev)``; scaling by powers of two
     changes no digit.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, order: Order = "C") -> None:
         self.kernel, self.C, self.eps, self.dtype = kernel, kernel.C, kernel.eps, kernel.dtype
         self.shift, self.s = kernel.shift, kernel.s
         self.top, self.limit = SCALING_EXPONENT[self.dtype.name], SCALING_LIMIT[self.dtype.name]
@@ -59,7 +59,7 @@ class SharedKernel:
         self.measured: Measure | None = None  # of plain problems, if `bound` has looked at them
         self.outlook = Outlook()
         self.work: Workspace | None = None
-        self.room = Room(self.dtype, kernel.memory_order)
+        self.room = Room(self.dtype, order)
         self.without_weight: tuple[HostArray | None, HostArray | None] | None = None  # once they are known
         self.numerators: Numerators | None = None  # of the problems under way, if they are in the workspace
 
