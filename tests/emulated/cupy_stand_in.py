@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib
 import sys
-import threading
 import types
 import weakref
 
@@ -19,28 +18,14 @@ import numpy as np
 import emulated
 from cusink.backends.cupy import launch, limits, loader
 
+from . import order, streams
+from .order import HERE, Work  # noqa: F401 - tests take them from here
+from .streams import Graph, Stream  # noqa: F401
+
 PACKAGE = "cusink.backends.cupy"
 CUPY = ("cupy", "cupy._core", "cupy._core._routines_linalg")  # modules that the package imports
 HOST = {"launch", "limits", "loader", "ragged_launch", "clouds"}  # without CuPy: they stay loaded
 ATTRIBUTES = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 << 10}  # of CuPy's Device.attributes
-
-
-class Here(threading.local):
-    """What each thread has for itself: the device that is current, and the launches of a stream that is capturing."""
-
-    device, launches = 0, None
-
-
-HERE = Here()
-
-
-class Work:
-    """How many things were given to a device to do: launches, graphs, operations on arrays, copies from the host.
-
-    `waits` are the times that the host waited for a device: copies to the host, and numbers that it read.
-    """
-
-    count, waits = 0, 0
 
 
 class OutOfMemoryError(MemoryError):
@@ -59,82 +44,30 @@ class Memory:
 
 
 def empty(shape, dtype=float):
-    if HERE.launches is not None:
-        raise emulated.EmulationError("memory is allocated while a stream captures")
+    order.refuse("memory is allocated")
     if Memory.left == 0:
         raise OutOfMemoryError("Out of memory allocating 512 bytes (allocated so far: 1,024 bytes).")
     Memory.left = None if Memory.left is None else Memory.left - 1
     array = np.empty(shape, dtype)
     Memory.made.append(weakref.ref(array))
+    order.made(array)
     array.view(np.uint8).reshape(-1)[:] = 0xFF if array.dtype.kind == "f" else 0x55
     return array
 
 
-def dot(a, b, out=None):
-    if HERE.launches is not None:
-        raise emulated.EmulationError("cuBLAS is called while a stream captures")
+def product(function, a, b, out):
+    order.refuse("cuBLAS is called")
+    order.submit([a, b], [] if out is None else [out])
     with np.errstate(all="ignore"):
-        return np.dot(Linalg.rounded(a), Linalg.rounded(b), out=out)
+        return function(Linalg.rounded(a), Linalg.rounded(b), out=out)
+
+
+def dot(a, b, out=None):
+    return product(np.dot, a, b, out)
 
 
 def matmul(a, b, out=None):
-    if HERE.launches is not None:
-        raise emulated.EmulationError("cuBLAS is called while a stream captures")
-    with np.errstate(all="ignore"):
-        return np.matmul(Linalg.rounded(a), Linalg.rounded(b), out=out)
-
-
-class Address:
-    """What a captured launch knows of an array: where its memory is, which it does not keep alive."""
-
-    def __init__(self, array):
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        self.owner = weakref.ref(owner)
-        place = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
-        self.view = array.shape, array.dtype, place, array.strides
-
-    def array(self):
-        """Return the array, if its memory is still its own."""
-        owner = self.owner()
-        if owner is None:
-            raise emulated.EmulationError("a graph writes or reads an array that has been freed")
-        shape, dtype, place, strides = self.view
-        return np.ndarray(shape, dtype, owner.data, place, strides)
-
-
-class Graph:
-    def __init__(self, launches):
-        self.launches = launches
-
-    def launch(self):
-        Work.count += 1
-        for run in self.launches:
-            run()
-
-
-class Stream:
-    def __init__(self, non_blocking=False):
-        self.non_blocking = non_blocking
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def synchronize(self):
-        pass
-
-    def begin_capture(self):
-        if not self.non_blocking:
-            raise emulated.EmulationError("the default stream cannot capture")
-        HERE.launches = []
-
-    def end_capture(self):
-        launches, HERE.launches = HERE.launches, None
-        return Graph(launches)
+    return product(np.matmul, a, b, out)
 
 
 class Device:
@@ -160,7 +93,7 @@ class Device:
         HERE.device = self.id
 
     def synchronize(self):
-        pass
+        order.wait_for_device(self.id)
 
     def __eq__(self, other):
         return isinstance(other, Device) and self.id == other.id
@@ -226,20 +159,17 @@ class CapturingKernel:
             with np.errstate(all="ignore"):
                 kernel(grid, block, given, shared_mem=shared_mem)
 
-        if HERE.launches is None:
-            Work.count += 1
-            run(args)
-        else:
-            held = [Address(x) if isinstance(x, np.ndarray) else x for x in args]
-            HERE.launches.append(
-                lambda: run(tuple(x.array() if isinstance(x, Address) else x for x in held))  # read when it is launched
-            )
+        arrays = [(place, x) for place, x in enumerate(args) if isinstance(x, np.ndarray)]
+        written = {place for place, kind in enumerate(getattr(kernel, "parameters", ())) if kind[0] == "w"}
+        reads, writes = ([x for place, x in arrays if (place in written) == wanted] for wanted in (False, True))
+        order.add(lambda *given: run(given), args, reads, writes)
 
 
 def module():
     """Return a module object to stand in for cupy."""
     runtime = types.SimpleNamespace(getDevice=lambda: HERE.device, getDeviceCount=lambda: Device.count)
-    cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream)
+    current = streams.get_current_stream
+    cuda = types.SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream, get_current_stream=current)
     stand_in = types.ModuleType("cupy")
     stand_in.__getattr__ = functools.partial(getattr, np)
     stand_in.cuda, stand_in.empty, stand_in.dot, stand_in.matmul = cuda, empty, dot, matmul
@@ -261,12 +191,12 @@ def backend(cupy, kernel_of):
     sys.modules.update(zip(CUPY, (cupy, cupy._core, cupy._core._routines_linalg), strict=True))
     loader.function = functools.cache(kernel_of)
     try:
-        yield
+        with order.bookkeeping():
+            yield
     finally:
         loader.function, launch.configure, limits.LIMITS = function, configure, given
         ATTRIBUTES.update(attributes)
-        HERE.launches = None
-        Device.count, HERE.device, Linalg.set_to = 2, 0, Linalg.COMPUTE_TYPE_DEFAULT
+        Device.count, Linalg.set_to = 2, Linalg.COMPUTE_TYPE_DEFAULT
         Memory.left, Memory.made = None, []
         for name in {*CUPY, *loaded_backend(), *saved}:
             put_back(name, saved.get(name))

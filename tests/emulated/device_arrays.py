@@ -13,7 +13,7 @@ import types
 import numpy as np
 
 import emulated
-from emulated import cupy_stand_in
+from emulated import cupy_stand_in, order, promotion
 
 ATTRIBUTES = ("shape", "ndim", "dtype", "size", "nbytes", "itemsize", "strides")
 METHODS = (
@@ -22,6 +22,7 @@ METHODS = (
 ).split()
 FROM_ANY = {"copy", "item", "tolist"}  # methods that copy from any device, to the current one or to the host
 TO_HOST = {"item", "tolist"}
+IN_PLACE = {"fill", "sort"}  # methods that write their array
 # Those that hand out another view, and give the device nothing to do.
 VIEWS = {"broadcast_to", "diagonal", "ravel", "reshape", "squeeze", "swapaxes", "transpose", "view"}
 VIEWS |= {"isscalar", "may_share_memory"}
@@ -43,11 +44,16 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__":
             raise TypeError(f"np.{ufunc.__name__}.{method} of device arrays")
-        if cupy_stand_in.HERE.launches is not None:
-            raise emulated.EmulationError(f"{ufunc.__name__} allocates memory while a stream captures")
+        given = promotion.promoted([taken_in(x) for x in inputs])
+        if out := options.pop("out", ()):
+            write(lambda *arrays: ufunc(*arrays[len(out) :], out=arrays[: len(out)], **options), out, given)
+            return out[0] if len(out) == 1 else out
+        order.refuse(f"{ufunc.__name__} allocates memory")
         cupy_stand_in.Work.count += 1
         with np.errstate(all="ignore"):
-            return given_out(ufunc(*map(taken_in, inputs), **{key: taken_in(x) for key, x in options.items()}))
+            made = given_out(ufunc(*given, **options))
+        order.submit(hosts(inputs), new=hosts([made]))
+        return made
 
     def __array_function__(self, function, types, args, options):
         if function in (np.ndim, np.shape):
@@ -59,37 +65,49 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
             return getattr(self._host, name)
         if name not in METHODS:
             raise AttributeError(f"device arrays have no {name!r}")
-        return on_device(name, getattr(self._host if name in FROM_ANY else taken_in(self), name))
+        return on_device(name, getattr(self._host if name in FROM_ANY else taken_in(self), name), self)
 
     def __getitem__(self, key):
         parts = key if isinstance(key, tuple) else (key,)
-        cupy_stand_in.Work.count += any(hasattr(part, "dtype") or isinstance(part, list) for part in parts)
-        return given_out(taken_in(self)[index_of(key)])
+        if not is_gather(parts):
+            # With an ellipsis a single entry is a view too, as it is of CuPy's arrays.
+            whole = () if any(part is Ellipsis for part in parts) else (Ellipsis,)
+            return ndarray(taken_in(self)[(*parts, *whole)])
+        order.refuse("an index by arrays allocates memory")
+        cupy_stand_in.Work.count += 1
+        made = given_out(taken_in(self)[index_of(key)])
+        order.submit(hosts([self, *parts]), new=hosts([made]))
+        return made
 
     def __setitem__(self, key, value):
-        cupy_stand_in.Work.count += 1
-        taken_in(self)[index_of(key)] = taken_in(value)
+        parts, index = key if isinstance(key, tuple) else (key,), index_of(key)
+        if is_gather(parts):
+            order.refuse("an index by arrays allocates memory")
+        write(lambda into, given: into.__setitem__(index, given), [self], [taken_in(value)], hosts(parts))
 
     def __len__(self):
         return len(self._host)
 
     def __iter__(self):
-        return map(given_out, self._host)
+        return (self[k] for k in range(len(self)))
+
+    def _seen(self):
+        """Return what the host sees of it, when it has waited for it."""
+        cupy_stand_in.Work.waits += 1
+        order.read(self._host, self._number)
+        return self._host
 
     def __bool__(self):
-        cupy_stand_in.Work.waits += 1
-        return bool(self._host)
+        return bool(self._seen())
 
     def __int__(self):
-        cupy_stand_in.Work.waits += 1
-        return int(self._host)
+        return int(self._seen())
 
     def __float__(self):
-        cupy_stand_in.Work.waits += 1
-        return float(self._host)
+        return float(self._seen())
 
     def __format__(self, spec):
-        return format(self._host if self.ndim else self._host.item(), spec)
+        return format(self._seen() if self.ndim else self._seen().item(), spec)
 
     def __repr__(self):
         return f"device {self._host!r}"
@@ -112,8 +130,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         return self._host.__array_interface__
 
     def get(self):
-        cupy_stand_in.Work.waits += 1
-        return self._host.copy()
+        return self._seen().copy()
 
 
 ndarray.__module__ = "cupy"
@@ -147,24 +164,78 @@ def given_out(x):
     return type(x)(map(given_out, x)) if type(x) in (list, tuple) else x
 
 
-def on_device(name, function):
-    """Return a function or method of NumPy as one of the device."""
+def hosts(values):
+    """Return the arrays of the device among values, as NumPy arrays, in lists and tuples too."""
+    found = []
+    for x in values:
+        found += [x._host] if isinstance(x, ndarray) else hosts(x) if type(x) in (list, tuple) else []
+    return found
+
+
+def is_gather(parts):
+    """Whether the parts of an index are more than numbers, slices and new axes: what it takes is a copy."""
+    return any(isinstance(part, (ndarray, np.ndarray, np.bool_, list)) for part in parts)
+
+
+def write(function, into, given, reads=()):
+    """Let the current stream call a function of NumPy on the arrays of the device that it writes, and what it reads."""
+
+    def run(*arrays):
+        with np.errstate(all="ignore"):
+            function(*arrays)
+
+    targets = [taken_in(x) for x in into]
+    order.add(run, (*targets, *given), [*reads, *(x for x in given if isinstance(x, np.ndarray))], targets)
+
+
+def on_device(name, function, of=None):
+    """Return a function of NumPy as one of the device, or a method of the array `of`."""
+    source = getattr(function, "__self__", None)
 
     def call(*args, **options):
-        if cupy_stand_in.HERE.launches is not None:
-            raise emulated.EmulationError(f"{name} allocates memory while a stream captures")
+        if name not in VIEWS:
+            order.refuse(f"{name} allocates memory")
         if wrong := NOT_IN_CUPY & options.keys():
             raise TypeError(f"CuPy's {name} takes no {', '.join(wrong)}")
+        given = [taken_in(x) for x in args]
+        if isinstance(function, np.ufunc) and name != "ldexp":  # whose exponents are of another kind
+            given = promotion.promoted(given)
+        elif name == "where":
+            given[1:] = promotion.promoted(given[1:])
+        elif name == "clip":
+            given = promotion.promoted([source, *given])[1:] if of is not None else promotion.promoted(given)
         with np.errstate(all="ignore"):
-            made = function(*map(taken_in, args), **{key: taken_in(x) for key, x in options.items()})
-        source = getattr(function, "__self__", None)
+            made = function(*given, **{key: taken_in(x) for key, x in options.items()})
         copied = name == "reshape" and isinstance(source, np.ndarray) and not np.may_share_memory(made, source)
         itself = made is source and source is not None  # as of astype(copy=False)
-        cupy_stand_in.Work.count += (name not in VIEWS or copied) and not itself
-        cupy_stand_in.Work.waits += name in TO_HOST
-        return given_out(made)
+        result = given_out(made)
+        if (name not in VIEWS or copied) and not itself:
+            order.refuse(f"{name} allocates memory")
+            cupy_stand_in.Work.count += 1
+            out = hosts([options.pop("out", None)])
+            reads = hosts([of, *args, *options.values()])
+            if name in TO_HOST:
+                cupy_stand_in.Work.waits += 1
+                order.read(of._host, of._number)
+            elif name == "copy" and of is not None and of._number != cupy_stand_in.HERE.device:
+                bring(of, made)
+            else:
+                writes = [source] if name in IN_PLACE and of is not None else out
+                order.submit(reads, writes, () if out else hosts([result]))
+        return result
 
     return call
+
+
+def bring(array, made):
+    """Note a copy from another device, which CuPy makes contiguous there first if it has to."""
+    host, flags = array._host, array._host.flags
+    if not (flags.c_contiguous or flags.f_contiguous):
+        with cupy_stand_in.Device(array._number):
+            host = host.copy()
+            order.made(host)
+            order.submit(hosts([array]), new=[host])
+    order.submit([host], new=[made])
 
 
 def from_host(name):
@@ -173,10 +244,16 @@ def from_host(name):
     def call(x, *args, **options):
         if isinstance(x, ndarray):
             made = getattr(np, name)(x._host, *args, **options)
-            cupy_stand_in.Work.count += made is not x._host
+            if made is not x._host:
+                order.refuse(f"{name} allocates memory")
+                cupy_stand_in.Work.count += 1
+                order.submit([x._host], new=[] if np.may_share_memory(made, x._host) else [made])
             return given_out(made)
+        order.refuse("an array comes from the host")
         cupy_stand_in.Work.count += 1
-        return given_out(np.array(getattr(np, name)(x, *args, **options)))
+        made = given_out(np.array(getattr(np, name)(x, *args, **options)))
+        order.submit(new=hosts([made]))
+        return made
 
     return call
 
@@ -231,8 +308,11 @@ class Kernel:
 
 
 @contextlib.contextmanager
-def device(shared_memory=166912, function=emulated.function):
-    """Within it ``cupy`` is the stand-in, and cusink runs on its arrays; yields the module and the kernels launched."""
+def device(shared_memory=166912, function=emulated.function, by_value=False):
+    """Within it ``cupy`` is the stand-in, and cusink runs on its arrays; yields the module and the kernels launched.
+
+    With `by_value` NumPy's scalars count by their value, see `promotion`.
+    """
     real = sys.modules.get("cupy") or (importlib.util.find_spec("cupy") and importlib.import_module("cupy"))
     stand_in, launched = module(real), []
 
@@ -240,5 +320,8 @@ def device(shared_memory=166912, function=emulated.function):
         return Kernel(cupy_stand_in.CapturingKernel(function(*args), launched))
 
     with cupy_stand_in.backend(stand_in, kernel_of):
-        cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = shared_memory
-        yield stand_in, launched
+        cupy_stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"], promotion.Promotion.by_value = shared_memory, by_value
+        try:
+            yield stand_in, launched
+        finally:
+            promotion.Promotion.by_value = False
