@@ -86,7 +86,9 @@ def solve_on_devices(
                 stream.synchronize()
                 with writing, own:
                     sink.write(*todo[k], _brought(xp, solved))
-                    own.synchronize()  # before the memory of the tile, on another device, is given back
+                    # Before the memory of the tile, on another device, is given back. To wait for the whole device
+                    # would end the capture of another thread, which CUDA forbids while one of its streams captures.
+                    xp.cuda.get_current_stream().synchronize()
 
     def serve_or_stop(device: int) -> None:
         try:

@@ -301,3 +301,21 @@ def test_what_goes_to_another_stream_is_found(fault):
         return
     with pytest.raises(EmulationError, match="to another stream|nothing orders the two|may still use it"):
         solve_with(*ASTRAY[fault])
+
+
+def test_a_capture_that_is_interrupted_is_ended(monkeypatch):
+    """Else nothing could wait for the device while the error is held, as it is in a notebook."""
+    with device_arrays.device(1900) as (cupy, _):
+        forms = cupy_stand_in.part("forms")
+        log_sums = forms.reductions.log_sums
+
+        def failing(*given):
+            if cupy.cuda.get_current_stream().is_capturing():
+                raise KeyboardInterrupt
+            return log_sums(*given)
+
+        monkeypatch.setattr(forms.reductions, "log_sums", failing)
+        with pytest.raises(KeyboardInterrupt) as held:
+            solve(cupy)
+        cupy.cuda.Device().synchronize()
+        assert held.value.__traceback__ is not None

@@ -1,5 +1,6 @@
 """The forms in which the iterations of a stored cost run on a GPU: fused, as matrix products, in the log domain."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -210,7 +211,12 @@ def captured(launch: Callable[[], None]) -> Any:
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
-        launch()
+        try:
+            launch()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what the capture itself has to say is of no use
+                stream.end_capture()  # nobody can wait for the device before
+            raise
         return stream.end_capture()
 
 

@@ -370,10 +370,12 @@ def test_a_temporary_in_a_capture_is_refused():
     with device_arrays.device() as (cupy, _):
         z, stream = cupy.asarray(np.ones(3)), cupy.cuda.Stream(non_blocking=True)
         for make in (lambda: z + z, lambda: z.sum(), lambda: cupy.where(z > 0, z, 0), lambda: cupy.empty(3)):
-            stream.begin_capture()
-            with pytest.raises(emulated.EmulationError, match="while a stream captures"):
-                make()
-            stream.end_capture()
+            with stream:
+                stream.begin_capture()
+                with pytest.raises(emulated.EmulationError, match="while a stream captures"):
+                    make()
+                with pytest.raises(emulated.EmulationError, match="gives no graph"):
+                    stream.end_capture()
 
 
 def test_arrays_of_the_device_compute():

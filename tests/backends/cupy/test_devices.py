@@ -1,5 +1,7 @@
 """Tiles of a distance matrix shared out to several devices of one process, on emulated ones."""
 
+import inspect
+import re
 import threading
 import time
 
@@ -9,7 +11,7 @@ import pytest
 from emulated import cupy_stand_in, device_arrays
 
 import cusink
-from cusink.retrieval import engine, tiles
+from cusink.retrieval import devices, engine, tiles
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 
@@ -203,3 +205,106 @@ def test_devices_of_a_search_are_checked():
             call(devices="all")
         with pytest.raises(TypeError, match="'devices' must be None"):
             call(devices=0.5)
+
+
+def without_wait(patch, function, number):
+    """Take the `number`-th wait for a stream or a device out of a function."""
+    lines = inspect.getsource(function).splitlines()
+    at = [k for k, line in enumerate(lines) if ".synchronize()" in line][number]
+    lines[at] = re.sub(r"\S.*", "pass", lines[at])
+    namespace = dict(vars(inspect.getmodule(function)))
+    exec("\n".join(lines), namespace)
+    patch.setattr(function, "__code__", namespace[function.__name__].__code__)
+
+
+def unfinished(patch, given, hooks):
+    """Let the input still be written when it is shared out, and a tile, or what a search keeps, when it is taken.
+
+    Return what searches on the device of the input keep.
+    """
+    kept = []
+
+    def written(array):
+        array[...] = array * 1
+
+    def noted(holder, name, arrays):
+        real = getattr(holder, name)
+
+        def call(*args, **options):
+            found = real(*args, **options)
+            for array in arrays(found):
+                written(array)
+            return found
+
+        patch.setattr(holder, name, call)
+
+    noted(devices, "tiles", lambda _: given)  # the last that the caller's thread does before it shares out
+    noted(engine, "blocks", lambda _: given)
+    noted(tiles.PairValues, "tile", lambda tile: tile.fields.values())
+    find = engine.find
+
+    def find_and_keep(*args):
+        for hook in hooks:
+            hook(cupy_stand_in.HERE.device)
+        found = find(*args)
+        if cupy_stand_in.HERE.device == 0:
+            kept.append(given[0] * 1)
+        return found
+
+    patch.setattr(engine, "find", find_and_keep)
+    return kept
+
+
+def shared_out(patch, function, hooks):
+    """Divide a matrix or a search among both devices, for a caller with a stream of its own."""
+    with device_arrays.device() as (cupy, _), cupy.cuda.Stream(non_blocking=True):
+        given = cupy.asarray(A), cupy.asarray(np.concatenate([B] * 3)), cupy.asarray(C)
+        kept = unfinished(patch, given, hooks)
+        if function is devices.solve_on_devices:
+            return cusink.distance_matrix(*given, **SMALL, devices="all").get()
+        distances, _ = cusink.nearest(*given, **SMALL, value="reg_cost", k=2, devices="all")
+        assert kept and all(array.get().shape == A.shape for array in kept)
+        return distances.get()
+
+
+WAITS = {devices.solve_on_devices: 3, engine.find_on_devices: 2}
+
+
+@pytest.mark.parametrize(
+    ("function", "number"), [(of, number) for of, count in WAITS.items() for number in (*range(count), None)]
+)
+def test_a_wait_that_is_left_out_is_found(tiles_of, function, number, monkeypatch):
+    tiles_of[1].extend([] if number == 0 else [meeting()])  # without the first wait, both fail before
+    assert inspect.getsource(function).count(".synchronize()") == WAITS[function]
+    if number is None:
+        assert np.isfinite(shared_out(monkeypatch, function, tiles_of[1])).all()
+        return
+    without_wait(monkeypatch, function, number)
+    with pytest.raises(emulated.EmulationError, match="nothing orders the two|may still use it"):
+        shared_out(monkeypatch, function, tiles_of[1])
+
+
+def test_a_device_takes_tiles_while_a_stream_of_the_other_captures(tiles_of):
+    """No thread may wait for a whole device then: CUDA would end the capture, and the call with it."""
+    both, taken = threading.Barrier(2, timeout=20), []
+
+    def capture(device):
+        if taken.count(device) == 0:
+            both.wait()
+        taken.append(device)
+        if device == 0 and taken.count(0) == 1:
+            x, stream = cupy.zeros(1), cupy.cuda.Stream(non_blocking=True)
+            cupy.cuda.get_current_stream().synchronize()
+            with stream:
+                stream.begin_capture()
+                x[...] = 1.0
+                until = time.monotonic() + 20
+                while taken.count(1) < 2 and time.monotonic() < until:  # the other one has handed its first tile over
+                    time.sleep(0.01)
+                stream.end_capture().launch()
+            stream.synchronize()
+
+    tiles_of[1].append(capture)
+    with device_arrays.device() as (cupy, _):
+        found = matrix(cupy, 0, "all", np.concatenate([B] * 3))
+        assert np.isfinite(found.get()).all() and taken.count(1) > 1
