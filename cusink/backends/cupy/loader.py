@@ -89,6 +89,16 @@ def names(file: str) -> list[str]:
     return _ENTRY.findall(_COMMENT.sub(" ", source(file)))
 
 
+@functools.cache
+def parameters(file: str, name: str) -> tuple[str, ...]:
+    """Return the types of the parameters of a kernel as they are declared: ``("REAL*", "int", ...)``."""
+    declared = re.search(rf"\b{name}\s*\(([^)]*)\)\s*{{", _COMMENT.sub(" ", source(file)))
+    if declared is None:
+        raise KeyError(f"{file} has no kernel {name!r}; it has {', '.join(names(file))}")
+    plain = re.sub(r"\bconst\b|\b__restrict__\b", "", declared[1])
+    return tuple(" ".join(parameter.split()[:-1]) for parameter in plain.split(",") if parameter.strip())
+
+
 def options(dtype: npt.DTypeLike) -> tuple[str, str]:
     """Return the compiler options for `dtype`; TypeError for anything but float32 and float64."""
     try:

@@ -13,6 +13,8 @@ from cusink.backends.cupy.launch import OWN_SHARED_MEMORY, PLAIN_SHARED_MEMORY, 
 
 LOG2_E = 1 / math.log(2)
 NULL = np.int64(0)  # a null pointer
+C_TYPES = {"float": "f4", "double": "f8", "int": "i4", "long long": "i8", "signed char": "i1", "Half": "f2"}
+MOST_CHECKED = 4096  # launches that are remembered
 FAST_HALVES = ("80", "90", "100", "103")  # by NVIDIA's rates, 16 times those of float or more; 2 to 4 times on others
 
 
@@ -30,14 +32,39 @@ def choose_launch(operator: str, B: int, n: int, m: int, dtype: np.dtype[Any], *
     return launch
 
 
+# The launches whose arguments have been checked: once each, as a dtype follows from the code and from CuPy's rules.
+_checked: set[tuple[Launch, np.dtype[Any]]] = set()
+
+
 def run(launch: Launch, dtype: np.dtype[Any], *arguments: Any) -> None:
     """Launch a CUDA kernel; the arguments already have the exact types of its parameters."""
+    if (launch, dtype) not in _checked:
+        _check(launch, dtype, arguments)
     kernel = loader.function(launch.file, launch.kernel, dtype)
     # The static shared memory of a kernel counts towards the default limit too.
     default = PLAIN_SHARED_MEMORY - OWN_SHARED_MEMORY
     if launch.shared > max(default, kernel.max_dynamic_shared_size_bytes):
         kernel.max_dynamic_shared_size_bytes = launch.shared
     kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared)
+
+
+def _check(launch: Launch, dtype: np.dtype[Any], arguments: tuple[Any, ...]) -> None:
+    """Refuse arguments of other dtypes than the kernel's: of an array, CuPy hands over an address and no more."""
+    types = loader.parameters(launch.file, launch.kernel)
+    if len(types) != len(arguments):
+        raise TypeError(f"{launch.kernel} of {launch.file} takes {len(types)} arguments; got {len(arguments)}")
+    for place, (kind, argument) in enumerate(zip(types, arguments, strict=True)):
+        name = kind.rstrip("*")
+        wanted = dtype if name == "REAL" else np.dtype(C_TYPES[name])
+        null = name != kind and argument is NULL
+        if not null and (argument.dtype != wanted or (name == kind) != isinstance(argument, np.generic)):
+            got = f"{argument.dtype} of {type(argument).__name__}"
+            raise TypeError(
+                f"{launch.kernel} of {launch.file}, argument {place}: {kind} as {wanted} expected, got {got}"
+            )
+    if len(_checked) >= MOST_CHECKED:
+        _checked.clear()
+    _checked.add((launch, dtype))
 
 
 def sizes(*numbers: int) -> tuple[np.int64, ...]:
