@@ -116,6 +116,11 @@ def test_cupy_compiles_the_kernels_without_spills(name, jobs):
             assert (used_up.stack, used_up.spills) == (0, 0), (name, job, kernel, used_up)
 
 
+def test_nvrtc_13_builds_every_dtype_for_the_oldest_and_the_newest_capability():
+    combinations = {job[1:] for job in CUDA13}
+    assert combinations == {(dtype, at) for dtype in ("float32", "float64") for at in (75, 90, 100, 120)}
+
+
 def test_what_cupy_s_compiler_refuses_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(resources, "CACHE", tmp_path)
     broken = tmp_path / "broken.cu"

@@ -98,6 +98,16 @@ def test_results_are_numpy_s_with_an_error_that_holds(kind, dtype):
         np.testing.assert_allclose(np.atleast_1d(found["cost"]), cost, rtol=1e-6 if dtype == np.float32 else 1e-13)
 
 
+@pytest.mark.parametrize(("dtype", "arrays"), [(np.float32, 18), (np.float64, 16)])
+def test_arrays_without_content_are_as_many_as_the_documentation_says(dtype, arrays):
+    with device_arrays.device() as (cupy, _):
+        given, made = [cupy.asarray(x) for x in make("one problem", dtype)], cupy_stand_in.Memory.made
+        result = cusink.sinkhorn(*given, eps=0.05)
+        assert len(made) == arrays
+        assert cusink.sinkhorn_adjoint(result, grad_cost=1.0).a.shape == given[0].shape
+        assert len(made) == arrays + 8
+
+
 def test_uniform_weights_and_one_bin():
     C = make("plain", np.float64, n=9)[2]
     for a, b, costs in ((None, None, C), (np.ones(1), np.ones(1), np.full((1, 1), 2.0))):
