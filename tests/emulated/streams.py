@@ -9,12 +9,12 @@ class Graph:
     """As ``cupy.cuda.Graph``: what a stream has captured, to be done in the stream that is current at a launch."""
 
     def __init__(self, launches):
-        self._launches = launches
+        self.launches = launches
 
     def launch(self):
         refuse("a graph is launched")
         Work.count += 1
-        for run, held, reads, writes in self._launches:
+        for run, held, reads, writes in self.launches:
             submit(*([address.memory() for address in addresses] for addresses in (reads, writes)))
             run(*(x.array() if isinstance(x, Address) else x for x in held))
 
