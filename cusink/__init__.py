@@ -30,6 +30,7 @@ __all__ = [
     "LineGradients",
     "MapGradients",
     "Measures",
+    "Metric",
     "Neighbours",
     "PointCloud",
     "RelativeEps",

@@ -12,6 +12,7 @@ from cusink.connection import doors_of
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import Kind, data_of, named_arrays, operators_for
+from cusink.costs.metric import is_metric
 from cusink.costs.on_grids import EuclideanCost, GridCost
 from cusink.costs.operands import DenseCost, PointCost
 from cusink.costs.operators import Operators
@@ -114,7 +115,7 @@ def eps_of_shared(eps: Any, C: Any, name: str = "'C'") -> Any:
     """Return a `RelativeEps` as a number in the unit of a cost that all pairs share, and what else came as it is."""
     if not isinstance(eps, RelativeEps):
         return eps
-    if isinstance(C, str):
+    if is_metric(C):
         raise ValueError(
             "'eps' must be a number for cusink.Measures, of which each pair has costs of its own; got "
             f"{eps}. Multiply it with a common cost"

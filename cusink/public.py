@@ -14,6 +14,7 @@ from cusink.costs.grid import Grid as Grid
 from cusink.costs.matrix import cost_matrix as cost_matrix
 from cusink.costs.matrix import cost_matrix_adjoint as cost_matrix_adjoint
 from cusink.costs.measures import Measures as Measures
+from cusink.costs.metric import Metric as Metric
 from cusink.divergence.adjoint import DivergenceGradients as DivergenceGradients
 from cusink.divergence.adjoint import sinkhorn_divergence_adjoint as sinkhorn_divergence_adjoint
 from cusink.divergence.forward import sinkhorn_divergence as sinkhorn_divergence

@@ -14,9 +14,9 @@ import numpy as np
 
 from cusink.bridges.works import Arrays, Inputs, Shapes, Work
 from cusink.checks.arrays import array_module, kind, to_host
-from cusink.checks.scalars import one_of
-from cusink.costs.clouds import METRICS, Metric
+from cusink.costs.ground import CloudMetric
 from cusink.costs.measures import Measures, Offsets
+from cusink.costs.metric import Metric, metric_of
 from cusink.solver.pairs.checks import unused
 from cusink.types import Array, HostArray
 
@@ -32,7 +32,8 @@ class PairWork(Work):
 
     title: ClassVar[str] = "losses of pairs of measures"
 
-    metric: str
+    metric: CloudMetric
+    of_metric: tuple[Any, ...]  # its power, p and radius
     offsets: tuple[Offsets, Offsets]
     options: tuple[tuple[str, Any], ...]
     slopes: tuple[str, ...]
@@ -40,7 +41,7 @@ class PairWork(Work):
     @property
     def made_of(self) -> tuple[Any, ...]:
         """Numbers, words and tuples of these."""
-        return (self.metric, self.offsets, self.options, self.slopes)
+        return (self.metric, self.of_metric, self.offsets, self.options, self.slopes)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -104,7 +105,8 @@ class PairWork(Work):
 
     @property
     def _metric(self) -> Metric:
-        return next(metric for metric in METRICS if metric == self.metric)
+        power, p, radius = self.of_metric
+        return Metric(self.metric, power=power, p=p, radius=radius)
 
     def _run(self, given: Inputs) -> Arrays:
         eps = to_host(given["eps_of_pairs"])
@@ -165,9 +167,7 @@ def pair_work(A: Any, B: Any, C: Any, of: Callable[..., PairWork], slopes: tuple
         if not hasattr(x, "offsets"):
             raise TypeError(f"'a' and 'b' must both be Measures, or neither; '{name}' is {kind(x)}")
     unused(gap=dict(options["options"]).get("gap"))
-    if not isinstance(C, str):
-        raise TypeError(f"'C' must be the name of a metric, as 'sqeuclidean', for Measures; got {kind(C)}")
-    one_of("C", C, METRICS, "'C' is the name of the metric between the points of Measures")
+    metric = metric_of(C, "Measures")
     if len(A) != len(B):
         raise ValueError(
             f"'a' and 'b' must hold equally many measures, which are compared pair by pair; got {len(A)} and {len(B)}"
@@ -179,4 +179,5 @@ def pair_work(A: Any, B: Any, C: Any, of: Callable[..., PairWork], slopes: tuple
         empty = [k for k, (start, end) in enumerate(itertools.pairwise(x.offsets)) if start == end]
         if empty:
             raise ValueError(f"'{name}' must hold measures with points; item {empty[0]} has none. Leave it out")
-    return of(C, (A.offsets, B.offsets), slopes=slopes, **options)
+    name = metric.name if metric.factor is None else "euclidean"  # between images of the points
+    return of(name, tuple(metric.options.values()), (A.offsets, B.offsets), slopes=slopes, **options)

@@ -202,7 +202,7 @@ class PairValues(PairWork):
     @property
     def made_of(self) -> tuple[Any, ...]:
         """Numbers, words and tuples of these."""
-        return (self.metric, self.offsets, self.options, self.slopes, self.value, self.gradient)
+        return (self.metric, self.of_metric, self.offsets, self.options, self.slopes, self.value, self.gradient)
 
     def _solved(self, A: Measures, B: Measures, eps: Any) -> tuple[Array, Callable[[], Any]]:
         result = sinkhorn(A, B, self._metric, eps=eps, **dict(self.options))

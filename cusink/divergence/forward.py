@@ -13,9 +13,10 @@ from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import flag, tolerance
 from cusink.convergence.options import Options
 from cusink.convergence.rules import ANNEAL_ABOVE
-from cusink.costs.clouds import Metric
 from cusink.costs.cost import Cost
+from cusink.costs.ground import CloudMetric
 from cusink.costs.measures import Measures
+from cusink.costs.metric import Metric
 from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs, divergences, without_rounding
 from cusink.divergence.result import SinkhornDivergence
@@ -42,7 +43,7 @@ __all__ = [
 def sinkhorn_divergence(
     a: Measures,
     b: Measures,
-    C: Metric,
+    C: CloudMetric | Metric,
     *,
     eps: float | Array,
     reach: float | tuple[float | None, float | None] | None = None,
@@ -105,10 +106,10 @@ def sinkhorn_divergence(
         Source weights, as for `cusink.sinkhorn`.
     b : array, shape (m,) or (B, m), or None, or Measures
         Target weights.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid, or str
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid, or str, or Metric
         Cost. A `cusink.PointCloud` or `cusink.Grid` knows the costs within `a` and within `b`. An array stands for bins
         that `a` and `b` share, so that it must be symmetric with a zero diagonal, unless `C_aa` and `C_bb` are given.
-        For `cusink.Measures` it is the name of a metric.
+        For `cusink.Measures` it is the name of a metric, or a `cusink.Metric`.
     eps : float, or array, shape (B,), or RelativeEps
         Regularisation in the unit of `C`, for all pairs or one for each, as for `cusink.sinkhorn`.
     C_aa : array, shape (n, n) or (B, n, n), optional

@@ -86,6 +86,11 @@ def divergences(
     memory_limit: int | None,
 ) -> DivergencePairs:
     """Solve checked pairs; `call` is `cusink.sinkhorn_divergence` of a batch of padded problems."""
+    if given.ground.formula().symmetric is False:
+        raise ValueError(
+            "'C' must be a symmetric cost within either side, which a divergence subtracts; got "
+            f"{given.ground.metric!r}, which is not. Take cusink.sinkhorn"
+        )
     solved = SolvedPairs.of(given, eps, options, reach, True, call, _made, memory_limit)
     return joined(solved, one_price)
 

@@ -69,8 +69,11 @@ class PairTerms:
         return x, flat(self.given.xp, self.sides[1], ((pairs, of_y) for pairs, _, of_y in pulled), known_y)
 
     def wrt_metric(self) -> dict[str, Array]:
-        """Return nothing: a metric that is a name has no parameters."""
-        return {}
+        """Return the gradients with respect to the parameters of the metric, by name."""
+        out: dict[str, Array] = {}
+        for _, terms in self.parts if self.given.ground.factor is not None else ():
+            out |= {name: out.get(name, 0) + part for name, part in terms.wrt_metric().items()}
+        return out
 
     def wrt_axes(self) -> None:
         """Return None: no cost is that of a grid."""

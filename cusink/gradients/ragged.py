@@ -22,6 +22,8 @@ def gradients_at_once(
 ) -> RaggedGradients | None:
     """Return the gradients of values with cotangents, numbers or arrays (K,); None where batches are to be made."""
     given, together = solved.given, solved.together
+    if given.ground.factor is not None:  # by which batches have a gradient, too
+        return None
     if solved.ops.adjoint_ragged is None or together is None or not together.solved.any():
         return None
     if not solved.balanced and cotangents["grad_entropic_cost"] is not None:
@@ -43,6 +45,8 @@ def divergence_gradients_at_once(
     None where batches are to be made.
     """
     given, together = solved.given, solved.together
+    if given.ground.factor is not None:
+        return None
     if solved.ops.adjoint_ragged is None or together is None or together.own is None:
         return None
     if not together.solved.any():

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cusink.bridges.options import reach_parts
+from cusink.bridges.options import factor_shape, reach_parts
 from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import HALF, kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.measures import offsets_of, offsets_of_clouds
+from cusink.costs.metric import metric_of
 from cusink.jax.arrays import array, floating, regularisation
+from cusink.jax.costs import as_the_metric_sees
 
 __all__ = ["Measures"]
 
@@ -22,8 +24,8 @@ class Measures:
     """Weighted point clouds of unequal sizes, compared pair by pair; losses are differentiable in points and weights.
 
     Two of them take the place of `a` and `b` in `sinkhorn_loss` and `sinkhorn_divergence`; `C` is then the name of a
-    metric, and there is one loss for each pair. Under ``jit`` make them inside, of points that are traced and offsets
-    that are not.
+    metric, or a `cusink.Metric`, and there is one loss for each pair. Under ``jit`` make them inside, of points that
+    are traced and offsets that are not.
 
     Parameters
     ----------
@@ -149,4 +151,8 @@ def problem_of_pairs(
         )
     of_a, of_b = (_of_sum_one(side) if normalise else side.weights for side in (a, b))
     named = {"a": of_a, "x": a.points, "b": of_b, "y": b.points}
-    return work, named | {"eps_of_pairs": jnp.broadcast_to(number, (len(a),))}
+    factor = metric_of(C).factor
+    if factor is not None:
+        named["factor"] = jnp.asarray(factor, a.points.dtype)
+        factor_shape(named["factor"].shape, {"a": a.points, "b": b.points})
+    return work, as_the_metric_sees(named) | {"eps_of_pairs": jnp.broadcast_to(number, (len(a),))}

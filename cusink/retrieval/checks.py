@@ -13,6 +13,7 @@ from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.images import in_bins
 from cusink.costs.kinds import cells_of, named_arrays
+from cusink.costs.metric import is_metric
 from cusink.operand import operand
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
 from cusink.retrieval.masses import Masses, factors, wanted_mass
@@ -100,10 +101,11 @@ def histograms(
     itself = B is None
     if A is None:
         raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
-    if isinstance(C, str):
+    if is_metric(C):
         raise TypeError(
-            "'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got a word, which goes with 'A' and "
-            f"'B' that are cusink.Measures, and 'A' is {kind(A)}. cusink.cost_matrix makes costs from points"
+            f"'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got the metric {shown(C)}, which "
+            f"goes with 'A' and 'B' that are cusink.Measures, and 'A' is {kind(A)}. cusink.cost_matrix makes costs "
+            "from points"
         )
     given = A, B
     (A, B, *parts), xp, dtype = promoted(A=A, B=B, **named_arrays(C))
@@ -132,10 +134,10 @@ def corpus(
     eps = regularisation(eps)
     if B is None:
         raise TypeError("'B' must be an array of histograms; got None")
-    if isinstance(C, str):
+    if is_metric(C):
         raise TypeError(
-            "'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got a word, which goes with 'B' that "
-            f"is cusink.Measures, and 'B' is {kind(B)}. cusink.cost_matrix makes costs from points"
+            f"'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got the metric {shown(C)}, which "
+            f"goes with 'B' that is cusink.Measures, and 'B' is {kind(B)}. cusink.cost_matrix makes costs from points"
         )
     given = B
     (B, *parts), xp, dtype = promoted(B=B, **named_arrays(C))
@@ -226,6 +228,11 @@ def memory_limit(limit: int | None) -> int | None:
 
 def divergence(C: Cost[Any]) -> None:
     """Check that both items of a pair can be compared with themselves, as each cloud of points can."""
+    if not C.has_own and not C.stored:
+        raise ValueError(
+            "value='divergence' also compares each item with itself: 'C' must be a symmetric cost within either side; "
+            "got one between points that is not. Take value='reg_cost'"
+        )
     if not C.has_own:
         how = "is not symmetric" if C.shape[0] == C.shape[1] else f"has shape {tuple(C.shape)}"
         raise ValueError(

@@ -11,6 +11,8 @@ from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import named_arrays, with_arrays
 from cusink.costs.measures import Measures, sums
+from cusink.costs.metric import is_metric, metric_of
+from cusink.costs.metric import kept as own_metric
 from cusink.operand import operand
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
@@ -72,7 +74,7 @@ def collect(B: Any, C: Any, settings: Settings, check: bool) -> AnyCorpus:
         without_reach(settings.reach)
         one = settings.normalise
         given = check_corpus(B, C, eps=settings.eps, check=check, on_empty=settings.on_empty, normalise=one)
-        return of_documents(given, settings, measures, C if measures is not None else "")
+        return of_documents(given, settings, measures, None if measures is None else own_metric(metric_of(C)))
     limit = kernel_share(settings.memory_limit)
     masses = masses_of(settings.normalise, settings.reach)
     histograms = checks.corpus(B, C, eps=settings.eps, check=check, memory_limit=limit, masses=masses)
@@ -175,7 +177,7 @@ def in_float64(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[AnyCorpus
     if settings.auto:
         options = dataclasses.replace(options, tol=tolerance("auto", np.empty(0)))
     settings = dataclasses.replace(settings, options=options, judged=str(corpus.template.dtype))
-    if not isinstance(C, str):
+    if not is_metric(C):
         C = corpus.template.C.data if corpus.template.C.stored else C
         C = with_arrays(C, lambda array: array.astype(WIDE))
     if not isinstance(corpus, DocumentCorpus):
@@ -186,7 +188,7 @@ def in_float64(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[AnyCorpus
     xp, items = corpus.template.xp, RaggedWeights(corpus.B.offsets, _of_one_mass(corpus), corpus.B.places)
     cost = operand(C, xp, WIDE, list(named_arrays(C).values()), batch=False)
     given = CheckedDocuments(A=items, B=items, C=cost, xp=xp, dtype=WIDE)
-    return of_documents(given, settings, None, ""), C, settings
+    return of_documents(given, settings, None, None), C, settings
 
 
 def _rows(rows: Any) -> Array:

@@ -11,6 +11,7 @@ from cusink.calls import memory_advice, one_call
 from cusink.checks.foreign import given_back
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, flags, one_of, tolerance
+from cusink.costs.metric import Metric, kept
 from cusink.operand import eps_of_shared
 from cusink.retrieval import checks
 from cusink.retrieval.collected import AnyCorpus, check_settings, collect, grown, in_float64, is_wider, pairs_with
@@ -36,8 +37,8 @@ class Index(Described):
     ----------
     B : array, shape (D, m), scipy.sparse matrix or Measures
         Histograms of one mass, or documents and point clouds as for `cusink.distance_matrix`.
-    C : array, shape (n, m), PointCloud or Grid, or str
-        Cost between the bins of queries and those of B; for `Measures` the name of a metric.
+    C : array, shape (n, m), PointCloud or Grid, or str or Metric
+        Cost between the bins of queries and those of B; for `Measures` the name of a metric, or a `Metric`.
     eps : float or RelativeEps
         Regularisation in the unit of `C`; of a `cusink.RelativeEps` for histograms.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}
@@ -115,9 +116,9 @@ class Index(Described):
         options = check_options(max_iter, tolerance(tol, B, C), check_every, method, overrelaxation)
         prices = prices_of(reach, method, value)
         auto = isinstance(tol, str)
-        settings = check_settings(
-            eps_of_shared(eps, C), value, options, memory_limit, on_empty, prices, normalise, auto
-        )
+        number = eps_of_shared(eps, C)
+        settings = check_settings(number, value, options, memory_limit, on_empty, prices, normalise, auto)
+        C = kept(C) if isinstance(C, Metric) else C
         self._settings, self._cost, self._corpus = settings, C, collect(B, C, settings, check)
         if value == "divergence":
             checks.divergence(self._corpus.template.C)

@@ -133,8 +133,8 @@ def distance_matrix(
     B : array, shape (D, m), or sparse matrix, or Measures, or None
         Histograms of the same mass, unless `reach` or `normalise` is given. None compares the items of A with each
         other; with a symmetric cost each pair is then solved once.
-    C : array, shape (n, m), or PointCloud, or Grid
-        Cost between the bins or words.
+    C : array, shape (n, m), or PointCloud, or Grid, or str, or Metric
+        Cost between the bins or words; for `cusink.Measures` the name of a metric, or a `cusink.Metric`.
     eps : float or RelativeEps
         Regularisation in the unit of `C`; of a `cusink.RelativeEps` for histograms.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}

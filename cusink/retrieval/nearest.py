@@ -98,8 +98,8 @@ def nearest(
     B : array, shape (D, m), scipy.sparse matrix, Measures or None
         Histograms of the same mass to look among. None looks among the other rows of A: an item is no neighbour of
         itself.
-    C : array, shape (n, m), PointCloud or Grid
-        Cost between the bins.
+    C : array, shape (n, m), PointCloud or Grid, or str or Metric
+        Cost between the bins; for `cusink.Measures` the name of a metric, or a `cusink.Metric`.
     k : int
         Neighbours wanted of each row.
     eps : float or RelativeEps

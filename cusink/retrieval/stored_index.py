@@ -14,6 +14,7 @@ from cusink.costs.clouds import PointCloud
 from cusink.costs.grid import Grid
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.costs.measures import Measures
+from cusink.costs.metric import Metric, metric_of
 from cusink.operand import operand
 from cusink.retrieval import checks
 from cusink.retrieval.blocks import ROWS_PER_BLOCK, blocks
@@ -120,8 +121,9 @@ def unpacked(given: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> tu
     if given["kind"] == "measures":
         own = (xp.asarray(arrays[name]) for name in ("weights", "points"))
         measures = Measures(arrays["offsets"], *own)
-        documents = check_corpus(measures, given["cost"], eps=settings.eps, check=False, on_empty="silent")
-        return of_documents(documents, settings, measures, given["cost"], facts), given["cost"], settings
+        C = _metric(given["cost"], arrays)
+        documents = check_corpus(measures, C, eps=settings.eps, check=False, on_empty="silent")
+        return of_documents(documents, settings, measures, metric_of(C), facts), C, settings
     C = _restored(given["cost"], arrays, xp)
     dtype = np.dtype(given["dtype"])
     parts = [x.astype(np.float32 if dtype.name == "float16" else dtype, copy=False) for x in named_arrays(C).values()]
@@ -130,7 +132,7 @@ def unpacked(given: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> tu
     if given["kind"] == "sparse":
         items = RaggedWeights(*(arrays[name] for name in ("offsets", "weights", "places")))
         documents = CheckedDocuments(A=items, B=items, C=cost, xp=xp, dtype=dtype)
-        return of_documents(documents, settings, None, "", facts), C, settings
+        return of_documents(documents, settings, None, None, facts), C, settings
     rows = checks.NormalisedRows(xp.asarray(arrays["weights"]), xp.asarray(arrays["factors"]))
     mass = math.nan if given["mass"] is None else given["mass"]
     masses = masses_of(settings.normalise, settings.reach)
@@ -170,6 +172,9 @@ def _items(corpus: AnyCorpus) -> dict[str, Parts]:
 
 def _described(C: Any, corpus: AnyCorpus) -> tuple[dict[str, Any], dict[str, Parts]]:
     """Return a cost in JSON's types, and its arrays."""
+    if isinstance(C, Metric):
+        factor = C.ground.factor
+        return {"kind": "metric", "name": C.name} | C.options, {} if factor is None else {"factor": _whole(factor)}
     kind = "dense" if corpus.template.C.stored else kind_of(C)  # a grid of documents is an array, too
     if kind == "grid":
         names = ("cells", "metric", "spacing", "periodic")
@@ -201,6 +206,13 @@ def _word_for(C: Any, corpus: AnyCorpus) -> str | None:
     word = fingerprint((canonical(description), *(x for item in sorted(arrays.items()) for x in item)))
     assert word is not None
     return word[:8]
+
+
+def _metric(cost: Any, arrays: dict[str, HostArray]) -> Any:
+    """Return the metric of measures as the user passed it."""
+    if isinstance(cost, str):
+        return cost
+    return Metric(cost["name"], factor=arrays.get("factor"), **{name: cost[name] for name in ("power", "p", "radius")})
 
 
 def _restored(cost: dict[str, Any], arrays: dict[str, HostArray], xp: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Any, overload
 from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import flag, flags, tolerance
-from cusink.costs.clouds import Metric
+from cusink.costs.ground import CloudMetric
 from cusink.costs.measures import Measures
+from cusink.costs.metric import Metric
 from cusink.deferred import Deferred
 from cusink.errors import warn_if_unconverged
 from cusink.operand import eps_of_each
@@ -37,7 +38,7 @@ VALUES = ("cost", "reg_cost", "entropic_cost", "error")
 def sinkhorn(
     a: Measures,
     b: Measures,
-    C: Metric,
+    C: CloudMetric | Metric,
     *,
     eps: float | Array,
     max_iter: int = 1000,
@@ -104,10 +105,10 @@ def sinkhorn(
         `cusink.Measures` are clouds of unequal sizes, which are compared pair by pair with those of `b`.
     b : array, shape (m,) or (B, m), or None, or Measures
         Target weights, of the same sum as `a` unless `reach` is given; as many `cusink.Measures` as in `a`.
-    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid, or str
+    C : array, shape (n, m) or (B, n, m), or PointCloud, or Grid, or str, or Metric
         Cost of moving a unit of mass, shared by all pairs (never copied per pair) or one for each. +inf forbids a
         pair of bins. A `cusink.PointCloud` or `cusink.Grid` is never stored. For `cusink.Measures` it is the name of a
-        metric: "sqeuclidean", "euclidean", "cityblock" or "cosine".
+        metric, or a `cusink.Metric` with its options.
     eps : float, or array, shape (B,), or RelativeEps
         Regularisation in the unit of `C`, also called reg, lambda, or blur to the power p: for all problems, or one
         for each. A `cusink.RelativeEps` says it as a share of the largest, the mean or the median cost.

@@ -76,10 +76,10 @@ def sinkhorn_loss(
         `cusink.torch.Measures` are K clouds of unequal sizes.
     b : tensor, shape (m,) or (B, m), or Measures, or None
         Target weights, of the same sum as `a` unless `reach` is given.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str, or Metric
         Cost, shared by all pairs or one for each. Of a `cusink.torch.PointCloud` the points are differentiable. For
-        `cusink.torch.Measures` it is the name of a metric; `eps` may then have shape (K,), there are K losses, and they
-        can be differentiated once.
+        `cusink.torch.Measures` it is the name of a metric, or a `cusink.Metric`; `eps` may then have shape (K,), there
+        are K losses, and they can be differentiated once.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`, for all pairs or for each, or relative to the costs of each: then no
         gradient goes through the statistic.
@@ -167,9 +167,9 @@ def sinkhorn_divergence(
     ----------
     a, b : tensor, shape (n,) or (B, n); (m,) or (B, m), or Measures, or None
         Weights; None stands for uniform ones. `cusink.torch.Measures` are K clouds of unequal sizes.
-    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str
-        Cost, as for `cusink.sinkhorn_divergence`. For `cusink.torch.Measures` it is the name of a metric; `eps` may
-        then have shape (K,), there are K divergences, and they can be differentiated once.
+    C : tensor, shape (n, m) or (B, n, m), or PointCloud, or a Grid, or str, or Metric
+        Cost, as for `cusink.sinkhorn_divergence`. For `cusink.torch.Measures` it is the name of a metric, or a
+        `cusink.Metric`; `eps` may then have shape (K,), there are K divergences, and they can be differentiated once.
     eps : float or tensor, shape () or (B,), or cusink.RelativeEps
         Regularisation in the unit of `C`.
     C_aa, C_bb : tensor, shape (n, n) or (B, n, n); (m, m) or (B, m, m), optional

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
-from cusink.bridges.options import reach_parts, with_reach_as_numbers
+from cusink.bridges.options import factor_shape, reach_parts, with_reach_as_numbers
 from cusink.bridges.pairs import PairWork, no_arrays, pair_work
 from cusink.checks.arrays import kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag
 from cusink.costs.measures import offsets_of, offsets_of_clouds
+from cusink.costs.metric import metric_of
 from cusink.torch.arrays import HALF, checked, in_floats, in_one_dtype, one_tensor, regularisation
+from cusink.torch.costs import as_the_metric_sees
 
 __all__ = ["Measures"]
 
@@ -21,7 +23,7 @@ class Measures:
     """Weighted point clouds of unequal sizes, compared pair by pair; losses are differentiable in points and weights.
 
     Two of them take the place of `a` and `b` in `sinkhorn_loss` and `sinkhorn_divergence`; `C` is then the name of a
-    metric, and there is one loss for each pair.
+    metric, or a `cusink.Metric`, and there is one loss for each pair.
 
     Parameters
     ----------
@@ -153,5 +155,9 @@ def problem_of_pairs(
         )
     of_a, of_b = (_of_sum_one(side) if normalise else side.weights for side in (a, b))
     named = {"a": of_a, "x": a.points, "b": of_b, "y": b.points}
+    factor = metric_of(C).factor
+    if factor is not None:
+        named["factor"] = torch.as_tensor(factor, dtype=a.points.dtype, device=a.points.device)
+        factor_shape(tuple(named["factor"].shape), {"a": a.points, "b": b.points})
     checked(**named)
-    return work, in_one_dtype(**named) | {"eps_of_pairs": number.expand(len(a))}
+    return work, as_the_metric_sees(in_one_dtype(**named)) | {"eps_of_pairs": number.expand(len(a))}

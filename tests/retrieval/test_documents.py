@@ -428,7 +428,7 @@ BAD = {
     "name as cost": ((GOOD, None, "euclidean"), TypeError, r"PointCloud\(vectors, metric='euclidean'\)"),
     "grid": ((GOOD, None, cusink.Grid((10, 1200))), ValueError, "a Grid of at most 4096 cells .*; got 12000"),
     "cost of measures": ((CLOUDS, None, COST), TypeError, "'C' must be the name of a metric"),
-    "metric": ((CLOUDS, None, "euclid"), ValueError, "'metric' must be one of"),
+    "metric": ((CLOUDS, None, "euclid"), ValueError, "'C' must be one of"),
     "dimension": ((CLOUDS, cusink.Measures([0, 1], None, [[1.0]]), "euclidean"), ValueError, "d = 2 and d = 1"),
     "dtypes": ((GOOD, GOOD.astype(np.float32), COST.astype(np.float16)), TypeError, "must share one dtype"),
     "complex": ((GOOD.astype(complex), None, COST), TypeError, "real numbers"),

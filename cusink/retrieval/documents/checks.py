@@ -11,14 +11,16 @@ from typing import Any, Literal
 import numpy as np
 
 from cusink.checks.arrays import arrays, kind, promoted, to_host, weights_dtype, widened
-from cusink.checks.scalars import one_of, price_in_range, regularisation, shown
+from cusink.checks.scalars import price_in_range, regularisation, shown
 from cusink.checks.weights import mass_in_range, same_mass
 from cusink.costs.checks import cost_values
-from cusink.costs.clouds import METRICS, PointCloud
+from cusink.costs.clouds import PointCloud
 from cusink.costs.cost import Cost
 from cusink.costs.grid import Grid
 from cusink.costs.kinds import kind_of, named_arrays
 from cusink.costs.measures import Measures, sums
+from cusink.costs.metric import Metric, is_metric, metric_of
+from cusink.costs.wanted import check_points, check_targets
 from cusink.errors import warn
 from cusink.operand import operand
 from cusink.retrieval.blocks import blocks
@@ -114,7 +116,7 @@ def check_pairs_of_measures(
     A: Any,
     measures: Measures,
     B: RaggedWeights,
-    metric: str,
+    metric: Metric | None,
     mass: float | None,
     dtype: Any,
     check: bool,
@@ -170,10 +172,10 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
 
     A lone 'B' may have a cost that is not square; a lone 'A', to be compared with itself, may not.
     """
-    if isinstance(C, str):
+    if is_metric(C):
         raise TypeError(
             f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={shown(C)!r}); got "
-            f"{shown(C)!r}. A name of a metric goes with cusink.Measures, which have points"
+            f"{shown(C)!r}. A metric goes with cusink.Measures, which have points"
         )
     read = {name: _rows(name, x, check) for name, x in given.items()}
     parts, xp, dtype = promoted(**{name: data for name, (_, data) in read.items()}, **named_arrays(C))
@@ -252,9 +254,7 @@ def _canonical(name: str, x: Any, check: bool) -> Any:
 
 def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights], Any, Any, Any]:
     """Return measures, each with its own points, the cost between these, its library, and the user's dtype."""
-    if not isinstance(C, str):
-        raise TypeError(f"'C' must be the name of a metric between the points of cusink.Measures; got {kind(C)}")
-    one_of("metric", C, METRICS, "'C' is the metric between the points of cusink.Measures")
+    ground = metric_of(C).ground
     points = [x.points for x in given.values()]
     if len({p.shape[1] for p in points}) > 1:
         ours, theirs = (p.shape[1] for p in points)
@@ -262,12 +262,14 @@ def _clouds(given: Mapping[str, Measures], C: Any) -> tuple[list[RaggedWeights],
         raise ValueError(f"{names} must have points of one dimension; got d = {ours} and d = {theirs}")
     if not all(len(p) for p in points):
         raise ValueError("'A' and 'B' must have at least one point each")
+    for name, x in given.items():
+        check_points(ground.metric, ground.factor, f"{name}.points", x.points)
+    check_targets(ground.metric, f"{list(given)[-1]}.points", points[-1])
     named = {f"{name}.weights": x.weights for name, x in given.items()}
     named |= {f"{name}.points": x.points for name, x in given.items()}
     converted, xp, dtype = promoted(**named)
     ours, *theirs = converted[len(given) :]
-    metric: Any = C  # which `PointCloud` checks
-    cloud = PointCloud(ours, theirs[0] if theirs else None, metric)
+    cloud = PointCloud(ours, theirs[0] if theirs else None, **ground.keywords)
     parts, _, _ = arrays(**named_arrays(cloud))
     costs = operand(cloud, xp, dtype, parts, batch=False)
     sides = []

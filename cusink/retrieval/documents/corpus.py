@@ -8,6 +8,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.costs.measures import Measures, sums
+from cusink.costs.metric import Metric
 from cusink.deferred import cached_property
 from cusink.retrieval.documents.checks import check_more, check_pairs_of_measures, partners
 from cusink.retrieval.documents.pairs import DocumentPairs, entropies_of
@@ -30,7 +31,7 @@ class DocumentCorpus(Digested):
     options: Options
     memory_limit: int | None
     measures: Measures | None = None
-    metric: str = ""
+    metric: Metric | None = None
     before: Facts = Facts(0)
 
     @property
@@ -132,7 +133,11 @@ class DocumentCorpus(Digested):
 
 
 def of_documents(
-    given: CheckedDocuments, settings: Settings, measures: Measures | None, metric: str, facts: Facts | None = None
+    given: CheckedDocuments,
+    settings: Settings,
+    measures: Measures | None,
+    metric: Metric | None,
+    facts: Facts | None = None,
 ) -> DocumentCorpus:
     """Return the corpus of checked documents, or of measures."""
     return DocumentCorpus(

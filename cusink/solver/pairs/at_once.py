@@ -6,7 +6,7 @@ import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.convergence.rules import NEARLY_ALL
-from cusink.costs.clouds import PointCloud, point_costs
+from cusink.costs.clouds import point_costs
 from cusink.costs.points import PointCosts
 from cusink.costs.ragged import RaggedPairs, RaggedRules, RaggedSolutions, SolveRagged
 from cusink.solver.pairs import tiles
@@ -50,5 +50,5 @@ def as_ragged(given: CheckedPairs, eps: HostArray) -> tuple[PointCosts, RaggedPa
     """Return the costs between all points of both sides, and the pairs, in float64."""
     x, y = (side.points.astype(np.float64) for side in (given.A, given.B))
     a, b = (side.weights.astype(np.float64) for side in (given.A, given.B))
-    costs = cast("PointCosts", point_costs(given.xp, PointCloud(x, y, given.metric), x, y))  # as all metrics here have
+    costs = cast("PointCosts", point_costs(given.xp, given.cloud(x, y), x, y))  # as metrics with kernels have
     return costs, RaggedPairs(a, b, (given.A.offsets, given.B.offsets), np.ascontiguousarray(eps, np.float64))

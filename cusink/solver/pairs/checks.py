@@ -8,15 +8,15 @@ import numpy as np
 
 from cusink.checks.arrays import array_module, arrays, kind, to_host
 from cusink.checks.regularisation import for_problems
-from cusink.checks.scalars import one_of
 from cusink.checks.weights import first_index, mass_in_range, same_mass
-from cusink.costs.clouds import METRICS, Metric, PointCloud
+from cusink.costs.clouds import PointCloud
+from cusink.costs.ground import Ground
 from cusink.costs.measures import Measures, sums
+from cusink.costs.metric import metric_of
+from cusink.costs.wanted import check_points, check_targets
 from cusink.deferred import cached_property
 from cusink.solver.pairs.ragged import Side
-from cusink.types import ArrayModule, Eps, HostArray
-
-ADVICE = "'C' is the name of the metric between the points of cusink.Measures"
+from cusink.types import Array, ArrayModule, Eps, HostArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class CheckedPairs:
 
     A: Side
     B: Side
-    metric: Metric
+    ground: Ground
     dtype: Any
 
     @property
@@ -33,6 +33,10 @@ class CheckedPairs:
         """The library of the arrays; no field, as no pickle holds a module."""
         xp: ArrayModule = array_module(self.A.weights)
         return xp
+
+    def cloud(self, x: Array, y: Array | None) -> PointCloud:
+        """Return the cost between points, of one cloud to itself for a y that is None."""
+        return PointCloud(x, y, **self.ground.keywords)
 
     @property
     def count(self) -> int:
@@ -50,7 +54,7 @@ class CheckedPairs:
         """Yield the costs of each pair."""
         for k in range(self.count):
             x, y = (side.points[side.item(k)] for side in (self.A, self.B))
-            yield PointCloud(x, y, self.metric)
+            yield self.cloud(x, y)
 
     @property
     def computing(self) -> str:
@@ -94,9 +98,7 @@ def pairs_of_measures(a: Any, b: Any, C: Any, balanced: bool, check: bool) -> Ch
     for name, x in (("a", a), ("b", b)):
         if not isinstance(x, Measures):
             raise TypeError(f"'a' and 'b' must both be cusink.Measures, or neither; '{name}' is {kind(x)}")
-    if not isinstance(C, str):
-        raise TypeError(f"'C' must be the name of a metric, as 'sqeuclidean', for cusink.Measures; got {kind(C)}")
-    one_of("C", C, METRICS, ADVICE)
+    ground = metric_of(C).ground
     if len(a) != len(b):
         raise ValueError(
             f"'a' and 'b' must hold equally many measures, which are compared pair by pair; got {len(a)} and {len(b)}. "
@@ -116,16 +118,10 @@ def pairs_of_measures(a: Any, b: Any, C: Any, balanced: bool, check: bool) -> Ch
                 f"'{name}' must hold measures with points; item {int(empty.argmax())} has none. Leave it out"
             )
         sides.append(Side.of(x))
-    found = CheckedPairs(sides[0], sides[1], _metric(C), dtype)
+    found = CheckedPairs(sides[0], sides[1], ground, dtype)
     _masses(found, balanced, check)
-    if C == "cosine":
-        _no_zero_vectors(found)
+    _points(found)
     return found
-
-
-def _metric(name: str) -> Metric:
-    """Return a metric under its type."""
-    return next(metric for metric in METRICS if metric == name)
 
 
 def _masses(given: CheckedPairs, balanced: bool, check: bool) -> None:
@@ -152,8 +148,11 @@ def _masses(given: CheckedPairs, balanced: bool, check: bool) -> None:
         )
 
 
-def _no_zero_vectors(given: CheckedPairs) -> None:
-    """Check that all points have a direction."""
+def _points(given: CheckedPairs) -> None:
+    """Check what the metric asks of all points."""
+    metric = given.ground.metric
     for name, side in (("a", given.A), ("b", given.B)):
-        if (at := first_index(~side.points.any(axis=1))) is not None:
+        if metric == "cosine" and (at := first_index(~side.points.any(axis=1))) is not None:
             raise ValueError(f"'{name}' must hold no zero vector for metric 'cosine'; point {at[0]} is one")
+        check_points(metric, given.ground.factor, f"{name}.points", side.points)
+    check_targets(metric, "b.points", given.B.points)

@@ -18,7 +18,7 @@ from cusink.types import Array, Eps, Reach
 def alone(given: CheckedPairs, sides: tuple[Side, Side], k: int, solved: Problem, row: int) -> Problem:
     """Return pair k of two sides, which are one for a self-term, as a problem: `row` of `solved`, alone."""
     x, y = (side.points[side.item(k)] for side in sides)
-    cloud = PointCloud(x, None if sides[0] is sides[1] else y, given.metric)
+    cloud = given.cloud(x, None if sides[0] is sides[1] else y)
     parts, xp, dtype = arrays(**named_arrays(cloud))
     a, f = (values[row : row + 1, : len(x)] for values in (solved.a, solved.f))
     b, g = (values[row : row + 1, : len(y)] for values in (solved.b, solved.g))

@@ -60,7 +60,7 @@ class SolvedPairs(Generic[R]):
         """
         limit = None if memory_limit is None else positive_bytes(memory_limit)
         together: Together | None = None
-        if can_be_solved_together(options):
+        if given.ground.has_kernels and can_be_solved_together(options):
             every = np.broadcast_to(eps, given.count)
             solve = operators("points", given.xp).solve_ragged
             if given.xp is np and reach is None:
@@ -87,7 +87,8 @@ class SolvedPairs(Generic[R]):
 
     def batches(self, among: Any) -> list[Batch]:
         """Divide the pairs that are `among` (K,) them into batches."""
-        itemsize = 8 if self.given.dtype == np.float64 else 4
+        # Costs without kernels are made in float64.
+        itemsize = 8 if self.given.dtype == np.float64 or not self.given.ground.has_kernels else 4
         return batches((self.given.A.sizes, self.given.B.sizes), itemsize, self.memory_limit, among)
 
     def problem(self, batch: Batch) -> tuple[Array, Array, PointCloud, Eps]:
@@ -97,7 +98,7 @@ class SolvedPairs(Generic[R]):
         a, b = (weight_rows(given.xp, side, batch.pairs, width) for side, width in sides)
         x, y = (rows(given.xp, side, side.points, batch.pairs, width) for side, width in sides)
         eps = self.eps[batch.pairs] if isinstance(self.eps, np.ndarray) else self.eps
-        return a, b, PointCloud(x, y, given.metric), eps
+        return a, b, given.cloud(x, y), eps
 
     @cached_property
     def parts(self) -> tuple[tuple[Batch, R], ...]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from cusink.convergence.options import Options
-from cusink.costs.clouds import PointCloud, point_costs
+from cusink.costs.clouds import point_costs
 from cusink.costs.measures import sums
 from cusink.costs.points import PointCosts
 from cusink.costs.ragged import RaggedSolutions
@@ -138,10 +138,10 @@ def solve_together(given: CheckedPairs, eps: HostArray, options: Options, own: b
     solved at a time.
     """
     points = [side.points.astype(np.float64) for side in (given.A, given.B)]
-    cloud = PointCloud(points[0], points[1], given.metric)
-    costs = cast("PointCosts", point_costs(np, cloud, points[0], points[1]))  # as all metrics of pairs have them
+    cloud = given.cloud(points[0], points[1])
+    costs = cast("PointCosts", point_costs(np, cloud, points[0], points[1]))  # as metrics with kernels have
     sides, K = (Clouds.of(given.A, costs.x), Clouds.of(given.B, costs.y)), given.count
-    squared = own and given.metric == "sqeuclidean"
+    squared = own and given.ground.metric == "sqeuclidean" and given.ground.power == 1
     out = Together(
         solved=np.zeros(K, bool),
         equal=np.zeros(K, bool),
