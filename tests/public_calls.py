@@ -309,6 +309,11 @@ CALLS = {
     "Measures.of": (cusink.Measures.of, {"clouds": [X, Y], "weights": None}),
     "Measures.of with weights": (cusink.Measures.of, {"clouds": [X, Y], "weights": [A, B]}),
     "PointCloud": (cusink.PointCloud, COST_MATRIX | {"tf32": False, "gradient": None}),
+    "Metric": (
+        lambda power, p: cusink.Metric("minkowski", power=power, p=p),
+        {"power": 1.0, "p": 3.0},
+    ),
+    "Metric of a factor": (cusink.Metric, {"name": "mahalanobis", "factor": X}),
     "Grid": (cusink.Grid, GRID),
     "RelativeEps": (cusink.RelativeEps, {"share": 0.1, "of": "max"}),
     "sinkhorn with an eps each": (

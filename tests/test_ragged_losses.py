@@ -87,6 +87,73 @@ def test_jax_losses_have_the_slopes_of_differences_and_the_numbers_of_torch(loss
     np.testing.assert_allclose(out, theirs, rtol=1e-12)
 
 
+FACTOR = np.array([[1.0, 0.3, -0.5], [-0.4, 0.8, 0.2]])
+OPTIONS = [
+    ("hellinger", {}),
+    ("kl", {}),
+    ("haversine", {"radius": 2.0}),
+    ("minkowski", {"p": 3, "power": 3}),
+    ("mahalanobis", {"factor": FACTOR, "power": 2}),
+    ("sqeuclidean", {"power": 2}),
+]
+
+
+@pytest.mark.parametrize("loss", ["sinkhorn_divergence", "sinkhorn_loss"])
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=[name for name, _ in OPTIONS])
+def test_both_libraries_take_every_metric(name, options, loss):
+    """Losses and gradients, by a factor too, are the core's of one pair after the other."""
+    of_one, adjoint = cusink.sinkhorn, lambda one: cusink.sinkhorn_adjoint(one, grad_cost=1.0, tol=1e-10)
+    if loss == "sinkhorn_divergence":
+        of_one, adjoint = cusink.sinkhorn_divergence, cusink.sinkhorn_divergence_adjoint
+    how = {"tol": 1e-11, "max_iter": 5000}
+    x, y = ([p + 0.1 for p in clouds(side)] for side in (0, 1))
+    given = [np.concatenate(p) for p in (x, weights(0), y, weights(1), [options.get("factor", FACTOR)])]
+    offsets = [np.cumsum([0, *sizes]) for sizes in SIZES]
+
+    def of_jax(x, a, y, b, factor):
+        metric = cusink.Metric(name, **options | ({"factor": factor} if "factor" in options else {}))
+        sides = [cusink.jax.Measures(at, w, p) for at, w, p in zip(offsets, (a, b), (x, y), strict=True)]
+        return getattr(cusink.jax, loss)(*sides, metric, 0.2, reduction="sum", **how)
+
+    tensors_given = tensors(given, requires_grad=True)
+    p, a, q, b, factor = tensors_given
+    metric = cusink.Metric(name, **options | ({"factor": factor} if "factor" in options else {}))
+    sides = [cusink.torch.Measures(at, w, z) for at, w, z in zip(offsets, (a, b), (p, q), strict=True)]
+    if name == "kl" and loss == "sinkhorn_divergence":
+        with pytest.raises(ValueError, match="'C' must be a symmetric cost within either side"):
+            cusink.torch.sinkhorn_divergence(*sides, metric, 0.2)
+        with pytest.raises(Exception, match="'C' must be a symmetric cost within either side"):
+            of_jax(*map(jnp.asarray, given))
+        return
+    each = [
+        of_one(w, v, cusink.PointCloud(s, t, name, **options), eps=0.2, **how)
+        for w, v, s, t in zip(weights(0), weights(1), x, y, strict=True)
+    ]
+    pulled = list(map(adjoint, each))
+    wanted = [np.concatenate([getattr(one, part) for one in pulled]) for part in "xayb"]
+    if "factor" in options:
+        wanted.append(sum(one.metric["factor"] for one in pulled))
+    total = sum(one.cost if loss == "sinkhorn_loss" else one.divergence for one in each)
+    value = getattr(cusink.torch, loss)(*sides, metric, 0.2, reduction="sum", **how)
+    slopes = torch.autograd.grad(value, tensors_given[: len(wanted)])
+    theirs, of_theirs = jax.jit(jax.value_and_grad(of_jax, argnums=tuple(range(len(wanted)))))(*map(jnp.asarray, given))
+    np.testing.assert_allclose([value.detach(), theirs], total, rtol=1e-8)
+    for found in (slopes, of_theirs):
+        for slope, right in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(slope, right, rtol=1e-7, atol=1e-7)
+
+
+def test_a_factor_of_a_metric_is_checked():
+    A, B = (cusink.torch.Measures.of(tensors(clouds(side))) for side in (0, 1))
+    with pytest.raises(ValueError, match="'factor' must have a row for each of the 2 coordinates"):
+        cusink.torch.sinkhorn_loss(A, B, cusink.Metric("mahalanobis", factor=np.eye(3)), 0.1)
+    with pytest.raises(ValueError, match=r"cusink.Metric\('mahalanobis', factor=L\)"):
+        cusink.torch.sinkhorn_loss(A, B, "mahalanobis", 0.1)
+    learnt = cusink.Metric("mahalanobis", factor=torch.eye(2, dtype=torch.float64, requires_grad=True))
+    with pytest.raises(TypeError, match="'factor' must not require a gradient"):
+        cusink.sinkhorn(cusink.Measures.of(clouds(0)), cusink.Measures.of(clouds(1)), learnt, eps=0.1)
+
+
 def test_jax_maps_over_points():
     B = cusink.jax.Measures.of(clouds(1))
     points = np.concatenate(clouds(0))

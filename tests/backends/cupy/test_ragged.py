@@ -165,6 +165,41 @@ def test_marginals_at_a_price_are_one_launch_too(prices, dtype):
         np.testing.assert_allclose(gradient, getattr(theirs, name), rtol=50 * near, atol=50 * near)
 
 
+@pytest.mark.parametrize("solve", [cusink.sinkhorn, cusink.sinkhorn_divergence])
+@pytest.mark.parametrize(
+    ("metric", "ragged"),
+    [
+        (cusink.Metric("hellinger"), True),
+        (cusink.Metric("mahalanobis", factor=[[1.0, 0.3, -0.5], [-0.4, 0.8, 0.2]], power=2), True),
+        (cusink.Metric("euclidean", power=1.5), False),
+        (cusink.Metric("minkowski", p=3), False),
+    ],
+    ids=repr,
+)
+def test_every_metric_gives_the_numbers_of_the_host(metric, ragged, solve):
+    """Euclidean distances, their squares and city-block by one launch, others by batches; gradients by points and by the factor."""
+    given, options = drawn(sizes=SIZES[:4]), {"eps": 0.2, "tol": 1e-9, "max_iter": 3000}
+    adjoint = {
+        cusink.sinkhorn: lambda r: cusink.sinkhorn_adjoint(r, grad_cost=1.0, tol=1e-10),
+        cusink.sinkhorn_divergence: cusink.sinkhorn_divergence_adjoint,
+    }[solve]
+    value = "cost" if solve is cusink.sinkhorn else "divergence"
+    with device() as (cupy, launched):
+        pairs = solve(*measures(given, cupy.asarray), metric, **options)
+        assert (pairs.solved.together is not None) == ragged == any(name.startswith("ragged") for name in launched)
+        found, pulled = getattr(pairs, value).get(), adjoint(pairs)
+        slopes = [getattr(pulled, name).get() for name in "xyab"]
+        of_metric = {name: slope.get() for name, slope in pulled.metric.items()}
+    host = solve(*measures(given), metric, **options)
+    theirs = adjoint(host)
+    np.testing.assert_allclose(found, getattr(host, value), atol=1e-7)
+    for slope, name in zip(slopes, "xyab", strict=True):
+        np.testing.assert_allclose(slope, getattr(theirs, name), atol=1e-6)
+    assert set(of_metric) == set(theirs.metric)
+    for name, slope in of_metric.items():
+        np.testing.assert_allclose(slope, theirs.metric[name], atol=1e-6)
+
+
 def test_potentials_are_in_their_gauge():
     given = drawn(mass=2.5)
     _, (f, g, *_), _ = on_device(given, eps=0.2)
