@@ -76,7 +76,9 @@ def test_values_and_gradients_are_those_of_single_solves_in_float64(name, option
         return
     single, given = dtype == np.float32, drawn(dtype, 1.0 if reach is None else 1.5)
     how, value = {"reach": reach, "max_iter": 5000}, "cost" if solve is cusink.sinkhorn else "divergence"
-    pairs = solve(*measures(*given), Metric(name, **options), eps=EPS, tol=1e-7 if single else 1e-12, **how)
+    # The slope of a cost by a light weight moves more with the tolerance than a divergence's.
+    tol = (1e-7 if value == "cost" else 1e-6) if single else 1e-12
+    pairs = solve(*measures(*given), Metric(name, **options), eps=EPS, tol=tol, **how)
     exact = tuple([p.astype(np.float64) for p in side] for side in given)
     if single:  # whose sums of weights differ by rounding
         exact = (*exact[:2], *([w / w.sum() for w in side] for side in exact[2:]))

@@ -177,7 +177,7 @@ def test_marginals_at_a_price_are_one_launch_too(prices, dtype):
     ids=repr,
 )
 def test_every_metric_gives_the_numbers_of_the_host(metric, ragged, solve):
-    """Euclidean distances, their squares and city-block by one launch, others by batches; gradients by points and by the factor."""
+    """Euclidean distances and their squares by one launch, others by batches; with gradients, by a factor too."""
     given, options = drawn(sizes=SIZES[:4]), {"eps": 0.2, "tol": 1e-9, "max_iter": 3000}
     adjoint = {
         cusink.sinkhorn: lambda r: cusink.sinkhorn_adjoint(r, grad_cost=1.0, tol=1e-10),
