@@ -14,11 +14,25 @@ KERNEL_EXPONENT = {"float32": 58, "float64": 700}
 SCALING_EXPONENT = {"float32": 24, "float64": 100}
 SCALING_LIMIT = {"float32": 2.0**40, "float64": 2.0**200}
 
+KERNEL_ENTRIES = 1 << 16  # of a kernel that are made at a time: the arrays that this takes stay in the cache
+
 REPEATED_ITERATIONS = 25  # that a problem repeats at most in the next form when it leaves the range of its form
 
 
 def scaled_kernel(C: HostArray, dtype: Any, eps: float, shift: float, s: int | None = None) -> HostArray:
     """Return ``2**s exp((shift - C) / eps)`` without denormals; s is `KERNEL_EXPONENT` if not given."""
+    s = KERNEL_EXPONENT[np.dtype(dtype).name] if s is None else s
+    if C.size <= KERNEL_ENTRIES:
+        return _scaled_kernel(C, dtype, eps, shift, s)
+    out = np.empty(C.shape, dtype)
+    step = max(1, KERNEL_ENTRIES * len(C) // C.size)
+    for start in range(0, len(C), step):
+        rows = slice(start, start + step)
+        out[rows] = _scaled_kernel(C[rows], dtype, eps, shift, s)
+    return out
+
+
+def _scaled_kernel(C: HostArray, dtype: Any, eps: float, shift: float, s: int) -> HostArray:
     # float64 first: C / eps may be 1e4, and float32 would leave exp with that many rounding errors.
     exponents = C.astype(np.float64)  # in place from here on: to fetch memory takes longer than to use it
     np.subtract(shift, exponents, out=exponents)
@@ -27,7 +41,7 @@ def scaled_kernel(C: HostArray, dtype: Any, eps: float, shift: float, s: int | N
     powers = exponents / np.log(2)
     np.floor(powers, out=powers)  # on their own: added to the shift, a digit of C / eps would be lost
     binary = powers.astype(np.int32)
-    binary += KERNEL_EXPONENT[np.dtype(dtype).name] if s is None else s
+    binary += s
     powers *= np.log(2)
     exponents -= powers
     K = np.ldexp(np.exp(exponents, out=exponents), binary, out=exponents)
