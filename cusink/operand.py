@@ -9,6 +9,7 @@ from cusink.checks.arrays import array_module, arrays, is_half, largest
 from cusink.checks.regularisation import RelativeEps, in_units
 from cusink.checks.scalars import positive_bytes
 from cusink.connection import doors_of
+from cusink.costs.blockwise import check_stored_row
 from cusink.costs.checks import cost_values
 from cusink.costs.cost import Cost
 from cusink.costs.kinds import Kind, data_of, named_arrays, operators_for
@@ -16,6 +17,7 @@ from cusink.costs.metric import is_metric
 from cusink.costs.on_grids import EuclideanCost, GridCost
 from cusink.costs.operands import DenseCost, PointCost
 from cusink.costs.operators import Operators
+from cusink.costs.points import PointCosts
 from cusink.costs.statistics import statistic
 from cusink.types import Array, ArrayModule, Eps
 
@@ -82,6 +84,13 @@ def operand(
         raise ValueError(f"'C' must hold finite costs; the largest exceed the range of {cost.dtype}. Scale the points")
     cost = cost if weighted is None else cost.weighted(*weighted)
     return cost if weights_follow else with_room(cost)
+
+
+def with_row(cost: Cost[Any], memory_limit: int | None) -> Cost[Any]:
+    """Return a cost, if the limit of a call holds a row of it, where it is between points."""
+    if memory_limit is not None and isinstance(cost.data, PointCosts):
+        check_stored_row(positive_bytes(memory_limit), max(cost.shape[-2:]))
+    return cost
 
 
 def with_room(cost: Cost[Any]) -> Cost[Any]:

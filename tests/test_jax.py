@@ -857,6 +857,7 @@ def test_shapes_of_kernel_functions_are_refused_while_they_are_traced(name, chan
         ("loss", {"memory_limit": -5}, "'memory_limit' must be a number of bytes; got -5"),
         ("loss", {"gap": -1}, "'gap' must be positive and finite; got -1"),
         ("loss", {"gap": 0.1, "reach": 1.0}, "'gap' must be None with 'reach'"),
+        ("loss", {"gap": 0.1}, "'gap' must be None here, as losses show no bounds; got 0.1"),
         ("loss", {"check": 1}, "'check' must be a bool, True or False; got int"),
         ("loss", {"method": "scaling", "reach": jnp.ones(2)}, "'method' must be 'auto' or 'log' for unbalanced"),
         ("pairs", {"gap": 0.1}, "'gap' must be None where 'a' and 'b' are cusink.Measures; got float"),

@@ -14,7 +14,7 @@ from cusink.costs.cost import Cost
 from cusink.costs.images import Cells, in_bins
 from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.measures import Measures
-from cusink.operand import operand
+from cusink.operand import operand, with_row
 from cusink.solver.gauge import islands
 from cusink.types import Array, ArrayModule, Eps, HostArray
 
@@ -63,7 +63,7 @@ def problem(
     given = A
     (A, weights, *parts), xp, dtype = promoted(A=A, weights=weights, **named_arrays(C))
     A, image = in_bins("A", A, cells_of(C), ("K, ", "B, K, "))
-    C = operand(C, xp, dtype, parts, memory_limit, batch=False)
+    C = with_row(operand(C, xp, dtype, parts, memory_limit, batch=False), memory_limit)
     for value in (float(np.min(eps)), float(np.max(eps))):
         price_in_range("eps", value, C.dtype.name)
     if A is None:

@@ -11,7 +11,8 @@ from cusink.barycenters.free_result import Found, FreeBarycenter, Start
 from cusink.barycenters.solves import Solves, solve_all
 from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps
-from cusink.checks.scalars import flag, positive_integer, positive_number
+from cusink.checks.scalars import flag, positive_bytes, positive_integer, positive_number
+from cusink.costs.blockwise import check_stored_row
 from cusink.costs.clouds import PointCloud
 from cusink.costs.measures import Measures
 from cusink.errors import ConvergenceWarning, warn
@@ -142,6 +143,8 @@ def free_barycenter(
             "'reach' must be one number for a debiased barycenter, as divergences at unlike prices are not least at "
             f"equal measures; got {reach}. Pass debiased=False, or one number"
         )
+    if memory_limit is not None:
+        check_stored_row(positive_bytes(memory_limit), max(len(given.x), int(np.diff(measures.offsets).max())))
     options: dict[str, Any] = {"eps": eps, "reach": reach, "tol": solver_tol, "memory_limit": memory_limit}
     found = Found(
         given=given.in_float64() if free_weights else given,

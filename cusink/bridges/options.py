@@ -211,7 +211,11 @@ def unbalanced(options: tuple[tuple[str, Any], ...]) -> bool:
         return True
     named = dict(options)
     prices = checks.reach(named.get("reach"), named.get("method", "auto"))
-    checks.gap(named.get("gap"), prices)
+    gap = checks.gap(named.get("gap"), prices)
+    if gap is not None:
+        raise ValueError(
+            f"'gap' must be None here, as losses show no bounds; got {gap:g}. Call cusink.sinkhorn, whose result does"
+        )
     return prices is not None
 
 

@@ -14,8 +14,9 @@ from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, Index
 
 HOST_ENTRIES, DEVICE_ENTRIES = 1 << 16, 1 << 22  # of a block that is made at a time
-COPIES = 8  # of such a block in float64 that a formula and an operator may hold
-COPIES_KEPT = 4  # of all costs that an iteration takes where they are stored
+COPIES = 12  # of such a block in float64 that a formula and an operator may hold
+COPIES_KEPT = 5  # of all costs in float64 that solves and linear systems take where they are stored on the host
+COPIES_ON_DEVICE = 4  # of all costs in their dtype
 SYMMETRY = 64.0  # roundings of the largest cost by which functions that are symmetric may differ
 
 
@@ -67,9 +68,18 @@ def entries_at_a_time(xp: ArrayModule, memory_limit: int) -> int:
     return min(HOST_ENTRIES if xp is np else DEVICE_ENTRIES, memory_limit // (8 * COPIES))
 
 
-def stays(shape: tuple[int, ...], dtype: np.dtype[Any], memory_limit: int) -> bool:
-    """Return whether costs may be stored while an iteration needs them."""
-    return COPIES_KEPT * math.prod(shape) * dtype.itemsize <= memory_limit
+def check_stored_row(memory_limit: int, bins: int) -> None:
+    """Refuse a limit that holds no row of costs between points, of which kernels are made that it bounds."""
+    if memory_limit < 8 * bins:
+        raise ValueError(
+            f"'memory_limit' must hold a row of costs in float64, {8 * bins} bytes; got {memory_limit}. Raise it"
+        )
+
+
+def stays(xp: ArrayModule, shape: tuple[int, ...], dtype: np.dtype[Any], memory_limit: int) -> bool:
+    """Return whether costs may be stored while an iteration needs them: of float32 too, the host works in float64."""
+    copies = 8 * COPIES_KEPT if xp is np else COPIES_ON_DEVICE * dtype.itemsize
+    return copies * math.prod(shape) <= memory_limit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,7 +107,7 @@ class BlockCosts(BetweenPoints):
     @property
     def kept(self) -> bool:
         """Whether the costs may be stored while an iteration needs them."""
-        return stays(self.shape, self.dtype, self.memory_limit)
+        return stays(array_module(self.x), self.shape, self.dtype, self.memory_limit)
 
     def own(self, side: int) -> Self:
         """Return the costs of the points of side 0 (x) or 1 (y) to themselves."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from cusink.costs.blockwise import check_row, entries_at_a_time, stays
 from cusink.costs.formulas import finite_power
+from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, HostArray, Index
 
 Spacing: TypeAlias = float | tuple[float, ...]  # of an axis: between all neighbours, or between each two
@@ -121,7 +122,7 @@ class EuclideanCosts:
     @property
     def kept(self) -> bool:
         """Whether the costs may be stored while an iteration needs them."""
-        return stays(self.shape, self.dtype, self.memory_limit)
+        return stays(array_module(self.squares.axes[0]), self.shape, self.dtype, self.memory_limit)
 
     @property
     def extent(self) -> tuple[float, float]:

@@ -240,7 +240,9 @@ class Given:
         found = self.function(lent(xp, x), lent(xp, y))
         _checked("metric", found, (len(x), len(y)), xp)
         if not bool((found >= 0).all()):  # NaN too
-            least = "NaN" if bool(xp.isnan(found).any()) else f"{float(found.min()):g}"
+            if bool(xp.isnan(found).any()):
+                raise ValueError("'metric' must return costs that are numbers; got NaN")
+            least = f"{float(found.min()):g}"
             raise ValueError(f"'metric' must return costs of at least 0; got {least}. Add a constant to all costs")
         return found
 

@@ -31,7 +31,7 @@ def self_costs(
         if not given.C.has_own:
             raise ValueError(
                 "'C' must be a symmetric cost within either side, which a divergence subtracts; got a PointCloud that "
-                "is not. Take cusink.sinkhorn, or costs as arrays with 'C_aa' and 'C_bb'"
+                "is not. Take cusink.sinkhorn, or a symmetric cost"
             )
         both = [given.C] * 2 if one_cloud(C) else [_cloud(cloud, given, memory_limit) for cloud in sides_of(C)]
         of_a, of_b = (own.weighted(w > 0, w > 0) for own, w in zip(both, (given.a, given.b), strict=True))

@@ -19,6 +19,7 @@ from cusink.types import Array
 
 BLOCK_ENTRIES = 1 << 17  # of a block of plans, where a gradient needs the plan entry by entry
 SUM_COPIES = 6  # of a sum of plans, while it is made
+SUM_COPIES_STORED = 9  # in float64, where the costs are stored meanwhile
 COPIES_PER_BLOCK = 16  # of float64 that a block takes at most, and what the allocator keeps of them
 
 
@@ -133,7 +134,8 @@ class GradientTerms:
     def _summable(self) -> bool:
         """Whether problems share a cloud, and the sum of their gradients by its costs may be made at once."""
         C, limit = self.in_one_dtype.C, getattr(self.in_one_dtype.C.data, "memory_limit", 0)
-        fits = SUM_COPIES * C.shape[-2] * C.shape[-1] * np.dtype(C.dtype).itemsize <= limit
+        copies = 8 * SUM_COPIES_STORED if getattr(C.data, "kept", False) else SUM_COPIES * np.dtype(C.dtype).itemsize
+        fits = copies * C.shape[-2] * C.shape[-1] <= limit
         return C.shared and len(self.problem.a) > 1 and fits and self.grad_f is None
 
     def _summed(self) -> Iterator[GradientBlock]:

@@ -31,7 +31,7 @@ from cusink.costs.checks import cost_values, partners
 from cusink.costs.images import in_bins
 from cusink.costs.kinds import cells_of, named_arrays
 from cusink.costs.statistics import statistic
-from cusink.operand import operand, with_room
+from cusink.operand import operand, with_room, with_row
 from cusink.solver import gauge
 from cusink.solver.problem import ArrivedProblem, CheckedProblem, Problem
 from cusink.solver.solution import Callback
@@ -80,7 +80,7 @@ def arrived(
     cells = cells_of(C)
     (a, image_a), (b, image_b) = in_bins("a", a, cells), in_bins("b", b, cells)
     (f, _), (g, _) = in_bins("init[0]", f, cells), in_bins("init[1]", g, cells)
-    C = operand(C, xp, dtype, parts, memory_limit, weights_follow=True)
+    C = with_row(operand(C, xp, dtype, parts, memory_limit, weights_follow=True), memory_limit)
     n, m = C.shape[-2:]
     images = (image_b if a is None else image_a, image_a if b is None else image_b)  # uniform weights follow the others
     batch_of_one = not C.shared and C.shape[0] == 1

@@ -9,6 +9,7 @@ import numpy as np
 from cusink.checks.arrays import kind, narrowed, to_host
 from cusink.checks.scalars import integer, positive_bytes
 from cusink.convergence.options import Options
+from cusink.costs.blockwise import check_stored_row
 from cusink.costs.clouds import PointCloud
 from cusink.costs.operators import Operators
 from cusink.deferred import cached_property
@@ -59,6 +60,8 @@ class SolvedPairs(Generic[R]):
         (P, n, d) and (P, m, d), and `eps`. `own` asks for the solutions of each measure with itself.
         """
         limit = None if memory_limit is None else positive_bytes(memory_limit)
+        if limit is not None:
+            check_stored_row(limit, max(int(side.sizes.max()) for side in (given.A, given.B)))
         together: Together | None = None
         if given.ground.has_kernels and can_be_solved_together(options):
             every = np.broadcast_to(eps, given.count)

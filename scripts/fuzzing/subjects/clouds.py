@@ -72,7 +72,7 @@ def draw(rng: Generator, seed: int) -> Case:
         options["reach"], equal = float(f"{scale * 10 ** rng.uniform(-1, 1):.2g}"), ()
         options.pop("method", None) if options.get("method") == "scaling" else None
     if rng.random() < 0.1:
-        options["memory_limit"] = 1
+        options["memory_limit"] = 8 * max(n, m)
     arrays = {"a": a, "b": b, "x": x, "y": y}
     axes = {"a": "Bn", "b": "Bm", "x": "Bnd", "y": "Bmd"}
     if kind == "same":

@@ -49,7 +49,7 @@ def draw(rng: Generator, seed: int) -> Case:
         options["reach"], equal = float(f"{d * 10 ** rng.uniform(-1, 1):.2g}"), ()
         options.pop("method", None) if options.get("method") == "scaling" else None
     if rng.random() < 0.2:
-        options["memory_limit"] = int(rng.choice([1, 1000, 100_000]))
+        options["memory_limit"] = int(rng.choice([8 * max(n, m), 16 * max(n, m), 100_000]))
     extra = {"metric": metric} if metric != "sqeuclidean" else {}
     axes = {"a": "Bn", "b": "Bm", "x": "Bnd", "y": "Bmd"}
     return Case("pairs", seed, {"a": a, "b": b, "x": x, "y": y}, axes, dtype, options, extra, equal)
