@@ -37,6 +37,7 @@ __all__ = [
     "SinkhornCurvature",
     "SinkhornDivergence",
     "SinkhornExtension",
+    "SinkhornForm",
     "SinkhornGradients",
     "SinkhornPairs",
     "SinkhornResult",

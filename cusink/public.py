@@ -56,6 +56,7 @@ from cusink.retrieval.matrix import distance_matrix as distance_matrix
 from cusink.retrieval.nearest import nearest as nearest
 from cusink.retrieval.neighbours import Neighbours as Neighbours
 from cusink.solver.extension import SinkhornExtension as SinkhornExtension
+from cusink.solver.form import SinkhornForm as SinkhornForm
 from cusink.solver.result import SinkhornPairs as SinkhornPairs
 from cusink.solver.result import SinkhornResult as SinkhornResult
 from cusink.solver.sinkhorn import sinkhorn as sinkhorn

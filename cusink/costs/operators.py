@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+
 from cusink.convergence.rules import StopState
 from cusink.costs.at_once import PullAtOnce, SolveAtOnce
 from cusink.costs.means import Means
@@ -128,6 +130,13 @@ class Iteration(Protocol):
         What is kept does not change when the iteration goes on.
         """
 
+    def omitted(self, index: HostArray) -> HostArray:
+        """Return what the problems at `index` went without (len(index), 3), where `finish` was called just before.
+
+        The loss that is counted in their errors; the share of the pairs of bins that were left out, NaN where nobody
+        counted; and that of pairs with approximate entries.
+        """
+
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`."""
 
@@ -147,6 +156,10 @@ class HostChecked:
         """Return None: all is computed by `finish`."""
         del index, keep
         return None
+
+    def omitted(self, index: HostArray) -> HostArray:
+        """Return zeros: all pairs are looked at."""
+        return np.zeros((len(index), 3))
 
 
 class StartIteration(Protocol[DataIn]):

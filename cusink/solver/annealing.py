@@ -120,6 +120,13 @@ def _looks_left(found: Found, before: HostArray, options: Options) -> HostArray:
     return np.where(found.converged, np.nan, looks)
 
 
+def still_needed(earlier: HostArray, bound: HostArray, tol: float, count: int) -> HostArray:
+    """Return how many iterations (B,) are left at the rate of the last `count`; inf where the bound did not fall."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        gained: HostArray = np.log(earlier / bound)
+        return np.where(gained > 0, count * np.log(bound / tol) / gained, np.inf)
+
+
 def halved(C: Solvable, a: Array, b: Array, eps: float, options: Options, steepness: float) -> Potentials:
     """Return potentials (B, n) and (B, m) found by halving eps every `HALVING` plain iterations, down to twice eps."""
     f, g = C.xp.zeros_like(a), C.xp.zeros_like(b)

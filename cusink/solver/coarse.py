@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.solver.newton import ALONE
-from cusink.solver.solution import Solution
+from cusink.solver.solution import Solution, Stage
 from cusink.types import Array
 
 LOSS = 1e-2  # of the tolerance, that a sum may lack by pairs that are left out
@@ -20,10 +20,19 @@ CHECK_EVERY = 5  # iterations at most, that take long beside a check
 Potentials = tuple[Array, Array]
 
 
+class CoarseStart(NamedTuple):
+    """A large problem's cost, potentials from coarser ones, options, and what these took."""
+
+    C: Cost[Any]
+    init: Potentials
+    options: Options
+    stages: tuple[Stage, ...]
+
+
 def coarse_start(
     solve: Callable[..., Solution], C: Cost[Any], a: Array, b: Array, eps: float, options: Options
-) -> tuple[Cost[Any], Potentials, Options] | None:
-    """Return a large problem's cost, potentials from coarser ones, and options; None where they do not pay."""
+) -> CoarseStart | None:
+    """Return how a large problem begins; None where coarser ones do not pay."""
     tol = options.tol
     if tol is None:
         return None
@@ -32,15 +41,24 @@ def coarse_start(
     if not levels or CELL * levels[-1][1].variance > APART * eps:
         return None
     init: Potentials | None = None
+    stages: list[Stage] = []
     for costs, level in levels:
         at = max(eps, CELL * level.variance)
         rough = replace(options, tol=max(tol, ROUGH) if at > eps else SHARE * tol)
         found = solve(costs, level.a, level.b, at, rough, init=init, restrict=False, together=ALONE)
         ((_, means),) = costs.plan_means(level.a, level.b, found.f, found.g, at)
         init = level.extended(found.f, found.g, means)
+        stages.append(_stage(costs, at, found))
     while at > 4 * eps:
         at /= 4
         found = solve(C, a, b, at, replace(options, tol=max(tol, ROUGH)), init=init, restrict=False, together=ALONE)
         init = found.f, found.g
+        stages.append(_stage(C, at, found))
     assert init is not None
-    return C, init, replace(options, check_every=min(options.check_every, CHECK_EVERY))
+    return CoarseStart(C, init, replace(options, check_every=min(options.check_every, CHECK_EVERY)), tuple(stages))
+
+
+def _stage(C: Cost[Any], eps: float, found: Solution) -> Stage:
+    """Return what is told of a problem that was solved on the way."""
+    n, m = C.shape[-2:]
+    return Stage(n, m, eps, int(found.n_iter[0]))

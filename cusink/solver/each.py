@@ -91,7 +91,7 @@ def _solve_one(
     if how.spanned and init is None and how.reach is None and options.method == "auto":
         begun = coarse_start(solve, C, a, b, eps, options)
     if begun is not None:
-        C, init, options = begun
+        C, init, options = begun[:3]
     found = solve(
         C,
         a,
@@ -108,6 +108,8 @@ def _solve_one(
         together=how.together,
         defer=how.defer,
     )
+    if begun is not None:
+        found = found._replace(stages=begun.stages)
     if shift is not None and init is not None and how.judge and options.max_iter > 1:
         far = np.flatnonzero(~found.converged & (found.n_iter == 1))
         if len(far):  # from the solution: they begin without `init`

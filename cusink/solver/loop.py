@@ -14,7 +14,7 @@ from cusink.convergence.rules import RELAX_ABOVE, Relaxation, StallDetector, Sto
 from cusink.costs.cost import Cost, Solvable
 from cusink.costs.operators import Iteration
 from cusink.solver import forbidden, gauge
-from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered
+from cusink.solver.annealing import HALVING, Patience, Slow, halved, halvings, quartered, still_needed
 from cusink.solver.ending import PLAN_ROUNDING, Ending, Spared, ended
 from cusink.solver.newton import ALONE, BATCH, Found, first_look, in_one_bin, newton, worth
 from cusink.solver.semidual import CLOSE, OVERSHOOT
@@ -112,6 +112,7 @@ def solve(
     remaining = replace(options, max_iter=max(options.max_iter - int(spent.max()), 0))
     found, slow, patience = Solution.of_no_potentials(xp, a, b), Slow.none(len(a)), None
     spared: Spared | None = None
+    found.newton[:] = 0 if ahead is None else ahead.steps
     if ahead is not None and tol is not None and ahead.error <= tol:
         found = found.ended(slice(None), ahead.f, ahead.g, np.array([ahead.cost]))
         found.error[:] = ahead.error
@@ -249,7 +250,7 @@ def _iterate(
             callback(done, out.error.copy())
         spent = out.n_iter[active] >= max_iter
         if tol is not None and spent.any():
-            out.needed[active[spent]] = done + _remaining(earlier[active], bound, tol, done - since)[spent]
+            out.needed[active[spent]] = done + still_needed(earlier[active], bound, tol, done - since)[spent]
         if done >= 2 * since:
             earlier[active], since = bound, done
         over |= spent
@@ -267,6 +268,7 @@ def _iterate(
             found = None if spared is None else spared.measure(iteration, index, at, not given_up.among(at).any())
             if found is None:
                 *solved, measured = iteration.finish(index)
+                out.omitted[at] = iteration.omitted(index)
                 out = out.ended(at, *solved)
             else:
                 out.cost[at], measured = found
@@ -310,8 +312,11 @@ def _restart(
     init, taken = None, 0
     if by_newton and options.tol is not None:
         start = out.f[slow], out.g[slow]
-        f, g, cost, error, taken = newton(C, *weights, eps, start, options.tol / 2, steepness, left - OVERSHOOT)
+        tol, most = options.tol / 2, left - OVERSHOOT
+        f, g, cost, error, taken, _ = newton(C, *weights, eps, start, tol, steepness, most)
+        out.newton[slow] += taken
         if error <= options.tol:
+            out.omitted[slow] = 0
             out.f[slow], out.g[slow], out.cost[slow], out.error[slow] = f, g, cost, error
             out.n_iter[slow] += taken
             return
@@ -324,18 +329,12 @@ def _restart(
         init = out.f[slow], out.g[slow]
     rest = replace(options, max_iter=max(1, left + 1 - taken))
     found = resume(C, *weights, eps, rest, init=init)
-    out.n_iter[slow] += found.n_iter
+    out.n_iter[slow], out.newton[slow] = out.n_iter[slow] + found.n_iter, out.newton[slow] + found.newton
     index = np.flatnonzero(found.error <= out.error[slow])
     at = slow[index]
     out.f[at], out.g[at], out.cost[at], out.error[at] = (x[index] for x in found[:4])
+    out.omitted[at] = found.omitted[index]
     out.needed[slow] = found.needed + (out.n_iter[slow] - found.n_iter)
-
-
-def _remaining(earlier: HostArray, bound: HostArray, tol: float, count: int) -> HostArray:
-    """Return how many iterations (B,) are left at the rate of the last `count`; inf where the bound did not fall."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        gained: HostArray = np.log(earlier / bound)
-        return np.where(gained > 0, count * np.log(bound / tol) / gained, np.inf)
 
 
 def _iterations_until_check(options: Options, done: int, watched: bool, started: bool) -> int:

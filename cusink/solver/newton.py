@@ -39,13 +39,17 @@ LOOK, LEAST_LOOKED, MOST_LOOKED = 5, 10, 40  # plain iterations between two look
 
 
 class Found(NamedTuple):
-    """Potentials f (1, n) and g (1, m), transport cost, marginal error, and evaluations of the plan."""
+    """Potentials f (1, n) and g (1, m), transport cost, marginal error, and evaluations of the plan.
+
+    `steps` are those of Newton's method: what was `taken` without the plain iterations before it.
+    """
 
     f: Array
     g: Array
     cost: float
     error: float
     taken: int
+    steps: int = 0
 
 
 def newton(
@@ -85,7 +89,7 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
         return None
     least = LEAST_LOOKED + (PLAIN_IF_ONE_BIN if in_one_bin(C, a, b)[0] else 0)
     dual, changed = _dual(C, a, b, eps)
-    point, taken, failed = dual.first(), 1, False
+    point, taken, failed, plain_ones = dual.first(), 1, False, math.inf
     error = dual.error(point)
     while error > tol:  # and no NaN
         before = error
@@ -96,13 +100,14 @@ def first_look(C: Cost[Any], a: Array, b: Array, eps: float, options: Options, s
         by_newton = steps * _step(n, m) / _sweep(n, m)
         if taken > MOST_LOOKED or taken > least and plain > by_newton:
             if _far(error, steepness) or relaxed + hand_over(n, m) > price * steps / EVALUATIONS:
-                point, more = _climbed(dual, point, tol, steepness, most - taken)
+                plain_ones, (point, more) = taken, _climbed(dual, point, tol, steepness, most - taken)
                 error, taken = dual.error(point), taken + more - 1  # it begins where it was
                 failed = error > tol and steepness > 2 * ANNEAL_ABOVE
             break
     if not math.isfinite(error):
         return None
     found = _found(dual, (a, b), changed, *_settled(dual, point, tol, taken, most))
+    found = found._replace(steps=found.taken - int(min(plain_ones, taken)))
     return found._replace(error=math.inf) if failed else found
 
 

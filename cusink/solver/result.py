@@ -12,6 +12,7 @@ from cusink.deferred import Deferring
 from cusink.solver import checks
 from cusink.solver.bounds import bounds
 from cusink.solver.extension import SinkhornExtension, extend
+from cusink.solver.form import SinkhornForm
 from cusink.solver.known import known_solution
 from cusink.solver.maps import conditional_means, map_values
 from cusink.solver.pairs.batches import Batch
@@ -59,6 +60,9 @@ class SinkhornResult(Deferring, Summary):
         Iterations taken.
     converged : array of bool, shape () or (B,)
         Whether `error` reached the tolerance.
+    form : SinkhornForm or None
+        Which form solved it, coarse to fine or by Newton's method, and the loss that `error` counts. None where no
+        solve of its own made the result, as for a pair of `cusink.SinkhornPairs`.
     """
 
     f: Array
@@ -70,6 +74,7 @@ class SinkhornResult(Deferring, Summary):
     n_iter: Array
     converged: Array
     problem: Problem = field(repr=False)
+    form: SinkhornForm | None = field(default=None, repr=False)
 
     @property
     def eps(self) -> float | Array:

@@ -17,6 +17,7 @@ from cusink.operand import eps_of_each
 from cusink.solver import checks
 from cusink.solver.at_once import solve_at_once
 from cusink.solver.each import HowToSolve, solve_each
+from cusink.solver.form import SinkhornForm
 from cusink.solver.gap import proved_bounds
 from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
@@ -186,7 +187,7 @@ def sinkhorn(
     with ``KL(p | q) = sum p log(p / q) - p + q``, see docs/unbalanced.md.
 
     One pair of large clouds, of 2^25 pairs of points or more, begins from coarser clouds; `n_iter` counts the
-    iterations of all points, see docs/point-clouds.md.
+    iterations of all points, and `form` says what else was used, see docs/point-clouds.md.
 
     ``eps m_a m_b``, of the masses, is part of ``reg_cost`` with `reach`, and about ``eps m log(m)`` without: it must be
     a number of the dtype.
@@ -250,7 +251,8 @@ def sinkhorn(
         if at_once is not None:
             problem, known = at_once
             every = {name: getattr(known, name) for name in VALUES}
-            return make_result(problem, every, known.n_iter, known.converged, (known.shown_f, known.shown_g))
+            made_at_once = make_result(problem, every, known.n_iter, known.converged, (known.shown_f, known.shown_g))
+            return replace(made_at_once, form=SinkhornForm())
     given = checks.checked(arrived, check, prices, normalise)
     checks.callback(callback)
     if prices is not None:
@@ -267,7 +269,7 @@ def sinkhorn(
         problem = replace(problem, proved=proved_bounds(problem, gap))
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
-    return make_result(problem, every, found.n_iter, found.converged)
+    return replace(make_result(problem, every, found.n_iter, found.converged), form=SinkhornForm.of(found))
 
 
 def _unread(given: CheckedProblem, found: Solution, later: FoundLater) -> SinkhornResult:
@@ -300,4 +302,5 @@ def _unread(given: CheckedProblem, found: Solution, later: FoundLater) -> Sinkho
         n_iter=problem.one_or_all(n_iter),
         converged=problem.one_or_all(converged),
         problem=problem,
+        form=SinkhornForm.of(found),
     )

@@ -12,12 +12,23 @@ Callback = Callable[[int, HostArray], Any]
 FoundLater = Callable[[], tuple[Array, Array, HostArray]]  # f (B, n), g (B, m), errors (B,)
 
 
+class Stage(NamedTuple):
+    """A start between the means of n and m cells, or at a larger `eps`."""
+
+    n: int
+    m: int
+    eps: float
+    n_iter: int
+
+
 class Solution(NamedTuple):
     """Potentials f (B, n) and g (B, m), transport cost (B,); error, iterations, convergence (B,) in NumPy.
 
     `needed` (B,) estimates how many iterations a problem that ran out of them takes in all: inf where the error does
-    not fall, NaN for other problems. `computed` is the dtype of the iterations. Where the potentials are left for
-    `later`, f and g have no rows, and `error` bounds the errors.
+    not fall, NaN for other problems. `newton` (B,) are those of the iterations at `eps` itself that Newton's method
+    took, `omitted` (B, 3) what `cusink.costs.operators.Iteration` calls so, and `stages` the starts from coarse to
+    fine. `computed` is the dtype of the iterations. Where the potentials are left for `later`, f and g have no rows,
+    and `error` bounds the errors.
     """
 
     f: Array
@@ -27,8 +38,11 @@ class Solution(NamedTuple):
     n_iter: HostArray
     converged: HostArray
     needed: HostArray
+    newton: HostArray
+    omitted: HostArray
     computed: Any
     later: FoundLater | None = None
+    stages: tuple[Stage, ...] = ()
 
     @classmethod
     def empty(cls, xp: ArrayModule, a: Array, b: Array) -> Self:
@@ -46,6 +60,8 @@ class Solution(NamedTuple):
             np.zeros(len(a), np.int64),
             np.ones(len(a), bool),
             np.full(len(a), np.nan),
+            np.zeros(len(a), np.int64),
+            np.zeros((len(a), 3)),
             a.dtype,
         )
 
@@ -63,7 +79,7 @@ class Solution(NamedTuple):
 
     def put(self, at: HostArray, found: "Solution") -> None:
         """Take over the solutions of the problems `at`."""
-        for target, result in zip(self[:7], found[:7], strict=True):
+        for target, result in zip(self[:9], found[:9], strict=True):
             target[at] = result
 
 

@@ -122,7 +122,7 @@ def test_when_to_look(tol, watched, started, done, count):
 def test_what_is_left_is_told_from_the_rate():
     earlier, bound = np.array([1e-2, 1e-4, 1e-4, np.nan]), np.array([1e-4, 1e-4, 1e-3, 1e-3])
     # From 1e-2 to 1e-4 in 50: to 1e-6 it takes 50 more. What stands still or grows takes for ever.
-    np.testing.assert_allclose(loop._remaining(earlier, bound, 1e-6, 50), [50, np.inf, np.inf, np.inf])
+    np.testing.assert_allclose(annealing.still_needed(earlier, bound, 1e-6, 50), [50, np.inf, np.inf, np.inf])
 
 
 def test_where_float32_has_too_few_digits():

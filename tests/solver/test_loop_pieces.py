@@ -16,7 +16,7 @@ from cusink.solver.annealing import HALVING, Patience, Slow
 from cusink.solver.ending import LARGEST_EXPONENT, Ending, Later, Spared, ended
 from cusink.solver.newton import ALONE, BATCH, Found, worth
 from cusink.solver.semidual import OVERSHOOT
-from cusink.solver.solution import Solution, later
+from cusink.solver.solution import Solution, Stage, later
 
 TOL = 1e-6
 HOST = SimpleNamespace(to_host=lambda x: x)
@@ -58,6 +58,11 @@ class Scripted:
         self.finished.append(at.tolist())
         error = np.array([self.errors[k].pop(0) for k in at])
         return *self.potentials(at, 0.0), 5.0 + at, error
+
+    def omitted(self, index):
+        at = self.at[index]
+        assert self.finished[-1] == at.tolist()  # asked right after
+        return np.stack([0.1 + at, 0.2 + at, 0.3 + at], axis=1)
 
     def potentials(self, at, more):
         return more + 1.0 + at[:, None] + np.zeros((1, 2)), more + 10.0 + at[:, None] + np.zeros((1, 3))
@@ -564,7 +569,7 @@ class Clouds:
     """A cost with levels of these variances, which notes what it is asked."""
 
     def __init__(self, variances):
-        self.variances, self.losses = variances, []
+        self.variances, self.losses, self.shape = variances, [], (103, 104)
 
     def with_loss(self, loss):
         self.losses.append(loss)
@@ -584,7 +589,7 @@ class Clouds:
                 self.at = eps
                 return [(None, f"means at {k}")]
 
-            return SimpleNamespace(plan_means=plan_means, name=k)
+            return SimpleNamespace(plan_means=plan_means, name=k, shape=(10 * k + 3, 10 * k + 4))
 
         return [(cost(k), level(k, variance)) for k, variance in enumerate(self.variances)]
 
@@ -595,7 +600,7 @@ def coarsely(variances, eps, tol=1e-4, check_every=10):
     def solve(C, a, b, eps, options, init, restrict, together):
         assert not restrict and together == ALONE
         calls.append((getattr(C, "name", "all"), eps, options.tol, None if init is None else init[0]))
-        return SimpleNamespace(f=10.0 * len(calls), g=20.0 * len(calls))
+        return SimpleNamespace(f=10.0 * len(calls), g=20.0 * len(calls), n_iter=np.array([5 * len(calls)]))
 
     cost = Clouds(variances)
     found = coarse.coarse_start(solve, cost, "a", "b", eps, Options(tol=tol, check_every=check_every))
@@ -609,7 +614,9 @@ def test_a_large_cloud_is_solved_from_coarse_to_fine():
     np.testing.assert_allclose([call[1] for call in calls], [2.0, 0.5, 0.01])
     assert [call[2] for call in calls] == [1e-2, 1e-2, 0.5e-4]  # at eps itself half of the tolerance
     assert [call[3] for call in calls] == [None, 11.0, 21.0]
-    C, init, options = found
+    C, init, options, stages = found
+    assert [stage[:2] + stage[3:] for stage in stages] == [(3, 4, 5), (13, 14, 10), (23, 24, 15)]
+    assert [stage.eps for stage in stages] == [call[1] for call in calls]
     assert C is cost and init == (31.0, 61.0) and (options.check_every, options.tol) == (5, 1e-4)
     assert coarsely([0.008], 0.01, check_every=3)[0][2].check_every == 3
     assert [call[2] for call in coarsely([0.4], 0.1, tol=0.03)[1]] == [0.03, 0.03]  # no closer than asked for
@@ -620,7 +627,8 @@ def test_the_points_follow_at_a_quarter_of_eps_each():
     assert [call[0] for call in calls] == [0, "all"]
     np.testing.assert_allclose([call[1] for call in calls], [0.09, 0.0225])
     assert [call[2] for call in calls] == [1e-2, 1e-2] and [call[3] for call in calls] == [None, 11.0]
-    assert found[1] == (20.0, 40.0)
+    assert found.init == (20.0, 40.0)
+    assert found.stages[0][:2] == (3, 4) and found.stages[1] == (103, 104, 0.0225, 10)
     assert [call[0] for call in coarsely([0.0319], 0.01)[1]] == [0] and len(coarsely([0.0321], 0.01)[1]) == 2
 
 
@@ -738,9 +746,10 @@ def test_costs_of_their_own_are_taken_in_units_of_eps(solves, dtype):
 
 def test_coarse_levels_are_asked_where_nothing_else_is_known(solves, monkeypatch):
     asked, other = [], dense_cost(COST)
-    found = other, ("f", "g"), Options(max_iter=3)
+    found = coarse.CoarseStart(other, ("f", "g"), Options(max_iter=3), (Stage(3, 4, 0.5, 6),))
     monkeypatch.setattr(each, "coarse_start", lambda *given: asked.append(given) or found)
-    solve_each(0.5, spanned=True, judge=True)
+    solved, _ = solve_each(0.5, spanned=True, judge=True)
+    assert solved.stages == ((3, 4, 0.5, 6),)
     assert len(asked) == 1 and solves[0].C is other and solves[0].init == ("f", "g")
     assert solves[0].options.max_iter == 3 and solves[0].annealed and not solves[0].judge
     init = np.ones((3, 2)), np.ones((3, 2))

@@ -87,6 +87,10 @@ class Iteration:
         f, g = state.potentials(plain_f, plain_g, self.cost_scale)
         return f, g, form.row_costs(p, q, state.index).sum(axis=1), error
 
+    def omitted(self, index: HostArray) -> HostArray:
+        """Return zeros, see `cusink.costs.operators.Iteration`: all pairs are looked at."""
+        return np.zeros((len(index), 3))
+
     def keep(self, index: HostArray) -> None:
         """Drop all problems but those at `index`, which are then numbered in its order."""
         chosen = cp.asarray(index)

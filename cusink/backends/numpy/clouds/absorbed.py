@@ -59,6 +59,7 @@ class StabilisedProblem:
         self.kernel: PlanKernel | None = None  # A
         self.S: HostArray | None = None  # A' (a u)
         self.scratch = np.empty(max(self.side.shape), self.dtype)
+        self.omitted = 0.0, 0.0, 0.0  # see `cusink.costs.operators.Iteration`, once it is finished
 
     def advance(self, omega: float, count: int, pool: Pool) -> float:
         """Take `count` iterations; return a bound on the marginal error after one more plain f-update."""
@@ -184,11 +185,12 @@ class StabilisedProblem:
             _, g = self.potentials()
             f = softmin_of(self.side, np.log(self.b, dtype=np.float64) + g / self.eps, self.eps, pool)
             sums = self._plain_update(self._absorb(f, g, pool), pool)
-        f = self.f - self.eps * np.log(sums.T, dtype=np.float64)
+        f, p = self.f - self.eps * np.log(sums.T, dtype=np.float64), self.a / sums.T
         _, g = self.potentials()
-        cost = float((self.a / sums.T) @ sums.TC)
+        cost = float(p @ sums.TC)
+        self.omitted = self._lost(p) / self.mass, *(self.kernel or kernel).shares()
         f, g = self._with_empty(1, f, self.b, g, pool), self._with_empty(0, g, self.a, f, pool)
-        return f, g, cost, self._column_error(sums.S, self.a / sums.T)
+        return f, g, cost, self._column_error(sums.S, p)
 
     def _plain_update(self, kernel: PlanKernel, pool: Pool) -> CostSums:
         """Return ``T = A q``, and after a plain f-update the sums over the rows and those with the cost."""

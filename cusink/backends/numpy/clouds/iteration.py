@@ -45,6 +45,14 @@ class Iteration(dense.Iteration):
         kernels = [CloudKernel(C, precision, eps) for precision in dict.fromkeys((dtype, np.dtype(np.float64)))]
         return [*map(SharedKernel, kernels), *([StabilisedForm(C, dtype, eps)] if method == "auto" else [])]
 
+    def omitted(self, index: HostArray) -> HostArray:
+        """See `cusink.costs.operators.Iteration`."""
+        out = super().omitted(index)
+        for form, (place, local) in zip(self.forms, self._places(index), strict=True):
+            if isinstance(form, StabilisedForm) and len(place):
+                out[place] = [form.problems[k].omitted for k in local]
+        return out
+
 
 class CloudLogForm(LogForm):
     """Log-sum-exp over blocks of points."""

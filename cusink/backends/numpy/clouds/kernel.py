@@ -302,6 +302,18 @@ class PlanKernel:
         """Whether entries err by `share`."""
         return any(expansion is not None for expansion in self.expansions.values())
 
+    def shares(self) -> tuple[float, float]:
+        """Return the shares of the pairs that are left out, and that err, once all blocks were made."""
+        (n, m), made, thin = self.side.shape, 0, 0
+        for k, rows in enumerate(self.side.blocks):
+            near = self.near[k]
+            columns = (self.columns[k] or self.side.all).count if self.cells is None else 0
+            if self.cells is not None and near is not None and len(near):  # the last cell may not be full
+                columns = min(len(near) * self.cells.size, m - int(near[-1] + 1 - len(near)) * self.cells.size)
+            made += (rows.stop - rows.start) * columns
+            thin += (rows.stop - rows.start) * columns if self.expansions.get(k) is not None else 0
+        return 1 - made / (n * m), thin / (n * m)
+
     def _columns_of(self, k: int) -> Columns:
         """Return the columns of a block that was made before."""
         near = self.near[k]
