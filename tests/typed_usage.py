@@ -24,6 +24,8 @@ def solve(a: Floats, b: Floats, C: Floats, x: Floats, y: Floats) -> None:
     gradients: cusink.SinkhornGradients = cusink.sinkhorn_adjoint(result, grad_cost=1.0)
     lower, upper = result.bounds()
     print(lower, upper, result.plan(), result.apply(b, 1), gradients.C, result.barycentric_map(y, axis=1))
+    form: cusink.SinkhornForm | None = result.form
+    print(form)
     there: cusink.SinkhornExtension = result.at(x)
     known: cusink.SinkhornResult = cusink.SinkhornResult.from_potentials(a, b, C, eps=0.1, g=result.g)
     of_map: cusink.MapGradients = cusink.barycentric_map_adjoint(result, y, x, axis=1)

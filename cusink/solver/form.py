@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
 
 from cusink.solver.solution import Solution, Stage
 
@@ -51,15 +50,15 @@ class SinkhornForm:
             said.append(f"{self.newton} iterations by Newton's method")
         return "; ".join(said) or "plain iterations"
 
-    @classmethod
-    def of(cls, found: Solution) -> Self:
-        """Return the form of solved problems."""
-        loss = float(found.omitted[:, 0].max())
-        left_out, approximate = (float(share) for share in found.omitted[:, 1:].mean(axis=0))
-        return cls(
-            stages=found.stages,
-            loss=loss,
-            left_out=None if math.isnan(left_out) else left_out,
-            approximate=approximate,
-            newton=int(found.newton.sum()),
-        )
+
+def form_of(found: Solution) -> SinkhornForm:
+    """Return the form of solved problems."""
+    loss = float(found.omitted[:, 0].max())
+    left_out, approximate = (float(share) for share in found.omitted[:, 1:].mean(axis=0))
+    return SinkhornForm(
+        stages=found.stages,
+        loss=loss,
+        left_out=None if math.isnan(left_out) else left_out,
+        approximate=approximate,
+        newton=int(found.newton.sum()),
+    )

@@ -17,7 +17,7 @@ from cusink.operand import eps_of_each
 from cusink.solver import checks
 from cusink.solver.at_once import solve_at_once
 from cusink.solver.each import HowToSolve, solve_each
-from cusink.solver.form import SinkhornForm
+from cusink.solver.form import SinkhornForm, form_of
 from cusink.solver.gap import proved_bounds
 from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
@@ -269,7 +269,7 @@ def sinkhorn(
         problem = replace(problem, proved=proved_bounds(problem, gap))
     reg_cost, entropic_cost = values(problem)
     every = {"cost": found.cost, "reg_cost": reg_cost, "entropic_cost": entropic_cost, "error": found.error}
-    return replace(make_result(problem, every, found.n_iter, found.converged), form=SinkhornForm.of(found))
+    return replace(make_result(problem, every, found.n_iter, found.converged), form=form_of(found))
 
 
 def _unread(given: CheckedProblem, found: Solution, later: FoundLater) -> SinkhornResult:
@@ -302,5 +302,5 @@ def _unread(given: CheckedProblem, found: Solution, later: FoundLater) -> Sinkho
         n_iter=problem.one_or_all(n_iter),
         converged=problem.one_or_all(converged),
         problem=problem,
-        form=SinkhornForm.of(found),
+        form=form_of(found),
     )

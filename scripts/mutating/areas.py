@@ -121,6 +121,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/at_once.py": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "cusink/solver/ending.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_unread.py"), _LOOP),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),
+    "cusink/solver/form.py": Tests(("tests/solver/test_form.py",), ()),
     "cusink/solver/forbidden.py": Tests(
         ("tests/solver/test_forbidden.py",),
         ("tests/truth/test_forbidden.py", "-k", "large_number_forbids or huge_number or off_the_diagonal"),

@@ -94,6 +94,7 @@ def test_problems_end_at_their_looks_are_measured_and_go_on_where_that_was_in_va
     assert out.error.tolist() == [2e-8, 3e-7, 4e-5]
     assert out.f.tolist() == [[1, 1], [2, 2], [3, 3]] and out.g[:, 0].tolist() == [10, 11, 12]
     assert out.cost.tolist() == [5, 6, 7]
+    np.testing.assert_allclose(out.omitted, [[0.1, 0.2, 0.3], [1.1, 1.2, 1.3], [2.1, 2.2, 2.3]])
     # From 1e-3 at 20 to 1e-5 in 15, as much as from there in 7.5 to 1e-6.
     np.testing.assert_allclose(out.needed, [np.nan, np.nan, 35 + 7.5])
     assert [done for done, _ in seen] == [10, 20, 30, 35]
@@ -459,7 +460,7 @@ def found_of(error, n_iter, value):
     count = len(error)
     out = Solution.empty(np, np.ones((count, 2)), np.ones((count, 3)))
     out.f[:], out.g[:], out.cost[:], out.error[:] = value, value, value, error
-    out.n_iter[:], out.needed[:] = n_iter, 500.0
+    out.n_iter[:], out.needed[:], out.newton[:], out.omitted[:] = n_iter, 500.0, 3, value / 16
     return out
 
 
@@ -505,6 +506,7 @@ def test_a_start_by_newton_is_taken_if_it_is_better(starts):
     assert out.n_iter.tolist() == [40, 40 + 30 + 11, 40] and out.f[:, 0].tolist() == [1, 9, 1]
     assert out.error.tolist() == [0.1, 1e-8, 0.1] and out.cost.tolist() == [1, 9, 1] and out.g[1, 0] == 9
     np.testing.assert_allclose(out.needed, [500, 500 + 40 + 30, 500])
+    assert out.newton.tolist() == [3, 3 + 30 + 3, 3] and (out.omitted[:, 0] * 16).tolist() == [1, 9, 1]
 
 
 def test_what_newton_solved_is_the_solution(starts):
@@ -513,6 +515,7 @@ def test_what_newton_solved_is_the_solution(starts):
     assert not starts.resumed and not starts.halved and out.n_iter.tolist() == [40, 40 + 30, 40]
     assert out.f[:, 0].tolist() == [1, 4, 1] and out.g[:, 0].tolist() == [1, 5, 1] and out.cost.tolist() == [1, 6, 1]
     assert out.error.tolist() == [0.1, TOL, 0.1]
+    assert out.newton.tolist() == [3, 3 + 30, 3] and (out.omitted * 16).tolist() == [[1] * 3, [0] * 3, [1] * 3]
     starts.error = 1.01 * TOL
     assert restart(starts, [1]).cost[1] == 9 and len(starts.resumed) == 1
 
@@ -540,6 +543,7 @@ def test_several_problems_are_annealed_together_and_keep_what_is_better(starts):
     assert not starts.newton and starts.resumed[0][0] == 1000 - 40 - 200
     assert out.error.tolist() == [1e-8, 0.1, 0.1] and out.cost.tolist() == [9, 9, 1]
     assert out.n_iter.tolist() == [40 + 200 + 11] * 3
+    assert out.newton.tolist() == [6] * 3 and (out.omitted[:, 2] * 16).tolist() == [9, 9, 1]
     starts.resumed.clear()
     restart(starts, [0, 1, 2], by_newton=True, tol=None)  # without a tolerance there is nothing to aim at
     assert not starts.newton
@@ -648,12 +652,14 @@ def test_a_part_writes_its_solutions_where_they_belong():
     part.converged[0] = False
     out.put(np.array([3, 1]), part)
     assert out.error.tolist() == [1, 3, 1, 2] and out.n_iter.tolist() == [5, 7, 5, 7]
+    assert (out.omitted[:, 1] * 16).tolist() == [1, 8, 1, 8] and out.newton.tolist() == [3] * 4
     assert out.f[:, 0].tolist() == [1, 8, 1, 8] and out.g[:, 0].tolist() == out.cost.tolist() == [1, 8, 1, 8]
     assert out.converged.tolist() == [True, True, True, False]
     empty = Solution.empty(np, np.ones((2, 3), np.float32), np.ones((2, 1), np.float32))
     assert (empty.f.shape, empty.g.shape, empty.cost.dtype, empty.computed) == ((2, 3), (2, 1), np.float32, np.float32)
     assert empty.f.dtype == np.float64 and np.isinf(empty.error).all() and np.isnan(empty.needed).all()
     assert empty.converged.all() and not empty.n_iter.any()
+    assert not empty.newton.any() and empty.omitted.tolist() == [[0] * 3] * 2 and empty.stages == ()
 
 
 def test_a_callback_sees_all_problems_and_all_iterations():

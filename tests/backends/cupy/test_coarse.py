@@ -41,6 +41,9 @@ def solved(monkeypatch, sizes, dtype, tol, cloud=cusink.PointCloud, weights=(a, 
         points = cloud(*(cupy.asarray(z.astype(dtype)) for z in (x, y)))
         result = cusink.sinkhorn(*given, points, eps=EPS, tol=tol, **options)
         assert isinstance(result.f, device_arrays.ndarray)
+        begun = any(start is not None for start in starts)
+        assert [stage.n for stage in result.form.stages][:2] == ([5, 38] if begun else [])
+        assert (result.form.loss, result.form.left_out) == (0, 0)
         potentials = (v.get() for v in result.problem.potentials())
         return result.n_iter.get(), float(result.error.max()), *(v[0] for v in potentials), starts
 
