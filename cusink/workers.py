@@ -89,12 +89,17 @@ def check_workers(workers: object) -> int | None:
     return cores() if number == -1 else number
 
 
-def workers() -> int:
-    """Return how many threads the work here may be shared out to: one inside a worker."""
+def workers(wanted: int | None = None) -> int:
+    """Return how many threads the work here may be shared out to: one inside a worker, or those `wanted`."""
     if _inside.get():
         return 1
-    wanted = _wanted.get()
+    wanted = wanted or _wanted.get()
     return (_setting or _start()) if wanted is None else wanted
+
+
+def inside() -> bool:
+    """Return whether this is the work of a worker, which is not shared out again."""
+    return _inside.get()
 
 
 def asked_for() -> bool:

@@ -1,6 +1,7 @@
 """Threads: the same bytes for any number, one pool, BLAS on one thread inside, and what they may not change."""
 
 import concurrent.futures
+import dataclasses
 import os
 import subprocess
 import sys
@@ -333,3 +334,78 @@ def test_half_precision_warns_at_the_users_line():
     with pytest.warns(RuntimeWarning, match="exceeds the range of float16") as caught:
         cusink.distance_matrix(half, None, C.astype(np.float16), eps=100.0, check=False, workers=3)
     assert len(caught) == 1 and caught[0].filename == __file__
+
+
+# One pool
+
+
+@pytest.fixture
+def many_blocks(monkeypatch):
+    """Let small clouds be many blocks, which threads share."""
+    from cusink.backends.numpy import limits
+
+    sizes = {"threaded_pairs": 1, "cloud_array_pairs": 1, "cloud_block_entries": 1 << 9, "cloud_block_rows": (8, 8)}
+    sizes |= {"kernel_tile_bytes": 1 << 9, "sum_block_columns": 16, "sum_block_entries": 64}
+    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, **sizes))
+
+
+def test_the_numpy_backend_has_the_threads_of_the_library(many_blocks, monkeypatch):
+    from cusink.backends.numpy.workers import run_all
+
+    def solved():
+        x, y = np.random.default_rng(1).random((2, 60, 2))
+        return cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=0.1).f.tobytes()
+
+    cusink.set_workers(1)
+    want = solved()
+    cusink.set_workers(3)
+    pool, asked = workers._threads(2), []
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", lambda *_: pytest.fail("a pool of its own"))
+    monkeypatch.setattr(workers, "_threads", lambda count: asked.append(count) or pool)
+    assert solved() == want and set(asked) == {2}
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        inside = run_all(lambda k: (k, blas_threads(), threading.current_thread().name), range(40))
+        assert blas_threads() == before
+    assert [k for k, *_ in inside] == list(range(40))
+    assert all(set(threads) == {1} for _, threads, _ in inside)
+    assert {name.partition("_")[0] for *_, name in inside} <= {"MainThread", "cusink"}
+
+
+def test_tasks_of_the_pool_do_not_wait_for_the_pool():
+    from cusink.backends.numpy.workers import cores, run_all
+
+    def inner(k):
+        return k, threading.get_ident()
+
+    def outer(k):
+        found = run_all(inner, range(5))
+        return cores(), [n for n, _ in found] == list(range(5)) and {t for _, t in found} == {threading.get_ident()}
+
+    cusink.set_workers(4)
+    assert run_all(outer, range(30)) == [(1, True)] * 30
+    with concurrent.futures.ThreadPoolExecutor(6) as users:  # more than the pool has
+        for found in users.map(lambda _: run_all(outer, range(30)), range(12)):
+            assert found == [(1, True)] * 30
+
+
+def test_what_a_task_warns_of_and_fails_with_is_the_callers():
+    from cusink.backends.numpy.workers import run_all
+
+    @one_call
+    def call(fails):
+        def work(k):
+            if k == fails:
+                raise ZeroDivisionError(f"number {k}")
+            warn(f"number {k}")
+
+        return run_all(work, range(6))
+
+    cusink.set_workers(3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(None)
+    assert [str(x.message) for x in caught] == [f"number {k}" for k in range(6)]
+    assert {x.filename for x in caught} == {__file__}
+    with pytest.raises(ZeroDivisionError, match="number 2"):
+        call(2)

@@ -8,6 +8,7 @@ Sums within a block are in the dtype of the points, a few terms for each of the 
 float64.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from cusink.backends.numpy import limits
 from cusink.backends.numpy.pairs import Memory, PointPairs
-from cusink.backends.numpy.workers import cores, run_all
+from cusink.backends.numpy.workers import run_all
 from cusink.backends.profile import Profile
+from cusink.backends.spare import Spare
 from cusink.types import HostArray
 
 
@@ -130,15 +132,19 @@ def kernel_slopes(
 def _for_blocks(pairs: PointPairs, work: Callable[[slice, Memory], None]) -> None:
     """Call ``work(rows, memory)`` for all blocks of rows, on all cores if there is enough to do."""
     blocks, sizes = pairs.rows(), limits.LIMITS
-    workers = min(cores(), len(blocks)) if pairs.n * pairs.m >= sizes.threaded_pairs else 1
+    entries = (blocks[0].stop - blocks[0].start) * min(pairs.m, sizes.sum_block_columns)
+    memories = Spare(functools.partial(Memory, entries, pairs.dtype))
 
-    def run(first: int) -> None:
-        memory = Memory((blocks[0].stop - blocks[0].start) * min(pairs.m, sizes.sum_block_columns), pairs.dtype)
-        with np.errstate(all="ignore"):  # exp underflows by design, and far points may have an infinite q
-            for rows in blocks[first::workers]:
-                work(rows, memory)
+    def run(rows: slice) -> None:
+        # exp underflows by design, and far points may have an infinite q
+        with memories.borrow() as memory, np.errstate(all="ignore"):
+            work(rows, memory)
 
-    run_all(run, range(workers))
+    if pairs.n * pairs.m >= sizes.threaded_pairs:
+        run_all(run, blocks)
+    else:
+        for rows in blocks:
+            run(rows)
 
 
 def _log_kernel(base: HostArray, profile: Profile, out: HostArray | None = None) -> HostArray:

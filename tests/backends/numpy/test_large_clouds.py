@@ -116,7 +116,7 @@ def test_thin_factors_have_the_sums_of_the_entries(dtype, d):
     A = np.exp((f[:, None] + g - costs_between(side.x, side.y.T)) / eps)
     p, q = (rng.random(n).astype(dtype) / n for _ in range(2))
     kernel = PlanKernel(side, f, g, eps, 0, least, share)
-    T, S = kernel.sums(q, lambda rows, _: p[rows], None)
+    T, S = kernel.sums(q, lambda rows, _: p[rows])
     assert kernel.inexact
     assert all(expansion is not None for expansion in kernel.expansions.values())
     for found, right, lost in ((T, A @ q, least * q.sum()), (S, A.T @ p, least * p.sum())):
@@ -221,7 +221,7 @@ def test_the_few_potentials_that_are_far_off_are_repaired(side, off, monkeypatch
     C = point_costs(np, cusink.PointCloud(x, y), x, y)
     weights = np.full(len(x), 1 / len(x)), np.full(len(y), 1 / len(y))
     problem = StabilisedProblem(sorted_clouds(C, 0), *weights, f, g, eps, 1 << 30, loss=1e-5)
-    assert problem.advance(1.0, 3, None) <= 1e-4
+    assert problem.advance(1.0, 3) <= 1e-4
 
 
 def test_it_takes_few_iterations_of_all_points():

@@ -4,8 +4,6 @@ While a block of rows of the kernel is in the cache it serves two sums: the sums
 its next f, and with this f its part of the sums over the rows, which the next g-update needs.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from cusink.backends.numpy.clouds.kernel import CostSums, PlanKernel
@@ -14,8 +12,6 @@ from cusink.backends.numpy.clouds.reductions import hardmin_of, softmin_of
 from cusink.convergence.marginals import marginal_error
 from cusink.convergence.rules import overrelaxed, overrelaxed_log
 from cusink.types import Axis, HostArray
-
-Pool = ThreadPoolExecutor | None
 
 LOG_SLACK = 12.0  # log of how far below 1 a sum may fall before the columns left out of it show
 LOG_SLACK_IF_LOST = 4.0  # the same, where a loss is counted; a kernel that proves too small is made again
@@ -61,19 +57,19 @@ class StabilisedProblem:
         self.scratch = np.empty(max(self.side.shape), self.dtype)
         self.omitted = 0.0, 0.0, 0.0  # see `cusink.costs.operators.Iteration`, once it is finished
 
-    def advance(self, omega: float, count: int, pool: Pool) -> float:
+    def advance(self, omega: float, count: int) -> float:
         """Take `count` iterations; return a bound on the marginal error after one more plain f-update."""
         if self.S is None and not self.cold:
-            self._absorb(self.f, self.g, pool)
+            self._absorb(self.f, self.g)
             if self.loss:
-                self._repair(pool, only_if_seen=True)
+                self._repair(only_if_seen=True)
         for _ in range(count):
-            if not (self._iterate(omega - 1, pool) or self._absorb_and_iterate(omega - 1, pool)):
-                self._iterate_log(omega - 1, pool)
+            if not (self._iterate(omega - 1) or self._absorb_and_iterate(omega - 1)):
+                self._iterate_log(omega - 1)
         return self._column_error(self.S) + (self.row_error if omega > 1 else 0.0)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # infinities and NaN: no certificate accepts them
-    def _iterate(self, excess: float, pool: Pool) -> bool:
+    def _iterate(self, excess: float) -> bool:
         """Take one iteration by products with A; return False, and change nothing, if one of them is not certified."""
         kernel, S = self.kernel, self.S
         if kernel is None or S is None or not self._certified(kernel, S, self.a * self.u):
@@ -86,7 +82,7 @@ class StabilisedProblem:
             self._relax(u[rows], np.divide(1, sums), excess, rows)
             return self.a[rows] * u[rows]
 
-        T, S = kernel.sums(q, weigh, pool)
+        T, S = kernel.sums(q, weigh)
         if not self._certified(kernel, T, q):
             return False
         if excess:
@@ -95,26 +91,26 @@ class StabilisedProblem:
         self.age += 1
         return True
 
-    def _absorb_and_iterate(self, excess: float, pool: Pool) -> bool:
+    def _absorb_and_iterate(self, excess: float) -> bool:
         """Absorb the potentials, then `_iterate`; return False at once if A has them already."""
         if self.age == 0:
-            return self.kernel is not None and self.loss > 0 and self._repair_and_iterate(excess, pool)
+            return self.kernel is not None and self.loss > 0 and self._repair_and_iterate(excess)
         if self.age < SHORT_LIVED_ITERATIONS:
             self.slack *= 2
-        self._absorb(*self.potentials(), pool)
-        return self._iterate(excess, pool)
+        self._absorb(*self.potentials())
+        return self._iterate(excess)
 
-    def _repair_and_iterate(self, excess: float, pool: Pool) -> bool:
+    def _repair_and_iterate(self, excess: float) -> bool:
         """Repair the start, then `_iterate` with as much slack as it takes; return False where none is enough."""
-        self._repair(pool)
-        while not self._iterate(excess, pool):
+        self._repair()
+        while not self._iterate(excess):
             if self.slack > MOST_LOG_SLACK:
                 return False
             self.slack *= 3
-            self._absorb(self.f, self.g, pool)
+            self._absorb(self.f, self.g)
         return True
 
-    def _repair(self, pool: Pool, only_if_seen: bool = False) -> None:
+    def _repair(self, only_if_seen: bool = False) -> None:
         """Give the few bins whose sums are far from 1 potentials of their own softmin.
 
         A start from coarse levels is far off for points that share a cell with another cluster. One of them with too
@@ -126,7 +122,7 @@ class StabilisedProblem:
             assert S is not None
             if only_if_seen and not self._outlying(S).any():  # spares a pass over all pairs that count
                 return
-            wrong = [self._outlying(sums) for sums in (S, kernel.row_sums(self.b, pool))]
+            wrong = [self._outlying(sums) for sums in (S, kernel.row_sums(self.b))]
             counts = [int(np.count_nonzero(w)) or len(w) for w in wrong]
             axis: Axis = 1 if counts[1] < counts[0] else 0
             if counts[axis] > MOST_REPAIRED * len(wrong[axis]):
@@ -139,23 +135,23 @@ class StabilisedProblem:
             place[places] = np.arange(len(places))
             side = self.clouds.side(axis, chosen, filled[0])
             logits = np.log(weights, dtype=np.float64) + other / self.eps
-            own[place[side.order]] = softmin_of(side, logits, self.eps, pool)
-            self._absorb(f, g, pool)
+            own[place[side.order]] = softmin_of(side, logits, self.eps)
+            self._absorb(f, g)
 
     def _outlying(self, sums: HostArray) -> HostArray:
         """Return which sums are far from 1."""
         near: HostArray = (sums >= np.exp(-self.slack)) & (sums <= OUTLYING)  # NaN is not
         return ~near
 
-    def _iterate_log(self, excess: float, pool: Pool) -> None:
+    def _iterate_log(self, excess: float) -> None:
         """Take one iteration whose sums may be of any size: log-sum-exp for g, then a kernel with all sums in range.
 
         It absorbs the new g, and for f the same softmin with the largest term for the sum.
         """
         eps, (old, g) = self.eps, self.potentials()
-        after = softmin_of(self.turned, np.log(self.a, dtype=np.float64) + old / eps, eps, pool)
+        after = softmin_of(self.turned, np.log(self.a, dtype=np.float64) + old / eps, eps)
         g = overrelaxed_log(np, g, after, excess, eps)
-        f = hardmin_of(self.side, np.log(self.b, dtype=np.float64) + g / eps, eps, pool)
+        f = hardmin_of(self.side, np.log(self.b, dtype=np.float64) + g / eps, eps)
         kernel = self._start_kernel(f, g)
         plain, new = np.empty_like(f), np.empty_like(f)
 
@@ -165,7 +161,7 @@ class StabilisedProblem:
             self.u[rows] = np.exp((new[rows] - f[rows]) / eps)
             return self.a[rows] * self.u[rows]
 
-        _, self.S = kernel.sums(self.b, weigh, pool)
+        _, self.S = kernel.sums(self.b, weigh)
         if excess:
             self.row_error = float(marginal_error(np, self.a[None], new[None], plain[None], eps)[0])
 
@@ -177,28 +173,26 @@ class StabilisedProblem:
         )
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-    def finish(self, pool: Pool) -> tuple[HostArray, HostArray, float, float]:
+    def finish(self) -> tuple[HostArray, HostArray, float, float]:
         """Return ``(f, g, cost, error)`` after one plain f-update, in the caller's order."""
-        kernel = self.kernel or self._absorb(self.f, self.g, pool)
-        sums, q = self._plain_update(kernel, pool), self.b * self.v
+        kernel = self.kernel or self._absorb(self.f, self.g)
+        sums, q = self._plain_update(kernel), self.b * self.v
         if not self._certified(kernel, sums.T, q):
             _, g = self.potentials()
-            f = softmin_of(self.side, np.log(self.b, dtype=np.float64) + g / self.eps, self.eps, pool)
-            sums = self._plain_update(self._absorb(f, g, pool), pool)
+            f = softmin_of(self.side, np.log(self.b, dtype=np.float64) + g / self.eps, self.eps)
+            sums = self._plain_update(self._absorb(f, g))
         f, p = self.f - self.eps * np.log(sums.T, dtype=np.float64), self.a / sums.T
         _, g = self.potentials()
         cost = float(p @ sums.TC)
         self.omitted = self._lost(p) / self.mass, *(self.kernel or kernel).shares()
-        f, g = self._with_empty(1, f, self.b, g, pool), self._with_empty(0, g, self.a, f, pool)
+        f, g = self._with_empty(1, f, self.b, g), self._with_empty(0, g, self.a, f)
         return f, g, cost, self._column_error(sums.S, p)
 
-    def _plain_update(self, kernel: PlanKernel, pool: Pool) -> CostSums:
+    def _plain_update(self, kernel: PlanKernel) -> CostSums:
         """Return ``T = A q``, and after a plain f-update the sums over the rows and those with the cost."""
-        return kernel.cost_sums(self.b * self.v, lambda rows, sums: self.a[rows] / sums, pool, columns=False)
+        return kernel.cost_sums(self.b * self.v, lambda rows, sums: self.a[rows] / sums, columns=False)
 
-    def _with_empty(
-        self, axis: Axis, own: HostArray, weights: HostArray, potential: HostArray, pool: Pool
-    ) -> HostArray:
+    def _with_empty(self, axis: Axis, own: HostArray, weights: HostArray, potential: HostArray) -> HostArray:
         """Return the potential `own` for all bins of one side: a bin without weight has its own softmin."""
         filled, others = self.filled if axis == 1 else self.filled[::-1]
         full = np.empty(len(filled))
@@ -206,7 +200,7 @@ class StabilisedProblem:
         if not filled.all():
             side = self.clouds.side(axis, ~filled, others)
             logits = np.log(weights, dtype=np.float64) + potential / self.eps
-            full[side.order] = softmin_of(side, logits, self.eps, pool)
+            full[side.order] = softmin_of(side, logits, self.eps)
         return full
 
     def _column_error(self, S: HostArray | None, p: HostArray | None = None) -> float:
@@ -230,10 +224,10 @@ class StabilisedProblem:
         else:
             old[...] = plain
 
-    def _absorb(self, f: HostArray, g: HostArray, pool: Pool) -> PlanKernel:
+    def _absorb(self, f: HostArray, g: HostArray) -> PlanKernel:
         """Make A from these potentials, and its sums over the rows."""
         kernel = self._start_kernel(f, g)
-        self.S = kernel.column_sums(self.a, pool)
+        self.S = kernel.column_sums(self.a)
         return kernel
 
     def _start_kernel(self, f: HostArray, g: HostArray) -> PlanKernel:

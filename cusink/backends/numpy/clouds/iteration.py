@@ -1,8 +1,6 @@
 """Sinkhorn iterations of problems between clouds in NumPy: which form runs which problem, see docs/point-clouds.md."""
 
-import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from cusink.backends.numpy.forms.form import Finished, Form
 from cusink.backends.numpy.forms.log import LogForm, chosen_costs
 from cusink.backends.numpy.forms.own import OwnKernel
 from cusink.backends.numpy.forms.shared import SharedKernel
-from cusink.backends.numpy.workers import thread_pool
 from cusink.costs.points import PointCosts
 from cusink.deferred import cached_property
 from cusink.types import Array, HostArray, Method
@@ -101,10 +98,9 @@ class StabilisedForm:
 
     def advance(self, omega: HostArray, count: int) -> HostArray:
         """Take `count` iterations; return which problems left the range: none."""
-        with self._pool() as pool:
-            self.error = np.array(
-                [problem.advance(float(w), count, pool) for problem, w in zip(self.problems, omega, strict=True)]
-            )
+        self.error = np.array(
+            [problem.advance(float(w), count) for problem, w in zip(self.problems, omega, strict=True)]
+        )
         return np.zeros(len(omega), bool)
 
     def bound(self) -> HostArray:
@@ -113,8 +109,7 @@ class StabilisedForm:
 
     def finish(self, index: HostArray) -> Finished:
         """Return ``(f, g, cost, error)`` of the problems at `index` after one plain f-update."""
-        with self._pool() as pool:
-            every = [self.problems[k].finish(pool) for k in index]
+        every = [self.problems[k].finish() for k in index]
         f, g, cost, error = (np.stack(x) for x in zip(*every, strict=True))
         return f, g, cost, error
 
@@ -125,8 +120,3 @@ class StabilisedForm:
     def state(self, chosen: HostArray) -> Finished:
         """Raise an error: no problem leaves this form."""
         raise NotImplementedError
-
-    def _pool(self) -> contextlib.AbstractContextManager[ThreadPoolExecutor | None]:
-        """Return threads for all blocks of all problems, if they pay."""
-        n, m = self.C.shape[-2:]
-        return thread_pool() if n * m >= limits.LIMITS.threaded_pairs else contextlib.nullcontext()

@@ -9,7 +9,6 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -86,21 +85,19 @@ class PlanKernel:
         self.columns: list[Columns | None] = [None if self.least else side.all] * len(side.blocks)
         self.lowest = side.dtype.type(np.log(float(np.finfo(side.dtype).tiny)) + 1e-3)  # denormals are slow
 
-    def row_sums(self, q: HostArray, pool: ThreadPoolExecutor | None) -> HostArray:
+    def row_sums(self, q: HostArray) -> HostArray:
         """Return ``A q`` (n,)."""
-        return self._sums(q, None, pool)[0]
+        return self._sums(q, None)[0]
 
-    def column_sums(self, p: HostArray, pool: ThreadPoolExecutor | None) -> HostArray:
+    def column_sums(self, p: HostArray) -> HostArray:
         """Return ``A' p`` (m,)."""
-        return self._sums(None, lambda rows, _: p[rows], pool)[1]
+        return self._sums(None, lambda rows, _: p[rows])[1]
 
-    def sums(self, q: HostArray, weigh: Weigh, pool: ThreadPoolExecutor | None) -> tuple[HostArray, HostArray]:
+    def sums(self, q: HostArray, weigh: Weigh) -> tuple[HostArray, HostArray]:
         """Return ``T = A q`` (n,) and ``S = A' p`` (m,)."""
-        return self._sums(q, weigh, pool)
+        return self._sums(q, weigh)
 
-    def _sums(
-        self, q: HostArray | None, weigh: Weigh | None, pool: ThreadPoolExecutor | None
-    ) -> tuple[HostArray, HostArray]:
+    def _sums(self, q: HostArray | None, weigh: Weigh | None) -> tuple[HostArray, HostArray]:
         """Return T and S; without q or `weigh` one of them means nothing."""
         side = self.side
         T = np.empty(side.shape[0] if q is not None else 0, self.dtype)
@@ -139,12 +136,10 @@ class PlanKernel:
                         columns.add(S, np.matmul(weigh(rows, T[rows]), part))
             return S
 
-        S: HostArray = sum(side.for_blocks(run, pool), np.zeros(1))
+        S: HostArray = sum(side.for_blocks(run), np.zeros(1))
         return T, S[:-1].astype(self.dtype)
 
-    def cost_sums(
-        self, q: HostArray, weigh: Weigh, pool: ThreadPoolExecutor | None, columns: bool = True, keep: bool = False
-    ) -> CostSums:
+    def cost_sums(self, q: HostArray, weigh: Weigh, columns: bool = True, keep: bool = False) -> CostSums:
         """Return `sums`, and the same with ``A_ij C_ij`` for A.
 
         Without `columns` SC means nothing. With ``E = log A`` the cost is ``f + g - eps E``: it takes no second block.
@@ -176,7 +171,7 @@ class PlanKernel:
                     some.add(SC, np.vecmat((p * f).astype(p.dtype), A) - self.eps * np.vecmat(p, AE))
             return S, SC
 
-        S, SC = (sum(shares)[:-1] for shares in zip(*side.for_blocks(run, pool), strict=True))
+        S, SC = (sum(shares)[:-1] for shares in zip(*side.for_blocks(run), strict=True))
         return CostSums(T, S.astype(side.dtype), TC, SC + (self.g - level) * S)
 
     def with_costs(self, k: int, work: Workspace) -> tuple[HostArray, HostArray, Columns]:

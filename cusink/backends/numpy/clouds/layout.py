@@ -9,7 +9,6 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -149,7 +148,6 @@ class CloudSide:
     def for_blocks(
         self,
         run: Callable[[Sequence[int], "Workspace"], R],
-        pool: ThreadPoolExecutor | None = None,
         blocks: Sequence[int] | None = None,
     ) -> list[R]:
         """Return ``run(numbers of blocks, workspace)`` for shares of the blocks, in order; on threads if that pays."""
@@ -164,7 +162,7 @@ class CloudSide:
             return [run_share(blocks)]
         cuts = [count * share // sizes.cloud_shares for share in range(sizes.cloud_shares + 1)]
         shares = [blocks[first:last] for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
-        return run_all(run_share, shares, pool=pool)
+        return run_all(run_share, shares)
 
 
 class Columns:

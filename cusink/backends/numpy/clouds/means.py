@@ -58,7 +58,7 @@ class CloudMeans(Means):
         rounding = float(np.finfo(a.dtype).eps)
         for least in (rounding * np.exp(-LOG_SLACK) / float(self.b.sum(dtype=np.float64)), 0.0):
             self.kernel = PlanKernel(self.side, f[order], g[columns], eps, C.memory_limit, least)
-            self.sums = self.kernel.cost_sums(self.b, lambda rows, _: self.a[rows], None, keep=True)
+            self.sums = self.kernel.cost_sums(self.b, lambda rows, _: self.a[rows], keep=True)
             if min(self.sums.T.min(), self.sums.S.min()) >= np.exp(-LOG_SLACK):
                 break  # the columns left out of a sum are less than its rounding
         self.empty: dict[Axis, EmptyMeans] = {}
@@ -72,9 +72,9 @@ class CloudMeans(Means):
     def mean(self, v: HostArray, axis: Axis) -> HostArray:
         """Return the means of v given each bin of the other side, whether it has weight or not."""
         if axis == 1:
-            sums = self.kernel.row_sums(self.b * v[0, self.order[1]], None)
+            sums = self.kernel.row_sums(self.b * v[0, self.order[1]])
         else:
-            sums = self.kernel.column_sums(self.a * v[0, self.order[0]], None)
+            sums = self.kernel.column_sums(self.a * v[0, self.order[0]])
         out = self._to_caller(self._ratio(sums, axis), axis)
         if axis in self.empty:
             empty = self.empty[axis]
@@ -86,7 +86,7 @@ class CloudMeans(Means):
         if axis == 1:
             return self.mean(self.mean(v, 0), 1)
         rates = stored.ratio(np, self.a, self.sums.T)  # one pass over the kernel serves both means
-        _, sums = self.kernel.sums(self.b * v[0, self.order[1]], lambda rows, sums: rates[rows] * sums, None)
+        _, sums = self.kernel.sums(self.b * v[0, self.order[1]], lambda rows, sums: rates[rows] * sums)
         return self._to_caller(self._ratio(sums, 0), 0)
 
     def mean_cost(self, axis: Axis) -> HostArray:

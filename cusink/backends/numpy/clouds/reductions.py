@@ -4,7 +4,6 @@ Each problem is one pass over its pairs of points, on all cores where there are 
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -20,7 +19,7 @@ def softmin(C: PointCosts, logits: HostArray, eps: float, axis: Axis) -> HostArr
     return _each(C, axis, logits, lambda side, k: softmin_of(side, logits[k][side.columns], eps))
 
 
-def softmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolExecutor | None = None) -> HostArray:
+def softmin_of(side: CloudSide, logits: HostArray, eps: float) -> HostArray:
     """Return the `softmin` (n,) of one problem in float64; vectors are in the order of the side."""
     exponents = Exponents(side, logits, 1 / eps)
     ones = side.all.tiled(extended(np.ones(side.shape[1], side.dtype)))
@@ -31,13 +30,13 @@ def softmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolE
         logs: HostArray = np.log(row_sums(block, ones)) + (top + offset)
         return logs
 
-    out = each_row(side, log_sums, pool)
+    out = each_row(side, log_sums)
     out[out < ABSENT / 2] = -np.inf
     out *= -eps
     return out
 
 
-def hardmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolExecutor | None = None) -> HostArray:
+def hardmin_of(side: CloudSide, logits: HostArray, eps: float) -> HostArray:
     """Return ``-eps max_j (logits_j - C_ij / eps)`` (n,) of one problem: the softmin to ``eps log m``, without exp."""
     exponents = Exponents(side, logits, 1 / eps)
 
@@ -47,7 +46,7 @@ def hardmin_of(side: CloudSide, logits: HostArray, eps: float, pool: ThreadPoolE
         top += offset
         return top
 
-    return each_row(side, largest, pool) * -eps
+    return each_row(side, largest) * -eps
 
 
 def apply_plan(C: PointCosts, p: HostArray, q: HostArray, v: HostArray, eps: float, axis: Axis) -> HostArray:
@@ -180,11 +179,9 @@ def _bilinear(side: CloudSide, x: HostArray, y: HostArray) -> float:
     return sum(side.for_blocks(run))
 
 
-def each_row(
-    side: CloudSide, reduce: Callable[[int, Workspace], HostArray], pool: ThreadPoolExecutor | None = None
-) -> HostArray:
+def each_row(side: CloudSide, reduce: Callable[[int, Workspace], HostArray]) -> HostArray:
     """Return the results (rows,) of all blocks as one array (n,)."""
-    return np.concatenate(side.for_blocks(lambda blocks, work: np.concatenate([reduce(k, work) for k in blocks]), pool))
+    return np.concatenate(side.for_blocks(lambda blocks, work: np.concatenate([reduce(k, work) for k in blocks])))
 
 
 def _each(C: PointCosts, axis: Axis, like: HostArray, one: Callable[[CloudSide, int], HostArray]) -> HostArray:

@@ -18,7 +18,6 @@ from cusink.backends.numpy.clouds.reductions import softmin_of
 from cusink.backends.numpy.clouds.shared import CloudKernel
 from cusink.backends.numpy.softmin import PRODUCT_PROBLEMS, KernelSoftmin, costs_by_products
 from cusink.backends.numpy.softmin import repeated_softmin as repeated_dense
-from cusink.backends.numpy.workers import thread_pool
 from cusink.costs.points import PointCosts
 from cusink.types import Array, Axis, HostArray
 
@@ -149,11 +148,7 @@ class ProblemSoftmin:
         kept, summed = (side.order, side.columns) if axis == 1 else (side.columns, side.order)
         factor, out = factor[summed], np.empty(n if axis == 1 else m, factor.dtype)
         take = self.kernel.row_sums if axis == 1 else self.kernel.column_sums
-        if n * m >= limits.LIMITS.threaded_pairs:
-            with thread_pool() as pool:
-                out[kept] = take(factor, pool)
-        else:
-            out[kept] = take(factor, None)
+        out[kept] = take(factor)
         return out
 
 
