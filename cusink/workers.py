@@ -118,6 +118,18 @@ def working(wanted: int | None) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def shares_out(function: Callable[P, R]) -> Callable[P, R]:
+    """Let the keyword `workers` of a public function say how many threads its work is shared out to."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **keywords: P.kwargs) -> R:
+        wanted = check_workers(keywords.get("workers"))
+        with contextlib.nullcontext() if wanted is None else working(wanted):
+            return function(*args, **keywords)
+
+    return wrapped
+
+
 def alone(task: Callable[P, R]) -> Callable[P, R]:
     """Return a function that works in its own thread alone, for tasks that somebody else shares out."""
 
@@ -136,6 +148,7 @@ def alone(task: Callable[P, R]) -> Callable[P, R]:
 def each(run: Callable[..., R], calls: Iterable[tuple[Any, ...]], at_most: int | None = None) -> list[R]:
     """Return ``run(*call)`` for all calls, in order; on threads, `at_most` so many, if there are several.
 
+    BLAS has one thread meanwhile, for any number of ours: a product that it cuts up itself may have other digits.
     Warnings are given in the order of the calls, in the thread of the caller.
     """
     todo = list(calls)
@@ -156,19 +169,22 @@ def each(run: Callable[..., R], calls: Iterable[tuple[Any, ...]], at_most: int |
         finally:
             _inside.reset(token)
 
-    if count < 2:
-        work()
-    else:
-        pool = _threads(count - 1)
-        others = [pool.submit(contextvars.copy_context().run, work) for _ in range(count - 1)]
-        try:
+    with contextlib.ExitStack() as held:
+        if len(todo) > 1 and not _inside.get():
+            held.enter_context(one_blas_thread())
+        if count < 2:
             work()
-        finally:
-            # Those that have not begun, as other callers keep the pool busy, have nothing left to do.
-            running = [other for other in others if not other.cancel()]
-            errors = [error for other in running if (error := other.exception()) is not None]
-        if errors:
-            raise errors[0]
+        else:
+            pool = _threads(count - 1)
+            others = [pool.submit(contextvars.copy_context().run, work) for _ in range(count - 1)]
+            try:
+                work()
+            finally:
+                # Those that have not begun, as other callers keep the pool busy, have nothing left to do.
+                running = [other for other in others if not other.cancel()]
+                errors = [error for other in running if (error := other.exception()) is not None]
+            if errors:
+                raise errors[0]
     for message, category in itertools.chain.from_iterable(warned):
         warn(message, category)
     return results

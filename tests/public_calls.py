@@ -46,16 +46,17 @@ DIVERGENCE_OF_POINTS = cusink.sinkhorn_divergence(A, B, cusink.PointCloud(X, Y),
 
 STEPS = {"eps": 0.5, "max_iter": 20, "tol": 1e-6, "check_every": 10, "overrelaxation": "auto"}
 SOLVE = STEPS | {"method": "auto"}
+THREADS = {"workers": 1}
 LIMITS = {"memory_limit": None, "normalise": False, "check": True}
 RETRIEVAL = {"value": "cost", "progress": False, "full_output": False, "on_empty": "nan", **SOLVE, **LIMITS}
-RETRIEVAL |= {"workers": 1, "reach": None}
+RETRIEVAL |= {"reach": None, **THREADS}
 LAZY = {"device": "cpu", "reach": None, **SOLVE, **LIMITS}
-NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}
+NORM = {"x": X, "a": A, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0, **THREADS}
 FIELD = {"field_at": None}
 LINE = {"x": A, "a": A, "y": B, "b": B, "power": 2.0}
 LOSS = {"value": "cost", "gradient": "exact", "reduction": "mean", "eps": 0.5}
 PULLED = {"grad": 1.0, "wrt": None}
-SYSTEM = {"tol": 1e-6, "max_iter": 100}
+SYSTEM = {"tol": 1e-6, "max_iter": 100, **THREADS}
 MOVES = {"da": fixed(A - B), "db": fixed(B - A), "dC": C, "deps": 0.1, "dx": None, "dy": None}
 MOVES_OF_POINTS = MOVES | {"dC": None, "dx": X, "dy": Y}
 VALUES_MOVE = {"grad_cost": 1.0, "grad_reg_cost": 1.0, "grad_entropic_cost": 1.0}
@@ -126,16 +127,27 @@ def mean_module(**options):
 CALLS = {
     "sinkhorn": (
         cusink.sinkhorn,
-        {"a": A, "b": B, "C": C, "init": None, "reach": None, "callback": None, "gap": 0.1, **SOLVE, **LIMITS},
+        {
+            "a": A,
+            "b": B,
+            "C": C,
+            "init": None,
+            "reach": None,
+            "callback": None,
+            "gap": 0.1,
+            **SOLVE,
+            **LIMITS,
+            **THREADS,
+        },
     ),
-    "sinkhorn unbalanced": (cusink.sinkhorn, {"a": A, "b": B, "C": C, "reach": 1.0, **SOLVE, **LIMITS}),
+    "sinkhorn unbalanced": (cusink.sinkhorn, {"a": A, "b": B, "C": C, "reach": 1.0, **SOLVE, **LIMITS, **THREADS}),
     "sinkhorn of measures": (
         cusink.sinkhorn,
-        {"a": CLOUDS, "b": CLOUDS, "C": "euclidean", "reach": None, **SOLVE, **LIMITS},
+        {"a": CLOUDS, "b": CLOUDS, "C": "euclidean", "reach": None, **SOLVE, **LIMITS, **THREADS},
     ),
     "sinkhorn_divergence of measures": (
         cusink.sinkhorn_divergence,
-        {"a": CLOUDS, "b": CLOUDS, "C": "euclidean", "reach": None, **SOLVE, **LIMITS},
+        {"a": CLOUDS, "b": CLOUDS, "C": "euclidean", "reach": None, **SOLVE, **LIMITS, **THREADS},
     ),
     "sinkhorn_adjoint of measures": (
         cusink.sinkhorn_adjoint,
@@ -170,7 +182,7 @@ CALLS = {
     ),
     "sinkhorn_divergence": (
         cusink.sinkhorn_divergence,
-        {"a": A, "b": B, "C": C, "C_aa": C, "C_bb": C, "reach": None, **SOLVE, **LIMITS},
+        {"a": A, "b": B, "C": C, "C_aa": C, "C_bb": C, "reach": None, **SOLVE, **LIMITS, **THREADS},
     ),
     "sinkhorn_divergence_adjoint": (cusink.sinkhorn_divergence_adjoint, {"result": DIVERGENCE, "grad": 1.0}),
     "sinkhorn_divergence_jvp": (cusink.sinkhorn_divergence_jvp, {"result": DIVERGENCE, **MOVES, **COSTS_MOVE}),
@@ -203,6 +215,7 @@ CALLS = {
             "debiased": False,
             **{k: v for k, v in SOLVE.items() if k != "method"},
             **LIMITS,
+            **THREADS,
         },
     ),
     "free_barycenter": (
@@ -221,6 +234,7 @@ CALLS = {
             "solver_tol": 1e-4,
             "normalise": False,
             "memory_limit": None,
+            **THREADS,
         },
     ),
     "barycentric_map_adjoint": (
@@ -229,7 +243,14 @@ CALLS = {
     ),
     "extension_adjoint": (
         cusink.extension_adjoint,
-        {"extension": BETWEEN_POINTS.at(X), "grad_potential": A, "grad_map": X, "grad_gradient": X, "values": Y},
+        {
+            "extension": BETWEEN_POINTS.at(X),
+            "grad_potential": A,
+            "grad_map": X,
+            "grad_gradient": X,
+            "values": Y,
+            **THREADS,
+        },
     ),
     "gradient_flow": (
         cusink.gradient_flow,
@@ -249,6 +270,7 @@ CALLS = {
             "solver_tol": "auto",
             "memory_limit": None,
             "callback": None,
+            **THREADS,
         },
     ),
     "free_barycenter_adjoint": (
@@ -323,18 +345,18 @@ CALLS = {
     "wasserstein_1d": (cusink.wasserstein_1d, LINE),
     "wasserstein_1d of a batch": (cusink.wasserstein_1d, LINE | {"x": ROWS, "y": OTHERS}),
     "wasserstein_1d_adjoint": (cusink.wasserstein_1d_adjoint, LINE | PULLED),
-    "kernel_product": (cusink.kernel_product, {"x": X, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0}),
+    "kernel_product": (cusink.kernel_product, {"x": X, "y": Y, "b": B, "kernel": "gaussian", "scale": 1.0, **THREADS}),
     "kernel_product_adjoint": (
         cusink.kernel_product_adjoint,
-        {"x": X, "y": Y, "b": B, "grad": A, "kernel": "gaussian", "scale": 1.0, "wrt": None},
+        {"x": X, "y": Y, "b": B, "grad": A, "kernel": "gaussian", "scale": 1.0, "wrt": None, **THREADS},
     ),
     "kernel_product_log": (
         cusink.kernel_product_log,
-        {"x": X, "y": Y, "log_b": B, "kernel": "gaussian", "scale": 1.0},
+        {"x": X, "y": Y, "log_b": B, "kernel": "gaussian", "scale": 1.0, **THREADS},
     ),
     "kernel_product_log_adjoint": (
         cusink.kernel_product_log_adjoint,
-        {"x": X, "y": Y, "log_b": B, "grad": A, "kernel": "gaussian", "scale": 1.0, "wrt": None},
+        {"x": X, "y": Y, "log_b": B, "grad": A, "kernel": "gaussian", "scale": 1.0, "wrt": None, **THREADS},
     ),
     "kernel_scalar_product": (cusink.kernel_scalar_product, NORM),
     "kernel_scalar_product_adjoint": (cusink.kernel_scalar_product_adjoint, NORM | PULLED),
@@ -344,10 +366,24 @@ CALLS = {
     "kernel_neg_log_likelihood_adjoint": (cusink.kernel_neg_log_likelihood_adjoint, NORM | PULLED),
     "sinkhorn between points": (
         cusink.sinkhorn,
-        {"a": F32[0], "b": F32[1], "C": cusink.PointCloud(X.astype(np.float32)), "reach": None, **SOLVE, **LIMITS},
+        {
+            "a": F32[0],
+            "b": F32[1],
+            "C": cusink.PointCloud(X.astype(np.float32)),
+            "reach": None,
+            **SOLVE,
+            **LIMITS,
+            **THREADS,
+        },
     ),
-    "sinkhorn in float32": (cusink.sinkhorn, {"a": F32[0], "b": F32[1], "C": F32[2], "reach": (1.0, None), **SOLVE}),
-    "sinkhorn on a grid": (cusink.sinkhorn, {"a": A, "b": B, "C": cusink.Grid(N), "reach": None, **SOLVE, **LIMITS}),
+    "sinkhorn in float32": (
+        cusink.sinkhorn,
+        {"a": F32[0], "b": F32[1], "C": F32[2], "reach": (1.0, None), **SOLVE, **THREADS},
+    ),
+    "sinkhorn on a grid": (
+        cusink.sinkhorn,
+        {"a": A, "b": B, "C": cusink.Grid(N), "reach": None, **SOLVE, **LIMITS, **THREADS},
+    ),
     "distributed.distance_matrix": (
         cusink.distributed.distance_matrix,
         {"A": ROWS, "B": OTHERS, "C": C, "value": "cost", "full_output": False, **LAZY},

@@ -15,6 +15,7 @@ from cusink.gradients import checks
 from cusink.gradients.system import LinearSolve, warn_rough
 from cusink.summary import Summary
 from cusink.types import Array
+from cusink.workers import shares_out
 
 __all__ = [
     "BarycenterGradients",
@@ -92,8 +93,14 @@ class BarycenterGradients(Summary):
 
 
 @memory_advice("Take the gradients of fewer barycenters at a time: solve a part of the batch per call")
+@shares_out
 def barycenter_adjoint(
-    result: Barycenter, *, grad_barycenter: Array, tol: float = 1e-6, max_iter: int = 1000
+    result: Barycenter,
+    *,
+    grad_barycenter: Array,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+    workers: int | None = None,
 ) -> BarycenterGradients:
     """Pull a gradient with respect to barycenters back to the inputs of `cusink.barycenter`.
 
@@ -107,6 +114,8 @@ def barycenter_adjoint(
         Relative residual to which the linear system is solved.
     max_iter : int
         Iterations of MINRES at most. One costs as much as one of `cusink.barycenter`.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -150,6 +159,7 @@ def barycenter_adjoint(
     >>> print(grads.weights.round(3))
     [-0.477  0.477]
     """
+    del workers  # `shares_out` has read it
     checks.instance("result", result, Barycenter, "cusink.barycenter")
     tol, max_iter = checks.linear_solve(tol, max_iter)
     problem = result.problem

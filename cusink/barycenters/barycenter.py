@@ -20,6 +20,7 @@ from cusink.solver import checks as solver_checks
 from cusink.solver.loop import UNCHECKED
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, Overrelaxation, Tolerance
+from cusink.workers import shares_out
 
 __all__ = [
     "Barycenter",
@@ -56,6 +57,7 @@ class Barycenter(Summary):
 
 
 @memory_advice("Solve fewer barycenters at a time: pass a part of the batch of 'A' or of 'weights' per call")
+@shares_out
 def barycenter(
     A: Array,
     C: Any,
@@ -70,6 +72,7 @@ def barycenter(
     memory_limit: int | None = None,
     normalise: bool = False,
     check: bool = True,
+    workers: int | None = None,
 ) -> Barycenter:
     """Find the histogram with the least weighted sum of regularised transport costs to K given ones.
 
@@ -104,6 +107,8 @@ def barycenter(
         Divide each histogram by its sum; gradients are then those by the normalised histograms.
     check : bool
         False skips the checks of the values of the input.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -146,6 +151,7 @@ def barycenter(
     >>> print(result.barycenter.round(3))
     [0. 1. 0. 0. 0.]
     """
+    del workers  # `shares_out` has read it
     tol = tolerance(tol, A, C)
     eps = regularisations(eps_of_shared(eps, C))
     given = checks.problem(

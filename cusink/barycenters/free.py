@@ -19,6 +19,7 @@ from cusink.errors import ConvergenceWarning, warn
 from cusink.operand import eps_of_shared
 from cusink.solver import checks
 from cusink.types import Array, ArrayModule, Tolerance
+from cusink.workers import shares_out
 
 __all__ = [
     "free_barycenter",
@@ -31,6 +32,7 @@ ROUNDING = 64.0  # by how many roundings of its terms the objective may seem to 
 
 
 @memory_advice("Pass 'memory_limit', or fewer points")
+@shares_out
 def free_barycenter(
     measures: Measures,
     weights: Array | None = None,
@@ -46,6 +48,7 @@ def free_barycenter(
     solver_tol: Tolerance = "auto",
     normalise: bool = False,
     memory_limit: int | None = None,
+    workers: int | None = None,
 ) -> FreeBarycenter:
     """Find the points with the least weighted sum of transport costs to K clouds, for squared distances.
 
@@ -81,6 +84,8 @@ def free_barycenter(
         Divide the weights of each cloud, and `a`, by their sum; gradients are then those by the normalised weights.
     memory_limit : int, optional
         As for `cusink.sinkhorn`.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -127,6 +132,7 @@ def free_barycenter(
     >>> print(found.points.round(3).ravel(), found.converged)
     [2.167 3.333] True
     """
+    del workers  # `shares_out` has read it
     given = free_problem(measures, weights, x, a, balanced=reach is None, normalise=flag("normalise", normalise))
     eps = eps_of_shared(eps, PointCloud(given.x, given.points), "the squared distances of 'x' and 'measures'")
     eps, tol, max_iter = (

@@ -17,6 +17,7 @@ from cusink.gradients.hvp import sinkhorn_hvp
 from cusink.gradients.system import warn_rough
 from cusink.summary import Summary
 from cusink.types import Array
+from cusink.workers import shares_out
 
 __all__ = [
     "FreeBarycenterGradients",
@@ -56,8 +57,14 @@ class FreeBarycenterGradients(Summary):
 
 
 @memory_advice("Pass 'memory_limit' to cusink.free_barycenter, or fewer points")
+@shares_out
 def free_barycenter_adjoint(
-    result: FreeBarycenter, *, grad_points: Array, tol: float = 1e-6, max_iter: int = 1000
+    result: FreeBarycenter,
+    *,
+    grad_points: Array,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+    workers: int | None = None,
 ) -> FreeBarycenterGradients:
     """Pull a gradient with respect to the points of a free barycenter back to the inputs.
 
@@ -71,6 +78,8 @@ def free_barycenter_adjoint(
         Relative residual to which the linear system is solved.
     max_iter : int
         Iterations of conjugate gradients at most, and in each those of the systems of the plans.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -117,6 +126,7 @@ def free_barycenter_adjoint(
     >>> print(grads.y.round(3).ravel(), grads.weights.round(3))
     [0.5 0.  0.5 0. ] [-2.  2.]
     """
+    del workers  # `shares_out` has read it
     checks.instance("result", result, FreeBarycenter, "cusink.free_barycenter")
     tol, max_iter = checks.linear_solve(tol, max_iter)
     gradient = checks.cotangent("grad_points", grad_points, result.points.shape, "the points", result.points)

@@ -20,7 +20,7 @@ from cusink.costs.metric import Metric
 from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs, divergences, without_rounding
 from cusink.divergence.result import SinkhornDivergence
-from cusink.divergence.values import value_in_float64
+from cusink.divergence.values import range_of, value_in_float64
 from cusink.errors import warn_if_unconverged
 from cusink.operand import eps_of_each
 from cusink.solver import checks as solver_checks
@@ -32,11 +32,10 @@ from cusink.solver.prices import alike, own_prices
 from cusink.solver.problem import CheckedProblem, Problem
 from cusink.solver.symmetric import SelfSolution, of_free_masses
 from cusink.solver.values import values
-from cusink.types import Array, ArrayModule, HostArray, Method, Overrelaxation, Reach, Tolerance
+from cusink.types import Array, HostArray, Method, Overrelaxation, Reach, Tolerance
+from cusink.workers import shares_out
 
-__all__ = [
-    "sinkhorn_divergence",
-]
+__all__ = ["sinkhorn_divergence"]
 
 
 @overload
@@ -55,6 +54,7 @@ def sinkhorn_divergence(
     memory_limit: int | None = None,
     normalise: bool = False,
     check: bool = True,
+    workers: int | None = None,
 ) -> DivergencePairs: ...
 
 
@@ -76,10 +76,12 @@ def sinkhorn_divergence(
     memory_limit: int | None = None,
     normalise: bool = False,
     check: bool = True,
+    workers: int | None = None,
 ) -> SinkhornDivergence: ...
 
 
 @memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
+@shares_out
 def sinkhorn_divergence(
     a: Array | None,
     b: Array | None,
@@ -97,6 +99,7 @@ def sinkhorn_divergence(
     memory_limit: int | None = None,
     normalise: bool = False,
     check: bool = True,
+    workers: int | None = None,
 ) -> SinkhornDivergence | DivergencePairs:
     """Compare measures by the Sinkhorn divergence, which is zero where they are equal.
 
@@ -135,6 +138,8 @@ def sinkhorn_divergence(
         Divide the weights by their sums, as for `cusink.sinkhorn`.
     check : bool
         False skips the checks of the values of the input.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -180,6 +185,7 @@ def sinkhorn_divergence(
     >>> print(f"{cusink.sinkhorn_divergence(a, a, C, eps=0.5).divergence:.4f}")
     0.0000
     """
+    del workers  # `shares_out` has read it
     tol = tolerance(tol, a, b, C)
     eps = relative_or_numbers(eps)
     prices = solver_checks.reach(reach, method)
@@ -339,12 +345,5 @@ def _divergence(cross: Problem, cost: Cost[Any], of_self: Array, error: HostArra
         out += cross.eps_as(1) / 2 * (mass_a - mass_b) ** 2
     if not alike(cross.reach):  # no rule says that it is not negative
         return out
-    spread = sum(_range(xp, w > 0, p) for w, p in ((cross.a, cross.f), (cross.b, cross.g)))
+    spread = sum(range_of(xp, w > 0, p) for w, p in ((cross.a, cross.f), (cross.b, cross.g)))
     return without_rounding(xp, out, of_pair, of_self, (cross.eps_as(1) + spread) * mass_a, xp.asarray(error))
-
-
-def _range(xp: ArrayModule, used: Array, potential: Array) -> Array:
-    """Return by how much the potential of used bins differs (B,)."""
-    used = used & xp.isfinite(potential)
-    highest, lowest = xp.where(used, potential, -xp.inf).max(axis=1), xp.where(used, potential, xp.inf).min(axis=1)
-    return xp.maximum(highest - lowest, 0)

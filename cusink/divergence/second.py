@@ -15,6 +15,7 @@ from cusink.gradients.parts import Cotangents, Directions
 from cusink.gradients.system import LinearSolve
 from cusink.summary import Summary
 from cusink.types import Array
+from cusink.workers import shares_out
 
 __all__ = [
     "DivergenceCurvature",
@@ -157,6 +158,7 @@ def sinkhorn_divergence_jvp(
 
 
 @one_call
+@shares_out
 def sinkhorn_divergence_hvp(
     result: SinkhornDivergence,
     *,
@@ -171,6 +173,7 @@ def sinkhorn_divergence_hvp(
     dC_bb: Array | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    workers: int | None = None,
 ) -> DivergenceCurvature:
     """Multiply the Hessian of ``sum(grad * divergence)`` with a direction of the inputs.
 
@@ -194,6 +197,8 @@ def sinkhorn_divergence_hvp(
         Relative residual, weighted by the plan, to which the linear systems are solved.
     max_iter : int
         Iterations of conjugate gradients at most, in each of them.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -224,6 +229,7 @@ def sinkhorn_divergence_hvp(
     >>> cusink.sinkhorn_divergence_hvp(result, dx=[1.0, 1.0]).x.round(2)
     array([1., 1.])
     """
+    del workers  # `shares_out` has read it
     gradients_checks.instance("result", result, SinkhornDivergence, "cusink.sinkhorn_divergence")
     how = LinearSolve(*gradients_checks.linear_solve(tol, max_iter))
     cross, own = result.problems[0], result.own_costs

@@ -7,7 +7,7 @@ import numpy as np
 from cusink.solver.problem import Problem
 from cusink.solver.unbalanced import damped
 from cusink.solver.values import values
-from cusink.types import Array
+from cusink.types import Array, ArrayModule
 
 
 def value_in_float64(problem: Problem, mass: Array) -> Array:
@@ -28,3 +28,10 @@ def value_in_float64(problem: Problem, mass: Array) -> Array:
     if problem.reach is not None and problem.shift is not None:
         f = damped(f, problem.shift[:, None], problem.eps_as(2), problem.reach[0])
     return values(replace(problem, f=f))[0]
+
+
+def range_of(xp: ArrayModule, used: Array, potential: Array) -> Array:
+    """Return by how much the potential of used bins differs (B,)."""
+    used = used & xp.isfinite(potential)
+    highest, lowest = xp.where(used, potential, -xp.inf).max(axis=1), xp.where(used, potential, xp.inf).min(axis=1)
+    return xp.maximum(highest - lowest, 0)

@@ -17,6 +17,7 @@ from cusink.flows.checks import FlowProblem
 from cusink.norms.norms import kernel_distance, kernel_distance_adjoint
 from cusink.summary import Summary
 from cusink.types import Array, HostArray, Tolerance
+from cusink.workers import shares_out
 
 __all__ = [
     "Flow",
@@ -63,6 +64,7 @@ class Flow(Summary):
 
 
 @memory_advice("Pass 'memory_limit', or fewer points")
+@shares_out
 def gradient_flow(
     x: Array,
     y: Array,
@@ -80,6 +82,7 @@ def gradient_flow(
     solver_tol: Tolerance = "auto",
     memory_limit: int | None = None,
     callback: Callback | None = None,
+    workers: int | None = None,
 ) -> Flow:
     """Move points down the gradient of a loss between them and others.
 
@@ -118,6 +121,8 @@ def gradient_flow(
         As for `cusink.sinkhorn_divergence`.
     callback : function, optional
         Called as ``callback(steps, points, loss)`` at the start and after each step; the flow keeps no path.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -160,6 +165,7 @@ def gradient_flow(
     >>> print(flow.points.round(2), flow.n_iter)
     [4. 6.] 2
     """
+    del workers  # `shares_out` has read it
     given = checks.flow_problem(x, y, a, b, reach=reach, loss=loss)
     how = checks.options(
         loss, given, eps=eps, scale=scale, reach=reach, solver_tol=solver_tol, memory_limit=memory_limit

@@ -26,6 +26,7 @@ from cusink.solver.pairs.ragged import in_order
 from cusink.solver.result import SinkhornPairs, SinkhornResult
 from cusink.summary import Summary
 from cusink.types import Array
+from cusink.workers import shares_out
 
 __all__ = [
     "SinkhornGradients",
@@ -117,6 +118,7 @@ class SinkhornGradients(Summary):
 
 
 @one_call
+@shares_out
 def sinkhorn_adjoint(
     result: SinkhornResult | SinkhornPairs,
     *,
@@ -128,6 +130,7 @@ def sinkhorn_adjoint(
     grad_plan: Array | tuple[Array, Array] | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    workers: int | None = None,
 ) -> SinkhornGradients:
     """Pull gradients with respect to the outputs of `cusink.sinkhorn` back to its inputs.
 
@@ -152,6 +155,8 @@ def sinkhorn_adjoint(
         `grad_plan` is solved; about 4e-6 at least in float32.
     max_iter : int
         Iterations of conjugate gradients at most, of which there are about as many as over-relaxed ones in the solve.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -203,6 +208,7 @@ def sinkhorn_adjoint(
     >>> print(grads.a.round(3), grads.C.shape)
     [ 3.333  0.352 -3.685] (3, 3)
     """
+    del workers  # `shares_out` has read it
     tol, max_iter = checks.linear_solve(tol, max_iter)
     if isinstance(result, SinkhornPairs):
         unused(grad_f=grad_f, grad_g=grad_g, grad_plan=grad_plan)

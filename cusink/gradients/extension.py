@@ -17,6 +17,7 @@ from cusink.solver.extension import SinkhornExtension
 from cusink.solver.maps import map_values
 from cusink.summary import Summary
 from cusink.types import Array
+from cusink.workers import shares_out
 
 __all__ = [
     "ExtensionGradients",
@@ -57,6 +58,7 @@ class ExtensionGradients(Summary):
 
 
 @one_call
+@shares_out
 def extension_adjoint(
     extension: SinkhornExtension,
     *,
@@ -64,6 +66,7 @@ def extension_adjoint(
     grad_map: Array | None = None,
     grad_gradient: Array | None = None,
     values: Array | None = None,
+    workers: int | None = None,
 ) -> ExtensionGradients:
     """Pull gradients by potentials, their fields and maps at new points back to these and to the solution.
 
@@ -80,6 +83,8 @@ def extension_adjoint(
         add up.
     values : array, shape (m,) or (m, d) or (B, m, d), optional
         The values that were mapped; the points of the other side if none are given.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -116,6 +121,7 @@ def extension_adjoint(
     >>> print(grads.points.round(3), grads.potential.round(3))
     [2.059] [-0.686  0.686]
     """
+    del workers  # `shares_out` has read it
     checks.instance("extension", extension, SinkhornExtension, "SinkhornResult.at")
     if grad_potential is None and grad_map is None and grad_gradient is None:
         raise ValueError("at least one of 'grad_potential', 'grad_map', 'grad_gradient' must be given; got none")

@@ -7,6 +7,7 @@ from cusink.gradients.curvature import SinkhornCurvature, product
 from cusink.gradients.system import LinearSolve
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array
+from cusink.workers import shares_out
 
 __all__ = [
     "SinkhornCurvature",
@@ -15,6 +16,7 @@ __all__ = [
 
 
 @one_call
+@shares_out
 def sinkhorn_hvp(
     result: SinkhornResult,
     *,
@@ -29,6 +31,7 @@ def sinkhorn_hvp(
     dy: Array | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    workers: int | None = None,
 ) -> SinkhornCurvature:
     """Multiply the Hessian of ``sum(cotangent * value)`` with a direction of the inputs.
 
@@ -54,6 +57,8 @@ def sinkhorn_hvp(
         Relative residual, weighted by the plan, to which the linear systems are solved.
     max_iter : int
         Iterations of conjugate gradients at most, in each of them.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -90,6 +95,7 @@ def sinkhorn_hvp(
     >>> print(cusink.sinkhorn_hvp(result, grad_reg_cost=1.0, dx=[1.0, 0.0]).x.round(2))
     [0.86 0.14]
     """
+    del workers  # `shares_out` has read it
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     tol, max_iter = checks.linear_solve(tol, max_iter)
     problem = result.problem

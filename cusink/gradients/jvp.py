@@ -14,6 +14,7 @@ from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult
 from cusink.summary import Summary
 from cusink.types import Array, ArrayModule
+from cusink.workers import shares_out
 
 __all__ = [
     "SinkhornTangents",
@@ -44,6 +45,7 @@ class SinkhornTangents(Summary):
 
 
 @one_call
+@shares_out
 def sinkhorn_jvp(
     result: SinkhornResult,
     *,
@@ -55,6 +57,7 @@ def sinkhorn_jvp(
     dy: Array | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    workers: int | None = None,
 ) -> SinkhornTangents:
     """Differentiate the outputs of `cusink.sinkhorn` along a direction of its inputs.
 
@@ -78,6 +81,8 @@ def sinkhorn_jvp(
         Relative residual, weighted by the plan, to which the linear system is solved.
     max_iter : int
         Iterations of conjugate gradients at most.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -110,6 +115,7 @@ def sinkhorn_jvp(
     >>> print(f"{cusink.sinkhorn_jvp(result, da=[-1.0, 1.0, 0.0]).cost:.3f}")
     -2.981
     """
+    del workers  # `shares_out` has read it
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     tol, max_iter = checks.linear_solve(tol, max_iter)
     along = checks.directions(

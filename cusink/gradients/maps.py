@@ -27,6 +27,7 @@ from cusink.solver.maps import map_values
 from cusink.solver.problem import Problem
 from cusink.solver.result import SinkhornResult
 from cusink.types import Array, Axis, HostArray
+from cusink.workers import shares_out
 
 __all__ = [
     "MapGradients",
@@ -50,6 +51,7 @@ class MapGradients(SinkhornGradients):
 
 
 @one_call
+@shares_out
 def barycentric_map_adjoint(
     result: SinkhornResult,
     values: Array,
@@ -58,6 +60,7 @@ def barycentric_map_adjoint(
     axis: Axis = 1,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    workers: int | None = None,
 ) -> MapGradients:
     """Pull the gradient with respect to a barycentric map back to values and inputs of the solve.
 
@@ -75,6 +78,8 @@ def barycentric_map_adjoint(
         Relative residual, weighted by the plan, to which the linear system is solved.
     max_iter : int
         Iterations of conjugate gradients at most.
+    workers : int, optional
+        Threads, as for `cusink.sinkhorn`.
 
     Returns
     -------
@@ -114,6 +119,7 @@ def barycentric_map_adjoint(
     >>> print(grads.values.round(3), grads.x.round(3))
     [0.953 0.047] [ 0.203 -0.203]
     """
+    del workers  # `shares_out` has read it
     checks.instance("result", result, SinkhornResult, "cusink.sinkhorn")
     tol, max_iter = checks.linear_solve(tol, max_iter)
     problem, axis = result.problem, plan_axis(axis)

@@ -8,8 +8,10 @@ import numpy as np
 
 from cusink.calls import memory_advice
 from cusink.norms import checks
-from cusink.norms.products import ADVICE, KernelGradients, LogKernel, backend, gradients, log_sums, prepare
+from cusink.norms.products import ADVICE, KernelGradients, gradients, log_sums
+from cusink.norms.profiles import LogKernel, backend, prepare
 from cusink.types import Array, ArrayModule
+from cusink.workers import shares_out
 
 __all__ = [
     "kernel_neg_log_likelihood",
@@ -27,6 +29,7 @@ def kernel_neg_log_likelihood(
     kernel: LogKernel = ...,
     scale: float = ...,
     field_at: None = ...,
+    workers: int | None = ...,
 ) -> Array: ...
 
 
@@ -40,10 +43,12 @@ def kernel_neg_log_likelihood(
     kernel: LogKernel = ...,
     scale: float = ...,
     field_at: Array,
+    workers: int | None = ...,
 ) -> tuple[Array, Array]: ...
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_neg_log_likelihood(
     x: Array,
     a: Array | None,
@@ -53,6 +58,7 @@ def kernel_neg_log_likelihood(
     kernel: LogKernel = "gaussian",
     scale: float = 1.0,
     field_at: Array | None = None,
+    workers: int | None = None,
 ) -> Array | tuple[Array, Array]:
     """Return the negative log likelihood ``-sum_j b_j log(sum_i a_i k(y_j, x_i))`` of a sample.
 
@@ -72,6 +78,8 @@ def kernel_neg_log_likelihood(
         Length in the units of the points.
     field_at : array, shape (..., d), or None
         Points at which the log density ``log(k⋆mu)`` is wanted too, as for `cusink.kernel_distance`.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -100,6 +108,7 @@ def kernel_neg_log_likelihood(
     >>> cusink.kernel_neg_log_likelihood([0.0, 2.0], None, [0.0, 0.0], None, scale=0.5).round(4)
     np.float64(0.6931)
     """
+    del workers  # `shares_out` has read it
     given, profile = prepare(x, y, kernel, scale, log=True, a=a, b=b)
     xp, ops, b = given.xp, backend(given), given.per_point["b"]
     log_a = _log(xp, given.per_point["a"])
@@ -112,6 +121,7 @@ def kernel_neg_log_likelihood(
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_neg_log_likelihood_adjoint(
     x: Array,
     a: Array | None,
@@ -122,6 +132,7 @@ def kernel_neg_log_likelihood_adjoint(
     kernel: LogKernel = "gaussian",
     scale: float = 1.0,
     wrt: Collection[str] | None = None,
+    workers: int | None = None,
 ) -> KernelGradients:
     """Pull a gradient of `cusink.kernel_neg_log_likelihood` back to points and weights.
 
@@ -137,6 +148,8 @@ def kernel_neg_log_likelihood_adjoint(
         As for `cusink.kernel_product`.
     wrt : sequence of {"x", "a", "y", "b"}, or None
         Inputs whose gradients are wanted; None for all.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -160,6 +173,7 @@ def kernel_neg_log_likelihood_adjoint(
     >>> cusink.kernel_neg_log_likelihood_adjoint([0.0, 2.0], None, [1.0], [1.0], wrt="a").a
     array([-1., -1.])
     """
+    del workers  # `shares_out` has read it
     names = checks.wanted(wrt, ("x", "a", "y", "b"))
     given, profile = prepare(x, y, kernel, scale, log=True, a=a, b=b)
     grad = -checks.cotangent(grad, given)

@@ -9,28 +9,18 @@ from cusink.backends.profile import Profile
 from cusink.calls import memory_advice
 from cusink.norms import checks
 from cusink.norms.checks import WeightedPoints
-from cusink.norms.products import (
-    ADVICE,
-    Kernel,
-    KernelGradients,
-    backend,
-    bilinear_adjoint,
-    gradients,
-    prepare,
-)
+from cusink.norms.products import ADVICE, KernelGradients, bilinear_adjoint, gradients
+from cusink.norms.profiles import Kernel, backend, prepare, prepare_norm
 from cusink.types import Array
+from cusink.workers import shares_out
 
-__all__ = [
-    "kernel_distance",
-    "kernel_distance_adjoint",
-    "kernel_scalar_product",
-    "kernel_scalar_product_adjoint",
-]
+__all__ = ["kernel_distance", "kernel_distance_adjoint", "kernel_scalar_product", "kernel_scalar_product_adjoint"]
 
 CANCELLED = 2.0**-13  # of the terms of a difference, below which float32 has left too few of its 24 digits
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_scalar_product(
     x: Array,
     a: Array | None,
@@ -39,6 +29,7 @@ def kernel_scalar_product(
     *,
     kernel: Kernel = "gaussian",
     scale: float = 1.0,
+    workers: int | None = None,
 ) -> Array:
     """Return the scalar product ``<mu, nu>_k = sum_ij a_i k(x_i, y_j) b_j`` of two measures.
 
@@ -56,6 +47,8 @@ def kernel_scalar_product(
         As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -73,11 +66,13 @@ def kernel_scalar_product(
     >>> cusink.kernel_scalar_product([0.0, 1.0], [0.5, 0.5], [0.0], [1.0]).round(3)
     np.float64(0.684)
     """
+    del workers  # `shares_out` has read it
     given, profile = prepare(x, y, kernel, scale, a=a, b=b)
     return given.to_user(_scalar_product(given, profile, "x", "y")[0])
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_scalar_product_adjoint(
     x: Array,
     a: Array | None,
@@ -88,6 +83,7 @@ def kernel_scalar_product_adjoint(
     kernel: Kernel = "gaussian",
     scale: float = 1.0,
     wrt: Collection[str] | None = None,
+    workers: int | None = None,
 ) -> KernelGradients:
     """Pull a gradient of `cusink.kernel_scalar_product` back to points and weights.
 
@@ -103,6 +99,8 @@ def kernel_scalar_product_adjoint(
         As for `cusink.kernel_product`.
     wrt : sequence of {"x", "a", "y", "b"}, or None
         Inputs whose gradients are wanted; None for all. Each side costs the same.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -124,6 +122,7 @@ def kernel_scalar_product_adjoint(
     >>> cusink.kernel_scalar_product_adjoint([0.0, 1.0], None, [0.0], [1.0], wrt="a").a.round(3)
     array([1.   , 0.368])
     """
+    del workers  # `shares_out` has read it
     names = checks.wanted(wrt, ("x", "a", "y", "b"))
     given, profile = prepare(x, y, kernel, scale, a=a, b=b)
     return bilinear_adjoint(given, "a", profile, checks.cotangent(grad, given), names)
@@ -139,16 +138,26 @@ def kernel_distance(
     kernel: Kernel = ...,
     scale: float = ...,
     field_at: None = ...,
+    workers: int | None = ...,
 ) -> Array: ...
 
 
 @overload
 def kernel_distance(
-    x: Array, a: Array | None, y: Array, b: Array | None, *, kernel: Kernel = ..., scale: float = ..., field_at: Array
+    x: Array,
+    a: Array | None,
+    y: Array,
+    b: Array | None,
+    *,
+    kernel: Kernel = ...,
+    scale: float = ...,
+    field_at: Array,
+    workers: int | None = ...,
 ) -> tuple[Array, Array]: ...
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_distance(
     x: Array,
     a: Array | None,
@@ -158,6 +167,7 @@ def kernel_distance(
     kernel: Kernel = "gaussian",
     scale: float = 1.0,
     field_at: Array | None = None,
+    workers: int | None = None,
 ) -> Array | tuple[Array, Array]:
     """Return the squared norm ``|mu - nu|²_k`` of the difference of two measures.
 
@@ -172,6 +182,8 @@ def kernel_distance(
     field_at : array, shape (..., d), or None
         Points at which the field ``k⋆(mu - nu)`` is wanted too, such as the cells of a grid; for points on a line
         (`x` of shape (n,)) an array of numbers.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -206,7 +218,8 @@ def kernel_distance(
     >>> cusink.kernel_distance([0.0, 1.0], None, [0.0, 3.0], None, kernel="energy").round(4)
     np.float64(0.1656)
     """
-    given, profile = _prepare_norm(x, a, y, b, kernel, scale)
+    del workers  # `shares_out` has read it
+    given, profile = prepare_norm(x, a, y, b, kernel, scale)
     distance = given.to_user(_distance(given, profile))
     if field_at is None:
         return distance
@@ -215,6 +228,7 @@ def kernel_distance(
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_distance_adjoint(
     x: Array,
     a: Array | None,
@@ -225,6 +239,7 @@ def kernel_distance_adjoint(
     kernel: Kernel = "gaussian",
     scale: float = 1.0,
     wrt: Collection[str] | None = None,
+    workers: int | None = None,
 ) -> KernelGradients:
     """Pull a gradient of `cusink.kernel_distance` back to points and weights.
 
@@ -240,6 +255,8 @@ def kernel_distance_adjoint(
         As for `cusink.kernel_product`.
     wrt : sequence of {"x", "a", "y", "b"}, or None
         Inputs whose gradients are wanted; None for all. Each side costs the same.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -262,8 +279,9 @@ def kernel_distance_adjoint(
     >>> cusink.kernel_distance_adjoint([1.0], [1.0], [0.0], [1.0], wrt="x").x.round(3)  # away from y it grows
     array([1.472])
     """
+    del workers  # `shares_out` has read it
     names = checks.wanted(wrt, ("x", "a", "y", "b"))
-    given, profile = _prepare_norm(x, a, y, b, kernel, scale)
+    given, profile = prepare_norm(x, a, y, b, kernel, scale)
     grad, out = 2 * checks.cotangent(grad, given), {}
     for side, weights, sign in (("x", "a", 1), ("y", "b", -1)):
         if not names & {side, weights}:
@@ -274,16 +292,6 @@ def kernel_distance_adjoint(
         if slopes:
             out[side] = (sign * grad * given.per_point[weights])[..., None] * slopes[0]
     return gradients(given, out, names)
-
-
-def _prepare_norm(
-    x: Array, a: Array | None, y: Array, b: Array | None, kernel: str, scale: float
-) -> tuple[WeightedPoints, Profile]:
-    """Return checked measures whose difference has a norm, and the profile of the kernel."""
-    given, profile = prepare(x, y, kernel, scale, a=a, b=b)
-    if kernel == "distance":
-        checks.equal_masses(given)
-    return given, profile
 
 
 def _scalar_product(given: WeightedPoints, profile: Profile, left: str, right: str) -> tuple[Array, Array]:

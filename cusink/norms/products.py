@@ -2,16 +2,16 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from cusink.backends.numpy import sums
 from cusink.backends.profile import Profile
 from cusink.calls import memory_advice
 from cusink.norms import checks
 from cusink.norms.checks import WeightedPoints
+from cusink.norms.profiles import Kernel, LogKernel, backend, prepare
 from cusink.types import Array
+from cusink.workers import shares_out
 
 __all__ = [
     "KernelGradients",
@@ -24,24 +24,6 @@ __all__ = [
 
 STEEP = 2.0**8  # of logarithms of sums, from which on shares in float32 are off by more than 2**-16
 ADVICE = "Nothing of the size of all pairs is made: pass fewer points or problems at once"
-
-Kernel: TypeAlias = Literal["gaussian", "laplace", "energy", "exponential", "distance"]
-LogKernel: TypeAlias = Literal["gaussian", "laplace", "energy", "exponential"]
-
-
-class KernelSums(Protocol):
-    """The sums over pairs that each array library has, see `cusink.backends.numpy.sums`."""
-
-    def kernel_sums(self, x: Array, y: Array, v: Array, profile: Profile) -> Array:
-        """Return ``sum_j k(x_i, y_j) v_j`` (B, n)."""
-
-    def kernel_log_sums(self, x: Array, y: Array, q: Array, profile: Profile) -> Array:
-        """Return ``log(sum_j k(x_i, y_j) exp(q_j))`` (B, n)."""
-
-    def kernel_slopes(
-        self, x: Array, y: Array, v: Array, p: Array | None, q: Array | None, profile: Profile
-    ) -> tuple[Array, Array]:
-        """Return ``sum_j w_ij`` (B, n) and ``sum_j w_ij ∇log k`` (B, n, d) for ``w_ij = k exp(p_i + q_j) v_j``."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,7 +48,10 @@ class KernelGradients:
 
 
 @memory_advice(ADVICE)
-def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussian", scale: float = 1.0) -> Array:
+@shares_out
+def kernel_product(
+    x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussian", scale: float = 1.0, *, workers: int | None = None
+) -> Array:
     """Return the sums ``sum_j k(x_i, y_j) b_j`` of a radial kernel over weighted points.
 
     Parameters
@@ -82,6 +67,8 @@ def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussi
         The last two have a kink at r = 0; the fourth is also called Laplacian, the last is that of the energy distance.
     scale : float
         Length in the units of the points.
+    workers : int, optional
+        Threads, -1 for all cores that the process may use; None for what `cusink.set_workers` says.
 
     Returns
     -------
@@ -107,11 +94,13 @@ def kernel_product(x: Array, y: Array, b: Array | None, kernel: Kernel = "gaussi
     >>> cusink.kernel_product([0.0, 1.0], [0.0, 1.0, 2.0], [0.5, 0.25, 0.25]).round(3)
     array([0.597, 0.526])
     """
+    del workers  # `shares_out` has read it
     given, profile = prepare(x, y, kernel, scale, b=b)
     return given.to_user(backend(given).kernel_sums(given.x, given.y, given.per_point["b"], profile))
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_product_adjoint(
     x: Array,
     y: Array,
@@ -121,6 +110,7 @@ def kernel_product_adjoint(
     scale: float = 1.0,
     *,
     wrt: Collection[str] | None = None,
+    workers: int | None = None,
 ) -> KernelGradients:
     """Pull a gradient of the sums of `cusink.kernel_product` back to its points and weights.
 
@@ -136,6 +126,8 @@ def kernel_product_adjoint(
         As for `cusink.kernel_product`.
     wrt : sequence of {"x", "y", "b"}, or None
         Inputs whose gradients are wanted; None for all. Those of "y" and "b" share their work.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -159,14 +151,22 @@ def kernel_product_adjoint(
     >>> cusink.kernel_product_adjoint([1.0], [0.0], [2.0], [1.0]).b.round(3)
     array([0.368])
     """
+    del workers  # `shares_out` has read it
     names = checks.wanted(wrt, ("x", "y", "b"))
     given, profile = prepare(x, y, kernel, scale, b=b, grad=grad)
     return bilinear_adjoint(given, "grad", profile, 1, names)
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_product_log(
-    x: Array, y: Array, log_b: Array | None, kernel: LogKernel = "gaussian", scale: float = 1.0
+    x: Array,
+    y: Array,
+    log_b: Array | None,
+    kernel: LogKernel = "gaussian",
+    scale: float = 1.0,
+    *,
+    workers: int | None = None,
 ) -> Array:
     """Return ``log(sum_j k(x_i, y_j) exp(log_b_j))``, right where the sum itself leaves the range.
 
@@ -180,6 +180,8 @@ def kernel_product_log(
         As for `cusink.kernel_product`.
     scale : float
         As for `cusink.kernel_product`.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -201,11 +203,13 @@ def kernel_product_log(
     >>> cusink.kernel_product_log([100.0], [0.0, 1.0], [0.0, 0.0])  # exp of it is no longer a number
     array([-9801.])
     """
+    del workers  # `shares_out` has read it
     given, profile = prepare(x, y, kernel, scale, log=True, log_b=log_b)
     return given.to_user(backend(given).kernel_log_sums(given.x, given.y, given.per_point["log_b"], profile))
 
 
 @memory_advice(ADVICE)
+@shares_out
 def kernel_product_log_adjoint(
     x: Array,
     y: Array,
@@ -215,6 +219,7 @@ def kernel_product_log_adjoint(
     scale: float = 1.0,
     *,
     wrt: Collection[str] | None = None,
+    workers: int | None = None,
 ) -> KernelGradients:
     """Pull a gradient of the result of `cusink.kernel_product_log` back to its points and log weights.
 
@@ -230,6 +235,8 @@ def kernel_product_log_adjoint(
         As for `cusink.kernel_product`.
     wrt : sequence of {"x", "y", "log_b"}, or None
         Inputs whose gradients are wanted; None for all.
+    workers : int, optional
+        Threads, as for `cusink.kernel_product`.
 
     Returns
     -------
@@ -253,6 +260,7 @@ def kernel_product_log_adjoint(
     >>> cusink.kernel_product_log_adjoint([0.0], [-1.0, 1.0], [0.0, 0.0], [1.0]).log_b
     array([0.5, 0.5])
     """
+    del workers  # `shares_out` has read it
     names = checks.wanted(wrt, ("x", "y", "log_b"))
     given, profile = prepare(x, y, kernel, scale, log=True, log_b=log_b, grad=grad)
     given, log_sum = log_sums(given, profile, "x", "log_b")
@@ -279,40 +287,6 @@ def log_sums(given: WeightedPoints, profile: Profile, at: str, name: str) -> tup
     if given.x.dtype == np.float32 and bool((given.xp.where(given.xp.isfinite(sums), abs(sums), 0) > STEEP).any()):
         return log_sums(given.in_float64(slice(None)), profile, at, name)
     return given, sums
-
-
-def prepare(
-    x: Array, y: Array, kernel: str, scale: float, log: bool = False, **per_point: Array | None
-) -> tuple[WeightedPoints, Profile]:
-    """Return checked points with their weights, and the profile of the kernel; `log` allows the log forms."""
-    scale = checks.kernel(kernel, scale, log)
-    given = checks.weighted_points(x, y, per_point, positive=log and "a" in per_point)
-    checks.scale_in_range(kernel, scale, given.x.dtype)
-    if kernel in ("exponential", "distance"):  # of distances, whose squares may have no room where they have
-        given = given.in_own_unit()
-    checks.distances_in_range(kernel, scale, given)
-    return given, profile(kernel, scale, given.unit)
-
-
-def profile(kernel: str, scale: float, unit: float = 1.0) -> Profile:
-    """Return the `Profile` of a kernel by its name, for points that are given in a unit; slopes are not."""
-    s = float(scale)
-    return {
-        "gaussian": Profile("linear", -1 / s**2, 0.0, -2 / s**2),
-        "laplace": Profile("root", -1.0, s**2, -1.0),
-        "energy": Profile("log", -0.25, s**2, -0.5),
-        "exponential": Profile("root", -unit / s, 0.0, -1 / s),
-        "distance": Profile("distance", -unit / s, 0.0, -1 / s),
-    }[kernel]
-
-
-def backend(given: WeightedPoints) -> KernelSums:
-    """Return the module with the sums for the library of the arrays."""
-    if given.xp is np:
-        return sums
-    from cusink.backends.cupy import sums as cupy_sums
-
-    return cupy_sums
 
 
 def bilinear_adjoint(

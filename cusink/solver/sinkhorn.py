@@ -27,6 +27,7 @@ from cusink.solver.result import SinkhornPairs, SinkhornResult, joined, made, ma
 from cusink.solver.solution import Callback, FoundLater, Solution
 from cusink.solver.values import values
 from cusink.types import Array, Method, Overrelaxation, Tolerance
+from cusink.workers import shares_out
 
 __all__ = [
     "sinkhorn",
@@ -51,6 +52,7 @@ def sinkhorn(
     memory_limit: int | None = None,
     normalise: bool = False,
     check: bool = True,
+    workers: int | None = None,
 ) -> SinkhornPairs: ...
 
 
@@ -73,10 +75,12 @@ def sinkhorn(
     gap: float | None = None,
     normalise: bool = False,
     check: bool = True,
+    workers: int | None = None,
 ) -> SinkhornResult: ...
 
 
 @memory_advice("Solve fewer pairs at a time: pass a part of the rows of 'a' and 'b' (and of a batched 'C') per call")
+@shares_out
 def sinkhorn(
     a: Array | None,
     b: Array | None,
@@ -95,6 +99,7 @@ def sinkhorn(
     gap: float | None = None,
     normalise: bool = False,
     check: bool = True,
+    workers: int | None = None,
 ) -> SinkhornResult | SinkhornPairs:
     """Solve entropy-regularised optimal transport for one pair of histograms or for many at once.
 
@@ -153,6 +158,9 @@ def sinkhorn(
         Divide the weights by their sums, so that masses may be any; gradients are then those by the normalised weights.
     check : bool
         False skips the checks of the values of the input (not those of shapes and types), for speed.
+    workers : int, optional
+        Threads for clouds of points, `cusink.Measures` and costs of their own, -1 for all cores that the process may
+        use; BLAS then has one thread. None for what `cusink.set_workers` says, and BLAS's own threads elsewhere.
 
     Returns
     -------
@@ -217,6 +225,7 @@ def sinkhorn(
     >>> print(f"{result.cost:.4f}")
     1.0000
     """
+    del workers  # `shares_out` has read it
     tol = tolerance(tol, a, b, C)
     eps = relative_or_numbers(eps)
     prices = checks.reach(reach, method)

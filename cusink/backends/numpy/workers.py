@@ -15,12 +15,9 @@ def cores() -> int:
 
 
 def run_all(run: Callable[..., R], *arguments: Iterable[Any]) -> list[R]:
-    """Return the results of ``run(*each)`` for all tuples of arguments, in order; on threads if there are several.
-
-    BLAS has one thread meanwhile, for any number of ours: a product that it cut up itself could have other digits.
-    """
+    """Return the results of ``run(*each)`` for all tuples of arguments, in order; on threads if there are several."""
     calls = list(zip(*arguments, strict=True))
     if len(calls) < 2 or workers.inside():
         return [run(*each) for each in calls]
-    with workers.working(cores()):
+    with workers.working(cores()):  # what `Limits.threads` says
         return workers.each(run, calls)

@@ -16,7 +16,7 @@ from cusink.backends.cupy import loader
 from cusink.backends.cupy.launch import COORDINATES, GROUP, H100, NEAR, PAIR_STATE, Launch, configure, wide_shared
 from cusink.backends.numpy import sums
 from cusink.norms import likelihood, norms, products
-from cusink.norms.products import profile
+from cusink.norms.profiles import profile
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ to build the emulated kernels")
 

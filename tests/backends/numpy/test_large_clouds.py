@@ -121,7 +121,7 @@ def test_thin_factors_have_the_sums_of_the_entries(dtype, d):
     assert all(expansion is not None for expansion in kernel.expansions.values())
     for found, right, lost in ((T, A @ q, least * q.sum()), (S, A.T @ p, least * p.sum())):
         assert (np.abs(found - right) <= share * right + lost).all()
-    sums = PlanKernel(side, f, g, eps, 0, least, share).cost_sums(q, lambda rows, _: p[rows], None, columns=False)
+    sums = PlanKernel(side, f, g, eps, 0, least, share).cost_sums(q, lambda rows, _: p[rows], columns=False)
     right = (A * costs_between(side.x, side.y.T)) @ q
     assert (np.abs(sums.TC - right) <= 4 * share * right + 10 * least).all()
     assert np.array_equal(sums.T, T)
