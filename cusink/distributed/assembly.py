@@ -1,5 +1,6 @@
 """Assemble a lazy matrix from blocks, each a task."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -10,34 +11,34 @@ import numpy as np
 from cusink.distributed import tasks
 from cusink.distributed.jobs import Chunks, Delayed, Job, LazyArray, Place
 from cusink.retrieval.pairs import Field
+from cusink.types import ArrayModule
 
+SolveBlock: TypeAlias = Callable[[int, int, Place, int, bool], Delayed]  # by the numbers of both chunks
 Blocks: TypeAlias = list[list[Delayed]]  # by chunks of rows and of columns; each a dict of arrays by field
 
 DTYPES: dict[Field, Any] = {"distances": None, "error": np.float64, "n_iter": np.int64, "converged": np.bool_}
 
 
-def rectangle(job: Job, left: Chunks, right: Chunks, solve: Delayed) -> Blocks:
+def rectangle(left: Chunks, right: Chunks, solve: SolveBlock) -> Blocks:
     """Return the blocks of a matrix of two collections."""
-    columns = list(zip(right, _terms(job, 1, right), strict=True))
     return [
-        [solve(a, b, job.C, job.mass, (ours, theirs), Place(row, column)) for (b, column, _), theirs in columns]
-        for (a, row, _), ours in zip(left, _terms(job, 0, left), strict=True)
+        [solve(i, j, Place(row, column), 0, False) for j, (_, column, _) in enumerate(right)]
+        for i, (_, row, _) in enumerate(left)
     ]
 
 
-def triangle(job: Job, left: Chunks, right: Chunks, solve: Delayed) -> Blocks:
+def triangle(left: Chunks, right: Chunks, width: int, solve: SolveBlock) -> Blocks:
     """Return the blocks of a symmetric matrix: the tiles on and above the diagonal are solved, the others mirrored.
 
     A tile of the rows from `row` on has the columns from ``max(row, column)`` on; all of it is above the diagonal
     unless it is a square.
     """
-    ours, theirs, width = _terms(job, 0, left), _terms(job, 1, right), job.tile[1]
     tiles = {}
-    for i, (a, row, _) in enumerate(left):
-        for j, (b, column, _) in enumerate(right):
+    for i, (_, row, _) in enumerate(left):
+        for j, (_, column, _) in enumerate(right):
             if row < column + width:
                 place, skip = Place(row, max(row, column)), max(row - column, 0)
-                tiles[i, j] = solve(a, b, job.C, job.mass, (ours[i], theirs[j]), place, skip, row >= column)
+                tiles[i, j] = solve(i, j, place, skip, row >= column)
     mirror = dask.delayed(tasks.mirror_block, pure=False)
     blocks: Blocks = []
     for i, (_, row, height) in enumerate(left):
@@ -52,9 +53,9 @@ def triangle(job: Job, left: Chunks, right: Chunks, solve: Delayed) -> Blocks:
     return blocks
 
 
-def assembled(job: Job, left: Chunks, right: Chunks, blocks: Blocks, name: Field) -> LazyArray:
-    """Return the lazy array of a field of blocks."""
-    meta = job.like(DTYPES[name] or job.dtype)
+def assembled(like: ArrayModule, dtype: Any, left: Chunks, right: Chunks, blocks: Blocks, name: Field) -> LazyArray:
+    """Return the lazy array of a field of blocks, of a library and, for distances, of a dtype."""
+    meta = like.empty((0, 0), DTYPES[name] or dtype)
     return da.block(
         [
             [
@@ -66,7 +67,7 @@ def assembled(job: Job, left: Chunks, right: Chunks, blocks: Blocks, name: Field
     )
 
 
-def _terms(job: Job, side: Literal[0, 1], chunks: Chunks) -> list[Delayed]:
+def terms_of(job: Job, side: Literal[0, 1], chunks: Chunks) -> list[Delayed]:
     """Return the terms of a divergence of the items of a side with themselves, by chunks; else None for each."""
     if job.task.value != "divergence":
         return [None] * len(chunks.sizes)

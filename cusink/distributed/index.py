@@ -1,7 +1,11 @@
 """An index whose parts lie with the workers of Dask."""
 
+import json
+import os
+import shutil
+import uuid
 from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -9,13 +13,17 @@ import numpy as np
 
 from cusink.calls import one_call
 from cusink.checks.arrays import kind
-from cusink.checks.scalars import flags, positive_integer, shown
+from cusink.checks.scalars import flag, flags
 from cusink.distributed.jobs import check_client, sent
-from cusink.retrieval.checks import solve_at_most as limit_of_pairs
+from cusink.distributed.parts import How, facts_of, grown, is_index, items_of, merged, search_part
+from cusink.retrieval import checks
+from cusink.retrieval.index import Index as OneIndex
 from cusink.retrieval.neighbours import Neighbours
-from cusink.retrieval.stored_index import in_common
-from cusink.types import Array
-from cusink.workers import alone
+from cusink.retrieval.paths import is_path, usable_path
+from cusink.types import Array, HostArray
+
+LISTED = "parts.json"  # names the folders of the parts, in order
+FORMAT = "cusink index in parts, 1"
 
 
 class Index:
@@ -62,7 +70,7 @@ class Index:
         check_client(client)
         given = list(parts)
         for number, part in enumerate(given):
-            if not (_is_index(part) or dask.is_dask_collection(part)):
+            if not (is_index(part) or dask.is_dask_collection(part)):
                 raise TypeError(
                     f"'parts' must be cusink.Index or delayed calls that return one; got {kind(part)} at {number}. "
                     "dask.delayed(cusink.Index.load)(path) loads one where it is used"
@@ -72,10 +80,10 @@ class Index:
         self._client = client
         if client is None:
             self._parts = list(dask.compute(*given))
-            facts = [_facts(part) for part in self._parts]
+            facts = [facts_of(part) for part in self._parts]
         else:
             self._parts = [client.compute(x) if dask.is_dask_collection(x) else sent(client, x) for x in given]
-            facts = client.gather([client.submit(_facts, part, pure=False) for part in self._parts])
+            facts = client.gather([client.submit(facts_of, part, pure=False) for part in self._parts])
         for number, (_, fact) in enumerate(facts):
             if fact != facts[0][1]:
                 raise ValueError(
@@ -98,6 +106,7 @@ class Index:
         *,
         prune: bool = True,
         solve_at_most: int | None = None,
+        candidates: Any = None,
         full_output: bool = False,
         check: bool = True,
     ) -> tuple[Array, Array] | Neighbours:
@@ -105,14 +114,18 @@ class Index:
 
         Parameters
         ----------
-        A : array, shape (Q, n), scipy.sparse matrix or Measures
-            Queries, as for `cusink.Index.search`; each part gets all of them.
+        A : array, shape (Q, n), scipy.sparse matrix, Measures or None
+            Queries, as for `cusink.Index.search`; each part gets all of them. None looks among the other items for each
+            of them: each part gets the items of all.
         k : int
             Neighbours wanted of each row.
         prune : bool
             As for `cusink.nearest`.
         solve_at_most : int, optional
             Pairs of a row to be solved at most in each part.
+        candidates : array of int, shape (Q, c), optional
+            Items to be looked at for each row, numbered part after part, as for `cusink.nearest`. A part that has none
+            of a row is not searched for it. Not for ``A=None``.
         full_output : bool
             Return `cusink.Neighbours`.
         check : bool
@@ -131,72 +144,177 @@ class Index:
             As for `cusink.Index.search`.
         """
         flags(prune=prune, full_output=full_output, check=check)
-        k = positive_integer("k", k)
-        if A is None:
-            raise TypeError("'A' must be queries; got None. The items of parts are not looked for among each other")
-        if k > len(self):
-            raise ValueError(f"'k' must be at most the number of items, {len(self)}; got {shown(k)}. Ask for fewer")
-        how = {"prune": prune, "check": check}
-        solve_at_most = limit_of_pairs(solve_at_most, k)
-        calls = [(part, size, solve_at_most) for part, size in zip(self._parts, self._sizes, strict=True)]
+        k = checks.neighbours(k, len(self), A is None, "the items of the index")
+        how = How(k=k, prune=prune, solve_at_most=checks.solve_at_most(solve_at_most, k), check=check)
         check_client(self._client)
-        if self._client is None:
-            found = list(dask.compute(*(dask.delayed(_search)(A, k, *call, how) for call in calls)))
+        if A is None:
+            if candidates is not None:
+                raise ValueError(
+                    "'candidates' must be None where 'A' is: pass the items as 'A', and leave each one out of its own "
+                    "candidates"
+                )
+            every = self._among_themselves(how)
         else:
-            queries = sent(self._client, A)
-            search = partial(self._client.submit, _search, queries, k, pure=False)
-            found = self._client.gather([search(*call, how) for call in calls])
-        every = _merged(found, self._sizes, k)
+            count = A.shape[0] if hasattr(A, "shape") else len(A)
+            listed: list[HostArray | None] = [None] * len(self._sizes)
+            if candidates is not None:
+                named = checks.candidates(candidates, (count, len(self)), k, False)
+                listed = [named - first for first in self._firsts()]
+            queries = A if self._client is None else sent(self._client, A)
+            calls = [
+                (search_part, queries, part, size, how, own)
+                for part, size, own in zip(self._parts, self._sizes, listed, strict=True)
+            ]
+            every = merged(self._done(calls), self._sizes, k)
         return every if full_output else (every.distances, every.indices)
 
+    def _among_themselves(self, how: How) -> Neighbours:
+        """Return the neighbours of all items among the others."""
+        parts = list(zip(self._parts, self._sizes, strict=True))
+        items = [self._begun(items_of, part) for part in self._parts]
+        calls = [
+            (search_part, None if own == other else items[own], part, size, how, None, own == other)
+            for own in range(len(parts))
+            for other, (part, size) in enumerate(parts)
+        ]
+        found, count = self._done(calls), len(parts)
+        lines = [merged(found[row : row + count], self._sizes, how.k) for row in range(0, len(found), count)]
+        fields: dict[str, Any] = {
+            name: sum(getattr(line, name) for line in lines)
+            if name in ("bounded", "started", "finished")
+            else np.concatenate([getattr(line, name) for line in lines])
+            for name in lines[0].__dict__
+            if name != "pruning"
+        }
+        return Neighbours(**fields, pruning=lines[0].pruning)
 
-def _is_index(part: object) -> bool:
-    return all(hasattr(part, name) for name in ("search", "eps", "value", "tol", "reach", "dtype", "__len__"))
+    def add(self, B: Any, *, check: bool = True) -> None:
+        """Add items to the last part; they come after all that are there.
+
+        Parameters
+        ----------
+        B : array, shape (D, m), scipy.sparse matrix or Measures
+            As for `cusink.Index.add`.
+        check : bool
+            False skips the checks of the values of B.
+
+        Returns
+        -------
+        None
+            The `cusink.Index` that the part was made of stays as it was. Many items are better another part.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `cusink.Index.add`; the index stays as it was.
+        """
+        flag("check", check)
+        check_client(self._client)
+        given = B if self._client is None else sent(self._client, B)
+        last = self._begun(grown, self._parts[-1], self._sizes[-1], given, check)
+        (size, _), *_ = self._done([(facts_of, last)])
+        self._parts, self._sizes = [*self._parts[:-1], last], [*self._sizes[:-1], size]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all parts into one folder, each by the worker that has it.
+
+        Parameters
+        ----------
+        path : str or path
+            The name of a folder that is not there yet, which this process and all workers can write to.
+
+        Returns
+        -------
+        None
+            The folder is complete, or it is not there.
+
+        Raises
+        ------
+        FileExistsError
+            If there is something of that name.
+        FileNotFoundError
+            If there is no folder to make it in, or a worker wrote where this process does not see it.
+        TypeError
+            As for `cusink.Index.save`.
+        """
+        folder = _folder(path)
+        check_client(self._client)
+        if folder.exists():
+            raise FileExistsError(f"'path' must be a new folder; '{folder}' exists. Choose another, or delete it")
+        draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        try:
+            draft.mkdir()
+            names = [f"part-{number:05d}" for number in range(len(self._parts))]
+            self._done([(_save, part, str(draft / name)) for part, name in zip(self._parts, names, strict=True)])
+            for name in names:
+                if not (draft / name).is_dir():
+                    raise FileNotFoundError(
+                        f"'path' must be in a file system that this process shares with all workers; one wrote "
+                        f"'{draft / name}', which is not here. Save cusink.Index of each part on its own machine"
+                    )
+            (draft / LISTED).write_text(json.dumps({"format": FORMAT, "parts": names}), encoding="utf-8")
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, client: Any = None) -> "Index":
+        """Return an index that was saved; workers map the parts of it, as `cusink.Index.load` does.
+
+        Parameters
+        ----------
+        path : str or path
+            The name of the folder, which all workers can read.
+        client : dask.distributed.Client, optional
+            As for the index.
+
+        Returns
+        -------
+        Index
+            It gives the answers of the one that was saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no index.
+        ValueError
+            If files are damaged, or of another version of the format.
+        """
+        folder = _folder(path)
+        try:
+            given = json.loads((folder / LISTED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            given = None
+        if given is None and not (folder / LISTED).exists():
+            raise FileNotFoundError(f"'path' must be a saved index in parts; there is no '{folder / LISTED}'")
+        names = given.get("parts") if isinstance(given, dict) and given.get("format") == FORMAT else None
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"'{folder / LISTED}' must be of the format {FORMAT!r}; save the index again")
+        load = dask.delayed(OneIndex.load, pure=False)
+        return cls([load(str(folder / Path(name).name)) for name in names], client=client)
+
+    def _firsts(self) -> list[int]:
+        """Return the number of the first item of each part."""
+        return [0, *np.cumsum(self._sizes[:-1]).tolist()]
+
+    def _begun(self, function: Any, *arguments: Any) -> Any:
+        """Return what a function gives, as soon as it is there: here, or with a worker."""
+        if self._client is None:
+            return function(*arguments)
+        return self._client.submit(function, *arguments, pure=False)
+
+    def _done(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """Return what functions give of arguments."""
+        if self._client is None:
+            return list(dask.compute(*(dask.delayed(call[0], pure=False)(*call[1:]) for call in calls)))
+        return list(self._client.gather([self._begun(*call) for call in calls]))
 
 
-def _facts(part: Any) -> tuple[int, dict[str, object]]:
-    """Return the items of a part, and what all parts must have in common."""
-    if not _is_index(part):
-        raise TypeError(f"'parts' must be cusink.Index or delayed calls that return one; got {kind(part)}")
-    return len(part), in_common(part)
+def _folder(path: object) -> Path:
+    if not is_path(path):
+        raise TypeError(f"'path' must be the name of a folder; got {kind(path)}")
+    return usable_path("path", path)
 
 
-@alone
-def _search(A: Any, k: int, part: Any, size: int, solve_at_most: int | None, how: dict[str, bool]) -> Neighbours:
-    """Search one part, for fewer neighbours if it has fewer items."""
-    if len(part) != size:
-        raise ValueError(
-            f"'parts' must stay as they were when the index was made; a part of {size} items has {len(part)} now. Make "
-            "another cusink.distributed.Index of them"
-        )
-    found: Neighbours = part.search(A, min(k, size), solve_at_most=solve_at_most, full_output=True, **how)
-    return found
-
-
-def _merged(found: list[Neighbours], sizes: list[int], k: int) -> Neighbours:
-    """Return the k nearest of the neighbours in all parts; equal distances come in the order of their indices."""
-    firsts = np.cumsum([0, *sizes[:-1]])
-    fields = {
-        name: np.concatenate([np.asarray(getattr(part, name)) for part in found], axis=1)
-        for name in ("distances", "error", "converged")
-    }
-    indices = np.concatenate([part.indices + first for part, first in zip(found, firsts, strict=True)], axis=1)
-    order = np.argsort(fields["distances"], axis=1, kind="stable")[:, :k]  # parts, and neighbours in them, in order
-    near = {name: np.take_along_axis(x, order, axis=1) for name, x in (fields | {"indices": indices}).items()}
-    kth, proved, undercut = near["distances"][:, -1].astype(float), np.ones(len(order), bool), np.zeros(len(order))
-    for part in found:
-        # What a part has not solved is above its own k-th distance where that is proved.
-        floor = part.distances[:, -1] - part.undercut
-        sure = part.proved | (floor > kth)
-        proved &= sure
-        short = np.where(np.isnan(kth - floor), np.inf, kth - floor)  # of pairs without a distance nothing is known
-        undercut = np.maximum(undercut, np.where(sure, 0, short))
-    return Neighbours(
-        **near,
-        bounded=sum(part.bounded for part in found),
-        started=sum(part.started for part in found),
-        finished=sum(part.finished for part in found),
-        pruning=found[0].pruning,
-        proved=proved,
-        undercut=undercut,
-    )
+def _save(part: Any, path: str) -> None:
+    part.save(path)

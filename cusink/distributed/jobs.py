@@ -171,7 +171,7 @@ class Job:
             xp=xp,
             dtype=dtype,
             tile=tile,
-            C=dask.delayed(C, pure=False, traverse=False) if client is None else _kept(client, C),
+            C=held(client, C),
             mass=dask.delayed(first_mass, pure=False)(A[:1].to_delayed()[0, 0], masses),
             task=task,
         )
@@ -212,6 +212,11 @@ def check_client(client: Any) -> None:
         raise ValueError("'client' must be open; got one that has been closed. Make another")
 
 
+def held(client: Any, x: Any) -> Any:
+    """Return an object that all tasks of a call share: a part of the graph, or sent to the cluster of a client."""
+    return dask.delayed(x, pure=False, traverse=False) if client is None else _kept(client, x)
+
+
 def _kept(client: Any, C: Any) -> Any:
     """Return a future of a cost that is sent to a cluster, held for a while.
 
@@ -249,8 +254,8 @@ def _collection(name: str, x: Any, cells: Cells) -> LazyArray:
     rows = getattr(x, "_meta", x)
     if are_documents(rows, None):
         raise TypeError(
-            f"'{name}' must be an array of histograms; got {kind(rows)}. Documents are compared by "
-            "cusink.distance_matrix and cusink.nearest, without Dask; sparse rows can be made dense with .toarray()"
+            f"'{name}' must be an array of histograms; got {kind(rows)} in a dask.array. Documents are taken as one "
+            "scipy.sparse matrix or cusink.Measures, or as cusink.distributed.Index of parts that workers load"
         )
     if not isinstance(x, da.Array):
         _, xp, _ = arrays(**{name: x})

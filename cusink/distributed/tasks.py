@@ -84,16 +84,28 @@ def _solved(pairs: HistogramPairs, terms: HostArray) -> Solved:
     return Solved(pairs.xp.asarray(terms[:, 0]), terms[:, 1], none, terms[:, 2] > 0)
 
 
+def on_device(task: Task, *arrays: Any) -> tuple[Any, ...]:
+    """Return arrays, or what holds some, on the device of the task."""
+    if task.device == "cpu":
+        return arrays
+    problem = device_error()
+    if problem is not None:
+        raise RuntimeError(
+            f"device='cuda': a worker on {socket.gethostname()} cannot use a GPU: {problem}. Give every worker an "
+            "environment with CuPy and a GPU, or pass device='cpu'"
+        )
+    return tuple(to_device(*arrays))
+
+
+def note_place(error: Exception, place: Place | None) -> None:
+    """Let an error say which block of the matrix it is about."""
+    if place is not None:
+        error.add_note(f"In a block of the matrix: rows count from {place.row} of 'A' and from {place.column} of 'B'.")
+
+
 def pairs_of_chunks(a: Array, b: Array | None, C: Any, mass: float, place: Place | None, task: Task) -> HistogramPairs:
     """Return the pairs of two chunks, b None for `a` itself, on the device of the task, all scaled to `mass`."""
-    if task.device == "cuda":
-        problem = device_error()
-        if problem is not None:
-            raise RuntimeError(
-                f"device='cuda': a worker on {socket.gethostname()} cannot use a GPU: {problem}. Give every worker an "
-                "environment with CuPy and a GPU, or pass device='cpu'"
-            )
-        a, b, C = to_device(a, b, C)
+    a, b, C = on_device(task, a, b, C)
     try:
         pairs = check_collections(
             a,
@@ -107,10 +119,7 @@ def pairs_of_chunks(a: Array, b: Array | None, C: Any, mass: float, place: Place
             normalise=task.normalise,
         )
     except (TypeError, ValueError) as error:
-        if place is not None:
-            error.add_note(
-                f"In a block of the matrix: rows count from {place.row} of 'A' and from {place.column} of 'B'."
-            )
+        note_place(error, place)
         raise
     assert isinstance(pairs, HistogramPairs)  # chunks are arrays
     return pairs

@@ -128,9 +128,19 @@ def histograms(
 
 
 def corpus(
-    B: Any, C: Any, *, eps: float, check: bool, memory_limit: int | None = None, masses: Masses = "equal"
+    B: Any,
+    C: Any,
+    *,
+    eps: float,
+    check: bool,
+    memory_limit: int | None = None,
+    masses: Masses = "equal",
+    mass: float | None = None,
 ) -> CheckedCorpus:
-    """Check histograms B of one mass, to be looked among later, and the cost to their bins."""
+    """Check histograms B of one mass, to be looked among later, and the cost to their bins.
+
+    They are scaled to `mass`, or to that of the first one.
+    """
     eps = regularisation(eps)
     if B is None:
         raise TypeError("'B' must be an array of histograms; got None")
@@ -149,7 +159,7 @@ def corpus(
         cost_values(C.data, xp)
     if check:
         weight_values("B", B[:1], xp)
-    mass = wanted_mass(B[:1], masses)
+    mass = wanted_mass(B[:1], masses) if mass is None else mass
     rows = normalised_rows("B", B, mass, xp, check, weights_dtype(dtype, given), "'B' row 0", masses)
     return CheckedCorpus(rows, C, dtype, mass, masses)
 

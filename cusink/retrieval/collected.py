@@ -65,19 +65,22 @@ def check_settings(
     )
 
 
-def collect(B: Any, C: Any, settings: Settings, check: bool) -> AnyCorpus:
-    """Return the corpus of items as the user passes them, who may change them afterwards."""
+def collect(B: Any, C: Any, settings: Settings, check: bool, mass: float | None = None) -> AnyCorpus:
+    """Return the corpus of items as the user passes them, who may change them afterwards.
+
+    They are scaled to `mass`, if it is given, and else to that of the first one.
+    """
     if are_documents(B, None):
         if settings.normalise and isinstance(B, Measures):
             B = B.normalised()
         measures = Measures(*map(own, (B.offsets, B.weights, B.points))) if isinstance(B, Measures) else None
         without_reach(settings.reach)
-        one = settings.normalise
-        given = check_corpus(B, C, eps=settings.eps, check=check, on_empty=settings.on_empty, normalise=one)
+        rules: dict[str, Any] = {"on_empty": settings.on_empty, "normalise": settings.normalise, "first": mass}
+        given = check_corpus(B, C, eps=settings.eps, check=check, **rules)
         return of_documents(given, settings, measures, None if measures is None else own_metric(metric_of(C)))
     limit = kernel_share(settings.memory_limit)
     masses = masses_of(settings.normalise, settings.reach)
-    histograms = checks.corpus(B, C, eps=settings.eps, check=check, memory_limit=limit, masses=masses)
+    histograms = checks.corpus(B, C, eps=settings.eps, check=check, memory_limit=limit, masses=masses, mass=mass)
     rows = histograms.B
     assert isinstance(rows, checks.NormalisedRows)
     return of_histograms(dataclasses.replace(histograms, B=kept(rows), C=_kept_cost(histograms.C)), settings)

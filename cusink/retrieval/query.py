@@ -68,13 +68,17 @@ class Counts:
 
 
 class Certificate:
-    """For each row whether its k nearest are `proved`, and by how much at most the k-th could still be `undercut`."""
+    """For each row whether its k nearest are `proved`, and by how much at most the k-th could still be `undercut`.
+
+    `floor` is the least value that a pair which was not solved may have, where that is not proved to exceed the k-th.
+    """
 
     def __init__(self, rows: int) -> None:
-        self.proved, self.undercut = np.ones(rows, bool), np.zeros(rows)
+        self.proved, self.undercut, self.floor = np.ones(rows, bool), np.zeros(rows), np.full(rows, np.inf)
 
     def look(self, rows: HostArray, floor: HostArray, kth: HostArray) -> None:
         """Compare the least value (rows,) that a pair not yet solved may have with that of the k-th neighbour."""
+        self.floor[rows] = floor
         self.proved[rows] = proved = (floor > kth) | (floor == np.inf)
         with np.errstate(invalid="ignore"):
             gap = np.maximum(kth - floor, 0)
@@ -82,7 +86,8 @@ class Certificate:
 
     def take(self, rows: slice, other: "Certificate") -> None:
         """Take over what another one says of some rows."""
-        self.proved[rows], self.undercut[rows] = other.proved[rows], other.undercut[rows]
+        for name in ("proved", "undercut", "floor"):
+            getattr(self, name)[rows] = getattr(other, name)[rows]
 
 
 class Found(NamedTuple):

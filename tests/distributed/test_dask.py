@@ -183,8 +183,16 @@ def test_neighbours_at_equal_distances_come_in_order():
         ({"device": "gpu"}, ValueError, "'device' must be one of"),
         ({"memory_limit": 10}, ValueError, "'memory_limit' must be at least"),
         ({"memory_limit": -5}, ValueError, "'memory_limit' must be .* got -5"),
-        ({"A": sparse.csr_array(histograms(4))}, TypeError, "'A' must be an array .*Documents .*without Dask.*toarray"),
-        ({"B": cusink.Measures([0, 1], None, np.zeros((1, 2)))}, TypeError, "'B' must be an array .*Documents"),
+        ({"A": sparse.csr_array(histograms(4))}, TypeError, "of one kind, .*; 'B' is numpy.ndarray"),
+        ({"B": cusink.Measures([0, 1], None, np.zeros((1, 2)))}, TypeError, "of one kind, .*; 'A' is numpy.ndarray"),
+        ({"A": sparse.csr_array(histograms(4)), "B": da.ones((4, 16))}, TypeError, "'B' must be sparse rows in memory"),
+        ({"A": da.ones((4, 16), chunks=2).map_blocks(sparse.csr_array)}, TypeError, "distributed.Index of parts"),
+        ({"A": sparse.csr_array(histograms(4)), "B": None, "device": "cuda"}, ValueError, "to cusink.distance_matrix"),
+        (
+            {"A": sparse.csr_array(histograms(4)), "B": None, "reach": 1.0},
+            ValueError,
+            "'reach' must be None for sparse",
+        ),
         ({"A": da.from_array(histograms(9))[da.from_array(np.arange(9)) > 2]}, ValueError, "compute_chunk_sizes"),
     ],
 )
@@ -431,8 +439,11 @@ def test_parts_that_do_not_belong_together():
             distributed.Index(parts)
     index = distributed.Index([one])
     for call, error, message in (
-        (lambda: index.search(A, 41), ValueError, "the number of items, 40; got 41"),
-        (lambda: index.search(None, 4), TypeError, "'A' must be queries; got None"),
+        (lambda: index.search(A, 41), ValueError, "the items of the index, 40; got 41"),
+        (lambda: index.search(None, 40), ValueError, "the items of the index, 39; got 40"),
+        (lambda: index.search(None, 1, candidates=[[1]]), ValueError, "'candidates' must be None where 'A' is"),
+        (lambda: index.search(A, 1, candidates=[[40]] * 5), ValueError, "'candidates' must be numbers of items"),
+        (lambda: index.add(A[:, 1:]), ValueError, "'B' must have shape"),
         (lambda: index.search(A, 4, solve_at_most=3), ValueError, "'solve_at_most' must be at least 'k', 4"),
         (lambda: index.search(A[:, 1:], 4), ValueError, "'A' must have shape"),
     ):

@@ -70,14 +70,17 @@ def check_documents(
 
 
 def check_corpus(
-    B: Any, C: Any, *, eps: float, check: bool, on_empty: str, normalise: bool = False
+    B: Any, C: Any, *, eps: float, check: bool, on_empty: str, normalise: bool = False, first: float | None = None
 ) -> CheckedDocuments:
-    """Check a collection that is to be looked among later: its pairs with itself, whatever the cost is between."""
+    """Check a collection that is to be looked among later: its pairs with itself, whatever the cost is between.
+
+    It is scaled to the mass `first`, if there is one.
+    """
     eps = regularisation(eps)
     sides, C, xp, dtype = _sparse({"B": B}, C, check) if is_sparse(B) else _clouds({"B": B}, C)
     price_in_range("eps", eps, C.dtype.name)
     mass = _masses("B", sides[0], check)
-    first, judged = _first(mass, normalise), check and not normalise
+    first, judged = _first(mass, normalise) if first is None else first, check and not normalise
     own = _one_mass("B", sides[0], mass, first, judged, weights_dtype(dtype, B if is_sparse(B) else B.weights))
     report_empty({"B": own}, on_empty)
     return CheckedDocuments(A=own, B=own, C=C, xp=xp, dtype=dtype)
