@@ -154,7 +154,8 @@ def nearest(
     }
     if are_documents(A, B):
         documents = Documents.of(A, B, C, client, on_empty=on_empty, **given)
-        left, right = documents.chunks(CHUNK_ROWS["A"], 0), documents.chunks(CHUNK_ROWS["B"], 1)
+        left = documents.chunks(CHUNK_ROWS["A"], 0)
+        right = left if B is None else documents.chunks(CHUNK_ROWS["B"], 1)
         shape, task, mass, xp = documents.pairs.shape, documents.task, documents.mass, documents.pairs.xp
         dtype, cost = documents.pairs.dtype, held(client, C)
     else:
@@ -201,8 +202,10 @@ def nearest(
     total = dask.delayed(_total, pure=False)
     fields: dict[str, Any] = {name: lazy(name, of, k) for name, of in DTYPES.items() if of in (float, bool)}
     fields |= {name: lazy(name, of) for name, of in OF_ROWS.items()}
-    fields |= {name: total([near[name] for _, near in rows]) for name in COUNTS}
-    return Neighbours(distances=distances, indices=indices, pruning=rows[0][1]["pruning"], **fields)
+    # Arrays too: Dask computes arrays and other objects together in an order of its own.
+    fields |= {name: da.from_delayed(total([near[name] for _, near in rows]), (), dtype=np.int64) for name in COUNTS}
+    pruning = da.from_delayed(rows[0][1]["pruning"], (), dtype=object)
+    return Neighbours(distances=distances, indices=indices, pruning=pruning, **fields)
 
 
 @alone

@@ -129,7 +129,8 @@ def test_neighbours_in_one_chunk_have_the_bytes_of_one_machine(client, kind):
         found = computed(lazy)
         for name, value in want.__dict__.items():
             got = getattr(found, name)
-            assert got.tobytes() == value.tobytes() if isinstance(value, np.ndarray) else got == value, name
+            same = got.tobytes() == value.tobytes() if isinstance(value, np.ndarray) else got == value
+            assert same, (name, got, value)
         distances, indices = dask.compute(*distributed.nearest(A, B, cost, k=3, **HOW, **more))
         assert distances.tobytes() == want.distances.tobytes() and indices.tobytes() == want.indices.tobytes()
 
