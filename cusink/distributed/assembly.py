@@ -1,17 +1,15 @@
 """Assemble a lazy matrix from blocks, each a task."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import dask
 import dask.array as da
 import numpy as np
 
-from cusink.distributed import tasks
-from cusink.distributed.jobs import Chunks, Delayed, Job, LazyArray, Place
+from cusink.distributed.jobs import Chunks, Delayed, LazyArray, Place
 from cusink.retrieval.pairs import Field
-from cusink.types import ArrayModule
+from cusink.types import Array, ArrayModule
 
 SolveBlock: TypeAlias = Callable[[int, int, Place, int, bool], Delayed]  # by the numbers of both chunks
 Blocks: TypeAlias = list[list[Delayed]]  # by chunks of rows and of columns; each a dict of arrays by field
@@ -39,7 +37,7 @@ def triangle(left: Chunks, right: Chunks, width: int, solve: SolveBlock) -> Bloc
             if row < column + width:
                 place, skip = Place(row, max(row, column)), max(row - column, 0)
                 tiles[i, j] = solve(i, j, place, skip, row >= column)
-    mirror = dask.delayed(tasks.mirror_block, pure=False)
+    mirror = dask.delayed(mirror_block, pure=False)
     blocks: Blocks = []
     for i, (_, row, height) in enumerate(left):
         blocks.append([])
@@ -67,15 +65,14 @@ def assembled(like: ArrayModule, dtype: Any, left: Chunks, right: Chunks, blocks
     )
 
 
-def terms_of(job: Job, side: Literal[0, 1], chunks: Chunks) -> list[Delayed]:
-    """Return the terms of a divergence of the items of a side with themselves, by chunks; else None for each."""
-    if job.task.value != "divergence":
-        return [None] * len(chunks.sizes)
-    # Solved in the batches in which one machine would, whatever the chunks are.
-    whole = Chunks.of((job.A, job.B)[side].rechunk((job.tile[1], -1)))
-    solve = dask.delayed(partial(tasks.self_terms, side=side, task=job.task), pure=False)
-    batches = [
-        da.from_delayed(solve(items, job.C, job.mass), (size, 3), meta=np.empty((0, 0))) for items, _, size in whole
-    ]
-    terms: list[Delayed] = da.concatenate(batches).rechunk((chunks.sizes, -1)).to_delayed()[:, 0].tolist()
-    return terms
+def mirror_block(
+    above: list[tuple[dict[Field, Array], int, int]], own: dict[Field, Array] | None
+) -> dict[Field, Array]:
+    """Assemble a block below the diagonal from tiles above it, each with a range of its columns, and its own tile."""
+    return {
+        name: np.concatenate(
+            [tile[name][:, start:stop].T for tile, start, stop in above] + ([] if own is None else [own[name]]),
+            axis=1,
+        )
+        for name in above[0][0]
+    }

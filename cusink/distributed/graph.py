@@ -9,13 +9,15 @@ from functools import partial
 from typing import Any, Literal, Unpack, overload
 
 import dask
+import dask.array as da
+import numpy as np
 
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, one_of, tolerance
 from cusink.distributed import tasks
-from cusink.distributed.assembly import DTYPES, assembled, rectangle, terms_of, triangle
+from cusink.distributed.assembly import DTYPES, assembled, rectangle, triangle
 from cusink.distributed.documents import Documents
-from cusink.distributed.jobs import Delayed, Device, Job, LazyArray, taken_here
+from cusink.distributed.jobs import Chunks, Delayed, Device, Job, LazyArray, taken_here
 from cusink.retrieval.collections import ON_EMPTY
 from cusink.retrieval.documents.checks import are_documents
 from cusink.retrieval.keywords import SolveKeywords
@@ -200,7 +202,7 @@ def distance_matrix(
     names: tuple[Field, ...] = tuple(DTYPES) if full_output else ("distances",)
     solve = dask.delayed(partial(tasks.solve_block, names=names, task=job.task), pure=False)
     left, right = job.cut()
-    ours, theirs = terms_of(job, 0, left), terms_of(job, 1, right)
+    ours, theirs = _terms(job, 0, left), _terms(job, 1, right)
 
     def block(i: int, j: int, *at: Any) -> Delayed:
         return solve(left[i].rows, right[j].rows, job.C, job.mass, (ours[i], theirs[j]), *at)
@@ -208,3 +210,17 @@ def distance_matrix(
     blocks = triangle(left, right, job.tile[1], block) if job.symmetric else rectangle(left, right, block)
     fields = {name: assembled(job.xp, job.dtype, left, right, blocks, name) for name in names}
     return DistanceMatrix(**fields) if full_output else fields["distances"]
+
+
+def _terms(job: Job, side: Literal[0, 1], chunks: Chunks) -> list[Delayed]:
+    """Return the terms of a divergence of the items of a side with themselves, by chunks; else None for each."""
+    if job.task.value != "divergence":
+        return [None] * len(chunks.sizes)
+    # Solved in the batches in which one machine would, whatever the chunks are.
+    whole = Chunks.of((job.A, job.B)[side].rechunk((job.tile[1], -1)))
+    solve = dask.delayed(partial(tasks.self_terms, side=side, task=job.task), pure=False)
+    batches = [
+        da.from_delayed(solve(items, job.C, job.mass), (size, 3), meta=np.empty((0, 0))) for items, _, size in whole
+    ]
+    terms: list[Delayed] = da.concatenate(batches).rechunk((chunks.sizes, -1)).to_delayed()[:, 0].tolist()
+    return terms

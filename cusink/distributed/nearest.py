@@ -1,7 +1,7 @@
 """Nearest neighbours on many machines: each chunk of a collection is an index, in which all chunks of rows look."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import dask
 import dask.array as da
@@ -16,6 +16,8 @@ from cusink.distributed.tasks import note_place, on_device
 from cusink.retrieval import checks
 from cusink.retrieval.collections import ON_EMPTY
 from cusink.retrieval.documents.checks import are_documents
+from cusink.retrieval.index import Index
+from cusink.retrieval.keywords import SolveKeywords
 from cusink.retrieval.neighbours import Neighbours
 from cusink.retrieval.prices import prices_of
 from cusink.solver.checks import options as check_options
@@ -27,6 +29,50 @@ OF_ROWS: dict[str, Any] = {"proved": bool, "undercut": float}
 COUNTS = ("bounded", "started", "finished")
 
 
+class NearestKeywords(SolveKeywords, total=False):
+    """The optional keywords of `nearest`."""
+
+    prune: bool
+    solve_at_most: int | None
+    candidates: Any
+    on_empty: Literal["nan", "raise"]
+    device: Device
+    client: Any
+
+
+@overload
+def nearest(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    k: int,
+    eps: float | RelativeEps,
+    full_output: Literal[False] = ...,
+    **keywords: Unpack[NearestKeywords],
+) -> tuple[LazyArray, LazyArray]: ...
+@overload
+def nearest(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    k: int,
+    eps: float | RelativeEps,
+    full_output: Literal[True],
+    **keywords: Unpack[NearestKeywords],
+) -> Neighbours: ...
+@overload
+def nearest(
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    k: int,
+    eps: float | RelativeEps,
+    full_output: bool,
+    **keywords: Unpack[NearestKeywords],
+) -> tuple[LazyArray, LazyArray] | Neighbours: ...
 def nearest(
     A: Any,
     B: Any,
@@ -172,7 +218,7 @@ def nearest(
                 "candidates"
             )
         candidates = checks.candidates(candidates, shape, k, False)
-    make = dask.delayed(partial(part_of_chunk, task=task), pure=False)
+    make = dask.delayed(partial(part_of_chunk, task=task, make=Index._of), pure=False)
     look = dask.delayed(partial(look_in_chunk, task=task, how=how), pure=False)
     merge = dask.delayed(partial(merge_chunks, sizes=list(right.sizes), k=k), pure=False)
     parts = [make(b, cost, mass, Place(0, column), dtype) for b, column, _ in right]

@@ -1,5 +1,6 @@
 """Parts of a collection, each an index, and a search that merges what is found in them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from cusink.retrieval.documents.checks import are_documents
 from cusink.retrieval.documents.corpus import DocumentCorpus
 from cusink.retrieval.engine import find_on_devices
 from cusink.retrieval.facts import Settings
-from cusink.retrieval.index import Index
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.query import Query
 from cusink.retrieval.rows import parts_of
@@ -48,8 +48,10 @@ class FoundInPart:
 
 
 @alone
-def part_of_chunk(B: Any, C: Any, mass: float | None, place: Place | None, dtype: Any, *, task: Task) -> Index:
-    """Return the index of a chunk of a collection, scaled to `mass`."""
+def part_of_chunk(
+    B: Any, C: Any, mass: float | None, place: Place | None, dtype: Any, *, task: Task, make: Callable[..., Any]
+) -> Any:
+    """Return the index, which `make` makes, of a chunk of a collection, scaled to `mass`."""
     B, C = on_device(task, B, C)
     if isinstance(B, np.ndarray) or not are_documents(B, None):
         B = _of_dtype(B, C, dtype)
@@ -67,7 +69,7 @@ def part_of_chunk(B: Any, C: Any, mass: float | None, place: Place | None, dtype
     except (TypeError, ValueError) as error:
         note_place(error, place)
         raise
-    return Index._of(corpus, C, settings)
+    return make(corpus, C, settings)
 
 
 def _of_dtype(B: Array, C: Any, dtype: Any) -> Array:
@@ -213,6 +215,6 @@ def grown(part: Any, size: int, B: Any, check: bool) -> Any:
     """Return an index with further items, which leaves the one that was as it is."""
     if len(part) != size:
         raise ValueError(f"'parts' must stay as they were when the index was made; got {len(part)} items for {size}")
-    more = Index._of(part._corpus, part._cost, part._settings)
+    more = type(part)._of(part._corpus, part._cost, part._settings)
     more.add(B, check=check)
     return more

@@ -53,19 +53,6 @@ def solve_block(
     return {name: like_chunk(a, pairs, field) for name, field in fields.items()}
 
 
-def mirror_block(
-    above: list[tuple[dict[Field, Array], int, int]], own: dict[Field, Array] | None
-) -> dict[Field, Array]:
-    """Assemble a block below the diagonal from tiles above it, each with a range of its columns, and its own tile."""
-    return {
-        name: np.concatenate(
-            [tile[name][:, start:stop].T for tile, start, stop in above] + ([] if own is None else [own[name]]),
-            axis=1,
-        )
-        for name in above[0][0]
-    }
-
-
 @alone
 def self_terms(x: Array, C: Any, mass: float, *, side: Literal[0, 1], task: Task) -> HostArray:
     """Solve items of A (side 0) or B, each with itself: (items, 3), the value, its error, and whether it converged."""
