@@ -17,7 +17,6 @@ from cusink.costs.metric import is_metric
 from cusink.costs.on_grids import EuclideanCost, GridCost
 from cusink.costs.operands import DenseCost, PointCost
 from cusink.costs.operators import Operators
-from cusink.costs.points import PointCosts
 from cusink.costs.statistics import statistic
 from cusink.types import Array, ArrayModule, Eps
 
@@ -88,7 +87,7 @@ def operand(
 
 def with_row(cost: Cost[Any], memory_limit: int | None) -> Cost[Any]:
     """Return a cost, if the limit of a call holds a row of it, where it is between points."""
-    if memory_limit is not None and isinstance(cost.data, PointCosts):
+    if memory_limit is not None and cost.kind == "points":
         check_stored_row(positive_bytes(memory_limit), max(cost.shape[-2:]))
     return cost
 

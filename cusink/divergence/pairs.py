@@ -11,7 +11,7 @@ from cusink.convergence.options import Options
 from cusink.costs.clouds import sides_of
 from cusink.divergence.result import SinkhornDivergence
 from cusink.solver.pairs.batches import Batch
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side
 from cusink.solver.pairs.single import alone, padded
 from cusink.solver.pairs.solve import SolvedPairs

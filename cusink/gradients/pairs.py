@@ -11,7 +11,7 @@ from cusink.checks.scalars import real
 from cusink.costs.ragged import RaggedGradients
 from cusink.gradients.parts import Terms
 from cusink.solver.pairs.batches import Batch
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side, centred, flat, in_order
 from cusink.types import Array
 

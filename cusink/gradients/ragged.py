@@ -10,7 +10,7 @@ from cusink.costs.pulled import to_points
 from cusink.costs.ragged import RaggedFit, RaggedGradients
 from cusink.gradients.system import ROUNDS, LinearSolve
 from cusink.solver.pairs.at_once import LARGEST_PAIR, as_ragged
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import by_problem
 from cusink.solver.pairs.selves import with_selves
 from cusink.solver.pairs.solve import SolvedPairs

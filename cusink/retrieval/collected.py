@@ -23,14 +23,13 @@ from cusink.retrieval.documents.checks import (
     check_corpus,
     check_more,
     check_pairs_of_measures,
-    without_reach,
 )
 from cusink.retrieval.documents.corpus import DocumentCorpus, of_documents
 from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights
 from cusink.retrieval.facts import Settings
 from cusink.retrieval.histograms import HistogramPairs
-from cusink.retrieval.masses import masses_of
+from cusink.retrieval.masses import masses_of, without_reach
 from cusink.retrieval.partners import partners
 from cusink.retrieval.rows import joined, parts_of
 from cusink.types import Array, HostArray, Reach

@@ -5,10 +5,10 @@ from typing import Any
 from cusink.checks.scalars import flags, one_of
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
-from cusink.retrieval.documents.checks import are_documents, check_documents, without_reach
+from cusink.retrieval.documents.checks import are_documents, check_documents
 from cusink.retrieval.documents.pairs import DocumentPairs
 from cusink.retrieval.histograms import HistogramPairs
-from cusink.retrieval.masses import masses_of
+from cusink.retrieval.masses import masses_of, without_reach
 from cusink.solver.checks import reach_in_range
 from cusink.types import Reach
 

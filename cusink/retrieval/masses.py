@@ -26,3 +26,12 @@ def wanted_mass(first: Array, masses: Masses) -> float:
 def factors(mass: Array, wanted: float, dtype: Any) -> Array:
     """Return the factors (Q,) from masses to the wanted one; ones if none is."""
     return (wanted / mass if wanted == wanted else mass * 0 + 1).astype(dtype)
+
+
+def without_reach(reach: Reach | None) -> None:
+    """Refuse prices of marginals, which pairs of documents are not solved with."""
+    if reach is not None:
+        raise ValueError(
+            "'reach' must be None for sparse rows and cusink.Measures, whose items are compared at one mass; got "
+            f"{reach}. cusink.sinkhorn takes it for pairs of cusink.Measures, and all functions do for dense arrays"
+        )

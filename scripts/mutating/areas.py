@@ -160,6 +160,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/pairs/at_once.py": _RAGGED,
     "cusink/solver/pairs/batches.py": _PAIRS,
     "cusink/solver/pairs/checks.py": _PAIRS,
+    "cusink/solver/pairs/given.py": _PAIRS,
     "cusink/solver/pairs/ragged.py": _PAIRS,
     "cusink/solver/pairs/selves.py": Tests(_DIVERGENCES_RAGGED, ()),
     "cusink/solver/pairs/single.py": _PAIRS,

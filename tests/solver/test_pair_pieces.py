@@ -15,6 +15,7 @@ from cusink.costs.clouds import PointCloud, point_costs
 from cusink.costs.ground import Ground
 from cusink.operand import eps_of_each
 from cusink.solver.pairs import batches, checks, ragged, tiles, together
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side
 from cusink.solver.pairs.solve import SolvedPairs
 
@@ -368,7 +369,7 @@ def test_what_is_solved_together_says_what_it_found(own):
     scale = np.repeat([A.weights[:2].sum(), A.weights[2], A.weights[3:].sum()], [2, 1, 4])
     theirs = np.repeat([B.weights[:2].sum(), B.weights[2], B.weights[3:].sum()], [2, 1, 4])
     B = Side(offsets=OFFSETS, weights=B.weights / theirs * scale, points=B.points)
-    given = checks.CheckedPairs(A, B, Ground(), np.float64)
+    given = CheckedPairs(A, B, Ground(), np.float64)
     eps = np.array([0.3, 0.5, 0.2])
     found = together.solve_together(given, eps, Options(tol=1e-11), own, None)
     assert found.solved.all() and not found.equal.any() and (found.error <= 1e-11).all()
@@ -403,7 +404,7 @@ def test_what_is_solved_together_says_what_it_found(own):
 
 def test_equal_measures_are_done_before_they_begin():
     A = side()
-    given = checks.CheckedPairs(A, A, Ground(), np.float64)
+    given = CheckedPairs(A, A, Ground(), np.float64)
     found = together.solve_together(given, np.full(3, 0.3), Options(tol=1e-10), True, None)
     assert found.equal.all() and found.solved.all() and (found.n_iter > 0).all()
     np.testing.assert_array_equal(found.f, found.own.f)
@@ -428,7 +429,7 @@ def test_an_eps_of_pairs_is_a_number_or_one_for_each():
     with pytest.raises(ValueError, match=r"got shape \(3, 1\)"):
         checks.eps_of_pairs(np.ones((3, 1)), given)
     x, y = (side_of([[0.0, 4.0], [1.0]]), side_of([[1.0], [3.0, 5.0]]))
-    pairs = checks.CheckedPairs(x, y, Ground(metric="euclidean"), np.dtype(np.float64))
+    pairs = CheckedPairs(x, y, Ground(metric="euclidean"), np.dtype(np.float64))
     np.testing.assert_allclose(eps_of_each(RelativeEps(0.1, "mean"), pairs.clouds()), [0.2, 0.3])
     # A number below those of float32 is one of float64.
     assert checks.eps_of_pairs(1e-60, given) == 1e-60

@@ -25,7 +25,7 @@ from cusink.errors import warn
 from cusink.operand import operand
 from cusink.retrieval.blocks import blocks
 from cusink.retrieval.documents.supports import CheckedDocuments, RaggedWeights, is_sparse, is_sparse_on_device
-from cusink.types import Array, ArrayModule, HostArray, Reach
+from cusink.types import Array, ArrayModule, HostArray
 
 MOST_CELLS = 4096  # of a grid whose costs are stored: 128 MiB in float64
 PARTNER_ENTRIES = 1 << 16  # of costs that are looked at, and of pairs of words and items
@@ -136,15 +136,6 @@ def check_pairs_of_measures(
     scaled = _one_mass(name, ours, own, mass, check and not normalise, np.dtype(judged or dtype), "the index")
     report_empty({name: scaled}, on_empty)
     return CheckedDocuments(A=scaled, B=B, C=C, xp=xp, dtype=dtype)
-
-
-def without_reach(reach: Reach | None) -> None:
-    """Refuse prices of marginals, which pairs of documents are not solved with."""
-    if reach is not None:
-        raise ValueError(
-            "'reach' must be None for sparse rows and cusink.Measures, whose items are compared at one mass; got "
-            f"{reach}. cusink.sinkhorn takes it for pairs of cusink.Measures, and all functions do for dense arrays"
-        )
 
 
 def _first(mass: HostArray, normalise: bool) -> float | None:

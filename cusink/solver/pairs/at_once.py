@@ -10,7 +10,7 @@ from cusink.costs.clouds import point_costs
 from cusink.costs.points import PointCosts
 from cusink.costs.ragged import RaggedPairs, RaggedRules, RaggedSolutions, SolveRagged
 from cusink.solver.pairs import tiles
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.types import HostArray, Reach
 
 LARGEST_PAIR = 1 << 20  # of points: one block for each pair, and larger pairs are faster on the whole device

@@ -1,70 +1,18 @@
 """Checks of two collections of measures that are compared pair by pair."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cusink.checks.arrays import array_module, arrays, kind, to_host
+from cusink.checks.arrays import arrays, kind
 from cusink.checks.regularisation import for_problems
 from cusink.checks.weights import first_index, mass_in_range, same_mass
-from cusink.costs.clouds import PointCloud
-from cusink.costs.ground import Ground
-from cusink.costs.measures import Measures, sums
+from cusink.costs.measures import Measures
 from cusink.costs.metric import metric_of
 from cusink.costs.wanted import check_points, check_targets
-from cusink.deferred import cached_property
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side
-from cusink.types import Array, ArrayModule, Eps, HostArray
-
-
-@dataclass(frozen=True, eq=False)
-class CheckedPairs:
-    """Both sides, of as many items, and the metric between their points."""
-
-    A: Side
-    B: Side
-    ground: Ground
-    dtype: Any
-
-    @property
-    def xp(self) -> ArrayModule:
-        """The library of the arrays; no field, as no pickle holds a module."""
-        xp: ArrayModule = array_module(self.A.weights)
-        return xp
-
-    def cloud(self, x: Array, y: Array | None) -> PointCloud:
-        """Return the cost between points, of one cloud to itself for a y that is None."""
-        return PointCloud(x, y, **self.ground.keywords)
-
-    @property
-    def count(self) -> int:
-        """How many pairs there are."""
-        return len(self.A.sizes)
-
-    @cached_property
-    def masses(self) -> tuple[HostArray, HostArray]:
-        """The masses (K,) of the measures of both sides, in float64."""
-        with np.errstate(over="ignore"):
-            of_a, of_b = (sums(side.offsets, to_host(side.weights)) for side in (self.A, self.B))
-        return of_a, of_b
-
-    def clouds(self) -> Iterator[PointCloud]:
-        """Yield the costs of each pair."""
-        for k in range(self.count):
-            x, y = (side.points[side.item(k)] for side in (self.A, self.B))
-            yield self.cloud(x, y)
-
-    @property
-    def computing(self) -> str:
-        """The name of the dtype of the computation."""
-        return _computing(self.dtype)
-
-
-def _computing(dtype: Any) -> str:
-    """Return the name of the dtype that arrays of a dtype are computed in."""
-    return "float64" if dtype == np.float64 else "float32"
+from cusink.types import Eps
 
 
 def are_measures(a: object, b: object) -> bool:
@@ -78,7 +26,7 @@ def eps_of_pairs(eps: Eps, given: CheckedPairs) -> Eps:
         raise ValueError(
             f"'eps' must be a number, or an array of one for each of the {given.count} pairs; got shape {eps.shape}"
         )
-    return for_problems(eps, given.count, True, _computing(given.dtype))
+    return for_problems(eps, given.count, True, given.computing)
 
 
 def unused(**options: object) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side
 
 

@@ -9,7 +9,7 @@ from cusink.checks.weights import equal_mass
 from cusink.costs.clouds import PointCloud
 from cusink.costs.kinds import named_arrays
 from cusink.operand import operand
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side
 from cusink.solver.problem import Problem
 from cusink.types import Array, Eps, Reach

@@ -17,7 +17,7 @@ from cusink.errors import ConvergenceWarning, deferred_warnings, warn, warn_if_u
 from cusink.operand import operators
 from cusink.solver.pairs.at_once import solve_at_once
 from cusink.solver.pairs.batches import Batch, batches
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side, put, put_in_order, rows, weight_rows
 from cusink.solver.pairs.selves import with_selves
 from cusink.solver.pairs.together import Together, can_be_solved_together, solve_together

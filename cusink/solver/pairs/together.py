@@ -12,7 +12,7 @@ from cusink.costs.points import PointCosts
 from cusink.costs.ragged import RaggedSolutions
 from cusink.solver.pairs import tiles
 from cusink.solver.pairs.batches import Batch, tiles_of
-from cusink.solver.pairs.checks import CheckedPairs
+from cusink.solver.pairs.given import CheckedPairs
 from cusink.solver.pairs.ragged import Side, by_problem
 from cusink.types import Array, HostArray
 from cusink.workers import each
