@@ -14,7 +14,7 @@ from cusink.placement import array_module
 from cusink.types import Array, ArrayModule, Index
 
 HOST_ENTRIES, DEVICE_ENTRIES = 1 << 16, 1 << 22  # of a block that is made at a time
-COPIES = 12  # of such a block in float64 that a formula and an operator may hold
+COPIES = 14  # of such a block in float64 that a formula and an operator may hold
 COPIES_KEPT = 5  # of all costs in float64 that solves and linear systems take where they are stored on the host
 COPIES_ON_DEVICE = 4  # of all costs in their dtype
 SYMMETRY = 64.0  # roundings of the largest cost by which functions that are symmetric may differ

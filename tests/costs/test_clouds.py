@@ -184,7 +184,7 @@ def test_weights_that_do_not_fit_are_refused():
         cusink.sinkhorn(np.ones(6, np.float16) / 6, None, cusink.PointCloud(POINTS), eps=0.1)
     with pytest.raises(ValueError, match="'memory_limit' must be a number of bytes; got -1"):
         cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=-1)
-    with pytest.raises(ValueError, match="'memory_limit' must hold a row of costs as they are made, 576 bytes; got 99"):
+    with pytest.raises(ValueError, match="'memory_limit' must hold a row of costs as they are made, 672 bytes; got 99"):
         cusink.sinkhorn(None, None, cusink.Grid((2, 3), "euclidean"), eps=0.1, memory_limit=99)
     with pytest.raises(TypeError, match="'memory_limit'"):
         cusink.sinkhorn(None, None, cusink.PointCloud(POINTS), eps=0.1, memory_limit=1e6)

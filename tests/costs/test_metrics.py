@@ -470,7 +470,7 @@ def test_gradients_of_a_function_are_refused_or_checked():
 
 
 def test_a_limit_below_a_row_is_refused():
-    with pytest.raises(ValueError, match=r"'memory_limit' must hold a row of costs .* 576 bytes; got 200"):
+    with pytest.raises(ValueError, match=r"'memory_limit' must hold a row of costs .* 672 bytes; got 200"):
         cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, "kl"), eps=1.0, memory_limit=200)
 
 

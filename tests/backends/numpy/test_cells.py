@@ -261,9 +261,9 @@ def test_a_kernel_of_shifts_is_made_where_it_fits(name, limits):
         ("around", 1, 4000, "auto", ["SharedKernel", "SharedKernel", "BlockLogForm"]),
         ("plane", 1, 1 << 20, "log", ["LogForm"]),
         ("plane", 99, 1 << 20, "auto", ["SharedKernel", "SharedKernel", "OwnKernel"]),
-        ("plane", 99, 1000, "auto", ["StabilisedForm"]),
-        ("plane", 99, 1000, "log", ["BlockLogForm"]),
-        ("around", 99, 1200, "auto", ["BlockLogForm"]),
+        ("plane", 99, 1680, "auto", ["StabilisedForm"]),
+        ("plane", 99, 1680, "log", ["BlockLogForm"]),
+        ("around", 99, 2016, "auto", ["BlockLogForm"]),
     ],
 )
 def test_the_forms_of_a_grid_fit_the_memory(grid, cells, memory, method, forms, limits):
