@@ -27,6 +27,7 @@ sys.path.insert(0, str(SCRIPTS))
 from benchmarks.gpu import cases, workload  # noqa: E402
 from benchmarks.gpu import clouds as points  # noqa: E402
 from benchmarks.gpu import kernels as bench  # noqa: E402
+from benchmarks.gpu.verdicts import EXPECTED  # noqa: E402
 
 SMALL = list(cases.all_cases(sizes=((6, 9, 7), (5, 33, 40), (3, 8, 8))))
 EMULATED = [case for case in SMALL if case.n == 9 and not case.operator.startswith("report")]
@@ -83,10 +84,14 @@ def test_iterations_that_are_off_are_called_wrong(case, monkeypatch):
         assert bench.measure(case, np, None, None, RATES, instant)["status"] == status
 
 
-def test_products_in_float_are_not_taken_for_split_step():
+@pytest.mark.parametrize(("capability", "status"), [("75", "not on tensor cores"), ("80", "in float")])
+def test_products_in_float_are_not_taken_for_split_step(capability, status, monkeypatch):
+    """Where tensor cores are fast, that is a fault."""
     (case,) = (case for case in POINTS if case.operator == "split_step")
     with device_arrays.device() as (cupy, _):
-        assert bench.measure(case, cupy, None, None, RATES, instant) == {"status": "not on tensor cores"}
+        monkeypatch.setattr(type(cupy.cuda.Device()), "compute_capability", capability)
+        assert bench.measure(case, cupy, None, None, RATES, instant) == {"status": status}
+        assert (status in EXPECTED) == (capability == "75")
 
 
 @pytest.mark.parametrize("case", [case for case in POINTS if case.operator not in (*ITERATED, points.FLASH)], ids=words)

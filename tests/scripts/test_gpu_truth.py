@@ -46,7 +46,7 @@ def test_every_step_runs_on_the_emulated_device(tmp_path, capsys):
     assert found["transcendental"][0]["exp2_ulp"] < 2.5
     assert 0 < found["transcendental"][-1]["short_log_absolute"] <= 2**-22
     operators = {row["operator"]: row for row in found["operators"] if "operator" in row}
-    assert {row["status"] for row in operators.values()} == {"measured"}
+    assert {row["status"] for row in found["operators"] if "operator" in row} == {"measured"}
     assert {"split_step", "plan_sum", "softmin_points"} <= operators.keys()
     for name in ("split_step", "plan_sum", "softmin", "softmin_points"):
         assert operators[name]["predicted_ms"] > 0
