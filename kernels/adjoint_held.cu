@@ -15,7 +15,7 @@ struct Pair {
     double x, y;
 };
 
-// Dynamic shared memory of a block; `adjoint_memory` in cusink/backends/cupy/fused_memory.py counts the same.
+// Dynamic shared memory of a block; `held_adjoint_memory` in cusink/backends/cupy/fused_memory.py counts the same.
 struct AdjointMemory {
     double f[HELD_THREADS], g[HELD_THREADS];
     Pair of_rows[HELD_THREADS];                   // sums of a row; then the solution x and y

@@ -29,8 +29,8 @@ from cusink.types import Array, ArrayModule, HostArray
 
 __all__ = ["PointCloud"]
 
-Metric: TypeAlias = Literal["sqeuclidean", "euclidean", "cityblock", "cosine"]  # known wherever a name is taken
-METRICS: tuple[Metric, ...] = get_args(Metric)
+SampleMetric: TypeAlias = Literal["sqeuclidean", "euclidean", "cityblock", "cosine"]  # known wherever a name is taken
+METRICS: tuple[SampleMetric, ...] = get_args(SampleMetric)
 LARGEST_P = 16.0  # beyond, float64 holds no powers of differences of 1e-16 of the largest
 
 

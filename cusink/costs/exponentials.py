@@ -15,7 +15,7 @@ def exp_from(xp: ArrayModule, exponents: Array, least: float, *, zero: bool = Fa
 
     With `zero` they are nothing in any case. Exponentials that underflow take five times as long as others.
     """
-    if xp is np:
+    if xp is np and exponents.flags.c_contiguous:
         left_out = exponents < least  # and no NaN
         count = exponents.size - np.count_nonzero(left_out)
         if count <= FEW * exponents.size:

@@ -255,7 +255,7 @@ class Index(Described):
             corpus, cost, settings = self._in_float64()
         corpus = grown(corpus, B, settings, check)
         prepare(corpus)
-        self._settings, self._cost, self._corpus = settings, cost, corpus
+        self._settings, self._cost, self._corpus, self._wide = settings, cost, corpus, None
 
     def _in_float64(self) -> tuple[AnyCorpus, Any, Settings]:
         """Return the corpus, the cost and the settings in float64, which are kept until items come."""

@@ -9,7 +9,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from cusink.checks.regularisation import RelativeEps
-from cusink.costs.clouds import Metric, PointCloud
+from cusink.costs.clouds import PointCloud, SampleMetric
 from cusink.sklearn.checks import named, samples, targets
 from cusink.solver.sinkhorn import sinkhorn
 from cusink.types import HostArray, Tolerance
@@ -112,7 +112,7 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self,
         eps: float | RelativeEps = 1.0,
         *,
-        metric: Metric = "sqeuclidean",
+        metric: SampleMetric = "sqeuclidean",
         power: float = 1,
         max_iter: int = 1000,
         tol: Tolerance = "auto",

@@ -168,8 +168,8 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
     """
     if is_metric(C):
         raise TypeError(
-            f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={shown(C)!r}); got "
-            f"{shown(C)!r}. A metric goes with cusink.Measures, which have points"
+            f"'C' must be an array of costs between the words, or PointCloud(vectors, metric=...); got "
+            f"{shown(C)}. A metric goes with cusink.Measures, which have points"
         )
     read = {name: _rows(name, x, check) for name, x in given.items()}
     parts, xp, dtype = promoted(**{name: data for name, (_, data) in read.items()}, **named_arrays(C))

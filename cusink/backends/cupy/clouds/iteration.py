@@ -48,7 +48,7 @@ class Iteration(dense.Iteration):
         return (*self.points.unsort(f, g), cost, error) if self.points else (f, g, cost, error)
 
     def omitted(self, index: HostArray) -> HostArray:
-        """Return zeros; where a launch leaves out pairs, less than rounding is lost and nobody counts them."""
+        """Return no loss. The share of pairs that launches leave out is NaN: nobody counts them."""
         return np.tile([0.0, math.nan if self.points else 0.0, 0.0], (len(index), 1))
 
 
