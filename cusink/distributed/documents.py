@@ -8,8 +8,9 @@ from typing import Any, Literal, Self, get_args
 
 import dask
 import dask.array as da
+import numpy as np
 
-from cusink.checks.arrays import array_module, kind
+from cusink.checks.arrays import array_module, is_half, kind
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, one_of
 from cusink.convergence.options import Options
@@ -127,9 +128,9 @@ class Documents:
         return 1.0 if self.task.normalise else next(every, None)
 
     def chunks(self, size: int, side: Literal[0, 1]) -> Chunks:
-        """Return one side in chunks of rows."""
+        """Return one side in chunks of rows, all in the dtype of the call."""
         x = self.A if side == 0 or self.B is None else self.B
-        x = x if isinstance(x, Measures) else x.tocsr()
+        x = _of_dtype(x if isinstance(x, Measures) else x.tocsr(), self.pairs.dtype)
         chunks = cut(self.pairs.shape[side], size)
         cuts = [(dask.delayed(x[at : at + n], pure=False, traverse=False), at, n) for _, at, n in chunks]
         return Chunks([Chunk(*each) for each in cuts], chunks.sizes)
@@ -142,6 +143,21 @@ class Documents:
         solve = dask.delayed(partial(solve_terms, side=side, task=self.task), pure=False)
         for items in blocks(self.pairs.shape[side], self.task.width):
             yield solve(whole, items)
+
+
+def _of_dtype(x: Any, dtype: Any) -> Any:
+    """Return documents or measures in a dtype, whose entries for one word are summed in their own before."""
+    if is_half(dtype):  # which nothing but whole numbers may be beside
+        return x
+    if isinstance(x, Measures):
+        if x.weights.dtype == x.points.dtype == dtype:
+            return x
+        return Measures(x.offsets, x.weights.astype(dtype), x.points.astype(dtype))
+    if x.dtype == dtype:
+        return x
+    x = x.astype(np.float64) if x.dtype.kind in "biu" else x.copy()
+    x.sum_duplicates()
+    return x.astype(dtype)
 
 
 def cut(total: int, size: int) -> Chunks:

@@ -1,5 +1,6 @@
 """Nearest neighbours on many machines: each chunk of a collection is an index, in which all chunks of rows look."""
 
+import dataclasses
 from functools import partial
 from typing import Any, Literal, Unpack, overload
 
@@ -107,7 +108,7 @@ def nearest(
     B : dask.array or array, shape (D, m), scipy.sparse matrix, Measures or None
         As for `distance_matrix`. Each chunk is made an index, in which each chunk of A looks for its neighbours, and
         the nearest of all remain: fewer, larger chunks of B prune better. Documents are cut into chunks as arrays are.
-    C : array, shape (n, m), or PointCloud, or Grid, or str
+    C : array, shape (n, m), or PointCloud, or Grid, or str or Metric
         As for `distance_matrix`.
     k : int
         Neighbours wanted of each row.
@@ -202,7 +203,8 @@ def nearest(
         documents = Documents.of(A, B, C, client, on_empty=on_empty, **given)
         left = documents.chunks(CHUNK_ROWS["A"], 0)
         right = left if B is None else documents.chunks(CHUNK_ROWS["B"], 1)
-        shape, task, mass, xp = documents.pairs.shape, documents.task, documents.mass, documents.pairs.xp
+        shape, mass, xp = documents.pairs.shape, documents.mass, documents.pairs.xp
+        task = dataclasses.replace(documents.task, check=False)  # all of them have been checked, in their own dtypes
         dtype, cost = documents.pairs.dtype, held(client, C)
     else:
         job = Job.of(A, B, C, client, **given)

@@ -1,0 +1,78 @@
+"""Where parts and chunks meet: dtypes that differ, libraries, and arguments of the wrong kind."""
+
+import numpy as np
+import problems
+import pytest
+from scipy import sparse
+
+import cusink
+
+dask = pytest.importorskip("dask")
+distributed = pytest.importorskip("cusink.distributed")
+
+C = problems.grid_cost(3, 3)
+HOW = {"eps": 0.05, "tol": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def here():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def histograms(count, seed, dtype):
+    return problems.histograms(np.random.default_rng(seed), count, 9, 0.4).astype(dtype)
+
+
+def measures(count, seed, dtype):
+    rng = np.random.default_rng(seed)
+    return cusink.Measures.of([rng.random((rng.integers(2, 5), 2)).astype(dtype) for _ in range(count)])
+
+
+def documents(count, seed, dtype):
+    return sparse.csr_array(histograms(count, seed, dtype))
+
+
+MAKERS = {"histograms": (histograms, C), "documents": (documents, C), "measures": (measures, "euclidean")}
+
+
+def cost_in(cost, dtype):
+    return cost if isinstance(cost, str) else cost.astype(dtype)
+
+
+@pytest.mark.parametrize("first", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_collections_of_unlike_dtypes_are_compared_in_the_wider(kind, first):
+    make, cost = MAKERS[kind]
+    second = np.float32 if first is np.float64 else np.float64
+    cost, A, B = cost_in(cost, np.float32), make(3, 1, first), make(9, 2, second)
+    want = cusink.nearest(A, B, cost, k=2, **HOW)
+    lazy = distributed.nearest(A, B, cost, k=2, **HOW)
+    distances, indices = dask.compute(*lazy)
+    assert lazy[0].dtype == distances.dtype == want[0].dtype == np.float64
+    np.testing.assert_array_equal(indices, want[1])
+    assert distances.tobytes() == want[0].tobytes()
+
+
+def test_counts_take_the_dtype_of_the_call():
+    counts = sparse.csr_array(np.random.default_rng(3).integers(1, 5, (9, 9)))
+    cost, how = np.rint(4 * C).astype(int), HOW | {"eps": 0.5, "normalise": True}
+    A = documents(3, 1, np.float32)
+    want = cusink.nearest(A, counts, cost, k=2, **how)
+    lazy = distributed.nearest(A, counts, cost, k=2, **how)
+    distances, indices = dask.compute(*lazy)
+    assert lazy[0].dtype == distances.dtype == want[0].dtype == np.float32
+    np.testing.assert_array_equal(indices, want[1])
+    np.testing.assert_allclose(distances, want[0], rtol=1e-6)
+
+
+def test_words_named_twice_add_up_in_their_own_dtype():
+    whole = documents(9, 1, np.float32)
+    halves = sparse.csr_array(
+        (np.repeat(whole.data / 2, 2), np.repeat(whole.indices, 2), 2 * whole.indptr), shape=whole.shape
+    )
+    A, before = documents(3, 2, np.float64), halves.data.copy()
+    want = cusink.nearest(A, whole, C, k=2, **HOW)
+    found = dask.compute(*distributed.nearest(A, halves, C, k=2, **HOW))
+    assert found[0].tobytes() == want[0].tobytes() and found[1].tobytes() == want[1].tobytes()
+    np.testing.assert_array_equal(halves.data, before)
