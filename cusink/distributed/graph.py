@@ -98,8 +98,9 @@ def distance_matrix(
     B : dask.array or array, shape (D, m), scipy.sparse matrix, Measures or None
         Histograms of the same mass, or documents and point clouds where A is such. None compares the rows of A
         with each other; with a symmetric cost each pair is then solved once.
-    C : array, shape (n, m), or PointCloud, or Grid, or str
-        Cost between the bins; for `cusink.Measures` the name of a metric. All tasks share one copy of it.
+    C : array, shape (n, m), or PointCloud, or Grid, or str or Metric
+        Cost between the bins; for `cusink.Measures` the name of a metric, or a `cusink.Metric`. All tasks share
+        one copy of it.
     eps : float or RelativeEps
         Regularisation in the unit of `C`.
     value : {"cost", "reg_cost", "entropic_cost", "divergence"}

@@ -12,11 +12,12 @@ import numpy as np
 from cusink.checks.arrays import arrays, kind, promoted
 from cusink.checks.foreign import taken
 from cusink.checks.regularisation import RelativeEps
-from cusink.checks.scalars import flag, one_of, regularisation
+from cusink.checks.scalars import flag, one_of, regularisation, shown
 from cusink.convergence.options import Options
 from cusink.costs.checks import cost_values
 from cusink.costs.images import Cells, in_bins
 from cusink.costs.kinds import cells_of, named_arrays
+from cusink.costs.metric import is_metric
 from cusink.operand import eps_of_shared, operand
 from cusink.retrieval import checks
 from cusink.retrieval.budget import kernel_share
@@ -134,6 +135,12 @@ class Job:
         limit = checks.memory_limit(limit)
         if A is None:
             raise TypeError("'A' must be an array of histograms; got None. Only 'B' may be None, for A against itself")
+        if is_metric(C):
+            raise TypeError(
+                f"'C' must be an array of costs, a cusink.PointCloud or a cusink.Grid; got the metric {shown(C)}, "
+                f"which goes with 'A' and 'B' that are cusink.Measures, and 'A' is {kind(A)}. cusink.cost_matrix makes "
+                "costs from points"
+            )
         itself = B is None
         cells = cells_of(C)
         A = _collection("A", A, cells)
@@ -187,10 +194,6 @@ class Job:
         if self.symmetric:
             return Chunks.of(self.A.rechunk((height, -1))), Chunks.of(self.B.rechunk((width, -1)))
         return Chunks.of(self.A), Chunks.of(_in_multiples(self.B, width))
-
-    def like(self, dtype: Any) -> Array:
-        """Return an empty array of the library of the result."""
-        return self.xp.empty((0, 0), dtype)
 
 
 def taken_here(**named: Any) -> tuple[Any, ...]:

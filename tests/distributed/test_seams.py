@@ -76,3 +76,14 @@ def test_words_named_twice_add_up_in_their_own_dtype():
     found = dask.compute(*distributed.nearest(A, halves, C, k=2, **HOW))
     assert found[0].tobytes() == want[0].tobytes() and found[1].tobytes() == want[1].tobytes()
     np.testing.assert_array_equal(halves.data, before)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", cusink.Metric("euclidean")])
+def test_a_metric_for_arrays_is_told_what_it_goes_with(metric):
+    A = histograms(3, 1, np.float64)
+    for call in (
+        lambda: distributed.distance_matrix(A, None, metric, **HOW),
+        lambda: distributed.nearest(A, None, metric, k=1, **HOW),
+    ):
+        with pytest.raises(TypeError, match=r"'C' must be an array of costs.* the metric .*cusink\.Measures"):
+            call()
