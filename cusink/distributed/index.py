@@ -90,7 +90,7 @@ class Index:
                     f"'parts' must be indexes of one cost, value, eps, tol, reach, normalise and dtype; part 0 has "
                     f"{facts[0][1]} and part {number} has {fact}"
                 )
-        self._sizes = [size for size, _ in facts]
+        self._sizes, self._common = [size for size, _ in facts], facts[0][1]
 
     def __len__(self) -> int:
         return sum(self._sizes)
@@ -136,7 +136,8 @@ class Index:
         distances : array, shape (Q, k)
             Ascending in each row.
         indices : array of int, shape (Q, k)
-            Items, numbered part after part. With `full_output`, `cusink.Neighbours` instead of both.
+            Items, numbered part after part. With `full_output`, `cusink.Neighbours` instead of both. Always in NumPy,
+            for ``A=None`` too where the parts are of tensors of another library.
 
         Raises
         ------
@@ -194,7 +195,7 @@ class Index:
         Parameters
         ----------
         B : array, shape (D, m), scipy.sparse matrix or Measures
-            As for `cusink.Index.add`.
+            As for `cusink.Index.add`, but not float64 where there are several parts of float32.
         check : bool
             False skips the checks of the values of B.
 
@@ -212,8 +213,14 @@ class Index:
         check_client(self._client)
         given = B if self._client is None else sent(self._client, B)
         last = self._begun(grown, self._parts[-1], self._sizes[-1], given, check)
-        (size, _), *_ = self._done([(facts_of, last)])
+        (size, fact), *_ = self._done([(facts_of, last)])
+        if len(self._parts) > 1 and fact != self._common:
+            raise TypeError(
+                f"'B' must be of the dtype of the parts, {self._common['dtype']}; got {fact['dtype']}. Convert it with "
+                ".astype, or make all parts of it"
+            )
         self._parts, self._sizes = [*self._parts[:-1], last], [*self._sizes[:-1], size]
+        self._common = fact
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all parts into one folder, each by the worker that has it.

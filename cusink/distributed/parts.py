@@ -12,7 +12,7 @@ from cusink.costs.kinds import named_arrays
 from cusink.costs.measures import Measures
 from cusink.distributed.jobs import Place, Task
 from cusink.distributed.tasks import note_place, on_device
-from cusink.retrieval.collected import collect, pairs_with
+from cusink.retrieval.collected import collect, is_wider, pairs_with
 from cusink.retrieval.documents.checks import are_documents
 from cusink.retrieval.documents.corpus import DocumentCorpus
 from cusink.retrieval.engine import find_on_devices
@@ -22,7 +22,7 @@ from cusink.retrieval.query import Query
 from cusink.retrieval.rows import parts_of
 from cusink.retrieval.stored_index import in_common
 from cusink.types import Array, HostArray
-from cusink.workers import alone, working
+from cusink.workers import alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +98,7 @@ def search_part(
 
     Of `candidates` (Q, c), numbers of items of the part, those that are negative or beyond its `size` are of no part.
     """
-    if len(part) != size:
-        raise ValueError(
-            f"'parts' must stay as they were when the index was made; a part of {size} items has {len(part)} now. Make "
-            "another cusink.distributed.Index of them"
-        )
+    _unchanged(part, size)
     k = min(how.k, size - itself)
     if k == 0:
         return FoundInPart(None, np.full(size, np.inf))
@@ -119,9 +115,20 @@ def search_part(
     return FoundInPart(spread(found, looked, size), floor)
 
 
+def _unchanged(part: Any, size: int) -> None:
+    """Check that a part still has as many items as the index knows of."""
+    if len(part) != size:
+        raise ValueError(
+            f"'parts' must stay as they were when the index was made; a part of {size} items has {len(part)} now. Make "
+            "another cusink.distributed.Index of them"
+        )
+
+
 @one_call
 def _found(part: Any, A: Any, k: int, how: How, candidates: HostArray | None) -> tuple[Neighbours, HostArray]:
     corpus, settings = part._corpus, part._settings
+    if is_wider(A, corpus):
+        corpus, _, settings = part._in_float64()
     pairs = pairs_with(corpus, A, settings, how.check)
     query = Query(
         k=k,
@@ -132,8 +139,7 @@ def _found(part: Any, A: Any, k: int, how: How, candidates: HostArray | None) ->
         solve_at_most=how.solve_at_most,
         candidates=candidates,
     )
-    with working(None):
-        found, pruning = find_on_devices(pairs, corpus, query, how.prune, False, ())
+    found, pruning = find_on_devices(pairs, corpus, query, how.prune, False, ())
     near = neighbours(found, pairs, settings.options, pruning, full_output=True)
     fields: dict[str, Any] = {name: to_host(x) if hasattr(x, "shape") else x for name, x in near.__dict__.items()}
     return Neighbours(**fields), found.certificate.floor
@@ -148,7 +154,9 @@ def rows_of(A: Any, chosen: HostArray) -> Any:
         sizes = np.concatenate([np.diff(np.asarray(part.offsets)) for part in parts])
         weights, points = (np.concatenate([getattr(part, name) for part in parts]) for name in ("weights", "points"))
         return Measures(np.concatenate([[0], np.cumsum(sizes)]), weights, points)
-    return (A.tocsr() if are_documents(A, None) else np.asarray(A))[np.flatnonzero(chosen)]
+    if are_documents(A, None):
+        A = A.tocsr()
+    return (A if hasattr(A, "shape") else np.asarray(A))[np.flatnonzero(chosen)]
 
 
 def spread(found: Neighbours, rows: HostArray, nothing: int) -> Neighbours:
@@ -213,8 +221,7 @@ def items_of(part: Any) -> Any:
 @alone
 def grown(part: Any, size: int, B: Any, check: bool) -> Any:
     """Return an index with further items, which leaves the one that was as it is."""
-    if len(part) != size:
-        raise ValueError(f"'parts' must stay as they were when the index was made; got {len(part)} items for {size}")
+    _unchanged(part, size)
     more = type(part)._of(part._corpus, part._cost, part._settings)
     more.add(B, check=check)
     return more

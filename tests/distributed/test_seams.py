@@ -40,6 +40,35 @@ def cost_in(cost, dtype):
     return cost if isinstance(cost, str) else cost.astype(dtype)
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_wider_queries_are_looked_for_in_their_dtype(kind):
+    make, cost = MAKERS[kind]
+    cost, B, A = cost_in(cost, np.float32), make(9, 1, np.float32), make(3, 2, np.float64)
+    how = HOW | {"normalise": True}  # each part would scale items to the mass of its first, which has few digits
+    want = cusink.Index(B, cost, **how).search(A, 2)
+    parts = distributed.Index([cusink.Index(B[rows], cost, **how) for rows in (slice(0, 5), slice(5, 9))])
+    distances, indices = parts.search(A, 2)
+    assert distances.dtype == want[0].dtype == np.float64
+    np.testing.assert_array_equal(indices, want[1])
+    np.testing.assert_allclose(distances, want[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_items_that_are_wider_than_the_parts_are_refused(kind, tmp_path):
+    make, cost = MAKERS[kind]
+    cost, B, more = cost_in(cost, np.float32), make(9, 1, np.float32), make(3, 2, np.float64)
+    parts = distributed.Index([cusink.Index(B[rows], cost, **HOW) for rows in (slice(0, 5), slice(5, 9))])
+    with pytest.raises(TypeError, match=r"'B' must be of the dtype of the parts, float32; .* float64"):
+        parts.add(more)
+    assert len(parts) == 9
+    parts.save(tmp_path / "parts")
+    assert len(distributed.Index.load(tmp_path / "parts")) == 9
+
+    one = distributed.Index([cusink.Index(B, cost, **HOW)])  # nothing beside the part that grows
+    one.add(more)
+    assert len(one) == 12 and one.search(more, 1)[0].dtype == np.float64
+
+
 @pytest.mark.parametrize("first", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_collections_of_unlike_dtypes_are_compared_in_the_wider(kind, first):
@@ -76,6 +105,30 @@ def test_words_named_twice_add_up_in_their_own_dtype():
     found = dask.compute(*distributed.nearest(A, halves, C, k=2, **HOW))
     assert found[0].tobytes() == want[0].tobytes() and found[1].tobytes() == want[1].tobytes()
     np.testing.assert_array_equal(halves.data, before)
+
+
+class OnDevice:
+    """Rows that, as those of CuPy, do not become NumPy's by themselves."""
+
+    def __init__(self, rows):
+        self.rows, self.shape = rows, rows.shape
+
+    def __array__(self, *arguments, **keywords):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+    def __getitem__(self, items):
+        return OnDevice(self.rows[items])
+
+
+def test_some_rows_stay_in_their_library():
+    from cusink.distributed.parts import rows_of
+
+    rows = np.arange(6.0).reshape(3, 2)
+    chosen = np.array([True, False, True])
+    found = rows_of(OnDevice(rows), chosen)
+    assert isinstance(found, OnDevice)
+    np.testing.assert_array_equal(found.rows, rows[[0, 2]])
+    np.testing.assert_array_equal(rows_of(rows.tolist(), chosen), rows[[0, 2]])
 
 
 @pytest.mark.parametrize("metric", ["euclidean", cusink.Metric("euclidean")])
