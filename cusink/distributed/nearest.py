@@ -8,6 +8,7 @@ import dask
 import dask.array as da
 import numpy as np
 
+from cusink.checks.arrays import weights_dtype
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, flags, one_of, tolerance
 from cusink.distributed.documents import Documents
@@ -205,11 +206,11 @@ def nearest(
         right = left if B is None else documents.chunks(CHUNK_ROWS["B"], 1)
         shape, mass, xp = documents.pairs.shape, documents.mass, documents.pairs.xp
         task = dataclasses.replace(documents.task, check=False)  # all of them have been checked, in their own dtypes
-        dtype, cost = documents.pairs.dtype, held(client, C)
+        dtype, judged, cost = documents.pairs.dtype, None, held(client, C)
     else:
         job = Job.of(A, B, C, client, **given)
         left, right, shape, task, mass, xp = Chunks.of(job.A), Chunks.of(job.B), job.shape, job.task, job.mass, job.xp
-        dtype, cost = job.dtype, job.C
+        dtype, judged, cost = job.dtype, weights_dtype(job.dtype, job.A, job.B), job.C
     itself = B is None
     k = checks.neighbours(k, shape[1], itself)
     how = How(k=k, prune=prune, solve_at_most=checks.solve_at_most(solve_at_most, k), check=task.check)
@@ -220,7 +221,7 @@ def nearest(
                 "candidates"
             )
         candidates = checks.candidates(candidates, shape, k, False)
-    make = dask.delayed(partial(part_of_chunk, task=task, make=Index._of), pure=False)
+    make = dask.delayed(partial(part_of_chunk, task=task, make=Index._of, judged=judged), pure=False)
     look = dask.delayed(partial(look_in_chunk, task=task, how=how), pure=False)
     merge = dask.delayed(partial(merge_chunks, sizes=list(right.sizes), k=k), pure=False)
     parts = [make(b, cost, mass, Place(0, column), dtype) for b, column, _ in right]

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from cusink.calls import one_call
-from cusink.checks.arrays import kind, promoted, to_host
+from cusink.checks.arrays import arrays, kind, promoted, to_host
 from cusink.costs.kinds import named_arrays
 from cusink.costs.measures import Measures
 from cusink.distributed.jobs import Place, Task
 from cusink.distributed.tasks import note_place, on_device
+from cusink.retrieval import checks
 from cusink.retrieval.collected import collect, is_wider, pairs_with
 from cusink.retrieval.documents.checks import are_documents
 from cusink.retrieval.documents.corpus import DocumentCorpus
 from cusink.retrieval.engine import find_on_devices
 from cusink.retrieval.facts import Settings
+from cusink.retrieval.masses import masses_of
 from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.query import Query
 from cusink.retrieval.rows import parts_of
@@ -49,9 +51,20 @@ class FoundInPart:
 
 @alone
 def part_of_chunk(
-    B: Any, C: Any, mass: float | None, place: Place | None, dtype: Any, *, task: Task, make: Callable[..., Any]
+    B: Any,
+    C: Any,
+    mass: float | None,
+    place: Place | None,
+    dtype: Any,
+    *,
+    task: Task,
+    make: Callable[..., Any],
+    judged: Any = None,
 ) -> Any:
-    """Return the index, which `make` makes, of a chunk of a collection, scaled to `mass`."""
+    """Return the index, which `make` makes, of a chunk of a collection, scaled to `mass`.
+
+    Masses of arrays are judged by the dtype `judged`, that of the narrower of the collections.
+    """
     B, C = on_device(task, B, C)
     if isinstance(B, np.ndarray) or not are_documents(B, None):
         B = _of_dtype(B, C, dtype)
@@ -63,9 +76,16 @@ def part_of_chunk(
         on_empty="silent" if are_documents(B, None) else "nan",  # the call has spoken of them
         reach=task.reach,
         normalise=task.normalise,
+        judged=None if judged is None or judged == dtype else str(judged),
     )
+    check = task.check
     try:
-        corpus = collect(B, C, settings, task.check, mass)
+        if check and mass is not None and settings.judged is not None:
+            rows, xp, _ = arrays(B=B)
+            masses = masses_of(task.normalise, task.reach)
+            checks.normalised_rows("B", rows[0], mass, xp, check, np.dtype(settings.judged), masses=masses)
+            check = False  # of values and masses; the call has checked the cost
+        corpus = collect(B, C, settings, check, mass)
     except (TypeError, ValueError) as error:
         note_place(error, place)
         raise

@@ -140,3 +140,20 @@ def test_a_metric_for_arrays_is_told_what_it_goes_with(metric):
     ):
         with pytest.raises(TypeError, match=r"'C' must be an array of costs.* the metric .*cusink\.Measures"):
             call()
+
+
+@pytest.mark.parametrize("narrow", ["A", "B"])
+def test_masses_are_judged_by_the_narrower_dtype(narrow):
+    A, B = histograms(3, 1, np.float64), histograms(9, 2, np.float64)
+    B[4] *= 1 + 3e-5  # more than float64 may differ, and less than float32
+    given = {"A": A, "B": B}
+    given[narrow] = given[narrow].astype(np.float32)
+    for cost in (C, C.astype(np.float32)):
+        want = cusink.nearest(**given, C=cost, k=2, **HOW)
+        distances, indices = dask.compute(*distributed.nearest(**given, C=cost, k=2, **HOW))
+        assert distances.tobytes() == want[0].tobytes() and indices.tobytes() == want[1].tobytes()
+    for wrong, said in ((B[4] * 1.01, "the same mass .relative 0.001.*'B' row 4"), (-B[4], "non-negative")):
+        given["B"] = given["B"].copy()
+        given["B"][4] = wrong
+        with pytest.raises(ValueError, match=said):
+            dask.compute(*distributed.nearest(**given, C=C, k=2, **HOW))
