@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 
 from cusink.checks.arrays import weights_dtype
+from cusink.checks.foreign import taken
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import flag, flags, one_of, tolerance
 from cusink.distributed.documents import Documents
@@ -220,7 +221,7 @@ def nearest(
                 "'candidates' must be None where 'B' is: pass A as 'B' too, and leave each row out of its own "
                 "candidates"
             )
-        candidates = checks.candidates(candidates, shape, k, False)
+        candidates = checks.candidates(taken("candidates", candidates), shape, k, False)
     make = dask.delayed(partial(part_of_chunk, task=task, make=Index._of, judged=judged), pure=False)
     look = dask.delayed(partial(look_in_chunk, task=task, how=how), pure=False)
     merge = dask.delayed(partial(merge_chunks, sizes=list(right.sizes), k=k), pure=False)

@@ -9,6 +9,7 @@ from cusink.types import Array
 SMALL_SHARE = 1e-2  # f / rho below which 1 - (1 + x) exp(-x) is taken as a series, whose terms do not cancel
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of potentials that solve nothing, which is said before
 def through_potentials(problem: Problem, fields: tuple[Array, Array]) -> Array:
     """Return what a change of the prices does to potentials (B, 2), given multipliers of the rows and columns.
 

@@ -18,6 +18,7 @@ CROSSING = 1e-3  # share of the smaller of two bins' masses below which they may
 KNOWN = 10  # times the error: what moves between them if it is more than that is known
 SURPLUS = 1e-13  # of a mass that rounding explains. A part that has more needs other parts, which tells where it is
 SWEEPS = 20  # over all parts, before those that are tied most closely become one
+FARTHEST = 1e8  # logarithms of masses between parts beyond which rounding of costs would move potentials
 EVEN = 0.02  # difference of the most that enters and that leaves, of its logarithm, that needs no more sweeps
 ROUNDS = 100  # of that, at most: 23 for 269 parts are the most that hard problems took
 FEW = 3  # parts that are gone through one by one
@@ -79,7 +80,7 @@ def _mutual(crossing: HostArray) -> HostArray | None:
     wherever else the way back costs what the way there does.
     """
     np.fill_diagonal(crossing, -1.0)
-    if not crossing.min() > -np.inf:
+    if not crossing.min() >= -FARTHEST:
         return None
     apart = crossing - crossing.T
     offset = apart.mean(axis=1) / 2

@@ -43,8 +43,8 @@ def ends(monkeypatch):
     """Note every problem between clouds that has ended, and its potentials."""
     ended, plain = [], StabilisedProblem.finish
 
-    def remember(self, pool):
-        found = plain(self, pool)
+    def remember(self):
+        found = plain(self)
         ended.append((self, *found[:2]))
         return found
 

@@ -421,7 +421,7 @@ def side_of(clouds):
 
 
 def test_an_eps_of_pairs_is_a_number_or_one_for_each():
-    given = SimpleNamespace(count=3, dtype=np.dtype(np.float64))
+    given = SimpleNamespace(count=3, computing="float64")
     assert checks.eps_of_pairs(0.5, given) == 0.5
     assert checks.eps_of_pairs(np.array([1.0, 2, 3]), given).tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match=r"each of the 3 pairs; got shape \(2,\)"):
@@ -434,7 +434,7 @@ def test_an_eps_of_pairs_is_a_number_or_one_for_each():
     # A number below those of float32 is one of float64.
     assert checks.eps_of_pairs(1e-60, given) == 1e-60
     with pytest.raises(ValueError, match="float32"):
-        checks.eps_of_pairs(1e-60, SimpleNamespace(count=3, dtype=np.dtype(np.float16)))
+        checks.eps_of_pairs(1e-60, SimpleNamespace(count=3, computing="float32"))
 
 
 def test_options_that_pairs_do_not_have():
