@@ -78,7 +78,7 @@ def points(draw, tiny):
 
     for d, n in ((3, 70), (64, 90)) if tiny else ((3, 10**4), (64, 10**4)):
         x, y = draw.points(n, d), draw.points(n - 1, d)
-        cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=0.1 * d, tol=None, max_iter=1, memory_limit=0)
+        cusink.sinkhorn(None, None, cusink.PointCloud(x, y), eps=0.1 * d, tol=None, max_iter=1, memory_limit=8 * n)
         cusink.kernel_product(x, y, draw.weights(1, n - 1)[0])
 
 

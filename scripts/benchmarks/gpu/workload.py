@@ -122,7 +122,7 @@ def points(draw):
 
     for d in (2, 3, 18):
         C = cusink.PointCloud(draw.points(70, d), draw.points(45, d))
-        result = cusink.sinkhorn(None, None, C, eps=0.1 * d, tol=1e-3, max_iter=20, memory_limit=0)
+        result = cusink.sinkhorn(None, None, C, eps=0.1 * d, tol=1e-3, max_iter=20, memory_limit=8 * max(C.shape))
         result.apply(draw.weights(1, 45)[0], 1), result.apply(draw.weights(1, 70)[0], 0), result.bounds()
         adjoint(result)
     each = cusink.PointCloud(draw.cost(3, 33, 2), draw.cost(3, 35, 2), metric="euclidean")
