@@ -167,9 +167,10 @@ def _sparse(given: Mapping[str, Any], C: Any, check: bool) -> tuple[list[RaggedW
     A lone 'B' may have a cost that is not square; a lone 'A', to be compared with itself, may not.
     """
     if is_metric(C):
+        name = shown(C if isinstance(C, str) else C.name)
         raise TypeError(
-            f"'C' must be an array of costs between the words, or PointCloud(vectors, metric=...); got "
-            f"{shown(C)}. A metric goes with cusink.Measures, which have points"
+            f"'C' must be an array of costs between the words, or PointCloud(vectors, metric={name!r}); got {name!r}. "
+            "A metric goes with cusink.Measures, which have points"
         )
     read = {name: _rows(name, x, check) for name, x in given.items()}
     parts, xp, dtype = promoted(**{name: data for name, (_, data) in read.items()}, **named_arrays(C))
