@@ -195,7 +195,7 @@ def _described(C: Any, corpus: AnyCorpus) -> tuple[dict[str, Any], dict[str, Par
 def _word_for(C: Any, corpus: AnyCorpus) -> str | None:
     """Return a word that equal costs share, for a cost as the user passed it; None where its metric is a function."""
     if isinstance(C, str):
-        return C
+        C = metric_of(C)
     if callable(getattr(C, "metric", None)):
         return None
     description, parts = _described(C, corpus)

@@ -69,6 +69,14 @@ def test_items_that_are_wider_than_the_parts_are_refused(kind, tmp_path):
     assert len(one) == 12 and one.search(more, 1)[0].dtype == np.float64
 
 
+def test_a_metric_and_its_name_are_one_cost():
+    B = MAKERS["measures"][0](8, 1, np.float64)
+    named = [cusink.Index(B[:4], "sqeuclidean", **HOW), cusink.Index(B[4:], cusink.Metric("sqeuclidean"), **HOW)]
+    assert len(distributed.Index(named)) == 8
+    with pytest.raises(ValueError, match="cost"):
+        distributed.Index([named[0], cusink.Index(B[4:], cusink.Metric("sqeuclidean", power=2), **HOW)])
+
+
 @pytest.mark.parametrize("first", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_collections_of_unlike_dtypes_are_compared_in_the_wider(kind, first):
