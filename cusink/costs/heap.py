@@ -11,7 +11,7 @@ def keep_heap(size: int) -> None:
 
     glibc gives it back where twice the largest block that was ever freed is free, and the pages of the next arrays
     are faulted in one by one. A block that nobody touches costs little, and none is needed that is no larger than those
-    before it.
+    before it. Where the user's environment says what malloc gives back (``MALLOC_TRIM_THRESHOLD_``), that stands.
     """
     global _kept
     if (size := min(size, MOST_KEPT)) > _kept:

@@ -196,6 +196,8 @@ def _word_for(C: Any, corpus: AnyCorpus) -> str | None:
     """Return a word that equal costs share, for a cost as the user passed it; None where its metric is a function."""
     if isinstance(C, str):
         C = metric_of(C)
+    if isinstance(C, Metric) and repr(C) == f"Metric({C.name!r})":  # no option is set: its name says all
+        return C.name
     if callable(getattr(C, "metric", None)):
         return None
     description, parts = _described(C, corpus)

@@ -201,7 +201,7 @@ def test_the_largest_block_fits_the_register_file(compiled):
             most = launch.MOST_THREADS
             if name.startswith("iterate"):  # two blocks, but for double where that would spill
                 most = launch.MOST_ITERATE_THREADS * (1 if job[1] == "float64" and job[2] >= 100 else 2)
-            most = 2 * fused_memory.HELD_THREADS if name == "iterate_held" else most
+            most = 2 * fused_memory.HELD_THREADS if name in ("iterate_held", "adjoint_held") else most
             most = launch.GRID_THREADS if name in launch.GRID_PASSES else most
             most = 32 * 2 * near_launch.WARPS if name == "softmin_near" else ragged_launch.WIDE.get(name, most)
             most = launch.SPLIT_THREADS if name == "split_step" or name.endswith("_products") else most
