@@ -32,6 +32,10 @@ class Solvable(Protocol):
     def dtype(self) -> np.dtype[Any]:
         """Of the computation."""
 
+    @property
+    def stored(self) -> bool:
+        """Whether an array holds all costs."""
+
     def to_host(self, array: Array) -> HostArray:
         """Return an array of this library as a NumPy array."""
 
@@ -68,12 +72,8 @@ class Cost(ABC, Generic[Data]):
     data: Data
     ops: Operators[Data]
 
-    @property
-    def stored(self) -> bool:
-        """Whether `data` is an array of the costs themselves."""
-        return False
-
     kind: ClassVar[str]  # the word by which `cusink.connection` finds the operators
+    stored: ClassVar[bool] = False  # whether `data` is an array of the costs themselves
     divisible: ClassVar[bool] = True  # whether `between` leaves bins out
 
     def __getstate__(self) -> tuple[Data, str]:

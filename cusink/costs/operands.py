@@ -26,12 +26,8 @@ class DenseCost(Cost[Array]):
     """An array (n, m) or (B, n, m) of costs; +inf forbids a pair."""
 
     kind: ClassVar[str] = "dense"
+    stored: ClassVar[bool] = True
     roundings: float = 1.0  # that an exponent is off by, those of a cost that was made of points among them
-
-    @property
-    def stored(self) -> bool:
-        """True: `data` is the array."""
-        return True
 
     @property
     def shape(self) -> tuple[int, ...]:

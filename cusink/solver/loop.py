@@ -92,7 +92,7 @@ def solve(
     spent = np.zeros(len(a), np.int64)
     again_or_left = costs_of is not None or start is not None
     poor = POOR if judge and init is not None and tol is not None and again_or_left else math.inf
-    least = worth(a.shape[1], b.shape[1], together)
+    least = worth(a.shape[1], b.shape[1], together, C.stored)
     ahead: Found | None = None
     if near := tol is not None and init is None:
         rough = functools.partial(

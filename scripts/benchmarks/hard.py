@@ -78,6 +78,19 @@ def problems():
     out["mixtures on a line, tails of 1e-6"] = (*(w / w.sum() for w in mixtures), between(x[:, None], x[:, None]))
     x = rng.random((200, 3))
     out["one cloud of 200 points, two sets of weights"] = (*rng.dirichlet(np.ones(200), 2), between(x, x))
+    row, column = np.indices((28, 28)).reshape(2, -1)
+    images = [
+        sum(np.exp(-((row - up) ** 2 + (column - left) ** 2) / 8) for up, left in places) + 1e-6
+        for places in 28 * rng.random((2, 5, 2))
+    ]
+    C = np.abs(row[:, None] - row) + np.abs(column[:, None] - column)
+    out["two images of 28 x 28 pixels, city-block cost"] = (*(w / w.sum() for w in images), C / C.max())
+    row, column = np.indices((32, 32)).reshape(2, -1)
+    C = np.hypot(row[:, None] - row, column[:, None] - column)
+    out["32 x 32 cells, Euclidean cost"] = (*rng.dirichlet(np.ones(1024), 2), C / C.max())
+    x, y = rng.normal(size=(2, 1100, 16))
+    y[:550] = x[:550]
+    out["1100 points in R^16, half of them shared"] = (uniform(1100), uniform(1100), between(x, y))
     return out
 
 

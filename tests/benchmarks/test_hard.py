@@ -14,7 +14,7 @@ from benchmarks import hard  # noqa: E402
 def test_every_problem_is_solved(capsys):
     hard.main(["--rounds", "1", "--eps", "0.01", "0.001", "--tol", "1e-8", "--only", "cusink"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and " eps " not in line]
-    assert len(rows) == 2 * len(hard.problems()) == 24
+    assert len(rows) == 2 * len(hard.problems()) == 30
     assert not [row for row in rows if "WRONG" in row]
 
 

@@ -1,7 +1,7 @@
 """Documents on the CPU: some against many, every pair with its costs gathered from one array for all of them."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -101,6 +101,7 @@ class Setting(NamedTuple):
 class DocumentCost:
     """`PairCosts` as the loop of the solver takes them, see `cusink.costs.cost.Solvable`, and memory for kernels."""
 
+    stored: ClassVar[bool] = False  # pair by pair
     costs: PairCosts
     buffers: Buffers
     xp: ArrayModule = np
