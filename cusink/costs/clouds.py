@@ -22,7 +22,7 @@ from cusink.checks.foreign import InTheirWords, remembering
 from cusink.checks.scalars import flag, one_of, positive_number
 from cusink.costs.between import KERNEL_BYTES, BetweenPoints
 from cusink.costs.checks import refuse_far
-from cusink.costs.formulas import CostFunction, CostGradient, lent
+from cusink.costs.functions import CostFunction, CostGradient, Given
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric, Ground
 from cusink.costs.wanted import check_points, check_targets, checked_labels
 from cusink.types import Array, ArrayModule, HostArray
@@ -69,7 +69,8 @@ class PointCloud:
         Costs of labels, at least 0: ``table[label of x_i, label of y_j]`` is added to the cost of a pair.
     gradient : function, optional
         Of a metric that is a function: takes points x (n, d), y (m, d) and the gradient (n, m) of a loss by their
-        costs, and returns those by x and by y. Without it there are no gradients by points.
+        costs, and returns those by x and by y. It is tried with the same few points as the metric, before any work.
+        Without it there are no gradients by points.
 
     Attributes
     ----------
@@ -242,18 +243,11 @@ def any_costs(xp: ArrayModule, cloud: PointCloud, x: Array, y: Array, dtype: Any
 
 
 def _try(ground: Ground, x: Array, y: Array) -> None:
-    """Call a function of the user with a few points, to see that it returns what it should."""
+    """Call the functions of the user with a few points."""
     (x, y), xp, _ = arrays(**{"C.x": x, "C.y": y})
-    x, y = (xp.ascontiguousarray(p if p.ndim == 2 else p[0]) for p in (x[..., :2, :], y[..., :3, :]))
-    assert callable(ground.metric)
-    try:
-        ground.metric(lent(xp, x), lent(xp, y))
-    except Exception as error:
-        raise TypeError(
-            f"'metric' must be a name, or a function of points x and y; called with {len(x)} and {len(y)} of them it "
-            f"raised {type(error).__name__}: {error}"
-        ) from error
-    ground.formula().costs(xp, x, y)
+    formula = ground.formula()
+    assert isinstance(formula, Given)
+    formula.try_out(xp, *(xp.ascontiguousarray(p if p.ndim == 2 else p[0]) for p in (x[..., :2, :], y[..., :3, :])))
 
 
 class _Points(NamedTuple):

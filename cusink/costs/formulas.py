@@ -1,19 +1,15 @@
-"""Formulas of costs between points that no CUDA kernel knows: sums over coordinates, and functions of the user.
+"""Formulas of costs between points that no CUDA kernel knows: sums over coordinates.
 
 They are taken in float64 where they are sums. Points x are (..., n, d) and y (..., m, d); all arrays of pairs are
 (..., n, m).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from cusink.types import Array, ArrayModule
-
-CostFunction = Callable[[Any, Any], Any]  # of points (n, d) and (m, d): costs (n, m)
-CostGradient = Callable[[Any, Any, Any], tuple[Any, Any]]  # of points and a gradient (n, m): gradients (n, d), (m, d)
 
 CLOSE = 0.05  # of x and y relative to their sum, up to which six terms of a series have all digits
 
@@ -222,83 +218,6 @@ class Power:
     def bend(self, xp: ArrayModule, s: Array, moved: Array) -> Array:
         """See `Outer`."""
         return self.rate(xp, s) * ((self.exponent - 1) * moved / xp.where(s > 0, s, xp.inf))
-
-
-@dataclass(frozen=True)
-class Given:
-    """A function of the user, whose answers are checked, and its gradient, if there is one."""
-
-    function: CostFunction
-    gradient: CostGradient | None
-    symmetric: ClassVar[None] = None
-    twice: ClassVar[bool] = False
-
-    def costs(self, xp: ArrayModule, x: Array, y: Array) -> Array:
-        """See `Formula`."""
-        if x.ndim == 3:
-            return xp.stack([self.costs(xp, *points) for points in zip(x, y, strict=True)])
-        found = self.function(lent(xp, x), lent(xp, y))
-        _checked("metric", found, (len(x), len(y)), xp)
-        if not bool((found >= 0).all()):  # NaN too
-            if bool(xp.isnan(found).any()):
-                raise ValueError("'metric' must return costs that are numbers; got NaN")
-            least = f"{float(found.min()):g}"
-            raise ValueError(f"'metric' must return costs of at least 0; got {least}. Add a constant to all costs")
-        return found
-
-    def adjoint(self, xp: ArrayModule, gradient: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        """See `Formula`."""
-        if self.gradient is None:
-            raise ValueError(
-                "'gradient' must be given with a 'metric' that is a function, for gradients with respect to points; "
-                "got None. It takes points x, y and the gradient (n, m) of their costs, and returns those of x and y"
-            )
-        if x.ndim == 3:
-            each = [self.adjoint(xp, *parts) for parts in zip(gradient, x, y, strict=True)]
-            return xp.stack([gx for gx, _ in each]), xp.stack([gy for _, gy in each])
-        found = self.gradient(lent(xp, x), lent(xp, y), gradient.astype(x.dtype, copy=False))
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
-            raise TypeError(f"'gradient' must return a pair, the gradients of x and of y; got {type(found).__name__}")
-        for part, points in zip(found, (x, y), strict=True):
-            _checked("gradient", part, points.shape, xp)
-        return found[0], found[1]
-
-    def tangent(self, xp: ArrayModule, x: Array, y: Array, moves: tuple[Array, Array]) -> Array:
-        """Raise: directions of its points are refused."""
-        raise NotImplementedError
-
-    def curvature(
-        self, xp: ArrayModule, gradient: Array, tangent: Array, x: Array, y: Array, moves: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        """See `Formula`; its points stay."""
-        del gradient, moves
-        return self.adjoint(xp, tangent, x, y)
-
-
-def lent(xp: ArrayModule, points: Array) -> Array:
-    """Return points that a function of the user cannot change: read-only in NumPy, a copy elsewhere."""
-    if xp is not np:
-        return points.copy()
-    view = points.view()
-    view.flags.writeable = False
-    return view
-
-
-def _checked(name: str, found: Any, shape: tuple[int, ...], xp: ArrayModule) -> None:
-    """Check that a function of the user returned a finite array of a shape."""
-    given = getattr(found, "shape", None)
-    if given is None or not isinstance(found, xp.ndarray):
-        raise TypeError(f"'{name}' must return a {xp.__name__} array, as its points are; got {type(found).__name__}")
-    if isinstance(found, np.ma.MaskedArray):
-        raise TypeError(f"'{name}' must return an array without a mask; got numpy.ma.MaskedArray. Fill it first")
-    if tuple(given) != shape:
-        raise ValueError(f"'{name}' must return shape {shape} for these points; got {tuple(given)}")
-    if found.dtype.kind not in "fiub":
-        raise TypeError(f"'{name}' must return real numbers; got dtype {found.dtype}")
-    if found.dtype.kind == "f" and bool(xp.isinf(found).any()):
-        raise ValueError(f"'{name}' must return finite numbers; got an infinite one")
-    if name == "gradient" and found.dtype.kind == "f" and bool(xp.isnan(found).any()):
-        raise ValueError("'gradient' must return finite numbers; got NaN")
 
 
 def finite_power(xp: ArrayModule, x: Array, exponent: float) -> Array:

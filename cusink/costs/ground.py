@@ -7,16 +7,8 @@ from cusink.costs.arcs import Arc, Chords
 from cusink.costs.between import KERNEL_BYTES, BetweenPoints, Cloud, Embedding
 from cusink.costs.blockwise import BlockCosts
 from cusink.costs.embeddings import Directions, Linear, Roots, Sphere
-from cusink.costs.formulas import (
-    CostFunction,
-    CostGradient,
-    Formula,
-    Given,
-    Power,
-    RelativeEntropy,
-    Squares,
-    Sums,
-)
+from cusink.costs.formulas import Formula, Power, RelativeEntropy, Squares, Sums
+from cusink.costs.functions import CostFunction, CostGradient, Given
 from cusink.costs.points import PointCosts
 from cusink.costs.powers import NormPower
 from cusink.types import Array, ArrayModule, HostArray

@@ -11,7 +11,7 @@ from cusink.costs import checks
 from cusink.costs.blocks import blocks
 from cusink.costs.clouds import METRICS, PointCloud, any_costs
 from cusink.costs.directions import directions
-from cusink.costs.formulas import CostFunction, CostGradient
+from cusink.costs.functions import CostFunction, CostGradient
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric
 from cusink.costs.powers import NormPower, every_square_fits
 from cusink.costs.pulled import to_points, to_user_points

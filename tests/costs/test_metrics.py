@@ -437,12 +437,19 @@ def test_a_function_cannot_change_the_points():
         return city(x, y)
 
     def gradient(x, y, G):
+        if len(y) > 3:
+            y *= 2
+        return x, y
+
+    def gradient_at_once(x, y, G):
         y *= 2
         return x, y
 
     kept = X.copy()
     with pytest.raises(TypeError, match="it raised ValueError: .*read-only"):
         cusink.PointCloud(kept, Y, at_once)
+    with pytest.raises(TypeError, match="'gradient' must be a function of .* it raised ValueError: .*read-only"):
+        cusink.PointCloud(kept, Y, city, gradient=gradient_at_once)
     with pytest.raises(ValueError, match="read-only"):
         cusink.sinkhorn(None, None, cusink.PointCloud(kept, Y, later), eps=EPS)
     result = cusink.sinkhorn(None, None, cusink.PointCloud(kept, Y, city, gradient=gradient), eps=EPS)
@@ -455,18 +462,60 @@ def test_gradients_of_a_function_are_refused_or_checked():
     result = cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, city), eps=EPS)
     with pytest.raises(ValueError, match="'gradient' must be given with a 'metric' that is a function"):
         print(cusink.sinkhorn_adjoint(result, grad_cost=1.0).x)
-    for wrong, error, message in (
-        (lambda x, y, G: G, TypeError, "'gradient' must return a pair"),
-        (lambda x, y, G: (x, y[:1]), ValueError, r"'gradient' must return shape \(5, 3\)"),
-        (lambda x, y, G: (x, np.ma.masked_array(y)), TypeError, "'gradient' must return an array without a mask"),
-        (lambda x, y, G: (x * np.nan, y), ValueError, "'gradient' must return finite numbers; got NaN"),
+    for late, error, message in (
+        (lambda x, y: x, TypeError, "'gradient' must return a pair"),
+        (lambda x, y: (x, y[:1]), ValueError, r"'gradient' must return shape \(5, 3\)"),
+        (lambda x, y: (x, np.ma.masked_array(y)), TypeError, "'gradient' must return an array without a mask"),
+        (lambda x, y: (x * np.nan, y), ValueError, "'gradient' must return finite numbers; got NaN"),
     ):
+
+        def wrong(x, y, G, late=late):
+            return late(x, y) if len(y) > 3 else city_gradient(x, y, G)
+
         result = cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, city, gradient=wrong), eps=EPS)
         with pytest.raises(error, match=message):
             print(cusink.sinkhorn_adjoint(result, grad_cost=1.0).x)
     result = cusink.sinkhorn(None, None, cusink.PointCloud(X, Y, city, gradient=city_gradient), eps=EPS)
     with pytest.raises(ValueError, match="'dx' must be None for a 'metric' that is a function"):
         cusink.sinkhorn_jvp(result, dx=X)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda x, y, G: G, TypeError, "'gradient' must return a pair, the gradients of x and of y; got ndarray"),
+        (lambda x, y, G: (x, y[:1]), ValueError, r"'gradient' must return shape \(3, 3\) for these .*got \(1, 3\)"),
+        (lambda x, y, G: (x[:, 0], y), ValueError, r"'gradient' must return shape \(2, 3\) for these .*got \(2,\)"),
+        (lambda x, y, G: (x, y.tolist()), TypeError, "'gradient' must return a numpy array"),
+        (lambda x, y, G: (x, y + 0j), TypeError, "'gradient' must return real numbers; got dtype complex128"),
+        (lambda x, y: (x, y), TypeError, "'gradient' must be a function of points x and y and of the gradient"),
+    ],
+)
+def test_a_gradient_of_the_wrong_form_is_found_before_any_work(wrong, error, message):
+    for call in (
+        lambda: cusink.PointCloud(X, Y, city, gradient=wrong),
+        lambda: cusink.PointCloud(np.stack([X, X]), Y, city, gradient=wrong),
+        lambda: cusink.cost_matrix_adjoint(X, Y, np.ones((6, 5)), city, gradient=wrong),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_trial_of_a_gradient_looks_at_no_values():
+    def euclidean(x, y):
+        return np.sqrt(((x[:, None] - y) ** 2).sum(axis=-1))
+
+    def nan_where_points_coincide(x, y, G):
+        pull = (G / euclidean(x, y))[..., None] * (x[:, None] - y)
+        return pull.sum(axis=1), -pull.sum(axis=0)
+
+    C = cusink.PointCloud(X, X.copy(), euclidean, gradient=nan_where_points_coincide)
+    assert cusink.sinkhorn(None, None, C, eps=EPS).converged
+    apart = cusink.PointCloud(X, Y, euclidean, gradient=nan_where_points_coincide)
+    by_name = cusink.cost_matrix_adjoint(X, Y, np.ones((6, 5)), "euclidean").x
+    grads = cusink.cost_matrix_adjoint(apart.x, apart.y, np.ones((6, 5)), euclidean, gradient=nan_where_points_coincide)
+    np.testing.assert_allclose(grads.x, by_name, rtol=1e-12)
 
 
 def test_a_limit_below_a_row_is_refused():
