@@ -16,6 +16,7 @@ __all__ = [
     "Barycenter",
     "BarycenterGradients",
     "ConvergenceWarning",
+    "CostGradients",
     "DistanceMatrix",
     "DivergenceCurvature",
     "DivergenceGradients",

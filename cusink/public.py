@@ -11,6 +11,7 @@ from cusink.barycenters.free_result import FreeBarycenter as FreeBarycenter
 from cusink.checks.regularisation import RelativeEps as RelativeEps
 from cusink.costs.clouds import PointCloud as PointCloud
 from cusink.costs.grid import Grid as Grid
+from cusink.costs.matrix import CostGradients as CostGradients
 from cusink.costs.matrix import cost_matrix as cost_matrix
 from cusink.costs.matrix import cost_matrix_adjoint as cost_matrix_adjoint
 from cusink.costs.measures import Measures as Measures

@@ -83,6 +83,7 @@ COST_MATRIX = {
     "factor": None,
     "labels": None,
     "table": None,
+    "gradient": None,
 }
 GRID = {"shape": (2, 2), "metric": "sqeuclidean", "spacing": 1.0, "periodic": False}
 CLOUD = {"x": X, "y": Y, "metric": "euclidean", "power": 1, "p": None, "radius": None, "factor": None}
@@ -279,7 +280,7 @@ CALLS = {
     ),
     "barycenter_adjoint": (cusink.barycenter_adjoint, {"result": BARYCENTER, "grad_barycenter": A, **SYSTEM}),
     "cost_matrix": (cusink.cost_matrix, COST_MATRIX),
-    "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"grad_C": C, **COST_MATRIX, "gradient": None}),
+    "cost_matrix_adjoint": (cusink.cost_matrix_adjoint, {"grad_C": C, **COST_MATRIX}),
     "distance_matrix": (
         cusink.distance_matrix,
         {"A": ROWS, "B": OTHERS, "C": C, "out": None, "devices": None, **RETRIEVAL},

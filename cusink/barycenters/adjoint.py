@@ -73,6 +73,12 @@ class BarycenterGradients(Summary):
         """
         return self._terms.wrt_axes()
 
+    @cached_property
+    @one_call
+    def metric(self) -> dict[str, Array]:
+        """By the parameters of the metric of a `cusink.PointCloud`, by name, see `cusink.SinkhornGradients`."""
+        return self._terms.wrt_metric()
+
     @property
     def x(self) -> Array | None:
         """By the source points of a `cusink.PointCloud`, in their shape, summed over the batch; None for other costs.
@@ -120,7 +126,7 @@ def barycenter_adjoint(
     Returns
     -------
     BarycenterGradients
-        Gradients A, weights, C, eps, and converged; x and y for a `cusink.PointCloud`.
+        Gradients A, weights, C, eps, and converged; x, y and metric for a `cusink.PointCloud`.
 
     Raises
     ------

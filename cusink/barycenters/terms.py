@@ -215,6 +215,14 @@ class BarycenterTerms:
         given, parts = self.given, [part for part in found if part is not None]
         return tuple(narrowed(sum(each), given.dtype, given.xp) for each in zip(*parts, strict=True)) or None
 
+    def wrt_metric(self) -> dict[str, Array]:
+        """Return the gradients with respect to the parameters of a metric, summed over the batch."""
+        out: dict[str, Array] = {}
+        for plans, rows, columns in self._parts():
+            found = plans.C.metric_adjoint(plans.blocks(rows, columns))
+            out |= {name: out.get(name, 0) + part for name, part in found.items()}
+        return out
+
     def _parts(self) -> Iterator[tuple[Plans, Array, Array]]:
         """Yield plans, and the rows and columns of their gradients."""
         pulled = self.pulled

@@ -1,5 +1,7 @@
 """Cost matrices between points."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -13,16 +15,50 @@ from cusink.costs.clouds import METRICS, PointCloud, any_costs
 from cusink.costs.directions import directions
 from cusink.costs.functions import CostFunction, CostGradient
 from cusink.costs.ground import CLOUD_METRICS, CloudMetric
+from cusink.costs.parameters import add_block, nothing_yet
 from cusink.costs.powers import NormPower, every_square_fits
 from cusink.costs.pulled import to_points, to_user_points
+from cusink.summary import Summary
 from cusink.types import Array, ArrayModule
 
 __all__ = [
+    "CostGradients",
     "cost_matrix",
     "cost_matrix_adjoint",
 ]
 
 ADJOINT_ENTRIES = 1 << 18  # of a gradient of costs that are pulled back at a time
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CostGradients(Summary):
+    """Gradients of ``sum(grad_C * C)`` by what `cusink.cost_matrix` made `C` of.
+
+    It unpacks as the pair ``gx, gy = ...`` of `x` and `y`.
+
+    Attributes
+    ----------
+    x : array, shape of `x`
+        By the source points; by the points as sources and as targets, if `y` is None.
+    y : array, shape of `y`, or None
+        By the target points; None if `y` is.
+    metric : dict of array
+        By the parameters of the metric, by name: "factor" (d, k) and "table" (L, M). In float64, summed over the batch.
+        Empty for other metrics.
+    """
+
+    x: Array
+    y: Array | None
+    metric: dict[str, Array] = field(repr=False)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.x, self.y))
+
+    def __getitem__(self, side: int) -> Array:
+        return (self.x, self.y)[side]
+
+    def __len__(self) -> int:
+        return 2
 
 
 @one_call
@@ -37,6 +73,7 @@ def cost_matrix(
     factor: Array | None = None,
     labels: Any = None,
     table: Array | None = None,
+    gradient: CostGradient | None = None,
 ) -> Array:
     """Return the cost of moving a unit of mass between points.
 
@@ -49,7 +86,7 @@ def cost_matrix(
     metric : str or function
         One that `cusink.PointCloud` takes; with NumPy, for points without a batch axis, any other name that
         `scipy.spatial.distance.cdist` knows, too.
-    power, p, radius, factor, labels, table : optional
+    power, p, radius, factor, labels, table, gradient : optional
         As for `cusink.PointCloud`.
 
     Returns
@@ -77,8 +114,8 @@ def cost_matrix(
            [9., 4., 0.]])
     """
     given: dict[str, Any] = {"p": p, "radius": radius, "factor": factor, "labels": labels, "table": table}
-    if _of_cloud(x, y, metric, power, given):
-        return PointCloud(x, y, cast(Any, metric), power=power, **given).dense()
+    if _of_cloud(x, y, metric, power, given | {"gradient": gradient}):
+        return PointCloud(x, y, cast(Any, metric), power=power, gradient=gradient, **given).dense()
     (x, y), xp, dtype = checks.points(x, y, cast(str, metric))
     if metric == "euclidean" and not every_square_fits(xp, x, y):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -117,8 +154,8 @@ def cost_matrix_adjoint(
     labels: Any = None,
     table: Array | None = None,
     gradient: CostGradient | None = None,
-) -> tuple[Array, Array | None]:
-    """Pull a gradient with respect to a cost matrix back to the points that it was made of.
+) -> CostGradients:
+    """Pull a gradient with respect to a cost matrix back to the points and parameters that it was made of.
 
     Parameters
     ----------
@@ -136,10 +173,8 @@ def cost_matrix_adjoint(
 
     Returns
     -------
-    gx : array, shape of `x`
-        Gradient by the source points; by the points as sources and as targets, if `y` is None.
-    gy : array, shape of `y`, or None
-        Gradient by the target points; None if `y` is.
+    CostGradients
+        Gradients x and y, which ``gx, gy = ...`` unpacks; metric, by a `factor` and by a `table`.
 
     Raises
     ------
@@ -162,10 +197,13 @@ def cost_matrix_adjoint(
     >>> gx
     array([[ 0. , -1. ],
            [ 1.5, -3. ]])
+    >>> cusink.cost_matrix_adjoint(x, y, [[0.25], [0.75]], labels=([0, 1], [0]), table=[[0.0], [1.0]]).metric["table"]
+    array([[0.25],
+           [0.75]])
     """
     given: dict[str, Any] = {"p": p, "radius": radius, "factor": factor, "labels": labels, "table": table}
     parametric = isinstance(metric, str) and metric in ("minkowski", "mahalanobis")
-    if _of_cloud(x, y, metric, power, given) or gradient is not None or parametric:
+    if _of_cloud(x, y, metric, power, given | {"gradient": gradient}) or parametric:
         return _cloud_adjoint(PointCloud(x, y, metric, power=power, gradient=gradient, **given), grad_C)
     one_of("metric", metric, CLOUD_METRICS)
     (px, py), xp, dtype = checks.points(x, y, cast(str, metric))
@@ -176,7 +214,7 @@ def cost_matrix_adjoint(
     flat = np.ndim(x) == 1
     gx = gx[:, 0] if flat else gx
     gy = gy[:, 0] if y is not None and np.ndim(y) == 1 else gy
-    return narrowed(gx, dtype, xp), gy if gy is None else narrowed(gy, dtype, xp)
+    return CostGradients(x=narrowed(gx, dtype, xp), y=gy if gy is None else narrowed(gy, dtype, xp), metric={})
 
 
 def _of_cloud(x: Any, y: Any, metric: Any, power: Any, given: dict[str, Any]) -> bool:
@@ -195,8 +233,8 @@ def _axes(points: Any) -> int:
         return 0  # lists of unequal lengths, or a class of the user: the checks say so
 
 
-def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> tuple[Array, Array | None]:
-    """Pull the gradient (n, m) or (B, n, m) of the costs of a cloud back to its points, in blocks."""
+def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> CostGradients:
+    """Pull the gradient (n, m) or (B, n, m) of the costs of a cloud back, in blocks."""
     (x, y, gradient), xp, _ = arrays(x=cloud.x, y=cloud.y, grad_C=grad_C)
     if gradient is None or gradient.shape != cloud.shape:
         got = kind(None) if gradient is None else gradient.shape
@@ -204,13 +242,16 @@ def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> tuple[Array, Array | None]
     in_range("grad_C", gradient, xp)
     costs = any_costs(xp, cloud, x, y)
     gx, gy = (xp.zeros(points.shape, np.float64) for points in (costs.x, costs.y))
+    metric = nothing_yet(xp, costs)
     size, (n, m) = 1 if costs.ndim == 2 else len(x), costs.shape[-2:]
     for problems, rows in blocks(size, n, m, ADJOINT_ENTRIES):
         at, every = ((rows,), ()) if costs.ndim == 2 else ((problems, rows), (problems,))
         of_rows, of_columns = costs.block_adjoint(xp, gradient[at], problems, rows)
         gx[at] += of_rows
         gy[every] += of_columns
-    return to_user_points(xp, cloud, to_points(xp, costs.embedding, cloud, gx, gy))
+        add_block(xp, costs, metric, problems, rows, gradient[at], (of_rows, of_columns))
+    of_x, of_y = to_user_points(xp, cloud, to_points(xp, costs.embedding, cloud, gx, gy))
+    return CostGradients(x=of_x, y=of_y, metric=metric)
 
 
 def _pairwise(xp: ArrayModule, x: Array, y: Array, metric: str) -> Array:

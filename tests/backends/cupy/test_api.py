@@ -79,6 +79,12 @@ def mean_gradients(A, C, r, **options):
     return [getattr(grads, name) for name in ("A", "weights", "eps", "C", "x", "y")]
 
 
+def parameters(xp):
+    labels = np.arange(len(x)) % 3, np.arange(len(y)) % 2
+    factor, table = np.eye(x.shape[1])[:, :2] + 0.25, np.arange(6.0).reshape(3, 2) / 6
+    return {"factor": xp(factor), "labels": labels, "table": xp(table)}
+
+
 def documents(xp):
     return cusink.Measures(offsets, None, xp(places))
 
@@ -144,6 +150,17 @@ CALLS = {
     "maps": lambda xp: maps(xp(a), xp(b), xp(C), xp(x), xp(y)),
     "costs": lambda xp: [cusink.cost_matrix(xp(x), xp(y), metric) for metric in ("sqeuclidean", "cosine")],
     "costs' gradient": lambda xp: cusink.cost_matrix_adjoint(xp(x), xp(y), xp(C), "euclidean"),
+    "costs' gradient by parameters": lambda xp: list(
+        cusink.cost_matrix_adjoint(xp(x), xp(y), xp(C), "mahalanobis", **parameters(xp)).metric.values()
+    ),
+    "a barycenter's gradient by parameters": lambda xp: list(
+        cusink.barycenter_adjoint(
+            cusink.barycenter(
+                xp(a), cusink.PointCloud(xp(x), xp(y), "mahalanobis", **parameters(xp)), eps=1.0, tol=1e-9
+            ),
+            grad_barycenter=xp(b[0]),
+        ).metric.values()
+    ),
     "distances": lambda xp: cusink.distance_matrix(xp(s), xp(t), xp(S), eps=0.05, value="divergence", full_output=True),
     "distances of one set": lambda xp: cusink.distance_matrix(xp(s), None, xp(S), eps=0.2),
     "distances by parts": lambda xp: cusink.distance_matrix(xp(s), xp(t), xp(S), eps=0.05, memory_limit=200_000),
