@@ -9,7 +9,7 @@ from cusink.checks.arrays import array_module, in_range, kind, narrowed, owned, 
 from cusink.checks.regularisation import regularisations
 from cusink.checks.scalars import flags, price_in_range
 from cusink.checks.weights import MASS_TOLERANCE, batch_size, first_index, of_sum_one, same_mass, weight_values
-from cusink.costs.checks import cost_values
+from cusink.costs.checks import cost_values, squares_in_range
 from cusink.costs.cost import Cost
 from cusink.costs.images import Cells, in_bins
 from cusink.costs.kinds import cells_of, named_arrays
@@ -302,6 +302,7 @@ def free_problem(measures: Any, weights: Any, x: Any, a: Any, balanced: bool, no
             got=lambda k: f"got {float(clouds[k].weights.sum()):g} and {float(a.sum()):g}",
             advice="normalise=True divides each by its sum. Or pass a 'reach'",
         )
+    squares_in_range("'x' and 'measures'", [x, *(cloud.points for cloud in (*clouds, *others))], xp)
     parts = [(cloud.share, cloud.points, cloud.weights / cloud.weights.sum()) for cloud in clouds]
     centre = sum(share * (p * b[:, None]).sum(axis=0) for share, p, b in parts)
     squares = [share * float(((p - centre) ** 2).sum(axis=1) @ b) for share, p, b in parts]

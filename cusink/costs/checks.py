@@ -64,6 +64,18 @@ def refuse_far(beyond: Array, dtype: np.dtype[Any]) -> None:
         raise ValueError(f"'x' and 'y' must be so near that costs are finite in {dtype}; got +inf. Scale the points")
 
 
+def squares_in_range(names: str, clouds: list[Array], xp: ArrayModule) -> None:
+    """Check that squared distances between points (., d) of some clouds have room in their dtype."""
+    dtype, d = clouds[0].dtype.name, clouds[0].shape[-1]
+    low, high = (xp.stack(ends) for ends in zip(*((p.min(axis=0), p.max(axis=0)) for p in clouds), strict=True))
+    half = float((high.max(axis=0) / 2 - low.min(axis=0) / 2).max())  # as the whole may leave the range
+    if 4 * d * half * half > largest(dtype):
+        raise ValueError(
+            f"{names} must hold points so near that squared distances are at most {largest(dtype):.2g} in {dtype}; got "
+            f"points {2 * half:.3g} apart. Scale the points"
+        )
+
+
 def partners(a: Array, b: Array, C: Array, xp: ArrayModule, reach: Reach | None = None) -> None:
     """Check that every bin with weight may send some of it to a bin with weight.
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from cusink.calls import one_call
-from cusink.checks.arrays import arrays, in_range, kind, narrowed
+from cusink.checks.arrays import HALF, arrays, in_range, kind, narrowed
 from cusink.checks.scalars import one_of
 from cusink.costs import checks
 from cusink.costs.blocks import blocks
@@ -117,7 +117,7 @@ def cost_matrix(
     if _of_cloud(x, y, metric, power, given | {"gradient": gradient}):
         return PointCloud(x, y, cast(Any, metric), power=power, gradient=gradient, **given).dense()
     (x, y), xp, dtype = checks.points(x, y, cast(str, metric))
-    if metric == "euclidean" and not every_square_fits(xp, x, y):
+    if metric == "euclidean" and not every_square_fits(xp, x, y, np.float64 if xp is np else x.dtype):
         with np.errstate(over="ignore", invalid="ignore"):
             cost = NormPower(2.0).costs(xp, x, y)
     elif xp is np:
@@ -126,7 +126,8 @@ def cost_matrix(
         if metric == "cosine":  # of which it squares the lengths
             x, y = (directions(xp, p.astype(np.float64))[0] for p in (x, y))
         try:
-            cost = cdist(x, y, metric)
+            with np.errstate(over="ignore", invalid="ignore"):  # of variances, which it takes by NumPy
+                cost = cdist(x, y, metric)
         except (ValueError, TypeError):
             known = ", ".join(repr(name) for name in METRICS)
             raise ValueError(
@@ -181,7 +182,8 @@ def cost_matrix_adjoint(
     TypeError
         Inputs of different libraries or dtypes.
     ValueError
-        Points of different dimensions, a gradient of the wrong shape, or a metric without a gradient.
+        Points of different dimensions, a gradient of the wrong shape, or a metric without a gradient. Points so far
+        apart that gradients are no numbers of their dtype.
 
     Notes
     -----
@@ -208,13 +210,25 @@ def cost_matrix_adjoint(
     one_of("metric", metric, CLOUD_METRICS)
     (px, py), xp, dtype = checks.points(x, y, cast(str, metric))
     grad_C = checks.cost_gradient(grad_C, px, py, x)
-    gx, gy = _pairwise_adjoint(xp, px, py, grad_C, cast(str, metric))
-    if y is None:
-        gx, gy = gx + gy, None
+    with np.errstate(over="ignore", invalid="ignore"):
+        gx, gy = _pairwise_adjoint(xp, px, py, grad_C, cast(str, metric))
+        if y is None:
+            gx, gy = gx + gy, None
     flat = np.ndim(x) == 1
     gx = gx[:, 0] if flat else gx
     gy = gy[:, 0] if y is not None and np.ndim(y) == 1 else gy
-    return CostGradients(x=narrowed(gx, dtype, xp), y=gy if gy is None else narrowed(gy, dtype, xp), metric={})
+    return _gradients(xp, narrowed(gx, dtype, xp), gy if gy is None else narrowed(gy, dtype, xp), {})
+
+
+def _gradients(xp: ArrayModule, x: Array, y: Array | None, metric: dict[str, Array]) -> CostGradients:
+    """Return gradients that are numbers of their dtype; of half precision a warning says where they are not."""
+    for part in (x, y, *metric.values()):
+        if part is not None and part.dtype.name not in HALF and not bool(xp.isfinite(part).all()):
+            raise ValueError(
+                f"'x' and 'y' must be so near, and 'grad_C' so small, that gradients are finite in {part.dtype}; got "
+                "infinite ones. Scale the points"
+            )
+    return CostGradients(x=x, y=y, metric=metric)
 
 
 def _of_cloud(x: Any, y: Any, metric: Any, power: Any, given: dict[str, Any]) -> bool:
@@ -244,14 +258,15 @@ def _cloud_adjoint(cloud: PointCloud, grad_C: Any) -> CostGradients:
     gx, gy = (xp.zeros(points.shape, np.float64) for points in (costs.x, costs.y))
     metric = nothing_yet(xp, costs)
     size, (n, m) = 1 if costs.ndim == 2 else len(x), costs.shape[-2:]
-    for problems, rows in blocks(size, n, m, ADJOINT_ENTRIES):
-        at, every = ((rows,), ()) if costs.ndim == 2 else ((problems, rows), (problems,))
-        of_rows, of_columns = costs.block_adjoint(xp, gradient[at], problems, rows)
-        gx[at] += of_rows
-        gy[every] += of_columns
-        add_block(xp, costs, metric, problems, rows, gradient[at], (of_rows, of_columns))
-    of_x, of_y = to_user_points(xp, cloud, to_points(xp, costs.embedding, cloud, gx, gy))
-    return CostGradients(x=of_x, y=of_y, metric=metric)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for problems, rows in blocks(size, n, m, ADJOINT_ENTRIES):
+            at, every = ((rows,), ()) if costs.ndim == 2 else ((problems, rows), (problems,))
+            of_rows, of_columns = costs.block_adjoint(xp, gradient[at], problems, rows)
+            gx[at] += of_rows
+            gy[every] += of_columns
+            add_block(xp, costs, metric, problems, rows, gradient[at], (of_rows, of_columns))
+        of_x, of_y = to_user_points(xp, cloud, to_points(xp, costs.embedding, cloud, gx, gy))
+    return _gradients(xp, of_x, of_y, metric)
 
 
 def _pairwise(xp: ArrayModule, x: Array, y: Array, metric: str) -> Array:
@@ -267,14 +282,19 @@ def _pairwise(xp: ArrayModule, x: Array, y: Array, metric: str) -> Array:
 
 
 def _pairwise_adjoint(xp: ArrayModule, x: Array, y: Array, grad_C: Array, metric: str) -> tuple[Array, Array]:
-    """Return the gradients (n, d) and (m, d), one coordinate at a time: differences before sums."""
+    """Return the gradients (n, d) and (m, d), one coordinate at a time: differences before sums.
+
+    On the host those of float32 are taken in float64 where squares of differences leave the range.
+    """
+    if xp is np and not every_square_fits(xp, x, y, x.dtype):
+        x, y, grad_C = (z.astype(np.float64, copy=False) for z in (x, y, grad_C))
     gx, gy = xp.empty_like(x), xp.empty_like(y)
     if metric == "cosine":
         (x, of_x), (y, of_y) = directions(xp, x), directions(xp, y)
         for unit, pull, norm, out in ((x, grad_C @ y, of_x, gx), (y, grad_C.T @ x, of_y, gy)):
             out[:] = (unit * (unit * pull).sum(axis=1, keepdims=True) - pull) / norm
         return gx, gy
-    if metric == "euclidean" and not every_square_fits(xp, x, y):
+    if metric == "euclidean" and not every_square_fits(xp, x, y, x.dtype):
         return NormPower(2.0).adjoint(xp, grad_C, x, y)
     if metric == "euclidean":
         cost = _pairwise(xp, x, y, metric)

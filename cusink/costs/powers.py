@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -115,10 +115,10 @@ class NormPower:
             yield k, d
 
 
-def every_square_fits(xp: ArrayModule, x: Array, y: Array) -> bool:
-    """Whether no difference of two coordinates has a square that float64, or float32 on a device, has no room for."""
-    number = np.finfo(np.float64 if xp is np else x.dtype)
-    least, most = math.sqrt(number.tiny / number.eps**4), math.sqrt(number.max / (8 * x.shape[-1]))
+def every_square_fits(xp: ArrayModule, x: Array, y: Array, dtype: Any) -> bool:
+    """Whether no difference of two coordinates has a square that a `dtype` has no room for, with all its digits."""
+    number = np.finfo(dtype)
+    least, most = math.sqrt(number.tiny / number.eps**3), math.sqrt(number.max / (8 * x.shape[-1]))
     sizes = [xp.abs(points) for points in (x, y)]
     if max(float(size.max()) for size in sizes) > most:
         return False

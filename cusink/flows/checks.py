@@ -10,6 +10,7 @@ from cusink.checks.arrays import kind, narrowed, weights_dtype
 from cusink.checks.regularisation import RelativeEps
 from cusink.checks.scalars import one_of, positive_integer, positive_number, real, regularisation, shown
 from cusink.checks.weights import same_mass
+from cusink.costs.checks import squares_in_range
 from cusink.costs.clouds import PointCloud
 from cusink.norms.checks import KERNELS, weighted_points
 from cusink.operand import eps_of_shared
@@ -79,12 +80,15 @@ def flow_problem(x: Any, y: Any, a: Any, b: Any, *, loss: Any, reach: Any) -> Fl
     y, share = given.y[0].astype(np.float64), second[0] / second[0].sum(dtype=np.float64)
     centre = share @ y
     every = xp.concatenate([given.x[0].astype(np.float64), y])
+    if loss == "sinkhorn":
+        squares_in_range("'x' and 'y'", [given.x[0], given.y[0]], xp)
+    unit = float(xp.abs(y - centre).max()) or 1.0  # squares of 1e160 are no numbers
     return FlowProblem(
         x=given.x[0],
         y=given.y[0],
         a=first[0],
         b=second[0],
-        spread=math.sqrt(float(share @ ((y - centre) ** 2).sum(axis=1))) or 1.0,
+        spread=unit * math.sqrt(float(share @ (((y - centre) / unit) ** 2).sum(axis=1))) or 1.0,
         extent=float((every.max(axis=0) - every.min(axis=0)).max()),
         shape=given.shapes["x"],
         dtype=given.dtype,

@@ -155,6 +155,28 @@ def distances_in_range(kernel: str, scale: float, given: WeightedPoints) -> None
         )
 
 
+def differences_in_range(given: WeightedPoints) -> None:
+    """Check that differences of points are numbers of the dtype of the computation."""
+    dtype = given.x.dtype
+    most = float(np.finfo(dtype).max) / 2
+    for name, points in (("x", given.x), ("y", given.y)):
+        reach = max(float(points.max()), -float(points.min()))
+        if reach > most:
+            raise ValueError(
+                f"'{name}' must be at most {most:.2g} in {dtype}, so that differences of points are numbers; got "
+                f"{reach:.3g}. Change the unit"
+            )
+
+
+def log_likelihoods_in_range(logs: Array, given: WeightedPoints) -> None:
+    """Check that the log likelihoods (B, m) of points y with weight are numbers."""
+    if not bool((given.xp.isfinite(logs) | (given.per_point["b"] == 0)).all()):
+        raise ValueError(
+            f"'y' must lie so near to 'x', beside 'scale', that log likelihoods are numbers of {logs.dtype}; got -inf. "
+            "Take a larger scale, or leave out the points that are far off"
+        )
+
+
 def equal_masses(given: WeightedPoints) -> None:
     """Check that weights a (B, n) and b (B, m) of any sign have equal sums, without which -r/s gives no norm."""
     xp, a, b = given.xp, given.per_point["a"], given.per_point["b"]

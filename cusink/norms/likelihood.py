@@ -91,7 +91,8 @@ def kernel_neg_log_likelihood(
     Raises
     ------
     ValueError
-        As `cusink.kernel_product`; negative weights, or none that is positive.
+        As `cusink.kernel_product`; negative weights, or none that is positive; points so far from all of `x` that their
+        log likelihood is no number.
 
     Notes
     -----
@@ -112,7 +113,9 @@ def kernel_neg_log_likelihood(
     given, profile = prepare(x, y, kernel, scale, log=True, a=a, b=b)
     xp, ops, b = given.xp, backend(given), given.per_point["b"]
     log_a = _log(xp, given.per_point["a"])
-    terms = xp.where(b > 0, b * ops.kernel_log_sums(given.y, given.x, log_a, profile), 0)
+    logs = ops.kernel_log_sums(given.y, given.x, log_a, profile)
+    checks.log_likelihoods_in_range(logs, given)
+    terms = b * xp.where(b > 0, logs, 0)
     value = given.to_user(-terms.sum(axis=1, dtype=np.float64))
     if field_at is None:
         return value
@@ -179,6 +182,7 @@ def kernel_neg_log_likelihood_adjoint(
     grad = -checks.cotangent(grad, given)
     given = replace(given, per_point=given.per_point | {"log_a": _log(given.xp, given.per_point["a"])})
     given, density = log_sums(given, profile, "y", "log_a")
+    checks.log_likelihoods_in_range(density, given)
     xp, ops, x, y = given.xp, backend(given), given.x, given.y
     a, b, log_a = (given.per_point[name] for name in ("a", "b", "log_a"))
     out = {"b": grad * density}

@@ -38,6 +38,8 @@ def prepare(
     checks.scale_in_range(kernel, scale, given.x.dtype)
     if kernel in ("exponential", "distance"):  # of distances, whose squares may have no room where they have
         given = given.in_own_unit()
+    else:
+        checks.differences_in_range(given)
     checks.distances_in_range(kernel, scale, given)
     return given, profile(kernel, scale, given.unit)
 

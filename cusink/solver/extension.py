@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cusink.calls import one_call
-from cusink.checks.arrays import narrowed
+from cusink.checks.arrays import in_range, narrowed
 from cusink.costs.blocks import blocks
 from cusink.deferred import cached_property
 from cusink.placement import on_device
@@ -58,6 +58,7 @@ class SinkhornExtension(Summary):
             The entropic map; for points that came as numbers, (k,) or (B, k).
         """
         points, flat = self.problem.C.user_points(self.axis)
+        in_range(f"C.{'xy'[self.axis]}", points, self.problem.xp)
         found = self.problem.to_user(self._means(points if points.ndim == 3 else points[None]))
         return found[..., 0] if flat else found
 

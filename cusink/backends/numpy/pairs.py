@@ -67,8 +67,8 @@ class PointPairs:
     def __init__(self, x: HostArray, y: HostArray, profile: Profile) -> None:
         (self.n, self.d), self.m, self.dtype, self.profile = x.shape, len(y), x.dtype, profile
         self.x, self.y, self.direct, self.order = x, y, self.d <= DIFFERENCE_DIMENSIONS, None
-        self.exact = max(np.finfo(self.dtype).eps / 4, LEAST_ERROR) / (PRODUCT_ERROR * _steepness(profile))
-        with np.errstate(all="ignore"):  # far points may have infinite squares
+        with np.errstate(all="ignore"):  # far points may have infinite squares, and a flat kernel any error
+            self.exact = max(np.finfo(self.dtype).eps / 4, LEAST_ERROR) / (PRODUCT_ERROR * _steepness(profile))
             if not self.direct:
                 means = [points.mean(axis=0, dtype=np.float64) for points in (x, y) if len(points)]
                 centre = sum(means) / len(means)

@@ -57,6 +57,7 @@ class OwnScalings(NamedTuple):
     solved: HostArray
 
 
+@np.errstate(over="ignore", invalid="ignore", under="ignore")  # costs beyond the range make none that is usable
 def kernels(costs: PointCosts, eps: HostArray) -> Kernels:
     """Return the kernels of costs between points (T, n, d) and (T, m, d) with an eps (T,) each."""
     x, y = costs.centred()
@@ -75,8 +76,7 @@ def kernels(costs: PointCosts, eps: HostArray) -> Kernels:
         A = costs.block(np)
         A *= -1 / eps[:, None, None]
         largest, d = -A.min(axis=(1, 2)), x.shape[2]
-    with np.errstate(under="ignore", over="ignore"):
-        np.exp(A, out=A)
+    np.exp(A, out=A)
     return Kernels(A, x, y, (d + 4) * UNIT * largest, largest <= STEEPEST)
 
 
@@ -172,6 +172,7 @@ def own_pulled(A: HostArray, p: HostArray, x: HostArray) -> HostArray:
     return _pulled(A, p, p, x, x)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of pairs that are not solved
 def mean_cost(A: HostArray, p: HostArray, q: HostArray, costs: PointCosts) -> HostArray:
     """Return ``sum_ij P_ij C_ij`` (T,) with ``P = p A q``; the kernels are overwritten."""
     A *= costs.block(np)
