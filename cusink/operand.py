@@ -125,8 +125,9 @@ def eps_of_shared(eps: Any, C: Any, name: str = "'C'") -> Any:
         return eps
     if is_metric(C):
         raise ValueError(
-            "'eps' must be a number for cusink.Measures, of which each pair has costs of its own; got "
-            f"{eps}. Multiply it with a common cost"
+            "'eps' must be a number in retrieval of cusink.Measures, as a share of the costs would be another for a "
+            f"part, for other queries and after more items; got {eps}. Take one number for all, such as "
+            "a share of cusink.PointCloud(sample, None, metric).mean() of a sample of points"
         )
     return in_units(eps, _statistic(C, eps), name)
 

@@ -282,8 +282,14 @@ def test_relative_eps_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"'eps' is relative to the mean of 'C'.*positive; got 0 in problem 1"):
         cusink.sinkhorn(None, None, C, eps=relative)
     clouds = cusink.Measures([0, 2, 4], None, np.arange(4.0)[:, None])
-    with pytest.raises(ValueError, match="'eps' must be a number for cusink.Measures"):
-        cusink.distance_matrix(clouds, None, "euclidean", eps=relative)
+    for call in (
+        lambda eps: cusink.distance_matrix(clouds, None, "euclidean", eps=eps),
+        lambda eps: cusink.nearest(clouds, clouds, "euclidean", k=1, eps=eps),
+        lambda eps: cusink.Index(clouds, "euclidean", eps=eps),
+    ):
+        with pytest.raises(ValueError, match="a number in retrieval of cusink.Measures.*for a part.*Take one number"):
+            call(relative)
+        call(0.1 * cusink.PointCloud(clouds.points, None, "euclidean").mean())  # as the message says
     for bad, error, word in (
         ((-1.0,), ValueError, "share"),
         (("a",), TypeError, "share"),

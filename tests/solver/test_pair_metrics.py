@@ -165,7 +165,7 @@ def test_what_no_metric_takes_is_refused_before_any_work():
         cusink.distance_matrix(minus, B, "kl", eps=EPS)
     with pytest.raises(TypeError, match="got the metric .*cusink.Measures"):
         cusink.distance_matrix(np.eye(2), np.eye(2), Metric("kl"), eps=EPS)
-    with pytest.raises(ValueError, match="'eps' must be a number for cusink.Measures"):
+    with pytest.raises(ValueError, match="'eps' must be a number in retrieval of cusink.Measures"):
         cusink.distance_matrix(A, B, Metric("kl"), eps=cusink.RelativeEps(0.1))
 
 
