@@ -1,8 +1,7 @@
 """Threads of the whole library: how many, one pool for all of them, and BLAS on one thread inside.
 
 The thread that calls is one of the workers, so that a single worker needs no other thread. What the workers do does not
-depend on how many there are: results have the same bytes for any number, but for kernels of clouds of which a
-`memory_limit` keeps a part: threads take what room there is as they come. Work inside a worker is not shared out again.
+depend on how many there are: results have the same bytes for any number. Work inside a worker is not shared out again.
 """
 
 import contextlib

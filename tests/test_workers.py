@@ -113,6 +113,30 @@ def test_the_setting_holds_where_nothing_is_said(seen):
         assert len(seen) == 1
 
 
+@pytest.mark.parametrize("least", [1 << 30, 1], ids=["all columns", "those that count"])
+@pytest.mark.parametrize("coordinates", [3, 24])
+def test_a_kernel_that_is_kept_in_part_has_the_same_bytes(many_blocks, monkeypatch, coordinates, least):
+    """Which blocks are kept decides over digits; the limit does, and no thread that comes first."""
+    from cusink.backends.numpy import limits
+    from cusink.backends.numpy.clouds.kernel import PlanKernel
+
+    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, cloud_sparse_pairs=least))
+    kernels, begin = [], PlanKernel.__init__
+    monkeypatch.setattr(PlanKernel, "__init__", lambda self, *given: kernels.append(self) or begin(self, *given))
+    x, y = np.random.default_rng(2).random((2, 400, coordinates))
+    eps, whole, parts = 0.01 * coordinates, 8 * 400**2, []
+    for limit in (whole // 2, whole, whole * 5 // 4):
+        answers = set()
+        for count in (1, 2, 3, 8):
+            C = cusink.PointCloud(x, y)
+            with pytest.warns(cusink.ConvergenceWarning):
+                found = cusink.sinkhorn(None, None, C, eps=eps, max_iter=6, memory_limit=limit, workers=count)
+            answers.add(b"".join(part.tobytes() for part in (found.f, found.g, found.cost)))
+            parts.append(len(kernels[-1].kept) / len(kernels[-1].columns))
+        assert len(answers) == 1
+    assert any(0 < part < 1 for part in parts)
+
+
 # How many
 
 

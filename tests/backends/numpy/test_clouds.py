@@ -356,3 +356,16 @@ def test_threads_share_one_order_and_no_workspace():
         assert first is not second
     with spare.borrow() as third:
         assert third in (first, second)
+
+
+def test_a_kernel_between_points_of_many_coordinates_leaves_no_room_for_factors_that_are_not_kept(monkeypatch, limits):
+    from cusink.backends.numpy.clouds.kernel import PlanKernel
+
+    limits(cloud_block_rows=(8, 8), cloud_array_pairs=0)
+    kernels, begin = [], PlanKernel.__init__
+    monkeypatch.setattr(PlanKernel, "__init__", lambda self, *given: kernels.append(self) or begin(self, *given))
+    x, y = np.random.default_rng(0).random((2, 300, 200))
+    limit = 8 * 300**2 * 3 // 2
+    options = {"eps": 2.0, "max_iter": 5, "tol": None, "memory_limit": limit, "check": False}
+    cusink.sinkhorn(None, None, cusink.PointCloud(x, y), **options)
+    assert len(kernels[-1].kept) == len(kernels[-1].columns) and not kernels[-1].factors

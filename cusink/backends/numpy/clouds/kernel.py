@@ -2,7 +2,8 @@
 
 Near the solution every sum of ``A = exp((f + g - C) / eps)`` is about 1 for any range of C / eps, and most pairs
 add nothing to it: a block holds only the columns in which it has an entry above `least`. As its rows are neighbours,
-these are few where eps is small. Blocks are kept as far as memory allows, and made when they are needed beyond that.
+these are few where eps is small. The first blocks are kept, as many as memory allows, and the others made when they are
+needed: which, is settled between passes over all of them, so that threads have no say in it.
 """
 
 import copy
@@ -18,7 +19,6 @@ from cusink.backends.numpy.clouds.cells import ColumnCells
 from cusink.backends.numpy.clouds.expanded import Expanded, Polynomial, cheapest
 from cusink.backends.numpy.clouds.exponents import Exponents, multiply, row_sums
 from cusink.backends.numpy.clouds.layout import CloudSide, Columns, Workspace, extended
-from cusink.backends.numpy.workers import cores
 from cusink.backends.ranges import flush
 from cusink.types import HostArray
 
@@ -62,8 +62,8 @@ class PlanKernel:
         n, m = side.shape
         self.least = least if n * m >= limits.LIMITS.cloud_sparse_pairs else 0.0
         block_bytes = side.rows * side.all.padded * side.dtype.itemsize
-        # Bytes to keep: less the workspaces, and a quarter that the allocator may need to cut the memory up.
-        self.room = budget * 3 // 4 - 3 * block_bytes * min(cores(), len(side.blocks))
+        # Bytes to keep: less a workspace, and a quarter that the allocator and further threads may need.
+        self.room = max(0, budget * 3 // 4 - 3 * block_bytes)
         self.cells: ColumnCells | None = None
         self.near: list[HostArray | None] = [None] * len(side.blocks)  # the cells that each block needs, once known
         self.looked_at: list[HostArray] = []  # cells that it may need
@@ -72,17 +72,18 @@ class PlanKernel:
             level = float(np.log(self.least)) - OF_EXPONENTS
             self.looked_at = [self.cells.near(k, level) for k in range(len(side.blocks))]
             entries = side.rows * sum(self.cells.size * len(near) for near in self.looked_at)
-            # All or nothing: which blocks are kept decides over digits, and must not depend on which thread came first.
-            self.room = budget if entries * side.dtype.itemsize <= budget // 2 else 0
+            self.room = budget if entries * side.dtype.itemsize <= budget // 2 else 0  # all or nothing
         self.share = share if self.cells is not None and side.squared else 0.0
         self.expansions: dict[int, tuple[HostArray, Polynomial] | None] = {}  # None where entries are faster
         self.kept: dict[int, HostArray] = {}
         self.factors: dict[int, tuple[HostArray, HostArray]] = {}
         self.lock = threading.Lock()
         self.store: HostArray | None = None
-        self.used = 0
         # The columns that each block needs; None before that is known.
         self.columns: list[Columns | None] = [None if self.least else side.all] * len(side.blocks)
+        self.used = self.keeps = self.keeps_factors = 0  # entries of the store; and so many of the first blocks
+        indexed = self.least and self.cells is None
+        self.index_bytes = min(4 * side.all.padded, self.room // len(side.blocks)) if indexed else 0  # of a block
         self.lowest = side.dtype.type(np.log(float(np.finfo(side.dtype).tiny)) + 1e-3)  # denormals are slow
 
     def row_sums(self, q: HostArray) -> HostArray:
@@ -99,6 +100,7 @@ class PlanKernel:
 
     def _sums(self, q: HostArray | None, weigh: Weigh | None) -> tuple[HostArray, HostArray]:
         """Return T and S; without q or `weigh` one of them means nothing."""
+        self._settle()
         side = self.side
         T = np.empty(side.shape[0] if q is not None else 0, self.dtype)
         vector = None if q is None else extended(q)
@@ -110,8 +112,7 @@ class PlanKernel:
         @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # for the caller to find in the sums
         def run(blocks: Sequence[int], work: Workspace) -> HostArray:
             S = np.zeros(side.shape[1] + 1)
-            for k in blocks:
-                rows = side.blocks[k]
+            for k, rows in ((k, side.blocks[k]) for k in blocks):
                 thin = self._expanded(k, work)
                 if thin is not None:
                     if vector is not None:
@@ -129,11 +130,11 @@ class PlanKernel:
                     continue
                 A, columns = self.kept[k], self._columns_of(k)
                 here = tiles_of(columns)
-                for rows, part in self._kept_rows(k, A):
+                for some, part in self._kept_rows(k, A):
                     if here is not None:
-                        np.matmul(part, here.reshape(-1), out=T[rows])
+                        np.matmul(part, here.reshape(-1), out=T[some])
                     if weigh is not None:
-                        columns.add(S, np.matmul(weigh(rows, T[rows]), part))
+                        columns.add(S, np.matmul(weigh(some, T[some]), part))
             return S
 
         S: HostArray = sum(side.for_blocks(run), np.zeros(1))
@@ -145,6 +146,7 @@ class PlanKernel:
         Without `columns` SC means nothing. With ``E = log A`` the cost is ``f + g - eps E``: it takes no second block.
         With `keep` blocks are kept as in sums, for which they need not be made again.
         """
+        self._settle()
         side, level = self.side, float(self.g.mean())
         T, TC = np.empty(side.shape[0], side.dtype), np.empty(side.shape[0])
         q, qg = extended(q), extended((q * (self.g - level)).astype(side.dtype))
@@ -152,8 +154,7 @@ class PlanKernel:
         @np.errstate(over="ignore", invalid="ignore", divide="ignore")
         def run(blocks: Sequence[int], work: Workspace) -> tuple[HostArray, HostArray]:
             S, SC = np.zeros((2, side.shape[1] + 1))
-            for k in blocks:
-                rows = side.blocks[k]
+            for k, rows in ((k, side.blocks[k]) for k in blocks):
                 thin = None if columns else self._expanded(k, work)
                 if thin is not None:
                     T[rows], squares = thin.cost_sums(q.take(thin.index))
@@ -186,12 +187,12 @@ class PlanKernel:
     def _block(self, k: int, work: Workspace) -> tuple[HostArray, Columns]:
         """Return block k of A (tiles, rows, width), which is kept if there is room, and its columns."""
         block, columns = self._exponents(k, work)
-        place = self._place_of(k, block, columns)
+        place = self._place_of(k, block)
         return np.exp(block, out=block if place is None else place), columns
 
-    def _place_of(self, k: int, block: HostArray, columns: Columns) -> HostArray | None:
-        """Return where block k is kept, in the shape of `block`; None if there is no room."""
-        if not self._afford(block.nbytes, columns if self.cells is None else None):
+    def _place_of(self, k: int, block: HostArray) -> HostArray | None:
+        """Return where block k is kept, in the shape of `block`; None if it is not."""
+        if k >= self.keeps:
             return None
         tiles, rows, width = block.shape
         self.kept[k] = self._place((rows, tiles * width))
@@ -202,7 +203,8 @@ class PlanKernel:
         blocks = [self.kept.get(k) for k in range(len(self.columns))]
         if self.dtype == np.float32 or self.share or any(A is None for A in blocks):
             return None
-        if not self._afford(sum(A.nbytes for A in blocks if A is not None) // 2):
+        kept = sum(A.nbytes for A in blocks if A is not None) + self.index_bytes * len(blocks)
+        if kept * 3 // 2 + sum(right.nbytes for _, right in self.factors.values()) > self.room:
             return None
         out = copy.copy(self)
         out.dtype, out.kept = np.dtype(np.float32), {}
@@ -240,7 +242,7 @@ class PlanKernel:
             tiles, rows, width = exponents.shape
             A = A.reshape(rows, tiles, width).transpose(1, 0, 2)
         else:
-            place = self._place_of(k, exponents, columns) if keep else None
+            place = self._place_of(k, exponents) if keep else None
             A = np.exp(exponents, out=work.second(exponents.shape[1], columns) if place is None else place)
         exponents *= A
         return A, exponents, columns
@@ -253,7 +255,7 @@ class PlanKernel:
         if columns is None:
             exponents = self._make(k, work, side.all)
             needed = np.flatnonzero(exponents.max(axis=1).reshape(-1)[: side.shape[1]] > np.log(self.least))
-            if len(needed) > ALL_COLUMNS_ABOVE * side.shape[1] or not self._afford(4 * len(needed)):
+            if len(needed) > ALL_COLUMNS_ABOVE * side.shape[1] or 4 * len(needed) > self.index_bytes:
                 self.columns[k] = side.all
                 return np.maximum(exponents, self.lowest, out=exponents), side.all
             columns = self.columns[k] = Columns(side.shape[1], side.tile_columns, needed)
@@ -326,17 +328,23 @@ class PlanKernel:
             left, right, *_ = factors
             exponents = multiply(left, right, work.block(len(left), columns))
             short = columns is self.columns[k] and len(right) <= KEPT_FACTOR_ROWS
-            if kept is None and short and self._afford(right.nbytes):
+            if kept is None and short and k < self.keeps_factors:
                 self.factors[k] = left, right.copy()
         return exponents
 
-    def _afford(self, size: int, columns: Columns | None = None) -> bool:
-        """Return whether so many bytes may be kept; a block, given by its `columns`, leaves room for all factors."""
-        reserve = 0
-        if columns is not None:
-            each = columns.padded * (4 + self.side.dtype.itemsize * (len(self.side.y) + 2))
-            reserve = each * (len(self.columns) - len(self.factors))
-        with self.lock:
-            afforded = size + reserve <= self.room
-            self.room -= size if afforded else 0
-        return afforded
+    def _settle(self) -> None:
+        """Say which blocks and factors are kept in the pass that begins, from what is known of all columns by now.
+
+        Where the columns of a block are not known it may need all, so that a later pass may keep more, never fewer.
+        """
+        if self.cells is not None:
+            self.keeps = len(self.columns) if self.room else 0
+            return
+        side, rows = self.side, len(self.side.y) + 2
+        widths = np.cumsum([(columns or side.all).padded for columns in self.columns])
+        left = self.room - self.index_bytes * len(widths)
+        if side.squared and rows <= KEPT_FACTOR_ROWS:
+            factors = widths * (8 * rows)  # some may be in float64
+            self.keeps_factors = int(np.searchsorted(factors, left, side="right"))
+            left -= int(factors[self.keeps_factors - 1]) if self.keeps_factors else 0
+        self.keeps = int(np.searchsorted(widths * (side.rows * side.dtype.itemsize), left, side="right"))
