@@ -309,7 +309,7 @@ CALLS = {
     ),
     "Index": (
         cusink.Index,
-        {"B": OTHERS, "C": C, "value": "cost", "reach": None, "on_empty": "nan", **SOLVE, **LIMITS},
+        {"B": OTHERS, "C": C, "value": "cost", "reach": None, "on_empty": "nan", "workers": None, **SOLVE, **LIMITS},
     ),
     "Index.search": (
         INDEX.search,
@@ -327,7 +327,10 @@ CALLS = {
         },
     ),
     "set_workers": (set_and_reset, {"workers": 2}),
-    "Index.add": (lambda B, check: cusink.Index(OTHERS, C, eps=0.5).add(B, check=check), {"B": ROWS, "check": True}),
+    "Index.add": (
+        lambda B, **given: cusink.Index(OTHERS, C, eps=0.5).add(B, **given),
+        {"B": ROWS, "check": True, "workers": None},
+    ),
     "Measures": (cusink.Measures, {"offsets": np.array([0, 2, 4]), "weights": None, "points": X}),
     "Measures.of": (cusink.Measures.of, {"clouds": [X, Y], "weights": None}),
     "Measures.of with weights": (cusink.Measures.of, {"clouds": [X, Y], "weights": [A, B]}),
@@ -498,7 +501,7 @@ CALLS = {
     ),
     "sklearn.SinkhornTransport": (
         transport_estimator,
-        {"eps": 0.5, "metric": "sqeuclidean", "power": 1.0, "max_iter": 1000, "tol": 1e-6},
+        {"eps": 0.5, "metric": "sqeuclidean", "power": 1.0, "max_iter": 1000, "tol": 1e-6, "workers": None},
     ),
     "plot.plan": (cusink.plot.plan, {"P": RESULT, "x": None, "y": None}),
     "plot.transport_lines": (

@@ -268,6 +268,26 @@ def test_methods_take_the_names_of_pot(domains):
     np.testing.assert_array_equal(framed.to_numpy(), clone(ours).fit(Xs, Xt).transform(new))
 
 
+def test_estimators_pass_their_workers_on(domains, digits, monkeypatch):
+    import cusink.sklearn.neighbors
+    import cusink.sklearn.transport
+
+    told = []
+
+    def watched(function):
+        return lambda *given, **named: told.append(named["workers"]) or function(*given, **named)
+
+    monkeypatch.setattr(cusink.sklearn.transport, "sinkhorn", watched(cusink.sinkhorn))
+    monkeypatch.setattr(cusink.sklearn.neighbors, "Index", watched(cusink.Index))
+    Xs, Xt, _ = domains
+    SinkhornTransport(eps=0.1, workers=3).fit(Xs, Xt)
+    SinkhornNeighborsTransformer(eps=1.0, tol=1e-3, workers=2).fit(digits[0][:5] + 1)
+    SinkhornTransport(eps=0.1).fit(Xs, Xt)
+    assert told == [3, 2, None]
+    with pytest.raises(ValueError, match="'workers' must be positive"):
+        SinkhornTransport(workers=0).fit(Xs, Xt)
+
+
 def test_transport_in_a_pipeline(domains):
     Xs, Xt, new = domains
     work = make_pipeline(StandardScaler(), SinkhornTransport(eps=0.1)).fit(Xs, Xt)

@@ -63,7 +63,8 @@ def seen(monkeypatch):
         return pool(count)
 
     monkeypatch.setattr(workers, "_threads", asked)
-    monkeypatch.setattr(histograms.HistogramPairs, "solve", watched(histograms.HistogramPairs.solve))
+    for name in ("solve", "solve_selves"):
+        monkeypatch.setattr(histograms.HistogramPairs, name, watched(getattr(histograms.HistogramPairs, name)))
     monkeypatch.setattr(batches.PairBatches, "_solve", watched(batches.PairBatches._solve))
     return threads
 
@@ -85,6 +86,21 @@ def test_any_number_of_workers_gives_the_same_bytes(seen, value, limit):
         near = cusink.nearest(A, B, C, k=3, workers=count, **options)
         among = cusink.Index(B, C, **options).search(A, 3, workers=count)
         answers.append([x.tobytes() for x in (matrix, own, *near, *among)])
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_an_index_is_built_and_grown_by_so_many_threads(seen, monkeypatch):
+    A, B, C = collection(12, 60)
+    options, answers = {"eps": EPS, "value": "divergence", "memory_limit": 150_000}, []  # in batches of 7
+    monkeypatch.setattr("cusink.retrieval.facts.calls_at_once", lambda *_: None)  # room for them all
+    for count in (1, 2, 5):
+        seen.clear()
+        index = cusink.Index(B[:50], C, workers=count, **options)
+        assert (len(seen) > 1) == (count > 1)
+        seen.clear()
+        index.add(B[50:], workers=count)
+        assert (len(seen) > 1) == (count > 1)
+        answers.append([x.tobytes() for x in (index._corpus.terms, *index.search(A, 3))])
     assert answers[0] == answers[1] == answers[2]
 
 
@@ -227,11 +243,14 @@ def test_the_environment_sets_the_start(monkeypatch):
 @pytest.mark.parametrize(("count", "error"), [(0, ValueError), (-2, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_what_is_no_number_of_workers(count, error):
     A, B, C = collection(2, 5)
+    index = cusink.Index(B, C, eps=EPS)
     for call in (
         lambda: cusink.set_workers(count),
         lambda: cusink.distance_matrix(A, B, C, eps=EPS, workers=count),
         lambda: cusink.nearest(A, B, C, k=1, eps=EPS, workers=count),
-        lambda: cusink.Index(B, C, eps=EPS).search(A, 1, workers=count),
+        lambda: cusink.Index(B, C, eps=EPS, workers=count),
+        lambda: index.add(B, workers=count),
+        lambda: index.search(A, 1, workers=count),
     ):
         with pytest.raises(error, match="'workers' must be"):
             call()

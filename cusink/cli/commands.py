@@ -52,7 +52,6 @@ from cusink.retrieval.nearest import nearest
 from cusink.retrieval.neighbours import Neighbours
 from cusink.types import HostArray
 from cusink.version import __version__
-from cusink.workers import working
 
 __all__ = [
     "choose_device",
@@ -187,8 +186,8 @@ def run_build(given: Namespace) -> int:
     if given.output.exists() and not given.force:
         raise InputError(f"--output: {given.output} exists; choose another name or pass --force to replace an index")
     device, (B, _, C), (count, _) = _problem(given, divide=False)  # the index does so, and with its queries
-    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit", "normalise")
-    with Report(given) as report, working(given.workers):
+    names = ("eps", "value", "tol", "max_iter", "reach", "memory_limit", "normalise", "workers")
+    with Report(given) as report:
         index = Index(B, C, **{name: getattr(given, name) for name in names})
         index.save(given.output, overwrite=given.force)
     text = f"{given.output}: an index of {count} items, {given.dtype}, {given.value}, eps {given.eps:g}"
@@ -216,12 +215,12 @@ def run_search(given: Namespace) -> int:
 
 def run_add(given: Namespace) -> int:
     """Do the work of ``cusink index add`` and return the exit status."""
-    with Report(given) as report, working(given.workers):
+    with Report(given) as report:
         index = Index.load(given.index, verify=not given.no_verify)
         given.value, given.eps, given.tol, given.dtype = index.value, index.eps, index.tol, index.dtype.name
         before = len(index)
         for name in given.files:
-            index.add(queries(name, index.dtype, given.normalise))
+            index.add(queries(name, index.dtype, given.normalise), workers=given.workers)
         index.save(given.index, overwrite=True)
     given.output, added = given.index, len(index) - before  # it is written, whatever becomes of standard output
     text = f"{given.index}: {added} added, an index of {len(index)} items"

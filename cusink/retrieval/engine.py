@@ -36,8 +36,8 @@ def corpus_of(pairs: AnyPairs, query: Query) -> AnyCorpus:
     return HistogramCorpus(template=pairs, value=value, options=options, memory_limit=limit)
 
 
-def prepare(corpus: AnyCorpus) -> None:
-    """Find out now what searches will need of the columns."""
+def prepare(corpus: AnyCorpus, workers: int | None = None) -> None:
+    """Find out now what searches will need of the columns, on so many threads."""
     query = Query(
         k=1,
         value=corpus.value,
@@ -46,7 +46,7 @@ def prepare(corpus: AnyCorpus) -> None:
         memory_limit=corpus.memory_limit,
         solve_at_most=1,
     )
-    with working(None):
+    with working(workers):
         corpus.prepare(bounded=why_not_prune(corpus.template, query) is None)
 
 

@@ -24,7 +24,7 @@ from cusink.retrieval.neighbours import Neighbours, neighbours
 from cusink.retrieval.prices import prices_of
 from cusink.retrieval.query import Query
 from cusink.solver.checks import options as check_options
-from cusink.types import Array, HostArray, MatrixValue, Method, Overrelaxation, Tolerance
+from cusink.types import Array, MatrixValue, Method, Overrelaxation, Tolerance
 from cusink.workers import check_workers, working
 
 ADVICE = "Build the index with a lower 'memory_limit', the bytes that may be used at a time"
@@ -63,6 +63,9 @@ class Index(Described):
         What to do about documents without a word, as for `cusink.distance_matrix`.
     check : bool
         False skips the checks of the values of B.
+    workers : int, optional
+        Threads, as for `cusink.distance_matrix`, that solve the items of a divergence with themselves. Nothing else is
+        shared out, and searches have `workers` of their own.
 
     Raises
     ------
@@ -111,10 +114,11 @@ class Index(Described):
         memory_limit: int | None = None,
         on_empty: Literal["nan", "raise"] = "nan",
         check: bool = True,
+        workers: int | None = None,
     ) -> None:
         flag("check", check)
         options = check_options(max_iter, tolerance(tol, B, C), check_every, method, overrelaxation)
-        prices = prices_of(reach, method, value)
+        prices, workers = prices_of(reach, method, value), check_workers(workers)
         auto = isinstance(tol, str)
         number = eps_of_shared(eps, C)
         settings = check_settings(number, value, options, memory_limit, on_empty, prices, normalise, auto)
@@ -122,13 +126,14 @@ class Index(Described):
         self._settings, self._cost, self._corpus = settings, C, collect(B, C, settings, check)
         if value == "divergence":
             checks.divergence(self._corpus.template.C)
-        prepare(self._corpus)
+        prepare(self._corpus, workers)
 
     def __reduce__(self) -> Any:
-        from cusink.retrieval.stored_index import in_memory
+        from cusink.retrieval.stored_index import in_memory, out_of_memory
 
         device = "cpu" if self._corpus.template.xp is np else "cuda"
-        return _unpickled, (*in_memory(self._corpus, self._cost, self._settings), device, self._library)
+        packed = in_memory(self._corpus, self._cost, self._settings)
+        return out_of_memory, (Index._of, *packed, device, self._library)
 
     @overload
     def search(
@@ -205,7 +210,7 @@ class Index(Described):
         flags(prune=prune, progress=progress, full_output=full_output, check=check)
         corpus, settings, workers = self._corpus, self._settings, check_workers(workers)
         if is_wider(A, corpus):
-            corpus, _, settings = self._in_float64()
+            corpus, _, settings = self._in_float64(workers)
         k = checks.neighbours(k, len(corpus), A is None, "the items of the index")
         solve_at_most = checks.solve_at_most(solve_at_most, k)
         shared = chosen(check_devices(devices), corpus.template.xp)
@@ -227,7 +232,7 @@ class Index(Described):
         return given_back(result, self._library) if A is None and self._library else result
 
     @memory_advice(ADVICE)
-    def add(self, B: Any, *, check: bool = True) -> None:
+    def add(self, B: Any, *, check: bool = True, workers: int | None = None) -> None:
         """Add items, which come after those that are there.
 
         Parameters
@@ -236,6 +241,8 @@ class Index(Described):
             Of the kind and the mass of the items. float64 beside items of float32 makes an index of float64.
         check : bool
             False skips the checks of the values of B.
+        workers : int, optional
+            Threads that solve those of a divergence with themselves, as for the index.
 
         Returns
         -------
@@ -250,19 +257,19 @@ class Index(Described):
             As for `cusink.distance_matrix`; the index stays as it was.
         """
         flag("check", check)
-        corpus, cost, settings = self._corpus, self._cost, self._settings
+        corpus, cost, settings, workers = self._corpus, self._cost, self._settings, check_workers(workers)
         if is_wider(B, corpus):
-            corpus, cost, settings = self._in_float64()
+            corpus, cost, settings = self._in_float64(workers)
         corpus = grown(corpus, B, settings, check)
-        prepare(corpus)
+        prepare(corpus, workers)
         self._settings, self._cost, self._corpus, self._wide = settings, cost, corpus, None
 
-    def _in_float64(self) -> tuple[AnyCorpus, Any, Settings]:
+    def _in_float64(self, workers: int | None = None) -> tuple[AnyCorpus, Any, Settings]:
         """Return the corpus, the cost and the settings in float64, which are kept until items come."""
         corpus, known = self._corpus, self._wide
         if known is None or known[0] is not corpus:
             wide = in_float64(corpus, self._cost, self._settings)
-            prepare(wide[0])
+            prepare(wide[0], workers)
             self._wide = known = corpus, wide
         return known[1]
 
@@ -340,11 +347,3 @@ class Index(Described):
         index._corpus, index._cost, index._settings = corpus, C, settings
         prepare(corpus)
         return index
-
-
-def _unpickled(description: dict[str, Any], arrays: dict[str, HostArray], device: str, library: str = "") -> Index:
-    from cusink.retrieval.stored_index import unpacked
-
-    index = Index._of(*unpacked(description, arrays, np if device == "cpu" else cupy_module()))
-    index._library = library
-    return index

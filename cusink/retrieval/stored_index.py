@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from cusink.backends.devices import cupy_module
 from cusink.checks.arrays import kind, to_host
 from cusink.convergence.options import Options
 from cusink.costs.clouds import PointCloud
@@ -66,6 +67,19 @@ def in_memory(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, 
     """Return an index as a description and arrays in NumPy, as `unpacked` takes them."""
     description, arrays = _packed(corpus, C, settings)
     return description, {name: np.concatenate(list(parts.blocks)) for name, parts in arrays.items()}
+
+
+def out_of_memory(
+    of: Callable[..., Described],
+    description: dict[str, Any],
+    arrays: dict[str, HostArray],
+    device: str,
+    library: str = "",
+) -> Described:
+    """Return the index of what `in_memory` gave, made by `of`, on a device and for a library."""
+    index = of(*unpacked(description, arrays, np if device == "cpu" else cupy_module()))
+    index._library = library
+    return index
 
 
 def _packed(corpus: AnyCorpus, C: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, Parts]]:

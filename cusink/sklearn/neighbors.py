@@ -138,6 +138,7 @@ class SinkhornNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerM
                 tol=self.tol,
                 on_empty="raise",
                 normalise=self.normalise,
+                workers=self.workers,
             )
         self._sparse = issparse(X)
         self.n_samples_fit_ = self._n_features_out = len(self.index_)

@@ -70,6 +70,8 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Iterations at most, as for `cusink.sinkhorn`.
     tol : "auto", float or None
         L1 marginal error at which the solve stops, as for `cusink.sinkhorn`.
+    workers : int, optional
+        Threads that solve, as for `cusink.sinkhorn`; maps are made on those that `cusink.set_workers` says.
 
     Attributes
     ----------
@@ -116,12 +118,14 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         power: float = 1,
         max_iter: int = 1000,
         tol: Tolerance = "auto",
+        workers: int | None = None,
     ) -> None:
         self.eps = eps
         self.metric = metric
         self.power = power
         self.max_iter = max_iter
         self.tol = tol
+        self.workers = workers
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -155,7 +159,9 @@ class SinkhornTransport(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Xt = targets(Xt, self.n_features_in_, "Xt").astype(Xs.dtype, copy=False)
         with named(NAMES):
             cloud = PointCloud(Xs, Xt, self.metric, power=self.power)
-            self.result_ = sinkhorn(None, None, cloud, eps=self.eps, max_iter=self.max_iter, tol=self.tol)
+            self.result_ = sinkhorn(
+                None, None, cloud, eps=self.eps, max_iter=self.max_iter, tol=self.tol, workers=self.workers
+            )
         self.n_iter_ = int(self.result_.n_iter)
         return self
 

@@ -190,6 +190,20 @@ def test_an_addition_that_is_killed_at_any_rename_loses_no_item(sets, moves):
     assert len(cusink.Index.load("one.index")) == 45 and not list(Path().glob(".cusink-*"))
 
 
+def test_an_index_is_built_and_added_to_by_so_many_workers(sets, monkeypatch):
+    from cusink import workers
+    from cusink.retrieval import facts
+
+    told, each = [], facts.each
+    monkeypatch.setattr(facts, "each", lambda *given: told.append(workers.workers()) or each(*given))
+    line = f"build items.npy --cost cost.npy --eps {EPS} --value divergence --normalise --workers"
+    for count in (1, 3):
+        told.clear()
+        assert command(f"{line} {count} -o {count}.index") == 0
+        assert command(f"add {count}.index more.npy --normalise --workers {count}") == 0
+        assert told == [count, count]
+
+
 def test_workers_do_not_change_the_answer(sets, capsys):
     built("--normalise --workers 2")
     for name, line in {
