@@ -15,7 +15,7 @@ from cusink.calls import one_call
 from cusink.checks.arrays import kind
 from cusink.checks.scalars import flag, flags
 from cusink.distributed.jobs import check_client, sent
-from cusink.distributed.parts import How, facts_of, grown, is_index, items_of, merged, search_part
+from cusink.distributed.parts import How, facts_of, grown, is_index, items_of, merged, search_part, widened
 from cusink.retrieval import checks
 from cusink.retrieval.index import Index as OneIndex
 from cusink.retrieval.neighbours import Neighbours
@@ -195,14 +195,14 @@ class Index:
         Parameters
         ----------
         B : array, shape (D, m), scipy.sparse matrix or Measures
-            As for `cusink.Index.add`, but not float64 where there are several parts of float32.
+            As for `cusink.Index.add`. float64 beside parts of float32 makes all parts ones of float64.
         check : bool
             False skips the checks of the values of B.
 
         Returns
         -------
         None
-            The `cusink.Index` that the part was made of stays as it was. Many items are better another part.
+            The indexes that the parts were made of stay as they were. Many items are better another part.
 
         Raises
         ------
@@ -212,15 +212,13 @@ class Index:
         flag("check", check)
         check_client(self._client)
         given = B if self._client is None else sent(self._client, B)
-        last = self._begun(grown, self._parts[-1], self._sizes[-1], given, check)
+        *others, last = self._parts
+        last = self._begun(grown, last, self._sizes[-1], given, check)
         (size, fact), *_ = self._done([(facts_of, last)])
-        if len(self._parts) > 1 and fact != self._common:
-            raise TypeError(
-                f"'B' must be of the dtype of the parts, {self._common['dtype']}; got {fact['dtype']}. Convert it with "
-                ".astype, or make all parts of it"
-            )
-        self._parts, self._sizes = [*self._parts[:-1], last], [*self._sizes[:-1], size]
-        self._common = fact
+        if fact["dtype"] != self._common["dtype"]:
+            others = [self._begun(widened, part, own) for part, own in zip(others, self._sizes[:-1], strict=True)]
+            self._done([(facts_of, part) for part in others])
+        self._parts, self._sizes, self._common = [*others, last], [*self._sizes[:-1], size], fact
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all parts into one folder, each by the worker that has it.

@@ -245,3 +245,10 @@ def grown(part: Any, size: int, B: Any, check: bool) -> Any:
     more = type(part)._of(part._corpus, part._cost, part._settings)
     more.add(B, check=check)
     return more
+
+
+@alone
+def widened(part: Any, size: int) -> Any:
+    """Return an index of float32 as one of float64, as items of float64 make the part that they are added to."""
+    _unchanged(part, size)
+    return type(part)._of(*part._in_float64())

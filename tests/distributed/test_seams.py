@@ -54,19 +54,35 @@ def test_wider_queries_are_looked_for_in_their_dtype(kind):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_items_that_are_wider_than_the_parts_are_refused(kind, tmp_path):
+@pytest.mark.parametrize("cuts", [(9,), (5, 9), (2, 5, 9)], ids=["one part", "two", "three"])
+def test_items_that_are_wider_than_the_parts_make_all_of_them_wider(cuts, kind, tmp_path):
     make, cost = MAKERS[kind]
-    cost, B, more = cost_in(cost, np.float32), make(9, 1, np.float32), make(3, 2, np.float64)
-    parts = distributed.Index([cusink.Index(B[rows], cost, **HOW) for rows in (slice(0, 5), slice(5, 9))])
-    with pytest.raises(TypeError, match=r"'B' must be of the dtype of the parts, float32; .* float64"):
-        parts.add(more)
-    assert len(parts) == 9
+    cost, B, more, A = cost_in(cost, np.float32), make(9, 1, np.float32), make(3, 2, np.float64), make(4, 3, np.float64)
+    how = {"eps": 0.05, "tol": "auto", "normalise": True}  # which is smaller in float64
+    whole = cusink.Index(B, cost, **how)
+    whole.add(more)
+    given = [cusink.Index(B[low:high], cost, **how) for low, high in zip((0, *cuts), cuts, strict=False)]
+    parts = distributed.Index(given)
+    parts.add(more)
+    assert len(parts) == 12 and parts._common["tol"] == whole.tol
+    assert all(part.dtype == np.float32 for part in given) and sum(map(len, given)) == 9
     parts.save(tmp_path / "parts")
-    assert len(distributed.Index.load(tmp_path / "parts")) == 9
+    for index in (parts, distributed.Index.load(tmp_path / "parts")):  # which compares what they have in common
+        for rows in (A, more, None):
+            want, (distances, indices) = whole.search(rows, 4), index.search(rows, 4)
+            assert distances.dtype == np.float64
+            np.testing.assert_array_equal(indices, want[1])
+            np.testing.assert_allclose(distances, want[0], rtol=1e-6, atol=1e-9)
+    parts.add(more)  # once more is as ever
+    assert len(parts) == 15
 
-    one = distributed.Index([cusink.Index(B, cost, **HOW)])  # nothing beside the part that grows
-    one.add(more)
-    assert len(one) == 12 and one.search(more, 1)[0].dtype == np.float64
+
+def test_items_that_do_not_fit_leave_all_parts_as_they_were():
+    B = histograms(9, 1, np.float32)
+    parts = distributed.Index([cusink.Index(B[rows], C.astype("f4"), **HOW) for rows in (slice(0, 5), slice(5, 9))])
+    with pytest.raises(ValueError, match="mass"):
+        parts.add(2 * histograms(3, 2, np.float64))
+    assert len(parts) == 9 and parts.search(B[:2], 1)[0].dtype == np.float32
 
 
 def test_a_metric_and_its_name_are_one_cost():
