@@ -6,6 +6,7 @@ dimension where NumPy gives a scalar. Kernels run in the emulator, as with `cupy
 """
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -269,6 +270,7 @@ def solve(a, b):
 def module(real):
     """Return a module object to stand in for cupy; `real`, if installed, says which names there are."""
     stand_in = types.ModuleType("cupy")
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("cupy", None)  # it is installed, as far as anybody looks
     base = cupy_stand_in.module()
 
     def missing(name):
