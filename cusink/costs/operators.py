@@ -211,6 +211,39 @@ class CoarseLevels(Protocol[Data]):
     def __call__(self, C: Data, a: HostArray, b: HostArray) -> Sequence[CoarseLevel[Data]]: ...
 
 
+class NearSoftmin(Protocol):
+    """The softmin over the columns of one problem, called with potentials that are near each other.
+
+    `lost` is what the last call may have cost both marginals of its plan, relative to the mass.
+    """
+
+    lost: float
+
+    def __call__(self, f: Array, g: Array) -> Array:
+        """Return the softmin (1, n) of g (1, m) in bins with weight, near f (1, n), which the others keep."""
+
+    def omitted(self) -> tuple[float, float, float]:
+        """Return what the last call went without, as `Iteration.omitted`."""
+
+
+class StartNearSoftmin(Protocol[DataIn]):
+    """Prepare the softmin of one problem with weights a (1, n), b (1, m), for `many` calls; None where all pairs count.
+
+    It may lose what the costs have leave to.
+    """
+
+    def __call__(self, C: DataIn, a: Array, b: Array, eps: float, many: bool) -> NearSoftmin | None: ...
+
+
+class PullPlan(Protocol[DataIn]):
+    """The gradients (n, d) and (m, d) of ``<P, C>`` by the points of the data, for a plan P of one problem that stays.
+
+    None where they have to be made of all pairs.
+    """
+
+    def __call__(self, C: DataIn, a: Array, b: Array, f: Array, g: Array, eps: float) -> tuple[Array, Array] | None: ...
+
+
 class KeptCosts(Protocol[DataIn]):
     """The costs of all problems in float64, as an array; None where they are too many to be kept."""
 
@@ -286,6 +319,8 @@ class Operators(Generic[Data]):
     iteration: StartIteration[Data]
     plan_means: PlanMeans[Data]
     levels: CoarseLevels[Data] | None = None
+    near_softmin: StartNearSoftmin[Data] | None = None  # None where all pairs are looked at
+    pull_plan: PullPlan[Data] | None = None  # None where all pairs are looked at
     kept_costs: KeptCosts[Data] | None = None  # None where costs are stored anyway, or never
     damped_steps: DampedSteps | None = None  # None for array operations
     solve_at_once: SolveAtOnce[Data] | None = None  # None where the host looks on without a delay

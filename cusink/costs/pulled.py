@@ -1,6 +1,6 @@
 """From the points of the data to those of the user, in the shapes that came, and back: gradients and moves."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,18 @@ def to_user_points(xp: ArrayModule, cloud: Cloud, gradients: list[Array]) -> tup
         total = out[0] + (out[1][..., 0] if cloud.flat[0] else out[1])
         return narrowed(total, cloud.x.dtype, xp), None
     return narrowed(out[0], cloud.x.dtype, xp), narrowed(out[1], cloud.x.dtype, xp)
+
+
+def plan_adjoint(
+    C: Any, level: float, a: Array, b: Array, f: Array, g: Array, eps: float
+) -> tuple[Array, Array | None] | None:
+    """Return the gradients of ``level <P, C>`` by the user's points for a plan that stays, as `PullPlan` says."""
+    pull = C.ops.pull_plan
+    found = None if pull is None else pull(C.data, a, b, f, g, eps)
+    if found is None:
+        return None
+    cloud = C.data.cloud
+    return to_user_points(C.xp, cloud, to_points(C.xp, C.data.embedding, cloud, *(level * x for x in found)))
 
 
 def image_moves(xp: ArrayModule, costs: BetweenPoints, x: Array, y: Array) -> tuple[Array, Array]:

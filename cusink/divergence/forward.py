@@ -4,14 +4,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
 from cusink.calls import memory_advice
 from cusink.checks.regularisation import RelativeEps, relative_or_numbers
 from cusink.checks.scalars import flag, tolerance
-from cusink.convergence.options import Options
 from cusink.convergence.rules import ANNEAL_ABOVE
 from cusink.costs.cost import Cost
 from cusink.costs.ground import CloudMetric
@@ -20,17 +19,18 @@ from cusink.costs.metric import Metric
 from cusink.divergence import checks
 from cusink.divergence.pairs import DivergencePairs, divergences, without_rounding
 from cusink.divergence.result import SinkhornDivergence
+from cusink.divergence.selves import self_terms
 from cusink.divergence.values import range_of, value_in_float64
 from cusink.errors import warn_if_unconverged
 from cusink.operand import eps_of_each
 from cusink.solver import checks as solver_checks
-from cusink.solver.each import HowToSolve, self_potentials_each, solve_each
+from cusink.solver.each import HowToSolve, solve_each
+from cusink.solver.form import form_of
 from cusink.solver.newton import sharing
 from cusink.solver.pairs.checks import are_measures, eps_of_pairs, normalised_measures, pairs_of_measures, unused
 from cusink.solver.pairs.solve import warn_of_pairs
 from cusink.solver.prices import alike, own_prices
 from cusink.solver.problem import CheckedProblem, Problem
-from cusink.solver.symmetric import SelfSolution, of_free_masses
 from cusink.solver.values import values
 from cusink.types import Array, HostArray, Method, Overrelaxation, Reach, Tolerance
 from cusink.workers import shares_out
@@ -222,14 +222,15 @@ def sinkhorn_divergence(
             mass = weights.sum(axis=1, dtype=np.float64)
             solver_checks.values_in_range((mass, mass), given.eps, prices, given.C.dtype)
     xp = given.C.xp
-    own = _self_terms(given, (of_a, of_b), prices, options)
+    own = self_terms(given, (of_a, of_b), prices, options)
     # With prices float32 may turn out to have too few digits, and points have more of them than their costs.
     cost = given.C.kept() if prices is None else given.C
     low, high = cost.range()
     equal = _equal(given, of_a, of_b, C_aa is None and C_bb is None, prices)
     near = high - low <= 2 * ANNEAL_ABOVE * np.min(given.eps) or bool(equal.all())
     init = (own.f, own.g) if near else None  # the solution, if a and b are equal
-    how = HowToSolve(options, prices, together=sharing(len(given.a), cost.shared))
+    together = sharing(len(given.a), cost.shared)
+    how = HowToSolve(options, prices, together=together, coarse=not equal.all())
     pair, shift = solve_each(cost, given.a, given.b, given.eps, how, init=init)
 
     error = np.maximum(pair.error, own.error)
@@ -251,7 +252,8 @@ def sinkhorn_divergence(
     later = pair.error >= own.error
     effort = (np.where(later, pair.n_iter, own.n_iter), np.where(later, pair.needed, np.nan))
     warn_if_unconverged(converged, error, options.tol, options.max_iter, effort=effort, dtype=pair.computed)
-    divergence = xp.where(equal, 0, _divergence(cross, cost, own.reg_cost, error))
+    forms = form_of(pair), *own.forms
+    divergence = xp.where(equal, 0, _divergence(cross, cost, own.reg_cost, error, exact=not forms[0].loss))
     numbers = {"divergence": divergence, "error": error}
     numbers = {name: cross.to_user(xp.asarray(value)) for name, value in numbers.items()}
     for name, value in (("n_iter", pair.n_iter), ("converged", converged)):
@@ -261,60 +263,13 @@ def sinkhorn_divergence(
         problems=problems,
         own_costs=of_a.stored and not (of_a is cost and of_b is cost),
         one_price=one_price,
+        forms=forms,
         f=cross.bins_to_user(f, 0),
         g=cross.bins_to_user(g, 1),
         f_self=cross.bins_to_user(own.f, 0),
         g_self=cross.bins_to_user(own.g, 1),
         **numbers,
     )
-
-
-class SelfTerms(NamedTuple):
-    """Potentials f (B, n), g (B, m) of both measures with themselves, the sum of half values, the larger error.
-
-    `n_iter` (B,) are the iterations of the one with that error.
-    """
-
-    f: Array
-    g: Array
-    reg_cost: Array
-    error: HostArray
-    n_iter: HostArray
-
-
-def _self_terms(
-    given: CheckedProblem, costs: tuple[Cost[Any], Cost[Any]], prices: Reach | None, options: Options
-) -> SelfTerms:
-    """Solve both measures with themselves."""
-    mass = given.a.sum(axis=1, dtype=np.float64)
-    of_a, of_b = (
-        _solved_with_itself(replace(given, a=weights, b=weights, C=C), own_prices(prices, k), options, mass)
-        for k, (weights, C) in enumerate(zip((given.a, given.b), costs, strict=True))
-    )
-    n_iter = np.where(of_b.error >= of_a.error, of_b.n_iter, of_a.n_iter)
-    reg_cost, error = of_a.reg_cost / 2 + of_b.reg_cost / 2, np.maximum(of_a.error, of_b.error)
-    return SelfTerms(of_a.f, of_b.f, reg_cost, error, n_iter)
-
-
-def _solved_with_itself(given: CheckedProblem, prices: Reach | None, options: Options, mass: Array) -> SelfSolution:
-    """Solve a measure with itself; its value is that of a `mass` (B,), in float32 the `value_in_float64`.
-
-    Costs that are kept for both are forgotten here.
-    """
-    xp, kept, a = given.C.xp, given.C.kept(), given.a
-    # One measure that is compared with many is solved once.
-    same = kept.shared and len(a) > 1 and bool((a == a[:1]).all())
-    some, rho = a[:1] if same else a, math.inf if prices is None else prices[0]
-    own = self_potentials_each(kept, some, given.eps, options, rho)
-    f = xp.ascontiguousarray(xp.broadcast_to(own.f, a.shape))
-    error, n_iter = (np.broadcast_to(x, len(a)) for x in (own.error, own.n_iter))
-    value = own.reg_cost
-    if a.dtype != np.float64:
-        still = None if prices is None else xp.zeros(len(a))
-        value = value_in_float64(Problem.of(replace(given, C=kept), f, f, prices, still), mass)
-    elif prices is not None and rho == math.inf:
-        value = of_free_masses(a, value, xp.asarray(given.eps))
-    return SelfSolution(f, value, error, n_iter, own.converged)
 
 
 def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: bool, prices: Reach | None) -> Array:
@@ -330,16 +285,16 @@ def _equal(given: CheckedProblem, of_a: Cost[Any], of_b: Cost[Any], one_metric: 
     return (a == b).all(axis=1) & C.data.same_points()
 
 
-def _divergence(cross: Problem, cost: Cost[Any], of_self: Array, error: HostArray) -> Array:
+def _divergence(cross: Problem, cost: Cost[Any], of_self: Array, error: HostArray, exact: bool) -> Array:
     """Return the divergence (B,) in float64; `of_self` is the sum of the half values of both self-terms.
 
     `cost` is that of the pair, or what is kept of it. Differences of values that are almost equal need more digits than
-    potentials in float32 have.
+    potentials in float32 have, or such as are not `exact` softmins of each other.
     """
     xp = cross.xp
     mass_a, mass_b = (x.sum(axis=1, dtype=np.float64) for x in (cross.a, cross.b))
-    double = cross.a.dtype == np.float64
-    of_pair = values(cross)[0] if double else value_in_float64(replace(cross, C=cost), mass_a)
+    exact = exact and cross.a.dtype == np.float64
+    of_pair = values(cross)[0] if exact else value_in_float64(replace(cross, C=cost), mass_a)
     out = of_pair - of_self
     if cross.reach is not None:
         out += cross.eps_as(1) / 2 * (mass_a - mass_b) ** 2

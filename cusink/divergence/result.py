@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from cusink.solver.form import SinkhornForm
 from cusink.solver.problem import Problem
 from cusink.summary import Summary
 from cusink.types import Array
@@ -30,6 +31,9 @@ class SinkhornDivergence(Summary):
         Iterations taken for ``OT(a, b)``.
     converged : array of bool, shape () or (B,)
         Whether all three errors reached the tolerance.
+    forms : tuple of three SinkhornForm, or None
+        Which form solved each of ``OT(a, b)``, ``OT(a, a)`` and ``OT(b, b)``, as `SinkhornResult.form`. None for a pair
+        of `cusink.DivergencePairs`.
     """
 
     divergence: Array
@@ -42,4 +46,5 @@ class SinkhornDivergence(Summary):
     converged: Array
     problems: tuple[Problem, Problem, Problem] = field(repr=False)  # of a and b, of a itself, of b itself
     own_costs: bool = field(repr=False)  # whether C_aa and C_bb are arrays that were passed
+    forms: tuple[SinkhornForm, SinkhornForm, SinkhornForm] | None = field(default=None, repr=False)
     one_price: bool = field(default=True, repr=False)  # whether `reach` was one number, for both sides

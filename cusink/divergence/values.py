@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cusink.solver.near import near_softmin
 from cusink.solver.problem import Problem
 from cusink.solver.unbalanced import damped
 from cusink.solver.values import values
@@ -20,8 +21,12 @@ def value_in_float64(problem: Problem, mass: Array) -> Array:
         a, b = (w * (mass[:, None] / w.sum(axis=1, keepdims=True)) for w in (problem.a, problem.b))
         problem = replace(problem, a=a, b=b)
     _, q = problem.logits()
-    C, eps = problem.C, problem.eps
-    if C.shared and not isinstance(eps, np.ndarray):
+    C, eps, near = problem.C, problem.eps, None
+    if len(q) == 1 and problem.reach is None:
+        near = near_softmin(C, problem.a, problem.b, float(np.max(eps)), many=False)
+    if near is not None:
+        f = near(problem.f, problem.g)
+    elif C.shared and not isinstance(eps, np.ndarray):
         f = C.repeated_softmin(eps)(q, 1)
     else:
         f = C.softmin(q, eps, 1)

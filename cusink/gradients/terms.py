@@ -10,6 +10,7 @@ from cusink.checks.arrays import narrowed
 from cusink.costs.blocks import blocks
 from cusink.costs.cost import GradientBlock
 from cusink.costs.logits import logits
+from cusink.costs.pulled import plan_adjoint
 from cusink.deferred import cached_property
 from cusink.gradients.first_bits import in_range
 from cusink.gradients.parts import replace_inf
@@ -114,7 +115,19 @@ class GradientTerms:
 
         They are (n, d) and (m, d), summed over the batch, or (B, n, d) and (B, m, d).
         """
+        found = self._of_pairs_that_count()
+        if found is not None:
+            return found
         return self.in_one_dtype.C.points_adjoint(self._summed() if self._summable else self._gradients())
+
+    def _of_pairs_that_count(self) -> tuple[Array, Array | None] | None:
+        """Return `wrt_points` of one large problem whose gradient by the costs is its plan; None for others."""
+        parts = (self.grad_cost, self.grad_f, self.x, self.problem.reach)
+        if len(self.level) != 1 or any(part is not None for part in parts):
+            return None
+        problem = self.problem.in_float64()
+        of_plan = problem.a, problem.b, problem.f, problem.g, float(np.max(problem.eps))
+        return plan_adjoint(problem.C, float(self.level[0]), *of_plan)
 
     def wrt_axes(self) -> tuple[Array, ...] | None:
         """Return the gradients (n_k,) with respect to the positions of the cells of a grid, summed over the batch."""

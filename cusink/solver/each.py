@@ -10,7 +10,7 @@ import numpy as np
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.each import costs_of, groups, per_problem
-from cusink.solver.coarse import coarse_start
+from cusink.solver.coarse import coarse_self_potentials, coarse_start
 from cusink.solver.loop import Start, solve
 from cusink.solver.solution import Callback, Solution, later
 from cusink.solver.symmetric import SelfSolution, self_potentials
@@ -28,6 +28,7 @@ class HowToSolve:
     reach: Reach | None
     together: int  # problems that share an iteration, more or less
     spanned: bool = False  # whether the bins with weight say in which range the costs lie
+    coarse: bool = False  # whether large problems begin from coarse ones, where these pay, and not from `init`
     judge: bool = False
     defer: bool = False  # whether potentials may be left for later
 
@@ -88,7 +89,7 @@ def _solve_one(
         a, b = partnered(C, a, b)
     span = C.span(a > 0, b > 0) if how.spanned else None
     begun, options = None, how.options
-    if how.spanned and init is None and how.reach is None and options.method == "auto":
+    if how.coarse and how.reach is None and options.method == "auto":
         begun = coarse_start(solve, C, a, b, eps, options)
     if begun is not None:
         C, init, options = begun[:3]
@@ -139,10 +140,19 @@ def _solve_in_units(
     return found._replace(f=found.f * scale, g=found.g * scale, cost=(found.cost * scale[:, 0]).astype(dtype))
 
 
-def self_potentials_each(C: Cost[Any], a: Array, eps: Eps, options: Options, rho: float) -> SelfSolution:
-    """Solve ``OT_eps(a, a)`` as `self_potentials` does, for one eps or one each."""
+def self_potentials_each(
+    C: Cost[Any], a: Array, eps: Eps, options: Options, rho: float, *, coarse: bool
+) -> SelfSolution:
+    """Solve ``OT_eps(a, a)`` as `self_potentials` does, for one eps or one each.
+
+    A single large problem of given marginals may begin from `coarse` ones.
+    """
+    if isinstance(eps, np.ndarray) and len(eps) == 1:
+        eps = float(eps[0])
     if not isinstance(eps, np.ndarray):
-        return self_potentials(C, a, eps, options, rho)
+        single = coarse and len(a) == 1 and options.method == "auto"
+        begun = coarse_self_potentials(C, a, eps, options) if single else None
+        return self_potentials(C, a, eps, options, rho) if begun is None else begun
     size = len(eps)
     a = a if len(a) == size else C.xp.ascontiguousarray(C.xp.broadcast_to(a, (size, a.shape[1])))
     parts = [(at, self_potentials(costs_of(C, at), a[at], value, options, rho)) for value, at in groups(eps)]
@@ -150,6 +160,6 @@ def self_potentials_each(C: Cost[Any], a: Array, eps: Eps, options: Options, rho
         C.xp.empty_like(a), C.xp.empty(size), np.empty(size), np.empty(size, np.int64), np.empty(size, bool)
     )
     for at, part in parts:
-        for target, result in zip(out, part, strict=True):
+        for target, result in zip(out[:5], part[:5], strict=True):
             target[at] = result
     return out

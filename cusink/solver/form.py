@@ -51,6 +51,12 @@ class SinkhornForm:
         return "; ".join(said) or "plain iterations"
 
 
+def form_of_self(omitted: tuple[float, float, float], stages: tuple[Stage, ...]) -> SinkhornForm:
+    """Return the form of problems of measures with themselves."""
+    loss, left_out, approximate = omitted
+    return SinkhornForm(stages=stages, loss=loss, left_out=left_out, approximate=approximate)
+
+
 def form_of(found: Solution) -> SinkhornForm:
     """Return the form of solved problems."""
     loss = float(found.omitted[:, 0].max())

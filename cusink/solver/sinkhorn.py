@@ -267,7 +267,15 @@ def sinkhorn(
     if prices is not None:
         checks.reach_in_range(prices, given.C.dtype.name)
     together = sharing(len(given.a), given.C.shared)
-    how = HowToSolve(options, prices, together=together, spanned=True, judge=True, defer=gap is None)
+    how = HowToSolve(
+        options,
+        prices,
+        together=together,
+        spanned=True,
+        coarse=given.init is None,
+        judge=True,
+        defer=gap is None,
+    )
     found, shift = solve_each(given.C, given.a, given.b, given.eps, how, init=given.init, callback=callback)
     if found.later is not None:
         return _unread(given, found, found.later)

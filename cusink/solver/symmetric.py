@@ -9,6 +9,8 @@ from cusink.convergence.marginals import marginal_error as balanced_error
 from cusink.convergence.options import Options
 from cusink.convergence.rules import STEPS, StallDetector
 from cusink.costs.cost import Cost
+from cusink.solver.near import near_softmin
+from cusink.solver.solution import Stage
 from cusink.solver.unbalanced import damped, marginal_error
 from cusink.solver.values import price
 from cusink.types import Array, ArrayModule, HostArray
@@ -20,6 +22,7 @@ class SelfSolution(NamedTuple):
     f : (B, n), the potential ``f = kappa softmin(f)`` with ``kappa = rho / (rho + eps)``, of empty bins too.
     reg_cost : (B,), in float64, as accurate as the square of `error`.
     error, n_iter, converged : (B,) in NumPy; `error` is that of an iterate worse than f.
+    omitted, stages : as those of `cusink.solver.solution.Solution`, of one problem that began from a start.
     """
 
     f: Array
@@ -27,26 +30,34 @@ class SelfSolution(NamedTuple):
     error: HostArray
     n_iter: HostArray
     converged: HostArray
+    omitted: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    stages: tuple[Stage, ...] = ()
 
 
-def self_potentials(C: Cost[Any], a: Array, eps: float, options: Options, rho: float = math.inf) -> SelfSolution:
+def self_potentials(
+    C: Cost[Any], a: Array, eps: float, options: Options, rho: float = math.inf, start: Array | None = None
+) -> SelfSolution:
     """Solve ``OT_eps(a, a)`` of checked weights a (B, n) at a symmetric cost.
 
     Of the options, `max_iter` counts iterations with one softmin each, and `tol` is the marginal error at which a
-    problem stops, or None. `rho` is the price of both marginals.
+    problem stops, or None. `rho` is the price of both marginals. From a `start` (1, n) in float64, near the potential
+    of one balanced problem, pairs of large clouds are left out that do not count; the potential is then in float64,
+    and where there is no weight, that of the start.
     """
     xp, tol, max_iter = C.xp, options.tol, options.max_iter
+    near = None if start is None else near_softmin(C, a, a, eps, many=True)
     softmin = C.repeated_softmin(eps)
     with np.errstate(divide="ignore"):
         log_a = xp.log(a)
-    out, reg_cost = xp.empty_like(a), xp.empty(len(a), np.float64)
+    first = xp.zeros_like(a) if start is None else start
+    out, reg_cost = xp.empty_like(first), xp.empty(len(a), np.float64)
     error, n_iter = np.full(len(a), np.inf), np.zeros(len(a), np.int64)
     stall = StallDetector.start(len(a), a.dtype, C.largest() / eps)
-    active, f, still = np.arange(len(a)), xp.zeros_like(a), xp.zeros((1, 1))
+    active, f, still = np.arange(len(a)), first, xp.zeros((1, 1))
     for done in range(1, max_iter + 1):
-        image = softmin(log_a + f / eps, 1)
+        image = softmin(log_a + f / eps, 1) if near is None else near(f, f)
         if rho == math.inf:
-            reached = C.to_host(balanced_error(xp, a, f, image, eps))
+            reached = C.to_host(balanced_error(xp, a, f, image, eps)) + (0.0 if near is None else near.lost)
         else:
             reached = C.to_host(marginal_error(xp, a, f, image, still, eps, rho))
         image = damped(image, still, eps, rho)
@@ -70,7 +81,8 @@ def self_potentials(C: Cost[Any], a: Array, eps: float, options: Options, rho: f
                 C = C.at(index)
                 softmin = C.repeated_softmin(eps)
         f = f + f.dtype.type(STEPS[done % len(STEPS)]) * difference
-    return SelfSolution(out, reg_cost, error, n_iter, error <= (math.inf if tol is None else tol))
+    converged = error <= (math.inf if tol is None else tol)
+    return SelfSolution(out, reg_cost, error, n_iter, converged, *(() if near is None else (near.omitted(),)))
 
 
 def of_free_masses(a: Array, reg_cost: Array, eps: float | Array) -> Array:

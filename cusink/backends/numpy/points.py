@@ -6,6 +6,7 @@ from cusink.backends.numpy.clouds.coarse import levels
 from cusink.backends.numpy.clouds.iteration import Iteration
 from cusink.backends.numpy.clouds.layout import kept_costs
 from cusink.backends.numpy.clouds.means import plan_means
+from cusink.backends.numpy.clouds.near import near_softmin, pull_plan
 from cusink.backends.numpy.clouds.reductions import (
     apply_plan,
     bilinear,
@@ -28,8 +29,10 @@ __all__ = [
     "cost_block",
     "cost_range",
     "kept_costs",
+    "near_softmin",
     "plan",
     "plan_means",
+    "pull_plan",
     "repeated_softmin",
     "softmin",
     "to_host",
@@ -52,5 +55,7 @@ OPERATORS: Operators[PointCosts] = Operators(
     iteration=Iteration,
     plan_means=plan_means,
     levels=levels,
+    near_softmin=near_softmin,
+    pull_plan=pull_plan,
     kept_costs=kept_costs,
 )
