@@ -12,8 +12,8 @@ import numpy as np
 from cusink.retrieval.batches import PairBatches
 from cusink.retrieval.bounds import MOST_SLACK, TIGHTENING_ITERATIONS, RowBounds
 from cusink.retrieval.pairs import PairsOnBins
+from cusink.solver.prices import price
 from cusink.solver.unbalanced import damped, translation
-from cusink.solver.values import price
 from cusink.types import Array, HostArray, Reach
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from cusink.solver.prices import price
 from cusink.solver.problem import Problem
 from cusink.solver.unbalanced import translation
-from cusink.solver.values import price, weighted_sum
+from cusink.solver.values import weighted_sum
 from cusink.types import Array, ArrayModule
 
 FIRST_STEP = 2.0**-25  # of a bound that is rounded outwards: half of what float32 can add to 1

@@ -4,13 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.solver.newton import ALONE
 from cusink.solver.solution import Stage
-from cusink.solver.symmetric import SelfSolution, self_potentials
 from cusink.types import Array, HostArray
 
 LOSS = 1e-2  # of the tolerance, that a sum may lack by pairs that are left out
@@ -75,39 +72,6 @@ def coarse_start(
         stages.append(_stage(C, at, found))
     assert init is not None
     return CoarseStart(C, init, replace(options, check_every=min(options.check_every, CHECK_EVERY)), tuple(stages))
-
-
-class _Alike(NamedTuple):
-    """A solution of a measure with itself."""
-
-    f: Array
-    g: Array
-    n_iter: HostArray
-
-
-def coarse_self_potentials(C: Cost[Any], a: Array, eps: float, options: Options) -> SelfSolution | None:
-    """Solve ``OT_eps(a, a)`` of a large cloud from coarse to fine, symmetric on the way; None where that does not pay.
-
-    What `self_potentials` says of its solution holds, but f is in float64.
-    """
-    begun = coarse_start(_with_itself, C, a, a, eps, options)
-    if begun is None:
-        return None
-    found, filled = self_potentials(begun.C, a, eps, begun.options, start=begun.init[0]), a[0] > 0
-    if not filled.all():
-        rows, columns = (C.xp.flatnonzero(mask) for mask in (~filled, filled))
-        logits = C.xp.log(a[:, columns].astype(np.float64)) + found.f[:, columns] / eps
-        found.f[:, rows] = C.between(rows, columns).softmin(logits, eps, 1)
-    return found._replace(stages=begun.stages)
-
-
-def _with_itself(
-    C: Cost[Any], a: Array, b: Array, eps: float, options: Options, *, init: Potentials | None, **_: Any
-) -> _Alike:
-    """Solve a problem on the way whose sides are one, as the loop of the solver does others."""
-    del b
-    found = self_potentials(C, a, eps, options, start=None if init is None else init[0])
-    return _Alike(found.f, found.f, found.n_iter)
 
 
 def _stage(C: Cost[Any], eps: float, found: Found) -> Stage:

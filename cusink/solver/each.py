@@ -3,14 +3,14 @@
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cusink.convergence.options import Options
 from cusink.costs.cost import Cost
 from cusink.costs.each import costs_of, groups, per_problem
-from cusink.solver.coarse import coarse_self_potentials, coarse_start
+from cusink.solver.coarse import coarse_start
 from cusink.solver.loop import Start, solve
 from cusink.solver.solution import Callback, Solution, later
 from cusink.solver.symmetric import SelfSolution, self_potentials
@@ -151,7 +151,7 @@ def self_potentials_each(
         eps = float(eps[0])
     if not isinstance(eps, np.ndarray):
         single = coarse and len(a) == 1 and options.method == "auto"
-        begun = coarse_self_potentials(C, a, eps, options) if single else None
+        begun = _coarse_self_potentials(C, a, eps, options) if single else None
         return self_potentials(C, a, eps, options, rho) if begun is None else begun
     size = len(eps)
     a = a if len(a) == size else C.xp.ascontiguousarray(C.xp.broadcast_to(a, (size, a.shape[1])))
@@ -163,3 +163,36 @@ def self_potentials_each(
         for target, result in zip(out[:5], part[:5], strict=True):
             target[at] = result
     return out
+
+
+class _Alike(NamedTuple):
+    """A solution of a measure with itself."""
+
+    f: Array
+    g: Array
+    n_iter: HostArray
+
+
+def _coarse_self_potentials(C: Cost[Any], a: Array, eps: float, options: Options) -> SelfSolution | None:
+    """Solve ``OT_eps(a, a)`` of a large cloud from coarse to fine, symmetric on the way; None where that does not pay.
+
+    What `self_potentials` says of its solution holds, but f is in float64.
+    """
+    begun = coarse_start(_with_itself, C, a, a, eps, options)
+    if begun is None:
+        return None
+    found, filled = self_potentials(begun.C, a, eps, begun.options, start=begun.init[0]), a[0] > 0
+    if not filled.all():
+        rows, columns = (C.xp.flatnonzero(mask) for mask in (~filled, filled))
+        logits = C.xp.log(a[:, columns].astype(np.float64)) + found.f[:, columns] / eps
+        found.f[:, rows] = C.between(rows, columns).softmin(logits, eps, 1)
+    return found._replace(stages=begun.stages)
+
+
+def _with_itself(
+    C: Cost[Any], a: Array, b: Array, eps: float, options: Options, *, init: Potentials | None, **_: Any
+) -> _Alike:
+    """Solve a problem on the way whose sides are one, as the loop of the solver does others."""
+    del b
+    found = self_potentials(C, a, eps, options, start=None if init is None else init[0])
+    return _Alike(found.f, found.f, found.n_iter)

@@ -10,9 +10,9 @@ from cusink.convergence.options import Options
 from cusink.convergence.rules import STEPS, StallDetector
 from cusink.costs.cost import Cost
 from cusink.solver.near import near_softmin
+from cusink.solver.prices import price
 from cusink.solver.solution import Stage
 from cusink.solver.unbalanced import damped, marginal_error
-from cusink.solver.values import price
 from cusink.types import Array, ArrayModule, HostArray
 
 

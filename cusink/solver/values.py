@@ -4,6 +4,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
+from cusink.solver.prices import price
 from cusink.solver.problem import Problem
 from cusink.types import Array, ArrayModule, Value
 
@@ -69,12 +70,3 @@ def sides(problem: Problem) -> tuple[Side, Side]:
     assert problem.reach is not None
     f, g = problem.potentials()
     return Side(problem.a, f, problem.reach[0]), Side(problem.b, g, problem.reach[1])
-
-
-def price(xp: ArrayModule, weights: Array, potential: Array, rho: float) -> Array:
-    """Return the share (B,) of a potential in the dual objective: ``rho sum_i a_i (1 - exp(-f_i / rho))``.
-
-    For an infinite rho that is ``<a, f>``.
-    """
-    gain = potential if rho == np.inf else -rho * xp.expm1(-potential / rho)
-    return (weights * gain).sum(axis=1)
