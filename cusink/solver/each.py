@@ -141,7 +141,7 @@ def _solve_in_units(
 
 
 def self_potentials_each(
-    C: Cost[Any], a: Array, eps: Eps, options: Options, rho: float, *, coarse: bool
+    C: Cost[Any], a: Array, eps: Eps, options: Options, rho: float, *, coarse: bool = False
 ) -> SelfSolution:
     """Solve ``OT_eps(a, a)`` as `self_potentials` does, for one eps or one each.
 

@@ -80,7 +80,9 @@ def self_potentials(
             if not C.shared:
                 C = C.at(index)
                 softmin = C.repeated_softmin(eps)
-        f = f + f.dtype.type(STEPS[done % len(STEPS)]) * difference
+        # A start from coarse levels is off by a constant for the most part, of which half a step leaves nothing.
+        step = 0.5 if start is not None and done == 1 else STEPS[done % len(STEPS)]
+        f = f + f.dtype.type(step) * difference
     converged = error <= (math.inf if tol is None else tol)
     return SelfSolution(out, reg_cost, error, n_iter, converged, *(() if near is None else (near.omitted(),)))
 

@@ -64,6 +64,18 @@ def cusink_solve(x, y, tol, scaling):
     return result.problem.f[0], result.problem.g[0], {"error": float(result.error), "n_iter": int(result.n_iter)}
 
 
+def cusink_divergence(x, y, tol, scaling):
+    """Solve the three problems of a divergence, and take its gradients by the points."""
+    import cusink
+
+    del scaling
+    result = cusink.sinkhorn_divergence(None, None, cusink.PointCloud(x, y), eps=EPS, tol=tol)
+    solved = time.process_time()
+    cusink.sinkhorn_divergence_adjoint(result).x  # noqa: B018 - computed when it is read
+    of_pair, more = result.problems[0], {"gradient": time.process_time() - solved}
+    return of_pair.f[0], of_pair.g[0], more | {"error": float(result.error), "n_iter": int(result.n_iter)}
+
+
 def geomloss_solve(x, y, tol, scaling):
     import torch
     from geomloss import SamplesLoss
@@ -88,9 +100,12 @@ def watch(peak, done):
         peak[0] = max(peak[0], resident("VmRSS"))
 
 
-def measure(peer, n, d, tol, scaling):
+SOLVES = {"cusink": cusink_solve, "divergence": cusink_divergence, "geomloss": geomloss_solve}
+
+
+def measure(name, n, d, tol, scaling):
     """Solve once in this process; print what it took as JSON."""
-    solve = geomloss_solve if peer else cusink_solve
+    solve = SOLVES[name]
     solve(*clouds(500, d), tol, 0.5)  # what the first call loads or compiles is not the call's
     x, y = clouds(n, d)
     before, peak, done = resident("VmRSS"), [0], threading.Event()
@@ -127,10 +142,14 @@ def compare(n, d, tol, peer):
     """Print the table of one size; return cusink's CPU time."""
     print(f"\n### {n} x {n} points, d = {d}, eps = {EPS:g}, error {tol:g}\n")
     print("| | error, measured | error, claimed | iterations | CPU | wall | memory |\n|---|---|---|---|---|---|---|")
-    ours = in_a_process(0, n, d, tol, 0)
+    ours = in_a_process("cusink", n, d, tol, 0)
     row("cusink", ours)
+    divergence = in_a_process("divergence", n, d, tol, 0)
+    row("cusink, divergence and gradients", divergence)
+    if "failed" not in divergence:
+        print(f"| of it the gradients | | | | {divergence['gradient']:.3g} s | | |", flush=True)
     for scaling in SCALINGS if peer else ():
-        theirs = in_a_process(1, n, d, tol, scaling)
+        theirs = in_a_process("geomloss", n, d, tol, scaling)
         row(f"GeomLoss, multiscale, scaling {scaling}", theirs)
         if "failed" not in theirs and "failed" not in ours:
             print(f"| its CPU time / cusink's | {theirs['cpu'] / ours['cpu']:.2f} | | | | | |", flush=True)
@@ -146,8 +165,8 @@ def main(argv=None):
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:
-        peer, n, d, tol, scaling = args.measure
-        measure(int(peer), int(n), int(d), float(tol), float(scaling))
+        name, n, d, tol, scaling = args.measure
+        measure(name, int(n), int(d), float(tol), float(scaling))
         return
     for key, value in machine().items():
         print(f"- {key}: {value}")

@@ -118,6 +118,7 @@ TESTS: dict[str, Tests] = {
     "cusink/solver/balance.py": Tests(("tests/solver/test_balance.py",), ()),
     "cusink/solver/coarse.py": Tests(("tests/solver/test_loop_pieces.py",), ()),
     "cusink/solver/each.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_eps.py"), ()),
+    "cusink/solver/near.py": Tests(("tests/divergence/test_large_clouds.py", "-k", "values or near_potentials"), ()),
     "cusink/solver/at_once.py": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "cusink/solver/ending.py": Tests(("tests/solver/test_loop_pieces.py", "tests/solver/test_unread.py"), _LOOP),
     "cusink/solver/extension.py": Tests(("tests/solver/test_maps.py",), ()),

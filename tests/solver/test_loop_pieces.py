@@ -754,13 +754,13 @@ def test_coarse_levels_are_asked_where_nothing_else_is_known(solves, monkeypatch
     asked, other = [], dense_cost(COST)
     found = coarse.CoarseStart(other, ("f", "g"), Options(max_iter=3), (Stage(3, 4, 0.5, 6),))
     monkeypatch.setattr(each, "coarse_start", lambda *given: asked.append(given) or found)
-    solved, _ = solve_each(0.5, spanned=True, judge=True)
+    init = np.ones((3, 2)), np.ones((3, 2))
+    solved, _ = solve_each(0.5, coarse=True, judge=True, init=init)
     assert solved.stages == ((3, 4, 0.5, 6),)
     assert len(asked) == 1 and solves[0].C is other and solves[0].init == ("f", "g")
     assert solves[0].options.max_iter == 3 and solves[0].annealed and not solves[0].judge
-    init = np.ones((3, 2)), np.ones((3, 2))
-    for given in ({"spanned": False}, {"init": init}, {"reach": (1.0, 1.0)}, {"method": "log"}):
-        solve_each(0.5, **{"spanned": True} | given)
+    for given in ({"coarse": False}, {"reach": (1.0, 1.0)}, {"method": "log"}):
+        solve_each(0.5, **{"coarse": True} | given)
         assert len(asked) == 1 and not solves[-1].annealed, given
 
 
