@@ -1,4 +1,4 @@
-// uses: point_pairs.cuh
+// uses: point_pairs.cuh kernel_profile.cuh
 // kernel_product: sums of a kernel over all pairs of points, which are made as they are summed.
 //
 //     kernel_sums      out_i = sum_j k(x_i, y_j) v_j
@@ -13,28 +13,6 @@
 // where that is 0, so is the gradient. -inf is a legal p and q. Correct for any grid and any block that is a multiple
 // of 32 (at most 512); point_pairs.cuh states the dynamic shared memory of a block. All arrays C-contiguous; outputs
 // overlap no input.
-
-constexpr REAL LOG2_E = REAL(1.4426950408889634), LN_2 = REAL(0.6931471805599453);
-constexpr int LINEAR = 0, ROOT = 1;
-
-struct Profile {
-    long long form;
-    REAL rate, shift, slope;
-
-    // All threads have the same form, which is read once per GROUP.
-    __device__ void exponents(const REAL (&q)[GROUP], REAL (&base)[GROUP], REAL (&exponent)[GROUP]) const {
-        if (form == LINEAR) {
-#pragma unroll
-            for (int g = 0; g < GROUP; g++) base[g] = 1, exponent[g] = rate * q[g];
-        } else if (form == ROOT) {
-#pragma unroll
-            for (int g = 0; g < GROUP; g++) base[g] = square_root(q[g] + shift), exponent[g] = rate * base[g];
-        } else {
-#pragma unroll
-            for (int g = 0; g < GROUP; g++) base[g] = q[g] + shift, exponent[g] = rate * log_two(base[g]);
-        }
-    }
-};
 
 struct Sums {
     typedef PlainSum State;

@@ -28,7 +28,7 @@ softmin_products(REAL* out, const REAL* x, const REAL* x_lengths, const Half* x_
                  REAL cost_scale, REAL logit_scale, REAL value_scale, int terms, REAL exponent, int norm, int d,
                  long long x_stride, long long y_stride, long long B, long long kept, long long summed) {
     Softmin term = {out, logits, cost_scale, logit_scale, value_scale, kept, summed};
-    reduce_point_products(term, {x, x_lengths, x_parts, x_scales, x_stride, kept},
+    reduce_point_products(term, CloseShare(), {x, x_lengths, x_parts, x_scales, x_stride, kept},
                           {y, y_lengths, y_parts, y_scales, y_stride, summed}, terms, exponent, norm, d, B);
 }
 
@@ -39,6 +39,6 @@ apply_plan_products(REAL* out, const REAL* x, const REAL* x_lengths, const Half*
                     const REAL* q, const REAL* v, REAL cost_scale, int terms, REAL exponent, int norm, int d,
                     long long x_stride, long long y_stride, long long B, long long kept, long long summed) {
     ApplyPlan term = {out, p, q, v, cost_scale, kept, summed};
-    reduce_point_products(term, {x, x_lengths, x_parts, x_scales, x_stride, kept},
+    reduce_point_products(term, CloseShare(), {x, x_lengths, x_parts, x_scales, x_stride, kept},
                           {y, y_lengths, y_parts, y_scales, y_stride, summed}, terms, exponent, norm, d, B);
 }

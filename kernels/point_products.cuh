@@ -5,8 +5,8 @@
 // with a scale for 32 coordinates of a point, which `split_points` makes once for a solve. With `terms` 3 a product keeps 22
 // bits; with 1 it is that of the high parts alone, which have 11 bits as tf32 has, with errors of 1e-3 of the largest |x| |y|.
 //
-// For near points the result is mostly rounding: their distance is recomputed from differences. From a share CLOSE of
-// |x|^2 + |y|^2 on, the lost digits do no harm.
+// For near points the result is mostly rounding: their distance is recomputed from differences. A Close says below which
+// distance, by |x|^2 + |y|^2: for costs that are a share of it, as the lost digits do no harm from there on.
 //
 // A thread block has a strip of 80 kept points and goes through the others 320 at a time: products as in strip_products.cuh, by
 // blocks of 32 coordinates, then a warp has 80 x 40 of them in registers, a lane 10 in each of 10 rows. For each of those it
@@ -14,7 +14,6 @@
 // tensor cores and issue slots, one after the other. Dynamic shared memory:
 //     STAGES stages | STRIP squared lengths of kept points | TILE_COLUMNS of the others | TILE_COLUMNS Summed
 // and in their place at the end one State for each lane and row of a warp.
-constexpr REAL CLOSE = REAL(1e-2);
 constexpr int COLUMNS = 2 * N;  // of a lane, in each of its rows: in two neighbours of every 8
 
 // The points of one side: about the origin, their squared lengths, and what split_points makes of them, padded to whole tiles.
@@ -32,16 +31,25 @@ struct SplitPoints {
     __device__ long long padded() const {
         return (size + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
     }
+    __device__ long long within(long long k) const {
+        return k < size ? k : size - 1;
+    }
     // Finite, so that no cost is infinity less infinity: a point without weight may be anywhere.
     __device__ REAL length(long long k) const {
         return k < size ? smaller(lengths[k], REAL(1e38)) : REAL(0);
     }
 };
 
+struct CloseShare {
+    __device__ REAL below(REAL both) const {
+        return REAL(1e-2) * both;
+    }
+};
+
 // |x - y|^2 from the differences of d coordinates.
 __device__ inline REAL squared_distance(const REAL* x, const REAL* y, int d) {
     REAL sum = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int c = 0; c < d; c++) sum = multiply_add(x[c] - y[c], x[c] - y[c], sum);
     return sum;
 }
@@ -66,8 +74,8 @@ struct Copies {
 
 // Add the costs of a strip from row k0 on and of the warp's columns, from `first` on, whose products are `total`. The lanes of
 // a warp have the rows lane / 4 + 8 r.
-template <class Term>
-__device__ inline void push_strip(typename Term::State (&states)[2 * M], const Term& term, const PointPairs& pairs,
+template <class Term, class Close>
+__device__ inline void push_strip(typename Term::State (&states)[2 * M], const Term& term, const Close& near, const PointPairs& pairs,
                                   const WarpSums& total, const SplitPoints& x, const SplitPoints& y, long long k0,
                                   long long first, const REAL* own_lengths, const REAL* lengths,
                                   const typename Term::Summed* values) {
@@ -83,19 +91,20 @@ __device__ inline void push_strip(typename Term::State (&states)[2 * M], const T
             at[c] = values[place(c)];
             REAL both = length + lengths[place(c)];
             cost[c] = multiply_add(REAL(-2), REAL(total[r / 2][c / 2][r % 2 * 2 + c % 2]), both);
-            close = close || cost[c] < CLOSE * both;  // one below zero too
+            close = close || !(cost[c] >= near.below(both));  // one below zero too, or of infinities
         }
         if (close) {
-            // As if k0 were unknown: its products with d for all rows would take the registers.
-            const REAL* mine = x.points + (again(k0) + lane / 4 + 8 * r) * pairs.d;
+            // As if k0 were unknown: its products with d for all rows would take the registers. What is behind the last
+            // point, in a tile with one that is no number, is taken for the last one.
+            const REAL* mine = x.points + x.within(again(k0) + lane / 4 + 8 * r) * pairs.d;
             unsigned which = 0;
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++)
-                which |= unsigned(cost[c] < CLOSE * (length + lengths[place(c)])) << c;
+                which |= unsigned(!(cost[c] >= near.below(length + lengths[place(c)]))) << c;
 #pragma unroll 1
             for (int c = 0; c < COLUMNS; c++) {
                 if (!(which >> c & 1)) continue;
-                REAL distance = squared_distance(mine, y.points + (first + place(c)) * pairs.d, pairs.d);
+                REAL distance = squared_distance(mine, y.points + y.within(first + place(c)) * pairs.d, pairs.d);
 #pragma unroll
                 for (int k = 0; k < COLUMNS; k++) cost[k] = k == c ? distance : cost[k];
             }
@@ -106,9 +115,9 @@ __device__ inline void push_strip(typename Term::State (&states)[2 * M], const T
 }
 
 // A strip of kept points, from k0 on, of problem b: all threads of the block must call this.
-template <class Term>
-__device__ void reduce_strip(const Term& term, const PointPairs& pairs, const SplitPoints& x, const SplitPoints& y,
-                             int terms, long long b, long long k0) {
+template <class Term, class Close>
+__device__ void reduce_strip(const Term& term, const Close& near, const PointPairs& pairs, const SplitPoints& x,
+                             const SplitPoints& y, int terms, long long b, long long k0) {
     typedef typename Term::Summed Summed;
     typedef typename Term::State State;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, blocks = (pairs.d + PARTS - 1) / PARTS;
@@ -143,7 +152,7 @@ __device__ void reduce_strip(const Term& term, const PointPairs& pairs, const Sp
             stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
         if (blocks == 1) __syncthreads();  // else there was a barrier since they were written
-        push_strip(states, term, pairs, total, x, y, k0, first, own_lengths, lengths, values);
+        push_strip(states, term, near, pairs, total, x, y, k0, first, own_lengths, lengths, values);
     }
     State* parts = reinterpret_cast<State*>(dynamic_shared);
     __syncthreads();  // all have used the last stage
@@ -163,15 +172,15 @@ __device__ void reduce_strip(const Term& term, const PointPairs& pairs, const Sp
 }
 
 // The whole reduction, for any grid of blocks of SPLIT_THREADS; nothing in double.
-template <class Term>
-__device__ void reduce_point_products(const Term& term, const SplitPoints& x, const SplitPoints& y, int terms,
-                                      REAL exponent, int norm, int d, long long B) {
+template <class Term, class Close>
+__device__ void reduce_point_products(const Term& term, const Close& near, const SplitPoints& x, const SplitPoints& y,
+                                      int terms, REAL exponent, int norm, int d, long long B) {
     if constexpr (sizeof(REAL) == sizeof(float)) {
         PointPairs pairs = {x.points, y.points, x.stride, y.stride, d, norm, exponent};
         long long strips = (x.size + STRIP - 1) / STRIP;
         for (long long unit = blockIdx.x; unit < B * strips; unit += gridDim.x) {
             long long b = unit / strips;
-            reduce_strip(term, pairs, x.of(b, d), y.of(b, d), terms, b, unit % strips * STRIP);
+            reduce_strip(term, near, pairs, x.of(b, d), y.of(b, d), terms, b, unit % strips * STRIP);
         }
     }
 }

@@ -249,6 +249,9 @@ TESTS: dict[str, Tests] = {
     "kernels/iterate.cu": Tests(_ITERATED, ()),
     "kernels/small_problem.cuh": Tests(_ITERATED, ("tests/backends/cupy/test_held.py",)),
     "kernels/kernel_product.cu": Tests(("tests/backends/cupy/test_sums.py", "-k", "float32"), ()),
+    "kernels/kernel_profile.cuh": Tests(
+        ("tests/backends/cupy/test_sums.py", "-k", "float32"), ("tests/backends/cupy/test_strip_sums.py",)
+    ),
     "kernels/near_points.cu": _LARGE,
     "kernels/near_tiles.cuh": _LARGE,
     "kernels/online_softmax.cuh": Tests(_REDUCED, ()),
@@ -267,7 +270,9 @@ TESTS: dict[str, Tests] = {
         ),
     ),
     "kernels/point_products.cu": _BETWEEN_POINTS,
-    "kernels/point_products.cuh": _BETWEEN_POINTS,
+    "kernels/point_products.cuh": _BETWEEN_POINTS._replace(
+        thorough=("tests/backends/cupy/test_strip_sums.py", "-k", "hard_clouds")
+    ),
     "kernels/point_reduction.cuh": _BETWEEN_POINTS,
     "kernels/points.cu": _BETWEEN_POINTS,
     "kernels/ragged.cu": _SOLVED_RAGGED,
@@ -283,6 +288,7 @@ TESTS: dict[str, Tests] = {
     "kernels/half_parts.cuh": _SPLIT,
     "kernels/strip_products.cuh": _SPLIT,
     "kernels/split_step.cu": _SPLIT,
+    "kernels/strip_sums.cu": Tests(("tests/backends/cupy/test_strip_sums.py", "-k", "not planted"), ()),
     "kernels/softmin.cu": Tests((_REDUCTIONS, "-k", "softmin and float32 or half_precision"), ()),
     "kernels/totals.cuh": Tests(("tests/backends/cupy/test_at_once.py",), ()),
     "kernels/unbalanced.cu": Tests((_FUSED, "-k", "oracle and unbalanced"), ()),

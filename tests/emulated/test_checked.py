@@ -5,7 +5,15 @@ Small problems in float32, in several launches and orders of the threads; the va
 
 import numpy as np
 import pytest
-from backends.cupy import test_clouds, test_documents, test_near, test_operators, test_ragged, test_sums
+from backends.cupy import (
+    test_clouds,
+    test_documents,
+    test_near,
+    test_operators,
+    test_ragged,
+    test_strip_sums,
+    test_sums,
+)
 
 import cusink
 import emulated
@@ -113,6 +121,19 @@ def test_kernels_of_sums():
                 for shape in ((2, 20, 30, 2), (1, 20, 30, 6)):
                     test_sums.compare(part("sums"), operator, shape, "laplace", np.float32, 1)
     assert set(ran) == set(loader.names("kernel_product.cu"))
+
+
+def test_kernels_of_sums_on_tensor_cores():
+    with operators(function=CHECKED, shared_memory=test_strip_sums.MEMORY) as ops:
+        for seed, d in enumerate((17, 40)):
+            emulated.shuffle(seed)
+            force(test_strip_sums.always(3))
+            for operator in test_strip_sums.SUMS:
+                kernel = "distance" if "distance" in operator else "laplace"
+                given = test_strip_sums.make("towns", 2, 90, 330, d)
+                found, exact, _ = test_strip_sums.sums(operator, kernel, 2.0, *given)
+                close(found, exact)
+        assert set(ops.launched) == {"split_points", *loader.names("strip_sums.cu")}
 
 
 @pytest.mark.parametrize("memory", [99 << 10, 3 << 10])

@@ -32,6 +32,8 @@ NEAR, COORDINATES, GROUP = 4, 16, 4  # as in point_pairs.cuh and online_softmax.
 STRIP, TILE_COLUMNS, SPLIT_THREADS, STAGES, PARTS = 80, 320, 256, 3, 32  # as in strip_products.cuh and half_parts.cuh
 STAGED = STAGES * (STRIP + TILE_COLUMNS) * (4 * PARTS + 4)  # bytes
 PRODUCTS_FROM = 16  # coordinates of points from which on tensor cores are faster
+# Multiply-adds of a single sum from which on they are: the operations before it, some 20, take as long as 2^30.
+SUMS_FROM = 1 << 31
 SPLIT_TILE, SPLIT_SHARE = STRIP * TILE_COLUMNS, 0.4  # its entries, and the share of them in use that makes it faster
 GRID_THREADS = 64  # of a product along the axis of a grid, as in grid_tiles.cuh
 PLAN_CHUNK, PLAN_ROWS = 8, 8  # problems at a time, and rows for each warp, as in plan.cu
@@ -147,7 +149,7 @@ def configure(
     if operator.endswith("_points"):
         return _points(operator, B, n, m, d, size, device)
     if operator.endswith("_products"):
-        return _products(operator, B, n, size, d, device)
+        return _products(operator, B, n, m, size, d, device)
     if operator in ("scaling_update", "logit_update"):
         return Launch("scaling.cu", operator, grid_of(B * -(-(n if axis else m) // 32), 4), 128, 0)
     if operator == "split_step":
@@ -299,13 +301,16 @@ def _points(operator: str, B: int, kept: int, summed: int, d: int, size: int, de
     return None
 
 
-def _products(operator: str, B: int, kept: int, size: int, d: int, device: Device) -> Launch | None:
+def _products(operator: str, B: int, kept: int, summed: int, size: int, d: int, device: Device) -> Launch | None:
     """Return a launch on tensor cores; None where it does not fit, or where sums in float are faster."""
-    shared = STAGED + size * (STRIP + TILE_COLUMNS * (1 + SUMMED[operator.removesuffix("_products")]))
+    term = operator.removesuffix("_products")
+    shared = STAGED + size * (STRIP + TILE_COLUMNS * (1 + SUMMED.get(term, 1)))
     pays = device.fast_halves and size == 4 and d >= PRODUCTS_FROM
+    pays = pays and (term not in PAIR_STATE or B * kept * summed * d >= SUMS_FROM)
     if not pays or shared > device.shared_memory - OWN_SHARED_MEMORY:
         return None
-    return Launch("point_products.cu", operator, grid_of(B * -(-kept // STRIP)), SPLIT_THREADS, shared)
+    file = "strip_sums.cu" if term in PAIR_STATE else "point_products.cu"
+    return Launch(file, operator, grid_of(B * -(-kept // STRIP)), SPLIT_THREADS, shared)
 
 
 def _split_step(B: int, kept: int, size: int, device: Device) -> Launch | None:

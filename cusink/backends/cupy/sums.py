@@ -3,8 +3,10 @@
 from typing import Protocol
 
 import cupy as cp
+import numpy as np
 
-from cusink.backends.cupy.run import LOG2_E, NULL, choose_launch, run, sizes
+from cusink.backends.cupy.point_parts import SplitPoints
+from cusink.backends.cupy.run import LOG2_E, NULL, choose_launch, find_launch, run, sizes
 from cusink.types import Array
 
 FORMS = ("linear", "root", "log")  # by their numbers in kernel_product.cu
@@ -25,21 +27,13 @@ class Profile(Protocol):
 
 def kernel_sums(x: Array, y: Array, v: Array, profile: Profile) -> Array:
     """Return ``sum_j k(x_i, y_j) v_j`` (B, n) of points x (B, n, d) and y (B, m, d) and values v (B, m)."""
-    x, y, v = map(cp.ascontiguousarray, (x, y, v))
-    out = cp.empty(x.shape[:2], x.dtype)
-    if profile.form == "distance":
-        _launch("distance_sums", x, y, (out, x, y, v), (profile.rate,))
-    else:
-        _launch("kernel_sums", x, y, (out, x, y, v), _exponents(profile), _form(profile))
-    return out
+    operator = "distance_sums" if profile.form == "distance" else "kernel_sums"
+    return _sums(operator, x, y, v, 0, profile)
 
 
 def kernel_log_sums(x: Array, y: Array, q: Array, profile: Profile) -> Array:
     """Return ``log(sum_j k(x_i, y_j) exp(q_j))`` (B, n); -inf where every term is zero."""
-    x, y, q = map(cp.ascontiguousarray, (x, y, q))
-    out = cp.empty(x.shape[:2], x.dtype)
-    _launch("kernel_log_sums", x, y, (out, x, y, q), _exponents(profile), _form(profile))
-    return out
+    return _sums("kernel_log_sums", x, y, q, -np.inf, profile)
 
 
 def kernel_slopes(
@@ -58,6 +52,38 @@ def kernel_slopes(
         scalars = (*_exponents(profile), profile.slope)
         _launch("kernel_slopes", x, y, (sums, slopes, x, y, v, p, q), scalars, _form(profile))
     return sums, slopes
+
+
+def _sums(operator: str, x: Array, y: Array, values: Array, nothing: float, profile: Profile) -> Array:
+    """Return one sum for each x; a point y of the value `nothing` has no part in it."""
+    x, y, values = map(cp.ascontiguousarray, (x, y, values))
+    (B, n, d), m, dtype, out = x.shape, y.shape[1], x.dtype, cp.empty(x.shape[:2], x.dtype)
+    plain = profile.form == "distance"
+    reals, form = ((profile.rate,), ()) if plain else (_exponents(profile), _form(profile))
+    launch = find_launch(f"{operator}_products", B, n, m, dtype, d=d)
+    if launch is None or not SplitPoints.has_room(x, y, 0):
+        _launch(operator, x, y, (out, x, y, values), reals, form)
+        return out
+    arrays = (*(array for side in _split(x, y, values != nothing) for array in side), values)
+    reals = reals if plain else (*reals, _room(profile))
+    run(launch, dtype, out, *arrays, *map(dtype.type, reals), *sizes(*form), np.int32(d), *sizes(B, n, m))
+    return out
+
+
+def _split(x: Array, y: Array, weighted: Array) -> tuple[SplitPoints, SplitPoints]:
+    """Return the points as products take them: their parts about the mean of x and of the points y with weight."""
+    own = cp.where(weighted[..., None], y, 0).sum(axis=1, dtype=np.float64)
+    means = x.mean(axis=1, dtype=np.float64), own / cp.maximum(weighted.sum(axis=1), 1)[:, None]
+    centre = ((means[0] + means[1]) / 2).astype(x.dtype)[:, None]
+    # However far off a point without weight lies, it costs no other a digit.
+    sides = x - centre, cp.where(weighted[..., None], y - centre, x.dtype.type(0))
+    parts_x, parts_y = map(SplitPoints.of, sides)
+    return parts_x._replace(points=x), parts_y._replace(points=y)
+
+
+def _room(profile: Profile) -> float:
+    """Return the squared distance beside which, or beside the shift, a kernel hardly changes."""
+    return 1 / abs(profile.rate) if profile.form == "linear" else profile.shift
 
 
 def _exponents(profile: Profile) -> tuple[float, float]:

@@ -257,7 +257,7 @@ def test_products_of_far_points_keep_the_distances_of_near_ones():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("cost[c] < CLOSE * both", "false"),
+        ("!(cost[c] >= near.below(both))", "false"),
         ("__syncthreads();  // this block is there for all, and all have used the one before", ""),
         ("if (blocks == 1) __syncthreads();", ""),
         ("__syncthreads();  // all have used the last stage", ""),

@@ -30,6 +30,7 @@ OTHERS += GRID
 OTHERS += ("split_step", "split_kernel", "split_scalings")
 OTHERS += ("damped_update", "translate", "begin_at_once", "end_at_once", "adjoint_at_once")
 
+SUM_PRODUCTS = tuple(f"{name}_products" for name in PAIR_STATE if name.endswith("sums"))
 
 MAY_NOT_FIT = ("iterate", "adjoint_at_once", "split_step")
 
@@ -44,7 +45,7 @@ def all_launches():
             sizes = B, n, m, np.dtype(dtype).name, device
             yield operator, sizes, axis, configure(operator, *sizes, axis=axis, shared_cost=shared_cost)
         pairs = (*PAIR_STATE, *(f"{term}_points" for term in STATE), "cost_points")
-        pairs += ("split_points", "softmin_products", "apply_plan_products")
+        pairs += ("split_points", "softmin_products", "apply_plan_products", *SUM_PRODUCTS)
         for operator, d in itertools.product(pairs, (3, 100) if axis and shared_cost else ()):
             sizes = B, n, m, np.dtype(dtype).name, device
             yield operator, sizes, axis, configure(operator, *sizes, d=d)
