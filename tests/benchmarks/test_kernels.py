@@ -64,7 +64,7 @@ def test_every_row_is_right_on_emulated_kernels(case):
 @pytest.mark.parametrize("case", POINTS, ids=words)
 def test_every_row_of_points_is_right(case):
     rows = [bench.measure(case, np, None, None, RATES, instant)]
-    with device_arrays.device() as (cupy, launched), workload.split_step_always():
+    with device_arrays.device() as (cupy, launched), workload.tensor_cores_always():
         rows.append(bench.measure(case, cupy, None, None, RATES, instant))
     if case.operator == points.FLASH:
         if importlib.util.find_spec("flash_sinkhorn") is None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from benchmarks.gpu import machines, predict  # noqa: E402
 from benchmarks.gpu.clouds import point_cases  # noqa: E402
 
-from cusink.backends.cupy.launch import split_tiles  # noqa: E402
+from cusink.backends.cupy.launch import SUMS_FROM, split_tiles  # noqa: E402
 
 
 def test_a_tiled_softmin_takes_what_its_exponentials_take():
@@ -79,6 +79,34 @@ def test_points_on_tensor_cores_take_the_strips_of_the_busiest_multiprocessor():
     more = predict.predict("softmin_products", 1, 10_640, 10_000, 64)  # 133 strips
     assert more.seconds == pytest.approx(2 * found.seconds)
     assert predict.predict("softmin_products", 1, 10_000, 10_000, 64, machine=predict.MACHINES["T4"]) is None
+
+
+def test_sums_of_kernels_in_float_take_the_blocks_of_the_busiest_multiprocessor():
+    loops = json.loads((predict.ROOT / "tests/wheels/speed_budget.json").read_text())["kernels"]["kernel_sums_wide"]
+    (terms, coordinates, _), (pairs, exponentials, _) = loops
+    assert (terms, pairs) == (4 * 16, 4)
+    found = predict.predict("kernel_sums", 1, 10_000, 10_000, 64)
+    # 313 blocks are 3 for the busiest of 132; 8 warps take 32 points at a time, and 16 coordinates of them in a stage.
+    each = 4 * (coordinates + predict.BRINGING * (16 * 32 + 16 * 32) / 256) + exponentials
+    assert found.kernel == "kernel_sums_wide" and found.bound == "issue"
+    assert found.seconds == pytest.approx(3 * 313 * 8 * each / 4 / 1.755e9)
+    few = predict.predict("kernel_sums", 1, 10**5, 10**5, 3)
+    assert few.kernel == "kernel_sums" and 2.7e-3 < few.seconds < 10e-3
+
+
+@pytest.mark.parametrize("d", [32, 64, 128])
+@pytest.mark.parametrize("machine", ["H100", "A100"])
+def test_sums_on_tensor_cores_pay(machine, d):
+    """By more than half, or they would not be there; from the size on from which they are taken."""
+    machine = predict.MACHINES[machine]
+    slow = predict.predict("kernel_sums", 1, 10**4, 10**4, d, machine)
+    for name in predict.SUM_PRODUCTS:
+        fast = predict.predict(name, 1, 10**4, 10**4, d, machine)
+        assert slow.seconds > 1.5 * fast.seconds and fast.share < 1
+    n = int((SUMS_FROM / d) ** 0.5) + 1
+    least = [predict.predict(name, 1, n, n, d, machine).seconds for name in ("kernel_sums", "kernel_sums_products")]
+    assert least[0] - least[1] > 1e-4  # what 20 operations on few numbers take
+    assert predict.predict("kernel_sums_products", 1, n - 2, n - 2, d, machine) is None
 
 
 def test_a_sum_of_plans_reads_the_cost_once_and_stages_logits():

@@ -71,13 +71,25 @@ COUNTS = {
         products("apply_plan_products")[1],
     ],
     "`split_step`": [products("split_step")[0], COPIES],
+    "`kernel_sums_products`": [
+        products("kernel_sums_products")[0],
+        COPIES,
+        *(products(f"kernel_{name}_products")[1] for name in ("sums", "log_sums")),
+    ],
+    "`distance_sums_products`": [
+        *products("distance_sums_products")[:1],
+        COPIES,
+        products("distance_sums_products")[1],
+    ],
+    "`kernel_sums_wide`": [loop("kernel_sums_wide")],
+    "`kernel_slopes_wide`": [loop("kernel_slopes_wide"), loop("kernel_slopes_wide", 1)],
 }
 COUNTED = rows_of("| loop | instructions for each useful term |")
 PREDICTED = rows_of("| predicted for an H100 | ms | bound by |")
 
 
 def test_the_tables_are_found():
-    assert len(COUNTED) == len(COUNTS) and len(PREDICTED) == 7
+    assert len(COUNTED) == len(COUNTS) and len(PREDICTED) == 12
 
 
 @pytest.mark.parametrize("cells", COUNTED, ids=lambda cells: cells[0])
@@ -91,6 +103,8 @@ def test_kernels_of_one_row_have_one_count():
     assert loop("softmin_rows_tiled") == loop("softmin_columns_tiled") == loop("softmin_rows_tiled_half")
     assert loop("softmin_rows_tiled") == loop("softmin_columns_tiled_half")
     assert loop("apply_plan_rows_tiled") == loop("apply_plan_columns_tiled")
+    assert len({loop(f"{name}_wide") for name in ("kernel_sums", "kernel_log_sums", "distance_sums")}) == 1
+    assert len({f"{products(name)[0]:.1f}" for name in predict.SUM_PRODUCTS}) == 1
     grids = ("grid_product", "grid_half_step", "grid_log_product", "grid_log_step", "grid_damped_step")
     assert len({loop(name) for name in grids}) == len({loop(f"iterate_{k}", 1) for k in (1, 2, 4)}) == 1
 
@@ -127,6 +141,11 @@ def test_what_is_said_of_whole_calls_follows():
 
     goal = said(r"bins are predicted to take ([\d.]+) s at the least")
     assert rounded(200 * predict.predict("split_step", 1665, 4000, 4000).seconds, goal) == goal
+    for d, pattern in ((32, r"predicted to be (\d+) times as fast with 32"), (64, r"and (\d+) times with 64")):
+        in_float, on_tensor_cores = (
+            predict.predict(name, 1, 10**4, 10**4, d).seconds for name in ("kernel_sums", "kernel_sums_products")
+        )
+        assert said(pattern) == str(int(in_float / on_tensor_cores))
     for products, pattern in (
         (3, r"coordinates are predicted to take ([\d.]+) ms"),
         (1, r"and ([\d.]+) ms with `tf32="),

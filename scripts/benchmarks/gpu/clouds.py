@@ -48,6 +48,7 @@ def point_cases(points=100_000, many=10_000, items=64, words=50, problems=256, b
     yield PointCase("split_step", "shared", "tensor cores", *large, large[1], "float32", 10)
     for operator in ("softmin_products", FLASH):
         yield PointCase(operator, "points", "d=64", 1, many, many, "float32", 10, d=64)
+    yield PointCase("kernel_sums_products", "points", "d=64", 1, many, many, "float32", d=64)
 
 
 def prepare(case, xp):
@@ -74,7 +75,7 @@ def kernel_product(case, xp, rng):
     import cusink
 
     x, y = clouds(case, xp, rng)
-    weights, scale = xp.asarray(rng.random(case.m).astype(case.dtype) / case.m), 0.5
+    weights, scale = xp.asarray(rng.random(case.m).astype(case.dtype) / case.m), 0.5 * (case.d / 3) ** 0.5
     rows = xp.asarray(rng.choice(case.n, min(64, case.n), replace=False))
 
     def answer(dtype):
@@ -228,6 +229,7 @@ def solve(case, xp, rng):
 WORK = {
     "softmin_points": softmin_points,
     "kernel_product": kernel_product,
+    "kernel_sums_products": kernel_product,
     "softmin_products": softmin_products,
     FLASH: flash_sinkhorn,
     "documents": documents,

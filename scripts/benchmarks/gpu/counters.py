@@ -73,7 +73,7 @@ def products(draw, tiny):
 
 
 def points(draw, tiny):
-    """Solve clouds of few and of many coordinates, and take the sum of a kernel."""
+    """Solve clouds of few and of many coordinates, and take sums of a kernel."""
     import cusink
 
     for d, n in ((3, 70), (64, 90)) if tiny else ((3, 10**4), (64, 10**4)):
@@ -102,7 +102,7 @@ PARTS = {
     "small": (small, ("begin_at_once", "iterate", "end_at_once", "adjoint")),
     "dense": (dense, ("softmin_rows", "softmin_columns", "logit_update", "plan_sum")),
     "products": (products, ("split_step",)),
-    "points": (points, ("softmin_points", "softmin_products", "kernel_sums")),
+    "points": (points, ("softmin_points", "softmin_products", "kernel_sums", "kernel_sums_products")),
     "pairs": (pairs, ("documents", "ragged", "grid_half_step", "grid_log_step")),
 }
 
@@ -167,7 +167,7 @@ def profile(tiny, limit=20):
     if tiny:
         for name, (part, _) in PARTS.items():
             begun = len(workload.LAUNCHED)
-            with workload.split_step_always(), workload.quiet():
+            with workload.tensor_cores_always(), workload.quiet():
                 part(workload.Draws("float32"), True)
             # What ncu would take of these launches.
             seen = [kernel for kernel in workload.LAUNCHED[begun:] if re.match(FILTER, kernel)][:MOST]

@@ -47,7 +47,7 @@ def measure(tiny):
     scale, unit = max(abs(exact).max(), float(C.max())), np.finfo(np.float32).eps
     allowed = float(4 * (abs(single - exact).max() / scale + unit))
     most = split_form.MOST_BYTES
-    with workload.split_step_always() if tiny else contextlib.nullcontext():
+    with workload.tensor_cores_always() if tiny else contextlib.nullcontext():
         for way, memory in (("tensor cores", most), ("float", 0)):
             split_form.MOST_BYTES = memory
             seconds = []

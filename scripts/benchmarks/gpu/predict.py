@@ -18,12 +18,16 @@ tile, and the test of all sums of a tile, have no products beside them, and are 
 The busiest multiprocessor has whole strips of kept points. Of each tile of a strip first the products are taken, then
 the exponentials: they have nothing beside them but the copies of the next tile. `--products 1` is for ``tf32=True``.
 
+`kernel_sums_products` and its relatives sum a kernel in the same way, `kernel_sums` does so in float. A Gaussian is
+counted; others take a root or a logarithm more for each pair. Pairs that are taken from differences are not counted.
+
     predict.py                          # the rows of docs/gpu.md
     predict.py --device T4 softmin 256 1000 1000
     predict.py --report docs/measurements/gpu-truth.json    # the device of a report, beside what was measured on it
     predict.py split_step 1665 4000 4000
     predict.py softmin_points 1 100000 100000 --coordinates 3
     predict.py softmin_products 1 10000 10000 --coordinates 64 --products 1
+    predict.py kernel_sums_products 1 10000 10000 --coordinates 64
 """
 
 import argparse
@@ -39,6 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this checkout, w
 from benchmarks.gpu.machines import EXPONENTIALS, MACHINES, SCHEDULERS, WARPS, machine_of_report
 
 from cusink.backends.cupy.launch import (
+    COORDINATES,
+    GROUP,
     PARTS,
     PLAN_CHUNK,
     PLAN_ROWS,
@@ -57,7 +63,10 @@ ROOT = Path(__file__).resolve().parents[3]
 # update of 32 entries without over-relaxation (254 where it measures, as in the last iteration of a call).
 COPYING, TESTING, UPDATING = 180, 2170, 184
 STAGING = 280  # counted likewise: of a warp of `plan_sum` for the logits of a chunk of problems
-ON_TENSOR_CORES = ("split_step", "softmin_products", "apply_plan_products")
+# And likewise: of a thread of `kernel_sums_wide`, for a coordinate that it brings to shared memory.
+BRINGING = 33
+SUM_PRODUCTS = ("kernel_sums_products", "kernel_log_sums_products", "distance_sums_products")
+ON_TENSOR_CORES = ("split_step", "softmin_products", "apply_plan_products", *SUM_PRODUCTS)
 PREDICTED = (
     "softmin",
     "apply_plan",
@@ -66,6 +75,7 @@ PREDICTED = (
     "apply_plan_points",
     "plan",
     "plan_sum",
+    "kernel_sums",
     *ON_TENSOR_CORES,
 )
 ROWS = (
@@ -81,6 +91,11 @@ ROWS = (
     ("softmin_products", 1, 10_000, 10_000, 64, 3),
     ("softmin_products", 1, 10_000, 10_000, 64, 1),
     ("softmin_products", 1, 100_000, 100_000, 64, 3),
+    ("kernel_sums", 1, 10_000, 10_000, 32, 3),
+    ("kernel_sums_products", 1, 10_000, 10_000, 32, 3),
+    ("kernel_sums", 1, 10_000, 10_000, 64, 3),
+    ("kernel_sums_products", 1, 10_000, 10_000, 64, 3),
+    ("distance_sums_products", 1, 10_000, 10_000, 64, 3),
 )
 
 
@@ -132,6 +147,8 @@ def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"], products
         return split_step(launch, B, n, m, machine)
     if operator in ON_TENSOR_CORES:
         return point_products(launch, B, n, m, coordinates, machine, products)
+    if launch.kernel.endswith("_wide"):
+        return wide_sums(launch, B, n, m, coordinates, machine)
     terms_in_loop, instructions, units = hot_loop(launch.kernel, coordinates)
     terms = float(B) * n * m
     fit = min(
@@ -154,7 +171,7 @@ def predict(operator, B, n, m, coordinates=1, machine=MACHINES["H100"], products
         "exponential": terms * each["exponential"] / (EXPONENTIALS * clocks),
         "float": terms * each["float"] / (machine.float_lanes * clocks),
         "shared": terms / 32 * each["shared"] / clocks,
-        "bytes": 4.0 * (entries * (not operator.endswith("_points")) + 3 * B * (n + m)) / machine.bandwidth,
+        "bytes": 4.0 * (entries * (not operator.endswith(("_points", "_sums"))) + 3 * B * (n + m)) / machine.bandwidth,
     }
     bound = max(parts, key=parts.get)
     limit = max(terms / (EXPONENTIALS * device.multiprocessors * machine.clock), parts["bytes"])
@@ -218,6 +235,27 @@ def point_products(launch, B, n, m, d, machine, products):
     return Prediction(
         launch.kernel, parts, bound, seconds, B * n * m * each / device.multiprocessors / machine.clock / seconds, 1
     )
+
+
+def wide_sums(launch, B, n, m, d, machine):
+    """Return the `Prediction` of a sum in float over points of many coordinates, by the busiest multiprocessor."""
+    loops = json.loads((ROOT / "tests/wheels/speed_budget.json").read_text())["kernels"][launch.kernel]
+    of_coordinates = next(loop for loop in loops if loop[0] == GROUP * COORDINATES)
+    of_exponentials = next(loop for loop in loops if loop[2].get("exponential") == loop[0] == GROUP)
+    device, warps, stages = machine.device, launch.block // 32, -(-d // COORDINATES)
+    brought = COORDINATES * (32 + GROUP * warps) / launch.block  # by a thread in a stage, of x and y
+    rounds = math.ceil(launch.grid / device.multiprocessors) * math.ceil(m / (GROUP * warps))
+    clocks = {
+        "issue": warps * (stages * (of_coordinates[1] + BRINGING * brought) + of_exponentials[1]) / SCHEDULERS,
+        "float": 32 * warps * stages * of_coordinates[2]["float"] / machine.float_lanes,
+        # A load of four numbers for all lanes alike takes a wavefront, as one of a number each does.
+        "shared": warps * stages * (of_coordinates[2]["shared"] + brought),
+        "exponential": 32 * warps * GROUP / EXPONENTIALS,
+    }
+    parts = {unit: rounds * each / machine.clock for unit, each in clocks.items()}
+    bound = max(parts, key=parts.get)
+    limit = B * n * m * max(2 * d / machine.float_lanes, 1 / EXPONENTIALS) / device.multiprocessors / machine.clock
+    return Prediction(launch.kernel, parts, bound, parts[bound], limit / parts[bound], 1)
 
 
 def expected(case, machine):

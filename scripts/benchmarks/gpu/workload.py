@@ -111,7 +111,7 @@ def large(draw):
     a, b, C = draw.weights(17, 270), draw.weights(17, 250), draw.cost(270, 250)
     options = {"eps": 0.1, "max_iter": 10, "tol": 1e-3}
     cusink.sinkhorn(a, b, C, **options)
-    with split_step_always():
+    with tensor_cores_always():
         cusink.sinkhorn(a, b, C, **options)
     adjoint(cusink.sinkhorn(a, b, C, method="log", **options))
 
@@ -141,10 +141,10 @@ def near(draw):
 
 
 def sums(draw):
-    """Sum kernels over pairs of points, and take their gradients."""
+    """Sum kernels over pairs of points of few and of many coordinates, and take their gradients."""
     import cusink
 
-    for d in (3, 6):
+    for d in (3, 6, 18):
         x, y, weights = draw.points(70, d), draw.points(45, d), draw.weights(1, 45)[0]
         product = cusink.kernel_product(x, y, weights)
         read(cusink.kernel_product_adjoint(x, y, weights, grad=product))
@@ -152,6 +152,9 @@ def sums(draw):
         for kernel in ("gaussian", "laplace", "energy", "exponential", "distance"):
             cusink.kernel_distance(x, None, y, weights, kernel=kernel)
             read(cusink.kernel_distance_adjoint(x, None, y, weights, kernel=kernel))
+    with tensor_cores_always():
+        cusink.kernel_product(x, y, weights), cusink.kernel_product(x, y, weights, kernel="distance")
+        cusink.kernel_product_log(x, y, weights)
 
 
 def documents(draw):
@@ -219,16 +222,18 @@ def every_pair_large():
 
 
 @contextlib.contextmanager
-def split_step_always():
-    """Within it tensor cores take a large shared cost however few tiles there are."""
+def tensor_cores_always():
+    """Within it tensor cores take a large shared cost however few tiles there are, and sums however small."""
     from cusink.backends.cupy import launch
 
-    given, launch.SPLIT_SHARE = launch.SPLIT_SHARE, 0.0
+    names = ("SPLIT_SHARE", "SUMS_FROM")
+    given = {name: getattr(launch, name) for name in names}
+    vars(launch).update(dict.fromkeys(names, 0))
     launch.configure.cache_clear()
     try:
         yield
     finally:
-        launch.SPLIT_SHARE = given
+        vars(launch).update(given)
         launch.configure.cache_clear()
 
 
