@@ -11,7 +11,7 @@
 // there. Bound by tensor cores, then issue slots: for each pair a root or a logarithm, as the kernel is, 1 exp2 and 11
 // others. Correct for any grid; the block is SPLIT_THREADS.
 
-// The products leave 2^-22 of |x|^2 + |y|^2 at most in a squared distance q, which a kernel feels beside q and beside its
+// The products leave some 2^-22 of |x|^2 + |y|^2 in a squared distance q, which a kernel feels beside q and beside its
 // `room`: 1 / rate of a Gaussian, else the shift. Where both are no more than a share of |x|^2 + |y|^2, q is made from
 // differences; and where it may be 0, so that a kernel between equal points has all its digits.
 struct CloseBeside {

@@ -161,6 +161,7 @@ def test_products_on_tensor_cores_have_the_digits_of_a_float(own):
         assert products(3, own, (2, 20, 20, 16), 2, ("squared", 1.0, 0.25)) < 1
         assert products(3, own, (1, 20, 30, 33), 2, spread=1e6) < 1
         assert tiny_products(own) < 1
+        assert split() < 1
 
 
 def tiny_products(own):
@@ -172,6 +173,19 @@ def tiny_products(own):
     found = part("clouds.reductions").softmin(points, logits, eps, 1)
     exact = oracle.softmin(points.astype(np.float64).block(np), logits, eps, 1)
     return np.abs(found - exact).max() / (eps / 100)
+
+
+def split():
+    """Largest error of points made of their parts again, in units of what two halves leave.
+
+    Products would not show that parts are no numbers: such pairs are made of differences.
+    """
+    points = (1e6 * np.random.default_rng(3).normal(size=(50, 40))).astype(np.float32)
+    found = part("point_parts").SplitPoints.of(points)
+    high, low = np.split(found.halves[:50].astype(np.float64), 2, axis=-1)
+    with np.errstate(invalid="ignore"):
+        whole = ((high + low) * found.scales.T[:50, :, None]).reshape(50, 64)[:, :40]
+    return np.abs(whole - points).max() / (2.0**-21 * np.abs(points).max())
 
 
 def test_parts_of_many_small_clouds_keep_to_the_memory_limit():
@@ -277,6 +291,7 @@ def test_broken_products_are_found(old, new):
         return emulated.Kernel(file, name, dtype, change=lambda text: text.replace(old, new))
 
     def errors():
+        yield split()
         yield far_products()
         yield products(3, True, (2, 20, 30, 33), 1, spread=1e6)
         for turn in range(6):
