@@ -26,8 +26,8 @@ FAST = 8  # factor by which they lower it where as many again are taken before a
 EASY = 2  # largest values of eps that are left out: from there on any start will do
 LAST = 100  # evaluations at the smallest eps
 SETTLING = 10  # evaluations after parts of a plan were moved against each other
-LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made where no costs are stored
-LARGEST_STORED = 1 << 22  # and where they are: an iteration holds 8 arrays of their size, and Newton's method 10
+LARGEST = 1 << 20  # entries of a plan up to which some copies of it may be made
+LARGEST_STORED = 1 << 22  # where they are, of a problem alone: its iteration holds 8 such arrays, Newton's method 10
 ARRAYS = 12  # of the size of the costs, twice which malloc is to keep from one problem to the next
 ALONE, BATCH, TILE = 1, 16, 256  # that share an iteration: one problem, those of a call, pairs of a distance matrix
 MANY = 64  # problems of one cost from which on they are a tile
@@ -208,13 +208,13 @@ def sharing(problems: int, shared: bool) -> int:
 def worth(n: int, m: int, together: int, stored: bool = False) -> float:
     """Return how many iterations of a problem take as long as `newton`, more or less, where `together` share each.
 
-    It is inf for a plan that is too large, which depends on whether the costs are `stored`.
+    It is inf for a plan that is too large: that of a problem alone may be larger if its costs are `stored`.
 
     Counted in units of 0.05 ns, as measured on one core: an iteration of a single problem waits for memory, a batch
     does not; an exponential and a call take their time too. `together` is one of three constants, so that among
     as many, more or less, no problem ends in another way because of others.
     """
-    if n * m > (LARGEST_STORED if stored else LARGEST):
+    if n * m > (LARGEST_STORED if stored and together == ALONE else LARGEST):
         return math.inf
     return EVALUATIONS * _step(n, m) / _iteration(n, m, together)
 

@@ -123,6 +123,7 @@ def test_the_price_of_a_start_grows_with_size_and_with_the_batch():
     assert worth(10, 10, ALONE) < worth(100, 100, ALONE) < worth(1000, 1000, ALONE)
     assert worth(100, 100, ALONE) < worth(100, 100, BATCH)
     assert worth(LARGEST, 2, ALONE) == np.inf == worth(LARGEST_STORED, 2, ALONE, True) > worth(LARGEST, 2, ALONE, True)
+    assert worth(LARGEST, 2, BATCH, True) == np.inf
 
 
 @pytest.mark.parametrize("kind", ["stored", "points", "a batch", "a cost each"])
