@@ -178,7 +178,8 @@ def _description(path: Path) -> dict[str, Any]:
         put_back(Path(os.path.realpath(path)))
     if not file.is_file():
         raise FileNotFoundError(
-            f"'path' must be a folder that cusink.Index.save wrote; there is no '{file}'. Save an index there first"
+            f"'path' must be a folder that cusink.Index.save wrote; there is no '{file}'. Save an index there first, "
+            "as 'cusink index build' does"
         )
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
