@@ -3,7 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -165,14 +165,6 @@ def self_potentials_each(
     return out
 
 
-class _Alike(NamedTuple):
-    """A solution of a measure with itself."""
-
-    f: Array
-    g: Array
-    n_iter: HostArray
-
-
 def _coarse_self_potentials(C: Cost[Any], a: Array, eps: float, options: Options) -> SelfSolution | None:
     """Solve ``OT_eps(a, a)`` of a large cloud from coarse to fine, symmetric on the way; None where that does not pay.
 
@@ -191,8 +183,7 @@ def _coarse_self_potentials(C: Cost[Any], a: Array, eps: float, options: Options
 
 def _with_itself(
     C: Cost[Any], a: Array, b: Array, eps: float, options: Options, *, init: Potentials | None, **_: Any
-) -> _Alike:
+) -> SelfSolution:
     """Solve a problem on the way whose sides are one, as the loop of the solver does others."""
     del b
-    found = self_potentials(C, a, eps, options, start=None if init is None else init[0])
-    return _Alike(found.f, found.f, found.n_iter)
+    return self_potentials(C, a, eps, options, start=None if init is None else init[0])

@@ -33,6 +33,11 @@ class SelfSolution(NamedTuple):
     omitted: tuple[float, float, float] = (0.0, 0.0, 0.0)
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def g(self) -> Array:
+        """The other potential, which is f."""
+        return self.f
+
 
 def self_potentials(
     C: Cost[Any], a: Array, eps: float, options: Options, rho: float = math.inf, start: Array | None = None
