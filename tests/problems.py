@@ -4,6 +4,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# Of `cusink.backends.numpy.limits`: clouds of some hundreds of points count as large.
+SMALL_LIMITS = {
+    "cloud_cell_pairs": 1 << 14,
+    "cloud_sparse_pairs": 1 << 14,
+    "cloud_array_pairs": 1 << 10,
+    "cloud_coarse_points": 1 << 5,
+    "cloud_celled_rows": (32, 64),
+    "cloud_dense_points": 1 << 5,
+    "cloud_cells": 1 << 6,
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:

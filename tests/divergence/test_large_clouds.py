@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from problems import SMALL_LIMITS
 
 import cusink
 from cusink.backends.numpy import limits
@@ -12,21 +13,11 @@ from cusink.costs.clouds import point_costs
 from cusink.gradients.terms import GradientTerms
 from cusink.solver import coarse
 
-SMALL = {
-    "cloud_cell_pairs": 1 << 14,
-    "cloud_sparse_pairs": 1 << 14,
-    "cloud_array_pairs": 1 << 10,
-    "cloud_coarse_points": 1 << 5,
-    "cloud_celled_rows": (32, 64),
-    "cloud_dense_points": 1 << 5,
-    "cloud_cells": 1 << 6,
-}
-
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Let clouds of some hundreds of points count as large."""
-    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, **SMALL))
+    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, **SMALL_LIMITS))
 
 
 rng = np.random.default_rng(4)
@@ -326,3 +317,20 @@ def test_losses_of_pytorch_begin_so_too():
     assert alone.forms[0].stages
     assert loss.item() == float(alone.divergence)
     assert np.abs(points.grad.numpy() - cusink.sinkhorn_divergence_adjoint(alone).x).max() <= 1e-14
+
+
+def test_losses_of_jax_begin_so_too():
+    jax = pytest.importorskip("jax")
+    from cusink.jax import PointCloud, sinkhorn_divergence
+
+    x, y, _, _, eps, _ = given("uniform", np.float32)
+
+    def loss(x, y):
+        return sinkhorn_divergence(None, None, PointCloud(x, y), eps=eps, tol=1e-4)
+
+    value, slope = jax.value_and_grad(loss)(*map(jax.numpy.asarray, (x, y)))
+    alone = cusink.sinkhorn_divergence(None, None, cusink.PointCloud(x, y), eps=eps, tol=1e-4)
+    assert all(form.stages for form in alone.forms)
+    assert float(value) == float(alone.divergence)
+    wanted = cusink.sinkhorn_divergence_adjoint(alone).x
+    assert np.abs(np.asarray(slope) - wanted).max() <= 1e-6 * np.abs(wanted).max()

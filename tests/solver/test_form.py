@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from problems import SMALL_LIMITS
 
 import cusink
 from cusink.backends.numpy import limits
@@ -14,15 +15,6 @@ from cusink.solver import coarse, newton
 from cusink.solver.form import SinkhornForm, form_of
 from cusink.solver.solution import Solution, Stage
 
-SMALL = {
-    "cloud_cell_pairs": 1 << 14,
-    "cloud_sparse_pairs": 1 << 14,
-    "cloud_array_pairs": 1 << 10,
-    "cloud_coarse_points": 1 << 5,
-    "cloud_celled_rows": (32, 64),
-    "cloud_dense_points": 1 << 5,
-    "cloud_cells": 1 << 6,
-}
 rng = np.random.default_rng(11)
 CASES = {  # n, m, eps: blocks left out, some, and nearly all blocks in thin factors
     "steep": (rng.random((801, 2)), rng.random((777, 2)), 1e-3),
@@ -35,7 +27,7 @@ SLACK = 4, 12, 36, 108  # log of how far a sum may fall, and after it fell farth
 @pytest.fixture
 def small(monkeypatch):
     """Let clouds of some hundreds of points count as large."""
-    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, **SMALL))
+    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, **SMALL_LIMITS))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from problems import SMALL_LIMITS
 
 import cusink
 from cusink.backends.neighbours import nested
@@ -15,21 +16,11 @@ from cusink.backends.numpy.clouds.layout import sorted_clouds
 from cusink.costs.clouds import point_costs
 from cusink.solver import coarse
 
-SMALL = {
-    "cloud_cell_pairs": 1 << 14,
-    "cloud_sparse_pairs": 1 << 14,
-    "cloud_array_pairs": 1 << 10,
-    "cloud_coarse_points": 1 << 5,
-    "cloud_celled_rows": (32, 64),
-    "cloud_dense_points": 1 << 5,
-    "cloud_cells": 1 << 6,
-}
-
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Let clouds of some hundreds of points count as large."""
-    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, **SMALL))
+    monkeypatch.setattr(limits, "LIMITS", dataclasses.replace(limits.LIMITS, **SMALL_LIMITS))
 
 
 def costs_between(x, y, metric="sqeuclidean"):
